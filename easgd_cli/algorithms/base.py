@@ -1,0 +1,148 @@
+"""What a method is: two rules, one for a worker and one for the center, and the words they are written in.
+
+The paper prints every method as two boxes, "processing by worker i" and "processing by the master". A method here is
+the same two boxes, so that a file can be ticked off against the printed listing:
+
+    step(w)                        the worker's rule for one local step, a generator
+    receive(center, m, reply, n)   the center's rule for one update
+
+Symbols (Zhang, Choromanska, LeCun 2015, pp. 2-4 and 20)
+
+    x       a worker's variable (the paper's x^i), float vector of shape [d]
+    x~      the center variable: `center.x`
+    v       a velocity or accumulated update, [d]
+    g       stochastic gradient of the loss, l2 term included, [d]
+    eta     learning rate `w.eta`, the schedule at the worker's clock
+    alpha   moving rate; beta = p alpha
+    delta   momentum
+    tau     communication period: `w.due` says whether tau divides the clock
+    t       `w.t`, the worker's clock: its own local steps
+
+The worker's rule *yields what it needs* and is sent the answer; nothing blocks inside it, so the same lines run in real
+processes, step by step in a test and on a virtual clock:
+
+    g = yield Gradient(x)                       the gradient at x, of this step's batch
+    reply = yield Exchange(m)                   m goes to the center, its reply comes back
+    g, reply = yield Gradient(x), Exchange(m)   both, and they may overlap; `None` in place of either asks for nothing
+
+Three promises make this exact:
+
+1. A rule changes its state only after its last yield; before it, it writes only `scratch`. The message is lent, not
+   copied: the center reads it while the worker differentiates.
+2. Answers are read-only and valid until the step ends.
+3. `receive` is elementwise and touches nothing but its arguments, so whoever owns the center may apply it in blocks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from easgd_cli.errors import UsageError
+
+if TYPE_CHECKING:  # rules call tensors' own methods, so that a setting can be checked without the second torch needs
+    from torch import Tensor
+
+    from easgd_cli.schedule import Schedule
+
+
+class Gradient:
+    """Asks for the gradient of this step's batch at the vector `at` [d], which is only read."""
+
+    __slots__ = ("at",)
+
+    def __init__(self, at: Tensor):
+        self.at: Final = at
+
+
+class Exchange:
+    """Asks for an exchange: `message` [d], one of the worker's own vectors, goes up; the answer is the reply [d]."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: Tensor):
+        self.message: Final = message
+
+
+Rule = Generator[Any, Any, None]
+
+
+class Vectors:
+    """A party's vectors by the names its method declares, as attributes: `.x`, `.v` and so on."""
+
+    if TYPE_CHECKING:
+        x: Tensor
+
+        def __getattr__(self, name: str) -> Tensor: ...
+
+    def __init__(self, vectors: Mapping[str, Tensor]):
+        self.__dict__.update(vectors)
+
+
+class Worker(Vectors):
+    """A worker as its rule sees it: its vectors, its clock `t`, and what follows from the clock.
+
+    The driver advances `t` when a step's rule has ended; no rule does.
+    """
+
+    def __init__(self, vectors: Mapping[str, Tensor], tau: int, schedule: Schedule, t: int = 0):
+        super().__init__(vectors)
+        self.tau: Final = tau
+        self.schedule: Final = schedule
+        self.t = t
+
+    @property
+    def due(self) -> bool:
+        """Whether this step exchanges: tau divides t, so the first exchange is at t = 0."""
+        return self.t % self.tau == 0
+
+    @property
+    def eta(self) -> float:
+        """eta_t, on this worker's own clock."""
+        return self.schedule(self.t)
+
+
+class Method(ABC):
+    """Base of every method. A subclass is a frozen dataclass whose fields are the constants it uses.
+
+    A field named as a root setting (alpha, delta, tau, workers, ...) is given that setting; any other field is an
+    option of the method's own, `algo.<field>`. A constant that breaks the method's rule raises ValueError in
+    `__post_init__`, in a sentence that names it.
+    """
+
+    state: ClassVar[tuple[str, ...]] = ("x",)  # a worker's vectors that last; x starts at the common start, others at 0
+    scratch: ClassVar[tuple[str, ...]] = ()  # a worker's vectors that need not outlive a step
+    center: ClassVar[tuple[str, ...]] = ("x",)  # the center's vectors; empty for a method of one worker without exchange
+
+    @abstractmethod
+    def step(self, w: Worker) -> Rule:
+        """One local step of a worker."""
+
+    def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
+        """One update of the center by the message `m`, the mean of `n` (asynchronous: n = 1); fills `reply`.
+
+        All vectors are equal slices of the whole ones.
+        """
+        raise TypeError(f"{type(self).__name__} has no center")
+
+
+def check_method(method: Any, name: str, workers: int) -> None:
+    """Raises UsageError unless `method` is a method and can run with that many workers."""
+    if not isinstance(method, Method):
+        raise UsageError(f"algo={name}: makes a {type(method).__name__}; a method is a subclass of easgd_cli.algorithms.base.Method.")
+    if "x" not in method.state or (method.center and "x" not in method.center):
+        raise UsageError(f"algo={name}: state and center must each name the vector x, which is what starts, is evaluated and is saved.")
+    both = set(method.state) & set(method.scratch)
+    if both or "reply" in (*method.state, *method.scratch):
+        raise UsageError(f"algo={name}: {', '.join(sorted(both)) or 'reply'} is named twice; every vector of a worker has a name of its own, and reply is taken.")
+    if method.center and type(method).receive is Method.receive:
+        raise UsageError(f"algo={name}: has a center but no rule for it; write receive(self, center, m, reply, n).")
+    if not method.center and workers != 1:
+        raise UsageError(f"algo={name} workers={workers}: {name} is one worker without exchange; use workers=1, or a method with a center such as algo=easgd.")
+
+
+def check_moving_rate(alpha: float) -> None:
+    """0 <= alpha <= 1: an exchange maps the difference x - x~ to (1 - 2 alpha) times itself, so beyond 1 it grows."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha:g}: the moving rate alpha = beta / workers lies in [0, 1]; the paper's is 0.9 / workers.")

@@ -1,0 +1,96 @@
+"""A wire between the launcher and one child: JSON lines over a Unix socket, each with at most one descriptor.
+
+Nothing here blocks. A child posts and goes on training; what the socket does not take stays in a buffer until the next
+flush. One socket per child and nothing shared between children, so that a kill harms no other connection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections import deque
+from typing import Any
+
+import torch
+
+from easgd_cli.memory import Layout, SharedTensors
+
+_CHUNK = 1 << 16
+
+
+class ChannelClosed(Exception):
+    """The other side has ended."""
+
+
+class Channel:
+    """One end. `post` queues a message, `flush` sends what the socket takes, `receive` returns what has arrived."""
+
+    def __init__(self, sock: socket.socket):
+        self._socket = sock
+        sock.setblocking(False)
+        self._out: deque[tuple[memoryview, SharedTensors | None]] = deque()
+        self._in = bytearray()
+        self._fds: deque[int] = deque()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def post(self, message: dict[str, Any], tensors: SharedTensors | None = None) -> None:
+        """Queues a message, `tensors` with it. The memory belongs to the message from now on: this end closes it."""
+        if tensors is not None:
+            message = {**message, "layout": {n: [list(shape), str(dtype).removeprefix("torch.")] for n, (shape, dtype) in tensors.layout.items()}}
+        self._out.append((memoryview(json.dumps(message).encode() + b"\n"), tensors))
+        self.flush()
+
+    def flush(self) -> bool:
+        """Sends what the socket takes now; True when nothing is left. Raises ChannelClosed when the other side has ended."""
+        while self._out:
+            data, tensors = self._out[0]
+            try:
+                if tensors is None:
+                    sent = self._socket.send(data)
+                else:
+                    sent = socket.send_fds(self._socket, [data], [tensors.fd])
+                    tensors.close()
+            except BlockingIOError:
+                return False
+            except (BrokenPipeError, ConnectionResetError) as e:
+                raise ChannelClosed from e
+            if sent < len(data):
+                self._out[0] = (data[sent:], None)
+            else:
+                self._out.popleft()
+        return True
+
+    def receive(self) -> list[tuple[dict[str, Any], SharedTensors | None]]:
+        """Every whole message that has arrived. Raises ChannelClosed at the end, when all before it has been returned."""
+        messages: list[tuple[dict[str, Any], SharedTensors | None]] = []
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._socket, _CHUNK, 32)
+            except BlockingIOError:
+                return messages
+            except ConnectionResetError:
+                data, fds = b"", []
+            self._fds.extend(fds)
+            if not data:
+                if messages:
+                    return messages
+                raise ChannelClosed
+            self._in += data
+            *lines, rest = self._in.split(b"\n")
+            self._in = bytearray(rest)
+            for line in lines:
+                message = json.loads(line)
+                layout = message.pop("layout", None)
+                messages.append((message, None if layout is None else self._open(layout)))
+
+    def _open(self, layout: dict[str, Any]) -> SharedTensors:
+        known: Layout = {name: (tuple(shape), getattr(torch, dtype)) for name, (shape, dtype) in layout.items()}
+        return SharedTensors(known, self._fds.popleft())
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._socket.close()

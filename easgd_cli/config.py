@@ -1,0 +1,179 @@
+"""Every setting of a run, as typed dataclasses: one comment a key.
+
+Hydra composes YAML onto these and stops there: nothing below the command imports hydra or omegaconf.
+The paper's symbols (tau, eta, alpha, beta, delta, gamma, l2) are the user's vocabulary and sit at the root.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Optional  # Optional: OmegaConf reads these annotations at run time
+
+from easgd_cli.errors import UsageError
+
+MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
+
+# A group (algo, dataset, model, schedule, launcher) is {"name": ..., "target": "module:callable", **options}; the
+# options are checked against the callable's own signature (build.py), so an extension brings its settings with it.
+Group = dict[str, Any]
+
+
+@dataclass
+class Until:
+    """Ends the run at the first evaluation that reaches the level."""
+
+    test_error: Optional[float] = None  # percent, of the center
+
+
+@dataclass
+class Eval:
+    every: Optional[str] = None  # "200 steps" (mean local step) or "30 s"; none: newest snapshot when the evaluator is free
+    when: str = "running"  # running | deferred (all at the end)
+    device: str = "cpu"  # where the evaluator computes
+    train_images: int = 5000  # size of the fixed training subset on which train_loss is measured
+
+
+@dataclass
+class Checkpoint:
+    every: Optional[str] = None  # "1000 steps" or "60 s"; none: only at the end and on interruption
+    keep: int = 1  # how many checkpoints stay on disk
+
+
+@dataclass
+class Settings:
+    """A run. Symbols as in Zhang, Choromanska, LeCun (2015), pp. 2-4 and 20."""
+
+    algo: Group = MISSING  # the method
+    dataset: Group = MISSING  # what it learns from
+    model: Group = MISSING  # the net
+    schedule: Group = MISSING  # eta over the worker's clock
+    launcher: Group = MISSING  # where the processes run
+
+    tau: int = 10  # communication period: local steps between two exchanges
+    eta: float = MISSING  # learning rate
+    alpha: Optional[float] = None  # moving rate; beta / workers unless given
+    beta: Optional[float] = None  # p * alpha; 0.9 unless alpha is given
+    delta: float = 0.99  # momentum
+    gamma: float = 0.0  # eta_t = eta / (1 + gamma t)^0.5 on each worker's clock t
+    l2: float = 0.0  # (l2 / 2) ||x||^2 is added to the loss where the gradient is taken
+
+    workers: int = 4  # p
+    batch_size: int = 128  # images per worker and step
+    seed: int = 0  # decides start, batches, augmentation and dropout
+
+    steps: Optional[int] = None  # local steps of each worker; or ...
+    epochs: Optional[float] = None  # ... passes over the training images by each worker; or ...
+    minutes: Optional[float] = None  # ... minutes of training
+    default_steps: Optional[int] = None  # what configs/tuning gives where none of the three is set
+    until: Until = field(default_factory=Until)
+
+    device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin
+    threads: Optional[int] = None  # CPU threads of each worker; max(1, cores // workers) unless given
+    deterministic: bool = False  # on CUDA: deterministic kernels, slower
+
+    init: Optional[str] = None  # a state_dict file to start from
+    resume: Optional[str] = None  # a run directory to go on with
+
+    eval: Eval = field(default_factory=Eval)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A period in local steps or in seconds; exactly one of the two is set."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, key: str, text: str | None) -> Interval | None:
+        """Reads `200 steps`, `30 s` or `2 min`; None stays None.
+
+        Raises UsageError for anything else, naming `key`.
+        """
+        if text is None:
+            return None
+        found = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(steps?|s|sec|seconds?|min|minutes?)\s*", str(text))
+        number = _number(found[1]) if found else None
+        if found is None or number is None or not (math.isfinite(number) and number > 0):
+            raise UsageError(f"{key}={text}: an interval is a positive number with a unit, such as {key}='200 steps' or {key}='30 s'.")
+        if found[2].startswith("step"):
+            if number != int(number):
+                raise UsageError(f"{key}={text}: a number of steps is whole; write {key}='{max(1, round(number))} steps'.")
+            return cls(steps=int(number))
+        return cls(seconds=number * (60 if found[2].startswith("min") else 1))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def check(s: Settings) -> None:
+    """Everything that can be said of the values without loading torch, data or model.
+
+    Raises UsageError naming the key, the value, the rule and the remedy.
+    """
+    for key, least in (("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("eval.train_images", 1), ("checkpoint.keep", 1)):
+        value = _get(s, key)
+        if value is not None and value < least:
+            raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")
+    for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta"):
+        value = _get(s, key)
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{key}={value}: must be a finite number.")
+    if s.eta < 0:
+        raise UsageError(f"eta={s.eta}: a learning rate is not negative; eta=0 trains nothing but is allowed.")
+    for key in ("l2", "gamma"):
+        if _get(s, key) < 0:
+            raise UsageError(f"{key}={_get(s, key)}: must not be negative; {key}=0 switches it off.")
+    for key in ("epochs", "minutes"):
+        value = _get(s, key)
+        if value is not None and value <= 0:
+            raise UsageError(f"{key}={value}: must be greater than 0.")
+    if not 0 <= s.delta < 1:
+        raise UsageError(f"delta={s.delta}: a momentum lies in [0, 1); the paper's is 0.99.")
+    if not 0 <= s.seed < 2**63:
+        raise UsageError(f"seed={s.seed}: must be a whole number from 0 to 2^63 - 1.")
+    if s.alpha is not None and s.beta is not None:
+        raise UsageError(f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from the other.")
+    given = [k for k in ("steps", "epochs", "minutes") if _get(s, k) is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' '.join(f'{k}={_get(s, k)}' for k in given)}: give one of steps, epochs and minutes; it says when the run ends.")
+    if not given and s.default_steps is None:
+        raise UsageError("There is no default length for this algorithm and data set: write steps=, epochs= or minutes=.")
+    if s.until.test_error is not None and not 0 <= s.until.test_error <= 100:
+        raise UsageError(f"until.test_error={s.until.test_error}: is a percentage, from 0 to 100.")
+    if s.eval.when not in ("running", "deferred"):
+        raise UsageError(f"eval.when={s.eval.when}: is running or deferred.")
+    if s.eval.when == "deferred" and s.until.test_error is not None:
+        raise UsageError("eval.when=deferred until.test_error: a run cannot stop at an error that is measured after its end; use eval.when=running.")
+    Interval.parse("eval.every", s.eval.every)
+    Interval.parse("checkpoint.every", s.checkpoint.every)
+
+
+def effective_alpha(s: Settings) -> float:
+    """The moving rate alpha, for every tau: as given, or beta / p (paper p. 6)."""
+    if s.alpha is not None:
+        return s.alpha
+    return (0.9 if s.beta is None else s.beta) / s.workers
+
+
+def total_steps(s: Settings, train_images: int) -> int | None:
+    """Local steps of each worker, or None when minutes end the run."""
+    if s.minutes is not None:
+        return None
+    if s.epochs is not None:
+        return max(1, math.ceil(s.epochs * train_images / s.batch_size))
+    return s.steps if s.steps is not None else s.default_steps
+
+
+def _get(s: Settings, key: str) -> Any:
+    node: Any = s
+    for part in key.split("."):
+        node = getattr(node, part)
+    return node

@@ -1,0 +1,12 @@
+"""The two ways a run is refused or ends early for a reason the user can act on."""
+
+
+class UsageError(Exception):
+    """Bad usage, configuration or data: one or two lines naming the key, the value, the rule and the remedy.
+
+    The command prints the text alone and exits with status 2; nothing has been started or written.
+    """
+
+
+class RunError(Exception):
+    """A run that had started failed; the text says what happened. Exit status 1."""

@@ -1,0 +1,62 @@
+"""The evaluator: measures snapshots of the center, one after another, at low priority.
+
+A process of its own, so that neither serving nor training feels it: nice 10 leaves two busy cores about 95 % of their
+time, where nice 19 would starve the evaluation instead.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from dataclasses import dataclass
+
+import torch
+
+from easgd_cli import build
+from easgd_cli.channel import Channel
+from easgd_cli.config import Settings
+from easgd_cli.data.images import Images
+from easgd_cli.problem import ImageProblem
+
+_NICE = 10
+
+
+@dataclass
+class EvaluatorStart:
+    """What an evaluator begins with."""
+
+    settings: Settings
+    images: Images
+    threads: int
+
+
+class Evaluator:
+    """Answers each `evaluate` message with the metrics of the vector that came with it, in the order they came."""
+
+    def __init__(self, start: EvaluatorStart, channel: Channel):
+        os.nice(_NICE)
+        torch.set_num_threads(start.threads)
+        s = start.settings
+        self._channel = channel
+        self._problem = ImageProblem(
+            build.model(s, start.images),
+            start.images,
+            batch_size=s.batch_size,
+            seed=s.seed,
+            worker=0,
+            l2=0.0,
+            device=torch.device(s.eval.device),
+            train_images=s.eval.train_images,
+        )
+
+    def run(self, began: float) -> None:
+        """Measures until told to stop. Raises ChannelClosed when the launcher has ended."""
+        while True:
+            select.select([self._channel], [], [])
+            for message, tensors in self._channel.receive():
+                if message["kind"] == "stop":
+                    return
+                assert tensors is not None
+                metrics = self._problem.evaluate(tensors["x"].to(self._problem.device))
+                tensors.close()
+                self._channel.post({"kind": "evaluated", "number": message["number"], "metrics": metrics})

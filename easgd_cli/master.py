@@ -1,0 +1,100 @@
+"""The master: owns the center, serves exchanges one after another, and does nothing else.
+
+Whatever else ran Python here would delay every worker, so the master neither evaluates nor writes files: it posts
+snapshots and the order of exchanges to the launcher, and serves on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from easgd_cli.algorithms.base import Method
+from easgd_cli.center import Center
+from easgd_cli.channel import Channel
+from easgd_cli.config import Interval
+from easgd_cli.memory import SharedTensors
+from easgd_cli.snapshot import Moment, Snapshots
+from easgd_cli.transport.base import Kind, Request
+from easgd_cli.transport.shared import Link, SharedMasterEnd
+
+_REPORT_SECONDS = 0.2  # how often the order of exchanges is posted and the launcher is listened to
+
+
+@dataclass
+class MasterStart:
+    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's."""
+
+    method: Method
+    center: SharedTensors
+    links: list[Link]
+    interval: Interval | None
+    clock: int = 0
+    clocks: dict[int, int] = field(default_factory=dict)
+
+
+class Master:
+    """The center, its sessions, and what has been seen of the workers' clocks."""
+
+    def __init__(self, start: MasterStart, channel: Channel):
+        torch.set_num_threads(1)  # a second thread ruins small vectors when the workers are busy
+        self._interval = start.interval
+        self._channel = channel
+        self._center = Center(start.method, start.center.tensors, start.clock)
+        self._sessions = SharedMasterEnd(start.links, self._center)
+        self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
+        self._step = self._mean_step()
+        self._order: list[int] = []
+        self._reported = 0.0
+
+    def run(self, began: float) -> None:
+        """Serves until every session has ended. `began`: the monotonic time of training second 0.
+
+        Raises ChannelClosed when the launcher has ended.
+        """
+        self._snapshots = Snapshots(self._channel, self._center.vectors, self._interval, began)
+        self._snapshots.begin_at(self._step)
+        while self._sessions.open:
+            for request in self._sessions.requests(_REPORT_SECONDS):
+                self._answer(request)
+            if self._snapshots.seconds() - self._reported >= _REPORT_SECONDS:
+                self._report()
+                for message, _ in self._channel.receive():
+                    if message["kind"] == "snapshot":
+                        self._snapshots.take("evaluate", self._moment())
+        self._keep("final")
+
+    def _answer(self, request: Request) -> None:
+        if request.kind is Kind.LOST:
+            self._clocks.pop(request.worker)
+            self._channel.post({"kind": "lost", "worker": request.worker})
+            return
+        if request.kind is Kind.EXCHANGE:
+            self._center.receive(self._sessions.lent(request))
+            self._sessions.reply(request, self._center.clock)  # before anything else: the worker may be waiting
+            self._order.append(request.worker)
+        self._clocks[request.worker] = request.t
+        self._step = max(self._step, self._mean_step())  # a lost worker leaves the mean, which must not step back
+        if request.kind is Kind.EXCHANGE:
+            self._snapshots.changed(self._step, self._center.clock)
+        elif request.kind is Kind.CHECKPOINT:
+            self._keep("checkpoint")
+
+    def _mean_step(self) -> float:
+        return sum(self._clocks.values()) / len(self._clocks) if self._clocks else 0.0
+
+    def _moment(self) -> Moment:
+        return Moment(self._snapshots.seconds(), self._step, self._center.clock)
+
+    def _keep(self, purpose: str) -> None:
+        self._report()  # the order up to here arrives before the vectors it led to
+        self._snapshots.take(purpose, self._moment(), clocks={str(w): t for w, t in self._clocks.items()})
+
+    def _report(self) -> None:
+        self._reported = self._snapshots.seconds()
+        self._channel.post(
+            {"kind": "served", "workers": self._order, "seconds": self._reported, "step": self._step, "exchanges": self._center.clock, "cpu": time.process_time()}
+        )
+        self._order = []

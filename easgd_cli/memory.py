@@ -1,0 +1,105 @@
+"""Anonymous shared memory as tensors: no name to leak, gone with its last holder, whatever was killed.
+
+A `SharedTensors` is a set of tensors laid out in one anonymous file. It travels to a child process started by
+multiprocessing (the descriptor is duplicated for the child) or over a Unix socket (`fileno`, then `SharedTensors.open`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping
+from multiprocessing import reduction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ALIGN = 4096  # every tensor starts on a page of its own: no two parties ever write to one cache line
+
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+class SharedTensors:
+    """Named tensors in anonymous shared memory.
+
+    `tensors[name]` are ordinary CPU tensors; every process that holds the object sees the same bytes.
+    Raises MemoryError when the memory cannot be had.
+    """
+
+    def __init__(self, layout: Layout, fd: int):
+        self.layout, self.fd = layout, fd
+        _, size = _offsets(layout)
+        self._map = mmap.mmap(fd, max(size, 1))
+        self.tensors = {name: _view(self._map, at, *layout[name]) for name, at in _offsets(layout)[0].items()}
+
+    @classmethod
+    def allocate(cls, layout: Layout) -> SharedTensors:
+        """Zeros, with every page touched, so that the first step of training pays for nothing."""
+        _, size = _offsets(layout)
+        fd = _anonymous_file()
+        try:
+            os.posix_fallocate(fd, 0, max(size, 1))  # the pages are had now: a shortage is an error here, not a SIGBUS later
+        except OSError as e:
+            os.close(fd)
+            raise MemoryError(f"{size / 2**20:.0f} MiB of shared memory could not be had: {e.strerror}") from e
+        return cls(layout, fd)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> SharedTensors:
+        """A copy of `tensors` in shared memory."""
+        shared = cls.allocate({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
+        for name, t in tensors.items():
+            shared.tensors[name].copy_(t)
+        return shared
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def nbytes(self) -> int:
+        return _offsets(self.layout)[1]
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def close(self) -> None:
+        """Gives the descriptor back; the tensors live on until they are dropped."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.layout, reduction.DupFd(self.fd))
+
+
+def _rebuild(layout: Layout, descriptor: Any) -> SharedTensors:
+    return SharedTensors(layout, descriptor.detach())
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("easgd")
+    fd, path = tempfile.mkstemp()  # macOS: a file unlinked at once
+    os.unlink(path)
+    return fd
+
+
+def _offsets(layout: Layout) -> tuple[dict[str, int], int]:
+    at, offsets = 0, {}
+    for name, (shape, dtype) in layout.items():
+        offsets[name] = at
+        count = 1
+        for side in shape:
+            count *= side
+        at += -(-count * dtype.itemsize // _ALIGN) * _ALIGN
+    return offsets, at
+
+
+def _view(memory: mmap.mmap, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    count = 1
+    for side in shape:
+        count *= side
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=at).view(shape)

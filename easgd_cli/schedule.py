@@ -1,0 +1,52 @@
+"""The learning rate on a worker's clock. alpha never follows it (paper p. 23, Figure 9)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """eta_t from the worker's clock t (its local steps, from 0)."""
+
+    def __call__(self, t: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """eta at every step."""
+
+    eta: float
+
+    def __call__(self, t: int) -> float:
+        return self.eta
+
+
+@dataclass(frozen=True)
+class Decay:
+    """eta / (1 + gamma t)^0.5 (paper Figure 9); gamma = 0 is constant."""
+
+    eta: float
+    gamma: float
+
+    def __call__(self, t: int) -> float:
+        return self.eta / (1 + self.gamma * t) ** 0.5
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """eta times factor^k, k the number of milestones (local steps) reached. Raises ValueError for milestones out of order."""
+
+    eta: float
+    milestones: list[int]
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)) or any(m < 1 for m in self.milestones):
+            raise ValueError(f"schedule.milestones={self.milestones}: local steps in rising order, each at least 1, such as schedule.milestones=[500,1000].")
+        if not self.factor > 0:
+            raise ValueError(f"schedule.factor={self.factor}: must be greater than 0.")
+
+    def __call__(self, t: int) -> float:
+        return self.eta * self.factor ** bisect_right(self.milestones, t)

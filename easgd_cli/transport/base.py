@@ -1,0 +1,81 @@
+"""The contract of a transport: it moves vectors between workers and the owner of a center, and knows no algorithm.
+
+A *session* is one worker's connection to one master. It carries one request at a time and one reply to it.
+
+The worker's end (`drive.Session`, with a beginning and an end):
+
+- `vectors`: the transport allocates all of the worker's vectors, so that any of them can be lent as a message.
+- `post(m)` lends m and returns at once. Until `collect` returns, the worker leaves m alone; it may compute meanwhile.
+- `collect()` returns the reply, which is read-only and stays as it is until the next `post`.
+- `center_clock` is the center's clock in the last reply; `staleness` how many updates by others came between this
+  worker's last two exchanges.
+- `checkpoint(t)` marks a moment in the order of requests; it has no reply.
+- `close(t)` says that the worker has finished at its clock t. Ending without it means that the worker was lost.
+- A master that has ended raises `SessionEnded` from any of these, within a moment.
+
+The master's end:
+
+- `requests(timeout)` returns what has arrived, in the order in which it is to be served.
+- A request of kind EXCHANGE is answered by applying the rule to `lent(request)` and then `reply(request, clock)`: the
+  exchange is whole or has not happened. The order in which a master serves exchanges is the run's order of exchanges.
+- A worker that ends without `close`, at any moment, killed or not, is seen as one request of kind LOST and disturbs no
+  other session.
+
+One writer: only the master writes the center and the replies; only a worker writes its own vectors. There is no lock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from torch import Tensor
+
+from easgd_cli.center import Lent
+from easgd_cli.drive import Session
+
+
+class SessionEnded(Exception):
+    """The other party of a session has ended."""
+
+
+class Kind(IntEnum):
+    """What a worker asks of its master."""
+
+    EXCHANGE = 1  # here is a message: apply it and reply
+    CHECKPOINT = 2  # a checkpoint is being taken: keep the center as it is at this place in the order
+    CLOSE = 3  # finished
+    LOST = 4  # never sent: what a master makes of a session that ended without CLOSE
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, with the worker's clock t when it was made and which of its vectors it lends."""
+
+    worker: int
+    kind: Kind
+    t: int
+    vector: int
+
+
+class WorkerEnd(Session, Protocol):
+    """A worker's end of its session."""
+
+    vectors: dict[str, Tensor]
+    center_clock: int
+    staleness: int
+
+    def checkpoint(self, t: int) -> None: ...
+
+    def close(self, t: int) -> None: ...
+
+
+class MasterEnd(Protocol):
+    """A master's end of all its sessions."""
+
+    def requests(self, timeout: float | None) -> list[Request]: ...
+
+    def lent(self, request: Request) -> Lent: ...
+
+    def reply(self, request: Request, clock: int) -> None: ...

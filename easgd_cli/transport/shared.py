@@ -1,0 +1,175 @@
+"""The transport of one machine: vectors in anonymous shared memory, a socket per worker for a few bytes.
+
+An exchange sends no vector. The worker writes 16 bytes that say which of its vectors it lends, the master reads that
+vector where it lies, updates the center and writes the reply into the worker's memory, and sends 8 bytes back. Latency
+is two wake-ups; the worker spends them on its gradient.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from easgd_cli.algorithms.base import Method
+from easgd_cli.center import Center, Lent
+from easgd_cli.memory import SharedTensors
+from easgd_cli.transport.base import Kind, Request, SessionEnded
+
+_REQUEST = struct.Struct("<HHxxxxq")  # kind, vector, t
+_REPLY = struct.Struct("<q")  # the center's clock after the update
+
+
+@dataclass
+class Link:
+    """What a session is made of; the launcher makes it and hands each side its end. `None`: not this side's."""
+
+    worker: int
+    memory: SharedTensors
+    worker_socket: socket.socket | None
+    master_socket: socket.socket | None
+
+    @classmethod
+    def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype) -> Link:
+        """Allocates the worker's vectors [size] and its reply. Raises MemoryError."""
+        names = (*method.state, *method.scratch, *(("reply",) if method.center else ()))
+        a, b = socket.socketpair()
+        return cls(worker, SharedTensors.allocate({name: ((size,), dtype) for name in names}), a, b)
+
+    def for_worker(self) -> Link:
+        return Link(self.worker, self.memory, self.worker_socket, None)
+
+    def for_master(self) -> Link:
+        return Link(self.worker, self.memory, None, self.master_socket)
+
+    def close_sockets(self) -> None:
+        """The launcher's copies: while one is open, no side ever sees the other's end."""
+        for s in (self.worker_socket, self.master_socket):
+            if s is not None:
+                s.close()
+
+
+class SharedWorkerEnd:
+    """A worker's session. On a GPU the vectors live there and a message is staged through the shared memory."""
+
+    def __init__(self, link: Link, device: torch.device):
+        assert link.worker_socket is not None
+        self._socket = link.worker_socket
+        shared = link.memory.tensors
+        self._names = list(shared)
+        self._staged = device.type != "cpu"  # untested: written without such a device at hand
+        self._shared = shared
+        self.vectors: dict[str, Tensor] = {name: v.to(device) for name, v in shared.items() if name != "reply"} if self._staged else dict(shared)
+        self._reply = self.vectors.pop("reply", None) if not self._staged else (torch.empty_like(self.vectors["x"]) if "reply" in shared else None)
+        self._index = {v.data_ptr(): self._names.index(name) for name, v in self.vectors.items()}
+        self.center_clock = 0
+        self.staleness = 0
+        self.exchanges = 0
+        self.t = 0  # the worker's clock, for the master to see; set by the loop that takes the steps
+
+    def post(self, message: Tensor) -> None:
+        index = self._index.get(message.data_ptr())
+        if index is None:
+            raise ValueError("an exchange lends one of the worker's own vectors, named in state or scratch; this message is another tensor.")
+        if self._staged:
+            self._shared[self._names[index]].copy_(message)  # device to host; waits for the device
+        self._send(Kind.EXCHANGE, self.t, index)
+
+    def collect(self) -> Tensor:
+        try:
+            data = self._socket.recv(_REPLY.size, socket.MSG_WAITALL)
+        except ConnectionResetError as e:
+            raise SessionEnded("the master has ended") from e
+        if len(data) < _REPLY.size:
+            raise SessionEnded("the master has ended")
+        (clock,) = _REPLY.unpack(data)
+        self.staleness = clock - 1 - self.center_clock
+        self.center_clock = clock
+        self.exchanges += 1
+        assert self._reply is not None
+        if self._staged:
+            self._reply.copy_(self._shared["reply"])
+        return self._reply
+
+    @property
+    def reply(self) -> Tensor | None:
+        """The last reply, None before the first."""
+        return self._reply if self.exchanges else None
+
+    def checkpoint(self, t: int) -> None:
+        self._send(Kind.CHECKPOINT, t, 0)
+
+    def close(self, t: int) -> None:
+        self._send(Kind.CLOSE, t, 0)
+        self._socket.close()
+
+    def _send(self, kind: Kind, t: int, vector: int) -> None:
+        try:
+            self._socket.sendall(_REQUEST.pack(kind, vector, t))
+        except (BrokenPipeError, ConnectionResetError) as e:
+            raise SessionEnded("the master has ended") from e
+
+
+class SharedMasterEnd:
+    """A master's sessions, served in the order in which their requests are found."""
+
+    def __init__(self, links: Sequence[Link], center: Center):
+        self._center = center
+        self._memory = {link.worker: link.memory for link in links}
+        self._names = {link.worker: list(link.memory.tensors) for link in links}
+        self._sockets: dict[int, socket.socket] = {}
+        self._worker_of: dict[int, int] = {}
+        self._lent: dict[tuple[int, int], Lent] = {}
+        self._poll = select.poll()
+        for link in links:
+            assert link.master_socket is not None
+            self._sockets[link.worker] = link.master_socket
+            self._worker_of[link.master_socket.fileno()] = link.worker
+            self._poll.register(link.master_socket, select.POLLIN)
+
+    @property
+    def open(self) -> bool:
+        """Whether any session is."""
+        return bool(self._sockets)
+
+    def requests(self, timeout: float | None) -> list[Request]:
+        """Waits at most `timeout` seconds (None: for ever) for the next requests; may return none."""
+        found: list[Request] = []
+        for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000):
+            found.append(self._request(self._worker_of[fd]))
+        return found
+
+    def lent(self, request: Request) -> Lent:
+        key = (request.worker, request.vector)
+        if key not in self._lent:
+            memory = self._memory[request.worker]
+            self._lent[key] = self._center.lend(memory[self._names[request.worker][request.vector]], memory["reply"])
+        return self._lent[key]
+
+    def reply(self, request: Request, clock: int) -> None:
+        try:
+            self._sockets[request.worker].sendall(_REPLY.pack(clock))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it was killed after posting; the exchange has happened, and the next poll says LOST
+
+    def _request(self, worker: int) -> Request:
+        sock = self._sockets[worker]
+        try:
+            data = sock.recv(_REQUEST.size, socket.MSG_WAITALL)
+        except ConnectionResetError:
+            data = b""
+        if len(data) == _REQUEST.size:
+            kind, vector, t = _REQUEST.unpack(data)
+            request = Request(worker, Kind(kind), t, vector)
+        else:
+            request = Request(worker, Kind.LOST, -1, 0)
+        if request.kind in (Kind.CLOSE, Kind.LOST):
+            self._poll.unregister(sock)
+            del self._sockets[worker], self._worker_of[sock.fileno()]
+            sock.close()
+        return request
