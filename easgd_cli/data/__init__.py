@@ -1,0 +1,1 @@
+"""Data sets. Each file gives one as `Images`; vision.py is the only door to torchvision."""

@@ -1,0 +1,26 @@
+"""UCI handwritten digits: 1,347 training and 450 test images of 8x8, inside the package. Provenance: digits.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from easgd_cli.data.images import Images
+
+
+def digits() -> Images:
+    """1,797 real images split once and for all; training shifts them by at most one pixel and never mirrors them."""
+    with np.load(Path(__file__).with_name("digits.npz")) as file:
+        pixels, labels = torch.from_numpy(file["pixels"]), torch.from_numpy(file["labels"]).to(torch.int64)
+        train, test = torch.from_numpy(file["train"]).long(), torch.from_numpy(file["test"]).long()
+    return Images(
+        pixels[train],
+        labels[train],
+        pixels[test],
+        labels[test],
+        num_classes=10,
+        classes=tuple("0123456789"),
+        scale=1 / 16,  # a pixel is 0 to 16
+    ).with_shifts(1)

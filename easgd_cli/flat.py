@@ -1,0 +1,120 @@
+"""A model's parameters and gradients as views of one flat vector, which is all that rules and transports know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from easgd_cli.errors import UsageError
+
+_REMEMBERED = 4  # vectors whose views are kept: a rule differentiates at two or three places in turn
+
+
+class Flat:
+    """The trainable parameters of `model`, in the order of `model.parameters()`, as one vector.
+
+    A parameter that appears in several places counts once; parameters with requires_grad=False and buffers are not
+    part of the vector and stay as they are. The model must already be on its device and of its dtype.
+    Raises UsageError when there is nothing to train or the parameters differ in dtype.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self._parameters:
+            raise UsageError("The model has no trainable parameters: at least one must have requires_grad=True.")
+        dtypes = sorted({str(p.dtype) for p in self._parameters})
+        if len(dtypes) > 1 or self._parameters[0].dtype not in (torch.float32, torch.float64):
+            raise UsageError(f"The model's parameters are of type {' and '.join(dtypes)}: all must be float32, or all float64.")
+        self._ends: list[int] = []
+        end = 0
+        for p in self._parameters:
+            end += p.numel()
+            self._ends.append(end)
+        self._slots = {id(p): i for i, p in enumerate(self._parameters)}
+        self.size = end
+        self.dtype, self.device = self._parameters[0].dtype, self._parameters[0].device
+        self.gradient = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        self._bound = 0  # address of the vector the parameters are views of; 0: the model's own tensors
+        self._views: dict[int, list[Tensor]] = {}
+        for p, view in zip(self._parameters, self._split(self.gradient), strict=True):
+            p.grad = view  # backward adds into existing gradients in place, so they arrive in the flat buffer
+
+    def bind(self, vector: Tensor) -> None:
+        """Makes the model's parameters views of `vector` [size], which must stay where it is; nothing is copied.
+
+        Cheap for a vector that is bound already, and for one of the last few bound.
+        """
+        address = vector.data_ptr()
+        if address == self._bound:
+            return
+        views = self._views.get(address)
+        if views is None:
+            assert vector.shape == (self.size,) and vector.dtype == self.dtype and vector.is_contiguous()
+            views = self._split(vector.detach())
+            if len(self._views) == _REMEMBERED:
+                self._views.pop(next(iter(self._views)))  # the oldest
+            # The views keep the memory alive, so as long as an address is remembered nothing else can come to lie there.
+            self._views[address] = views
+        for p, view in zip(self._parameters, views, strict=True):
+            p.data = view
+        self._bound = address
+
+    def vector(self) -> Tensor:
+        """A copy of the model's parameters [size]."""
+        return torch.cat([p.detach().reshape(-1) for p in self._parameters])
+
+    def state_dict(self, vector: Tensor, buffers: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """What `model.load_state_dict` takes: parameters from `vector` [size], the rest from `buffers` or the model.
+
+        Plain CPU tensors that share memory with nothing.
+        """
+        values = self._split(vector.detach())
+        state = {}
+        for name, tensor in self._named():
+            slot = self._slots.get(id(tensor))
+            value = values[slot] if slot is not None else (buffers or {}).get(name, tensor)
+            state[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return state
+
+    def load(self, state: Mapping[str, Tensor], source: str = "init") -> Tensor:
+        """The vector [size] that `state` holds; its buffers and frozen parameters are copied into the model.
+
+        Raises UsageError, beginning with `source`, when names are missing or unexpected, or a shape is another.
+        """
+        own = self._named()
+        names = {name for name, _ in own}
+        missing, unexpected = sorted(names - state.keys()), sorted(str(k) for k in state.keys() - names)
+        if missing:
+            also = f" and has {_some(unexpected)}, which the model does not know" if unexpected else ""
+            raise UsageError(f"{source}: lacks {_some(missing)}{also}; it must be a state_dict of this model.")
+        if unexpected:
+            raise UsageError(f"{source}: has {_some(unexpected)}, which the model does not know; it must be a state_dict of this model.")
+        for name, tensor in own:
+            if not isinstance(state[name], Tensor):
+                raise UsageError(f"{source}: {name} is a {type(state[name]).__name__}, where the model has a tensor of shape {tuple(tensor.shape)}.")
+            if state[name].shape != tensor.shape:
+                raise UsageError(f"{source}: {name} has shape {tuple(state[name].shape)}, where the model has {tuple(tensor.shape)}.")
+        vector = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        values = self._split(vector)
+        with torch.no_grad():
+            for name, tensor in own:
+                slot = self._slots.get(id(tensor))
+                (tensor if slot is None else values[slot]).copy_(state[name])
+        if not bool(torch.isfinite(vector).all()):
+            raise UsageError(f"{source}: holds parameters that are not finite numbers.")
+        return vector
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        begins = [0, *self._ends[:-1]]
+        return [vector[begin:end].view(p.shape) for p, begin, end in zip(self._parameters, begins, self._ends, strict=True)]
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        """The tensors of a state_dict by name: a parameter used twice has two names."""
+        return [(name, t) for name, t in self.model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

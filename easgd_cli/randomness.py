@@ -1,0 +1,38 @@
+"""Randomness as a function instead of a state.
+
+Every draw of a run comes from a generator seeded with `key(seed, stream, worker, n)`, so it depends only on what it is
+for. Resuming, replaying and simulating need no generator states: the clock says which numbers come next.
+"""
+
+from __future__ import annotations
+
+# What a draw is for. Two streams never share numbers; a new one takes the next free number.
+PERMUTATION = 1  # order of the training images; n counts passes over them
+AUGMENTATION = 2  # crops, shifts and flips of a batch; n is the worker's clock
+DROPOUT = 3  # whatever the model draws; n is the worker's clock
+INIT = 4  # initial parameters
+SUBSET = 5  # training images on which the training loss is measured
+HELD_OUT = 6  # training images set aside for choosing settings
+RULE = 7  # draws of an algorithm's own; n is the worker's clock
+CONTENT = 8  # pixels of synthetic images
+
+_64_BITS = 2**64 - 1
+
+
+def key(seed: int, stream: int, worker: int = 0, n: int = 0) -> int:
+    """A seed of 63 bits for a generator, for draw `n` of `worker` from `stream` in the run with this `seed`.
+
+    All bits depend on all arguments. That matters: torch's CPU generator (a Mersenne twister) reads only the lower 32.
+    """
+    z = _mix(seed)
+    for part in (stream, worker, n):
+        z = _mix(z ^ part)
+    return z >> 1
+
+
+def _mix(z: int) -> int:
+    """One step of splitmix64 (Steele, Lea, Flood 2014): a bijection of 64 bits."""
+    z = (z + 0x9E3779B97F4A7C15) & _64_BITS
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _64_BITS
+    return z ^ (z >> 31)
