@@ -16,16 +16,19 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.config import Group, Settings, effective_alpha
 from easgd_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
     from easgd_cli.algorithms.base import Method
     from easgd_cli.data.images import Images
+    from easgd_cli.problem import ImageProblem
     from easgd_cli.schedule import Schedule
 
 
@@ -71,6 +74,79 @@ def model(s: Settings, images: Images) -> nn.Module:
         net = make("model", s.model, offered)
     check_model(net, s.model["name"], images)
     return net
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has been checked to the end: everything a launcher needs, made once.
+
+    `start` [size]: the common start of the center and every worker. `steps`: local steps of each worker, None when the
+    clock on the wall ends the run.
+    """
+
+    method: Method
+    images: Images
+    problem: ImageProblem
+    start: Tensor
+    steps: int | None
+
+    @property
+    def size(self) -> int:
+        return self.start.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.start.dtype
+
+
+def prepare(s: Settings) -> Prepared:
+    """Loads the data, builds the model and checks all that could fail later. Raises UsageError."""
+    import torch
+
+    from easgd_cli.config import total_steps
+    from easgd_cli.devices import deal_devices
+    from easgd_cli.problem import ImageProblem
+
+    rules = method(s)
+    schedule(s)
+    deal_devices(s.device, s.workers)
+    deal_devices(s.eval.device, 1)
+    images = data(s)
+    net = model(s, images)
+    problem = ImageProblem(
+        net, images, batch_size=s.batch_size, seed=s.seed, worker=0, l2=s.l2, device=torch.device("cpu"), train_images=s.eval.train_images
+    )
+    start = problem.start() if s.init is None else problem.flat.load(_state_dict(s.init))
+    _check_memory(s, rules, start.numel() * start.element_size())
+    return Prepared(rules, images, problem, start, total_steps(s, len(images.train)))
+
+
+def _state_dict(path: str) -> dict[str, Any]:
+    """A saved state_dict. Raises UsageError."""
+    import torch
+
+    if not os.path.isfile(path):
+        raise UsageError(f"init={path}: there is no such file; give a state_dict saved with torch.save, such as a run's center.pt.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise UsageError(f"init={path}: cannot be read as a file of parameters ({type(e).__name__}); it must be a state_dict saved with torch.save.") from e
+    if not isinstance(content, dict):
+        raise UsageError(f"init={path}: holds a {type(content).__name__}; it must be a state_dict saved with torch.save.")
+    return content
+
+
+def _check_memory(s: Settings, rules: Method, vector: int) -> None:
+    """Refuses a run whose vectors cannot fit: a worker's, its reply, gradient and parameters' own copy; the center's and a snapshot."""
+    from easgd_cli.memory import available_memory
+
+    each = len(rules.state) + len(rules.scratch) + bool(rules.center) + 2
+    needed = vector * (s.workers * each + 2 * max(1, len(rules.center)) + 2)
+    available = available_memory()
+    if available is not None and needed > available:
+        raise UsageError(
+            f"workers={s.workers}: the vectors of this run need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free; use fewer workers or a smaller model."
+        )
 
 
 def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """A wire between the launcher and one child: JSON lines over a Unix socket, each with at most one descriptor.
 
-Nothing here blocks. A child posts and goes on training; what the socket does not take stays in a buffer until the next
+Nothing but `wait` blocks. A child posts and goes on training; what the socket does not take stays in a buffer until the next
 flush. One socket per child and nothing shared between children, so that a kill harms no other connection.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 from collections import deque
 from typing import Any
@@ -18,13 +19,15 @@ from easgd_cli.memory import Layout, SharedTensors
 
 _CHUNK = 1 << 16
 
+Message = tuple[dict[str, Any], SharedTensors | None]
+
 
 class ChannelClosed(Exception):
     """The other side has ended."""
 
 
 class Channel:
-    """One end. `post` queues a message, `flush` sends what the socket takes, `receive` returns what has arrived."""
+    """One end. `post` queues a message, `flush` sends what the socket takes, `receive` and `wait` return what has arrived."""
 
     def __init__(self, sock: socket.socket):
         self._socket = sock
@@ -32,6 +35,7 @@ class Channel:
         self._out: deque[tuple[memoryview, SharedTensors | None]] = deque()
         self._in = bytearray()
         self._fds: deque[int] = deque()
+        self._inbox: deque[Message] = deque()
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -63,20 +67,32 @@ class Channel:
                 self._out.popleft()
         return True
 
-    def receive(self) -> list[tuple[dict[str, Any], SharedTensors | None]]:
+    def receive(self) -> list[Message]:
         """Every whole message that has arrived. Raises ChannelClosed at the end, when all before it has been returned."""
-        messages: list[tuple[dict[str, Any], SharedTensors | None]] = []
+        self._fill()
+        messages = list(self._inbox)
+        self._inbox.clear()
+        return messages
+
+    def wait(self) -> Message:
+        """The next message. Raises ChannelClosed at the end."""
+        while not self._inbox:
+            select.select([self._socket], [], [])
+            self._fill()
+        return self._inbox.popleft()
+
+    def _fill(self) -> None:
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self._socket, _CHUNK, 32)
             except BlockingIOError:
-                return messages
+                return
             except ConnectionResetError:
                 data, fds = b"", []
             self._fds.extend(fds)
             if not data:
-                if messages:
-                    return messages
+                if self._inbox:
+                    return
                 raise ChannelClosed
             self._in += data
             *lines, rest = self._in.split(b"\n")
@@ -84,7 +100,7 @@ class Channel:
             for line in lines:
                 message = json.loads(line)
                 layout = message.pop("layout", None)
-                messages.append((message, None if layout is None else self._open(layout)))
+                self._inbox.append((message, None if layout is None else self._open(layout)))
 
     def _open(self, layout: dict[str, Any]) -> SharedTensors:
         known: Layout = {name: (tuple(shape), getattr(torch, dtype)) for name, (shape, dtype) in layout.items()}

@@ -18,8 +18,8 @@ from easgd_cli.center import Center
 from easgd_cli.schedule import Schedule
 
 
-class Problem(Protocol):
-    """What a worker differentiates: vectors in, gradients out."""
+class Objective(Protocol):
+    """What a step needs of a problem (problem.py): a batch, and gradients at the vectors a rule names."""
 
     def load(self, t: int) -> None:
         """Makes the batch of local step t."""
@@ -72,7 +72,7 @@ class Turn:
                 raise TypeError(f"a rule yields Gradient, Exchange, None or a tuple of these, not {type(a).__name__}")
 
 
-def take_step(method: Method, w: Worker, problem: Problem, session: Session | None) -> None:
+def take_step(method: Method, w: Worker, problem: Objective, session: Session | None) -> None:
     """One local step of `w`. What a rule asks for at once overlaps: the message is on its way while the gradient is computed."""
     turn = Turn(method, w)
     loaded = False
@@ -106,7 +106,7 @@ class ByHand:
     """
 
     def __init__(
-        self, method: Method, problems: Sequence[Problem], *, tau: int, schedule: Schedule, start: Tensor, starts: Sequence[Tensor] | None = None
+        self, method: Method, problems: Sequence[Objective], *, tau: int, schedule: Schedule, start: Tensor, starts: Sequence[Tensor] | None = None
     ):
         self.method, self.problems = method, list(problems)
         self.center = Center(method, new_vectors(method.center, start)) if method.center else None

@@ -7,7 +7,6 @@ time, where nice 19 would starve the evaluation instead.
 from __future__ import annotations
 
 import os
-import select
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +51,10 @@ class Evaluator:
     def run(self, began: float) -> None:
         """Measures until told to stop. Raises ChannelClosed when the launcher has ended."""
         while True:
-            select.select([self._channel], [], [])
-            for message, tensors in self._channel.receive():
-                if message["kind"] == "stop":
-                    return
-                assert tensors is not None
-                metrics = self._problem.evaluate(tensors["x"].to(self._problem.device))
-                tensors.close()
-                self._channel.post({"kind": "evaluated", "number": message["number"], "metrics": metrics})
+            message, tensors = self._channel.wait()
+            if message["kind"] == "stop":
+                return
+            assert tensors is not None
+            metrics = self._problem.evaluate(tensors["x"].to(self._problem.device))
+            tensors.close()
+            self._channel.post({"kind": "evaluated", "number": message["number"], "metrics": metrics})

@@ -38,9 +38,15 @@ class SharedTensors:
     def allocate(cls, layout: Layout) -> SharedTensors:
         """Zeros, with every page touched, so that the first step of training pays for nothing."""
         _, size = _offsets(layout)
+        available = available_memory()
+        if available is not None and size > available:
+            raise MemoryError(f"{size / 2**20:.0f} MiB of shared memory could not be had: {available / 2**20:.0f} MiB are free")
         fd = _anonymous_file()
         try:
-            os.posix_fallocate(fd, 0, max(size, 1))  # the pages are had now: a shortage is an error here, not a SIGBUS later
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, max(size, 1))  # the pages are had now: a shortage is an error here, not a SIGBUS later
+            else:
+                os.ftruncate(fd, max(size, 1))
         except OSError as e:
             os.close(fd)
             raise MemoryError(f"{size / 2**20:.0f} MiB of shared memory could not be had: {e.strerror}") from e
@@ -63,6 +69,10 @@ class SharedTensors:
     def fileno(self) -> int:
         return self.fd
 
+    def again(self) -> SharedTensors:
+        """The same memory under a descriptor of its own, to be given away."""
+        return SharedTensors(self.layout, os.dup(self.fd))
+
     def close(self) -> None:
         """Gives the descriptor back; the tensors live on until they are dropped."""
         if self.fd >= 0:
@@ -71,6 +81,15 @@ class SharedTensors:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.layout, reduction.DupFd(self.fd))
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not say. Asking for more may end in the OOM killer."""
+    try:
+        with open("/proc/meminfo") as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
 
 
 def _rebuild(layout: Layout, descriptor: Any) -> SharedTensors:

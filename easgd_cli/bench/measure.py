@@ -1,0 +1,52 @@
+"""Ratios that hold on a noisy machine: both sides in alternating windows of one run, medians with their range."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a benchmark: a figure and what it is held against, both in `unit` per second (more is better).
+
+    `ratio` is the median of figure / peer over the windows, with the least and the greatest.
+    """
+
+    what: str
+    figure: float
+    peer_name: str
+    peer: float
+    unit: str
+    ratio: float
+    least: float
+    greatest: float
+    windows: int
+    target: float | None = None
+
+
+def rate(work: Callable[[], object], amount: float, least_seconds: float) -> float:
+    """`amount` per call, as a rate over at least `least_seconds`."""
+    calls, began = 0, time.perf_counter()
+    while True:
+        work()
+        calls += 1
+        elapsed = time.perf_counter() - began
+        if elapsed >= least_seconds:
+            return amount * calls / elapsed
+
+
+def alternate(
+    what: str, figure: Callable[[], float], peer_name: str, peer: Callable[[], float], unit: str, windows: int = 10, target: float | None = None
+) -> Row:
+    """Measures `figure` and `peer` (rates) in turn, after one window of each that does not count."""
+    figure()
+    peer()
+    pairs = [(figure(), peer()) for _ in range(windows)]
+    ratios = [f / p for f, p in pairs]
+    return Row(
+        what, statistics.median(f for f, _ in pairs), peer_name, statistics.median(p for _, p in pairs), unit,
+        statistics.median(ratios), min(ratios), max(ratios), windows, target,
+    )  # fmt: skip

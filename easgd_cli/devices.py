@@ -1,0 +1,50 @@
+"""Which device and how many CPU threads each worker gets."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from easgd_cli.config import Settings
+from easgd_cli.errors import UsageError
+
+
+def deal_devices(device: str, workers: int) -> list[str]:
+    """A device for every worker. `auto`: the CUDA devices dealt round robin, or the CPU; several workers may share one.
+
+    Raises UsageError for a device that is not there.
+    """
+    if device == "auto":
+        count = torch.cuda.device_count()
+        known = [f"cuda:{i}" for i in range(count)] or ["cpu"]
+    elif device == "cuda":
+        known = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if not known:
+            raise UsageError("device=cuda: this machine shows no CUDA device; use device=cpu.")
+    else:
+        known = [d.strip() for d in device.split(",")]
+        for d in known:
+            _check(device, d)
+    return [known[i % len(known)] for i in range(workers)]
+
+
+def _check(given: str, device: str) -> None:
+    try:
+        d = torch.device(device)
+    except RuntimeError:
+        d = None
+    if d is None or d.type not in ("cpu", "cuda"):
+        raise UsageError(f"device={given}: is auto, cpu, cuda, or a list of devices such as cuda:0,cuda:1.")
+    if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={given}: this machine shows {torch.cuda.device_count()} CUDA devices; use device=auto or device=cpu.")
+
+
+def worker_threads(s: Settings) -> int:
+    """CPU threads of each worker: as given, or the cores divided, at least one."""
+    return s.threads if s.threads is not None else max(1, cores() // s.workers)
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,30 @@
+"""What a launcher is given and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.config import Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its settings, checked, and its directory, made for it and locked."""
+
+    settings: Settings
+    run_dir: Path
+    overrides: list[str] = field(default_factory=list)
+    command: str = ""
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `status`: completed, diverged, interrupted or failed; `reason` where there is one to tell."""
+
+    status: str
+    exit_code: int
+    summary: dict[str, Any]
+    reason: str | None = None

@@ -1,0 +1,285 @@
+"""Every method is its printed listing: step by step, in float64, in any order of workers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from listings import Listing
+from torch import Tensor
+
+from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, MSGD, SGD, Exchange, Gradient, Method, Worker
+from easgd_cli.drive import ByHand, Turn, take_step
+from easgd_cli.errors import UsageError
+from easgd_cli.schedule import Constant, Decay, Stepwise
+
+D = 7
+CURVATURE = torch.linspace(0.3, 1.7, D, dtype=torch.float64)
+
+
+def noisy(i: int, t: int, x: Tensor) -> Tensor:
+    """A gradient that depends on worker, clock and, not linearly, on the point."""
+    noise = torch.randn(D, dtype=torch.float64, generator=torch.Generator().manual_seed(1000 * i + t))
+    return CURVATURE * x + 0.3 * torch.sin(3 * x) + 0.2 * noise
+
+
+class FunctionOf:
+    """The problem of worker i for the driver."""
+
+    def __init__(self, i: int, gradient: Callable[[int, int, Tensor], Tensor] = noisy):
+        self.i, self.t, self.of = i, -1, gradient
+
+    def load(self, t: int) -> None:
+        self.t = t
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.of(self.i, self.t, x)
+
+
+START = torch.linspace(-1, 2, D, dtype=torch.float64)
+ETA, ALPHA, DELTA = 0.07, 0.225, 0.8
+METHODS: dict[str, Method] = {
+    "easgd": EASGD(alpha=ALPHA),
+    "eamsgd": EAMSGD(alpha=ALPHA, delta=DELTA),
+    "downpour": DOWNPOUR(),
+    "mdownpour": MDOWNPOUR(delta=DELTA, tau=1),
+    "sgd": SGD(),
+    "msgd": MSGD(delta=DELTA),
+}
+
+
+def pair(name: str, p: int, tau: int, eta: float = ETA) -> tuple[ByHand, Listing]:
+    driver = ByHand(METHODS[name], [FunctionOf(i) for i in range(p)], tau=tau, schedule=Constant(eta), start=START)
+    return driver, Listing(START, p, eta, tau, noisy, ALPHA, DELTA)
+
+
+def same(driver: ByHand, listing: Listing) -> None:
+    for i, w in enumerate(driver.workers):
+        torch.testing.assert_close(w.x, listing.x[i], rtol=1e-12, atol=1e-13)
+        if "v" in driver.method.state:
+            torch.testing.assert_close(w.v, listing.v[i], rtol=1e-12, atol=1e-13)
+    if driver.center is not None:
+        torch.testing.assert_close(driver.center.vectors["x"], listing.center, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("tau", [1, 3, 10])
+@pytest.mark.parametrize("name", ["easgd", "eamsgd", "downpour", "mdownpour"])
+def test_equals_the_listing_after_every_step_in_any_order(name: str, tau: int) -> None:
+    if name == "mdownpour" and tau > 1:
+        pytest.skip("defined for tau = 1 only")
+    driver, listing = pair(name, p=3, tau=tau)
+    order = random.Random(tau)
+    exchanges = []
+    for _ in range(90):
+        i = order.randrange(3)
+        driver.step(i)
+        if getattr(listing, name)(i):
+            exchanges.append(i)
+        same(driver, listing)
+    assert driver.order == exchanges
+    assert driver.center is not None and driver.center.clock == len(exchanges)
+
+
+@pytest.mark.parametrize("name", ["sgd", "msgd"])
+def test_a_sequential_method_equals_its_listing(name: str) -> None:
+    driver, listing = pair(name, p=1, tau=10)
+    for _ in range(50):
+        driver.step(0)
+        assert not getattr(listing, name)(0)
+        same(driver, listing)
+    assert driver.center is None and driver.order == []
+
+
+def test_the_printed_trace_of_algorithm_1() -> None:
+    """Round robin on F = x^2 / 2 with p = 2, tau = 1, eta = .1, alpha = .45: three rounds by hand."""
+    one = torch.ones(1, dtype=torch.float64)
+    quadratic = [FunctionOf(i, lambda i, t, x: x.clone()) for i in range(2)]
+    driver = ByHand(EASGD(alpha=0.45), quadratic, tau=1, schedule=Constant(0.1), start=0.2 * one, starts=[1.0 * one, -0.5 * one])
+    rows = [(0.54, 0.027, 0.083), (0.28035, 0.1420425, 0.1709075), (0.20306587, 0.16298961, 0.18500527)]
+    for row in rows:
+        driver.step(0)
+        driver.step(1)
+        assert driver.center is not None
+        state = (driver.workers[0].x.item(), driver.workers[1].x.item(), driver.center.vectors["x"].item())
+        assert state == pytest.approx(row, abs=6e-9)
+
+
+@pytest.mark.parametrize("name", ["easgd", "eamsgd"])
+def test_without_gradient_the_sum_of_center_and_workers_is_conserved(name: str) -> None:
+    starts = [START * k for k in (1.0, -2.0, 0.5)]
+    driver = ByHand(METHODS[name], [FunctionOf(i) for i in range(3)], tau=1, schedule=Constant(0.0), start=START, starts=starts)
+    before = START + sum(starts)
+    for i in (0, 1, 2, 2, 1, 0, 0, 1):
+        driver.step(i)
+    assert driver.center is not None
+    after = driver.center.vectors["x"] + sum(w.x for w in driver.workers)
+    torch.testing.assert_close(after, before, rtol=1e-13, atol=1e-13)
+    assert not torch.allclose(driver.center.vectors["x"], START)
+
+
+def test_eamsgd_without_momentum_is_easgd() -> None:
+    a = ByHand(EASGD(alpha=ALPHA), [FunctionOf(i) for i in range(2)], tau=2, schedule=Constant(ETA), start=START)
+    b = ByHand(EAMSGD(alpha=ALPHA, delta=0.0), [FunctionOf(i) for i in range(2)], tau=2, schedule=Constant(ETA), start=START)
+    for i in (0, 1, 1, 0, 0, 1, 1):
+        a.step(i)
+        b.step(i)
+    torch.testing.assert_close(a.workers[0].x, b.workers[0].x, rtol=1e-12, atol=0)
+    assert a.center and b.center
+    torch.testing.assert_close(a.center.vectors["x"], b.center.vectors["x"], rtol=1e-12, atol=0)
+
+
+def test_one_worker_downpour_at_tau_1_is_torch_sgd_and_its_center_one_step_behind() -> None:
+    driver, _ = pair("downpour", p=1, tau=1)
+    x = START.clone().requires_grad_()
+    optimizer = torch.optim.SGD([x], lr=ETA)
+    for t in range(40):
+        behind = x.detach().clone()
+        x.grad = noisy(0, t, x.detach())
+        optimizer.step()
+        driver.step(0)
+        assert driver.center is not None
+        torch.testing.assert_close(driver.workers[0].x, x.detach(), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(driver.center.vectors["x"], behind, rtol=1e-12, atol=1e-13)
+
+
+def test_one_worker_mdownpour_is_torch_heavy_ball_with_step_delta_eta() -> None:
+    driver, _ = pair("mdownpour", p=1, tau=1)
+    x = START.clone().requires_grad_()
+    optimizer = torch.optim.SGD([x], lr=DELTA * ETA, momentum=DELTA)
+    for t in range(40):
+        x.grad = noisy(0, t, x.detach())
+        optimizer.step()
+        driver.step(0)
+        torch.testing.assert_close(driver.workers[0].x, x.detach(), rtol=1e-12, atol=1e-13)
+
+
+def test_msgd_is_torch_nesterov_seen_from_the_look_ahead_point() -> None:
+    """With y = x + delta v, torch's nesterov=True iterates y; both take the gradient at the same points."""
+    driver, _ = pair("msgd", p=1, tau=1)
+    y = START.clone().requires_grad_()
+    optimizer = torch.optim.SGD([y], lr=ETA, momentum=DELTA, nesterov=True)
+    for t in range(40):
+        y.grad = noisy(0, t, y.detach())
+        optimizer.step()
+        driver.step(0)
+        w = driver.workers[0]
+        torch.testing.assert_close(w.x + DELTA * w.v, y.detach(), rtol=1e-11, atol=1e-12)
+
+
+def test_sgd_is_torch_sgd_with_a_decaying_rate_and_alpha_does_not_decay() -> None:
+    schedule = Decay(eta=ETA, gamma=0.1)
+    driver = ByHand(SGD(), [FunctionOf(0)], tau=1, schedule=schedule, start=START)
+    x = START.clone().requires_grad_()
+    optimizer = torch.optim.SGD([x], lr=ETA)
+    decayed = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: (1 + 0.1 * t) ** -0.5)
+    for t in range(30):
+        x.grad = noisy(0, t, x.detach())
+        optimizer.step()
+        decayed.step()
+        driver.step(0)
+        torch.testing.assert_close(driver.workers[0].x, x.detach(), rtol=1e-12, atol=1e-13)
+    frozen = ByHand(EASGD(alpha=0.5), [FunctionOf(0)], tau=1, schedule=Decay(eta=0.0, gamma=9.0), start=START * 0, starts=[START])
+    frozen.step(0)
+    frozen.step(0)
+    torch.testing.assert_close(frozen.workers[0].x, START / 2)  # 1 -> 1/2 with the center at 1/2, then they agree
+
+
+def test_a_stepwise_rate_changes_at_its_milestones() -> None:
+    schedule = Stepwise(eta=1.0, milestones=[3, 5], factor=0.2)
+    assert [schedule(t) for t in range(7)] == pytest.approx([1, 1, 1, 0.2, 0.2, 0.04, 0.04])
+    with pytest.raises(ValueError, match="rising order"):
+        Stepwise(eta=1.0, milestones=[5, 3])
+
+
+@pytest.mark.parametrize("name", ["easgd", "eamsgd"])
+def test_gradient_and_exchange_are_asked_for_at_once_and_the_message_is_lent_untouched(name: str) -> None:
+    """The overlap of Algorithms 1 and 2: neither the order of the answers nor what the center does meanwhile matters to x."""
+    method = METHODS[name]
+    driver, _ = pair(name, p=1, tau=1)
+    w = driver.workers[0]
+    before = w.x.clone()
+    turn = Turn(method, w)
+    gradient, exchange = turn.asks
+    assert isinstance(gradient, Gradient) and isinstance(exchange, Exchange)
+    assert exchange.message.data_ptr() == w.x.data_ptr()
+    torch.testing.assert_close(w.x, before, rtol=0, atol=0)
+    assert w.t == 0
+    turn.answer([noisy(0, 0, gradient.at), START * 0])
+    assert w.t == 1 and turn.asks == ()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_rule_changes_no_state_before_its_last_yield(name: str) -> None:
+    """Run up to its last yield and thrown away, a step leaves no trace: so it can be lent, saved and repeated."""
+    driver, _ = pair(name, p=1, tau=1)
+    driver.step(0)
+    w, method = driver.workers[0], METHODS[name]
+    before = {v: getattr(w, v).clone() for v in method.state}
+    reply = START * 0.5
+    rule = method.step(w)
+    ask = next(rule)
+    while True:
+        for v, value in before.items():
+            torch.testing.assert_close(getattr(w, v), value, rtol=0, atol=0)
+        asks = ask if isinstance(ask, tuple) else (ask,)
+        answers = tuple(noisy(0, 1, a.at) if isinstance(a, Gradient) else reply if isinstance(a, Exchange) else None for a in asks)
+        try:
+            ask = rule.send(answers if isinstance(ask, tuple) else answers[0])
+        except StopIteration:
+            break
+    assert any(not torch.equal(getattr(w, v), value) for v, value in before.items())
+
+
+def test_mdownpour_refuses_longer_periods() -> None:
+    with pytest.raises(ValueError, match="tau=4.*tau=1"):
+        MDOWNPOUR(delta=0.9, tau=4)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5])
+def test_a_moving_rate_outside_0_to_1_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        replace(EASGD(alpha=0.5), alpha=alpha)
+
+
+def test_a_rule_that_yields_something_else_is_told_so() -> None:
+    class Wrong(SGD):
+        def step(self, w: Worker):  # type: ignore[no-untyped-def]
+            yield w.x
+
+    driver = ByHand(Wrong(), [FunctionOf(0)], tau=1, schedule=Constant(0.1), start=START)
+    with pytest.raises(TypeError, match="yields Gradient, Exchange"):
+        driver.step(0)
+
+
+def test_a_sequential_method_with_several_workers_is_refused() -> None:
+    from easgd_cli.algorithms.base import check_method
+
+    with pytest.raises(UsageError, match="algo=sgd workers=4.*workers=1"):
+        check_method(SGD(), "sgd", workers=4)
+
+
+def test_blocks_change_nothing() -> None:
+    """The center's rule in blocks equals the rule on whole vectors, elementwise as it is."""
+    import easgd_cli.center as center
+
+    size = 3 * center.BLOCK + 17
+    x, m = torch.randn(size), torch.randn(size)
+    for method in (METHODS["easgd"], METHODS["downpour"], METHODS["mdownpour"]):
+        vectors = {name: x.clone() if name == "x" else torch.zeros(size) for name in method.center}
+        whole = center.Vectors({n: v.clone() for n, v in vectors.items()})
+        blocked = center.Center(method, vectors)
+        reply, reply_whole = torch.empty(size), torch.empty(size)
+        blocked.receive(blocked.lend(m, reply))
+        method.receive(whole, m, reply_whole, 1)
+        torch.testing.assert_close(blocked.vectors["x"], whole.x, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(reply, reply_whole, rtol=1e-6, atol=1e-6)
+        assert blocked.clock == 1
+
+
+def test_a_step_without_exchange_needs_no_session() -> None:
+    w = Worker({"x": START.clone()}, tau=10, schedule=Constant(ETA), t=1)
+    take_step(EASGD(alpha=0.1), w, FunctionOf(0), None)
+    torch.testing.assert_close(w.x, START - ETA * noisy(0, 1, START))
