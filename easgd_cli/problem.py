@@ -79,9 +79,7 @@ class ImageProblem:
     the size of the fixed training subset on which train_loss is measured.
     """
 
-    def __init__(
-        self, model: nn.Module, images: Images, *, batch_size: int, seed: int, worker: int, l2: float, device: torch.device, train_images: int
-    ):
+    def __init__(self, model: nn.Module, images: Images, *, batch_size: int, seed: int, worker: int, l2: float, device: torch.device, train_images: int):
         self.flat = Flat(model.to(device))
         self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
         self.batch_size = batch_size
