@@ -1,0 +1,66 @@
+"""easgd: a table of commands. Nothing heavy is imported before a command has been chosen."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from easgd_cli import __version__
+from easgd_cli.errors import RunError, UsageError
+
+COMMANDS = {"train": "train a model with many workers; -m sweeps"}
+
+_HELP = """easgd {version}: train one model with many workers around a center variable.
+
+usage: easgd COMMAND ...
+
+{commands}
+
+  easgd train algo=eamsgd tau=10       a first run: handwritten digits, 4 workers, a few seconds
+  easgd train --help                   every setting
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 1 failed while running, 2 bad usage, 130 interrupted, 143 terminated."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except UsageError as e:
+        print(f"easgd: {e}", file=sys.stderr)
+        return 2
+    except RunError as e:
+        print(f"easgd: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("easgd: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as in `easgd train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS)) + 2
+        print(_HELP.format(version=__version__, commands="\n".join(f"  {name:<{width}}{what}" for name, what in COMMANDS.items())), end="")
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"easgd {__version__}")
+        return 0
+    if words[0] in ("-sc", "--shell-completion"):  # what the shell calls back; it knows the program's name but no command
+        words = ["train", *words]
+    name, *rest = words
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0.5)
+        if "=" in name:
+            raise UsageError(f"{name}: is a setting, not a command; write easgd train {name}.")
+        raise UsageError(f"{name}: there is no such command; " + (f"did you mean easgd {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}."))
+    return importlib.import_module(f"easgd_cli.commands.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

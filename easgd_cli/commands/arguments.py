@@ -1,0 +1,133 @@
+"""The command line of `easgd train`: Hydra's options, in any order, and overrides, refused where Hydra would let a mistake pass."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+
+from easgd_cli.errors import UsageError
+
+GROUPS = ("algo", "dataset", "model", "schedule", "launcher", "experiment")
+
+# Values that are paths or lists of devices hold = and , of their own; people write them without quotes.
+_PATHS = ("resume", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
+_LISTS = ("device",)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What was asked for. `overrides` are in Hydra's grammar; `show` are Hydra's own options that print and run nothing."""
+
+    overrides: list[str]
+    multirun: bool
+    config_dir: str | None
+    config_name: str
+    show: list[str]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"{message}; see easgd train --help.")
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Options before, between or after the overrides. Raises UsageError."""
+    parser = _Parser(prog="easgd train", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn", default="config")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
+    parser.add_argument("--hydra-help", action="store_true")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    found, unknown = parser.parse_known_intermixed_args(argv)
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0]
+            raise UsageError(f"{word}: there is no such option; settings are written key=value, such as {name or 'tau'}=VALUE. See easgd train --help.")
+    if found.config_dir is not None and not os.path.isdir(found.config_dir):
+        raise UsageError(f"--config-dir {found.config_dir}: there is no such directory.")
+    show = []
+    if found.cfg is not None:
+        show += ["--cfg", found.cfg, *(["--package", found.package] if found.package else []), *(["--resolve"] if found.resolve else [])]
+    if found.info is not None:
+        show += ["--info", found.info]
+    if found.hydra_help:
+        show += ["--hydra-help"]
+    if found.shell_completion:
+        show += ["--shell-completion"]
+    overrides = found.overrides if found.shell_completion else [_quoted_path(o, found.multirun) for o in found.overrides]
+    return Arguments(overrides, found.multirun, found.config_dir, found.config_name, show)
+
+
+def with_search_path(arguments: Arguments) -> Arguments:
+    """`--config-dir` as the setting of Hydra's that does the same, so that composing here and in Hydra see one thing."""
+    if arguments.config_dir is None:
+        return arguments
+    if any(o.startswith("hydra.searchpath=") for o in arguments.overrides):
+        raise UsageError("--config-dir and hydra.searchpath= both add directories of configurations; put all of them into hydra.searchpath=[...].")
+    path = quote(f"file://{os.path.abspath(arguments.config_dir)}")
+    return replace(arguments, overrides=[*arguments.overrides, f"hydra.searchpath=[{path}]"], config_dir=None)
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them, without those it accepts and a user cannot have meant. Raises UsageError."""
+    parser = OverridesParser.create()
+    parsed: list[Override] = []
+    seen: dict[str, str] = {}
+    for line in overrides:
+        key, equals, value = line.partition("=")
+        if line.startswith("~") and not line.startswith("~hydra"):
+            raise UsageError(f"{line}: a setting cannot be removed; leave it out to have its default, or write {key[1:]}=null where it may be empty.")
+        if not equals:
+            hint = f" To go on with that run: resume={line}." if os.path.isdir(line) else ""
+            raise UsageError(f"{line}: settings are written key=value, such as tau=10.{hint}")
+        if not key.strip():
+            raise UsageError(f"{line}: there is no key before the =; write key=value, such as tau=10.")
+        if line.startswith("+") and not line.lstrip("+").startswith("hydra"):
+            raise UsageError(f"{line}: settings cannot be added, only given a value; write {line.lstrip('+')} without the +. easgd train --help lists them.")
+        try:
+            [override] = parser.parse_overrides([line])
+        except OverrideParseException:
+            raise UsageError(_unreadable(line, key, value)) from None
+        if override.key_or_group in seen:
+            raise UsageError(f"{seen[override.key_or_group]} {line}: {override.key_or_group} is given twice; keep one of the two.")
+        if override.key_or_group in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
+            raise UsageError(f"{line}: is not a name; write one of the names that easgd train --help lists for {override.key_or_group}.")
+        seen[override.key_or_group] = line
+        parsed.append(override)
+    return parsed
+
+
+def quote(text: str) -> str:
+    """`text` in single quotes, as Hydra's grammar wants them: runs of backslashes before a quote or at the end are doubled."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
+
+
+def _quoted_path(line: str, multirun: bool) -> str:
+    key, equals, value = line.partition("=")
+    if not equals or key not in (_PATHS if multirun else _PATHS + _LISTS) or not value or value[0] in "'\"":
+        return line
+    if "${" in value:  # an interpolation of Hydra's, such as ${now:%Y}
+        return line
+    if not multirun or key.startswith("hydra.") or key == "resume" or os.path.exists(value):
+        return f"{key}={quote(os.path.expanduser(value) if key in _PATHS else value)}"
+    return f"{key}={','.join(quote(os.path.expanduser(v)) for v in value.split(','))}"
+
+
+def _unreadable(line: str, key: str, value: str) -> str:
+    if not re.fullmatch(r"[\w@./:-]+", key.lstrip("+~")):
+        return f"{line}: {key} is not a key; settings are written key=value, such as tau=10."
+    quoted = shlex.quote(f"{key}={quote(value)}")
+    return f"{line}: the value cannot be read; one with characters such as = # ; ( ) or unpaired quotes goes into quotes of its own: {quoted}."

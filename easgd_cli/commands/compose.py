@@ -1,0 +1,240 @@
+"""From overrides to typed settings: Hydra composes, and each of its refusals becomes a sentence about the key.
+
+Hydra stops here. What leaves this file is `Settings` and plain strings.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
+
+from easgd_cli import build, rundir
+from easgd_cli.commands import configs
+from easgd_cli.commands.arguments import GROUPS
+from easgd_cli.config import Settings
+from easgd_cli.errors import UsageError
+
+ConfigStore.instance().store(name="easgd_settings", node=Settings)
+OmegaConf.register_new_resolver("named_by", lambda prefix, overrides: rundir.named_by(list(overrides), prefix=prefix), replace=True)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One job: its settings, and what Hydra's own part of the configuration says about it."""
+
+    settings: Settings
+    run_dir: str
+    sweep_dir: str | None
+    multirun: bool  # an experiment may sweep by itself
+    swept: dict[str, str]  # parameters of a sweep that an experiment brings, as key -> values
+    choices: dict[str, str | None]  # which option of each group was taken
+
+
+@contextmanager
+def composing(config_name: str) -> Iterator[typing.Callable[[Sequence[str]], Composed]]:
+    """A function from overrides (without sweeps) to a job, for as long as the context lasts. It raises UsageError."""
+    with initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
+        yield lambda overrides: _compose(config_name, list(overrides))
+
+
+def _compose(config_name: str, overrides: list[str]) -> Composed:
+    try:
+        cfg = compose(config_name, overrides, return_hydra_config=True)
+    except MissingConfigException as e:
+        group, _, name = (e.missing_cfg_file or "").partition("/")
+        if group in GROUPS and ":" in name and f"{name}.yaml" not in ConfigStore.instance().list(group):
+            _store(group, name)
+            return _compose(config_name, overrides)
+        raise UsageError(_missing(e, overrides)) from e
+    except (HydraException, OmegaConfBaseException, ValueError) as e:
+        raise UsageError(_sentence(e, overrides)) from e
+    except yaml.YAMLError as e:
+        raise UsageError(f"A configuration file is not YAML: {' '.join(str(e).split())}.") from e
+    hydra = cfg.hydra
+    choices = {str(k): v for k, v in hydra.runtime.choices.items()}
+    plain = copy.deepcopy(cfg)
+    with open_dict(plain):
+        del plain["hydra"]
+    settings = typed(plain, overrides, choices)
+    try:
+        multirun = hydra.mode is not None and hydra.mode.name == "MULTIRUN"
+        swept = {str(k): str(v) for k, v in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items()}
+        sweep_dir = None if OmegaConf.is_missing(hydra.sweep, "dir") else str(hydra.sweep.dir)
+        return Composed(settings, str(hydra.run.dir), sweep_dir, multirun, swept, choices)
+    except OmegaConfBaseException as e:
+        raise UsageError(_sentence(e, overrides)) from e
+
+
+def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | None]) -> Settings:
+    """The dataclasses, every interpolation resolved. Raises UsageError for values that are missing or do not resolve."""
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as e:
+        raise UsageError(_sentence(e, overrides)) from e
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UsageError(_not_given(missing[0], overrides, choices))
+    return typing.cast(Settings, OmegaConf.to_object(cfg))
+
+
+def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Settings:
+    """The settings of the config.yaml at `path` with `changes` made to them. Raises UsageError."""
+    try:
+        saved = OmegaConf.load(path)
+    except FileNotFoundError as e:
+        raise UsageError(f"{path}: there is no such file, so this is not the directory of a run.") from e
+    except (OSError, yaml.YAMLError) as e:
+        raise UsageError(f"{path}: cannot be read: {' '.join(str(e).split())}.") from e
+    try:
+        cfg = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), saved))
+    except OmegaConfBaseException as e:
+        raise UsageError(f"{path}: is not a configuration of this version of easgd: {_first_line(e)}.") from e
+    for key, value in changes.items():
+        try:
+            OmegaConf.update(cfg, key, value)
+        except OmegaConfBaseException as e:
+            raise UsageError(_sentence(e, overrides)) from e
+    return typed(cfg, overrides, {g: cfg[g].name for g in GROUPS if g in cfg})
+
+
+def _store(group: str, target: str) -> None:
+    """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises UsageError."""
+    parameters = build.signature(build.locate(group, target))
+    symbols = list(build.symbols(Settings(eta=0.0)))
+    offered = {"algo": symbols, "schedule": symbols, "dataset": ["seed"], "model": ["num_classes", "input_shape"], "launcher": ["job", "prepared"]}
+    node: dict[str, Any] = {"name": target, "target": target}
+    for name, parameter in parameters.items():
+        if name in offered[group]:
+            continue
+        if parameter.default is inspect.Parameter.empty:
+            node[name] = "???"
+        elif isinstance(parameter.default, int | float | str | list | tuple | dict | None):
+            node[name] = parameter.default
+    if group == "dataset":
+        node["validation"] = 0
+    ConfigStore.instance().store(group=group, name=target, node=node)
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+
+def _missing(e: MissingConfigException, overrides: Sequence[str]) -> str:
+    """A group has no such option."""
+    group, _, name = (e.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return f"--config-name {name}: there is no {name}.yaml among the configurations."
+    known = [o for o in (e.options or []) if ":" not in o]
+    listed = f" There are: {', '.join(known)}." if known else f" There is no {group} yet; add a directory of your own with --config-dir."
+    own = f" Your own: {group}=my_module:{'MyMethod' if group == 'algo' else 'my_' + group}." if group in GROUPS[:4] else ""
+    near = _near(name, known)
+    return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
+
+
+def _sentence(e: BaseException, overrides: Sequence[str]) -> str:
+    """What was wrong, about the key and value as the user wrote them."""
+    cause = e if isinstance(e, OmegaConfBaseException) else e.__cause__
+    if isinstance(cause, InterpolationResolutionError):
+        key = cause.full_key or ""
+        return f"{_written(key, overrides)}: ${{...}} in it cannot be resolved: {_first_line(cause)}."
+    if isinstance(cause, ValidationError) and cause.full_key:
+        return _wrong_type(cause.full_key, overrides, cause)
+    if isinstance(cause, AttributeError | KeyError | ConfigKeyError) and getattr(cause, "full_key", None):
+        return _unknown(cause, overrides)
+    return f"{_first_line(e)}."
+
+
+def _unknown(cause: Any, overrides: Sequence[str]) -> str:
+    full = str(cause.full_key)
+    parent, _, key = full.rpartition(".")
+    siblings = [str(k) for k in cause.parent_node if k not in ("hydra", "name", "target")] if cause.parent_node is not None else []
+    written = _written(full, overrides)
+    if parent in GROUPS:
+        if key in _root_keys():
+            return f"{written}: {key} is a setting of the run, not of {parent}; write {key}=."
+        having = f"it has {', '.join(siblings)}" if siblings else "it has none of its own"
+        near = _near(key, siblings)
+        return f"{written}: {cause.parent_node.get('name')} has no such setting; " + (f"did you mean {parent}.{near}?" if near else f"{having}.")
+    near = _near(key, siblings)
+    whole = f"{parent}.{near}" if parent else near
+    if not near and not parent:
+        nested = {k.rpartition(".")[2]: k for k in _all_keys() if "." in k}
+        whole = nested.get(_near(key, nested) or "")
+    return f"{written}: there is no setting {full}" + (f"; did you mean {whole}?" if whole else "; easgd train --help lists all of them.")
+
+
+def _wrong_type(full: str, overrides: Sequence[str], cause: Exception) -> str:
+    line = _written(full, overrides)
+    kind = _kind(full)
+    if is_dataclass(kind):
+        return f"{line}: {full} is a section; write one of {', '.join(f'{full}.{f.name}=' for f in fields(kind))}."
+    key, _, value = line.partition("=")
+    if key.startswith(full + "."):
+        return f"{line}: {full} is a single value, not a section; write {full}=."
+    if kind is not None:
+        try:
+            build.convert(full, value, kind)
+        except UsageError as e:
+            return str(e)
+    return f"{line}: {_first_line(cause)}."
+
+
+def _not_given(key: str, overrides: Sequence[str], choices: dict[str, str | None]) -> str:
+    line = _written(key, overrides)
+    if line.partition("=")[2].strip("'\"") == "???":
+        return f"{line}: ??? stands for a value that is missing; write one."
+    group = key.partition(".")[0]
+    if group in GROUPS and "." in key:
+        return f"{group}={choices.get(group)} needs {key}, and no value was given; write {key}=."
+    if key in GROUPS:
+        return f"{key}=: a run needs one; write one of the names that easgd train --help lists for {key}."
+    return f"There is no default {key} for algo={choices.get('algo')} with dataset={choices.get('dataset')}: write {key}=."
+
+
+def _written(key: str, overrides: Sequence[str]) -> str:
+    """The override that set `key` or something below it, as the user wrote it; `key` where a file did."""
+    for line in reversed(overrides):
+        name = line.partition("=")[0].lstrip("+~")
+        if name == key or name.startswith(key + ".") or (key.startswith(name + ".") and name not in GROUPS):
+            return line
+    return key
+
+
+def _kind(key: str) -> Any:
+    """The type of a root or nested setting, None where the schema leaves it open."""
+    kind: Any = Settings
+    for part in key.split("."):
+        if not is_dataclass(kind):
+            return None
+        kind = typing.get_type_hints(kind).get(part)
+    return kind
+
+
+def _root_keys() -> list[str]:
+    return [f.name for f in fields(Settings)]
+
+
+def _all_keys() -> list[str]:
+    nested = {f.name: typing.get_type_hints(Settings)[f.name] for f in fields(Settings)}
+    return [f"{k}.{f.name}" for k, kind in nested.items() if is_dataclass(kind) for f in fields(kind)] + list(nested)
+
+
+def _near(word: str, known: typing.Iterable[str]) -> str | None:
+    found = difflib.get_close_matches(word, list(known), 1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def _first_line(e: BaseException) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")

@@ -1,0 +1,50 @@
+"""Where the shipped configurations are, and what they offer by name. Reads text, imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+_ORDER = ("algo", "dataset", "model", "schedule", "launcher", "experiment")  # as a newcomer meets them
+
+
+def directory() -> Path:
+    """configs/: inside the package when installed from a wheel, beside it in a source tree."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def options(group: str) -> dict[str, str]:
+    """The names in a group, each with the first comment of its file."""
+    return {p.stem: _headline(p) for p in sorted((directory() / group).glob("*.yaml"))}
+
+
+def settings(group: str, option: str) -> dict[str, tuple[str, str]]:
+    """The settings an option brings of its own: each with its value and the comment on its line."""
+    text = (directory() / group / f"{option}.yaml").read_text(encoding="utf-8")
+    if group == "experiment" or text.startswith("# @package _global_"):  # sets what belongs to others
+        return {}
+    found = {m[1]: (m[2].strip(), (m[3] or "").strip()) for m in re.finditer(r"^(\w+):([^#\n]*)(?:#(.*))?$", text, re.MULTILINE)}
+    return {key: (value.replace("???", ""), what) for key, (value, what) in found.items() if key not in ("name", "target", "defaults")}
+
+
+def defaults() -> dict[str, str | None]:
+    """Every group of the root configuration with the option taken unless told otherwise."""
+    entries = yaml.safe_load((directory() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    chosen = {key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items() if " " not in key}
+    return dict(sorted(chosen.items(), key=lambda item: _ORDER.index(item[0])))
+
+
+def shadowed(other: Path) -> list[str]:
+    """Files in `other` that have the path of one of ours and so are never read: ours are found first."""
+    return sorted(str(p.relative_to(other)) for p in other.rglob("*.yaml") if (directory() / p.relative_to(other)).is_file())
+
+
+def _headline(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.lstrip("# ").rstrip()
+    return ""

@@ -1,0 +1,100 @@
+"""`easgd train --help`, made from the comments in config.py and the files in configs/, so that it cannot fall behind them."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import textwrap
+import tokenize
+import typing
+from dataclasses import MISSING, Field, fields, is_dataclass
+
+from easgd_cli import config
+from easgd_cli.commands import configs
+
+_OPENING = """usage: easgd train [KEY=VALUE ...]       one run
+       easgd train -m [KEY=V1,V2 ...]    a sweep: every combination, one after another
+       easgd train resume=RUN_DIR        go on with a run that was stopped
+
+  easgd train algo=eamsgd tau=10
+  easgd train -m algo=easgd,eamsgd,downpour tau=1,4,16
+  easgd train algo=eamsgd dataset=cifar10 workers=2 steps=390
+"""
+
+_OPTIONS = """Options (Hydra's)
+  -m, --multirun            sweep over values separated by commas
+  --cfg job                 print the settings instead of running
+  --info                    print how they are composed
+  --config-dir DIR          add your own configurations
+  --config-name NAME        start from another root configuration
+  --shell-completion        `eval "$(easgd train --shell-completion install=bash)"`
+  --hydra-help              more about Hydra; hydra.run.dir=PATH and hydra.sweep.dir=PATH choose the directory
+"""
+
+_OWN = """Your own code comes in as module:callable, from the working directory or an installed package: algo=my_module:MyMethod,
+model=my_module:MyNet, dataset=my_module:my_data. Its own parameters are settings: algo.mu=0.9."""
+
+_WIDTH, _INDENT = 120, 28
+
+
+def train() -> str:
+    """The whole text."""
+    parts = [_OPENING, "Groups (the first is the default)", *_groups(), "", _OWN, "", "Settings", *_settings(config.Settings, ""), "", _OPTIONS]
+    return "\n".join(parts)
+
+
+def _groups() -> list[str]:
+    lines = []
+    comments = _comments(config.Settings)
+    defaults = configs.defaults()
+    for group, default in defaults.items():
+        names = configs.options(group)
+        if not names:
+            continue
+        ordered = sorted(names, key=lambda n: n != default)
+        lines += _entry(f"{group}=", comments.get(group, "a figure: method, data and sweep in one"))
+        for name in ordered:
+            lines += _entry(f"  {name}", names[name])
+            lines += [line for key, (value, what) in configs.settings(group, name).items() for line in _entry(f"    {group}.{key}={value}", what)]
+    return lines
+
+
+def _settings(section: type, prefix: str) -> list[str]:
+    lines: list[str] = []
+    comments = _comments(section)
+    kinds = typing.get_type_hints(section)
+    for f in fields(section):
+        kind = kinds[f.name]
+        if kind == config.Group or f.name == "default_steps":
+            continue
+        if is_dataclass(kind):
+            lines += _settings(typing.cast(type, kind), f"{prefix}{f.name}.")
+        else:
+            lines += _entry(f"{prefix}{f.name}={_default(f)}", comments.get(f.name, ""))
+    return lines
+
+
+def _default(f: Field[typing.Any]) -> str:
+    if f.default is MISSING or f.default in (config.MISSING, None):
+        return ""
+    return str(f.default).lower() if isinstance(f.default, bool) else str(f.default)
+
+
+def _entry(left: str, right: str) -> list[str]:
+    wrapped = textwrap.wrap(right, _WIDTH - _INDENT) or [""]
+    start = f"  {left:<{_INDENT - 3}} "
+    if len(start) > _INDENT:
+        return [start.rstrip(), *(" " * _INDENT + w for w in wrapped)]
+    return [(start + wrapped[0]).rstrip(), *(" " * _INDENT + w for w in wrapped[1:])]
+
+
+def _comments(section: type) -> dict[str, str]:
+    """The comment at the end of each field's line."""
+    found, name = {}, None
+    for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(inspect.getsource(section))).readline):
+        if token.type == tokenize.NAME and token.start[1] == 4:
+            name = token.string
+        elif token.type == tokenize.COMMENT and name:
+            found[name] = token.string.lstrip("# ")
+            name = None
+    return found

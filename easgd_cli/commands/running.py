@@ -1,0 +1,141 @@
+"""One run: what is checked before it, its directory, and the launcher called within Hydra."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from easgd_cli import build, config, rundir
+from easgd_cli.commands import arguments, configs
+from easgd_cli.commands.arguments import Arguments
+from easgd_cli.config import Settings
+from easgd_cli.errors import UsageError
+from easgd_cli.launcher.job import Job, Outcome
+
+Launcher = Callable[[Job, Any], Outcome]
+
+
+def checked(settings: Settings) -> None:
+    """All that can be said before data and model are loaded. Raises UsageError."""
+    config.check(settings)
+    build.method(settings)
+    build.schedule(settings)
+
+
+def own(overrides: Sequence[str]) -> list[str]:
+    """The overrides that are not Hydra's."""
+    return [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+
+
+def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
+    """A sentence for every setting given in `overrides` that this method and schedule do not use."""
+    uses = set(build.signature(build.locate("algo", settings.algo["target"]))) | set(build.signature(build.locate("schedule", settings.schedule["target"])))
+    given = {o.partition("=")[0]: o for o in overrides}
+    method = build.method(settings)
+    lines = []
+    if given.keys() & {"alpha", "beta"} and not uses & {"alpha", "beta"}:
+        lines += [f"{given[k]} has no effect: algo={settings.algo['name']} has no moving rate." for k in ("alpha", "beta") if k in given]
+    if "delta" in given and "delta" not in uses:
+        lines.append(f"{given['delta']} has no effect: algo={settings.algo['name']} has no momentum.")
+    if "gamma" in given and "gamma" not in uses:
+        lines.append(f"{given['gamma']} has no effect: schedule={settings.schedule['name']} does not use it.")
+    if "tau" in given and not method.center:
+        lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
+    steps = settings.steps if settings.steps is not None else settings.default_steps
+    if method.center and steps is not None and steps <= settings.tau and settings.epochs is None and settings.minutes is None:
+        lines.append(f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns nothing; give more steps.")
+    return lines
+
+
+def launch(settings: Settings, path: Path, overrides: list[str], command: str, launcher: Launcher, prepared: Any, through: Arguments) -> tuple[Outcome, Path]:
+    """Makes a directory for a new run, `path` or the next that is free, and runs it there within Hydra.
+
+    Raises UsageError, leaving no directory, and RunError.
+    """
+    path = rundir.create(path)
+    try:
+        outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
+    except UsageError:
+        rundir.discard(path)
+        raise
+    return outcome, path
+
+
+def launch_in(path: Path, settings: Settings, overrides: list[str], command: str, launcher: Launcher, prepared: Any) -> Outcome:
+    """Runs a new run in the directory made for it. Raises UsageError and RunError."""
+    with rundir.held(path):
+        rundir.write_config(path, settings, own(overrides))
+        return launcher(Job(settings, path.absolute(), own(overrides), command), prepared)
+
+
+def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:
+    """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and RunError."""
+    launcher = build.locate("launcher", settings.launcher["target"])
+    prepared = build.prepare(settings)
+    with rundir.held(path):
+        rundir.write_config(path, settings, overrides)
+        return launcher(Job(settings, path.absolute(), overrides, command, resume=True), prepared)
+
+
+def _within_hydra(asked: Arguments, overrides: Sequence[str], path: Path, task: Callable[[], Outcome]) -> Outcome:
+    """`task` as the task of hydra.main, in the directory made for it; leaves this process as it was."""
+    ended: list[Outcome] = []
+    raised: list[Exception] = []
+
+    def task_function(_: DictConfig) -> None:
+        try:
+            ended.append(task())
+        except Exception as e:  # Hydra would print it and exit with a status of its own
+            raised.append(e)
+
+    words = [o for o in overrides if not o.startswith(("hydra.run.dir=", "hydra.mode="))]
+    with unchanged_process():
+        sys.argv = ["easgd", "--config-name", asked.config_name, *words, f"hydra.run.dir={arguments.quote(str(path.absolute()))}", "hydra.mode=RUN"]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # let what is raised through, instead of printing it and exiting
+        hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(task_function)()
+    if raised:
+        raise raised[0]
+    return ended[0]
+
+
+@contextmanager
+def unchanged_process() -> Iterator[None]:
+    """Puts back what a run may leave in this process: arguments, environment, directory, logging, signals, generators, threads.
+
+    Runs of a sweep share the process, and none may notice the one before.
+    """
+    root = logging.getLogger()
+    argv, environment, directory, path = sys.argv, dict(os.environ), os.getcwd(), list(sys.path)
+    handlers, level = list(root.handlers), root.level
+    reactions = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    python_state = random.getstate()
+    torch = sys.modules.get("torch")  # not imported for this
+    torch_state = (torch.get_rng_state(), torch.get_num_threads()) if torch else None
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+        os.chdir(directory)
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for number, reaction in reactions.items():
+            signal.signal(number, reaction)
+        random.setstate(python_state)
+        if torch and torch_state:
+            torch.set_rng_state(torch_state[0])
+            torch.set_num_threads(torch_state[1])

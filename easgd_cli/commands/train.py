@@ -1,0 +1,132 @@
+"""`easgd train`: compose, check everything, make the run's directory, call the launcher.
+
+Whatever a user can get wrong is found before the first process or directory is made. Only then is Hydra's own main
+called, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+from easgd_cli import build, rundir
+from easgd_cli.commands import arguments, compose, configs, help, running, sweep
+from easgd_cli.commands.arguments import Arguments
+from easgd_cli.config import Settings
+from easgd_cli.errors import UsageError
+from easgd_cli.launcher.job import Outcome
+
+_CHANGEABLE = ("steps", "epochs", "minutes")
+_CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs, sweeps, resumes or shows; returns the exit status. Raises UsageError and RunError."""
+    if "-h" in argv or "--help" in argv:
+        print(help.train(), end="")
+        return 0
+    if "${" in os.getcwd():
+        raise UsageError(f"{os.getcwd()}: a working directory with ${{ in its name cannot be used, since Hydra takes it for an interpolation; go to another.")
+    asked = arguments.with_search_path(_warned(arguments.parse(argv)))
+    if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
+        return _shown_by_hydra(asked)
+    overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
+    command = shlex.join(["easgd", "train", *argv])
+    if "resume" in overrides and not asked.show:
+        return _resume(asked, overrides, command)
+    with compose.composing(asked.config_name) as composed:
+        planned = sweep.plan(asked, list(overrides.values()), composed)
+    if asked.show:
+        return _shown_by_hydra(asked)
+    if isinstance(planned, sweep.Plan):
+        return sweep.run(planned, asked, command)
+    settings = planned.settings
+    running.checked(settings)
+    for line in running.ineffective(settings, asked.overrides):
+        print(f"easgd: {line}", file=sys.stderr)
+    launcher = build.locate("launcher", settings.launcher["target"])
+    outcome, path = running.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), through=asked)
+    _tell_where(path, outcome)
+    return outcome.exit_code
+
+
+def _resume(asked: Arguments, overrides: dict[str, Any], command: str) -> int:
+    path = Path(overrides.pop("resume").value())
+    given = f"resume={path}"
+    if asked.multirun:
+        raise UsageError(f"{given}: one run is resumed at a time; leave out -m, or start the sweep again, which goes on where it stopped.")
+    for key, override in overrides.items():
+        if key not in _CHANGEABLE and not key.startswith(_CHANGEABLE_SECTIONS):
+            raise UsageError(
+                f"{given} {override.input_line}: a run goes on with the settings it had; "
+                "only steps, epochs, minutes, until.*, eval.* and checkpoint.* may be changed."
+            )
+    if not path.is_dir():
+        raise UsageError(f"{given}: there is no such directory.")
+    path = path.resolve()
+    before = compose.resumed(str(path / "config.yaml"), [], {})
+    changes = {k: o.value() for k, o in overrides.items()}
+    if any(changes.get(k) is not None for k in _CHANGEABLE):  # the new length replaces the old one, whatever its unit
+        changes = dict.fromkeys(_CHANGEABLE) | changes
+    settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes)
+    running.checked(settings)
+    with rundir.held(path):  # before anything is said about a run that another process may be changing
+        left = _nothing_left(path, before, settings)
+    if left is not None:
+        print(left)
+        return 0
+    kept = [o for o in rundir.overrides_of(path) if o.partition("=")[0] not in changes]
+    outcome = running.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
+    _tell_where(path, outcome)
+    return outcome.exit_code
+
+
+def _nothing_left(path: Path, before: Settings, now: Settings) -> str | None:
+    """Why a run has ended for good, or None. Raises UsageError for one that diverged."""
+    status = rundir.status_of(path)
+    if status == "diverged":
+        raise UsageError(f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta.")
+    if status != "completed":
+        return None
+    (unit, length), (unit_before, length_before) = _length(now), _length(before)
+    if now.until != before.until or unit != unit_before or length > length_before:
+        return None
+    return f"{path} is complete after {length_before:g} {unit_before}: nothing is left to do. To train it further give more, such as {unit_before}=."
+
+
+def _length(s: Settings) -> tuple[str, float]:
+    """The unit in which a run's end is given, and how many of it."""
+    unit = next((k for k in _CHANGEABLE if getattr(s, k) is not None), None)
+    return (unit, getattr(s, unit)) if unit else ("steps", s.default_steps or 0)
+
+
+def _tell_where(path: Path, outcome: Outcome) -> None:
+    shown = os.path.relpath(path)
+    shown = str(path) if shown.startswith("..") else shown
+    if outcome.status == "failed" and outcome.reason:
+        print(f"easgd: {outcome.reason}", file=sys.stderr)
+    print(f"The run is in {shown}; to look at it: tensorboard --logdir {shlex.quote(shown)}", flush=True)
+    if outcome.status == "interrupted":
+        print(f"To go on with it: easgd train {shlex.quote(f'resume={shown}')}", flush=True)
+
+
+def _shown_by_hydra(asked: Arguments) -> int:
+    """Hydra's own printing options, and completion."""
+    if asked.show == ["--shell-completion"]:  # Hydra completes `easgd key=`, our users type `easgd train key=`
+        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" train", "", 1)
+    with running.unchanged_process():
+        sys.argv = ["easgd", "--config-name", asked.config_name, *asked.show, *asked.overrides]
+        hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()
+    return 0
+
+
+def _warned(asked: Arguments) -> Arguments:
+    for name in configs.shadowed(Path(asked.config_dir)) if asked.config_dir else []:
+        print(f"easgd: --config-dir {asked.config_dir}: its {name} is not used, since easgd has a file of that name; give yours another.", file=sys.stderr)
+    return asked

@@ -1,0 +1,148 @@
+"""The directory of a run: named after its overrides, made for it alone, locked while it runs."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from easgd_cli.config import Settings
+from easgd_cli.errors import UsageError
+
+_LONGEST = 120  # characters of a name before the rest becomes a hash; file systems allow 255 bytes
+_DATE = len("2026-01-01_00-00-00")
+
+
+def named_by(overrides: Sequence[str], prefix: str = "") -> str:
+    """A name for these overrides: sorted, of letters, digits and `=,._-` only, cut with a hash where it is too long.
+
+    With a prefix, room is left for a date before it, and without overrides there is no name at all.
+    """
+    name = ",".join(sorted(clean(o) for o in overrides))
+    room = _LONGEST - (_DATE + len(prefix) if prefix else 0)
+    if len(name) > room:
+        name = f"{name[:room]}-{digest(sorted(overrides))}"
+    return prefix + name if name else ""
+
+
+def clean(text: str) -> str:
+    """`text` with everything but letters, digits and `=,._-` replaced; quotes, blanks at the ends and the + of 1e+3 go."""
+    return re.sub(r"[^A-Za-z0-9=,._-]+", "-", re.sub(r"['\"+]", "", text).strip())
+
+
+def digest(lines: Sequence[str]) -> str:
+    """Eight hexadecimal digits that stand for these lines."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
+
+
+def create(path: Path) -> Path:
+    """Makes `path`, or `path.2`, `path.3` and so on where it is taken: never one that was there.
+
+    Raises UsageError when it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for candidate in candidates(path):
+            try:
+                candidate.mkdir()
+                return candidate
+            except FileExistsError:
+                if not candidate.exists():  # a broken link
+                    raise
+        raise AssertionError("unreachable")
+    except OSError as e:
+        raise UsageError(f"hydra.run.dir={path}: the directory of the run cannot be made ({_why(e)}); choose another with hydra.run.dir=PATH.") from e
+
+
+def candidates(path: Path) -> Iterator[Path]:
+    """`path`, `path.2`, `path.3` and so on."""
+    yield path
+    number = 2
+    while True:
+        yield path.with_name(f"{path.name}.{number}")
+        number += 1
+
+
+def write_config(path: Path, settings: Settings, overrides: Sequence[str]) -> None:
+    """config.yaml, enough to run it again, and overrides.yaml. Raises UsageError when they cannot be written."""
+    try:
+        _write(path / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
+        _write(path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
+    except OSError as e:
+        raise UsageError(f"{path}: the run's configuration cannot be written there ({_why(e)}); choose another place with hydra.run.dir=PATH.") from e
+
+
+def overrides_of(path: Path) -> list[str]:
+    """What overrides.yaml of a run says; nothing where there is none."""
+    try:
+        return [str(o) for o in yaml.safe_load((path / "overrides.yaml").read_text(encoding="utf-8")) or []]
+    except (OSError, yaml.YAMLError, TypeError):
+        return []
+
+
+def config_of(path: Path) -> dict[str, Any] | None:
+    """What config.yaml of a run says; None where there is none to read."""
+    try:
+        content = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def summary_of(path: Path) -> dict[str, Any]:
+    """What summary.json of a run says; nothing where there is none to read."""
+    try:
+        content = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def status_of(path: Path) -> str | None:
+    """How the run there ended: running, completed, diverged, interrupted or failed; None where nothing says so."""
+    return summary_of(path).get("status")
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keeps every other process out of `path` for as long as it lasts. Raises UsageError when one is in it.
+
+    The lock is on the directory itself and dies with the process, so nothing is left to clean up.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UsageError(f"{path}: another process is running this run; wait for it to end, or stop it.") from e
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def discard(path: Path) -> None:
+    """Removes a directory that `create` made for a run that was refused after all."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _why(e: OSError) -> str:
+    return f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror or e)
