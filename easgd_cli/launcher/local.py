@@ -402,7 +402,7 @@ class Run:
                 return
             self._spawn_evaluator()
         assert self._evaluator is not None
-        if not self._evaluator.ready:
+        if not self._evaluator.ready or self._began is None:
             return
         self._evaluating = waiting = self._pending.popleft()
         copy = SharedTensors.of({"x": waiting.x()}) if waiting.tensors is None else waiting.tensors.again()

@@ -1,0 +1,84 @@
+"""The peer of every step benchmark: a plain hand-written PyTorch loop, on the same net, data and batches."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from easgd_cli import build
+from easgd_cli.channel import Channel
+from easgd_cli.config import Settings
+from easgd_cli.data.images import Images
+from easgd_cli.launcher.children import Child
+from easgd_cli.problem import Batches
+
+_WARM_UP = 3  # steps before the clock starts
+
+
+@dataclass
+class PlainStart:
+    """What one loop begins with."""
+
+    settings: Settings
+    images: Images
+    worker: int
+    threads: int
+    steps: int
+
+
+class PlainLoop:
+    """Forward, backward, torch.optim.SGD with Nesterov momentum; nothing shared with anybody."""
+
+    def __init__(self, start: PlainStart, channel: Channel):
+        torch.set_num_threads(start.threads)
+        s = start.settings
+        self._start, self._channel = start, channel
+        self._net = build.model(s, start.images).train()
+        self._optimizer = torch.optim.SGD(self._net.parameters(), lr=s.eta, momentum=s.delta, nesterov=s.delta > 0, weight_decay=s.l2)
+        self._batches = Batches(len(start.images.train), s.batch_size, s.seed, start.worker)
+        self._generator = torch.Generator().manual_seed(start.worker)
+
+    def run(self, began: float) -> None:
+        self._steps(0, _WARM_UP)
+        before = time.perf_counter()
+        self._steps(_WARM_UP, _WARM_UP + self._start.steps)
+        self._channel.post({"kind": "plain", "seconds": time.perf_counter() - before})
+
+    def _steps(self, first: int, last: int) -> None:
+        for t in range(first, last):
+            inputs, labels = self._start.images.training_batch(self._batches.indices(t), self._generator)
+            self._optimizer.zero_grad()
+            F.cross_entropy(self._net(inputs), labels).backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+
+
+def plain_images_per_second(s: Settings, images: Images, loops: int, threads: int, steps: int) -> float:
+    """Images a second of `loops` plain loops side by side, `steps` steps each. `images` in shared memory."""
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        children = [Child(f"plain_{i}", PlainLoop, PlainStart(s, images, i, threads, steps), logs / f"plain_{i}.log") for i in range(loops)]
+        for child in children:
+            _wait(child, "ready")
+        for child in children:
+            child.channel.post({"kind": "start", "began": time.monotonic()})
+        seconds = [_wait(child, "plain")["seconds"] for child in children]
+        for child in children:
+            child.process.join()
+            child.channel.close()
+        return loops * steps * s.batch_size / max(seconds)
+
+
+def _wait(child: Child, kind: str) -> dict[str, Any]:
+    while True:
+        message, _ = child.channel.wait()
+        if message["kind"] == kind:
+            return message
+        if message["kind"] == "error":
+            raise RuntimeError(f"{child.name}: {message['text']}")

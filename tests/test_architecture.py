@@ -1,0 +1,71 @@
+"""Imports point one way, and what belongs to one place occurs in one place."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "easgd_cli"
+
+# From the top: a module imports from its own layer and those after it (docs/design.md).
+LAYERS = [
+    {"__main__"},
+    {"commands"},
+    {"launcher", "bench", "report", "theory", "rundir"},
+    {"worker", "master", "evaluator", "record"},
+    {"drive", "transport", "problem", "checkpoint", "snapshot", "build"},
+    {"algorithms", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"},
+]
+ONLY_IN = {
+    "hydra": {"commands"},
+    "omegaconf": {"commands"},
+    "torchvision": {"data/vision.py"},
+    "multiprocessing": {"launcher", "transport", "memory.py"},
+    "tensorboard": {"record"},
+    "rich": {"record", "commands"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer(name: str) -> int | None:
+    return next((i for i, names in enumerate(LAYERS) if name in names), None)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    inside = path.relative_to(PACKAGE)
+    own = inside.parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    mine = layer(own)
+    assert mine is not None, f"{own} has no place in the layers"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "easgd_cli" and len(parts) > 1 and (theirs := layer(parts[1])) is not None:
+            assert theirs >= mine, f"{inside} imports {name}, which lies above it"
+        allowed = ONLY_IN.get(parts[0])
+        assert allowed is None or any(str(inside) == a or inside.parts[0] == a for a in allowed), f"{inside} imports {name}"
+
+
+def test_a_methods_name_occurs_in_its_own_file_and_one_import_line() -> None:
+    for method in ("EASGD", "EAMSGD", "DOWNPOUR", "MDOWNPOUR", "MSGD"):
+        for path in MODULES:
+            inside = path.relative_to(PACKAGE)
+            if inside.parts[0] in ("algorithms", "bench"):
+                continue
+            code = ast.parse(path.read_text())
+            names = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)} | {node.attr for node in ast.walk(code) if isinstance(node, ast.Attribute)}
+            texts = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 12}
+            assert method not in names and (method == "EASGD" or method.lower() not in texts), f"{inside} knows {method}"  # easgd is the program, too

@@ -1,0 +1,276 @@
+"""Real runs, of real processes, run the paper: what they record leads step by step to what they saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from listings import Listing
+from torch import Tensor
+
+from easgd_cli import build
+from easgd_cli.config import Checkpoint, Eval, Settings, Until
+from easgd_cli.drive import ByHand
+from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.local import launch
+from easgd_cli.problem import ImageProblem
+
+METHODS = {"easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD", "msgd": "MSGD"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # what the workers of these runs have: sums round differently with more
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(algo: str, **values: Any) -> Settings:
+    given: dict[str, Any] = {
+        "workers": 1 if algo in ("sgd", "msgd") else 4, "tau": 1 if algo == "mdownpour" else 3, "eta": 0.01 if algo == "mdownpour" else 0.05,
+        "delta": 0.9, "batch_size": 16, "steps": 40, "threads": 1, "l2": 1e-4, "eval": Eval(every="20 steps", train_images=100), **values,
+    }  # fmt: skip
+    return Settings(
+        algo={"name": algo, "target": f"easgd_cli.algorithms:{METHODS[algo]}"},
+        dataset={"name": "digits", "target": "easgd_cli.data.digits:digits"},
+        model={"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"},
+        schedule={"name": "decay", "target": "easgd_cli.schedule:Decay"},
+        launcher={"name": "local", "target": "easgd_cli.launcher.local:launch"},
+        **given,
+    )
+
+
+def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
+    directory.mkdir(exist_ok=True)
+    return launch(Job(s, directory, resume=resume), build.prepare(s))
+
+
+def problems(s: Settings, prepared: build.Prepared, p: int) -> list[ImageProblem]:
+    return [
+        ImageProblem(
+            build.model(s, prepared.images), prepared.images, batch_size=s.batch_size, seed=s.seed, worker=i, l2=s.l2,
+            device=torch.device("cpu"), train_images=100,
+        )
+        for i in range(p)
+    ]  # fmt: skip
+
+
+def recorded_order(directory: Path) -> list[int]:
+    data = (directory / "exchanges.bin").read_bytes()
+    return [int.from_bytes(data[i : i + 2], "little") for i in range(0, len(data), 2)]
+
+
+def saved_center(directory: Path, prepared: build.Prepared) -> Tensor:
+    return prepared.problem.flat.load(torch.load(directory / "center.pt", weights_only=True))
+
+
+def rows(directory: Path, party: str | None = None) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in found if party is None or r["party"] == party]
+
+
+@pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
+def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
+    s = settings(algo, gamma=1e-2)
+    assert run(s, tmp_path).status == "completed"
+    order = recorded_order(tmp_path)
+    assert sorted(set(order)) == [0, 1, 2, 3] and len(order) == 4 * -(-40 // s.tau)
+    prepared = build.prepare(s)
+    center = saved_center(tmp_path, prepared)
+
+    driver = ByHand(prepared.method, problems(s, prepared, 4), tau=s.tau, schedule=build.schedule(s), start=prepared.start)
+    driver.replay(order)
+    assert driver.center is not None
+    assert torch.equal(driver.center.vectors["x"], center)
+
+    # The listing itself, an independent program, within rounding: each exchange is that worker's next step that exchanges.
+    own = problems(s, prepared, 4)
+
+    def gradient(i: int, t: int, x: Tensor) -> Tensor:
+        own[i].load(t)
+        return own[i].gradient(x.clone()).clone()
+
+    listing = Listing(prepared.start, 4, s.eta, s.tau, gradient, alpha=0.9 / 4, delta=s.delta)
+    schedule = build.schedule(s)
+    for i in order:
+        exchanged = False
+        while not exchanged:
+            listing.eta = schedule(listing.t[i])
+            exchanged = getattr(listing, algo)(i)
+    torch.testing.assert_close(listing.center, center, rtol=2e-3, atol=2e-4)
+    assert float((center - prepared.start).norm()) > 50 * float((listing.center - center).norm())
+
+
+@pytest.mark.parametrize("algo", ["easgd", "downpour", "sgd"])
+def test_what_is_evaluated_is_the_center(algo: str, tmp_path: Path) -> None:
+    """Each evaluation equals the same measurement of the center that the recorded order leads to at that count of exchanges."""
+    s = settings(algo)
+    run(s, tmp_path)
+    prepared = build.prepare(s)
+    evaluated = [r for r in rows(tmp_path, "center") if "test_loss" in r]
+    assert len(evaluated) == 3
+    driver = ByHand(prepared.method, problems(s, prepared, s.workers), tau=s.tau, schedule=build.schedule(s), start=prepared.start)
+    order = recorded_order(tmp_path)
+    for row in evaluated:
+        if driver.center is None:
+            while driver.workers[0].t < row["step"]:
+                driver.step(0)
+        else:
+            driver.replay(order[len(driver.order) : row["exchanges"]])
+        expected = prepared.problem.evaluate(driver.vectors()["x"])
+        assert row["test_error"] == pytest.approx(expected["test_error"], abs=1e-9)
+        assert row["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("algo", METHODS)
+def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
+    whole, parts = settings(algo, workers=1), settings(algo, workers=1, steps=17)
+    run(whole, tmp_path / "whole")
+    run(parts, tmp_path / "parts")
+    parts.steps = 40
+    assert run(parts, tmp_path / "parts", resume=True).status == "completed"
+    a, b = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("whole", "parts"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "parts")
+    for directory in ("whole", "parts"):
+        steps = [r["step"] for r in rows(tmp_path / directory, "worker_00") if "train_loss" in r]
+        assert steps == sorted(set(steps)) and steps[-1] == 40
+
+
+@pytest.mark.parametrize("algo", ["eamsgd", "msgd"])
+def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_been(algo: str, tmp_path: Path) -> None:
+    """The launcher's record after the checkpoint is thrown away and made again, without gap or repeat."""
+    whole = settings(algo, workers=1, steps=400)
+    run(whole, tmp_path / "whole")
+    broken = settings(algo, workers=1, steps=400, checkpoint=Checkpoint(every="50 steps"))
+
+    def kill_the_master_or_worker(pids: dict[str, int]) -> None:
+        os.kill(pids.get("master", pids["worker_00"]), signal.SIGKILL)
+
+    outcome = disturbed(broken, tmp_path / "broken", kill_the_master_or_worker, when=lambda d: any((d / "checkpoint").glob("*.pt")))
+    assert outcome.status == "failed" and outcome.exit_code == 1 and "resume=" in (outcome.reason or "")
+    assert run(broken, tmp_path / "broken", resume=True).status == "completed"
+    a, b = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("whole", "broken"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    same = ("step", "train_loss", "eta", "test_loss", "test_error", "distance_to_center", "staleness", "party")
+    for party in ("worker_00", "center"):
+        one, other = ([{k: v for k, v in r.items() if k in same} for r in rows(tmp_path / d, party)] for d in ("whole", "broken"))
+        assert one == other
+
+
+def disturbed(s: Settings, directory: Path, act: Callable[[dict[str, int]], None], when: Callable[[Path], bool]) -> Outcome:
+    """Runs, and lets `act` do something to the processes, once training and `when`."""
+
+    def later() -> None:
+        log = directory / "logs" / "launcher.log"
+        while not (log.exists() and "training begins" in log.read_text() and when(directory)):
+            time.sleep(0.01)
+        act({name: int(pid) for name, pid in re.findall(r"INFO (\w+): process (\d+)", log.read_text())})
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    outcome = run(s, directory)
+    thread.join()
+    return outcome
+
+
+def training(directory: Path) -> bool:
+    return len((directory / "metrics.jsonl").read_text().splitlines()) > 30 if (directory / "metrics.jsonl").exists() else False
+
+
+def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
+    s = settings("easgd", steps=300)
+    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGKILL), training)
+    assert outcome.status == "completed"
+    assert outcome.summary["lost"] == {"worker_02": "killed by SIGKILL"}
+    assert [r["workers_alive"] for r in rows(tmp_path, "system") if "workers_alive" in r][-1] == 3
+    for i in (0, 1, 3):
+        assert rows(tmp_path, f"worker_{i:02d}")[-1]["step"] == 300
+    assert "worker 2 died (killed by SIGKILL)" in (tmp_path / "logs" / "launcher.log").read_text()
+    prepared = build.prepare(s)
+    driver = ByHand(prepared.method, problems(s, prepared, 4), tau=s.tau, schedule=build.schedule(s), start=prepared.start)
+    driver.replay(recorded_order(tmp_path))
+    assert driver.center is not None
+    assert torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))  # the kill tore nothing
+
+
+def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:
+    outcome = disturbed(settings("easgd", steps=100_000), tmp_path, lambda pids: os.kill(pids["master"], signal.SIGKILL), training)
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
+    assert outcome.reason is not None and "the master died (killed by SIGKILL)" in outcome.reason
+
+
+def test_a_killed_evaluator_is_started_again_and_no_point_is_missing(tmp_path: Path) -> None:
+    s = settings("easgd", steps=400, eval=Eval(every="40 steps", train_images=100))
+    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["evaluator"], signal.SIGKILL), training)
+    assert outcome.status == "completed"
+    evaluated = [r["step"] for r in rows(tmp_path, "center") if "test_loss" in r]
+    assert [int(step // 40) for step in evaluated] == list(range(11))
+
+
+def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
+    s = settings("easgd", steps=300)
+
+    def freeze(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_01"], signal.SIGSTOP)
+        while rows(tmp_path, "worker_00")[-1]["step"] < 300:
+            time.sleep(0.05)
+        os.kill(pids["worker_01"], signal.SIGCONT)
+
+    assert disturbed(s, tmp_path, freeze, training).status == "completed"
+    assert rows(tmp_path, "worker_01")[-1]["step"] == 300
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    s = settings("eamsgd", steps=100_000)
+    outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), number), training)
+    assert (outcome.status, outcome.exit_code) == ("interrupted", code)
+    reached = max(r["step"] for r in rows(tmp_path, "worker_00"))
+    s.steps = reached + 50
+    assert run(s, tmp_path, resume=True).status == "completed"
+    for i in range(4):
+        steps = [r["step"] for r in rows(tmp_path, f"worker_{i:02d}")]
+        assert steps == sorted(set(steps)) and steps[-1] == s.steps
+    seconds = [r["seconds"] for r in rows(tmp_path, "center")]
+    assert seconds == sorted(seconds)
+    assert len(recorded_order(tmp_path)) == json.loads((tmp_path / "summary.json").read_text())["exchanges"]
+
+
+def test_a_run_ends_when_its_center_reaches_the_error_asked_for(tmp_path: Path) -> None:
+    s = settings("eamsgd", steps=100_000, until=Until(test_error=40.0), batch_size=32)
+    outcome = run(s, tmp_path)
+    assert outcome.status == "completed"
+    evaluated = [r["test_error"] for r in rows(tmp_path, "center") if "test_error" in r]
+    assert evaluated[-1] <= 40.0 < min(evaluated[:-1])
+    prepared = build.prepare(s)
+    assert prepared.problem.evaluate(saved_center(tmp_path, prepared))["test_error"] == pytest.approx(evaluated[-1])
+    last = [r for r in rows(tmp_path, "center") if "test_error" in r][-1]
+    assert len(recorded_order(tmp_path)) == last["exchanges"]
+    assert all(r["seconds"] <= last["seconds"] for r in rows(tmp_path))
+
+
+def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
+    outcome = run(settings("downpour", eta=1e6, steps=5000), tmp_path)
+    assert (outcome.status, outcome.exit_code) == ("diverged", 0)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_no_process_and_no_shared_memory_is_left(tmp_path: Path) -> None:
+    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
+    run(settings("easgd"), tmp_path)
+    pids = re.findall(r"process (\d+)$", (tmp_path / "logs" / "launcher.log").read_text(), re.MULTILINE)
+    assert len(pids) >= 6
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert (set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()) == before
