@@ -118,24 +118,16 @@ class Images:
         The result lies where the training images do. `generator` and `indices` are the CPU's in any case, so that a
         batch is the same on every device.
         """
-        rows, columns, halves = self._choices
-        if rows * columns * halves == 1:
-            chosen = _sent(indices, self.train.device)
-            return self._as_input(self.train[chosen], dtype), self.train_labels[chosen]
-        draws = torch.randint(rows * columns * halves, indices.shape, generator=generator)
-        if self.train.device.type != "cpu":
-            i, draws = _sent(torch.stack((indices, draws)), self.train.device)
-            patches = self._windows[i, :, draws // halves // columns, draws // halves % columns]
-            if self.flip:
-                patches = torch.where((draws % 2 == 1)[:, None, None, None], patches.flip(3), patches)
-            return self._as_input(patches, dtype), self.train_labels[i]
-        # The same in numpy, which copies rows where torch's indexing goes pixel by pixel: twice as fast.
-        d = draws.numpy()
-        pixels = self._windows[indices.numpy(), :, d // halves // columns, d // halves % columns]
-        if self.flip:
-            mirrored = (d % 2).astype(bool)
-            pixels[mirrored] = pixels[mirrored, :, :, ::-1]
-        return self._as_input(torch.from_numpy(pixels), dtype), self.train_labels[indices]
+        device, (rows, columns), kinds = self.train.device, self._corners, 2 if self.flip else 1
+        if rows * columns * kinds == 1:
+            i = _sent(indices, device)
+            return self._as_input(self.train[i], dtype), self.train_labels[i]
+        draws = torch.randint(rows * columns * kinds, indices.shape, generator=generator)  # one number says where and which way round
+        if device.type == "cpu":
+            patches = _patches_in_numpy(self._windows, indices, draws, columns, self.flip)
+            return self._as_input(patches, dtype), self.train_labels[indices]
+        i, draws = _sent(torch.stack((indices, draws)), device)
+        return self._as_input(_patches(self._windows, i, draws, columns, self.flip), dtype), self.train_labels[i]
 
     def evaluation_batches(
         self, split: Split, size: int, device: torch.device, dtype: torch.dtype = torch.float32, indices: Tensor | None = None
@@ -157,16 +149,15 @@ class Images:
         return torch.randperm(total, generator=torch.Generator().manual_seed(key(0, SUBSET)))[:n].sort().values
 
     @property
-    def _choices(self) -> tuple[int, int, int]:
-        """How many rows and columns a crop can begin at, and 2 if it can be mirrored."""
-        rows, columns = self.train.shape[2:]
-        height, width = self.input_shape[1:]
-        return rows - height + 1, columns - width + 1, 2 if self.flip else 1
+    def _corners(self) -> tuple[int, int]:
+        """How many rows and how many columns a patch can begin at."""
+        _, height, width = self.input_shape
+        return self.train.shape[2] - height + 1, self.train.shape[3] - width + 1
 
     @cached_property
     def _windows(self) -> Any:
-        """Views [N, C, row, column, height, width] of every patch of every training image."""
-        height, width = self.input_shape[1:]
+        """Views [N, C, row, column, height, width] of every patch of every training image: numpy's on the CPU, else torch's."""
+        _, height, width = self.input_shape
         if self.train.device.type == "cpu":
             return sliding_window_view(self.train.numpy(), (height, width), axis=(2, 3))
         return self.train.unfold(2, height, 1).unfold(3, width, 1)
@@ -183,6 +174,24 @@ class Images:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+
+
+def _patches(windows: Tensor, i: Tensor, draws: Tensor, columns: int, flip: bool) -> Tensor:
+    """Patches [B, C, height, width] of the images `i` [B]; `draws` [B] count the corners row by row, each twice with `flip`."""
+    corners = draws // 2 if flip else draws
+    patches = windows[i, :, corners // columns, corners % columns]
+    return torch.where((draws % 2 == 1)[:, None, None, None], patches.flip(3), patches) if flip else patches
+
+
+def _patches_in_numpy(windows: np.ndarray[Any, Any], i: Tensor, draws: Tensor, columns: int, flip: bool) -> Tensor:
+    """The same on the CPU, twice as fast: numpy copies a row at a time where torch's indexing goes pixel by pixel."""
+    images, numbers = i.numpy(), draws.numpy()
+    corners = numbers // 2 if flip else numbers
+    patches = windows[images, :, corners // columns, corners % columns]
+    if flip:
+        mirrored = numbers % 2 == 1
+        patches[mirrored] = patches[mirrored, :, :, ::-1]
+    return torch.from_numpy(patches)
 
 
 def _sent(numbers: Tensor, device: torch.device) -> Tensor:
