@@ -119,7 +119,7 @@ def _quoted_path(line: str, multirun: bool) -> str:
     key, equals, value = line.partition("=")
     if not equals or key not in (_PATHS if multirun else _PATHS + _LISTS) or not value or value[0] in "'\"":
         return line
-    if "${" in value:  # an interpolation of Hydra's, such as ${now:%Y}
+    if "${" in value or re.fullmatch(r"[\w./-]+", value, re.ASCII):  # an interpolation, such as ${now:%Y}, or nothing that needs quotes
         return line
     if not multirun or key.startswith("hydra.") or key == "resume" or os.path.exists(value):
         return f"{key}={quote(os.path.expanduser(value) if key in _PATHS else value)}"

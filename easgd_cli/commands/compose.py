@@ -37,7 +37,7 @@ class Composed:
 
     settings: Settings
     run_dir: str
-    sweep_dir: str | None
+    sweep_dir: str  # empty unless chosen
     multirun: bool  # an experiment may sweep by itself
     swept: dict[str, str]  # parameters of a sweep that an experiment brings, as key -> values
     choices: dict[str, str | None]  # which option of each group was taken
@@ -55,7 +55,7 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
         cfg = compose(config_name, overrides, return_hydra_config=True)
     except MissingConfigException as e:
         group, _, name = (e.missing_cfg_file or "").partition("/")
-        if group in GROUPS and ":" in name and f"{name}.yaml" not in ConfigStore.instance().list(group):
+        if group in GROUPS and ":" in name and f"{name}.yaml" not in ConfigStore.instance().repo.get(group, {}):
             _store(group, name)
             return _compose(config_name, overrides)
         raise UsageError(_missing(e, overrides)) from e
@@ -72,8 +72,7 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
     try:
         multirun = hydra.mode is not None and hydra.mode.name == "MULTIRUN"
         swept = {str(k): str(v) for k, v in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items()}
-        sweep_dir = None if OmegaConf.is_missing(hydra.sweep, "dir") else str(hydra.sweep.dir)
-        return Composed(settings, str(hydra.run.dir), sweep_dir, multirun, swept, choices)
+        return Composed(settings, str(hydra.run.dir), str(hydra.sweep.dir), multirun, swept, choices)
     except OmegaConfBaseException as e:
         raise UsageError(_sentence(e, overrides)) from e
 

@@ -154,8 +154,10 @@ class _Checks:
 def _refuse_wrong_by_itself(combinations: list[list[str]], fails: dict[int, str], check: Callable[[Sequence[str]], str | None]) -> None:
     """Raises UsageError for an override that fails wherever it occurs and, alone, for the same reason."""
     for i, sentence in fails.items():
-        for word in combinations[i]:
-            if all(j in fails for j, words in enumerate(combinations) if word in words) and check([word]) == sentence:
+        own = running.own(combinations[i])
+        about_hydra = [w for w in combinations[i] if w not in own]  # where configurations are looked for, above all
+        for word in own:
+            if all(j in fails for j, words in enumerate(combinations) if word in words) and check([*about_hydra, word]) == sentence:
                 raise UsageError(sentence)
 
 
@@ -216,7 +218,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
     from easgd_cli.record.table import show_sweep
 
-    print(f"{len(plan.members)} runs in {root}", flush=True)
+    print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}", flush=True)
     rows: list[_Row] = []
     code = 0
     for number, member in enumerate(plan.members, 1):
