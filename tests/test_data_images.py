@@ -37,9 +37,7 @@ def test_training_patches_are_patches_everywhere_and_both_ways_round():
             for top in range(3)
             for left in range(2)
             for mirrored in (False, True)
-            if torch.equal(
-                patch, (p := images.train[i, :, top : top + 3, left : left + 4]).flip(2) if mirrored else images.train[i, :, top : top + 3, left : left + 4]
-            )
+            if torch.equal(patch.flip(2) if mirrored else patch, images.train[i, :, top : top + 3, left : left + 4])
         ]
         assert len(found) == 1
         seen += found
@@ -123,7 +121,7 @@ def test_held_out_images_leave_training_class_by_class():
     assert max(abs(share - 25 / 3) for share in shares) < 1
     assert torch.equal(images.hold_out(25).held_out, held.held_out), "the same in every run"
     assert torch.equal(held.test, images.test)
-    assert len(list(held.evaluation_batches("held_out", 100, CPU))[0][0]) == 25
+    assert sum(len(x) for x, _ in held.evaluation_batches("held_out", 100, CPU)) == 25
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,283 @@
+"""Gradients, batches and figures against plain PyTorch written out by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from easgd_cli.data.images import Images
+from easgd_cli.models import seeded
+from easgd_cli.models.convnet_digits import ConvNetDigits
+from easgd_cli.problem import Batches, FunctionProblem, ImageProblem
+from easgd_cli.randomness import DROPOUT, key
+
+CPU = torch.device("cpu")
+
+
+def images(n=50, classes=4, **options) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda count: torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)  # noqa: E731
+    return Images(draw(n), torch.arange(n) % classes, draw(20), torch.arange(20) % classes, num_classes=classes, **options)
+
+
+def perceptron(dropout=0.0) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4))
+
+
+def problem(net=None, data=None, *, batch_size=8, seed=0, worker=0, l2=0.0, train_images=5000) -> ImageProblem:
+    with seeded(0):
+        net = net() if net else perceptron()
+    return ImageProblem(net, data or images(), batch_size=batch_size, seed=seed, worker=worker, l2=l2, device=CPU, train_images=train_images)
+
+
+# --- which images -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 5), (10, 3), (10, 7), (10, 10), (10, 23), (3, 64), (1, 4)])
+def test_passes_are_permutations_and_batches_run_on_into_the_next(n, size):
+    batches = Batches(n, size, seed=1, worker=2)
+    steps = -(-6 * n // size)
+    stream = torch.cat([batches.indices(t) for t in range(steps)])
+    assert len(stream) == steps * size
+    for i in range(steps * size // n):
+        assert sorted(stream[i * n : (i + 1) * n].tolist()) == list(range(n))
+
+
+def test_a_batch_depends_on_seed_worker_and_step_alone():
+    def drawn(t, seed=0, worker=0):
+        return Batches(1000, 30, seed, worker).indices(t).tolist()
+
+    in_order = Batches(1000, 30, 0, 0)
+    forward = [in_order.indices(t).tolist() for t in range(100)]
+    assert forward == [drawn(t) for t in range(100)]
+    assert [in_order.indices(t).tolist() for t in (70, 3, 33, 34, 99)] == [forward[t] for t in (70, 3, 33, 34, 99)]
+    assert len({tuple(drawn(0, seed, worker)) for seed in range(3) for worker in range(3)}) == 9
+    assert set(forward[0]) != set(forward[34]), "every pass has an order of its own"
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_is_that_of_the_mean_loss_plus_l2():
+    p = problem(lambda: perceptron().double(), l2=0.3)
+    twin = perceptron().double()
+    x = torch.randn(p.size, dtype=torch.float64)
+    torch.nn.utils.vector_to_parameters(x, twin.parameters())
+    for t in (0, 1, 17):
+        p.load(t)
+        indices = Batches(50, 8, 0, 0).indices(t)
+        loss = F.cross_entropy(twin(images().train[indices].double() / 255), images().train_labels[indices])
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(twin.parameters()))]) + 0.3 * x
+        torch.testing.assert_close(p.gradient(x), expected)
+        torch.testing.assert_close(p.loss, loss.detach())
+
+
+def test_the_gradient_agrees_with_differences_of_the_loss():
+    """Independent of autograd: at one place, dropout on, since the same step draws the same mask."""
+    p = problem(lambda: perceptron(0.5).double(), l2=0.1)
+    x = p.start()
+    p.load(3)
+    g = p.gradient(x).clone()
+
+    def value(at):
+        p.gradient(at)
+        return float(p.loss) + 0.05 * float(at.square().sum())
+
+    for i in torch.randperm(p.size)[:20].tolist():
+        step = torch.zeros_like(x)
+        step[i] = 1e-6
+        assert (value(x + step) - value(x - step)) / 2e-6 == pytest.approx(float(g[i]), abs=1e-7)
+
+
+def test_x_is_only_read_and_the_gradient_is_a_buffer_of_its_own():
+    p = problem(l2=0.1)
+    x = p.start()
+    before = x.clone()
+    p.load(0)
+    g = p.gradient(x)
+    assert torch.equal(x, before) and g.data_ptr() != x.data_ptr()
+    assert p.gradient(x + 1).data_ptr() == g.data_ptr()
+    assert not g.requires_grad and not p.loss.requires_grad and p.loss.dim() == 0
+
+
+def test_the_loss_is_without_the_l2_term():
+    plain, decayed = problem(), problem(l2=10.0)
+    for p in (plain, decayed):
+        p.load(0)
+        p.gradient(p.start())
+    assert torch.equal(plain.loss, decayed.loss)
+
+
+def test_a_step_is_a_function_of_seed_worker_and_t():
+    """Batch, crop, mirror and dropout: the same whatever was computed before, another for another seed, worker or step."""
+
+    def gradient(seed, worker, t, before=()):
+        p = problem(lambda: perceptron(0.5), images(crop=(7, 7), flip=True), seed=seed, worker=worker)
+        for s in before:
+            p.load(s)
+            p.gradient(torch.randn(p.size))
+        torch.rand(3)
+        p.load(t)
+        return p.gradient(torch.ones(p.size).mul_(0.1)).clone()
+
+    def perceptron(dropout):  # 7x7
+        return nn.Sequential(nn.Flatten(), nn.Linear(49, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4))
+
+    reference = gradient(0, 1, 5)
+    assert torch.equal(reference, gradient(0, 1, 5, before=(9, 5, 2)))
+    others = [gradient(1, 1, 5), gradient(0, 0, 5), gradient(0, 1, 6)]
+    assert not any(torch.equal(reference, other) for other in others)
+
+
+def test_dropout_draws_from_its_own_key():
+    p = problem(lambda: perceptron(0.5), worker=3, seed=9)
+    x = p.start()
+    p.load(4)
+    g = p.gradient(x).clone()
+    twin = perceptron(0.5)
+    torch.nn.utils.vector_to_parameters(x, twin.parameters())
+    indices = Batches(50, 8, 9, 3).indices(4)
+    torch.default_generator.manual_seed(key(9, DROPOUT, 3, 4))
+    F.cross_entropy(twin(images().train[indices] / 255), images().train_labels[indices]).backward()
+    torch.testing.assert_close(g, torch.cat([p.grad.flatten() for p in twin.parameters()]))
+
+
+def test_one_worker_by_plain_descent_equals_torch_optim_sgd():
+    p = problem(ConvNetDigits, images(classes=10), l2=0.01, batch_size=16)
+    with seeded(0):
+        twin = ConvNetDigits()
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, weight_decay=0.01)
+    x = p.start()
+    for t in range(30):
+        p.load(t)
+        x.sub_(p.gradient(x), alpha=0.1)
+        indices = Batches(50, 16, 0, 0).indices(t)
+        optimizer.zero_grad()
+        F.cross_entropy(twin(images().train[indices] / 255), images(classes=10).train_labels[indices]).backward()
+        optimizer.step()
+    torch.testing.assert_close(x, torch.cat([p.detach().flatten() for p in twin.parameters()]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_start_is_the_models_and_stays():
+    with seeded(0):
+        expected = torch.cat([p.detach().flatten() for p in perceptron().parameters()])
+    p = problem()
+    p.load(0)
+    p.gradient(torch.zeros(p.size))
+    start = p.start()
+    assert torch.equal(start, expected)
+    start.zero_()
+    assert torch.equal(p.start(), expected)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def by_hand(net, pixels, labels) -> tuple[float, float]:
+    with torch.no_grad():
+        logits = net(pixels / 255)
+    return float(F.cross_entropy(logits, labels)), 100 * float((logits.argmax(1) != labels).float().mean())
+
+
+def test_figures_are_those_of_the_plain_model_without_dropout():
+    data = images(300)
+    p = problem(lambda: perceptron(0.5), data, train_images=100)
+    x = torch.randn(p.size)
+    twin = perceptron(0.5).eval()
+    torch.nn.utils.vector_to_parameters(x, twin.parameters())
+    subset = data.training_subset(100)
+    figures = p.evaluate(x)
+    assert set(figures) == {"train_loss", "test_loss", "test_error"}
+    assert figures["train_loss"] == pytest.approx(by_hand(twin, data.train[subset], data.train_labels[subset])[0], rel=1e-5)
+    test_loss, test_error = by_hand(twin, data.test, data.test_labels)
+    assert figures["test_loss"] == pytest.approx(test_loss, rel=1e-5) and figures["test_error"] == pytest.approx(test_error)
+
+
+def test_held_out_images_are_measured_too():
+    data = images(300).hold_out(40)
+    p = problem(None, data)
+    twin = perceptron().eval()
+    torch.nn.utils.vector_to_parameters(p.start(), twin.parameters())
+    loss, error = by_hand(twin, data.held_out, data.held_out_labels)
+    figures = p.evaluate(p.start())
+    assert figures["validation_loss"] == pytest.approx(loss, rel=1e-5) and figures["validation_error"] == pytest.approx(error)
+
+
+def test_evaluating_disturbs_no_gradient():
+    p = problem(lambda: perceptron(0.5))
+    x = p.start()
+    p.load(0)
+    before = p.gradient(x).clone()
+    p.evaluate(torch.randn(p.size))
+    assert torch.equal(p.gradient(x), before)
+
+
+def test_a_diverged_vector_still_has_figures():
+    p = problem()
+    figures = p.evaluate(torch.full((p.size,), torch.nan))
+    assert figures["test_loss"] != figures["test_loss"] and figures["test_error"] > 50
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4))
+
+
+def test_batch_norm_is_estimated_anew_for_what_is_evaluated():
+    """With one batch of all images, its running mean and variance are the plain ones of the layer's input."""
+    p = problem(normalised, images(100))
+    x = torch.randn(p.size)
+    for t in range(3):
+        p.load(t)
+        p.gradient(torch.randn(p.size))
+    figures = p.evaluate(x)
+    state = p.state_dict(x)
+    twin = normalised()
+    twin.load_state_dict(state)
+    with torch.no_grad():
+        inner = twin[0](images(100).train / 255)
+    torch.testing.assert_close(state["1.running_mean"], inner.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state["1.running_var"], inner.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert figures["test_loss"] == pytest.approx(by_hand(twin.eval(), images(100).test, images(100).test_labels)[0], rel=1e-4)
+    assert p.evaluate(x) == figures, "whatever was evaluated before"
+
+
+def test_the_state_dict_is_the_models_own():
+    p = problem()
+    x = torch.randn(p.size)
+    twin = perceptron()
+    twin.load_state_dict(p.state_dict(x))
+    assert torch.equal(torch.cat([q.detach().flatten() for q in twin.parameters()]), x)
+
+
+# --- a function -------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_is_asked_in_float64_for_its_worker_and_step():
+    asked = []
+
+    def gradient(x, worker, t, out):
+        asked.append((worker, t))
+        out.copy_(x * 2)
+
+    p = FunctionProblem(torch.tensor([1.0, 2.0]), gradient, worker=3)
+    p.load(5)
+    x = p.start()
+    assert torch.equal(p.gradient(x), torch.tensor([2.0, 4.0], dtype=torch.float64)) and asked == [(3, 5)]
+    assert p.size == 2 and p.dtype == torch.float64 and p.evaluate(x) == {}
+    assert torch.equal(p.state_dict(x)["x"], x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_sees_the_same_batches():
+    device = torch.device("cuda:0")
+    data = images(crop=(8, 8), flip=True).with_shifts(1)
+    with seeded(0):
+        there = ImageProblem(perceptron(), data, batch_size=8, seed=0, worker=0, l2=0.1, device=device, train_images=50)
+    here = problem(None, data, l2=0.1)
+    x = here.start()
+    for t in range(10):
+        here.load(t)
+        there.load(t)
+        torch.testing.assert_close(there.gradient(x.to(device)).cpu(), here.gradient(x), rtol=1e-4, atol=1e-5)
+    ours, theirs = here.evaluate(x), there.evaluate(x.to(device))
+    assert ours == pytest.approx(theirs, rel=1e-4)
