@@ -186,7 +186,7 @@ def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
 def locate(group: str, target: str) -> Callable[..., Any]:
     """The callable `module:name`, from the working directory or an installed package. Raises UsageError."""
     module, _, name = target.partition(":")
-    if not name:
+    if not module or not name:
         raise UsageError(f"{group}={target}: write it as module:name, such as {group}=my_module:{'MyMethod' if group == 'algo' else 'my_' + group}.")
     here = os.getcwd()
     if here not in sys.path:
