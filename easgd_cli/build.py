@@ -60,7 +60,7 @@ def data(s: Settings) -> Images:
     from easgd_cli.data.images import as_images
 
     options = dict(s.dataset)
-    held_out = options.pop("validation", 0)
+    held_out = convert("dataset.validation", options.pop("validation", 0), int)
     images = as_images(make("dataset", options, {"seed": s.seed}), s.dataset["name"])
     return images.hold_out(held_out) if held_out else images
 

@@ -1,9 +1,11 @@
 """CIFAR-10's files, small ones in the published formats: read, checked, fetched from a local server, or refused."""
 
+import errno
 import functools
 import hashlib
 import http.server
 import os
+import pathlib
 import pickle
 import socket
 import struct
@@ -100,6 +102,19 @@ class Evil:
 
     def __reduce__(self):
         return self.reduced
+
+
+def test_a_file_that_cannot_be_opened_is_named(root, monkeypatch):
+    real = pathlib.Path.open
+
+    def closed_to_us(path, *arguments):
+        if path.name == "data_batch_2":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments)
+
+    monkeypatch.setattr(pathlib.Path, "open", closed_to_us)
+    with pytest.raises(UsageError, match=r"dataset.root=.*data_batch_2 cannot be read: Permission denied"):
+        cifar10(str(root), verify=False)
 
 
 @pytest.mark.parametrize("call", [os.mkdir, eval, getattr, np.load])

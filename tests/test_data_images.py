@@ -190,6 +190,7 @@ def replaced(place, value):
         ((X, Y * 0, X, Y * 0), "all labels are 0; there must be at least two classes"),
         (replaced(2, X[..., :5]), "training images are 1x6x6 and test images 1x6x5; without a crop they must agree"),
         (replaced(2, np.repeat(X, 3, 1)), "must agree"),
+        (numbered(crop=3), r"crop=3 must be two whole numbers, \(rows, columns\)"),
         (numbered(crop=(6, 3)), "crop 6x3 does not fit into training images 2x5x5"),
         (numbered(classes=("a",)), "there are 1 class names for 3 classes"),
     ],

@@ -27,6 +27,13 @@ def cifar10(root: str = "data", download: bool = True, verify: bool = True) -> I
     checksums; False admits a local copy whose checksums differ. Random 28x28 crops and mirroring in training, pixels in [0, 1].
     Raises UsageError when files are missing, truncated, not the published ones, not CIFAR-10, or cannot be fetched.
     """
+    try:
+        return _load(root, download, verify)
+    except OSError as e:
+        raise UsageError(f"dataset.root={root}: {e.filename or 'CIFAR-10'} cannot be read: {e.strerror or e}.") from e
+
+
+def _load(root: str, download: bool, verify: bool) -> Images:
     folder = Path(root).expanduser() / _FOLDER
     if not folder.exists() and (folder.parent / _TEST).exists():
         raise UsageError(f"dataset.root={root}: is the directory of batches itself; write dataset.root={folder.parent.absolute().parent}, which holds it.")
@@ -105,8 +112,8 @@ def _read(file: Path) -> dict[Any, Any]:
         raise UsageError(f"dataset=cifar10: {file} cannot be read: {e}.") from e
     except EOFError as e:
         raise UsageError(f"dataset=cifar10: {file} is truncated; fetch or copy it again.") from e
-    except OSError as e:
-        raise UsageError(f"dataset=cifar10: {file} cannot be read: {e.strerror}.") from e
+    except OSError:
+        raise
     except Exception as e:  # damaged bytes can decode to any instruction
         raise UsageError(f"dataset=cifar10: {file} is damaged ({type(e).__name__}: {e}); fetch or copy it again.") from e
     if not isinstance(content, dict):

@@ -232,6 +232,8 @@ def as_images(given: Any, name: str) -> Images:
 
 
 def _check(images: Images, name: str) -> None:
+    if images.crop is not None and not (isinstance(images.crop, tuple) and len(images.crop) == 2 and all(isinstance(side, int) for side in images.crop)):
+        raise UsageError(f"dataset={name}: crop={images.crop} must be two whole numbers, (rows, columns).")
     for split in ("train", "test"):
         pixels, labels = images._tensors()[split], images._tensors()[f"{split}_labels"]
         if len(pixels) == 0:
