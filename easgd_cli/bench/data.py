@@ -1,0 +1,78 @@
+"""Batches of a data set, made as a worker makes them, against torchvision's DataLoader doing the same, on one core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from easgd_cli.bench.measure import Row, alternate, rate
+from easgd_cli.data import vision
+from easgd_cli.data.images import Images
+from easgd_cli.errors import UsageError
+from easgd_cli.problem import Batches
+
+_SECONDS = 0.3  # of each window
+
+
+def run(images: Images, batch_size: int, windows: int) -> list[Row]:
+    """Images a second, ready for the net: cropped and mirrored as the set asks, as floats in batches of `batch_size`.
+
+    Raises UsageError for images that are no pictures.
+    """
+    if images.train.dtype != torch.uint8 or images.train.shape[1] not in (1, 3):
+        raise UsageError("bench data: torchvision's peer takes uint8 images of 1 or 3 channels, and this data set has others.")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [_row(images, batch_size, windows)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _row(images: Images, batch_size: int, windows: int) -> Row:
+    batches, generator = Batches(len(images.train), batch_size, 0, 0), torch.Generator()
+    loader: Any = torch.utils.data.DataLoader(_OneByOne(images), batch_size, shuffle=True)  # type: ignore[arg-type]
+    step, theirs = 0, iter(loader)
+
+    def ours() -> None:
+        nonlocal step
+        images.training_batch(batches.indices(step), generator.manual_seed(step))
+        step += 1
+
+    def peers() -> None:
+        nonlocal theirs
+        if next(theirs, None) is None:
+            theirs = iter(loader)
+            next(theirs)
+
+    crop = "x".join(str(side) for side in images.input_shape)
+    return alternate(
+        f"batches of {batch_size} images {crop}, one core",
+        lambda: rate(ours, batch_size, _SECONDS),
+        "torchvision DataLoader",
+        lambda: rate(peers, batch_size, _SECONDS),
+        "images/s",
+        windows,
+        target=5.0,
+    )
+
+
+class _OneByOne:
+    """The set as torchvision keeps it: an array for each image, turned into a picture and through its transforms one at a time."""
+
+    def __init__(self, images: Images):
+        transforms = vision.torchvision().transforms
+        steps = [transforms.RandomCrop(images.input_shape[1:])]
+        if images.flip:
+            steps.append(transforms.RandomHorizontalFlip())
+        self._transform = transforms.Compose([*steps, transforms.ToTensor()])
+        pixels = images.train.permute(0, 2, 3, 1).contiguous().numpy()
+        self._pixels, self._labels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels, images.train_labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self._transform(Image.fromarray(self._pixels[i])), self._labels[i]
