@@ -38,8 +38,9 @@ from easgd_cli.devices import deal_devices, worker_threads
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.master import Master, MasterStart
 from easgd_cli.memory import SharedTensors
-from easgd_cli.record import Recorder, open_record
 from easgd_cli.record.progress import Progress
+from easgd_cli.record.recorder import Recorder
+from easgd_cli.record.summary import write_summary
 from easgd_cli.snapshot import Moment, Pace
 from easgd_cli.transport.shared import Link
 from easgd_cli.worker import WorkerLoop, WorkerStart
@@ -155,7 +156,6 @@ class Run:
         log.info("run %s, process %d: %s", self._dir, os.getpid(), self._job.command)
 
         self._elapsed = resumed.moment.seconds if resumed else 0.0
-        self._record: Recorder = open_record(self._job, prepared, resumed)
         self._progress = Progress(steps=prepared.steps, minutes=s.minutes, workers=s.workers)
         images = prepared.images.share()
         devices = deal_devices(s.device, s.workers)
@@ -174,6 +174,7 @@ class Run:
             link.close_sockets()  # or no end would ever be seen by the other
             link.memory.close()
         self._evaluator_start = EvaluatorStart(s, images, self._threads)
+        self._record = self._open_record()
         if s.eval.when == "running" or self._pending:
             self._spawn_evaluator()
         if resumed is None:
@@ -182,6 +183,25 @@ class Run:
             for moment, x in resumed.pending:
                 self._enqueue(moment, SharedTensors.of({"x": x}))
             self._checkpoint_pace.due(resumed.moment.step, resumed.moment.seconds)
+
+    def _open_record(self) -> Recorder:
+        """The record of a new run, or of one that goes on, without what came after its checkpoint."""
+        s, resumed = self._settings, self._resumed
+        config = self._dir / "config.yaml"
+        texts = {"command": f"    {self._job.command}", "config": "\n".join(f"    {line}" for line in config.read_text().splitlines()) if config.exists() else ""}
+        if resumed is None:
+            return Recorder(self._dir, s.workers, hparams(s), texts)
+        pending = {(moment.step, moment.exchanges) for moment, _ in resumed.pending}
+
+        def keep(row: dict[str, Any]) -> bool:
+            if row["party"].startswith("worker_"):
+                state = resumed.workers.get(int(row["party"].removeprefix("worker_")))
+                return row["seconds"] <= resumed.moment.seconds if state is None else row["step"] <= state.t
+            if row["party"] == "system":
+                return bool(row["seconds"] <= resumed.moment.seconds)
+            return row["step"] <= resumed.moment.step and row["exchanges"] <= resumed.moment.exchanges and (row["step"], row["exchanges"]) not in pending
+
+        return Recorder.reopen(self._dir, s.workers, hparams(s), texts, keep=keep, exchanges=resumed.moment.exchanges)
 
     def _spawn_worker(self, link: Link, images: Any, device: str, interval: Interval | None, state: WorkerState | None) -> None:
         start = WorkerStart(self._settings, images, link.for_worker(), device, self._threads, self._prepared.steps, self._settings.minutes, interval)
@@ -614,7 +634,8 @@ class Run:
             "lost": {f"worker_{i:02d}": m.lost for i, m in self._members.items() if m.lost},
             "wall_seconds": seconds, "threads": self._threads, "vector_bytes": self._prepared.size * self._prepared.dtype.itemsize,
         }  # fmt: skip
-        summary = self._record.close(facts)
+        self._record.close(self._status)
+        summary = write_summary(self._dir, facts, self._record.stats())
         self._progress.end(summary)
         code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}[self._status]
         if self._signal == signal.SIGTERM:
@@ -633,6 +654,13 @@ class Run:
     def _note(self, text: str) -> None:
         log.warning(text)
         self._progress.note(text)
+
+
+def hparams(s: Settings) -> dict[str, Any]:
+    """What distinguishes runs in TensorBoard's HParams tab: the names of the groups and the numbers at the root."""
+    groups = {group: getattr(s, group)["name"] for group in ("algo", "dataset", "model", "schedule")}
+    numbers = ("workers", "tau", "eta", "alpha", "beta", "delta", "gamma", "l2", "batch_size", "seed", "steps", "epochs", "minutes")
+    return groups | {name: value for name in numbers if (value := getattr(s, name)) is not None}
 
 
 class _Signals:
