@@ -90,9 +90,10 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         key, equals, value = line.partition("=")
         if line.startswith("~") and not line.startswith("~hydra"):
             raise UsageError(f"{line}: a setting cannot be removed; leave it out to have its default, or write {key[1:]}=null where it may be empty.")
+        if os.path.isdir(line):
+            raise UsageError(f"{line}: is a directory, not a setting; to go on with a run write resume={line}.")
         if not equals:
-            hint = f" To go on with that run: resume={line}." if os.path.isdir(line) else ""
-            raise UsageError(f"{line}: settings are written key=value, such as tau=10.{hint}")
+            raise UsageError(f"{line}: settings are written key=value, such as tau=10.")
         if not key.strip():
             raise UsageError(f"{line}: there is no key before the =; write key=value, such as tau=10.")
         if line.startswith("+") and not line.lstrip("+").startswith("hydra"):

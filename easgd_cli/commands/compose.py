@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from easgd_cli import build, rundir
 from easgd_cli.commands import configs
@@ -127,6 +128,14 @@ def _store(group: str, target: str) -> None:
     ConfigStore.instance().store(group=group, name=target, node=node)
 
 
+# What other programs call our settings.
+_ELSEWHERE = {
+    "lr": "eta", "learning_rate": "eta", "momentum": "delta", "mu": "delta", "weight_decay": "l2", "wd": "l2", "period": "tau", "moving_rate": "alpha",
+    "p": "workers", "num_workers": "workers", "nproc": "workers", "batch": "batch_size", "bs": "batch_size", "max_steps": "steps", "iterations": "steps",
+    "max_epochs": "epochs", "optimizer": "algo", "algorithm": "algo", "method": "algo", "data": "dataset", "net": "model",
+}  # fmt: skip
+
+
 # --- sentences -------------------------------------------------------------------------------------------------------
 
 
@@ -146,12 +155,14 @@ def _sentence(e: BaseException, overrides: Sequence[str]) -> str:
     """What was wrong, about the key and value as the user wrote them."""
     cause = e if isinstance(e, OmegaConfBaseException) else e.__cause__
     if isinstance(cause, InterpolationResolutionError):
-        key = cause.full_key or ""
-        return f"{_written(key, overrides)}: ${{...}} in it cannot be resolved: {_first_line(cause)}."
+        written = _written(cause.full_key, overrides) if cause.full_key else next((o for o in overrides if "${" in o), "A setting")
+        return f"{written}: its ${{...}} cannot be resolved: {_first_line(cause)}."
     if isinstance(cause, ValidationError) and cause.full_key:
         return _wrong_type(cause.full_key, overrides, cause)
-    if isinstance(cause, AttributeError | KeyError | ConfigKeyError) and getattr(cause, "full_key", None):
+    if isinstance(cause, AttributeError | KeyError) and getattr(cause, "full_key", None):
         return _unknown(cause, overrides)
+    if refused := re.match(r"Could not override '([^'@]+)", str(e)):
+        return _no_setting(refused[1], overrides, _all_keys())
     return f"{_first_line(e)}."
 
 
@@ -166,12 +177,15 @@ def _unknown(cause: Any, overrides: Sequence[str]) -> str:
         having = f"it has {', '.join(siblings)}" if siblings else "it has none of its own"
         near = _near(key, siblings)
         return f"{written}: {cause.parent_node.get('name')} has no such setting; " + (f"did you mean {parent}.{near}?" if near else f"{having}.")
-    near = _near(key, siblings)
-    whole = f"{parent}.{near}" if parent else near
-    if not near and not parent:
-        nested = {k.rpartition(".")[2]: k for k in _all_keys() if "." in k}
-        whole = nested.get(_near(key, nested) or "")
-    return f"{written}: there is no setting {full}" + (f"; did you mean {whole}?" if whole else "; easgd train --help lists all of them.")
+    return _no_setting(full, overrides, [f"{parent}.{s}" for s in siblings] if parent else _all_keys())
+
+
+def _no_setting(key: str, overrides: Sequence[str], known: Sequence[str]) -> str:
+    """There is nothing of that name; perhaps one of `known` is meant, or the last part of one of them."""
+    written = _written(key, overrides)
+    typed = written.partition("=")[0]
+    near = _ELSEWHERE.get(typed) or _near(typed, known) or next((k for k in known if k.endswith(f".{typed}")), None)
+    return f"{written}: there is no setting {key}" + (f"; did you mean {near}?" if near else "; easgd train --help lists all of them.")
 
 
 def _wrong_type(full: str, overrides: Sequence[str], cause: Exception) -> str:

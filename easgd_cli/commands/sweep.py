@@ -77,6 +77,9 @@ def plan(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
             raise UsageError(f"{several.input_line}: several values are a sweep, which -m asks for; a single value with a comma in it goes into quotes.")
         assert first is not None
         return first
+    alone = next((o for o in overrides if o.key_or_group == "hydra.run.dir"), None)
+    if alone is not None:
+        raise UsageError(f"{alone.input_line}: names the directory of one run; a sweep's is hydra.sweep.dir=PATH.")
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
     basic = first is None or all(first.choices.get(f"hydra/{part}") == "basic" for part in ("sweeper", "launcher"))
@@ -169,7 +172,7 @@ def _axes(overrides: Iterable[Override]) -> dict[str, list[str]]:
         if o.is_sweep_override() and o.is_discrete_sweep():
             if o.is_hydra_override():
                 raise UsageError(f"{o.input_line}: Hydra's own settings cannot be swept.")
-            axes[key] = [f"{key}={value}" for value in o.sweep_string_iterator()]
+            axes[key] = [f"{key}={value}".replace("\\:", ":") for value in o.sweep_string_iterator()]  # it escapes what needs no escape
             twice = next((v for v in axes[key] if axes[key].count(v) > 1), None)
             if twice is not None:
                 raise UsageError(f"{o.input_line}: {twice} is in it twice; two runs would be the same.")

@@ -1,0 +1,73 @@
+"""What the tests of the command line share: a directory of their own, and a launcher that only notes what it was asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easgd_cli import build
+from easgd_cli.__main__ import main
+from easgd_cli.launcher.job import Job, Outcome
+
+
+@dataclass
+class Launcher:
+    """Stands in for the real launcher: remembers its jobs and ends them as `behave` says."""
+
+    jobs: list[Job] = field(default_factory=list)
+    behave: Callable[[Job], Outcome] = lambda job: Outcome("completed", 0, {"status": "completed", "center": {"test_error": 1.5}})
+
+    def __call__(self, job: Job, prepared: Any) -> Outcome:
+        self.jobs.append(job)
+        return self.behave(job)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command answered."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory; modules imported from it are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> Launcher:
+    """Every run goes here instead of to processes."""
+    stand_in, locate = Launcher(), build.locate
+    monkeypatch.setattr(build, "locate", lambda group, target: stand_in if group == "launcher" else locate(group, target))
+    return stand_in
+
+
+@pytest.fixture
+def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """The command, in this process and in `here`."""
+
+    def run(*words: str) -> Said:
+        status = main(list(words))
+        captured = capsys.readouterr()
+        return Said(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data and model are not loaded, for tests of what comes before and after."""
+    monkeypatch.setattr(build, "prepare", lambda settings: None)

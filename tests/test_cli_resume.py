@@ -1,0 +1,108 @@
+"""`easgd train resume=RUN`: what may be changed, what is refused, and that one process at a time is in a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Launcher, Said
+
+from easgd_cli import rundir
+
+Easgd = Callable[..., Said]
+pytestmark = pytest.mark.usefixtures("unprepared")
+NAME = "runs/x_algo=eamsgd,tau=4"  # with = and , in it, as the default names have
+
+
+@pytest.fixture
+def stopped(easgd: Easgd, launcher: Launcher, here: Path) -> Path:
+    """A run that was interrupted."""
+    assert easgd("train", "algo=eamsgd", "tau=4", "steps=100", f"hydra.run.dir={NAME}").status == 0
+    launcher.jobs.clear()
+    ended(here / NAME, "interrupted")
+    return here / NAME
+
+
+def ended(path: Path, status: str) -> None:
+    (path / "summary.json").write_text(json.dumps({"status": status}))
+
+
+def test_a_run_goes_on_with_the_settings_it_had(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    said = easgd("train", f"resume={NAME}")
+    assert said.status == 0, said.err
+    [job] = launcher.jobs
+    assert job.resume
+    assert job.run_dir == stopped
+    assert (job.settings.algo["name"], job.settings.tau, job.settings.steps) == ("eamsgd", 4, 100)
+
+
+def test_length_and_intervals_may_be_changed_and_are_recorded(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    said = easgd("train", f"resume={NAME}", "epochs=3", "eval.every=50 steps", "checkpoint.keep=2", "until.test_error=3")
+    assert said.status == 0, said.err
+    s = launcher.jobs[0].settings
+    assert (s.steps, s.epochs, s.eval.every, s.checkpoint.keep, s.until.test_error) == (None, 3.0, "50 steps", 2, 3.0)
+    assert yaml.safe_load((stopped / "config.yaml").read_text())["epochs"] == 3.0
+    assert yaml.safe_load((stopped / "overrides.yaml").read_text()) == [
+        "algo=eamsgd", "tau=4", "epochs=3", "eval.every=50 steps", "checkpoint.keep=2", "until.test_error=3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("eta=0.1", "eta=0.1: a run goes on with the settings it had; only steps, epochs, minutes"),
+        ("algo=easgd", "algo=easgd: a run goes on with"),
+        ("hydra.run.dir=other", "hydra.run.dir=other: a run goes on with"),
+        ("steps=many", "steps=many: must be a whole number"),
+        ("steps=0", "steps=0: must be a whole number of at least 1"),
+        ("eval.evry=3", "there is no setting eval.evry; did you mean eval.every?"),
+        ("eval.every=3", "eval.every=3: an interval is a positive number with a unit"),
+    ],
+)
+def test_nothing_else_may_and_nothing_is_written(word: str, sentence: str, stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    before = (stopped / "config.yaml").read_text()
+    said = easgd("train", f"resume={NAME}", word)
+    assert said.status == 2
+    assert sentence in said.err
+    assert launcher.jobs == []
+    assert (stopped / "config.yaml").read_text() == before
+
+
+def test_a_complete_run_goes_on_only_when_given_more(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    ended(stopped, "completed")
+    for words in ([], ["steps=100"], ["steps=50"], ["eval.every=10 steps"]):
+        said = easgd("train", f"resume={NAME}", *words)
+        assert said.status == 0
+        assert "complete after 100 steps: nothing is left to do" in said.out
+    assert launcher.jobs == []
+    assert easgd("train", f"resume={NAME}", "steps=200").status == 0
+    assert launcher.jobs[0].settings.steps == 200
+
+
+def test_a_run_that_diverged_does_not_go_on(stopped: Path, easgd: Easgd) -> None:
+    ended(stopped, "diverged")
+    said = easgd("train", f"resume={NAME}", "steps=200")
+    assert said.status == 2
+    assert "diverged" in said.err
+
+
+def test_a_second_process_is_kept_out(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    with rundir.held(stopped):
+        said = easgd("train", f"resume={NAME}")
+    assert said.status == 2
+    assert "another process is running this run" in said.err
+    assert launcher.jobs == []
+    assert easgd("train", f"resume={NAME}").status == 0
+
+
+def test_what_is_not_a_run_is_told_apart(stopped: Path, easgd: Easgd, here: Path) -> None:
+    (here / "empty").mkdir()
+    assert "not the directory of a run" in easgd("train", "resume=empty").err
+    (here / "empty" / "config.yaml").write_text("tau: [")
+    assert "cannot be read" in easgd("train", "resume=empty").err
+    (here / "empty" / "config.yaml").write_text("tau: 3\ncolour: blue\n")
+    assert "is not a configuration of this version of easgd" in easgd("train", "resume=empty").err
+    assert "resume=runs/x" in easgd("train", NAME).err  # the directory alone
