@@ -1,0 +1,51 @@
+"""A file that only grows, by whole entries."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class GrowingFile:
+    """Collects entries and appends them together.
+
+    When a write fails (a full disk), the file is cut back to its last whole entry and what could not be written is kept
+    for the next attempt: nothing is torn, nothing is lost, and the caller decides whether to go on.
+    """
+
+    def __init__(self, path: Path, keep: int | None = None):
+        """Opens `path`, made if need be, cut to its first `keep` bytes. Raises OSError."""
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if keep is not None:
+            os.ftruncate(self._fd, keep)
+        self._size = os.lseek(self._fd, 0, os.SEEK_END)
+        self._waiting = bytearray()
+
+    def add(self, entry: bytes) -> None:
+        self._waiting += entry
+
+    def flush(self) -> None:
+        """Hands everything to the operating system. Raises OSError."""
+        if not self._waiting:
+            return
+        try:
+            at = 0
+            while at < len(self._waiting):
+                at += os.pwrite(self._fd, memoryview(self._waiting)[at:], self._size + at)
+        except OSError:
+            os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(self._waiting)
+        self._waiting = bytearray()
+
+    def sync(self) -> None:
+        """Flushes, and waits until the disk has it. Raises OSError."""
+        self.flush()
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Closes the file; what has not been flushed is dropped."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,84 @@
+"""From a job to its recorder, new or going on from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import yaml
+
+from easgd_cli import build
+from easgd_cli.config import Settings, effective_alpha
+from easgd_cli.record.metrics import PARTIES, Row, worker_name
+from easgd_cli.record.recorder import Recorder
+from easgd_cli.record.tensorboard import Value
+
+if TYPE_CHECKING:
+    from easgd_cli.checkpoint import Checkpoint
+
+
+class Recorded(Protocol):
+    """What a recorder needs to know of a job."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def run_dir(self) -> Path: ...
+    @property
+    def command(self) -> str: ...
+
+
+def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | None) -> Recorder:
+    """The recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
+    s = job.settings
+    facts = {
+        "algo": s.algo["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.size,
+        "workers": s.workers, "tau": s.tau, "batch_size": s.batch_size, "seed": s.seed,
+    }  # fmt: skip
+    texts = {"command": _as_is(job.command), "config": _as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
+    if resumed is None:
+        return Recorder(job.run_dir, s.workers, hparams(s), texts, facts)
+    return Recorder.reopen(job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.moment.exchanges)
+
+
+def hparams(s: Settings) -> dict[str, Value]:
+    """The settings that a run's result may depend on, for TensorBoard's HParams page; not those that its method does not use."""
+    method = build.method(s)
+    uses = {*build.signature(build.locate("algo", s.algo["target"])), *build.signature(build.locate("schedule", s.schedule["target"]))}
+    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "dataset", "model", "schedule")}
+    found |= {
+        "workers": s.workers, "tau": s.tau if method.center else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
+        "delta": s.delta if "delta" in uses else None, "gamma": s.gamma if "gamma" in uses else None,
+        "l2": s.l2, "batch_size": s.batch_size, "seed": s.seed, "init": s.init,
+    }  # fmt: skip
+    length = next((key for key in ("steps", "epochs", "minutes") if getattr(s, key) is not None), None)
+    found |= {length: getattr(s, length)} if length else {"steps": s.default_steps}
+    for group in ("algo", "schedule", "model", "dataset"):
+        options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
+        # Of a data set only the numbers: the rest says where it lies, not what it is.
+        found |= {key: value for key, value in options.items() if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))}
+    return {key: value if isinstance(value, str | int | float) else str(value) for key, value in found.items() if value is not None}
+
+
+def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
+    """Tells which rows came before the checkpoint and will not come again when a run goes on from it."""
+    moment = checkpoint.moment
+    pending = {(m.seconds, m.step, m.exchanges) for m, _ in checkpoint.pending}
+    # A worker is kept at the end of its own step, which may be later than the center's moment. One that was lost comes back
+    # where the others were on the mean.
+    reached = {worker_name(i): t for i, t in checkpoint.clocks.items()} | {worker_name(i): w.t for i, w in checkpoint.workers.items()}
+
+    def keep(row: Row) -> bool:
+        if row["party"] not in PARTIES:
+            return bool(row["step"] <= reached.get(row["party"], int(moment.step)))
+        before = row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges
+        return before and (row["party"] == "system" or (row["seconds"], row["step"], row["exchanges"]) not in pending)
+
+    return keep
+
+
+def _as_is(text: str) -> str:
+    """Text that Markdown shows unchanged."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,0 +1,200 @@
+"""What a run shows while it goes on: a view that is redrawn in a terminal, plain lines everywhere else.
+
+No thread: the launcher's loop says often how far the run is, and here it is decided what of that is worth showing. A terminal
+that is gone does not end a run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from easgd_cli.record.metrics import Row
+from easgd_cli.record.table import show_run
+
+_REDRAW_SECONDS = 0.2
+_LINE_SECONDS = 10.0
+_FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its own intervals
+
+
+class Progress:
+    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends."""
+
+    def __init__(self, steps: int | None, minutes: float | None, workers: int):
+        self._steps, self._minutes, self._workers = steps, minutes, workers
+        self._console: Console | None = Console(highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._redrawn = self._said = 0.0
+        self._began: tuple[float, float, float] | None = None  # where this process began: monotonic time, training seconds, step
+        self._seconds, self._step, self._exchanges, self._pending = 0.0, 0.0, 0, 0
+        self._center: Row = {}
+        self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: its last row's seconds, how long before it one was, images/s
+        self._finishing = False
+        if self._console.is_terminal and not self._console.is_dumb_terminal and sys.stdout.isatty():
+            # Redrawn by us alone; what others print meanwhile appears above the view.
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._safely(self._live.start)
+        self._show(f"starting {_count(workers, 'worker')}", now=True)
+
+    # ---------------------------------------------------------------- what happens
+
+    def begin(self, elapsed: float) -> None:
+        """Training begins, or goes on after `elapsed` seconds of it."""
+        self._seconds = elapsed
+        length = f", {self._steps:,} steps each" if self._steps is not None else f", {self._minutes:g} minutes" if self._minutes is not None else ""
+        again = f", going on after {_clock(elapsed)}" if elapsed else ""
+        self._show(f"training begins: {_count(self._workers, 'worker')}{length}{again}", now=True)
+
+    def update(self, seconds: float, step: float, exchanges: int, evaluations_pending: int) -> None:
+        """How far the run is: training seconds, mean local step, exchanges, snapshots waiting to be evaluated."""
+        self._seconds, self._step, self._exchanges, self._pending = seconds, step, exchanges, evaluations_pending
+        if self._began is None and step > 0:
+            self._began = (time.monotonic(), seconds, step)
+        self._show(None)
+
+    def worker(self, row: Row) -> None:
+        """A worker's row has come."""
+        before = self._rates.get(row["party"], (0.0, 0.0, 0.0))[0]
+        self._rates[row["party"]] = (row["seconds"], row["seconds"] - before, row["images_per_second"])
+
+    def center(self, row: Row) -> None:
+        """The center has been evaluated."""
+        best = min(e for e in (self._center.get("best"), row.get("test_error"), 100.0) if e is not None)
+        self._center = {**row, "best": best}
+        if self._live is None:
+            line = f"{_clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center)}"
+            self._print(line)
+        else:
+            self._show(None, now=True)
+
+    def finishing(self, evaluations: int) -> None:
+        """Training is over and so many snapshots are still to be evaluated."""
+        self._pending = evaluations
+        first, self._finishing = not self._finishing, True
+        self._show(f"training is over, {_count(evaluations, 'evaluation')} to go" if first and self._live is None else None)
+
+    def note(self, text: str) -> None:
+        """Something the user should know, kept above the view."""
+        self._print(f"[yellow]{escape(text)}[/]")
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """The closing table."""
+        self.close()
+        console = self._console
+        if console is not None:
+            self._safely(lambda: show_run(summary, console))
+
+    def close(self) -> None:
+        """Leaves the terminal as it was; harmless when repeated."""
+        live, self._live = self._live, None
+        if live is not None:
+            self._safely(live.stop)
+
+    # ---------------------------------------------------------------- showing it
+
+    def _show(self, text: str | None, now: bool = False) -> None:
+        """In a terminal redraws, elsewhere says a line: `text`, or how far the run is once in a while."""
+        clock = time.monotonic()
+        if self._live is not None:
+            live = self._live
+            if now or clock - self._redrawn >= _REDRAW_SECONDS:
+                self._redrawn = clock
+                self._safely(lambda: live.update(self._view(), refresh=True))
+        elif text is not None:
+            self._said = clock
+            self._print(text)
+        elif clock - self._said >= _LINE_SECONDS and self._step > 0 and not self._finishing:
+            self._said = clock
+            self._print("  ".join([_clock(self._seconds), f"step {self._done()}", *self._facts()]))
+
+    def _view(self) -> Group:
+        if self._step == 0 and not self._center:
+            return Group(Text(f"starting {_count(self._workers, 'worker')} ..."))
+        line = Table.grid(padding=(0, 2), expand=False)
+        fraction = self._fraction()
+        if self._finishing:
+            cells: list[Any] = [Text(f"training is over, {_count(self._pending, 'evaluation')} to go")]
+        else:
+            bar = [] if fraction is None else [ProgressBar(total=1.0, completed=fraction, width=24)]
+            left = self._left()
+            cells = [*bar, Text(f"step {self._done()}"), Text(f"{_clock(self._seconds)}" + (f", {left}" if left else ""))]
+        line.add_row(*cells)
+        rows: list[Any] = [line, Text("  ".join(self._facts(with_left=False)), no_wrap=True, overflow="ellipsis")]
+        if self._center:
+            rows.append(Text(_evaluation(self._center), no_wrap=True, overflow="ellipsis"))
+        return Group(*rows)
+
+    def _done(self) -> str:
+        return f"{self._step:,.0f}" + (f"/{self._steps:,}" if self._steps is not None else "")
+
+    def _facts(self, with_left: bool = True) -> list[str]:
+        facts = [f"{self._images_per_second():,.0f} images/s"]
+        if self._exchanges:
+            facts.append(f"{self._exchanges:,} exchanges")
+        if self._pending:
+            facts.append(f"{_count(self._pending, 'evaluation')} waiting")
+        left = self._left()
+        return [*facts, left] if with_left and left else facts
+
+    def _images_per_second(self) -> float:
+        """Of all workers that have lately said something: one that is lost or stands still does not count."""
+        newest = max((seconds for seconds, _, _ in self._rates.values()), default=0.0)
+        return sum(rate for seconds, interval, rate in self._rates.values() if newest - seconds <= max(_FRESH_SECONDS, 3 * interval))
+
+    def _fraction(self) -> float | None:
+        if self._steps is not None:
+            return min(1.0, self._step / self._steps)
+        return min(1.0, self._seconds / (60 * self._minutes)) if self._minutes is not None else None
+
+    def _left(self) -> str | None:
+        """Time left at the speed since this process began."""
+        if self._minutes is not None and self._steps is None:
+            return f"{_clock(max(0.0, 60 * self._minutes - self._seconds))} left"
+        if self._steps is None or self._began is None or self._step <= self._began[2]:
+            return None
+        _, seconds, step = self._began
+        speed = (self._step - step) / max(1e-9, self._seconds - seconds)
+        return f"{_clock((self._steps - self._step) / speed)} left" if speed > 0 else None
+
+    def _print(self, markup: str) -> None:
+        console = self._console
+        if console is not None:
+            self._safely(lambda: console.print(markup))
+
+    def _safely(self, show: Any) -> None:
+        try:
+            show()
+        except (OSError, ValueError):  # the terminal or the pipe is gone, or closed: the run goes on without it
+            self._console = self._live = None
+            try:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())  # or Python's own last flush would fail and turn the exit status
+                os.close(nowhere)
+            except (OSError, ValueError):
+                pass
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _evaluation(row: Row) -> str:
+    def number(name: str, form: str) -> str:
+        return "not finite" if row.get(name) is None else format(row[name], form)
+
+    best = f" (best {row['best']:.2f} %)" if row.get("best") is not None else ""
+    return f"center: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}"

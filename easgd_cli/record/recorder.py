@@ -1,0 +1,188 @@
+"""The recorder: one row at a time into metrics.jsonl and TensorBoard's file, the order of exchanges into exchanges.bin."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.errors import RunError
+from easgd_cli.record.growing import GrowingFile
+from easgd_cli.record.metrics import Row
+from easgd_cli.record.standing import Standing
+from easgd_cli.record.summary import surroundings, write_summary
+from easgd_cli.record.tensorboard import Board, Value, started_at
+
+_FLUSH_SECONDS = 0.2
+_ENTRY = 2  # bytes of a worker's number in exchanges.bin, little-endian
+
+
+class Recorder:
+    """Writes the record of one run, for the launcher, in its thread.
+
+    Nothing here waits for a disk but `flush`. metrics.jsonl and exchanges.bin are the record: when one cannot be written,
+    RunError is raised, once. TensorBoard's file is a view of it, whose failure is only told in the log.
+    """
+
+    def __init__(self, run_dir: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str], facts: Mapping[str, Any]):
+        """Begins the record of a new run.
+
+        `texts`: TensorBoard's Text page, Markdown by title; `facts`: what summary.json says of the run from its start.
+        """
+        self._begin(run_dir, Board(run_dir, workers, hparams, texts, time.time()), facts, [], 0)
+        self.row({"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": workers})
+        self.flush()
+
+    @classmethod
+    def reopen(
+        cls,
+        run_dir: Path,
+        workers: int,
+        hparams: Mapping[str, Value],
+        texts: Mapping[str, str],
+        facts: Mapping[str, Any],
+        keep: Callable[[Row], bool],
+        exchanges: int,
+    ) -> Recorder:
+        """Goes on with the record of a run, of which it keeps these rows and the first `exchanges` exchanges.
+
+        An unfinished last line is dropped. Raises RunError when the record is missing, damaged or shorter than that.
+        """
+        recorder = cls.__new__(cls)
+        with _told(run_dir / "metrics.jsonl", "read"):
+            rows = [row for row in read_rows(run_dir / "metrics.jsonl") if keep(row)]
+        started = started_at(run_dir) or time.time() - max((row["seconds"] for row in rows), default=0.0)
+        recorder._begin(run_dir, Board(run_dir, workers, hparams, texts, started), facts, rows, exchanges)
+        recorder.flush()
+        return recorder
+
+    def _begin(self, run_dir: Path, board: Board, facts: Mapping[str, Any], rows: list[Row], exchanges: int) -> None:
+        self._dir, self._board = run_dir, board
+        self._facts = {**facts, **surroundings()}
+        self._failed, self._flushed = False, 0.0
+        self._replace(rows, exchanges)
+        with _told(run_dir / "summary.json", "written"):
+            write_summary(run_dir, {"status": "running", **self._facts}, self._standing.stats())
+
+    def _replace(self, rows: Iterable[Row], exchanges: int) -> None:
+        """Makes these rows, and the first `exchanges` exchanges there are, the whole record."""
+        order, metrics = self._dir / "exchanges.bin", self._dir / "metrics.jsonl"
+        with _told(order, "read"):
+            there = order.stat().st_size // _ENTRY if order.exists() else 0
+        if there < exchanges:
+            raise RunError(f"{order}: holds {there} exchanges, and {exchanges} are needed to go on from the checkpoint; start the run again instead.")
+        self._standing = Standing()
+        rows = [self._standing.take(row) for row in rows]
+        with _told(metrics, "written"):
+            beside = metrics.with_name(f".{metrics.name}.{os.getpid()}")
+            try:
+                with open(beside, "wb") as f:
+                    f.writelines(_line(row) for row in rows)
+                    f.flush()
+                    os.fsync(f.fileno())
+                os.replace(beside, metrics)
+            except OSError:
+                beside.unlink(missing_ok=True)
+                raise
+            self._metrics = GrowingFile(metrics)
+        with _told(order, "written"):
+            self._order = GrowingFile(order, keep=_ENTRY * exchanges)
+        self._board.replace(rows)
+
+    def row(self, row: Row) -> None:
+        """Records a row; those of the center and of its average get `best_test_error` and `seconds_to_best`."""
+        row = self._standing.take(row)
+        self._metrics.add(_line(row))
+        self._board.row(row)
+
+    def order(self, workers: Sequence[int]) -> None:
+        """Records whose exchanges the master has served, in this order."""
+        self._order.add(struct.pack(f"<{len(workers)}H", *workers))
+
+    def tick(self) -> None:
+        """To be called often: hands what has come to the operating system a few times a second. Raises RunError."""
+        now = time.monotonic()
+        if now - self._flushed >= _FLUSH_SECONDS:
+            self._flushed = now
+            self._write(GrowingFile.flush)
+
+    def flush(self) -> None:
+        """Returns when the disk has everything recorded so far. Raises RunError."""
+        self._write(GrowingFile.sync)
+
+    def _write(self, how: Callable[[GrowingFile], None]) -> None:
+        self._board.flush()
+        if self._failed:
+            return
+        for file in (self._metrics, self._order):
+            try:
+                how(file)
+            except OSError as e:
+                self._failed = True
+                raise _failure(file.path, "written", e) from e
+
+    def cut(self, keep: Callable[[Row], bool], exchanges: int) -> None:
+        """Takes back all rows but these, and all exchanges but the first `exchanges`. Raises RunError."""
+        self._write(GrowingFile.flush)
+        self._close_files()
+        with _told(self._dir / "metrics.jsonl", "read"):
+            rows = [row for row in read_rows(self._dir / "metrics.jsonl") if keep(row)]
+        self._replace(rows, exchanges)
+
+    def close(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Ends the record with summary.json, which it returns. `facts`: how the run ended, `status` among them.
+
+        Raises RunError when something could not be written.
+        """
+        failure = None
+        try:
+            self._write(GrowingFile.sync)
+        except RunError as e:
+            failure, facts = e, {**facts, "status": "failed", "reason": str(e)}
+        self._board.close(facts["status"])
+        self._close_files()
+        with _told(self._dir / "summary.json", "written"):
+            summary = write_summary(self._dir, {**self._facts, **facts}, self._standing.stats())
+        if failure is not None:
+            raise failure
+        return summary
+
+    def _close_files(self) -> None:
+        self._metrics.close()
+        self._order.close()
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a metrics.jsonl, but for an unfinished last line. Raises OSError, and ValueError for a damaged line."""
+    with open(path, encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as e:
+                raise ValueError(f"{path}: line {number} is not a row of the record ({e})") from e
+
+
+def _line(row: Row) -> bytes:
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+@contextmanager
+def _told(path: Path, done: str) -> Iterator[None]:
+    """Says of `path` what could not be done with it."""
+    try:
+        yield
+    except OSError as e:
+        raise _failure(path, done, e) from e
+    except ValueError as e:
+        raise RunError(f"{e}; the run cannot go on with it.") from e
+
+
+def _failure(path: Path, done: str, e: OSError) -> RunError:
+    return RunError(f"{path} could not be {done}: {e.strerror or e}. It is the run's record, without which the run does not go on.")

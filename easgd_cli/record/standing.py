@@ -1,0 +1,40 @@
+"""Where a run stands by its rows: the last and the best."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from easgd_cli.record.metrics import CENTER, PARTIES, Row
+
+_PARTS = ("compute", "data", "communication", "other")
+
+
+class Standing:
+    """The last and best of a run's rows."""
+
+    def __init__(self) -> None:
+        self._measured: dict[str, Row] = {}  # of the center and of its average: the last value of each metric
+        self._seconds: dict[str, dict[str, float]] = {}  # of each worker: where its seconds have gone
+
+    def take(self, row: Row) -> Row:
+        """The row as it is recorded: not-finite numbers None, the best test error so far in those of the center."""
+        row = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        party = row["party"]
+        if PARTIES.get(party) is CENTER:
+            error, last = row.get("test_error"), self._measured.get(party, {})
+            best, when = last.get("best_test_error"), last.get("seconds_to_best")
+            if error is not None and (best is None or error < best):
+                best, when = error, row["seconds"]
+            if best is not None:
+                row |= {"best_test_error": best, "seconds_to_best": when}
+            self._measured[party] = last | {m: row[m] for m in CENTER if m in row}
+        elif party not in PARTIES and "seconds_compute" in row:
+            self._seconds[party] = {part: row[f"seconds_{part}"] for part in _PARTS}
+        return row
+
+    def stats(self) -> dict[str, Any]:
+        """The last evaluation of the center (and of its average), and the mean over the workers of the seconds of their step loops."""
+        count = len(self._seconds)
+        seconds = {part: sum(s[part] for s in self._seconds.values()) / count if count else 0.0 for part in _PARTS}
+        return {"center": {}, **self._measured, "seconds": seconds}

@@ -1,0 +1,105 @@
+"""summary.json: how a run stands or ended, in one object, with what is needed to judge and repeat it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.devices import cores
+
+_PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensorboard")
+
+# What is looked for first comes first.
+_ORDER = (
+    "status", "reason", "algo", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds", "images_per_second",
+    "center", "average", "seconds", "bytes_exchanged", "lost",
+)  # fmt: skip
+
+
+def write_summary(run_dir: Path, facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes summary.json, beside and renamed, and returns it. Raises OSError, leaving what was there.
+
+    `facts`: what is known of the run; once it has ended, with `steps` of each worker, `exchanges`, `wall_seconds` and
+    `vector_bytes` (of one message), from which speed and traffic follow. `recorder_stats`: what the rows say.
+    """
+    facts = dict(facts)
+    vector_bytes = facts.pop("vector_bytes", None)
+    if facts.get("wall_seconds"):
+        facts["images_per_second"] = sum(facts["steps"].values()) * facts["batch_size"] / facts["wall_seconds"]
+    if vector_bytes is not None:
+        facts["bytes_exchanged"] = 2 * facts["exchanges"] * vector_bytes  # a message up and a reply down
+    told = {**facts, **recorder_stats}
+    summary = {key: told[key] for key in _ORDER if key in told} | told
+    path = run_dir / "summary.json"
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    return summary
+
+
+def surroundings() -> dict[str, Any]:
+    """What a run depends on beside its settings: versions, hardware and the commit of this program."""
+    return {"versions": _versions(), "hardware": _hardware(), "git_commit": _commit()}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("easgd", *_PACKAGES):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    # Sums round differently with another instruction set; nvidia-smi names the devices without starting CUDA in this process.
+    gpus = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") if torch.cuda.device_count() else None
+    return {
+        "host": platform.node(), "system": platform.platform(), "cpu": _cpu(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores(), "memory_bytes": _memory(), "gpus": gpus.splitlines() if gpus else [], "cuda": torch.version.cuda,
+    }  # fmt: skip
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            return next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this program runs from, marked where files differ from it; None when installed."""
+    here = Path(__file__).parent
+    if _said("git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None  # perhaps inside somebody's repository, but no part of it
+    return _said("git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _said(*command: str) -> str | None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}  # a hook's own repository is not meant
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, env=environment, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,287 @@
+"""TensorBoard's view of a run: curves, a layout, hyperparameters and the texts, in one event file.
+
+Written over TensorBoard's own protocol buffers: no thread, no TensorFlow, a few microseconds a value, and a full disk never
+ends a run, since metrics.jsonl is the record and this can be made again from it.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from easgd_cli.record.growing import GrowingFile
+from easgd_cli.record.metrics import CENTER, SYSTEM, WORKER, Row
+from easgd_cli.record.points import Point, Points
+
+Value = str | float | int | bool
+
+log = logging.getLogger("easgd.launcher.record")
+
+_NAME = re.compile(r"events\.out\.tfevents\.\d+\.\d+")
+
+# What a sweep is compared by, as the columns of the HParams table.
+_COMPARED = {
+    "center/best_test_error": "best test error (%)",
+    "center/test_error": "final test error (%)",
+    "center/seconds_to_best": "seconds to best",
+    "center/train_loss": "final training loss",
+    "workers/images_per_second_mean": "images/s per worker",
+    "workers/seconds_communication_mean": "seconds of communication",
+}
+
+
+class Board:
+    """The event file of one run.
+
+    `started`: the wall-clock time of training second 0, in Unix seconds; with it the page's relative axis shows training
+    seconds. A failed write is told once and tried again at the next flush.
+    """
+
+    def __init__(self, directory: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str], started: float):
+        self._directory, self._workers, self._hparams, self._texts = directory, workers, dict(hparams), dict(texts)
+        self._started = float(int(started))  # whole seconds, as the file's name says it, so that a run that goes on has the same
+        self._complained = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._outdated = _event_files(self._directory)
+        self._points = Points(self._workers)
+        self._described: set[str] = set()
+        self._events = _EventFile(self._directory, self._started)
+        start = _session_start(self._hparams, self._directory.name, self._started)
+        self._events.add(0.0, 0, [start, _layout(), *(_text(title, text) for title, text in self._texts.items())])
+
+    def replace(self, rows: Iterable[Row]) -> None:
+        """Makes these rows all that is shown, after which every worker lives again.
+
+        They go into a new file whose name comes later, upon which the old ones are emptied: a page that is open on the run
+        then shows the new curves. It would never notice that a file it has read was cut, and would stop at one that is gone.
+        """
+        self._events.close()
+        self._begin()
+        for row in rows:
+            self.row(row)
+        self._points.all_live()
+
+    def row(self, row: Row) -> None:
+        """Adds what is plotted of a row."""
+        self._add(self._points.of(row))
+
+    def _add(self, points: Iterable[Point]) -> None:
+        for point in points:
+            values = []
+            for tag, value in point.values.items():
+                described = None if tag in self._described else SummaryMetadata(summary_description=_description(tag))
+                values.append(Summary.Value(tag=tag, simple_value=value, metadata=described))
+                self._described.add(tag)
+            self._events.add(point.seconds, point.step, values)
+
+    def flush(self) -> None:
+        """Writes what has been added. Never raises for want of space or permission."""
+        try:
+            self._events.flush()
+            while self._outdated:
+                os.truncate(self._outdated[-1], 0)
+                self._outdated.pop()
+        except OSError as e:
+            if not self._complained:
+                log.warning("TensorBoard's file could not be written (%s); it is tried again, and the run goes on", e.strerror or e)
+            self._complained = True
+
+    def close(self, status: str) -> None:
+        """Completes the curves. Only a final end is told to the HParams page, which keeps the first it reads."""
+        self._add(self._points.rest())
+        if status in ("completed", "diverged", "failed"):
+            self._events.add(None, 0, [_session_end(failed=status == "failed")])
+        self.flush()
+        self._events.close()
+
+
+class _EventFile:
+    """One event file, named after its start and a number, so that a later one of the run is read later."""
+
+    def __init__(self, directory: Path, started: float):
+        number = 1 + max((int(p.name.rpartition(".")[2]) for p in _event_files(directory)), default=-1)
+        self._path = directory / f"events.out.tfevents.{int(started)}.{number:04d}"
+        self._started = started
+        self._framed = io.BytesIO()
+        self._records = RecordWriter(self._framed)
+        self._file: GrowingFile | None = None
+        self._records.write(Event(wall_time=started, file_version="brain.Event:2").SerializeToString())
+
+    def add(self, seconds: float | None, step: int, values: Sequence[Summary.Value]) -> None:
+        """One event at `seconds` of training, now where None."""
+        wall_time = time.time() if seconds is None else self._started + seconds
+        self._records.write(Event(wall_time=wall_time, step=step, summary=Summary(value=values)).SerializeToString())
+
+    def flush(self) -> None:
+        """Raises OSError; nothing is lost then."""
+        if self._file is None:
+            self._file = GrowingFile(self._path)
+        self._file.add(self._framed.getvalue())
+        self._framed.seek(0)
+        self._framed.truncate()
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def started_at(directory: Path) -> float | None:
+    """When training second 0 of the run in `directory` was, in Unix seconds, as its event files are named; None without any."""
+    return next((float(p.name.split(".")[3]) for p in _event_files(directory)), None)
+
+
+def _event_files(directory: Path) -> list[Path]:
+    """Those that this program has written there."""
+    return sorted(p for p in directory.glob("events.out.tfevents.*") if _NAME.fullmatch(p.name))
+
+
+# --- what is not a curve ---------------------------------------------------------------------------------------------
+
+
+def _description(tag: str) -> str:
+    group, _, name = tag.partition("/")
+    if group == "workers":
+        metric, _, kind = name.rpartition("_")
+        word = {"mean": "Mean", "min": "Least", "max": "Greatest"}[kind]
+        return f"{word} over the workers at the same local step: {WORKER[metric]}"
+    if group == "average":
+        return f"The same for the average of the center: {CENTER[name]}"
+    return CENTER[name] if group == "center" else SYSTEM[name] if group == "system" else WORKER[group]
+
+
+def _text(tag: str, markdown: str) -> Summary.Value:
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    return Summary.Value(tag=tag, tensor=_strings([markdown.encode()]), metadata=metadata)
+
+
+def _strings(values: Sequence[bytes]) -> TensorProto:
+    # The page shows a text only if the tensor has a dimension.
+    return TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))]), string_val=values)
+
+
+def _layout() -> Summary.Value:
+    """The charts of the Custom Scalars page. The same in every run and every sweep, since the page joins what it finds."""
+
+    def lines(title: str, *tags: str) -> layout_pb2.Chart:
+        return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags]))
+
+    def range_of(title: str, metric: str) -> layout_pb2.Chart:
+        series = layout_pb2.MarginChartContent.Series(value=f"workers/{metric}_mean", lower=f"workers/{metric}_min", upper=f"workers/{metric}_max")
+        return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
+
+    parts = [f"workers/seconds_{part}_mean" for part in ("compute", "data", "communication", "other")]
+    categories = [
+        ("The center", [
+            lines("test error (%)", "center/test_error", "average/test_error"),
+            lines("best test error so far (%)", "center/best_test_error", "average/best_test_error"),
+            lines("training loss", "center/train_loss", "average/train_loss"),
+            lines("test loss", "center/test_loss", "average/test_loss"),
+        ]),
+        ("The workers", [
+            lines("training loss of every worker", "train_loss/worker_.*"),
+            range_of("training loss: mean and range over the workers", "train_loss"),
+            range_of("distance to the center: mean and range", "distance_to_center"),
+            range_of("staleness: mean and range", "staleness"),
+        ]),
+        ("Speed", [
+            range_of("images a second of a worker: mean and range", "images_per_second"),
+            lines("where a worker's seconds go: mean", *parts),
+            lines("exchanges a second", "system/exchanges_per_second"),
+            lines("workers alive", "system/workers_alive"),
+        ]),
+    ]  # fmt: skip
+    layout = layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=charts) for title, charts in categories])
+    return Summary.Value(
+        tag=custom_scalars.CONFIG_SUMMARY_TAG, tensor=_scalar_string(layout.SerializeToString()), metadata=custom_scalars.create_summary_metadata()
+    )
+
+
+def _scalar_string(value: bytes) -> TensorProto:
+    return TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[value])
+
+
+# --- hyperparameters -------------------------------------------------------------------------------------------------
+
+
+def _session_start(hparams: Mapping[str, Value], name: str, started: float) -> Summary.Value:
+    info = SessionStartInfo(group_name=name, start_time_secs=started)
+    for key, value in hparams.items():
+        if isinstance(value, bool):
+            info.hparams[key].bool_value = value
+        elif isinstance(value, int | float):
+            info.hparams[key].number_value = value
+        else:
+            info.hparams[key].string_value = value
+    return _hparams(hparams_metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+
+
+def _session_end(failed: bool) -> Summary.Value:
+    status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
+    return _hparams(hparams_metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time())))
+
+
+def _hparams(tag: str, content: HParamsPluginData) -> Summary.Value:
+    return Summary.Value(tag=tag, tensor=hparams_metadata.NULL_TENSOR, metadata=hparams_metadata.create_summary_metadata(content))
+
+
+def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]]) -> None:
+    """Tells TensorBoard, in an event file at the sweep's root, what the runs differ in and what they are compared by.
+
+    `runs`: the hyperparameters of each. Replaces what an earlier start of the same sweep has told. Never raises for want of
+    space or permission.
+    """
+    infos = []
+    for name in dict.fromkeys(key for run in runs for key in run):
+        values = [run[name] for run in runs if name in run]
+        info = api_pb2.HParamInfo(name=name, differs=len(set(values)) > 1 or len(values) < len(runs))
+        if all(isinstance(v, bool) for v in values):
+            info.type = api_pb2.DATA_TYPE_BOOL
+        elif all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            info.type = api_pb2.DATA_TYPE_FLOAT64
+        else:
+            info.type = api_pb2.DATA_TYPE_STRING
+            values = [str(v) for v in values]
+        for value in sorted(set(values)):
+            info.domain_discrete.values.add(**{_FIELDS[info.type]: value})
+        infos.append(info)
+    infos.sort(key=lambda info: not info.differs)  # what differs comes first in the table
+    experiment = api_pb2.Experiment(time_created_secs=time.time(), hparam_infos=infos, metric_infos=_compared())
+    old = _event_files(root)
+    events = _EventFile(root, time.time())
+    events.add(0.0, 0, [_hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment)), _layout()])
+    try:
+        events.flush()
+        for path in old:
+            os.truncate(path, 0)
+    except OSError as e:
+        log.warning("TensorBoard's file in %s could not be written (%s)", root, e.strerror or e)
+    events.close()
+
+
+_FIELDS = {api_pb2.DATA_TYPE_BOOL: "bool_value", api_pb2.DATA_TYPE_FLOAT64: "number_value", api_pb2.DATA_TYPE_STRING: "string_value"}
+
+
+def _compared() -> list[api_pb2.MetricInfo]:
+    return [
+        api_pb2.MetricInfo(name=api_pb2.MetricName(group="", tag=tag), display_name=title, description=_description(tag)) for tag, title in _COMPARED.items()
+    ]
