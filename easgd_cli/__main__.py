@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from easgd_cli import __version__
 from easgd_cli.errors import RunError, UsageError
 
-COMMANDS = {"train": "train a model with many workers; -m sweeps"}
+COMMANDS = {
+    "train": "train a model with many workers; -m sweeps",
+    "bench": "what computing, loading data and communicating cost on this hardware",
+}
 
 _HELP = """easgd {version}: train one model with many workers around a center variable.
 

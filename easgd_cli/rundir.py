@@ -125,6 +125,8 @@ def held(path: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise UsageError(f"{path}: another process is running this run; wait for it to end, or stop it.") from e
+        except OSError:
+            pass  # a file system without locks, as some networks have: nothing can be known there
         yield
     finally:
         os.close(descriptor)

@@ -65,8 +65,9 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
     path = rundir.create(path)
     try:
         outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
-    except UsageError:
-        rundir.discard(path)
+    except BaseException as e:
+        if isinstance(e, UsageError) or not any(path.iterdir()):  # refused after all, or interrupted before anything was in it
+            rundir.discard(path)
         raise
     return outcome, path
 

@@ -77,12 +77,15 @@ def plan(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
             raise UsageError(f"{several.input_line}: several values are a sweep, which -m asks for; a single value with a comma in it goes into quotes.")
         assert first is not None
         return first
+    basic = first is None or all(first.choices.get(f"hydra/{part}") == "basic" for part in ("sweeper", "launcher"))
     alone = next((o for o in overrides if o.key_or_group == "hydra.run.dir"), None)
     if alone is not None:
         raise UsageError(f"{alone.input_line}: names the directory of one run; a sweep's is hydra.sweep.dir=PATH.")
+    named = next((o for o in overrides if o.key_or_group == "hydra.sweep.subdir"), None)
+    if named is not None and basic:
+        raise UsageError(f"{named.input_line}: runs of a sweep are named by the values they differ in; hydra.sweep.dir=PATH chooses where they are.")
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
-    basic = first is None or all(first.choices.get(f"hydra/{part}") == "basic" for part in ("sweeper", "launcher"))
     if first is not None and first.choices.get("hydra/launcher") == "submitit_slurm" and shutil.which("sbatch") is None:
         raise UsageError("hydra/launcher=submitit_slurm: there is no sbatch on this machine, so no SLURM to hand jobs to; use hydra/launcher=basic.")
     continuous = next((o for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()), None)
@@ -104,14 +107,15 @@ def _checked_plan(axes: dict[str, list[str]], composed: Compose, root: Path, bas
     if len(fails) == len(combinations):
         raise UsageError("\n".join(dict.fromkeys(fails.values())))
     members: list[Member] = []
-    for i, words in enumerate(combinations):
-        if i in fails:
+    for words in combinations:
+        settings = checks.settings(words)
+        if isinstance(settings, str) or checks.deep(words):
             continue
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or running.own(words)
         name = rundir.named_by(swept) or "default"
         if any(m.name == name for m in members):
             name = f"{name}-{rundir.digest(swept)}"
-        members.append(Member(words, swept, name, composed(words).settings))
+        members.append(Member(words, swept, name, settings))
     return Plan(root, members, [(" ".join(running.own(combinations[i])), sentence) for i, sentence in fails.items()], basic)
 
 
@@ -124,12 +128,12 @@ class _Checks:
         self._deep: dict[str, str | None] = {}
 
     def light(self, words: Sequence[str]) -> str | None:
-        found = self._settings(words)
+        found = self.settings(words)
         return found if isinstance(found, str) else None
 
     def deep(self, words: Sequence[str]) -> str | None:
         """Also data, model and start; each combination of what they depend on is loaded once."""
-        s = self._settings(words)
+        s = self.settings(words)
         if isinstance(s, str):
             return s
         key = json.dumps([s.dataset, s.model, s.init, s.device, s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.algo, s.launcher["target"]])
@@ -142,7 +146,8 @@ class _Checks:
                 self._deep[key] = str(e)
         return self._deep[key]
 
-    def _settings(self, words: Sequence[str]) -> Settings | str:
+    def settings(self, words: Sequence[str]) -> Settings | str:
+        """The settings where they can run as far as is known without loading data, else what is wrong with them."""
         key = tuple(words)
         if key not in self._light:
             try:
@@ -219,8 +224,9 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
-    from easgd_cli.record.table import show_sweep
+    from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
 
+    _tell_tensorboard(root, plan.members)
     print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}", flush=True)
     rows: list[_Row] = []
     code = 0
@@ -282,6 +288,21 @@ def _place(path: Path, settings: Settings) -> tuple[Path, str | None]:
         if (candidate / "checkpoint").is_dir() and any((candidate / "checkpoint").iterdir()):
             return candidate, status or "running"
     raise AssertionError("candidates never end")
+
+
+def _tell_tensorboard(root: Path, members: list[Member]) -> None:
+    """What the HParams tab compares, of these jobs and of those that an earlier start has left here."""
+    from easgd_cli.record.opening import hparams
+    from easgd_cli.record.tensorboard import write_sweep
+
+    known = {json.dumps(asdict(m.settings), sort_keys=True): m.settings for m in members}
+    for path in sorted(root.glob("*/config.yaml")):
+        try:
+            settings = compose.resumed(str(path), [], {})
+        except UsageError:  # of another version, perhaps; its curves are shown all the same
+            continue
+        known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
+    write_sweep(root, [hparams(s) for s in known.values()])
 
 
 def _warn_ineffective(members: list[Member]) -> None:
