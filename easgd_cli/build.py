@@ -66,13 +66,19 @@ def data(s: Settings) -> Images:
 
 
 def model(s: Settings, images: Images) -> nn.Module:
-    """A net for these images, initialised from the one seed. Raises UsageError."""
+    """A net for these images, initialised from the one seed, or as `init` says. Raises UsageError."""
+    from easgd_cli.flat import Flat
     from easgd_cli.models import check_model, seeded
 
     offered = {"num_classes": images.num_classes, "input_shape": images.input_shape}
     with seeded(s.seed):
         net = make("model", s.model, offered)
     check_model(net, s.model["name"], images)
+    if s.init is not None:
+        state = _state_dict(s.init)
+        Flat(net).load(state, f"init={s.init}")
+        net.load_state_dict(state)
+        net.zero_grad(set_to_none=True)
     return net
 
 
@@ -116,7 +122,7 @@ def prepare(s: Settings) -> Prepared:
     problem = ImageProblem(
         net, images, batch_size=s.batch_size, seed=s.seed, worker=0, l2=s.l2, device=torch.device("cpu"), train_images=s.eval.train_images
     )
-    start = problem.start() if s.init is None else problem.flat.load(_state_dict(s.init))
+    start = problem.start()
     _check_memory(s, rules, start.numel() * start.element_size())
     return Prepared(rules, images, problem, start, total_steps(s, len(images.train)))
 

@@ -87,8 +87,8 @@ class WorkerLoop:
         self._session = SharedWorkerEnd(start.link, self._device)
         self._session.center_clock, self._session.exchanges = start.center_clock, start.exchanges
         self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t)
-        self._loss = torch.zeros((), device=self._device)
         self._tally = Tally(**start.meter) if start.meter else Tally(every=1 if start.steps is None else -(-start.steps // _POINTS))
+        self._loss = torch.tensor(self._tally.loss, dtype=torch.float64, device=self._device)  # read only when it is told: no wait in a step
         self._sequential = not self._method.center
         self._stop = False
         self._warm_up()
@@ -155,7 +155,7 @@ class WorkerLoop:
 
     def _post_state(self, purpose: str, snapshots: Snapshots) -> None:
         """Everything this worker needs to go on from here."""
-        self._fold_loss()
+        self._tally.loss = float(self._loss)
         kept = {name: getattr(self._w, name) for name in self._method.state}
         if self._session.reply is not None:
             kept["reply"] = self._session.reply  # only to measure distances from it
@@ -167,18 +167,13 @@ class WorkerLoop:
             SharedTensors.of(kept),
         )  # fmt: skip
 
-    def _fold_loss(self) -> None:
-        self._tally.loss += float(self._loss)
-        self._loss.zero_()
-
     def _row(self, seconds: float) -> None:
         """Posts what happened since the last row."""
         w, tally = self._w, self._tally
-        self._fold_loss()
         loop = tally.seconds_loop - tally.last_loop
         row = {
             "seconds": seconds, "step": w.t, "exchanges": self._session.center_clock, "party": f"worker_{self._start.link.worker:02d}",
-            "train_loss": tally.loss / tally.steps, "eta": w.schedule(w.t),
+            "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
             "images_per_second": tally.steps * self._problem.batch_size / loop if loop > 0 else 0.0,
             "seconds_compute": tally.seconds_compute, "seconds_data": tally.seconds_data, "seconds_communication": tally.seconds_communication,
             "seconds_other": tally.seconds_loop - tally.seconds_compute - tally.seconds_data - tally.seconds_communication,
@@ -188,7 +183,8 @@ class WorkerLoop:
             if tally.exchanges:
                 row["staleness"] = tally.staleness / tally.exchanges
         self._channel.post({"kind": "row", "row": row})
-        tally.loss, tally.steps, tally.staleness, tally.exchanges, tally.last_loop = 0.0, 0, 0, 0, tally.seconds_loop
+        self._loss.zero_()
+        tally.steps, tally.staleness, tally.exchanges, tally.last_loop = 0, 0, 0, tally.seconds_loop
         tally.rows += 1
         if self._start.steps is None and tally.rows % _POINTS_PER_DOUBLING == 0:
             tally.every *= 2

@@ -151,9 +151,10 @@ def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(algo: str, tmp_path:
 @pytest.mark.parametrize("algo", ["eamsgd", "msgd"])
 def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_been(algo: str, tmp_path: Path) -> None:
     """The launcher's record after the checkpoint is thrown away and made again, without gap or repeat."""
-    whole = settings(algo, workers=1, steps=400)
+    evaluation = Eval(every="90 steps", train_images=100)
+    whole = settings(algo, workers=1, steps=1500, eval=evaluation)
     run(whole, tmp_path / "whole")
-    broken = settings(algo, workers=1, steps=400, checkpoint=Checkpoint(every="50 steps"))
+    broken = settings(algo, workers=1, steps=1500, eval=evaluation, checkpoint=Checkpoint(every="100 steps"))
 
     def kill_the_master_or_worker(pids: dict[str, int]) -> None:
         os.kill(pids.get("master", pids["worker_00"]), signal.SIGKILL)
@@ -237,8 +238,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal
     s = settings("eamsgd", steps=100_000)
     outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), number), training)
     assert (outcome.status, outcome.exit_code) == ("interrupted", code)
-    reached = max(r["step"] for r in rows(tmp_path, "worker_00"))
-    s.steps = reached + 50
+    s.steps = max(outcome.summary["steps"].values()) + 50
     assert run(s, tmp_path, resume=True).status == "completed"
     for i in range(4):
         steps = [r["step"] for r in rows(tmp_path, f"worker_{i:02d}")]

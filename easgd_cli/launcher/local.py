@@ -38,9 +38,8 @@ from easgd_cli.devices import deal_devices, worker_threads
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.master import Master, MasterStart
 from easgd_cli.memory import SharedTensors
+from easgd_cli.record.opening import open_record
 from easgd_cli.record.progress import Progress
-from easgd_cli.record.recorder import Recorder
-from easgd_cli.record.summary import write_summary
 from easgd_cli.snapshot import Moment, Pace
 from easgd_cli.transport.shared import Link
 from easgd_cli.worker import WorkerLoop, WorkerStart
@@ -49,6 +48,8 @@ _GRACE_SECONDS = 10.0  # how long a worker that is told to stop may take over it
 _SNAPSHOTS_IN_MEMORY = 8  # waiting for the evaluator; more wait on disk
 _EVALUATOR_LIVES = 3
 _SYSTEM_POINTS_PER_DOUBLING = 64
+
+_RECORD = ("metrics.jsonl", "exchanges.bin")
 
 log = logging.getLogger("easgd.launcher")
 
@@ -174,7 +175,9 @@ class Run:
             link.close_sockets()  # or no end would ever be seen by the other
             link.memory.close()
         self._evaluator_start = EvaluatorStart(s, images, self._threads)
-        self._record = self._open_record()
+        if resumed is not None:
+            self._take_back_record()
+        self._record = open_record(self._job, prepared, resumed)
         if s.eval.when == "running" or self._pending:
             self._spawn_evaluator()
         if resumed is None:
@@ -183,25 +186,6 @@ class Run:
             for moment, x in resumed.pending:
                 self._enqueue(moment, SharedTensors.of({"x": x}))
             self._checkpoint_pace.due(resumed.moment.step, resumed.moment.seconds)
-
-    def _open_record(self) -> Recorder:
-        """The record of a new run, or of one that goes on, without what came after its checkpoint."""
-        s, resumed = self._settings, self._resumed
-        config = self._dir / "config.yaml"
-        texts = {"command": f"    {self._job.command}", "config": "\n".join(f"    {line}" for line in config.read_text().splitlines()) if config.exists() else ""}
-        if resumed is None:
-            return Recorder(self._dir, s.workers, hparams(s), texts)
-        pending = {(moment.step, moment.exchanges) for moment, _ in resumed.pending}
-
-        def keep(row: dict[str, Any]) -> bool:
-            if row["party"].startswith("worker_"):
-                state = resumed.workers.get(int(row["party"].removeprefix("worker_")))
-                return row["seconds"] <= resumed.moment.seconds if state is None else row["step"] <= state.t
-            if row["party"] == "system":
-                return bool(row["seconds"] <= resumed.moment.seconds)
-            return row["step"] <= resumed.moment.step and row["exchanges"] <= resumed.moment.exchanges and (row["step"], row["exchanges"]) not in pending
-
-        return Recorder.reopen(self._dir, s.workers, hparams(s), texts, keep=keep, exchanges=resumed.moment.exchanges)
 
     def _spawn_worker(self, link: Link, images: Any, device: str, interval: Interval | None, state: WorkerState | None) -> None:
         start = WorkerStart(self._settings, images, link.for_worker(), device, self._threads, self._prepared.steps, self._settings.minutes, interval)
@@ -336,16 +320,13 @@ class Run:
 
     def _worker_row(self, child: Child, row: dict[str, Any]) -> None:
         self._member(child).t = row["step"]
-        if self._hit is not None:
-            return  # later than the snapshot that ended the run
         self._record.row(row)
         self._progress.worker(row)
         if not math.isfinite(row["train_loss"]):
             self._diverge(f"{row['party']}'s training loss is {row['train_loss']} at step {row['step']}")
 
     def _served_row(self, message: dict[str, Any]) -> None:
-        if self._hit is None:
-            self._record.order(message["workers"])
+        self._record.order(message["workers"])
         now, exchanges = message["seconds"], message["exchanges"]
         if now >= self._system_next and now > self._served[0]:
             rate = (exchanges - self._served[1]) / (now - self._served[0])
@@ -357,9 +338,8 @@ class Run:
             self._system_next = now + self._system_every
 
     def _system_row(self, seconds: float, step: float, exchanges: int, **metrics: Any) -> None:
-        if self._hit is None:
-            alive = sum(m.lost is None for m in self._members.values())
-            self._record.row({"seconds": seconds, "step": step, "exchanges": exchanges, "party": "system", "workers_alive": alive, **metrics})
+        alive = sum(m.lost is None for m in self._members.values())
+        self._record.row({"seconds": seconds, "step": step, "exchanges": exchanges, "party": "system", "workers_alive": alive, **metrics})
 
     def _worker_state(self, child: Child, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         assert tensors is not None
@@ -435,9 +415,8 @@ class Run:
         self._evaluating, self._evaluator_deaths = None, 0
         metrics, moment = message["metrics"], done.moment
         row = {"seconds": moment.seconds, "step": moment.step, "exchanges": moment.exchanges, "party": "center", **metrics}
-        if self._hit is None:
-            self._record.row(row)
-            self._progress.center(row)
+        self._record.row(row)
+        self._progress.center(row)
         log.info("center at step %g: %s", moment.step, metrics)
         self._last_evaluated = (moment.step, moment.exchanges)
         level = self._settings.until.test_error
@@ -612,12 +591,11 @@ class Run:
             moment, vectors, clocks = self._final
             states = {i: m.final for i, m in self._members.items() if m.final is not None}
             waiting = ([self._evaluating] if self._evaluating else []) + list(self._pending)
-            self._write_checkpoint(Checkpoint(moment, vectors, clocks, states, [(p.moment, p.x()) for p in waiting] if self._hit is None else []))
+            self._write_checkpoint(Checkpoint(moment, vectors, clocks, states, [(p.moment, p.x()) for p in waiting]))
             x = vectors["x"]
             if self._hit is not None:
                 moment, x = self._hit
-                hit = moment
-                self._record.cut(lambda row: row["seconds"] <= hit.seconds, hit.exchanges)
+                self._end_record_at(moment)
             try:
                 checkpoints.save(self._prepared.problem.state_dict(x), self._dir / "center.pt")
             except OSError as e:
@@ -627,20 +605,35 @@ class Run:
         shutil.rmtree(self._dir / "snapshots", ignore_errors=True)
         seconds = self._ended_seconds if self._ended_seconds is not None else self._seconds()
         facts = {
-            "status": self._status, "reason": self._reason, "algo": s.algo["name"], "dataset": s.dataset["name"], "model": s.model["name"],
-            "workers": s.workers, "tau": s.tau, "batch_size": s.batch_size, "seed": s.seed,
+            "status": self._status, "reason": self._reason,
             "steps": {f"worker_{i:02d}": m.t for i, m in self._members.items()},
             "exchanges": self._final[0].exchanges if self._final else self._served[1],
             "lost": {f"worker_{i:02d}": m.lost for i, m in self._members.items() if m.lost},
             "wall_seconds": seconds, "threads": self._threads, "vector_bytes": self._prepared.size * self._prepared.dtype.itemsize,
         }  # fmt: skip
-        self._record.close(self._status)
-        summary = write_summary(self._dir, facts, self._record.stats())
+        summary = self._record.close(facts)
         self._progress.end(summary)
         code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}[self._status]
         if self._signal == signal.SIGTERM:
             code = 143
         return Outcome(self._status, code, summary, self._reason)
+
+    def _end_record_at(self, moment: Moment) -> None:
+        """The record of a run that reached its error ends there; what came after is kept for a run that goes on from its checkpoint."""
+        self._record.flush()
+        try:
+            for name in _RECORD:
+                shutil.copyfile(self._dir / name, self._dir / "checkpoint" / name)
+        except OSError as e:
+            raise RunError(f"{self._dir / 'checkpoint'} could not be written: {e.strerror or e}.") from e
+        self._record.cut(lambda row: row["seconds"] <= moment.seconds, moment.exchanges)
+
+    def _take_back_record(self) -> None:
+        """What `_end_record_at` kept."""
+        for name in _RECORD:
+            kept = self._dir / "checkpoint" / name
+            if kept.exists():
+                kept.replace(self._dir / name)
 
     # ---------------------------------------------------------------- small things
 
@@ -654,13 +647,6 @@ class Run:
     def _note(self, text: str) -> None:
         log.warning(text)
         self._progress.note(text)
-
-
-def hparams(s: Settings) -> dict[str, Any]:
-    """What distinguishes runs in TensorBoard's HParams tab: the names of the groups and the numbers at the root."""
-    groups = {group: getattr(s, group)["name"] for group in ("algo", "dataset", "model", "schedule")}
-    numbers = ("workers", "tau", "eta", "alpha", "beta", "delta", "gamma", "l2", "batch_size", "seed", "steps", "epochs", "minutes")
-    return groups | {name: value for name in numbers if (value := getattr(s, name)) is not None}
 
 
 class _Signals:

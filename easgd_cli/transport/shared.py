@@ -60,12 +60,12 @@ class SharedWorkerEnd:
     def __init__(self, link: Link, device: torch.device):
         assert link.worker_socket is not None
         self._socket = link.worker_socket
-        shared = link.memory.tensors
-        self._names = list(shared)
+        self._shared = link.memory.tensors
+        self._names = list(self._shared)
         self._staged = device.type != "cpu"  # untested: written without such a device at hand
-        self._shared = shared
-        self.vectors: dict[str, Tensor] = {name: v.to(device) for name, v in shared.items() if name != "reply"} if self._staged else dict(shared)
-        self._reply = self.vectors.pop("reply", None) if not self._staged else (torch.empty_like(self.vectors["x"]) if "reply" in shared else None)
+        own = {name: v.to(device) for name, v in self._shared.items()} if self._staged else dict(self._shared)
+        self._reply = own.pop("reply", None)
+        self.vectors: dict[str, Tensor] = own
         self._index = {v.data_ptr(): self._names.index(name) for name, v in self.vectors.items()}
         self.center_clock = 0
         self.staleness = 0
