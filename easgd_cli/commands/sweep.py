@@ -10,9 +10,11 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,19 +216,21 @@ def _root(axes: dict[str, list[str]], first: Composed | None) -> Path:
 
 def run(plan: Plan, asked: Arguments, command: str) -> int:
     """Runs the jobs one after another and shows how each ended; returns the exit status."""
+    if plan.left_out and not plan.basic:
+        raise UsageError(f"{plan.left_out[0][1]} With a sweeper or launcher other than Hydra's basic one every combination must be able to run.")
     for words, sentence in plan.left_out:
         print(f"easgd: left out: {words}. {sentence}", file=sys.stderr)
     _warn_ineffective(plan.members)
-    if not plan.basic:
-        return _left_to_hydra(plan, asked)
     root = plan.root
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
+    _tell_tensorboard(root, plan.members)
+    if not plan.basic:
+        return _left_to_hydra(plan, asked)
     from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
 
-    _tell_tensorboard(root, plan.members)
     print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}", flush=True)
     rows: list[_Row] = []
     code = 0
@@ -319,8 +323,6 @@ def _warn_ineffective(members: list[Member]) -> None:
 
 
 def _left_to_hydra(plan: Plan, asked: Arguments) -> int:
-    if plan.left_out:
-        raise UsageError(f"{plan.left_out[0][1]} With a sweeper or launcher other than Hydra's basic one every combination must be able to run.")
     words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     with running.unchanged_process():
         sys.argv = ["easgd", "--config-name", asked.config_name, "--multirun", *words, f"hydra.sweep.dir={arguments.quote(str(plan.root.absolute()))}"]
@@ -330,16 +332,22 @@ def _left_to_hydra(plan: Plan, asked: Arguments) -> int:
     return 0
 
 
-def hydra_job(cfg: DictConfig) -> float | None:
-    """One job in the hands of a sweeper or launcher of Hydra's, perhaps in another process, in the directory Hydra made.
+def hydra_job(_: DictConfig) -> float | None:
+    """One job in the hands of a sweeper or launcher of Hydra's: a run in a process of its own.
 
-    Returns the center's best test error, which is what a sweeper minimises. Raises RunError when the run failed.
+    It may be called in a thread or in another library's worker process, where neither signals nor multiprocessing are as a
+    launcher needs them. Returns the best test error of the center, for a sweeper to minimise. Raises RunError when it failed.
     """
     info = HydraConfig.get()
-    settings = compose.typed(cfg, info.overrides.task, {str(k): v for k, v in info.runtime.choices.items()})
-    running.checked(settings)
-    launcher = build.locate("launcher", settings.launcher["target"])
-    outcome = running.launch_in(Path(info.runtime.output_dir), settings, list(info.overrides.task), "easgd train", launcher, build.prepare(settings))
-    if outcome.exit_code:
-        raise RunError(f"{info.runtime.output_dir}: {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}")
-    return (outcome.summary.get("center") or {}).get("best_test_error")
+    path = Path(info.runtime.output_dir)
+    with suppress(OSError):
+        path.rmdir()  # Hydra has made it; the run makes its own, or the next that is free
+    words = [*info.overrides.task, f"hydra.run.dir={arguments.quote(str(path))}"]
+    if info.searchpath:
+        words.append(f"hydra.searchpath=[{','.join(arguments.quote(p) for p in info.searchpath)}]")
+    command = [sys.executable, "-m", "easgd_cli", "train", "--config-name", str(info.job.config_name), *words]
+    status = subprocess.run(command, cwd=info.runtime.cwd, check=False).returncode
+    ran = list(itertools.takewhile(Path.exists, rundir.candidates(path)))[-1]
+    if status:
+        raise RunError(f"{ran}: ended with status {status}; its logs and summary.json say more.")
+    return (rundir.summary_of(ran).get("center") or {}).get("best_test_error")
