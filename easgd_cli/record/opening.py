@@ -44,22 +44,24 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
 
 
 def hparams(s: Settings) -> dict[str, Value]:
-    """The settings that a run's result may depend on, for TensorBoard's HParams page; not those that its method does not use."""
-    method = build.method(s)
+    """The settings that a run's result may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
+    exchanges = bool(build.method(s).center)
     uses = {*build.signature(build.locate("algo", s.algo["target"])), *build.signature(build.locate("schedule", s.schedule["target"]))}
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "dataset", "model", "schedule")}
     found |= {
-        "workers": s.workers, "tau": s.tau if method.center else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
+        "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
         "delta": s.delta if "delta" in uses else None, "gamma": s.gamma if "gamma" in uses else None,
-        "l2": s.l2, "batch_size": s.batch_size, "seed": s.seed, "init": s.init,
+        "l2": s.l2, "batch_size": s.batch_size, "seed": s.seed,
     }  # fmt: skip
     length = next((key for key in ("steps", "epochs", "minutes") if getattr(s, key) is not None), None)
     found |= {length: getattr(s, length)} if length else {"steps": s.default_steps}
+    if s.init is not None:
+        found["init"] = s.init
     for group in ("algo", "schedule", "model", "dataset"):
         options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
         # Of a data set only the numbers: the rest says where it lies, not what it is.
         found |= {key: value for key, value in options.items() if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))}
-    return {key: value if isinstance(value, str | int | float) else str(value) for key, value in found.items() if value is not None}
+    return {key: value if value is None or isinstance(value, str | int | float) else str(value) for key, value in found.items()}
 
 
 def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:

@@ -30,7 +30,7 @@ from easgd_cli.record.growing import GrowingFile
 from easgd_cli.record.metrics import CENTER, SYSTEM, WORKER, Row
 from easgd_cli.record.points import Point, Points
 
-Value = str | float | int | bool
+Value = str | float | int | bool | None  # of a hyperparameter; None: a number that this run's method does not use
 
 log = logging.getLogger("easgd.launcher.record")
 
@@ -65,8 +65,10 @@ class Board:
         self._points = Points(self._workers)
         self._described: set[str] = set()
         self._events = _EventFile(self._directory, self._started)
-        start = _session_start(self._hparams, self._directory.name, self._started)
-        self._events.add(0.0, 0, [start, _layout(), *(_text(title, text) for title, text in self._texts.items())])
+        start = [_session_start(self._hparams, self._directory.name, self._started), _layout()]
+        if not _event_files(self._directory.parent):  # a run of its own; in a sweep the page might read this one instead of the sweep's
+            start.append(_experiment([self._hparams], domains=False))
+        self._events.add(0.0, 0, [*start, *(_text(title, text) for title, text in self._texts.items())])
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Makes these rows all that is shown, after which every worker lives again.
@@ -88,7 +90,7 @@ class Board:
         for point in points:
             values = []
             for tag, value in point.values.items():
-                described = None if tag in self._described else SummaryMetadata(summary_description=_description(tag))
+                described = None if tag in self._described else _about(tag)
                 values.append(Summary.Value(tag=tag, simple_value=value, metadata=described))
                 self._described.add(tag)
             self._events.add(point.seconds, point.step, values)
@@ -156,6 +158,11 @@ def _event_files(directory: Path) -> list[Path]:
 
 
 # --- what is not a curve ---------------------------------------------------------------------------------------------
+
+
+def _about(tag: str) -> SummaryMetadata:
+    """What the page says of a curve. A tag's first value alone has it."""
+    return SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), summary_description=_description(tag))
 
 
 def _description(tag: str) -> str:
@@ -230,7 +237,7 @@ def _session_start(hparams: Mapping[str, Value], name: str, started: float) -> S
             info.hparams[key].bool_value = value
         elif isinstance(value, int | float):
             info.hparams[key].number_value = value
-        else:
+        elif value is not None:
             info.hparams[key].string_value = value
     return _hparams(hparams_metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
 
@@ -247,28 +254,12 @@ def _hparams(tag: str, content: HParamsPluginData) -> Summary.Value:
 def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]]) -> None:
     """Tells TensorBoard, in an event file at the sweep's root, what the runs differ in and what they are compared by.
 
-    `runs`: the hyperparameters of each. Replaces what an earlier start of the same sweep has told. Never raises for want of
-    space or permission.
+    `runs`: the hyperparameters of each. To be called before the first run begins; replaces what an earlier start of the same
+    sweep has told. Never raises for want of space or permission.
     """
-    infos = []
-    for name in dict.fromkeys(key for run in runs for key in run):
-        values = [run[name] for run in runs if name in run]
-        info = api_pb2.HParamInfo(name=name, differs=len(set(values)) > 1 or len(values) < len(runs))
-        if all(isinstance(v, bool) for v in values):
-            info.type = api_pb2.DATA_TYPE_BOOL
-        elif all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            info.type = api_pb2.DATA_TYPE_FLOAT64
-        else:
-            info.type = api_pb2.DATA_TYPE_STRING
-            values = [str(v) for v in values]
-        for value in sorted(set(values)):
-            info.domain_discrete.values.add(**{_FIELDS[info.type]: value})
-        infos.append(info)
-    infos.sort(key=lambda info: not info.differs)  # what differs comes first in the table
-    experiment = api_pb2.Experiment(time_created_secs=time.time(), hparam_infos=infos, metric_infos=_compared())
     old = _event_files(root)
     events = _EventFile(root, time.time())
-    events.add(0.0, 0, [_hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment)), _layout()])
+    events.add(0.0, 0, [_experiment(runs, domains=True), _layout()])
     try:
         events.flush()
         for path in old:
@@ -278,10 +269,30 @@ def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]]) -> None:
     events.close()
 
 
-_FIELDS = {api_pb2.DATA_TYPE_BOOL: "bool_value", api_pb2.DATA_TYPE_FLOAT64: "number_value", api_pb2.DATA_TYPE_STRING: "string_value"}
-
-
-def _compared() -> list[api_pb2.MetricInfo]:
-    return [
+def _experiment(runs: Sequence[Mapping[str, Value]], domains: bool) -> Summary.Value:
+    """The columns of the HParams table. `domains`: whether these runs are all there will be, whose values can be chosen from."""
+    infos = []
+    for name in dict.fromkeys(key for run in runs for key in run):
+        values = [value for run in runs if (value := run.get(name)) is not None]
+        if domains and not values:
+            continue
+        info = api_pb2.HParamInfo(name=name, differs=len(set(values)) > 1 or 0 < len(values) < len(runs))
+        if values and all(isinstance(v, bool) for v in values):
+            info.type = api_pb2.DATA_TYPE_BOOL
+        elif all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            info.type = api_pb2.DATA_TYPE_FLOAT64
+        else:
+            info.type = api_pb2.DATA_TYPE_STRING
+            values = [str(v) for v in values]
+        for value in sorted(set(values)) if domains else ():
+            info.domain_discrete.values.add(**{_FIELDS[info.type]: value})
+        infos.append(info)
+    infos.sort(key=lambda info: not info.differs)  # what differs comes first in the table
+    metrics = [
         api_pb2.MetricInfo(name=api_pb2.MetricName(group="", tag=tag), display_name=title, description=_description(tag)) for tag, title in _COMPARED.items()
     ]
+    content = api_pb2.Experiment(time_created_secs=time.time(), hparam_infos=infos, metric_infos=metrics)
+    return _hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=content))
+
+
+_FIELDS = {api_pb2.DATA_TYPE_BOOL: "bool_value", api_pb2.DATA_TYPE_FLOAT64: "number_value", api_pb2.DATA_TYPE_STRING: "string_value"}
