@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Launcher, Said
 
-from easgd_cli import build
+from easgd_cli import build, rundir
 from easgd_cli.commands import configs
 from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
@@ -172,6 +172,16 @@ def test_a_job_that_failed_or_had_other_settings_gets_a_new_directory(easgd: Eas
     launcher.jobs.clear()
     assert easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine").status == 0
     assert launcher.jobs == []
+
+
+def test_two_sweeps_at_once_share_the_jobs(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine")
+    launcher.jobs.clear()
+    with rundir.held(here / "mine" / "seed=0"):
+        said = easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine")
+    assert "running elsewhere" in said.out
+    assert "seed=2" in names(launcher)
+    assert not (here / "mine" / "seed=0.2").exists()
 
 
 def test_other_settings_are_another_sweep(easgd: Easgd, launcher: Launcher, here: Path) -> None:

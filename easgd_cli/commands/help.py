@@ -34,12 +34,14 @@ _OPTIONS = """Options (Hydra's)
 _OWN = """Your own code comes in as module:callable, from the working directory or an installed package: algo=my_module:MyMethod,
 model=my_module:MyNet, dataset=my_module:my_data. Its own parameters are settings: algo.mu=0.9."""
 
+_SETTINGS = "Settings (eta, delta, batch_size and steps have defaults for each method and data set, in configs/tuning/)"
+
 _WIDTH, _INDENT = 120, 28
 
 
 def train() -> str:
     """The whole text."""
-    parts = [_OPENING, "Groups (the first is the default)", *_groups(), "", _OWN, "", "Settings", *_settings(config.Settings, ""), "", _OPTIONS]
+    parts = [_OPENING, "Groups (the first is the default)", *_groups(), "", _OWN, "", _SETTINGS, *_settings(config.Settings, ""), "", _OPTIONS]
     return "\n".join(parts)
 
 

@@ -253,8 +253,8 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
 def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tuple[_Row, int]:
     """One job, whatever becomes of it."""
     path, status = _place(root / member.name, member.settings)
-    if status in ("completed", "diverged"):
-        print(f"already done: {path}", flush=True)
+    if status in ("completed", "diverged", "running elsewhere"):
+        print(f"{status if status == 'running elsewhere' else 'already done'}: {path}", flush=True)
         return _Row(path.name, status, rundir.summary_of(path)), 0
     try:
         with running.unchanged_process():
@@ -286,7 +286,11 @@ def _place(path: Path, settings: Settings) -> tuple[Path, str | None]:
             return path, None
         if rundir.config_of(candidate) != wanted:
             continue
-        status = rundir.status_of(candidate)
+        try:
+            with rundir.held(candidate):
+                status = rundir.status_of(candidate)
+        except UsageError:
+            return candidate, "running elsewhere"
         if status in ("completed", "diverged"):
             return candidate, status
         if (candidate / "checkpoint").is_dir() and any((candidate / "checkpoint").iterdir()):
