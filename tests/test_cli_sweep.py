@@ -11,13 +11,19 @@ import pytest
 from conftest import Launcher, Said
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import configs
+from easgd_cli.commands import configs, running
 from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.job import Job, Outcome
 
 Easgd = Callable[..., Said]
 pytestmark = pytest.mark.usefixtures("unprepared")
+
+
+@pytest.fixture
+def straight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs without the two compositions that Hydra's own main does around each: for tests of what the sweep does with them."""
+    monkeypatch.setattr(running, "_within_hydra", lambda asked, overrides, path, task: task())
 
 
 def names(launcher: Launcher) -> list[str]:
@@ -74,12 +80,12 @@ def test_what_is_wrong_by_itself_refuses_the_whole_sweep(words: str, sentence: s
 
 
 def test_combinations_that_cannot_run_are_listed_and_left_out(easgd: Easgd, launcher: Launcher) -> None:
-    said = easgd("train", "-m", "algo=easgd,mdownpour,sgd", "tau=1,4", "workers=1,2")
+    said = easgd("train", "-m", "algo=easgd,mdownpour,sgd", "tau=1,4", "workers=2")
     assert said.status == 0
-    assert "left out: algo=mdownpour tau=4 workers=1. tau=4: MDOWNPOUR" in said.err
+    assert "left out: algo=mdownpour tau=4 workers=2. tau=4: MDOWNPOUR" in said.err
     assert "left out: algo=sgd tau=1 workers=2. algo=sgd workers=2: sgd is one worker" in said.err
-    assert said.err.count("left out") == 4
-    assert len(launcher.jobs) == 8
+    assert said.err.count("left out") == 3
+    assert names(launcher) == ["algo=easgd,tau=1", "algo=easgd,tau=4", "algo=mdownpour,tau=1"]
 
 
 def test_data_and_models_are_tried_before_the_first_run(easgd: Easgd, launcher: Launcher, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +109,7 @@ def test_data_and_models_are_tried_before_the_first_run(easgd: Easgd, launcher: 
     assert names(launcher) == ["dataset=digits,model=small", "dataset=synthetic,model=small", "dataset=synthetic,model=convnet7"]
 
 
+@pytest.mark.usefixtures("straight")
 def test_a_failing_job_neither_stops_the_rest_nor_hides_its_reason(easgd: Easgd, launcher: Launcher, capsys: pytest.CaptureFixture[str]) -> None:
     def behave(job: Job) -> Outcome:
         match job.settings.seed:
@@ -127,6 +134,7 @@ def test_a_failing_job_neither_stops_the_rest_nor_hides_its_reason(easgd: Easgd,
     assert "Traceback" in said.err
 
 
+@pytest.mark.usefixtures("straight")
 def test_divergence_is_a_result(easgd: Easgd, launcher: Launcher) -> None:
     launcher.behave = lambda job: finish(job, "diverged", 0, "not finite at step 3")
     said = easgd("train", "-m", "eta=100,1000")
@@ -134,6 +142,7 @@ def test_divergence_is_a_result(easgd: Easgd, launcher: Launcher) -> None:
     assert said.out.count("diverged") >= 2
 
 
+@pytest.mark.usefixtures("straight")
 def test_an_interrupted_sweep_stops_and_goes_on_when_asked_again(easgd: Easgd, launcher: Launcher) -> None:
     def interrupt_second(job: Job) -> Outcome:
         if job.settings.seed == 1:
@@ -159,6 +168,7 @@ def test_an_interrupted_sweep_stops_and_goes_on_when_asked_again(easgd: Easgd, l
     assert said.out.count("already done") == 4
 
 
+@pytest.mark.usefixtures("straight")
 def test_a_job_that_failed_or_had_other_settings_gets_a_new_directory(easgd: Easgd, launcher: Launcher) -> None:
     launcher.behave = lambda job: finish(job, "failed", 1, "no")
     assert easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine").status == 1
@@ -174,6 +184,7 @@ def test_a_job_that_failed_or_had_other_settings_gets_a_new_directory(easgd: Eas
     assert launcher.jobs == []
 
 
+@pytest.mark.usefixtures("straight")
 def test_two_sweeps_at_once_share_the_jobs(easgd: Easgd, launcher: Launcher, here: Path) -> None:
     easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine")
     launcher.jobs.clear()
@@ -184,12 +195,14 @@ def test_two_sweeps_at_once_share_the_jobs(easgd: Easgd, launcher: Launcher, her
     assert not (here / "mine" / "seed=0.2").exists()
 
 
+@pytest.mark.usefixtures("straight")
 def test_other_settings_are_another_sweep(easgd: Easgd, launcher: Launcher, here: Path) -> None:
     for fixed in ([], ["steps=7"], ["steps=8"]):
         assert easgd("train", "-m", "seed=0,1", *fixed).status == 0
     assert len(list((here / "runs" / "sweeps").iterdir())) == 3
 
 
+@pytest.mark.usefixtures("straight")
 def test_an_experiment_sweeps_by_itself_and_the_command_line_replaces_its_values(easgd: Easgd, launcher: Launcher, here: Path) -> None:
     (here / "own/experiment").mkdir(parents=True)
     (here / "own/experiment/fig.yaml").write_text(
@@ -204,6 +217,7 @@ def test_an_experiment_sweeps_by_itself_and_the_command_line_replaces_its_values
     assert [(job.run_dir.name, job.settings.tau) for job in launcher.jobs] == [("algo=easgd", 2), ("algo=eamsgd", 2)]
 
 
+@pytest.mark.usefixtures("straight")
 def test_a_setting_without_effect_is_told_once_for_each_method(easgd: Easgd) -> None:
     said = easgd("train", "-m", "algo=easgd,eamsgd", "delta=0.5", "tau=1,2", "seed=0,1")
     assert said.err == "easgd: delta=0.5 has no effect: algo=easgd has no momentum.\n"
