@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -126,12 +126,17 @@ class _EventFile:
         self._framed = io.BytesIO()
         self._records = RecordWriter(self._framed)
         self._file: GrowingFile | None = None
-        self._records.write(Event(wall_time=started, file_version="brain.Event:2").SerializeToString())
+        self._write(Event(wall_time=started, file_version="brain.Event:2"))
+        # A page without TensorBoard's fast loader forgets what it has read upon the second of these; the fast one goes by steps.
+        self._write(Event(wall_time=started, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, seconds: float | None, step: int, values: Sequence[Summary.Value]) -> None:
         """One event at `seconds` of training, now where None."""
         wall_time = time.time() if seconds is None else self._started + seconds
-        self._records.write(Event(wall_time=wall_time, step=step, summary=Summary(value=values)).SerializeToString())
+        self._write(Event(wall_time=wall_time, step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
         """Raises OSError; nothing is lost then."""
