@@ -119,9 +119,7 @@ def prepare(s: Settings) -> Prepared:
     deal_devices(s.eval.device, 1)
     images = data(s)
     net = model(s, images)
-    problem = ImageProblem(
-        net, images, batch_size=s.batch_size, seed=s.seed, worker=0, l2=s.l2, device=torch.device("cpu"), train_images=s.eval.train_images
-    )
+    problem = ImageProblem(net, images, batch_size=s.batch_size, seed=s.seed, worker=0, l2=s.l2, device=torch.device("cpu"), train_images=s.eval.train_images)
     start = problem.start()
     _check_memory(s, rules, start.numel() * start.element_size())
     return Prepared(rules, images, problem, start, total_steps(s, len(images.train)))
@@ -151,7 +149,8 @@ def _check_memory(s: Settings, rules: Method, vector: int) -> None:
     available = available_memory()
     if available is not None and needed > available:
         raise UsageError(
-            f"workers={s.workers}: the vectors of this run need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free; use fewer workers or a smaller model."
+            f"workers={s.workers}: the vectors of this run need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free; "
+            "use fewer workers or a smaller model."
         )
 
 

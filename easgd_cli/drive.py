@@ -8,6 +8,7 @@ hold a method against its printed listing, and what replays the recorded order o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -105,9 +106,7 @@ class ByHand:
     beginnings. `order` records the exchanges as a real run does: a worker number each.
     """
 
-    def __init__(
-        self, method: Method, problems: Sequence[Objective], *, tau: int, schedule: Schedule, start: Tensor, starts: Sequence[Tensor] | None = None
-    ):
+    def __init__(self, method: Method, problems: Sequence[Objective], *, tau: int, schedule: Schedule, start: Tensor, starts: Sequence[Tensor] | None = None):
         self.method, self.problems = method, list(problems)
         self.center = Center(method, new_vectors(method.center, start)) if method.center else None
         self.order: list[int] = []
@@ -115,7 +114,7 @@ class ByHand:
         self._sessions: list[_Direct | None] = []
         for i, begin in enumerate(starts if starts is not None else [start] * len(self.problems)):
             self.workers.append(Worker(new_vectors((*method.state, *method.scratch), begin), tau, schedule))
-            self._sessions.append(None if self.center is None else _Direct(self.center, torch.empty_like(start), lambda i=i: self.order.append(i)))
+            self._sessions.append(None if self.center is None else _Direct(self.center, torch.empty_like(start), partial(self.order.append, i)))
 
     def step(self, worker: int) -> None:
         """One local step of that worker, its exchange included when one is due."""

@@ -17,7 +17,9 @@ GradientOf = Callable[[int, int, Tensor], Tensor]
 class Listing:
     """State of all parties by the paper's names: x[i], v[i], t[i], center."""
 
-    def __init__(self, start: Tensor, p: int, eta: float, tau: int, gradient: GradientOf, alpha: float = 0.0, delta: float = 0.0, starts: list[Tensor] | None = None):
+    def __init__(
+        self, start: Tensor, p: int, eta: float, tau: int, gradient: GradientOf, alpha: float = 0.0, delta: float = 0.0, starts: list[Tensor] | None = None
+    ):
         self.x = [s.clone() for s in starts] if starts else [start.clone() for _ in range(p)]
         self.v = [torch.zeros_like(start) for _ in range(p)]
         self.t = [0] * p

@@ -234,7 +234,7 @@ def test_a_rule_changes_no_state_before_its_last_yield(name: str) -> None:
 
 
 def test_mdownpour_refuses_longer_periods() -> None:
-    with pytest.raises(ValueError, match="tau=4.*tau=1"):
+    with pytest.raises(ValueError, match=r"tau=4.*tau=1"):
         MDOWNPOUR(delta=0.9, tau=4)
 
 
@@ -257,7 +257,7 @@ def test_a_rule_that_yields_something_else_is_told_so() -> None:
 def test_a_sequential_method_with_several_workers_is_refused() -> None:
     from easgd_cli.algorithms.base import check_method
 
-    with pytest.raises(UsageError, match="algo=sgd workers=4.*workers=1"):
+    with pytest.raises(UsageError, match=r"algo=sgd workers=4.*workers=1"):
         check_method(SGD(), "sgd", workers=4)
 
 

@@ -66,6 +66,8 @@ def test_a_methods_name_occurs_in_its_own_file_and_one_import_line() -> None:
             if inside.parts[0] in ("algorithms", "bench"):
                 continue
             code = ast.parse(path.read_text())
-            names = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)} | {node.attr for node in ast.walk(code) if isinstance(node, ast.Attribute)}
+            names = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)} | {
+                node.attr for node in ast.walk(code) if isinstance(node, ast.Attribute)
+            }
             texts = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 12}
             assert method not in names and (method == "EASGD" or method.lower() not in texts), f"{inside} knows {method}"  # easgd is the program, too

@@ -135,7 +135,9 @@ def check_method(method: Any, name: str, workers: int) -> None:
         raise UsageError(f"algo={name}: state and center must each name the vector x, which is what starts, is evaluated and is saved.")
     both = set(method.state) & set(method.scratch)
     if both or "reply" in (*method.state, *method.scratch):
-        raise UsageError(f"algo={name}: {', '.join(sorted(both)) or 'reply'} is named twice; every vector of a worker has a name of its own, and reply is taken.")
+        raise UsageError(
+            f"algo={name}: {', '.join(sorted(both)) or 'reply'} is named twice; every vector of a worker has a name of its own, and reply is taken."
+        )
     if method.center and type(method).receive is Method.receive:
         raise UsageError(f"algo={name}: has a center but no rule for it; write receive(self, center, m, reply, n).")
     if not method.center and workers != 1:

@@ -1,7 +1,7 @@
 """SGD, the sequential baseline (paper p. 6): one worker, no exchange.
 
-    x <- x - eta g(x)
-    t <- t + 1
+x <- x - eta g(x)
+t <- t + 1
 """
 
 from __future__ import annotations

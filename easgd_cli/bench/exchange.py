@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,33 +30,40 @@ def run(method: Method, windows: int = 10) -> Iterator[Row]:
     """The rule and the exchange of `method` (counted with EASGD's streams) at three sizes, in GB/s."""
     torch.set_num_threads(1)
     for name, size in _SIZES.items():
-        seconds = 0.3 if size > 1_000_000 else 0.1
-        one = SharedTensors.of({"from": torch.rand(size), "to": torch.rand(size)})
-        copy_bytes = _COPY_STREAMS * 4 * size
+        yield _rule(method, name, size, windows)
+        yield _exchange(method, name, size, windows)
 
-        def copy(one: SharedTensors = one, copy_bytes: int = copy_bytes, seconds: float = seconds) -> float:
-            return rate(lambda: one["to"].copy_(one["from"]), copy_bytes / 1e9, seconds)
 
-        vectors = SharedTensors.of({n: torch.rand(size) for n in method.center})
-        center = Center(method, vectors.tensors)
-        two = SharedTensors.of({"message": torch.rand(size), "reply": torch.rand(size)})
-        lent = center.lend(two["message"], two["reply"])
-        yield alternate(
-            f"the center's rule, {name}", lambda: rate(lambda: center.receive(lent), _RULE_STREAMS * 4 * size / 1e9, seconds),
-            "memory copy", copy, "GB/s", windows, 0.8 if size > 10_000_000 else None,
-        )  # fmt: skip
-        del vectors, center, two, lent
-        with _served(method, size) as worker:
-            x = worker.vectors["x"]
+def _rule(method: Method, name: str, size: int, windows: int) -> Row:
+    vectors = SharedTensors.of({n: torch.rand(size) for n in method.center})
+    center = Center(method, vectors.tensors)
+    lent = SharedTensors.of({"message": torch.rand(size), "reply": torch.rand(size)})
+    blocks = center.lend(lent["message"], lent["reply"])
+    return _against_copy(f"the center's rule, {name}", lambda: center.receive(blocks), _RULE_STREAMS, size, windows, 0.8)
 
-            def exchange(worker: SharedWorkerEnd = worker, x: torch.Tensor = x) -> None:
-                worker.post(x)
-                x.lerp_(worker.collect(), 0.1)
 
-            yield alternate(
-                f"a whole exchange with its pull, {name}", lambda: rate(exchange, (_RULE_STREAMS + _PULL_STREAMS) * 4 * size / 1e9, seconds),
-                "memory copy", copy, "GB/s", windows, 0.7 if size > 10_000_000 else None,
-            )  # fmt: skip
+def _exchange(method: Method, name: str, size: int, windows: int) -> Row:
+    with _served(method, size) as worker:
+        x = worker.vectors["x"]
+
+        def exchange() -> None:
+            worker.post(x)
+            x.lerp_(worker.collect(), 0.1)
+
+        return _against_copy(f"a whole exchange with its pull, {name}", exchange, _RULE_STREAMS + _PULL_STREAMS, size, windows, 0.7)
+
+
+def _against_copy(what: str, work: Callable[[], None], streams: int, size: int, windows: int, target: float) -> Row:
+    copied = SharedTensors.of({"from": torch.rand(size), "to": torch.rand(size)})
+    seconds = 0.3 if size > 1_000_000 else 0.1
+
+    def figure() -> float:
+        return rate(work, streams * 4 * size / 1e9, seconds)
+
+    def copy() -> float:
+        return rate(lambda: copied["to"].copy_(copied["from"]), _COPY_STREAMS * 4 * size / 1e9, seconds)
+
+    return alternate(what, figure, "memory copy", copy, "GB/s", windows, target if size > 10_000_000 else None)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class PlainLoop:
         for t in range(first, last):
             inputs, labels = self._start.images.training_batch(self._batches.indices(t), self._generator)
             self._optimizer.zero_grad()
-            F.cross_entropy(self._net(inputs), labels).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(self._net(inputs), labels).backward()
             self._optimizer.step()
 
 

@@ -20,7 +20,7 @@ def seconds_to_first_steps(overrides: list[str], workers: int) -> float:
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory) / "run"
         began = time.time()
-        command = [sys.executable, "-m", "easgd_cli", "train", *overrides, f"workers={workers}", "steps=1", f"hydra.run.dir={run}"]
+        command = [sys.executable, "-m", "easgd_cli", "train", *overrides, "steps=1", f"hydra.run.dir={run}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")

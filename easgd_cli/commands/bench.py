@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,13 +56,13 @@ def main(argv: Sequence[str]) -> int:
             out = Path(next(words, ""))
         else:
             overrides.append(word)
-    rows = [row for row in _measure(what, overrides, windows)]
+    rows = list(_measure(what, overrides, windows))
     if out is not None:
         out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     return 0
 
 
-def _measure(what: str, overrides: list[str], windows: int):  # type: ignore[no-untyped-def]
+def _measure(what: str, overrides: list[str], windows: int) -> Iterator[Row]:
     settings = _settings(overrides)
     console = Console()
     if what == "startup":
@@ -75,17 +75,17 @@ def _measure(what: str, overrides: list[str], windows: int):  # type: ignore[no-
         )
         return
     if what == "exchange":
-        from easgd_cli.bench import exchange
+        from easgd_cli.bench.exchange import run as measure_exchange
 
-        found = exchange.run(build.method(settings), windows)
+        found = measure_exchange(build.method(settings), windows)
     elif what == "data":
-        from easgd_cli.bench import data
+        from easgd_cli.bench.data import run as measure_data
 
-        found = data.run(build.prepare(settings).images, settings.batch_size, windows)
+        found = iter(measure_data(build.prepare(settings).images, settings.batch_size, windows))
     else:
-        from easgd_cli.bench import scaling
+        from easgd_cli.bench.scaling import run as measure_scaling
 
-        found = scaling.run(settings, build.prepare(settings), windows)
+        found = measure_scaling(settings, build.prepare(settings), windows)
     for row in found:
         console.print(_table(row))
         yield row

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -91,15 +92,11 @@ def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: s
     except BaseException as e:
         traceback.print_exc()
         status = 1
-        try:
+        with suppress(ChannelClosed):
             channel.post({"kind": "error", "text": f"{type(e).__name__}: {e}"})
-        except ChannelClosed:
-            pass
-    try:
+    with suppress(ChannelClosed):
         while not channel.flush():
             select.select([], [channel], [])
-    except ChannelClosed:
-        pass
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # nothing of the interpreter's own ending is wanted: libraries' threads may hang in it

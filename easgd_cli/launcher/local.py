@@ -15,11 +15,10 @@ import os
 import selectors
 import shutil
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,11 +29,11 @@ from easgd_cli import checkpoint as checkpoints
 from easgd_cli.build import Prepared
 from easgd_cli.channel import ChannelClosed
 from easgd_cli.checkpoint import Checkpoint, WorkerState
-from easgd_cli.config import Interval, Settings
+from easgd_cli.config import Interval
+from easgd_cli.devices import deal_devices, worker_threads
 from easgd_cli.errors import RunError
 from easgd_cli.evaluator import Evaluator, EvaluatorStart
 from easgd_cli.launcher.children import Child
-from easgd_cli.devices import deal_devices, worker_threads
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.master import Master, MasterStart
 from easgd_cli.memory import SharedTensors
@@ -94,7 +93,7 @@ class _Pending:
         if self.tensors is not None:
             return self.tensors["x"]
         assert self.path is not None
-        return torch.load(self.path, weights_only=True)  # type: ignore[no-any-return]
+        return torch.load(self.path, weights_only=True)
 
 
 @dataclass
@@ -137,7 +136,8 @@ class Run:
         self._began: float | None = None
         self._stopping: float | None = None  # since when workers have been told to stop
         self._signal: int | None = None
-        self._status, self._reason = "completed", None
+        self._status = "completed"
+        self._reason: str | None = None
         self._hit: tuple[Moment, torch.Tensor] | None = None
         self._ended_seconds: float | None = None
         self._resumed = checkpoints.newest(job.run_dir) if job.resume else None
@@ -586,7 +586,6 @@ class Run:
             self._log_handler.close()
 
     def _close(self) -> Outcome:
-        s = self._settings
         if self._final is not None:
             moment, vectors, clocks = self._final
             states = {i: m.final for i, m in self._members.items() if m.final is not None}

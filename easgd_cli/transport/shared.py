@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -152,10 +153,8 @@ class SharedMasterEnd:
         return self._lent[key]
 
     def reply(self, request: Request, clock: int) -> None:
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # killed after posting: the exchange has happened, and the next poll says LOST
             self._sockets[request.worker].sendall(_REPLY.pack(clock))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it was killed after posting; the exchange has happened, and the next poll says LOST
 
     def _request(self, worker: int) -> Request:
         sock = self._sockets[worker]

@@ -28,9 +28,9 @@ def main(sweep: Path, out: Path) -> None:
     for algo, by_tau in errors.items():
         taus = sorted(by_tau)
         means = [statistics.mean(by_tau[t]) for t in taus]
-        spread = [[m - min(by_tau[t]) for t, m in zip(taus, means)], [max(by_tau[t]) - m for t, m in zip(taus, means)]]
+        spread = [[m - min(by_tau[t]) for t, m in zip(taus, means, strict=True)], [max(by_tau[t]) - m for t, m in zip(taus, means, strict=True)]]
         axes.errorbar(taus, means, yerr=spread, color=COLOURS[algo], marker=MARKERS[algo], capsize=3, label=algo.upper())
-        for t, m in zip(taus, means):
+        for t, m in zip(taus, means, strict=True):
             print(f"{algo:9} tau={t:<3} {m:6.2f} %   ({', '.join(f'{e:.2f}' for e in by_tau[t])})")
     n = {len(e) for by_tau in errors.values() for e in by_tau.values()}
     axes.set_xscale("log", base=2)
