@@ -6,6 +6,7 @@ that is gone does not end a run.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from easgd_cli.record.table import show_run
 
 _REDRAW_SECONDS = 0.2
 _LINE_SECONDS = 10.0
+_SMOOTH_SECONDS = 2.0  # over which images a second are averaged
 _FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its own intervals
 
 
@@ -34,14 +36,15 @@ class Progress:
         self._console: Console | None = Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._redrawn = self._said = 0.0
-        self._began: tuple[float, float, float] | None = None  # where this process began: monotonic time, training seconds, step
-        self._seconds, self._step, self._exchanges, self._pending = 0.0, 0.0, 0, 0
+        self._began: tuple[float, float] | None = None  # where this process began: training seconds, mean local step
+        self._elapsed = self._seconds = self._step = 0.0
+        self._exchanges = self._pending = 0
         self._center: Row = {}
-        self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: its last row's seconds, how long before it one was, images/s
+        self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: seconds of its last row, since the one before, images/s
         self._finishing = False
         if self._console.is_terminal and not self._console.is_dumb_terminal and sys.stdout.isatty():
             # Redrawn by us alone; what others print meanwhile appears above the view.
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live = Live(console=self._console, auto_refresh=False)
             self._safely(self._live.start)
         self._show(f"starting {_count(workers, 'worker')}", now=True)
 
@@ -49,7 +52,7 @@ class Progress:
 
     def begin(self, elapsed: float) -> None:
         """Training begins, or goes on after `elapsed` seconds of it."""
-        self._seconds = elapsed
+        self._seconds = self._elapsed = elapsed
         length = f", {self._steps:,} steps each" if self._steps is not None else f", {self._minutes:g} minutes" if self._minutes is not None else ""
         again = f", going on after {_clock(elapsed)}" if elapsed else ""
         self._show(f"training begins: {_count(self._workers, 'worker')}{length}{again}", now=True)
@@ -58,18 +61,19 @@ class Progress:
         """How far the run is: training seconds, mean local step, exchanges, snapshots waiting to be evaluated."""
         self._seconds, self._step, self._exchanges, self._pending = seconds, step, exchanges, evaluations_pending
         if self._began is None and step > 0:
-            self._began = (time.monotonic(), seconds, step)
+            self._began = (seconds, step)
         self._show(None)
 
     def worker(self, row: Row) -> None:
         """A worker's row has come."""
-        before = self._rates.get(row["party"], (0.0, 0.0, 0.0))[0]
-        self._rates[row["party"]] = (row["seconds"], row["seconds"] - before, row["images_per_second"])
+        now, rate = row["seconds"], row["images_per_second"]
+        before, _, mean = self._rates.get(row["party"], (self._elapsed, 0.0, rate))
+        weight = -math.expm1((before - now) / _SMOOTH_SECONDS)
+        self._rates[row["party"]] = (now, now - before, mean + weight * (rate - mean))
 
     def center(self, row: Row) -> None:
         """The center has been evaluated."""
-        best = min(e for e in (self._center.get("best"), row.get("test_error"), 100.0) if e is not None)
-        self._center = {**row, "best": best}
+        self._center = row
         if self._live is None:
             line = f"{_clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center)}"
             self._print(line)
@@ -87,14 +91,16 @@ class Progress:
         self._print(f"[yellow]{escape(text)}[/]")
 
     def end(self, summary: dict[str, Any]) -> None:
-        """The closing table."""
+        """The end of the run, in the place of the view."""
+        if self._live is not None:
+            self._live.transient = True
         self.close()
         console = self._console
         if console is not None:
             self._safely(lambda: show_run(summary, console))
 
     def close(self) -> None:
-        """Leaves the terminal as it was; harmless when repeated."""
+        """Leaves the terminal to others, the view as it last was; harmless when repeated."""
         live, self._live = self._live, None
         if live is not None:
             self._safely(live.stop)
@@ -159,9 +165,9 @@ class Progress:
         """Time left at the speed since this process began."""
         if self._minutes is not None and self._steps is None:
             return f"{_clock(max(0.0, 60 * self._minutes - self._seconds))} left"
-        if self._steps is None or self._began is None or self._step <= self._began[2]:
+        if self._steps is None or self._began is None or self._step <= self._began[1]:
             return None
-        _, seconds, step = self._began
+        seconds, step = self._began
         speed = (self._step - step) / max(1e-9, self._seconds - seconds)
         return f"{_clock((self._steps - self._step) / speed)} left" if speed > 0 else None
 
@@ -196,5 +202,5 @@ def _evaluation(row: Row) -> str:
     def number(name: str, form: str) -> str:
         return "not finite" if row.get(name) is None else format(row[name], form)
 
-    best = f" (best {row['best']:.2f} %)" if row.get("best") is not None else ""
+    best = f" (best {row['best_test_error']:.2f} %)" if row.get("best_test_error") is not None else ""
     return f"center: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}"

@@ -15,7 +15,7 @@ from easgd_cli.errors import RunError
 from easgd_cli.record.growing import GrowingFile
 from easgd_cli.record.metrics import Row
 from easgd_cli.record.standing import Standing
-from easgd_cli.record.summary import surroundings, write_summary
+from easgd_cli.record.summary import summarize, surroundings, write_summary
 from easgd_cli.record.tensorboard import Board, Value, started_at
 
 _FLUSH_SECONDS = 0.2
@@ -67,7 +67,7 @@ class Recorder:
         self._failed, self._flushed = False, 0.0
         self._replace(rows, exchanges)
         with _told(run_dir / "summary.json", "written"):
-            write_summary(run_dir, {"status": "running", **self._facts}, self._standing.stats())
+            write_summary(run_dir, summarize({"status": "running", **self._facts}, self._standing.stats()))
 
     def _replace(self, rows: Iterable[Row], exchanges: int) -> None:
         """Makes these rows, and the first `exchanges` exchanges there are, the whole record."""
@@ -94,11 +94,12 @@ class Recorder:
             self._order = GrowingFile(order, keep=_ENTRY * exchanges)
         self._board.replace(rows)
 
-    def row(self, row: Row) -> None:
-        """Records a row; those of the center and of its average get `best_test_error` and `seconds_to_best`."""
+    def row(self, row: Row) -> Row:
+        """Records a row and returns it as recorded: with `best_test_error` and `seconds_to_best` where it is of the center."""
         row = self._standing.take(row)
         self._metrics.add(_line(row))
         self._board.row(row)
+        return row
 
     def order(self, workers: Sequence[int]) -> None:
         """Records whose exchanges the master has served, in this order."""
@@ -137,18 +138,21 @@ class Recorder:
     def close(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Ends the record with summary.json, which it returns. `facts`: how the run ended, `status` among them.
 
-        Raises RunError when something could not be written.
+        Raises RunError when something could not be written, unless that has been raised before.
         """
-        failure = None
+        told, failure = self._failed, None
         try:
-            self._write(GrowingFile.sync)
+            self.flush()
         except RunError as e:
             failure, facts = e, {**facts, "status": "failed", "reason": str(e)}
         self._board.close(facts["status"])
         self._close_files()
-        with _told(self._dir / "summary.json", "written"):
-            summary = write_summary(self._dir, {**self._facts, **facts}, self._standing.stats())
-        if failure is not None:
+        summary = summarize({**self._facts, **facts}, self._standing.stats())
+        try:
+            write_summary(self._dir, summary)
+        except OSError as e:
+            failure = failure or _failure(self._dir / "summary.json", "written", e)
+        if failure is not None and not told:
             raise failure
         return summary
 

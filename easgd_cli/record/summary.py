@@ -22,8 +22,8 @@ _ORDER = (
 )  # fmt: skip
 
 
-def write_summary(run_dir: Path, facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes summary.json, beside and renamed, and returns it. Raises OSError, leaving what was there.
+def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> dict[str, Any]:
+    """What summary.json says.
 
     `facts`: what is known of the run; once it has ended, with `steps` of each worker, `exchanges`, `wall_seconds` and
     `vector_bytes` (of one message), from which speed and traffic follow. `recorder_stats`: what the rows say.
@@ -35,7 +35,11 @@ def write_summary(run_dir: Path, facts: Mapping[str, Any], recorder_stats: Mappi
     if vector_bytes is not None:
         facts["bytes_exchanged"] = 2 * facts["exchanges"] * vector_bytes  # a message up and a reply down
     told = {**facts, **recorder_stats}
-    summary = {key: told[key] for key in _ORDER if key in told} | told
+    return {key: told[key] for key in _ORDER if key in told} | told
+
+
+def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
+    """Writes summary.json, beside and renamed. Raises OSError, leaving what was there."""
     path = run_dir / "summary.json"
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -44,7 +48,6 @@ def write_summary(run_dir: Path, facts: Mapping[str, Any], recorder_stats: Mappi
     except OSError:
         beside.unlink(missing_ok=True)
         raise
-    return summary
 
 
 def surroundings() -> dict[str, Any]:

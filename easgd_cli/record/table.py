@@ -1,4 +1,4 @@
-"""The tables a command closes with: of one run, and of a sweep."""
+"""What a command closes with: the end of one run, or a table of a sweep's."""
 
 from __future__ import annotations
 
@@ -9,57 +9,74 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_STYLES = {"completed": "green", "diverged": "yellow", "interrupted": "yellow", "failed": "red"}
+_STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red"}
+_WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
 
 
 def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
-    """One run's end."""
+    """One run's end: a label and a value a line."""
     console = console or Console()
-    center, seconds = summary.get("center", {}), summary.get("seconds", {})
-    table = Table.grid(padding=(0, 2))
-    status = Text(summary["status"], style=_STYLES.get(summary["status"], ""))
-    if summary.get("reason"):
-        status.append(f": {summary['reason']}")
-    workers = summary["workers"]
-    table.add_row("status", status)
-    table.add_row(
-        "method", f"{summary['algo']}, {workers} worker{'s' if workers > 1 else ''}, tau={summary['tau']}" if summary["exchanges"] else summary["algo"]
-    )
-    table.add_row(
-        "test error of the center" if summary["exchanges"] else "test error",
-        f"{_percent(center.get('test_error'))}  (best {_percent(center.get('best_test_error'))})",
-    )
-    table.add_row("loss", f"train {_number(center.get('train_loss'))}  test {_number(center.get('test_loss'))}")
+    center, steps = summary["center"], sorted(summary["steps"].values())
+    workers = f"{summary['workers']} worker{'' if summary['workers'] == 1 else 's'}"
+    lines: list[tuple[str, str | Text]] = [
+        (
+            "status",
+            Text(summary["status"], style=_STYLES.get(summary["status"], "")).append(f": {summary['reason']}" if summary.get("reason") else "", style=""),
+        ),
+        ("method", f"{summary['algo']}, {workers}" + (f", tau={summary['tau']}" if summary["exchanges"] else "")),
+        ("test error", f"{_percent(center.get('test_error'))}{_best(center)}"),
+        ("loss", f"train {_number(center.get('train_loss'))}, test {_number(center.get('test_loss'))}"),
+        ("steps", f"{steps[0]:,}" + (" each" if len(steps) > 1 else "") if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"),
+        ("exchanges", f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none"),
+        ("speed", f"{summary.get('images_per_second', 0.0):,.0f} images/s for {summary['wall_seconds']:.1f} s"),
+        ("a worker's time", _shares(summary["seconds"])),
+        *(("lost", f"{worker}: {how}") for worker, how in summary.get("lost", {}).items()),
+    ]
     if center.get("validation_error") is not None:
-        table.add_row("validation error", f"{_percent(center['validation_error'])}")
-    steps = list(summary["steps"].values())
-    table.add_row("steps", f"{steps[0]} each" if len(set(steps)) == 1 and len(steps) > 1 else ", ".join(map(str, steps)))
-    table.add_row("exchanges", f"{summary['exchanges']:,}  ({summary['bytes_exchanged'] / 1e6:,.1f} MB)")
-    table.add_row("speed", f"{summary['images_per_second']:,.0f} images/s for {summary['wall_seconds']:.1f} s")
-    if seconds.get("compute") is not None:
-        total = sum(v for v in seconds.values() if v is not None) or 1.0
-        table.add_row("a worker's time", "  ".join(f"{part} {100 * (value or 0) / total:.1f} %" for part, value in seconds.items()))
-    if summary.get("lost"):
-        table.add_row("lost", ", ".join(f"{worker} ({how})" for worker, how in summary["lost"].items()))
-    console.print(table, highlight=False)
+        lines.insert(3, ("held-out error", _percent(center["validation_error"])))
+    width = max(len(label) for label, _ in lines)
+    for label, value in lines:
+        console.print(Text(f"{label:{width}}  ").append(value), highlight=False, soft_wrap=True)
 
 
 def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], console: Console | None = None) -> None:
-    """A sweep's end: (name, status, summary, reason) of every job."""
+    """A sweep's end: (name, status, summary, reason) of every run, then why those failed that did."""
     console = console or Console()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading, side in (("run", "left"), ("status", "left"), ("test error", "right"), ("best", "right"), ("train loss", "right"), ("seconds", "right")):
-        table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
-    for name, status, summary, reason in rows:
-        center = summary.get("center") or {}
-        wall = summary.get("wall_seconds")
+    table.add_column("run", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    for heading in ("test error", "best", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, status, summary, _ in rows:
+        center, wall = summary.get("center") or {}, summary.get("wall_seconds")
         table.add_row(
-            Text(name or "-"), Text(status, style=_STYLES.get(status, "")), _percent(center.get("test_error")), _percent(center.get("best_test_error")),
-            _number(center.get("train_loss")), "-" if wall is None else f"{wall:.1f}",
+            Text(name), Text(status, style=_STYLES.get(status, "")), _percent(center.get("test_error")), _percent(center.get("best_test_error")),
+            "-" if wall is None else f"{wall:,.1f}",
         )  # fmt: skip
+    console.print(table, highlight=False, width=None if console.is_terminal else _WIDE)
+    for name, status, _, reason in rows:
         if reason and status != "completed":
-            table.add_row(Text(f"  {reason}", style=_STYLES.get(status, "")))
-    console.print(table, highlight=False)
+            console.print(Text(f"{name}: ").append(status, style=_STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=True)
+
+
+def _best(center: dict[str, Any]) -> str:
+    if center.get("best_test_error") is None:
+        return ""
+    return f", at best {_percent(center['best_test_error'])} after {center['seconds_to_best']:.1f} s"
+
+
+def _shares(seconds: dict[str, float]) -> str:
+    """Where a worker's time went, in percent."""
+    total = sum(seconds.values())
+    return ", ".join(f"{part} {100 * spent / total:.1f} %" for part, spent in seconds.items()) if total > 0 else "-"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
 
 
 def _number(value: float | None) -> str:
