@@ -62,6 +62,9 @@ def _dispatch(words: list[str]) -> int:
         if "=" in name:
             raise UsageError(f"{name}: is a setting, not a command; write easgd train {name}.")
         raise UsageError(f"{name}: there is no such command; " + (f"did you mean easgd {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}."))
+    if name == "train" and {"-h", "--help"} & set(rest):  # answered before Hydra is loaded
+        print(importlib.import_module("easgd_cli.commands.help").train(), end="")
+        return 0
     return importlib.import_module(f"easgd_cli.commands.{name}").main(rest)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import arguments, compose, configs, help, running, sweep
+from easgd_cli.commands import arguments, compose, configs, running, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
@@ -28,9 +28,6 @@ _CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
 
 def main(argv: Sequence[str]) -> int:
     """Runs, sweeps, resumes or shows; returns the exit status. Raises UsageError and RunError."""
-    if "-h" in argv or "--help" in argv:
-        print(help.train(), end="")
-        return 0
     if "${" in os.getcwd():
         raise UsageError(f"{os.getcwd()}: a working directory with ${{ in its name cannot be used, since Hydra takes it for an interpolation; go to another.")
     asked = arguments.with_search_path(_warned(arguments.parse(argv)))
