@@ -415,8 +415,7 @@ class Run:
         self._evaluating, self._evaluator_deaths = None, 0
         metrics, moment = message["metrics"], done.moment
         row = {"seconds": moment.seconds, "step": moment.step, "exchanges": moment.exchanges, "party": "center", **metrics}
-        self._record.row(row)
-        self._progress.center(row)
+        self._progress.center(self._record.row(row))
         log.info("center at step %g: %s", moment.step, metrics)
         self._last_evaluated = (moment.step, moment.exchanges)
         level = self._settings.until.test_error
