@@ -23,6 +23,8 @@ def stopped(easgd: Easgd, launcher: Launcher, here: Path) -> Path:
     assert easgd("train", "algo=eamsgd", "tau=4", "steps=100", f"hydra.run.dir={NAME}").status == 0
     launcher.jobs.clear()
     ended(here / NAME, "interrupted")
+    (here / NAME / "checkpoint").mkdir()
+    (here / NAME / "checkpoint" / "step_000000000060.pt").touch()
     return here / NAME
 
 
@@ -96,6 +98,16 @@ def test_a_second_process_is_kept_out(stopped: Path, easgd: Easgd, launcher: Lau
     assert "another process is running this run" in said.err
     assert launcher.jobs == []
     assert easgd("train", f"resume={NAME}").status == 0
+
+
+def test_without_a_checkpoint_nothing_is_changed(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    (stopped / "checkpoint" / "step_000000000060.pt").unlink()
+    before = (stopped / "config.yaml").read_text()
+    said = easgd("train", f"resume={NAME}", "steps=200")
+    assert said.status == 2
+    assert "holds no checkpoint to go on from" in said.err
+    assert launcher.jobs == []
+    assert (stopped / "config.yaml").read_text() == before
 
 
 def test_what_is_not_a_run_is_told_apart(stopped: Path, easgd: Easgd, here: Path) -> None:

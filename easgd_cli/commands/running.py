@@ -52,7 +52,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     if "tau" in given and not method.center:
         lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
     steps = settings.steps if settings.steps is not None else settings.default_steps
-    if method.center and steps is not None and steps <= settings.tau and settings.epochs is None and settings.minutes is None:
+    if method.center and steps is not None and 1 < settings.tau >= steps and settings.epochs is None and settings.minutes is None:
         lines.append(f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns nothing; give more steps.")
     return lines
 
@@ -83,7 +83,11 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
     """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and RunError."""
     launcher = build.locate("launcher", settings.launcher["target"])
     prepared = build.prepare(settings)
+    from easgd_cli import checkpoint  # here, since it loads torch, for which a refusal does not wait
+
     with rundir.held(path):
+        if not checkpoint.find(path / "checkpoint"):
+            raise UsageError(f"resume={path}: holds no checkpoint to go on from; start it again instead. checkpoint.every='30 s' writes them as a run goes on.")
         rundir.write_config(path, settings, overrides)
         return launcher(Job(settings, path.absolute(), overrides, command, resume=True), prepared)
 
