@@ -39,6 +39,7 @@ from easgd_cli.master import Master, MasterStart
 from easgd_cli.memory import SharedTensors
 from easgd_cli.record.opening import open_record
 from easgd_cli.record.progress import Progress
+from easgd_cli.record.recorder import Recorder
 from easgd_cli.snapshot import Moment, Pace
 from easgd_cli.transport.shared import Link
 from easgd_cli.worker import WorkerLoop, WorkerStart
@@ -56,14 +57,19 @@ log = logging.getLogger("easgd.launcher")
 def launch(job: Job, prepared: Prepared) -> Outcome:
     """Runs the job to its end. Raises RunError when it could not be started or recorded."""
     run = Run(job, prepared)
-    with _Signals() as signals:
-        try:
-            run.start()
-            while not run.over:
-                run.turn(signals)
-        finally:
-            run.end_processes()
-    return run.outcome()
+    try:
+        with _Signals() as signals:
+            try:
+                run.start()
+                while not run.over:
+                    run.turn(signals)
+            except RunError as e:  # the record cannot be written, say
+                run.fail(str(e))
+            finally:
+                run.end_processes()
+        return run.outcome()
+    finally:
+        run.release()
 
 
 @dataclass
@@ -141,12 +147,9 @@ class Run:
         self._hit: tuple[Moment, torch.Tensor] | None = None
         self._ended_seconds: float | None = None
         self._resumed = checkpoints.newest(job.run_dir) if job.resume else None
-        self.over = False
-
-    # ---------------------------------------------------------------- start
-
-    def start(self) -> None:
-        s, prepared, resumed = self._settings, self._prepared, self._resumed
+        self._record: Recorder  # opened once the processes are on their way
+        self._recording = False
+        self._progress = Progress(steps=prepared.steps, minutes=s.minutes, workers=s.workers)
         logs = self._dir / "logs"
         logs.mkdir(exist_ok=True)
         self._log_handler = logging.FileHandler(logs / "launcher.log")
@@ -155,9 +158,13 @@ class Run:
         log.setLevel(logging.INFO)
         log.propagate = False
         log.info("run %s, process %d: %s", self._dir, os.getpid(), self._job.command)
+        self.over = False
 
+    # ---------------------------------------------------------------- start
+
+    def start(self) -> None:
+        s, prepared, resumed = self._settings, self._prepared, self._resumed
         self._elapsed = resumed.moment.seconds if resumed else 0.0
-        self._progress = Progress(steps=prepared.steps, minutes=s.minutes, workers=s.workers)
         images = prepared.images.share()
         devices = deal_devices(s.device, s.workers)
         self._threads = worker_threads(s)
@@ -178,6 +185,7 @@ class Run:
         if resumed is not None:
             self._take_back_record()
         self._record = open_record(self._job, prepared, resumed)
+        self._recording = True
         if s.eval.when == "running" or self._pending:
             self._spawn_evaluator()
         if resumed is None:
@@ -479,10 +487,11 @@ class Run:
             self._note(f"diverged: {reason}")
             self._stop_workers()
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Ends the run at once; its table and the command say why."""
         if self._status != "failed":
             self._status, self._reason = "failed", reason
-            self._note(reason)
+            log.error(reason)
         self.over = True
 
     def _stop_workers(self) -> None:
@@ -498,7 +507,7 @@ class Run:
             self._evaluator_died(child)
         elif child is self._master:
             if self._final is None:
-                self._fail(f"the master died ({child.ended}); {self._how_to_go_on()}")
+                self.fail(f"the master died ({child.ended}); {self._how_to_go_on()}")
         else:
             number = int(child.name.removeprefix("worker_"))
             member = self._members[number]
@@ -509,10 +518,10 @@ class Run:
             member.lost = child.ended
             left = sum(m.lost is None for m in self._members.values())
             if self._began is None:
-                self._fail(f"worker {number} could not start: {child.ended}; see {child.log}")
+                self.fail(f"worker {number} could not start: {child.ended}; see {child.log}")
             elif left == 0:
                 reasons = sorted({m.lost for m in self._members.values() if m.lost})
-                self._fail(f"every worker has died ({'; '.join(reasons)}); see {child.log}. {self._how_to_go_on()}")
+                self.fail(f"every worker has died ({'; '.join(reasons)}); see {child.log}. {self._how_to_go_on()}")
             else:
                 self._note(f"worker {number} died ({child.ended}); the run goes on with {left} of {self._settings.workers}")
                 self._system_row(self._seconds(), self._mean_step(), self._served[1], lost=number)
@@ -527,9 +536,9 @@ class Run:
             self._pending.appendleft(self._evaluating)
             self._evaluating = None
         if self._began is None and child.error is not None:
-            self._fail(f"the evaluator could not start: {child.error}; see {child.log}")
+            self.fail(f"the evaluator could not start: {child.error}; see {child.log}")
         elif self._evaluator_deaths >= _EVALUATOR_LIVES:
-            self._fail(f"the evaluator died {_EVALUATOR_LIVES} times in a row ({child.ended}); see {child.log}. {self._how_to_go_on()}")
+            self.fail(f"the evaluator died {_EVALUATOR_LIVES} times in a row ({child.ended}); see {child.log}. {self._how_to_go_on()}")
         else:
             self._note(f"the evaluator died ({child.ended}); starting it again")
             self._spawn_evaluator()
@@ -575,16 +584,16 @@ class Run:
             child.process.close()
         self._selector.close()
 
-    def outcome(self) -> Outcome:
-        """Writes what remains of the run directory and says how the run ended."""
-        try:
-            return self._close()
-        finally:
-            self._progress.close()
-            log.removeHandler(self._log_handler)
-            self._log_handler.close()
+    def release(self) -> None:
+        """Gives back the terminal and the log file."""
+        self._progress.close()
+        log.removeHandler(self._log_handler)
+        self._log_handler.close()
 
-    def _close(self) -> Outcome:
+    def outcome(self) -> Outcome:
+        """Writes what remains of the run directory and says how the run ended. Raises RunError."""
+        if not self._recording:
+            raise RunError(self._reason or "the run could not be started")
         if self._final is not None:
             moment, vectors, clocks = self._final
             states = {i: m.final for i, m in self._members.items() if m.final is not None}
@@ -597,7 +606,7 @@ class Run:
             try:
                 checkpoints.save(self._prepared.problem.state_dict(x), self._dir / "center.pt")
             except OSError as e:
-                raise RunError(f"{self._dir / 'center.pt'} could not be written: {e.strerror or e}.") from e
+                self.fail(f"{self._dir / 'center.pt'} could not be written: {e.strerror or e}.")
         elif self._status == "interrupted":
             self._reason = f"{self._reason}; {self._how_to_go_on()}"
         shutil.rmtree(self._dir / "snapshots", ignore_errors=True)
@@ -610,7 +619,8 @@ class Run:
             "wall_seconds": seconds, "threads": self._threads, "vector_bytes": self._prepared.size * self._prepared.dtype.itemsize,
         }  # fmt: skip
         summary = self._record.close(facts)
-        self._progress.end(summary)
+        if summary:
+            self._progress.end(summary)
         code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}[self._status]
         if self._signal == signal.SIGTERM:
             code = 143
