@@ -56,7 +56,7 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
         cfg = compose(config_name, overrides, return_hydra_config=True)
     except MissingConfigException as e:
         group, _, name = (e.missing_cfg_file or "").partition("/")
-        if group in GROUPS and ":" in name and f"{name}.yaml" not in ConfigStore.instance().repo.get(group, {}):
+        if group in _OFFERED and ":" in name and f"{name}.yaml" not in ConfigStore.instance().repo.get(group, {}):
             _store(group, name)
             return _compose(config_name, overrides)
         raise UsageError(_missing(e, overrides)) from e
@@ -100,7 +100,7 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
         raise UsageError(f"{path}: cannot be read: {' '.join(str(e).split())}.") from e
     try:
         cfg = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), saved))
-    except OmegaConfBaseException as e:
+    except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise UsageError(f"{path}: is not a configuration of this version of easgd: {_first_line(e)}.") from e
     for key, value in changes.items():
         try:
@@ -110,14 +110,17 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
     return typed(cfg, overrides, {g: cfg[g].name for g in GROUPS if g in cfg})
 
 
+# What a maker of each group is given by name (build.py), and so is no setting of its own.
+_SYMBOLS = list(build.symbols(Settings(eta=0.0)))
+_OFFERED = {"algo": _SYMBOLS, "schedule": _SYMBOLS, "dataset": ["seed"], "model": ["num_classes", "input_shape"], "launcher": ["job", "prepared"]}
+
+
 def _store(group: str, target: str) -> None:
     """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises UsageError."""
     parameters = build.signature(build.locate(group, target))
-    symbols = list(build.symbols(Settings(eta=0.0)))
-    offered = {"algo": symbols, "schedule": symbols, "dataset": ["seed"], "model": ["num_classes", "input_shape"], "launcher": ["job", "prepared"]}
     node: dict[str, Any] = {"name": target, "target": target}
     for name, parameter in parameters.items():
-        if name in offered[group]:
+        if name in _OFFERED[group]:
             continue
         if parameter.default is inspect.Parameter.empty:
             node[name] = "???"

@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import arguments, compose, configs, running, sweep
+from easgd_cli.commands import arguments, compose, configs, plan, running, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
@@ -38,10 +38,10 @@ def main(argv: Sequence[str]) -> int:
     if "resume" in overrides and not asked.show:
         return _resume(asked, overrides, command)
     with compose.composing(asked.config_name) as composed:
-        planned = sweep.plan(asked, list(overrides.values()), composed)
+        planned = plan.make(asked, list(overrides.values()), composed)
     if asked.show:
         return _shown_by_hydra(asked)
-    if isinstance(planned, sweep.Plan):
+    if isinstance(planned, plan.Plan):
         return sweep.run(planned, asked, command)
     settings = planned.settings
     running.checked(settings)
