@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, Group
@@ -28,12 +28,19 @@ _SMOOTH_SECONDS = 2.0  # over which images a second are averaged
 _FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its own intervals
 
 
+class Screen(Console):
+    """Where a run is shown. Rich would end the program when the other end of a pipe is gone; a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Progress:
     """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends."""
 
-    def __init__(self, steps: int | None, minutes: float | None, workers: int):
+    def __init__(self, steps: int | None, minutes: float | None, workers: int, console: Screen | None = None):
         self._steps, self._minutes, self._workers = steps, minutes, workers
-        self._console: Console | None = Console(highlight=False, soft_wrap=True)
+        self._console: Screen | None = console or Screen(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._redrawn = self._said = 0.0
         self._began: tuple[float, float] | None = None  # where this process began: training seconds, mean local step
@@ -42,7 +49,7 @@ class Progress:
         self._center: Row = {}
         self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: seconds of its last row, since the one before, images/s
         self._finishing = False
-        if self._console.is_terminal and not self._console.is_dumb_terminal and sys.stdout.isatty():
+        if self._console.is_terminal and not self._console.is_dumb_terminal and self._console.file.isatty():
             # Redrawn by us alone; what others print meanwhile appears above the view.
             self._live = Live(console=self._console, auto_refresh=False)
             self._safely(self._live.start)
@@ -176,14 +183,18 @@ class Progress:
         if console is not None:
             self._safely(lambda: console.print(markup))
 
-    def _safely(self, show: Any) -> None:
+    def _safely(self, show: Callable[[], object]) -> None:
+        """Shows something; where that is not possible any more the run goes on unseen."""
+        console = self._console
+        if console is None:
+            return
         try:
             show()
-        except (OSError, ValueError):  # the terminal or the pipe is gone, or closed: the run goes on without it
+        except (OSError, ValueError):  # the terminal or pipe is gone, or closed
             self._console = self._live = None
             try:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, sys.stdout.fileno())  # or Python's own last flush would fail and turn the exit status
+                os.dup2(nowhere, console.file.fileno())  # or Python's own last flush would fail and change the exit status
                 os.close(nowhere)
             except (OSError, ValueError):
                 pass

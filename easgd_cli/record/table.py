@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
 
 def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], console: Console | None = None) -> None:
     """A sweep's end: (name, status, summary, reason) of every run, then why those failed that did."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else _WIDE)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("status", no_wrap=True)
@@ -53,7 +54,7 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
             Text(name), Text(status, style=_STYLES.get(status, "")), _percent(center.get("test_error")), _percent(center.get("best_test_error")),
             "-" if wall is None else f"{wall:,.1f}",
         )  # fmt: skip
-    console.print(table, highlight=False, width=None if console.is_terminal else _WIDE)
+    console.print(table, highlight=False)
     for name, status, _, reason in rows:
         if reason and status != "completed":
             console.print(Text(f"{name}: ").append(status, style=_STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=True)

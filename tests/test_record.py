@@ -1,0 +1,334 @@
+"""The record of a run: whole lines, cut and gone on with exactly, and told once when it cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from easgd_cli.build import Prepared
+from easgd_cli.checkpoint import Checkpoint, WorkerState
+from easgd_cli.config import Settings
+from easgd_cli.errors import RunError
+from easgd_cli.launcher.job import Job
+from easgd_cli.record import metrics
+from easgd_cli.record.opening import hparams, open_record, up_to
+from easgd_cli.record.recorder import Recorder, read_rows
+from easgd_cli.snapshot import Moment
+
+FACTS = {"algo": "easgd", "workers": 2, "tau": 4, "batch_size": 10, "seed": 0}
+ENDED: dict[str, Any] = {
+    "status": "completed", "reason": None, "steps": {"worker_00": 40, "worker_01": 60}, "exchanges": 7, "wall_seconds": 4.0,
+    "lost": {}, "threads": 1, "vector_bytes": 1000,
+}  # fmt: skip
+
+
+def recorder(directory: Path, workers: int = 2) -> Recorder:
+    return Recorder(directory, workers, {"algo": "easgd"}, {}, FACTS)
+
+
+def center(step: float, error: float, seconds: float | None = None, exchanges: int = 0) -> dict[str, Any]:
+    at = step / 10 if seconds is None else seconds
+    return {"seconds": at, "step": step, "exchanges": exchanges, "party": "center", "train_loss": error / 50, "test_loss": error / 40, "test_error": error}
+
+
+def worker(number: int, step: int, **values: Any) -> dict[str, Any]:
+    return {
+        "seconds": step / 10, "step": step, "exchanges": step, "party": f"worker_{number:02d}", "train_loss": 1.0, "eta": 0.1, "images_per_second": 100.0,
+        "seconds_compute": step / 20, "seconds_data": 0.1, "seconds_communication": 0.2, "seconds_other": 0.3, **values,
+    }  # fmt: skip
+
+
+def recorded(directory: Path, party: str | None = None) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in rows if party is None or r["party"] == party]
+
+
+def order(directory: Path) -> list[int]:
+    data = (directory / "exchanges.bin").read_bytes()
+    return [data[i] + 256 * data[i + 1] for i in range(0, len(data), 2)]
+
+
+def test_rows_are_lines_in_the_order_they_came_and_the_run_begins_with_all_workers(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    rows = [worker(1, 4), center(0, 90.0), worker(0, 4, note="a text, ü")]
+    for row in rows:
+        r.row(row)
+    r.flush()
+    first, *others = recorded(tmp_path)
+    assert first == {"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": 2}
+    assert others[0] == rows[0] and others[2] == rows[2]
+    assert rows[1].items() <= others[1].items()
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    r.row(worker(0, 1, train_loss=math.nan, distance_to_center=math.inf))
+    r.row(center(1, 90.0) | {"test_loss": -math.inf})
+    r.flush()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    row = recorded(tmp_path, "worker_00")[0]
+    assert row["train_loss"] is None and row["distance_to_center"] is None
+    assert recorded(tmp_path, "center")[0]["test_loss"] is None
+
+
+def test_best_error_and_when_it_was_reached_are_in_the_centers_rows(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    errors = [90.0, 20.0, 30.0, 20.0, 5.0, 6.0]
+    for i, e in enumerate(errors):
+        assert r.row(center(i, e))["best_test_error"] == min(errors[: i + 1])
+    r.flush()
+    rows = recorded(tmp_path, "center")
+    assert [row["best_test_error"] for row in rows] == [min(errors[: i + 1]) for i in range(len(errors))]
+    assert [row["seconds_to_best"] for row in rows] == [0.0, 0.1, 0.1, 0.1, 0.4, 0.4]  # the first time it was reached
+    assert "best_test_error" not in r.row(worker(0, 1))
+
+
+def test_the_order_of_exchanges_is_two_bytes_each(tmp_path: Path) -> None:
+    r = recorder(tmp_path, workers=400)
+    r.order([0, 1, 399])
+    r.order([])
+    r.order([258])
+    r.flush()
+    assert (tmp_path / "exchanges.bin").read_bytes() == b"\x00\x00\x01\x00\x8f\x01\x02\x01"
+
+
+def test_cutting_takes_rows_exchanges_and_the_best_back(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    for step, error in ((0, 90.0), (10, 40.0), (20, 10.0), (30, 50.0)):
+        r.row(center(step, error))
+        r.row(worker(0, step + 1))
+    r.order([0, 1, 1, 0, 1])
+    r.cut(lambda row: row["step"] <= 11, exchanges=3)
+    r.row(center(12, 45.0))
+    r.order([1])
+    r.flush()
+    assert [(row["party"], row["step"]) for row in recorded(tmp_path)] == [
+        ("system", 0), ("center", 0), ("worker_00", 1), ("center", 10), ("worker_00", 11), ("center", 12),
+    ]  # fmt: skip
+    assert recorded(tmp_path)[-1]["best_test_error"] == 40.0
+    assert order(tmp_path) == [0, 1, 1, 1]
+    assert r.close(ENDED)["center"]["best_test_error"] == 40.0
+
+
+def test_going_on_drops_an_unfinished_line_and_continues_as_if_nothing_had_been(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    rows = [row for t in range(1, 9) for row in (worker(0, t), worker(1, t), center(t, 50.0 - t))]
+    whole = recorder(tmp_path / "whole")
+    for row in rows:
+        whole.row(row)
+    whole.close(ENDED)
+
+    parts = recorder(tmp_path / "parts")
+    for row in rows[:15]:
+        parts.row(row)
+    parts.order([0, 1, 0])
+    parts.flush()
+    with open(tmp_path / "parts" / "metrics.jsonl", "ab") as f:
+        f.write(b'{"seconds": 0.5, "step": 5, "exch')  # killed in the middle of a line
+    with open(tmp_path / "parts" / "exchanges.bin", "ab") as f:
+        f.write(b"\x01")
+    again = Recorder.reopen(tmp_path / "parts", 2, {}, {}, FACTS, keep=lambda row: row["step"] <= 4, exchanges=2)
+    again.order([1])
+    for row in rows[12:]:
+        again.row(row)
+    again.close(ENDED)
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "parts" / "metrics.jsonl").read_bytes()
+    assert order(tmp_path / "parts") == [0, 1, 1]
+
+
+def test_a_record_that_is_missing_damaged_or_too_short_is_refused(tmp_path: Path) -> None:
+    def reopen(exchanges: int = 0) -> None:
+        Recorder.reopen(tmp_path, 2, {}, {}, FACTS, keep=lambda _: True, exchanges=exchanges)
+
+    with pytest.raises(RunError, match=r"metrics\.jsonl could not be read: No such file"):
+        reopen()
+    r = recorder(tmp_path)
+    r.order([0, 1])
+    r.close(ENDED)
+    with pytest.raises(RunError, match=r"exchanges\.bin: holds 2 exchanges, and 3 are needed"):
+        reopen(3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(b"not a row\n" + before)
+    with pytest.raises(RunError, match="line 1 is not a row of the record"):
+        reopen()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"not a row\n" + before
+
+
+class FullDisk:
+    """os.pwrite on a disk with room for so many bytes."""
+
+    def __init__(self, room: int):
+        self.room = room
+        self._pwrite = os.pwrite
+
+    def __call__(self, fd: int, data: Any, offset: int) -> int:
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = min(self.room, len(data))
+        self.room -= taken
+        return self._pwrite(fd, data[:taken], offset)
+
+
+def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    r = recorder(tmp_path)
+    r.row(worker(0, 1))
+    r.flush()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(os, "pwrite", FullDisk(0))
+    for t in range(2, 30):
+        r.row(worker(0, t))
+    with pytest.raises(RunError, match=r"metrics\.jsonl could not be written: No space left on device"):
+        r.flush()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    r.row(worker(0, 30))
+    r.tick()
+    r.flush()
+    assert r.close({**ENDED, "status": "failed"})["status"] == "failed"
+
+
+def test_a_line_that_was_half_written_is_taken_back_and_written_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from easgd_cli.record.growing import GrowingFile
+
+    file = GrowingFile(tmp_path / "lines")
+    file.add(b"first\n")
+    file.flush()
+    file.add(b"second\n")
+    disk = FullDisk(3)
+    monkeypatch.setattr(os, "pwrite", disk)
+    with pytest.raises(OSError):
+        file.flush()
+    assert (tmp_path / "lines").read_bytes() == b"first\n"
+    disk.room = 100
+    file.add(b"third\n")
+    file.flush()
+    assert (tmp_path / "lines").read_bytes() == b"first\nsecond\nthird\n"
+
+
+def test_the_summary_says_how_the_run_stands_and_ended(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    running = json.loads((tmp_path / "summary.json").read_text())
+    assert running["status"] == "running" and running["algo"] == "easgd"
+    r.row(worker(0, 40))
+    r.row(worker(1, 60))
+    r.row(center(0, 90.0))
+    r.row(center(50, 4.0))
+    r.row(center(60, 5.0) | {"train_loss": math.nan})
+    summary = r.close(ENDED)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert summary["center"] == {"train_loss": None, "test_loss": 0.125, "test_error": 5.0, "best_test_error": 4.0, "seconds_to_best": 5.0}
+    assert summary["seconds"] == pytest.approx({"compute": 2.5, "data": 0.1, "communication": 0.2, "other": 0.3})
+    assert summary["images_per_second"] == (40 + 60) * 10 / 4.0
+    assert summary["bytes_exchanged"] == 7 * 2 * 1000
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["hardware"]["cores"] >= 1 and summary["threads"] == 1 and summary["seed"] == 0
+    assert list(tmp_path.glob(".*")) == []  # nothing is left beside
+
+
+def test_the_summary_names_the_commit_of_this_program() -> None:
+    from easgd_cli.record.summary import surroundings
+
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
+    expected = git.stdout.strip() if git.returncode == 0 else None
+    found = surroundings()["git_commit"]
+    assert (found or "").removesuffix("-dirty") == (expected or "")
+
+
+# --- from a job to its record ----------------------------------------------------------------------------------------
+
+
+def settings(algo: str = "EASGD", **values: Any) -> Settings:
+    given: dict[str, Any] = {"eta": 0.1, "steps": 40, "workers": 3, **values}
+    return Settings(
+        algo={"name": algo.lower(), "target": f"easgd_cli.algorithms:{algo}"},
+        dataset={"name": "digits", "target": "easgd_cli.data.digits:digits", "root": "somewhere", "validation": 100},
+        model={"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"},
+        schedule={"name": "decay", "target": "easgd_cli.schedule:Decay"},
+        launcher={"name": "local", "target": "easgd_cli.launcher.local:launch"},
+        **given,
+    )
+
+
+def test_hyperparameters_are_those_the_method_uses() -> None:
+    easgd, eamsgd, downpour, sgd = (hparams(settings(a, workers=1 if a == "SGD" else 3)) for a in ("EASGD", "EAMSGD", "DOWNPOUR", "SGD"))
+    assert easgd["alpha"] == pytest.approx(0.3) and easgd["tau"] == 10 and easgd["delta"] is None
+    assert eamsgd["alpha"] == pytest.approx(0.3) and eamsgd["delta"] == 0.99
+    assert downpour["alpha"] is None and downpour["delta"] is None and downpour["tau"] == 10
+    assert sgd["tau"] is None
+    assert {h["gamma"] for h in (easgd, eamsgd, downpour, sgd)} == {0.0}
+    assert easgd["dataset.validation"] == 100 and "dataset.root" not in easgd
+    assert easgd["steps"] == 40 and "epochs" not in easgd
+    assert hparams(settings(steps=None, epochs=2.5))["epochs"] == 2.5
+
+
+CHECKPOINT = Checkpoint(
+    Moment(5.0, 50.0, 12),
+    {},
+    clocks={0: 49, 1: 51},
+    workers={0: WorkerState(50, {}), 1: WorkerState(53, {})},
+    pending=[(Moment(4.0, 40.0, 10), torch.zeros(1))],
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        (worker(0, 50), True),
+        (worker(0, 51), False),
+        (worker(1, 53), True),  # in its next step when the center was kept
+        (worker(1, 54), False),
+        (worker(2, 50), True),  # lost before: it comes back where the others were
+        (worker(2, 51), False),
+        (center(30, 9.0, seconds=3.0, exchanges=8), True),
+        (center(40, 9.0, seconds=4.0, exchanges=10), False),  # evaluated later, and again when the run goes on
+        (center(50, 9.0, seconds=5.0, exchanges=12), True),
+        (center(50, 9.0, seconds=5.1, exchanges=12), False),
+        (center(50, 9.0, seconds=5.0, exchanges=13), False),
+        ({"seconds": 4.9, "step": 49, "exchanges": 11, "party": "system", "workers_alive": 2}, True),
+        ({"seconds": 5.1, "step": 51, "exchanges": 12, "party": "system", "workers_alive": 2}, False),
+    ],
+)
+def test_what_came_before_a_checkpoint_is_kept(row: dict[str, Any], kept: bool) -> None:
+    assert up_to(CHECKPOINT)(row) is kept
+
+
+def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:
+    s = settings()
+    prepared = Prepared(None, None, None, torch.zeros(5), 40)  # type: ignore[arg-type]
+    job = Job(s, tmp_path, command="easgd train algo=easgd")
+    r = open_record(job, prepared, None)
+    for t in range(1, 60):
+        r.row(worker(0, t))
+    r.order([0] * 20)
+    r.close({**ENDED, "status": "interrupted"})
+    assert json.loads((tmp_path / "summary.json").read_text())["parameters"] == 5
+    again = open_record(job, prepared, CHECKPOINT)
+    again.close(ENDED)
+    assert recorded(tmp_path, "worker_00")[-1]["step"] == 50
+    assert len(order(tmp_path)) == 12
+
+
+# --- the documentation -----------------------------------------------------------------------------------------------
+
+
+def test_every_metric_has_its_sentence_in_the_documentation() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    for table in (metrics.CENTER, metrics.WORKER, metrics.SYSTEM):
+        for name, sentence in table.items():
+            assert f"| `{name}` | {sentence} |" in text
+
+
+def test_reading_stops_at_an_unfinished_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a": 3}')
+    assert [row["a"] for row in read_rows(path)] == [1, 2]

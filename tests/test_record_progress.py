@@ -1,0 +1,204 @@
+"""What a run shows: redrawn in a terminal, lines elsewhere, nothing too wide, and no run ends because nobody looks."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_record import ENDED, FACTS, center, recorder, worker
+
+from easgd_cli.record import progress
+from easgd_cli.record.progress import Progress, Screen
+from easgd_cli.record.table import show_run, show_sweep
+
+
+class Clock:
+    """Stands for time.monotonic."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", found)
+    return found
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers what was sent to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """Everything that was ever shown, line by line, without colours and movements."""
+        return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue()))
+
+
+def plain() -> Screen:
+    return Screen(file=io.StringIO(), highlight=False, soft_wrap=True, width=80)
+
+
+def said(console: Console) -> list[str]:
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue().splitlines()
+
+
+def train(view: Progress, clock: Clock, seconds: int) -> None:
+    view.begin(0.0)
+    for tenth in range(1, seconds * 10):
+        clock.now = 100 + tenth / 10
+        view.update(seconds=tenth / 10, step=tenth, exchanges=4 * tenth, evaluations_pending=0)
+        for i in range(4):
+            view.worker(worker(i, tenth))
+
+
+def test_lines_where_there_is_no_terminal_are_few_and_tell_what_is_known(clock: Clock) -> None:
+    console = plain()
+    view = Progress(steps=1000, minutes=None, workers=4, console=console)
+    train(view, clock, 60)
+    view.center(center(500, 12.34) | {"best_test_error": 11.0})
+    lines = said(console)
+    assert lines[:2] == ["starting 4 workers", "training begins: 4 workers, 1,000 steps each"]
+    assert lines[2] == "0:00:10  step 100/1,000  400 images/s  400 exchanges  0:01:30 left"
+    assert len(lines) == 2 + 5 + 1
+    assert lines[-1] == "0:00:50  step 500: center: train loss 0.2468, test error 12.34 % (best 11.00 %)"
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_a_run_by_the_clock_and_one_that_goes_on(clock: Clock) -> None:
+    console = plain()
+    view = Progress(steps=None, minutes=2.0, workers=1, console=console)
+    view.begin(30.0)
+    clock.now += 11
+    view.update(seconds=41.0, step=900, exchanges=0, evaluations_pending=3)
+    assert said(console)[1:] == [
+        "training begins: 1 worker, 2 minutes, going on after 0:00:30",
+        "0:00:41  step 900  0 images/s  3 evaluations waiting  0:01:19 left",
+    ]
+
+
+def test_a_worker_that_says_nothing_does_not_count_for_speed(clock: Clock) -> None:
+    console = plain()
+    view = Progress(steps=1000, minutes=None, workers=2, console=console)
+    view.begin(0.0)
+    for t in range(1, 400):
+        view.worker(worker(0, t))
+        if t < 20:
+            view.worker(worker(1, t))
+    clock.now += 40
+    view.update(seconds=40.0, step=400, exchanges=100, evaluations_pending=0)
+    assert "  100 images/s  " in said(console)[-1]
+
+
+def test_the_view_in_a_terminal_is_never_wider_and_is_gone_at_the_end(clock: Clock, tmp_path: Path) -> None:
+    terminal = Terminal()
+    view = Progress(steps=123_456_789, minutes=None, workers=4, console=Screen(file=terminal, force_terminal=True, width=80, highlight=False))
+    view.begin(0.0)
+    for n in range(1, 30):
+        clock.now += 1
+        view.update(seconds=40_000.0 * n, step=4e6 * n, exchanges=400_000_000 * n, evaluations_pending=123_456)
+        view.worker(worker(0, 400_000 * n, images_per_second=123_456_789.0))
+        view.center(center(4e6 * n, 12.34) | {"best_test_error": 11.0, "train_loss": None})
+    view.note("worker 2 died (killed by SIGKILL); the run goes on with 3 of 4 [not markup]")
+    view.finishing(2)
+    r = recorder(tmp_path)
+    r.row(center(1, 5.0))
+    r.row(worker(0, 1))
+    view.end(r.close(ENDED))
+    shown = terminal.lines()
+    assert max(len(line) for line in shown) <= 80
+    assert any("center: train loss not finite, test error 12.34 % (best 11.00 %)" in line for line in shown)
+    assert any(line == "worker 2 died (killed by SIGKILL); the run goes on with 3 of 4 [not markup]" for line in shown)
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+    assert shown[-2].startswith("a worker's time")
+
+
+def test_redrawing_is_a_few_times_a_second(clock: Clock) -> None:
+    terminal = Terminal()
+    view = Progress(steps=1000, minutes=None, workers=4, console=Screen(file=terminal, force_terminal=True, width=80))
+    view.begin(0.0)
+    before = len(terminal.getvalue())
+    for _ in range(1000):
+        clock.now += 0.001
+        view.update(seconds=clock.now - 100, step=(clock.now - 100) * 100, exchanges=0, evaluations_pending=0)
+    assert terminal.getvalue()[before:].count("/1,000") <= 6
+    view.close()
+    view.close()
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_run(clock: Clock) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    view = Progress(steps=1000, minutes=None, workers=4, console=Screen(file=Gone()))
+    train(view, clock, 20)
+    view.note("something")
+    view.center(center(1, 5.0))
+    view.finishing(1)
+    view.end({})
+    view.close()
+
+
+def summary(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    r = recorder(tmp_path)
+    r.row(center(30, 4.0))
+    r.row(center(60, 5.0))
+    r.row(worker(0, 40))
+    return r.close({**ENDED, **changes})
+
+
+def test_the_end_of_a_run(tmp_path: Path) -> None:
+    console = plain()
+    show_run(summary(tmp_path), console)
+    assert said(console) == [
+        "status           completed",
+        "method           easgd, 2 workers, tau=4",
+        "test error       5.00 %, at best 4.00 % after 3.0 s",
+        "loss             train 0.1, test 0.125",
+        "steps            40 to 60",
+        "exchanges        7 (14.0 kB)",
+        "speed            250 images/s for 4.0 s",
+        "a worker's time  compute 76.9 %, data 3.8 %, communication 7.7 %, other 11.5 %",
+    ]
+
+
+def test_the_end_of_a_run_that_had_hardly_begun(tmp_path: Path) -> None:
+    console = plain()
+    ended = {**ENDED, "status": "failed", "reason": "the master died", "wall_seconds": 0.0, "exchanges": 0, "steps": {"worker_00": 0}}
+    show_run(recorder(tmp_path).close(ended), console)
+    lines = said(console)
+    assert lines[0].endswith("failed: the master died")
+    assert any(line.startswith("test error") and line.endswith("-") for line in lines)
+
+
+def test_the_end_of_a_sweep_names_every_run_and_every_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "algo=eamsgd,batch_size=128,dataset.validation=100,eta=0.005,seed=12345,tau=16,workers=16"
+    rows = [
+        ("algo=easgd", "completed", summary(tmp_path), None),
+        (long, "failed", {}, "the master died (killed by SIGKILL); there is no checkpoint to go on from"),
+        ("algo=downpour", "diverged", {**FACTS, "center": {"test_error": 90.0}, "wall_seconds": 1234.5}, "the center's loss is not finite"),
+        ("algo=sgd", "not started", {}, None),
+    ]
+    show_sweep(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["algo=easgd", "completed", "5.00", "%", "4.00", "%", "4.0"]
+    assert lines[2].startswith(long)  # whole, for whoever reads a file
+    assert lines[3].split() == ["algo=downpour", "diverged", "90.00", "%", "-", "1,234.5"]
+    assert lines[5:] == [
+        f"{long}: failed: the master died (killed by SIGKILL); there is no checkpoint to go on from",
+        "algo=downpour: diverged: the center's loss is not finite",
+    ]
+    terminal = Terminal()
+    show_sweep(rows, Console(file=terminal, force_terminal=True, width=80))
+    assert all(len(line) <= 80 for line in terminal.lines()[:7])
