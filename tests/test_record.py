@@ -234,6 +234,19 @@ def test_the_summary_says_how_the_run_stands_and_ended(tmp_path: Path) -> None:
     assert list(tmp_path.glob(".*")) == []  # nothing is left beside
 
 
+def test_the_summary_says_that_a_run_failed_even_where_the_disk_is_too_full_for_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    r = recorder(tmp_path)
+
+    def full(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    r.close({**ENDED, "status": "failed", "reason": "the disk is full"})
+    assert json.loads((tmp_path / "summary.json").read_text())["reason"] == "the disk is full"
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_the_summary_names_the_commit_of_this_program() -> None:
     from easgd_cli.record.summary import surroundings
 

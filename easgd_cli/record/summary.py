@@ -39,15 +39,18 @@ def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> di
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
-    """Writes summary.json, beside and renamed. Raises OSError, leaving what was there."""
+    """Writes summary.json, beside and renamed; over the old one where the disk is too full for both. Raises OSError."""
     path = run_dir / "summary.json"
+    text = (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        beside.write_bytes(text)
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
-        raise
+        with open(path, "r+b") as f:  # its block is there: better than one that says that the run still goes on
+            f.write(text)
+            f.truncate()
 
 
 def surroundings() -> dict[str, Any]:
