@@ -95,6 +95,13 @@ class Master:
     def _report(self) -> None:
         self._reported = self._snapshots.seconds()
         self._channel.post(
-            {"kind": "served", "workers": self._order, "seconds": self._reported, "step": self._step, "exchanges": self._center.clock, "cpu": time.process_time()}
+            {
+                "kind": "served",
+                "workers": self._order,
+                "seconds": self._reported,
+                "step": self._step,
+                "exchanges": self._center.clock,
+                "cpu": time.process_time(),
+            }
         )
         self._order = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,7 @@ def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Ro
     launch = build.locate("launcher", s.launcher["target"])
 
     def ours() -> float:
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory() as directory, redirect_stdout(io.StringIO()):
             return float(launch(Job(quiet, Path(directory)), prepared).summary["images_per_second"])
 
     yield alternate(

@@ -64,6 +64,9 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
     """
     path = rundir.create(path)
     try:
+        from easgd_cli.launcher import children  # not above: it imports torch, which a refusal need not wait for
+
+        children.begin()  # everything has been checked; torch is imported there while Hydra composes here
         outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
     except BaseException as e:
         if isinstance(e, UsageError) or not any(path.iterdir()):  # refused after all, or interrupted before anything was in it

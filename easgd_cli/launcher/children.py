@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -63,6 +64,12 @@ class Child:
 
     def kill(self) -> None:
         self.process.kill()
+
+
+def begin() -> None:
+    """Starts the server that children are forked from, without waiting for it: it imports torch while the caller goes on."""
+    _context()
+    forkserver.ensure_running()
 
 
 def _context() -> ForkServerContext:
