@@ -246,13 +246,14 @@ class Run:
         self._record.tick()
 
     def _hear(self, child: Child) -> None:
+        ended = child.process.exitcode is not None  # asked before listening: what a child said last has all arrived then
         try:
             for message, tensors in child.channel.receive():
                 self._handle(child, message, tensors)
             child.channel.flush()
         except ChannelClosed:
             self._forget(child.channel)
-        if child.process.exitcode is not None:
+        if ended:
             self._forget(child.process.sentinel)
             self._forget(child.channel)
             if not child.done:
