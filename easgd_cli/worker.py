@@ -87,7 +87,9 @@ class WorkerLoop:
         self._session = SharedWorkerEnd(start.link, self._device)
         self._session.center_clock, self._session.exchanges = start.center_clock, start.exchanges
         self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t)
-        self._tally = Tally(**start.meter) if start.meter else Tally(every=1 if start.steps is None else -(-start.steps // _POINTS))
+        self._tally = Tally(**(start.meter or {}))
+        if start.steps is not None:
+            self._tally.every = max(self._tally.every, -(-start.steps // _POINTS))  # also of a run that goes on for longer than it was meant to
         self._loss = torch.tensor(self._tally.loss, dtype=torch.float64, device=self._device)  # read only when it is told: no wait in a step
         self._sequential = not self._method.center
         self._stop = False
