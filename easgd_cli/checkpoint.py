@@ -41,6 +41,7 @@ class Checkpoint:
     clocks: dict[int, int]
     workers: dict[int, WorkerState]
     pending: list[tuple[Moment, Tensor]] = field(default_factory=list)
+    master_cpu_seconds: float = 0.0
 
 
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -53,6 +54,7 @@ def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "clocks": checkpoint.clocks,
         "workers": {i: vars(w) for i, w in checkpoint.workers.items()},
         "pending": [(asdict(moment), x) for moment, x in checkpoint.pending],
+        "master_cpu_seconds": checkpoint.master_cpu_seconds,
     }
     save(content, path)
     for old in find(directory)[:-keep]:
@@ -97,6 +99,7 @@ def newest(run_dir: Path) -> Checkpoint:
             content["clocks"],
             {i: WorkerState(**w) for i, w in content["workers"].items()},
             [(Moment(**moment), x) for moment, x in content["pending"]],
+            content["master_cpu_seconds"],
         )
     except Exception as e:
         raise UsageError(f"resume={run_dir}: {path} cannot be read ({type(e).__name__}); remove it to go on from an older checkpoint, if there is one.") from e

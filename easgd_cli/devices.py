@@ -45,6 +45,11 @@ def worker_threads(s: Settings) -> int:
     return s.threads if s.threads is not None else max(1, cores() // s.workers)
 
 
+def evaluator_threads(s: Settings) -> int:
+    """CPU threads of the evaluator: one share beside the workers'. Two threads that wait for each other on a busy core crawl."""
+    return max(1, cores() // (s.workers + 1))
+
+
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

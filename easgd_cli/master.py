@@ -33,6 +33,7 @@ class MasterStart:
     interval: Interval | None
     clock: int = 0
     clocks: dict[int, int] = field(default_factory=dict)
+    cpu_seconds: float = 0.0  # used before, by a run that goes on
 
 
 class Master:
@@ -48,6 +49,7 @@ class Master:
         self._step = self._mean_step()
         self._order: list[int] = []
         self._reported = 0.0
+        self._cpu_before = start.cpu_seconds - time.process_time()
 
     def run(self, began: float) -> None:
         """Serves until every session has ended. `began`: the monotonic time of training second 0.
@@ -85,12 +87,15 @@ class Master:
     def _mean_step(self) -> float:
         return sum(self._clocks.values()) / len(self._clocks) if self._clocks else 0.0
 
+    def _cpu_seconds(self) -> float:
+        return self._cpu_before + time.process_time()
+
     def _moment(self) -> Moment:
         return Moment(self._snapshots.seconds(), self._step, self._center.clock)
 
     def _keep(self, purpose: str) -> None:
         self._report()  # the order up to here arrives before the vectors it led to
-        self._snapshots.take(purpose, self._moment(), clocks={str(w): t for w, t in self._clocks.items()})
+        self._snapshots.take(purpose, self._moment(), clocks={str(w): t for w, t in self._clocks.items()}, cpu=self._cpu_seconds())
 
     def _report(self) -> None:
         self._reported = self._snapshots.seconds()
@@ -101,7 +106,7 @@ class Master:
                 "seconds": self._reported,
                 "step": self._step,
                 "exchanges": self._center.clock,
-                "cpu": time.process_time(),
+                "cpu": self._cpu_seconds(),
             }
         )
         self._order = []

@@ -30,7 +30,7 @@ from easgd_cli.build import Prepared
 from easgd_cli.channel import ChannelClosed
 from easgd_cli.checkpoint import Checkpoint, WorkerState
 from easgd_cli.config import Interval
-from easgd_cli.devices import deal_devices, worker_threads
+from easgd_cli.devices import deal_devices, evaluator_threads, worker_threads
 from easgd_cli.errors import RunError
 from easgd_cli.evaluator import Evaluator, EvaluatorStart
 from easgd_cli.launcher.children import Child
@@ -138,7 +138,9 @@ class Run:
         self._cut: _Cut | None = None
         self._last_checkpoint: Path | None = None
         self._system_every, self._system_next, self._system_rows = 1.0, 0.0, 0
-        self._served = (0.0, 0)
+        self._served = (0.0, 0)  # the moment of the last system row: seconds, exchanges
+        self._exchanges = 0
+        self._master_cpu_seconds = 0.0
         self._began: float | None = None
         self._stopping: float | None = None  # since when workers have been told to stop
         self._signal: int | None = None
@@ -181,7 +183,7 @@ class Run:
         for link in links:
             link.close_sockets()  # or no end would ever be seen by the other
             link.memory.close()
-        self._evaluator_start = EvaluatorStart(s, images, self._threads)
+        self._evaluator_start = EvaluatorStart(s, images, evaluator_threads(s))
         if resumed is not None:
             self._take_back_record()
         self._record = open_record(self._job, prepared, resumed)
@@ -213,7 +215,8 @@ class Run:
             for name, v in self._resumed.vectors.items():
                 center[name].copy_(v)
             start.clock, start.clocks = self._resumed.moment.exchanges, {i: m.t for i, m in self._members.items()}
-        self._served = (self._elapsed, start.clock)
+            start.cpu_seconds = self._resumed.master_cpu_seconds
+        self._served, self._exchanges = (self._elapsed, start.clock), start.clock
         self._master = self._child("master", Master, start)
         center.close()
 
@@ -311,7 +314,7 @@ class Run:
         now = self._seconds()
         step = self._mean_step()
         if self._ended_seconds is None:
-            self._progress.update(seconds=now, step=step, exchanges=self._served[1], evaluations_pending=len(self._pending))
+            self._progress.update(seconds=now, step=step, exchanges=self._exchanges, evaluations_pending=len(self._pending))
         if self._stopping is None and self._final is None:
             if self._cut is None and self._checkpoint_pace.due(step, now):
                 self._begin_checkpoint()
@@ -337,6 +340,7 @@ class Run:
     def _served_row(self, message: dict[str, Any]) -> None:
         self._record.order(message["workers"])
         now, exchanges = message["seconds"], message["exchanges"]
+        self._exchanges = exchanges
         if now >= self._system_next and now > self._served[0]:
             rate = (exchanges - self._served[1]) / (now - self._served[0])
             self._system_row(now, message["step"], exchanges, exchanges_per_second=rate, master_cpu_seconds=message["cpu"])
@@ -375,9 +379,11 @@ class Run:
         clocks = {int(w): t for w, t in message["clocks"].items()}
         if message["purpose"] == "final":
             self._final = (moment, vectors, clocks)
+            self._master_cpu_seconds = message.get("cpu", 0.0)
             self._ended_seconds = self._seconds()
         elif self._cut is not None:
             self._cut.moment, self._cut.vectors, self._cut.clocks = moment, vectors, clocks
+            self._master_cpu_seconds = message.get("cpu", 0.0)
             self._finish_checkpoint()
 
     # ---------------------------------------------------------------- evaluation
@@ -456,7 +462,7 @@ class Run:
         self._cut = None
         waiting = ([self._evaluating] if self._evaluating else []) + list(self._pending)
         pending = [(p.moment, p.x()) for p in waiting if p.moment.exchanges <= cut.moment.exchanges and p.moment.seconds <= cut.moment.seconds]
-        self._write_checkpoint(Checkpoint(cut.moment, cut.vectors, cut.clocks, cut.workers, pending))
+        self._write_checkpoint(Checkpoint(cut.moment, cut.vectors, cut.clocks, cut.workers, pending, self._master_cpu_seconds))
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         try:
@@ -525,7 +531,7 @@ class Run:
                 self.fail(f"every worker has died ({'; '.join(reasons)}); see {child.log}. {self._how_to_go_on()}")
             else:
                 self._note(f"worker {number} died ({child.ended}); the run goes on with {left} of {self._settings.workers}")
-                self._system_row(self._seconds(), self._mean_step(), self._served[1], lost=number)
+                self._system_row(self._seconds(), self._mean_step(), self._exchanges, lost=number)
                 if self._cut is not None and self._cut.lead == number and self._cut.moment is None:
                     self._cut = None  # nobody will mark its place in the order any more
                 self._finish_checkpoint()
@@ -599,7 +605,7 @@ class Run:
             moment, vectors, clocks = self._final
             states = {i: m.final for i, m in self._members.items() if m.final is not None}
             waiting = ([self._evaluating] if self._evaluating else []) + list(self._pending)
-            self._write_checkpoint(Checkpoint(moment, vectors, clocks, states, [(p.moment, p.x()) for p in waiting]))
+            self._write_checkpoint(Checkpoint(moment, vectors, clocks, states, [(p.moment, p.x()) for p in waiting], self._master_cpu_seconds))
             x = vectors["x"]
             if self._hit is not None:
                 moment, x = self._hit
@@ -612,10 +618,11 @@ class Run:
             self._reason = f"{self._reason}; {self._how_to_go_on()}"
         shutil.rmtree(self._dir / "snapshots", ignore_errors=True)
         seconds = self._ended_seconds if self._ended_seconds is not None else self._seconds()
+        exchanges = self._hit[0].exchanges if self._hit else self._final[0].exchanges if self._final else self._exchanges
         facts = {
             "status": self._status, "reason": self._reason,
             "steps": {f"worker_{i:02d}": m.t for i, m in self._members.items()},
-            "exchanges": self._final[0].exchanges if self._final else self._served[1],
+            "exchanges": exchanges,
             "lost": {f"worker_{i:02d}": m.lost for i, m in self._members.items() if m.lost},
             "wall_seconds": seconds, "threads": self._threads, "vector_bytes": self._prepared.size * self._prepared.dtype.itemsize,
         }  # fmt: skip
