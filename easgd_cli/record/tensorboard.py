@@ -281,7 +281,8 @@ def _experiment(runs: Sequence[Mapping[str, Value]], domains: bool) -> Summary.V
         values = [value for run in runs if (value := run.get(name)) is not None]
         if domains and not values:
             continue
-        info = api_pb2.HParamInfo(name=name, differs=len(set(values)) > 1 or 0 < len(values) < len(runs))
+        # A symbol that only some methods use, with one value, is no difference of interest: the tab opens with five columns.
+        info = api_pb2.HParamInfo(name=name, differs=len(set(values)) > 1)
         if values and all(isinstance(v, bool) for v in values):
             info.type = api_pb2.DATA_TYPE_BOOL
         elif all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
