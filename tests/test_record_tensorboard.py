@@ -185,8 +185,8 @@ def test_a_sweep_tells_what_differs_and_what_is_compared(tmp_path: Path) -> None
     found = read(tmp_path)
     experiment = metadata.parse_experiment_plugin_data(found.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
     infos = {i.name: i for i in experiment.hparam_infos}
-    assert list(infos) == ["algo", "tau", "delta", "eta"]  # what differs first; what no run uses not at all
-    assert {name for name, i in infos.items() if i.differs} == {"algo", "tau", "delta"}
+    assert list(infos) == ["algo", "tau", "eta", "delta"]  # what is varied first; what no run uses not at all
+    assert {name for name, i in infos.items() if i.differs} == {"algo", "tau"}
     assert [v.number_value for v in infos["tau"].domain_discrete.values] == [1, 16]
     assert [v.string_value for v in infos["algo"].domain_discrete.values] == ["eamsgd", "easgd"]
     assert infos["delta"].type == api_pb2.DATA_TYPE_FLOAT64
