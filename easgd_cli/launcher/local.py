@@ -392,13 +392,22 @@ class Run:
         self._numbers += 1
         waiting = _Pending(self._numbers, moment, tensors)
         if sum(p.tensors is not None for p in self._pending) >= _SNAPSHOTS_IN_MEMORY:
-            directory = self._dir / "snapshots"
-            directory.mkdir(exist_ok=True)
-            waiting.path = directory / f"{waiting.number:06d}.pt"
-            checkpoints.save(tensors["x"], waiting.path)
-            tensors.close()
-            waiting.tensors = None
+            self._spill(waiting)
         self._pending.append(waiting)
+
+    def _spill(self, waiting: _Pending) -> None:
+        """Moves a snapshot from memory to disk, if the disk takes it."""
+        assert waiting.tensors is not None
+        directory = self._dir / "snapshots"
+        path = directory / f"{waiting.number:06d}.pt"
+        try:
+            directory.mkdir(exist_ok=True)
+            checkpoints.save(waiting.tensors["x"].clone(), path)
+        except OSError as e:
+            log.warning("%s could not be written (%s); the snapshot stays in memory", path, e.strerror or e)
+            return
+        waiting.tensors.close()
+        waiting.tensors, waiting.path = None, path
 
     def _ask_snapshot(self, now: float) -> None:
         """Without eval.every: the newest snapshot whenever the evaluator is free."""
