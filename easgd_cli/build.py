@@ -116,7 +116,7 @@ def prepare(s: Settings) -> Prepared:
     rules = method(s)
     schedule(s)
     deal_devices(s.device, s.workers)
-    deal_devices(s.eval.device, 1)
+    deal_devices(s.eval.device, 1, "eval.device")
     images = data(s)
     net = model(s, images)
     problem = ImageProblem(net, images, batch_size=s.batch_size, seed=s.seed, worker=0, l2=s.l2, device=torch.device("cpu"), train_images=s.eval.train_images)

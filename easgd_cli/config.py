@@ -55,7 +55,7 @@ class Settings:
     eta: float = MISSING  # learning rate
     alpha: Optional[float] = None  # moving rate; beta / workers unless given
     beta: Optional[float] = None  # p * alpha; 0.9 unless alpha is given
-    delta: float = 0.99  # momentum
+    delta: float = 0.99  # momentum; 0.9 on digits
     gamma: float = 0.0  # eta_t = eta / (1 + gamma t)^0.5 on each worker's clock t
     l2: float = 0.0  # (l2 / 2) ||x||^2 is added to the loss where the gradient is taken
 

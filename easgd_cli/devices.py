@@ -10,7 +10,7 @@ from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
 
-def deal_devices(device: str, workers: int) -> list[str]:
+def deal_devices(device: str, workers: int, key: str = "device") -> list[str]:
     """A device for every worker. `auto`: the CUDA devices dealt round robin, or the CPU; several workers may share one.
 
     Raises UsageError for a device that is not there.
@@ -21,23 +21,23 @@ def deal_devices(device: str, workers: int) -> list[str]:
     elif device == "cuda":
         known = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         if not known:
-            raise UsageError("device=cuda: this machine shows no CUDA device; use device=cpu.")
+            raise UsageError(f"{key}=cuda: this machine shows no CUDA device; use {key}=cpu.")
     else:
         known = [d.strip() for d in device.split(",")]
         for d in known:
-            _check(device, d)
+            _check(key, device, d)
     return [known[i % len(known)] for i in range(workers)]
 
 
-def _check(given: str, device: str) -> None:
+def _check(key: str, given: str, device: str) -> None:
     try:
         d = torch.device(device)
     except RuntimeError:
         d = None
     if d is None or d.type not in ("cpu", "cuda"):
-        raise UsageError(f"device={given}: is auto, cpu, cuda, or a list of devices such as cuda:0,cuda:1.")
+        raise UsageError(f"{key}={given}: is auto, cpu, cuda, or a list of devices such as cuda:0,cuda:1.")
     if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device={given}: this machine shows {torch.cuda.device_count()} CUDA devices; use device=auto or device=cpu.")
+        raise UsageError(f"{key}={given}: this machine shows {torch.cuda.device_count()} CUDA devices; use {key}=cpu.")
 
 
 def worker_threads(s: Settings) -> int:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -274,3 +276,17 @@ def test_no_process_and_no_shared_memory_is_left(tmp_path: Path) -> None:
     assert len(pids) >= 6
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert (set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()) == before
+
+
+def test_ctrl_c_while_processes_are_starting_ends_cleanly(tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to every process of the group, the server that is still importing torch among them."""
+    command = [sys.executable, "-m", "easgd_cli", "train", "steps=100000", f"hydra.run.dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (tmp_path / "run" / "logs" / "launcher.log").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"

@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
             out = Path(next(words, ""))
         else:
             overrides.append(word)
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--json {out}: there is no directory {out.parent}.")
     rows = list(_measure(what, overrides, windows))
     if out is not None:
         out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +71,7 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
         children.begin()  # everything has been checked; torch is imported there while Hydra composes here
         outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
     except BaseException as e:
-        if isinstance(e, UsageError) or not any(path.iterdir()):  # refused after all, or interrupted before anything was in it
+        if isinstance(e, UsageError) or not (path / "logs").exists():  # refused after all, or interrupted before the launcher had begun
             rundir.discard(path)
         raise
     return outcome, path
@@ -93,6 +95,17 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
             raise UsageError(f"resume={path}: holds no checkpoint to go on from; start it again instead. checkpoint.every='30 s' writes them as a run goes on.")
         rundir.write_config(path, settings, overrides)
         return launcher(Job(settings, path.absolute(), overrides, command, resume=True), prepared)
+
+
+def program(name: str) -> str:
+    """How the user can call `name`: by its name, or where the environment easgd runs from is not on the path, in full."""
+    beside = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
+
+
+def looked_at(path: str) -> str:
+    """How to look at a run or sweep."""
+    return f"{program('tensorboard')} --logdir {shlex.quote(path)}"
 
 
 def _within_hydra(asked: Arguments, overrides: Sequence[str], path: Path, task: Callable[[], Outcome]) -> Outcome:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shlex
 import subprocess
 import sys
 import traceback
@@ -70,7 +69,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
             break
     print()
     show_sweep([(r.name, r.status, r.summary, r.reason) for r in rows])
-    print(f"The sweep is in {root}; to look at it: tensorboard --logdir {shlex.quote(str(root))}", flush=True)
+    print(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}", flush=True)
     if rows and any(r.status == "interrupted" for r in rows):
         print("To go on with it, give the same command again.", flush=True)
         return code
@@ -159,7 +158,7 @@ def _left_to_hydra(plan: Plan, asked: Arguments) -> int:
         sys.argv = ["easgd", "--config-name", asked.config_name, "--multirun", *words, f"hydra.sweep.dir={arguments.quote(str(plan.root.absolute()))}"]
         os.environ["HYDRA_FULL_ERROR"] = "1"
         hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(hydra_job)()
-    print(f"The sweep is in {plan.root}; to look at it: tensorboard --logdir {shlex.quote(str(plan.root))}", flush=True)
+    print(f"The sweep is in {plan.root}; to look at it: {running.looked_at(str(plan.root))}", flush=True)
     return 0
 
 

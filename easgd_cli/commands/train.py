@@ -108,9 +108,9 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
     shown = str(path) if shown.startswith("..") else shown
     if outcome.status == "failed" and outcome.reason:
         print(f"easgd: {outcome.reason}", file=sys.stderr)
-    print(f"The run is in {shown}; to look at it: tensorboard --logdir {shlex.quote(shown)}", flush=True)
-    if outcome.status == "interrupted":
-        print(f"To go on with it: easgd train {shlex.quote(f'resume={shown}')}", flush=True)
+    print(f"The run is in {shown}; to look at it: {running.looked_at(shown)}", flush=True)
+    if outcome.status == "interrupted" and (path / "checkpoint").is_dir():
+        print(f"To go on with it: {running.program('easgd')} train {shlex.quote(f'resume={shown}')}", flush=True)
 
 
 def _shown_by_hydra(asked: Arguments) -> int:

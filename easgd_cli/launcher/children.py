@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -49,6 +49,7 @@ class Child:
         self.done = False  # ended by itself, everything said
         self.error: str | None = None  # what it raised, if it could still say
         self.process: BaseProcess = _context().Process(target=_child, args=(name, maker, start, theirs, str(log)), name=f"easgd-{name}", daemon=True)
+        begin()
         self.process.start()
         theirs.close()
 
@@ -69,7 +70,13 @@ class Child:
 def begin() -> None:
     """Starts the server that children are forked from, without waiting for it: it imports torch while the caller goes on."""
     _context()
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # the server starts it otherwise, and it would lift the block below
+    ignored = {signal.SIGINT, signal.SIGTERM}  # a terminal sends Ctrl-C to every process, and the server may still be importing
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)  # it inherits this mask, and its children do
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _context() -> ForkServerContext:

@@ -31,7 +31,7 @@ from easgd_cli.channel import ChannelClosed
 from easgd_cli.checkpoint import Checkpoint, WorkerState
 from easgd_cli.config import Interval
 from easgd_cli.devices import deal_devices, evaluator_threads, worker_threads
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, UsageError
 from easgd_cli.evaluator import Evaluator, EvaluatorStart
 from easgd_cli.launcher.children import Child
 from easgd_cli.launcher.job import Job, Outcome
@@ -44,6 +44,7 @@ from easgd_cli.snapshot import Moment, Pace
 from easgd_cli.transport.shared import Link
 from easgd_cli.worker import WorkerLoop, WorkerStart
 
+_MOST_WORKERS = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
 _GRACE_SECONDS = 10.0  # how long a worker that is told to stop may take over its step when the user is waiting
 _SNAPSHOTS_IN_MEMORY = 8  # waiting for the evaluator; more wait on disk
 _EVALUATOR_LIVES = 3
@@ -55,7 +56,9 @@ log = logging.getLogger("easgd.launcher")
 
 
 def launch(job: Job, prepared: Prepared) -> Outcome:
-    """Runs the job to its end. Raises RunError when it could not be started or recorded."""
+    """Runs the job to its end. Raises UsageError for more workers than one machine's launcher carries, RunError when it could not be started."""
+    if job.settings.workers > _MOST_WORKERS:
+        raise UsageError(f"workers={job.settings.workers}: launcher=local starts at most {_MOST_WORKERS} workers on one machine; use fewer.")
     run = Run(job, prepared)
     try:
         with _Signals() as signals:
