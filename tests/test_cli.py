@@ -211,7 +211,16 @@ def test_the_exit_status_is_the_launchers(easgd: Easgd, launcher: Launcher, here
         said = easgd("train", "hydra.run.dir=run")
         assert said.status == code
         assert ("the reason" in said.err) == (status == "failed")
-        assert ("easgd train resume=run" in said.out) == (status == "interrupted")
+        assert "resume=" not in said.out  # there is no checkpoint to go on from
+
+
+def test_an_interrupted_run_says_how_to_go_on(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+    def interrupted(job: Job) -> Outcome:
+        (job.run_dir / "checkpoint").mkdir()
+        return Outcome("interrupted", 130, {}, "SIGINT received")
+
+    launcher.behave = interrupted
+    assert "train resume=run" in easgd("train", "hydra.run.dir=run").out
 
 
 def test_a_run_refused_by_its_launcher_leaves_no_directory_and_one_that_failed_does(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:

@@ -71,7 +71,8 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
         children.begin()  # everything has been checked; torch is imported there while Hydra composes here
         outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
     except BaseException as e:
-        if isinstance(e, UsageError) or not (path / "logs").exists():  # refused after all, or interrupted before the launcher had begun
+        if isinstance(e, UsageError) or (isinstance(e, KeyboardInterrupt) and not (path / "logs").exists()):
+            # Refused after all, or interrupted before the launcher had begun.
             rundir.discard(path)
         raise
     return outcome, path
