@@ -25,7 +25,7 @@ from easgd_cli.transport.shared import Link, SharedWorkerEnd
 
 _POINTS = 250  # rows a worker posts over a run of known length
 _POINTS_PER_DOUBLING = 64  # and, where the length is not known, before it posts half as often
-_NEWS_SECONDS = 0.2  # how often it tells the launcher its clock
+_NEWS_SECONDS = 0.2  # how often it tells the launcher its clock and its rows: each message wakes a process that wants a core
 
 
 @dataclass
@@ -93,6 +93,7 @@ class WorkerLoop:
         self._loss = torch.tensor(self._tally.loss, dtype=torch.float64, device=self._device)  # read only when it is told: no wait in a step
         self._sequential = not self._method.center
         self._stop = False
+        self._rows: list[dict[str, Any]] = []
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -127,7 +128,7 @@ class WorkerLoop:
                 snapshots.changed(w.t, 0)
             if snapshots.seconds() - news >= _NEWS_SECONDS:
                 news = snapshots.seconds()
-                self._channel.post({"kind": "news", "t": w.t})
+                self._post_rows()
                 if start.minutes is not None and news >= start.minutes * 60:
                     break
             self._listen(snapshots)
@@ -155,8 +156,13 @@ class WorkerLoop:
     def _moment(self, snapshots: Snapshots) -> Moment:
         return Moment(snapshots.seconds(), self._w.t, 0)
 
+    def _post_rows(self) -> None:
+        self._channel.post({"kind": "news", "t": self._w.t, "rows": self._rows})
+        self._rows = []
+
     def _post_state(self, purpose: str, snapshots: Snapshots) -> None:
-        """Everything this worker needs to go on from here."""
+        """Everything this worker needs to go on from here, after all it has to say of before."""
+        self._post_rows()
         self._tally.loss = float(self._loss)
         kept = {name: getattr(self._w, name) for name in self._method.state}
         if self._session.reply is not None:
@@ -170,7 +176,7 @@ class WorkerLoop:
         )  # fmt: skip
 
     def _row(self, seconds: float) -> None:
-        """Posts what happened since the last row."""
+        """Notes what happened since the last row."""
         w, tally = self._w, self._tally
         loop = tally.seconds_loop - tally.last_loop
         row = {
@@ -184,7 +190,7 @@ class WorkerLoop:
             row["distance_to_center"] = float(torch.dist(w.x, self._session.reply))
             if tally.exchanges:
                 row["staleness"] = tally.staleness / tally.exchanges
-        self._channel.post({"kind": "row", "row": row})
+        self._rows.append(row)
         self._loss.zero_()
         tally.steps, tally.staleness, tally.exchanges, tally.last_loop = 0, 0, 0, tally.seconds_loop
         tally.rows += 1

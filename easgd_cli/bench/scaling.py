@@ -27,7 +27,8 @@ def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Ro
 
     def ours() -> float:
         with tempfile.TemporaryDirectory() as directory, redirect_stdout(io.StringIO()):
-            return float(launch(Job(quiet, Path(directory)), prepared).summary["images_per_second"])
+            summary = launch(Job(quiet, Path(directory)), prepared).summary
+        return float(s.workers * steps * s.batch_size / sum(summary["seconds"].values()))  # a worker's step loop, as with its peer
 
     yield alternate(
         f"{s.algo['name']}, {s.workers} workers, tau={s.tau}, batch {s.batch_size}, {s.model['name']}, {threads} threads each", ours,

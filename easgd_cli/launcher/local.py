@@ -280,8 +280,8 @@ class Run:
             child.error = message["text"]
         elif kind == "news":
             self._member(child).t = message["t"]
-        elif kind == "row":
-            self._worker_row(child, message["row"])
+            for row in message["rows"]:
+                self._worker_row(row)
         elif kind == "served":
             self._served_row(message)
         elif kind == "lost":
@@ -333,8 +333,7 @@ class Run:
     def _member(self, child: Child) -> _Member:
         return next(m for m in self._members.values() if m.child is child)
 
-    def _worker_row(self, child: Child, row: dict[str, Any]) -> None:
-        self._member(child).t = row["step"]
+    def _worker_row(self, row: dict[str, Any]) -> None:
         self._record.row(row)
         self._progress.worker(row)
         if not math.isfinite(row["train_loss"]):
