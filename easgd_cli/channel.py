@@ -18,6 +18,7 @@ import torch
 from easgd_cli.memory import Layout, SharedTensors
 
 _CHUNK = 1 << 16
+_AT_ONCE = 32  # messages taken in one go: each may hold descriptors, of which a process has only so many
 
 Message = tuple[dict[str, Any], SharedTensors | None]
 
@@ -84,7 +85,7 @@ class Channel:
         return self._inbox.popleft()
 
     def _fill(self) -> None:
-        while self._poll.poll(0):
+        while len(self._inbox) < _AT_ONCE and self._poll.poll(0):
             try:
                 data, fds, _, _ = socket.recv_fds(self._socket, _CHUNK, 32)
             except BlockingIOError:

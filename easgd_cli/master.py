@@ -46,6 +46,7 @@ class Master:
         self._center = Center(start.method, start.center.tensors, start.clock)
         self._sessions = SharedMasterEnd(start.links, self._center)
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
+        self._lost: set[int] = set()
         self._step = self._mean_step()
         self._order: list[int] = []
         self._reported = 0.0
@@ -70,7 +71,7 @@ class Master:
 
     def _answer(self, request: Request) -> None:
         if request.kind is Kind.LOST:
-            self._clocks.pop(request.worker)
+            self._lost.add(request.worker)
             self._channel.post({"kind": "lost", "worker": request.worker})
             return
         if request.kind is Kind.EXCHANGE:
@@ -85,7 +86,8 @@ class Master:
             self._keep("checkpoint")
 
     def _mean_step(self) -> float:
-        return sum(self._clocks.values()) / len(self._clocks) if self._clocks else 0.0
+        live = [t for worker, t in self._clocks.items() if worker not in self._lost]
+        return sum(live) / len(live) if live else 0.0
 
     def _cpu_seconds(self) -> float:
         return self._cpu_before + time.process_time()

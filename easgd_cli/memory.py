@@ -79,6 +79,10 @@ class SharedTensors:
             os.close(self.fd)
             self.fd = -1
 
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.layout, reduction.DupFd(self.fd))
 
@@ -87,9 +91,14 @@ def available_memory() -> int | None:
     """Bytes that can be had without swapping; None where the system does not say. Asking for more may end in the OOM killer."""
     try:
         with open("/proc/meminfo") as f:
-            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
+            free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
+    try:  # in a container less may be allowed than the machine has
+        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
+            return min(free, int(most.read()) - int(used.read()))
+    except (OSError, ValueError):
+        return free
 
 
 def _rebuild(layout: Layout, descriptor: Any) -> SharedTensors:

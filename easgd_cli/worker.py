@@ -112,7 +112,7 @@ class WorkerLoop:
         timed = _Timed(self._problem, session, tally)
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
-        while not self._stop and (start.steps is None or w.t < start.steps):
+        while not self._stop and (start.steps is None or w.t < start.steps) and (start.minutes is None or snapshots.seconds() < start.minutes * 60):
             session.t = w.t
             exchanged = session.exchanges
             drive.take_step(self._method, w, timed, None if self._sequential else timed)
@@ -129,8 +129,6 @@ class WorkerLoop:
             if snapshots.seconds() - news >= _NEWS_SECONDS:
                 news = snapshots.seconds()
                 self._post_rows()
-                if start.minutes is not None and news >= start.minutes * 60:
-                    break
             self._listen(snapshots)
         if tally.steps and not self._stop:  # what an interrupted run has not yet said belongs to the row it goes on with
             self._row(snapshots.seconds())

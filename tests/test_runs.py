@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -181,10 +182,10 @@ def disturbed(s: Settings, directory: Path, act: Callable[[dict[str, int]], None
             time.sleep(0.01)
         act({name: int(pid) for name, pid in re.findall(r"INFO (\w+): process (\d+)", log.read_text())})
 
-    thread = threading.Thread(target=later)
+    thread = threading.Thread(target=later, daemon=True)
     thread.start()
     outcome = run(s, directory)
-    thread.join()
+    thread.join(30)
     return outcome
 
 
@@ -227,9 +228,11 @@ def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
 
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_01"], signal.SIGSTOP)
-        while rows(tmp_path, "worker_00")[-1]["step"] < 300:
-            time.sleep(0.05)
-        os.kill(pids["worker_01"], signal.SIGCONT)
+        try:
+            while rows(tmp_path, "worker_00")[-1]["step"] < 300:
+                time.sleep(0.05)
+        finally:
+            os.kill(pids["worker_01"], signal.SIGCONT)
 
     assert disturbed(s, tmp_path, freeze, training).status == "completed"
     assert rows(tmp_path, "worker_01")[-1]["step"] == 300
@@ -290,3 +293,51 @@ def test_ctrl_c_while_processes_are_starting_ends_cleanly(tmp_path: Path) -> Non
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path: Path) -> None:
+    s = settings("easgd", steps=100_000, eval=Eval(every="100 steps", train_images=1347))
+
+    def kill_each(pids: dict[str, int]) -> None:
+        killed: set[str] = set()
+        while len(killed) < 3:
+            log = (tmp_path / "logs" / "launcher.log").read_text()
+            for pid in set(re.findall(r"INFO evaluator: process (\d+)", log)) - killed:
+                os.kill(int(pid), signal.SIGKILL)
+                killed.add(pid)
+            time.sleep(0.01)
+
+    outcome = disturbed(s, tmp_path, kill_each, training)
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
+    assert "evaluator died 3 times" in (outcome.reason or "")
+    s.steps = max(outcome.summary["steps"].values()) + 20
+    assert run(s, tmp_path, resume=True).status == "completed"
+    evaluated = [r["step"] for r in rows(tmp_path, "center")]
+    assert [int(step // 100) for step in evaluated][:-1] == sorted({int(step // 100) for step in evaluated[:-1]})
+
+
+def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easgd_cli.launcher.local._CHECKPOINT_SECONDS", 0.5)
+    s = settings("easgd", steps=4000, checkpoint=Checkpoint(every="100 steps"))
+
+    def freeze(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_03"], signal.SIGSTOP)
+        try:
+            before = len(re.findall(r"INFO checkpoint", (tmp_path / "logs" / "launcher.log").read_text()))
+            deadline = time.monotonic() + 60
+            while len(re.findall(r"INFO checkpoint", (tmp_path / "logs" / "launcher.log").read_text())) < before + 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            os.kill(pids["worker_03"], signal.SIGCONT)
+
+    assert disturbed(s, tmp_path, freeze, training).status == "completed"
+
+
+def test_runs_in_one_process_leave_no_descriptor(tmp_path: Path) -> None:
+    run(settings("easgd"), tmp_path / "first")  # starts the server, which stays
+    before = len(os.listdir("/proc/self/fd"))
+    run(settings("easgd", until=Until(test_error=95.0)), tmp_path / "second")
+    run(settings("eamsgd"), tmp_path / "third")
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -86,3 +86,4 @@ def _served(method: Method, size: int) -> Iterator[SharedWorkerEnd]:
         finally:
             master.kill()
             master.process.join()
+            master.channel.close()

@@ -14,12 +14,14 @@ from easgd_cli.bench.measure import Row, alternate
 from easgd_cli.bench.plain import plain_images_per_second
 from easgd_cli.config import Checkpoint, Eval, Settings
 from easgd_cli.devices import worker_threads
+from easgd_cli.errors import UsageError
 from easgd_cli.launcher.job import Job
 
 
 def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Row]:
     """Images a second of the run that `s` describes, `steps` long a window, against the same number of plain loops."""
-    assert prepared.steps is not None
+    if prepared.steps is None:
+        raise UsageError(f"bench scaling minutes={s.minutes}: give steps=, the length of a window.")
     steps, threads = prepared.steps, worker_threads(s)
     images = prepared.images.share()
     quiet = replace(s, eval=Eval(every=None, when="deferred", train_images=1), checkpoint=Checkpoint())

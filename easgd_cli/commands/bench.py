@@ -79,6 +79,8 @@ def _measure(what: str, overrides: list[str], windows: int) -> Iterator[Row]:
     if what == "exchange":
         from easgd_cli.bench.exchange import run as measure_exchange
 
+        if not build.method(settings).center:
+            raise UsageError(f"bench exchange algo={settings.algo['name']}: this method never exchanges; leave algo out, or name one with a center.")
         found = measure_exchange(build.method(settings), windows)
     elif what == "data":
         from easgd_cli.bench.data import run as measure_data

@@ -18,6 +18,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -46,6 +47,7 @@ from easgd_cli.worker import WorkerLoop, WorkerStart
 
 _MOST_WORKERS = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
 _GRACE_SECONDS = 10.0  # how long a worker that is told to stop may take over its step when the user is waiting
+_CHECKPOINT_SECONDS = 60.0  # how long a checkpoint waits for a worker that does not answer
 _SNAPSHOTS_IN_MEMORY = 8  # waiting for the evaluator; more wait on disk
 _EVALUATOR_LIVES = 3
 _SYSTEM_POINTS_PER_DOUBLING = 64
@@ -60,19 +62,24 @@ def launch(job: Job, prepared: Prepared) -> Outcome:
     if job.settings.workers > _MOST_WORKERS:
         raise UsageError(f"workers={job.settings.workers}: launcher=local starts at most {_MOST_WORKERS} workers on one machine; use fewer.")
     run = Run(job, prepared)
-    try:
-        with _Signals() as signals:
+    with _Signals() as signals:  # to the very end: an impatient second Ctrl-C must not cost what is being written
+        try:
             try:
                 run.start()
                 while not run.over:
                     run.turn(signals)
-            except RunError as e:  # the record cannot be written, say
+            except (RunError, MemoryError, OSError) as e:  # the record cannot be written, say
                 run.fail(str(e))
-            finally:
+            except Exception as e:  # a defect: the record says so before it is shown
+                run.fail(f"{type(e).__name__}: {e}")
                 run.end_processes()
-        return run.outcome()
-    finally:
-        run.release()
+                with suppress(Exception):
+                    run.outcome()
+                raise
+            run.end_processes()
+            return run.outcome()
+        finally:
+            run.release()
 
 
 @dataclass
@@ -110,6 +117,7 @@ class _Cut:
     """A checkpoint being gathered."""
 
     lead: int
+    begun: float
     workers: dict[int, WorkerState] = field(default_factory=dict)
     moment: Moment | None = None
     vectors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -191,7 +199,7 @@ class Run:
             self._take_back_record()
         self._record = open_record(self._job, prepared, resumed)
         self._recording = True
-        if s.eval.when == "running" or self._pending:
+        if s.eval.when == "running":
             self._spawn_evaluator()
         if resumed is None:
             self._enqueue(Moment(0.0, 0.0, 0), SharedTensors.of({"x": prepared.start}))
@@ -319,6 +327,8 @@ class Run:
         if self._ended_seconds is None:
             self._progress.update(seconds=now, step=step, exchanges=self._exchanges, evaluations_pending=len(self._pending))
         if self._stopping is None and self._final is None:
+            if self._cut is not None and time.monotonic() - self._cut.begun > _CHECKPOINT_SECONDS:
+                self._finish_checkpoint(late=True)
             if self._cut is None and self._checkpoint_pace.due(step, now):
                 self._begin_checkpoint()
             self._ask_snapshot(now)
@@ -411,6 +421,11 @@ class Run:
         waiting.tensors.close()
         waiting.tensors, waiting.path = None, path
 
+    @property
+    def _evaluates(self) -> bool:
+        """Whether what is pending is still to be measured in this run; else it is part of the checkpoint."""
+        return self._signal is None and self._hit is None and self._evaluator_deaths < _EVALUATOR_LIVES
+
     def _ask_snapshot(self, now: float) -> None:
         """Without eval.every: the newest snapshot whenever the evaluator is free."""
         if self._settings.eval.every is not None or self._settings.eval.when == "deferred":
@@ -421,7 +436,7 @@ class Run:
             self._next_ask = now + max(1.0, now / 200)  # a bound on the number of points of a long run
 
     def _feed_evaluator(self) -> None:
-        if self._evaluating is not None or not self._pending or self._hit is not None or self._signal is not None:
+        if self._evaluating is not None or not self._pending or not self._evaluates:
             return
         if self._evaluator is None:
             if self._settings.eval.when == "deferred" and self._final is None:
@@ -449,6 +464,7 @@ class Run:
             self._diverge(f"the center's loss is not finite at step {moment.step:g}")
         elif level is not None and self._hit is None and metrics["test_error"] <= level:
             self._hit = (moment, done.x().clone())
+            self._status, self._reason = "completed", None  # whatever came later
             self._note(f"test error {metrics['test_error']:.2f} % reached the level {level:g} % at step {moment.step:g}")
             self._stop_workers()
         if done.tensors is not None:
@@ -460,15 +476,24 @@ class Run:
 
     def _begin_checkpoint(self) -> None:
         live = [i for i, m in self._members.items() if m.live]
-        if not live or any(m.final is not None for m in self._members.values()):
-            return  # the end is near, and keeps everything anyway
-        self._cut = _Cut(lead=live[0])
+        if not live:
+            return  # the end keeps everything anyway
+        self._cut = _Cut(lead=live[0], begun=time.monotonic(), workers={i: m.final for i, m in self._members.items() if m.final is not None})
         for i in live:
             self._tell(self._members[i].child, {"kind": "checkpoint", "lead": i == live[0]})
 
-    def _finish_checkpoint(self) -> None:
+    def _finish_checkpoint(self, late: bool = False) -> None:
+        """Writes the checkpoint when everybody has said its part; `late`: without those that have not, who would come back as lost ones do."""
         cut = self._cut
-        if cut is None or cut.moment is None or any(m.lost is None and i not in cut.workers for i, m in self._members.items()):
+        if cut is None:
+            return
+        if cut.moment is None or any(m.lost is None and i not in cut.workers for i, m in self._members.items()):
+            if not late:
+                return
+            silent = [i for i, m in self._members.items() if m.live and i not in cut.workers]
+            log.warning("the checkpoint does not wait for workers %s any longer", silent)
+        if cut.moment is None:
+            self._cut = None
             return
         self._cut = None
         waiting = ([self._evaluating] if self._evaluating else []) + list(self._pending)
@@ -492,7 +517,8 @@ class Run:
             self.over = True
             return
         self._signal = number
-        self._status, self._reason = "interrupted", f"{name} received"
+        if self._status == "completed" and self._hit is None:  # a run that has diverged or reached its level has a result
+            self._status, self._reason = "interrupted", f"{name} received"
         if self._began is None:
             self.over = True
             return
@@ -537,6 +563,8 @@ class Run:
             left = sum(m.lost is None for m in self._members.values())
             if self._began is None:
                 self.fail(f"worker {number} could not start: {child.ended}; see {child.log}")
+            elif left == 0 and self._signal is not None:
+                self.over = True
             elif left == 0:
                 reasons = sorted({m.lost for m in self._members.values() if m.lost})
                 self.fail(f"every worker has died ({'; '.join(reasons)}); see {child.log}. {self._how_to_go_on()}")
@@ -556,7 +584,9 @@ class Run:
         if self._began is None and child.error is not None:
             self.fail(f"the evaluator could not start: {child.error}; see {child.log}")
         elif self._evaluator_deaths >= _EVALUATOR_LIVES:
-            self.fail(f"the evaluator died {_EVALUATOR_LIVES} times in a row ({child.ended}); see {child.log}. {self._how_to_go_on()}")
+            self._status, self._reason = "failed", f"the evaluator died {_EVALUATOR_LIVES} times in a row ({child.ended}); see {child.log}"
+            self._note(f"{self._reason}; the workers stop, and a checkpoint is written")
+            self._stop_workers()
         else:
             self._note(f"the evaluator died ({child.ended}); starting it again")
             self._spawn_evaluator()
@@ -571,7 +601,7 @@ class Run:
         if self.over or self._final is None or any(m.live for m in self._members.values()):
             return
         moment = self._final[0]
-        if self._signal is None and self._hit is None:
+        if self._evaluates:
             newest = self._pending[-1].moment if self._pending else self._evaluating.moment if self._evaluating else None
             at = (newest.step, newest.exchanges) if newest else self._last_evaluated
             if at != (moment.step, moment.exchanges):
@@ -629,10 +659,14 @@ class Run:
             self._reason = f"{self._reason}; {self._how_to_go_on()}"
         shutil.rmtree(self._dir / "snapshots", ignore_errors=True)
         seconds = self._ended_seconds if self._ended_seconds is not None else self._seconds()
-        exchanges = self._hit[0].exchanges if self._hit else self._final[0].exchanges if self._final else self._exchanges
+        steps = {f"worker_{i:02d}": m.t for i, m in self._members.items()}
+        exchanges = self._final[0].exchanges if self._final else self._exchanges
+        if self._hit is not None:  # the run is over where it reached its level
+            seconds, exchanges = self._hit[0].seconds, self._hit[0].exchanges
+            steps = {worker: min(t, round(self._hit[0].step)) for worker, t in steps.items()}
         facts = {
             "status": self._status, "reason": self._reason,
-            "steps": {f"worker_{i:02d}": m.t for i, m in self._members.items()},
+            "steps": steps,
             "exchanges": exchanges,
             "lost": {f"worker_{i:02d}": m.lost for i, m in self._members.items() if m.lost},
             "wall_seconds": seconds, "threads": self._threads, "vector_bytes": self._prepared.size * self._prepared.dtype.itemsize,
@@ -641,7 +675,7 @@ class Run:
         if summary:
             self._progress.end(summary)
         code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}[self._status]
-        if self._signal == signal.SIGTERM:
+        if self._signal == signal.SIGTERM and self._status == "interrupted":
             code = 143
         return Outcome(self._status, code, summary, self._reason)
 
