@@ -42,6 +42,7 @@ class Checkpoint:
     workers: dict[int, WorkerState]
     pending: list[tuple[Moment, Tensor]] = field(default_factory=list)
     master_cpu_seconds: float = 0.0
+    pace: list[float] | None = None  # the next points at which a snapshot for evaluation is due: step, seconds
 
 
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -55,6 +56,7 @@ def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "workers": {i: vars(w) for i, w in checkpoint.workers.items()},
         "pending": [(asdict(moment), x) for moment, x in checkpoint.pending],
         "master_cpu_seconds": checkpoint.master_cpu_seconds,
+        "pace": checkpoint.pace,
     }
     save(content, path)
     for old in find(directory)[:-keep]:
@@ -100,6 +102,7 @@ def newest(run_dir: Path) -> Checkpoint:
             {i: WorkerState(**w) for i, w in content["workers"].items()},
             [(Moment(**moment), x) for moment, x in content["pending"]],
             content["master_cpu_seconds"],
+            content["pace"],
         )
     except Exception as e:
         raise UsageError(f"resume={run_dir}: {path} cannot be read ({type(e).__name__}); remove it to go on from an older checkpoint, if there is one.") from e

@@ -7,6 +7,7 @@ snapshots and the order of exchanges to the launcher, and serves on.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,7 @@ class MasterStart:
     interval: Interval | None
     clock: int = 0
     clocks: dict[int, int] = field(default_factory=dict)
+    pace: Sequence[float] | None = None
     cpu_seconds: float = 0.0  # used before, by a run that goes on
 
 
@@ -41,7 +43,7 @@ class Master:
 
     def __init__(self, start: MasterStart, channel: Channel):
         torch.set_num_threads(1)  # a second thread ruins small vectors when the workers are busy
-        self._interval = start.interval
+        self._interval, self._pace = start.interval, start.pace
         self._channel = channel
         self._center = Center(start.method, start.center.tensors, start.clock)
         self._sessions = SharedMasterEnd(start.links, self._center)
@@ -57,8 +59,7 @@ class Master:
 
         Raises ChannelClosed when the launcher has ended.
         """
-        self._snapshots = Snapshots(self._channel, self._center.vectors, self._interval, began)
-        self._snapshots.begin_at(self._step)
+        self._snapshots = Snapshots(self._channel, self._center.vectors, self._interval, began, self._pace)
         while self._sessions.open:
             for request in self._sessions.requests(_REPORT_SECONDS):
                 self._answer(request)

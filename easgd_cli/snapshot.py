@@ -7,7 +7,7 @@ posts it to the launcher, so a snapshot never changes and nobody waits for its e
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,17 +59,13 @@ class Pace:
 class Snapshots:
     """An owner's snapshots. `vectors` is what is kept whole in a checkpoint; its x is what is evaluated."""
 
-    def __init__(self, channel: Channel, vectors: Mapping[str, Tensor], interval: Interval | None, began: float):
+    def __init__(self, channel: Channel, vectors: Mapping[str, Tensor], interval: Interval | None, began: float, pace: Sequence[float] | None):
         self._channel, self._vectors, self._began = channel, vectors, began
-        self._pace = Pace(interval)
+        self._pace = Pace(interval, *(pace or (0.0, 0.0)))  # of a run that goes on: the point that was next when it stopped
 
     def seconds(self) -> float:
         """Training seconds now."""
         return time.monotonic() - self._began
-
-    def begin_at(self, step: float) -> None:
-        """For a run that goes on: every point up to now has been taken."""
-        self._pace.due(step, self.seconds())
 
     def changed(self, step: float, exchanges: int) -> None:
         """To be called after every change: takes a snapshot when one is due."""
@@ -81,6 +77,6 @@ class Snapshots:
         """Posts a copy of x (to evaluate) or of all vectors (`checkpoint`, `final`) with what else is to be kept."""
         names = ("x",) if purpose == "evaluate" else tuple(self._vectors)
         self._channel.post(
-            {"kind": "snapshot", "purpose": purpose, "moment": asdict(moment), **more},
+            {"kind": "snapshot", "purpose": purpose, "moment": asdict(moment), "pace": [self._pace.next_step, self._pace.next_seconds], **more},
             SharedTensors.of({name: self._vectors[name] for name in names}),
         )

@@ -7,6 +7,7 @@ for the master only as long as the method's rule does.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ class WorkerStart:
     center_clock: int = 0
     exchanges: int = 0
     meter: dict[str, Any] | None = None
+    pace: Sequence[float] | None = None
 
 
 @dataclass
@@ -107,8 +109,7 @@ class WorkerLoop:
         Raises SessionEnded when the master has ended, ChannelClosed when the launcher has.
         """
         start, w, tally, session = self._start, self._w, self._tally, self._session
-        snapshots = Snapshots(self._channel, {name: getattr(w, name) for name in self._method.state}, start.interval, began)
-        snapshots.begin_at(w.t)
+        snapshots = Snapshots(self._channel, {name: getattr(w, name) for name in self._method.state}, start.interval, began, start.pace)
         timed = _Timed(self._problem, session, tally)
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop

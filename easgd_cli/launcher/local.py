@@ -152,6 +152,7 @@ class Run:
         self._served = (0.0, 0)  # the moment of the last system row: seconds, exchanges
         self._exchanges = 0
         self._master_cpu_seconds = 0.0
+        self._pace: list[float] | None = None
         self._began: float | None = None
         self._stopping: float | None = None  # since when workers have been told to stop
         self._signal: int | None = None
@@ -214,8 +215,25 @@ class Run:
             start.t, start.center_clock, start.exchanges, start.meter = state.t, state.center_clock, state.exchanges, state.tally
         elif self._resumed is not None:
             start.t = self._resumed.clocks.get(link.worker, int(self._resumed.moment.step))
+        if self._resumed is not None:
+            start.pace = self._eval_pace()
         name = f"worker_{link.worker:02d}"
         self._members[link.worker] = _Member(self._child(name, WorkerLoop, start), start.t)
+
+    def _eval_pace(self) -> list[float] | None:
+        """The next points of evaluation as the checkpoint has them, unless eval.every has been changed since."""
+        resumed = self._resumed
+        interval = Interval.parse("eval.every", self._settings.eval.every)
+        if resumed is None or resumed.pace is None or interval is None:
+            return None
+        step, seconds = resumed.pace
+        if interval.steps is not None and step > 0 and step % interval.steps == 0:
+            return [step, 0.0]
+        if interval.seconds is not None and seconds > 0:
+            return [0.0, min(seconds, resumed.moment.seconds + interval.seconds)]
+        if interval.steps is not None:
+            return [(resumed.moment.step // interval.steps + 1) * interval.steps, 0.0]
+        return [0.0, resumed.moment.seconds + (interval.seconds or 0.0)]
 
     def _spawn_master(self, links: list[Link], interval: Interval | None) -> None:
         center = SharedTensors.allocate({name: ((self._prepared.size,), self._prepared.dtype) for name in self._method.center})
@@ -226,7 +244,7 @@ class Run:
             for name, v in self._resumed.vectors.items():
                 center[name].copy_(v)
             start.clock, start.clocks = self._resumed.moment.exchanges, {i: m.t for i, m in self._members.items()}
-            start.cpu_seconds = self._resumed.master_cpu_seconds
+            start.cpu_seconds, start.pace = self._resumed.master_cpu_seconds, self._eval_pace()
         self._served, self._exchanges = (self._elapsed, start.clock), start.clock
         self._master = self._child("master", Master, start)
         center.close()
@@ -391,11 +409,11 @@ class Run:
         clocks = {int(w): t for w, t in message["clocks"].items()}
         if message["purpose"] == "final":
             self._final = (moment, vectors, clocks)
-            self._master_cpu_seconds = message.get("cpu", 0.0)
+            self._master_cpu_seconds, self._pace = message.get("cpu", 0.0), message["pace"]
             self._ended_seconds = self._seconds()
         elif self._cut is not None:
             self._cut.moment, self._cut.vectors, self._cut.clocks = moment, vectors, clocks
-            self._master_cpu_seconds = message.get("cpu", 0.0)
+            self._master_cpu_seconds, self._pace = message.get("cpu", 0.0), message["pace"]
             self._finish_checkpoint()
 
     # ---------------------------------------------------------------- evaluation
@@ -498,7 +516,7 @@ class Run:
         self._cut = None
         waiting = ([self._evaluating] if self._evaluating else []) + list(self._pending)
         pending = [(p.moment, p.x()) for p in waiting if p.moment.exchanges <= cut.moment.exchanges and p.moment.seconds <= cut.moment.seconds]
-        self._write_checkpoint(Checkpoint(cut.moment, cut.vectors, cut.clocks, cut.workers, pending, self._master_cpu_seconds))
+        self._write_checkpoint(Checkpoint(cut.moment, cut.vectors, cut.clocks, cut.workers, pending, self._master_cpu_seconds, self._pace))
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         try:
@@ -646,7 +664,7 @@ class Run:
             moment, vectors, clocks = self._final
             states = {i: m.final for i, m in self._members.items() if m.final is not None}
             waiting = ([self._evaluating] if self._evaluating else []) + list(self._pending)
-            self._write_checkpoint(Checkpoint(moment, vectors, clocks, states, [(p.moment, p.x()) for p in waiting], self._master_cpu_seconds))
+            self._write_checkpoint(Checkpoint(moment, vectors, clocks, states, [(p.moment, p.x()) for p in waiting], self._master_cpu_seconds, self._pace))
             x = vectors["x"]
             if self._hit is not None:
                 moment, x = self._hit
