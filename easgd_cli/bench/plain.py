@@ -19,7 +19,7 @@ from easgd_cli.data.images import Images
 from easgd_cli.launcher.children import Child
 from easgd_cli.problem import Batches
 
-_WARM_UP = 3  # steps before the clock starts
+WARM_UP = 3  # steps before the clock starts
 
 
 @dataclass
@@ -46,9 +46,9 @@ class PlainLoop:
         self._generator = torch.Generator().manual_seed(start.worker)
 
     def run(self, began: float) -> None:
-        self._steps(0, _WARM_UP)
+        self._steps(0, WARM_UP)
         before = time.perf_counter()
-        self._steps(_WARM_UP, _WARM_UP + self._start.steps)
+        self._steps(WARM_UP, WARM_UP + self._start.steps)
         self._channel.post({"kind": "plain", "seconds": time.perf_counter() - before})
 
     def _steps(self, first: int, last: int) -> None:

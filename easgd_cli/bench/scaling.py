@@ -11,11 +11,14 @@ from pathlib import Path
 
 from easgd_cli import build
 from easgd_cli.bench.measure import Row, alternate
-from easgd_cli.bench.plain import plain_images_per_second
+from easgd_cli.bench.plain import WARM_UP, plain_images_per_second
 from easgd_cli.config import Checkpoint, Eval, Settings
 from easgd_cli.devices import worker_threads
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher.job import Job
+from easgd_cli.record.metrics import Row as MetricsRow
+from easgd_cli.record.metrics import worker_name
+from easgd_cli.record.recorder import read_rows
 
 
 def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Row]:
@@ -29,10 +32,21 @@ def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Ro
 
     def ours() -> float:
         with tempfile.TemporaryDirectory() as directory, redirect_stdout(io.StringIO()):
-            summary = launch(Job(quiet, Path(directory)), prepared).summary
-        return float(s.workers * steps * s.batch_size / sum(summary["seconds"].values()))  # a worker's step loop, as with its peer
+            launch(Job(quiet, Path(directory)), prepared)
+            rows = list(read_rows(Path(directory) / "metrics.jsonl"))
+        return sum(_rate([r for r in rows if r["party"] == worker_name(i)], s.batch_size) for i in range(s.workers))
 
     yield alternate(
         f"{s.algo['name']}, {s.workers} workers, tau={s.tau}, batch {s.batch_size}, {s.model['name']}, {threads} threads each", ours,
         f"{s.workers} plain loops", lambda: plain_images_per_second(s, images, s.workers, threads, steps), "images/s", windows,
     )  # fmt: skip
+
+
+def _rate(rows: list[MetricsRow], batch_size: int) -> float:
+    """Images a second of one worker's step loop, its first steps left out as its peer's are."""
+    first, last = next(r for r in rows if r["step"] >= WARM_UP), rows[-1]
+    return float((last["step"] - first["step"]) * batch_size / (_loop(last) - _loop(first)))
+
+
+def _loop(row: MetricsRow) -> float:
+    return float(sum(row[f"seconds_{part}"] for part in ("compute", "data", "communication", "other")))
