@@ -229,7 +229,7 @@ def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_01"], signal.SIGSTOP)
         try:
-            while rows(tmp_path, "worker_00")[-1]["step"] < 300:
+            while not any(r["step"] == 300 for r in rows(tmp_path, "worker_00")):
                 time.sleep(0.05)
         finally:
             os.kill(pids["worker_01"], signal.SIGCONT)
