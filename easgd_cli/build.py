@@ -119,7 +119,7 @@ def prepare(s: Settings) -> Prepared:
     deal_devices(s.eval.device, 1, "eval.device")
     images = data(s)
     net = model(s, images)
-    problem = ImageProblem(net, images, batch_size=s.batch_size, seed=s.seed, worker=0, l2=s.l2, device=torch.device("cpu"), train_images=s.eval.train_images)
+    problem = ImageProblem(net, images, batch_size=s.batch_size, seed=s.seed, l2=s.l2, device=torch.device("cpu"), train_images=s.eval.train_images)
     start = problem.start()
     _check_memory(s, rules, start.numel() * start.element_size())
     return Prepared(rules, images, problem, start, total_steps(s, len(images.train)))

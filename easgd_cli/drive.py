@@ -22,8 +22,8 @@ from easgd_cli.schedule import Schedule
 class Objective(Protocol):
     """What a step needs of a problem (problem.py): a batch, and gradients at the vectors a rule names."""
 
-    def load(self, t: int) -> None:
-        """Makes the batch of local step t."""
+    def load(self, worker: int, t: int) -> None:
+        """Makes the batch of that worker's local step t."""
 
     def gradient(self, x: Tensor) -> Tensor:
         """Gradient of the loaded batch's loss at x [d], l2 term included; valid until the next call."""
@@ -85,7 +85,7 @@ def take_step(method: Method, w: Worker, problem: Objective, session: Session | 
                 session.post(ask.message)
                 waiting = True
         if not loaded:  # a batch depends on the clock alone, so making it overlaps every method's exchange
-            problem.load(w.t)
+            problem.load(w.number, w.t)
             loaded = True
         answers: list[Tensor | None] = [problem.gradient(ask.at) if isinstance(ask, Gradient) else None for ask in turn.asks]
         if waiting:
@@ -102,23 +102,25 @@ def new_vectors(names: Iterable[str], start: Tensor) -> dict[str, Tensor]:
 class ByHand:
     """All parties of a run in one process; the caller names whose turn it is.
 
-    `problems`: one for each worker. `start` [d]: where the center and every worker begin, or `starts`: the workers' own
+    `problem` serves all of them. `start` [d]: where the center and every worker begin, or `starts`: the workers' own
     beginnings. `order` records the exchanges as a real run does: a worker number each.
     """
 
-    def __init__(self, method: Method, problems: Sequence[Objective], *, tau: int, schedule: Schedule, start: Tensor, starts: Sequence[Tensor] | None = None):
-        self.method, self.problems = method, list(problems)
+    def __init__(
+        self, method: Method, problem: Objective, *, workers: int, tau: int, schedule: Schedule, start: Tensor, starts: Sequence[Tensor] | None = None
+    ):
+        self.method, self.problem = method, problem
         self.center = Center(method, new_vectors(method.center, start)) if method.center else None
         self.order: list[int] = []
         self.workers: list[Worker] = []
         self._sessions: list[_Direct | None] = []
-        for i, begin in enumerate(starts if starts is not None else [start] * len(self.problems)):
-            self.workers.append(Worker(new_vectors((*method.state, *method.scratch), begin), tau, schedule))
+        for i, begin in zip(range(workers), starts if starts is not None else [start] * workers, strict=True):
+            self.workers.append(Worker(new_vectors((*method.state, *method.scratch), begin), tau, schedule, number=i))
             self._sessions.append(None if self.center is None else _Direct(self.center, torch.empty_like(start), partial(self.order.append, i)))
 
     def step(self, worker: int) -> None:
         """One local step of that worker, its exchange included when one is due."""
-        take_step(self.method, self.workers[worker], self.problems[worker], self._sessions[worker])
+        take_step(self.method, self.workers[worker], self.problem, self._sessions[worker])
 
     def exchange(self, worker: int) -> None:
         """That worker's steps up to and including the next one in which it exchanges."""

@@ -42,7 +42,6 @@ class Evaluator:
             start.images,
             batch_size=s.batch_size,
             seed=s.seed,
-            worker=0,
             l2=0.0,
             device=torch.device(s.eval.device),
             train_images=s.eval.train_images,

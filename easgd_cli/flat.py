@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from easgd_cli.errors import UsageError
 
-_REMEMBERED = 4  # vectors whose views are kept: a rule differentiates at two or three places in turn
-
 
 class Flat:
     """The trainable parameters of `model`, in the order of `model.parameters()`, as one vector.
 
     A parameter that appears in several places counts once; parameters with requires_grad=False and buffers are not
-    part of the vector and stay as they are. The model must already be on its device and of its dtype.
+    part of the vector and stay as they are. The model must already be on its device and of its dtype. `remembered` is the
+    number of vectors whose views are kept: a worker's rule differentiates at two or three places in turn, and several
+    workers may be served in turn.
     Raises UsageError when there is nothing to train or the parameters differ in dtype.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, remembered: int = 4):
         self.model = model
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:
@@ -39,6 +39,7 @@ class Flat:
         self.gradient = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         self._bound = 0  # address of the vector the parameters are views of; 0: the model's own tensors
         self._views: dict[int, list[Tensor]] = {}
+        self._remembered = remembered
         for p, view in zip(self._parameters, self._split(self.gradient), strict=True):
             p.grad = view  # backward adds into existing gradients in place, so they arrive in the flat buffer
 
@@ -54,7 +55,7 @@ class Flat:
         if views is None:
             assert vector.shape == (self.size,) and vector.dtype == self.dtype and vector.is_contiguous()
             views = self._split(vector.detach())
-            if len(self._views) == _REMEMBERED:
+            if len(self._views) == self._remembered:
                 self._views.pop(next(iter(self._views)))  # the oldest
             # The views keep the memory alive, so as long as an address is remembered nothing else can come to lie there.
             self._views[address] = views

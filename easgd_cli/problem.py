@@ -22,7 +22,10 @@ _EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
 
 
 class Problem(Protocol):
-    """A function of x [size] with stochastic gradients, one batch a local step t, as one worker sees it."""
+    """A function of x [size] with stochastic gradients: a batch for each worker's local step t.
+
+    One object serves any number of workers in turn: it knows none of them, and what it draws is a function of (seed, worker, t).
+    """
 
     size: int
     dtype: torch.dtype
@@ -33,8 +36,8 @@ class Problem(Protocol):
     def start(self) -> Tensor:
         """Initial parameters [size], a new vector."""
 
-    def load(self, t: int) -> None:
-        """Makes the batch of local step `t`."""
+    def load(self, worker: int, t: int) -> None:
+        """Makes the batch of that worker's local step `t`."""
 
     def gradient(self, x: Tensor) -> Tensor:
         """Gradient [size] at `x` [size] of the loaded batch's loss + (l2/2)||x||^2; valid until the next call. `x` is only read."""
@@ -53,46 +56,51 @@ class Batches:
     into the next, so batches may even be larger than the set.
     """
 
-    def __init__(self, images: int, batch_size: int, seed: int, worker: int):
-        self._images, self._batch_size, self._seed, self._worker = images, batch_size, seed, worker
+    def __init__(self, images: int, batch_size: int, seed: int):
+        self._images, self._batch_size, self._seed = images, batch_size, seed
         self._generator = torch.Generator()
-        self._orders: dict[int, Tensor] = {}  # what was computed for the last batch, since the next one mostly needs the same
+        self._orders: dict[int, tuple[int, Tensor]] = {}  # by worker, the last pass it has reached and its order: all that its next batch may need
 
-    def indices(self, t: int) -> Tensor:
-        """Image numbers [batch_size] int64 of step `t`."""
+    def indices(self, worker: int, t: int) -> Tensor:
+        """Image numbers [batch_size] int64 of that worker's step `t`."""
         begin, end = t * self._batch_size, (t + 1) * self._batch_size
-        passes = range(begin // self._images, (end - 1) // self._images + 1)
-        self._orders = {n: self._order(n) for n in passes}
-        parts = [self._orders[n][max(begin - n * self._images, 0) : end - n * self._images] for n in passes]
+        parts = []
+        for n in range(begin // self._images, (end - 1) // self._images + 1):
+            order = self._order(worker, n)
+            parts.append(order[max(begin - n * self._images, 0) : end - n * self._images])
+            self._orders[worker] = n, order
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _order(self, n: int) -> Tensor:
-        if n in self._orders:
-            return self._orders[n]
-        return torch.randperm(self._images, generator=self._generator.manual_seed(key(self._seed, PERMUTATION, self._worker, n)))
+    def _order(self, worker: int, n: int) -> Tensor:
+        remembered = self._orders.get(worker)
+        if remembered is not None and remembered[0] == n:
+            return remembered[1]
+        return torch.randperm(self._images, generator=self._generator.manual_seed(key(self._seed, PERMUTATION, worker, n)))
 
 
 class ImageProblem:
-    """Cross-entropy of `model` on `images`, as worker number `worker` of the run with `seed` sees it (see Problem).
+    """Cross-entropy of `model` on `images`, in the run with `seed` (see Problem).
 
     `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
-    the size of the fixed training subset on which train_loss is measured.
+    the size of the fixed training subset on which train_loss is measured; `remembered` that of Flat.
     """
 
-    def __init__(self, model: nn.Module, images: Images, *, batch_size: int, seed: int, worker: int, l2: float, device: torch.device, train_images: int):
-        self.flat = Flat(model.to(device))
+    def __init__(
+        self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int, remembered: int = 4
+    ):
+        self.flat = Flat(model.to(device), remembered)
         self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
         self.batch_size = batch_size
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
-        self._model, self._l2, self._seed, self._worker = model, l2, seed, worker
+        self._model, self._l2, self._seed = model, l2, seed
         self._images = images.training_on(self.device)
-        self._batches = Batches(len(images.train), batch_size, seed, worker)
+        self._batches = Batches(len(images.train), batch_size, seed)
         self._augmentation = torch.Generator()
         self._dropout = _default_generator(self.device)
         self._subset = images.training_subset(train_images)
         self._start = self.flat.vector()
         self._normalised = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        self._t = 0
+        self._worker = self._t = 0  # of the loaded batch
         self._inputs = self._labels = torch.empty(0)
         self._snapshot: Tensor | None = None
 
@@ -100,11 +108,11 @@ class ImageProblem:
         """The model's parameters [size] as they were given."""
         return self._start.clone()
 
-    def load(self, t: int) -> None:
-        """Makes this worker's batch of step `t`."""
-        self._t = t
-        indices = self._batches.indices(t)
-        self._augmentation.manual_seed(key(self._seed, AUGMENTATION, self._worker, t))
+    def load(self, worker: int, t: int) -> None:
+        """Makes that worker's batch of step `t`."""
+        self._worker, self._t = worker, t
+        indices = self._batches.indices(worker, t)
+        self._augmentation.manual_seed(key(self._seed, AUGMENTATION, worker, t))
         self._inputs, self._labels = self._images.training_batch(indices, self._augmentation, self.dtype)
 
     def gradient(self, x: Tensor) -> Tensor:
@@ -191,20 +199,20 @@ class FunctionProblem:
 
     batch_size = 1
 
-    def __init__(self, start: Tensor, gradient: Callable[[Tensor, int, int, Tensor], object], worker: int = 0):
+    def __init__(self, start: Tensor, gradient: Callable[[Tensor, int, int, Tensor], object]):
         self._start = start.detach().to(torch.float64)
         self.size, self.dtype, self.device = self._start.numel(), self._start.dtype, self._start.device
         self.loss = torch.zeros((), dtype=self.dtype)
-        self._gradient, self._worker, self._t = gradient, worker, 0
+        self._gradient, self._worker, self._t = gradient, 0, 0
         self._out = torch.zeros_like(self._start)
 
     def start(self) -> Tensor:
         """The vector [size] given."""
         return self._start.clone()
 
-    def load(self, t: int) -> None:
-        """The next gradient is that of step `t`."""
-        self._t = t
+    def load(self, worker: int, t: int) -> None:
+        """The next gradient is that of that worker's step `t`."""
+        self._worker, self._t = worker, t
 
     def gradient(self, x: Tensor) -> Tensor:
         """The gradient [size] at `x` [size]; valid until the next call."""

@@ -81,14 +81,13 @@ class WorkerLoop:
             start.images,
             batch_size=s.batch_size,
             seed=s.seed,
-            worker=start.link.worker,
             l2=s.l2,
             device=self._device,
             train_images=s.eval.train_images,
         )
         self._session = SharedWorkerEnd(start.link, self._device)
         self._session.center_clock, self._session.exchanges = start.center_clock, start.exchanges
-        self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t)
+        self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t, start.link.worker)
         self._tally = Tally(**(start.meter or {}))
         if start.steps is not None:
             self._tally.every = max(self._tally.every, -(-start.steps // _POINTS))  # also of a run that goes on for longer than it was meant to
@@ -100,7 +99,7 @@ class WorkerLoop:
 
     def _warm_up(self) -> None:
         """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""
-        self._problem.load(self._w.t)
+        self._problem.load(self._w.number, self._w.t)
         self._problem.gradient(self._w.x)
 
     def run(self, began: float) -> None:
@@ -203,9 +202,9 @@ class _Timed:
     def __init__(self, problem: ImageProblem, session: SharedWorkerEnd, tally: Tally):
         self._problem, self._session, self._tally = problem, session, tally
 
-    def load(self, t: int) -> None:
+    def load(self, worker: int, t: int) -> None:
         before = time.perf_counter()
-        self._problem.load(t)
+        self._problem.load(worker, t)
         self._tally.seconds_data += time.perf_counter() - before
 
     def gradient(self, x: Tensor) -> Tensor:

@@ -27,13 +27,13 @@ def noisy(i: int, t: int, x: Tensor) -> Tensor:
 
 
 class FunctionOf:
-    """The problem of worker i for the driver."""
+    """The problem of every worker for the driver."""
 
-    def __init__(self, i: int, gradient: Callable[[int, int, Tensor], Tensor] = noisy):
-        self.i, self.t, self.of = i, -1, gradient
+    def __init__(self, gradient: Callable[[int, int, Tensor], Tensor] = noisy):
+        self.i, self.t, self.of = -1, -1, gradient
 
-    def load(self, t: int) -> None:
-        self.t = t
+    def load(self, worker: int, t: int) -> None:
+        self.i, self.t = worker, t
 
     def gradient(self, x: Tensor) -> Tensor:
         return self.of(self.i, self.t, x)
@@ -52,7 +52,7 @@ METHODS: dict[str, Method] = {
 
 
 def pair(name: str, p: int, tau: int, eta: float = ETA) -> tuple[ByHand, Listing]:
-    driver = ByHand(METHODS[name], [FunctionOf(i) for i in range(p)], tau=tau, schedule=Constant(eta), start=START)
+    driver = ByHand(METHODS[name], FunctionOf(), workers=p, tau=tau, schedule=Constant(eta), start=START)
     return driver, Listing(START, p, eta, tau, noisy, ALPHA, DELTA)
 
 
@@ -96,8 +96,8 @@ def test_a_sequential_method_equals_its_listing(name: str) -> None:
 def test_the_printed_trace_of_algorithm_1() -> None:
     """Round robin on F = x^2 / 2 with p = 2, tau = 1, eta = .1, alpha = .45: three rounds by hand."""
     one = torch.ones(1, dtype=torch.float64)
-    quadratic = [FunctionOf(i, lambda i, t, x: x.clone()) for i in range(2)]
-    driver = ByHand(EASGD(alpha=0.45), quadratic, tau=1, schedule=Constant(0.1), start=0.2 * one, starts=[1.0 * one, -0.5 * one])
+    quadratic = FunctionOf(lambda i, t, x: x.clone())
+    driver = ByHand(EASGD(alpha=0.45), quadratic, workers=2, tau=1, schedule=Constant(0.1), start=0.2 * one, starts=[1.0 * one, -0.5 * one])
     rows = [(0.54, 0.027, 0.083), (0.28035, 0.1420425, 0.1709075), (0.20306587, 0.16298961, 0.18500527)]
     for row in rows:
         driver.step(0)
@@ -110,7 +110,7 @@ def test_the_printed_trace_of_algorithm_1() -> None:
 @pytest.mark.parametrize("name", ["easgd", "eamsgd"])
 def test_without_gradient_the_sum_of_center_and_workers_is_conserved(name: str) -> None:
     starts = [START * k for k in (1.0, -2.0, 0.5)]
-    driver = ByHand(METHODS[name], [FunctionOf(i) for i in range(3)], tau=1, schedule=Constant(0.0), start=START, starts=starts)
+    driver = ByHand(METHODS[name], FunctionOf(), workers=3, tau=1, schedule=Constant(0.0), start=START, starts=starts)
     before = START + sum(starts)
     for i in (0, 1, 2, 2, 1, 0, 0, 1):
         driver.step(i)
@@ -121,8 +121,8 @@ def test_without_gradient_the_sum_of_center_and_workers_is_conserved(name: str) 
 
 
 def test_eamsgd_without_momentum_is_easgd() -> None:
-    a = ByHand(EASGD(alpha=ALPHA), [FunctionOf(i) for i in range(2)], tau=2, schedule=Constant(ETA), start=START)
-    b = ByHand(EAMSGD(alpha=ALPHA, delta=0.0), [FunctionOf(i) for i in range(2)], tau=2, schedule=Constant(ETA), start=START)
+    a = ByHand(EASGD(alpha=ALPHA), FunctionOf(), workers=2, tau=2, schedule=Constant(ETA), start=START)
+    b = ByHand(EAMSGD(alpha=ALPHA, delta=0.0), FunctionOf(), workers=2, tau=2, schedule=Constant(ETA), start=START)
     for i in (0, 1, 1, 0, 0, 1, 1):
         a.step(i)
         b.step(i)
@@ -171,7 +171,7 @@ def test_msgd_is_torch_nesterov_seen_from_the_look_ahead_point() -> None:
 
 def test_sgd_is_torch_sgd_with_a_decaying_rate_and_alpha_does_not_decay() -> None:
     schedule = Decay(eta=ETA, gamma=0.1)
-    driver = ByHand(SGD(), [FunctionOf(0)], tau=1, schedule=schedule, start=START)
+    driver = ByHand(SGD(), FunctionOf(), workers=1, tau=1, schedule=schedule, start=START)
     x = START.clone().requires_grad_()
     optimizer = torch.optim.SGD([x], lr=ETA)
     decayed = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: (1 + 0.1 * t) ** -0.5)
@@ -181,7 +181,7 @@ def test_sgd_is_torch_sgd_with_a_decaying_rate_and_alpha_does_not_decay() -> Non
         decayed.step()
         driver.step(0)
         torch.testing.assert_close(driver.workers[0].x, x.detach(), rtol=1e-12, atol=1e-13)
-    frozen = ByHand(EASGD(alpha=0.5), [FunctionOf(0)], tau=1, schedule=Decay(eta=0.0, gamma=9.0), start=START * 0, starts=[START])
+    frozen = ByHand(EASGD(alpha=0.5), FunctionOf(), workers=1, tau=1, schedule=Decay(eta=0.0, gamma=9.0), start=START * 0, starts=[START])
     frozen.step(0)
     frozen.step(0)
     torch.testing.assert_close(frozen.workers[0].x, START / 2)  # 1 -> 1/2 with the center at 1/2, then they agree
@@ -249,7 +249,7 @@ def test_a_rule_that_yields_something_else_is_told_so() -> None:
         def step(self, w: Worker):  # type: ignore[no-untyped-def]
             yield w.x
 
-    driver = ByHand(Wrong(), [FunctionOf(0)], tau=1, schedule=Constant(0.1), start=START)
+    driver = ByHand(Wrong(), FunctionOf(), workers=1, tau=1, schedule=Constant(0.1), start=START)
     with pytest.raises(TypeError, match="yields Gradient, Exchange"):
         driver.step(0)
 
@@ -281,5 +281,5 @@ def test_blocks_change_nothing() -> None:
 
 def test_a_step_without_exchange_needs_no_session() -> None:
     w = Worker({"x": START.clone()}, tau=10, schedule=Constant(ETA), t=1)
-    take_step(EASGD(alpha=0.1), w, FunctionOf(0), None)
+    take_step(EASGD(alpha=0.1), w, FunctionOf(), None)
     torch.testing.assert_close(w.x, START - ETA * noisy(0, 1, START))

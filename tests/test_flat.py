@@ -59,10 +59,11 @@ def test_bound_vectors_are_used_in_place_and_in_turn():
     assert model(x)[0, 1] == 7.0
 
 
-def test_more_vectors_than_are_remembered_are_still_told_apart():
+@pytest.mark.parametrize("remembered", [1, 4, 100])
+def test_more_vectors_than_are_remembered_are_still_told_apart(remembered):
     """Freed memory may be had again at the same address: a vector must never be taken for one that lay there before."""
     model = nn.Linear(2, 1, bias=False)
-    flat = Flat(model)
+    flat = Flat(model, remembered)
     for i in range(50):
         flat.bind(torch.full((2,), float(i)))
         assert torch.equal(model.weight.detach(), torch.full((1, 2), float(i)))

@@ -1,15 +1,22 @@
 """Gradients, batches and figures against plain PyTorch written out by hand."""
 
+import hashlib
+import pickle
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD
 from easgd_cli.data.images import Images
+from easgd_cli.drive import ByHand
 from easgd_cli.models import seeded
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problem import Batches, FunctionProblem, ImageProblem
 from easgd_cli.randomness import DROPOUT, key
+from easgd_cli.schedule import Constant
 
 CPU = torch.device("cpu")
 
@@ -24,10 +31,10 @@ def perceptron(dropout=0.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4))
 
 
-def problem(net=None, data=None, *, batch_size=8, seed=0, worker=0, l2=0.0, train_images=5000) -> ImageProblem:
+def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000) -> ImageProblem:
     with seeded(0):
         net = net() if net else perceptron()
-    return ImageProblem(net, data or images(), batch_size=batch_size, seed=seed, worker=worker, l2=l2, device=CPU, train_images=train_images)
+    return ImageProblem(net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images)
 
 
 # --- which images -----------------------------------------------------------------------------------------------------
@@ -35,24 +42,49 @@ def problem(net=None, data=None, *, batch_size=8, seed=0, worker=0, l2=0.0, trai
 
 @pytest.mark.parametrize(("n", "size"), [(10, 5), (10, 3), (10, 7), (10, 10), (10, 23), (3, 64), (1, 4)])
 def test_passes_are_permutations_and_batches_run_on_into_the_next(n, size):
-    batches = Batches(n, size, seed=1, worker=2)
+    batches = Batches(n, size, seed=1)
     steps = -(-6 * n // size)
-    stream = torch.cat([batches.indices(t) for t in range(steps)])
-    assert len(stream) == steps * size
-    for i in range(steps * size // n):
-        assert sorted(stream[i * n : (i + 1) * n].tolist()) == list(range(n))
+    drawn = {worker: [] for worker in (2, 0)}
+    for t in range(steps):  # in turn: what is remembered of one worker is not taken for another's
+        for worker, indices in drawn.items():
+            indices.append(batches.indices(worker, t))
+    for indices in drawn.values():
+        stream = torch.cat(indices)
+        assert len(stream) == steps * size
+        for i in range(steps * size // n):
+            assert sorted(stream[i * n : (i + 1) * n].tolist()) == list(range(n))
 
 
 def test_a_batch_depends_on_seed_worker_and_step_alone():
     def drawn(t, seed=0, worker=0):
-        return Batches(1000, 30, seed, worker).indices(t).tolist()
+        return Batches(1000, 30, seed).indices(worker, t).tolist()
 
-    in_order = Batches(1000, 30, 0, 0)
-    forward = [in_order.indices(t).tolist() for t in range(100)]
+    in_order = Batches(1000, 30, seed=0)
+    forward = [in_order.indices(0, t).tolist() for t in range(100)]
     assert forward == [drawn(t) for t in range(100)]
-    assert [in_order.indices(t).tolist() for t in (70, 3, 33, 34, 99)] == [forward[t] for t in (70, 3, 33, 34, 99)]
+    assert [in_order.indices(0, t).tolist() for t in (70, 3, 33, 34, 99)] == [forward[t] for t in (70, 3, 33, 34, 99)]
     assert len({tuple(drawn(0, seed, worker)) for seed in range(3) for worker in range(3)}) == 9
     assert set(forward[0]) != set(forward[34]), "every pass has an order of its own"
+
+
+def test_the_batches_of_a_seed_stay_what_they_are():
+    """Written down once: another program, or another version of this one, that draws other batches is another run."""
+    batches = Batches(50, 8, seed=5)
+    digest = hashlib.sha256()
+    for t in range(40):
+        for worker in range(3):
+            digest.update(batches.indices(worker, t).numpy().tobytes())
+    assert digest.hexdigest().startswith("ca63839ffa053eacb598701b")
+
+
+def test_what_is_remembered_of_the_batches_grows_with_the_workers_only():
+    batches = Batches(1000, 300, seed=0)
+    sizes = []
+    for t in range(60):
+        for worker in range(3):
+            batches.indices(worker, t)
+        sizes.append(len(pickle.dumps(batches)))
+    assert max(sizes[10:]) < 1.01 * max(sizes[:10])
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
@@ -64,8 +96,8 @@ def test_the_gradient_is_that_of_the_mean_loss_plus_l2():
     x = torch.randn(p.size, dtype=torch.float64)
     torch.nn.utils.vector_to_parameters(x, twin.parameters())
     for t in (0, 1, 17):
-        p.load(t)
-        indices = Batches(50, 8, 0, 0).indices(t)
+        p.load(0, t)
+        indices = Batches(50, 8, seed=0).indices(0, t)
         loss = F.cross_entropy(twin(images().train[indices].double() / 255), images().train_labels[indices])
         expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(twin.parameters()))]) + 0.3 * x
         torch.testing.assert_close(p.gradient(x), expected)
@@ -76,7 +108,7 @@ def test_the_gradient_agrees_with_differences_of_the_loss():
     """Independent of autograd: at one place, dropout on, since the same step draws the same mask."""
     p = problem(lambda: perceptron(0.5).double(), l2=0.1)
     x = p.start()
-    p.load(3)
+    p.load(0, 3)
     g = p.gradient(x).clone()
 
     def value(at):
@@ -93,7 +125,7 @@ def test_x_is_only_read_and_the_gradient_is_a_buffer_of_its_own():
     p = problem(l2=0.1)
     x = p.start()
     before = x.clone()
-    p.load(0)
+    p.load(0, 0)
     g = p.gradient(x)
     assert torch.equal(x, before) and g.data_ptr() != x.data_ptr()
     assert p.gradient(x + 1).data_ptr() == g.data_ptr()
@@ -103,7 +135,7 @@ def test_x_is_only_read_and_the_gradient_is_a_buffer_of_its_own():
 def test_the_loss_is_without_the_l2_term():
     plain, decayed = problem(), problem(l2=10.0)
     for p in (plain, decayed):
-        p.load(0)
+        p.load(0, 0)
         p.gradient(p.start())
     assert torch.equal(plain.loss, decayed.loss)
 
@@ -112,31 +144,60 @@ def test_a_step_is_a_function_of_seed_worker_and_t():
     """Batch, crop, mirror and dropout: the same whatever was computed before, another for another seed, worker or step."""
 
     def gradient(seed, worker, t, before=()):
-        p = problem(lambda: perceptron(0.5), images(crop=(7, 7), flip=True), seed=seed, worker=worker)
-        for s in before:
-            p.load(s)
+        p = problem(lambda: perceptron(0.5), images(crop=(7, 7), flip=True), seed=seed)
+        for w, s in before:
+            p.load(w, s)
             p.gradient(torch.randn(p.size))
         torch.rand(3)
-        p.load(t)
+        p.load(worker, t)
         return p.gradient(torch.ones(p.size).mul_(0.1)).clone()
 
     def perceptron(dropout):  # 7x7
         return nn.Sequential(nn.Flatten(), nn.Linear(49, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4))
 
     reference = gradient(0, 1, 5)
-    assert torch.equal(reference, gradient(0, 1, 5, before=(9, 5, 2)))
+    assert torch.equal(reference, gradient(0, 1, 5, before=((1, 9), (0, 5), (1, 5), (1, 2))))
     others = [gradient(1, 1, 5), gradient(0, 0, 5), gradient(0, 1, 6)]
     assert not any(torch.equal(reference, other) for other in others)
 
 
+@pytest.mark.parametrize("method", [EASGD(alpha=0.2), EAMSGD(alpha=0.2, delta=0.8), DOWNPOUR()])
+def test_one_problem_serves_every_worker_as_one_of_its_own_would(method):
+    """Bit for bit, with more workers' vectors in turn than a net's views are kept of."""
+
+    class EachItsOwn:
+        def __init__(self):
+            self.problems = [make() for _ in range(6)]
+
+        def load(self, worker, t):
+            self.worker = worker
+            self.problems[worker].load(worker, t)
+
+        def gradient(self, x):
+            return self.problems[self.worker].gradient(x)
+
+    def make():
+        return problem(lambda: nn.Sequential(nn.Flatten(), nn.Linear(49, 12), nn.Dropout(0.5), nn.Linear(12, 4)), images(crop=(7, 7), flip=True), seed=3)
+
+    start = make().start()
+    shared, apart = (ByHand(method, p, workers=6, tau=2, schedule=Constant(0.1), start=start) for p in (make(), EachItsOwn()))
+    order = random.Random(0)
+    for _ in range(60):
+        i = order.randrange(6)
+        shared.step(i)
+        apart.step(i)
+    assert torch.equal(shared.vectors()["x"], apart.vectors()["x"]) and not torch.equal(shared.vectors()["x"], start)
+    assert all(torch.equal(a.x, b.x) for a, b in zip(shared.workers, apart.workers, strict=True))
+
+
 def test_dropout_draws_from_its_own_key():
-    p = problem(lambda: perceptron(0.5), worker=3, seed=9)
+    p = problem(lambda: perceptron(0.5), seed=9)
     x = p.start()
-    p.load(4)
+    p.load(3, 4)
     g = p.gradient(x).clone()
     twin = perceptron(0.5)
     torch.nn.utils.vector_to_parameters(x, twin.parameters())
-    indices = Batches(50, 8, 9, 3).indices(4)
+    indices = Batches(50, 8, seed=9).indices(3, 4)
     torch.default_generator.manual_seed(key(9, DROPOUT, 3, 4))
     F.cross_entropy(twin(images().train[indices] / 255), images().train_labels[indices]).backward()
     torch.testing.assert_close(g, torch.cat([p.grad.flatten() for p in twin.parameters()]))
@@ -149,9 +210,9 @@ def test_one_worker_by_plain_descent_equals_torch_optim_sgd():
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, weight_decay=0.01)
     x = p.start()
     for t in range(30):
-        p.load(t)
+        p.load(0, t)
         x.sub_(p.gradient(x), alpha=0.1)
-        indices = Batches(50, 16, 0, 0).indices(t)
+        indices = Batches(50, 16, seed=0).indices(0, t)
         optimizer.zero_grad()
         F.cross_entropy(twin(images().train[indices] / 255), images(classes=10).train_labels[indices]).backward()
         optimizer.step()
@@ -162,7 +223,7 @@ def test_the_start_is_the_models_and_stays():
     with seeded(0):
         expected = torch.cat([p.detach().flatten() for p in perceptron().parameters()])
     p = problem()
-    p.load(0)
+    p.load(0, 0)
     p.gradient(torch.zeros(p.size))
     start = p.start()
     assert torch.equal(start, expected)
@@ -206,7 +267,7 @@ def test_held_out_images_are_measured_too():
 def test_evaluating_disturbs_no_gradient():
     p = problem(lambda: perceptron(0.5))
     x = p.start()
-    p.load(0)
+    p.load(0, 0)
     before = p.gradient(x).clone()
     p.evaluate(torch.randn(p.size))
     assert torch.equal(p.gradient(x), before)
@@ -227,7 +288,7 @@ def test_batch_norm_is_estimated_anew_for_what_is_evaluated():
     p = problem(normalised, images(100))
     x = torch.randn(p.size)
     for t in range(3):
-        p.load(t)
+        p.load(0, t)
         p.gradient(torch.randn(p.size))
     figures = p.evaluate(x)
     state = p.state_dict(x)
@@ -259,8 +320,8 @@ def test_a_function_is_asked_in_float64_for_its_worker_and_step():
         asked.append((worker, t))
         out.copy_(x * 2)
 
-    p = FunctionProblem(torch.tensor([1.0, 2.0]), gradient, worker=3)
-    p.load(5)
+    p = FunctionProblem(torch.tensor([1.0, 2.0]), gradient)
+    p.load(3, 5)
     x = p.start()
     assert torch.equal(p.gradient(x), torch.tensor([2.0, 4.0], dtype=torch.float64)) and asked == [(3, 5)]
     assert p.size == 2 and p.dtype == torch.float64 and p.evaluate(x) == {}
@@ -272,12 +333,12 @@ def test_a_gpu_sees_the_same_batches():
     device = torch.device("cuda:0")
     data = images(crop=(8, 8), flip=True).with_shifts(1)
     with seeded(0):
-        there = ImageProblem(perceptron(), data, batch_size=8, seed=0, worker=0, l2=0.1, device=device, train_images=50)
+        there = ImageProblem(perceptron(), data, batch_size=8, seed=0, l2=0.1, device=device, train_images=50)
     here = problem(None, data, l2=0.1)
     x = here.start()
     for t in range(10):
-        here.load(t)
-        there.load(t)
+        here.load(1, t)
+        there.load(1, t)
         torch.testing.assert_close(there.gradient(x.to(device)).cpu(), here.gradient(x), rtol=1e-4, atol=1e-5)
     ours, theirs = here.evaluate(x), there.evaluate(x.to(device))
     assert ours == pytest.approx(theirs, rel=1e-4)

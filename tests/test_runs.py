@@ -25,7 +25,6 @@ from easgd_cli.config import Checkpoint, Eval, Settings, Until
 from easgd_cli.drive import ByHand
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.local import launch
-from easgd_cli.problem import ImageProblem
 
 METHODS = {"easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD", "msgd": "MSGD"}
 
@@ -58,14 +57,8 @@ def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
     return launch(Job(s, directory, resume=resume), build.prepare(s))
 
 
-def problems(s: Settings, prepared: build.Prepared, p: int) -> list[ImageProblem]:
-    return [
-        ImageProblem(
-            build.model(s, prepared.images), prepared.images, batch_size=s.batch_size, seed=s.seed, worker=i, l2=s.l2,
-            device=torch.device("cpu"), train_images=100,
-        )
-        for i in range(p)
-    ]  # fmt: skip
+def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
+    return ByHand(prepared.method, prepared.problem, workers=s.workers, tau=s.tau, schedule=build.schedule(s), start=prepared.start)
 
 
 def recorded_order(directory: Path) -> list[int]:
@@ -95,7 +88,7 @@ def what_four_processes_did(s: Settings, directory: Path) -> tuple[build.Prepare
 def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
     s = settings(algo, gamma=1e-2)
     prepared, order, center = what_four_processes_did(s, tmp_path)
-    driver = ByHand(prepared.method, problems(s, prepared, 4), tau=s.tau, schedule=build.schedule(s), start=prepared.start)
+    driver = by_hand(s, prepared)
     driver.replay(order)
     assert driver.center is not None
     assert torch.equal(driver.center.vectors["x"], center)
@@ -106,11 +99,10 @@ def test_the_printed_listing_gone_through_in_the_recorded_order_gives_the_center
     """Within the rounding of float64: the listing is an independent program and sums in another order."""
     s = settings(algo, gamma=1e-2, model={"name": "double", "target": "nets:double"})
     prepared, order, center = what_four_processes_did(s, tmp_path)
-    own = problems(s, prepared, 4)
 
     def gradient(i: int, t: int, x: Tensor) -> Tensor:
-        own[i].load(t)
-        return own[i].gradient(x.clone()).clone()
+        prepared.problem.load(i, t)
+        return prepared.problem.gradient(x.clone()).clone()
 
     listing = Listing(prepared.start, 4, s.eta, s.tau, gradient, alpha=0.9 / 4, delta=s.delta)
     schedule = build.schedule(s)
@@ -131,7 +123,7 @@ def test_what_is_evaluated_is_the_center(algo: str, tmp_path: Path) -> None:
     prepared = build.prepare(s)
     evaluated = [r for r in rows(tmp_path, "center") if "test_loss" in r]
     assert len(evaluated) == 3
-    driver = ByHand(prepared.method, problems(s, prepared, s.workers), tau=s.tau, schedule=build.schedule(s), start=prepared.start)
+    driver = by_hand(s, prepared)
     order = recorded_order(tmp_path)
     for row in evaluated:
         if driver.center is None:
@@ -212,7 +204,7 @@ def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None
         assert rows(tmp_path, f"worker_{i:02d}")[-1]["step"] == 300
     assert "worker 2 died (killed by SIGKILL)" in (tmp_path / "logs" / "launcher.log").read_text()
     prepared = build.prepare(s)
-    driver = ByHand(prepared.method, problems(s, prepared, 4), tau=s.tau, schedule=build.schedule(s), start=prepared.start)
+    driver = by_hand(s, prepared)
     driver.replay(recorded_order(tmp_path))
     assert driver.center is not None
     assert torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))  # the kill tore nothing

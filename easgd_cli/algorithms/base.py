@@ -81,16 +81,18 @@ class Vectors:
 
 
 class Worker(Vectors):
-    """A worker as its rule sees it: its vectors, its clock `t`, and what follows from the clock.
+    """A worker as its rule sees it: its vectors, its `number`, its clock `t`, and what follows from the clock.
 
-    The driver advances `t` when a step's rule has ended; no rule does.
+    The driver advances `t` when a step's rule has ended; no rule does. What a rule draws is to depend on seed, `number` and
+    `t` alone.
     """
 
-    def __init__(self, vectors: Mapping[str, Tensor], tau: int, schedule: Schedule, t: int = 0):
+    def __init__(self, vectors: Mapping[str, Tensor], tau: int, schedule: Schedule, t: int = 0, number: int = 0):
         super().__init__(vectors)
         self.tau: Final = tau
         self.schedule: Final = schedule
         self.t = t
+        self.number: Final = number
 
     @property
     def due(self) -> bool:

@@ -32,13 +32,13 @@ def run(images: Images, batch_size: int, windows: int) -> list[Row]:
 
 
 def _row(images: Images, batch_size: int, windows: int) -> Row:
-    batches, generator = Batches(len(images.train), batch_size, 0, 0), torch.Generator()
+    batches, generator = Batches(len(images.train), batch_size, seed=0), torch.Generator()
     loader: Any = torch.utils.data.DataLoader(_OneByOne(images), batch_size, shuffle=True)  # type: ignore[arg-type]
     step, theirs = 0, iter(loader)
 
     def ours() -> None:
         nonlocal step
-        images.training_batch(batches.indices(step), generator.manual_seed(step))
+        images.training_batch(batches.indices(0, step), generator.manual_seed(step))
         step += 1
 
     def peers() -> None:

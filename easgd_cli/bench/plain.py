@@ -42,7 +42,7 @@ class PlainLoop:
         self._start, self._channel = start, channel
         self._net = build.model(s, start.images).train()
         self._optimizer = torch.optim.SGD(self._net.parameters(), lr=s.eta, momentum=s.delta, nesterov=s.delta > 0, weight_decay=s.l2)
-        self._batches = Batches(len(start.images.train), s.batch_size, s.seed, start.worker)
+        self._batches = Batches(len(start.images.train), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)
 
     def run(self, began: float) -> None:
@@ -53,7 +53,7 @@ class PlainLoop:
 
     def _steps(self, first: int, last: int) -> None:
         for t in range(first, last):
-            inputs, labels = self._start.images.training_batch(self._batches.indices(t), self._generator)
+            inputs, labels = self._start.images.training_batch(self._batches.indices(self._start.worker, t), self._generator)
             self._optimizer.zero_grad()
             F.cross_entropy(self._net(inputs), labels).backward()
             self._optimizer.step()
