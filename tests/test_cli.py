@@ -351,3 +351,42 @@ def test_completion_knows_keys_and_options(easgd: Easgd, monkeypatch: pytest.Mon
         monkeypatch.setenv("COMP_LINE", typed)
         monkeypatch.setenv("COMP_POINT", str(len(typed)))
         assert easgd("-sc", "query=bash").out.split() == offered.split()
+
+
+INTERRUPTED = """
+import json, os, signal
+from mine import data as own_data
+
+def data():
+    try:
+        os.kill(os.getpid(), signal.{number})
+    except BaseException:
+        pass  # as a library's callback loses it
+    return own_data()
+
+def at_once(job, prepared):
+    os.kill(os.getpid(), signal.{number})
+
+def late(job, prepared):
+    (job.run_dir / "summary.json").write_text(json.dumps({{"status": "running"}}))
+    at_once(job, prepared)
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "number", "status", "line", "left"),
+    [
+        ("dataset=interrupted:data", "SIGINT", 130, "interrupted", False),
+        ("launcher=interrupted:at_once", "SIGTERM", 143, "terminated", False),
+        ("launcher=interrupted:late", "SIGINT", 130, "interrupted", True),
+    ],
+)
+def test_a_signal_before_training_ends_the_command(word: str, number: str, status: int, line: str, left: bool, here: Path) -> None:
+    """While data are loaded, when the directory has been made, and once a summary in it says that a run has begun."""
+    (here / "mine.py").write_text(OWN)
+    (here / "interrupted.py").write_text(INTERRUPTED.format(number=number))
+    words = [word] if word.startswith("dataset") else ["dataset=mine:data", word]
+    command = [sys.executable, "-m", "easgd_cli", "train", *words, "eta=0.1", "steps=50", "hydra.run.dir=run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env={**os.environ, "PYTHONPATH": str(configs.directory().parent)})
+    assert (done.returncode, done.stderr) == (status, f"easgd: {line}.\n")
+    assert (here / "run").exists() == left
