@@ -15,7 +15,7 @@ LAYERS = [
     {"commands"},
     {"launcher", "bench", "report", "theory", "rundir"},
     {"worker", "master", "evaluator", "record"},
-    {"drive", "transport", "problem", "checkpoint", "snapshot", "build"},
+    {"drive", "transport", "problem", "checkpoint", "snapshot", "meter", "build"},
     {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"},
 ]
 ONLY_IN = {
