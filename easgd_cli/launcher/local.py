@@ -163,7 +163,7 @@ class Run:
         self._resumed = checkpoints.newest(job.run_dir) if job.resume else None
         self._record: Recorder  # opened once the processes are on their way
         self._recording = False
-        self._progress = Progress(steps=prepared.steps, minutes=s.minutes, workers=s.workers)
+        self._progress = Progress(steps=prepared.steps, minutes=s.minutes, workers=s.workers, samples="samples" if prepared.images is None else "images")
         logs = self._dir / "logs"
         logs.mkdir(exist_ok=True)
         self._log_handler = logging.FileHandler(logs / "launcher.log")
@@ -179,14 +179,14 @@ class Run:
     def start(self) -> None:
         s, prepared, resumed = self._settings, self._prepared, self._resumed
         self._elapsed = resumed.moment.seconds if resumed else 0.0
-        images = prepared.images.share()
+        images = prepared.images.share() if prepared.images is not None else None
         devices = deal_devices(s.device, s.workers)
         self._threads = worker_threads(s)
         own = Interval.parse("eval.every", s.eval.every)
         links = [Link.new(i, self._method, prepared.size, prepared.dtype) for i in range(s.workers)]
         for i, link in enumerate(links):
             state = resumed.workers.get(i) if resumed else None
-            vectors = state.vectors if state is not None else {"x": resumed.vectors["x"] if resumed else prepared.start}
+            vectors = state.vectors if state is not None else {"x": resumed.vectors["x"] if resumed else prepared.problem.start(i)}
             for name, v in vectors.items():
                 link.memory[name].copy_(v)
             self._spawn_worker(link, images, devices[i], own if self._sequential else None, state)
@@ -478,7 +478,7 @@ class Run:
         log.info("center at step %g: %s", moment.step, metrics)
         self._last_evaluated = (moment.step, moment.exchanges)
         level = self._settings.until.test_error
-        if not math.isfinite(metrics["train_loss"]) or not math.isfinite(metrics["test_loss"]):
+        if not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "test_loss") if loss in metrics):
             self._diverge(f"the center's loss is not finite at step {moment.step:g}")
         elif level is not None and self._hit is None and metrics["test_error"] <= level:
             self._hit = (moment, done.x().clone())
