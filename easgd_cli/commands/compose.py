@@ -102,6 +102,9 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
         cfg = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), saved))
     except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise UsageError(f"{path}: is not a configuration of this version of easgd: {_first_line(e)}.") from e
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UsageError(f"{path}: is not a configuration of this version of easgd: it says nothing of {missing[0]}; start the run again instead.")
     for key, value in changes.items():
         try:
             OmegaConf.update(cfg, key, value)
