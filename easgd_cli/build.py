@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.config import Group, Settings, effective_alpha
+from easgd_cli.config import Group, Settings, effective_alpha, effective_beta
 from easgd_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from easgd_cli.algorithms.base import Method
+    from easgd_cli.average import Average
     from easgd_cli.data.images import Images
     from easgd_cli.problem import Problem
     from easgd_cli.schedule import Schedule
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
 
 def symbols(s: Settings) -> dict[str, Any]:
     """What a method or schedule may ask for by the paper's names."""
-    alpha = effective_alpha(s)
     return {
-        "tau": s.tau, "eta": s.eta, "alpha": alpha, "beta": alpha * s.workers, "delta": s.delta,
+        "tau": s.tau, "eta": s.eta, "alpha": effective_alpha(s), "beta": effective_beta(s), "delta": s.delta,
         "gamma": s.gamma, "l2": s.l2, "workers": s.workers,
     }  # fmt: skip
 
@@ -45,6 +45,8 @@ def method(s: Settings) -> Method:
     """The method's two rules, with their constants. Raises UsageError."""
     from easgd_cli.algorithms.base import check_method
 
+    if s.alpha is not None and s.beta is not None and not {"alpha", "beta"} <= signature(locate("algo", s.algo["target"])).keys():
+        raise UsageError(f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from the other.")
     made = make("algo", s.algo, symbols(s))
     check_method(made, s.algo["name"], workers=s.workers)
     return made
@@ -53,6 +55,11 @@ def method(s: Settings) -> Method:
 def schedule(s: Settings) -> Schedule:
     """eta as a function of the worker's clock. Raises UsageError."""
     return make("schedule", s.schedule, symbols(s))
+
+
+def average(s: Settings) -> Average | None:
+    """The weights of the center in its average; None where none is kept. Raises UsageError."""
+    return make("average", s.average, {})
 
 
 def data(s: Settings) -> Images:
@@ -117,6 +124,7 @@ class Prepared:
     """
 
     method: Method
+    average: Average | None
     images: Images | None
     problem: Problem
     start: Tensor
@@ -139,7 +147,7 @@ def prepare(s: Settings) -> Prepared:
     from easgd_cli.devices import deal_devices
     from easgd_cli.problem import check_problem
 
-    rules = method(s)
+    rules, kept = method(s), average(s)
     schedule(s)
     deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
@@ -154,7 +162,7 @@ def prepare(s: Settings) -> Prepared:
             raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
     start = minimised.start(None if rules.center else 0)
     _check_memory(s, rules, start.numel() * start.element_size())
-    return Prepared(rules, images, minimised, start, steps)
+    return Prepared(rules, kept, images, minimised, start, steps)
 
 
 def _refuse_unused(s: Settings, asked: set[str]) -> None:

@@ -166,12 +166,12 @@ def test_every_method_has_defaults_for_every_data_set(algo: str, dataset: str) -
 
 
 @pytest.mark.parametrize("problem", ["quadratic", "double_well"])
-@pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour", "sgd", "msgd"])
+@pytest.mark.parametrize("algo", configs.options("algo"))
 def test_every_method_has_defaults_for_every_function_and_neither_data_nor_net(algo: str, problem: str) -> None:
     s = composed(f"algo={algo}", f"problem={problem}")
     assert s.eta > 0 and s.default_steps and s.eval.every
     assert s.dataset == s.model == {"name": "none", "target": None}
-    assert s.tau == (1 if "downpour" in algo else 10) and s.workers == (1 if algo in ("sgd", "msgd") else 4)
+    assert s.tau == (1 if "downpour" in algo else 10) and s.workers == (4 if build.method(s).center else 1)
     prepared = build.prepare(s)
     assert prepared.images is None and prepared.start.dtype == torch.float64
     assert composed(f"problem={problem}", "eta=0.5", "steps=7", f"algo={algo}").eta == 0.5

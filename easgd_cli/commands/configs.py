@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-_ORDER = ("algo", "problem", "dataset", "model", "schedule", "launcher", "experiment")  # as a newcomer meets them
+_ORDER = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")  # as a newcomer meets them
 
 
 def directory() -> Path:

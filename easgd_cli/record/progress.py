@@ -216,5 +216,5 @@ def _evaluation(row: Row) -> str:
 
     if "test_error" in row:
         best = f" (best {row['best_test_error']:.2f} %)" if row.get("best_test_error") is not None else ""
-        return f"center: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}"
-    return "center: " + ", ".join(f"{name.replace('_', ' ')} {number(name, '.4g')}" for name in measured(row)[:_SHOWN])
+        return f"{row['party']}: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}"
+    return f"{row['party']}: " + ", ".join(f"{name.replace('_', ' ')} {number(name, '.4g')}" for name in measured(row)[:_SHOWN])

@@ -26,6 +26,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         ),
         ("method", f"{summary['algo']}, {workers}" + (f", tau={summary['tau']}" if summary["exchanges"] else "")),
         *_measured(center, on_data=summary.get("dataset") != "none"),
+        *_of_average(summary.get("average")),
         ("steps", f"{steps[0]:,}" + (" each" if len(steps) > 1 else "") if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"),
         ("exchanges", f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none"),
         (
@@ -75,6 +76,13 @@ def _measured(center: dict[str, Any], on_data: bool) -> list[tuple[str, str]]:
     lines.append(("loss", ", ".join(losses) or "-"))
     told = ("test_error", "best_test_error", "seconds_to_best", "train_loss", "test_loss", "validation_loss", "validation_error")
     return lines + [(name.replace("_", " "), _number(value)) for name, value in center.items() if name not in told]
+
+
+def _of_average(average: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if not average:
+        return []
+    on_data = f"test error {_percent(average['test_error'])}{_best(average)}" if "test_error" in average else None
+    return [("of the average", on_data or f"train loss {_number(average.get('train_loss'))}")]
 
 
 def _best(center: dict[str, Any]) -> str:
