@@ -21,7 +21,7 @@ from easgd_cli.config import Interval, Settings
 from easgd_cli.data.images import Images
 from easgd_cli.memory import SharedTensors
 from easgd_cli.meter import Meter, Tally
-from easgd_cli.problem import ImageProblem
+from easgd_cli.problem import Problem
 from easgd_cli.snapshot import Moment, Snapshots
 from easgd_cli.transport.base import Withdrawn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
@@ -34,7 +34,7 @@ class WorkerStart:
     """What a worker begins with. `link.memory` holds its vectors as they are to be at clock `t`."""
 
     settings: Settings
-    images: Images
+    images: Images | None
     link: Link
     device: str
     threads: int
@@ -60,15 +60,7 @@ class WorkerLoop:
         self._start, self._channel = start, channel
         self._device = torch.device(start.device)
         self._method = build.method(s)
-        self._problem = ImageProblem(
-            build.model(s, start.images),
-            start.images,
-            batch_size=s.batch_size,
-            seed=s.seed,
-            l2=s.l2,
-            device=self._device,
-            train_images=s.eval.train_images,
-        )
+        self._problem = build.problem(s, start.images, self._device)
         self._session = SharedWorkerEnd(start.link, self._device)
         self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
         self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t, start.link.worker)
@@ -176,7 +168,7 @@ class WorkerLoop:
 class _Timed:
     """The problem and the session of a worker, with the seconds its step loop spends in each."""
 
-    def __init__(self, problem: ImageProblem, session: SharedWorkerEnd, tally: Tally):
+    def __init__(self, problem: Problem, session: SharedWorkerEnd, tally: Tally):
         self._problem, self._session, self._tally = problem, session, tally
 
     def load(self, worker: int, t: int) -> None:

@@ -15,7 +15,7 @@ LAYERS = [
     {"commands"},
     {"launcher", "bench", "report", "theory", "rundir"},
     {"worker", "master", "evaluator", "record"},
-    {"drive", "transport", "problem", "checkpoint", "snapshot", "meter", "build"},
+    {"drive", "transport", "problem", "problems", "checkpoint", "snapshot", "meter", "build"},
     {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"},
 ]
 ONLY_IN = {
@@ -57,6 +57,14 @@ def test_imports_point_one_way(path: Path) -> None:
             assert theirs >= mine, f"{inside} imports {name}, which lies above it"
         allowed = ONLY_IN.get(parts[0])
         assert allowed is None or any(str(inside) == a or inside.parts[0] == a for a in allowed), f"{inside} imports {name}"
+
+
+def test_a_problem_is_known_by_its_members_only() -> None:
+    """Workers, evaluator, launcher and record see what problem.py says; which problem it is stands in the settings."""
+    for path in MODULES:
+        inside = path.relative_to(PACKAGE)
+        if inside.parts[0] not in ("problems", "bench"):
+            assert not any(name.startswith("easgd_cli.problems") for name in imports(path)), f"{inside} imports a problem"
 
 
 def test_a_methods_name_occurs_in_its_own_file_and_one_import_line() -> None:
