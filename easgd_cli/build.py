@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.config import Group, Settings, effective_alpha
+from easgd_cli.config import Group, Settings, effective_alpha, effective_beta
 from easgd_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from easgd_cli.algorithms.base import Method
+    from easgd_cli.average import Average
     from easgd_cli.data.images import Images
     from easgd_cli.problem import ImageProblem
     from easgd_cli.schedule import Schedule
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
 
 def symbols(s: Settings) -> dict[str, Any]:
     """What a method or schedule may ask for by the paper's names."""
-    alpha = effective_alpha(s)
     return {
-        "tau": s.tau, "eta": s.eta, "alpha": alpha, "beta": alpha * s.workers, "delta": s.delta,
+        "tau": s.tau, "eta": s.eta, "alpha": effective_alpha(s), "beta": effective_beta(s), "delta": s.delta,
         "gamma": s.gamma, "l2": s.l2, "workers": s.workers,
     }  # fmt: skip
 
@@ -45,6 +45,8 @@ def method(s: Settings) -> Method:
     """The method's two rules, with their constants. Raises UsageError."""
     from easgd_cli.algorithms.base import check_method
 
+    if s.alpha is not None and s.beta is not None and not {"alpha", "beta"} <= signature(locate("algo", s.algo["target"])).keys():
+        raise UsageError(f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from the other.")
     made = make("algo", s.algo, symbols(s))
     check_method(made, s.algo["name"], workers=s.workers)
     return made
@@ -53,6 +55,11 @@ def method(s: Settings) -> Method:
 def schedule(s: Settings) -> Schedule:
     """eta as a function of the worker's clock. Raises UsageError."""
     return make("schedule", s.schedule, symbols(s))
+
+
+def average(s: Settings) -> Average | None:
+    """The weights of the center in its average; None where none is kept. Raises UsageError."""
+    return make("average", s.average, {})
 
 
 def data(s: Settings) -> Images:
@@ -91,6 +98,7 @@ class Prepared:
     """
 
     method: Method
+    average: Average | None
     images: Images
     problem: ImageProblem
     start: Tensor
@@ -113,7 +121,7 @@ def prepare(s: Settings) -> Prepared:
     from easgd_cli.devices import deal_devices
     from easgd_cli.problem import ImageProblem
 
-    rules = method(s)
+    rules, kept = method(s), average(s)
     schedule(s)
     deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
@@ -122,7 +130,7 @@ def prepare(s: Settings) -> Prepared:
     problem = ImageProblem(net, images, batch_size=s.batch_size, seed=s.seed, l2=s.l2, device=torch.device("cpu"), train_images=s.eval.train_images)
     start = problem.start()
     _check_memory(s, rules, start.numel() * start.element_size())
-    return Prepared(rules, images, problem, start, total_steps(s, len(images.train)))
+    return Prepared(rules, kept, images, problem, start, total_steps(s, len(images.train)))
 
 
 def _state_dict(path: str) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.base import Method, Vectors
+from easgd_cli.average import Average
 
 # 256 KiB of float32: message, reply and center stay in the second-level cache between the lines of a rule, so that each
 # is read and written once in main memory. Replaying a run bit for bit needs the same blocks: a vectorised kernel may
@@ -17,21 +19,44 @@ Lent = list[tuple[Vectors, Tensor, Tensor]]
 
 
 class Center:
-    """`vectors`: the method's center vectors by name, each [d]; `clock` counts updates."""
+    """`vectors`: the method's center vectors by name, each [d], and `average` where one is kept; `clock` counts updates."""
 
-    def __init__(self, method: Method, vectors: Mapping[str, Tensor], clock: int = 0):
-        self.method, self.vectors, self.clock = method, dict(vectors), clock
+    def __init__(self, method: Method, vectors: Mapping[str, Tensor], clock: int = 0, average: Average | None = None):
+        self.method, self.vectors, self.clock, self._average = method, dict(vectors), clock, average
         self.size = self.vectors["x"].numel()
         self._slices = [slice(at, min(at + BLOCK, self.size)) for at in range(0, self.size, BLOCK)]
+        self._mean = torch.empty(min(BLOCK, self.size), dtype=self.vectors["x"].dtype)  # of a round's messages, a block at a time
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
 
     def lend(self, message: Tensor, reply: Tensor) -> Lent:
         """The blocks of one exchange, made once per pair of vectors: slicing costs more than the arithmetic of a small net."""
         return [(block, message[part], reply[part]) for block, part in zip(self._blocks, self._slices, strict=True)]
 
-    def receive(self, lent: Lent, n: int = 1) -> None:
-        """One update: the method's rule on every block; the clock advances by one."""
-        rule = self.method.receive
+    def receive(self, lent: Lent) -> None:
+        """One update by one message: the method's rule on every block; the clock advances by one."""
+        rule, weight = self.method.receive, self._weight()
         for block, message, reply in lent:
-            rule(block, message, reply, n)
+            rule(block, message, reply, 1)
+            if weight:
+                block.average.lerp_(block.x, weight)
         self.clock += 1
+
+    def receive_round(self, members: Sequence[Lent]) -> None:
+        """One update by the mean of a round's messages, summed in the order given; everybody gets the same reply."""
+        rule, n, weight = self.method.receive, len(members), self._weight()
+        for parts in zip(*members, strict=True):
+            block, message, reply = parts[0]
+            mean = self._mean[: len(message)].copy_(message)
+            for _, other, _ in parts[1:]:
+                mean.add_(other)
+            mean.div_(n)
+            rule(block, mean, reply, n)
+            if weight:
+                block.average.lerp_(block.x, weight)
+            for _, _, other in parts[1:]:
+                other.copy_(reply)
+        self.clock += 1
+
+    def _weight(self) -> float:
+        """Of the center in its average at the update to come; 0 where none is kept."""
+        return 0.0 if self._average is None else self._average(self.clock + 1)

@@ -28,35 +28,44 @@ class WorkerState:
     t: int
     vectors: dict[str, Tensor]
     center_clock: int = 0
+    served: int = 0
     exchanges: int = 0
     tally: dict[str, Any] | None = None
 
 
 @dataclass
-class Checkpoint:
-    """A run at one moment. `vectors`: the center's, or the single worker's; `pending`: snapshots not yet evaluated."""
+class OwnerState:
+    """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
+
+    `clock` counts the center's updates, `clocks` are the workers' as it has seen them; `pace`: the next points at which a
+    snapshot for evaluation is due, in steps and in seconds.
+    """
 
     moment: Moment
+    clock: int
     vectors: dict[str, Tensor]
     clocks: dict[int, int]
+    cpu_seconds: float = 0.0
+    pace: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+
+@dataclass
+class Checkpoint:
+    """A run at one moment. `pending`: snapshots that have been taken but not evaluated, each with its vectors by name."""
+
+    owner: OwnerState
     workers: dict[int, WorkerState]
-    pending: list[tuple[Moment, Tensor]] = field(default_factory=list)
-    master_cpu_seconds: float = 0.0
-    pace: list[float] | None = None  # the next points at which a snapshot for evaluation is due: step, seconds
+    pending: list[tuple[Moment, dict[str, Tensor]]] = field(default_factory=list)
 
 
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes the checkpoint and removes all but the newest `keep`. Raises OSError, leaving the older ones as they were."""
     directory.mkdir(exist_ok=True)
-    path = directory / f"step_{int(checkpoint.moment.step):012d}.pt"
+    path = directory / f"step_{int(checkpoint.owner.moment.step):012d}.pt"
     content = {
-        "moment": asdict(checkpoint.moment),
-        "vectors": checkpoint.vectors,
-        "clocks": checkpoint.clocks,
+        "owner": vars(checkpoint.owner) | {"moment": asdict(checkpoint.owner.moment)},
         "workers": {i: vars(w) for i, w in checkpoint.workers.items()},
-        "pending": [(asdict(moment), x) for moment, x in checkpoint.pending],
-        "master_cpu_seconds": checkpoint.master_cpu_seconds,
-        "pace": checkpoint.pace,
+        "pending": [(asdict(moment), vectors) for moment, vectors in checkpoint.pending],
     }
     save(content, path)
     for old in find(directory)[:-keep]:
@@ -95,14 +104,11 @@ def newest(run_dir: Path) -> Checkpoint:
     path = found[-1]
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        owner = content["owner"]
         return Checkpoint(
-            Moment(**content["moment"]),
-            content["vectors"],
-            content["clocks"],
+            OwnerState(**owner | {"moment": Moment(**owner["moment"])}),
             {i: WorkerState(**w) for i, w in content["workers"].items()},
-            [(Moment(**moment), x) for moment, x in content["pending"]],
-            content["master_cpu_seconds"],
-            content["pace"],
+            [(Moment(**moment), vectors) for moment, vectors in content["pending"]],
         )
     except Exception as e:
         raise UsageError(f"resume={run_dir}: {path} cannot be read ({type(e).__name__}); remove it to go on from an older checkpoint, if there is one.") from e

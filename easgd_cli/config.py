@@ -15,9 +15,10 @@ from easgd_cli.errors import UsageError
 
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
 
-# A group (algo, dataset, model, schedule, launcher) is {"name": ..., "target": "module:callable", **options}; the
+# A group (algo, dataset, model, schedule, average, launcher) is {"name": ..., "target": "module:callable", **options}; the
 # options are checked against the callable's own signature (build.py), so an extension brings its settings with it.
 Group = dict[str, Any]
+NO_AVERAGE: Group = {"name": "none", "target": "easgd_cli.average:none"}
 
 
 @dataclass
@@ -49,12 +50,13 @@ class Settings:
     dataset: Group = MISSING  # what it learns from
     model: Group = MISSING  # the net
     schedule: Group = MISSING  # eta over the worker's clock
+    average: Group = field(default_factory=lambda: dict(NO_AVERAGE))  # of the center over time, evaluated and saved beside it
     launcher: Group = MISSING  # where the processes run
 
     tau: int = 10  # communication period: local steps between two exchanges
     eta: float = MISSING  # learning rate
     alpha: Optional[float] = None  # moving rate; beta / workers unless given
-    beta: Optional[float] = None  # p * alpha; 0.9 unless alpha is given
+    beta: Optional[float] = None  # p * alpha; 0.9 unless alpha is given. Only pull_then_step takes both
     delta: float = 0.99  # momentum; 0.9 on digits
     gamma: float = 0.0  # eta_t = eta / (1 + gamma t)^0.5 on each worker's clock t
     l2: float = 0.0  # (l2 / 2) ||x||^2 is added to the loss where the gradient is taken
@@ -139,8 +141,6 @@ def check(s: Settings) -> None:
         raise UsageError(f"delta={s.delta}: a momentum lies in [0, 1); the paper's is 0.99.")
     if not 0 <= s.seed < 2**63:
         raise UsageError(f"seed={s.seed}: must be a whole number from 0 to 2^63 - 1.")
-    if s.alpha is not None and s.beta is not None:
-        raise UsageError(f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from the other.")
     given = [k for k in ("steps", "epochs", "minutes") if _get(s, k) is not None]
     if len(given) > 1:
         raise UsageError(f"{' '.join(f'{k}={_get(s, k)}' for k in given)}: give one of steps, epochs and minutes; it says when the run ends.")
@@ -161,6 +161,11 @@ def effective_alpha(s: Settings) -> float:
     if s.alpha is not None:
         return s.alpha
     return (0.9 if s.beta is None else s.beta) / s.workers
+
+
+def effective_beta(s: Settings) -> float:
+    """beta = p alpha, unless both are given, as a method with two rates allows."""
+    return s.beta if s.beta is not None else effective_alpha(s) * s.workers
 
 
 def total_steps(s: Settings, train_images: int) -> int | None:

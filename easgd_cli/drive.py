@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.base import Exchange, Gradient, Method, Worker
-from easgd_cli.center import Center
+from easgd_cli.average import Average
+from easgd_cli.center import Center, Lent
 from easgd_cli.schedule import Schedule
 
 
@@ -40,58 +41,61 @@ class Session(Protocol):
 
 
 class Turn:
-    """One step of one worker in progress. `asks` is what its rule waits for, empty when the step has ended.
+    """One step of one worker in progress, and what its rule waits for now: a gradient, a reply, or both at once.
 
     A worker in mid-step is its state, its clock and the answers it has had: run the rule again with the same answers
     and it stands at the same place.
     """
 
-    __slots__ = ("_rule", "_single", "asks", "w")
+    __slots__ = ("_asked", "_rule", "at", "ended", "message", "w")
 
     def __init__(self, method: Method, w: Worker):
         self.w = w
         self._rule = method.step(w)
-        self.asks: tuple[Gradient | Exchange | None, ...] = ()
-        self._single = True
+        self._asked: Any = None
+        self.at: Tensor | None = None  # where the gradient is wanted
+        self.message: Tensor | None = None  # what is to be exchanged
+        self.ended = False
         self._go_on(None)
 
-    def answer(self, answers: Sequence[Tensor | None]) -> None:
-        """Hands the rule its answers, in the order of `asks`, None where it asked for nothing."""
-        self._go_on(answers[0] if self._single else tuple(answers))
+    def answer(self, g: Tensor | None, reply: Tensor | None) -> None:
+        """Hands the rule the gradient at `at` and the reply to `message`; None for what it has not asked for."""
+
+        def to(ask: Gradient | Exchange | None) -> Tensor | None:
+            return g if isinstance(ask, Gradient) else reply if isinstance(ask, Exchange) else None
+
+        self._go_on(tuple(map(to, self._asked)) if isinstance(self._asked, tuple) else to(self._asked))
 
     def _go_on(self, answer: Any) -> None:
+        self.at = self.message = None
         try:
-            ask = self._rule.send(answer)
+            self._asked = self._rule.send(answer)
         except StopIteration:
-            self.asks = ()
+            self.ended = True
             self.w.t += 1
             return
-        self._single = not isinstance(ask, tuple)
-        self.asks = (ask,) if self._single else ask
-        for a in self.asks:
-            if a is not None and not isinstance(a, Gradient | Exchange):
-                raise TypeError(f"a rule yields Gradient, Exchange, None or a tuple of these, not {type(a).__name__}")
+        for ask in self._asked if isinstance(self._asked, tuple) else (self._asked,):
+            if isinstance(ask, Gradient) and self.at is None:
+                self.at = ask.at
+            elif isinstance(ask, Exchange) and self.message is None:
+                self.message = ask.message
+            elif ask is not None:
+                raise TypeError(f"a rule yields Gradient, Exchange, None or a tuple with at most one of each; this one yields {type(ask).__name__}")
 
 
 def take_step(method: Method, w: Worker, problem: Objective, session: Session | None) -> None:
     """One local step of `w`. What a rule asks for at once overlaps: the message is on its way while the gradient is computed."""
     turn = Turn(method, w)
     loaded = False
-    while turn.asks:
-        waiting = False
-        for ask in turn.asks:
-            if isinstance(ask, Exchange):
-                assert session is not None and not waiting, "one exchange at a time, and only for a method with a center"
-                session.post(ask.message)
-                waiting = True
+    while not turn.ended:
+        if turn.message is not None:
+            assert session is not None, "only a method with a center exchanges"
+            session.post(turn.message)
         if not loaded:  # a batch depends on the clock alone, so making it overlaps every method's exchange
             problem.load(w.number, w.t)
             loaded = True
-        answers: list[Tensor | None] = [problem.gradient(ask.at) if isinstance(ask, Gradient) else None for ask in turn.asks]
-        if waiting:
-            assert session is not None
-            answers = [session.collect() if isinstance(ask, Exchange) else a for ask, a in zip(turn.asks, answers, strict=True)]
-        turn.answer(answers)
+        g = None if turn.at is None else problem.gradient(turn.at)
+        turn.answer(g, None if turn.message is None or session is None else session.collect())
 
 
 def new_vectors(names: Iterable[str], start: Tensor) -> dict[str, Tensor]:
@@ -107,10 +111,12 @@ class ByHand:
     """
 
     def __init__(
-        self, method: Method, problem: Objective, *, workers: int, tau: int, schedule: Schedule, start: Tensor, starts: Sequence[Tensor] | None = None
-    ):
+        self, method: Method, problem: Objective, *, workers: int, tau: int, schedule: Schedule, start: Tensor,
+        starts: Sequence[Tensor] | None = None, average: Average | None = None,
+    ):  # fmt: skip
         self.method, self.problem = method, problem
-        self.center = Center(method, new_vectors(method.center, start)) if method.center else None
+        vectors = new_vectors(method.center, start) | ({"average": start.clone()} if average is not None else {})
+        self.center = Center(method, vectors, average=average) if method.center else None
         self.order: list[int] = []
         self.workers: list[Worker] = []
         self._sessions: list[_Direct | None] = []
@@ -119,8 +125,31 @@ class ByHand:
             self._sessions.append(None if self.center is None else _Direct(self.center, torch.empty_like(start), partial(self.order.append, i)))
 
     def step(self, worker: int) -> None:
-        """One local step of that worker, its exchange included when one is due."""
+        """One local step of that worker, its exchange included when one is due. Raises TypeError for a method that exchanges in rounds."""
+        if self.method.gathers == "round":
+            raise TypeError(f"{type(self.method).__name__} exchanges in rounds: call round()")
         take_step(self.method, self.workers[worker], self.problem, self._sessions[worker])
+
+    def round(self) -> None:
+        """One local step of every worker, all at the same clock; what they exchange, they exchange together.
+
+        Raises TypeError for a method whose center takes each message by itself.
+        """
+        if self.method.gathers != "round":
+            raise TypeError(f"{type(self.method).__name__} has no rounds: call step(worker)")
+        turns = [Turn(self.method, w) for w in self.workers]
+        while not all(turn.ended for turn in turns):
+            members = [(session, turn.message) for session, turn in zip(self._sessions, turns, strict=True) if session is not None and turn.message is not None]
+            if members and self.center is not None:
+                self.center.receive_round([session.lend(message) for session, message in members])
+                self.order += [turn.w.number for turn in turns if turn.message is not None]
+            for session, turn in zip(self._sessions, turns, strict=True):  # no gradient outlives the next worker's
+                if not turn.ended:
+                    g = None
+                    if turn.at is not None:
+                        self.problem.load(turn.w.number, turn.w.t)
+                        g = self.problem.gradient(turn.at)
+                    turn.answer(g, None if turn.message is None or session is None else session.collect())
 
     def exchange(self, worker: int) -> None:
         """That worker's steps up to and including the next one in which it exchanges."""
@@ -129,11 +158,11 @@ class ByHand:
             self.step(worker)
 
     def replay(self, order: Iterable[int], after: Callable[[int], None] | None = None) -> None:
-        """Exchanges in the recorded order; `after` is told the center's clock after each."""
+        """Exchanges in the recorded order; `after` is told how many there have been after each."""
         for worker in order:
             self.exchange(worker)
-            if after is not None and self.center is not None:
-                after(self.center.clock)
+            if after is not None:
+                after(len(self.order))
 
     def vectors(self) -> Mapping[str, Tensor]:
         """What is evaluated and saved: the center's vectors, or the single worker's."""
@@ -145,13 +174,16 @@ class _Direct:
 
     def __init__(self, center: Center, reply: Tensor, note: Callable[[], None]):
         self._center, self._reply, self._note = center, reply, note
-        self._lent: dict[int, Any] = {}
+        self._lent: dict[int, Lent] = {}
 
-    def post(self, message: Tensor) -> None:
+    def lend(self, message: Tensor) -> Lent:
         lent = self._lent.get(message.data_ptr())
         if lent is None:
             lent = self._lent[message.data_ptr()] = self._center.lend(message, self._reply)
-        self._center.receive(lent)
+        return lent
+
+    def post(self, message: Tensor) -> None:
+        self._center.receive(self.lend(message))
         self._note()
 
     def collect(self) -> Tensor:

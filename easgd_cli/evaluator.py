@@ -16,6 +16,7 @@ from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
 from easgd_cli.data.images import Images
 from easgd_cli.problem import ImageProblem
+from easgd_cli.snapshot import EVALUATED
 
 _NICE = 10
 
@@ -30,7 +31,7 @@ class EvaluatorStart:
 
 
 class Evaluator:
-    """Answers each `evaluate` message with the metrics of the vector that came with it, in the order they came."""
+    """Answers each `evaluate` message with the metrics of the vectors that came with it, in the order they came."""
 
     def __init__(self, start: EvaluatorStart, channel: Channel):
         os.nice(_NICE)
@@ -54,6 +55,6 @@ class Evaluator:
             if message["kind"] == "stop":
                 return
             assert tensors is not None
-            metrics = self._problem.evaluate(tensors["x"].to(self._problem.device))
+            metrics = {EVALUATED[name]: self._problem.evaluate(vector.to(self._problem.device)) for name, vector in tensors.tensors.items()}
             tensors.close()
             self._channel.post({"kind": "evaluated", "number": message["number"], "metrics": metrics})

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import torch
 
 from easgd_cli.algorithms.base import Method
+from easgd_cli.average import Average
 from easgd_cli.center import Center
 from easgd_cli.channel import Channel
 from easgd_cli.config import Interval
 from easgd_cli.memory import SharedTensors
 from easgd_cli.snapshot import Moment, Snapshots
-from easgd_cli.transport.base import Kind, Request
+from easgd_cli.transport.base import Kind, Mark, Reply, Request
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 
 _REPORT_SECONDS = 0.2  # how often the order of exchanges is posted and the launcher is listened to
@@ -26,13 +27,15 @@ _REPORT_SECONDS = 0.2  # how often the order of exchanges is posted and the laun
 
 @dataclass
 class MasterStart:
-    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's."""
+    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's, `served` exchanges so far."""
 
     method: Method
+    average: Average | None
     center: SharedTensors
     links: list[Link]
     interval: Interval | None
     clock: int = 0
+    served: int = 0
     clocks: dict[int, int] = field(default_factory=dict)
     pace: Sequence[float] | None = None
     cpu_seconds: float = 0.0  # used before, by a run that goes on
@@ -45,9 +48,14 @@ class Master:
         torch.set_num_threads(1)  # a second thread ruins small vectors when the workers are busy
         self._interval, self._pace = start.interval, start.pace
         self._channel = channel
-        self._center = Center(start.method, start.center.tensors, start.clock)
+        self._center = Center(start.method, start.center.tensors, start.clock, start.average)
         self._sessions = SharedMasterEnd(start.links, self._center)
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
+        self._in_rounds = start.method.gathers == "round"
+        self._round: dict[int, Request] = {}  # messages waiting for those of the others
+        self._finished = False  # whether a worker has: no round will be complete any more
+        self._cut = False  # whether the next round belongs to a checkpoint
+        self._served = start.served
         self._lost: set[int] = set()
         self._step = self._mean_step()
         self._order: list[int] = []
@@ -68,23 +76,51 @@ class Master:
                 for message, _ in self._channel.receive():
                     if message["kind"] == "snapshot":
                         self._snapshots.take("evaluate", self._moment())
+                    elif message["kind"] == "checkpoint":
+                        self._cut = True
         self._keep("final")
 
     def _answer(self, request: Request) -> None:
         if request.kind is Kind.LOST:
             self._lost.add(request.worker)
+            self._round.pop(request.worker, None)
             self._channel.post({"kind": "lost", "worker": request.worker})
+        else:
+            self._clocks[request.worker] = request.t
+            self._step = max(self._step, self._mean_step())  # a lost worker leaves the mean, which must not step back
+        if not self._in_rounds:
+            if request.kind is Kind.EXCHANGE:
+                self._center.receive(self._sessions.lent(request))
+                self._serve([request])
+            elif request.kind is Kind.CHECKPOINT:
+                self._keep("checkpoint")
             return
         if request.kind is Kind.EXCHANGE:
-            self._center.receive(self._sessions.lent(request))
-            self._sessions.reply(request, self._center.clock)  # before anything else: the worker may be waiting
-            self._order.append(request.worker)
-        self._clocks[request.worker] = request.t
-        self._step = max(self._step, self._mean_step())  # a lost worker leaves the mean, which must not step back
-        if request.kind is Kind.EXCHANGE:
-            self._snapshots.changed(self._step, self._center.clock)
-        elif request.kind is Kind.CHECKPOINT:
+            self._round[request.worker] = request
+        self._finished |= request.kind is Kind.CLOSE
+        if self._finished:
+            for waiting in self._round.values():
+                self._sessions.reply(waiting, Reply(self._center.clock, self._served, Mark.WITHDRAWN))
+            self._round.clear()
+        elif self._round and self._round.keys() >= set(self._sessions.open):
+            self._serve_round()
+
+    def _serve_round(self) -> None:
+        members = [request for _, request in sorted(self._round.items())]
+        self._round.clear()
+        self._center.receive_round([self._sessions.lent(request) for request in members])
+        mark, self._cut = Mark.CHECKPOINT if self._cut else Mark.NONE, False
+        self._serve(members, mark)
+        if mark is Mark.CHECKPOINT:
             self._keep("checkpoint")
+
+    def _serve(self, members: Sequence[Request], mark: Mark = Mark.NONE) -> None:
+        """Replies to those whose messages the center has just received, and notes it."""
+        self._served += len(members)
+        for request in members:  # before anything else: they may be waiting
+            self._sessions.reply(request, Reply(self._center.clock, self._served, mark))
+        self._order += [request.worker for request in members]
+        self._snapshots.changed(self._step, self._served)
 
     def _mean_step(self) -> float:
         live = [t for worker, t in self._clocks.items() if worker not in self._lost]
@@ -94,11 +130,12 @@ class Master:
         return self._cpu_before + time.process_time()
 
     def _moment(self) -> Moment:
-        return Moment(self._snapshots.seconds(), self._step, self._center.clock)
+        return Moment(self._snapshots.seconds(), self._step, self._served)
 
     def _keep(self, purpose: str) -> None:
         self._report()  # the order up to here arrives before the vectors it led to
-        self._snapshots.take(purpose, self._moment(), clocks={str(w): t for w, t in self._clocks.items()}, cpu=self._cpu_seconds())
+        clocks = {str(w): t for w, t in self._clocks.items()}
+        self._snapshots.take(purpose, self._moment(), clocks=clocks, clock=self._center.clock, cpu=self._cpu_seconds())
 
     def _report(self) -> None:
         self._reported = self._snapshots.seconds()
@@ -108,7 +145,7 @@ class Master:
                 "workers": self._order,
                 "seconds": self._reported,
                 "step": self._step,
-                "exchanges": self._center.clock,
+                "exchanges": self._served,
                 "cpu": self._cpu_seconds(),
             }
         )

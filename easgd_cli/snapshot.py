@@ -17,6 +17,8 @@ from easgd_cli.channel import Channel
 from easgd_cli.config import Interval
 from easgd_cli.memory import SharedTensors
 
+EVALUATED = {"x": "center", "average": "average"}  # the vectors that are measured, and the name of the result in the record
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -74,8 +76,8 @@ class Snapshots:
             self.take("evaluate", Moment(seconds, step, exchanges))
 
     def take(self, purpose: str, moment: Moment, **more: Any) -> None:
-        """Posts a copy of x (to evaluate) or of all vectors (`checkpoint`, `final`) with what else is to be kept."""
-        names = ("x",) if purpose == "evaluate" else tuple(self._vectors)
+        """Posts a copy of x and its average (to evaluate) or of all vectors (`checkpoint`, `final`) with what else is to be kept."""
+        names = [name for name in self._vectors if name in EVALUATED] if purpose == "evaluate" else list(self._vectors)
         self._channel.post(
             {"kind": "snapshot", "purpose": purpose, "moment": asdict(moment), "pace": [self._pace.next_step, self._pace.next_seconds], **more},
             SharedTensors.of({name: self._vectors[name] for name in names}),

@@ -22,6 +22,7 @@ from easgd_cli.data.images import Images
 from easgd_cli.memory import SharedTensors
 from easgd_cli.problem import ImageProblem
 from easgd_cli.snapshot import Moment, Snapshots
+from easgd_cli.transport.base import Withdrawn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 
 _POINTS = 250  # rows a worker posts over a run of known length
@@ -43,6 +44,7 @@ class WorkerStart:
     interval: Interval | None  # of snapshots, for a worker that owns what is evaluated
     t: int = 0
     center_clock: int = 0
+    served: int = 0
     exchanges: int = 0
     meter: dict[str, Any] | None = None
     pace: Sequence[float] | None = None
@@ -86,13 +88,14 @@ class WorkerLoop:
             train_images=s.eval.train_images,
         )
         self._session = SharedWorkerEnd(start.link, self._device)
-        self._session.center_clock, self._session.exchanges = start.center_clock, start.exchanges
+        self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
         self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t, start.link.worker)
         self._tally = Tally(**(start.meter or {}))
         if start.steps is not None:
             self._tally.every = max(self._tally.every, -(-start.steps // _POINTS))  # also of a run that goes on for longer than it was meant to
         self._loss = torch.tensor(self._tally.loss, dtype=torch.float64, device=self._device)  # read only when it is told: no wait in a step
         self._sequential = not self._method.center
+        self._average = build.average(s) if self._sequential else None
         self._stop = False
         self._rows: list[dict[str, Any]] = []
         self._warm_up()
@@ -108,14 +111,18 @@ class WorkerLoop:
         Raises SessionEnded when the master has ended, ChannelClosed when the launcher has.
         """
         start, w, tally, session = self._start, self._w, self._tally, self._session
-        snapshots = Snapshots(self._channel, {name: getattr(w, name) for name in self._method.state}, start.interval, began, start.pace)
+        snapshots = Snapshots(self._channel, self._lasting(), start.interval, began, start.pace)
         timed = _Timed(self._problem, session, tally)
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
         while not self._stop and (start.steps is None or w.t < start.steps) and (start.minutes is None or snapshots.seconds() < start.minutes * 60):
             session.t = w.t
             exchanged = session.exchanges
-            drive.take_step(self._method, w, timed, None if self._sequential else timed)
+            try:
+                drive.take_step(self._method, w, timed, None if self._sequential else timed)
+            except Withdrawn:  # the step has not happened: a rule changes its state only after its last yield
+                self._stop = start.minutes is None or snapshots.seconds() < start.minutes * 60
+                break
             self._loss += self._problem.loss
             tally.steps += 1
             if session.exchanges != exchanged:
@@ -124,17 +131,22 @@ class WorkerLoop:
             tally.seconds_loop = loop_before + time.perf_counter() - loop_began
             if w.t % tally.every == 0:
                 self._row(snapshots.seconds())
+            if self._average is not None:
+                w.average.lerp_(w.x, self._average(w.t))
             if self._sequential:
                 snapshots.changed(w.t, 0)
             if snapshots.seconds() - news >= _NEWS_SECONDS:
                 news = snapshots.seconds()
                 self._post_rows()
+            if session.cut:
+                session.cut = False
+                self._post_state("checkpoint", snapshots)
             self._listen(snapshots)
         if tally.steps and not self._stop:  # what an interrupted run has not yet said belongs to the row it goes on with
             self._row(snapshots.seconds())
         self._post_state("final", snapshots)
         if self._sequential:
-            snapshots.take("final", self._moment(snapshots), clocks={str(start.link.worker): w.t})
+            self._keep("final", snapshots)
         else:
             session.close(w.t)
 
@@ -147,9 +159,17 @@ class WorkerLoop:
             elif message["kind"] == "checkpoint":
                 self._post_state("checkpoint", snapshots)
                 if self._sequential:
-                    snapshots.take("checkpoint", self._moment(snapshots), clocks={str(self._start.link.worker): self._w.t})
+                    self._keep("checkpoint", snapshots)
                 elif message["lead"]:
                     self._session.checkpoint(self._w.t)  # between two of this worker's exchanges: alone, it and the center agree
+
+    def _lasting(self) -> dict[str, Tensor]:
+        """The vectors this worker goes on from."""
+        return {name: getattr(self._w, name) for name in (*self._method.state, *(("average",) if self._average is not None else ()))}
+
+    def _keep(self, purpose: str, snapshots: Snapshots) -> None:
+        """What the owner of a center keeps, where this worker's x takes its place."""
+        snapshots.take(purpose, self._moment(snapshots), clocks={str(self._start.link.worker): self._w.t}, clock=self._w.t, cpu=0.0)
 
     def _moment(self, snapshots: Snapshots) -> Moment:
         return Moment(snapshots.seconds(), self._w.t, 0)
@@ -162,12 +182,12 @@ class WorkerLoop:
         """Everything this worker needs to go on from here, after all it has to say of before."""
         self._post_rows()
         self._tally.loss = float(self._loss)
-        kept = {name: getattr(self._w, name) for name in self._method.state}
+        kept = self._lasting()
         if self._session.reply is not None:
             kept["reply"] = self._session.reply  # only to measure distances from it
         self._channel.post(
             {
-                "kind": "state", "purpose": purpose, "t": self._w.t, "center_clock": self._session.center_clock,
+                "kind": "state", "purpose": purpose, "t": self._w.t, "center_clock": self._session.center_clock, "served": self._session.served,
                 "exchanges": self._session.exchanges, "seconds": snapshots.seconds(), "tally": asdict(self._tally),
             },
             SharedTensors.of(kept),
@@ -178,7 +198,7 @@ class WorkerLoop:
         w, tally = self._w, self._tally
         loop = tally.seconds_loop - tally.last_loop
         row = {
-            "seconds": seconds, "step": w.t, "exchanges": self._session.center_clock, "party": f"worker_{self._start.link.worker:02d}",
+            "seconds": seconds, "step": w.t, "exchanges": self._session.served, "party": f"worker_{self._start.link.worker:02d}",
             "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
             "images_per_second": tally.steps * self._problem.batch_size / loop if loop > 0 else 0.0,
             "seconds_compute": tally.seconds_compute, "seconds_data": tally.seconds_data, "seconds_communication": tally.seconds_communication,

@@ -11,7 +11,23 @@ import torch
 from listings import Listing
 from torch import Tensor
 
-from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, MSGD, SGD, Exchange, Gradient, Method, Worker
+from easgd_cli.algorithms import (
+    DOWNPOUR,
+    EAMSGD,
+    EASGD,
+    MDOWNPOUR,
+    MSGD,
+    SGD,
+    Exchange,
+    GaussSeidelEASGD,
+    Gradient,
+    Method,
+    PullThenStep,
+    SyncEAMSGD,
+    SyncEASGD,
+    Worker,
+)  # fmt: skip
+from easgd_cli.average import Average, Moving, Polyak
 from easgd_cli.drive import ByHand, Turn, take_step
 from easgd_cli.errors import UsageError
 from easgd_cli.schedule import Constant, Decay, Stepwise
@@ -48,12 +64,17 @@ METHODS: dict[str, Method] = {
     "mdownpour": MDOWNPOUR(delta=DELTA, tau=1),
     "sgd": SGD(),
     "msgd": MSGD(delta=DELTA),
+    "sync_easgd": SyncEASGD(alpha=ALPHA),
+    "sync_eamsgd": SyncEAMSGD(alpha=ALPHA, delta=DELTA),
+    "gauss_seidel_easgd": GaussSeidelEASGD(alpha=ALPHA),
+    "pull_then_step": PullThenStep(alpha=ALPHA, beta=0.6, workers=3),
 }
+ROUNDS = ["sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step"]
 
 
 def pair(name: str, p: int, tau: int, eta: float = ETA) -> tuple[ByHand, Listing]:
     driver = ByHand(METHODS[name], FunctionOf(), workers=p, tau=tau, schedule=Constant(eta), start=START)
-    return driver, Listing(START, p, eta, tau, noisy, ALPHA, DELTA)
+    return driver, Listing(START, p, eta, tau, noisy, ALPHA, DELTA, beta=0.6)
 
 
 def same(driver: ByHand, listing: Listing) -> None:
@@ -202,20 +223,19 @@ def test_gradient_and_exchange_are_asked_for_at_once_and_the_message_is_lent_unt
     w = driver.workers[0]
     before = w.x.clone()
     turn = Turn(method, w)
-    gradient, exchange = turn.asks
-    assert isinstance(gradient, Gradient) and isinstance(exchange, Exchange)
-    assert exchange.message.data_ptr() == w.x.data_ptr()
+    assert turn.at is not None and turn.message is not None
+    assert turn.message.data_ptr() == w.x.data_ptr()
     torch.testing.assert_close(w.x, before, rtol=0, atol=0)
     assert w.t == 0
-    turn.answer([noisy(0, 0, gradient.at), START * 0])
-    assert w.t == 1 and turn.asks == ()
+    turn.answer(noisy(0, 0, turn.at), START * 0)
+    assert w.t == 1 and turn.ended
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_rule_changes_no_state_before_its_last_yield(name: str) -> None:
     """Run up to its last yield and thrown away, a step leaves no trace: so it can be lent, saved and repeated."""
     driver, _ = pair(name, p=1, tau=1)
-    driver.step(0)
+    driver.round() if name in ROUNDS else driver.step(0)
     w, method = driver.workers[0], METHODS[name]
     before = {v: getattr(w, v).clone() for v in method.state}
     reply = START * 0.5
@@ -252,6 +272,91 @@ def test_a_rule_that_yields_something_else_is_told_so() -> None:
     driver = ByHand(Wrong(), FunctionOf(), workers=1, tau=1, schedule=Constant(0.1), start=START)
     with pytest.raises(TypeError, match="yields Gradient, Exchange"):
         driver.step(0)
+
+
+@pytest.mark.parametrize("tau", [1, 3])
+@pytest.mark.parametrize("name", ROUNDS)
+def test_rounds_equal_their_equations_after_every_step(name: str, tau: int) -> None:
+    driver, listing = pair(name, p=3, tau=tau)
+    for t in range(40):
+        driver.round()
+        getattr(listing, name)()
+        same(driver, listing)
+        assert driver.order == [0, 1, 2] * (t // tau + 1)
+    assert driver.center is not None and driver.center.clock == len(driver.order) // 3
+
+
+def test_a_round_of_one_is_an_exchange() -> None:
+    """With p = 1 the synchronous method is the asynchronous one, bit for bit."""
+    a = ByHand(SyncEAMSGD(alpha=0.9, delta=DELTA), FunctionOf(), workers=1, tau=2, schedule=Constant(ETA), start=START)
+    b = ByHand(EAMSGD(alpha=0.9, delta=DELTA), FunctionOf(), workers=1, tau=2, schedule=Constant(ETA), start=START)
+    for _ in range(30):
+        a.round()
+        b.step(0)
+        assert torch.equal(a.workers[0].x, b.workers[0].x)
+    assert a.center is not None and b.center is not None and torch.equal(a.center.vectors["x"], b.center.vectors["x"])
+
+
+def test_jacobi_is_neither_gauss_seidel_nor_pulling_first() -> None:
+    ends = []
+    for method in (SyncEASGD(alpha=0.3), GaussSeidelEASGD(alpha=0.3), PullThenStep(alpha=0.3, beta=0.9, workers=3)):
+        driver = ByHand(method, FunctionOf(), workers=3, tau=1, schedule=Constant(ETA), start=START)
+        for _ in range(3):
+            driver.round()
+        assert driver.center is not None
+        ends.append(driver.center.vectors["x"])
+    assert min(float((a - b).norm()) for a, b in ((ends[0], ends[1]), (ends[1], ends[2]), (ends[0], ends[2]))) > 1e-4
+
+
+def test_pull_then_step_at_its_corners_is_synchronous_downpour_and_model_averaging() -> None:
+    """alpha = 1: with beta = p the center moves by the sum of the workers' steps, with beta = 1 to the mean of the workers."""
+    for beta in (3.0, 1.0):
+        driver = ByHand(PullThenStep(alpha=1.0, beta=beta, workers=3), FunctionOf(), workers=3, tau=1, schedule=Constant(ETA), start=START)
+        center, steps = START.clone(), [torch.zeros(D, dtype=torch.float64)] * 3
+        for t in range(20):
+            driver.round()
+            center = center + sum(steps) * beta / 3
+            steps = [-ETA * noisy(i, t, center) for i in range(3)]
+            assert driver.center is not None
+            torch.testing.assert_close(driver.center.vectors["x"], center, rtol=1e-12, atol=1e-13)
+
+
+def test_rounds_and_turns_are_not_mixed_up() -> None:
+    rounds, _ = pair("sync_easgd", p=2, tau=1)
+    with pytest.raises(TypeError, match="call round"):
+        rounds.step(0)
+    turns, _ = pair("easgd", p=2, tau=1)
+    with pytest.raises(TypeError, match="has no rounds"):
+        turns.round()
+
+
+@pytest.mark.parametrize(
+    ("average", "mean"),
+    [
+        (Polyak(), lambda xs: sum(xs) / len(xs)),
+        (Polyak(start=4), lambda xs: sum(xs[4:]) / len(xs[4:]) if len(xs) > 4 else xs[-1]),
+        (Moving(rate=0.2), lambda xs: sum(0.2 * 0.8 ** (len(xs) - 1 - k) * x for k, x in enumerate(xs) if k) + 0.8 ** (len(xs) - 1) * xs[0]),
+        (Moving(rate=0.2, start=90), lambda xs: xs[-1]),
+    ],
+)
+def test_an_average_of_the_center_is_that_of_its_values_after_every_update(average: Average, mean: Callable[[list[Tensor]], Tensor]) -> None:
+    """On the master's clock: one more value at every update by any worker."""
+    driver = ByHand(DOWNPOUR(), FunctionOf(), workers=3, tau=2, schedule=Constant(ETA), start=START, average=average)
+    assert driver.center is not None
+    values = [START.clone()]
+    order = random.Random(5)
+    for _ in range(80):
+        before = len(driver.order)
+        driver.step(order.randrange(3))
+        if len(driver.order) > before:
+            values.append(driver.center.vectors["x"].clone())
+        torch.testing.assert_close(driver.center.vectors["average"], mean(values), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("make", [lambda: Moving(rate=0.0), lambda: Moving(rate=1.5), lambda: Moving(start=-1), lambda: Polyak(start=-1)])
+def test_an_average_that_makes_no_sense_is_refused(make: Callable[[], Average]) -> None:
+    with pytest.raises(ValueError, match=r"average\.(rate|start)="):
+        make()
 
 
 def test_a_sequential_method_with_several_workers_is_refused() -> None:

@@ -16,7 +16,7 @@ LAYERS = [
     {"launcher", "bench", "report", "theory", "rundir"},
     {"worker", "master", "evaluator", "record"},
     {"drive", "transport", "problem", "checkpoint", "snapshot", "build"},
-    {"algorithms", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"},
+    {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"},
 ]
 ONLY_IN = {
     "hydra": {"commands"},

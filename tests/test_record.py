@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from easgd_cli.build import Prepared
-from easgd_cli.checkpoint import Checkpoint, WorkerState
+from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.config import Settings
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.job import Job
@@ -285,11 +285,9 @@ def test_hyperparameters_are_those_the_method_uses() -> None:
 
 
 CHECKPOINT = Checkpoint(
-    Moment(5.0, 50.0, 12),
-    {},
-    clocks={0: 49, 1: 51},
+    OwnerState(Moment(5.0, 50.0, 12), 12, {}, clocks={0: 49, 1: 51}),
     workers={0: WorkerState(50, {}), 1: WorkerState(53, {})},
-    pending=[(Moment(4.0, 40.0, 10), torch.zeros(1))],
+    pending=[(Moment(4.0, 40.0, 10), {"x": torch.zeros(1)})],
 )
 
 
@@ -317,7 +315,7 @@ def test_what_came_before_a_checkpoint_is_kept(row: dict[str, Any], kept: bool) 
 
 def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:
     s = settings()
-    prepared = Prepared(None, None, None, torch.zeros(5), 40)  # type: ignore[arg-type]
+    prepared = Prepared(None, None, None, None, torch.zeros(5), 40)  # type: ignore[arg-type]
     job = Job(s, tmp_path, command="easgd train algo=easgd")
     r = open_record(job, prepared, None)
     for t in range(1, 60):

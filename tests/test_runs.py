@@ -26,7 +26,13 @@ from easgd_cli.drive import ByHand
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.local import launch
 
-METHODS = {"easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD", "msgd": "MSGD"}
+METHODS = {
+    "easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD", "msgd": "MSGD",
+    "sync_easgd": "SyncEASGD", "sync_eamsgd": "SyncEAMSGD", "gauss_seidel_easgd": "GaussSeidelEASGD", "pull_then_step": "PullThenStep",
+}  # fmt: skip
+ROUNDS = ["sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step"]
+POLYAK = {"name": "polyak", "target": "easgd_cli.average:Polyak"}
+MOVING = {"name": "moving", "target": "easgd_cli.average:Moving", "rate": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +64,7 @@ def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
 
 
 def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
-    return ByHand(prepared.method, prepared.problem, workers=s.workers, tau=s.tau, schedule=build.schedule(s), start=prepared.start)
+    return ByHand(prepared.method, prepared.problem, workers=s.workers, tau=s.tau, schedule=build.schedule(s), start=prepared.start, average=prepared.average)
 
 
 def recorded_order(directory: Path) -> list[int]:
@@ -137,15 +143,83 @@ def test_what_is_evaluated_is_the_center(algo: str, tmp_path: Path) -> None:
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("algo", ROUNDS)
+def test_rounds_of_four_processes_are_the_same_rounds_in_one_bit_for_bit(algo: str, tmp_path: Path) -> None:
+    """Nothing is left to chance, so no order need be known. The order that is recorded is that of the workers' numbers in each round."""
+    s = settings(algo, average=POLYAK)
+    assert run(s, tmp_path).status == "completed"
+    assert recorded_order(tmp_path) == [0, 1, 2, 3] * -(-40 // s.tau)
+    prepared = build.prepare(s)
+    driver = by_hand(s, prepared)
+    for _ in range(40):
+        driver.round()
+    assert driver.center is not None
+    assert torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))
+    assert torch.equal(driver.center.vectors["average"], prepared.problem.flat.load(torch.load(tmp_path / "average.pt", weights_only=True)))
+    assert [r["step"] for r in rows(tmp_path, "center")] == [r["step"] for r in rows(tmp_path, "average")] == [0, 21, 40]  # the first round after 20
+
+
+def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> None:
+    """Workers stop at whatever step they are in; a round that can no longer be complete is given back."""
+    s = settings("sync_eamsgd", steps=1000)
+    run(s, tmp_path / "whole")
+    broken = settings("sync_eamsgd", steps=1000, checkpoint=Checkpoint(every="50 steps"))
+    outcome = disturbed(broken, tmp_path / "broken", lambda _: os.kill(os.getpid(), signal.SIGINT), training)
+    assert outcome.status == "interrupted"
+
+    before = checkpoints_written(tmp_path / "broken")
+
+    def another_checkpoint(directory: Path) -> bool:
+        return checkpoints_written(directory) > before + 1
+
+    outcome = disturbed(broken, tmp_path / "broken", lambda pids: os.kill(pids["master"], signal.SIGKILL), another_checkpoint, resume=True)
+    assert outcome.status == "failed"
+    assert run(broken, tmp_path / "broken", resume=True).status == "completed"
+    a, b = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("whole", "broken"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "broken")
+    same = ("step", "train_loss", "test_loss", "distance_to_center", "staleness", "exchanges")
+    for party in ("worker_00", "worker_03", "center"):
+        one, other = ([{k: v for k, v in r.items() if k in same} for r in rows(tmp_path / d, party)] for d in ("whole", "broken"))
+        assert one == other
+
+
+def test_a_killed_worker_leaves_the_rounds_of_the_others(tmp_path: Path) -> None:
+    s = settings("sync_easgd", steps=600)
+    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
+    assert outcome.status == "completed" and outcome.summary["lost"] == {"worker_01": "killed by SIGKILL"}
+    order = recorded_order(tmp_path)
+    last = len(order) - 1 - order[::-1].index(1)  # worker 1's last exchange, in a round of four
+    assert order[: last + 3] == [0, 1, 2, 3] * (len(order[: last + 3]) // 4)
+    assert order[last + 3 :] == [0, 2, 3] * (len(order[last + 3 :]) // 3)
+
+
+@pytest.mark.parametrize("average", [POLYAK, MOVING], ids=["polyak", "moving"])
+def test_the_average_is_that_of_the_recorded_order(average: dict[str, Any], tmp_path: Path) -> None:
+    s = settings("downpour", average=average)
+    run(s, tmp_path)
+    prepared = build.prepare(s)
+    driver = by_hand(s, prepared)
+    driver.replay(recorded_order(tmp_path))
+    assert driver.center is not None
+    kept = prepared.problem.flat.load(torch.load(tmp_path / "average.pt", weights_only=True))
+    assert torch.equal(driver.center.vectors["average"], kept)
+    assert not torch.equal(kept, saved_center(tmp_path, prepared))
+    last = rows(tmp_path, "average")[-1]
+    assert last["test_loss"] == pytest.approx(prepared.problem.evaluate(kept)["test_loss"], rel=1e-5)
+    assert json.loads((tmp_path / "summary.json").read_text())["average"]["test_error"] == last["test_error"]
+
+
 @pytest.mark.parametrize("algo", METHODS)
 def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
-    whole, parts = settings(algo, workers=1), settings(algo, workers=1, steps=17)
+    whole, parts = settings(algo, workers=1, average=MOVING), settings(algo, workers=1, average=MOVING, steps=17)
     run(whole, tmp_path / "whole")
     run(parts, tmp_path / "parts")
     parts.steps = 40
     assert run(parts, tmp_path / "parts", resume=True).status == "completed"
-    a, b = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("whole", "parts"))
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    for file in ("center.pt", "average.pt"):
+        a, b = (torch.load(tmp_path / d / file, weights_only=True) for d in ("whole", "parts"))
+        assert all(torch.equal(a[k], b[k]) for k in a)
     assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "parts")
     for directory in ("whole", "parts"):
         steps = [r["step"] for r in rows(tmp_path / directory, "worker_00") if "train_loss" in r]
@@ -174,20 +248,26 @@ def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_be
         assert one == other
 
 
-def disturbed(s: Settings, directory: Path, act: Callable[[dict[str, int]], None], when: Callable[[Path], bool]) -> Outcome:
+def disturbed(s: Settings, directory: Path, act: Callable[[dict[str, int]], None], when: Callable[[Path], bool], resume: bool = False) -> Outcome:
     """Runs, and lets `act` do something to the processes, once training and `when`."""
 
+    log = directory / "logs" / "launcher.log"
+    before = len(log.read_text()) if log.exists() else 0  # of a run that goes on
+
     def later() -> None:
-        log = directory / "logs" / "launcher.log"
-        while not (log.exists() and "training begins" in log.read_text() and when(directory)):
+        while not (log.exists() and "training begins" in log.read_text()[before:] and when(directory)):
             time.sleep(0.01)
-        act({name: int(pid) for name, pid in re.findall(r"INFO (\w+): process (\d+)", log.read_text())})
+        act({name: int(pid) for name, pid in re.findall(r"INFO (\w+): process (\d+)", log.read_text()[before:])})
 
     thread = threading.Thread(target=later, daemon=True)
     thread.start()
-    outcome = run(s, directory)
+    outcome = run(s, directory, resume=resume)
     thread.join(30)
     return outcome
+
+
+def checkpoints_written(directory: Path) -> int:
+    return (directory / "logs" / "launcher.log").read_text().count("INFO checkpoint")
 
 
 def training(directory: Path) -> bool:
@@ -324,9 +404,9 @@ def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: 
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_03"], signal.SIGSTOP)
         try:
-            before = len(re.findall(r"INFO checkpoint", (tmp_path / "logs" / "launcher.log").read_text()))
+            before = checkpoints_written(tmp_path)
             deadline = time.monotonic() + 60
-            while len(re.findall(r"INFO checkpoint", (tmp_path / "logs" / "launcher.log").read_text())) < before + 2:
+            while checkpoints_written(tmp_path) < before + 2:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
         finally:

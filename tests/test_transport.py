@@ -19,7 +19,7 @@ from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, Method
 from easgd_cli.center import Center
 from easgd_cli.channel import Channel, ChannelClosed
 from easgd_cli.memory import SharedTensors
-from easgd_cli.transport.base import Kind, SessionEnded
+from easgd_cli.transport.base import Kind, Reply, SessionEnded
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 
 SIZE = 70_001  # more than one block, and not a multiple of anything
@@ -38,7 +38,7 @@ def serve(center: Center, master: SharedMasterEnd, seen: list[tuple[int, Kind, i
             seen.append((request.worker, request.kind, request.t))
             if request.kind is Kind.EXCHANGE:
                 center.receive(master.lent(request))
-                master.reply(request, center.clock)
+                master.reply(request, Reply(center.clock, center.clock))
 
 
 @pytest.mark.parametrize("method", [EASGD(alpha=0.3), EAMSGD(alpha=0.3, delta=0.5), DOWNPOUR(), MDOWNPOUR(delta=0.5, tau=1)])

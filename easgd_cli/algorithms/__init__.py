@@ -4,8 +4,29 @@ from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Vectors,
 from easgd_cli.algorithms.downpour import DOWNPOUR
 from easgd_cli.algorithms.eamsgd import EAMSGD
 from easgd_cli.algorithms.easgd import EASGD
+from easgd_cli.algorithms.gauss_seidel_easgd import GaussSeidelEASGD
 from easgd_cli.algorithms.mdownpour import MDOWNPOUR
 from easgd_cli.algorithms.msgd import MSGD
+from easgd_cli.algorithms.pull_then_step import PullThenStep
 from easgd_cli.algorithms.sgd import SGD
+from easgd_cli.algorithms.sync_eamsgd import SyncEAMSGD
+from easgd_cli.algorithms.sync_easgd import SyncEASGD
 
-__all__ = ["DOWNPOUR", "EAMSGD", "EASGD", "MDOWNPOUR", "MSGD", "SGD", "Exchange", "Gradient", "Method", "Rule", "Vectors", "Worker"]
+__all__ = [
+    "DOWNPOUR",
+    "EAMSGD",
+    "EASGD",
+    "MDOWNPOUR",
+    "MSGD",
+    "SGD",
+    "Exchange",
+    "GaussSeidelEASGD",
+    "Gradient",
+    "Method",
+    "PullThenStep",
+    "Rule",
+    "SyncEAMSGD",
+    "SyncEASGD",
+    "Vectors",
+    "Worker",
+]

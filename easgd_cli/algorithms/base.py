@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from easgd_cli.errors import UsageError
 
@@ -116,13 +116,15 @@ class Method(ABC):
     state: ClassVar[tuple[str, ...]] = ("x",)  # a worker's vectors that last; x starts at the common start, others at 0
     scratch: ClassVar[tuple[str, ...]] = ()  # a worker's vectors that need not outlive a step
     center: ClassVar[tuple[str, ...]] = ("x",)  # the center's vectors; empty for a method of one worker without exchange
+    # How the center takes messages: each as it comes (asynchronous), or those of all workers together, a round.
+    gathers: ClassVar[Literal["each", "round"]] = "each"
 
     @abstractmethod
     def step(self, w: Worker) -> Rule:
         """One local step of a worker."""
 
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
-        """One update of the center by the message `m`, the mean of `n` (asynchronous: n = 1); fills `reply`.
+        """One update of the center by the message `m`, the mean of `n` (one where `gathers` is "each"); fills `reply`.
 
         All vectors are equal slices of the whole ones.
         """

@@ -74,7 +74,7 @@ def _served(method: Method, size: int) -> Iterator[SharedWorkerEnd]:
         for v in link.memory.tensors.values():
             v.uniform_()
         center = SharedTensors.of({n: torch.rand(size) for n in method.center})
-        master = Child("master", Master, MasterStart(method, center, [link.for_master()], None), Path(logs) / "master.log")
+        master = Child("master", Master, MasterStart(method, None, center, [link.for_master()], None), Path(logs) / "master.log")
         assert link.master_socket is not None
         link.master_socket.close()
         while master.channel.wait()[0]["kind"] != "ready":

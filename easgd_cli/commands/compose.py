@@ -112,7 +112,14 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
 
 # What a maker of each group is given by name (build.py), and so is no setting of its own.
 _SYMBOLS = list(build.symbols(Settings(eta=0.0)))
-_OFFERED = {"algo": _SYMBOLS, "schedule": _SYMBOLS, "dataset": ["seed"], "model": ["num_classes", "input_shape"], "launcher": ["job", "prepared"]}
+_OFFERED = {
+    "algo": _SYMBOLS,
+    "schedule": _SYMBOLS,
+    "average": [],
+    "dataset": ["seed"],
+    "model": ["num_classes", "input_shape"],
+    "launcher": ["job", "prepared"],
+}
 
 
 def _store(group: str, target: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-_ORDER = ("algo", "dataset", "model", "schedule", "launcher", "experiment")  # as a newcomer meets them
+_ORDER = ("algo", "dataset", "model", "schedule", "average", "launcher", "experiment")  # as a newcomer meets them
 
 
 def directory() -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from easgd_cli import build
-from easgd_cli.config import Settings, effective_alpha
+from easgd_cli.config import Settings, effective_alpha, effective_beta
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.tensorboard import Value
@@ -40,16 +40,17 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
     texts = {"command": _as_is(job.command), "config": _as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
     if resumed is None:
         return Recorder(job.run_dir, s.workers, hparams(s), texts, facts)
-    return Recorder.reopen(job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.moment.exchanges)
+    return Recorder.reopen(job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.owner.moment.exchanges)
 
 
 def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
     exchanges = bool(build.method(s).center)
     uses = {*build.signature(build.locate("algo", s.algo["target"])), *build.signature(build.locate("schedule", s.schedule["target"]))}
-    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "dataset", "model", "schedule")}
+    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "dataset", "model", "schedule", "average")}
     found |= {
         "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
+        **({"beta": effective_beta(s)} if {"alpha", "beta"} <= uses else {}),  # else either follows from the other
         "delta": s.delta if "delta" in uses else None, "gamma": s.gamma if "gamma" in uses else None,
         "l2": s.l2, "batch_size": s.batch_size, "seed": s.seed,
     }  # fmt: skip
@@ -57,7 +58,7 @@ def hparams(s: Settings) -> dict[str, Value]:
     found |= {length: getattr(s, length)} if length else {"steps": s.default_steps}
     if s.init is not None:
         found["init"] = s.init
-    for group in ("algo", "schedule", "model", "dataset"):
+    for group in ("algo", "schedule", "average", "model", "dataset"):
         options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
         # Of a data set only the numbers: the rest says where it lies, not what it is.
         found |= {key: value for key, value in options.items() if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))}
@@ -66,11 +67,11 @@ def hparams(s: Settings) -> dict[str, Value]:
 
 def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
     """Tells which rows came before the checkpoint and will not come again when a run goes on from it."""
-    moment = checkpoint.moment
+    moment = checkpoint.owner.moment
     pending = {(m.seconds, m.step, m.exchanges) for m, _ in checkpoint.pending}
     # A worker is kept at the end of its own step, which may be later than the center's moment. One that was lost comes back
     # where the others were on the mean.
-    reached = {worker_name(i): t for i, t in checkpoint.clocks.items()} | {worker_name(i): w.t for i, w in checkpoint.workers.items()}
+    reached = {worker_name(i): t for i, t in checkpoint.owner.clocks.items()} | {worker_name(i): w.t for i, w in checkpoint.workers.items()}
 
     def keep(row: Row) -> bool:
         if row["party"] not in PARTIES:

@@ -214,4 +214,4 @@ def _evaluation(row: Row) -> str:
         return "not finite" if row.get(name) is None else format(row[name], form)
 
     best = f" (best {row['best_test_error']:.2f} %)" if row.get("best_test_error") is not None else ""
-    return f"center: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}"
+    return f"{row['party']}: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}"

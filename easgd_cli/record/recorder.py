@@ -101,6 +101,11 @@ class Recorder:
         self._board.row(row)
         return row
 
+    @property
+    def evaluated(self) -> tuple[float, int] | None:
+        """Step and exchanges of the last evaluation."""
+        return self._standing.evaluated
+
     def order(self, workers: Sequence[int]) -> None:
         """Records whose exchanges the master has served, in this order."""
         self._order.add(struct.pack(f"<{len(workers)}H", *workers))

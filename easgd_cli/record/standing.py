@@ -14,6 +14,7 @@ class Standing:
     """The last and best of a run's rows."""
 
     def __init__(self) -> None:
+        self.evaluated: tuple[float, int] | None = None  # step and exchanges of the last evaluation
         self._measured: dict[str, Row] = {}  # of the center and of its average: the last value of each metric
         self._seconds: dict[str, dict[str, float]] = {}  # of each worker: where its seconds have gone
 
@@ -28,6 +29,7 @@ class Standing:
                 best, when = error, row["seconds"]
             if best is not None:
                 row |= {"best_test_error": best, "seconds_to_best": when}
+            self.evaluated = (row["step"], row["exchanges"])
             self._measured[party] = last | {m: row[m] for m in CENTER if m in row}
         elif party not in PARTIES and "seconds_compute" in row:
             self._seconds[party] = {part: row[f"seconds_{part}"] for part in _PARTS}

@@ -33,6 +33,8 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         ("a worker's time", _shares(summary["seconds"])),
         *(("lost", f"{worker}: {how}") for worker, how in summary.get("lost", {}).items()),
     ]
+    if average := summary.get("average"):
+        lines.insert(4, ("of the average", f"test error {_percent(average.get('test_error'))}{_best(average)}"))
     if center.get("validation_error") is not None:
         lines.insert(3, ("held-out error", _percent(center["validation_error"])))
     width = max(len(label) for label, _ in lines)

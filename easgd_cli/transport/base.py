@@ -6,9 +6,11 @@ The worker's end (`drive.Session`, with a beginning and an end):
 
 - `vectors`: the transport allocates all of the worker's vectors, so that any of them can be lent as a message.
 - `post(m)` lends m and returns at once. Until `collect` returns, the worker leaves m alone; it may compute meanwhile.
-- `collect()` returns the reply, which is read-only and stays as it is until the next `post`.
-- `center_clock` is the center's clock in the last reply; `staleness` how many updates by others came between this
-  worker's last two exchanges.
+- `collect()` returns the reply, which is read-only and stays as it is until the next `post`. It raises `Withdrawn` when the
+  message was given back: nothing has happened, and nothing will.
+- `center_clock` is the center's clock in the last reply and `served` how many exchanges there had been; `staleness` how
+  many updates by others came between this worker's last two exchanges; `cut` says that the last reply's round belongs to
+  a checkpoint.
 - `checkpoint(t)` marks a moment in the order of requests; it has no reply.
 - `close(t)` says that the worker has finished at its clock t. Ending without it means that the worker was lost.
 - A master that has ended raises `SessionEnded` from any of these, within a moment.
@@ -16,8 +18,9 @@ The worker's end (`drive.Session`, with a beginning and an end):
 The master's end:
 
 - `requests(timeout)` returns what has arrived, in the order in which it is to be served.
-- A request of kind EXCHANGE is answered by applying the rule to `lent(request)` and then `reply(request, clock)`: the
-  exchange is whole or has not happened. The order in which a master serves exchanges is the run's order of exchanges.
+- A request of kind EXCHANGE is answered by applying the rule to `lent(request)` and then `reply(request, reply)`: the
+  exchange is whole or has not happened. The order in which a master serves exchanges is the run's order of exchanges; a
+  round's are in the order of the workers' numbers.
 - A worker that ends without `close`, at any moment, killed or not, is seen as one request of kind LOST and disturbs no
   other session.
 
@@ -40,6 +43,10 @@ class SessionEnded(Exception):
     """The other party of a session has ended."""
 
 
+class Withdrawn(Exception):
+    """A round cannot be complete any more, since a worker has finished; the message that was waiting for it is given back."""
+
+
 class Kind(IntEnum):
     """What a worker asks of its master."""
 
@@ -59,12 +66,31 @@ class Request:
     vector: int
 
 
+class Mark(IntEnum):
+    """What a reply says beside its vector."""
+
+    NONE = 0
+    CHECKPOINT = 1  # the center is kept as it is after this round, and the worker as it is after this step: one consistent cut
+    WITHDRAWN = 2  # there is no reply
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back with the vector: the center's clock after the update, and exchanges served so far, this one included."""
+
+    clock: int
+    served: int
+    mark: Mark = Mark.NONE
+
+
 class WorkerEnd(Session, Protocol):
     """A worker's end of its session."""
 
     vectors: dict[str, Tensor]
     center_clock: int
+    served: int
     staleness: int
+    cut: bool
 
     def checkpoint(self, t: int) -> None: ...
 
@@ -78,4 +104,4 @@ class MasterEnd(Protocol):
 
     def lent(self, request: Request) -> Lent: ...
 
-    def reply(self, request: Request, clock: int) -> None: ...
+    def reply(self, request: Request, reply: Reply) -> None: ...

@@ -1,7 +1,7 @@
 """The transport of one machine: vectors in anonymous shared memory, a socket per worker for a few bytes.
 
 An exchange sends no vector. The worker writes 16 bytes that say which of its vectors it lends, the master reads that
-vector where it lies, updates the center and writes the reply into the worker's memory, and sends 8 bytes back. Latency
+vector where it lies, updates the center and writes the reply into the worker's memory, and sends 24 bytes back. Latency
 is two wake-ups; the worker spends them on its gradient.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,10 +20,10 @@ from torch import Tensor
 from easgd_cli.algorithms.base import Method
 from easgd_cli.center import Center, Lent
 from easgd_cli.memory import SharedTensors
-from easgd_cli.transport.base import Kind, Request, SessionEnded
+from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
 
 _REQUEST = struct.Struct("<HHxxxxq")  # kind, vector, t
-_REPLY = struct.Struct("<q")  # the center's clock after the update
+_REPLY = struct.Struct("<qqBxxxxxxx")  # clock, served, mark
 
 
 @dataclass
@@ -36,9 +36,9 @@ class Link:
     master_socket: socket.socket | None
 
     @classmethod
-    def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype) -> Link:
-        """Allocates the worker's vectors [size] and its reply. Raises MemoryError."""
-        names = (*method.state, *method.scratch, *(("reply",) if method.center else ()))
+    def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype, *, average: bool = False) -> Link:
+        """Allocates the worker's vectors [size], its reply, and an average of its own to keep where asked. Raises MemoryError."""
+        names = (*method.state, *method.scratch, *(("reply",) if method.center else ()), *(("average",) if average else ()))
         a, b = socket.socketpair()
         return cls(worker, SharedTensors.allocate({name: ((size,), dtype) for name in names}), a, b)
 
@@ -69,7 +69,9 @@ class SharedWorkerEnd:
         self.vectors: dict[str, Tensor] = own
         self._index = {v.data_ptr(): self._names.index(name) for name, v in self.vectors.items()}
         self.center_clock = 0
+        self.served = 0
         self.staleness = 0
+        self.cut = False
         self.exchanges = 0
         self.t = 0  # the worker's clock, for the master to see; set by the loop that takes the steps
 
@@ -88,9 +90,11 @@ class SharedWorkerEnd:
             raise SessionEnded("the master has ended") from e
         if len(data) < _REPLY.size:
             raise SessionEnded("the master has ended")
-        (clock,) = _REPLY.unpack(data)
+        clock, served, mark = _REPLY.unpack(data)
+        if mark == Mark.WITHDRAWN:
+            raise Withdrawn
         self.staleness = clock - 1 - self.center_clock
-        self.center_clock = clock
+        self.center_clock, self.served, self.cut = clock, served, mark == Mark.CHECKPOINT
         self.exchanges += 1
         assert self._reply is not None
         if self._staged:
@@ -134,9 +138,9 @@ class SharedMasterEnd:
             self._poll.register(link.master_socket, select.POLLIN)
 
     @property
-    def open(self) -> bool:
-        """Whether any session is."""
-        return bool(self._sockets)
+    def open(self) -> Collection[int]:
+        """The workers whose sessions are."""
+        return self._sockets.keys()
 
     def requests(self, timeout: float | None) -> list[Request]:
         """Waits at most `timeout` seconds (None: for ever) for the next requests; may return none."""
@@ -152,9 +156,11 @@ class SharedMasterEnd:
             self._lent[key] = self._center.lend(memory[self._names[request.worker][request.vector]], memory["reply"])
         return self._lent[key]
 
-    def reply(self, request: Request, clock: int) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # killed after posting: the exchange has happened, and the next poll says LOST
-            self._sockets[request.worker].sendall(_REPLY.pack(clock))
+    def reply(self, request: Request, reply: Reply) -> None:
+        sock = self._sockets.get(request.worker)  # None: its end has been found beside the message that completed its round, and is yet to be told
+        if sock is not None:
+            with suppress(BrokenPipeError, ConnectionResetError):  # killed after posting: the exchange has happened, and the next poll says LOST
+                sock.sendall(_REPLY.pack(reply.clock, reply.served, reply.mark))
 
     def _request(self, worker: int) -> Request:
         sock = self._sockets[worker]

@@ -1,0 +1,226 @@
+"""What every launcher keeps of a run: its record, what is shown of it, its checkpoints, and how it ends.
+
+A launcher says what happens; the journal writes it down, shows it, and knows from it whether the run has its result. It is
+the only writer of the run directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from easgd_cli import checkpoint as checkpoints
+from easgd_cli.build import Prepared
+from easgd_cli.checkpoint import Checkpoint
+from easgd_cli.errors import RunError
+from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.record.opening import open_record
+from easgd_cli.record.progress import Progress
+from easgd_cli.record.recorder import Recorder
+from easgd_cli.snapshot import EVALUATED, Moment
+
+_RECORD = ("metrics.jsonl", "exchanges.bin")
+
+log = logging.getLogger("easgd.launcher")
+
+
+class Journal:
+    """One run from its start to its summary. `status` is completed, diverged, interrupted or failed, as far as is known."""
+
+    def __init__(self, job: Job, prepared: Prepared):
+        """Opens the launcher's log; with `job.resume` reads the checkpoint to go on from. Raises UsageError."""
+        self._job, self._prepared = job, prepared
+        self._dir = job.run_dir
+        self.resumed: Checkpoint | None = checkpoints.newest(job.run_dir) if job.resume else None
+        self.status = "completed"
+        self.reason: str | None = None
+        self.signal: int | None = None
+        self.progress = Progress(steps=prepared.steps, minutes=job.settings.minutes, workers=job.settings.workers)
+        self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached until.test_error
+        self._last_checkpoint = False
+        self._record: Recorder | None = None
+        logs = self._dir / "logs"
+        logs.mkdir(exist_ok=True)
+        self._handler = logging.FileHandler(logs / "launcher.log")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        log.info("run %s, process %d: %s", self._dir, os.getpid(), job.command)
+
+    def open(self) -> None:
+        """Begins the record, or takes it back to the checkpoint. Raises RunError."""
+        if self.resumed is not None:
+            self._take_back_record()
+        self._record = open_record(self._job, self._prepared, self.resumed)
+
+    # ---------------------------------------------------------------- what happens
+
+    @property
+    def decided(self) -> bool:
+        """Whether the run has its result before its length: it has diverged or reached its level."""
+        return self.status == "diverged" or self._hit is not None
+
+    @property
+    def reached(self) -> bool:
+        """Whether the level asked for has been reached."""
+        return self._hit is not None
+
+    @property
+    def evaluated(self) -> tuple[float, int] | None:
+        """Step and exchanges of the last evaluation."""
+        return self._recorder.evaluated
+
+    def worker(self, row: dict[str, Any]) -> None:
+        """A worker's row."""
+        self._recorder.row(row)
+        self.progress.worker(row)
+        if not math.isfinite(row["train_loss"]):
+            self._diverge(f"{row['party']}'s training loss is {row['train_loss']} at step {row['step']}")
+
+    def system(self, moment: Moment, **metrics: Any) -> None:
+        """Figures of the run as a whole."""
+        self._recorder.row({"seconds": moment.seconds, "step": moment.step, "exchanges": moment.exchanges, "party": "system", **metrics})
+
+    def served(self, workers: list[int]) -> None:
+        """Whose exchanges have been served, in this order."""
+        self._recorder.order(workers)
+
+    def evaluation(self, moment: Moment, vectors: Callable[[], Mapping[str, Tensor]], metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """A snapshot has been measured: the metrics of the center and, where one is kept, of its average; `vectors` gives what it holds."""
+        for party, figures in metrics.items():
+            row = {"seconds": moment.seconds, "step": moment.step, "exchanges": moment.exchanges, "party": party, **figures}
+            row = self._recorder.row(row)
+            self.progress.center(row)
+            log.info("%s at step %g: %s", party, moment.step, dict(figures))
+        level, center = self._job.settings.until.test_error, metrics["center"]
+        last = metrics.get("average", center)
+        if not all(math.isfinite(value) for name, value in center.items() if name.endswith("_loss")):
+            self._diverge(f"the center's loss is not finite at step {moment.step:g}")
+        elif level is not None and self._hit is None and last["test_error"] <= level:
+            self._hit = (moment, {name: v.clone() for name, v in vectors().items()})
+            self.status, self.reason = "completed", None  # whatever came later
+            self.note(f"test error {last['test_error']:.2f} % reached the level {level:g} % at step {moment.step:g}")
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+        log.warning(text)
+        self.progress.note(text)
+
+    def tick(self) -> None:
+        """To be called often: what has been recorded reaches the files. Raises RunError."""
+        if self._record is not None:
+            self._record.tick()
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint with the record up to it. A full disk is noted, no more. Raises RunError when the record cannot be written."""
+        try:
+            self._recorder.flush()
+            path = checkpoints.write(self._dir / "checkpoint", checkpoint, self._job.settings.checkpoint.keep)
+            self._last_checkpoint = True
+            log.info("checkpoint %s", path.name)
+        except OSError as e:
+            self.note(f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written ({e.strerror or e}); the run goes on")
+
+    # ---------------------------------------------------------------- how it ends
+
+    def interrupted(self, number: int) -> None:
+        """A signal has come that ends the run. One that has its result keeps it."""
+        self.signal = number
+        if self.status == "completed" and self._hit is None:
+            self.status, self.reason = "interrupted", f"{signal.Signals(number).name} received"
+
+    def _diverge(self, reason: str) -> None:
+        if self.status == "completed" and self._hit is None:
+            self.status, self.reason = "diverged", reason
+            self.note(f"diverged: {reason}")
+
+    def fail(self, reason: str) -> None:
+        """The run has failed; the first reason stands."""
+        if self.status != "failed":
+            self.status, self.reason = "failed", reason
+            log.error(reason)
+
+    def how_to_go_on(self) -> str:
+        """A sentence on what can be done after a failure."""
+        if not self._last_checkpoint and self.resumed is None:
+            return "there is no checkpoint to go on from; checkpoint.every='30 s' writes them."
+        return f"go on from the last checkpoint with: easgd train resume={self._dir}"
+
+    def close(self, last: Checkpoint | None, steps: Mapping[int, int], exchanges: int, seconds: float, facts: Mapping[str, Any]) -> Outcome:
+        """Writes what remains of the run directory and says how the run ended.
+
+        `last`: everything at the end, None where that was not reached; `steps`: of each worker; `facts`: what else the
+        summary says. Raises RunError.
+        """
+        if self._record is None:
+            raise RunError(self.reason or "the run could not be started")
+        if last is not None:
+            self.checkpoint(last)
+            moment, vectors = last.owner.moment, {name: v for name, v in last.owner.vectors.items() if name in EVALUATED}
+            exchanges = moment.exchanges
+            if self._hit is not None:
+                moment, vectors = self._hit
+                self._end_record_at(moment)
+            self._save(vectors)
+        elif self.status == "interrupted":
+            self.reason = f"{self.reason}; {self.how_to_go_on()}"
+        if self._hit is not None:  # the run is over where it reached its level
+            seconds, exchanges = self._hit[0].seconds, self._hit[0].exchanges
+            steps = {worker: min(t, round(self._hit[0].step)) for worker, t in steps.items()}
+        summary = self._record.close(
+            {
+                "status": self.status, "reason": self.reason, "steps": {f"worker_{i:02d}": t for i, t in steps.items()}, "exchanges": exchanges,
+                "wall_seconds": seconds, "vector_bytes": self._prepared.size * self._prepared.dtype.itemsize, **facts,
+            }
+        )  # fmt: skip
+        if summary:
+            self.progress.end(summary)
+        code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}[self.status]
+        if self.signal == signal.SIGTERM and self.status == "interrupted":
+            code = 143
+        return Outcome(self.status, code, summary, self.reason)
+
+    def release(self) -> None:
+        """Gives back the terminal and the log file."""
+        self.progress.close()
+        log.removeHandler(self._handler)
+        self._handler.close()
+
+    @property
+    def _recorder(self) -> Recorder:
+        assert self._record is not None, "the record has not been opened"
+        return self._record
+
+    def _save(self, vectors: Mapping[str, Tensor]) -> None:
+        """center.pt, and average.pt where an average is kept."""
+        for name, vector in vectors.items():
+            path = self._dir / f"{EVALUATED[name]}.pt"
+            try:
+                checkpoints.save(self._prepared.problem.state_dict(vector), path)
+            except OSError as e:
+                self.fail(f"{path} could not be written: {e.strerror or e}.")
+
+    def _end_record_at(self, moment: Moment) -> None:
+        """The record of a run that reached its error ends there; what came after is kept for a run that goes on from its checkpoint."""
+        self._recorder.flush()
+        try:
+            for name in _RECORD:
+                shutil.copyfile(self._dir / name, self._dir / "checkpoint" / name)
+        except OSError as e:
+            raise RunError(f"{self._dir / 'checkpoint'} could not be written: {e.strerror or e}.") from e
+        self._recorder.cut(lambda row: row["seconds"] <= moment.seconds, moment.exchanges)
+
+    def _take_back_record(self) -> None:
+        """What `_end_record_at` kept."""
+        for name in _RECORD:
+            kept = self._dir / "checkpoint" / name
+            if kept.exists():
+                kept.replace(self._dir / name)
