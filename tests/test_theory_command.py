@@ -153,6 +153,8 @@ MISTAKES = [
     ("moments p=1.5", ["p=1.5", "is not a whole number"]),
     ("moments eta=0", ["eta=0", "must be greater than 0"]),
     ("moments eta=nan", ["eta=nan", "must be finite"]),
+    ("moments h=1e10", ["h=1e10", "must be between -1e9 and 1e9"]),
+    ("doublewell eta=1 rho=3,0.5", ["eta=1 rho=3", "choose a smaller eta"]),
     ("moments sigma=-1", ["sigma=-1", "must be at least 0"]),
     ("moments t=soon", ["t=soon", "is not a whole number"]),
     ("moments t=1,,2", ["t=1,,2", "is not a whole number"]),

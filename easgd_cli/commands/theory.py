@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import RunError, UsageError
 from easgd_cli.theory.settings import STUDIES, default, read
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def main(argv: Sequence[str]) -> int:
     for name, settings in asked.items():
         with picture.style():
             study = importlib.import_module(f"easgd_cli.theory.studies.{name}").study(settings)
-            written = study.write(directory)
+            try:
+                written = study.write(directory)
+            except OSError as e:
+                raise RunError(f"{directory}: {name} could not be written there ({e.strerror}).") from e
         _show(study, written)
     return 0
 
@@ -114,5 +117,5 @@ def _cell(value: Cell, column: str) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return "diverges" if value == math.inf else f"{value:.2f}" if column.endswith("_in_se") else f"{value:.7g}"
+        return "diverges" if not math.isfinite(value) else f"{value:.2f}" if column.endswith("_in_se") else f"{value:.7g}"
     return str(value)

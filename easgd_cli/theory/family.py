@@ -51,10 +51,10 @@ class Form:
         return u
 
     def alpha(self, u: ArrayLike, eta_h: ArrayLike, beta: ArrayLike) -> Array:
-        """The alpha at which the mean mode has this u; not finite where u does not depend on alpha."""
+        """The alpha at which the mean mode has this u; nan where u does not depend on alpha."""
         eta_h, beta = np.asarray(eta_h, dtype=float), np.asarray(beta, dtype=float)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            alpha: Array = (u - (eta_h + beta - eta_h * beta)) / self.slope(eta_h, beta)
+        slope = self.slope(eta_h, beta)
+        alpha: Array = (u - (eta_h + beta - eta_h * beta)) / np.where(slope == 0, np.nan, slope)
         return alpha
 
     def radius(self, eta_h: ArrayLike, alpha: ArrayLike, beta: ArrayLike, *, differences: bool) -> Array:

@@ -66,12 +66,13 @@ def easgd_condition(eta: ArrayLike, alpha: ArrayLike) -> Truth:
 
 
 def norms(step: Array, start: Array, rounds: int) -> Array:
-    """2-norm of the state [n] after 0, 1, .. `rounds` applications of `step` [n, n]: [rounds + 1]."""
+    """2-norm of the state [n] after 0, 1, .. `rounds` applications of `step` [n, n]: [rounds + 1]; inf once no double holds it."""
     found, state = np.empty(rounds + 1), start
-    for k in range(rounds + 1):
-        found[k] = np.linalg.norm(state)
-        state = step @ state
-    return found
+    with np.errstate(over="ignore", invalid="ignore"):
+        for k in range(rounds + 1):
+            found[k] = np.linalg.norm(state)
+            state = step @ state
+    return np.nan_to_num(found, nan=np.inf, posinf=np.inf)
 
 
 def _identity(n: int, like: Array) -> Array:

@@ -14,13 +14,15 @@ T = TypeVar("T")
 
 
 def number(text: str) -> float:
-    """A finite number."""
+    """A finite number of a size for which squares and fourth powers are far from overflowing."""
     try:
         value = float(text)
     except ValueError:
         raise ValueError("is not a number") from None
     if not math.isfinite(value):
         raise ValueError("must be finite")
+    if abs(value) > 1e9:
+        raise ValueError("must be between -1e9 and 1e9")
     return value
 
 
@@ -144,6 +146,11 @@ class DoubleWell:
     eta: float = key(0.1, positive, "learning rate of the runs")
     near: float = key(0.1, positive, "how far from (+1, -1) and center 0 the runs start, at most")
     rounds: int = key(20_000, whole(1, 10**6), "rounds after which a run that has not come to rest is given up")
+
+    def __post_init__(self) -> None:
+        if self.eta * max(self.rho) > 1:
+            alpha = self.eta * max(self.rho)
+            raise UsageError(f"eta={self.eta:g} rho={max(self.rho):g}: alpha = eta rho = {alpha:g}, and EASGD takes none above 1; choose a smaller eta.")
 
 
 @dataclass(frozen=True)

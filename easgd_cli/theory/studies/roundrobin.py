@@ -18,6 +18,7 @@ from easgd_cli.theory.studies.study import Study, Table
 
 _WORKERS = (1, 2, 3, 4, 5, 8)  # the condition is checked for
 _ROUNDING = 1e-9  # of eigenvalues
+_LARGEST = 1e60  # norm that is drawn
 _CHECKED = 500  # rounds of the algorithm's own code beside the matrices
 
 
@@ -125,7 +126,7 @@ def _draw(s: RoundRobin, alpha: float, over_time: dict[str, Array], composites: 
     picture.letter(left, f"round-robin EASGD on $x^2/2$, $p={s.p}$")
     figure.colorbar(image, ax=left, extend="both").set_label(r"$\log_{10}$ spectral radius of a round")
     for colour, dashes, (method, norm) in zip((picture.BLUE, picture.ORANGE), ("-", "--"), over_time.items(), strict=True):
-        right.plot(norm, color=colour, linestyle=dashes, label=method)
+        right.plot(np.where(norm < _LARGEST, norm, np.nan), color=colour, linestyle=dashes, label=method)
     right.set_yscale("log")
     right.set_xlabel("rounds (without noise)")
     right.set_ylabel("norm of the state")
