@@ -15,7 +15,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import Method
 from easgd_cli.average import Polyak
 from easgd_cli.drive import ByHand
-from easgd_cli.problem import FunctionProblem
+from easgd_cli.problems.function import FunctionProblem
 from easgd_cli.randomness import NOISE, key
 from easgd_cli.schedule import Constant
 

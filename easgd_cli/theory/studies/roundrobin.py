@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from easgd_cli.algorithms import EASGD
 from easgd_cli.drive import ByHand
-from easgd_cli.problem import FunctionProblem
+from easgd_cli.problems.function import FunctionProblem
 from easgd_cli.schedule import Constant
 from easgd_cli.theory import roundrobin
 from easgd_cli.theory.linear import Array, spectral_radius
