@@ -1,8 +1,8 @@
-"""From settings to objects: the method, the schedule, the data and the model of a run.
+"""From settings to objects: the method, the schedule, the problem, and the data and model it is made of.
 
 A group names its maker as `module:callable`, the package's own and a user's alike. Its options, and what the runner
-offers by name (the paper's symbols for a method, the shape of the data for a model), are matched with the callable's
-signature; whatever does not fit is a UsageError.
+offers by name (the paper's symbols for a method, the data and the model for a problem, the shape of the data for a model),
+are matched with the callable's signature; whatever does not fit is a UsageError.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
     from easgd_cli.average import Average
     from easgd_cli.data.images import Images
-    from easgd_cli.problem import ImageProblem
+    from easgd_cli.problem import Problem
     from easgd_cli.schedule import Schedule
 
 
@@ -66,6 +66,8 @@ def data(s: Settings) -> Images:
     """The data set, with `dataset.validation` images held out of training. Raises UsageError."""
     from easgd_cli.data.images import as_images
 
+    if s.dataset["target"] is None:
+        raise UsageError(f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs images; choose a data set, such as dataset=digits.")
     options = dict(s.dataset)
     held_out = convert("dataset.validation", options.pop("validation", 0), int)
     images = as_images(make("dataset", options, {"seed": s.seed}), s.dataset["name"])
@@ -77,6 +79,8 @@ def model(s: Settings, images: Images) -> nn.Module:
     from easgd_cli.flat import Flat
     from easgd_cli.models import check_model, seeded
 
+    if s.model["target"] is None:
+        raise UsageError(f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as model=small.")
     offered = {"num_classes": images.num_classes, "input_shape": images.input_shape}
     with seeded(s.seed):
         net = make("model", s.model, offered)
@@ -89,18 +93,40 @@ def model(s: Settings, images: Images) -> nn.Module:
     return net
 
 
+# What a problem may ask for by name (see `problem`). Data and net are made only for one that does.
+OFFERED_TO_PROBLEMS = ("seed", "workers", "batch_size", "l2", "device", "images", "model", "train_images")
+
+
+def problem(s: Settings, images: Images | None, device: torch.device) -> Problem:
+    """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
+    asked = asked_by_problem(s)
+    offered: dict[str, Any] = {
+        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device, "train_images": s.eval.train_images,
+    }  # fmt: skip
+    if images is not None:
+        offered["images"] = images
+        if "model" in asked:
+            offered["model"] = model(s, images)
+    return make("problem", s.problem, offered)
+
+
+def asked_by_problem(s: Settings) -> set[str]:
+    """The names among OFFERED_TO_PROBLEMS that its maker has as parameters. Raises UsageError."""
+    return set(OFFERED_TO_PROBLEMS) & set(signature(locate("problem", s.problem["target"])))
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A run that has been checked to the end: everything a launcher needs, made once.
 
-    `start` [size]: the common start of the center and every worker. `steps`: local steps of each worker, None when the
-    clock on the wall ends the run.
+    `images`: None where the problem asks for none. `start` [size]: where what is evaluated begins, the center or, in a method
+    without one, the worker. `steps`: local steps of each worker, None when the clock on the wall ends the run.
     """
 
     method: Method
     average: Average | None
-    images: Images
-    problem: ImageProblem
+    images: Images | None
+    problem: Problem
     start: Tensor
     steps: int | None
 
@@ -114,23 +140,40 @@ class Prepared:
 
 
 def prepare(s: Settings) -> Prepared:
-    """Loads the data, builds the model and checks all that could fail later. Raises UsageError."""
+    """Loads the data, builds the problem and checks all that could fail later. Raises UsageError."""
     import torch
 
     from easgd_cli.config import total_steps
     from easgd_cli.devices import deal_devices
-    from easgd_cli.problem import ImageProblem
+    from easgd_cli.problem import check_problem
 
     rules, kept = method(s), average(s)
     schedule(s)
     deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
-    images = data(s)
-    net = model(s, images)
-    problem = ImageProblem(net, images, batch_size=s.batch_size, seed=s.seed, l2=s.l2, device=torch.device("cpu"), train_images=s.eval.train_images)
-    start = problem.start()
+    asked = asked_by_problem(s)
+    _refuse_unused(s, asked)
+    images = data(s) if asked & {"images", "model"} else None
+    steps = total_steps(s, None if images is None else len(images.train))
+    minimised = problem(s, images, torch.device("cpu"))
+    if images is None or not _own(s.problem):  # measuring our own on a whole data set would take seconds
+        figures = check_problem(minimised, s.problem["name"], s.workers)
+        if s.until.test_error is not None and "test_error" not in figures:
+            raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
+    start = minimised.start(None if rules.center else 0)
     _check_memory(s, rules, start.numel() * start.element_size())
-    return Prepared(rules, kept, images, problem, start, total_steps(s, len(images.train)))
+    return Prepared(rules, kept, images, minimised, start, steps)
+
+
+def _refuse_unused(s: Settings, asked: set[str]) -> None:
+    """Refuses what a problem does not ask for, instead of warning: a data set would bring its learning rate and length with it."""
+    name = s.problem["name"]
+    for group, wanted in (("dataset", {"images", "model"}), ("model", {"model"})):
+        spec = getattr(s, group)
+        if spec["target"] is not None and not asked & wanted:
+            raise UsageError(f"problem={name} {group}={spec['name']}: this problem uses no {group}; leave out {group}=, or use problem=dataset.")
+    if s.init is not None and "model" not in asked:
+        raise UsageError(f"problem={name} init={s.init}: this problem has no model whose parameters could be read; leave out init=.")
 
 
 def _state_dict(path: str) -> dict[str, Any]:
@@ -191,16 +234,26 @@ def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
     except UsageError:
         raise
     except Exception as e:
-        if spec["target"].startswith("easgd_cli."):
+        if _own(spec):
             raise
         raise UsageError(f"{group}={spec['name']}: calling it raised {type(e).__name__}: {e} ({_last_line(e)}).") from e
+
+
+def _own(spec: Group) -> bool:
+    """Whether the maker is the package's, so that what it raises is a defect of ours."""
+    return bool(spec["target"].startswith("easgd_cli."))
+
+
+def example(group: str) -> str:
+    """How something of a user's own is named in this group."""
+    return f"{group}=my_module:{ {'algo': 'MyMethod', 'problem': 'MyProblem'}.get(group, f'my_{group}') }"
 
 
 def locate(group: str, target: str) -> Callable[..., Any]:
     """The callable `module:name`, from the working directory or an installed package. Raises UsageError."""
     module, _, name = target.partition(":")
     if not module or not name:
-        raise UsageError(f"{group}={target}: write it as module:name, such as {group}=my_module:{'MyMethod' if group == 'algo' else 'my_' + group}.")
+        raise UsageError(f"{group}={target}: write it as module:name, such as {example(group)}.")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -247,7 +300,10 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
         for kind in kinds:
             if kind is not type(None) and _fits(value, kind):
                 return convert(key, value, kind)
-        annotation = next(k for k in kinds if k is not type(None))
+        kinds = tuple(k for k in kinds if k is not type(None))
+        if len(kinds) > 1:
+            raise UsageError(f"{key}={value}: must be {' or '.join(_word(k) for k in kinds)}.")
+        [annotation] = kinds
     if typing.get_origin(annotation) in (list, tuple):
         if not isinstance(value, list | tuple):
             raise UsageError(f"{key}={value}: must be a list, such as {key}=[1,2].")
@@ -259,10 +315,16 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
     return float(value) if annotation is float else value
 
 
-_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list"}
+
+
+def _word(kind: Any) -> str:
+    return _WORDS.get(typing.get_origin(kind) or kind, str(kind))
 
 
 def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) in (list, tuple):
+        return isinstance(value, list | tuple)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:

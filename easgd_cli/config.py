@@ -15,9 +15,10 @@ from easgd_cli.errors import UsageError
 
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
 
-# A group (algo, dataset, model, schedule, average, launcher) is {"name": ..., "target": "module:callable", **options}; the
+# A group (algo, problem, dataset, model, schedule, average, launcher) is {"name": ..., "target": "module:callable", **options}; the
 # options are checked against the callable's own signature (build.py), so an extension brings its settings with it.
 Group = dict[str, Any]
+ON_DATA: Group = {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"}
 NO_AVERAGE: Group = {"name": "none", "target": "easgd_cli.average:none"}
 
 
@@ -47,6 +48,7 @@ class Settings:
     """A run. Symbols as in Zhang, Choromanska, LeCun (2015), pp. 2-4 and 20."""
 
     algo: Group = MISSING  # the method
+    problem: Group = field(default_factory=lambda: dict(ON_DATA))  # what is minimised: a net's loss on a data set, or a function
     dataset: Group = MISSING  # what it learns from
     model: Group = MISSING  # the net
     schedule: Group = MISSING  # eta over the worker's clock
@@ -63,7 +65,7 @@ class Settings:
 
     workers: int = 4  # p
     batch_size: int = 128  # images per worker and step
-    seed: int = 0  # decides start, batches, augmentation and dropout
+    seed: int = 0  # decides start, batches, augmentation, dropout and noise
 
     steps: Optional[int] = None  # local steps of each worker; or ...
     epochs: Optional[float] = None  # ... passes over the training images by each worker; or ...
@@ -145,7 +147,7 @@ def check(s: Settings) -> None:
     if len(given) > 1:
         raise UsageError(f"{' '.join(f'{k}={_get(s, k)}' for k in given)}: give one of steps, epochs and minutes; it says when the run ends.")
     if not given and s.default_steps is None:
-        raise UsageError("There is no default length for this algorithm and data set: write steps=, epochs= or minutes=.")
+        raise UsageError("There is no default length for this method and problem: write steps=, epochs= or minutes=.")
     if s.until.test_error is not None and not 0 <= s.until.test_error <= 100:
         raise UsageError(f"until.test_error={s.until.test_error}: is a percentage, from 0 to 100.")
     if s.eval.when not in ("running", "deferred"):
@@ -168,11 +170,13 @@ def effective_beta(s: Settings) -> float:
     return s.beta if s.beta is not None else effective_alpha(s) * s.workers
 
 
-def total_steps(s: Settings, train_images: int) -> int | None:
-    """Local steps of each worker, or None when minutes end the run."""
+def total_steps(s: Settings, train_images: int | None) -> int | None:
+    """Local steps of each worker, or None when minutes end the run. Raises UsageError for passes over images where there are none."""
     if s.minutes is not None:
         return None
     if s.epochs is not None:
+        if train_images is None:
+            raise UsageError(f"epochs={s.epochs:g}: are passes over a data set, and problem={s.problem['name']} has none; use steps= or minutes=.")
         return max(1, math.ceil(s.epochs * train_images / s.batch_size))
     return s.steps if s.steps is not None else s.default_steps
 

@@ -15,7 +15,6 @@ from easgd_cli import build
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
 from easgd_cli.data.images import Images
-from easgd_cli.problem import ImageProblem
 from easgd_cli.snapshot import EVALUATED
 
 _NICE = 10
@@ -26,7 +25,7 @@ class EvaluatorStart:
     """What an evaluator begins with."""
 
     settings: Settings
-    images: Images
+    images: Images | None
     threads: int
 
 
@@ -37,16 +36,8 @@ class Evaluator:
         os.nice(_NICE)
         torch.set_num_threads(start.threads)
         s = start.settings
-        self._channel = channel
-        self._problem = ImageProblem(
-            build.model(s, start.images),
-            start.images,
-            batch_size=s.batch_size,
-            seed=s.seed,
-            l2=0.0,
-            device=torch.device(s.eval.device),
-            train_images=s.eval.train_images,
-        )
+        self._channel, self._device = channel, torch.device(s.eval.device)
+        self._problem = build.problem(s, start.images, self._device)
 
     def run(self, began: float) -> None:
         """Measures until told to stop. Raises ChannelClosed when the launcher has ended."""
@@ -55,6 +46,6 @@ class Evaluator:
             if message["kind"] == "stop":
                 return
             assert tensors is not None
-            metrics = {EVALUATED[name]: self._problem.evaluate(vector.to(self._problem.device)) for name, vector in tensors.tensors.items()}
+            metrics = {EVALUATED[name]: self._problem.evaluate(vector.to(self._device)) for name, vector in tensors.tensors.items()}
             tensors.close()
             self._channel.post({"kind": "evaluated", "number": message["number"], "metrics": metrics})

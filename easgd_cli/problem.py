@@ -1,236 +1,118 @@
-"""What is minimised, as rules and launchers see it: a flat vector in, a gradient or figures out.
+"""What is minimised, as everything above sees it: a flat vector in, a gradient or figures out.
 
-Everything random in a gradient (batch, augmentation, dropout) is a function of (seed, worker, t), so a step taken again
-gives the same bits, whatever happened in between.
+The problems themselves are in problems/, a file each; a user's own is any object with the members of `Problem`, and is
+tried by `check_problem` before a run starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
-from easgd_cli.data.images import Images, Split
-from easgd_cli.flat import Flat
-from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
-
-_EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
+from easgd_cli.errors import UsageError
 
 
 class Problem(Protocol):
-    """A function of x [size] with stochastic gradients: a batch for each worker's local step t.
+    """A function of a vector x [d] with stochastic gradients: a batch for each worker's local step t.
 
     One object serves any number of workers in turn: it knows none of them, and what it draws is a function of (seed, worker, t).
+    All vectors are of the type of `start()`, float32 or float64.
     """
 
-    size: int
-    dtype: torch.dtype
-    device: torch.device
-    batch_size: int
+    batch_size: int  # samples that a gradient is the mean of, from which speeds are told
     loss: Tensor  # 0-d, of the last gradient's batch, without the l2 term; on the device, so that reading it later costs no wait now
 
-    def start(self) -> Tensor:
-        """Initial parameters [size], a new vector."""
+    def start(self, worker: int | None = None) -> Tensor:
+        """Where that worker begins, or the center where None: a new vector [d]."""
 
     def load(self, worker: int, t: int) -> None:
         """Makes the batch of that worker's local step `t`."""
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Gradient [size] at `x` [size] of the loaded batch's loss + (l2/2)||x||^2; valid until the next call. `x` is only read."""
+        """Gradient [d] at `x` [d] of the loaded batch's loss + (l2/2)||x||^2; valid until the next call. `x` is only read."""
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
-        """Figures of merit of `x` [size], by name."""
+        """Figures of merit of `x` [d], by name: train_loss, the objective without the l2 term, and whatever else there is to tell."""
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """`x` [size] as the model's own tensors."""
+        """What is saved of `x` [d]: plain CPU tensors by name."""
 
 
-class Batches:
-    """Which training images make up the batch of a worker's step: a function of (seed, worker, t).
-
-    Each pass over the `images` indices is a fresh permutation of all of them; a batch that a pass cannot fill runs on
-    into the next, so batches may even be larger than the set.
-    """
-
-    def __init__(self, images: int, batch_size: int, seed: int):
-        self._images, self._batch_size, self._seed = images, batch_size, seed
-        self._generator = torch.Generator()
-        self._orders: dict[int, tuple[int, Tensor]] = {}  # by worker, the last pass it has reached and its order: all that its next batch may need
-
-    def indices(self, worker: int, t: int) -> Tensor:
-        """Image numbers [batch_size] int64 of that worker's step `t`."""
-        begin, end = t * self._batch_size, (t + 1) * self._batch_size
-        parts = []
-        for n in range(begin // self._images, (end - 1) // self._images + 1):
-            order = self._order(worker, n)
-            parts.append(order[max(begin - n * self._images, 0) : end - n * self._images])
-            self._orders[worker] = n, order
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _order(self, worker: int, n: int) -> Tensor:
-        remembered = self._orders.get(worker)
-        if remembered is not None and remembered[0] == n:
-            return remembered[1]
-        return torch.randperm(self._images, generator=self._generator.manual_seed(key(self._seed, PERMUTATION, worker, n)))
+_MEMBERS = ("batch_size", "start", "load", "gradient", "evaluate", "state_dict")
+_TAKEN = ("seconds", "step", "exchanges", "party", "best_test_error", "seconds_to_best")  # what a row of the record says beside them
 
 
-class ImageProblem:
-    """Cross-entropy of `model` on `images`, in the run with `seed` (see Problem).
-
-    `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
-    the size of the fixed training subset on which train_loss is measured; `remembered` that of Flat.
-    """
-
-    def __init__(
-        self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int, remembered: int = 4
-    ):
-        self.flat = Flat(model.to(device), remembered)
-        self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
-        self.batch_size = batch_size
-        self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
-        self._model, self._l2, self._seed = model, l2, seed
-        self._images = images.training_on(self.device)
-        self._batches = Batches(len(images.train), batch_size, seed)
-        self._augmentation = torch.Generator()
-        self._dropout = _default_generator(self.device)
-        self._subset = images.training_subset(train_images)
-        self._start = self.flat.vector()
-        self._normalised = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        self._worker = self._t = 0  # of the loaded batch
-        self._inputs = self._labels = torch.empty(0)
-        self._snapshot: Tensor | None = None
-
-    def start(self) -> Tensor:
-        """The model's parameters [size] as they were given."""
-        return self._start.clone()
-
-    def load(self, worker: int, t: int) -> None:
-        """Makes that worker's batch of step `t`."""
-        self._worker, self._t = worker, t
-        indices = self._batches.indices(worker, t)
-        self._augmentation.manual_seed(key(self._seed, AUGMENTATION, worker, t))
-        self._inputs, self._labels = self._images.training_batch(indices, self._augmentation, self.dtype)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the next call."""
-        self.flat.bind(x)
-        g = self.flat.gradient
-        # Backward adds to what is in g, so the l2 term goes there first: one pass over g instead of two.
-        if self._l2:
-            torch.mul(x, self._l2, out=g)
-        else:
-            g.zero_()
-        self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
-        if not self._model.training:
-            self._model.train()
-        loss = F.cross_entropy(self._model(self._inputs), self._labels)
-        loss.backward()
-        self.loss = loss.detach()
-        return g
-
-    def evaluate(self, x: Tensor) -> dict[str, float]:
-        """Mean losses, and errors in percent, at `x` [size]: train_loss on the fixed subset of the training images, test_loss
-        and test_error, and validation_loss and validation_error where images are held out.
-
-        Center patches, dropout off, no l2 term. Nobody maintains the running statistics of the center's batch norms, so
-        for models that have any they are estimated first: plain averages over one pass of the same training subset.
-        """
-        self._prepare(x)
-        train_loss, _ = self._measure("train", self._subset)
-        test_loss, test_error = self._measure("test")
-        figures = {"train_loss": train_loss, "test_loss": test_loss, "test_error": test_error}
-        if self._images.held_out is not None:
-            figures["validation_loss"], figures["validation_error"] = self._measure("held_out")
-        return figures
-
-    def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's estimated as in `evaluate`; plain CPU tensors."""
-        if self._normalised:
-            self._prepare(x)
-        return self.flat.state_dict(x)
-
-    def _prepare(self, x: Tensor) -> None:
-        """Puts a copy of `x` into the model, ready to be measured.
-
-        A copy, because a snapshot that is bound would be kept from being freed.
-        """
-        if self._snapshot is None:
-            self._snapshot = torch.empty_like(x)
-        self._snapshot.copy_(x)
-        self.flat.bind(self._snapshot)
-        self._model.eval()
-        if not self._normalised:
-            return
-        momenta = [layer.momentum for layer in self._normalised]
-        for layer in self._normalised:
-            layer.reset_running_stats()
-            layer.momentum = None  # cumulative average
-            layer.train()
-        with torch.no_grad():
-            for inputs, _ in self._images.evaluation_batches("train", _EVALUATION_BATCH, self.device, self.dtype, self._subset):
-                self._model(inputs)
-        for layer, momentum in zip(self._normalised, momenta, strict=True):
-            layer.momentum = momentum
-        self._model.eval()
-
-    @torch.no_grad()
-    def _measure(self, split: Split, indices: Tensor | None = None) -> tuple[float, float]:
-        """Mean loss, and error in percent."""
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
-        count = 0
-        for inputs, labels in self._images.evaluation_batches(split, _EVALUATION_BATCH, self.device, self.dtype, indices):
-            logits = self._model(inputs)
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            wrong += (logits.argmax(1) != labels).sum()
-            count += len(labels)
-        return float(loss) / count, 100 * float(wrong) / count
+def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
+    """Takes one gradient, measures once, and returns the figures. Raises UsageError when something is not as `Problem` says."""
+    said = f"problem={name}"
+    missing = [member for member in _MEMBERS if not hasattr(problem, member)]
+    if missing:
+        raise UsageError(
+            f"{said}: made a {type(problem).__name__}, which lacks {', '.join(missing)}; a problem has {', '.join(_MEMBERS)} (docs/algorithms.md)."
+        )
+    if not isinstance(problem.batch_size, int) or problem.batch_size < 1:
+        raise UsageError(f"{said}: its batch_size is {problem.batch_size!r}; it must be a whole number of at least 1.")
+    start = _vector(f"{said}: start()", _called(said, "start()", problem.start))
+    for worker in range(workers):
+        own = _vector(f"{said}: start({worker})", _called(said, f"start({worker})", problem.start, worker))
+        _same_kind(f"{said}: start({worker})", own, start)
+    x = start.clone()
+    _called(said, "load(0, 0)", problem.load, 0, 0)
+    g = _vector(f"{said}: gradient(x)", _called(said, "gradient(x)", problem.gradient, x))
+    _same_kind(f"{said}: gradient(x)", g, start)
+    if g.data_ptr() == x.data_ptr() or not torch.equal(x, start):
+        raise UsageError(f"{said}: gradient(x) returned or changed the x it was given; x is only read, and the gradient is a tensor of its own.")
+    loss = getattr(problem, "loss", None)
+    if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.requires_grad:
+        raise UsageError(f"{said}: after gradient(x), its loss is {_kind(loss)}; it must be a tensor without dimensions, detached from any graph.")
+    figures = _figures(said, _called(said, "evaluate(x)", problem.evaluate, x))
+    state = _called(said, "state_dict(x)", problem.state_dict, x)
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UsageError(f"{said}: state_dict(x) must return a dictionary of tensors by name, such as {{'x': x.clone()}}.")
+    return figures
 
 
-class FunctionProblem:
-    """A function given by its gradient, in float64: what a method is held against its printed listing on (see Problem).
-
-    `gradient(x, worker, t, out)` writes the gradient [d] at `x` [d] for the worker's step t into `out` [d].
-    """
-
-    batch_size = 1
-
-    def __init__(self, start: Tensor, gradient: Callable[[Tensor, int, int, Tensor], object]):
-        self._start = start.detach().to(torch.float64)
-        self.size, self.dtype, self.device = self._start.numel(), self._start.dtype, self._start.device
-        self.loss = torch.zeros((), dtype=self.dtype)
-        self._gradient, self._worker, self._t = gradient, 0, 0
-        self._out = torch.zeros_like(self._start)
-
-    def start(self) -> Tensor:
-        """The vector [size] given."""
-        return self._start.clone()
-
-    def load(self, worker: int, t: int) -> None:
-        """The next gradient is that of that worker's step `t`."""
-        self._worker, self._t = worker, t
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """The gradient [size] at `x` [size]; valid until the next call."""
-        self._gradient(x, self._worker, self._t, self._out)
-        return self._out
-
-    def evaluate(self, x: Tensor) -> dict[str, float]:
-        """Nothing is known of the function but its gradient."""
-        return {}
-
-    def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """`x` [size] under its own name."""
-        return {"x": x.detach().clone()}
+def _called(said: str, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as e:
+        frames = traceback.extract_tb(e.__traceback__)[1:]  # without this one: none is left where the call itself does not fit
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        raise UsageError(f"{said}: {what} raised {type(e).__name__}: {' '.join(str(e).split())}{where}.") from e
 
 
-def _default_generator(device: torch.device) -> torch.Generator:
-    """The generator that layers such as dropout draw from on `device`. Seeding it directly costs a microsecond, torch.manual_seed 70."""
-    if device.type != "cuda":
-        return torch.default_generator
-    torch.cuda.init()
-    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+def _vector(what: str, v: Any) -> Tensor:
+    if not isinstance(v, Tensor) or v.dim() != 1 or v.numel() == 0 or v.dtype not in (torch.float32, torch.float64):
+        raise UsageError(f"{what} returned {_kind(v)}; it must be a vector [d], of type torch.float32 or torch.float64.")
+    if not bool(torch.isfinite(v).all()):
+        raise UsageError(f"{what} returned numbers that are not finite.")
+    return v.detach()
+
+
+def _same_kind(what: str, v: Tensor, start: Tensor) -> None:
+    if v.shape != start.shape or v.dtype != start.dtype:
+        raise UsageError(f"{what} returned {_kind(v)}, where start() returned {_kind(start)}; the two must agree.")
+
+
+def _figures(said: str, figures: Any) -> dict[str, float]:
+    if not isinstance(figures, dict) or not all(isinstance(k, str) for k in figures):
+        raise UsageError(f"{said}: evaluate(x) returned {_kind(figures)}; it must be a dictionary of numbers by name, train_loss among them.")
+    if "train_loss" not in figures:
+        raise UsageError(f"{said}: evaluate(x) returned no train_loss, which is the objective at x without the l2 term, and is required.")
+    for key, value in figures.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageError(f"{said}: evaluate(x) returned {_kind(value)} as {key}; it must be a number, such as float(value).")
+        if key in _TAKEN:
+            raise UsageError(f"{said}: evaluate(x) returned {key}, which the record says itself; give it another name.")
+    if not math.isfinite(figures["train_loss"]):
+        raise UsageError(f"{said}: its train_loss at the start is {figures['train_loss']}; it must be a finite number.")
+    return figures
+
+
+def _kind(v: Any) -> str:
+    return f"a tensor {list(v.shape)} of type {v.dtype}" if isinstance(v, Tensor) else f"a {type(v).__name__}"

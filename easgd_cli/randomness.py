@@ -15,6 +15,7 @@ SUBSET = 5  # training images on which the training loss is measured
 HELD_OUT = 6  # training images set aside for choosing settings
 RULE = 7  # draws of an algorithm's own; n is the worker's clock
 CONTENT = 8  # pixels of synthetic images
+NOISE = 9  # noise of the gradients of known functions; n is the worker's clock
 
 _64_BITS = 2**64 - 1
 

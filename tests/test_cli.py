@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ import torch
 import yaml
 from conftest import Launcher, Said
 
-from easgd_cli import __version__, rundir
+from easgd_cli import __version__, build, rundir
 from easgd_cli.commands import arguments, compose, configs
 from easgd_cli.config import Group, Settings
 from easgd_cli.errors import RunError, UsageError
@@ -56,6 +59,19 @@ MISTAKES = [
     ("algo.tau=3", ["algo.tau=3: tau is a setting of the run", "write tau="]),
     ("algo=mdownpour tau=4", ["tau=4: MDOWNPOUR is defined for tau = 1 only", "write tau=1"]),
     ("algo=sgd workers=4", ["algo=sgd workers=4: sgd is one worker without exchange; use workers=1"]),
+    ("problem=foo", ["problem=foo: there is no such problem", "double_well, quadratic", "problem=my_module:MyProblem"]),
+    ("problem=quadratic problem.dimension=0", ["problem.dimension=0: must be a whole number of at least 1"]),
+    ("problem=quadratic problem.dimension=4 problem.spectrum=[1,2,3]", ["problem.spectrum=[1,2,3]: is a list of 3", "problem.dimension=4"]),
+    ("problem=quadratic problem.spectrum=big", ["problem.spectrum=big: must be a number or a list"]),
+    ("problem=double_well problem.starts=[1,-1]", ["problem.starts=[1,-1]: is a list of 2", "workers=4"]),
+    ("problem=quadratic problem.nose=1", ["quadratic has no such setting; did you mean problem.noise?"]),
+    ("problem=quadratic dataset=cifar10", ["problem=quadratic dataset=cifar10: this problem uses no dataset; leave out dataset="]),
+    ("problem=double_well model=small", ["problem=double_well model=small: this problem uses no model; leave out model="]),
+    ("problem=quadratic init=center.pt", ["init=center.pt: this problem has no model"]),
+    ("problem=quadratic epochs=2", ["epochs=2: are passes over a data set", "use steps= or minutes="]),
+    ("problem=quadratic until.test_error=3", ["until.test_error=3: problem=quadratic has no test_error"]),
+    ("dataset=none eta=1 steps=20", ["problem=dataset dataset=none: this problem needs images; choose a data set"]),
+    ("model=none", ["problem=dataset model=none: this problem needs a net"]),
     ("dataset=digit", ["dataset=digit: there is no such dataset; did you mean digits?"]),
     ("dataset=cifar10 dataset.root=nowhere dataset.download=false", ["nowhere"]),
     ("model=convnet7", ["convnet7", "8x8"]),
@@ -121,10 +137,10 @@ def test_help_shows_every_setting_with_its_comment_and_every_option(easgd: Easgd
             assert all(f"{f.name}.{inner.name}=" in text for inner in fields(kinds[f.name]))
         elif kinds[f.name] != Group and f.name != "default_steps":
             assert f"  {f.name}=" in text
-    for group in ("algo", "dataset", "model", "schedule", "launcher"):
+    for group in ("algo", "problem", "dataset", "model", "schedule", "launcher"):
         assert all(f"    {name}" in text for name in configs.options(group))
     assert "communication period" in text
-    assert "dataset.root=data" in text
+    assert "dataset.root=data" in text and "problem.spectrum=1.0" in text
 
 
 def test_commands_are_suggested(easgd: Easgd) -> None:
@@ -147,6 +163,18 @@ def test_every_method_has_defaults_for_every_data_set(algo: str, dataset: str) -
     assert s.model["name"] == ("small" if dataset == "digits" else "convnet7")
     assert s.tau == (1 if "downpour" in algo else 10)
     assert s.workers == (1 if algo in ("sgd", "msgd") else 4)
+
+
+@pytest.mark.parametrize("problem", ["quadratic", "double_well"])
+@pytest.mark.parametrize("algo", configs.options("algo"))
+def test_every_method_has_defaults_for_every_function_and_neither_data_nor_net(algo: str, problem: str) -> None:
+    s = composed(f"algo={algo}", f"problem={problem}")
+    assert s.eta > 0 and s.default_steps and s.eval.every
+    assert s.dataset == s.model == {"name": "none", "target": None}
+    assert s.tau == (1 if "downpour" in algo else 10) and s.workers == (4 if build.method(s).center else 1)
+    prepared = build.prepare(s)
+    assert prepared.images is None and prepared.start.dtype == torch.float64
+    assert composed(f"problem={problem}", "eta=0.5", "steps=7", f"algo={algo}").eta == 0.5
 
 
 def test_the_command_line_wins_over_what_methods_data_sets_and_tuning_set() -> None:
@@ -323,6 +351,103 @@ def test_a_users_own_method_model_and_data_bring_their_settings(easgd: Easgd, la
     assert "algo.mu=high: must be a number" in easgd(*words, "model.hidden=7", "algo.mu=high").err
     assert "algo.mu=2.0: at most 1." in easgd(*words, "model.hidden=7", "algo.mu=2").err
     assert "mine has no Mien; did you mean mine:Mine?" in easgd("train", "algo=mine:Mien").err
+
+
+OWN_PROBLEM = """
+import torch
+
+class Bowl:
+    batch_size = 5
+    def __init__(self, width: float, l2: float, workers: int):
+        self.width = width
+    def start(self, worker=None):
+        return torch.ones(3)
+    def load(self, worker, t):
+        pass
+    def gradient(self, x):
+        self.loss = (x @ x).detach() / self.width
+        return 2 * x / self.width
+    def evaluate(self, x):
+        return {"train_loss": float(x @ x) / self.width, "roundness": 1.0}
+    def state_dict(self, x):
+        return {"bowl": x.clone()}
+
+class OnImages(Bowl):
+    def __init__(self, images, width: float = 1.0):
+        self.width = width * len(images.train)
+
+class OnNet(Bowl):
+    def __init__(self, images, model, train_images, device, batch_size):
+        self.width = sum(p.numel() for p in model.parameters())
+
+class Wide(Bowl):
+    def __init__(self):
+        self.width = 1.0
+    def gradient(self, x):
+        super().gradient(x)
+        return torch.ones(4)
+"""
+
+
+def test_a_users_own_problem_brings_its_settings_and_only_what_it_asks_for(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    (here / "mine.py").write_text(OWN_PROBLEM)
+    words = ["train", "eta=0.1", "steps=20"]
+    said = easgd(*words, "problem=mine:Bowl", "problem.width=2", "batch_size=7", "l2=0.1")
+    assert said.status == 0, said.err
+    assert said.err == "easgd: batch_size=7 has no effect: problem=mine:Bowl does not use it.\n"
+    s = launcher.jobs[0].settings
+    assert s.problem == {"name": "mine:Bowl", "target": "mine:Bowl", "width": 2}  # l2 and workers are the run's
+    assert (s.dataset["name"], s.model["name"]) == ("none", "none")
+    assert compose.resumed(str(launcher.jobs[0].run_dir / "config.yaml"), [], {}) == s
+    assert easgd(*words, "problem=mine:OnImages").status == easgd(*words, "problem=mine:OnNet", "dataset=digits").status == 0
+    on_images, on_net = (job.settings for job in launcher.jobs[1:])
+    assert (on_images.dataset["name"], on_images.model["name"]) == ("digits", "none")
+    assert (on_net.dataset["name"], on_net.model["name"]) == ("digits", "small")
+    for more, sentence in {
+        "problem=mine:Bowl": "problem=mine:Bowl needs problem.width",
+        "problem=mine:Wide": "problem=mine:Wide: gradient(x) returned a tensor [4] of type torch.float32, where start() returned a tensor [3]",
+        "problem=mine:Nothing": "problem=mine:Nothing: mine has no Nothing",
+        "problem=mine:Bowls": "mine has no Bowls; did you mean mine:Bowl?",
+        "problem=mine:OnImages model=small": "problem=mine:OnImages model=small: this problem uses no model",
+        "problem=mine:Wide until.test_error=3": "problem=mine:Wide: gradient(x)",
+        "problem=mine:OnImages until.test_error=3": "until.test_error=3: problem=mine:OnImages has no test_error",
+    }.items():
+        said = easgd(*words, *more.split())
+        assert (said.status, len(said.err.splitlines())) == (2, 1) and sentence in said.err, said.err
+    assert "There is no default eta for algo=easgd with problem=mine:Wide: write eta=." in easgd("train", "problem=mine:Wide", "steps=1").err
+
+
+def test_the_problem_of_the_documentation_runs_in_processes_of_its_own_and_goes_on(here: Path) -> None:
+    text = (configs.directory().parent / "docs" / "algorithms.md").read_text()
+    found = re.search(r"\n((?:    import torch\n)(?:    .*\n|\n)*?)    \$ (easgd train problem=my_module:Rosenbrock .*)\n", text)
+    assert found is not None
+    (here / "my_module.py").write_text(textwrap.dedent(found[1]))
+    run = here / "run"
+
+    def easgd_in_a_process(*words: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(configs.directory().parent)}
+        done = subprocess.run([sys.executable, "-m", "easgd_cli", "train", *words], capture_output=True, text=True, cwd=here, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "distance to optimum" in done.stdout and "test error" not in done.stdout
+
+    easgd_in_a_process(
+        *[w for w in found[2].split()[2:] if not w.startswith("steps=")],
+        "steps=250",
+        "workers=2",
+        "problem.noise=0.2",
+        "hydra.run.dir=run",
+        "eval.every=100 steps",
+    )
+    easgd_in_a_process("resume=run", "steps=400")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = [r for r in rows if r["party"] == "center"]
+    assert [r["step"] for r in measured] == [0, 100, 200, 250, 300, 400]
+    x = torch.load(run / "center.pt", weights_only=True)["x"]
+    loss = float((1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2)
+    assert measured[-1]["train_loss"] == pytest.approx(loss, rel=1e-12) and loss < measured[0]["train_loss"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["center"] == {name: measured[-1][name] for name in ("train_loss", "distance_to_optimum")}
+    assert (summary["problem"], summary["dataset"]) == ("my_module:Rosenbrock", "none")
 
 
 def test_a_directory_of_own_configurations(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:

@@ -117,4 +117,7 @@ def test_what_is_not_a_run_is_told_apart(stopped: Path, easgd: Easgd, here: Path
     assert "cannot be read" in easgd("train", "resume=empty").err
     (here / "empty" / "config.yaml").write_text("tau: 3\ncolour: blue\n")
     assert "is not a configuration of this version of easgd" in easgd("train", "resume=empty").err
+    older = {key: value for key, value in yaml.safe_load((stopped / "config.yaml").read_text()).items() if key != "schedule"}
+    (here / "empty" / "config.yaml").write_text(yaml.safe_dump(older))
+    assert "is not a configuration of this version of easgd: it says nothing of schedule; start the run again" in easgd("train", "resume=empty").err
     assert "resume=runs/x" in easgd("train", NAME).err  # the directory alone

@@ -12,9 +12,12 @@ from torch import nn
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD
 from easgd_cli.data.images import Images
 from easgd_cli.drive import ByHand
+from easgd_cli.errors import UsageError
 from easgd_cli.models import seeded
 from easgd_cli.models.convnet_digits import ConvNetDigits
-from easgd_cli.problem import Batches, FunctionProblem, ImageProblem
+from easgd_cli.problem import check_problem
+from easgd_cli.problems.function import FunctionProblem
+from easgd_cli.problems.images import Batches, ImageProblem
 from easgd_cli.randomness import DROPOUT, key
 from easgd_cli.schedule import Constant
 
@@ -324,8 +327,78 @@ def test_a_function_is_asked_in_float64_for_its_worker_and_step():
     p.load(3, 5)
     x = p.start()
     assert torch.equal(p.gradient(x), torch.tensor([2.0, 4.0], dtype=torch.float64)) and asked == [(3, 5)]
-    assert p.size == 2 and p.dtype == torch.float64 and p.evaluate(x) == {}
+    assert x.dtype == torch.float64 and p.evaluate(x) == {}
     assert torch.equal(p.state_dict(x)["x"], x)
+
+
+# --- a user's own -----------------------------------------------------------------------------------------------------
+
+
+class Bowl:
+    batch_size = 1
+
+    def start(self, worker=None):
+        return torch.ones(3)
+
+    def load(self, worker, t):
+        self.t = t
+
+    def gradient(self, x):
+        self.loss = (x @ x) / 2
+        return x.clone()
+
+    def evaluate(self, x):
+        return {"train_loss": float(x @ x) / 2, "steepness": 3}
+
+    def state_dict(self, x):
+        return {"x": x.clone()}
+
+
+def test_a_problem_that_is_as_it_says_passes_with_its_figures():
+    assert check_problem(Bowl(), "mine", workers=3) == {"train_loss": 1.5, "steepness": 3}
+    assert set(check_problem(problem(), "images", workers=2)) == {"train_loss", "test_loss", "test_error"}
+
+
+def _raise(x):
+    raise KeyError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("name", "member", "sentence"),
+    [
+        ("batch_size", 0, "its batch_size is 0; it must be a whole number of at least 1"),
+        ("start", lambda worker=None: [1.0], "start() returned a list; it must be a vector"),
+        ("start", lambda worker=None: torch.ones(3, 1), "start() returned a tensor [3, 1] of type torch.float32; it must be a vector"),
+        ("start", lambda worker=None: torch.ones(3, dtype=torch.int64), "of type torch.int64; it must be a vector [d], of type torch.float32 or torch.float64"),
+        ("start", lambda worker=None: torch.full((3,), torch.nan), "start() returned numbers that are not finite"),
+        ("start", lambda worker=None: torch.ones(3 if worker is None else 2), "start(0) returned a tensor [2]"),
+        ("start", lambda: torch.ones(3), "start(0) raised TypeError"),
+        ("gradient", lambda x: torch.ones(4), "gradient(x) returned a tensor [4] of type torch.float32, where start() returned a tensor [3]"),
+        ("gradient", lambda x: x.double(), "gradient(x) returned a tensor [3] of type torch.float64, where"),
+        ("gradient", lambda x: x, "gradient(x) returned or changed the x it was given"),
+        ("gradient", lambda x: x.mul_(2).clone(), "gradient(x) returned or changed the x it was given"),
+        ("gradient", lambda x: x / 0, "gradient(x) returned numbers that are not finite"),
+        ("gradient", _raise, "gradient(x) raised KeyError: 'no such thing' ("),
+        ("gradient", lambda x: x.clone(), "after gradient(x), its loss is a NoneType"),
+        ("evaluate", lambda x: 3.0, "evaluate(x) returned a float; it must be a dictionary"),
+        ("evaluate", lambda x: {"loss": 1.0}, "evaluate(x) returned no train_loss"),
+        ("evaluate", lambda x: {"train_loss": x.sum()}, "evaluate(x) returned a tensor [] of type torch.float32 as train_loss; it must be a number"),
+        ("evaluate", lambda x: {"train_loss": 1.0, "step": 2}, "evaluate(x) returned step, which the record says itself"),
+        ("evaluate", lambda x: {"train_loss": float("nan")}, "its train_loss at the start is nan"),
+        ("state_dict", lambda x: x, "state_dict(x) must return a dictionary of tensors by name"),
+    ],
+)
+def test_a_problem_that_is_not_is_told_so(name, member, sentence):
+    own = Bowl()
+    setattr(own, name, member)
+    with pytest.raises(UsageError) as e:
+        check_problem(own, "mine", workers=2)
+    assert str(e.value).startswith("problem=mine: ") and sentence in str(e.value)
+
+
+def test_a_problem_that_lacks_something_is_told_all_of_it():
+    with pytest.raises(UsageError, match=r"problem=mine: made a object, which lacks batch_size, start, load, gradient, evaluate, state_dict; a problem has"):
+        check_problem(object(), "mine", workers=1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -261,11 +262,13 @@ def test_the_summary_names_the_commit_of_this_program() -> None:
 
 
 def settings(algo: str = "EASGD", **values: Any) -> Settings:
-    given: dict[str, Any] = {"eta": 0.1, "steps": 40, "workers": 3, **values}
+    given: dict[str, Any] = {
+        "eta": 0.1, "steps": 40, "workers": 3, "problem": {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"},
+        "dataset": {"name": "digits", "target": "easgd_cli.data.digits:digits", "root": "somewhere", "validation": 100},
+        "model": {"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"}, **values,
+    }  # fmt: skip
     return Settings(
         algo={"name": algo.lower(), "target": f"easgd_cli.algorithms:{algo}"},
-        dataset={"name": "digits", "target": "easgd_cli.data.digits:digits", "root": "somewhere", "validation": 100},
-        model={"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"},
         schedule={"name": "decay", "target": "easgd_cli.schedule:Decay"},
         launcher={"name": "local", "target": "easgd_cli.launcher.local:launch"},
         **given,
@@ -282,6 +285,11 @@ def test_hyperparameters_are_those_the_method_uses() -> None:
     assert easgd["dataset.validation"] == 100 and "dataset.root" not in easgd
     assert easgd["steps"] == 40 and "epochs" not in easgd
     assert hparams(settings(steps=None, epochs=2.5))["epochs"] == 2.5
+    none = {"name": "none", "target": None}
+    quadratic = {"name": "quadratic", "target": "easgd_cli.problems.quadratic:Quadratic", "noise": 3.0, "spectrum": [1.0, 2.0]}
+    on_function = hparams(settings(problem=quadratic, dataset=none, model=none))
+    assert on_function["problem"] == "quadratic" and on_function["dataset"] == "none"
+    assert on_function["problem.noise"] == 3.0 and on_function["problem.spectrum"] == "[1.0, 2.0]"
 
 
 CHECKPOINT = Checkpoint(
@@ -315,7 +323,7 @@ def test_what_came_before_a_checkpoint_is_kept(row: dict[str, Any], kept: bool) 
 
 def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:
     s = settings()
-    prepared = Prepared(None, None, None, None, torch.zeros(5), 40)  # type: ignore[arg-type]
+    prepared = Prepared(None, None, None, SimpleNamespace(batch_size=32), torch.zeros(5), 40)  # type: ignore[arg-type]
     job = Job(s, tmp_path, command="easgd train algo=easgd")
     r = open_record(job, prepared, None)
     for t in range(1, 60):

@@ -173,6 +173,42 @@ def test_the_end_of_a_run(tmp_path: Path) -> None:
     ]
 
 
+ON_FUNCTION = {"seconds": 1.0, "step": 10, "exchanges": 7, "party": "center", "train_loss": 0.123456, "distance_to_optimum": 2.0, "coordinate_0": -2.0}
+
+
+def test_a_run_without_test_error_shows_what_its_problem_measures(tmp_path: Path, clock: Clock) -> None:
+    console = plain()
+    view = Progress(steps=100, minutes=None, workers=2, console=console, samples="samples")
+    view.begin(0.0)
+    view.center(ON_FUNCTION)
+    assert said(console)[-1] == "0:00:01  step 10: center: train loss 0.1235, distance to optimum 2, coordinate 0 -2"
+    view.center({**ON_FUNCTION, "train_loss": None})
+    assert said(console)[-1].endswith("center: train loss not finite, distance to optimum 2, coordinate 0 -2")
+    clock.now += 20
+    view.worker(worker(0, 10))
+    view.update(seconds=1.0, step=10, exchanges=7, evaluations_pending=0)
+    assert "  100 samples/s  " in said(console)[-1]
+
+    r = recorder(tmp_path)
+    r.row(ON_FUNCTION)
+    ended = r.close({**ENDED, "dataset": "none"})
+    assert ended["center"] == {"train_loss": 0.123456, "distance_to_optimum": 2.0, "coordinate_0": -2.0}
+    console = plain()
+    show_run(ended, console)
+    assert said(console)[2:5] == ["loss                 train 0.1235", "distance to optimum  2", "coordinate 0         -2"]
+    assert any("250 samples/s" in line for line in said(console))
+
+
+def test_a_sweep_over_functions_shows_their_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    r = recorder(tmp_path)
+    r.row(ON_FUNCTION)
+    on_function = r.close({**ENDED, "dataset": "none"})
+    show_sweep([("a", "completed", on_function, None), ("b", "failed", {}, None)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "status", "train", "loss", "distance", "to", "optimum", "seconds"]
+    assert [line.split() for line in lines[1:3]] == [["a", "completed", "0.1235", "2", "4.0"], ["b", "failed", "-", "-", "-"]]
+
+
 def test_the_end_of_a_run_that_had_hardly_begun(tmp_path: Path) -> None:
     console = plain()
     ended = {**ENDED, "status": "failed", "reason": "the master died", "wall_seconds": 0.0, "exchanges": 0, "steps": {"worker_00": 0}}

@@ -195,6 +195,29 @@ def test_a_sweep_tells_what_differs_and_what_is_compared(tmp_path: Path) -> None
     assert metadata.EXPERIMENT_TAG not in read(tmp_path / "a run").Tags()["tensors"]
 
 
+def test_runs_on_functions_are_compared_by_their_distance_to_the_optimum(tmp_path: Path) -> None:
+    def compared(*datasets: str) -> list[str]:
+        write_sweep(tmp_path, [{"dataset": d, "seed": i} for i, d in enumerate(datasets)])
+        experiment = metadata.parse_experiment_plugin_data(read(tmp_path).SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
+        return [info.name.tag for info in experiment.metric_infos if info.name.tag.startswith("center/")]
+
+    assert compared("none", "none") == ["center/distance_to_optimum", "center/train_loss"]
+    assert compared("digits") == ["center/best_test_error", "center/test_error", "center/seconds_to_best", "center/train_loss"]
+    assert set(compared("digits", "none")) == {*compared("digits"), *compared("none")}
+
+
+def test_whatever_a_problem_measures_of_the_center_is_plotted_under_its_name(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    for step, loss in ((0, 3.0), (10, math.nan)):
+        r.row({"seconds": step / 10, "step": step, "exchanges": 0, "party": "center", "train_loss": loss, "distance_to_optimum": 2.0, "roundness": 0.5})
+    r.close(ENDED)
+    found = read(tmp_path)
+    assert {tag for tag in found.Tags()["scalars"] if tag.startswith("center/")} == {f"center/{m}" for m in ("train_loss", "distance_to_optimum", "roundness")}
+    assert scalars(found, "center/roundness") == [(0, 0.5), (10, 0.5)]
+    assert "Euclidean" in found.SummaryMetadata("center/distance_to_optimum").summary_description
+    assert "own evaluation" in found.SummaryMetadata("center/roundness").summary_description
+
+
 def test_mean_and_range_wait_for_the_live_workers_and_need_most_of_them() -> None:
     points = Points(3)
 

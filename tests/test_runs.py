@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from easgd_cli.config import Checkpoint, Eval, Settings, Until
 from easgd_cli.drive import ByHand
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.local import launch
+from easgd_cli.problems.images import ImageProblem
 
 METHODS = {
     "easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD", "msgd": "MSGD",
@@ -47,11 +49,12 @@ def settings(algo: str, **values: Any) -> Settings:
     given: dict[str, Any] = {
         "workers": 1 if algo in ("sgd", "msgd") else 4, "tau": 1 if algo == "mdownpour" else 3, "eta": 0.01 if algo == "mdownpour" else 0.05,
         "delta": 0.9, "batch_size": 16, "steps": 40, "threads": 1, "l2": 1e-4, "eval": Eval(every="20 steps", train_images=100),
+        "problem": {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"},
+        "dataset": {"name": "digits", "target": "easgd_cli.data.digits:digits"},
         "model": {"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"}, **values,
     }  # fmt: skip
     return Settings(
         algo={"name": algo, "target": f"easgd_cli.algorithms:{METHODS[algo]}"},
-        dataset={"name": "digits", "target": "easgd_cli.data.digits:digits"},
         schedule={"name": "decay", "target": "easgd_cli.schedule:Decay"},
         launcher={"name": "local", "target": "easgd_cli.launcher.local:launch"},
         **given,
@@ -64,7 +67,11 @@ def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
 
 
 def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
-    return ByHand(prepared.method, prepared.problem, workers=s.workers, tau=s.tau, schedule=build.schedule(s), start=prepared.start, average=prepared.average)
+    starts = [prepared.problem.start(i) for i in range(s.workers)]
+    return ByHand(
+        prepared.method, prepared.problem, workers=s.workers, tau=s.tau, schedule=build.schedule(s), start=prepared.start, starts=starts,
+        average=prepared.average,
+    )  # fmt: skip
 
 
 def recorded_order(directory: Path) -> list[int]:
@@ -73,7 +80,12 @@ def recorded_order(directory: Path) -> list[int]:
 
 
 def saved_center(directory: Path, prepared: build.Prepared) -> Tensor:
-    return prepared.problem.flat.load(torch.load(directory / "center.pt", weights_only=True))
+    return saved(directory, "center", prepared)
+
+
+def saved(directory: Path, party: str, prepared: build.Prepared) -> Tensor:
+    assert isinstance(prepared.problem, ImageProblem)
+    return prepared.problem.flat.load(torch.load(directory / f"{party}.pt", weights_only=True))
 
 
 def rows(directory: Path, party: str | None = None) -> list[dict[str, Any]]:
@@ -121,6 +133,53 @@ def test_the_printed_listing_gone_through_in_the_recorded_order_gives_the_center
     assert float((center - prepared.start).abs().max()) > 1e-3  # it has moved, and far beyond rounding
 
 
+NONE = {"name": "none", "target": None}
+
+
+def on_function(target: str, **options: Any) -> dict[str, Any]:
+    """Settings of a run without data and net."""
+    return {"problem": {"name": "function", "target": f"easgd_cli.problems.{target}", **options}, "dataset": NONE, "model": NONE}
+
+
+@pytest.mark.parametrize("algo", ["easgd", "downpour", "msgd", "sync_easgd"])
+def test_processes_on_a_function_begin_where_they_are_told_and_give_the_replayed_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
+    starts = [[1.0, 2.0], 3.0, -1.0, [0.0, 5.0]]
+    p = 1 if algo == "msgd" else 4
+    quadratic = on_function("quadratic:Quadratic", dimension=2, spectrum=[0.5, 2.0], noise=0.5, start=4.0, starts=starts[:p])
+    s = settings(algo, average=POLYAK, **quadratic)
+    outcome = run(s, tmp_path)
+    assert outcome.status == "completed"
+    prepared = build.prepare(s)
+    driver = by_hand(s, prepared)
+    assert [w.x.tolist() for w in driver.workers] == [[1, 2], [3, 3], [-1, -1], [0, 5]][:p]
+    if algo in ("easgd", "downpour"):
+        driver.replay(recorded_order(tmp_path))
+    else:
+        for _ in range(40):
+            driver.round() if algo in ROUNDS else driver.step(0)
+    center, average = (torch.load(tmp_path / f"{party}.pt", weights_only=True) for party in ("center", "average"))
+    assert set(center) == {"x"} and center["x"].dtype == torch.float64
+    assert torch.equal(center["x"], driver.vectors()["x"])
+    if driver.center is not None:
+        assert torch.equal(average["x"], driver.vectors()["average"])
+    evaluated = rows(tmp_path, "center")
+    assert [evaluated[0][f"coordinate_{i}"] for i in range(2)] == ([1, 2] if algo == "msgd" else [4, 4])  # what begins is what is evaluated
+    assert evaluated[-1] == {**evaluated[-1], **prepared.problem.evaluate(center["x"])}
+    assert outcome.summary["average"] == prepared.problem.evaluate(average["x"])
+    assert outcome.summary["center"] == prepared.problem.evaluate(center["x"])
+    assert outcome.summary["images_per_second"] == pytest.approx(p * 40 / outcome.summary["wall_seconds"])
+
+
+def test_a_run_of_one_worker_on_a_function_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    s = settings("easgd", workers=1, **on_function("double_well:DoubleWell", dimension=3, starts=[-0.2]))
+    run(s, tmp_path / "whole")
+    run(replace(s, steps=17), tmp_path / "parts")
+    assert run(s, tmp_path / "parts", resume=True).status == "completed"
+    whole, parts = (torch.load(tmp_path / d / "center.pt", weights_only=True)["x"] for d in ("whole", "parts"))
+    assert torch.equal(whole, parts)
+    assert rows(tmp_path / "parts", "center")[0]["coordinate_0"] == 0.5
+
+
 @pytest.mark.parametrize("algo", ["easgd", "downpour", "sgd"])
 def test_what_is_evaluated_is_the_center(algo: str, tmp_path: Path) -> None:
     """Each evaluation equals the same measurement of the center that the recorded order leads to at that count of exchanges."""
@@ -155,7 +214,7 @@ def test_rounds_of_four_processes_are_the_same_rounds_in_one_bit_for_bit(algo: s
         driver.round()
     assert driver.center is not None
     assert torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))
-    assert torch.equal(driver.center.vectors["average"], prepared.problem.flat.load(torch.load(tmp_path / "average.pt", weights_only=True)))
+    assert torch.equal(driver.center.vectors["average"], saved(tmp_path, "average", prepared))
     assert [r["step"] for r in rows(tmp_path, "center")] == [r["step"] for r in rows(tmp_path, "average")] == [0, 21, 40]  # the first round after 20
 
 
@@ -202,7 +261,7 @@ def test_the_average_is_that_of_the_recorded_order(average: dict[str, Any], tmp_
     driver = by_hand(s, prepared)
     driver.replay(recorded_order(tmp_path))
     assert driver.center is not None
-    kept = prepared.problem.flat.load(torch.load(tmp_path / "average.pt", weights_only=True))
+    kept = saved(tmp_path, "average", prepared)
     assert torch.equal(driver.center.vectors["average"], kept)
     assert not torch.equal(kept, saved_center(tmp_path, prepared))
     last = rows(tmp_path, "average")[-1]

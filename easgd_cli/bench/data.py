@@ -11,7 +11,7 @@ from easgd_cli.bench.measure import Row, alternate, rate
 from easgd_cli.data import vision
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
-from easgd_cli.problem import Batches
+from easgd_cli.problems.images import Batches
 
 _SECONDS = 0.3  # of each window
 

@@ -15,7 +15,7 @@ from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
 from easgd_cli.data.images import Images
 from easgd_cli.launcher.children import Child
-from easgd_cli.problem import Batches
+from easgd_cli.problems.images import Batches
 from easgd_cli.scratch import scratch_directory
 
 WARM_UP = 3  # steps before the clock starts

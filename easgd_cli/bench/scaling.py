@@ -24,6 +24,8 @@ def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Ro
     """Images a second of the run that `s` describes, `steps` long a window, against the same number of plain loops."""
     if prepared.steps is None:
         raise UsageError(f"bench scaling minutes={s.minutes}: give steps=, the length of a window.")
+    if prepared.images is None:
+        raise UsageError(f"bench scaling problem={s.problem['name']}: the plain loops it is held against learn from images; use problem=dataset.")
     steps, threads = prepared.steps, worker_threads(s)
     images = prepared.images.share()
     quiet = replace(s, eval=Eval(every=None, when="deferred", train_images=1), checkpoint=Checkpoint())

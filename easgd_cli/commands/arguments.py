@@ -15,7 +15,7 @@ from hydra.errors import OverrideParseException
 
 from easgd_cli.errors import UsageError
 
-GROUPS = ("algo", "dataset", "model", "schedule", "average", "launcher", "experiment")
+GROUPS = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")
 
 # Values that are paths or lists of devices hold = and , of their own; people write them without quotes.
 _PATHS = ("resume", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")

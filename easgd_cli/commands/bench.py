@@ -85,7 +85,10 @@ def _measure(what: str, overrides: list[str], windows: int) -> Iterator[Row]:
     elif what == "data":
         from easgd_cli.bench.data import run as measure_data
 
-        found = iter(measure_data(build.prepare(settings).images, settings.batch_size, windows))
+        images = build.prepare(settings).images
+        if images is None:
+            raise UsageError(f"bench data problem={settings.problem['name']}: this problem has no data set; use problem=dataset.")
+        found = iter(measure_data(images, settings.batch_size, windows))
     else:
         from easgd_cli.bench.scaling import run as measure_scaling
 

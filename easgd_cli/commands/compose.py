@@ -102,6 +102,9 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
         cfg = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), saved))
     except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise UsageError(f"{path}: is not a configuration of this version of easgd: {_first_line(e)}.") from e
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UsageError(f"{path}: is not a configuration of this version of easgd: it says nothing of {missing[0]}; start the run again instead.")
     for key, value in changes.items():
         try:
             OmegaConf.update(cfg, key, value)
@@ -116,6 +119,7 @@ _OFFERED = {
     "algo": _SYMBOLS,
     "schedule": _SYMBOLS,
     "average": [],
+    "problem": list(build.OFFERED_TO_PROBLEMS),
     "dataset": ["seed"],
     "model": ["num_classes", "input_shape"],
     "launcher": ["job", "prepared"],
@@ -135,6 +139,9 @@ def _store(group: str, target: str) -> None:
             node[name] = parameter.default
     if group == "dataset":
         node["validation"] = 0
+    if group == "problem":  # what it does not ask for is none, and brings no learning rate with it
+        unused = [] if "model" in parameters else ["model"] if "images" in parameters else ["dataset", "model"]
+        node["defaults"] = [{f"override /{other}@_global_.{other}": "none"} for other in unused] + ["_self_"]
     ConfigStore.instance().store(group=group, name=target, node=node)
 
 
@@ -156,7 +163,7 @@ def _missing(e: MissingConfigException, overrides: Sequence[str]) -> str:
         return f"--config-name {name}: there is no {name}.yaml among the configurations."
     known = [o for o in (e.options or []) if ":" not in o]
     listed = f" There are: {', '.join(known)}." if known else f" There is no {group} yet; add a directory of your own with --config-dir."
-    own = f" Your own: {group}=my_module:{'MyMethod' if group == 'algo' else 'my_' + group}." if group in GROUPS[:4] else ""
+    own = f" Your own: {build.example(group)}." if group in GROUPS[:5] else ""
     near = _near(name, known)
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
 
@@ -223,7 +230,8 @@ def _not_given(key: str, overrides: Sequence[str], choices: dict[str, str | None
         return f"{group}={choices.get(group)} needs {key}, and no value was given; write {key}=."
     if key in GROUPS:
         return f"{key}=: a run needs one; write one of the names that easgd train --help lists for {key}."
-    return f"There is no default {key} for algo={choices.get('algo')} with dataset={choices.get('dataset')}: write {key}=."
+    group = "problem" if choices.get("dataset") == "none" else "dataset"
+    return f"There is no default {key} for algo={choices.get('algo')} with {group}={choices.get(group)}: write {key}=."
 
 
 def _written(key: str, overrides: Sequence[str]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import yaml
 
-_ORDER = ("algo", "dataset", "model", "schedule", "average", "launcher", "experiment")  # as a newcomer meets them
+_ORDER = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")  # as a newcomer meets them
 
 
 def directory() -> Path:
@@ -25,8 +26,11 @@ def options(group: str) -> dict[str, str]:
 def settings(group: str, option: str) -> dict[str, tuple[str, str]]:
     """The settings an option brings of its own: each with its value and the comment on its line."""
     text = (directory() / group / f"{option}.yaml").read_text(encoding="utf-8")
-    if group == "experiment" or text.startswith("# @package _global_"):  # sets what belongs to others
+    if group == "experiment":  # sets what belongs to others
         return {}
+    if text.startswith("# @package _global_"):  # sets that, too; its own are in the section of its group
+        section = re.search(rf"^{group}:\n((?:  .*\n?)*)", text, re.MULTILINE)
+        text = textwrap.dedent(section[1]) if section else ""
     found = {m[1]: (m[2].strip(), (m[3] or "").strip()) for m in re.finditer(r"^(\w+):([^#\n]*)(?:#(.*))?$", text, re.MULTILINE)}
     return {key: (value.replace("???", ""), what) for key, (value, what) in found.items() if key not in ("name", "target", "defaults")}
 

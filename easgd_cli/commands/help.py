@@ -19,6 +19,7 @@ _OPENING = """usage: easgd train [KEY=VALUE ...]       one run
   easgd train algo=eamsgd tau=10
   easgd train -m algo=easgd,eamsgd,downpour tau=1,4,16
   easgd train algo=eamsgd dataset=cifar10 workers=2 steps=390
+  easgd train algo=easgd problem=quadratic problem.noise=10
 """
 
 _OPTIONS = """Options (Hydra's)
@@ -32,9 +33,9 @@ _OPTIONS = """Options (Hydra's)
 """
 
 _OWN = """Your own code comes in as module:callable, from the working directory or an installed package: algo=my_module:MyMethod,
-model=my_module:MyNet, dataset=my_module:my_data. Its own parameters are settings: algo.mu=0.9."""
+model=my_module:MyNet, dataset=my_module:my_data, problem=my_module:MyProblem. Its own parameters are settings: algo.mu=0.9."""
 
-_SETTINGS = "Settings (eta, delta, batch_size and steps have defaults for each method and data set, in configs/tuning/)"
+_SETTINGS = "Settings (eta, delta, batch_size and steps have defaults for each method and data set, in configs/tuning/, or problem)"
 
 _WIDTH, _INDENT = 120, 28
 

@@ -112,7 +112,10 @@ class _Checks:
         s = self.settings(words)
         if isinstance(s, str):
             return s
-        key = json.dumps([s.dataset, s.model, s.init, s.device, s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.algo, s.launcher["target"]])
+        key = json.dumps(
+            [s.problem, s.dataset, s.model, s.init, s.device, s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.algo, s.launcher["target"],
+             s.epochs, s.until.test_error]
+        )  # fmt: skip
         if key not in self._deep:
             try:
                 build.locate("launcher", s.launcher["target"])

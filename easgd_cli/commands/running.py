@@ -40,7 +40,7 @@ def own(overrides: Sequence[str]) -> list[str]:
 
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
-    """A sentence for every setting given in `overrides` that this method and schedule do not use."""
+    """A sentence for every setting given in `overrides` that this method, schedule and problem do not use."""
     uses = set(build.signature(build.locate("algo", settings.algo["target"]))) | set(build.signature(build.locate("schedule", settings.schedule["target"])))
     given = {o.partition("=")[0]: o for o in overrides}
     method = build.method(settings)
@@ -53,6 +53,10 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         lines.append(f"{given['gamma']} has no effect: schedule={settings.schedule['name']} does not use it.")
     if "tau" in given and not method.center:
         lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
+    asked = build.asked_by_problem(settings)
+    for key, name in (("l2", "l2"), ("batch_size", "batch_size"), ("eval.train_images", "train_images")):
+        if key in given and name not in asked:
+            lines.append(f"{given[key]} has no effect: problem={settings.problem['name']} does not use it.")
     steps = settings.steps if settings.steps is not None else settings.default_steps
     if method.center and steps is not None and 1 < settings.tau >= steps and settings.epochs is None and settings.minutes is None:
         lines.append(f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns nothing; give more steps.")

@@ -167,7 +167,8 @@ def hydra_job(_: DictConfig) -> float | None:
     """One job in the hands of a sweeper or launcher of Hydra's: a run in a process of its own.
 
     It may be called in a thread or in another library's worker process, where neither signals nor multiprocessing are as a
-    launcher needs them. Returns the best test error of the center, for a sweeper to minimise. Raises RunError when it failed.
+    launcher needs them. Returns the best test error of the center, or where the problem has none its last train_loss,
+    for a sweeper to minimise. Raises RunError when it failed.
     """
     info = HydraConfig.get()
     path = Path(info.runtime.output_dir)
@@ -181,4 +182,5 @@ def hydra_job(_: DictConfig) -> float | None:
     ran = list(itertools.takewhile(Path.exists, rundir.candidates(path)))[-1]
     if status:
         raise RunError(f"{ran}: ended with status {status}; its logs and summary.json say more.")
-    return (rundir.summary_of(ran).get("center") or {}).get("best_test_error")
+    center = rundir.summary_of(ran).get("center") or {}
+    return center.get("best_test_error", center.get("train_loss"))

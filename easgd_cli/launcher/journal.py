@@ -42,7 +42,8 @@ class Journal:
         self.status = "completed"
         self.reason: str | None = None
         self.signal: int | None = None
-        self.progress = Progress(steps=prepared.steps, minutes=job.settings.minutes, workers=job.settings.workers)
+        samples = "samples" if prepared.images is None else "images"
+        self.progress = Progress(steps=prepared.steps, minutes=job.settings.minutes, workers=job.settings.workers, samples=samples)
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached until.test_error
         self._last_checkpoint = False
         self._record: Recorder | None = None
@@ -104,7 +105,7 @@ class Journal:
         last = metrics.get("average", center)
         if not all(math.isfinite(value) for name, value in center.items() if name.endswith("_loss")):
             self._diverge(f"the center's loss is not finite at step {moment.step:g}")
-        elif level is not None and self._hit is None and last["test_error"] <= level:
+        elif level is not None and self._hit is None and last.get("test_error", math.inf) <= level:
             self._hit = (moment, {name: v.clone() for name, v in vectors().items()})
             self.status, self.reason = "completed", None  # whatever came later
             self.note(f"test error {last['test_error']:.2f} % reached the level {level:g} % at step {moment.step:g}")

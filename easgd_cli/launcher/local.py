@@ -117,7 +117,7 @@ class Run:
     def start(self) -> None:
         s, prepared, resumed = self._settings, self._prepared, self._resumed
         self._elapsed = resumed.owner.moment.seconds if resumed else 0.0
-        images = prepared.images.share()
+        images = prepared.images.share() if prepared.images is not None else None
         devices = deal_devices(s.device, s.workers)
         self._threads = worker_threads(s)
         own = Interval.parse("eval.every", s.eval.every)
@@ -125,7 +125,7 @@ class Run:
         links = [Link.new(i, self._method, prepared.size, prepared.dtype, average=keeps_average) for i in range(s.workers)]
         for i, link in enumerate(links):
             state = resumed.workers.get(i) if resumed else None
-            vectors = state.vectors if state is not None else self._start() if self._sequential else {"x": self._start()["x"]}
+            vectors = state.vectors if state is not None else self._start() if self._sequential else {"x": self._worker_start(i)}
             for name, v in vectors.items():
                 link.memory[name].copy_(v)
             self._spawn_worker(link, images, devices[i], own if self._sequential else None, state)
@@ -144,8 +144,12 @@ class Run:
             self._waiting.restore(resumed.pending)
             self._checkpoint_pace.due(resumed.owner.moment.step, resumed.owner.moment.seconds)
 
+    def _worker_start(self, worker: int) -> Tensor:
+        """Where a worker begins: as the problem says, or when it comes back, where the center is."""
+        return self._prepared.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]
+
     def _start(self) -> dict[str, Tensor]:
-        """Where the vectors that are evaluated begin, which is where everybody does."""
+        """Where the vectors that are evaluated begin."""
         begin = self._resumed.owner.vectors["x"] if self._resumed else self._prepared.start
         return {"x": begin} | ({"average": begin} if self._prepared.average is not None else {})
 

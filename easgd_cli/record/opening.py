@@ -34,8 +34,8 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
     """The recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
     s = job.settings
     facts = {
-        "algo": s.algo["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.size,
-        "workers": s.workers, "tau": s.tau, "batch_size": s.batch_size, "seed": s.seed,
+        "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.size,
+        "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed,
     }  # fmt: skip
     texts = {"command": _as_is(job.command), "config": _as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
     if resumed is None:
@@ -47,7 +47,7 @@ def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
     exchanges = bool(build.method(s).center)
     uses = {*build.signature(build.locate("algo", s.algo["target"])), *build.signature(build.locate("schedule", s.schedule["target"]))}
-    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "dataset", "model", "schedule", "average")}
+    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average")}
     found |= {
         "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
         **({"beta": effective_beta(s)} if {"alpha", "beta"} <= uses else {}),  # else either follows from the other
@@ -58,7 +58,7 @@ def hparams(s: Settings) -> dict[str, Value]:
     found |= {length: getattr(s, length)} if length else {"steps": s.default_steps}
     if s.init is not None:
         found["init"] = s.init
-    for group in ("algo", "schedule", "average", "model", "dataset"):
+    for group in ("algo", "schedule", "average", "problem", "model", "dataset"):
         options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
         # Of a data set only the numbers: the rest says where it lies, not what it is.
         found |= {key: value for key, value in options.items() if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from easgd_cli.record.metrics import BEGIN_WITH_THEIR_FIRST, CENTER, PARTIES, WORKER, Row, worker_name
+from easgd_cli.record.metrics import BEGIN_WITH_THEIR_FIRST, CENTER, PARTIES, WORKER, Row, measured, worker_name
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Points:
         """The points that `row` adds."""
         party = row["party"]
         if party in PARTIES:
-            yield from self._points(row, {m: f"{party}/{m}" for m in PARTIES[party]})
+            names = measured(row) if PARTIES[party] is CENTER else PARTIES[party]  # a problem says itself what it measures
+            yield from self._points(row, {m: f"{party}/{m}" for m in names})
             if party == "system" and "lost" in row:
                 self._live.discard(worker_name(row["lost"]))
                 yield from self._gathered()

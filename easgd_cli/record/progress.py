@@ -19,12 +19,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from easgd_cli.record.metrics import Row
+from easgd_cli.record.metrics import Row, measured
 from easgd_cli.record.table import show_run
 
 _REDRAW_SECONDS = 0.2
 _LINE_SECONDS = 10.0
 _SMOOTH_SECONDS = 2.0  # over which images a second are averaged
+_SHOWN = 4  # figures of an evaluation without a test error
 _FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its own intervals
 
 
@@ -36,10 +37,10 @@ class Screen(Console):
 
 
 class Progress:
-    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends."""
+    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends; `samples`: what a gradient is the mean of."""
 
-    def __init__(self, steps: int | None, minutes: float | None, workers: int, console: Screen | None = None):
-        self._steps, self._minutes, self._workers = steps, minutes, workers
+    def __init__(self, steps: int | None, minutes: float | None, workers: int, console: Screen | None = None, samples: str = "images"):
+        self._steps, self._minutes, self._workers, self._samples = steps, minutes, workers, samples
         self._console: Screen | None = console or Screen(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._redrawn = self._said = 0.0
@@ -150,7 +151,7 @@ class Progress:
         return f"{self._step:,.0f}" + (f"/{self._steps:,}" if self._steps is not None else "")
 
     def _facts(self, with_left: bool = True) -> list[str]:
-        facts = [f"{self._images_per_second():,.0f} images/s"]
+        facts = [f"{self._images_per_second():,.0f} {self._samples}/s"]
         if self._exchanges:
             facts.append(f"{self._exchanges:,} exchanges")
         if self._pending:
@@ -213,5 +214,7 @@ def _evaluation(row: Row) -> str:
     def number(name: str, form: str) -> str:
         return "not finite" if row.get(name) is None else format(row[name], form)
 
-    best = f" (best {row['best_test_error']:.2f} %)" if row.get("best_test_error") is not None else ""
-    return f"{row['party']}: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}"
+    if "test_error" in row:
+        best = f" (best {row['best_test_error']:.2f} %)" if row.get("best_test_error") is not None else ""
+        return f"{row['party']}: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}"
+    return f"{row['party']}: " + ", ".join(f"{name.replace('_', ' ')} {number(name, '.4g')}" for name in measured(row)[:_SHOWN])

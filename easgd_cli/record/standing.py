@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from easgd_cli.record.metrics import CENTER, PARTIES, Row
+from easgd_cli.record.metrics import CENTER, PARTIES, Row, measured
 
 _PARTS = ("compute", "data", "communication", "other")
 
@@ -30,7 +30,7 @@ class Standing:
             if best is not None:
                 row |= {"best_test_error": best, "seconds_to_best": when}
             self.evaluated = (row["step"], row["exchanges"])
-            self._measured[party] = last | {m: row[m] for m in CENTER if m in row}
+            self._measured[party] = last | {m: row[m] for m in measured(row)}
         elif party not in PARTIES and "seconds_compute" in row:
             self._seconds[party] = {part: row[f"seconds_{part}"] for part in _PARTS}
         return row

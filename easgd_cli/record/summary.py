@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensor
 
 # What is looked for first comes first.
 _ORDER = (
-    "status", "reason", "algo", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds", "images_per_second",
+    "status", "reason", "algo", "problem", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds", "images_per_second",
     "center", "average", "seconds", "bytes_exchanged", "lost",
 )  # fmt: skip
 

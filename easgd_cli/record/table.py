@@ -25,18 +25,17 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
             Text(summary["status"], style=_STYLES.get(summary["status"], "")).append(f": {summary['reason']}" if summary.get("reason") else "", style=""),
         ),
         ("method", f"{summary['algo']}, {workers}" + (f", tau={summary['tau']}" if summary["exchanges"] else "")),
-        ("test error", f"{_percent(center.get('test_error'))}{_best(center)}"),
-        ("loss", f"train {_number(center.get('train_loss'))}, test {_number(center.get('test_loss'))}"),
+        *_measured(center, on_data=summary.get("dataset") != "none"),
+        *_of_average(summary.get("average")),
         ("steps", f"{steps[0]:,}" + (" each" if len(steps) > 1 else "") if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"),
         ("exchanges", f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none"),
-        ("speed", f"{summary.get('images_per_second', 0.0):,.0f} images/s for {summary['wall_seconds']:.1f} s"),
+        (
+            "speed",
+            f"{summary.get('images_per_second', 0.0):,.0f} {'samples' if summary.get('dataset') == 'none' else 'images'}/s for {summary['wall_seconds']:.1f} s",
+        ),
         ("a worker's time", _shares(summary["seconds"])),
         *(("lost", f"{worker}: {how}") for worker, how in summary.get("lost", {}).items()),
     ]
-    if average := summary.get("average"):
-        lines.insert(4, ("of the average", f"test error {_percent(average.get('test_error'))}{_best(average)}"))
-    if center.get("validation_error") is not None:
-        lines.insert(3, ("held-out error", _percent(center["validation_error"])))
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
         console.print(Text(f"{label:{width}}  ").append(value), highlight=False, soft_wrap=True)
@@ -48,18 +47,42 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("status", no_wrap=True)
-    for heading in ("test error", "best", "seconds"):
+    centers = [summary.get("center") or {} for _, _, summary, _ in rows]
+    on_data = {"test_error" in center for center in centers if center} or {True}
+    functions = [column for column in _ON_FUNCTIONS if False in on_data and any(column[1] in center for center in centers)]
+    columns = (_ON_DATA if True in on_data else []) + functions
+    for heading in (*(heading for heading, _, _ in columns), "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, status, summary, _ in rows:
-        center, wall = summary.get("center") or {}, summary.get("wall_seconds")
+    for (name, status, summary, _), center in zip(rows, centers, strict=True):
+        wall = summary.get("wall_seconds")
         table.add_row(
-            Text(name), Text(status, style=_STYLES.get(status, "")), _percent(center.get("test_error")), _percent(center.get("best_test_error")),
+            Text(name), Text(status, style=_STYLES.get(status, "")), *(show(center.get(metric)) for _, metric, show in columns),
             "-" if wall is None else f"{wall:,.1f}",
         )  # fmt: skip
     console.print(table, highlight=False)
     for name, status, _, reason in rows:
         if reason and status != "completed":
             console.print(Text(f"{name}: ").append(status, style=_STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=True)
+
+
+def _measured(center: dict[str, Any], on_data: bool) -> list[tuple[str, str]]:
+    """What the last evaluation says, a label and a value each: first what there is of a data set, then the rest under its own name."""
+    lines = []
+    if "test_error" in center or (on_data and not center):
+        lines.append(("test error", f"{_percent(center.get('test_error'))}{_best(center)}"))
+    if "validation_error" in center:
+        lines.append(("held-out error", _percent(center["validation_error"])))
+    losses = [f"{split} {_number(center[f'{split}_loss'])}" for split in ("train", "test") if f"{split}_loss" in center]
+    lines.append(("loss", ", ".join(losses) or "-"))
+    told = ("test_error", "best_test_error", "seconds_to_best", "train_loss", "test_loss", "validation_loss", "validation_error")
+    return lines + [(name.replace("_", " "), _number(value)) for name, value in center.items() if name not in told]
+
+
+def _of_average(average: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if not average:
+        return []
+    on_data = f"test error {_percent(average['test_error'])}{_best(average)}" if "test_error" in average else None
+    return [("of the average", on_data or f"train loss {_number(average.get('train_loss'))}")]
 
 
 def _best(center: dict[str, Any]) -> str:
@@ -88,3 +111,14 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
+
+
+# Columns of a sweep's table: heading, metric of the center, how it is written.
+_ON_DATA = [
+    ("test error", "test_error", _percent),
+    ("best", "best_test_error", _percent),
+]
+_ON_FUNCTIONS = [
+    ("train loss", "train_loss", _number),
+    ("distance to optimum", "distance_to_optimum", _number),
+]

@@ -36,11 +36,16 @@ log = logging.getLogger("easgd.launcher.record")
 
 _NAME = re.compile(r"events\.out\.tfevents\.\d+\.\d+")
 
-# What a sweep is compared by, as the columns of the HParams table.
-_COMPARED = {
+# What a sweep is compared by, as the columns of the HParams table: on a data set, on a function, and on both.
+_COMPARED_ON_DATA = {
     "center/best_test_error": "best test error (%)",
     "center/test_error": "final test error (%)",
     "center/seconds_to_best": "seconds to best",
+}
+_COMPARED_ON_FUNCTIONS = {
+    "center/distance_to_optimum": "final distance to the optimum",
+}
+_COMPARED = {
     "center/train_loss": "final training loss",
     "workers/images_per_second_mean": "images/s per worker",
     "workers/seconds_communication_mean": "seconds of communication",
@@ -177,8 +182,11 @@ def _description(tag: str) -> str:
         word = {"mean": "Mean", "min": "Least", "max": "Greatest"}[kind]
         return f"{word} over the workers at the same local step: {WORKER[metric]}"
     if group == "average":
-        return f"The same for the average of the center: {CENTER[name]}"
-    return CENTER[name] if group == "center" else SYSTEM[name] if group == "system" else WORKER[group]
+        return f"The same for the average of the center: {CENTER.get(name, _MEASURED)}"
+    return CENTER.get(name, _MEASURED) if group == "center" else SYSTEM[name] if group == "system" else WORKER[group]
+
+
+_MEASURED = "What the problem's own evaluation says under this name."
 
 
 def _text(tag: str, markdown: str) -> Summary.Value:
@@ -208,6 +216,7 @@ def _layout() -> Summary.Value:
             lines("best test error so far (%)", "center/best_test_error", "average/best_test_error"),
             lines("training loss", "center/train_loss", "average/train_loss"),
             lines("test loss", "center/test_loss", "average/test_loss"),
+            lines("distance to the optimum", "center/distance_to_optimum", "average/distance_to_optimum"),
         ]),
         ("The workers", [
             lines("training loss of every worker", "train_loss/worker_.*"),
@@ -294,8 +303,10 @@ def _experiment(runs: Sequence[Mapping[str, Value]], domains: bool) -> Summary.V
             info.domain_discrete.values.add(**{_FIELDS[info.type]: value})
         infos.append(info)
     infos.sort(key=lambda info: not info.differs)  # what differs comes first in the table
+    on_data = {run.get("dataset") != "none" for run in runs}
+    compared = (_COMPARED_ON_DATA if True in on_data else {}) | (_COMPARED_ON_FUNCTIONS if False in on_data else {}) | _COMPARED
     metrics = [
-        api_pb2.MetricInfo(name=api_pb2.MetricName(group="", tag=tag), display_name=title, description=_description(tag)) for tag, title in _COMPARED.items()
+        api_pb2.MetricInfo(name=api_pb2.MetricName(group="", tag=tag), display_name=title, description=_description(tag)) for tag, title in compared.items()
     ]
     content = api_pb2.Experiment(time_created_secs=time.time(), hparam_infos=infos, metric_infos=metrics)
     return _hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=content))

@@ -1,0 +1,1 @@
+"""Problems, one a file: what problem.py says of each."""

@@ -1,0 +1,44 @@
+"""A function given by a callback for its gradient: what a method is held against its printed listing on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class FunctionProblem:
+    """A function of which only the gradient is known, in float64 (see problem.py).
+
+    `gradient(x, worker, t, out)` writes the gradient [d] at `x` [d] for the worker's step t into `out` [d].
+    """
+
+    batch_size = 1
+
+    def __init__(self, start: Tensor, gradient: Callable[[Tensor, int, int, Tensor], object]):
+        self._start = start.detach().to(torch.float64)
+        self.loss = torch.zeros((), dtype=torch.float64)
+        self._gradient, self._worker, self._t = gradient, 0, 0
+        self._out = torch.zeros_like(self._start)
+
+    def start(self, worker: int | None = None) -> Tensor:
+        """The vector [d] given, for all."""
+        return self._start.clone()
+
+    def load(self, worker: int, t: int) -> None:
+        """The next gradient is that of that worker's step `t`."""
+        self._worker, self._t = worker, t
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """The gradient [d] at `x` [d]; valid until the next call."""
+        self._gradient(x, self._worker, self._t, self._out)
+        return self._out
+
+    def evaluate(self, x: Tensor) -> dict[str, float]:
+        """Nothing is known of the function but its gradient."""
+        return {}
+
+    def state_dict(self, x: Tensor) -> dict[str, Tensor]:
+        """`x` [d] under its own name."""
+        return {"x": x.detach().clone()}

@@ -1,0 +1,168 @@
+"""A net on labelled images: the mean cross-entropy of its outputs.
+
+Everything random in a gradient (batch, augmentation, dropout) is a function of (seed, worker, t), so a step taken again
+gives the same bits, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from easgd_cli.data.images import Images, Split
+from easgd_cli.flat import Flat
+from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
+
+_EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
+
+
+class Batches:
+    """Which training images make up the batch of a worker's step: a function of (seed, worker, t).
+
+    Each pass over the `images` indices is a fresh permutation of all of them; a batch that a pass cannot fill runs on
+    into the next, so batches may even be larger than the set.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int):
+        self._images, self._batch_size, self._seed = images, batch_size, seed
+        self._generator = torch.Generator()
+        self._orders: dict[int, tuple[int, Tensor]] = {}  # by worker, the last pass it has reached and its order: all that its next batch may need
+
+    def indices(self, worker: int, t: int) -> Tensor:
+        """Image numbers [batch_size] int64 of that worker's step `t`."""
+        begin, end = t * self._batch_size, (t + 1) * self._batch_size
+        parts = []
+        for n in range(begin // self._images, (end - 1) // self._images + 1):
+            order = self._order(worker, n)
+            parts.append(order[max(begin - n * self._images, 0) : end - n * self._images])
+            self._orders[worker] = n, order
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _order(self, worker: int, n: int) -> Tensor:
+        remembered = self._orders.get(worker)
+        if remembered is not None and remembered[0] == n:
+            return remembered[1]
+        return torch.randperm(self._images, generator=self._generator.manual_seed(key(self._seed, PERMUTATION, worker, n)))
+
+
+class ImageProblem:
+    """Cross-entropy of `model` on `images`, in the run with `seed` (see problem.py).
+
+    `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
+    the size of the fixed training subset on which train_loss is measured; `remembered` that of Flat.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int, remembered: int = 4
+    ):
+        self.flat = Flat(model.to(device), remembered)
+        self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
+        self.batch_size = batch_size
+        self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
+        self._model, self._l2, self._seed = model, l2, seed
+        self._images = images.training_on(self.device)
+        self._batches = Batches(len(images.train), batch_size, seed)
+        self._augmentation = torch.Generator()
+        self._dropout = _default_generator(self.device)
+        self._subset = images.training_subset(train_images)
+        self._start = self.flat.vector()
+        self._normalised = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self._worker = self._t = 0  # of the loaded batch
+        self._inputs = self._labels = torch.empty(0)
+        self._snapshot: Tensor | None = None
+
+    def start(self, worker: int | None = None) -> Tensor:
+        """The model's parameters [size] as they were given: every worker begins where the center does (paper p. 6, footnote 7)."""
+        return self._start.clone()
+
+    def load(self, worker: int, t: int) -> None:
+        """Makes that worker's batch of step `t`."""
+        self._worker, self._t = worker, t
+        indices = self._batches.indices(worker, t)
+        self._augmentation.manual_seed(key(self._seed, AUGMENTATION, worker, t))
+        self._inputs, self._labels = self._images.training_batch(indices, self._augmentation, self.dtype)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the next call."""
+        self.flat.bind(x)
+        g = self.flat.gradient
+        # Backward adds to what is in g, so the l2 term goes there first: one pass over g instead of two.
+        if self._l2:
+            torch.mul(x, self._l2, out=g)
+        else:
+            g.zero_()
+        self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
+        if not self._model.training:
+            self._model.train()
+        loss = F.cross_entropy(self._model(self._inputs), self._labels)
+        loss.backward()
+        self.loss = loss.detach()
+        return g
+
+    def evaluate(self, x: Tensor) -> dict[str, float]:
+        """Mean losses, and errors in percent, at `x` [size]: train_loss on the fixed subset of the training images, test_loss
+        and test_error, and validation_loss and validation_error where images are held out.
+
+        Center patches, dropout off, no l2 term. Nobody maintains the running statistics of the center's batch norms, so
+        for models that have any they are estimated first: plain averages over one pass of the same training subset.
+        """
+        self._prepare(x)
+        train_loss, _ = self._measure("train", self._subset)
+        test_loss, test_error = self._measure("test")
+        figures = {"train_loss": train_loss, "test_loss": test_loss, "test_error": test_error}
+        if self._images.held_out is not None:
+            figures["validation_loss"], figures["validation_error"] = self._measure("held_out")
+        return figures
+
+    def state_dict(self, x: Tensor) -> dict[str, Tensor]:
+        """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's estimated as in `evaluate`; plain CPU tensors."""
+        if self._normalised:
+            self._prepare(x)
+        return self.flat.state_dict(x)
+
+    def _prepare(self, x: Tensor) -> None:
+        """Puts a copy of `x` into the model, ready to be measured.
+
+        A copy, because a snapshot that is bound would be kept from being freed.
+        """
+        if self._snapshot is None:
+            self._snapshot = torch.empty_like(x)
+        self._snapshot.copy_(x)
+        self.flat.bind(self._snapshot)
+        self._model.eval()
+        if not self._normalised:
+            return
+        momenta = [layer.momentum for layer in self._normalised]
+        for layer in self._normalised:
+            layer.reset_running_stats()
+            layer.momentum = None  # cumulative average
+            layer.train()
+        with torch.no_grad():
+            for inputs, _ in self._images.evaluation_batches("train", _EVALUATION_BATCH, self.device, self.dtype, self._subset):
+                self._model(inputs)
+        for layer, momentum in zip(self._normalised, momenta, strict=True):
+            layer.momentum = momentum
+        self._model.eval()
+
+    @torch.no_grad()
+    def _measure(self, split: Split, indices: Tensor | None = None) -> tuple[float, float]:
+        """Mean loss, and error in percent."""
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+        count = 0
+        for inputs, labels in self._images.evaluation_batches(split, _EVALUATION_BATCH, self.device, self.dtype, indices):
+            logits = self._model(inputs)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            wrong += (logits.argmax(1) != labels).sum()
+            count += len(labels)
+        return float(loss) / count, 100 * float(wrong) / count
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    """The generator that layers such as dropout draw from on `device`. Seeding it directly costs a microsecond, torch.manual_seed 70."""
+    if device.type != "cuda":
+        return torch.default_generator
+    torch.cuda.init()
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
