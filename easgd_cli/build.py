@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from easgd_cli.config import Group, Settings, effective_alpha, effective_beta
 from easgd_cli.errors import UsageError
+from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
 
 if TYPE_CHECKING:
     import torch
@@ -70,19 +71,20 @@ def data(s: Settings) -> Images:
         raise UsageError(f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs images; choose a data set, such as dataset=digits.")
     options = dict(s.dataset)
     held_out = convert("dataset.validation", options.pop("validation", 0), int)
-    images = as_images(make("dataset", options, {"seed": s.seed}), s.dataset["name"])
+    with seeded(s.seed, MADE_BY_USERS):
+        images = as_images(make("dataset", options, {"seed": s.seed}), s.dataset["name"])
     return images.hold_out(held_out) if held_out else images
 
 
 def model(s: Settings, images: Images) -> nn.Module:
     """A net for these images, initialised from the one seed, or as `init` says. Raises UsageError."""
     from easgd_cli.flat import Flat
-    from easgd_cli.models import check_model, seeded
+    from easgd_cli.models import check_model
 
     if s.model["target"] is None:
         raise UsageError(f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as model=small.")
     offered = {"num_classes": images.num_classes, "input_shape": images.input_shape}
-    with seeded(s.seed):
+    with seeded(s.seed, INIT):
         net = make("model", s.model, offered)
     check_model(net, s.model["name"], images)
     if s.init is not None:

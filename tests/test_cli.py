@@ -450,6 +450,23 @@ def test_the_problem_of_the_documentation_runs_in_processes_of_its_own_and_goes_
     assert (summary["problem"], summary["dataset"]) == ("my_module:Rosenbrock", "none")
 
 
+def documented(name: str) -> str:
+    """The code block of docs/algorithms.md that defines `name`."""
+    text = (configs.directory().parent / "docs" / "algorithms.md").read_text()
+    [block] = [b for b in re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE) if f"def {name}(" in b]
+    return textwrap.dedent(block.partition("    $ ")[0])
+
+
+def test_the_documented_data_set_runs_as_it_is_printed_and_follows_from_the_seed(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    (here / "my_module.py").write_text(documented("my_data"))
+    for seed in (0, 0, 1):
+        said = easgd("train", "dataset=my_module:my_data", "eta=0.05", "steps=500", f"seed={seed}")
+        assert said.status == 0, said.err
+    first, again, other = (build.data(job.settings) for job in launcher.jobs)
+    assert torch.equal(first.train, again.train) and torch.equal(first.test_labels, again.test_labels)
+    assert not torch.equal(first.train, other.train)
+
+
 def test_a_directory_of_own_configurations(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
     for name, text in {
         "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /algo: downpour\ntau: 6\nsteps: 77\n",

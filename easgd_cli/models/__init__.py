@@ -6,30 +6,12 @@ it may ask for `input_shape` and `num_classes` by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
-from easgd_cli.randomness import INIT, key
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within it, torch's CPU generator begins at the place that `seed` gives; afterwards it is as it was before.
-
-    Every worker builds its net within it, so that all start from the same parameters (paper p. 6, footnote 7).
-    """
-    before = torch.random.get_rng_state()
-    torch.default_generator.manual_seed(key(seed, INIT))
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(before)
 
 
 def check_model(net: object, name: str, images: Images) -> None:
