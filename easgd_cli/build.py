@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import os
 import sys
 import traceback
@@ -146,12 +147,13 @@ def prepare(s: Settings) -> Prepared:
     import torch
 
     from easgd_cli.config import total_steps
-    from easgd_cli.devices import deal_devices
+    from easgd_cli.devices import check_threads, deal_devices
     from easgd_cli.problem import check_problem
 
     rules, kept = method(s), average(s)
     schedule(s)
-    deal_devices(s.device, s.workers)
+    check_threads(s)
+    devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
     asked = asked_by_problem(s)
     _refuse_unused(s, asked)
@@ -163,7 +165,7 @@ def prepare(s: Settings) -> Prepared:
         if s.until.test_error is not None and "test_error" not in figures:
             raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
     start = minimised.start(None if rules.center else 0)
-    _check_memory(s, rules, start.numel() * start.element_size())
+    _check_memory(s, rules, start, images, devices.count("cpu"))
     return Prepared(rules, kept, images, minimised, start, steps)
 
 
@@ -193,18 +195,37 @@ def _state_dict(path: str) -> dict[str, Any]:
     return content
 
 
-def _check_memory(s: Settings, rules: Method, vector: int) -> None:
-    """Refuses a run whose vectors cannot fit: a worker's, its reply, gradient and parameters' own copy; the center's and a snapshot."""
+def _check_memory(s: Settings, rules: Method, start: Tensor, images: Images | None, on_cpu: int) -> None:
+    """Refuses a run that cannot fit: its vectors, a batch of every worker `on_cpu`, and the copy of the data set that they share.
+
+    Vectors are a worker's, its reply, gradient and parameters' own copy; the center's and a snapshot. What a net keeps for its
+    backward pass is not known here and comes on top.
+    """
     from easgd_cli.memory import available_memory
 
-    each = len(rules.state) + len(rules.scratch) + bool(rules.center) + 2
-    needed = vector * (s.workers * each + 2 * max(1, len(rules.center)) + 2)
     available = available_memory()
-    if available is not None and needed > available:
-        raise UsageError(
-            f"workers={s.workers}: the vectors of this run need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free; "
-            "use fewer workers or a smaller model."
-        )
+    if available is None:
+        return
+    each = len(rules.state) + len(rules.scratch) + bool(rules.center) + 2
+    vectors = start.numel() * start.element_size() * (s.workers * each + 2 * max(1, len(rules.center)) + 2)
+    # An image as the net takes it, and 8 bytes each for its number, its draw and its label.
+    batches = on_cpu * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24) if images is not None else 0
+    copied = images.nbytes if images is not None else 0
+    if vectors + batches + copied <= available:
+        return
+    said = {
+        f"workers={s.workers}": (vectors, "vectors", "use fewer workers or a smaller model"),
+        f"batch_size={s.batch_size}": (batches, f"a batch of {'the worker' if s.workers == 1 else 'every worker'}", "use smaller batches or fewer workers"),
+        f"dataset={s.dataset['name']}": (copied, "the copy of the data set that workers share", "use fewer or smaller images"),
+    }
+    written, (most, what, remedy) = max(said.items(), key=lambda item: item[1][0])
+    raise UsageError(
+        f"{written}: this run needs {_gib(vectors + batches + copied)}, {_gib(most)} of them for {what}, and {_gib(available)} are free; {remedy}."
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
 
 
 def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -20,7 +20,7 @@ import torch
 import yaml
 from conftest import Launcher, Said
 
-from easgd_cli import __version__, build, rundir
+from easgd_cli import __version__, build, memory, rundir
 from easgd_cli.commands import arguments, compose, configs
 from easgd_cli.config import Group, Settings
 from easgd_cli.errors import RunError, UsageError
@@ -83,6 +83,10 @@ MISTAKES = [
     ("device=tpu", ["device=tpu: is auto, cpu, cuda"]),
     ("device=cuda:7,cuda:8", ["device=cuda:7,cuda:8: this machine shows"]),
     ("=5", ["=5: there is no key before the ="]),
+    ("batch_size=99999999999", ["batch_size=99999999999: this run needs", "for a batch of every worker", "are free; use smaller batches"]),
+    ("workers=99999999", ["workers=99999999: this run needs", "for vectors", "are free; use fewer workers"]),
+    ("threads=100000", ["threads=100000: must be at most", "this machine has"]),
+    ("dataset=synthetic dataset.shape=[3,1000000,1000000]", ["dataset.shape=[3, 1000000, 1000000]", "need", "are free; make them smaller or fewer"]),
     ("+new=1", ["+new=1: settings cannot be added"]),
     ("~tau", ["~tau: a setting cannot be removed"]),
     ("tau=1 tau=2", ["tau=1 tau=2: tau is given twice"]),
@@ -112,6 +116,20 @@ def test_a_mistake_is_one_sentence_before_anything_is_started_or_made(words: str
     assert said.out == ""
     assert launcher.jobs == []
     assert list(here.iterdir()) == []
+
+
+def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = composed("dataset=synthetic", "model=small", "dataset.train=5000", "workers=2", "batch_size=16")
+    fits = build.prepare(s).images
+    assert fits is not None
+    monkeypatch.setattr(memory, "available_memory", lambda: fits.nbytes)
+    with pytest.raises(UsageError, match=r"dataset=synthetic: this run needs .* for the copy of the data set"):
+        build.prepare(s)
+    one = 3 * 28 * 28 * 4 + 24  # bytes of an image in a batch
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * 9000 * one)
+    with pytest.raises(UsageError, match=r"batch_size=9000: this run needs .* for a batch of every worker"):
+        build.prepare(replace(s, batch_size=9000))
+    assert build.prepare(replace(s, batch_size=900)).steps
 
 
 def test_a_refusal_does_not_wait_for_torch(here: Path) -> None:
