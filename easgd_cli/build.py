@@ -87,7 +87,7 @@ def model(s: Settings, images: Images) -> nn.Module:
     offered = {"num_classes": images.num_classes, "input_shape": images.input_shape}
     with seeded(s.seed, INIT):
         net = make("model", s.model, offered)
-    check_model(net, s.model["name"], images)
+    check_model(net, s.model["name"], images, s.batch_size)
     if s.init is not None:
         state = _state_dict(s.init)
         Flat(net).load(state, f"init={s.init}")
@@ -256,10 +256,10 @@ def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
         raise UsageError(str(e)) from e
     except UsageError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         if _own(spec):
             raise
-        raise UsageError(f"{group}={spec['name']}: calling it raised {type(e).__name__}: {e} ({_last_line(e)}).") from e
+        raise UsageError(f"{group}={spec['name']}: calling it raised {_raised(e)}.") from e
 
 
 def _own(spec: Group) -> bool:
@@ -287,8 +287,8 @@ def locate(group: str, target: str) -> Callable[..., Any]:
         if module == missing or module.startswith(missing + "."):
             raise UsageError(f"{group}={target}: there is no module {missing} in {here} or among the installed packages.") from e
         raise UsageError(f"{group}={target}: importing {module} failed: it needs the module {missing}, which is not installed.") from e
-    except Exception as e:
-        raise UsageError(f"{group}={target}: importing {module} raised {type(e).__name__}: {e} ({_last_line(e)}).") from e
+    except (Exception, SystemExit) as e:
+        raise UsageError(f"{group}={target}: importing {module} raised {_raised(e)}.") from e
     for part in name.split("."):
         try:
             found = getattr(found, part)
@@ -355,6 +355,9 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
-def _last_line(e: BaseException) -> str:
+def _raised(e: BaseException) -> str:
+    """What a user's own code raised, and where: the last line that was run, or of a syntax error the line that cannot be read."""
+    if isinstance(e, SyntaxError) and e.filename is not None:
+        return f"{type(e).__name__}: {e.msg} ({e.filename}, line {e.lineno})"
     frame = traceback.extract_tb(e.__traceback__)[-1]
-    return f"{frame.filename}, line {frame.lineno}"
+    return f"{type(e).__name__}: {' '.join(str(e).split())} ({frame.filename}, line {frame.lineno})"

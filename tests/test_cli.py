@@ -468,6 +468,22 @@ def test_the_problem_of_the_documentation_runs_in_processes_of_its_own_and_goes_
     assert (summary["problem"], summary["dataset"]) == ("my_module:Rosenbrock", "none")
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        ("model=broken:Net", "import sys\nsys.exit(3)\n", "model=broken:Net: importing broken raised SystemExit: 3 ({file}, line 2)."),
+        ("model=broken:Net", "def f(:\n    pass\n", "model=broken:Net: importing broken raised SyntaxError: invalid syntax ({file}, line 1)."),
+        ("dataset=broken:f eta=1 steps=20", "def f():\n    raise SystemExit(4)\n", "dataset=broken:f: calling it raised SystemExit: 4 ({file}, line 2)."),
+    ],
+)
+def test_whatever_an_own_module_raises_is_one_sentence(words: str, code: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    (here / "broken.py").write_text(code)
+    said = easgd("train", *words.split())
+    assert (said.status, said.err) == (2, f"easgd: {sentence.format(file=here / 'broken.py')}\n")
+    assert launcher.jobs == []
+    assert not (here / "runs").exists()
+
+
 def documented(name: str) -> str:
     """The code block of docs/algorithms.md that defines `name`."""
     text = (configs.directory().parent / "docs" / "algorithms.md").read_text()
