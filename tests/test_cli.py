@@ -515,6 +515,24 @@ def test_a_directory_of_own_configurations(easgd: Easgd, launcher: Launcher, her
     assert (s.algo["name"], s.tau, s.steps, s.seed, s.eta) == ("downpour", 6, 77, 3, composed("algo=downpour").eta)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("tua: 3", "tua: there is no setting tua; did you mean tau?"),
+        ("eta: fast", "eta=fast: must be a number."),
+        ("eval:\n  evry: 30 s", "eval.evry: there is no setting eval.evry; did you mean eval.every?"),
+        ("until: 5", "until=5: until is a section; write one of until.test_error=."),
+        ("tau: {a: 1}", "tau={'a': 1}: must be a whole number."),
+    ],
+)
+def test_a_mistake_in_an_own_configuration_is_told_with_its_file(text: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    (here / "own" / "experiment").mkdir(parents=True)
+    (here / "own" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    said = easgd("train", "experiment=mine", "--config-dir", "own", "eta=0.1")
+    assert (said.status, said.err) == (2, f"easgd: In experiment/mine.yaml: {sentence}\n")
+    assert launcher.jobs == []
+
+
 def test_hydra_shows_the_composed_settings(easgd: Easgd, launcher: Launcher) -> None:
     shown = yaml.safe_load(easgd("train", "--cfg", "job", "tau=4", "algo=eamsgd").out)
     assert (shown["tau"], shown["algo"]["name"]) == (4, "eamsgd")
