@@ -30,7 +30,7 @@ def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Ro
     steps, threads = prepared.steps, worker_threads(s)
     images = prepared.images.share()
     quiet = replace(s, eval=Eval(every=None, when="deferred", train_images=1), checkpoint=Checkpoint())
-    launch = build.locate("launcher", s.launcher["target"])
+    launch = build.launcher(s)
 
     def ours() -> float:
         with tempfile.TemporaryDirectory() as directory, redirect_stdout(io.StringIO()):

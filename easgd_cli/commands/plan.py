@@ -113,12 +113,11 @@ class _Checks:
         if isinstance(s, str):
             return s
         key = json.dumps(
-            [s.problem, s.dataset, s.model, s.init, s.device, s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.algo, s.launcher["target"],
+            [s.problem, s.dataset, s.model, s.init, s.device, s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.algo,
              s.epochs, s.until.test_error]
         )  # fmt: skip
         if key not in self._deep:
             try:
-                build.locate("launcher", s.launcher["target"])
                 build.prepare(s)
                 self._deep[key] = None
             except UsageError as e:

@@ -23,8 +23,7 @@ from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher.job import Job, Outcome
-
-Launcher = Callable[[Job, Any], Outcome]
+from easgd_cli.launcher.kinds import Launcher
 
 
 def checked(settings: Settings) -> None:
@@ -32,6 +31,7 @@ def checked(settings: Settings) -> None:
     config.check(settings)
     build.method(settings)
     build.schedule(settings)
+    build.launcher(settings)
 
 
 def own(overrides: Sequence[str]) -> list[str]:
@@ -70,9 +70,7 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
     """
     path = rundir.create(path)
     try:
-        from easgd_cli.launcher import children  # not above: it imports torch, which a refusal need not wait for
-
-        children.begin()  # everything has been checked; torch is imported there while Hydra composes here
+        launcher.begin()
         outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
     except BaseException as e:
         if isinstance(e, UsageError) or (isinstance(e, KeyboardInterrupt) and not (path / "logs").exists()):
@@ -91,7 +89,7 @@ def launch_in(path: Path, settings: Settings, overrides: list[str], command: str
 
 def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:
     """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and RunError."""
-    launcher = build.locate("launcher", settings.launcher["target"])
+    launcher = build.launcher(settings)
     prepared = build.prepare(settings)
     from easgd_cli import checkpoint  # here, since it loads torch, for which a refusal does not wait
 

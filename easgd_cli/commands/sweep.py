@@ -87,7 +87,7 @@ def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tupl
             if status is not None:
                 outcome = running.go_on(path, member.settings, running.own(member.overrides), command)
             else:
-                launcher = build.locate("launcher", member.settings.launcher["target"])
+                launcher = build.launcher(member.settings)
                 outcome, path = running.launch(member.settings, path, member.overrides, command, launcher, build.prepare(member.settings), through=asked)
     except KeyboardInterrupt:
         return _Row(path.name, "interrupted"), 130

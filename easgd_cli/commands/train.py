@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     running.checked(settings)
     for line in running.ineffective(settings, asked.overrides):
         print(f"easgd: {line}", file=sys.stderr)
-    launcher = build.locate("launcher", settings.launcher["target"])
+    launcher = build.launcher(settings)
     outcome, path = running.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), through=asked)
     _tell_where(path, outcome)
     return outcome.exit_code
