@@ -14,6 +14,7 @@ from easgd_cli.errors import RunError, UsageError
 COMMANDS = {
     "train": "train a model with many workers; -m sweeps",
     "bench": "what computing, loading data and communicating cost on this hardware",
+    "theory": "the paper's analysis: moments, stability maps, ADMM, as numbers and figures",
 }
 
 _HELP = """easgd {version}: train one model with many workers around a center variable.

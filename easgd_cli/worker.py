@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,13 +20,12 @@ from easgd_cli.channel import Channel
 from easgd_cli.config import Interval, Settings
 from easgd_cli.data.images import Images
 from easgd_cli.memory import SharedTensors
+from easgd_cli.meter import Meter, Tally
 from easgd_cli.problem import Problem
 from easgd_cli.snapshot import Moment, Snapshots
 from easgd_cli.transport.base import Withdrawn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 
-_POINTS = 250  # rows a worker posts over a run of known length
-_POINTS_PER_DOUBLING = 64  # and, where the length is not known, before it posts half as often
 _NEWS_SECONDS = 0.2  # how often it tells the launcher its clock and its rows: each message wakes a process that wants a core
 
 
@@ -50,23 +49,6 @@ class WorkerStart:
     pace: Sequence[float] | None = None
 
 
-@dataclass
-class Tally:
-    """Sums of a worker: over the whole run, and since its last row. Seconds are of its own step loop."""
-
-    seconds_compute: float = 0.0
-    seconds_data: float = 0.0
-    seconds_communication: float = 0.0
-    seconds_loop: float = 0.0
-    loss: float = 0.0
-    steps: int = 0
-    staleness: int = 0
-    exchanges: int = 0
-    every: int = 1
-    rows: int = 0
-    last_loop: float = 0.0
-
-
 class WorkerLoop:
     """One worker from its start to its last step."""
 
@@ -82,10 +64,7 @@ class WorkerLoop:
         self._session = SharedWorkerEnd(start.link, self._device)
         self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
         self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t, start.link.worker)
-        self._tally = Tally(**(start.meter or {}))
-        if start.steps is not None:
-            self._tally.every = max(self._tally.every, -(-start.steps // _POINTS))  # also of a run that goes on for longer than it was meant to
-        self._loss = torch.tensor(self._tally.loss, dtype=torch.float64, device=self._device)  # read only when it is told: no wait in a step
+        self._meter = Meter(start.link.worker, s.batch_size, s.workers, start.steps, self._device, start.meter)
         self._sequential = not self._method.center
         self._average = build.average(s) if self._sequential else None
         self._stop = False
@@ -102,7 +81,8 @@ class WorkerLoop:
 
         Raises SessionEnded when the master has ended, ChannelClosed when the launcher has.
         """
-        start, w, tally, session = self._start, self._w, self._tally, self._session
+        start, w, meter, session = self._start, self._w, self._meter, self._session
+        tally = meter.tally
         snapshots = Snapshots(self._channel, self._lasting(), start.interval, began, start.pace)
         timed = _Timed(self._problem, session, tally)
         news = 0.0
@@ -115,13 +95,9 @@ class WorkerLoop:
             except Withdrawn:  # the step has not happened: a rule changes its state only after its last yield
                 self._stop = start.minutes is None or snapshots.seconds() < start.minutes * 60
                 break
-            self._loss += self._problem.loss
-            tally.steps += 1
-            if session.exchanges != exchanged:
-                tally.staleness += session.staleness
-                tally.exchanges += 1
+            meter.step(self._problem.loss, session.staleness if session.exchanges != exchanged else None)
             tally.seconds_loop = loop_before + time.perf_counter() - loop_began
-            if w.t % tally.every == 0:
+            if meter.due(w.t):
                 self._row(snapshots.seconds())
             if self._average is not None:
                 w.average.lerp_(w.x, self._average(w.t))
@@ -173,39 +149,20 @@ class WorkerLoop:
     def _post_state(self, purpose: str, snapshots: Snapshots) -> None:
         """Everything this worker needs to go on from here, after all it has to say of before."""
         self._post_rows()
-        self._tally.loss = float(self._loss)
         kept = self._lasting()
         if self._session.reply is not None:
             kept["reply"] = self._session.reply  # only to measure distances from it
         self._channel.post(
             {
                 "kind": "state", "purpose": purpose, "t": self._w.t, "center_clock": self._session.center_clock, "served": self._session.served,
-                "exchanges": self._session.exchanges, "seconds": snapshots.seconds(), "tally": asdict(self._tally),
+                "exchanges": self._session.exchanges, "seconds": snapshots.seconds(), "tally": self._meter.state(),
             },
             SharedTensors.of(kept),
         )  # fmt: skip
 
     def _row(self, seconds: float) -> None:
         """Notes what happened since the last row."""
-        w, tally = self._w, self._tally
-        loop = tally.seconds_loop - tally.last_loop
-        row = {
-            "seconds": seconds, "step": w.t, "exchanges": self._session.served, "party": f"worker_{self._start.link.worker:02d}",
-            "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
-            "images_per_second": tally.steps * self._problem.batch_size / loop if loop > 0 else 0.0,
-            "seconds_compute": tally.seconds_compute, "seconds_data": tally.seconds_data, "seconds_communication": tally.seconds_communication,
-            "seconds_other": tally.seconds_loop - tally.seconds_compute - tally.seconds_data - tally.seconds_communication,
-        }  # fmt: skip
-        if self._session.reply is not None:
-            row["distance_to_center"] = float(torch.dist(w.x, self._session.reply))
-            if tally.exchanges:
-                row["staleness"] = tally.staleness / tally.exchanges
-        self._rows.append(row)
-        self._loss.zero_()
-        tally.steps, tally.staleness, tally.exchanges, tally.last_loop = 0, 0, 0, tally.seconds_loop
-        tally.rows += 1
-        if self._start.steps is None and tally.rows % _POINTS_PER_DOUBLING == 0:
-            tally.every *= 2
+        self._rows.append(self._meter.row(self._w, seconds, self._session.served, self._session.reply))
 
 
 class _Timed:

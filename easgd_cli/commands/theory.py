@@ -1,0 +1,121 @@
+"""`easgd theory`: the paper's analysis as numbers and figures, and how it agrees with the algorithms' own code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from easgd_cli.errors import RunError, UsageError
+from easgd_cli.theory.settings import STUDIES, default, read
+
+if TYPE_CHECKING:
+    from easgd_cli.theory.studies.study import Cell, Study, Table
+
+_HELP = """usage: easgd theory [WHAT] [KEY=VALUE ...] [--out DIR]
+
+Without WHAT, or with all: every study below with its defaults. Each prints its tables and writes numbers as JSON and CSV and
+figures as PNG and SVG into DIR (runs/theory); files of an earlier call are replaced. Several values are separated by commas.
+
+{studies}
+  easgd theory
+  easgd theory moments p=7 eta=0.3 beta=0.5 h=2 sigma=3 t=17,inf
+  easgd theory roundrobin p=8 eta=0.002 rho=4
+  easgd theory family eta=0.3 beta=0.1 alpha=-0.05
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Computes, prints and writes; returns the exit status. A point that diverges is a result. Raises UsageError."""
+    if "-h" in argv or "--help" in argv:
+        print(_HELP.format(studies="\n".join(map(_described, STUDIES))), end="")
+        return 0
+    out, words = _out(argv)
+    what = words.pop(0) if words and "=" not in words[0] and not words[0].startswith("-") else "all"
+    if what != "all" and what not in STUDIES:
+        near = difflib.get_close_matches(what, ("all", *STUDIES), 1, cutoff=0.5)
+        raise UsageError(f"theory {what}: there is no such study; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(STUDIES)}."))
+    if what == "all" and words:
+        raise UsageError(f"{words[0]}: settings belong to one study; name it first, such as easgd theory moments {words[0]}. See easgd theory --help.")
+    asked = {name: read(name, words) for name in (STUDIES if what == "all" else [what])}
+    directory = _made(out)
+
+    import torch  # only now: a mistake and the help are answered in a moment
+
+    from easgd_cli.theory.studies import picture
+
+    torch.set_num_threads(1)
+    for name, settings in asked.items():
+        with picture.style():
+            study = importlib.import_module(f"easgd_cli.theory.studies.{name}").study(settings)
+            try:
+                written = study.write(directory)
+            except OSError as e:
+                raise RunError(f"{directory}: {name} could not be written there ({e.strerror}).") from e
+        _show(study, written)
+    return 0
+
+
+def _out(argv: Sequence[str]) -> tuple[Path, list[str]]:
+    out, words, rest = Path("runs/theory"), [], iter(argv)
+    for word in rest:
+        if word == "--out" or word.startswith("--out="):
+            path = word.partition("=")[2] if "=" in word else next(rest, "")
+            if not path:
+                raise UsageError("--out: names no directory; write --out DIR.")
+            out = Path(path)
+        elif word.startswith("-"):
+            raise UsageError(f"{word}: there is no such option; see easgd theory --help.")
+        else:
+            words.append(word)
+    return out, words
+
+
+def _made(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as e:
+        raise UsageError(f"--out {out}: nothing can be written there ({e.strerror}); choose another directory.") from e
+    return out
+
+
+def _described(name: str) -> str:
+    kind = STUDIES[name]
+    lines = [f"  {name:<12}{kind.__doc__}"]
+    for f in fields(kind):
+        value = default(f.default)
+        lines.append(f"      {f.name + '=' + value:<50}{f.metadata['what']}")
+    return "\n".join(lines) + "\n"
+
+
+def _show(study: Study, written: Sequence[Path]) -> None:
+    for table in study.tables:
+        print(_text(table))
+    for sentence in study.findings:
+        print(sentence)
+    print(f"{study.name}: wrote {', '.join(p.name for p in written)} in {written[0].parent}\n", flush=True)
+
+
+def _text(table: Table) -> str:
+    """The table as it stands in a terminal or a file: every digit, whatever the width."""
+    kept = [n for n, column in enumerate(table.columns) if column not in table.unprinted]
+    headings = [table.columns[n].split("_") for n in kept]
+    deep = max(map(len, headings))
+    rows = [list(line) for line in zip(*([""] * (deep - len(h)) + h for h in headings), strict=True)]
+    rows += [[_cell(row[n], table.columns[n]) for n in kept] for row in table.rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(kept))]
+    return "\n".join([table.title, *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows), ""])
+
+
+def _cell(value: Cell, column: str) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return "diverges" if not math.isfinite(value) else f"{value:.2f}" if column.endswith("_in_se") else f"{value:.7g}"
+    return str(value)

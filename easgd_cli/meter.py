@@ -1,0 +1,87 @@
+"""What is measured of one worker: its rows for the record, at fixed local steps, and the sums they are made of.
+
+Seconds are whatever the caller counts in: those of a real step loop, or virtual ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easgd_cli.algorithms.base import Worker
+
+_POINTS = 250  # rows of a worker over a run of known length
+_POINTS_OF_ALL = 20_000  # rows of all its workers together
+_POINTS_PER_DOUBLING = 64  # and, where the length is not known, before a worker has half as many
+
+
+@dataclass
+class Tally:
+    """Sums of a worker. Seconds are of its step loop and since the start of the run; what follows them is since its last row."""
+
+    seconds_compute: float = 0.0
+    seconds_data: float = 0.0
+    seconds_communication: float = 0.0
+    seconds_loop: float = 0.0
+    loss: float = 0.0
+    steps: int = 0
+    staleness: int = 0
+    exchanges: int = 0
+    last_loop: float = 0.0
+    every: int = 1
+    rows: int = 0
+
+
+class Meter:
+    """One worker's. `steps`: how many it takes in all, None where that is not known; `tally`: of a run that goes on."""
+
+    def __init__(self, number: int, batch_size: int, workers: int, steps: int | None, device: torch.device, tally: Mapping[str, Any] | None = None):
+        self.tally = Tally(**(tally or {}))
+        self._party, self._batch_size, self._length_known = f"worker_{number:02d}", batch_size, steps is not None
+        if steps is not None:
+            points = max(1, min(_POINTS, _POINTS_OF_ALL // workers))
+            self.tally.every = max(self.tally.every, -(-steps // points))  # also of a run that goes on for longer than it was meant to
+        self._loss = torch.tensor(self.tally.loss, dtype=torch.float64, device=device)  # read only when it is told: no wait in a step
+
+    def step(self, loss: Tensor, staleness: int | None) -> None:
+        """A step has been taken, with this loss [] of its batch; `staleness` of its exchange, if it had one."""
+        self._loss += loss
+        self.tally.steps += 1
+        if staleness is not None:
+            self.tally.staleness += staleness
+            self.tally.exchanges += 1
+
+    def due(self, t: int) -> bool:
+        """Whether a row is, at the worker's clock t."""
+        return t % self.tally.every == 0
+
+    def row(self, w: Worker, seconds: float, served: int, reply: Tensor | None) -> dict[str, Any]:
+        """What happened since the last row, at this second of training; `reply`: the last one, None before the first."""
+        tally = self.tally
+        loop = tally.seconds_loop - tally.last_loop
+        row = {
+            "seconds": seconds, "step": w.t, "exchanges": served, "party": self._party,
+            "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
+            "images_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0,
+            "seconds_compute": tally.seconds_compute, "seconds_data": tally.seconds_data, "seconds_communication": tally.seconds_communication,
+            "seconds_other": tally.seconds_loop - tally.seconds_compute - tally.seconds_data - tally.seconds_communication,
+        }  # fmt: skip
+        if reply is not None:
+            row["distance_to_center"] = float(torch.dist(w.x, reply))
+            if tally.exchanges:
+                row["staleness"] = tally.staleness / tally.exchanges
+        self._loss.zero_()
+        tally.steps, tally.staleness, tally.exchanges, tally.last_loop = 0, 0, 0, tally.seconds_loop
+        tally.rows += 1
+        if not self._length_known and tally.rows % _POINTS_PER_DOUBLING == 0:
+            tally.every *= 2
+        return row
+
+    def state(self) -> dict[str, Any]:
+        """The tally as plain numbers."""
+        self.tally.loss = float(self._loss)
+        return asdict(self.tally)

@@ -1,0 +1,1 @@
+"""The studies, one file each: from settings to tables, findings and pictures."""

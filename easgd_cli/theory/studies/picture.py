@@ -1,0 +1,46 @@
+"""How the pictures look and are saved: matplotlib's objects without pyplot, so no window system and no global state of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart by all eyes, and in this order also in grey.
+BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK = "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK)
+DIVERGENT = "0.82"  # grey: nothing finite there
+WIDTH = 7.0  # inches: across a page
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Settings under which pictures are made and saved, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {"font.size": 8, "axes.titlesize": 8, "axes.grid": False, "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "easgd"}
+        )
+        yield
+
+
+def new(width: float, height: float) -> Figure:
+    """An empty picture of so many inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As PNG or SVG, by the ending; the same picture gives the same bytes."""
+    if path.suffix == ".svg":
+        figure.savefig(path, metadata={"Date": None})
+    else:
+        figure.savefig(path, dpi=200, metadata={"Software": None})
+
+
+def letter(axes: Axes, text: str) -> None:
+    """A title at the left, for panels that are spoken of."""
+    axes.set_title(text, loc="left")

@@ -1,0 +1,85 @@
+"""What a study hands over, and how it is written: numbers as JSON and CSV, pictures as PNG and SVG."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from easgd_cli.theory.studies import picture
+
+Cell = float | int | str | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under their columns' names; None where there is nothing to say, inf where something diverges. `_in_se`: in standard errors."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Cell, ...]]
+    unprinted: tuple[str, ...] = ()  # columns that are only written
+
+
+@dataclass(frozen=True)
+class Study:
+    """`tables` are printed and written, `grids` (the numbers behind the maps) only written; `findings` are sentences."""
+
+    name: str
+    settings: Any
+    tables: list[Table]
+    findings: list[str]
+    pictures: dict[str, Figure]
+    grids: list[Table] = field(default_factory=list)
+
+    def write(self, out: Path) -> list[Path]:
+        """NAME.json (settings, findings, tables), a CSV file a table, PNG and SVG a picture; returns what was written.
+
+        JSON has no inf: there null stands for it. A file is written beside and renamed.
+        """
+        written = []
+
+        def put(name: str, write: Callable[[Path], object]) -> None:
+            path, beside = out / name, out / f".{os.getpid()}.{name}"
+            try:
+                write(beside)
+                os.replace(beside, path)
+            finally:
+                beside.unlink(missing_ok=True)
+            written.append(path)
+
+        content = {
+            "study": self.name,
+            "settings": {k: _plain(v) for k, v in asdict(self.settings).items()},
+            "findings": self.findings,
+            "tables": {t.name: [dict(zip(t.columns, map(_plain, row), strict=True)) for row in t.rows] for t in self.tables},
+        }
+        put(f"{self.name}.json", lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+        for table in (*self.tables, *self.grids):
+            put(f"{self.name}_{table.name}.csv", partial(_write_csv, table))
+        for name, figure in self.pictures.items():
+            for suffix in ("png", "svg"):
+                put(f"{name}.{suffix}", partial(picture.save, figure))
+        return written
+
+
+def _write_csv(table: Table, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(table.columns)
+        rows.writerows(table.rows)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
