@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
     from easgd_cli.average import Average
     from easgd_cli.data.images import Images
-    from easgd_cli.launcher.kinds import Launcher
     from easgd_cli.problem import Problem
     from easgd_cli.schedule import Schedule
 
@@ -61,11 +60,6 @@ def schedule(s: Settings) -> Schedule:
 def average(s: Settings) -> Average | None:
     """The weights of the center in its average; None where none is kept. Raises UsageError."""
     return make("average", s.average, {})
-
-
-def launcher(s: Settings) -> Launcher:
-    """What runs a job: called with it and with what has been prepared for it. Raises UsageError."""
-    return make("launcher", s.launcher, symbols(s))
 
 
 def data(s: Settings) -> Images:

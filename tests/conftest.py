@@ -13,6 +13,7 @@ import pytest
 from easgd_cli import build
 from easgd_cli.__main__ import main
 from easgd_cli.config import Settings
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 
 
@@ -54,13 +55,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def launcher(monkeypatch: pytest.MonkeyPatch) -> Launcher:
     """Every run goes here instead of to processes."""
-    stand_in, launcher = Launcher(), build.launcher
+    stand_in, launcher = Launcher(), kinds.launcher
 
     def checked(settings: Settings) -> Launcher:
         launcher(settings)  # what is asked of the real one
         return stand_in
 
-    monkeypatch.setattr(build, "launcher", checked)
+    monkeypatch.setattr(kinds, "launcher", checked)
     return stand_in
 
 

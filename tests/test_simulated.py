@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_runs import MOVING, POLYAK, ROUNDS, by_hand, one_thread, recorded_order, rows, run, saved_center, settings  # noqa: F401
+from test_runs import MOVING, POLYAK, ROUNDS, by_hand, disturbed, one_thread, recorded_order, rows, run, saved_center, settings, training  # noqa: F401
 
 from easgd_cli import build
 from easgd_cli.config import Checkpoint, Eval, Settings, Until
-from easgd_cli.launcher import simulated
+from easgd_cli.launcher import kinds, simulated
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Simulated
 from easgd_cli.launcher.stopping import Signals
@@ -32,10 +33,10 @@ UNEVEN = {
 }
 
 
-def virtual(s: Settings, directory: Path, *, resume: bool = False, replay: list[int] | None = None, **cluster: Any) -> Outcome:
+def virtual(s: Settings, directory: Path, *, resume: bool = False, **cluster: Any) -> Outcome:
     directory.mkdir(exist_ok=True)
     s.launcher = {"name": "simulated", "target": "easgd_cli.launcher.kinds:Simulated", **cluster}
-    return build.launcher(s)(Job(s, directory, resume=resume, replay=replay), build.prepare(s))
+    return kinds.launcher(s)(Job(s, directory, resume=resume), build.prepare(s))
 
 
 def on_a_function(algo: str, **values: Any) -> Settings:
@@ -76,10 +77,20 @@ def test_taking_turns_reproduces_the_papers_trace(tmp_path: Path) -> None:
 def test_the_recorded_order_of_real_processes_replayed_gives_their_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
     s = settings(algo, gamma=1e-2, average=POLYAK)
     assert run(s, tmp_path / "real").status == "completed"
-    order = recorded_order(tmp_path / "real")
-    assert virtual(s, tmp_path / "again", replay=order, spread=0.5, latency=0.01).status == "completed"
-    assert recorded_order(tmp_path / "again") == order
+    s.replay = str(tmp_path / "real")
+    assert virtual(s, tmp_path / "again", spread=0.5, latency=0.01).status == "completed"
+    assert recorded_order(tmp_path / "again") == recorded_order(tmp_path / "real")
     same_files(tmp_path / "real", tmp_path / "again", "center.pt", "average.pt")
+
+
+@pytest.mark.parametrize("algo", ["easgd", "sync_easgd"])
+def test_a_run_that_lost_a_worker_is_replayed_too(algo: str, tmp_path: Path) -> None:
+    s = settings(algo, steps=600)
+    disturbed(s, tmp_path / "real", lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
+    s.replay = str(tmp_path / "real")
+    assert virtual(s, tmp_path / "again").status == "completed"
+    assert recorded_order(tmp_path / "again") == recorded_order(tmp_path / "real")
+    same_files(tmp_path / "real", tmp_path / "again", "center.pt")
 
 
 @pytest.mark.parametrize("algo", [*ASYNCHRONOUS, "sgd", "msgd", "sync_easgd", "pull_then_step"])

@@ -22,6 +22,7 @@ from easgd_cli.commands import arguments, configs
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 
@@ -31,7 +32,7 @@ def checked(settings: Settings) -> None:
     config.check(settings)
     build.method(settings)
     build.schedule(settings)
-    build.launcher(settings)
+    kinds.launcher(settings)
 
 
 def own(overrides: Sequence[str]) -> list[str]:
@@ -89,7 +90,7 @@ def launch_in(path: Path, settings: Settings, overrides: list[str], command: str
 
 def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:
     """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and RunError."""
-    launcher = build.launcher(settings)
+    launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
     from easgd_cli import checkpoint  # here, since it loads torch, for which a refusal does not wait
 

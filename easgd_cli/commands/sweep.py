@@ -27,6 +27,7 @@ from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.plan import Member, Plan
 from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 
 
@@ -87,7 +88,7 @@ def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tupl
             if status is not None:
                 outcome = running.go_on(path, member.settings, running.own(member.overrides), command)
             else:
-                launcher = build.launcher(member.settings)
+                launcher = kinds.launcher(member.settings)
                 outcome, path = running.launch(member.settings, path, member.overrides, command, launcher, build.prepare(member.settings), through=asked)
     except KeyboardInterrupt:
         return _Row(path.name, "interrupted"), 130

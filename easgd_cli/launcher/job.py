@@ -18,7 +18,6 @@ class Job:
     overrides: list[str] = field(default_factory=list)
     command: str = ""
     resume: bool = False
-    replay: list[int] | None = None  # worker numbers: exchanges are to be served in this order, that of a recorded run
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Protocol
 
+from easgd_cli import build
+from easgd_cli.config import Settings
 from easgd_cli.randomness import COMPUTING, PAUSES, uniform
 
 if TYPE_CHECKING:
@@ -22,6 +24,11 @@ class Launcher(Protocol):
 
     def __call__(self, job: Job, prepared: Prepared) -> Outcome:
         """Runs a job to its end. Raises RunError when it could not be started or recorded."""
+
+
+def launcher(s: Settings) -> Launcher:
+    """The one that these settings name. Raises UsageError."""
+    return build.make("launcher", s.launcher, build.symbols(s))
 
 
 _MOST_LOCAL = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.kinds import Simulated
 from easgd_cli.launcher.stopping import Signals
 from easgd_cli.meter import Meter
+from easgd_cli.record.recorder import read_order
 from easgd_cli.snapshot import EVALUATED, Moment, Pace
 from easgd_cli.transport.simulated import Event, Events, Network, Session, SimulatedMaster
 
@@ -104,8 +106,9 @@ class Run:
             vectors = {name: start.clone() if name in EVALUATED else torch.zeros_like(start) for name in names}
             self._center = Center(self._method, vectors, average=self._average)
             network = Network(cluster.both("latency"), (None, None) if cluster.bandwidth is None else cluster.both("bandwidth"), cluster.service)
+            order = read_order(Path(s.replay) / "exchanges.bin") if s.replay is not None else None
             sessions = [m.session for m in self._members if m.session is not None]
-            self._master = SimulatedMaster(self._center, sessions, network, self._events, nbytes, job.replay)
+            self._master = SimulatedMaster(self._center, sessions, network, self._events, nbytes, order)
         self._clocks = [0] * s.workers  # the workers' as the master has seen them
         self._pace = Pace(Interval.parse("eval.every", s.eval.every) or self._default_interval())
         self._checkpoint_pace = Pace(Interval.parse("checkpoint.every", s.checkpoint.every))

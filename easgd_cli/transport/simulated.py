@@ -186,11 +186,23 @@ class SimulatedMaster:
 
     def _next(self) -> list[int]:
         """Whose messages are served next; empty while they have not all arrived."""
+        if self._order is not None:
+            members = self._recorded()
+            if not members or not self._arrived.keys() >= set(members):
+                return []
+            return [self._order.popleft() for _ in members]
         if self._in_rounds:
             return sorted(self._arrived) if self._arrived.keys() >= self._live else []
-        if self._order is None:
-            return [next(iter(self._arrived))] if self._arrived else []
-        return [self._order.popleft()] if self._order and self._order[0] in self._arrived else []
+        return [next(iter(self._arrived))] if self._arrived else []
+
+    def _recorded(self) -> list[int]:
+        """Whose exchanges came next in the recorded run: one, or the members of a round, which are in rising order."""
+        members: list[int] = []
+        for worker in self._order or ():
+            if members and (not self._in_rounds or worker <= members[-1]):
+                break
+            members.append(worker)
+        return members
 
     def _lend(self, worker: int) -> Lent:
         session = self._sessions[worker]
