@@ -51,11 +51,14 @@ class OwnerState:
 
 @dataclass
 class Checkpoint:
-    """A run at one moment. `pending`: snapshots that have been taken but not evaluated, each with its vectors by name."""
+    """A run at one moment. `pending`: snapshots that have been taken but not evaluated, each with its vectors by name;
+    `simulated`: where a virtual cluster stands.
+    """
 
     owner: OwnerState
     workers: dict[int, WorkerState]
     pending: list[tuple[Moment, dict[str, Tensor]]] = field(default_factory=list)
+    simulated: dict[str, Any] | None = None
 
 
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -66,6 +69,7 @@ def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "owner": vars(checkpoint.owner) | {"moment": asdict(checkpoint.owner.moment)},
         "workers": {i: vars(w) for i, w in checkpoint.workers.items()},
         "pending": [(asdict(moment), vectors) for moment, vectors in checkpoint.pending],
+        "simulated": checkpoint.simulated,
     }
     save(content, path)
     for old in find(directory)[:-keep]:
@@ -109,6 +113,7 @@ def newest(run_dir: Path) -> Checkpoint:
             OwnerState(**owner | {"moment": Moment(**owner["moment"])}),
             {i: WorkerState(**w) for i, w in content["workers"].items()},
             [(Moment(**moment), vectors) for moment, vectors in content["pending"]],
+            content["simulated"],
         )
     except Exception as e:
         raise UsageError(f"resume={run_dir}: {path} cannot be read ({type(e).__name__}); remove it to go on from an older checkpoint, if there is one.") from e

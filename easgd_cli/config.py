@@ -79,6 +79,7 @@ class Settings:
 
     init: Optional[str] = None  # a state_dict file to start from
     resume: Optional[str] = None  # a run directory to go on with
+    replay: Optional[str] = None  # a run directory whose exchanges are made again in their recorded order, simulated
 
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -20,7 +20,7 @@ class Flat:
     Raises UsageError when there is nothing to train or the parameters differ in dtype.
     """
 
-    def __init__(self, model: nn.Module, remembered: int = 4):
+    def __init__(self, model: nn.Module, remembered: int = 4096):
         self.model = model
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:

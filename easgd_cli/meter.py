@@ -68,7 +68,7 @@ class Meter:
             "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
             "images_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0,
             "seconds_compute": tally.seconds_compute, "seconds_data": tally.seconds_data, "seconds_communication": tally.seconds_communication,
-            "seconds_other": tally.seconds_loop - tally.seconds_compute - tally.seconds_data - tally.seconds_communication,
+            "seconds_other": max(0.0, tally.seconds_loop - tally.seconds_compute - tally.seconds_data - tally.seconds_communication),
         }  # fmt: skip
         if reply is not None:
             row["distance_to_center"] = float(torch.dist(w.x, reply))

@@ -20,7 +20,9 @@ HELD_OUT = 6  # training images set aside for choosing settings
 RULE = 7  # draws of an algorithm's own; n is the worker's clock
 CONTENT = 8  # pixels of synthetic images
 NOISE = 9  # noise of the gradients of known functions; n is the worker's clock
-MADE_BY_USERS = 10  # whatever a user's own data set draws
+COMPUTING = 10  # seconds of a step on the virtual clock; n is the worker's clock
+PAUSES = 11  # whether a worker pauses before a step on the virtual clock; n is the worker's clock
+MADE_BY_USERS = 12  # whatever a user's own data set draws
 
 _64_BITS = 2**64 - 1
 
@@ -66,3 +68,8 @@ def _mix(z: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _64_BITS
     return z ^ (z >> 31)
+
+
+def uniform(seed: int, stream: int, worker: int = 0, n: int = 0) -> float:
+    """One number from (0, 1) for the same purposes, where a generator would cost more than the draw."""
+    return (key(seed, stream, worker, n) + 0.5) / 2**63

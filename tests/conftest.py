@@ -12,6 +12,8 @@ import pytest
 
 from easgd_cli import build
 from easgd_cli.__main__ import main
+from easgd_cli.config import Settings
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 
 
@@ -21,6 +23,9 @@ class Launcher:
 
     jobs: list[Job] = field(default_factory=list)
     behave: Callable[[Job], Outcome] = lambda job: Outcome("completed", 0, {"status": "completed", "center": {"test_error": 1.5}})
+
+    def begin(self) -> None:
+        """Nothing to begin."""
 
     def __call__(self, job: Job, prepared: Any) -> Outcome:
         self.jobs.append(job)
@@ -50,8 +55,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def launcher(monkeypatch: pytest.MonkeyPatch) -> Launcher:
     """Every run goes here instead of to processes."""
-    stand_in, locate = Launcher(), build.locate
-    monkeypatch.setattr(build, "locate", lambda group, target: stand_in if group == "launcher" else locate(group, target))
+    stand_in, launcher = Launcher(), kinds.launcher
+
+    def checked(settings: Settings) -> Launcher:
+        launcher(settings)  # what is asked of the real one
+        return stand_in
+
+    monkeypatch.setattr(kinds, "launcher", checked)
     return stand_in
 
 

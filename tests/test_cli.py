@@ -83,8 +83,8 @@ MISTAKES = [
     ("device=tpu", ["device=tpu: is auto, cpu, cuda"]),
     ("device=cuda:7,cuda:8", ["device=cuda:7,cuda:8: this machine shows"]),
     ("=5", ["=5: there is no key before the ="]),
-    ("batch_size=99999999999", ["batch_size=99999999999: this run needs", "for a batch of every worker", "are free; use smaller batches"]),
-    ("workers=99999999", ["workers=99999999: this run needs", "for vectors", "are free; use fewer workers"]),
+    ("batch_size=99999999999", ["batch_size=99999999999: this run needs", "for batches", "are free; use smaller batches"]),
+    ("launcher=simulated workers=9999999", ["workers=9999999: this run needs", "for vectors", "are free; use fewer workers"]),
     ("threads=100000", ["threads=100000: must be at most", "this machine has"]),
     ("dataset=synthetic dataset.shape=[3,1000000,1000000]", ["dataset.shape=[3, 1000000, 1000000]", "need", "are free; make them smaller or fewer"]),
     ("+new=1", ["+new=1: settings cannot be added"]),
@@ -126,8 +126,8 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
     with pytest.raises(UsageError, match=r"dataset=synthetic: this run needs .* for the copy of the data set"):
         build.prepare(s)
     one = 3 * 28 * 28 * 4 + 24  # bytes of an image in a batch
-    monkeypatch.setattr(memory, "available_memory", lambda: 2 * 9000 * one)
-    with pytest.raises(UsageError, match=r"batch_size=9000: this run needs .* for a batch of every worker"):
+    monkeypatch.setattr(memory, "available_memory", lambda: 9000 * one)
+    with pytest.raises(UsageError, match=r"batch_size=9000: this run needs .* for batches"):
         build.prepare(replace(s, batch_size=9000))
     assert build.prepare(replace(s, batch_size=900)).steps
 
@@ -558,12 +558,17 @@ def data():
         pass  # as a library's callback loses it
     return own_data()
 
-def at_once(job, prepared):
-    os.kill(os.getpid(), signal.{number})
+class AtOnce:
+    def begin(self):
+        pass
 
-def late(job, prepared):
-    (job.run_dir / "summary.json").write_text(json.dumps({{"status": "running"}}))
-    at_once(job, prepared)
+    def __call__(self, job, prepared):
+        os.kill(os.getpid(), signal.{number})
+
+class Late(AtOnce):
+    def __call__(self, job, prepared):
+        (job.run_dir / "summary.json").write_text(json.dumps({{"status": "running"}}))
+        super().__call__(job, prepared)
 """
 
 
@@ -571,8 +576,8 @@ def late(job, prepared):
     ("word", "number", "status", "line", "left"),
     [
         ("dataset=interrupted:data", "SIGINT", 130, "interrupted", False),
-        ("launcher=interrupted:at_once", "SIGTERM", 143, "terminated", False),
-        ("launcher=interrupted:late", "SIGINT", 130, "interrupted", True),
+        ("launcher=interrupted:AtOnce", "SIGTERM", 143, "terminated", False),
+        ("launcher=interrupted:Late", "SIGINT", 130, "interrupted", True),
     ],
 )
 def test_a_signal_before_training_ends_the_command(word: str, number: str, status: int, line: str, left: bool, here: Path) -> None:

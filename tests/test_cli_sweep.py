@@ -241,12 +241,14 @@ def test_another_sweeper_or_launcher_of_hydras_gets_the_jobs(easgd: Easgd, here:
     (here / "own/hydra/sweeper").mkdir(parents=True)
     (here / "own/hydra/sweeper/mine.yaml").write_text("_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper\nmax_batch_size: null\nparams: null\n")
     (here / "own/launcher").mkdir()
-    (here / "own/launcher/noting.yaml").write_text("name: noting\ntarget: noting:launch\n")
+    (here / "own/launcher/noting.yaml").write_text("name: noting\ntarget: noting:Noting\n")
     (here / "noting.py").write_text(
         "from easgd_cli.launcher.job import Outcome\n"
-        "def launch(job, prepared):\n"
-        "    (job.run_dir / 'ran').write_text(str(job.settings.tau))\n"
-        "    return Outcome('completed', 0, {}) if job.settings.tau > 3 else Outcome('failed', 1, {}, 'too short')\n"
+        "class Noting:\n"
+        "    def begin(self): pass\n"
+        "    def __call__(self, job, prepared):\n"
+        "        (job.run_dir / 'ran').write_text(str(job.settings.tau))\n"
+        "        return Outcome('completed', 0, {}) if job.settings.tau > 3 else Outcome('failed', 1, {}, 'too short')\n"
     )
     words = ["train", "-m", "launcher=noting", "hydra/sweeper=mine", "-cd", "own", "hydra.sweep.dir=swept"]
     assert easgd(*words, "tau=4").status == 0

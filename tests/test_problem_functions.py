@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms import EASGD, SGD
+from easgd_cli.algorithms import EASGD, SGD, SyncEASGD
 from easgd_cli.drive import ByHand
 from easgd_cli.problem import check_problem
 from easgd_cli.problems.double_well import DoubleWell
@@ -75,6 +75,22 @@ def test_sgd_settles_at_the_stationary_variance_of_an_ar1_process() -> None:
         driver.step(0)
     expected = 0.2 * 100 / (2 * (2 - 0.4))
     assert float(driver.workers[0].x.var()) == pytest.approx(expected, rel=5 * math.sqrt(2 / 20_000))
+
+
+@pytest.mark.parametrize(("p", "figure"), [(1, [1, 1.6381, 2.6678, 3.2577]), (10, [1, 0.9091, 0.56804, 0.4712])])
+def test_synchronous_easgd_on_the_quadratic_has_the_mean_squared_error_of_the_papers_figure_5(p: int, figure: list[float]) -> None:
+    """eta = .1, beta = .9, h = 1, sigma = 10, all from 1 (equations 15 and 16) after 1, 2, 10 and 100 rounds; each coordinate is a run of its own."""
+    n = 20_000 if p == 1 else 5000
+    problem = quadratic(dimension=n, noise=10.0, workers=p)
+    driver = ByHand(SyncEASGD(alpha=0.9 / p), problem, workers=p, tau=1, schedule=Constant(0.1), start=problem.start())
+    assert driver.center is not None
+    found = {}
+    for t in range(1, 101):
+        driver.round()
+        found[t] = float(driver.center.vectors["x"].square().mean())
+    for t, expected in zip((1, 2, 10, 100), figure, strict=True):
+        # A normal variable of mean square m has Var(x^2) <= 2 m^2.
+        assert found[t] == pytest.approx(expected, rel=5 * math.sqrt(2 / n) if t > 1 else 1e-12)
 
 
 def noise(worker: int, t: int, seed: int = 0, **options: Any) -> Tensor:

@@ -13,6 +13,7 @@ from easgd_cli.bench.plain import WARM_UP, plain_images_per_second
 from easgd_cli.config import Checkpoint, Eval, Settings
 from easgd_cli.devices import worker_threads
 from easgd_cli.errors import UsageError
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job
 from easgd_cli.record.metrics import Row as MetricsRow
 from easgd_cli.record.metrics import worker_name
@@ -29,7 +30,7 @@ def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Ro
     steps, threads = prepared.steps, worker_threads(s)
     images = prepared.images.share()
     quiet = replace(s, eval=Eval(every=None, when="deferred", train_images=1), checkpoint=Checkpoint())
-    launch = build.locate("launcher", s.launcher["target"])
+    launch = kinds.launcher(s)
 
     def ours() -> float:
         with scratch_directory() as directory, redirect_stdout(io.StringIO()):

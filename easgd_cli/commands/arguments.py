@@ -18,7 +18,7 @@ from easgd_cli.errors import UsageError
 GROUPS = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")
 
 # Values that are paths or lists of devices hold = and , of their own; people write them without quotes.
-_PATHS = ("resume", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
+_PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
 _LISTS = ("device",)
 
 
@@ -122,7 +122,7 @@ def _quoted_path(line: str, multirun: bool) -> str:
         return line
     if "${" in value or re.fullmatch(r"[\w./-]+", value, re.ASCII):  # an interpolation, such as ${now:%Y}, or nothing that needs quotes
         return line
-    if not multirun or key.startswith("hydra.") or key == "resume" or os.path.exists(value):
+    if not multirun or key.startswith("hydra.") or key in ("resume", "replay") or os.path.exists(value):
         return f"{key}={quote(os.path.expanduser(value) if key in _PATHS else value)}"
     return f"{key}={','.join(quote(os.path.expanduser(v)) for v in value.split(','))}"
 

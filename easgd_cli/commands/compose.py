@@ -122,7 +122,7 @@ _OFFERED = {
     "problem": list(build.OFFERED_TO_PROBLEMS),
     "dataset": ["seed"],
     "model": ["num_classes", "input_shape"],
-    "launcher": ["job", "prepared"],
+    "launcher": _SYMBOLS,
 }
 
 

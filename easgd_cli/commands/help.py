@@ -19,7 +19,7 @@ _OPENING = """usage: easgd train [KEY=VALUE ...]       one run
   easgd train algo=eamsgd tau=10
   easgd train -m algo=easgd,eamsgd,downpour tau=1,4,16
   easgd train algo=eamsgd dataset=cifar10 workers=2 steps=390
-  easgd train algo=easgd problem=quadratic problem.noise=10
+  easgd train algo=sync_easgd tau=1 problem=quadratic problem.noise=10
 """
 
 _OPTIONS = """Options (Hydra's)

@@ -114,11 +114,10 @@ class _Checks:
             return s
         key = json.dumps(
             [s.problem, s.dataset, s.model, s.init, s.device, s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo,
-             s.launcher["target"], s.epochs, s.until.test_error]
+             s.epochs, s.until.test_error]
         )  # fmt: skip
         if key not in self._deep:
             try:
-                build.locate("launcher", s.launcher["target"])
                 build.prepare(s)
                 self._deep[key] = None
             except UsageError as e:

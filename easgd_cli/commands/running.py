@@ -22,9 +22,9 @@ from easgd_cli.commands import arguments, configs
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
-
-Launcher = Callable[[Job, Any], Outcome]
+from easgd_cli.launcher.kinds import Launcher
 
 
 def checked(settings: Settings) -> None:
@@ -32,6 +32,7 @@ def checked(settings: Settings) -> None:
     config.check(settings)
     build.method(settings)
     build.schedule(settings)
+    kinds.launcher(settings)
 
 
 def own(overrides: Sequence[str]) -> list[str]:
@@ -80,9 +81,7 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
             path = rundir.create(path)
             made.append(path)
         try:
-            from easgd_cli.launcher import children  # not above: it imports torch, which a refusal need not wait for
-
-            children.begin()  # everything has been checked; torch is imported there while Hydra composes here
+            launcher.begin()
             outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
         except UsageError:
             discard()
@@ -99,7 +98,7 @@ def launch_in(path: Path, settings: Settings, overrides: list[str], command: str
 
 def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:
     """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and RunError."""
-    launcher = build.locate("launcher", settings.launcher["target"])
+    launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
     from easgd_cli import checkpoint  # here, since it loads torch, for which a refusal does not wait
 

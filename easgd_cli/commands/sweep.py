@@ -27,6 +27,7 @@ from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.plan import Member, Plan
 from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 
 _GO_ON = "to go on with it, give the same command again."
@@ -90,7 +91,7 @@ def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tupl
             if status is not None:
                 outcome = running.go_on(path, member.settings, running.own(member.overrides), command)
             else:
-                launcher = build.locate("launcher", member.settings.launcher["target"])
+                launcher = kinds.launcher(member.settings)
                 outcome, path = running.launch(member.settings, path, member.overrides, command, launcher, build.prepare(member.settings), through=asked)
     except (UsageError, RunError) as e:
         outcome = Outcome("failed", 1, {}, str(e))

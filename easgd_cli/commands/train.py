@@ -16,10 +16,11 @@ from typing import Any
 import hydra
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import arguments, compose, configs, plan, running, sweep
+from easgd_cli.commands import arguments, compose, configs, plan, replay, running, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 
 _CHANGEABLE = ("steps", "epochs", "minutes")
@@ -37,6 +38,10 @@ def main(argv: Sequence[str]) -> int:
     command = shlex.join(["easgd", "train", *argv])
     if "resume" in overrides and not asked.show:
         return _resume(asked, overrides, command)
+    if "replay" in overrides and not asked.show:
+        outcome, path = replay.run(asked, overrides, command)
+        _tell_where(path, outcome)
+        return outcome.exit_code
     with compose.composing(asked.config_name) as composed:
         planned = plan.make(asked, list(overrides.values()), composed)
     if asked.show:
@@ -47,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     running.checked(settings)
     for line in running.ineffective(settings, asked.overrides):
         print(f"easgd: {line}", file=sys.stderr)
-    launcher = build.locate("launcher", settings.launcher["target"])
+    launcher = kinds.launcher(settings)
     outcome, path = running.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), through=asked)
     _tell_where(path, outcome)
     return outcome.exit_code

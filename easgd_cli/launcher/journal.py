@@ -18,7 +18,7 @@ from torch import Tensor
 
 from easgd_cli import checkpoint as checkpoints
 from easgd_cli.build import Prepared
-from easgd_cli.checkpoint import Checkpoint
+from easgd_cli.checkpoint import Checkpoint, OwnerState
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.record.opening import open_record
@@ -155,17 +155,20 @@ class Journal:
             return "there is no checkpoint to go on from; checkpoint.every='30 s' writes them."
         return f"go on from the last checkpoint with: easgd train resume={self._dir}"
 
-    def close(self, last: Checkpoint | None, steps: Mapping[int, int], exchanges: int, seconds: float, facts: Mapping[str, Any]) -> Outcome:
+    def close(
+        self, final: OwnerState | None, keep: Checkpoint | None, steps: Mapping[int, int], exchanges: int, seconds: float, facts: Mapping[str, Any]
+    ) -> Outcome:
         """Writes what remains of the run directory and says how the run ended.
 
-        `last`: everything at the end, None where that was not reached; `steps`: of each worker; `facts`: what else the
-        summary says. Raises RunError.
+        `final`: what is evaluated and saved, None where the end was not reached; `keep`: the checkpoint to go on from, None
+        where the last one written is that; `steps`: of each worker; `facts`: what else the summary says. Raises RunError.
         """
         if self._record is None:
             raise RunError(self.reason or "the run could not be started")
-        if last is not None:
-            self.checkpoint(last)
-            moment, vectors = last.owner.moment, {name: v for name, v in last.owner.vectors.items() if name in EVALUATED}
+        if keep is not None:
+            self.checkpoint(keep)
+        if final is not None:
+            moment, vectors = final.moment, {name: v for name, v in final.vectors.items() if name in EVALUATED}
             exchanges = moment.exchanges
             if self._hit is not None:
                 moment, vectors = self._hit

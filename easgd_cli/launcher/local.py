@@ -23,7 +23,7 @@ from easgd_cli.channel import ChannelClosed
 from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.config import Interval
 from easgd_cli.devices import deal_devices, evaluator_threads, worker_threads
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import RunError
 from easgd_cli.evaluator import Evaluator, EvaluatorStart
 from easgd_cli.launcher.children import Child
 from easgd_cli.launcher.cut import Cut
@@ -37,7 +37,6 @@ from easgd_cli.snapshot import EVALUATED, Moment, Pace
 from easgd_cli.transport.shared import Link
 from easgd_cli.worker import WorkerLoop, WorkerStart
 
-_MOST_WORKERS = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
 _GRACE_SECONDS = 10.0  # how long a worker that is told to stop may take over its step when the user is waiting
 _CHECKPOINT_SECONDS = 60.0  # how long a checkpoint waits for a worker that does not answer
 _EVALUATOR_LIVES = 3
@@ -45,9 +44,7 @@ _SYSTEM_POINTS_PER_DOUBLING = 64
 
 
 def launch(job: Job, prepared: Prepared) -> Outcome:
-    """Runs the job to its end. Raises UsageError for more workers than one machine's launcher carries, RunError when it could not be started."""
-    if job.settings.workers > _MOST_WORKERS:
-        raise UsageError(f"workers={job.settings.workers}: launcher=local starts at most {_MOST_WORKERS} workers on one machine; use fewer.")
+    """Runs the job to its end. Raises RunError when it could not be started."""
     run = Run(job, prepared)
     with Signals() as signals:  # to the very end: an impatient second Ctrl-C must not cost what is being written
         try:
@@ -536,7 +533,7 @@ class Run:
         seconds = self._ended_seconds if self._ended_seconds is not None else self._seconds()
         lost = {f"worker_{i:02d}": m.lost for i, m in self._members.items() if m.lost}
         steps = {i: m.t for i, m in self._members.items()}
-        return self._journal.close(last, steps, self._exchanges, seconds, {"lost": lost, "threads": self._threads})
+        return self._journal.close(self._final, last, steps, self._exchanges, seconds, {"lost": lost, "threads": self._threads})
 
     def _tell(self, child: Child, message: dict[str, Any], tensors: SharedTensors | None = None) -> bool:
         try:

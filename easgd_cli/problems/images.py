@@ -51,13 +51,11 @@ class ImageProblem:
     """Cross-entropy of `model` on `images`, in the run with `seed` (see problem.py).
 
     `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
-    the size of the fixed training subset on which train_loss is measured; `remembered` that of Flat.
+    the size of the fixed training subset on which train_loss is measured.
     """
 
-    def __init__(
-        self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int, remembered: int = 4
-    ):
-        self.flat = Flat(model.to(device), remembered)
+    def __init__(self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int):
+        self.flat = Flat(model.to(device))
         self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
         self.batch_size = batch_size
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)

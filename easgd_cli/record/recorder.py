@@ -178,6 +178,12 @@ def read_rows(path: Path) -> Iterator[Row]:
                 raise ValueError(f"{path}: line {number} is not a row of the record ({e})") from e
 
 
+def read_order(path: Path) -> list[int]:
+    """The worker numbers of an exchanges.bin, but for an unfinished last one. Raises OSError."""
+    data = path.read_bytes()
+    return list(struct.unpack(f"<{len(data) // _ENTRY}H", data[: len(data) // _ENTRY * _ENTRY]))
+
+
 def _line(row: Row) -> bytes:
     return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
 

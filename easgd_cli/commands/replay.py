@@ -1,0 +1,67 @@
+"""`easgd train replay=RUN`: the exchanges of a recorded run again, in their order, on a virtual cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from easgd_cli import build, rundir
+from easgd_cli.commands import compose, running
+from easgd_cli.commands.arguments import Arguments
+from easgd_cli.errors import UsageError
+from easgd_cli.launcher import kinds
+from easgd_cli.launcher.job import Outcome
+
+_CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
+
+
+def run(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome, Path]:
+    """Runs it in a directory of its own and says whether its center is that of the recorded run. Raises UsageError and RunError."""
+    source = Path(overrides["replay"].value())
+    given = f"replay={source}"
+    if asked.multirun:
+        raise UsageError(f"{given}: one run is replayed at a time; leave out -m.")
+    others = {key: o for key, o in overrides.items() if key != "replay"}
+    for key, override in others.items():
+        if not key.startswith(_CHANGEABLE):
+            raise UsageError(
+                f"{given} {override.input_line}: a run is replayed with the settings it had; "
+                "only launcher.* of launcher=simulated, eval.*, checkpoint.* and hydra.run.dir may be given."
+            )
+    if not source.is_dir():
+        raise UsageError(f"{given}: there is no such directory; give that of a run.")
+    source = source.resolve()
+    if not (source / "exchanges.bin").is_file():
+        raise UsageError(f"{given}: holds no exchanges.bin, so this is not the directory of a run.")
+    with compose.composing(asked.config_name) as composed:
+        virtual = composed(["launcher=simulated", *asked.overrides])  # of which the cluster and the directory are taken
+    changes = {key: o.value() for key, o in others.items() if not key.startswith(("launcher.", "hydra."))}
+    settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes)
+    threads = rundir.summary_of(source).get("threads", settings.threads)  # sums round differently with another number
+    settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads)
+    running.checked(settings)
+    launcher, prepared = kinds.launcher(settings), build.prepare(settings)
+    outcome, path = running.launch(settings, Path(virtual.run_dir), asked.overrides, command, launcher, prepared, through=asked)
+    if outcome.status == "completed":
+        print(_compared(source, path), flush=True)
+    return outcome, path
+
+
+def _compared(source: Path, path: Path) -> str:
+    """Whether both runs have ended in the same bits."""
+    import torch
+
+    try:
+        theirs, ours = (torch.load(p / "center.pt", weights_only=True) for p in (source, path))
+        apart = max((float((theirs[k].double() - v.double()).abs().max()) for k, v in ours.items()), default=0.0)
+        same = theirs.keys() == ours.keys() and all(torch.equal(theirs[k], v) for k, v in ours.items())
+    except Exception as e:  # another file of theirs than this program writes
+        return f"The center cannot be held against that of {source} ({type(e).__name__})."
+    if same:
+        return f"The center is that of {source}, bit for bit."
+    return (
+        f"The center differs from that of {source} by up to {apart:.3g}: that run was resumed with several workers, ended before its last step, "
+        "or ran on another kind of CPU or with other versions."
+    )

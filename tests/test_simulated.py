@@ -1,0 +1,301 @@
+"""The virtual cluster runs the same rules: real runs bit for bit, virtual seconds by closed forms, and it goes on as if never stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_runs import MOVING, POLYAK, ROUNDS, by_hand, disturbed, one_thread, recorded_order, rows, run, saved_center, settings, training  # noqa: F401
+
+from easgd_cli import build
+from easgd_cli.config import Checkpoint, Eval, Settings, Until
+from easgd_cli.launcher import kinds, simulated
+from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.kinds import Simulated
+from easgd_cli.launcher.stopping import Signals
+
+ASYNCHRONOUS = ["easgd", "eamsgd", "downpour", "mdownpour"]
+UNEVEN = {
+    "compute": 0.01,
+    "spread": 0.3,
+    "speeds": [1.0, 0.7, 1.3],
+    "latency": [0.001, 0.002],
+    "bandwidth": 2e7,
+    "service": 0.0005,
+    "pause_probability": 0.05,
+    "pause_seconds": 0.1,
+}
+
+
+def virtual(s: Settings, directory: Path, *, resume: bool = False, **cluster: Any) -> Outcome:
+    directory.mkdir(exist_ok=True)
+    s.launcher = {"name": "simulated", "target": "easgd_cli.launcher.kinds:Simulated", **cluster}
+    return kinds.launcher(s)(Job(s, directory, resume=resume), build.prepare(s))
+
+
+def on_a_function(algo: str, **values: Any) -> Settings:
+    """1-d, g(x) = x, without noise, unless told otherwise."""
+    problem = {"name": "quadratic", "target": "easgd_cli.problems.quadratic:Quadratic", "noise": 0.0, **values.pop("problem", {})}
+    none = {"name": "none", "target": None}
+    return settings(algo, **{"problem": problem, "dataset": none, "model": none, "l2": 0.0, **values})
+
+
+def center_of(directory: Path) -> dict[str, torch.Tensor]:
+    return torch.load(directory / "center.pt", weights_only=True)
+
+
+def same_files(a: Path, b: Path, *names: str) -> None:
+    for name in names:
+        one, other = (torch.load(d / name, weights_only=True) for d in (a, b))
+        assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+# --- the same bits ---------------------------------------------------------------------------------------------------
+
+
+def test_taking_turns_reproduces_the_papers_trace(tmp_path: Path) -> None:
+    """Algorithm 1 on g(x) = x, p = 2: workers as fast as each other take turns (paper.md's trace, derived by hand)."""
+    expected = [(0.54, 0.027, 0.083), (0.28035, 0.1420425, 0.1709075), (0.20306587, 0.16298961, 0.18500527)]
+    for steps, (x1, x2, center) in enumerate(expected, 1):
+        s = on_a_function("easgd", problem={"start": 0.2, "starts": [1.0, -0.5]}, workers=2, tau=1, eta=0.1, alpha=0.45, steps=steps)
+        virtual(s, tmp_path / str(steps))
+        [kept] = (tmp_path / str(steps) / "checkpoint").iterdir()
+        workers = torch.load(kept, weights_only=True)["workers"]
+        found = (float(workers[0]["vectors"]["x"]), float(center_of(tmp_path / str(steps))["x"]))
+        assert found == pytest.approx((x1, center), abs=1e-8)
+        assert recorded_order(tmp_path / str(steps)) == [0, 1] * steps
+        assert x2  # worker 2 is seen in the next center
+
+
+@pytest.mark.parametrize("algo", ASYNCHRONOUS)
+def test_the_recorded_order_of_real_processes_replayed_gives_their_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
+    s = settings(algo, gamma=1e-2, average=POLYAK)
+    assert run(s, tmp_path / "real").status == "completed"
+    s.replay = str(tmp_path / "real")
+    assert virtual(s, tmp_path / "again", spread=0.5, latency=0.01).status == "completed"
+    assert recorded_order(tmp_path / "again") == recorded_order(tmp_path / "real")
+    same_files(tmp_path / "real", tmp_path / "again", "center.pt", "average.pt")
+
+
+@pytest.mark.parametrize("algo", ["easgd", "sync_easgd"])
+def test_a_run_that_lost_a_worker_is_replayed_too(algo: str, tmp_path: Path) -> None:
+    s = settings(algo, steps=600)
+    disturbed(s, tmp_path / "real", lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
+    s.replay = str(tmp_path / "real")
+    assert virtual(s, tmp_path / "again").status == "completed"
+    assert recorded_order(tmp_path / "again") == recorded_order(tmp_path / "real")
+    same_files(tmp_path / "real", tmp_path / "again", "center.pt")
+
+
+@pytest.mark.parametrize("algo", [*ASYNCHRONOUS, "sgd", "msgd", "sync_easgd", "pull_then_step"])
+def test_one_worker_gives_the_bits_of_a_real_run(algo: str, tmp_path: Path) -> None:
+    s = settings(algo, workers=1, average=MOVING)
+    run(s, tmp_path / "real")
+    virtual(s, tmp_path / "virtual", spread=0.5, latency=0.1, service=0.1)
+    same_files(tmp_path / "real", tmp_path / "virtual", "center.pt", "average.pt")
+    same = ("step", "train_loss", "eta", "test_loss", "test_error", "distance_to_center", "staleness", "exchanges")
+    for party in ("worker_00", "center", "average"):
+        one, other = ([{k: v for k, v in r.items() if k in same} for r in rows(tmp_path / d, party)] for d in ("real", "virtual"))
+        assert one == other
+
+
+@pytest.mark.parametrize("algo", ROUNDS)
+def test_rounds_do_not_depend_on_the_clock(algo: str, tmp_path: Path) -> None:
+    s = settings(algo)
+    virtual(s, tmp_path, **UNEVEN | {"speeds": [1.0, 3.0]})
+    prepared = build.prepare(s)
+    driver = by_hand(s, prepared)
+    for _ in range(40):
+        driver.round()
+    assert driver.center is not None and torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))
+
+
+@pytest.mark.parametrize("algo", ASYNCHRONOUS)
+def test_its_order_of_exchanges_gone_through_by_hand_gives_its_center(algo: str, tmp_path: Path) -> None:
+    s = settings(algo, workers=5)
+    virtual(s, tmp_path, **UNEVEN)
+    prepared = build.prepare(s)
+    driver = by_hand(s, prepared)
+    driver.replay(recorded_order(tmp_path))
+    assert driver.center is not None and torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))
+    assert recorded_order(tmp_path) != [0, 1, 2, 3, 4] * (len(recorded_order(tmp_path)) // 5)
+
+
+# --- virtual seconds -------------------------------------------------------------------------------------------------
+
+BYTES = 8  # of a message: one float64
+
+
+@pytest.mark.parametrize("tau", [1, 4])
+@pytest.mark.parametrize(
+    ("algo", "step"),
+    [
+        ("easgd", lambda compute, exchange: max(compute, exchange)),  # asked for at once, so they overlap
+        ("eamsgd", lambda compute, exchange: max(compute, exchange)),
+        ("downpour", lambda compute, exchange: compute + exchange),  # the gradient belongs to what is pulled
+        ("mdownpour", lambda compute, exchange: compute + exchange),
+        ("pull_then_step", lambda compute, exchange: compute + exchange),
+    ],
+)
+@pytest.mark.parametrize("compute", [0.5, 3.0])
+def test_a_step_lasts_as_long_as_its_rule_says(algo: str, step: Any, tau: int, compute: float, tmp_path: Path) -> None:
+    if algo == "mdownpour" and tau > 1:
+        pytest.skip("defined for tau = 1 only")
+    outcome = virtual(on_a_function(algo, workers=1, tau=tau, steps=12), tmp_path, compute=compute, latency=[0.1, 0.2], bandwidth=[16.0, 8.0], service=0.05)
+    exchange = 0.1 + BYTES / 16 + 0.05 + 0.2 + BYTES / 8
+    exchanges = 12 // tau
+    assert outcome.summary["wall_seconds"] == pytest.approx((12 - exchanges) * compute + exchanges * step(compute, exchange))
+    seconds = outcome.summary["seconds"]
+    assert seconds["compute"] == pytest.approx(12 * compute)
+    assert seconds["communication"] == pytest.approx(outcome.summary["wall_seconds"] - 12 * compute)
+    assert rows(tmp_path, "center")[-1]["seconds"] <= outcome.summary["wall_seconds"]
+
+
+def test_messages_queue_at_the_master(tmp_path: Path) -> None:
+    """p messages arrive together and each takes s: the k-th waits k s, so p (p - 1) / 2 s in all, at every exchange that is as regular."""
+    outcome = virtual(on_a_function("downpour", workers=4, tau=1, steps=1), tmp_path, compute=1.0, service=0.1)
+    queue = outcome.summary["communication"]
+    assert queue["queue_seconds"]["max"] == pytest.approx(0.3)
+    assert queue["queue_seconds"]["mean"] == pytest.approx((0.1 + 0.2 + 0.3) / 4)
+    assert outcome.summary["wall_seconds"] == pytest.approx(0.4 + 1.0)
+    assert queue["waiting"] == pytest.approx(100 * (0.1 + 0.2 + 0.3 + 0.4) / (0.1 + 0.2 + 0.3 + 0.4 + 4.0))
+
+
+def test_a_straggler_holds_up_rounds_and_nobody_else(tmp_path: Path) -> None:
+    speeds = [1.0, 1.0, 1.0, 0.25]
+    alone = virtual(on_a_function("easgd", tau=1, steps=40), tmp_path / "easgd", compute=1.0, speeds=speeds)
+    together = virtual(on_a_function("sync_easgd", tau=1, steps=40), tmp_path / "sync", compute=1.0, speeds=speeds)
+    for outcome in (alone, together):
+        assert outcome.summary["wall_seconds"] == pytest.approx(160)  # the slow one's 40 steps
+    ends = {d: [rows(tmp_path / d, f"worker_{i:02d}")[-1]["seconds"] for i in range(4)] for d in ("easgd", "sync")}
+    assert ends["easgd"] == pytest.approx([40, 40, 40, 160])
+    assert ends["sync"] == pytest.approx([156, 156, 156, 160])  # the last round is complete when the slow one begins its last step
+    assert together.summary["communication"]["waiting"] > 50 > 1 > alone.summary["communication"]["waiting"]
+
+
+def test_staleness_is_what_others_did_meanwhile(tmp_path: Path) -> None:
+    """Workers that take turns find p - 1 updates by others at every exchange but their first."""
+    outcome = virtual(on_a_function("easgd", tau=2, steps=200), tmp_path, compute=1.0)
+    staleness = outcome.summary["communication"]["staleness"]
+    assert (staleness["median"], staleness["max"]) == (3, 3)
+    assert {r["staleness"] for r in rows(tmp_path, "worker_02") if "staleness" in r and r["step"] > 2} == {3.0}
+
+
+def test_step_times_are_distributed_as_asked() -> None:
+    """A function of (seed, worker, t) with the mean and spread asked for; pauses as often as asked."""
+    cluster = Simulated(compute=2.0, spread=0.5, speeds=[1.0, 0.25])
+    drawn = torch.tensor([cluster.compute_seconds(0, 0, t) for t in range(20_000)], dtype=torch.float64)
+    assert drawn.mean() == pytest.approx(2.0, rel=0.02) and drawn.std() == pytest.approx(1.0, rel=0.05)
+    assert cluster.compute_seconds(0, 1, 5) != pytest.approx(cluster.compute_seconds(0, 0, 5) * 4)  # draws of their own
+    assert sum(cluster.compute_seconds(0, 1, t) for t in range(5000)) / 5000 == pytest.approx(8.0, rel=0.03)
+    listed = [Simulated(compute=[1.0, 5.0]).compute_seconds(3, 2, t) for t in range(2000)]
+    assert set(listed) == {1.0, 5.0} and sum(listed) / 2000 == pytest.approx(3.0, rel=0.05)
+    pausing = Simulated(compute=1.0, pause_probability=0.1, pause_seconds=7.0)
+    assert sum(pausing.compute_seconds(0, 0, t) == 8.0 for t in range(5000)) == pytest.approx(500, rel=0.15)
+
+
+# --- stopping and going on -------------------------------------------------------------------------------------------
+
+
+def stopped_after(events: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run is interrupted after so many events; those after it are not."""
+    left = [events]
+
+    def taken(_: Signals) -> list[int]:
+        left[0] -= 1
+        return [signal.SIGINT] if left[0] == 0 else []
+
+    monkeypatch.setattr(simulated, "_LOOK_UP_SECONDS", 0.0)
+    monkeypatch.setattr(Signals, "taken", taken)
+
+
+@pytest.mark.parametrize("algo", [*ASYNCHRONOUS, *ROUNDS, "msgd"])
+def test_interrupted_in_the_middle_of_steps_it_goes_on_bit_for_bit(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = settings(algo, workers=1 if algo == "msgd" else 4, steps=30, average=MOVING, eval=Eval(every="10 steps", train_images=50))
+    virtual(s, tmp_path / "whole", **UNEVEN)
+    for events in (1, 7, 11) if algo == "msgd" else (1, 7, 38, 39, 40, 77):  # each from where the last one stopped
+        stopped_after(events, monkeypatch)
+        outcome = virtual(s, tmp_path / "parts", resume=events > 1, **UNEVEN)
+        assert (outcome.status, outcome.exit_code) == ("interrupted", 130)
+    monkeypatch.undo()
+    assert virtual(s, tmp_path / "parts", resume=True, **UNEVEN).status == "completed"
+    same_files(tmp_path / "whole", tmp_path / "parts", "center.pt", "average.pt")
+    assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "parts")
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    whole, parts = (json.loads((tmp_path / d / "summary.json").read_text()) for d in ("whole", "parts"))
+    assert {k: v for k, v in whole.items() if k != "real_seconds"} == {k: v for k, v in parts.items() if k != "real_seconds"}
+
+
+@pytest.mark.parametrize("algo", ["easgd", "mdownpour", "sync_eamsgd"])
+def test_given_more_steps_it_goes_on_as_if_it_had_never_ended(algo: str, tmp_path: Path) -> None:
+    virtual(settings(algo, steps=40), tmp_path / "whole", **UNEVEN)
+    virtual(settings(algo, steps=17), tmp_path / "parts", **UNEVEN)
+    assert virtual(settings(algo, steps=40), tmp_path / "parts", resume=True, **UNEVEN).status == "completed"
+    same_files(tmp_path / "whole", tmp_path / "parts", "center.pt")
+    assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "parts")
+    for i in range(4):
+        steps = [r["step"] for r in rows(tmp_path / "parts", f"worker_{i:02d}")]
+        assert steps == sorted(set(steps)) and steps[-1] == 40
+
+
+def test_a_checkpoint_on_the_way_is_one_to_go_on_from(tmp_path: Path) -> None:
+    s = settings("eamsgd", steps=40, checkpoint=Checkpoint(every="10 steps", keep=9))
+    virtual(s, tmp_path / "whole", **UNEVEN)
+    kept = sorted((tmp_path / "whole" / "checkpoint").glob("*.pt"))
+    assert len(kept) >= 4
+    before = rows(tmp_path / "whole")
+    for path in kept[2:]:
+        path.unlink()
+    center = center_of(tmp_path / "whole")
+    assert virtual(s, tmp_path / "whole", resume=True, **UNEVEN).status == "completed"
+    assert all(torch.equal(center[k], v) for k, v in center_of(tmp_path / "whole").items())
+    assert rows(tmp_path / "whole") == before
+
+
+def test_minutes_are_virtual_and_a_level_ends_the_run(tmp_path: Path) -> None:
+    outcome = virtual(on_a_function("easgd", steps=None, minutes=2.0), tmp_path / "minutes", compute=1.0)
+    assert outcome.summary["wall_seconds"] == pytest.approx(120) and set(outcome.summary["steps"].values()) == {120}
+    s = settings("eamsgd", steps=100_000, until=Until(test_error=40.0), batch_size=32)
+    outcome = virtual(s, tmp_path / "level")
+    assert outcome.status == "completed" and outcome.summary["center"]["test_error"] <= 40.0
+    assert len(recorded_order(tmp_path / "level")) == outcome.summary["exchanges"] == rows(tmp_path / "level", "center")[-1]["exchanges"]
+
+
+def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
+    outcome = virtual(settings("downpour", eta=1e6, steps=5000), tmp_path)
+    assert (outcome.status, outcome.exit_code) == ("diverged", 0)
+
+
+def test_a_thousand_workers(tmp_path: Path) -> None:
+    """Each starts elsewhere, nobody is lost, and without noise the center goes where it must."""
+    s = on_a_function("easgd", workers=1000, steps=20, tau=2, eta=0.1, problem={"start": 1.0, "dimension": 3})
+    outcome = virtual(s, tmp_path, compute=1.0, spread=0.2)
+    assert outcome.summary["exchanges"] == 10_000
+    assert 0 < rows(tmp_path, "center")[-1]["distance_to_optimum"] < math.sqrt(3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "part"),
+    [
+        ("compute", 0.0, "launcher.compute=0"),
+        ("compute", [], "launcher.compute="),
+        ("compute", [0.1, -1.0], "launcher.compute="),
+        ("spread", -0.1, "launcher.spread=-0.1"),
+        ("speeds", [1.0, 0.0], "launcher.speeds="),
+        ("pause_probability", 1.5, "launcher.pause_probability=1.5"),
+        ("pause_seconds", -1.0, "launcher.pause_seconds=-1"),
+        ("latency", [1.0, 2.0, 3.0], "launcher.latency="),
+        ("latency", -1.0, "launcher.latency=-1"),
+        ("bandwidth", 0.0, "launcher.bandwidth=0"),
+        ("service", math.inf, "launcher.service=inf"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(option: str, value: Any, part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        Simulated(**{option: value})
