@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -24,7 +25,8 @@ from easgd_cli import build
 from easgd_cli.config import Checkpoint, Eval, Settings, Until
 from easgd_cli.drive import ByHand
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.launcher.local import launch
+from easgd_cli.launcher.local import Run, launch
+from easgd_cli.launcher.stopping import Signals
 
 METHODS = {
     "easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD", "msgd": "MSGD",
@@ -294,6 +296,25 @@ def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:
     outcome = disturbed(settings("easgd", steps=100_000), tmp_path, lambda pids: os.kill(pids["master"], signal.SIGKILL), training)
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert outcome.reason is not None and "the master died (killed by SIGKILL)" in outcome.reason
+
+
+def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything has been said and the master and the workers have ended before it listens again."""
+    listen = Run.turn
+
+    def late(run: Run, signals: Signals) -> None:
+        if "training begins" in (tmp_path / "logs" / "launcher.log").read_text():
+            for child in multiprocessing.active_children():
+                if child.name != "easgd-evaluator":
+                    child.join(60)
+        listen(run, signals)
+
+    monkeypatch.setattr(Run, "turn", late)
+    outcome = run(settings("easgd", eval=Eval(every="1 step", train_images=10)), tmp_path)
+    assert outcome.status == "completed", outcome.reason
+    evaluated = [r["step"] for r in rows(tmp_path, "center")]
+    assert len(evaluated) > 35 and evaluated[-1] == 40  # more than is taken in one go
+    assert len(recorded_order(tmp_path)) == 4 * 14
 
 
 def test_a_killed_evaluator_is_started_again_and_no_point_is_missing(tmp_path: Path) -> None:

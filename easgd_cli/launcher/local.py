@@ -222,8 +222,11 @@ class Run:
     def _hear(self, child: Child) -> None:
         ended = child.process.exitcode is not None  # asked before listening: what a child said last has all arrived then
         try:
-            for message, tensors in child.channel.receive():
-                self._handle(child, message, tensors)
+            while messages := child.channel.receive():
+                for message, tensors in messages:
+                    self._handle(child, message, tensors)
+                if not ended:
+                    break  # the others' turn; of an ended child this is the last look
             child.channel.flush()
         except ChannelClosed:
             self._forget(child.channel)
@@ -452,8 +455,10 @@ class Run:
             member = self._members[number]
             if member.final is not None:
                 return
-            if self._master is not None and self._master.process.exitcode is not None and self._final is None:
-                return self._died(self._master)  # it ended because the master did: that is the news
+            if self._master is not None and self._master.process.exitcode is not None:
+                self._hear(self._master)  # if this one ended because the master did, that is the news
+                if self.over:
+                    return
             member.lost = child.ended
             left = sum(m.lost is None for m in self._members.values())
             if self._began is None:
