@@ -27,7 +27,10 @@ _REPORT_SECONDS = 0.2  # how often the order of exchanges is posted and the laun
 
 @dataclass
 class MasterStart:
-    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's, `served` exchanges so far."""
+    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's, `served` exchanges so far.
+
+    `step`: the mean local step that has been told already, by a run that goes on.
+    """
 
     method: Method
     average: Average | None
@@ -37,6 +40,7 @@ class MasterStart:
     clock: int = 0
     served: int = 0
     clocks: dict[int, int] = field(default_factory=dict)
+    step: float = 0.0
     pace: Sequence[float] | None = None
     cpu_seconds: float = 0.0  # used before, by a run that goes on
 
@@ -57,7 +61,7 @@ class Master:
         self._cut = False  # whether the next round belongs to a checkpoint
         self._served = start.served
         self._lost: set[int] = set()
-        self._step = self._mean_step()
+        self._step = max(start.step, self._mean_step())
         self._order: list[int] = []
         self._reported = 0.0
         self._cpu_before = start.cpu_seconds - time.process_time()
@@ -87,7 +91,7 @@ class Master:
             self._channel.post({"kind": "lost", "worker": request.worker})
         else:
             self._clocks[request.worker] = request.t
-            self._step = max(self._step, self._mean_step())  # a lost worker leaves the mean, which must not step back
+            self._step = max(self._step, self._mean_step())  # it must not step back when a worker is lost, nor when one has come back with its old clock
         if not self._in_rounds:
             if request.kind is Kind.EXCHANGE:
                 self._center.receive(self._sessions.lent(request))

@@ -22,6 +22,7 @@ from listings import Listing
 from torch import Tensor
 
 from easgd_cli import build
+from easgd_cli.checkpoint import newest
 from easgd_cli.config import Checkpoint, Eval, Settings, Until
 from easgd_cli.drive import ByHand
 from easgd_cli.launcher.job import Job, Outcome
@@ -272,6 +273,11 @@ def checkpoints_written(directory: Path) -> int:
     return (directory / "logs" / "launcher.log").read_text().count("INFO checkpoint")
 
 
+def evaluated_at(directory: Path) -> float:
+    """The mean step of the last evaluation."""
+    return max((r["step"] for r in rows(directory, "center")), default=0)
+
+
 def training(directory: Path) -> bool:
     return len((directory / "metrics.jsonl").read_text().splitlines()) > 30 if (directory / "metrics.jsonl").exists() else False
 
@@ -290,6 +296,31 @@ def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None
     driver.replay(recorded_order(tmp_path))
     assert driver.center is not None
     assert torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))  # the kill tore nothing
+
+
+def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) -> None:
+    """The lost worker comes back with its old clock, far behind; neither the record nor the newest checkpoint goes back with it."""
+    s = settings("easgd", steps=100_000, eval=Eval(every="50 steps", train_images=10))
+
+    def lose_one(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_03"], signal.SIGKILL)
+        so_far = evaluated_at(tmp_path)
+        while evaluated_at(tmp_path) < 2 * so_far + 300:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = disturbed(s, tmp_path, lose_one, lambda d: evaluated_at(d) > 0)
+    assert (stopped.status, stopped.summary["lost"]) == ("interrupted", {"worker_03": "killed by SIGKILL"})
+    before, known = newest(tmp_path).owner, len(rows(tmp_path, "system"))
+    assert before.clocks[3] < before.moment.step - 100
+
+    again = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT), lambda d: len(rows(d, "system")) > known, resume=True)
+    after = newest(tmp_path).owner
+    assert again.status == "interrupted" and after.clocks[3] == again.summary["steps"]["worker_03"] > before.clocks[3]
+    assert after.moment.exchanges > before.moment.exchanges and after.moment.step >= before.moment.step
+    for party in ("center", "system"):
+        steps = [r["step"] for r in rows(tmp_path, party)]
+        assert steps == sorted(steps)
 
 
 def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ class Run:
         self._system_every, self._system_next, self._system_rows = 1.0, 0.0, 0
         self._served = (0.0, 0)  # the moment of the last system row: seconds, exchanges
         self._exchanges = 0
+        self._step = self._resumed.owner.moment.step if self._resumed else 0.0  # the greatest mean local step so far
         self._began: float | None = None
         self._stopping: float | None = None  # since when workers have been told to stop
         self._ended_seconds: float | None = None
@@ -155,7 +156,7 @@ class Run:
             start.t, start.center_clock, start.served = state.t, state.center_clock, state.served
             start.exchanges, start.meter = state.exchanges, state.tally
         elif self._resumed is not None:
-            start.t = self._resumed.owner.clocks.get(link.worker, int(self._resumed.owner.moment.step))
+            start.t = self._resumed.owner.clocks[link.worker]
         start.pace = self._eval_pace()
         name = f"worker_{link.worker:02d}"
         self._members[link.worker] = _Member(self._child(name, WorkerLoop, start), start.t)
@@ -183,7 +184,8 @@ class Run:
             center[name].copy_(v)
         if self._resumed is not None:
             owner = self._resumed.owner
-            start.clock, start.served, start.clocks = owner.clock, owner.moment.exchanges, {i: m.t for i, m in self._members.items()}
+            start.clock, start.served, start.step = owner.clock, owner.moment.exchanges, owner.moment.step
+            start.clocks = {i: m.t for i, m in self._members.items()}
             start.cpu_seconds, start.pace = owner.cpu_seconds, self._eval_pace()
         self._served, self._exchanges = (self._elapsed, start.served), start.served
         self._master = self._child("master", Master, start)
@@ -281,8 +283,10 @@ class Run:
         return 0.0 if self._began is None else time.monotonic() - self._began
 
     def _mean_step(self) -> float:
+        """Of the workers that have not been lost. It does not step back when one is, nor when one has come back with its old clock."""
         clocks = [m.t for m in self._members.values() if m.lost is None]
-        return sum(clocks) / len(clocks) if clocks else 0.0
+        self._step = max(self._step, sum(clocks) / len(clocks) if clocks else 0.0)
+        return self._step
 
     def _keep_time(self) -> None:
         now = self._seconds()
