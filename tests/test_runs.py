@@ -26,6 +26,7 @@ from easgd_cli.checkpoint import newest
 from easgd_cli.config import Checkpoint, Eval, Settings, Until
 from easgd_cli.drive import ByHand
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.local import Run, launch
 from easgd_cli.launcher.stopping import Signals
 
@@ -426,6 +427,19 @@ def test_ctrl_c_while_processes_are_starting_ends_cleanly(tmp_path: Path) -> Non
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_ctrl_c_from_the_first_line_of_the_log_on_leaves_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Journal.__init__
+
+    def interrupted(journal: Journal, job: Job, prepared: build.Prepared) -> None:
+        begin(journal, job, prepared)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Journal, "__init__", interrupted)
+    outcome = run(settings("easgd"), tmp_path)
+    assert (outcome.status, outcome.exit_code) == ("interrupted", 130)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted"
 
 
 def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def launch(job: Job, prepared: Prepared) -> Outcome:
     """Runs the job to its end. Raises UsageError for more workers than one machine's launcher carries, RunError when it could not be started."""
     if job.settings.workers > _MOST_WORKERS:
         raise UsageError(f"workers={job.settings.workers}: launcher=local starts at most {_MOST_WORKERS} workers on one machine; use fewer.")
-    run = Run(job, prepared)
-    with Signals() as signals:  # to the very end: an impatient second Ctrl-C must not cost what is being written
+    with Signals() as signals:  # from the log's first line on, and to the very end: no Ctrl-C may cost the summary or what is being written
+        run = Run(job, prepared)
         try:
             try:
                 run.start()
