@@ -57,7 +57,7 @@ class Master:
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
         self._in_rounds = start.method.gathers == "round"
         self._round: dict[int, Request] = {}  # messages waiting for those of the others
-        self._finished = False  # whether a worker has: no round will be complete any more
+        self._finished = False  # no round will be complete any more
         self._cut = False  # whether the next round belongs to a checkpoint
         self._served = start.served
         self._lost: set[int] = set()
@@ -82,6 +82,8 @@ class Master:
                         self._snapshots.take("evaluate", self._moment())
                     elif message["kind"] == "checkpoint":
                         self._cut = True
+                    elif message["kind"] == "stop":
+                        self._finish_rounds()
         self._keep("final")
 
     def _answer(self, request: Request) -> None:
@@ -101,13 +103,17 @@ class Master:
             return
         if request.kind is Kind.EXCHANGE:
             self._round[request.worker] = request
-        self._finished |= request.kind is Kind.CLOSE
-        if self._finished:
-            for waiting in self._round.values():
-                self._sessions.reply(waiting, Reply(self._center.clock, self._served, Mark.WITHDRAWN))
-            self._round.clear()
+        if self._finished or request.kind is Kind.CLOSE:
+            self._finish_rounds()
         elif self._round and self._round.keys() >= set(self._sessions.open):
             self._serve_round()
+
+    def _finish_rounds(self) -> None:
+        """Gives back the messages that wait for a round, as a worker has finished or is about to: none will be complete any more."""
+        self._finished = True
+        for waiting in self._round.values():
+            self._sessions.reply(waiting, Reply(self._center.clock, self._served, Mark.WITHDRAWN))
+        self._round.clear()
 
     def _serve_round(self) -> None:
         members = [request for _, request in sorted(self._round.items())]

@@ -464,7 +464,7 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 
 
 def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("easgd_cli.launcher.local._CHECKPOINT_SECONDS", 0.5)
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
     s = settings("easgd", steps=4000, checkpoint=Checkpoint(every="100 steps"))
 
     def freeze(pids: dict[str, int]) -> None:
@@ -479,6 +479,49 @@ def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: 
             os.kill(pids["worker_03"], signal.SIGCONT)
 
     assert disturbed(s, tmp_path, freeze, training).status == "completed"
+
+
+def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 2.0)
+    s = settings("eamsgd", steps=100_000, until=Until(test_error=15.0), batch_size=32)
+    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGSTOP), lambda _: True)
+    assert (outcome.status, outcome.exit_code) == ("completed", 0)
+    assert outcome.summary["lost"] == {"worker_02": "did not finish its step when the run ended"}
+    said = [line for line in (tmp_path / "logs" / "launcher.log").read_text().splitlines() if "worker 2" in line and "WARNING" in line]
+    assert len(said) == 1 and "has not finished its step within 2 s; the run ends without it" in said[0]
+    assert newest(tmp_path).workers.keys() == {0, 1, 3}
+
+
+def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It owns what is kept at an end, so there is no checkpoint of that, but the center that reached the level is saved."""
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
+    s = settings("msgd", steps=100_000, until=Until(test_error=50.0), batch_size=32)
+    evaluated = Journal.evaluation
+
+    def freeze_when_reached(journal: Journal, *of: Any) -> None:
+        evaluated(journal, *of)
+        if journal.reached:
+            [worker] = [c.pid for c in multiprocessing.active_children() if c.name == "easgd-worker_00"]
+            os.kill(worker or 0, signal.SIGSTOP)
+
+    monkeypatch.setattr(Journal, "evaluation", freeze_when_reached)
+    outcome = run(s, tmp_path)
+    assert (outcome.status, outcome.summary["lost"]) == ("completed", {"worker_00": "did not finish its step when the run ended"})
+    prepared = build.prepare(s)
+    assert prepared.problem.evaluate(saved_center(tmp_path, prepared))["test_error"] == pytest.approx(rows(tmp_path, "center")[-1]["test_error"])
+
+
+def test_a_silent_worker_does_not_take_the_others_of_its_round_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for its message when the end comes, and are given theirs back."""
+    monkeypatch.setattr("easgd_cli.launcher.local._GRACE_SECONDS", 2.0)
+
+    def freeze_and_interrupt(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_02"], signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = disturbed(settings("sync_eamsgd", steps=100_000), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
+    assert (outcome.status, outcome.summary["lost"].keys()) == ("interrupted", {"worker_02"})
+    assert newest(tmp_path).workers.keys() == {0, 1, 3}
 
 
 def test_runs_in_one_process_leave_no_descriptor(tmp_path: Path) -> None:

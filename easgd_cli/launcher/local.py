@@ -39,7 +39,7 @@ from easgd_cli.worker import WorkerLoop, WorkerStart
 
 _MOST_WORKERS = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
 _GRACE_SECONDS = 10.0  # how long a worker that is told to stop may take over its step when the user is waiting
-_CHECKPOINT_SECONDS = 60.0  # how long a checkpoint waits for a worker that does not answer
+_PATIENCE_SECONDS = 60.0  # and when nobody is: also how long a checkpoint waits for a worker that does not answer
 _EVALUATOR_LIVES = 3
 _SYSTEM_POINTS_PER_DOUBLING = 64
 
@@ -76,6 +76,7 @@ class _Member:
     child: Child
     t: int
     final: WorkerState | None = None  # said at its end
+    silent: bool = False  # killed, since it did not stop when told to
     lost: str | None = None  # how it was lost
 
     @property
@@ -294,16 +295,22 @@ class Run:
         if self._ended_seconds is None:
             self._journal.progress.update(seconds=now, step=step, exchanges=self._exchanges, evaluations_pending=len(self._waiting) - self._waiting.busy)
         if self._stopping is None and self._final is None:
-            if self._cut is not None and time.monotonic() - self._cut.begun > _CHECKPOINT_SECONDS:
+            if self._cut is not None and time.monotonic() - self._cut.begun > _PATIENCE_SECONDS:
                 self._finish_checkpoint(late=True)
             if self._cut is None and self._checkpoint_pace.due(step, now):
                 self._begin_checkpoint()
             self._ask_snapshot(now)
-        elif self._stopping is not None and self._journal.signal is not None and time.monotonic() - self._stopping > _GRACE_SECONDS:
-            for i, m in self._members.items():
-                if m.live and m.child.process.exitcode is None:
-                    self._journal.note(f"worker {i} does not answer; killing it")
-                    m.child.kill()
+        elif self._stopping is not None:
+            self._kill_silent(time.monotonic() - self._stopping)
+
+    def _kill_silent(self, waited: float) -> None:
+        """Ends the workers that have not stopped within their time, as an end must not wait for ever. `waited`: since they were told to."""
+        patience = _GRACE_SECONDS if self._journal.signal is not None else _PATIENCE_SECONDS
+        for i, m in self._members.items():
+            if waited > patience and m.live and not m.silent:
+                self._journal.note(f"worker {i} has not finished its step within {patience:g} s; the run ends without it")
+                m.silent = True
+                m.child.kill()
 
     # ---------------------------------------------------------------- what the others say
 
@@ -443,6 +450,8 @@ class Run:
     def _stop_workers(self) -> None:
         if self._stopping is None:
             self._stopping = time.monotonic()
+            if self._master is not None and self._method.gathers == "round":
+                self._tell(self._master, {"kind": "stop"})  # or a worker that is silent would keep all others in its round
             for m in self._members.values():
                 if m.live:
                     self._tell(m.child, {"kind": "stop"})
@@ -463,17 +472,19 @@ class Run:
                 self._hear(self._master)  # if this one ended because the master did, that is the news
                 if self.over:
                     return
-            member.lost = child.ended
+            member.lost = "did not finish its step when the run ended" if member.silent else child.ended
             left = sum(m.lost is None for m in self._members.values())
             if self._began is None:
                 self.fail(f"worker {number} could not start: {child.ended}; see {child.log}")
-            elif left == 0 and self._journal.signal is not None:
-                self.over = True
-            elif left == 0:
+            elif left == 0 and self._stopping is None:
                 reasons = sorted({m.lost for m in self._members.values() if m.lost})
                 self.fail(f"every worker has died ({'; '.join(reasons)}); see {child.log}. {self._journal.how_to_go_on()}")
             else:
-                self._journal.note(f"worker {number} died ({child.ended}); the run goes on with {left} of {self._settings.workers}")
+                if self._stopping is None:
+                    self._journal.note(f"worker {number} died ({child.ended}); the run goes on with {left} of {self._settings.workers}")
+                elif not member.silent:
+                    self._journal.note(f"worker {number} died ({child.ended}) while the run was ending")
+                self.over = self.over or self._sequential  # with it went the owner of what is kept at an end
                 self._journal.system(Moment(self._seconds(), self._mean_step(), self._exchanges), workers_alive=self._alive(), lost=number)
                 if self._cut is not None and self._cut.lead == number and self._cut.owner is None and self._method.gathers == "each":
                     self._cut = None  # nobody will mark its place in the order any more
