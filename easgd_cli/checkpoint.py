@@ -18,7 +18,7 @@ from torch import Tensor
 from easgd_cli.errors import UsageError
 from easgd_cli.snapshot import Moment
 
-_NAME = re.compile(r"step_(\d+)\.pt")
+_NAME = re.compile(r"(\d+)_step_\d+\.pt")  # counted as they are written: which is the newest does not hang on what is in them
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Checkpoint:
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes the checkpoint and removes all but the newest `keep`. Raises OSError, leaving the older ones as they were."""
     directory.mkdir(exist_ok=True)
-    path = directory / f"step_{int(checkpoint.owner.moment.step):012d}.pt"
+    path = directory / f"{1 + max(map(_number, find(directory)), default=0):06d}_step_{int(checkpoint.owner.moment.step)}.pt"
     content = {
         "owner": vars(checkpoint.owner) | {"moment": asdict(checkpoint.owner.moment)},
         "workers": {i: vars(w) for i, w in checkpoint.workers.items()},
@@ -95,7 +95,11 @@ def find(directory: Path) -> list[Path]:
     """The checkpoints there, oldest first."""
     if not directory.is_dir():
         return []
-    return sorted(p for p in directory.iterdir() if _NAME.fullmatch(p.name))
+    return sorted((p for p in directory.iterdir() if _NAME.fullmatch(p.name)), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("_")[0])
 
 
 def newest(run_dir: Path) -> Checkpoint:

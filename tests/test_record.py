@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from easgd_cli import checkpoint
 from easgd_cli.build import Prepared
 from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.config import Settings
@@ -293,7 +294,7 @@ def test_hyperparameters_are_those_the_method_uses() -> None:
 
 
 CHECKPOINT = Checkpoint(
-    OwnerState(Moment(5.0, 50.0, 12), 12, {}, clocks={0: 49, 1: 51}),
+    OwnerState(Moment(5.0, 50.0, 12), 12, {}, clocks={0: 49, 1: 51, 2: 30}),
     workers={0: WorkerState(50, {}), 1: WorkerState(53, {})},
     pending=[(Moment(4.0, 40.0, 10), {"x": torch.zeros(1)})],
 )
@@ -306,8 +307,8 @@ CHECKPOINT = Checkpoint(
         (worker(0, 51), False),
         (worker(1, 53), True),  # in its next step when the center was kept
         (worker(1, 54), False),
-        (worker(2, 50), True),  # lost before: it comes back where the others were
-        (worker(2, 51), False),
+        (worker(2, 30), True),  # lost before: it comes back with its old clock
+        (worker(2, 31), False),
         (center(30, 9.0, seconds=3.0, exchanges=8), True),
         (center(40, 9.0, seconds=4.0, exchanges=10), False),  # evaluated later, and again when the run goes on
         (center(50, 9.0, seconds=5.0, exchanges=12), True),
@@ -319,6 +320,17 @@ CHECKPOINT = Checkpoint(
 )
 def test_what_came_before_a_checkpoint_is_kept(row: dict[str, Any], kept: bool) -> None:
     assert up_to(CHECKPOINT)(row) is kept
+
+
+def test_the_newest_checkpoint_is_the_last_written_and_the_older_ones_go(tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoint"
+    for seconds, step in ((1.0, 500.0), (2.0, 60.0), (3.0, 60.0), (4.0, 7.0)):
+        written = checkpoint.write(directory, Checkpoint(OwnerState(Moment(seconds, step, 0), 0, {}, {}), {}), keep=2)
+        assert checkpoint.find(directory)[-1] == written
+        assert checkpoint.newest(tmp_path).owner.moment.seconds == seconds
+    assert len(checkpoint.find(directory)) == 2
+    checkpoint.find(directory)[-1].unlink()
+    assert checkpoint.newest(tmp_path).owner.moment.seconds == 3.0
 
 
 def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -22,10 +23,13 @@ from listings import Listing
 from torch import Tensor
 
 from easgd_cli import build
+from easgd_cli.checkpoint import newest
 from easgd_cli.config import Checkpoint, Eval, Settings, Until
 from easgd_cli.drive import ByHand
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.launcher.local import launch
+from easgd_cli.launcher.journal import Journal
+from easgd_cli.launcher.local import Run, launch
+from easgd_cli.launcher.stopping import Signals
 from easgd_cli.problems.images import ImageProblem
 
 METHODS = {
@@ -329,6 +333,11 @@ def checkpoints_written(directory: Path) -> int:
     return (directory / "logs" / "launcher.log").read_text().count("INFO checkpoint")
 
 
+def evaluated_at(directory: Path) -> float:
+    """The mean step of the last evaluation."""
+    return max((r["step"] for r in rows(directory, "center")), default=0)
+
+
 def training(directory: Path) -> bool:
     return len((directory / "metrics.jsonl").read_text().splitlines()) > 30 if (directory / "metrics.jsonl").exists() else False
 
@@ -349,10 +358,54 @@ def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None
     assert torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))  # the kill tore nothing
 
 
+def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) -> None:
+    """The lost worker comes back with its old clock, far behind; neither the record nor the newest checkpoint goes back with it."""
+    s = settings("easgd", steps=100_000, eval=Eval(every="50 steps", train_images=10))
+
+    def lose_one(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_03"], signal.SIGKILL)
+        so_far = evaluated_at(tmp_path)
+        while evaluated_at(tmp_path) < 2 * so_far + 300:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = disturbed(s, tmp_path, lose_one, lambda d: evaluated_at(d) > 0)
+    assert (stopped.status, stopped.summary["lost"]) == ("interrupted", {"worker_03": "killed by SIGKILL"})
+    before, known = newest(tmp_path).owner, len(rows(tmp_path, "system"))
+    assert before.clocks[3] < before.moment.step - 100
+
+    again = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT), lambda d: len(rows(d, "system")) > known, resume=True)
+    after = newest(tmp_path).owner
+    assert again.status == "interrupted" and after.clocks[3] == again.summary["steps"]["worker_03"] > before.clocks[3]
+    assert after.moment.exchanges > before.moment.exchanges and after.moment.step >= before.moment.step
+    for party in ("center", "system"):
+        steps = [r["step"] for r in rows(tmp_path, party)]
+        assert steps == sorted(steps)
+
+
 def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:
     outcome = disturbed(settings("easgd", steps=100_000), tmp_path, lambda pids: os.kill(pids["master"], signal.SIGKILL), training)
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert outcome.reason is not None and "the master died (killed by SIGKILL)" in outcome.reason
+
+
+def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything has been said and the master and the workers have ended before it listens again."""
+    listen = Run.turn
+
+    def late(run: Run, signals: Signals) -> None:
+        if "training begins" in (tmp_path / "logs" / "launcher.log").read_text():
+            for child in multiprocessing.active_children():
+                if child.name != "easgd-evaluator":
+                    child.join(60)
+        listen(run, signals)
+
+    monkeypatch.setattr(Run, "turn", late)
+    outcome = run(settings("easgd", eval=Eval(every="1 step", train_images=10)), tmp_path)
+    assert outcome.status == "completed", outcome.reason
+    evaluated = [r["step"] for r in rows(tmp_path, "center")]
+    assert len(evaluated) > 35 and evaluated[-1] == 40  # more than is taken in one go
+    assert len(recorded_order(tmp_path)) == 4 * 14
 
 
 def test_a_killed_evaluator_is_started_again_and_no_point_is_missing(tmp_path: Path) -> None:
@@ -435,6 +488,19 @@ def test_ctrl_c_while_processes_are_starting_ends_cleanly(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
 
 
+def test_ctrl_c_from_the_first_line_of_the_log_on_leaves_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Journal.__init__
+
+    def interrupted(journal: Journal, job: Job, prepared: build.Prepared) -> None:
+        begin(journal, job, prepared)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Journal, "__init__", interrupted)
+    outcome = run(settings("easgd"), tmp_path)
+    assert (outcome.status, outcome.exit_code) == ("interrupted", 130)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted"
+
+
 def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path: Path) -> None:
     s = settings("easgd", steps=100_000, eval=Eval(every="100 steps", train_images=1347))
 
@@ -457,7 +523,7 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 
 
 def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("easgd_cli.launcher.local._CHECKPOINT_SECONDS", 0.5)
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
     s = settings("easgd", steps=4000, checkpoint=Checkpoint(every="100 steps"))
 
     def freeze(pids: dict[str, int]) -> None:
@@ -472,6 +538,49 @@ def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: 
             os.kill(pids["worker_03"], signal.SIGCONT)
 
     assert disturbed(s, tmp_path, freeze, training).status == "completed"
+
+
+def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 2.0)
+    s = settings("eamsgd", steps=100_000, until=Until(test_error=15.0), batch_size=32)
+    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGSTOP), lambda _: True)
+    assert (outcome.status, outcome.exit_code) == ("completed", 0)
+    assert outcome.summary["lost"] == {"worker_02": "did not finish its step when the run ended"}
+    said = [line for line in (tmp_path / "logs" / "launcher.log").read_text().splitlines() if "worker 2" in line and "WARNING" in line]
+    assert len(said) == 1 and "has not finished its step within 2 s; the run ends without it" in said[0]
+    assert newest(tmp_path).workers.keys() == {0, 1, 3}
+
+
+def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It owns what is kept at an end, so there is no checkpoint of that, but the center that reached the level is saved."""
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
+    s = settings("msgd", steps=100_000, until=Until(test_error=50.0), batch_size=32)
+    evaluated = Journal.evaluation
+
+    def freeze_when_reached(journal: Journal, *of: Any) -> None:
+        evaluated(journal, *of)
+        if journal.reached:
+            [worker] = [c.pid for c in multiprocessing.active_children() if c.name == "easgd-worker_00"]
+            os.kill(worker or 0, signal.SIGSTOP)
+
+    monkeypatch.setattr(Journal, "evaluation", freeze_when_reached)
+    outcome = run(s, tmp_path)
+    assert (outcome.status, outcome.summary["lost"]) == ("completed", {"worker_00": "did not finish its step when the run ended"})
+    prepared = build.prepare(s)
+    assert prepared.problem.evaluate(saved_center(tmp_path, prepared))["test_error"] == pytest.approx(rows(tmp_path, "center")[-1]["test_error"])
+
+
+def test_a_silent_worker_does_not_take_the_others_of_its_round_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for its message when the end comes, and are given theirs back."""
+    monkeypatch.setattr("easgd_cli.launcher.local._GRACE_SECONDS", 2.0)
+
+    def freeze_and_interrupt(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_02"], signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = disturbed(settings("sync_eamsgd", steps=100_000), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
+    assert (outcome.status, outcome.summary["lost"].keys()) == ("interrupted", {"worker_02"})
+    assert newest(tmp_path).workers.keys() == {0, 1, 3}
 
 
 def test_runs_in_one_process_leave_no_descriptor(tmp_path: Path) -> None:

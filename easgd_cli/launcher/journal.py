@@ -168,12 +168,13 @@ class Journal:
         if keep is not None:
             self.checkpoint(keep)
         if final is not None:
-            moment, vectors = final.moment, {name: v for name, v in final.vectors.items() if name in EVALUATED}
-            exchanges = moment.exchanges
-            if self._hit is not None:
-                moment, vectors = self._hit
-                self._end_record_at(moment)
+            exchanges = final.moment.exchanges
+        if self._hit is not None:
+            moment, vectors = self._hit
+            self._end_record_at(moment)
             self._save(vectors)
+        elif final is not None:
+            self._save({name: v for name, v in final.vectors.items() if name in EVALUATED})
         elif self.status == "interrupted":
             self.reason = f"{self.reason}; {self.how_to_go_on()}"
         if self._hit is not None:  # the run is over where it reached its level
@@ -216,7 +217,7 @@ class Journal:
         """The record of a run that reached its error ends there; what came after is kept for a run that goes on from its checkpoint."""
         self._recorder.flush()
         try:
-            for name in _RECORD:
+            for name in _RECORD if (self._dir / "checkpoint").exists() else ():
                 shutil.copyfile(self._dir / name, self._dir / "checkpoint" / name)
         except OSError as e:
             raise RunError(f"{self._dir / 'checkpoint'} could not be written: {e.strerror or e}.") from e

@@ -28,6 +28,7 @@ from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.config import Interval
 from easgd_cli.devices import cores, deal_devices
 from easgd_cli.drive import Turn
+from easgd_cli.errors import RunError
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.kinds import Simulated
@@ -44,14 +45,14 @@ _SYSTEM_POINTS = 200  # rows of the run as a whole
 
 def launch(job: Job, prepared: Prepared, cluster: Simulated) -> Outcome:
     """Runs the job to its end. Raises RunError when the record cannot be written."""
-    journal = Journal(job, prepared)
-    try:
-        with Signals() as signals:
+    with Signals() as signals:
+        journal = Journal(job, prepared)
+        try:
             run = Run(job, prepared, cluster, journal)
             try:
                 journal.open()
                 run.to_the_end(signals)
-            except OSError as e:
+            except (RunError, OSError) as e:  # the record cannot be written, say
                 journal.fail(str(e))
             except Exception as e:  # a defect: the record says so before it is shown
                 journal.fail(f"{type(e).__name__}: {e}")
@@ -59,8 +60,8 @@ def launch(job: Job, prepared: Prepared, cluster: Simulated) -> Outcome:
                     run.outcome()
                 raise
             return run.outcome()
-    finally:
-        journal.release()
+        finally:
+            journal.release()
 
 
 @dataclass
