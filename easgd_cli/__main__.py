@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from easgd_cli import __version__
+from easgd_cli import __version__, interruption
 from easgd_cli.errors import RunError, UsageError
 
 COMMANDS = {
@@ -32,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 done, 1 failed while running, 2 bad usage, 130 interrupted, 143 terminated."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        with interruption.ending_the_process():
+            return _dispatch(words)
     except UsageError as e:
         print(f"easgd: {e}", file=sys.stderr)
         return 2
@@ -59,6 +59,8 @@ def _dispatch(words: list[str]) -> int:
         words = ["train", *words]
     name, *rest = words
     if name not in COMMANDS:
+        import difflib  # here: until Ctrl-C is seen to, as little as possible is loaded
+
         near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0.5)
         if "=" in name:
             raise UsageError(f"{name}: is a setting, not a command; write easgd train {name}.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import os
 import sys
 import traceback
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from easgd_cli.config import Group, Settings, effective_alpha, effective_beta
 from easgd_cli.errors import UsageError
+from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
 
 if TYPE_CHECKING:
     import torch
@@ -70,21 +72,22 @@ def data(s: Settings) -> Images:
         raise UsageError(f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs images; choose a data set, such as dataset=digits.")
     options = dict(s.dataset)
     held_out = convert("dataset.validation", options.pop("validation", 0), int)
-    images = as_images(make("dataset", options, {"seed": s.seed}), s.dataset["name"])
+    with seeded(s.seed, MADE_BY_USERS):
+        images = as_images(make("dataset", options, {"seed": s.seed}), s.dataset["name"])
     return images.hold_out(held_out) if held_out else images
 
 
 def model(s: Settings, images: Images) -> nn.Module:
     """A net for these images, initialised from the one seed, or as `init` says. Raises UsageError."""
     from easgd_cli.flat import Flat
-    from easgd_cli.models import check_model, seeded
+    from easgd_cli.models import check_model
 
     if s.model["target"] is None:
         raise UsageError(f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as model=small.")
     offered = {"num_classes": images.num_classes, "input_shape": images.input_shape}
-    with seeded(s.seed):
+    with seeded(s.seed, INIT):
         net = make("model", s.model, offered)
-    check_model(net, s.model["name"], images)
+    check_model(net, s.model["name"], images, s.batch_size)
     if s.init is not None:
         state = _state_dict(s.init)
         Flat(net).load(state, f"init={s.init}")
@@ -144,12 +147,13 @@ def prepare(s: Settings) -> Prepared:
     import torch
 
     from easgd_cli.config import total_steps
-    from easgd_cli.devices import deal_devices
+    from easgd_cli.devices import check_threads, deal_devices
     from easgd_cli.problem import check_problem
 
     rules, kept = method(s), average(s)
     schedule(s)
-    deal_devices(s.device, s.workers)
+    check_threads(s)
+    devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
     asked = asked_by_problem(s)
     _refuse_unused(s, asked)
@@ -161,7 +165,7 @@ def prepare(s: Settings) -> Prepared:
         if s.until.test_error is not None and "test_error" not in figures:
             raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
     start = minimised.start(None if rules.center else 0)
-    _check_memory(s, rules, start.numel() * start.element_size())
+    _check_memory(s, rules, start, images, devices.count("cpu"))
     return Prepared(rules, kept, images, minimised, start, steps)
 
 
@@ -191,18 +195,37 @@ def _state_dict(path: str) -> dict[str, Any]:
     return content
 
 
-def _check_memory(s: Settings, rules: Method, vector: int) -> None:
-    """Refuses a run whose vectors cannot fit: a worker's, its reply, gradient and parameters' own copy; the center's and a snapshot."""
+def _check_memory(s: Settings, rules: Method, start: Tensor, images: Images | None, on_cpu: int) -> None:
+    """Refuses a run that cannot fit: its vectors, a batch of every worker `on_cpu`, and the copy of the data set that they share.
+
+    Vectors are a worker's, its reply, gradient and parameters' own copy; the center's and a snapshot. What a net keeps for its
+    backward pass is not known here and comes on top.
+    """
     from easgd_cli.memory import available_memory
 
-    each = len(rules.state) + len(rules.scratch) + bool(rules.center) + 2
-    needed = vector * (s.workers * each + 2 * max(1, len(rules.center)) + 2)
     available = available_memory()
-    if available is not None and needed > available:
-        raise UsageError(
-            f"workers={s.workers}: the vectors of this run need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free; "
-            "use fewer workers or a smaller model."
-        )
+    if available is None:
+        return
+    each = len(rules.state) + len(rules.scratch) + bool(rules.center) + 2
+    vectors = start.numel() * start.element_size() * (s.workers * each + 2 * max(1, len(rules.center)) + 2)
+    # An image as the net takes it, and 8 bytes each for its number, its draw and its label.
+    batches = on_cpu * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24) if images is not None else 0
+    copied = images.nbytes if images is not None else 0
+    if vectors + batches + copied <= available:
+        return
+    said = {
+        f"workers={s.workers}": (vectors, "vectors", "use fewer workers or a smaller model"),
+        f"batch_size={s.batch_size}": (batches, f"a batch of {'the worker' if s.workers == 1 else 'every worker'}", "use smaller batches or fewer workers"),
+        f"dataset={s.dataset['name']}": (copied, "the copy of the data set that workers share", "use fewer or smaller images"),
+    }
+    written, (most, what, remedy) = max(said.items(), key=lambda item: item[1][0])
+    raise UsageError(
+        f"{written}: this run needs {_gib(vectors + batches + copied)}, {_gib(most)} of them for {what}, and {_gib(available)} are free; {remedy}."
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
 
 
 def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
@@ -233,10 +256,10 @@ def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
         raise UsageError(str(e)) from e
     except UsageError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         if _own(spec):
             raise
-        raise UsageError(f"{group}={spec['name']}: calling it raised {type(e).__name__}: {e} ({_last_line(e)}).") from e
+        raise UsageError(f"{group}={spec['name']}: calling it raised {_raised(e)}.") from e
 
 
 def _own(spec: Group) -> bool:
@@ -264,8 +287,8 @@ def locate(group: str, target: str) -> Callable[..., Any]:
         if module == missing or module.startswith(missing + "."):
             raise UsageError(f"{group}={target}: there is no module {missing} in {here} or among the installed packages.") from e
         raise UsageError(f"{group}={target}: importing {module} failed: it needs the module {missing}, which is not installed.") from e
-    except Exception as e:
-        raise UsageError(f"{group}={target}: importing {module} raised {type(e).__name__}: {e} ({_last_line(e)}).") from e
+    except (Exception, SystemExit) as e:
+        raise UsageError(f"{group}={target}: importing {module} raised {_raised(e)}.") from e
     for part in name.split("."):
         try:
             found = getattr(found, part)
@@ -332,6 +355,9 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
-def _last_line(e: BaseException) -> str:
+def _raised(e: BaseException) -> str:
+    """What a user's own code raised, and where: the last line that was run, or of a syntax error the line that cannot be read."""
+    if isinstance(e, SyntaxError) and e.filename is not None:
+        return f"{type(e).__name__}: {e.msg} ({e.filename}, line {e.lineno})"
     frame = traceback.extract_tb(e.__traceback__)[-1]
-    return f"{frame.filename}, line {frame.lineno}"
+    return f"{type(e).__name__}: {' '.join(str(e).split())} ({frame.filename}, line {frame.lineno})"

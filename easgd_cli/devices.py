@@ -45,6 +45,18 @@ def worker_threads(s: Settings) -> int:
     return s.threads if s.threads is not None else max(1, cores() // s.workers)
 
 
+def check_threads(s: Settings) -> None:
+    """Refuses more threads than help or can be had. Raises UsageError.
+
+    Threads beyond the cores wait for each other, and by the thousand cannot be started: the process dies in the attempt. Up to
+    64 are let through on any machine, since sums round differently with another number: a run of a larger machine can be
+    repeated on a smaller one.
+    """
+    most = max(64, 4 * cores())
+    if s.threads is not None and s.threads > most:
+        raise UsageError(f"threads={s.threads}: must be at most {most}, since this machine has {cores()} cores and more threads only wait for each other.")
+
+
 def evaluator_threads(s: Settings) -> int:
     """CPU threads of the evaluator: one share beside the workers'. Two threads that wait for each other on a busy core crawl."""
     return max(1, cores() // (s.workers + 1))

@@ -15,7 +15,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import Worker
 
 _POINTS = 250  # rows of a worker over a run of known length
-_POINTS_OF_ALL = 20_000  # rows of all its workers together
+_POINTS_OF_ALL = 5_000  # rows of all its workers together
 _POINTS_PER_DOUBLING = 64  # and, where the length is not known, before a worker has half as many
 
 

@@ -80,7 +80,7 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
 def _called(said: str, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         frames = traceback.extract_tb(e.__traceback__)[1:]  # without this one: none is left where the call itself does not fit
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         raise UsageError(f"{said}: {what} raised {type(e).__name__}: {' '.join(str(e).split())}{where}.") from e

@@ -6,6 +6,10 @@ for. Resuming, replaying and simulating need no generator states: the clock says
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 # What a draw is for. Two streams never share numbers; a new one takes the next free number.
 PERMUTATION = 1  # order of the training images; n counts passes over them
 AUGMENTATION = 2  # crops, shifts and flips of a batch; n is the worker's clock
@@ -18,6 +22,7 @@ CONTENT = 8  # pixels of synthetic images
 NOISE = 9  # noise of the gradients of known functions; n is the worker's clock
 COMPUTING = 10  # seconds of a step on the virtual clock; n is the worker's clock
 PAUSES = 11  # whether a worker pauses before a step on the virtual clock; n is the worker's clock
+MADE_BY_USERS = 12  # whatever a user's own data set draws
 
 _64_BITS = 2**64 - 1
 
@@ -31,6 +36,30 @@ def key(seed: int, stream: int, worker: int = 0, n: int = 0) -> int:
     for part in (stream, worker, n):
         z = _mix(z ^ part)
     return z >> 1
+
+
+@contextmanager
+def seeded(seed: int, stream: int) -> Iterator[None]:
+    """Within it, the global generators of torch (its CPU's), numpy and Python begin where `seed` and `stream` say; afterwards
+    they are as they were before.
+
+    For what draws without being handed a generator: nets, so that every worker starts from the same parameters (paper p. 6,
+    footnote 7), and users' data sets, so that a run that goes on sees the data it had.
+    """
+    import numpy  # here, since torch and numpy are slow to load, and keys are wanted without them
+    import torch
+
+    before = torch.random.get_rng_state(), numpy.random.get_state(), random.getstate()
+    z = key(seed, stream)
+    torch.default_generator.manual_seed(z)
+    numpy.random.seed(z % 2**32)
+    random.seed(z)
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(before[0])
+        numpy.random.set_state(before[1])
+        random.setstate(before[2])
 
 
 def _mix(z: int) -> int:

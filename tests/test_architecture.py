@@ -16,7 +16,8 @@ LAYERS = [
     {"launcher", "bench", "report", "theory", "rundir"},
     {"worker", "master", "evaluator", "record"},
     {"drive", "transport", "problem", "problems", "checkpoint", "snapshot", "meter", "build"},
-    {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"},
+    {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"}
+    | {"interruption", "scratch"},
 ]
 ONLY_IN = {
     "hydra": {"commands"},

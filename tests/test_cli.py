@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -20,7 +20,7 @@ import torch
 import yaml
 from conftest import Launcher, Said
 
-from easgd_cli import __version__, build, rundir
+from easgd_cli import __version__, build, memory, rundir
 from easgd_cli.commands import arguments, compose, configs
 from easgd_cli.config import Group, Settings
 from easgd_cli.errors import RunError, UsageError
@@ -83,6 +83,11 @@ MISTAKES = [
     ("device=tpu", ["device=tpu: is auto, cpu, cuda"]),
     ("device=cuda:7,cuda:8", ["device=cuda:7,cuda:8: this machine shows"]),
     ("=5", ["=5: there is no key before the ="]),
+    ("batch_size=99999999999", ["batch_size=99999999999: this run needs", "for a batch of every worker", "are free; use smaller batches"]),
+    ("workers=99999999 launcher=simulated", ["workers=99999999: this run needs", "for vectors", "are free; use fewer workers"]),
+    ("workers=99999999", ["workers=99999999: launcher=local starts at most 120 workers", "launcher=simulated"]),
+    ("threads=100000", ["threads=100000: must be at most", "this machine has"]),
+    ("dataset=synthetic dataset.shape=[3,1000000,1000000]", ["dataset.shape=[3, 1000000, 1000000]", "need", "are free; make them smaller or fewer"]),
     ("+new=1", ["+new=1: settings cannot be added"]),
     ("~tau", ["~tau: a setting cannot be removed"]),
     ("tau=1 tau=2", ["tau=1 tau=2: tau is given twice"]),
@@ -112,6 +117,20 @@ def test_a_mistake_is_one_sentence_before_anything_is_started_or_made(words: str
     assert said.out == ""
     assert launcher.jobs == []
     assert list(here.iterdir()) == []
+
+
+def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = composed("dataset=synthetic", "model=small", "dataset.train=5000", "workers=2", "batch_size=16")
+    fits = build.prepare(s).images
+    assert fits is not None
+    monkeypatch.setattr(memory, "available_memory", lambda: fits.nbytes)
+    with pytest.raises(UsageError, match=r"dataset=synthetic: this run needs .* for the copy of the data set"):
+        build.prepare(s)
+    one = 3 * 28 * 28 * 4 + 24  # bytes of an image in a batch
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * 9000 * one)
+    with pytest.raises(UsageError, match=r"batch_size=9000: this run needs .* for a batch of every worker"):
+        build.prepare(replace(s, batch_size=9000))
+    assert build.prepare(replace(s, batch_size=900)).steps
 
 
 def test_a_refusal_does_not_wait_for_torch(here: Path) -> None:
@@ -450,6 +469,39 @@ def test_the_problem_of_the_documentation_runs_in_processes_of_its_own_and_goes_
     assert (summary["problem"], summary["dataset"]) == ("my_module:Rosenbrock", "none")
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        ("model=broken:Net", "import sys\nsys.exit(3)\n", "model=broken:Net: importing broken raised SystemExit: 3 ({file}, line 2)."),
+        ("model=broken:Net", "def f(:\n    pass\n", "model=broken:Net: importing broken raised SyntaxError: invalid syntax ({file}, line 1)."),
+        ("dataset=broken:f eta=1 steps=20", "def f():\n    raise SystemExit(4)\n", "dataset=broken:f: calling it raised SystemExit: 4 ({file}, line 2)."),
+    ],
+)
+def test_whatever_an_own_module_raises_is_one_sentence(words: str, code: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    (here / "broken.py").write_text(code)
+    said = easgd("train", *words.split())
+    assert (said.status, said.err) == (2, f"easgd: {sentence.format(file=here / 'broken.py')}\n")
+    assert launcher.jobs == []
+    assert not (here / "runs").exists()
+
+
+def documented(name: str) -> str:
+    """The code block of docs/algorithms.md that defines `name`."""
+    text = (configs.directory().parent / "docs" / "algorithms.md").read_text()
+    [block] = [b for b in re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE) if f"def {name}(" in b]
+    return textwrap.dedent(block.partition("    $ ")[0])
+
+
+def test_the_documented_data_set_runs_as_it_is_printed_and_follows_from_the_seed(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    (here / "my_module.py").write_text(documented("my_data"))
+    for seed in (0, 0, 1):
+        said = easgd("train", "dataset=my_module:my_data", "eta=0.05", "steps=500", f"seed={seed}")
+        assert said.status == 0, said.err
+    first, again, other = (build.data(job.settings) for job in launcher.jobs)
+    assert torch.equal(first.train, again.train) and torch.equal(first.test_labels, again.test_labels)
+    assert not torch.equal(first.train, other.train)
+
+
 def test_a_directory_of_own_configurations(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
     for name, text in {
         "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /algo: downpour\ntau: 6\nsteps: 77\n",
@@ -464,6 +516,24 @@ def test_a_directory_of_own_configurations(easgd: Easgd, launcher: Launcher, her
     assert (s.algo["name"], s.tau, s.steps, s.seed, s.eta) == ("downpour", 6, 77, 3, composed("algo=downpour").eta)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("tua: 3", "tua: there is no setting tua; did you mean tau?"),
+        ("eta: fast", "eta=fast: must be a number."),
+        ("eval:\n  evry: 30 s", "eval.evry: there is no setting eval.evry; did you mean eval.every?"),
+        ("until: 5", "until=5: until is a section; write one of until.test_error=."),
+        ("tau: {a: 1}", "tau={'a': 1}: must be a whole number."),
+    ],
+)
+def test_a_mistake_in_an_own_configuration_is_told_with_its_file(text: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    (here / "own" / "experiment").mkdir(parents=True)
+    (here / "own" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    said = easgd("train", "experiment=mine", "--config-dir", "own", "eta=0.1")
+    assert (said.status, said.err) == (2, f"easgd: In experiment/mine.yaml: {sentence}\n")
+    assert launcher.jobs == []
+
+
 def test_hydra_shows_the_composed_settings(easgd: Easgd, launcher: Launcher) -> None:
     shown = yaml.safe_load(easgd("train", "--cfg", "job", "tau=4", "algo=eamsgd").out)
     assert (shown["tau"], shown["algo"]["name"]) == (4, "eamsgd")
@@ -476,3 +546,47 @@ def test_completion_knows_keys_and_options(easgd: Easgd, monkeypatch: pytest.Mon
         monkeypatch.setenv("COMP_LINE", typed)
         monkeypatch.setenv("COMP_POINT", str(len(typed)))
         assert easgd("-sc", "query=bash").out.split() == offered.split()
+
+
+INTERRUPTED = """
+import json, os, signal
+from mine import data as own_data
+
+def data():
+    try:
+        os.kill(os.getpid(), signal.{number})
+    except BaseException:
+        pass  # as a library's callback loses it
+    return own_data()
+
+class AtOnce:
+    def begin(self):
+        pass
+
+    def __call__(self, job, prepared):
+        os.kill(os.getpid(), signal.{number})
+
+class Late(AtOnce):
+    def __call__(self, job, prepared):
+        (job.run_dir / "summary.json").write_text(json.dumps({{"status": "running"}}))
+        super().__call__(job, prepared)
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "number", "status", "line", "left"),
+    [
+        ("dataset=interrupted:data", "SIGINT", 130, "interrupted", False),
+        ("launcher=interrupted:AtOnce", "SIGTERM", 143, "terminated", False),
+        ("launcher=interrupted:Late", "SIGINT", 130, "interrupted", True),
+    ],
+)
+def test_a_signal_before_training_ends_the_command(word: str, number: str, status: int, line: str, left: bool, here: Path) -> None:
+    """While data are loaded, when the directory has been made, and once a summary in it says that a run has begun."""
+    (here / "mine.py").write_text(OWN)
+    (here / "interrupted.py").write_text(INTERRUPTED.format(number=number))
+    words = [word] if word.startswith("dataset") else ["dataset=mine:data", word]
+    command = [sys.executable, "-m", "easgd_cli", "train", *words, "eta=0.1", "steps=50", "hydra.run.dir=run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env={**os.environ, "PYTHONPATH": str(configs.directory().parent)})
+    assert (done.returncode, done.stderr) == (status, f"easgd: {line}.\n")
+    assert (here / "run").exists() == left

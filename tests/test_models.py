@@ -7,9 +7,10 @@ from torch import nn
 
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
-from easgd_cli.models import check_model, seeded
+from easgd_cli.models import check_model
 from easgd_cli.models.convnet7 import ConvNet7
 from easgd_cli.models.convnet_digits import ConvNetDigits
+from easgd_cli.randomness import INIT, seeded
 
 
 def images(shape=(1, 6, 6), classes=3) -> Images:
@@ -75,7 +76,7 @@ def test_the_digits_net_has_13706_parameters():
 
 @pytest.mark.parametrize("net", [ConvNet7, ConvNetDigits])
 def test_nets_begin_uniform_with_zero_biases(net):
-    with seeded(1):
+    with seeded(1, INIT):
         made = net()
     for layer in layers_with_parameters(made):
         bound = layer.weight[0].numel() ** -0.5
@@ -89,7 +90,7 @@ def test_nets_begin_uniform_with_zero_biases(net):
     ("net", "shape", "classes"), [(ConvNet7, (1, 32, 40), 7), (ConvNet7, (3, 24, 24), 2), (ConvNetDigits, (3, 28, 28), 100), (ConvNetDigits, (1, 6, 7), 2)]
 )
 def test_nets_fit_other_data(net, shape, classes):
-    check_model(net(input_shape=shape, num_classes=classes), "x", images(shape, classes))
+    check_model(net(input_shape=shape, num_classes=classes), "x", images(shape, classes), 2)
 
 
 def test_nets_say_what_they_cannot_take():
@@ -105,7 +106,7 @@ def test_the_same_seed_gives_the_same_net_and_leaves_no_trace():
     before = torch.random.get_rng_state()
     nets = []
     for seed in (5, 5, 6):
-        with seeded(seed):
+        with seeded(seed, INIT):
             nets.append(ConvNetDigits())
     first, again, other = (torch.cat([p.flatten() for p in n.parameters()]) for n in nets)
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -123,9 +124,33 @@ class Says(nn.Module):
         return self.output
 
 
+class Bare(nn.Module):
+    """As a beginner may write it."""
+
+    def __init__(self):
+        self.width = 3
+
+
+class InTraining(nn.Module):
+    """Does something else, `act`, in training mode only."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.layer, self.act = nn.Linear(36, 3), act
+
+    def forward(self, x):
+        out = self.layer(x.flatten(1))
+        return self.act(out) if self.training else out
+
+
 @pytest.mark.parametrize(
     ("net", "sentence"),
     [
+        (Bare(), r"model=x: its __init__ does not call super\(\).__init__\(\)"),
+        (InTraining(lambda out: 1 / 0), "model=x: fails in training mode, on 2 images, though not in evaluation: ZeroDivisionError"),
+        (InTraining(lambda out: (out, out)), "model=x: in training mode returned a tuple"),
+        (InTraining(lambda out: out[:1]), r"model=x: in training mode turned images \[2, 1, 6, 6\] into \[1, 3\]"),
+        (InTraining(lambda out: out.detach()), "model=x: the gradient of its loss cannot be computed: RuntimeError"),
         (7, "model=x: made a int, which is not a torch.nn.Module"),
         (nn.Flatten(), "model=x: has no trainable parameters"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "model=x: has lazy layers"),
@@ -137,13 +162,21 @@ class Says(nn.Module):
 )
 def test_models_that_do_not_fit_are_refused(net, sentence):
     with pytest.raises(UsageError, match=sentence):
-        check_model(net, "x", images())
+        check_model(net, "x", images(), 2)
 
 
 def test_a_trial_leaves_the_model_and_the_generator_alone():
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(36, 3)).train()
     state = {k: v.clone() for k, v in net.state_dict().items()}
     data, before = images(), torch.random.get_rng_state()
-    check_model(net, "x", data)
+    check_model(net, "x", data, 2)
     assert net.training and all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_trial_takes_no_more_images_than_a_batch_has():
+    """One value a channel is too few for batch norm in training, and two are not."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3))
+    check_model(net, "x", images(), 2)
+    with pytest.raises(UsageError, match="model=x: fails in training mode, on 1 image, though not in evaluation: ValueError"):
+        check_model(net, "x", images(), 1)

@@ -13,12 +13,11 @@ from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD
 from easgd_cli.data.images import Images
 from easgd_cli.drive import ByHand
 from easgd_cli.errors import UsageError
-from easgd_cli.models import seeded
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problem import check_problem
 from easgd_cli.problems.function import FunctionProblem
 from easgd_cli.problems.images import Batches, ImageProblem
-from easgd_cli.randomness import DROPOUT, key
+from easgd_cli.randomness import DROPOUT, INIT, key, seeded
 from easgd_cli.schedule import Constant
 
 CPU = torch.device("cpu")
@@ -35,7 +34,7 @@ def perceptron(dropout=0.0) -> nn.Module:
 
 
 def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000) -> ImageProblem:
-    with seeded(0):
+    with seeded(0, INIT):
         net = net() if net else perceptron()
     return ImageProblem(net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images)
 
@@ -208,7 +207,7 @@ def test_dropout_draws_from_its_own_key():
 
 def test_one_worker_by_plain_descent_equals_torch_optim_sgd():
     p = problem(ConvNetDigits, images(classes=10), l2=0.01, batch_size=16)
-    with seeded(0):
+    with seeded(0, INIT):
         twin = ConvNetDigits()
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, weight_decay=0.01)
     x = p.start()
@@ -223,7 +222,7 @@ def test_one_worker_by_plain_descent_equals_torch_optim_sgd():
 
 
 def test_the_start_is_the_models_and_stays():
-    with seeded(0):
+    with seeded(0, INIT):
         expected = torch.cat([p.detach().flatten() for p in perceptron().parameters()])
     p = problem()
     p.load(0, 0)
@@ -405,7 +404,7 @@ def test_a_problem_that_lacks_something_is_told_all_of_it():
 def test_a_gpu_sees_the_same_batches():
     device = torch.device("cuda:0")
     data = images(crop=(8, 8), flip=True).with_shifts(1)
-    with seeded(0):
+    with seeded(0, INIT):
         there = ImageProblem(perceptron(), data, batch_size=8, seed=0, l2=0.1, device=device, train_images=50)
     here = problem(None, data, l2=0.1)
     x = here.start()

@@ -1,8 +1,11 @@
 """Keys of generators are a function that mixes everything into all bits."""
 
+import random
+
+import numpy
 import torch
 
-from easgd_cli.randomness import AUGMENTATION, DROPOUT, INIT, PERMUTATION, _mix, key
+from easgd_cli.randomness import AUGMENTATION, DROPOUT, INIT, PERMUTATION, _mix, key, seeded
 
 
 def test_one_step_is_splitmix64():
@@ -41,3 +44,22 @@ def test_neighbouring_steps_differ_in_half_the_bits():
 def test_a_generator_seeded_so_gives_the_same_numbers_again():
     draws = [torch.rand(4, generator=torch.Generator().manual_seed(key(0, DROPOUT, 1, 5))) for _ in range(2)]
     assert torch.equal(*draws)
+
+
+def drawn():
+    return torch.rand(1).item(), numpy.random.rand(), random.random()
+
+
+def test_within_a_seed_every_global_generator_begins_anew_and_is_left_alone():
+    before = drawn()
+    torch.manual_seed(1), numpy.random.seed(1), random.seed(1)
+    undisturbed = drawn()
+    torch.manual_seed(1), numpy.random.seed(1), random.seed(1)
+    found = {}
+    for seed, stream in ((5, INIT), (6, INIT), (5, DROPOUT)):
+        with seeded(seed, stream):
+            found[seed, stream] = drawn()
+        with seeded(seed, stream):
+            assert drawn() == found[seed, stream]
+    assert drawn() == undisturbed
+    assert all(len(set(numbers)) == 4 for numbers in zip(before, *found.values(), strict=True))

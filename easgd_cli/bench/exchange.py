@@ -6,11 +6,9 @@ center and writes the reply (4); the worker's pull reads the reply, reads and wr
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -20,6 +18,7 @@ from easgd_cli.center import Center
 from easgd_cli.launcher.children import Child
 from easgd_cli.master import Master, MasterStart
 from easgd_cli.memory import SharedTensors
+from easgd_cli.scratch import scratch_directory
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 
 _RULE_STREAMS, _PULL_STREAMS, _COPY_STREAMS = 4, 3, 2
@@ -69,12 +68,12 @@ def _against_copy(what: str, work: Callable[[], None], streams: int, size: int, 
 @contextmanager
 def _served(method: Method, size: int) -> Iterator[SharedWorkerEnd]:
     """A session with a master in a process of its own."""
-    with tempfile.TemporaryDirectory() as logs:
+    with scratch_directory() as logs:
         link = Link.new(0, method, size, torch.float32)
         for v in link.memory.tensors.values():
             v.uniform_()
         center = SharedTensors.of({n: torch.rand(size) for n in method.center})
-        master = Child("master", Master, MasterStart(method, None, center, [link.for_master()], None), Path(logs) / "master.log")
+        master = Child("master", Master, MasterStart(method, None, center, [link.for_master()], None), logs / "master.log")
         assert link.master_socket is not None
         link.master_socket.close()
         while master.channel.wait()[0]["kind"] != "ready":

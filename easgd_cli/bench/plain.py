@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from easgd_cli.config import Settings
 from easgd_cli.data.images import Images
 from easgd_cli.launcher.children import Child
 from easgd_cli.problems.images import Batches
+from easgd_cli.scratch import scratch_directory
 
 WARM_UP = 3  # steps before the clock starts
 
@@ -62,7 +61,7 @@ class PlainLoop:
 def plain_images_per_second(s: Settings, images: Images, loops: int, threads: int, steps: int) -> float:
     """Images a second of `loops` plain loops side by side, `steps` steps each. `images` in shared memory."""
     with ExitStack() as stack:
-        logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        logs = stack.enter_context(scratch_directory())
         children = [Child(f"plain_{i}", PlainLoop, PlainStart(s, images, i, threads, steps), logs / f"plain_{i}.log") for i in range(loops)]
         for child in children:
             _wait(child, "ready")

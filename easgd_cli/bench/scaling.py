@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
-from pathlib import Path
 
 from easgd_cli import build
 from easgd_cli.bench.measure import Row, alternate
@@ -20,6 +18,7 @@ from easgd_cli.launcher.job import Job
 from easgd_cli.record.metrics import Row as MetricsRow
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.record.recorder import read_rows
+from easgd_cli.scratch import scratch_directory
 
 
 def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Row]:
@@ -34,9 +33,9 @@ def run(s: Settings, prepared: build.Prepared, windows: int = 10) -> Iterator[Ro
     launch = kinds.launcher(s)
 
     def ours() -> float:
-        with tempfile.TemporaryDirectory() as directory, redirect_stdout(io.StringIO()):
-            launch(Job(quiet, Path(directory)), prepared)
-            rows = list(read_rows(Path(directory) / "metrics.jsonl"))
+        with scratch_directory() as directory, redirect_stdout(io.StringIO()):
+            launch(Job(quiet, directory), prepared)
+            rows = list(read_rows(directory / "metrics.jsonl"))
         return sum(_rate([r for r in rows if r["party"] == worker_name(i)], s.batch_size) for i in range(s.workers))
 
     yield alternate(

@@ -7,9 +7,9 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
+
+from easgd_cli.scratch import scratch_directory
 
 
 def seconds_to_first_steps(overrides: list[str], workers: int) -> float:
@@ -17,8 +17,8 @@ def seconds_to_first_steps(overrides: list[str], workers: int) -> float:
 
     Raises RuntimeError when the run fails.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        run = Path(directory) / "run"
+    with scratch_directory() as directory:
+        run = directory / "run"
         began = time.time()
         command = [sys.executable, "-m", "easgd_cli", "train", *overrides, "steps=1", f"hydra.run.dir={run}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -169,13 +169,20 @@ def _missing(e: MissingConfigException, overrides: Sequence[str]) -> str:
 
 
 def _sentence(e: BaseException, overrides: Sequence[str]) -> str:
-    """What was wrong, about the key and value as the user wrote them."""
+    """What was wrong, about the key and value as the user wrote them, on the command line or in a file."""
+    if in_file := re.match(r"In '([^']+)': \w+ raised while composing config", str(e)):
+        assert e.__context__ is not None  # Hydra keeps only its first line
+        return f"In {in_file[1]}.yaml: {_sentence(e.__context__, [])}"
     cause = e if isinstance(e, OmegaConfBaseException) else e.__cause__
     if isinstance(cause, InterpolationResolutionError):
         written = _written(cause.full_key, overrides) if cause.full_key else next((o for o in overrides if "${" in o), "A setting")
         return f"{written}: its ${{...}} cannot be resolved: {_first_line(cause)}."
     if isinstance(cause, ValidationError) and cause.full_key:
         return _wrong_type(cause.full_key, overrides, cause)
+    if mixed := re.match(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", str(cause)):
+        for f in fields(Settings):
+            if is_dataclass(_kind(f.name)) and _kind(f.name).__name__ == mixed[1]:
+                return _section(f"{f.name}={mixed[2]}", f.name)
     if isinstance(cause, AttributeError | KeyError) and getattr(cause, "full_key", None):
         return _unknown(cause, overrides)
     if refused := re.match(r"Could not override '([^'@]+)", str(e)):
@@ -209,8 +216,11 @@ def _wrong_type(full: str, overrides: Sequence[str], cause: Exception) -> str:
     line = _written(full, overrides)
     kind = _kind(full)
     if is_dataclass(kind):
-        return f"{line}: {full} is a section; write one of {', '.join(f'{full}.{f.name}=' for f in fields(kind))}."
-    key, _, value = line.partition("=")
+        return _section(line, full)
+    key, equals, value = line.partition("=")
+    if not equals and (found := re.match(r"Value '(.*)' of type", str(cause))):  # from a file
+        value = found[1]
+        line = f"{key}={value}"
     if key.startswith(full + "."):
         return f"{line}: {full} is a single value, not a section; write {full}=."
     if kind is not None:
@@ -219,6 +229,11 @@ def _wrong_type(full: str, overrides: Sequence[str], cause: Exception) -> str:
         except UsageError as e:
             return str(e)
     return f"{line}: {_first_line(cause)}."
+
+
+def _section(written: str, key: str) -> str:
+    kind = _kind(key)
+    return f"{written}: {key} is a section; write one of {', '.join(f'{key}.{f.name}=' for f in fields(kind))}."
 
 
 def _not_given(key: str, overrides: Sequence[str], choices: dict[str, str | None]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from easgd_cli import build, config, rundir
+from easgd_cli import build, config, interruption, rundir
 from easgd_cli.commands import arguments, configs
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
@@ -69,15 +69,23 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
 
     Raises UsageError, leaving no directory, and RunError.
     """
-    path = rundir.create(path)
-    try:
-        launcher.begin()
-        outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
-    except BaseException as e:
-        if isinstance(e, UsageError) or (isinstance(e, KeyboardInterrupt) and not (path / "logs").exists()):
-            # Refused after all, or interrupted before the launcher had begun.
-            rundir.discard(path)
-        raise
+    made: list[Path] = []
+
+    def discard() -> None:
+        for directory in made:
+            if not (directory / "summary.json").exists():  # which says that a run has begun there
+                rundir.discard(directory)
+
+    with interruption.undone_by(discard):
+        with interruption.held_back():
+            path = rundir.create(path)
+            made.append(path)
+        try:
+            launcher.begin()
+            outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
+        except UsageError:
+            discard()
+            raise
     return outcome, path
 
 

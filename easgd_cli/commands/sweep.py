@@ -21,7 +21,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from easgd_cli import build, rundir
+from easgd_cli import build, interruption, rundir
 from easgd_cli.commands import arguments, compose, configs, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.plan import Member, Plan
@@ -29,6 +29,8 @@ from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+
+_GO_ON = "to go on with it, give the same command again."
 
 
 @dataclass
@@ -61,18 +63,19 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}", flush=True)
     rows: list[_Row] = []
     code = 0
-    for number, member in enumerate(plan.members, 1):
-        print(f"\n[{number}/{len(plan.members)}] {member.name}", flush=True)
-        row, code = _run_one(root, member, asked, command)
-        rows.append(row)
-        if row.status == "interrupted":
-            rows += [_Row(m.name, "not started") for m in plan.members[number:]]
-            break
+    with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")):
+        for number, member in enumerate(plan.members, 1):
+            print(f"\n[{number}/{len(plan.members)}] {member.name}", flush=True)
+            row, code = _run_one(root, member, asked, command)
+            rows.append(row)
+            if row.status == "interrupted":
+                rows += [_Row(m.name, "not started") for m in plan.members[number:]]
+                break
     print()
     show_sweep([(r.name, r.status, r.summary, r.reason) for r in rows])
     print(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}", flush=True)
     if rows and any(r.status == "interrupted" for r in rows):
-        print("To go on with it, give the same command again.", flush=True)
+        print(_GO_ON[0].upper() + _GO_ON[1:], flush=True)
         return code
     return 1 if any(r.status == "failed" for r in rows) else 0
 
@@ -90,8 +93,6 @@ def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tupl
             else:
                 launcher = kinds.launcher(member.settings)
                 outcome, path = running.launch(member.settings, path, member.overrides, command, launcher, build.prepare(member.settings), through=asked)
-    except KeyboardInterrupt:
-        return _Row(path.name, "interrupted"), 130
     except (UsageError, RunError) as e:
         outcome = Outcome("failed", 1, {}, str(e))
     except Exception as e:
@@ -155,7 +156,7 @@ def _warn_ineffective(members: list[Member]) -> None:
 
 def _left_to_hydra(plan: Plan, asked: Arguments) -> int:
     words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    with running.unchanged_process():
+    with running.unchanged_process(), interruption.raised():
         sys.argv = ["easgd", "--config-name", asked.config_name, "--multirun", *words, f"hydra.sweep.dir={arguments.quote(str(plan.root.absolute()))}"]
         os.environ["HYDRA_FULL_ERROR"] = "1"
         hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(hydra_job)()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
+from easgd_cli.memory import available_memory
 from easgd_cli.randomness import CONTENT, key
 
 
@@ -26,6 +29,14 @@ def synthetic(
             raise UsageError(f"dataset.{name}={count}: must be a whole number of at least 1.")
     if crop is not None and not 1 <= crop <= min(shape[1:]):
         raise UsageError(f"dataset.crop={crop}: must be from 1 to {min(shape[1:])}, the shorter side of dataset.shape, or null for whole images.")
+    # The images and their labels; of each class its pattern, as numbers and as pixels.
+    needed = (train + test) * (math.prod(shape) + 8) + classes * 5 * math.prod(shape)
+    available = available_memory()
+    if available is not None and needed > available:
+        raise UsageError(
+            f"dataset.shape={list(shape)} dataset.train={train} dataset.test={test} dataset.classes={classes}: these images need {needed / 2**30:,.1f} GiB "
+            f"and {available / 2**30:,.1f} GiB are free; make them smaller or fewer."
+        )
     generator = torch.Generator().manual_seed(key(0, CONTENT))
     # Coarse patterns, so that crops of one class still look alike, blown up to the shape.
     coarse = torch.rand(classes, shape[0], 4, 4, generator=generator)

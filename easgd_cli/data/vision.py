@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import os
 import socket
-import tempfile
 import urllib.error
 from collections.abc import Mapping
 from functools import cache
@@ -19,6 +18,7 @@ from types import ModuleType
 import torch
 
 from easgd_cli.errors import UsageError
+from easgd_cli.scratch import scratch_directory
 
 _SECONDS_WITHOUT_AN_ANSWER = 30.0
 
@@ -64,10 +64,10 @@ def download_cifar10(root: Path) -> None:
     before, made = socket.getdefaulttimeout(), not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".cifar10-") as there:
+        with scratch_directory(root, prefix=".cifar10-") as there:
             socket.setdefaulttimeout(_SECONDS_WITHOUT_AN_ANSWER)
-            tools.download_and_extract_archive(published.url, there, filename=published.filename, md5=published.tgz_md5)
-            os.rename(Path(there, published.base_folder), root / published.base_folder)  # another process may have been first; then theirs stays
+            tools.download_and_extract_archive(published.url, str(there), filename=published.filename, md5=published.tgz_md5)
+            os.rename(there / published.base_folder, root / published.base_folder)  # another process may have been first; then theirs stays
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
         reason = getattr(e, "reason", None) or e
         raise UsageError(

@@ -105,6 +105,7 @@ class Run:
         self._system_every, self._system_next, self._system_rows = 1.0, 0.0, 0
         self._served = (0.0, 0)  # the moment of the last system row: seconds, exchanges
         self._exchanges = 0
+        self._told = self._resumed.owner.moment if self._resumed else Moment(0.0, 0.0, 0)  # where the master last said it was
         self._step = self._resumed.owner.moment.step if self._resumed else 0.0  # the greatest mean local step so far
         self._began: float | None = None
         self._stopping: float | None = None  # since when workers have been told to stop
@@ -321,11 +322,10 @@ class Run:
     def _served_row(self, message: dict[str, Any]) -> None:
         self._journal.served(message["workers"])
         now, exchanges = message["seconds"], message["exchanges"]
-        self._exchanges = exchanges
+        self._exchanges, self._told = exchanges, Moment(now, message["step"], exchanges)
         if now >= self._system_next and now > self._served[0]:
             rate = (exchanges - self._served[1]) / (now - self._served[0])
-            moment = Moment(now, message["step"], exchanges)
-            self._journal.system(moment, workers_alive=self._alive(), exchanges_per_second=rate, master_cpu_seconds=message["cpu"])
+            self._journal.system(self._told, workers_alive=self._alive(), exchanges_per_second=rate, master_cpu_seconds=message["cpu"])
             self._served = (now, exchanges)
             self._system_rows += 1
             if self._system_rows % _SYSTEM_POINTS_PER_DOUBLING == 0:
@@ -486,7 +486,7 @@ class Run:
                 elif not member.silent:
                     self._journal.note(f"worker {number} died ({child.ended}) while the run was ending")
                 self.over = self.over or self._sequential  # with it went the owner of what is kept at an end
-                self._journal.system(Moment(self._seconds(), self._mean_step(), self._exchanges), workers_alive=self._alive(), lost=number)
+                self._journal.system(self._told, workers_alive=self._alive(), lost=number)
                 if self._cut is not None and self._cut.lead == number and self._cut.owner is None and self._method.gathers == "each":
                     self._cut = None  # nobody will mark its place in the order any more
                 self._finish_checkpoint()

@@ -6,36 +6,24 @@ it may ask for `input_shape` and `num_classes` by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
-from easgd_cli.randomness import INIT, key
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within it, torch's CPU generator begins at the place that `seed` gives; afterwards it is as it was before.
+def check_model(net: object, name: str, images: Images, batch_size: int) -> None:
+    """Measures and differentiates `net` on two images (one where `batch_size` is 1), and leaves it as it was.
 
-    Every worker builds its net within it, so that all start from the same parameters (paper p. 6, footnote 7).
+    Raises UsageError when what comes out is not one finite number a class and image, or has no gradient.
     """
-    before = torch.random.get_rng_state()
-    torch.default_generator.manual_seed(key(seed, INIT))
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(before)
-
-
-def check_model(net: object, name: str, images: Images) -> None:
-    """Tries `net` on two images. Raises UsageError when what comes out is not one finite number a class and image."""
     if not isinstance(net, nn.Module):
         raise UsageError(f"model={name}: made a {type(net).__name__}, which is not a torch.nn.Module.")
+    if "_parameters" not in vars(net):
+        raise UsageError(f"model={name}: its __init__ does not call super().__init__(), without which it is no torch.nn.Module; make that its first line.")
     if any(is_lazy(p) for p in net.parameters()):
         raise UsageError(
             f"model={name}: has lazy layers, whose parameters do not exist yet; give the layers their sizes "
@@ -44,27 +32,56 @@ def check_model(net: object, name: str, images: Images) -> None:
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
         raise UsageError(f"model={name}: has no trainable parameters; at least one must have requires_grad=True.")
-    dtype, shape = trained[0].dtype, images.input_shape
-    batch, _ = next(images.evaluation_batches("test", 2, trained[0].device, dtype))
     was_training, before = net.training, torch.random.get_rng_state()
+    buffers = {n: b.clone() for n, b in net.named_buffers()}  # training writes to them
+    try:
+        _measure(net, name, images, trained[0])
+        _differentiate(net, name, images, trained[0], min(batch_size, 2))
+    finally:
+        net.train(was_training)
+        net.zero_grad(set_to_none=True)
+        torch.random.set_rng_state(before)
+        for n, b in net.named_buffers():
+            if n in buffers:
+                b.copy_(buffers[n])
+
+
+def _measure(net: nn.Module, name: str, images: Images, like: Tensor) -> None:
+    batch, _ = next(images.evaluation_batches("test", 2, like.device, like.dtype))
     net.eval()
     try:
         with torch.no_grad():
             out = net(batch)
+    except (Exception, SystemExit) as e:
+        raise UsageError(f"model={name}: does not take images {_by(images.input_shape)} of data: {_said(e)}") from e
+    _check_output(out, f"model={name}:", len(batch), images)
+
+
+def _differentiate(net: nn.Module, name: str, images: Images, like: Tensor, count: int) -> None:
+    some = torch.arange(count) % len(images.train_labels)
+    batch, labels = next(images.evaluation_batches("train", count, like.device, like.dtype, some))
+    net.train()
+    try:
+        out = net(batch)
+    except (Exception, SystemExit) as e:
+        raise UsageError(f"model={name}: fails in training mode, on {count} image{'s' if count > 1 else ''}, though not in evaluation: {_said(e)}") from e
+    _check_output(out, f"model={name}: in training mode", count, images)
+    try:
+        F.cross_entropy(out, labels).backward()
     except Exception as e:
-        raise UsageError(f"model={name}: does not take images {_by(shape)} of data: {type(e).__name__}: {' '.join(str(e).split())}") from e
-    finally:
-        net.train(was_training)
-        torch.random.set_rng_state(before)
+        raise UsageError(f"model={name}: the gradient of its loss cannot be computed: {_said(e)}") from e
+
+
+def _check_output(out: object, said: str, count: int, images: Images) -> None:
     if not isinstance(out, Tensor):
-        raise UsageError(f"model={name}: returned a {type(out).__name__} for a batch of images; it must return one tensor [B, {images.num_classes}].")
-    if tuple(out.shape) != (len(batch), images.num_classes):
+        raise UsageError(f"{said} returned a {type(out).__name__} for a batch of images; it must return one tensor [B, {images.num_classes}].")
+    if tuple(out.shape) != (count, images.num_classes):
         raise UsageError(
-            f"model={name}: turned images [{len(batch)}, {', '.join(str(side) for side in shape)}] into {list(out.shape)}; with {images.num_classes} "
-            f"classes it must be [{len(batch)}, {images.num_classes}] (the model can ask for num_classes)."
+            f"{said} turned images [{count}, {', '.join(str(side) for side in images.input_shape)}] into {list(out.shape)}; with {images.num_classes} "
+            f"classes it must be [{count}, {images.num_classes}] (the model can ask for num_classes)."
         )
     if not bool(torch.isfinite(out).all()):
-        raise UsageError(f"model={name}: its outputs at the start are not finite numbers.")
+        raise UsageError(f"{said} its outputs at the start are not finite numbers.")
 
 
 def initialise(net: nn.Module) -> None:
@@ -75,6 +92,10 @@ def initialise(net: nn.Module) -> None:
             nn.init.uniform_(layer.weight, -bound, bound)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def _said(e: BaseException) -> str:
+    return f"{type(e).__name__}: {' '.join(str(e).split())}"
 
 
 def _by(sides: tuple[int, ...]) -> str:
