@@ -37,14 +37,13 @@ class WorkerState:
 class OwnerState:
     """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
 
-    `clock` counts the center's updates, `clocks` are the workers' as it has seen them; `pace`: the next points at which a
-    snapshot for evaluation is due, in steps and in seconds.
+    `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and in
+    seconds.
     """
 
     moment: Moment
     clock: int
     vectors: dict[str, Tensor]
-    clocks: dict[int, int]
     cpu_seconds: float = 0.0
     pace: list[float] = field(default_factory=lambda: [0.0, 0.0])
 

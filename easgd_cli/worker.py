@@ -66,6 +66,12 @@ class Tally:
     rows: int = 0
     last_loop: float = 0.0
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where the seconds of the whole run have gone, by the names they have in rows."""
+        parts = {"seconds_compute": self.seconds_compute, "seconds_data": self.seconds_data, "seconds_communication": self.seconds_communication}
+        return parts | {"seconds_other": self.seconds_loop - sum(parts.values())}
+
 
 class WorkerLoop:
     """One worker from its start to its last step."""
@@ -134,7 +140,7 @@ class WorkerLoop:
             if self._average is not None:
                 w.average.lerp_(w.x, self._average(w.t))
             if self._sequential:
-                snapshots.changed(w.t, 0)
+                snapshots.changed(w.t, 0, {w.number: w.t})
             if snapshots.seconds() - news >= _NEWS_SECONDS:
                 news = snapshots.seconds()
                 self._post_rows()
@@ -169,10 +175,10 @@ class WorkerLoop:
 
     def _keep(self, purpose: str, snapshots: Snapshots) -> None:
         """What the owner of a center keeps, where this worker's x takes its place."""
-        snapshots.take(purpose, self._moment(snapshots), clocks={str(self._start.link.worker): self._w.t}, clock=self._w.t, cpu=0.0)
+        snapshots.take(purpose, self._moment(snapshots), clock=self._w.t, cpu=0.0)
 
     def _moment(self, snapshots: Snapshots) -> Moment:
-        return Moment(snapshots.seconds(), self._w.t, 0)
+        return Moment(snapshots.seconds(), self._w.t, 0, {self._w.number: self._w.t})
 
     def _post_rows(self) -> None:
         self._channel.post({"kind": "news", "t": self._w.t, "rows": self._rows})
@@ -200,9 +206,7 @@ class WorkerLoop:
         row = {
             "seconds": seconds, "step": w.t, "exchanges": self._session.served, "party": f"worker_{self._start.link.worker:02d}",
             "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
-            "images_per_second": tally.steps * self._problem.batch_size / loop if loop > 0 else 0.0,
-            "seconds_compute": tally.seconds_compute, "seconds_data": tally.seconds_data, "seconds_communication": tally.seconds_communication,
-            "seconds_other": tally.seconds_loop - tally.seconds_compute - tally.seconds_data - tally.seconds_communication,
+            "images_per_second": tally.steps * self._problem.batch_size / loop if loop > 0 else 0.0, **tally.seconds,
         }  # fmt: skip
         if self._session.reply is not None:
             row["distance_to_center"] = float(torch.dist(w.x, self._session.reply))

@@ -313,11 +313,11 @@ def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) ->
     stopped = disturbed(s, tmp_path, lose_one, lambda d: evaluated_at(d) > 0)
     assert (stopped.status, stopped.summary["lost"]) == ("interrupted", {"worker_03": "killed by SIGKILL"})
     before, known = newest(tmp_path).owner, len(rows(tmp_path, "system"))
-    assert before.clocks[3] < before.moment.step - 100
+    assert before.moment.clocks[3] < before.moment.step - 100
 
     again = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT), lambda d: len(rows(d, "system")) > known, resume=True)
     after = newest(tmp_path).owner
-    assert again.status == "interrupted" and after.clocks[3] == again.summary["steps"]["worker_03"] > before.clocks[3]
+    assert again.status == "interrupted" and after.moment.clocks[3] == again.summary["steps"]["worker_03"] > before.moment.clocks[3]
     assert after.moment.exchanges > before.moment.exchanges and after.moment.step >= before.moment.step
     for party in ("center", "system"):
         steps = [r["step"] for r in rows(tmp_path, party)]
@@ -347,6 +347,7 @@ def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(tmp_path: Pat
     evaluated = [r["step"] for r in rows(tmp_path, "center")]
     assert len(evaluated) > 35 and evaluated[-1] == 40  # more than is taken in one go
     assert len(recorded_order(tmp_path)) == 4 * 14
+    assert outcome.summary["wall_seconds"] == newest(tmp_path).owner.moment.seconds  # training ended then, not when that was heard
 
 
 def test_a_killed_evaluator_is_started_again_and_no_point_is_missing(tmp_path: Path) -> None:
@@ -377,6 +378,9 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal
     s = settings("eamsgd", steps=100_000)
     outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), number), training)
     assert (outcome.status, outcome.exit_code) == ("interrupted", code)
+    told = [rows(tmp_path, f"worker_{i:02d}")[-1] for i in range(4)]
+    parts = ("compute", "data", "communication", "other")
+    assert sum(outcome.summary["seconds"].values()) > sum(row[f"seconds_{part}"] for row in told for part in parts) / 4  # also of the steps since
     s.steps = max(outcome.summary["steps"].values()) + 50
     assert run(s, tmp_path, resume=True).status == "completed"
     for i in range(4):
@@ -398,6 +402,14 @@ def test_a_run_ends_when_its_center_reaches_the_error_asked_for(tmp_path: Path) 
     last = [r for r in rows(tmp_path, "center") if "test_error" in r][-1]
     assert len(recorded_order(tmp_path)) == last["exchanges"]
     assert all(r["seconds"] <= last["seconds"] for r in rows(tmp_path))
+    assert_steps_are_those_of_the_exchanges(outcome, tmp_path)
+
+
+def assert_steps_are_those_of_the_exchanges(outcome: Outcome, directory: Path) -> None:
+    """Of a run whose record was cut where it reached its level, with tau = 3."""
+    for i in range(4):
+        exchanges = recorded_order(directory).count(i)
+        assert 3 * (exchanges - 1) <= outcome.summary["steps"][f"worker_{i:02d}"] <= 3 * exchanges
 
 
 def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
@@ -490,6 +502,7 @@ def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: P
     said = [line for line in (tmp_path / "logs" / "launcher.log").read_text().splitlines() if "worker 2" in line and "WARNING" in line]
     assert len(said) == 1 and "has not finished its step within 2 s; the run ends without it" in said[0]
     assert newest(tmp_path).workers.keys() == {0, 1, 3}
+    assert_steps_are_those_of_the_exchanges(outcome, tmp_path)  # far apart, with one silent for nearly all of it
 
 
 def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
