@@ -97,8 +97,11 @@ def _number(path: Path) -> int:
     return int(path.name.partition("_")[0])
 
 
-def newest(run_dir: Path) -> Checkpoint:
-    """The last checkpoint of a run. Raises UsageError when there is none or it cannot be read."""
+def newest(run_dir: Path, steps: int | None = None) -> Checkpoint:
+    """The last checkpoint of a run, whose workers are to take `steps` local steps in all (None: any number).
+
+    Raises UsageError when there is none, it cannot be read, or a worker has taken more.
+    """
     found = find(run_dir / "checkpoint")
     if not found:
         raise UsageError(
@@ -108,10 +111,14 @@ def newest(run_dir: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         owner = content["owner"]
-        return Checkpoint(
+        checkpoint = Checkpoint(
             OwnerState(**owner | {"moment": Moment(**owner["moment"])}),
             {i: WorkerState(**w) for i, w in content["workers"].items()},
             [(Moment(**moment), vectors) for moment, vectors in content["pending"]],
         )
     except Exception as e:
         raise UsageError(f"resume={run_dir}: {path} cannot be read ({type(e).__name__}); remove it to go on from an older checkpoint, if there is one.") from e
+    taken = max([*checkpoint.owner.moment.clocks.values(), *(w.t for w in checkpoint.workers.values())], default=0)
+    if steps is not None and steps < taken:
+        raise UsageError(f"resume={run_dir}: its workers have taken up to {taken} steps and would have to end after {steps}; give a greater length.")
+    return checkpoint

@@ -17,7 +17,7 @@ from easgd_cli import checkpoint
 from easgd_cli.build import Prepared
 from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.config import Settings
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.job import Job
 from easgd_cli.record import metrics
 from easgd_cli.record.opening import hparams, open_record, up_to
@@ -333,6 +333,14 @@ def test_the_newest_checkpoint_is_the_last_written_and_the_older_ones_go(tmp_pat
     assert len(checkpoint.find(directory)) == 2
     checkpoint.find(directory)[-1].unlink()
     assert checkpoint.newest(tmp_path).owner.moment.seconds == 3.0
+
+
+def test_a_run_does_not_go_on_to_a_length_it_is_past(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / "checkpoint", CHECKPOINT, keep=1)
+    for enough in (53, 54, None):
+        assert checkpoint.newest(tmp_path, enough).workers[1].t == 53
+    with pytest.raises(UsageError, match="its workers have taken up to 53 steps and would have to end after 52; give a greater length"):
+        checkpoint.newest(tmp_path, 52)
 
 
 def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from easgd_cli import build
 from easgd_cli.checkpoint import newest
 from easgd_cli.config import Checkpoint, Eval, Settings, Until
 from easgd_cli.drive import ByHand
+from easgd_cli.errors import UsageError
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.local import Run, launch
@@ -381,7 +382,10 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal
     told = [rows(tmp_path, f"worker_{i:02d}")[-1] for i in range(4)]
     parts = ("compute", "data", "communication", "other")
     assert sum(outcome.summary["seconds"].values()) > sum(row[f"seconds_{part}"] for row in told for part in parts) / 4  # also of the steps since
-    s.steps = max(outcome.summary["steps"].values()) + 50
+    s.steps = max(outcome.summary["steps"].values()) - 1
+    with pytest.raises(UsageError, match=f"have taken up to {s.steps + 1} steps"):
+        run(s, tmp_path, resume=True)
+    s.steps += 51
     assert run(s, tmp_path, resume=True).status == "completed"
     for i in range(4):
         steps = [r["step"] for r in rows(tmp_path, f"worker_{i:02d}")]
@@ -410,6 +414,17 @@ def assert_steps_are_those_of_the_exchanges(outcome: Outcome, directory: Path) -
     for i in range(4):
         exchanges = recorded_order(directory).count(i)
         assert 3 * (exchanges - 1) <= outcome.summary["steps"][f"worker_{i:02d}"] <= 3 * exchanges
+
+
+def test_a_completed_run_resumed_with_another_level_repeats_nothing(tmp_path: Path) -> None:
+    s = settings("easgd", until=Until(test_error=0.0))
+    assert run(s, tmp_path).status == "completed"
+    parties = ("center", *(f"worker_{i:02d}" for i in range(4)))
+    before = [rows(tmp_path, party) for party in parties]
+    assert before[0][-1]["step"] == 40
+    s.until = Until(test_error=0.1)
+    assert run(s, tmp_path, resume=True).status == "completed"
+    assert [rows(tmp_path, party) for party in parties] == before
 
 
 def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Journal:
         """Opens the launcher's log; with `job.resume` reads the checkpoint to go on from. Raises UsageError."""
         self._job, self._prepared = job, prepared
         self._dir = job.run_dir
-        self.resumed: Checkpoint | None = checkpoints.newest(job.run_dir) if job.resume else None
+        self.resumed: Checkpoint | None = checkpoints.newest(job.run_dir, prepared.steps) if job.resume else None
         self.status = "completed"
         self.reason: str | None = None
         self.signal: int | None = None
