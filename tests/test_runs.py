@@ -190,13 +190,16 @@ def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> Non
 
 
 def test_a_killed_worker_leaves_the_rounds_of_the_others(tmp_path: Path) -> None:
-    s = settings("sync_easgd", steps=600)
-    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
-    assert outcome.status == "completed" and outcome.summary["lost"] == {"worker_01": "killed by SIGKILL"}
+    def kill_one(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_01"], signal.SIGKILL)
+        interrupt_after(60, tmp_path)
+
+    outcome = disturbed(settings("sync_easgd", steps=100_000), tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
+    assert outcome.status == "interrupted" and outcome.summary["lost"] == {"worker_01": "killed by SIGKILL"}
     order = recorded_order(tmp_path)
     last = len(order) - 1 - order[::-1].index(1)  # worker 1's last exchange, in a round of four
     assert order[: last + 3] == [0, 1, 2, 3] * (len(order[: last + 3]) // 4)
-    assert order[last + 3 :] == [0, 2, 3] * (len(order[last + 3 :]) // 3)
+    assert order[last + 3 :] == [0, 2, 3] * (len(order[last + 3 :]) // 3) != []
 
 
 @pytest.mark.parametrize("average", [POLYAK, MOVING], ids=["polyak", "moving"])
@@ -280,18 +283,31 @@ def evaluated_at(directory: Path) -> float:
     return max((r["step"] for r in rows(directory, "center")), default=0)
 
 
+def interrupt_after(steps: int, directory: Path) -> None:
+    """Ctrl-C when evaluations have gone on by so many steps: a run of any speed is then where it is wanted."""
+    so_far = evaluated_at(directory)
+    while evaluated_at(directory) < so_far + steps:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def training(directory: Path) -> bool:
     return len((directory / "metrics.jsonl").read_text().splitlines()) > 30 if (directory / "metrics.jsonl").exists() else False
 
 
 def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
-    s = settings("easgd", steps=300)
-    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGKILL), training)
-    assert outcome.status == "completed"
+    s = settings("easgd", steps=100_000)
+
+    def kill_one(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_02"], signal.SIGKILL)
+        interrupt_after(60, tmp_path)
+
+    outcome = disturbed(s, tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
+    assert outcome.status == "interrupted"
     assert outcome.summary["lost"] == {"worker_02": "killed by SIGKILL"}
     assert [r["workers_alive"] for r in rows(tmp_path, "system") if "workers_alive" in r][-1] == 3
-    for i in (0, 1, 3):
-        assert rows(tmp_path, f"worker_{i:02d}")[-1]["step"] == 300
+    steps = outcome.summary["steps"]
+    assert min(steps[f"worker_{i:02d}"] for i in (0, 1, 3)) > steps["worker_02"]
     assert "worker 2 died (killed by SIGKILL)" in (tmp_path / "logs" / "launcher.log").read_text()
     prepared = build.prepare(s)
     driver = by_hand(s, prepared)
@@ -352,26 +368,33 @@ def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(tmp_path: Pat
 
 
 def test_a_killed_evaluator_is_started_again_and_no_point_is_missing(tmp_path: Path) -> None:
-    s = settings("easgd", steps=400, eval=Eval(every="40 steps", train_images=100))
-    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["evaluator"], signal.SIGKILL), training)
-    assert outcome.status == "completed"
-    evaluated = [r["step"] for r in rows(tmp_path, "center") if "test_loss" in r]
-    assert [int(step // 40) for step in evaluated] == list(range(11))
+    def kill_it(pids: dict[str, int]) -> None:
+        os.kill(pids["evaluator"], signal.SIGKILL)
+        interrupt_after(160, tmp_path)
+
+    s = settings("easgd", steps=100_000, eval=Eval(every="40 steps", train_images=100))
+    outcome = disturbed(s, tmp_path, kill_it, lambda d: evaluated_at(d) > 0)
+    assert outcome.status == "interrupted"
+    assert (tmp_path / "logs" / "launcher.log").read_text().count("INFO evaluator: process") == 2
+    evaluated = [r["step"] for r in rows(tmp_path, "center")]
+    assert [int(step // 40) for step in evaluated] == list(range(len(evaluated)))
 
 
 def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
-    s = settings("easgd", steps=300)
-
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_01"], signal.SIGSTOP)
         try:
-            while not any(r["step"] == 300 for r in rows(tmp_path, "worker_00")):
-                time.sleep(0.05)
+            so_far = evaluated_at(tmp_path)
+            while evaluated_at(tmp_path) < so_far + 80:
+                time.sleep(0.01)
         finally:
             os.kill(pids["worker_01"], signal.SIGCONT)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    assert disturbed(s, tmp_path, freeze, training).status == "completed"
-    assert rows(tmp_path, "worker_01")[-1]["step"] == 300
+    outcome = disturbed(settings("easgd", steps=100_000), tmp_path, freeze, lambda d: evaluated_at(d) > 0)
+    assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
+    steps = outcome.summary["steps"]
+    assert steps.pop("worker_01") + 40 < min(steps.values())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -474,7 +497,8 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 
     def kill_each(pids: dict[str, int]) -> None:
         killed: set[str] = set()
-        while len(killed) < 3:
+        log = ""
+        while "evaluator died 3 times" not in log:  # one that had measured something first does not count
             log = (tmp_path / "logs" / "launcher.log").read_text()
             for pid in set(re.findall(r"INFO evaluator: process (\d+)", log)) - killed:
                 os.kill(int(pid), signal.SIGKILL)
@@ -492,20 +516,22 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 
 def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
-    s = settings("easgd", steps=4000, checkpoint=Checkpoint(every="100 steps"))
+    s = settings("easgd", steps=100_000, checkpoint=Checkpoint(every="100 steps"))
 
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_03"], signal.SIGSTOP)
         try:
             before = checkpoints_written(tmp_path)
-            deadline = time.monotonic() + 60
             while checkpoints_written(tmp_path) < before + 2:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+                time.sleep(0.01)
         finally:
             os.kill(pids["worker_03"], signal.SIGCONT)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    assert disturbed(s, tmp_path, freeze, training).status == "completed"
+    outcome = disturbed(s, tmp_path, freeze, lambda d: evaluated_at(d) > 0)
+    assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
+    assert "the checkpoint does not wait for workers [3] any longer" in (tmp_path / "logs" / "launcher.log").read_text()
+    assert newest(tmp_path).workers.keys() == {0, 1, 2, 3}  # the last one
 
 
 def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
