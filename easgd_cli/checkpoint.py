@@ -37,14 +37,13 @@ class WorkerState:
 class OwnerState:
     """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
 
-    `clock` counts the center's updates, `clocks` are the workers' as it has seen them; `pace`: the next points at which a
-    snapshot for evaluation is due, in steps and in seconds.
+    `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and in
+    seconds.
     """
 
     moment: Moment
     clock: int
     vectors: dict[str, Tensor]
-    clocks: dict[int, int]
     cpu_seconds: float = 0.0
     pace: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
@@ -102,8 +101,11 @@ def _number(path: Path) -> int:
     return int(path.name.partition("_")[0])
 
 
-def newest(run_dir: Path) -> Checkpoint:
-    """The last checkpoint of a run. Raises UsageError when there is none or it cannot be read."""
+def newest(run_dir: Path, steps: int | None = None) -> Checkpoint:
+    """The last checkpoint of a run, whose workers are to take `steps` local steps in all (None: any number).
+
+    Raises UsageError when there is none, it cannot be read, or a worker has taken more.
+    """
     found = find(run_dir / "checkpoint")
     if not found:
         raise UsageError(
@@ -113,7 +115,7 @@ def newest(run_dir: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         owner = content["owner"]
-        return Checkpoint(
+        checkpoint = Checkpoint(
             OwnerState(**owner | {"moment": Moment(**owner["moment"])}),
             {i: WorkerState(**w) for i, w in content["workers"].items()},
             [(Moment(**moment), vectors) for moment, vectors in content["pending"]],
@@ -121,3 +123,7 @@ def newest(run_dir: Path) -> Checkpoint:
         )
     except Exception as e:
         raise UsageError(f"resume={run_dir}: {path} cannot be read ({type(e).__name__}); remove it to go on from an older checkpoint, if there is one.") from e
+    taken = max([*checkpoint.owner.moment.clocks.values(), *(w.t for w in checkpoint.workers.values())], default=0)
+    if steps is not None and steps < taken:
+        raise UsageError(f"resume={run_dir}: its workers have taken up to {taken} steps and would have to end after {steps}; give a greater length.")
+    return checkpoint

@@ -130,7 +130,7 @@ class Master:
         for request in members:  # before anything else: they may be waiting
             self._sessions.reply(request, Reply(self._center.clock, self._served, mark))
         self._order += [request.worker for request in members]
-        self._snapshots.changed(self._step, self._served)
+        self._snapshots.changed(self._step, self._served, self._clocks)
 
     def _mean_step(self) -> float:
         live = [t for worker, t in self._clocks.items() if worker not in self._lost]
@@ -140,12 +140,11 @@ class Master:
         return self._cpu_before + time.process_time()
 
     def _moment(self) -> Moment:
-        return Moment(self._snapshots.seconds(), self._step, self._served)
+        return Moment(self._snapshots.seconds(), self._step, self._served, self._clocks)
 
     def _keep(self, purpose: str) -> None:
         self._report()  # the order up to here arrives before the vectors it led to
-        clocks = {str(w): t for w, t in self._clocks.items()}
-        self._snapshots.take(purpose, self._moment(), clocks=clocks, clock=self._center.clock, cpu=self._cpu_seconds())
+        self._snapshots.take(purpose, self._moment(), clock=self._center.clock, cpu=self._cpu_seconds())
 
     def _report(self) -> None:
         self._reported = self._snapshots.seconds()

@@ -35,6 +35,12 @@ class Tally:
     every: int = 1
     rows: int = 0
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where the seconds of the whole run have gone, by the names they have in rows."""
+        parts = {"seconds_compute": self.seconds_compute, "seconds_data": self.seconds_data, "seconds_communication": self.seconds_communication}
+        return parts | {"seconds_other": max(0.0, self.seconds_loop - sum(parts.values()))}
+
 
 class Meter:
     """One worker's. `steps`: how many it takes in all, None where that is not known; `tally`: of a run that goes on."""
@@ -66,9 +72,7 @@ class Meter:
         row = {
             "seconds": seconds, "step": w.t, "exchanges": served, "party": self._party,
             "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
-            "images_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0,
-            "seconds_compute": tally.seconds_compute, "seconds_data": tally.seconds_data, "seconds_communication": tally.seconds_communication,
-            "seconds_other": max(0.0, tally.seconds_loop - tally.seconds_compute - tally.seconds_data - tally.seconds_communication),
+            "images_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0, **tally.seconds,
         }  # fmt: skip
         if reply is not None:
             row["distance_to_center"] = float(torch.dist(w.x, reply))

@@ -33,6 +33,7 @@ from easgd_cli.launcher.stopping import Signals
 from easgd_cli.launcher.waiting import Waiting
 from easgd_cli.master import Master, MasterStart
 from easgd_cli.memory import SharedTensors
+from easgd_cli.meter import Tally
 from easgd_cli.snapshot import EVALUATED, Moment, Pace
 from easgd_cli.transport.shared import Link
 from easgd_cli.worker import WorkerLoop, WorkerStart
@@ -109,7 +110,6 @@ class Run:
         self._step = self._resumed.owner.moment.step if self._resumed else 0.0  # the greatest mean local step so far
         self._began: float | None = None
         self._stopping: float | None = None  # since when workers have been told to stop
-        self._ended_seconds: float | None = None
         self.over = False
 
     # ---------------------------------------------------------------- start
@@ -139,7 +139,7 @@ class Run:
         if s.eval.when == "running":
             self._spawn_evaluator()
         if resumed is None:
-            self._waiting.add(Moment(0.0, 0.0, 0), SharedTensors.of(self._start()))
+            self._waiting.add(Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0)), SharedTensors.of(self._start()))
         else:
             self._waiting.restore(resumed.pending)
             self._checkpoint_pace.due(resumed.owner.moment.step, resumed.owner.moment.seconds)
@@ -159,7 +159,7 @@ class Run:
             start.t, start.center_clock, start.served = state.t, state.center_clock, state.served
             start.exchanges, start.meter = state.exchanges, state.tally
         elif self._resumed is not None:
-            start.t = self._resumed.owner.clocks[link.worker]
+            start.t = self._resumed.owner.moment.clocks[link.worker]
         start.pace = self._eval_pace()
         name = f"worker_{link.worker:02d}"
         self._members[link.worker] = _Member(self._child(name, WorkerLoop, start), start.t)
@@ -294,7 +294,7 @@ class Run:
     def _keep_time(self) -> None:
         now = self._seconds()
         step = self._mean_step()
-        if self._ended_seconds is None:
+        if self._final is None:
             self._journal.progress.update(seconds=now, step=step, exchanges=self._exchanges, evaluations_pending=len(self._waiting) - self._waiting.busy)
         if self._stopping is None and self._final is None:
             if self._cut is not None and time.monotonic() - self._cut.begun > _PATIENCE_SECONDS:
@@ -345,22 +345,22 @@ class Run:
         member.t = state.t
         if message["purpose"] == "final":
             member.final = state
+            self._journal.ended(int(child.name.removeprefix("worker_")), Tally(**message["tally"]).seconds)
         if self._cut is not None:
             self._cut.workers[int(child.name.removeprefix("worker_"))] = state
             self._finish_checkpoint()
 
     def _snapshot(self, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         assert tensors is not None
-        moment = Moment(**message["moment"])
+        moment = Moment.read(message["moment"])
         if message["purpose"] == "evaluate":
             self._asked_snapshot = False
             self._waiting.add(moment, tensors)
             return
-        clocks = {int(w): t for w, t in message["clocks"].items()}
-        owner = OwnerState(moment, message["clock"], dict(tensors.tensors), clocks, message["cpu"], message["pace"])
+        owner = OwnerState(moment, message["clock"], dict(tensors.tensors), message["cpu"], message["pace"])
         tensors.close()
         if message["purpose"] == "final":
-            self._final, self._ended_seconds = owner, self._seconds()
+            self._final = owner
         elif self._cut is not None:
             self._cut.owner = owner
             self._finish_checkpoint()
@@ -550,7 +550,7 @@ class Run:
         last = None
         if self._final is not None:
             last = Checkpoint(self._final, {i: m.final for i, m in self._members.items() if m.final is not None}, self._waiting.until())
-        seconds = self._ended_seconds if self._ended_seconds is not None else self._seconds()
+        seconds = self._final.moment.seconds if self._final is not None else self._seconds()
         lost = {f"worker_{i:02d}": m.lost for i, m in self._members.items() if m.lost}
         steps = {i: m.t for i, m in self._members.items()}
         return self._journal.close(self._final, last, steps, self._exchanges, seconds, {"lost": lost, "threads": self._threads})

@@ -288,7 +288,7 @@ class Run:
         return sum(self._clocks) / len(self._clocks)
 
     def _moment(self) -> Moment:
-        return Moment(self._now, self._mean_step(), 0 if self._master is None else self._master.served)
+        return Moment(self._now, self._mean_step(), 0 if self._master is None else self._master.served, dict(enumerate(self._clocks)))
 
     def _vectors(self) -> dict[str, Tensor]:
         """Of the owner of what is evaluated."""
@@ -314,7 +314,7 @@ class Run:
     def _state(self) -> Checkpoint:
         """Everything, between two events. Its tensors are the run's own."""
         clock = self._center.clock if self._center is not None else self._members[0].w.t
-        owner = OwnerState(self._moment(), clock, self._vectors(), dict(enumerate(self._clocks)), pace=[self._pace.next_step, self._pace.next_seconds])
+        owner = OwnerState(self._moment(), clock, self._vectors(), pace=[self._pace.next_step, self._pace.next_seconds])
         workers = {}
         for m in self._members:
             vectors = _lasting(m) | ({"reply": m.session.reply} if m.session is not None else {})
@@ -349,7 +349,7 @@ class Run:
                 v.copy_(owner.vectors[name])
             self._center.clock = owner.clock
             self._master.restore(state["master"])
-        self._clocks = [owner.clocks[i] for i in range(len(self._members))]
+        self._clocks = [owner.moment.clocks[i] for i in range(len(self._members))]
         self._pace = Pace(self._pace.interval, *owner.pace)
         self._checkpoint_pace.due(owner.moment.step, owner.moment.seconds)
         self._system_next, before = state["system"]
@@ -391,6 +391,8 @@ class Run:
             **({"communication": self._communication()} if self._master is not None else {}),
         }  # fmt: skip
         steps = {m.number: m.w.t for m in self._members}
+        for m in self._members:
+            journal.ended(m.number, m.meter.tally.seconds)
         return journal.close(final.owner if final else None, keep, steps, self._moment().exchanges, self._now, facts)
 
     def _communication(self) -> dict[str, Any]:
