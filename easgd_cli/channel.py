@@ -71,7 +71,10 @@ class Channel:
         return True
 
     def receive(self) -> list[Message]:
-        """Every whole message that has arrived. Raises ChannelClosed at the end, when all before it has been returned."""
+        """Whole messages that have arrived; none only when all have been returned. Raises ChannelClosed at the end, after all before it.
+
+        One call does not return without bound what keeps arriving. Of an other side that has ended, call until there are none.
+        """
         self._fill()
         messages = list(self._inbox)
         self._inbox.clear()

@@ -18,7 +18,7 @@ from torch import Tensor
 from easgd_cli.errors import UsageError
 from easgd_cli.snapshot import Moment
 
-_NAME = re.compile(r"step_(\d+)\.pt")
+_NAME = re.compile(r"(\d+)_step_\d+\.pt")  # counted as they are written: which is the newest does not hang on what is in them
 
 
 @dataclass
@@ -37,14 +37,13 @@ class WorkerState:
 class OwnerState:
     """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
 
-    `clock` counts the center's updates, `clocks` are the workers' as it has seen them; `pace`: the next points at which a
-    snapshot for evaluation is due, in steps and in seconds.
+    `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and in
+    seconds.
     """
 
     moment: Moment
     clock: int
     vectors: dict[str, Tensor]
-    clocks: dict[int, int]
     cpu_seconds: float = 0.0
     pace: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
@@ -64,7 +63,7 @@ class Checkpoint:
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes the checkpoint and removes all but the newest `keep`. Raises OSError, leaving the older ones as they were."""
     directory.mkdir(exist_ok=True)
-    path = directory / f"step_{int(checkpoint.owner.moment.step):012d}.pt"
+    path = directory / f"{1 + max(map(_number, find(directory)), default=0):06d}_step_{int(checkpoint.owner.moment.step)}.pt"
     content = {
         "owner": vars(checkpoint.owner) | {"moment": asdict(checkpoint.owner.moment)},
         "workers": {i: vars(w) for i, w in checkpoint.workers.items()},
@@ -95,11 +94,18 @@ def find(directory: Path) -> list[Path]:
     """The checkpoints there, oldest first."""
     if not directory.is_dir():
         return []
-    return sorted(p for p in directory.iterdir() if _NAME.fullmatch(p.name))
+    return sorted((p for p in directory.iterdir() if _NAME.fullmatch(p.name)), key=_number)
 
 
-def newest(run_dir: Path) -> Checkpoint:
-    """The last checkpoint of a run. Raises UsageError when there is none or it cannot be read."""
+def _number(path: Path) -> int:
+    return int(path.name.partition("_")[0])
+
+
+def newest(run_dir: Path, steps: int | None = None) -> Checkpoint:
+    """The last checkpoint of a run, whose workers are to take `steps` local steps in all (None: any number).
+
+    Raises UsageError when there is none, it cannot be read, or a worker has taken more.
+    """
     found = find(run_dir / "checkpoint")
     if not found:
         raise UsageError(
@@ -109,7 +115,7 @@ def newest(run_dir: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         owner = content["owner"]
-        return Checkpoint(
+        checkpoint = Checkpoint(
             OwnerState(**owner | {"moment": Moment(**owner["moment"])}),
             {i: WorkerState(**w) for i, w in content["workers"].items()},
             [(Moment(**moment), vectors) for moment, vectors in content["pending"]],
@@ -117,3 +123,7 @@ def newest(run_dir: Path) -> Checkpoint:
         )
     except Exception as e:
         raise UsageError(f"resume={run_dir}: {path} cannot be read ({type(e).__name__}); remove it to go on from an older checkpoint, if there is one.") from e
+    taken = max([*checkpoint.owner.moment.clocks.values(), *(w.t for w in checkpoint.workers.values())], default=0)
+    if steps is not None and steps < taken:
+        raise UsageError(f"resume={run_dir}: its workers have taken up to {taken} steps and would have to end after {steps}; give a greater length.")
+    return checkpoint

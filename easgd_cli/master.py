@@ -27,7 +27,10 @@ _REPORT_SECONDS = 0.2  # how often the order of exchanges is posted and the laun
 
 @dataclass
 class MasterStart:
-    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's, `served` exchanges so far."""
+    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's, `served` exchanges so far.
+
+    `step`: the mean local step that has been told already, by a run that goes on.
+    """
 
     method: Method
     average: Average | None
@@ -37,6 +40,7 @@ class MasterStart:
     clock: int = 0
     served: int = 0
     clocks: dict[int, int] = field(default_factory=dict)
+    step: float = 0.0
     pace: Sequence[float] | None = None
     cpu_seconds: float = 0.0  # used before, by a run that goes on
 
@@ -53,11 +57,11 @@ class Master:
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
         self._in_rounds = start.method.gathers == "round"
         self._round: dict[int, Request] = {}  # messages waiting for those of the others
-        self._finished = False  # whether a worker has: no round will be complete any more
+        self._finished = False  # no round will be complete any more
         self._cut = False  # whether the next round belongs to a checkpoint
         self._served = start.served
         self._lost: set[int] = set()
-        self._step = self._mean_step()
+        self._step = max(start.step, self._mean_step())
         self._order: list[int] = []
         self._reported = 0.0
         self._cpu_before = start.cpu_seconds - time.process_time()
@@ -78,6 +82,8 @@ class Master:
                         self._snapshots.take("evaluate", self._moment())
                     elif message["kind"] == "checkpoint":
                         self._cut = True
+                    elif message["kind"] == "stop":
+                        self._finish_rounds()
         self._keep("final")
 
     def _answer(self, request: Request) -> None:
@@ -87,7 +93,7 @@ class Master:
             self._channel.post({"kind": "lost", "worker": request.worker})
         else:
             self._clocks[request.worker] = request.t
-            self._step = max(self._step, self._mean_step())  # a lost worker leaves the mean, which must not step back
+            self._step = max(self._step, self._mean_step())  # it must not step back when a worker is lost, nor when one has come back with its old clock
         if not self._in_rounds:
             if request.kind is Kind.EXCHANGE:
                 self._center.receive(self._sessions.lent(request))
@@ -97,13 +103,17 @@ class Master:
             return
         if request.kind is Kind.EXCHANGE:
             self._round[request.worker] = request
-        self._finished |= request.kind is Kind.CLOSE
-        if self._finished:
-            for waiting in self._round.values():
-                self._sessions.reply(waiting, Reply(self._center.clock, self._served, Mark.WITHDRAWN))
-            self._round.clear()
+        if self._finished or request.kind is Kind.CLOSE:
+            self._finish_rounds()
         elif self._round and self._round.keys() >= set(self._sessions.open):
             self._serve_round()
+
+    def _finish_rounds(self) -> None:
+        """Gives back the messages that wait for a round, as a worker has finished or is about to: none will be complete any more."""
+        self._finished = True
+        for waiting in self._round.values():
+            self._sessions.reply(waiting, Reply(self._center.clock, self._served, Mark.WITHDRAWN))
+        self._round.clear()
 
     def _serve_round(self) -> None:
         members = [request for _, request in sorted(self._round.items())]
@@ -120,7 +130,7 @@ class Master:
         for request in members:  # before anything else: they may be waiting
             self._sessions.reply(request, Reply(self._center.clock, self._served, mark))
         self._order += [request.worker for request in members]
-        self._snapshots.changed(self._step, self._served)
+        self._snapshots.changed(self._step, self._served, self._clocks)
 
     def _mean_step(self) -> float:
         live = [t for worker, t in self._clocks.items() if worker not in self._lost]
@@ -130,12 +140,11 @@ class Master:
         return self._cpu_before + time.process_time()
 
     def _moment(self) -> Moment:
-        return Moment(self._snapshots.seconds(), self._step, self._served)
+        return Moment(self._snapshots.seconds(), self._step, self._served, self._clocks)
 
     def _keep(self, purpose: str) -> None:
         self._report()  # the order up to here arrives before the vectors it led to
-        clocks = {str(w): t for w, t in self._clocks.items()}
-        self._snapshots.take(purpose, self._moment(), clocks=clocks, clock=self._center.clock, cpu=self._cpu_seconds())
+        self._snapshots.take(purpose, self._moment(), clock=self._center.clock, cpu=self._cpu_seconds())
 
     def _report(self) -> None:
         self._reported = self._snapshots.seconds()

@@ -15,7 +15,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import Worker
 
 _POINTS = 250  # rows of a worker over a run of known length
-_POINTS_OF_ALL = 20_000  # rows of all its workers together
+_POINTS_OF_ALL = 5_000  # rows of all its workers together
 _POINTS_PER_DOUBLING = 64  # and, where the length is not known, before a worker has half as many
 
 
@@ -34,6 +34,12 @@ class Tally:
     last_loop: float = 0.0
     every: int = 1
     rows: int = 0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where the seconds of the whole run have gone, by the names they have in rows."""
+        parts = {"seconds_compute": self.seconds_compute, "seconds_data": self.seconds_data, "seconds_communication": self.seconds_communication}
+        return parts | {"seconds_other": max(0.0, self.seconds_loop - sum(parts.values()))}
 
 
 class Meter:
@@ -66,9 +72,7 @@ class Meter:
         row = {
             "seconds": seconds, "step": w.t, "exchanges": served, "party": self._party,
             "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
-            "images_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0,
-            "seconds_compute": tally.seconds_compute, "seconds_data": tally.seconds_data, "seconds_communication": tally.seconds_communication,
-            "seconds_other": max(0.0, tally.seconds_loop - tally.seconds_compute - tally.seconds_data - tally.seconds_communication),
+            "images_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0, **tally.seconds,
         }  # fmt: skip
         if reply is not None:
             row["distance_to_center"] = float(torch.dist(w.x, reply))

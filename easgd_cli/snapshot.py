@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -22,11 +22,17 @@ EVALUATED = {"x": "center", "average": "average"}  # the vectors that are measur
 
 @dataclass(frozen=True)
 class Moment:
-    """When a snapshot was taken: training seconds, mean local step of the workers, updates of the center."""
+    """When a snapshot was taken: training seconds, mean local step of the workers, exchanges, and the workers' clocks as the owner has seen them."""
 
     seconds: float
     step: float
     exchanges: int
+    clocks: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, posted: Mapping[str, Any]) -> Moment:
+        """What `asdict` gives, and JSON makes of that: its keys are texts."""
+        return cls(**{**posted, "clocks": {int(worker): t for worker, t in posted["clocks"].items()}})
 
 
 @dataclass
@@ -69,11 +75,11 @@ class Snapshots:
         """Training seconds now."""
         return time.monotonic() - self._began
 
-    def changed(self, step: float, exchanges: int) -> None:
+    def changed(self, step: float, exchanges: int, clocks: Mapping[int, int]) -> None:
         """To be called after every change: takes a snapshot when one is due."""
         seconds = self.seconds()
         if self._pace.due(step, seconds):
-            self.take("evaluate", Moment(seconds, step, exchanges))
+            self.take("evaluate", Moment(seconds, step, exchanges, clocks))
 
     def take(self, purpose: str, moment: Moment, **more: Any) -> None:
         """Posts a copy of x and its average (to evaluate) or of all vectors (`checkpoint`, `final`) with what else is to be kept."""

@@ -102,7 +102,7 @@ class WorkerLoop:
             if self._average is not None:
                 w.average.lerp_(w.x, self._average(w.t))
             if self._sequential:
-                snapshots.changed(w.t, 0)
+                snapshots.changed(w.t, 0, {w.number: w.t})
             if snapshots.seconds() - news >= _NEWS_SECONDS:
                 news = snapshots.seconds()
                 self._post_rows()
@@ -137,10 +137,10 @@ class WorkerLoop:
 
     def _keep(self, purpose: str, snapshots: Snapshots) -> None:
         """What the owner of a center keeps, where this worker's x takes its place."""
-        snapshots.take(purpose, self._moment(snapshots), clocks={str(self._start.link.worker): self._w.t}, clock=self._w.t, cpu=0.0)
+        snapshots.take(purpose, self._moment(snapshots), clock=self._w.t, cpu=0.0)
 
     def _moment(self, snapshots: Snapshots) -> Moment:
-        return Moment(snapshots.seconds(), self._w.t, 0)
+        return Moment(snapshots.seconds(), self._w.t, 0, {self._w.number: self._w.t})
 
     def _post_rows(self) -> None:
         self._channel.post({"kind": "news", "t": self._w.t, "rows": self._rows})

@@ -24,7 +24,7 @@ def stopped(easgd: Easgd, launcher: Launcher, here: Path) -> Path:
     launcher.jobs.clear()
     ended(here / NAME, "interrupted")
     (here / NAME / "checkpoint").mkdir()
-    (here / NAME / "checkpoint" / "step_000000000060.pt").touch()
+    (here / NAME / "checkpoint" / "000001_step_60.pt").touch()
     return here / NAME
 
 
@@ -101,7 +101,7 @@ def test_a_second_process_is_kept_out(stopped: Path, easgd: Easgd, launcher: Lau
 
 
 def test_without_a_checkpoint_nothing_is_changed(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
-    (stopped / "checkpoint" / "step_000000000060.pt").unlink()
+    (stopped / "checkpoint" / "000001_step_60.pt").unlink()
     before = (stopped / "config.yaml").read_text()
     said = easgd("train", f"resume={NAME}", "steps=200")
     assert said.status == 2

@@ -147,7 +147,7 @@ def test_an_interrupted_sweep_stops_and_goes_on_when_asked_again(easgd: Easgd, l
     def interrupt_second(job: Job) -> Outcome:
         if job.settings.seed == 1:
             (job.run_dir / "checkpoint").mkdir()
-            (job.run_dir / "checkpoint" / "step_000000000005.pt").touch()
+            (job.run_dir / "checkpoint" / "000001_step_5.pt").touch()
             return finish(job, "interrupted", 143)
         return finish(job)
 

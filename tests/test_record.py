@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from easgd_cli import checkpoint
 from easgd_cli.build import Prepared
 from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.config import Settings
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.job import Job
 from easgd_cli.record import metrics
 from easgd_cli.record.opening import hparams, open_record, up_to
@@ -235,6 +236,16 @@ def test_the_summary_says_how_the_run_stands_and_ended(tmp_path: Path) -> None:
     assert list(tmp_path.glob(".*")) == []  # nothing is left beside
 
 
+def test_the_seconds_of_the_summary_are_those_of_whole_loops_and_of_workers_that_were_not_lost(tmp_path: Path) -> None:
+    r = recorder(tmp_path, workers=3)
+    for number in range(3):
+        r.row(worker(number, 40))
+    r.row({"seconds": 5.0, "step": 45, "exchanges": 9, "party": "system", "workers_alive": 2, "lost": 1})
+    r.spent(2, {"seconds_compute": 4.0, "seconds_data": 0.3, "seconds_communication": 0.4, "seconds_other": 0.5})  # beyond its last row
+    assert r.reached == {"worker_00": 40, "worker_01": 40, "worker_02": 40}
+    assert r.close(ENDED)["seconds"] == pytest.approx({"compute": (2.0 + 4.0) / 2, "data": 0.2, "communication": 0.3, "other": 0.4})
+
+
 def test_the_summary_says_that_a_run_failed_even_where_the_disk_is_too_full_for_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     r = recorder(tmp_path)
 
@@ -293,7 +304,7 @@ def test_hyperparameters_are_those_the_method_uses() -> None:
 
 
 CHECKPOINT = Checkpoint(
-    OwnerState(Moment(5.0, 50.0, 12), 12, {}, clocks={0: 49, 1: 51}),
+    OwnerState(Moment(5.0, 50.0, 12, {0: 49, 1: 51, 2: 30}), 12, {}),
     workers={0: WorkerState(50, {}), 1: WorkerState(53, {})},
     pending=[(Moment(4.0, 40.0, 10), {"x": torch.zeros(1)})],
 )
@@ -306,8 +317,8 @@ CHECKPOINT = Checkpoint(
         (worker(0, 51), False),
         (worker(1, 53), True),  # in its next step when the center was kept
         (worker(1, 54), False),
-        (worker(2, 50), True),  # lost before: it comes back where the others were
-        (worker(2, 51), False),
+        (worker(2, 30), True),  # lost before: it comes back with its old clock
+        (worker(2, 31), False),
         (center(30, 9.0, seconds=3.0, exchanges=8), True),
         (center(40, 9.0, seconds=4.0, exchanges=10), False),  # evaluated later, and again when the run goes on
         (center(50, 9.0, seconds=5.0, exchanges=12), True),
@@ -319,6 +330,25 @@ CHECKPOINT = Checkpoint(
 )
 def test_what_came_before_a_checkpoint_is_kept(row: dict[str, Any], kept: bool) -> None:
     assert up_to(CHECKPOINT)(row) is kept
+
+
+def test_the_newest_checkpoint_is_the_last_written_and_the_older_ones_go(tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoint"
+    for seconds, step in ((1.0, 500.0), (2.0, 60.0), (3.0, 60.0), (4.0, 7.0)):
+        written = checkpoint.write(directory, Checkpoint(OwnerState(Moment(seconds, step, 0), 0, {}), {}), keep=2)
+        assert checkpoint.find(directory)[-1] == written
+        assert checkpoint.newest(tmp_path).owner.moment.seconds == seconds
+    assert len(checkpoint.find(directory)) == 2
+    checkpoint.find(directory)[-1].unlink()
+    assert checkpoint.newest(tmp_path).owner.moment.seconds == 3.0
+
+
+def test_a_run_does_not_go_on_to_a_length_it_is_past(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / "checkpoint", CHECKPOINT, keep=1)
+    for enough in (53, 54, None):
+        assert checkpoint.newest(tmp_path, enough).workers[1].t == 53
+    with pytest.raises(UsageError, match="its workers have taken up to 53 steps and would have to end after 52; give a greater length"):
+        checkpoint.newest(tmp_path, 52)
 
 
 def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:

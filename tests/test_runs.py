@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -22,10 +23,14 @@ from listings import Listing
 from torch import Tensor
 
 from easgd_cli import build
+from easgd_cli.checkpoint import newest
 from easgd_cli.config import Checkpoint, Eval, Settings, Until
 from easgd_cli.drive import ByHand
+from easgd_cli.errors import UsageError
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.launcher.local import launch
+from easgd_cli.launcher.journal import Journal
+from easgd_cli.launcher.local import Run, launch
+from easgd_cli.launcher.stopping import Signals
 from easgd_cli.problems.images import ImageProblem
 
 METHODS = {
@@ -244,13 +249,16 @@ def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> Non
 
 
 def test_a_killed_worker_leaves_the_rounds_of_the_others(tmp_path: Path) -> None:
-    s = settings("sync_easgd", steps=600)
-    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
-    assert outcome.status == "completed" and outcome.summary["lost"] == {"worker_01": "killed by SIGKILL"}
+    def kill_one(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_01"], signal.SIGKILL)
+        interrupt_after(60, tmp_path)
+
+    outcome = disturbed(settings("sync_easgd", steps=100_000), tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
+    assert outcome.status == "interrupted" and outcome.summary["lost"] == {"worker_01": "killed by SIGKILL"}
     order = recorded_order(tmp_path)
     last = len(order) - 1 - order[::-1].index(1)  # worker 1's last exchange, in a round of four
     assert order[: last + 3] == [0, 1, 2, 3] * (len(order[: last + 3]) // 4)
-    assert order[last + 3 :] == [0, 2, 3] * (len(order[last + 3 :]) // 3)
+    assert order[last + 3 :] == [0, 2, 3] * (len(order[last + 3 :]) // 3) != []
 
 
 @pytest.mark.parametrize("average", [POLYAK, MOVING], ids=["polyak", "moving"])
@@ -329,18 +337,36 @@ def checkpoints_written(directory: Path) -> int:
     return (directory / "logs" / "launcher.log").read_text().count("INFO checkpoint")
 
 
+def evaluated_at(directory: Path) -> float:
+    """The mean step of the last evaluation."""
+    return max((r["step"] for r in rows(directory, "center")), default=0)
+
+
+def interrupt_after(steps: int, directory: Path) -> None:
+    """Ctrl-C when evaluations have gone on by so many steps: a run of any speed is then where it is wanted."""
+    so_far = evaluated_at(directory)
+    while evaluated_at(directory) < so_far + steps:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def training(directory: Path) -> bool:
     return len((directory / "metrics.jsonl").read_text().splitlines()) > 30 if (directory / "metrics.jsonl").exists() else False
 
 
 def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
-    s = settings("easgd", steps=300)
-    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGKILL), training)
-    assert outcome.status == "completed"
+    s = settings("easgd", steps=100_000)
+
+    def kill_one(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_02"], signal.SIGKILL)
+        interrupt_after(60, tmp_path)
+
+    outcome = disturbed(s, tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
+    assert outcome.status == "interrupted"
     assert outcome.summary["lost"] == {"worker_02": "killed by SIGKILL"}
     assert [r["workers_alive"] for r in rows(tmp_path, "system") if "workers_alive" in r][-1] == 3
-    for i in (0, 1, 3):
-        assert rows(tmp_path, f"worker_{i:02d}")[-1]["step"] == 300
+    steps = outcome.summary["steps"]
+    assert min(steps[f"worker_{i:02d}"] for i in (0, 1, 3)) > steps["worker_02"]
     assert "worker 2 died (killed by SIGKILL)" in (tmp_path / "logs" / "launcher.log").read_text()
     prepared = build.prepare(s)
     driver = by_hand(s, prepared)
@@ -349,33 +375,85 @@ def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None
     assert torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))  # the kill tore nothing
 
 
+def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) -> None:
+    """The lost worker comes back with its old clock, far behind; neither the record nor the newest checkpoint goes back with it."""
+    s = settings("easgd", steps=100_000, eval=Eval(every="50 steps", train_images=10))
+
+    def lose_one(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_03"], signal.SIGKILL)
+        so_far = evaluated_at(tmp_path)
+        while evaluated_at(tmp_path) < 2 * so_far + 300:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = disturbed(s, tmp_path, lose_one, lambda d: evaluated_at(d) > 0)
+    assert (stopped.status, stopped.summary["lost"]) == ("interrupted", {"worker_03": "killed by SIGKILL"})
+    before, known = newest(tmp_path).owner, len(rows(tmp_path, "system"))
+    assert before.moment.clocks[3] < before.moment.step - 100
+
+    again = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT), lambda d: len(rows(d, "system")) > known, resume=True)
+    after = newest(tmp_path).owner
+    assert again.status == "interrupted" and after.moment.clocks[3] == again.summary["steps"]["worker_03"] > before.moment.clocks[3]
+    assert after.moment.exchanges > before.moment.exchanges and after.moment.step >= before.moment.step
+    for party in ("center", "system"):
+        steps = [r["step"] for r in rows(tmp_path, party)]
+        assert steps == sorted(steps)
+
+
 def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:
     outcome = disturbed(settings("easgd", steps=100_000), tmp_path, lambda pids: os.kill(pids["master"], signal.SIGKILL), training)
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert outcome.reason is not None and "the master died (killed by SIGKILL)" in outcome.reason
 
 
+def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything has been said and the master and the workers have ended before it listens again."""
+    listen = Run.turn
+
+    def late(run: Run, signals: Signals) -> None:
+        if "training begins" in (tmp_path / "logs" / "launcher.log").read_text():
+            for child in multiprocessing.active_children():
+                if child.name != "easgd-evaluator":
+                    child.join(60)
+        listen(run, signals)
+
+    monkeypatch.setattr(Run, "turn", late)
+    outcome = run(settings("easgd", eval=Eval(every="1 step", train_images=10)), tmp_path)
+    assert outcome.status == "completed", outcome.reason
+    evaluated = [r["step"] for r in rows(tmp_path, "center")]
+    assert len(evaluated) > 35 and evaluated[-1] == 40  # more than is taken in one go
+    assert len(recorded_order(tmp_path)) == 4 * 14
+    assert outcome.summary["wall_seconds"] == newest(tmp_path).owner.moment.seconds  # training ended then, not when that was heard
+
+
 def test_a_killed_evaluator_is_started_again_and_no_point_is_missing(tmp_path: Path) -> None:
-    s = settings("easgd", steps=400, eval=Eval(every="40 steps", train_images=100))
-    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["evaluator"], signal.SIGKILL), training)
-    assert outcome.status == "completed"
-    evaluated = [r["step"] for r in rows(tmp_path, "center") if "test_loss" in r]
-    assert [int(step // 40) for step in evaluated] == list(range(11))
+    def kill_it(pids: dict[str, int]) -> None:
+        os.kill(pids["evaluator"], signal.SIGKILL)
+        interrupt_after(160, tmp_path)
+
+    s = settings("easgd", steps=100_000, eval=Eval(every="40 steps", train_images=100))
+    outcome = disturbed(s, tmp_path, kill_it, lambda d: evaluated_at(d) > 0)
+    assert outcome.status == "interrupted"
+    assert (tmp_path / "logs" / "launcher.log").read_text().count("INFO evaluator: process") == 2
+    evaluated = [r["step"] for r in rows(tmp_path, "center")]
+    assert [int(step // 40) for step in evaluated] == list(range(len(evaluated)))
 
 
 def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
-    s = settings("easgd", steps=300)
-
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_01"], signal.SIGSTOP)
         try:
-            while not any(r["step"] == 300 for r in rows(tmp_path, "worker_00")):
-                time.sleep(0.05)
+            so_far = evaluated_at(tmp_path)
+            while evaluated_at(tmp_path) < so_far + 80:
+                time.sleep(0.01)
         finally:
             os.kill(pids["worker_01"], signal.SIGCONT)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    assert disturbed(s, tmp_path, freeze, training).status == "completed"
-    assert rows(tmp_path, "worker_01")[-1]["step"] == 300
+    outcome = disturbed(settings("easgd", steps=100_000), tmp_path, freeze, lambda d: evaluated_at(d) > 0)
+    assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
+    steps = outcome.summary["steps"]
+    assert steps.pop("worker_01") + 40 < min(steps.values())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -383,7 +461,13 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal
     s = settings("eamsgd", steps=100_000)
     outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), number), training)
     assert (outcome.status, outcome.exit_code) == ("interrupted", code)
-    s.steps = max(outcome.summary["steps"].values()) + 50
+    told = [rows(tmp_path, f"worker_{i:02d}")[-1] for i in range(4)]
+    parts = ("compute", "data", "communication", "other")
+    assert sum(outcome.summary["seconds"].values()) > sum(row[f"seconds_{part}"] for row in told for part in parts) / 4  # also of the steps since
+    s.steps = max(outcome.summary["steps"].values()) - 1
+    with pytest.raises(UsageError, match=f"have taken up to {s.steps + 1} steps"):
+        run(s, tmp_path, resume=True)
+    s.steps += 51
     assert run(s, tmp_path, resume=True).status == "completed"
     for i in range(4):
         steps = [r["step"] for r in rows(tmp_path, f"worker_{i:02d}")]
@@ -404,6 +488,25 @@ def test_a_run_ends_when_its_center_reaches_the_error_asked_for(tmp_path: Path) 
     last = [r for r in rows(tmp_path, "center") if "test_error" in r][-1]
     assert len(recorded_order(tmp_path)) == last["exchanges"]
     assert all(r["seconds"] <= last["seconds"] for r in rows(tmp_path))
+    assert_steps_are_those_of_the_exchanges(outcome, tmp_path)
+
+
+def assert_steps_are_those_of_the_exchanges(outcome: Outcome, directory: Path) -> None:
+    """Of a run whose record was cut where it reached its level, with tau = 3."""
+    for i in range(4):
+        exchanges = recorded_order(directory).count(i)
+        assert 3 * (exchanges - 1) <= outcome.summary["steps"][f"worker_{i:02d}"] <= 3 * exchanges
+
+
+def test_a_completed_run_resumed_with_another_level_repeats_nothing(tmp_path: Path) -> None:
+    s = settings("easgd", until=Until(test_error=0.0))
+    assert run(s, tmp_path).status == "completed"
+    parties = ("center", *(f"worker_{i:02d}" for i in range(4)))
+    before = [rows(tmp_path, party) for party in parties]
+    assert before[0][-1]["step"] == 40
+    s.until = Until(test_error=0.1)
+    assert run(s, tmp_path, resume=True).status == "completed"
+    assert [rows(tmp_path, party) for party in parties] == before
 
 
 def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
@@ -435,12 +538,26 @@ def test_ctrl_c_while_processes_are_starting_ends_cleanly(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
 
 
+def test_ctrl_c_from_the_first_line_of_the_log_on_leaves_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Journal.__init__
+
+    def interrupted(journal: Journal, job: Job, prepared: build.Prepared) -> None:
+        begin(journal, job, prepared)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Journal, "__init__", interrupted)
+    outcome = run(settings("easgd"), tmp_path)
+    assert (outcome.status, outcome.exit_code) == ("interrupted", 130)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted"
+
+
 def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path: Path) -> None:
     s = settings("easgd", steps=100_000, eval=Eval(every="100 steps", train_images=1347))
 
     def kill_each(pids: dict[str, int]) -> None:
         killed: set[str] = set()
-        while len(killed) < 3:
+        log = ""
+        while "evaluator died 3 times" not in log:  # one that had measured something first does not count
             log = (tmp_path / "logs" / "launcher.log").read_text()
             for pid in set(re.findall(r"INFO evaluator: process (\d+)", log)) - killed:
                 os.kill(int(pid), signal.SIGKILL)
@@ -457,21 +574,67 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 
 
 def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("easgd_cli.launcher.local._CHECKPOINT_SECONDS", 0.5)
-    s = settings("easgd", steps=4000, checkpoint=Checkpoint(every="100 steps"))
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
+    s = settings("easgd", steps=100_000, checkpoint=Checkpoint(every="100 steps"))
 
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_03"], signal.SIGSTOP)
         try:
             before = checkpoints_written(tmp_path)
-            deadline = time.monotonic() + 60
             while checkpoints_written(tmp_path) < before + 2:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+                time.sleep(0.01)
         finally:
             os.kill(pids["worker_03"], signal.SIGCONT)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    assert disturbed(s, tmp_path, freeze, training).status == "completed"
+    outcome = disturbed(s, tmp_path, freeze, lambda d: evaluated_at(d) > 0)
+    assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
+    assert "the checkpoint does not wait for workers [3] any longer" in (tmp_path / "logs" / "launcher.log").read_text()
+    assert newest(tmp_path).workers.keys() == {0, 1, 2, 3}  # the last one
+
+
+def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 2.0)
+    s = settings("eamsgd", steps=100_000, until=Until(test_error=15.0), batch_size=32)
+    outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGSTOP), lambda _: True)
+    assert (outcome.status, outcome.exit_code) == ("completed", 0)
+    assert outcome.summary["lost"] == {"worker_02": "did not finish its step when the run ended"}
+    said = [line for line in (tmp_path / "logs" / "launcher.log").read_text().splitlines() if "worker 2" in line and "WARNING" in line]
+    assert len(said) == 1 and "has not finished its step within 2 s; the run ends without it" in said[0]
+    assert newest(tmp_path).workers.keys() == {0, 1, 3}
+    assert_steps_are_those_of_the_exchanges(outcome, tmp_path)  # far apart, with one silent for nearly all of it
+
+
+def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It owns what is kept at an end, so there is no checkpoint of that, but the center that reached the level is saved."""
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
+    s = settings("msgd", steps=100_000, until=Until(test_error=50.0), batch_size=32)
+    evaluated = Journal.evaluation
+
+    def freeze_when_reached(journal: Journal, *of: Any) -> None:
+        evaluated(journal, *of)
+        if journal.reached:
+            [worker] = [c.pid for c in multiprocessing.active_children() if c.name == "easgd-worker_00"]
+            os.kill(worker or 0, signal.SIGSTOP)
+
+    monkeypatch.setattr(Journal, "evaluation", freeze_when_reached)
+    outcome = run(s, tmp_path)
+    assert (outcome.status, outcome.summary["lost"]) == ("completed", {"worker_00": "did not finish its step when the run ended"})
+    prepared = build.prepare(s)
+    assert prepared.problem.evaluate(saved_center(tmp_path, prepared))["test_error"] == pytest.approx(rows(tmp_path, "center")[-1]["test_error"])
+
+
+def test_a_silent_worker_does_not_take_the_others_of_its_round_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for its message when the end comes, and are given theirs back."""
+    monkeypatch.setattr("easgd_cli.launcher.local._GRACE_SECONDS", 2.0)
+
+    def freeze_and_interrupt(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_02"], signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = disturbed(settings("sync_eamsgd", steps=100_000), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
+    assert (outcome.status, outcome.summary["lost"].keys()) == ("interrupted", {"worker_02"})
+    assert newest(tmp_path).workers.keys() == {0, 1, 3}
 
 
 def test_runs_in_one_process_leave_no_descriptor(tmp_path: Path) -> None:

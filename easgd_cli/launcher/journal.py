@@ -21,6 +21,7 @@ from easgd_cli.build import Prepared
 from easgd_cli.checkpoint import Checkpoint, OwnerState
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.record.metrics import worker_name
 from easgd_cli.record.opening import open_record
 from easgd_cli.record.progress import Progress
 from easgd_cli.record.recorder import Recorder
@@ -38,7 +39,7 @@ class Journal:
         """Opens the launcher's log; with `job.resume` reads the checkpoint to go on from. Raises UsageError."""
         self._job, self._prepared = job, prepared
         self._dir = job.run_dir
-        self.resumed: Checkpoint | None = checkpoints.newest(job.run_dir) if job.resume else None
+        self.resumed: Checkpoint | None = checkpoints.newest(job.run_dir, prepared.steps) if job.resume else None
         self.status = "completed"
         self.reason: str | None = None
         self.signal: int | None = None
@@ -85,6 +86,10 @@ class Journal:
         self.progress.worker(row)
         if not math.isfinite(row["train_loss"]):
             self._diverge(f"{row['party']}'s training loss is {row['train_loss']} at step {row['step']}")
+
+    def ended(self, worker: int, seconds: Mapping[str, float]) -> None:
+        """A worker has taken its last step; where the seconds of its loop have gone, of which its last row may know but a part."""
+        self._recorder.spent(worker, seconds)
 
     def system(self, moment: Moment, **metrics: Any) -> None:
         """Figures of the run as a whole."""
@@ -168,17 +173,19 @@ class Journal:
         if keep is not None:
             self.checkpoint(keep)
         if final is not None:
-            moment, vectors = final.moment, {name: v for name, v in final.vectors.items() if name in EVALUATED}
-            exchanges = moment.exchanges
-            if self._hit is not None:
-                moment, vectors = self._hit
-                self._end_record_at(moment)
+            exchanges = final.moment.exchanges
+        if self._hit is not None:
+            moment, vectors = self._hit
+            self._end_record_at(moment)
             self._save(vectors)
+        elif final is not None:
+            self._save({name: v for name, v in final.vectors.items() if name in EVALUATED})
         elif self.status == "interrupted":
             self.reason = f"{self.reason}; {self.how_to_go_on()}"
         if self._hit is not None:  # the run is over where it reached its level
-            seconds, exchanges = self._hit[0].seconds, self._hit[0].exchanges
-            steps = {worker: min(t, round(self._hit[0].step)) for worker, t in steps.items()}
+            moment, rows = self._hit[0], self._recorder.reached
+            seconds, exchanges = moment.seconds, moment.exchanges
+            steps = {worker: max(moment.clocks[worker], rows.get(worker_name(worker), 0)) for worker in steps}
         summary = self._record.close(
             {
                 "status": self.status, "reason": self.reason, "steps": {f"worker_{i:02d}": t for i, t in steps.items()}, "exchanges": exchanges,
@@ -216,7 +223,7 @@ class Journal:
         """The record of a run that reached its error ends there; what came after is kept for a run that goes on from its checkpoint."""
         self._recorder.flush()
         try:
-            for name in _RECORD:
+            for name in _RECORD if (self._dir / "checkpoint").exists() else ():
                 shutil.copyfile(self._dir / name, self._dir / "checkpoint" / name)
         except OSError as e:
             raise RunError(f"{self._dir / 'checkpoint'} could not be written: {e.strerror or e}.") from e

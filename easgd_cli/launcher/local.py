@@ -33,20 +33,21 @@ from easgd_cli.launcher.stopping import Signals
 from easgd_cli.launcher.waiting import Waiting
 from easgd_cli.master import Master, MasterStart
 from easgd_cli.memory import SharedTensors
+from easgd_cli.meter import Tally
 from easgd_cli.snapshot import EVALUATED, Moment, Pace
 from easgd_cli.transport.shared import Link
 from easgd_cli.worker import WorkerLoop, WorkerStart
 
 _GRACE_SECONDS = 10.0  # how long a worker that is told to stop may take over its step when the user is waiting
-_CHECKPOINT_SECONDS = 60.0  # how long a checkpoint waits for a worker that does not answer
+_PATIENCE_SECONDS = 60.0  # and when nobody is: also how long a checkpoint waits for a worker that does not answer
 _EVALUATOR_LIVES = 3
 _SYSTEM_POINTS_PER_DOUBLING = 64
 
 
 def launch(job: Job, prepared: Prepared) -> Outcome:
     """Runs the job to its end. Raises RunError when it could not be started."""
-    run = Run(job, prepared)
-    with Signals() as signals:  # to the very end: an impatient second Ctrl-C must not cost what is being written
+    with Signals() as signals:  # from the log's first line on, and to the very end: no Ctrl-C may cost the summary or what is being written
+        run = Run(job, prepared)
         try:
             try:
                 run.start()
@@ -73,6 +74,7 @@ class _Member:
     child: Child
     t: int
     final: WorkerState | None = None  # said at its end
+    silent: bool = False  # killed, since it did not stop when told to
     lost: str | None = None  # how it was lost
 
     @property
@@ -104,9 +106,10 @@ class Run:
         self._system_every, self._system_next, self._system_rows = 1.0, 0.0, 0
         self._served = (0.0, 0)  # the moment of the last system row: seconds, exchanges
         self._exchanges = 0
+        self._told = self._resumed.owner.moment if self._resumed else Moment(0.0, 0.0, 0)  # where the master last said it was
+        self._step = self._resumed.owner.moment.step if self._resumed else 0.0  # the greatest mean local step so far
         self._began: float | None = None
         self._stopping: float | None = None  # since when workers have been told to stop
-        self._ended_seconds: float | None = None
         self.over = False
 
     # ---------------------------------------------------------------- start
@@ -136,7 +139,7 @@ class Run:
         if s.eval.when == "running":
             self._spawn_evaluator()
         if resumed is None:
-            self._waiting.add(Moment(0.0, 0.0, 0), SharedTensors.of(self._start()))
+            self._waiting.add(Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0)), SharedTensors.of(self._start()))
         else:
             self._waiting.restore(resumed.pending)
             self._checkpoint_pace.due(resumed.owner.moment.step, resumed.owner.moment.seconds)
@@ -156,7 +159,7 @@ class Run:
             start.t, start.center_clock, start.served = state.t, state.center_clock, state.served
             start.exchanges, start.meter = state.exchanges, state.tally
         elif self._resumed is not None:
-            start.t = self._resumed.owner.clocks.get(link.worker, int(self._resumed.owner.moment.step))
+            start.t = self._resumed.owner.moment.clocks[link.worker]
         start.pace = self._eval_pace()
         name = f"worker_{link.worker:02d}"
         self._members[link.worker] = _Member(self._child(name, WorkerLoop, start), start.t)
@@ -184,7 +187,8 @@ class Run:
             center[name].copy_(v)
         if self._resumed is not None:
             owner = self._resumed.owner
-            start.clock, start.served, start.clocks = owner.clock, owner.moment.exchanges, {i: m.t for i, m in self._members.items()}
+            start.clock, start.served, start.step = owner.clock, owner.moment.exchanges, owner.moment.step
+            start.clocks = {i: m.t for i, m in self._members.items()}
             start.cpu_seconds, start.pace = owner.cpu_seconds, self._eval_pace()
         self._served, self._exchanges = (self._elapsed, start.served), start.served
         self._master = self._child("master", Master, start)
@@ -223,8 +227,11 @@ class Run:
     def _hear(self, child: Child) -> None:
         ended = child.process.exitcode is not None  # asked before listening: what a child said last has all arrived then
         try:
-            for message, tensors in child.channel.receive():
-                self._handle(child, message, tensors)
+            while messages := child.channel.receive():
+                for message, tensors in messages:
+                    self._handle(child, message, tensors)
+                if not ended:
+                    break  # the others' turn; of an ended child this is the last look
             child.channel.flush()
         except ChannelClosed:
             self._forget(child.channel)
@@ -279,25 +286,33 @@ class Run:
         return 0.0 if self._began is None else time.monotonic() - self._began
 
     def _mean_step(self) -> float:
+        """Of the workers that have not been lost. It does not step back when one is, nor when one has come back with its old clock."""
         clocks = [m.t for m in self._members.values() if m.lost is None]
-        return sum(clocks) / len(clocks) if clocks else 0.0
+        self._step = max(self._step, sum(clocks) / len(clocks) if clocks else 0.0)
+        return self._step
 
     def _keep_time(self) -> None:
         now = self._seconds()
         step = self._mean_step()
-        if self._ended_seconds is None:
+        if self._final is None:
             self._journal.progress.update(seconds=now, step=step, exchanges=self._exchanges, evaluations_pending=len(self._waiting) - self._waiting.busy)
         if self._stopping is None and self._final is None:
-            if self._cut is not None and time.monotonic() - self._cut.begun > _CHECKPOINT_SECONDS:
+            if self._cut is not None and time.monotonic() - self._cut.begun > _PATIENCE_SECONDS:
                 self._finish_checkpoint(late=True)
             if self._cut is None and self._checkpoint_pace.due(step, now):
                 self._begin_checkpoint()
             self._ask_snapshot(now)
-        elif self._stopping is not None and self._journal.signal is not None and time.monotonic() - self._stopping > _GRACE_SECONDS:
-            for i, m in self._members.items():
-                if m.live and m.child.process.exitcode is None:
-                    self._journal.note(f"worker {i} does not answer; killing it")
-                    m.child.kill()
+        elif self._stopping is not None:
+            self._kill_silent(time.monotonic() - self._stopping)
+
+    def _kill_silent(self, waited: float) -> None:
+        """Ends the workers that have not stopped within their time, as an end must not wait for ever. `waited`: since they were told to."""
+        patience = _GRACE_SECONDS if self._journal.signal is not None else _PATIENCE_SECONDS
+        for i, m in self._members.items():
+            if waited > patience and m.live and not m.silent:
+                self._journal.note(f"worker {i} has not finished its step within {patience:g} s; the run ends without it")
+                m.silent = True
+                m.child.kill()
 
     # ---------------------------------------------------------------- what the others say
 
@@ -307,11 +322,10 @@ class Run:
     def _served_row(self, message: dict[str, Any]) -> None:
         self._journal.served(message["workers"])
         now, exchanges = message["seconds"], message["exchanges"]
-        self._exchanges = exchanges
+        self._exchanges, self._told = exchanges, Moment(now, message["step"], exchanges)
         if now >= self._system_next and now > self._served[0]:
             rate = (exchanges - self._served[1]) / (now - self._served[0])
-            moment = Moment(now, message["step"], exchanges)
-            self._journal.system(moment, workers_alive=self._alive(), exchanges_per_second=rate, master_cpu_seconds=message["cpu"])
+            self._journal.system(self._told, workers_alive=self._alive(), exchanges_per_second=rate, master_cpu_seconds=message["cpu"])
             self._served = (now, exchanges)
             self._system_rows += 1
             if self._system_rows % _SYSTEM_POINTS_PER_DOUBLING == 0:
@@ -331,22 +345,22 @@ class Run:
         member.t = state.t
         if message["purpose"] == "final":
             member.final = state
+            self._journal.ended(int(child.name.removeprefix("worker_")), Tally(**message["tally"]).seconds)
         if self._cut is not None:
             self._cut.workers[int(child.name.removeprefix("worker_"))] = state
             self._finish_checkpoint()
 
     def _snapshot(self, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         assert tensors is not None
-        moment = Moment(**message["moment"])
+        moment = Moment.read(message["moment"])
         if message["purpose"] == "evaluate":
             self._asked_snapshot = False
             self._waiting.add(moment, tensors)
             return
-        clocks = {int(w): t for w, t in message["clocks"].items()}
-        owner = OwnerState(moment, message["clock"], dict(tensors.tensors), clocks, message["cpu"], message["pace"])
+        owner = OwnerState(moment, message["clock"], dict(tensors.tensors), message["cpu"], message["pace"])
         tensors.close()
         if message["purpose"] == "final":
-            self._final, self._ended_seconds = owner, self._seconds()
+            self._final = owner
         elif self._cut is not None:
             self._cut.owner = owner
             self._finish_checkpoint()
@@ -437,6 +451,8 @@ class Run:
     def _stop_workers(self) -> None:
         if self._stopping is None:
             self._stopping = time.monotonic()
+            if self._master is not None and self._method.gathers == "round":
+                self._tell(self._master, {"kind": "stop"})  # or a worker that is silent would keep all others in its round
             for m in self._members.values():
                 if m.live:
                     self._tell(m.child, {"kind": "stop"})
@@ -453,20 +469,24 @@ class Run:
             member = self._members[number]
             if member.final is not None:
                 return
-            if self._master is not None and self._master.process.exitcode is not None and self._final is None:
-                return self._died(self._master)  # it ended because the master did: that is the news
-            member.lost = child.ended
+            if self._master is not None and self._master.process.exitcode is not None:
+                self._hear(self._master)  # if this one ended because the master did, that is the news
+                if self.over:
+                    return
+            member.lost = "did not finish its step when the run ended" if member.silent else child.ended
             left = sum(m.lost is None for m in self._members.values())
             if self._began is None:
                 self.fail(f"worker {number} could not start: {child.ended}; see {child.log}")
-            elif left == 0 and self._journal.signal is not None:
-                self.over = True
-            elif left == 0:
+            elif left == 0 and self._stopping is None:
                 reasons = sorted({m.lost for m in self._members.values() if m.lost})
                 self.fail(f"every worker has died ({'; '.join(reasons)}); see {child.log}. {self._journal.how_to_go_on()}")
             else:
-                self._journal.note(f"worker {number} died ({child.ended}); the run goes on with {left} of {self._settings.workers}")
-                self._journal.system(Moment(self._seconds(), self._mean_step(), self._exchanges), workers_alive=self._alive(), lost=number)
+                if self._stopping is None:
+                    self._journal.note(f"worker {number} died ({child.ended}); the run goes on with {left} of {self._settings.workers}")
+                elif not member.silent:
+                    self._journal.note(f"worker {number} died ({child.ended}) while the run was ending")
+                self.over = self.over or self._sequential  # with it went the owner of what is kept at an end
+                self._journal.system(self._told, workers_alive=self._alive(), lost=number)
                 if self._cut is not None and self._cut.lead == number and self._cut.owner is None and self._method.gathers == "each":
                     self._cut = None  # nobody will mark its place in the order any more
                 self._finish_checkpoint()
@@ -530,7 +550,7 @@ class Run:
         last = None
         if self._final is not None:
             last = Checkpoint(self._final, {i: m.final for i, m in self._members.items() if m.final is not None}, self._waiting.until())
-        seconds = self._ended_seconds if self._ended_seconds is not None else self._seconds()
+        seconds = self._final.moment.seconds if self._final is not None else self._seconds()
         lost = {f"worker_{i:02d}": m.lost for i, m in self._members.items() if m.lost}
         steps = {i: m.t for i, m in self._members.items()}
         return self._journal.close(self._final, last, steps, self._exchanges, seconds, {"lost": lost, "threads": self._threads})

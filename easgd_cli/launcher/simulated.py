@@ -28,6 +28,7 @@ from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.config import Interval
 from easgd_cli.devices import cores, deal_devices
 from easgd_cli.drive import Turn
+from easgd_cli.errors import RunError
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.kinds import Simulated
@@ -44,14 +45,14 @@ _SYSTEM_POINTS = 200  # rows of the run as a whole
 
 def launch(job: Job, prepared: Prepared, cluster: Simulated) -> Outcome:
     """Runs the job to its end. Raises RunError when the record cannot be written."""
-    journal = Journal(job, prepared)
-    try:
-        with Signals() as signals:
+    with Signals() as signals:
+        journal = Journal(job, prepared)
+        try:
             run = Run(job, prepared, cluster, journal)
             try:
                 journal.open()
                 run.to_the_end(signals)
-            except OSError as e:
+            except (RunError, OSError) as e:  # the record cannot be written, say
                 journal.fail(str(e))
             except Exception as e:  # a defect: the record says so before it is shown
                 journal.fail(f"{type(e).__name__}: {e}")
@@ -59,8 +60,8 @@ def launch(job: Job, prepared: Prepared, cluster: Simulated) -> Outcome:
                     run.outcome()
                 raise
             return run.outcome()
-    finally:
-        journal.release()
+        finally:
+            journal.release()
 
 
 @dataclass
@@ -287,7 +288,7 @@ class Run:
         return sum(self._clocks) / len(self._clocks)
 
     def _moment(self) -> Moment:
-        return Moment(self._now, self._mean_step(), 0 if self._master is None else self._master.served)
+        return Moment(self._now, self._mean_step(), 0 if self._master is None else self._master.served, dict(enumerate(self._clocks)))
 
     def _vectors(self) -> dict[str, Tensor]:
         """Of the owner of what is evaluated."""
@@ -313,7 +314,7 @@ class Run:
     def _state(self) -> Checkpoint:
         """Everything, between two events. Its tensors are the run's own."""
         clock = self._center.clock if self._center is not None else self._members[0].w.t
-        owner = OwnerState(self._moment(), clock, self._vectors(), dict(enumerate(self._clocks)), pace=[self._pace.next_step, self._pace.next_seconds])
+        owner = OwnerState(self._moment(), clock, self._vectors(), pace=[self._pace.next_step, self._pace.next_seconds])
         workers = {}
         for m in self._members:
             vectors = _lasting(m) | ({"reply": m.session.reply} if m.session is not None else {})
@@ -348,7 +349,7 @@ class Run:
                 v.copy_(owner.vectors[name])
             self._center.clock = owner.clock
             self._master.restore(state["master"])
-        self._clocks = [owner.clocks[i] for i in range(len(self._members))]
+        self._clocks = [owner.moment.clocks[i] for i in range(len(self._members))]
         self._pace = Pace(self._pace.interval, *owner.pace)
         self._checkpoint_pace.due(owner.moment.step, owner.moment.seconds)
         self._system_next, before = state["system"]
@@ -390,6 +391,8 @@ class Run:
             **({"communication": self._communication()} if self._master is not None else {}),
         }  # fmt: skip
         steps = {m.number: m.w.t for m in self._members}
+        for m in self._members:
+            journal.ended(m.number, m.meter.tally.seconds)
         return journal.close(final.owner if final else None, keep, steps, self._moment().exchanges, self._now, facts)
 
     def _communication(self) -> dict[str, Any]:

@@ -41,6 +41,8 @@ SYSTEM = {
     "workers_alive": "Workers that have not been lost.",
     "master_cpu_seconds": "CPU seconds the master has used since its start.",
     "exchanges_per_second": "Exchanges the master has served a second since the last point.",
+    "queue_seconds": "Virtual seconds that messages waited for the master, the mean since the start (simulated).",
+    "master_busy": "Share of the virtual time in which the master was serving, since the start, in percent (simulated).",
 }
 
 PARTIES = {"center": CENTER, "average": CENTER, "system": SYSTEM}  # everybody else is a worker

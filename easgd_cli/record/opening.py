@@ -70,12 +70,12 @@ def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
     moment = checkpoint.owner.moment
     pending = {(m.seconds, m.step, m.exchanges) for m, _ in checkpoint.pending}
     # A worker is kept at the end of its own step, which may be later than the center's moment. One that was lost comes back
-    # where the others were on the mean.
-    reached = {worker_name(i): t for i, t in checkpoint.owner.clocks.items()} | {worker_name(i): w.t for i, w in checkpoint.workers.items()}
+    # with its old clock, as the owner of the center has last seen it.
+    reached = {worker_name(i): t for i, t in moment.clocks.items()} | {worker_name(i): w.t for i, w in checkpoint.workers.items()}
 
     def keep(row: Row) -> bool:
         if row["party"] not in PARTIES:
-            return bool(row["step"] <= reached.get(row["party"], int(moment.step)))
+            return bool(row["step"] <= reached[row["party"]])
         before = row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges
         return before and (row["party"] == "system" or (row["seconds"], row["step"], row["exchanges"]) not in pending)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from easgd_cli.errors import RunError
 from easgd_cli.record.growing import GrowingFile
-from easgd_cli.record.metrics import Row
+from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.standing import Standing
 from easgd_cli.record.summary import summarize, surroundings, write_summary
 from easgd_cli.record.tensorboard import Board, Value, started_at
@@ -105,6 +105,15 @@ class Recorder:
     def evaluated(self) -> tuple[float, int] | None:
         """Step and exchanges of the last evaluation."""
         return self._standing.evaluated
+
+    @property
+    def reached(self) -> dict[str, int]:
+        """The local step of each worker's last row."""
+        return self._standing.reached
+
+    def spent(self, worker: int, seconds: Mapping[str, float]) -> None:
+        """Tells summary.json where all seconds of a worker's loop have gone, by the names they have in its rows."""
+        self._standing.spent(worker_name(worker), seconds)
 
     def order(self, workers: Sequence[int]) -> None:
         """Records whose exchanges the master has served, in this order."""

@@ -29,11 +29,9 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         *_of_average(summary.get("average")),
         ("steps", f"{steps[0]:,}" + (" each" if len(steps) > 1 else "") if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"),
         ("exchanges", f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none"),
-        (
-            "speed",
-            f"{summary.get('images_per_second', 0.0):,.0f} {'samples' if summary.get('dataset') == 'none' else 'images'}/s for {summary['wall_seconds']:.1f} s",
-        ),
+        ("speed", _speed(summary)),
         ("a worker's time", _shares(summary["seconds"])),
+        *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
         *(("lost", f"{worker}: {how}") for worker, how in summary.get("lost", {}).items()),
     ]
     width = max(len(label) for label, _ in lines)
@@ -95,6 +93,25 @@ def _shares(seconds: dict[str, float]) -> str:
     """Where a worker's time went, in percent."""
     total = sum(seconds.values())
     return ", ".join(f"{part} {100 * spent / total:.1f} %" for part, spent in seconds.items()) if total > 0 else "-"
+
+
+def _speed(summary: dict[str, Any]) -> str:
+    samples = "samples" if summary.get("dataset") == "none" else "images"
+    real = f" (virtual; {summary['real_seconds']:.1f} s of real time)" if "real_seconds" in summary else ""
+    return f"{summary.get('images_per_second', 0.0):,.0f} {samples}/s for {summary['wall_seconds']:.1f} s{real}"
+
+
+def _communication(said: dict[str, Any]) -> str:
+    """What exchanges met in a simulated run."""
+    stale, queue = said["staleness"], said["queue_seconds"]
+    return (
+        f"staleness {stale['mean']:.1f} (at most {stale['max']:.0f}), queue {_seconds(queue['mean'])} (at most {_seconds(queue['max'])}), "
+        f"master busy {said['master_busy']:.1f} %"
+    )
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
 def _bytes(count: float) -> str:

@@ -44,7 +44,7 @@ class SessionEnded(Exception):
 
 
 class Withdrawn(Exception):
-    """A round cannot be complete any more, since a worker has finished; the message that was waiting for it is given back."""
+    """A round cannot be complete any more, since a worker has finished or all are told to; the message that was waiting for it is given back."""
 
 
 class Kind(IntEnum):
