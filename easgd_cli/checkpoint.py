@@ -85,8 +85,10 @@ def save(content: Any, path: Path) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(beside, path)
-    except (OSError, RuntimeError) as e:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as e:
         beside.unlink(missing_ok=True)
+        if isinstance(e.__context__, OSError):  # a full disk: torch says that its file does not end where it should
+            raise e.__context__ from None
         raise e if isinstance(e, OSError) else OSError(f"{path}: {e}") from e
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -368,6 +369,23 @@ def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:
 
 
 # --- the documentation -----------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_told_as_such_and_leaves_no_torn_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save raises a RuntimeError about positions, whose context is the disk's error."""
+    opened = io.open
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() > 1000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data) or 0
+
+    monkeypatch.setattr("builtins.open", lambda path, mode="r", *rest, **named: Full(path, "wb") if mode == "wb" else opened(path, mode, *rest, **named))
+    with pytest.raises(OSError) as raised:
+        checkpoint.save({"x": torch.zeros(100_000), "y": torch.zeros(100_000)}, tmp_path / "center.pt")
+    assert raised.value.strerror == "No space left on device"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_metric_has_its_sentence_in_the_documentation() -> None:
