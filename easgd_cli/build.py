@@ -49,7 +49,12 @@ def method(s: Settings) -> Method:
 
     if s.alpha is not None and s.beta is not None and not {"alpha", "beta"} <= signature(locate("algo", s.algo["target"])).keys():
         raise UsageError(f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from the other.")
-    made = make("algo", s.algo, symbols(s))
+    try:
+        made = make("algo", s.algo, symbols(s))
+    except UsageError as e:
+        if s.alpha is None and s.beta is not None and str(e).startswith("alpha="):  # which the user has not written
+            raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
+        raise
     check_method(made, s.algo["name"], workers=s.workers)
     return made
 

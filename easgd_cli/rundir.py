@@ -50,6 +50,8 @@ def create(path: Path) -> Path:
 
     Raises UsageError when it cannot be made.
     """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"hydra.run.dir={path}: is a file, and a run needs a directory; choose another with hydra.run.dir=PATH.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for candidate in candidates(path):

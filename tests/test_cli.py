@@ -101,6 +101,17 @@ MISTAKES = [
     ("workers=99999999", ["workers=99999999: launcher=local starts at most 120 workers", "launcher=simulated"]),
     ("threads=100000", ["threads=100000: must be at most", "this machine has"]),
     ("dataset=synthetic dataset.shape=[3,1000000,1000000]", ["dataset.shape=[3, 1000000, 1000000]", "need", "are free; make them smaller or fewer"]),
+    ("beta=5", ["beta=5 with workers=4 makes alpha=1.25: the moving rate", "lies in [0, 1]"]),
+    ("alpha=5", ["alpha=5: the moving rate", "lies in [0, 1]"]),
+    ("ümlaut=3", ["ümlaut=3: ümlaut is not a key; settings are written key=value"]),
+    ("layers=3", ["layers=3: there is no setting layers; easgd train --help lists all of them"]),  # half of it is in launcher
+    ("default_steps=3", ["default_steps=3: default_steps is the length that configs/tuning gives", "write steps=3"]),
+    ("--resolve", ["--resolve: says how --cfg prints the settings", "write --cfg job --resolve"]),
+    ("--package algo", ["--package algo: says how --cfg prints the settings", "write --cfg job --package algo"]),
+    ("resume=", ["resume=: names no directory; write resume=RUN_DIR"]),
+    ("resume=12", ["resume=12: there is no such directory"]),
+    ("replay=", ["replay=: names no directory; write replay=RUN_DIR"]),
+    ("hydra.run.dir=/dev/null", ["hydra.run.dir=/dev/null: is a file, and a run needs a directory"]),
     ("+new=1", ["+new=1: settings cannot be added"]),
     ("~tau", ["~tau: a setting cannot be removed"]),
     ("tau=1 tau=2", ["tau=1 tau=2: tau is given twice"]),
@@ -247,6 +258,28 @@ def test_the_default_directory_is_named_by_date_and_overrides(easgd: Easgd, laun
     assert f"tensorboard --logdir runs/{path.name}" in said.out
     easgd("train")
     assert sorted(len(p.name) for p in (here / "runs").iterdir())[0] == 19
+
+
+def test_a_file_is_not_taken_for_a_directory(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+    (here / "notes").write_text("mine")
+    said = easgd("train", "hydra.run.dir=notes")
+    assert said.status == 2
+    assert "hydra.run.dir=notes: is a file" in said.err
+    assert [p.name for p in here.iterdir()] == ["notes"]
+    assert launcher.jobs == []
+
+
+def test_a_run_may_change_into_its_directory(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+    inside = []
+    launcher.behave = lambda job: inside.append(Path.cwd()) or Outcome("completed", 0, {})  # type: ignore[func-returns-value]
+    assert easgd("train", "hydra.job.chdir=true", "hydra.run.dir=out/run").status == 0
+    assert inside == [here / "out" / "run"] == [launcher.jobs[0].run_dir]
+    assert Path.cwd() == here
+
+
+def test_resume_null_is_a_new_run(easgd: Easgd, launcher: Launcher, unprepared: None) -> None:
+    assert easgd("train", "resume=null", "replay=null").status == 0
+    assert not launcher.jobs[0].resume
 
 
 def test_names_hold_what_every_file_system_takes() -> None:

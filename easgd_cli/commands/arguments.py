@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -58,6 +59,9 @@ def parse(argv: Sequence[str]) -> Arguments:
             raise UsageError(f"{word}: there is no such option; settings are written key=value, such as {name or 'tau'}=VALUE. See easgd train --help.")
     if found.config_dir is not None and not os.path.isdir(found.config_dir):
         raise UsageError(f"--config-dir {found.config_dir}: there is no such directory.")
+    for given, option in ((found.resolve, "--resolve"), (found.package, f"--package {found.package}")):
+        if given and found.cfg is None:
+            raise UsageError(f"{option}: says how --cfg prints the settings, and goes with it; write --cfg job {option}.")
     show = []
     if found.cfg is not None:
         show += ["--cfg", found.cfg, *(["--package", found.package] if found.package else []), *(["--resolve"] if found.resolve else [])]
@@ -106,9 +110,21 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             raise UsageError(f"{seen[override.key_or_group]} {line}: {override.key_or_group} is given twice; keep one of the two.")
         if override.key_or_group in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
             raise UsageError(f"{line}: is not a name; write one of the names that easgd train --help lists for {override.key_or_group}.")
+        if override.key_or_group == "default_steps":
+            raise UsageError(f"{line}: default_steps is the length that configs/tuning gives where none is asked for; write steps={value}.")
         seen[override.key_or_group] = line
         parsed.append(override)
     return parsed
+
+
+def directory(override: Override | None) -> Path | None:
+    """The directory that `resume` or `replay` names, as it was written; None where it is not given, or null. Raises UsageError."""
+    if override is None or override.value() is None:
+        return None
+    if override.value() == "":
+        raise UsageError(f"{override.input_line}: names no directory; write {override.key_or_group}=RUN_DIR, such as {override.key_or_group}=runs/my_run.")
+    written = override.value()
+    return Path(written if isinstance(written, str) else str(override.input_line).partition("=")[2])  # 123 is read as a number
 
 
 def quote(text: str) -> str:
@@ -128,7 +144,7 @@ def _quoted_path(line: str, multirun: bool) -> str:
 
 
 def _unreadable(line: str, key: str, value: str) -> str:
-    if not re.fullmatch(r"[\w@./:-]+", key.lstrip("+~")):
+    if not re.fullmatch(r"[\w@./:-]+", key.lstrip("+~"), re.ASCII):
         return f"{line}: {key} is not a key; settings are written key=value, such as tau=10."
     quoted = shlex.quote(f"{key}={quote(value)}")
     return f"{line}: the value cannot be read; one with characters such as = # ; ( ) or unpaired quotes goes into quotes of its own: {quoted}."

@@ -208,7 +208,7 @@ def _no_setting(key: str, overrides: Sequence[str], known: Sequence[str]) -> str
     """There is nothing of that name; perhaps one of `known` is meant, or the last part of one of them."""
     written = _written(key, overrides)
     typed = written.partition("=")[0]
-    near = _ELSEWHERE.get(typed) or _near(typed, known) or next((k for k in known if k.endswith(f".{typed}")), None)
+    near = _ELSEWHERE.get(typed) or _near(typed, known, cutoff=0.6) or next((k for k in known if k.endswith(f".{typed}")), None)
     return f"{written}: there is no setting {key}" + (f"; did you mean {near}?" if near else "; easgd train --help lists all of them.")
 
 
@@ -277,8 +277,8 @@ def _all_keys() -> list[str]:
     return [f"{k}.{f.name}" for k, kind in nested.items() if is_dataclass(kind) for f in fields(kind)] + list(nested)
 
 
-def _near(word: str, known: typing.Iterable[str]) -> str | None:
-    found = difflib.get_close_matches(word, list(known), 1, cutoff=0.5)
+def _near(word: str, known: typing.Iterable[str], cutoff: float = 0.5) -> str | None:
+    found = difflib.get_close_matches(word, list(known), 1, cutoff)
     return found[0] if found else None
 
 

@@ -17,9 +17,8 @@ from easgd_cli.launcher.job import Outcome
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
 
 
-def run(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome, Path]:
-    """Runs it in a directory of its own and says whether its center is that of the recorded run. Raises UsageError and RunError."""
-    source = Path(overrides["replay"].value())
+def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome, Path]:
+    """Runs that of `source` again in a directory of its own and says whether its center is that of the recorded run. Raises UsageError and RunError."""
     given = f"replay={source}"
     if asked.multirun:
         raise UsageError(f"{given}: one run is replayed at a time; leave out -m.")

@@ -78,7 +78,7 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
 
     with interruption.undone_by(discard):
         with interruption.held_back():
-            path = rundir.create(path)
+            path = rundir.create(path).absolute()  # Hydra may change the working directory (hydra.job.chdir)
             made.append(path)
         try:
             launcher.begin()

@@ -37,10 +37,10 @@ def main(argv: Sequence[str]) -> int:
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
     command = shlex.join(["easgd", "train", *argv])
-    if "resume" in overrides and not asked.show:
-        return _resume(asked, overrides, command)
-    if "replay" in overrides and not asked.show:
-        outcome, path = replay.run(asked, overrides, command)
+    if not asked.show and (resumed := arguments.directory(overrides.get("resume"))) is not None:
+        return _resume(resumed, asked, {k: o for k, o in overrides.items() if k != "resume"}, command)
+    if not asked.show and (replayed := arguments.directory(overrides.get("replay"))) is not None:
+        outcome, path = replay.run(replayed, asked, overrides, command)
         _tell_where(path, outcome)
         return outcome.exit_code
     with compose.composing(asked.config_name) as composed:
@@ -59,8 +59,7 @@ def main(argv: Sequence[str]) -> int:
     return outcome.exit_code
 
 
-def _resume(asked: Arguments, overrides: dict[str, Any], command: str) -> int:
-    path = Path(overrides.pop("resume").value())
+def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: str) -> int:
     given = f"resume={path}"
     if asked.multirun:
         raise UsageError(f"{given}: one run is resumed at a time; leave out -m, or start the sweep again, which goes on where it stopped.")
