@@ -196,11 +196,12 @@ def _state_dict(path: str) -> dict[str, Any]:
 
 
 def _check_memory(s: Settings, rules: Method, start: Tensor, images: Images | None, on_cpu: int) -> None:
-    """Refuses a run that cannot fit: its vectors, a batch of every worker `on_cpu`, and the copy of the data set that they share.
+    """Refuses a run that cannot fit: its vectors, batches of the workers `on_cpu`, and the copy of the data set that they share.
 
     Vectors are a worker's, its reply, gradient and parameters' own copy; the center's and a snapshot. What a net keeps for its
     backward pass is not known here and comes on top.
     """
+    from easgd_cli.devices import cores
     from easgd_cli.memory import available_memory
 
     available = available_memory()
@@ -208,14 +209,14 @@ def _check_memory(s: Settings, rules: Method, start: Tensor, images: Images | No
         return
     each = len(rules.state) + len(rules.scratch) + bool(rules.center) + 2
     vectors = start.numel() * start.element_size() * (s.workers * each + 2 * max(1, len(rules.center)) + 2)
-    # An image as the net takes it, and 8 bytes each for its number, its draw and its label.
-    batches = on_cpu * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24) if images is not None else 0
+    # As many as can be computed at once; of each image what the net takes, and 8 bytes each for its number, its draw and its label.
+    batches = min(on_cpu, cores()) * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24) if images is not None else 0
     copied = images.nbytes if images is not None else 0
     if vectors + batches + copied <= available:
         return
     said = {
         f"workers={s.workers}": (vectors, "vectors", "use fewer workers or a smaller model"),
-        f"batch_size={s.batch_size}": (batches, f"a batch of {'the worker' if s.workers == 1 else 'every worker'}", "use smaller batches or fewer workers"),
+        f"batch_size={s.batch_size}": (batches, "batches", "use smaller batches or fewer workers"),
         f"dataset={s.dataset['name']}": (copied, "the copy of the data set that workers share", "use fewer or smaller images"),
     }
     written, (most, what, remedy) = max(said.items(), key=lambda item: item[1][0])

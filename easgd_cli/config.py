@@ -171,6 +171,12 @@ def effective_beta(s: Settings) -> float:
     return s.beta if s.beta is not None else effective_alpha(s) * s.workers
 
 
+def length(s: Settings) -> dict[str, float | None]:
+    """The unit in which a run's length is given (steps, epochs or minutes) and how many of it."""
+    unit = next((key for key in ("steps", "epochs", "minutes") if _get(s, key) is not None), None)
+    return {unit: _get(s, unit)} if unit else {"steps": s.default_steps}
+
+
 def total_steps(s: Settings, train_images: int | None) -> int | None:
     """Local steps of each worker, or None when minutes end the run. Raises UsageError for passes over images where there are none."""
     if s.minutes is not None:

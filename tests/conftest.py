@@ -6,15 +6,19 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from easgd_cli import build
+from easgd_cli import build, checkpoint
 from easgd_cli.__main__ import main
+from easgd_cli.checkpoint import OwnerState, WorkerState
 from easgd_cli.config import Settings
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.snapshot import Moment
 
 
 @dataclass
@@ -80,4 +84,13 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture
 def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and model are not loaded, for tests of what comes before and after."""
-    monkeypatch.setattr(build, "prepare", lambda settings: None)
+    monkeypatch.setattr(build, "prepare", lambda settings: SimpleNamespace(steps=settings.steps if settings.steps is not None else settings.default_steps))
+
+
+def leave_checkpoint(run_dir: Path, step: int, seconds: float = 1.5, exchanges: int = 3) -> Path:
+    """What a run of one worker that was stopped leaves to go on from: a checkpoint and its record. Returns the checkpoint."""
+    moment = Moment(seconds, step, exchanges, {0: step})
+    x = {"x": torch.zeros(2)}
+    (run_dir / "metrics.jsonl").write_text('{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": 1}\n')
+    (run_dir / "exchanges.bin").write_bytes(bytes(2 * exchanges))
+    return checkpoint.write(run_dir / "checkpoint", checkpoint.Checkpoint(OwnerState(moment, exchanges, x), {0: WorkerState(step, x)}), keep=1)

@@ -83,7 +83,7 @@ MISTAKES = [
     ("device=tpu", ["device=tpu: is auto, cpu, cuda"]),
     ("device=cuda:7,cuda:8", ["device=cuda:7,cuda:8: this machine shows"]),
     ("=5", ["=5: there is no key before the ="]),
-    ("batch_size=99999999999", ["batch_size=99999999999: this run needs", "for a batch of every worker", "are free; use smaller batches"]),
+    ("batch_size=99999999999", ["batch_size=99999999999: this run needs", "for batches", "are free; use smaller batches"]),
     ("launcher=simulated launcher.compute=0", ["launcher.compute=0", "greater than 0"]),
     ("launcher=simulated launcher.speed=[1,2]", ["launcher.speed=[1,2]: simulated has no such setting; did you mean launcher.speeds?"]),
     ("launcher=simulated launcher.speeds=4", ["launcher.speeds=4: must be a list"]),
@@ -140,8 +140,8 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
     with pytest.raises(UsageError, match=r"dataset=synthetic: this run needs .* for the copy of the data set"):
         build.prepare(s)
     one = 3 * 28 * 28 * 4 + 24  # bytes of an image in a batch
-    monkeypatch.setattr(memory, "available_memory", lambda: 2 * 9000 * one)
-    with pytest.raises(UsageError, match=r"batch_size=9000: this run needs .* for a batch of every worker"):
+    monkeypatch.setattr(memory, "available_memory", lambda: 9000 * one)
+    with pytest.raises(UsageError, match=r"batch_size=9000: this run needs .* for batches"):
         build.prepare(replace(s, batch_size=9000))
     assert build.prepare(replace(s, batch_size=900)).steps
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from conftest import Launcher, Said
+from conftest import Launcher, Said, leave_checkpoint
 
 from easgd_cli import rundir
 
@@ -22,14 +23,14 @@ def stopped(easgd: Easgd, launcher: Launcher, here: Path) -> Path:
     """A run that was interrupted."""
     assert easgd("train", "algo=eamsgd", "tau=4", "steps=100", f"hydra.run.dir={NAME}").status == 0
     launcher.jobs.clear()
-    ended(here / NAME, "interrupted")
-    (here / NAME / "checkpoint").mkdir()
-    (here / NAME / "checkpoint" / "000001_step_60.pt").touch()
+    ended(here / NAME, "interrupted", 60)
+    leave_checkpoint(here / NAME, 60)
     return here / NAME
 
 
-def ended(path: Path, status: str) -> None:
-    (path / "summary.json").write_text(json.dumps({"status": status}))
+def ended(path: Path, status: str, at: int = 100, **facts: Any) -> None:
+    summary = {"status": status, "steps": {"worker_00": at, "worker_01": at}, "length": {"steps": 100}, "until": {"test_error": None}}
+    (path / "summary.json").write_text(json.dumps(summary | facts))
 
 
 def test_a_run_goes_on_with_the_settings_it_had(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
@@ -102,12 +103,54 @@ def test_a_second_process_is_kept_out(stopped: Path, easgd: Easgd, launcher: Lau
 
 def test_without_a_checkpoint_nothing_is_changed(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
     (stopped / "checkpoint" / "000001_step_60.pt").unlink()
-    before = (stopped / "config.yaml").read_text()
-    said = easgd("train", f"resume={NAME}", "steps=200")
+    refused(easgd, launcher, stopped, "holds no checkpoint", "steps=200")
+
+
+def refused(easgd: Easgd, launcher: Launcher, run: Path, sentence: str, *words: str) -> None:
+    """One sentence, nothing started, and the run as it was."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    said = easgd("train", f"resume={NAME}", *words)
     assert said.status == 2
-    assert "holds no checkpoint to go on from" in said.err
+    assert sentence in said.err
+    assert len(said.err.splitlines()) == 1
     assert launcher.jobs == []
-    assert (stopped / "config.yaml").read_text() == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", '{"a": 1}', '{"seconds": 0.0, "step": "many", "exchanges": 0, "party": "system"}', "not a row"])
+def test_a_damaged_record_is_refused_and_nothing_is_changed(line: str, stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    with open(stopped / "metrics.jsonl", "a") as f:
+        f.write(line + "\n")
+    refused(easgd, launcher, stopped, "metrics.jsonl: line 2 is not a row of the record", "steps=200")
+
+
+def test_a_damaged_checkpoint_or_order_is_refused_and_nothing_is_changed(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    (stopped / "exchanges.bin").write_bytes(bytes(2))
+    refused(easgd, launcher, stopped, "exchanges.bin holds 1 exchanges, and 3 are needed")
+    (stopped / "exchanges.bin").unlink()
+    refused(easgd, launcher, stopped, "exchanges.bin cannot be read (No such file or directory)")
+    (stopped / "checkpoint" / "000001_step_60.pt").write_bytes(b"torn")
+    refused(easgd, launcher, stopped, "000001_step_60.pt cannot be read", "steps=200")
+
+
+def test_a_run_is_not_resumed_to_a_length_that_it_is_past(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    refused(easgd, launcher, stopped, "its workers have taken up to 60 steps and would have to end after 50; give a greater length", "steps=50")
+    refused(easgd, launcher, stopped, "minutes=0.01: its workers have trained for 0.03 minutes already; give more", "minutes=0.01")
+
+
+def test_what_was_asked_and_never_done_is_left_to_do(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    """A run that was to go on for longer and did not begin, whatever ended it, has its new length in config.yaml and the old one in summary.json."""
+    ended(stopped, "completed")
+    config = (stopped / "config.yaml").read_text()
+    (stopped / "config.yaml").write_text(config.replace("steps: 100", "steps: 200"))
+    assert easgd("train", f"resume={NAME}").status == 0
+    assert launcher.jobs[0].settings.steps == 200
+
+
+def test_a_lost_worker_is_told_of_where_nothing_is_left(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    ended(stopped, "completed", steps={"worker_00": 100, "worker_01": 36, "worker_02": 98}, lost={"worker_01": "killed by SIGKILL"})
+    assert "complete after 98 to 100 steps, worker_01 lost after 36: nothing is left to do" in easgd("train", f"resume={NAME}").out
+    assert launcher.jobs == []
 
 
 def test_what_is_not_a_run_is_told_apart(stopped: Path, easgd: Easgd, here: Path) -> None:

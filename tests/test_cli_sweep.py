@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Launcher, Said
+from conftest import Launcher, Said, leave_checkpoint
 
 from easgd_cli import build, rundir
 from easgd_cli.commands import configs, running
@@ -146,8 +146,7 @@ def test_divergence_is_a_result(easgd: Easgd, launcher: Launcher) -> None:
 def test_an_interrupted_sweep_stops_and_goes_on_when_asked_again(easgd: Easgd, launcher: Launcher) -> None:
     def interrupt_second(job: Job) -> Outcome:
         if job.settings.seed == 1:
-            (job.run_dir / "checkpoint").mkdir()
-            (job.run_dir / "checkpoint" / "000001_step_5.pt").touch()
+            leave_checkpoint(job.run_dir, 5)
             return finish(job, "interrupted", 143)
         return finish(job)
 

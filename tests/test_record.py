@@ -379,5 +379,6 @@ def test_every_metric_has_its_sentence_in_the_documentation() -> None:
 
 def test_reading_stops_at_an_unfinished_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2}\n{"a": 3}')
-    assert [row["a"] for row in read_rows(path)] == [1, 2]
+    lines = [json.dumps({"seconds": 0.0, "step": step, "exchanges": 0, "party": "center"}) for step in (1, 2, 3)]
+    path.write_text("\n".join(lines))
+    assert [row["step"] for row in read_rows(path)] == [1, 2]

@@ -101,11 +101,15 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
     from easgd_cli import checkpoint  # here, since it loads torch, for which a refusal does not wait
+    from easgd_cli.record.opening import check_record
 
     with rundir.held(path):
-        if not checkpoint.find(path / "checkpoint"):
-            raise UsageError(f"resume={path}: holds no checkpoint to go on from; start it again instead. checkpoint.every='30 s' writes them as a run goes on.")
-        rundir.write_config(path, settings, overrides)
+        resumed = checkpoint.newest(path, prepared.steps)
+        taken = resumed.owner.moment.seconds / 60
+        if settings.minutes is not None and settings.minutes < taken:
+            raise UsageError(f"resume={path} minutes={settings.minutes:g}: its workers have trained for {taken:.2f} minutes already; give more.")
+        check_record(path, resumed)
+        rundir.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
         return launcher(Job(settings, path.absolute(), overrides, command, resume=True), prepared)
 
 

@@ -10,12 +10,13 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import hydra
 
-from easgd_cli import build, rundir
+from easgd_cli import build, config, rundir
 from easgd_cli.commands import arguments, compose, configs, plan, replay, running, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
@@ -72,14 +73,13 @@ def _resume(asked: Arguments, overrides: dict[str, Any], command: str) -> int:
     if not path.is_dir():
         raise UsageError(f"{given}: there is no such directory.")
     path = path.resolve()
-    before = compose.resumed(str(path / "config.yaml"), [], {})
     changes = {k: o.value() for k, o in overrides.items()}
     if any(changes.get(k) is not None for k in _CHANGEABLE):  # the new length replaces the old one, whatever its unit
         changes = dict.fromkeys(_CHANGEABLE) | changes
     settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes)
     running.checked(settings)
     with rundir.held(path):  # before anything is said about a run that another process may be changing
-        left = _nothing_left(path, before, settings)
+        left = _nothing_left(path, settings)
     if left is not None:
         print(left)
         return 0
@@ -89,23 +89,24 @@ def _resume(asked: Arguments, overrides: dict[str, Any], command: str) -> int:
     return outcome.exit_code
 
 
-def _nothing_left(path: Path, before: Settings, now: Settings) -> str | None:
-    """Why a run has ended for good, or None. Raises UsageError for one that diverged."""
-    status = rundir.status_of(path)
-    if status == "diverged":
+def _nothing_left(path: Path, now: Settings) -> str | None:
+    """Why a run has ended for good, or None. Raises UsageError for one that diverged.
+
+    Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
+    """
+    summary = rundir.summary_of(path)
+    if summary.get("status") == "diverged":
         raise UsageError(f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta.")
-    if status != "completed":
+    if summary.get("status") != "completed":
         return None
-    (unit, length), (unit_before, length_before) = _length(now), _length(before)
-    if now.until != before.until or unit != unit_before or length > length_before:
+    [(unit, many)], before = config.length(now).items(), summary.get("length", {})
+    if asdict(now.until) != summary.get("until") or unit not in before or many > before[unit]:
         return None
-    return f"{path} is complete after {length_before:g} {unit_before}: nothing is left to do. To train it further give more, such as {unit_before}=."
-
-
-def _length(s: Settings) -> tuple[str, float]:
-    """The unit in which a run's end is given, and how many of it."""
-    unit = next((k for k in _CHANGEABLE if getattr(s, k) is not None), None)
-    return (unit, getattr(s, unit)) if unit else ("steps", s.default_steps or 0)
+    lost = summary.get("lost", {})
+    steps = sorted(t for worker, t in summary["steps"].items() if worker not in lost)
+    done = f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
+    without = "".join(f", {worker} lost after {summary['steps'][worker]}" for worker in lost)
+    return f"{path} is complete after {done} steps{without}: nothing is left to do. To train it further give more, such as {unit}=."
 
 
 def _tell_where(path: Path, outcome: Outcome) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from easgd_cli import build
-from easgd_cli.config import Settings, effective_alpha, effective_beta
+from easgd_cli.config import Settings, effective_alpha, effective_beta, length
+from easgd_cli.errors import UsageError
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
-from easgd_cli.record.recorder import Recorder
+from easgd_cli.record.recorder import ENTRY, Recorder, read_rows
 from easgd_cli.record.tensorboard import Value
 
 if TYPE_CHECKING:
@@ -36,11 +37,30 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
     facts = {
         "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.size,
         "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed,
+        "length": length(s), "until": asdict(s.until),
     }  # fmt: skip
     texts = {"command": _as_is(job.command), "config": _as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
     if resumed is None:
         return Recorder(job.run_dir, s.workers, hparams(s), texts, facts)
     return Recorder.reopen(job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.owner.moment.exchanges)
+
+
+def check_record(run_dir: Path, resumed: Checkpoint) -> None:
+    """Reads what a run is to go on from, so that a damaged record is found before anything is started. Raises UsageError."""
+    metrics, order = (kept if (kept := run_dir / "checkpoint" / name).exists() else run_dir / name for name in ("metrics.jsonl", "exchanges.bin"))
+    try:
+        for _ in read_rows(metrics):
+            pass
+        there = order.stat().st_size // ENTRY
+    except OSError as e:
+        raise UsageError(f"resume={run_dir}: {e.filename} cannot be read ({e.strerror}), and a run goes on with its record; start it again instead.") from e
+    except ValueError as e:
+        raise UsageError(f"resume={run_dir}: {e}, and a run goes on with its record; mend or remove that line, or start the run again.") from e
+    if there < resumed.owner.moment.exchanges:
+        raise UsageError(
+            f"resume={run_dir}: {order} holds {there} exchanges, and {resumed.owner.moment.exchanges} are needed to go on from the checkpoint; "
+            "start the run again instead."
+        )
 
 
 def hparams(s: Settings) -> dict[str, Value]:
@@ -54,8 +74,7 @@ def hparams(s: Settings) -> dict[str, Value]:
         "delta": s.delta if "delta" in uses else None, "gamma": s.gamma if "gamma" in uses else None,
         "l2": s.l2, "batch_size": s.batch_size, "seed": s.seed,
     }  # fmt: skip
-    length = next((key for key in ("steps", "epochs", "minutes") if getattr(s, key) is not None), None)
-    found |= {length: getattr(s, length)} if length else {"steps": s.default_steps}
+    found |= length(s)
     if s.init is not None:
         found["init"] = s.init
     for group in ("algo", "schedule", "average", "problem", "model", "dataset"):

@@ -19,7 +19,7 @@ from easgd_cli.record.summary import summarize, surroundings, write_summary
 from easgd_cli.record.tensorboard import Board, Value, started_at
 
 _FLUSH_SECONDS = 0.2
-_ENTRY = 2  # bytes of a worker's number in exchanges.bin, little-endian
+ENTRY = 2  # bytes of a worker's number in exchanges.bin, little-endian
 
 
 class Recorder:
@@ -73,7 +73,7 @@ class Recorder:
         """Makes these rows, and the first `exchanges` exchanges there are, the whole record."""
         order, metrics = self._dir / "exchanges.bin", self._dir / "metrics.jsonl"
         with _told(order, "read"):
-            there = order.stat().st_size // _ENTRY if order.exists() else 0
+            there = order.stat().st_size // ENTRY if order.exists() else 0
         if there < exchanges:
             raise RunError(f"{order}: holds {there} exchanges, and {exchanges} are needed to go on from the checkpoint; start the run again instead.")
         self._standing = Standing()
@@ -91,7 +91,7 @@ class Recorder:
                 raise
             self._metrics = GrowingFile(metrics)
         with _told(order, "written"):
-            self._order = GrowingFile(order, keep=_ENTRY * exchanges)
+            self._order = GrowingFile(order, keep=ENTRY * exchanges)
         self._board.replace(rows)
 
     def row(self, row: Row) -> Row:
@@ -182,15 +182,22 @@ def read_rows(path: Path) -> Iterator[Row]:
             if not line.endswith("\n"):
                 return
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except ValueError as e:
                 raise ValueError(f"{path}: line {number} is not a row of the record ({e})") from e
+            if not _is_row(row):
+                raise ValueError(f"{path}: line {number} is not a row of the record, which has seconds, step, exchanges and party")
+            yield row
 
 
 def read_order(path: Path) -> list[int]:
     """The worker numbers of an exchanges.bin, but for an unfinished last one. Raises OSError."""
     data = path.read_bytes()
-    return list(struct.unpack(f"<{len(data) // _ENTRY}H", data[: len(data) // _ENTRY * _ENTRY]))
+    return list(struct.unpack(f"<{len(data) // ENTRY}H", data[: len(data) // ENTRY * ENTRY]))
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("party"), str) and all(isinstance(row.get(k), int | float) for k in ("seconds", "step", "exchanges"))
 
 
 def _line(row: Row) -> bytes:
