@@ -320,16 +320,23 @@ def disturbed(s: Settings, directory: Path, act: Callable[[dict[str, int]], None
 
     log = directory / "logs" / "launcher.log"
     before = len(log.read_text()) if log.exists() else 0  # of a run that goes on
+    raised: list[BaseException] = []
 
     def later() -> None:
-        while not (log.exists() and "training begins" in log.read_text()[before:] and when(directory)):
-            time.sleep(0.01)
-        act({name: int(pid) for name, pid in re.findall(r"INFO (\w+): process (\d+)", log.read_text()[before:])})
+        try:
+            while not (log.exists() and "training begins" in log.read_text()[before:] and when(directory)):
+                time.sleep(0.01)
+            act({name: int(pid) for name, pid in re.findall(r"INFO (\w+): process (\d+)", log.read_text()[before:])})
+        except BaseException as e:
+            raised.append(e)
+            os.kill(os.getpid(), signal.SIGINT)  # or the run would go on for ever
 
     thread = threading.Thread(target=later, daemon=True)
     thread.start()
     outcome = run(s, directory, resume=resume)
     thread.join(30)
+    if raised:
+        raise raised[0]
     return outcome
 
 
@@ -350,6 +357,18 @@ def interrupt_after(steps: int, directory: Path) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def wait_until_others_go_on(directory: Path, worker: int, exchanges: int = 15) -> None:
+    """Returns when each of four workers but that one has exchanged so often since its last exchange."""
+    deadline = time.monotonic() + 60
+    while True:
+        order = recorded_order(directory)
+        since = order[len(order) - order[::-1].index(worker) :] if worker in order else order
+        if all(since.count(other) >= exchanges for other in range(4) if other != worker):
+            return
+        assert time.monotonic() < deadline, "the others do not go on"
+        time.sleep(0.01)
+
+
 def training(directory: Path) -> bool:
     return len((directory / "metrics.jsonl").read_text().splitlines()) > 30 if (directory / "metrics.jsonl").exists() else False
 
@@ -359,14 +378,13 @@ def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None
 
     def kill_one(pids: dict[str, int]) -> None:
         os.kill(pids["worker_02"], signal.SIGKILL)
-        interrupt_after(60, tmp_path)
+        wait_until_others_go_on(tmp_path, 2)
+        os.kill(os.getpid(), signal.SIGINT)
 
     outcome = disturbed(s, tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
     assert outcome.status == "interrupted"
     assert outcome.summary["lost"] == {"worker_02": "killed by SIGKILL"}
     assert [r["workers_alive"] for r in rows(tmp_path, "system") if "workers_alive" in r][-1] == 3
-    steps = outcome.summary["steps"]
-    assert min(steps[f"worker_{i:02d}"] for i in (0, 1, 3)) > steps["worker_02"]
     assert "worker 2 died (killed by SIGKILL)" in (tmp_path / "logs" / "launcher.log").read_text()
     prepared = build.prepare(s)
     driver = by_hand(s, prepared)
@@ -443,17 +461,13 @@ def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_01"], signal.SIGSTOP)
         try:
-            so_far = evaluated_at(tmp_path)
-            while evaluated_at(tmp_path) < so_far + 80:
-                time.sleep(0.01)
+            wait_until_others_go_on(tmp_path, 1)
         finally:
             os.kill(pids["worker_01"], signal.SIGCONT)
         os.kill(os.getpid(), signal.SIGINT)
 
     outcome = disturbed(settings("easgd", steps=100_000), tmp_path, freeze, lambda d: evaluated_at(d) > 0)
     assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
-    steps = outcome.summary["steps"]
-    assert steps.pop("worker_01") + 40 < min(steps.values())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -125,6 +125,8 @@ def test_its_order_of_exchanges_gone_through_by_hand_gives_its_center(algo: str,
     driver.replay(recorded_order(tmp_path))
     assert driver.center is not None and torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))
     assert recorded_order(tmp_path) != [0, 1, 2, 3, 4] * (len(recorded_order(tmp_path)) // 5)
+    busy = [r["master_busy"] for r in rows(tmp_path, "system") if "master_busy" in r]
+    assert busy and all(0 < share <= 100 for share in busy)
 
 
 # --- virtual seconds -------------------------------------------------------------------------------------------------

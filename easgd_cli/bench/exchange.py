@@ -6,15 +6,18 @@ center and writes the reply (4); the worker's pull reads the reply, reads and wr
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
 from easgd_cli.algorithms.base import Method
 from easgd_cli.bench.measure import Row, alternate, rate
 from easgd_cli.center import Center
+from easgd_cli.channel import Channel
 from easgd_cli.launcher.children import Child
 from easgd_cli.master import Master, MasterStart
 from easgd_cli.memory import SharedTensors
@@ -31,6 +34,47 @@ def run(method: Method, windows: int = 10) -> Iterator[Row]:
     for name, size in _SIZES.items():
         yield _rule(method, name, size, windows)
         yield _exchange(method, name, size, windows)
+
+
+def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -> float:
+    """Seconds from a message [size] to its reply, the median, beside `busy` other processes that compute as workers do.
+
+    Of a mean, whatever else runs at this moment would be a part.
+    """
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        logs = stack.enter_context(scratch_directory())
+        for i in range(busy):
+            stack.enter_context(_started(Child(f"busy_{i}", _Computing, None, logs / f"busy_{i}.log")))
+        worker = stack.enter_context(_served(method, size))
+        message, spent = worker.vectors["x"], []
+        for _ in range(exchanges):
+            _compute()  # a worker comes from its gradient
+            before = time.perf_counter()
+            worker.post(message)
+            worker.collect()
+            spent.append(time.perf_counter() - before)
+    return statistics.median(spent)
+
+
+class _Computing:
+    """A process that computes until it is ended."""
+
+    def __init__(self, start: Any, channel: Channel):
+        torch.set_num_threads(1)
+        self._channel = channel
+
+    def run(self, began: float) -> None:
+        while True:
+            _compute()
+            self._channel.receive()  # raises when the launcher has ended
+
+
+def _compute() -> None:
+    """About a millisecond of a core."""
+    a = torch.ones(256, 256)
+    for _ in range(4):
+        torch.mm(a, a)
 
 
 def _rule(method: Method, name: str, size: int, windows: int) -> Row:
@@ -76,13 +120,19 @@ def _served(method: Method, size: int) -> Iterator[SharedWorkerEnd]:
         master = Child("master", Master, MasterStart(method, None, center, [link.for_master()], None), logs / "master.log")
         assert link.master_socket is not None
         link.master_socket.close()
-        while master.channel.wait()[0]["kind"] != "ready":
+        with _started(master):
+            yield SharedWorkerEnd(link.for_worker(), torch.device("cpu"))
+
+
+@contextmanager
+def _started(child: Child) -> Iterator[None]:
+    """The child runs for as long as this lasts."""
+    try:
+        while child.channel.wait()[0]["kind"] != "ready":
             pass
-        master.channel.post({"kind": "start", "began": time.monotonic()})
-        worker = SharedWorkerEnd(link.for_worker(), torch.device("cpu"))
-        try:
-            yield worker
-        finally:
-            master.kill()
-            master.process.join()
-            master.channel.close()
+        child.channel.post({"kind": "start", "began": time.monotonic()})
+        yield
+    finally:
+        child.kill()
+        child.process.join()
+        child.channel.close()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +22,11 @@ from easgd_cli.commands import arguments, compose, running
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from easgd_cli.bench.calibrate import Calibration, Measured
+
 _HELP = """usage: easgd bench WHAT [KEY=VALUE ...] [--windows N] [--json FILE]
+       easgd bench calibrate RUN [--yaml FILE]
 
 Each figure is measured in windows that alternate with those of its floor or peer, in the same run; the ratio is the
 median over the windows, with its range.
@@ -32,10 +40,16 @@ median over the windows, with its range.
   easgd bench scaling algo=easgd dataset=synthetic model=convnet7 workers=2 tau=10 batch_size=128 steps=40
   easgd bench startup workers=8
 
+  calibrate  the settings of launcher=simulated with which a simulation takes as long as RUN did, a finished run of
+             launcher=local; they belong to its net, batch size, number of workers and machine. --yaml writes them as an
+             option: easgd train --config-dir DIR launcher=mine takes DIR/launcher/mine.yaml
+
+  easgd bench calibrate runs/2026-11-24_12-00-00_algo=downpour,workers=2 --yaml my_configs/launcher/mine.yaml
+
 Settings are those of easgd train. --windows: how many windows of each side (10). --json: write the figures there, too.
 """
 
-_WHAT = ("exchange", "scaling", "data", "startup")
+_WHAT = ("exchange", "scaling", "data", "startup", "calibrate")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     if what not in _WHAT:
         near = difflib.get_close_matches(what, _WHAT, 1)
         raise UsageError(f"bench {what}: there is no such benchmark; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(_WHAT)}."))
+    if what == "calibrate":
+        return _calibrate(rest)
     windows, out, overrides = 10, None, []
     words = iter(rest)
     for word in words:
@@ -62,6 +78,65 @@ def main(argv: Sequence[str]) -> int:
     if out is not None:
         out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     return 0
+
+
+def _calibrate(words: list[str]) -> int:
+    run, out, rest = None, None, iter(words)
+    for word in rest:
+        if word == "--yaml" or word.startswith("--yaml="):
+            out = Path(word.partition("=")[2] if "=" in word else next(rest, ""))
+        elif word.startswith("-") or run is not None:
+            raise UsageError(f"bench calibrate {word}: takes one run directory, and --yaml FILE; see easgd bench --help.")
+        else:
+            run = Path(word)
+    if run is None:
+        raise UsageError("bench calibrate: name the directory of a finished run of launcher=local.")
+    if not run.is_dir():
+        raise UsageError(f"bench calibrate {run}: there is no such directory.")
+    if out is not None and (out.suffix != ".yaml" or not out.parent.is_dir()):
+        raise UsageError(f"--yaml {out}: is a file that ends in .yaml, in a directory that is there; options are found in one called launcher.")
+    settings = compose.resumed(str(run / "config.yaml"), [], {})
+
+    from easgd_cli.bench import calibrate
+
+    measured = calibrate.read(run, settings)
+
+    def exchange() -> float:
+        from easgd_cli.bench.exchange import seconds_beside
+
+        print("The record does not tell how long an exchange took; measuring one on this machine.", file=sys.stderr)
+        return seconds_beside(build.method(settings), measured.nbytes // 4, busy=settings.workers - 1)
+
+    found = calibrate.calibrate(measured, exchange)
+    written = {name: _plain(value) for name, value in found.settings().items()}
+    for line in _derived(measured, found):
+        print(line)
+    print(shlex.join(["launcher=simulated", *(f"launcher.{name}={value}" for name, value in written.items())]))
+    if out is not None:
+        lines = [f"# What {run.name} measured: {settings.algo['name']}, {settings.workers} workers, tau={settings.tau}.", "defaults: [simulated]"]
+        out.write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in written.items())]) + "\n", encoding="utf-8")
+    return 0
+
+
+def _derived(m: Measured, c: Calibration) -> Iterator[str]:
+    """What was found, and from what, a line each."""
+    mean = statistics.fmean(c.compute)
+    source = "the step loop's waiting" if c.exchange == m.exchanging else "measured beside processes that compute"
+    for name, seconds, said in (
+        ("a step", mean, f"from {min(c.compute) * 1000:.4g} to {max(c.compute) * 1000:.4g} ms, exchanges left out"),
+        ("service", c.service, f"the master's CPU time for each of {m.exchanges:,} messages, {m.service * 1000:.4g} ms, or the exchange where that is less"),
+        ("an exchange", c.exchange, f"{source}; {c.queueing * 1000:.2g} ms of it behind others"),
+        ("latency", c.latency, "half of what an exchange takes beyond service and queue"),
+        ("overhead", c.overhead, f"of a worker for each exchange, not simulated: {100 * c.overhead / m.tau / mean:.2g} % of a step"),
+    ):
+        yield f"{name:<12} {seconds * 1000:8.4g} ms  {said}"
+
+
+def _plain(value: float | list[float]) -> str:
+    """Four digits, as Hydra and YAML read them: never 1e-05, which is a text to YAML."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_plain, value))}]"
+    return format(Decimal(f"{value:.4g}"), "f") if value else "0.0"
 
 
 def _measure(what: str, overrides: list[str], windows: int) -> Iterator[Row]:

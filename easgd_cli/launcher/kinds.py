@@ -106,6 +106,12 @@ class Simulated:
             seconds += self.pause_seconds
         return seconds
 
+    def mean_seconds(self) -> float:
+        """Of a step, over workers and steps, pauses included."""
+        computes = self.compute if isinstance(self.compute, list) else [self.compute]
+        slowness = sum(1 / speed for speed in self.speeds) / len(self.speeds)
+        return sum(computes) / len(computes) * slowness + self.pause_probability * self.pause_seconds
+
     def _drawn(self, seed: int, worker: int, t: int) -> float:
         if isinstance(self.compute, list):
             return self.compute[int(uniform(seed, COMPUTING, worker, t) * len(self.compute))]

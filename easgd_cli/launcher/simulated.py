@@ -140,11 +140,11 @@ class Run:
         return Interval(seconds=self._length() / _EVALUATIONS)
 
     def _length(self) -> float:
-        """Virtual seconds that the run lasts at least, about."""
+        """Virtual seconds that computing lasts, about."""
         if self._settings.minutes is not None:
             return self._settings.minutes * 60
         assert self._prepared.steps is not None
-        return self._prepared.steps * self._cluster.compute_seconds(0, 0, 0)
+        return self._prepared.steps * self._cluster.mean_seconds()
 
     # ---------------------------------------------------------------- the virtual clock
 
@@ -159,6 +159,9 @@ class Run:
         looked = time.monotonic()
         while self._events and not journal.decided:
             event = self._events.next()
+            if event.kind == "arrive" and self._master is not None and self._master.rounds_are_over:
+                self._members[event.worker].turn = None  # given back: its step has not happened, and no other will; nor has this second
+                continue
             self._now = event.time
             self._happen(event)
             if self._checkpoint_pace.due(self._mean_step(), self._now):
@@ -185,8 +188,6 @@ class Run:
             assert self._master is not None
             if event.kind == "serve":
                 self._served(self._master.serve(self._now))
-            elif self._master.rounds_are_over:
-                m.turn = None  # given back: its step has not happened, and no other will
             else:
                 self._master.arrive(m.number, self._now)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -99,6 +99,13 @@ class Queueing:
     served: int = 0
     staleness: Counter[int] = field(default_factory=Counter)  # updates by others between two exchanges of a worker: how often
 
+    def add(self, waited: Sequence[float], service: float) -> None:
+        """Messages have been served together, having waited so long each."""
+        self.waited += sum(waited)
+        self.longest = max(self.longest, *waited)
+        self.busy += service
+        self.served += len(waited)
+
     def state(self) -> dict[str, Any]:
         return vars(self) | {"staleness": dict(self.staleness)}
 
@@ -119,6 +126,7 @@ class SimulatedMaster:
         self._order = None if order is None else deque(order)
         self._arrived: dict[int, None] = {}  # workers whose messages wait, in the order of arrival
         self._in_service: list[int] = []
+        self._began = 0.0  # when their service did
         self._live = set(range(len(sessions)))
         self._lent: dict[tuple[int, int], Lent] = {}
         self.served = 0
@@ -140,6 +148,7 @@ class SimulatedMaster:
         """The service of a message, or of a round, ends: the rule is applied and the replies leave. Returns whose exchanges they were."""
         members, self._in_service = self._in_service, []
         lent = [self._lend(worker) for worker in members]
+        self.queueing.add([self._began - self._sessions[worker].arrived for worker in members], now - self._began)
         if self._in_rounds:
             self._center.receive_round(lent)
         else:
@@ -176,13 +185,8 @@ class SimulatedMaster:
         self._in_service = members
         for worker in members:
             del self._arrived[worker]
-            waited = now - self._sessions[worker].arrived
-            self.queueing.waited += waited
-            self.queueing.longest = max(self.queueing.longest, waited)
-        seconds = self._network.service * len(members)
-        self.queueing.busy += seconds
-        self.queueing.served += len(members)
-        self._events.add(now + seconds, "serve", members[0])
+        self._began = now
+        self._events.add(now + self._network.service * len(members), "serve", members[0])
 
     def _next(self) -> list[int]:
         """Whose messages are served next; empty while they have not all arrived."""
@@ -215,12 +219,13 @@ class SimulatedMaster:
     def state(self) -> dict[str, Any]:
         """Everything but the vectors."""
         return {
-            "arrived": list(self._arrived), "in_service": self._in_service, "live": sorted(self._live), "served": self.served,
+            "arrived": list(self._arrived), "in_service": self._in_service, "began": self._began, "live": sorted(self._live), "served": self.served,
             "queueing": self.queueing.state(), "order": None if self._order is None else list(self._order),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._arrived = dict.fromkeys(state["arrived"])
-        self._in_service, self._live, self.served = list(state["in_service"]), set(state["live"]), state["served"]
+        self._in_service, self._began = list(state["in_service"]), state["began"]
+        self._live, self.served = set(state["live"]), state["served"]
         self.queueing = Queueing.of(state["queueing"])
         self._order = None if state["order"] is None else deque(state["order"])

@@ -1,0 +1,168 @@
+"""A measured run of launcher=local as settings of launcher=simulated (launcher/kinds.py has what they mean).
+
+What is taken from where, all in seconds:
+
+compute   The seconds of a local step that no exchange could shorten: compute, data and other of the workers' rows. Twenty
+          equally likely values, each the mean of a twentieth of all steps by length, so that their mean is exactly the
+          run's. A row is the mean over the steps since the row before; in a run of more than 250 steps the list is narrower
+          than single steps are, which matters to methods in rounds and to nobody else.
+speeds    The workers' mean steps against each other: the wall-clock of a run is that of its slowest.
+service   The master's CPU seconds for each message, or the exchange's where they are fewer: it looks at its channel five
+          times a second, too, which is much of what it does where exchanges are rare.
+latency   Half of what is left of an exchange. Where the rule waits for its reply, an exchange is what the step loop
+          spent on it, w. Less the service, s, and the wait for others' messages in a queue of Poisson arrivals and constant
+          service (Pollaczek and Khinchine): rho s / (2 (1 - rho)), with rho the share of the time that the others keep the
+          master busy. Where an exchange overlaps a gradient or is a round, the record does not say how long it took, nor does
+          it where the master is busy most of the time; then one is measured here and now, beside p - 1 processes that compute,
+          which means something on the machine of the run and no busier than it was then.
+
+Bandwidth stays unlimited: on one machine no vector travels, and the latency belongs to the size of this one.
+
+Not modelled. The workers and the master share the cores: what they take from each other is in `compute`, and stays what it
+was in this run, so the settings belong to this number of workers, and where exchanges cost much against a step, to a period like
+this one. A worker spends some of its own time on sending and collecting even where it does not wait (`overhead`); the simulator
+takes nothing for it. It takes the batch of DOWNPOUR's step after the pull, where a real worker makes it meanwhile. Starting and
+ending, an evaluator that runs beside the workers, and whatever else the machine does are not there either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from easgd_cli import build, rundir
+from easgd_cli.algorithms.base import Method, Worker
+from easgd_cli.config import Settings
+from easgd_cli.drive import Turn
+from easgd_cli.errors import UsageError
+from easgd_cli.record.metrics import Row, worker_name
+from easgd_cli.record.recorder import read_rows
+
+_VALUES = 20  # of the list of compute
+_BUSY = 0.5  # of the master's time: above it, waiting is queueing, and says nothing of latency
+_SPENT = ("seconds_compute", "seconds_data", "seconds_other")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the record of a run says. `steps`: of each worker [rows, 2], how many steps and the seconds of them all, exchanges left out."""
+
+    tau: int
+    steps: list[np.ndarray]
+    exchanging: float  # seconds of a worker's step loop for an exchange
+    service: float  # CPU seconds of the master for a message
+    exchanges: int
+    wall_seconds: float
+    nbytes: int  # of a message
+    waits: bool  # whether `exchanging` is how long an exchange took
+
+    @property
+    def busy(self) -> float:
+        """The share of the wall-clock that the master computed."""
+        return self.service * self.exchanges / self.wall_seconds
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Settings of launcher=simulated, and what they were derived from."""
+
+    compute: list[float]
+    speeds: list[float]
+    service: float
+    latency: float
+    exchange: float  # from a message to its reply
+    queueing: float  # of it, behind the messages of others
+    overhead: float  # of a worker's loop for each exchange, which the simulator does not have
+
+    def settings(self) -> dict[str, float | list[float]]:
+        """By name, as launcher=simulated has them."""
+        return {"compute": self.compute, "speeds": self.speeds, "service": self.service, "latency": self.latency}
+
+
+def read(run: Path, s: Settings) -> Measured:
+    """What the record of the run in this directory, with these settings, has to say. Raises UsageError where it is not enough."""
+    summary = rundir.summary_of(run)
+    if s.launcher["name"] != "local":
+        raise UsageError(f"bench calibrate {run}: is a run of launcher={s.launcher['name']}; give one of launcher=local, which measures real time.")
+    if summary.get("status") not in ("completed", "interrupted", "diverged"):
+        raise UsageError(f"bench calibrate {run}: this run has not ended (its status is {summary.get('status', 'not known')}); give one that has.")
+    if summary.get("lost"):
+        raise UsageError(
+            f"bench calibrate {run}: {', '.join(summary['lost'])} died in this run, which changed what the others had of the machine; give another."
+        )
+    if not summary["exchanges"]:
+        raise UsageError(f"bench calibrate {run}: nothing was exchanged in this run, so it says nothing of the master; give one of a method with a center.")
+    try:
+        rows = list(read_rows(run / "metrics.jsonl"))
+    except OSError as e:
+        raise UsageError(f"{run / 'metrics.jsonl'}: cannot be read ({e.strerror}); it holds what is measured of a run.") from e
+    except ValueError as e:
+        raise UsageError(f"{e}; give another run.") from e
+    workers = [[row for row in rows if row["party"] == worker_name(i)] for i in range(s.workers)]
+    served = [row for row in rows if row.get("master_cpu_seconds") and row["exchanges"]]
+    if not all(workers) or not served:
+        raise UsageError(f"bench calibrate {run}: there are no rows of {'the master' if all(workers) else 'every worker'} in its record; give a longer run.")
+    return Measured(
+        tau=s.tau,
+        steps=[_steps(of) for of in workers],
+        exchanging=sum(of[-1]["seconds_communication"] for of in workers) / summary["exchanges"],
+        service=served[-1]["master_cpu_seconds"] / served[-1]["exchanges"],
+        exchanges=summary["exchanges"],
+        wall_seconds=summary["wall_seconds"],
+        nbytes=summary["bytes_exchanged"] // (2 * summary["exchanges"]),
+        waits=_waits(build.method(s), s),
+    )
+
+
+def calibrate(m: Measured, measured_exchange: Callable[[], float]) -> Calibration:
+    """The settings with which a simulation takes the time that the run took; `measured_exchange`: called where the record does not tell."""
+    p = len(m.steps)
+    means = [float(of[:, 1].sum() / of[:, 0].sum()) for of in m.steps]
+    mean = math.fsum(means) / p
+    # Each worker's steps at speed 1, so that speed and list together give its own mean back.
+    compute = _equally_likely(np.concatenate([of * (1.0, mean / own) for of, own in zip(m.steps, means, strict=True)]))
+    told = m.waits and m.busy <= _BUSY
+    exchange, queueing = m.exchanging if told else measured_exchange(), 0.0
+    service = min(m.service, exchange)
+    if told:
+        rho = (p - 1) * service / (m.tau * mean + m.exchanging)
+        queueing = rho * service / (2 * (1 - rho))
+    latency = max(0.0, (exchange - service - queueing) / 2)
+    overhead = 0.0 if m.waits else max(0.0, m.exchanging - _not_overlapped(exchange, compute))
+    return Calibration(compute, [mean / own for own in means], service, latency, exchange, queueing, overhead)
+
+
+def _steps(rows: list[Row]) -> np.ndarray:
+    """[rows, 2]: how many steps since the row before, and the seconds of them all that were not communication."""
+    totals = np.array([[0.0, 0.0]] + [[row["step"], sum(row[part] for part in _SPENT)] for row in rows])
+    return np.diff(totals, axis=0)
+
+
+def _equally_likely(steps: np.ndarray) -> list[float]:
+    """Seconds of a step as `_VALUES` equally likely ones: the means of as many equal shares of all steps, sorted by length."""
+    steps = steps[np.argsort(steps[:, 1] / steps[:, 0])]
+    upto = np.vstack([[0.0, 0.0], np.cumsum(steps, axis=0)])  # Lorenz's curve: seconds of the shortest steps, as many as there are
+    at = np.interp(np.linspace(0.0, upto[-1, 0], _VALUES + 1), upto[:, 0], upto[:, 1])
+    return [float(seconds) for seconds in np.diff(at) * _VALUES / upto[-1, 0]]
+
+
+def _not_overlapped(exchange: float, compute: list[float]) -> float:
+    """Mean seconds that an exchange outlasts the step it overlaps."""
+    return math.fsum(max(0.0, exchange - seconds) for seconds in compute) / len(compute)
+
+
+def _waits(method: Method, s: Settings) -> bool:
+    """Whether a worker does nothing else while it exchanges, so that its loop's seconds are those of the exchange."""
+    if method.gathers == "round":
+        return False  # it waits for the slowest worker
+    one = torch.zeros(1)
+    w = Worker({name: one.clone() for name in (*method.state, *method.scratch)}, 1, build.schedule(s), number=0)
+    turn = Turn(method, w)
+    while turn.message is None and not turn.ended:
+        turn.answer(one, None)
+    return turn.at is None and turn.message is not None
