@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,12 @@ def held(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def discard(path: Path) -> None:
-    """Removes a directory that `create` made for a run that was refused after all."""
+def discard(path: Path, above: Sequence[Path] = ()) -> None:
+    """Removes a directory that `create` made for a run that was refused after all, and those `above` it, lowest first, that are empty then."""
     shutil.rmtree(path, ignore_errors=True)
+    for parent in above:
+        with suppress(OSError):
+            parent.rmdir()
 
 
 def _write(path: Path, text: str) -> None:

@@ -70,11 +70,12 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
     Raises UsageError, leaving no directory, and RunError.
     """
     made: list[Path] = []
+    above = [p for p in path.parents if not p.exists()]
 
     def discard() -> None:
         for directory in made:
             if not (directory / "summary.json").exists():  # which says that a run has begun there
-                rundir.discard(directory)
+                rundir.discard(directory, above)
 
     with interruption.undone_by(discard):
         with interruption.held_back():
