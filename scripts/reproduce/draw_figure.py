@@ -133,12 +133,14 @@ def draw_bars(runs: list[Run], levels: tuple[float, ...]) -> plt.Figure:
                 panel.bar(j + 0.8 * ((i + 0.5) / len(algos) - 0.5), mean, 0.8 / len(algos), color=COLOURS[algo], yerr=spread, capsize=2, error_kw={"lw": 0.7})
                 print(f"{level:g} %   {algo:9} p={p:<3} {mean:9.2f} s   ({len(reached)} of {len(those)} seeds: {', '.join(f'{s:.2f}' for s in reached)})")
         panel.set_xticks(range(len(workers)), [str(p) for p in workers])
+        panel.set_xlim(-0.5, len(workers) - 0.5)
         panel.set_xlabel("p (workers)")
         panel.set_title(f"to {level:g} % test error", fontsize=9)
         panel.grid(True, axis="y", color="0.9")
         panel.set_axisbelow(True)
     axes[0][0].set_ylabel("seconds of training")
-    axes[0][-1].legend([plt.Rectangle((0, 0), 1, 1, color=COLOURS[a]) for a in algos], [a.upper() for a in algos], frameon=False, fontsize=7)
+    colours = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[algo]) for algo in algos]
+    figure.legend(colours, [algo.upper() for algo in algos], loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
