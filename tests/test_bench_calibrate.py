@@ -35,7 +35,16 @@ def recorded(directory: Path, s: Settings, steps: list[list[float]], waiting: li
         for t in range(1, len(of) + 1):
             spent = sum(of[:t])
             parts = {"seconds_compute": 0.7 * spent, "seconds_data": 0.2 * spent, "seconds_other": 0.1 * spent}
-            rows.append({"seconds": spent, "step": t, "party": f"worker_{i:02d}", **parts, "seconds_communication": waiting[i] * t / len(of)})
+            rows.append(
+                {
+                    "seconds": spent,
+                    "step": t,
+                    "exchanges": -(-t // s.tau),
+                    "party": f"worker_{i:02d}",
+                    **parts,
+                    "seconds_communication": waiting[i] * t / len(of),
+                }
+            )
     summary = {"status": "completed", "exchanges": exchanges, "wall_seconds": 50.0, "bytes_exchanged": 2 * exchanges * 1000, "lost": {}} | facts
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "summary.json").write_text(json.dumps(summary))

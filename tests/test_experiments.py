@@ -1,0 +1,54 @@
+"""configs/experiment/: each says what it reproduces and how; each composes, and what it sweeps can run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Launcher, Said
+
+from easgd_cli.commands import arguments, compose, configs, running
+
+EXPERIMENTS = sorted((configs.directory() / "experiment").glob("*.yaml"))
+REPRODUCE = Path(__file__).parents[1] / "scripts" / "reproduce"
+pytestmark = pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.stem for path in EXPERIMENTS])
+
+
+def axes(path: Path) -> dict[str, list[str]]:
+    """The swept keys with their values, as overrides."""
+    params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
+    overrides = arguments.parse_overrides([f"{key}={value}" for key, value in params.items()])
+    return {o.key_or_group: [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()] for o in overrides}
+
+
+def test_its_header_says_what_a_reader_needs(path: Path) -> None:
+    header = path.read_text().partition("\ndefaults:")[0].partition("\nsteps:")[0]
+    assert header.startswith("# @package _global_\n")
+    for label in ("Reproduces:", "Command:", "Hardware:", "Expected:"):
+        assert re.search(rf"^# {label} +\S", header, re.MULTILINE), f"{path.name} lacks {label}"
+    assert f"experiment={path.stem}" in header or f"scripts/reproduce/{path.stem}" in header
+    for script in re.findall(r"scripts/reproduce/([\w.]+)", header):
+        assert (REPRODUCE / script).exists(), script
+
+
+def test_what_it_sweeps_can_run(path: Path) -> None:
+    """Each method, and the last value of every other key, in a job with the first values of the others."""
+    swept = axes(path)
+    fixed = [values[0] for key, values in swept.items() if key not in ("algo", "seed")]
+    with compose.composing("config") as composed:
+        for key in swept:
+            for value in swept[key] if key == "algo" else swept[key][-1:]:
+                others = [v for v in fixed if not v.startswith(f"{key}=")]
+                first = [] if key == "algo" else swept.get("algo", [])[:1]
+                running.checked(composed([f"experiment={path.stem}", *first, *others, value]).settings)
+
+
+def test_its_first_job_is_checked_as_a_command(path: Path, easgd: Callable[..., Said], launcher: Launcher, unprepared: None) -> None:
+    said = easgd("train", f"experiment={path.stem}", *(values[0] for values in axes(path).values()))
+    assert said.status == 0, said.err
+    assert len(launcher.jobs) == 1
+    if path.stem.endswith("_small"):
+        assert launcher.jobs[0].settings.dataset["name"] == "digits" and launcher.jobs[0].settings.launcher["name"] != "local"
