@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from easgd_cli.channel import Channel, ChannelClosed
+from easgd_cli.memory import keep_freed_memory
 from easgd_cli.transport.base import SessionEnded
 
 _PRELOAD = ["easgd_cli.launcher.preload"]
@@ -88,6 +89,7 @@ def _context() -> ForkServerContext:
 def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    keep_freed_memory()
     _log_to(log)
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}: process {os.getpid()}", flush=True)
     channel = Channel(sock)

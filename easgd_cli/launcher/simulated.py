@@ -33,6 +33,7 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.kinds import Simulated
 from easgd_cli.launcher.stopping import Signals
+from easgd_cli.memory import keep_freed_memory
 from easgd_cli.meter import Meter
 from easgd_cli.record.recorder import read_order
 from easgd_cli.snapshot import EVALUATED, Moment, Pace
@@ -45,6 +46,7 @@ _SYSTEM_POINTS = 200  # rows of the run as a whole
 
 def launch(job: Job, prepared: Prepared, cluster: Simulated) -> Outcome:
     """Runs the job to its end. Raises RunError when the record cannot be written."""
+    keep_freed_memory()
     with Signals() as signals:
         journal = Journal(job, prepared)
         try:
