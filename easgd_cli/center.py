@@ -25,7 +25,9 @@ class Center:
         self.method, self.vectors, self.clock, self._average = method, dict(vectors), clock, average
         self.size = self.vectors["x"].numel()
         self._slices = [slice(at, min(at + BLOCK, self.size)) for at in range(0, self.size, BLOCK)]
-        self._mean = torch.empty(min(BLOCK, self.size), dtype=self.vectors["x"].dtype)  # of a round's messages, a block at a time
+        self._mean = torch.empty(
+            min(BLOCK, self.size), dtype=self.vectors["x"].dtype, device=self.vectors["x"].device
+        )  # of a round's messages, a block at a time
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
 
     def lend(self, message: Tensor, reply: Tensor) -> Lent:

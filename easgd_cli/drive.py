@@ -149,6 +149,8 @@ class ByHand:
                     if turn.at is not None:
                         self.problem.load(turn.w.number, turn.w.t)
                         g = self.problem.gradient(turn.at)
+                        if turn.message is None:
+                            g = g.clone()  # the rule may exchange before it uses it, and the buffer is everybody's
                     turn.answer(g, None if turn.message is None or session is None else session.collect())
 
     def exchange(self, worker: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from easgd_cli import build, rundir
 from easgd_cli.commands import compose, running
 from easgd_cli.commands.arguments import Arguments
+from easgd_cli.config import Until
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
@@ -38,11 +39,15 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
         virtual = composed(["launcher=simulated", *asked.overrides])  # of which the cluster and the directory are taken
     changes = {key: o.value() for key, o in others.items() if not key.startswith(("launcher.", "hydra."))}
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes)
-    threads = rundir.summary_of(source).get("threads", settings.threads)  # sums round differently with another number
-    settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads)
+    said = rundir.summary_of(source)
+    threads = said.get("threads", settings.threads)  # sums round differently with another number
+    if settings.minutes is not None and said.get("steps"):  # which were the real clock's
+        settings = replace(settings, minutes=None, steps=max(said["steps"].values()))
+    # The recorded order ends where the run did, whatever ended it.
+    settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until=Until())
     running.checked(settings)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-    outcome, path = running.launch(settings, Path(virtual.run_dir), asked.overrides, command, launcher, prepared, through=asked)
+    outcome, path = running.launch(settings, Path(virtual.run_dir), ["launcher=simulated", *asked.overrides], command, launcher, prepared, through=asked)
     if outcome.status == "completed":
         print(_compared(source, path), flush=True)
     return outcome, path

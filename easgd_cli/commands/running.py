@@ -32,6 +32,7 @@ def checked(settings: Settings) -> None:
     config.check(settings)
     build.method(settings)
     build.schedule(settings)
+    build.average(settings)
     kinds.launcher(settings)
 
 

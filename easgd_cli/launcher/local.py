@@ -313,6 +313,9 @@ class Run:
                 self._journal.note(f"worker {i} has not finished its step within {patience:g} s; the run ends without it")
                 m.silent = True
                 m.child.kill()
+        master = self._master
+        if waited > patience + _GRACE_SECONDS and master is not None and self._final is None and not any(m.live for m in self._members.values()):
+            master.kill()  # it has had its time after the last of them; its end is told as any master's
 
     # ---------------------------------------------------------------- what the others say
 

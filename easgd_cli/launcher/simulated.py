@@ -166,7 +166,7 @@ class Run:
                 continue
             self._now = event.time
             self._happen(event)
-            if self._checkpoint_pace.due(self._mean_step(), self._now):
+            if self._kept is None and self._checkpoint_pace.due(self._mean_step(), self._now):
                 self._checkpoint(self._state())
             if time.monotonic() - looked >= _LOOK_UP_SECONDS:
                 looked = time.monotonic()
@@ -245,6 +245,8 @@ class Run:
         if turn.at is not None:
             self._problem.load(m.number, m.w.t)
             g = self._problem.gradient(turn.at)
+            if m.session is not None and turn.message is None:
+                g = g.clone()  # the rule may exchange before it uses it, and the buffer is everybody's
             m.loss = self._problem.loss
         turn.answer(g, m.session.reply if m.session is not None and turn.message is not None else None)
 
@@ -388,7 +390,7 @@ class Run:
         if ended and journal.signal is None and not journal.decided and journal.evaluated != (self._moment().step, self._moment().exchanges):
             self._evaluate(self._moment())
         final = self._state() if ended else None
-        keep = None if self._kept is not None and journal.signal is None and not journal.decided else final
+        keep = None if self._kept is not None else final  # what came after the first end, a run that goes on does again
         facts = {
             "launcher": "simulated", "threads": self._threads, "real_seconds": self._real_seconds(), "lost": {},
             **({"communication": self._communication()} if self._master is not None else {}),

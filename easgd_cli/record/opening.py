@@ -95,7 +95,7 @@ def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
     def keep(row: Row) -> bool:
         if row["party"] not in PARTIES:
             return bool(row["step"] <= reached[row["party"]])
-        before = row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges
+        before = row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges and row["step"] <= moment.step
         return before and (row["party"] == "system" or (row["seconds"], row["step"], row["exchanges"]) not in pending)
 
     return keep
