@@ -29,7 +29,7 @@ Three promises make this exact:
 
 1. A rule changes its state only after its last yield; before it, it writes only `scratch`. The message is lent, not
    copied: the center reads it while the worker differentiates.
-2. Answers are read-only and valid until the step ends.
+2. Answers are read-only and valid until the step ends. A step asks for at most one gradient and one exchange.
 3. `receive` is elementwise and touches nothing but its arguments, so whoever owns the center may apply it in blocks.
 """
 
