@@ -109,7 +109,8 @@ class Run:
             vectors = {name: start.clone() if name in EVALUATED else torch.zeros_like(start) for name in names}
             self._center = Center(self._method, vectors, average=self._average)
             network = Network(cluster.both("latency"), (None, None) if cluster.bandwidth is None else cluster.both("bandwidth"), cluster.service)
-            order = read_order(Path(s.replay) / "exchanges.bin") if s.replay is not None else None
+            again = s.replay is not None and journal.resumed is None  # the checkpoint of a replay has what is left of the order
+            order = read_order(Path(str(s.replay)) / "exchanges.bin") if again else None
             sessions = [m.session for m in self._members if m.session is not None]
             self._master = SimulatedMaster(self._center, sessions, network, self._events, nbytes, order)
         self._clocks = [0] * s.workers  # the workers' as the master has seen them
