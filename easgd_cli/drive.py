@@ -47,12 +47,13 @@ class Turn:
     and it stands at the same place.
     """
 
-    __slots__ = ("_asked", "_rule", "at", "ended", "message", "w")
+    __slots__ = ("_asked", "_had", "_rule", "at", "ended", "message", "w")
 
     def __init__(self, method: Method, w: Worker):
         self.w = w
         self._rule = method.step(w)
         self._asked: Any = None
+        self._had: list[type[Gradient | Exchange]] = []
         self.at: Tensor | None = None  # where the gradient is wanted
         self.message: Tensor | None = None  # what is to be exchanged
         self.ended = False
@@ -75,12 +76,17 @@ class Turn:
             self.w.t += 1
             return
         for ask in self._asked if isinstance(self._asked, tuple) else (self._asked,):
-            if isinstance(ask, Gradient) and self.at is None:
+            if not isinstance(ask, Gradient | Exchange | None):
+                raise TypeError(f"a rule yields Gradient, Exchange, None or a tuple of these; this one yields {type(ask).__name__}")
+            if ask is None:
+                continue
+            if type(ask) in self._had:  # the answers would share a buffer
+                raise TypeError(f"a step asks for at most one gradient and one exchange; this one yields a second {type(ask).__name__}")
+            self._had.append(type(ask))
+            if isinstance(ask, Gradient):
                 self.at = ask.at
-            elif isinstance(ask, Exchange) and self.message is None:
+            else:
                 self.message = ask.message
-            elif ask is not None:
-                raise TypeError(f"a rule yields Gradient, Exchange, None or a tuple with at most one of each; this one yields {type(ask).__name__}")
 
 
 def take_step(method: Method, w: Worker, problem: Objective, session: Session | None) -> None:

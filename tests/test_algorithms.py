@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -258,10 +257,11 @@ def test_mdownpour_refuses_longer_periods() -> None:
         MDOWNPOUR(delta=0.9, tau=4)
 
 
+@pytest.mark.parametrize("method", [EASGD, SyncEASGD, GaussSeidelEASGD])
 @pytest.mark.parametrize("alpha", [-0.1, 1.5])
-def test_a_moving_rate_outside_0_to_1_is_refused(alpha: float) -> None:
+def test_a_moving_rate_outside_0_to_1_is_refused(method: type[EASGD], alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha"):
-        replace(EASGD(alpha=0.5), alpha=alpha)
+        method(alpha=alpha)
 
 
 def test_a_rule_that_yields_something_else_is_told_so() -> None:
@@ -271,6 +271,22 @@ def test_a_rule_that_yields_something_else_is_told_so() -> None:
 
     driver = ByHand(Wrong(), FunctionOf(), workers=1, tau=1, schedule=Constant(0.1), start=START)
     with pytest.raises(TypeError, match="yields Gradient, Exchange"):
+        driver.step(0)
+
+
+@pytest.mark.parametrize("ask", [Gradient, Exchange])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_second_gradient_or_exchange_in_a_step_is_refused(ask: type[Gradient | Exchange], at_once: bool) -> None:
+    class Twice(EASGD):
+        def step(self, w: Worker):  # type: ignore[no-untyped-def]
+            if at_once:
+                yield ask(w.x), ask(w.x)
+            else:
+                yield ask(w.x)
+                yield ask(w.x)
+
+    driver = ByHand(Twice(alpha=0.5), FunctionOf(), workers=1, tau=1, schedule=Constant(0.1), start=START)
+    with pytest.raises(TypeError, match=f"a second {ask.__name__}"):
         driver.step(0)
 
 

@@ -74,6 +74,13 @@ def test_nothing_else_may_and_nothing_is_written(word: str, sentence: str, stopp
     assert (stopped / "config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("word", ["steps=200", "epochs=2", "minutes=1"])
+def test_a_replay_has_the_length_of_the_order_it_goes_through(word: str, stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
+    config = stopped / "config.yaml"
+    config.write_text(config.read_text().replace("replay: null", "replay: recorded"))
+    refused(easgd, launcher, stopped, f"{word}: this run goes through the exchanges of recorded again", word)
+
+
 def test_a_complete_run_goes_on_only_when_given_more(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
     ended(stopped, "completed")
     for words in ([], ["steps=100"], ["steps=50"], ["eval.every=10 steps"]):

@@ -4,7 +4,8 @@
     y^i  = x^i + alpha (x~ - x^i)                            the NEW x~
     x^i <- y^i - eta g^i(y^i)                                the gradient at the point pulled to
 
-A family in two rates: alpha = 1, beta = p is synchronous DOWNPOUR (tau = 1), alpha = 1, beta = 1 is model averaging.
+A family in two rates: alpha = 1, beta = p is synchronous DOWNPOUR (tau = 1), alpha = 1, beta = 1 is model averaging. The
+rates are not bound to [0, 1]: on a quadratic the best alpha may be negative (docs/theory.md).
 The gradient must wait for the exchange. In Gauss-Seidel EASGD it is taken at x^i instead and need not.
 """
 

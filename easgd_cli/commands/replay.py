@@ -16,6 +16,7 @@ from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
+_OPTION = "launcher"  # whose option may be any virtual cluster
 
 
 def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome, Path]:
@@ -25,10 +26,10 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
         raise UsageError(f"{given}: one run is replayed at a time; leave out -m.")
     others = {key: o for key, o in overrides.items() if key != "replay"}
     for key, override in others.items():
-        if not key.startswith(_CHANGEABLE):
+        if key != _OPTION and not key.startswith(_CHANGEABLE):
             raise UsageError(
                 f"{given} {override.input_line}: a run is replayed with the settings it had; "
-                "only launcher.* of launcher=simulated, eval.*, checkpoint.* and hydra.run.dir may be given."
+                "only a virtual cluster (launcher=, launcher.*), eval.*, checkpoint.* and hydra.run.dir may be given."
             )
     if not source.is_dir():
         raise UsageError(f"{given}: there is no such directory; give that of a run.")
@@ -36,18 +37,24 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     if not (source / "exchanges.bin").is_file():
         raise UsageError(f"{given}: holds no exchanges.bin, so this is not the directory of a run.")
     with compose.composing(asked.config_name) as composed:
-        virtual = composed(["launcher=simulated", *asked.overrides])  # of which the cluster and the directory are taken
+        words = asked.overrides if _OPTION in others else ["launcher=simulated", *asked.overrides]
+        virtual = composed(words)  # of which the cluster and the directory are taken
+    if not isinstance(kinds.launcher(virtual.settings), kinds.Simulated):
+        raise UsageError(
+            f"{given} {others[_OPTION].input_line}: a recorded order is gone through on a virtual cluster; use launcher=simulated, or leave it out."
+        )
+    others.pop(_OPTION, None)
     changes = {key: o.value() for key, o in others.items() if not key.startswith(("launcher.", "hydra."))}
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes)
-    said = rundir.summary_of(source)
-    threads = said.get("threads", settings.threads)  # sums round differently with another number
-    if settings.minutes is not None and said.get("steps"):  # which were the real clock's
-        settings = replace(settings, minutes=None, steps=max(said["steps"].values()))
+    recorded = rundir.summary_of(source)
+    threads = recorded.get("threads", settings.threads)  # sums round differently with another number
+    if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
+        settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
     # The recorded order ends where the run did, whatever ended it.
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until=Until())
     running.checked(settings)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-    outcome, path = running.launch(settings, Path(virtual.run_dir), ["launcher=simulated", *asked.overrides], command, launcher, prepared, through=asked)
+    outcome, path = running.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, through=asked)
     if outcome.status == "completed":
         print(_compared(source, path), flush=True)
     return outcome, path
@@ -65,7 +72,9 @@ def _compared(source: Path, path: Path) -> str:
         return f"The center cannot be held against that of {source} ({type(e).__name__})."
     if same:
         return f"The center is that of {source}, bit for bit."
-    return (
-        f"The center differs from that of {source} by up to {apart:.3g}: that run was resumed with several workers, ended before its last step, "
-        "or ran on another kind of CPU or with other versions."
+    ours_said, theirs_said = rundir.summary_of(path), rundir.summary_of(source)
+    changed = [name for name in ("versions", "hardware", "threads", "exchanges", "steps") if ours_said.get(name) != theirs_said.get(name)]
+    because = (
+        f"the two differ in {', '.join(changed)} (summary.json)" if changed else "that run was resumed with several workers, say, which is not recorded exactly"
     )
+    return f"The center differs from that of {source} by up to {apart:.3g}: {because}."

@@ -76,6 +76,11 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     if any(changes.get(k) is not None for k in _CHANGEABLE):  # the new length replaces the old one, whatever its unit
         changes = dict.fromkeys(_CHANGEABLE) | changes
     settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes)
+    longer = next((overrides[k] for k in _CHANGEABLE if changes.get(k) is not None), None)
+    if settings.replay is not None and longer is not None:
+        raise UsageError(
+            f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and ends with them; leave out {longer.key_or_group}=."
+        )
     running.checked(settings)
     with rundir.held(path):  # before anything is said about a run that another process may be changing
         left = _nothing_left(path, settings)
