@@ -75,14 +75,15 @@ def test_values_are_equally_likely_whatever_the_number_of_steps(tmp_path: Path) 
     assert sum(found.compute) / 20 == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("algo", ["easgd", "eamsgd", "sync_easgd"])
-def test_an_exchange_that_overlaps_or_gathers_is_measured(algo: str, tmp_path: Path) -> None:
-    """3 s of exchange: less the master's 3 ms, half of it each way. The loop's 0.5 s are overhead where steps are longer than that."""
+@pytest.mark.parametrize(("algo", "overhead", "beyond"), [("easgd", 0.5, 0.2), ("eamsgd", 0.5, 0.2), ("sync_easgd", 0.0, 0.0)])
+def test_an_exchange_that_overlaps_or_gathers_is_measured(algo: str, overhead: float, beyond: float, tmp_path: Path) -> None:
+    """3 s of exchange: less the master's 3 ms, half of it each way. The loop's 0.5 s are overhead where steps are longer than that,
+    except in rounds, where they are the wait for the slowest."""
     s = on_a_function(algo, workers=2, tau=2, steps=20)
     found = calibrate.calibrate(calibrate.read(recorded(tmp_path, s, [[4.0] * 20] * 2, waiting=[5.0, 5.0]), s), lambda: 3.0)
-    assert (found.exchange, found.latency, found.overhead) == (3.0, pytest.approx(1.4985), pytest.approx(0.5))
+    assert (found.exchange, found.latency, found.overhead) == (3.0, pytest.approx(1.4985), pytest.approx(overhead))
     found = calibrate.calibrate(calibrate.read(tmp_path / "run", s), lambda: 4.3)  # a step hides 4 s of it, so 0.3 of the 0.5 are simulated
-    assert found.overhead == pytest.approx(0.2)
+    assert found.overhead == pytest.approx(beyond)
 
 
 def test_a_busy_masters_queue_is_not_taken_for_latency(tmp_path: Path) -> None:

@@ -152,10 +152,11 @@ BYTES = 8  # of a message: one float64
 def test_a_step_lasts_as_long_as_its_rule_says(algo: str, step: Any, tau: int, compute: float, tmp_path: Path) -> None:
     if algo == "mdownpour" and tau > 1:
         pytest.skip("defined for tau = 1 only")
-    outcome = virtual(on_a_function(algo, workers=1, tau=tau, steps=12), tmp_path, compute=compute, latency=[0.1, 0.2], bandwidth=[16.0, 8.0], service=0.05)
+    cluster: dict[str, Any] = {"latency": [0.1, 0.2], "bandwidth": [16.0, 8.0], "service": 0.05, "overhead": 0.4}
+    outcome = virtual(on_a_function(algo, workers=1, tau=tau, steps=12), tmp_path, compute=compute, **cluster)
     exchange = 0.1 + BYTES / 16 + 0.05 + 0.2 + BYTES / 8
     exchanges = 12 // tau
-    assert outcome.summary["wall_seconds"] == pytest.approx((12 - exchanges) * compute + exchanges * step(compute, exchange))
+    assert outcome.summary["wall_seconds"] == pytest.approx((12 - exchanges) * compute + exchanges * (0.4 + step(compute, exchange)))
     seconds = outcome.summary["seconds"]
     assert seconds["compute"] == pytest.approx(12 * compute)
     assert seconds["communication"] == pytest.approx(outcome.summary["wall_seconds"] - 12 * compute)
@@ -333,6 +334,7 @@ def test_a_thousand_workers(tmp_path: Path) -> None:
         ("latency", -1.0, "launcher.latency=-1"),
         ("bandwidth", 0.0, "launcher.bandwidth=0"),
         ("service", math.inf, "launcher.service=inf"),
+        ("overhead", -0.1, "launcher.overhead=-0.1"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused(option: str, value: Any, part: str) -> None:

@@ -16,12 +16,15 @@ latency   Half of what is left of an exchange. Where the rule waits for its repl
           it where the master is busy most of the time; then one is measured here and now, beside p - 1 processes that compute,
           which means something on the machine of the run and no busier than it was then.
 
+overhead  What the step loop spent on an exchange beyond what was not hidden behind a gradient: a worker's own time for sending and
+          collecting. Nothing where the rule waits for its reply, since it is in the exchange then, nor in rounds, where the
+          loop's seconds are those of waiting for the slowest.
+
 Bandwidth stays unlimited: on one machine no vector travels, and the latency belongs to the size of this one.
 
 Not modelled. The workers and the master share the cores: what they take from each other is in `compute`, and stays what it
 was in this run, so the settings belong to this number of workers, and where exchanges cost much against a step, to a period like
-this one. A worker spends some of its own time on sending and collecting even where it does not wait (`overhead`); the simulator
-takes nothing for it. It takes the batch of DOWNPOUR's step after the pull, where a real worker makes it meanwhile. Starting and
+this one. The simulator takes the batch of DOWNPOUR's step after the pull, where a real worker makes it meanwhile. Starting and
 ending, an evaluator that runs beside the workers, and whatever else the machine does are not there either.
 """
 
@@ -60,6 +63,7 @@ class Measured:
     wall_seconds: float
     nbytes: int  # of a message
     waits: bool  # whether `exchanging` is how long an exchange took
+    rounds: bool  # whether it is how long the slowest worker took
 
     @property
     def busy(self) -> float:
@@ -77,11 +81,11 @@ class Calibration:
     latency: float
     exchange: float  # from a message to its reply
     queueing: float  # of it, behind the messages of others
-    overhead: float  # of a worker's loop for each exchange, which the simulator does not have
+    overhead: float  # of a worker's loop for each exchange
 
     def settings(self) -> dict[str, float | list[float]]:
         """By name, as launcher=simulated has them."""
-        return {"compute": self.compute, "speeds": self.speeds, "service": self.service, "latency": self.latency}
+        return {"compute": self.compute, "speeds": self.speeds, "service": self.service, "latency": self.latency, "overhead": self.overhead}
 
 
 def read(run: Path, s: Settings) -> Measured:
@@ -107,6 +111,7 @@ def read(run: Path, s: Settings) -> Measured:
     served = [row for row in rows if row.get("master_cpu_seconds") and row["exchanges"]]
     if not all(workers) or not served:
         raise UsageError(f"bench calibrate {run}: there are no rows of {'the master' if all(workers) else 'every worker'} in its record; give a longer run.")
+    method = build.method(s)
     return Measured(
         tau=s.tau,
         steps=[_steps(of) for of in workers],
@@ -115,7 +120,8 @@ def read(run: Path, s: Settings) -> Measured:
         exchanges=summary["exchanges"],
         wall_seconds=summary["wall_seconds"],
         nbytes=summary["bytes_exchanged"] // (2 * summary["exchanges"]),
-        waits=_waits(build.method(s), s),
+        waits=_waits(method, s),
+        rounds=method.gathers == "round",
     )
 
 
@@ -133,7 +139,7 @@ def calibrate(m: Measured, measured_exchange: Callable[[], float]) -> Calibratio
         rho = (p - 1) * service / (m.tau * mean + m.exchanging)
         queueing = rho * service / (2 * (1 - rho))
     latency = max(0.0, (exchange - service - queueing) / 2)
-    overhead = 0.0 if m.waits else max(0.0, m.exchanging - _not_overlapped(exchange, compute))
+    overhead = 0.0 if m.waits or m.rounds else max(0.0, m.exchanging - _not_overlapped(exchange, compute))
     return Calibration(compute, [mean / own for own in means], service, latency, exchange, queueing, overhead)
 
 

@@ -127,7 +127,7 @@ def _derived(m: Measured, c: Calibration) -> Iterator[str]:
         ("service", c.service, f"the master's CPU time for each of {m.exchanges:,} messages, {m.service * 1000:.4g} ms, or the exchange where that is less"),
         ("an exchange", c.exchange, f"{source}; {c.queueing * 1000:.2g} ms of it behind others"),
         ("latency", c.latency, "half of what an exchange takes beyond service and queue"),
-        ("overhead", c.overhead, f"of a worker for each exchange, not simulated: {100 * c.overhead / m.tau / mean:.2g} % of a step"),
+        ("overhead", c.overhead, f"of a worker for each exchange: {100 * c.overhead / m.tau / mean:.2g} % of a step"),
     ):
         yield f"{name:<12} {seconds * 1000:8.4g} ms  {said}"
 

@@ -70,6 +70,7 @@ class Simulated:
     latency: float | list[float] = 0.0  # of a message; a list: [up, down]
     bandwidth: float | list[float] | None = None  # of each worker's link; a list: [up, down]; none: unlimited
     service: float = 0.0  # of the master, for each message
+    overhead: float = 0.0  # of a worker, for each message: its own work, which nothing overlaps
 
     def __post_init__(self) -> None:
         computes = self.compute if isinstance(self.compute, list) else [self.compute]
@@ -81,7 +82,7 @@ class Simulated:
             raise ValueError(f"launcher.speeds={self.speeds}: a list of numbers greater than 0, such as [1,1,1,0.25] with one worker four times slower.")
         if not 0 <= self.pause_probability <= 1:
             raise ValueError(f"launcher.pause_probability={self.pause_probability:g}: lies in [0, 1].")
-        for name in ("pause_seconds", "service"):
+        for name in ("pause_seconds", "service", "overhead"):
             if not (math.isfinite(value := getattr(self, name)) and value >= 0):
                 raise ValueError(f"launcher.{name}={value:g}: seconds are a number of at least 0.")
         for value in self._both(self.latency, "latency"):

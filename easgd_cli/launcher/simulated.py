@@ -207,19 +207,25 @@ class Run:
         turn = m.turn
         assert turn is not None
         m.asked, m.replied = self._now, False
-        m.computed = self._now + (0.0 if turn.at is None else self._cluster.compute_seconds(self._settings.seed, m.number, m.w.t))
+        begin = self._now + self._overhead(turn)
+        m.computed = begin + (0.0 if turn.at is None else self._cluster.compute_seconds(self._settings.seed, m.number, m.w.t))
         if turn.message is not None:
             assert self._master is not None
-            self._master.post(m.number, turn.message, m.w.t, self._now)
+            self._master.post(m.number, turn.message, m.w.t, begin)
         else:
             self._events.add(m.computed, "ready", m.number)
+
+    def _overhead(self, turn: Turn) -> float:
+        """Seconds of the worker's own before what its rule waits for is under way."""
+        return self._cluster.overhead if turn.message is not None else 0.0
 
     def _go_on(self, m: _Member, event: Event) -> None:
         """Everything the rule waits for is there."""
         turn, tally = m.turn, m.meter.tally
         assert turn is not None
-        tally.seconds_compute += m.computed - m.asked
-        tally.seconds_communication += self._now - m.computed
+        overhead = self._overhead(turn)
+        tally.seconds_compute += m.computed - m.asked - overhead
+        tally.seconds_communication += self._now - m.computed + overhead
         tally.seconds_loop += self._now - m.asked
         m.answered.append((turn.at is not None, turn.message is not None))
         self._answer(m)
