@@ -113,7 +113,8 @@ class ByHand:
     """All parties of a run in one process; the caller names whose turn it is.
 
     `problem` serves all of them. `start` [d]: where the center and every worker begin, or `starts`: the workers' own
-    beginnings. `order` records the exchanges as a real run does: a worker number each.
+    beginnings. `average` is of the center; a method without one keeps none here. `order` records the exchanges as a real run
+    does: a worker number each.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class ByHand:
             self.step(worker)
 
     def replay(self, order: Iterable[int], after: Callable[[int], None] | None = None) -> None:
-        """Exchanges in the recorded order; `after` is told how many there have been after each."""
+        """Exchanges in the recorded order; `after` is told how many there have been after each. Not of a method in rounds: TypeError."""
         for worker in order:
             self.exchange(worker)
             if after is not None:
