@@ -114,6 +114,16 @@ class ImageProblem:
             figures["validation_loss"], figures["validation_error"] = self._measure("held_out")
         return figures
 
+    @torch.no_grad()
+    def confusion(self, x: Tensor) -> Tensor:
+        """How many test images of each class (row) are taken for each class (column) at `x` [size]: [num_classes, num_classes] int64, on the CPU."""
+        self._prepare(x)
+        n = self._images.num_classes
+        counts = torch.zeros(n * n, dtype=torch.int64)
+        for inputs, labels in self._images.evaluation_batches("test", _EVALUATION_BATCH, self.device, self.dtype):
+            counts += torch.bincount((labels * n + self._model(inputs).argmax(1)).cpu(), minlength=n * n)
+        return counts.view(n, n)
+
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
         """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's estimated as in `evaluate`; plain CPU tensors."""
         if self._normalised:

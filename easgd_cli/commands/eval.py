@@ -1,0 +1,228 @@
+"""`easgd eval`: measures what a run has saved, on its own data set or another, and says which classes it takes for which."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from easgd_cli import build, rundir
+from easgd_cli.commands import arguments, compose, running
+from easgd_cli.config import Settings
+from easgd_cli.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HELP = """usage: easgd eval RUN [WHAT] [KEY=VALUE ...] [--json FILE] [--export FILE]
+
+Measures what RUN has saved, as the run itself measures: center patches, dropout off, batch norm's statistics estimated anew.
+
+  center     the center, from center.pt (what is measured unless another is named)
+  average    the average of the center, from average.pt
+  worker_00  a worker, from the newest checkpoint
+
+Settings are dataset=, dataset.*, eval.train_images and eval.device; the others are those of the run.
+
+  --json FILE     the figures and the confusion counts (row: the class, column: what it is taken for), as JSON
+  --export FILE   the parameters and buffers as a .safetensors file (needs the package safetensors)
+
+  easgd eval runs/my_run
+  easgd eval runs/my_run average
+  easgd eval runs/my_run worker_02 dataset.root=/data --json worker_02.json
+"""
+
+_CHANGEABLE = ("dataset", "eval.train_images", "eval.device")
+_WHOLE = 12  # classes, up to which the confusion counts are shown whole
+_PAIRS = 10  # of classes taken for each other that are shown of more
+
+
+@dataclass(frozen=True)
+class _Asked:
+    run: Path
+    what: str
+    overrides: list[str]
+    json: Path | None
+    export: Path | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, prints and writes; returns the exit status. Raises UsageError and RunError."""
+    if not argv or "-h" in argv or "--help" in argv:
+        print(_HELP, end="")
+        return 0
+    asked = _parse(argv)
+    settings = _settings(asked)
+    running.checked(settings)
+    needed = build.asked_by_problem(settings)
+    if "model" not in needed:
+        name = settings.problem["name"]
+        raise UsageError(f"eval {asked.run}: problem={name} has no net to measure; what its run measured last is in {asked.run / 'summary.json'}.")
+
+    import torch  # only now: a mistake is answered in a moment
+
+    from easgd_cli.devices import cores, deal_devices
+
+    torch.set_num_threads(cores())
+    images = build.data(settings)
+    [device] = deal_devices(settings.eval.device, 1, "eval.device")
+    try:
+        problem = build.problem(settings, images, torch.device(device))
+    except UsageError as e:
+        if settings.init is None or not str(e).startswith(given := f"init={settings.init}"):
+            raise
+        raise UsageError(f"eval {asked.run} dataset={settings.dataset['name']}: {asked.what}.pt does not fit these images{str(e).removeprefix(given)}") from e
+    x = _saved(asked, problem.start()).to(device)
+    figures: dict[str, Any] = problem.evaluate(x)
+    counts = problem.confusion(x) if hasattr(problem, "confusion") else None  # a problem of one's own may know no classes
+    said = {"run": str(asked.run), "what": asked.what, "dataset": settings.dataset["name"]} | figures
+    if asked.export is not None:
+        _export(asked.export, problem.state_dict(x), said)
+    if asked.json is not None:
+        content = said | ({"classes": list(images.classes or ()), "confusion": counts.tolist()} if counts is not None else {})
+        _written(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    console = Console()
+    console.print(_figures(said))
+    if counts is not None:
+        console.print(_confusion(counts, images.classes))
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> _Asked:
+    files: dict[str, Path] = {}
+    words, rest = [], iter(argv)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option in ("--json", "--export"):
+            value = value if equals else next(rest, "")
+            if not value or not Path(value).absolute().parent.is_dir():
+                raise UsageError(f"{option} {value}: names a file in a directory that is there.")
+            files[option] = Path(value)
+        elif word.startswith("-"):
+            raise UsageError(f"{word}: there is no such option; see easgd eval --help.")
+        else:
+            words.append(word)
+    if not words:
+        raise UsageError("eval: name the directory of a run; see easgd eval --help.")
+    run = Path(words.pop(0))
+    if not run.is_dir():
+        raise UsageError(f"eval {run}: there is no such directory.")
+    what = words.pop(0) if words and "=" not in words[0] else "center"
+    if what not in ("center", "average") and not (what.startswith("worker_") and what[7:].isdigit()):
+        raise UsageError(f"eval {run} {what}: is center, average or a worker such as worker_00; settings are written key=value.")
+    export = files.get("--export")
+    if export is not None and export.suffix != ".safetensors":
+        raise UsageError(f"--export {export}: is a file that ends in .safetensors.")
+    return _Asked(run, what, words, files.get("--json"), export)
+
+
+def _settings(asked: _Asked) -> Settings:
+    """The run's, with the data set that was asked for."""
+    words = arguments.parse(asked.overrides).overrides
+    given = {o.key_or_group: o for o in arguments.parse_overrides(words)}
+    for key, o in given.items():
+        if key not in _CHANGEABLE and not key.startswith("dataset."):
+            raise UsageError(
+                f"{o.input_line}: a run is measured with the settings it had; only dataset=, dataset.*, eval.train_images and eval.device may be given."
+            )
+    if not (asked.run / "config.yaml").is_file():
+        raise UsageError(f"eval {asked.run}: holds no config.yaml, so this is not the directory of a run.")
+    path = str(asked.run / "config.yaml")
+    other = given.get("dataset")
+    changes = {key: o.value() for key, o in given.items() if other is None or key.startswith("eval.")}
+    settings = compose.resumed(path, words, changes)
+    if other is not None:
+        of_data = [str(o.input_line) for key, o in given.items() if key.startswith("dataset")]
+        with compose.composing("config") as composed:
+            settings = replace(settings, dataset=composed([*of_data, "eta=0", "steps=1"]).settings.dataset)
+    file = asked.run / f"{asked.what}.pt"
+    if asked.what.startswith("worker_"):
+        return settings
+    if not file.is_file():
+        status = rundir.status_of(asked.run) or "not known"
+        reason = "this run keeps no average" if asked.what == "average" and settings.average["name"] == "none" else f"its status is {status}"
+        raise UsageError(f"eval {asked.run} {asked.what}: there is no {file.name} ({reason}); a worker of its newest checkpoint can be measured as worker_00.")
+    return replace(settings, init=str(file))
+
+
+def _saved(asked: _Asked, start: Tensor) -> Tensor:
+    """The vector [d] that is measured; `start`: what `init` has brought."""
+    if not asked.what.startswith("worker_"):
+        return start
+    from easgd_cli import checkpoint
+
+    workers = checkpoint.newest(asked.run).workers
+    number = int(asked.what[7:])
+    if number not in workers:
+        raise UsageError(f"eval {asked.run} {asked.what}: the newest checkpoint has no such worker; it has {', '.join(f'worker_{i:02d}' for i in workers)}.")
+    x = workers[number].vectors["x"]
+    if x.numel() != start.numel():
+        raise UsageError(
+            f"eval {asked.run} {asked.what}: has {x.numel():,} parameters and the net for this data set {start.numel():,}; use the data set of the run."
+        )
+    return x
+
+
+def _export(path: Path, state: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        raise UsageError(f"--export {path}: needs the package safetensors; install it with pip install safetensors.") from None
+    _written(path, lambda beside: save_file(dict(state), str(beside), metadata={key: str(value) for key, value in said.items()}))
+
+
+def _written(path: Path, write: Any) -> None:
+    """Written beside and renamed. Raises RunError."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    except OSError as e:
+        beside.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({e.strerror or e}).") from e
+
+
+def _figures(said: Mapping[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for key, value in said.items():
+        unit = " %" if key.endswith("_error") or "_error_" in key else ""
+        table.add_row(key.replace("_", " "), f"{value:.4g}{unit}" if isinstance(value, float) else str(value))
+    return table
+
+
+def _confusion(counts: Tensor, classes: Sequence[str] | None) -> Table:
+    """Of the test images, how many of each class (row) are taken for each (column); of many classes, the pairs most often confused."""
+    names = list(classes) if classes is not None else [str(c) for c in range(len(counts))]
+    if len(names) <= _WHOLE:
+        table = Table(title="test images of a class (row) by what they are taken for", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("")
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("error", justify="right")
+        for i, (name, row) in enumerate(zip(names, counts.tolist(), strict=True)):
+            total = sum(row)
+            cells = [f"[bold]{n}[/bold]" if i == j else str(n) if n else "." for j, n in enumerate(row)]
+            table.add_row(name, *cells, f"{100 * (total - row[i]) / total:.3g} %" if total else "")
+        return table
+    table = Table(title="the classes most often confused", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("class", "taken for", "test images"):
+        table.add_column(heading, justify="right" if heading == "test images" else "left")
+    for i, j, n in _most_confused(counts):
+        table.add_row(names[i], names[j], str(n))
+    return table
+
+
+def _most_confused(counts: Tensor) -> Iterator[tuple[int, int, int]]:
+    others = counts.clone()
+    others.fill_diagonal_(0)
+    for at in others.flatten().argsort(descending=True, stable=True)[:_PAIRS].tolist():
+        i, j = divmod(at, len(counts))
+        if n := int(others[i, j]):
+            yield i, j, n
