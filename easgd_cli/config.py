@@ -81,6 +81,9 @@ class Settings:
     resume: Optional[str] = None  # a run directory to go on with
     replay: Optional[str] = None  # a run directory whose exchanges are made again in their recorded order, simulated
 
+    sweep: Optional[str] = None  # name of a sweep, kept in runs/sweeps/NAME
+    jobs: str = "1"  # of a sweep at a time, each on cores of its own: a number, or auto, as many as there are cores for
+
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 

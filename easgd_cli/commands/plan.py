@@ -9,7 +9,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
@@ -20,6 +20,8 @@ from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+
+_OF_SWEEPS = ("sweep", "jobs")  # how a sweep is run: no part of a job's settings
 
 Compose = Callable[[Sequence[str]], Composed]
 
@@ -38,6 +40,10 @@ class Plan:
     """A sweep whose every job can run."""
 
     root: Path
+    fixed: dict[str, str]  # overrides that all jobs share, by key
+    varying: list[str]  # keys that are swept
+    named: bool  # whether sweep= chose the directory
+    jobs: str  # how many at a time
     members: list[Member]
     left_out: list[tuple[str, str]]  # a combination that cannot run, and why
     basic: bool  # whether Hydra's own sweeper and launcher were asked for, which is to say ours
@@ -52,6 +58,10 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
         if several is not None:
             raise UsageError(f"{several.input_line}: several values are a sweep, which -m asks for; a single value with a comma in it goes into quotes.")
         assert first is not None
+        for key in _OF_SWEEPS:
+            given = next((o for o in overrides if o.key_or_group == key), None)
+            if given is not None:
+                raise UsageError(f"{given.input_line}: is about a sweep; add -m, or leave it out.")
         return first
     basic = first is None or all(first.choices.get(f"hydra/{part}") == "basic" for part in ("sweeper", "launcher"))
     alone = next((o for o in overrides if o.key_or_group == "hydra.run.dir"), None)
@@ -62,17 +72,38 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
         raise UsageError(f"{named.input_line}: runs of a sweep are named by the values they differ in; hydra.sweep.dir=PATH chooses where they are.")
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
+    of_sweep = first.settings if first is not None else None
+    for key in _OF_SWEEPS:
+        if len(axes.pop(key, [])) > 1:
+            raise UsageError(f"{key}: is about the whole sweep and has one value.")
+    if of_sweep is not None and of_sweep.jobs != "1" and not basic:
+        raise UsageError(f"jobs={of_sweep.jobs}: is for jobs that easgd runs itself; another launcher of Hydra's has a setting of its own for that.")
     if first is not None and first.choices.get("hydra/launcher") == "submitit_slurm" and shutil.which("sbatch") is None:
         raise UsageError("hydra/launcher=submitit_slurm: there is no sbatch on this machine, so no SLURM to hand jobs to; use hydra/launcher=basic.")
     continuous = next((o for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()), None)
     if continuous is not None and basic:
         raise UsageError(f"{continuous.input_line}: an interval has no end of values; write them out, or choose a sweeper that samples with hydra/sweeper=.")
     if continuous is not None:
-        return Plan(_root(axes, first), [], [], basic)
-    return _checked_plan(axes, composed, _root(axes, first), basic)
+        return _plan(axes, first, [], [], basic)
+    return _plan(axes, first, *_checked(axes, composed), basic)
 
 
-def _checked_plan(axes: dict[str, list[str]], composed: Compose, root: Path, basic: bool) -> Plan:
+def _plan(axes: dict[str, list[str]], first: Composed | None, members: list[Member], left_out: list[tuple[str, str]], basic: bool) -> Plan:
+    fixed = {key: values[0] for key, values in axes.items() if len(values) == 1 and running.own(values)}
+    varying = sorted(key for key, values in axes.items() if len(values) > 1)
+    name, jobs = (first.settings.sweep, first.settings.jobs) if first is not None else (None, "1")
+    root = _root(axes, first) if name is None else Path("runs", "sweeps", _name(name))
+    return Plan(root, fixed, varying, name is not None, jobs, members, left_out, basic)
+
+
+def _name(name: str) -> str:
+    if name != rundir.clean(name) or name.startswith("."):
+        raise UsageError(f"sweep={name}: is the name of a directory, of letters, digits and =,._- only.")
+    return name
+
+
+def _checked(axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member], list[tuple[str, str]]]:
+    """The jobs that can run, and the combinations that cannot, each with the reason. Raises UsageError for what is wrong by itself."""
     combinations = [list(words) for words in itertools.product(*axes.values())]
     varying = {key for key, values in axes.items() if len(values) > 1}
     checks = _Checks(composed)
@@ -87,12 +118,13 @@ def _checked_plan(axes: dict[str, list[str]], composed: Compose, root: Path, bas
         settings = checks.settings(words)
         if isinstance(settings, str) or checks.deep(words):
             continue
+        settings = replace(settings, sweep=None, jobs=Settings.jobs)  # which an experiment may have given
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or running.own(words)
         name = rundir.named_by(swept) or "default"
         if any(m.name == name for m in members):
             name = f"{name}-{rundir.digest(swept)}"
         members.append(Member(words, name, settings))
-    return Plan(root, members, [(" ".join(running.own(combinations[i])), sentence) for i, sentence in fails.items()], basic)
+    return members, [(" ".join(running.own(combinations[i])), sentence) for i, sentence in fails.items()]
 
 
 class _Checks:

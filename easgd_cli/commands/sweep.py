@@ -1,4 +1,4 @@
-"""`easgd train -m`: the jobs of a plan one after another, each in a directory of its own, and a table of how each ended.
+"""`easgd train -m`: the jobs of a plan, one after another or side by side, each in a directory of its own, and a table of how each ended.
 
 Sweepers and launchers of Hydra's other than its basic ones are left to Hydra, after the same checks.
 """
@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from easgd_cli import build, interruption, rundir
-from easgd_cli.commands import arguments, compose, configs, running
+from easgd_cli.commands import arguments, compose, configs, packing, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.plan import Member, Plan
 from easgd_cli.config import Settings
@@ -30,6 +30,7 @@ from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 
+_ENDED = ("completed", "diverged", "running elsewhere")  # for this sweep
 _GO_ON = "to go on with it, give the same command again."
 
 
@@ -51,6 +52,9 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         print(f"easgd: left out: {words}. {sentence}", file=sys.stderr)
     _warn_ineffective(plan.members)
     root = plan.root
+    if plan.named:
+        _refuse_another(plan)
+    lanes = packing.lanes(plan.jobs, [m.settings for m in plan.members]) if plan.basic else []
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -60,17 +64,11 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         return _left_to_hydra(plan, asked)
     from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
 
-    print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}", flush=True)
-    rows: list[_Row] = []
-    code = 0
+    side = f", {len(lanes)} at a time" if len(lanes) > 1 else ""
+    print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}{side}", flush=True)
     with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")):
-        for number, member in enumerate(plan.members, 1):
-            print(f"\n[{number}/{len(plan.members)}] {member.name}", flush=True)
-            row, code = _run_one(root, member, asked, command)
-            rows.append(row)
-            if row.status == "interrupted":
-                rows += [_Row(m.name, "not started") for m in plan.members[number:]]
-                break
+        board = Board(plan, command)
+        rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, command, board)
     print()
     show_sweep([(r.name, r.status, r.summary, r.reason) for r in rows])
     print(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}", flush=True)
@@ -80,12 +78,124 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     return 1 if any(r.status == "failed" for r in rows) else 0
 
 
+def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[list[_Row], int]:
+    """The jobs one after another in this process, each with its live view."""
+    rows: list[_Row] = []
+    code = 0
+    for number, member in enumerate(plan.members, 1):
+        print(f"\n[{number}/{len(plan.members)}] {member.name}", flush=True)
+        board.note(member.name, "running", pid=os.getpid())
+        row, code = _run_one(plan.root, member, asked, command)
+        board.note(member.name, row.status, reason=row.reason)
+        rows.append(row)
+        if row.status == "interrupted":
+            rows += [_Row(m.name, "not started") for m in plan.members[number:]]
+            break
+    return rows, code
+
+
+def _side_by_side(plan: Plan, lanes: list[set[int]], asked: Arguments, board: Board) -> tuple[list[_Row], int]:
+    """The jobs in processes of their own, as many at a time as there are `lanes`, each told of in a line when it begins and ends."""
+    members = {m.name: m for m in plan.members}
+    numbers = {name: f"[{n}/{len(members)}] {name}" for n, name in enumerate(members, 1)}
+    places: dict[str, Path] = {}
+    rows: dict[str, _Row] = {}
+
+    def known(name: str, row: _Row) -> None:
+        rows[name] = row
+        board.note(name, row.status, reason=row.reason)
+
+    def begin(name: str) -> packing.Command | None:
+        path, status = _place(plan.root / name, members[name].settings)
+        places[name] = path
+        if status in _ENDED:
+            print(f"{numbers[name]}: {status if status == 'running elsewhere' else 'already done'}", flush=True)
+            known(name, _Row(name, str(status), rundir.summary_of(path)))
+            return None
+        words = ["--config-name", asked.config_name, *(w for w in members[name].overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode=")))]
+        new = [*words, f"hydra.run.dir={arguments.quote(str(path))}", "hydra.mode=RUN"]
+        return packing.Command(new if status is None else [f"resume={path}"], _log(plan.root, name))
+
+    def begun(name: str, pid: int) -> None:
+        print(f"{numbers[name]}: begun", flush=True)
+        board.note(name, "running", pid=pid)
+
+    def ended(name: str, code: int) -> None:
+        path = places[name]
+        summary = rundir.summary_of(path)
+        status = summary.get("status", "failed") if code == 0 else "interrupted" if code in (130, 143) else "failed"
+        killed = f"its process was killed by signal {-code}" if code < 0 else None
+        reason = killed or packing.said_last(_log(plan.root, name)) if status == "failed" else None
+        known(name, _Row(name, status, summary, reason))
+        error = (summary.get("center") or {}).get("test_error")
+        result = f": {reason}" if reason else f", test error {error:.2f} %" if error is not None else ""
+        print(f"{numbers[name]}: {status}{result}", flush=True)
+
+    number = packing.run(list(members), lanes, begin, begun, ended)
+    for name in members:
+        rows.setdefault(name, _Row(name, "not started"))
+    return [rows[name] for name in members], 0 if number is None else 128 + number
+
+
+def _log(root: Path, name: str) -> Path:
+    """What a job that runs beside others prints."""
+    return root / "logs" / f"{name}.log"
+
+
+class Board:
+    """sweep.json: what a sweep is made of and how each of its jobs stands, written anew at every change.
+
+    A job is queued, running (with its process number), completed, diverged, failed (with the reason) or interrupted. Jobs of
+    an earlier start with other values stay in it.
+    """
+
+    def __init__(self, plan: Plan, command: str):
+        self._path = plan.root / "sweep.json"
+        jobs: dict[str, Any] = _read(self._path).get("jobs") or {}
+        for member in plan.members:
+            jobs[member.name] = {"status": "queued"}
+        self._content: dict[str, Any] = {"command": command, "fixed": plan.fixed, "swept": plan.varying, "jobs": jobs}
+        self._write()
+
+    def note(self, name: str, status: str, **facts: Any) -> None:
+        self._content["jobs"][name] = {"status": status} | {key: value for key, value in facts.items() if value is not None}
+        self._write()
+
+    def _write(self) -> None:
+        beside = self._path.with_name(f".sweep.json.{os.getpid()}")
+        with suppress(OSError):  # the runs' own records are what counts
+            beside.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
+            os.replace(beside, self._path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _refuse_another(plan: Plan) -> None:
+    """Refuses a name that a sweep of other settings has: its runs would not be comparable. More values of what is swept are welcome."""
+    before = _read(plan.root / "sweep.json")
+    if not before:
+        return
+    given = f"sweep={plan.root.name}"
+    had, swept = before.get("fixed", {}), before.get("swept", [])
+    for key in sorted({*had, *plan.fixed, *swept, *plan.varying}):
+        then = f"{key} was swept" if key in swept else f"it had {had[key]}" if key in had else f"it had no {key}="
+        now = f"{key} is swept" if key in plan.varying else plan.fixed.get(key, f"there is no {key}=")
+        if (key in swept, had.get(key)) != (key in plan.varying, plan.fixed.get(key)):
+            raise UsageError(f"{given}: is the name of another sweep, where {then}, and now {now}; choose another name, or leave the settings as they were.")
+
+
 def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tuple[_Row, int]:
     """One job, whatever becomes of it."""
     path, status = _place(root / member.name, member.settings)
-    if status in ("completed", "diverged", "running elsewhere"):
+    if status in _ENDED:
         print(f"{status if status == 'running elsewhere' else 'already done'}: {path}", flush=True)
-        return _Row(path.name, status, rundir.summary_of(path)), 0
+        return _Row(member.name, status, rundir.summary_of(path)), 0
     try:
         with running.unchanged_process():
             if status is not None:
@@ -100,7 +210,7 @@ def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tupl
         outcome = Outcome("failed", 1, {}, f"{type(e).__name__}: {e}")
     if outcome.status == "failed":
         print(f"easgd: {outcome.reason}", file=sys.stderr, flush=True)
-    return _Row(path.name, outcome.status, outcome.summary, outcome.reason), outcome.exit_code
+    return _Row(member.name, outcome.status, outcome.summary, outcome.reason), outcome.exit_code
 
 
 def _place(path: Path, settings: Settings) -> tuple[Path, str | None]:
@@ -111,7 +221,7 @@ def _place(path: Path, settings: Settings) -> tuple[Path, str | None]:
     wanted = yaml.safe_load(yaml.safe_dump(asdict(settings)))
     for candidate in rundir.candidates(path):
         if not candidate.exists():
-            return path, None
+            return candidate, None
         if rundir.config_of(candidate) != wanted:
             continue
         try:
@@ -155,7 +265,7 @@ def _warn_ineffective(members: list[Member]) -> None:
 
 
 def _left_to_hydra(plan: Plan, asked: Arguments) -> int:
-    words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode=", "sweep=", "jobs="))]
     with running.unchanged_process(), interruption.raised():
         sys.argv = ["easgd", "--config-name", asked.config_name, "--multirun", *words, f"hydra.sweep.dir={arguments.quote(str(plan.root.absolute()))}"]
         os.environ["HYDRA_FULL_ERROR"] = "1"
