@@ -79,6 +79,10 @@ MISTAKES = [
     ("tuning=foo", ["tuning=foo: there is no setting tuning"]),
     ("schedule=stepwise", ["schedule=stepwise needs schedule.milestones"]),
     ("schedule=stepwise schedule.milestones=5", ["schedule.milestones=5: must be a list"]),
+    ("dataset=mnist steps=9", ["There is no default eta for algo=easgd with dataset=mnist: write eta="]),
+    ("dataset=fashion_mnist eta=0.1", ["There is no default length", "write steps=, epochs= or minutes="]),
+    ("dataset=cifar100 dataset.download=false", ["dataset.root=data: there is no data/cifar-100-python", "dataset.download=true fetches CIFAR-100"]),
+    ("dataset=mnist dataset.download=false eta=0.1 steps=99", ["dataset.root=data: there is no data/MNIST", "dataset.download=true fetches MNIST"]),
     ("model=torchvision dataset=synthetic", ["model=torchvision needs model.name", "write model.name="]),
     ("model=torchvision model.name=resent18 dataset=synthetic", ["model.name=resent18: is no net of torchvision; did you mean resnet18"]),
     ("model=torchvision model.name=resnet18", ["model.name=resnet18: takes images of 3 channels, and these have 1"]),
@@ -200,7 +204,7 @@ def composed(*overrides: str) -> Settings:
         return job(overrides).settings
 
 
-@pytest.mark.parametrize("dataset", ["digits", "cifar10", "synthetic"])
+@pytest.mark.parametrize("dataset", ["digits", "cifar10", "cifar100", "synthetic"])
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour", "sgd", "msgd"])
 def test_every_method_has_defaults_for_every_data_set(algo: str, dataset: str) -> None:
     s = composed(f"algo={algo}", f"dataset={dataset}")
