@@ -23,11 +23,13 @@ ROWS = 20
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def kind(request, monkeypatch):
-    """One of the two with 20 images in each file: how to load it, how it is laid out, its files of images and its names."""
+    """One of the two with 20 images in each file: how to load it, how it is laid out, its files of images, its labels' key and its names."""
     module, load = {"cifar10": (cifar10, cifar10.cifar10), "cifar100": (cifar100, cifar100.cifar100)}[request.param]
     layout = replace(module.LAYOUT, train_rows=ROWS, test_rows=ROWS)
     monkeypatch.setattr(module, "LAYOUT", layout)
-    return SimpleNamespace(load=load, layout=layout, files=[*layout.train, layout.test], names=[f"class {i}" for i in range(layout.classes)])
+    labels = {"cifar10": "labels", "cifar100": "fine_labels"}[request.param]
+    names = [f"class {i}" for i in range(layout.classes)]
+    return SimpleNamespace(load=load, layout=layout, files=[*layout.train, layout.test], labels=labels, names=names)
 
 
 def content(kind, number: int) -> tuple[np.ndarray, list[int]]:
@@ -38,7 +40,7 @@ def content(kind, number: int) -> tuple[np.ndarray, list[int]]:
 def as_dict(kind, data, labels) -> dict[str, object]:
     """What a file of images holds: in CIFAR-100's also the coarse labels, which are not to be taken for the classes."""
     rest = {"coarse_labels": [n // 5 for n in labels], "filenames": [f"{n}.png" for n in labels]} if kind.layout.classes == 100 else {}
-    return {**rest, "data": data, kind.layout.labels: labels}
+    return {**rest, "data": data, kind.labels: labels}
 
 
 def as_python_2_wrote_it(key: str, data: np.ndarray, labels: list[int]) -> bytes:
@@ -101,7 +103,7 @@ def test_a_copy_is_read_in_whatever_protocol_it_was_pickled(kind, root):
 
 def test_files_as_python_2_wrote_them_are_read(kind, root):
     for number, name in enumerate(kind.files):
-        (root / kind.layout.folder / name).write_bytes(as_python_2_wrote_it(kind.layout.labels, *content(kind, number)))
+        (root / kind.layout.folder / name).write_bytes(as_python_2_wrote_it(kind.labels, *content(kind, number)))
     assert_is_the_set(kind, kind.load(str(root), download=False, verify=False))
 
 
