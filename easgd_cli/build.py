@@ -92,11 +92,12 @@ def model(s: Settings, images: Images) -> nn.Module:
     offered = {"num_classes": images.num_classes, "input_shape": images.input_shape}
     with seeded(s.seed, INIT):
         net = make("model", s.model, offered)
-    check_model(net, s.model["name"], images, s.batch_size)
+    check_model(net, written("model", s.model), images, s.batch_size)
     if s.init is not None:
         state = _state_dict(s.init)
+        _check_outputs(net, state, s, images.num_classes)
         Flat(net).load(state, f"init={s.init}")
-        net.load_state_dict(state)
+        net.load_state_dict(dict(state))  # without the versions of layers that came with it: names and shapes have been checked
         net.zero_grad(set_to_none=True)
     return net
 
@@ -200,6 +201,18 @@ def _state_dict(path: str) -> dict[str, Any]:
     return content
 
 
+def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_classes: int) -> None:
+    """Refuses a file of parameters of the same net with another number of classes."""
+    others = {name: (getattr(state[name], "shape", own.shape), own.shape) for name, own in net.state_dict().items() if name in state}
+    others = {name: shapes for name, shapes in others.items() if shapes[0] != shapes[1]}
+    if others and all(theirs[1:] == own[1:] and own[:1] == (num_classes,) for theirs, own in others.values()):
+        name, (theirs, own) = next(iter(others.items()))
+        raise UsageError(
+            f"init={s.init}: {name} is {list(theirs)} in the file and {list(own)} in the net: the file is of a net for {theirs[0]} classes, and "
+            f"dataset={s.dataset['name']} has {num_classes}; put a last layer of that size into the file, or use a data set with {theirs[0]} classes."
+        )
+
+
 def _check_memory(s: Settings, rules: Method, start: Tensor, images: Images | None, on_cpu: int) -> None:
     """Refuses a run that cannot fit: its vectors, batches of the workers `on_cpu`, and the copy of the data set that they share.
 
@@ -237,13 +250,15 @@ def _gib(count: int) -> str:
 def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
     """Calls the maker named by `spec["target"]` with the options of `spec` and what it asks for of `offered`.
 
+    The name of the option itself is one of its options if the maker has a parameter `name`, as torchvision's nets do.
+
     Raises UsageError when the maker cannot be found, an option is unknown or of the wrong type, one is missing, or
     the maker itself raises ValueError.
     """
     maker = locate(group, spec["target"])
-    options = {k: v for k, v in spec.items() if k not in ("name", "target")}
     given: dict[str, Any] = {}
     parameters = signature(maker)
+    options = {k: v for k, v in spec.items() if k != "target" and (k != "name" or k in parameters)}
     for key, value in options.items():
         if key not in parameters:
             near = difflib.get_close_matches(key, parameters, 1)
@@ -255,7 +270,7 @@ def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
         if key in offered:
             given[key] = offered[key]
         elif parameter.default is inspect.Parameter.empty:
-            raise UsageError(f"{group}={spec['name']} needs {group}.{key}, and no value was given.")
+            raise UsageError(f"{written(group, spec)} needs {group}.{key}, and no value was given.")
     try:
         return maker(**given)
     except ValueError as e:
@@ -265,12 +280,17 @@ def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
     except (Exception, SystemExit) as e:
         if _own(spec):
             raise
-        raise UsageError(f"{group}={spec['name']}: calling it raised {_raised(e)}.") from e
+        raise UsageError(f"{written(group, spec)}: calling it raised {_raised(e)}.") from e
 
 
 def _own(spec: Group) -> bool:
     """Whether the maker is the package's, so that what it raises is a defect of ours."""
     return bool(spec["target"].startswith("easgd_cli."))
+
+
+def written(group: str, spec: Group) -> str:
+    """What a user writes to choose it: `model=small`, or `model.name=resnet18` where the maker takes the name."""
+    return f"{group}{'.name' if 'name' in signature(locate(group, spec['target'])) else ''}={spec['name']}"
 
 
 def example(group: str) -> str:

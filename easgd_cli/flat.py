@@ -83,21 +83,24 @@ class Flat:
     def load(self, state: Mapping[str, Tensor], source: str = "init") -> Tensor:
         """The vector [size] that `state` holds; its buffers and frozen parameters are copied into the model.
 
+        Batch norms' counts of batches may be lacking, as in files older than they are, torchvision's among them; torch admits it, too.
         Raises UsageError, beginning with `source`, when names are missing or unexpected, or a shape is another.
         """
         own = self._named()
         names = {name for name, _ in own}
-        missing, unexpected = sorted(names - state.keys()), sorted(str(k) for k in state.keys() - names)
+        missing = sorted(name for name in names - state.keys() if not name.endswith("num_batches_tracked"))
+        unexpected = sorted(str(k) for k in state.keys() - names)
         if missing:
             also = f" and has {_some(unexpected)}, which the model does not know" if unexpected else ""
             raise UsageError(f"{source}: lacks {_some(missing)}{also}; it must be a state_dict of this model.")
         if unexpected:
             raise UsageError(f"{source}: has {_some(unexpected)}, which the model does not know; it must be a state_dict of this model.")
+        own = [(name, tensor) for name, tensor in own if name in state]
         for name, tensor in own:
             if not isinstance(state[name], Tensor):
                 raise UsageError(f"{source}: {name} is a {type(state[name]).__name__}, where the model has a tensor of shape {tuple(tensor.shape)}.")
             if state[name].shape != tensor.shape:
-                raise UsageError(f"{source}: {name} has shape {tuple(state[name].shape)}, where the model has {tuple(tensor.shape)}.")
+                raise UsageError(f"{source}: {name} is {list(state[name].shape)} in the file and {list(tensor.shape)} in the model.")
         vector = torch.empty(self.size, dtype=self.dtype, device=self.device)
         values = self._split(vector)
         with torch.no_grad():

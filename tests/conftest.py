@@ -1,9 +1,13 @@
-"""What the tests of the command line share: a directory of their own, and a launcher that only notes what it was asked for."""
+"""What tests share: of the command line a directory of their own and a launcher that only notes what it was asked for; of data a local server."""
 
 from __future__ import annotations
 
+import functools
+import http.server
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +89,26 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
 def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and model are not loaded, for tests of what comes before and after."""
     monkeypatch.setattr(build, "prepare", lambda settings: SimpleNamespace(steps=settings.steps if settings.steps is not None else settings.default_steps))
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
+    """A function that offers the files of a directory on this machine, for as long as the test lasts, and tells the address."""
+    monkeypatch.setenv("no_proxy", "*")
+    with ExitStack() as stack:
+
+        def serve(folder: Path) -> str:
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))))
+            stack.callback(server.shutdown)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            return f"http://127.0.0.1:{server.server_port}/"
+
+        yield serve
 
 
 def leave_checkpoint(run_dir: Path, step: int, seconds: float = 1.5, exchanges: int = 3) -> Path:

@@ -79,6 +79,14 @@ MISTAKES = [
     ("tuning=foo", ["tuning=foo: there is no setting tuning"]),
     ("schedule=stepwise", ["schedule=stepwise needs schedule.milestones"]),
     ("schedule=stepwise schedule.milestones=5", ["schedule.milestones=5: must be a list"]),
+    ("dataset=mnist steps=9", ["There is no default eta for algo=easgd with dataset=mnist: write eta="]),
+    ("dataset=fashion_mnist eta=0.1", ["There is no default length", "write steps=, epochs= or minutes="]),
+    ("dataset=cifar100 dataset.download=false", ["dataset.root=data: there is no data/cifar-100-python", "dataset.download=true fetches CIFAR-100"]),
+    ("dataset=mnist dataset.download=false eta=0.1 steps=99", ["dataset.root=data: there is no data/MNIST", "dataset.download=true fetches MNIST"]),
+    ("model=torchvision dataset=synthetic", ["model=torchvision needs model.name", "write model.name="]),
+    ("model=torchvision model.name=resent18 dataset=synthetic", ["model.name=resent18: is no net of torchvision; did you mean resnet18"]),
+    ("model=torchvision model.name=resnet18", ["model.name=resnet18: takes images of 3 channels, and these have 1"]),
+    ("model.name=resnet18", ["model.name=resnet18: model=small takes no name; write model=NAME"]),
     ("init=nofile.pt", ["init=nofile.pt: there is no such file"]),
     ("device=tpu", ["device=tpu: is auto, cpu, cuda"]),
     ("device=cuda:7,cuda:8", ["device=cuda:7,cuda:8: this machine shows"]),
@@ -196,7 +204,7 @@ def composed(*overrides: str) -> Settings:
         return job(overrides).settings
 
 
-@pytest.mark.parametrize("dataset", ["digits", "cifar10", "synthetic"])
+@pytest.mark.parametrize("dataset", ["digits", "cifar10", "cifar100", "synthetic"])
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour", "sgd", "msgd"])
 def test_every_method_has_defaults_for_every_data_set(algo: str, dataset: str) -> None:
     s = composed(f"algo={algo}", f"dataset={dataset}")
@@ -416,6 +424,41 @@ def test_a_users_own_method_model_and_data_bring_their_settings(easgd: Easgd, la
     assert "algo.mu=high: must be a number" in easgd(*words, "model.hidden=7", "algo.mu=high").err
     assert "algo.mu=2.0: at most 1." in easgd(*words, "model.hidden=7", "algo.mu=2").err
     assert "mine has no Mien; did you mean mine:Mine?" in easgd("train", "algo=mine:Mien").err
+
+
+def test_a_net_of_torchvision_is_chosen_by_its_name(easgd: Easgd, launcher: Launcher) -> None:
+    words = ["train", "dataset=synthetic", "dataset.train=100", "dataset.test=100", "steps=20"]
+    said = easgd("train", "-m", *words[1:], "model=torchvision", "model.name=shufflenet_v2_x0_5,squeezenet1_1")
+    assert said.status == 0, said.err
+    assert [job.settings.model["name"] for job in launcher.jobs] == ["shufflenet_v2_x0_5", "squeezenet1_1"]
+    assert [job.run_dir.name for job in launcher.jobs] == ["model.name=shufflenet_v2_x0_5", "model.name=squeezenet1_1"]
+    assert launcher.jobs[0].settings.eta == composed("dataset=synthetic").eta, "rates are the data set's and the method's, whatever the net"
+    s = compose.resumed(str(launcher.jobs[0].run_dir / "config.yaml"), [], {})
+    assert s == launcher.jobs[0].settings
+    images = build.data(s)
+    assert sum(p.numel() for p in build.model(s, images).parameters()) == 352_042  # 341,792 and 10 outputs of 1,025 numbers each
+
+
+def test_parameters_are_read_from_a_file_with_what_batch_norms_have_seen(here: Path) -> None:
+    s = composed("dataset=synthetic", "dataset.train=20", "dataset.test=20", "model=torchvision", "model.name=resnet18", "init=net.pt")
+    images = build.data(s)
+    saved = build.model(replace(s, init=None, seed=5), images)
+    saved.bn1.running_mean.fill_(0.25)
+    saved.layer4[1].bn2.num_batches_tracked.fill_(9)
+    torch.save(saved.state_dict(), here / "net.pt")
+    read = build.model(s, images).state_dict()
+    assert all(torch.equal(value, read[name]) for name, value in saved.state_dict().items())
+    old = saved.state_dict()
+    for name in [name for name in old if name.endswith("num_batches_tracked")]:
+        del old[name]
+    torch.save(old, here / "net.pt")  # as torchvision's older files are
+    read = build.model(s, images).state_dict()
+    assert all(torch.equal(value, read[name]) for name, value in old.items())
+    thousand = build.model(replace(s, init=None), replace(images, num_classes=1000))
+    torch.save(thousand.state_dict(), here / "net.pt")
+    sentence = r"init=net.pt: fc.weight is \[1000, 512\] in the file and \[10, 512\] in the net: .* 1000 classes, and dataset=synthetic has 10"
+    with pytest.raises(UsageError, match=sentence):
+        build.model(s, images)
 
 
 OWN_PROBLEM = """

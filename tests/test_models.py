@@ -1,15 +1,19 @@
-"""The paper's net layer by layer, the digits' net, how nets begin, and which are refused."""
+"""The paper's nets layer by layer, the digits' net, linear layers, torchvision's nets, how nets begin, and which are refused."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from easgd_cli.data import vision
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
 from easgd_cli.models import check_model
 from easgd_cli.models.convnet7 import ConvNet7
+from easgd_cli.models.convnet11 import ConvNet11
 from easgd_cli.models.convnet_digits import ConvNetDigits
+from easgd_cli.models.mlp import MLP
+from easgd_cli.models.torchvision import classifier
 from easgd_cli.randomness import INIT, seeded
 
 
@@ -68,13 +72,117 @@ def test_gradients_of_convnet7_equal_those_of_the_drawn_order():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_convnet11_has_the_papers_layers():
+    printed = "(3,221)C(96,108)P(96,36)C(256,32)P(256,16)C(384,14)C(384,13)C(256,12)P(256,6)D(4096,1)D(4096,1)S(1000,1)"
+    with torch.device("meta"):
+        net, x = ConvNet11().eval(), torch.zeros(2, 3, 221, 221)
+    assert sum(p.numel() for p in net.parameters()) == 61_128_808
+    drawn = f"({x.shape[1]},{x.shape[2]})"
+    for layer in net.features:
+        assert x.shape[2] == x.shape[3]
+        x = layer(x)
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            drawn = f"{drawn}{'C' if isinstance(layer, nn.Conv2d) else 'P'}({x.shape[1]},{x.shape[2]})"
+    for letter, layer in zip("DDS", (m for m in net.classifier if isinstance(m, nn.Linear)), strict=True):
+        drawn = f"{drawn}{letter}({layer.out_features},1)"
+    assert drawn == printed
+
+
+def test_convnet11_computes_what_the_paper_draws():
+    """ReLU on every inner layer, before pooling as drawn, and dropout on the outputs of both D layers after their ReLU."""
+    net = ConvNet11(input_shape=(3, 101, 113), num_classes=5).eval()
+    c1, c2, c3, c4, c5, d1, d2, s = layers_with_parameters(net)
+    x = torch.rand(2, 3, 101, 113)
+
+    def drawn(dropout):
+        y = F.max_pool2d(F.relu(c1(x)), 3)
+        y = F.max_pool2d(F.relu(c2(y)), 2)
+        y = F.max_pool2d(F.relu(c5(F.relu(c4(F.relu(c3(y)))))), 2).flatten(1)
+        return s(dropout(F.relu(d2(dropout(F.relu(d1(y)))))))
+
+    torch.testing.assert_close(net(x), drawn(lambda y: y))
+    net.train()
+    torch.manual_seed(3)
+    dropped = net(x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(dropped, drawn(lambda y: F.dropout(y, 0.5)))
+    assert all(bool((layer.bias == 0.1).all()) for layer in layers_with_parameters(net))
+    bound = (96 * 25) ** -0.5
+    assert 0.99 * bound < float(c2.weight.detach().abs().max()) <= bound
+
+
+def test_linear_layers_compute_what_is_asked_for():
+    net = MLP(input_shape=(2, 3, 4), num_classes=5, hidden=(7, 6), dropout=0.25)
+    first, second, last = layers_with_parameters(net)
+    assert [sum(p.numel() for p in m.parameters()) for m in (first, second, last)] == [24 * 7 + 7, 7 * 6 + 6, 6 * 5 + 5]
+    x = torch.rand(9, 2, 3, 4)
+    torch.manual_seed(3)
+    dropped = net(x)
+    torch.manual_seed(3)
+    y = F.dropout(F.relu(first(x.flatten(1))), 0.25)
+    torch.testing.assert_close(dropped, last(F.dropout(F.relu(second(y)), 0.25)))
+    linear = MLP(input_shape=(2, 3, 4), num_classes=5, hidden=())
+    [only] = layers_with_parameters(linear)
+    torch.testing.assert_close(linear(x), F.linear(x.flatten(1), only.weight, only.bias))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet18", 11_689_512), ("resnet50", 25_557_032), ("vgg11_bn", 132_868_840), ("alexnet", 61_100_840), ("mobilenet_v2", 3_504_872),
+        ("densenet121", 7_978_856), ("googlenet", 6_624_904), ("swin_t", 28_288_354), ("vit_b_16", 86_567_656), ("maxvit_t", 30_919_624),
+    ],
+)  # fmt: skip
+def test_torchvisions_nets_have_the_published_numbers_of_parameters(name, parameters):
+    with torch.device("meta"):
+        net = classifier(name, (3, 224, 224), 1000)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert vision.torchvision().models.get_model_weights(name).DEFAULT.meta["num_params"] == parameters
+
+
+def test_inception_is_the_published_net_without_its_second_head():
+    with torch.device("meta"):
+        both = vision.torchvision().models.inception_v3(init_weights=False)
+        net = classifier("inception_v3", (3, 299, 299), 1000)
+    assert sum(p.numel() for p in both.parameters()) == 27_161_264
+    assert sum(p.numel() for p in net.parameters()) == 27_161_264 - sum(p.numel() for p in both.AuxLogits.parameters())
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnet18", 28), ("googlenet", 28), ("inception_v3", 75), ("vit_b_32", 32), ("shufflenet_v2_x0_5", 32)])
+def test_torchvisions_nets_fit_the_data(name, side):
+    check_model(classifier(name, (3, side, side), 7), f"model.name={name}", images((3, side, side), 7), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sentence"),
+    [
+        ("resnet81", (3, 28, 28), r"model.name=resnet81: is no net of torchvision; did you mean resnet18"),
+        ("zzz", (3, 28, 28), r"model.name=zzz: is no net of torchvision; did you mean resnet18 or"),
+        ("fasterrcnn_resnet50_fpn", (3, 28, 28), r"fasterrcnn_resnet50_fpn: is not for classification, .* did you mean .*resnet50"),
+        ("resnet18", (1, 28, 28), r"model.name=resnet18: takes images of 3 channels, and these have 1; model=small, .* or use a data set in colour"),
+        ("vit_b_16", (3, 28, 28), r"model.name=vit_b_16: cannot be built for images of 28x28: .*indivisible"),
+        ("vit_b_16", (3, 32, 48), r"model.name=vit_b_16: takes square images, and these are 32x48"),
+        ("maxvit_t", (3, 28, 28), r"model.name=maxvit_t: cannot be built for images of 28x28: .*not divisible by partition size 7"),
+    ],
+)
+def test_what_torchvision_does_not_have_or_cannot_take_is_told(name, shape, sentence):
+    with pytest.raises(ValueError, match=sentence) as e:
+        classifier(name, shape, 10)
+    assert "\n" not in str(e.value)
+
+
+def test_a_net_for_larger_images_is_refused_in_a_sentence():
+    with pytest.raises(UsageError, match=r"model.name=densenet121: does not take the images of this data set, 3x28x28 .*: RuntimeError: .*too small"):
+        check_model(classifier("densenet121", (3, 28, 28), 10), "model.name=densenet121", images((3, 28, 28), 10), 2)
+
+
 def test_the_digits_net_has_13706_parameters():
     net = ConvNetDigits()
     assert [sum(p.numel() for p in m.parameters()) for m in layers_with_parameters(net)] == [160, 4640, 8256, 650]
     assert net(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
 
 
-@pytest.mark.parametrize("net", [ConvNet7, ConvNetDigits])
+@pytest.mark.parametrize("net", [ConvNet7, ConvNetDigits, MLP])
 def test_nets_begin_uniform_with_zero_biases(net):
     with seeded(1, INIT):
         made = net()
@@ -90,7 +198,7 @@ def test_nets_begin_uniform_with_zero_biases(net):
     ("net", "shape", "classes"), [(ConvNet7, (1, 32, 40), 7), (ConvNet7, (3, 24, 24), 2), (ConvNetDigits, (3, 28, 28), 100), (ConvNetDigits, (1, 6, 7), 2)]
 )
 def test_nets_fit_other_data(net, shape, classes):
-    check_model(net(input_shape=shape, num_classes=classes), "x", images(shape, classes), 2)
+    check_model(net(input_shape=shape, num_classes=classes), "model=x", images(shape, classes), 2)
 
 
 def test_nets_say_what_they_cannot_take():
@@ -98,8 +206,13 @@ def test_nets_say_what_they_cannot_take():
         ConvNet7(input_shape=(1, 8, 8))
     with pytest.raises(ValueError, match="model=small: takes images of at least 6x6, and these are 5x8"):
         ConvNetDigits(input_shape=(1, 5, 8))
-    with pytest.raises(ValueError, match=r"model.dropout=1.0"):
-        ConvNet7(dropout=1.0)
+    with pytest.raises(ValueError, match="model=convnet11: takes images of at least 101x101, and these are 100x221; model=convnet7"):
+        ConvNet11(input_shape=(3, 100, 221))
+    with pytest.raises(ValueError, match=r"model.hidden=\[8, 0\]: widths are whole numbers of at least 1"):
+        MLP(hidden=(8, 0))
+    for net in (ConvNet7, ConvNet11, MLP):
+        with pytest.raises(ValueError, match=r"model.dropout=1.0"):
+            net(dropout=1.0)
 
 
 def test_the_same_seed_gives_the_same_net_and_leaves_no_trace():
@@ -154,7 +267,7 @@ class InTraining(nn.Module):
         (7, "model=x: made a int, which is not a torch.nn.Module"),
         (nn.Flatten(), "model=x: has no trainable parameters"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "model=x: has lazy layers"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), "model=x: does not take images 1x6x6 of data: RuntimeError: mat1 and mat2"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), "model=x: does not take the images of this data set, 1x6x6 .*: RuntimeError: mat1 and mat2"),
         (nn.Sequential(nn.Flatten(), nn.Linear(36, 4)), r"model=x: turned images \[2, 1, 6, 6\] into \[2, 4\]; with 3 classes it must be \[2, 3\]"),
         (Says(torch.full((2, 3), torch.nan)), "model=x: its outputs at the start are not finite"),
         (Says((torch.zeros(2, 3),)), "model=x: returned a tuple"),
@@ -162,14 +275,14 @@ class InTraining(nn.Module):
 )
 def test_models_that_do_not_fit_are_refused(net, sentence):
     with pytest.raises(UsageError, match=sentence):
-        check_model(net, "x", images(), 2)
+        check_model(net, "model=x", images(), 2)
 
 
 def test_a_trial_leaves_the_model_and_the_generator_alone():
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(36, 3)).train()
     state = {k: v.clone() for k, v in net.state_dict().items()}
     data, before = images(), torch.random.get_rng_state()
-    check_model(net, "x", data, 2)
+    check_model(net, "model=x", data, 2)
     assert net.training and all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -177,6 +290,6 @@ def test_a_trial_leaves_the_model_and_the_generator_alone():
 def test_a_trial_takes_no_more_images_than_a_batch_has():
     """One value a channel is too few for batch norm in training, and two are not."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3))
-    check_model(net, "x", images(), 2)
+    check_model(net, "model=x", images(), 2)
     with pytest.raises(UsageError, match="model=x: fails in training mode, on 1 image, though not in evaluation: ValueError"):
-        check_model(net, "x", images(), 1)
+        check_model(net, "model=x", images(), 1)

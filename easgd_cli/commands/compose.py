@@ -70,6 +70,7 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
     with open_dict(plain):
         del plain["hydra"]
     settings = typed(plain, overrides, choices)
+    _refuse_labels(settings, overrides, choices)
     try:
         multirun = hydra.mode is not None and hydra.mode.name == "MULTIRUN"
         swept = {str(k): str(v) for k, v in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items()}
@@ -188,6 +189,17 @@ def _sentence(e: BaseException, overrides: Sequence[str]) -> str:
     if refused := re.match(r"Could not override '([^'@]+)", str(e)):
         return _no_setting(refused[1], overrides, _all_keys())
     return f"{_first_line(e)}."
+
+
+def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[str, str | None]) -> None:
+    """Refuses `model.name=` and the like for all but makers that take a name: for others it would be a label that misleads."""
+    for line in overrides:
+        group, _, key = line.partition("=")[0].lstrip("+~").partition(".")
+        if group not in GROUPS or key != "name":
+            continue
+        target = getattr(settings, group)["target"]
+        if target is not None and "name" not in build.signature(build.locate(group, target)):
+            raise UsageError(f"{line}: {group}={choices.get(group)} takes no name; write {group}=NAME to choose another.")
 
 
 def _unknown(cause: Any, overrides: Sequence[str]) -> str:

@@ -32,7 +32,8 @@ def settings(group: str, option: str) -> dict[str, tuple[str, str]]:
         section = re.search(rf"^{group}:\n((?:  .*\n?)*)", text, re.MULTILINE)
         text = textwrap.dedent(section[1]) if section else ""
     found = {m[1]: (m[2].strip(), (m[3] or "").strip()) for m in re.finditer(r"^(\w+):([^#\n]*)(?:#(.*))?$", text, re.MULTILINE)}
-    return {key: (value.replace("???", ""), what) for key, (value, what) in found.items() if key not in ("name", "target", "defaults")}
+    given = {key for key, (value, _) in found.items() if key in ("name", "target", "defaults") and value != "???"}
+    return {key: (value.replace("???", ""), what) for key, (value, what) in found.items() if key not in given}
 
 
 def defaults() -> dict[str, str | None]:

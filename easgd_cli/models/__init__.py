@@ -15,28 +15,27 @@ from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
 
 
-def check_model(net: object, name: str, images: Images, batch_size: int) -> None:
-    """Measures and differentiates `net` on two images (one where `batch_size` is 1), and leaves it as it was.
+def check_model(net: object, written: str, images: Images, batch_size: int) -> None:
+    """Measures and differentiates `net`, chosen as `written`, on two images (one where `batch_size` is 1), and leaves it as it was.
 
-    Raises UsageError when what comes out is not one finite number a class and image, or has no gradient.
+    Raises UsageError, beginning with `written`, when what comes out is not one finite number a class and image, or has no gradient.
     """
     if not isinstance(net, nn.Module):
-        raise UsageError(f"model={name}: made a {type(net).__name__}, which is not a torch.nn.Module.")
+        raise UsageError(f"{written}: made a {type(net).__name__}, which is not a torch.nn.Module.")
     if "_parameters" not in vars(net):
-        raise UsageError(f"model={name}: its __init__ does not call super().__init__(), without which it is no torch.nn.Module; make that its first line.")
+        raise UsageError(f"{written}: its __init__ does not call super().__init__(), without which it is no torch.nn.Module; make that its first line.")
     if any(is_lazy(p) for p in net.parameters()):
         raise UsageError(
-            f"model={name}: has lazy layers, whose parameters do not exist yet; give the layers their sizes "
-            "(the model can ask for input_shape and num_classes)."
+            f"{written}: has lazy layers, whose parameters do not exist yet; give the layers their sizes (the model can ask for input_shape and num_classes)."
         )
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
-        raise UsageError(f"model={name}: has no trainable parameters; at least one must have requires_grad=True.")
+        raise UsageError(f"{written}: has no trainable parameters; at least one must have requires_grad=True.")
     was_training, before = net.training, torch.random.get_rng_state()
     buffers = {n: b.clone() for n, b in net.named_buffers()}  # training writes to them
     try:
-        _measure(net, name, images, trained[0])
-        _differentiate(net, name, images, trained[0], min(batch_size, 2))
+        _measure(net, written, images, trained[0])
+        _differentiate(net, written, images, trained[0], min(batch_size, 2))
     finally:
         net.train(was_training)
         net.zero_grad(set_to_none=True)
@@ -46,30 +45,30 @@ def check_model(net: object, name: str, images: Images, batch_size: int) -> None
                 b.copy_(buffers[n])
 
 
-def _measure(net: nn.Module, name: str, images: Images, like: Tensor) -> None:
+def _measure(net: nn.Module, written: str, images: Images, like: Tensor) -> None:
     batch, _ = next(images.evaluation_batches("test", 2, like.device, like.dtype))
     net.eval()
     try:
         with torch.no_grad():
             out = net(batch)
     except (Exception, SystemExit) as e:
-        raise UsageError(f"model={name}: does not take images {_by(images.input_shape)} of data: {_said(e)}") from e
-    _check_output(out, f"model={name}:", len(batch), images)
+        raise UsageError(f"{written}: does not take the images of this data set, {_by(images.input_shape)} (channels, rows, columns): {_said(e)}") from e
+    _check_output(out, f"{written}:", len(batch), images)
 
 
-def _differentiate(net: nn.Module, name: str, images: Images, like: Tensor, count: int) -> None:
+def _differentiate(net: nn.Module, written: str, images: Images, like: Tensor, count: int) -> None:
     some = torch.arange(count) % len(images.train_labels)
     batch, labels = next(images.evaluation_batches("train", count, like.device, like.dtype, some))
     net.train()
     try:
         out = net(batch)
     except (Exception, SystemExit) as e:
-        raise UsageError(f"model={name}: fails in training mode, on {count} image{'s' if count > 1 else ''}, though not in evaluation: {_said(e)}") from e
-    _check_output(out, f"model={name}: in training mode", count, images)
+        raise UsageError(f"{written}: fails in training mode, on {count} image{'s' if count > 1 else ''}, though not in evaluation: {_said(e)}") from e
+    _check_output(out, f"{written}: in training mode", count, images)
     try:
         F.cross_entropy(out, labels).backward()
     except Exception as e:
-        raise UsageError(f"model={name}: the gradient of its loss cannot be computed: {_said(e)}") from e
+        raise UsageError(f"{written}: the gradient of its loss cannot be computed: {_said(e)}") from e
 
 
 def _check_output(out: object, said: str, count: int, images: Images) -> None:
@@ -84,14 +83,14 @@ def _check_output(out: object, said: str, count: int, images: Images) -> None:
         raise UsageError(f"{said} its outputs at the start are not finite numbers.")
 
 
-def initialise(net: nn.Module) -> None:
-    """Weights uniform in +-1/sqrt(fan_in), biases 0: Torch's default of the paper's time, which prints only the biases."""
+def initialise(net: nn.Module, bias: float = 0.0) -> None:
+    """Weights uniform in +-1/sqrt(fan_in), Torch's default of the paper's time, which prints only the biases: 0, or 0.1 on ImageNet."""
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             bound = layer.weight[0].numel() ** -0.5
             nn.init.uniform_(layer.weight, -bound, bound)
             if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+                nn.init.constant_(layer.bias, bias)
 
 
 def _said(e: BaseException) -> str:

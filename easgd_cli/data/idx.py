@@ -1,0 +1,151 @@
+"""What MNIST and Fashion-MNIST share: four files of bytes with a short header, packed with gzip, as LeCun published them."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import urllib.error
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from easgd_cli.data.images import Images
+from easgd_cli.errors import UsageError
+
+_SIDE = 28
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One of the two, kept as torchvision keeps it: in `torchvisions`/raw, the files as published or unpacked, under its names."""
+
+    dataset: str  # the option
+    title: str
+    torchvisions: str  # the name of its folder and of its class in torchvision, which knows where it is published and with which checksums
+    classes: tuple[str, ...]
+    flip: bool  # whether a mirrored image is one of the same class
+    train_rows: int = 60_000  # images
+    test_rows: int = 10_000
+
+    @property
+    def files(self) -> dict[str, tuple[int, ...]]:
+        """Every file with the shape of what is in it: images and labels for training, images and labels for testing."""
+        return {
+            "train-images-idx3-ubyte": (self.train_rows, _SIDE, _SIDE),
+            "train-labels-idx1-ubyte": (self.train_rows,),
+            "t10k-images-idx3-ubyte": (self.test_rows, _SIDE, _SIDE),
+            "t10k-labels-idx1-ubyte": (self.test_rows,),
+        }
+
+
+def load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
+    """The set from its folder in `root`; `download` and `verify` as its own function says. Raises UsageError."""
+    try:
+        return _load(layout, root, download, verify)
+    except OSError as e:
+        raise UsageError(f"dataset.root={root}: {e.filename or layout.title} cannot be read: {e.strerror or e}.") from e
+
+
+def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
+    folder = Path(root).expanduser() / layout.torchvisions
+    if not folder.exists() and folder.absolute().parent.name == layout.torchvisions and (folder.parent / "raw").is_dir():
+        raise UsageError(f"dataset.root={root}: is the directory of the set itself; write dataset.root={folder.absolute().parent.parent}, which holds it.")
+    if not folder.exists() and download:
+        _download(layout, folder)
+    files = _files(layout, folder, root, download)
+    if verify:
+        _check_sums(layout, folder, files)
+    train, train_labels, test, test_labels = (_read(layout, files[name], shape) for name, shape in layout.files.items())
+    for name, labels in (("train-labels-idx1-ubyte", train_labels), ("t10k-labels-idx1-ubyte", test_labels)):
+        if int(labels.max()) >= len(layout.classes):
+            last = len(layout.classes) - 1
+            raise UsageError(f"dataset={layout.dataset}: {files[name]} is not {layout.title}'s: it has the label {int(labels.max())}, and the last is {last}.")
+    return Images(
+        train[:, None],
+        train_labels.to(torch.int64),
+        test[:, None],
+        test_labels.to(torch.int64),
+        num_classes=len(layout.classes),
+        classes=layout.classes,
+        flip=layout.flip,
+    )
+
+
+def _files(layout: Layout, folder: Path, root: str, download: bool) -> dict[str, Path]:
+    """Where each file is: as published where it is there, else unpacked."""
+    raw = folder / "raw"
+    files = {name: next((f for f in (raw / f"{name}.gz", raw / name) if f.is_file()), None) for name in layout.files}
+    missing = next((name for name, file in files.items() if file is None), None)
+    if missing and not folder.exists():
+        raise UsageError(
+            f"dataset.root={root}: there is no {folder}; dataset.download=true fetches {layout.title}, "
+            f"or say with dataset.root= which directory holds {layout.torchvisions}."
+        )
+    if missing:
+        again = f"move {folder} away and start again to download it" if download else "copy the whole directory again"
+        raise UsageError(f"dataset.root={root}: {raw} is incomplete: neither {missing}.gz nor {missing} is there; {again}.")
+    return {name: file for name, file in files.items() if file is not None}
+
+
+def _download(layout: Layout, folder: Path) -> None:
+    from easgd_cli.data import published
+    from easgd_cli.data.vision import torchvision
+
+    theirs, tools = getattr(torchvision().datasets, layout.torchvisions), torchvision().datasets.utils
+
+    def fetch(there: Path) -> None:
+        for name, md5 in theirs.resources:
+            for mirror in theirs.mirrors:
+                try:
+                    tools.download_url(f"{mirror}{name}", str(there / folder.name / "raw"), md5=md5)
+                    break
+                except urllib.error.URLError:
+                    if mirror == theirs.mirrors[-1]:
+                        raise
+
+    published.download(layout.dataset, layout.title, " or ".join(theirs.mirrors), folder, fetch)
+
+
+def _check_sums(layout: Layout, folder: Path, files: dict[str, Path]) -> None:
+    from easgd_cli.data import published
+    from easgd_cli.data.vision import torchvision
+
+    for name, md5 in getattr(torchvision().datasets, layout.torchvisions).resources:
+        file = files[name.removesuffix(".gz")]
+        if file.name != name:
+            raise UsageError(
+                f"dataset={layout.dataset}: {file} is unpacked, and only {name} has a published checksum; put that beside it, or write dataset.verify=false."
+            )
+        if not published.matches(file, md5):
+            raise UsageError(
+                f"dataset={layout.dataset}: {file} is not the published file (its MD5 sum is not {md5}); move {folder} away to "
+                "download it again, or write dataset.verify=false if this copy is meant to differ."
+            )
+
+
+def _read(layout: Layout, file: Path, shape: tuple[int, ...]) -> Tensor:
+    """The bytes in `file`, uint8 of `shape`. Raises UsageError.
+
+    The header is two zeros, 8 for unsigned bytes, the number of sides, and the sides, 32 bits each, the most significant byte first.
+    """
+    header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+    due = len(header) + math.prod(shape)
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            content = stream.read(due + 1)  # no more, whatever a packed file would unpack to
+    except EOFError as e:
+        raise UsageError(f"dataset={layout.dataset}: {file} is truncated; fetch or copy it again.") from e
+    except (gzip.BadGzipFile, zlib.error) as e:
+        raise UsageError(f"dataset={layout.dataset}: {file} is damaged ({type(e).__name__}: {e}); fetch or copy it again.") from e
+    if content[: len(header)] != header:
+        sides = " x ".join(f"{side:,}" for side in shape)
+        raise UsageError(f"dataset={layout.dataset}: {file} is not {layout.title}'s: its header must tell of {sides} unsigned bytes.")
+    if len(content) != due:
+        what = f"truncated: {len(content):,} bytes" if len(content) < due else "too long: more bytes"
+        raise UsageError(f"dataset={layout.dataset}: {file} is {what}, where {due:,} are due; fetch or copy it again.")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy())

@@ -1,0 +1,33 @@
+"""A net of linear layers, for images of any shape: the pixels in a row, hidden layers with ReLU and dropout, one output a class."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from easgd_cli.models import initialise
+
+
+class MLP(nn.Module):
+    """`forward`: images [B, C, H, W] to logits [B, num_classes].
+
+    `hidden`: the widths of the inner layers; none make the net linear. `dropout`: the share of each inner layer's outputs
+    zeroed in training, after their ReLU. Raises ValueError for a width below 1.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int] = (1, 8, 8), num_classes: int = 10, hidden: tuple[int, ...] = (128,), dropout: float = 0.0):
+        super().__init__()
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"model.hidden={list(hidden)}: widths are whole numbers of at least 1, such as model.hidden=[256,128].")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"model.dropout={dropout}: is a share, from 0 to less than 1.")
+        widths = [math.prod(input_shape), *hidden]
+        self.layers = nn.Sequential(nn.Flatten())
+        for ins, outs in zip(widths, hidden, strict=False):
+            self.layers.extend([nn.Linear(ins, outs), nn.ReLU(inplace=True), nn.Dropout(dropout)])
+        self.layers.append(nn.Linear(widths[-1], num_classes))
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)

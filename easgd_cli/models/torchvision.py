@@ -1,0 +1,50 @@
+"""Any of torchvision's classification nets by its name, as torchvision builds and initialises it, with one output a class."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import nn
+
+from easgd_cli.data.vision import torchvision
+
+# Their second heads are for a loss of their own in training, which is none of the methods' here: without them they return one tensor.
+_TWO_HEADED: dict[str, dict[str, Any]] = {"googlenet": {"aux_logits": False, "init_weights": True}, "inception_v3": {"aux_logits": False, "init_weights": True}}
+
+
+def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The untrained net `name`: images [B, 3, H, W] to logits [B, num_classes].
+
+    Made for images of about 224x224; most take smaller ones, down to a size of their own. The transformers that are built
+    for one size (vit, maxvit) are built for that of the images.
+    Raises ValueError for a name that is not one of a classification net, images without 3 channels, and a size that cannot be.
+    """
+    models = torchvision().models
+    known = models.list_models(module=models)
+    if name not in known:
+        other = " is not for classification, which is what is trained here" if name in models.list_models() else " is no net of torchvision"
+        near = difflib.get_close_matches(name, known, 3, 0.4) or ["resnet18", "vgg11_bn", "vit_b_16"]
+        raise ValueError(f"model.name={name}:{other}; did you mean {' or '.join(near)}?")
+    channels, *sides = input_shape
+    if channels != 3:
+        raise ValueError(
+            f"model.name={name}: takes images of 3 channels, and these have {channels}; "
+            "model=small, model=convnet7 and model=mlp take any number, or use a data set in colour."
+        )
+    options = _TWO_HEADED.get(name, {}) | _size(name, sides)
+    try:
+        return models.get_model(name, weights=None, num_classes=num_classes, **options)
+    except (AssertionError, ValueError) as e:  # of a size that patches do not fill
+        raise ValueError(f"model.name={name}: cannot be built for images of {sides[0]}x{sides[1]}: {' '.join(str(e).split())}") from e
+
+
+def _size(name: str, sides: list[int]) -> dict[str, Any]:
+    """What says the size of images to a net that is built for one."""
+    if name.startswith("maxvit_"):
+        return {"input_size": tuple(sides)}
+    if not name.startswith("vit_"):
+        return {}
+    if sides[0] != sides[1]:
+        raise ValueError(f"model.name={name}: takes square images, and these are {sides[0]}x{sides[1]}.")
+    return {"image_size": sides[0]}
