@@ -7,9 +7,11 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import Residual
 from torch import nn
 
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD
+from easgd_cli.data.digits import digits
 from easgd_cli.data.images import Images
 from easgd_cli.drive import ByHand
 from easgd_cli.errors import UsageError
@@ -33,10 +35,10 @@ def perceptron(dropout=0.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4))
 
 
-def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000) -> ImageProblem:
+def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000, **options) -> ImageProblem:
     with seeded(0, INIT):
         net = net() if net else perceptron()
-    return ImageProblem(net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images)
+    return ImageProblem(net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images, **options)
 
 
 # --- which images -----------------------------------------------------------------------------------------------------
@@ -302,6 +304,59 @@ def test_batch_norm_is_estimated_anew_for_what_is_evaluated():
     torch.testing.assert_close(state["1.running_var"], inner.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert figures["test_loss"] == pytest.approx(by_hand(twin.eval(), images(100).test, images(100).test_labels)[0], rel=1e-4)
     assert p.evaluate(x) == figures, "whatever was evaluated before"
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, 250), (100, 100), (600, 500), (5000, 750)])
+def test_batch_norm_is_estimated_as_torchs_own_recipe_does_over_the_images_asked_for(asked, used):
+    """Reset, momentum None, one pass in training mode over whole batches; the subset of train_loss unless told otherwise."""
+    data = images(760)
+    p = problem(normalised, data, train_images=300, batch_norm_images=asked)
+    assert p.facts == {"batch_norm": f"estimated over {used} training images"}
+    x = torch.randn(p.size)
+    twin = normalised()
+    torch.nn.utils.vector_to_parameters(x, twin.parameters())
+    twin[1].reset_running_stats()
+    twin[1].momentum = None
+    chosen = data.training_subset(300 if asked is None else asked)[:used]
+    with torch.no_grad():
+        for part in chosen.split(250):
+            twin.train()(data.train[part] / 255)
+    state = p.state_dict(x)
+    torch.testing.assert_close(state["1.running_mean"], twin[1].running_mean)
+    torch.testing.assert_close(state["1.running_var"], twin[1].running_var)
+    loss, error = by_hand(twin.eval(), data.test, data.test_labels)
+    figures = p.evaluate(x)
+    assert figures["test_loss"] == pytest.approx(loss, rel=1e-5) and figures["test_error"] == pytest.approx(error)
+
+
+def test_one_image_over_does_not_keep_a_normalised_vector_from_being_measured():
+    """Batch norm of a single row of features has no variance, and torch refuses it."""
+    flat = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))  # noqa: E731
+    assert problem(flat, images(251)).evaluate(torch.ones(problem(flat).size))["test_loss"] > 0
+    with pytest.raises(ValueError, match=r"problem\.batch_norm_images=1: a variance takes at least 2 images"):
+        problem(flat, images(251), batch_norm_images=1)
+
+
+def test_the_center_of_a_residual_net_is_as_good_as_its_workers():
+    """Its statistics are nobody's running ones: with those of the start, mean 0 and variance 1, it would be far worse."""
+    with seeded(0, INIT):
+        net = Residual((1, 8, 8), 10)
+    p = ImageProblem(net, digits(), batch_size=32, seed=0, l2=0.0, device=CPU, train_images=5000)
+    driver = ByHand(EASGD(alpha=0.45), p, workers=2, tau=4, schedule=Constant(0.2), start=p.start())
+    for _ in range(150):
+        for i in range(2):
+            driver.step(i)
+    center, *workers = (p.evaluate(x)["test_error"] for x in (driver.center.vectors["x"], *(w.x for w in driver.workers)))
+    assert center <= min(workers) + 1 and center < 15, (center, workers)
+    x = driver.center.vectors["x"]
+    state = {name: value for name, value in p.state_dict(x).items() if "running" not in name}
+    neglected = Residual((1, 8, 8), 10)
+    neglected.load_state_dict(state, strict=False)
+    assert by_hand(neglected.eval(), digits().test, digits().test_labels)[1] > center + 10
+
+
+def test_a_net_without_batch_norm_has_nothing_to_tell_of_it():
+    assert problem().facts == {}
 
 
 def test_the_state_dict_is_the_models_own():

@@ -51,10 +51,16 @@ class ImageProblem:
     """Cross-entropy of `model` on `images`, in the run with `seed` (see problem.py).
 
     `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
-    the size of the fixed training subset on which train_loss is measured.
+    the size of the fixed training subset on which train_loss is measured, `batch_norm_images` of that over which batch
+    norm's statistics are estimated; None: the same. Raises ValueError for a setting out of its range.
     """
 
-    def __init__(self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int):
+    def __init__(
+        self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,
+        batch_norm_images: int | None = None,
+    ):  # fmt: skip
+        if batch_norm_images is not None and batch_norm_images < 2:
+            raise ValueError(f"problem.batch_norm_images={batch_norm_images}: a variance takes at least 2 images; null takes eval.train_images.")
         self.flat = Flat(model.to(device))
         self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
         self.batch_size = batch_size
@@ -67,9 +73,15 @@ class ImageProblem:
         self._subset = images.training_subset(train_images)
         self._start = self.flat.vector()
         self._normalised = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self._normalising = _whole_batches(images.training_subset(train_images if batch_norm_images is None else batch_norm_images))
         self._worker = self._t = 0  # of the loaded batch
         self._inputs = self._labels = torch.empty(0)
         self._snapshot: Tensor | None = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What summary.json says of how this problem is measured."""
+        return {"batch_norm": f"estimated over {len(self._normalising)} training images"} if self._normalised else {}
 
     def start(self, worker: int | None = None) -> Tensor:
         """The model's parameters [size] as they were given: every worker begins where the center does (paper p. 6, footnote 7)."""
@@ -104,7 +116,7 @@ class ImageProblem:
         and test_error, and validation_loss and validation_error where images are held out.
 
         Center patches, dropout off, no l2 term. Nobody maintains the running statistics of the center's batch norms, so
-        for models that have any they are estimated first: plain averages over one pass of the same training subset.
+        for models that have any they are estimated first: plain averages over one pass of a fixed training subset.
         """
         self._prepare(x)
         train_loss, _ = self._measure("train", self._subset)
@@ -138,7 +150,7 @@ class ImageProblem:
             layer.momentum = None  # cumulative average
             layer.train()
         with torch.no_grad():
-            for inputs, _ in self._images.evaluation_batches("train", _EVALUATION_BATCH, self.device, self.dtype, self._subset):
+            for inputs, _ in self._images.evaluation_batches("train", _EVALUATION_BATCH, self.device, self.dtype, self._normalising):
                 self._model(inputs)
         for layer, momentum in zip(self._normalised, momenta, strict=True):
             layer.momentum = momentum
@@ -156,6 +168,11 @@ class ImageProblem:
             wrong += (logits.argmax(1) != labels).sum()
             count += len(labels)
         return float(loss) / count, 100 * float(wrong) / count
+
+
+def _whole_batches(indices: Tensor) -> Tensor:
+    """`indices` without a last batch that is smaller than the others: its statistics would count as much as theirs."""
+    return indices[: max(len(indices) - len(indices) % _EVALUATION_BATCH, min(len(indices), _EVALUATION_BATCH))]
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -37,7 +37,7 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
     facts = {
         "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.size,
         "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed,
-        "length": length(s), "until": asdict(s.until),
+        "length": length(s), "until": asdict(s.until), **getattr(prepared.problem, "facts", {}),
     }  # fmt: skip
     texts = {"command": _as_is(job.command), "config": _as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
     if resumed is None:
