@@ -63,6 +63,8 @@ class Settings:
     gamma: float = 0.0  # eta_t = eta / (1 + gamma t)^0.5 on each worker's clock t
     l2: float = 0.0  # (l2 / 2) ||x||^2 is added to the loss where the gradient is taken
 
+    clip: Optional[float] = None  # greatest norm of a gradient, l2 term included; a larger one is scaled down to it
+
     workers: int = 4  # p
     batch_size: int = 128  # images per worker and step
     seed: int = 0  # decides start, batches, augmentation, dropout and noise
@@ -127,7 +129,7 @@ def check(s: Settings) -> None:
         value = _get(s, key)
         if value is not None and value < least:
             raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")
-    for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta"):
+    for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta", "clip"):
         value = _get(s, key)
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{key}={value}: must be a finite number.")
@@ -136,6 +138,8 @@ def check(s: Settings) -> None:
     for key in ("l2", "gamma"):
         if _get(s, key) < 0:
             raise UsageError(f"{key}={_get(s, key)}: must not be negative; {key}=0 switches it off.")
+    if s.clip is not None and s.clip <= 0:
+        raise UsageError(f"clip={s.clip:g}: a greatest norm is greater than 0; leave it out, or write clip=null, to clip nothing.")
     for key in ("epochs", "minutes"):
         value = _get(s, key)
         if value is not None and value <= 0:

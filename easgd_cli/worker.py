@@ -21,7 +21,6 @@ from easgd_cli.config import Interval, Settings
 from easgd_cli.data.images import Images
 from easgd_cli.memory import SharedTensors
 from easgd_cli.meter import Meter, Tally
-from easgd_cli.problem import Problem
 from easgd_cli.snapshot import Moment, Snapshots
 from easgd_cli.transport.base import Withdrawn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
@@ -61,6 +60,7 @@ class WorkerLoop:
         self._device = torch.device(start.device)
         self._method = build.method(s)
         self._problem = build.problem(s, start.images, self._device)
+        self._objective = drive.clipped(self._problem, s.clip)
         self._session = SharedWorkerEnd(start.link, self._device)
         self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
         self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t, start.link.worker)
@@ -73,8 +73,8 @@ class WorkerLoop:
 
     def _warm_up(self) -> None:
         """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""
-        self._problem.load(self._w.number, self._w.t)
-        self._problem.gradient(self._w.x)
+        self._objective.load(self._w.number, self._w.t)
+        self._objective.gradient(self._w.x)
 
     def run(self, began: float) -> None:
         """Steps until the end. `began`: the monotonic time of training second 0.
@@ -84,7 +84,7 @@ class WorkerLoop:
         start, w, meter, session = self._start, self._w, self._meter, self._session
         tally = meter.tally
         snapshots = Snapshots(self._channel, self._lasting(), start.interval, began, start.pace)
-        timed = _Timed(self._problem, session, tally)
+        timed = _Timed(self._objective, session, tally)
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
         while not self._stop and (start.steps is None or w.t < start.steps) and (start.minutes is None or snapshots.seconds() < start.minutes * 60):
@@ -166,19 +166,19 @@ class WorkerLoop:
 
 
 class _Timed:
-    """The problem and the session of a worker, with the seconds its step loop spends in each."""
+    """The objective and the session of a worker, with the seconds its step loop spends in each."""
 
-    def __init__(self, problem: Problem, session: SharedWorkerEnd, tally: Tally):
-        self._problem, self._session, self._tally = problem, session, tally
+    def __init__(self, objective: drive.Objective, session: SharedWorkerEnd, tally: Tally):
+        self._objective, self._session, self._tally = objective, session, tally
 
     def load(self, worker: int, t: int) -> None:
         before = time.perf_counter()
-        self._problem.load(worker, t)
+        self._objective.load(worker, t)
         self._tally.seconds_data += time.perf_counter() - before
 
     def gradient(self, x: Tensor) -> Tensor:
         before = time.perf_counter()
-        g = self._problem.gradient(x)
+        g = self._objective.gradient(x)
         self._tally.seconds_compute += time.perf_counter() - before
         return g
 

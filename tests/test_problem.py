@@ -13,7 +13,7 @@ from torch import nn
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD
 from easgd_cli.data.digits import digits
 from easgd_cli.data.images import Images
-from easgd_cli.drive import ByHand
+from easgd_cli.drive import ByHand, clipped
 from easgd_cli.errors import UsageError
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problem import check_problem
@@ -144,6 +144,57 @@ def test_the_loss_is_without_the_l2_term():
     assert torch.equal(plain.loss, decayed.loss)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_smoothed_labels_count_in_the_gradient_and_its_loss_but_not_in_what_is_measured(smoothing):
+    """Against the cross-entropy with the smoothed distribution written out, and torch's own."""
+    p = problem(lambda: perceptron().double(), label_smoothing=smoothing)
+    twin = perceptron().double()
+    x = torch.randn(p.size, dtype=torch.float64)
+    torch.nn.utils.vector_to_parameters(x, twin.parameters())
+    p.load(0, 0)
+    indices = Batches(50, 8, seed=0).indices(0, 0)
+    logits, labels = twin(images().train[indices].double() / 255), images().train_labels[indices]
+    target = (1 - smoothing) * F.one_hot(labels, 4) + smoothing / 4
+    loss = -(target * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, label_smoothing=smoothing))
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(twin.parameters()))])
+    torch.testing.assert_close(p.gradient(x), expected)
+    torch.testing.assert_close(p.loss, loss.detach())
+    assert p.evaluate(x) == problem(lambda: perceptron().double()).evaluate(x)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.5])
+def test_clipping_is_torchs_with_the_l2_term_in_the_loss(l2):
+    """At places where the gradient is longer and shorter; the problem's own gradient stays."""
+    p = problem(lambda: perceptron().double(), l2=l2)
+    twin = perceptron().double()
+    scaled = []
+    for scale in (0.01, 0.3, 1.0, 5.0):
+        x = scale * torch.randn(p.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        torch.nn.utils.vector_to_parameters(x, twin.parameters())
+        p.load(0, 0)
+        indices = Batches(50, 8, seed=0).indices(0, 0)
+        loss = F.cross_entropy(twin(images().train[indices].double() / 255), images().train_labels[indices])
+        twin.zero_grad()
+        (loss + l2 / 2 * sum(w.square().sum() for w in twin.parameters())).backward()
+        norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.2)
+        whole = p.gradient(x).clone()
+        g = clipped(p, 1.2).gradient(x)
+        # torch divides by the norm + 1e-6, so that a clipped gradient is that much shorter.
+        torch.testing.assert_close(g, torch.cat([w.grad.flatten() for w in twin.parameters()]), rtol=2e-6, atol=1e-12)
+        assert torch.equal(p.flat.gradient, whole) and float(g.norm()) <= 1.2 * (1 + 1e-12)
+        scaled.append(bool(norm > 1.2))
+        assert scaled[-1] or torch.equal(g, whole)
+    assert set(scaled) == {True, False}
+
+
+def test_a_gradient_of_zero_stays_and_one_that_is_not_finite_shows():
+    still = FunctionProblem(torch.zeros(3), lambda x, worker, t, out: out.copy_(x))
+    objective = clipped(still, 1.0)
+    assert torch.equal(objective.gradient(torch.zeros(3, dtype=torch.float64)), torch.zeros(3, dtype=torch.float64))
+    assert not objective.gradient(torch.full((3,), torch.nan, dtype=torch.float64)).isfinite().any()
+
+
 def test_a_step_is_a_function_of_seed_worker_and_t():
     """Batch, crop, mirror and dropout: the same whatever was computed before, another for another seed, worker or step."""
 
@@ -256,6 +307,26 @@ def test_figures_are_those_of_the_plain_model_without_dropout():
     assert figures["train_loss"] == pytest.approx(by_hand(twin, data.train[subset], data.train_labels[subset])[0], rel=1e-5)
     test_loss, test_error = by_hand(twin, data.test, data.test_labels)
     assert figures["test_loss"] == pytest.approx(test_loss, rel=1e-5) and figures["test_error"] == pytest.approx(test_error)
+
+
+@pytest.mark.parametrize(("classes", "asked", "measured"), [(6, None, False), (6, True, True), (100, None, True), (100, False, False)])
+def test_top5_errors_are_counted_by_rank(classes, asked, measured):
+    data = images(300, classes).hold_out(40)
+    p = problem(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), data, top5=asked)
+    x = torch.randn(p.size, generator=torch.Generator().manual_seed(0))
+    figures = p.evaluate(x)
+    assert ("test_error_top5" in figures) == ("validation_error_top5" in figures) == measured
+    if measured:
+        for split, pixels, labels in (("test", data.test, data.test_labels), ("validation", data.held_out, data.held_out_labels)):
+            logits = F.linear(pixels.flatten(1) / 255, x[: 64 * classes].view(classes, 64), x[64 * classes :])
+            better = (logits > logits.gather(1, labels[:, None])).sum(1)
+            assert figures[f"{split}_error_top5"] == pytest.approx(100 * float((better >= 5).double().mean()))
+            assert 0 < figures[f"{split}_error_top5"] <= figures[f"{split}_error"]
+
+
+def test_top5_errors_of_few_classes_are_refused():
+    with pytest.raises(ValueError, match=r"problem\.top5=true: there are 4 classes"):
+        problem(top5=True)
 
 
 def test_held_out_images_are_measured_too():
@@ -439,6 +510,8 @@ def _raise(x):
         ("evaluate", lambda x: {"train_loss": x.sum()}, "evaluate(x) returned a tensor [] of type torch.float32 as train_loss; it must be a number"),
         ("evaluate", lambda x: {"train_loss": 1.0, "step": 2}, "evaluate(x) returned step, which the record says itself"),
         ("evaluate", lambda x: {"train_loss": float("nan")}, "its train_loss at the start is nan"),
+        ("facts", ["three"], "its facts are a list; they must be a dictionary of texts or numbers by name"),
+        ("facts", {"wells": [1, 2]}, "its facts are a dict; they must be a dictionary of texts or numbers by name"),
         ("state_dict", lambda x: x, "state_dict(x) must return a dictionary of tensors by name"),
     ],
 )

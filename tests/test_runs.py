@@ -25,7 +25,7 @@ from torch import Tensor
 from easgd_cli import build
 from easgd_cli.checkpoint import newest
 from easgd_cli.config import Checkpoint, Eval, Settings, Until
-from easgd_cli.drive import ByHand
+from easgd_cli.drive import ByHand, clipped
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
@@ -74,7 +74,7 @@ def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
 def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
     starts = [prepared.problem.start(i) for i in range(s.workers)]
     return ByHand(
-        prepared.method, prepared.problem, workers=s.workers, tau=s.tau, schedule=build.schedule(s), start=prepared.start, starts=starts,
+        prepared.method, clipped(prepared.problem, s.clip), workers=s.workers, tau=s.tau, schedule=build.schedule(s), start=prepared.start, starts=starts,
         average=prepared.average,
     )  # fmt: skip
 
@@ -183,6 +183,19 @@ def test_a_run_of_one_worker_on_a_function_goes_on_bit_for_bit(tmp_path: Path) -
     whole, parts = (torch.load(tmp_path / d / "center.pt", weights_only=True)["x"] for d in ("whole", "parts"))
     assert torch.equal(whole, parts)
     assert rows(tmp_path / "parts", "center")[0]["coordinate_0"] == 0.5
+
+
+def test_processes_clip_the_gradients_of_a_net(tmp_path: Path) -> None:
+    """Their recorded order with clipped gradients gives their center bit for bit, and without another."""
+    s = settings("eamsgd", clip=0.5)
+    prepared, order, center = what_four_processes_did(s, tmp_path)
+    driver = by_hand(s, prepared)
+    driver.replay(order)
+    assert torch.equal(driver.vectors()["x"], center)
+    s.clip = None
+    driver = by_hand(s, prepared)
+    driver.replay(order)
+    assert not torch.allclose(driver.vectors()["x"], center, atol=1e-3)
 
 
 @pytest.mark.parametrize("algo", ["easgd", "downpour", "sgd"])

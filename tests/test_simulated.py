@@ -59,6 +59,13 @@ def same_files(a: Path, b: Path, *names: str) -> None:
         assert all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.parametrize("launch", [run, virtual])
+def test_a_function_is_descended_in_steps_of_eta_times_the_clipped_norm(launch: Any, tmp_path: Path) -> None:
+    """g(x) = x from x = 10 in both coordinates: 40 steps of length 0.05 * 2 along the diagonal, all of them clipped."""
+    launch(on_a_function("sgd", problem={"start": 10.0, "dimension": 2}, clip=2.0), tmp_path)
+    assert center_of(tmp_path)["x"].tolist() == pytest.approx([10 - 40 * 0.1 / math.sqrt(2)] * 2)
+
+
 # --- the same bits ---------------------------------------------------------------------------------------------------
 
 
