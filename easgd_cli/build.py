@@ -59,9 +59,28 @@ def method(s: Settings) -> Method:
     return made
 
 
-def schedule(s: Settings) -> Schedule:
-    """eta as a function of the worker's clock. Raises UsageError."""
-    return make("schedule", s.schedule, symbols(s))
+# What a schedule may ask for by name beside the symbols.
+OFFERED_TO_SCHEDULES = ("steps", "warmup")
+
+
+def schedule(s: Settings, steps: int | None) -> Schedule:
+    """eta as a function of the worker's clock in a run of `steps` local steps of each worker, None: of unknown length. Raises UsageError."""
+    from easgd_cli.schedule import Warmup
+
+    if steps is None and follows_the_length(s):
+        raise UsageError(
+            f"schedule={s.schedule['name']} minutes={s.minutes:g}: this schedule follows the run's local steps, and nobody knows how many minutes hold; "
+            "give steps= or epochs=, or use schedule=decay."
+        )
+    if steps is not None and s.warmup >= steps:
+        raise UsageError(f"warmup={s.warmup}: the run has {steps} local steps; a warm-up is shorter than the run.")
+    made: Schedule = make("schedule", s.schedule, symbols(s) | {"steps": steps, "warmup": s.warmup})
+    return Warmup(made, s.warmup) if s.warmup else made
+
+
+def follows_the_length(s: Settings) -> bool:
+    """Whether the schedule asks how many steps the run has, so that another length is another run from its first step on. Raises UsageError."""
+    return "steps" in signature(locate("schedule", s.schedule["target"]))
 
 
 def average(s: Settings) -> Average | None:
@@ -156,7 +175,6 @@ def prepare(s: Settings) -> Prepared:
     from easgd_cli.problem import check_problem
 
     rules, kept = method(s), average(s)
-    schedule(s)
     check_threads(s)
     devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
@@ -164,6 +182,7 @@ def prepare(s: Settings) -> Prepared:
     _refuse_unused(s, asked)
     images = data(s) if asked & {"images", "model"} else None
     steps = total_steps(s, None if images is None else len(images.train))
+    schedule(s, steps)
     minimised = problem(s, images, torch.device("cpu"))
     if images is None or not _own(s.problem):  # measuring our own on a whole data set would take seconds
         figures = check_problem(minimised, s.problem["name"], s.workers)

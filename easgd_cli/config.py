@@ -61,6 +61,7 @@ class Settings:
     beta: Optional[float] = None  # p * alpha; 0.9 unless alpha is given. Only pull_then_step takes both
     delta: float = 0.99  # momentum; 0.9 on digits
     gamma: float = 0.0  # eta_t = eta / (1 + gamma t)^0.5 on each worker's clock t
+    warmup: int = 0  # the first local steps, over which eta_t rises linearly from eta / (warmup + 1) to the schedule's
     l2: float = 0.0  # (l2 / 2) ||x||^2 is added to the loss where the gradient is taken
 
     clip: Optional[float] = None  # greatest norm of a gradient, l2 term included; a larger one is scaled down to it
@@ -125,7 +126,9 @@ def check(s: Settings) -> None:
 
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
-    for key, least in (("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("eval.train_images", 1), ("checkpoint.keep", 1)):
+    for key, least in (
+        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
+    ):  # fmt: skip
         value = _get(s, key)
         if value is not None and value < least:
             raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")

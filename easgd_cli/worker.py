@@ -63,7 +63,7 @@ class WorkerLoop:
         self._objective = drive.clipped(self._problem, s.clip)
         self._session = SharedWorkerEnd(start.link, self._device)
         self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
-        self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t, start.link.worker)
+        self._w = Worker(self._session.vectors, s.tau, build.schedule(s, start.steps), start.t, start.link.worker)
         self._meter = Meter(start.link.worker, s.batch_size, s.workers, start.steps, self._device, start.meter)
         self._sequential = not self._method.center
         self._average = build.average(s) if self._sequential else None

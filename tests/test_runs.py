@@ -74,8 +74,8 @@ def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
 def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
     starts = [prepared.problem.start(i) for i in range(s.workers)]
     return ByHand(
-        prepared.method, clipped(prepared.problem, s.clip), workers=s.workers, tau=s.tau, schedule=build.schedule(s), start=prepared.start, starts=starts,
-        average=prepared.average,
+        prepared.method, clipped(prepared.problem, s.clip), workers=s.workers, tau=s.tau, schedule=build.schedule(s, prepared.steps),
+        start=prepared.start, starts=starts, average=prepared.average,
     )  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_the_printed_listing_gone_through_in_the_recorded_order_gives_the_center
         return prepared.problem.gradient(x.clone()).clone()
 
     listing = Listing(prepared.start, 4, s.eta, s.tau, gradient, alpha=0.9 / 4, delta=s.delta)
-    schedule = build.schedule(s)
+    schedule = build.schedule(s, s.steps)
     for i in order:  # each exchange is that worker's next step that exchanges
         exchanged = False
         while not exchanged:

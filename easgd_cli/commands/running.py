@@ -31,7 +31,8 @@ def checked(settings: Settings) -> None:
     """All that can be said before data and model are loaded. Raises UsageError."""
     config.check(settings)
     build.method(settings)
-    build.schedule(settings)
+    if settings.epochs is None:  # how many steps these are is known once the data are loaded
+        build.schedule(settings, config.total_steps(settings, None))
     build.average(settings)
     kinds.launcher(settings)
 

@@ -135,7 +135,7 @@ class Run:
             vectors["average"] = start.clone()
         session = Session(torch.zeros_like(start)) if method.center else None
         meter = Meter(i, s.batch_size, s.workers, self._prepared.steps, device)
-        return _Member(Worker(vectors, s.tau, build.schedule(s), number=i), session, meter)
+        return _Member(Worker(vectors, s.tau, build.schedule(s, self._prepared.steps), number=i), session, meter)
 
     def _default_interval(self) -> Interval:
         steps = self._prepared.steps

@@ -73,7 +73,7 @@ def hparams(s: Settings) -> dict[str, Value]:
         "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
         **({"beta": effective_beta(s)} if {"alpha", "beta"} <= uses else {}),  # else either follows from the other
         "delta": s.delta if "delta" in uses else None, "gamma": s.gamma if "gamma" in uses else None,
-        "l2": s.l2, "clip": s.clip, "batch_size": s.batch_size, "seed": s.seed,
+        "warmup": s.warmup, "l2": s.l2, "clip": s.clip, "batch_size": s.batch_size, "seed": s.seed,
     }  # fmt: skip
     found |= length(s)
     if s.init is not None:
