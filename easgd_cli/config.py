@@ -14,6 +14,7 @@ from typing import Any, Optional  # Optional: OmegaConf reads these annotations 
 from easgd_cli.errors import UsageError
 
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
+UNPROFILED_STEPS = 5  # of a worker that is profiled: its first steps are not those it goes on with
 
 # A group (algo, problem, dataset, model, schedule, average, launcher) is {"name": ..., "target": "module:callable", **options}; the
 # options are checked against the callable's own signature (build.py), so an extension brings its settings with it.
@@ -79,6 +80,8 @@ class Settings:
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin
     threads: Optional[int] = None  # CPU threads of each worker; max(1, cores // workers) unless given
     deterministic: bool = False  # on CUDA: deterministic kernels, slower
+
+    profile: Optional[str] = None  # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json
 
     init: Optional[str] = None  # a state_dict file to start from
     resume: Optional[str] = None  # a run directory to go on with
@@ -162,6 +165,9 @@ def check(s: Settings) -> None:
         raise UsageError(f"eval.when={s.eval.when}: is running or deferred.")
     if s.eval.when == "deferred" and s.until.test_error is not None:
         raise UsageError("eval.when=deferred until.test_error: a run cannot stop at an error that is measured after its end; use eval.when=running.")
+    recorded = profiled_steps(s)
+    if recorded is not None and s.epochs is None and s.minutes is None and recorded + UNPROFILED_STEPS > (many := s.steps or s.default_steps or 0):
+        raise UsageError(f"profile={s.profile}: the first {UNPROFILED_STEPS} steps are not recorded, and the run has {many}; give fewer, or a longer run.")
     Interval.parse("eval.every", s.eval.every)
     Interval.parse("checkpoint.every", s.checkpoint.every)
 
@@ -193,6 +199,14 @@ def total_steps(s: Settings, train_images: int | None) -> int | None:
             raise UsageError(f"epochs={s.epochs:g}: are passes over a data set, and problem={s.problem['name']} has none; use steps= or minutes=.")
         return max(1, math.ceil(s.epochs * train_images / s.batch_size))
     return s.steps if s.steps is not None else s.default_steps
+
+
+def profiled_steps(s: Settings) -> int | None:
+    """How many steps of worker 0 are to be profiled. Raises UsageError."""
+    interval = Interval.parse("profile", s.profile)
+    if interval is not None and interval.steps is None:
+        raise UsageError(f"profile={s.profile}: a trace is as long as a number of steps, such as profile='10 steps'.")
+    return interval.steps if interval is not None else None
 
 
 def _get(s: Settings, key: str) -> Any:

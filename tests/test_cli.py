@@ -91,6 +91,9 @@ MISTAKES = [
     ("schedule.warmup=5", ["warmup is a setting of the run, not of schedule; write warmup="]),
     ("schedule=cosine minutes=2", ["schedule=cosine minutes=2: this schedule follows the run's local steps", "give steps= or epochs="]),
     ("schedule=cosine schedule.final=2", ["schedule.final=2: ", "it lies in [0, 1]"]),
+    ("profile='30 s'", ["profile=30 s: a trace is as long as a number of steps, such as profile='10 steps'"]),
+    ("profile=10", ["profile=10: an interval is a positive number with a unit"]),
+    ("profile='10 steps' steps=14", ["profile=10 steps: the first 5 steps are not recorded, and the run has 14"]),
     ("schedule=stepwise", ["schedule=stepwise needs schedule.milestones"]),
     ("schedule=stepwise schedule.milestones=5", ["schedule.milestones=5: must be a list"]),
     ("init=nofile.pt", ["init=nofile.pt: there is no such file"]),
@@ -309,6 +312,9 @@ def test_settings_without_effect_are_told_once(easgd: Easgd, unprepared: None) -
     assert said.status == 0
     assert [line.split(" has no effect")[0] for line in said.err.splitlines()] == ["easgd: alpha=0.2", "easgd: delta=0.5", "easgd: gamma=0.1", "easgd: tau=3"]
     assert easgd("train", "algo=eamsgd", "tau=3", "delta=0.5", "alpha=0.2", "gamma=0.1").err == ""
+    simulated = easgd("train", "launcher=simulated", "profile=3 steps", "clip=1")
+    assert simulated.err == "easgd: profile=3 steps has no effect: launcher=simulated has no worker processes.\n"
+    assert easgd("train", "profile=3 steps", "clip=1").err == ""
     assert "only exchange is before the first step" in easgd("train", "steps=10", "tau=10").err
 
 

@@ -31,6 +31,7 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.local import Run, launch
 from easgd_cli.launcher.stopping import Signals
+from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.images import ImageProblem
 
 METHODS = {
@@ -196,6 +197,28 @@ def test_processes_clip_the_gradients_of_a_net(tmp_path: Path) -> None:
     driver = by_hand(s, prepared)
     driver.replay(order)
     assert not torch.allclose(driver.vectors()["x"], center, atol=1e-3)
+
+
+@pytest.mark.parametrize(("algo", "steps", "recorded"), [("easgd", 40, 7), ("msgd", 40, 7), ("easgd", 9, 4)])
+def test_a_profile_is_of_as_many_steps_of_one_worker_as_asked_for_and_shows_its_parts(algo: str, steps: int, recorded: int, tmp_path: Path) -> None:
+    """Of a run that ends before, what there is of them. The run itself is the same."""
+    s = settings(algo, steps=steps, profile="7 steps")
+    assert run(s, tmp_path).status == "completed"
+    assert [p.name for p in (tmp_path / "logs").glob("*trace*")] == ["trace_worker_00.json"]
+    events = [e for e in json.loads((tmp_path / "logs" / "trace_worker_00.json").read_text())["traceEvents"] if e.get("ph") == "X"]
+    names = [e["name"] for e in events]
+    marks = sorted(int(name.partition("#")[2]) for name in names if name.startswith("ProfilerStep#"))
+    assert marks == list(range(5, 5 + recorded + (recorded < 7))), "where the run ends, the next step has begun and is empty"
+    assert names.count("load") == names.count("gradient") == recorded
+    due = sum(t % s.tau == 0 for t in range(5, 5 + recorded)) if algo == "easgd" else 0
+    assert names.count("post") == names.count("collect") == due
+    convolutions = [e for e in events if e["name"] == "aten::convolution"]
+    assert len(convolutions) == recorded * sum(isinstance(m, torch.nn.Conv2d) for m in ConvNetDigits((1, 8, 8), 10).modules())
+    assert convolutions[0]["args"]["Input Dims"][0] == [16, 1, 8, 8]
+    if algo == "easgd" and steps == 40:
+        driver = by_hand(s, prepared := build.prepare(s))
+        driver.replay(recorded_order(tmp_path))
+        assert torch.equal(driver.vectors()["x"], saved_center(tmp_path, prepared))
 
 
 @pytest.mark.parametrize("algo", ["easgd", "downpour", "sgd"])
