@@ -121,14 +121,15 @@ def model(s: Settings, images: Images) -> nn.Module:
 
 
 # What a problem may ask for by name (see `problem`). Data and net are made only for one that does.
-OFFERED_TO_PROBLEMS = ("seed", "workers", "batch_size", "l2", "device", "images", "model", "train_images")
+OFFERED_TO_PROBLEMS = ("seed", "workers", "batch_size", "l2", "device", "precision", "images", "model", "train_images")
 
 
 def problem(s: Settings, images: Images | None, device: torch.device) -> Problem:
     """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
-        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device, "train_images": s.eval.train_images,
+        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device, "precision": s.precision,
+        "train_images": s.eval.train_images,
     }  # fmt: skip
     if images is not None:
         offered["images"] = images
@@ -178,6 +179,8 @@ def prepare(s: Settings) -> Prepared:
     check_threads(s)
     devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
+    if s.precision == "tf32" and any(not d.startswith("cuda") for d in devices):
+        raise UsageError(f"precision=tf32 device={s.device}: tf32 is how CUDA devices multiply, and a worker would be on a CPU; use fp32, or bf16.")
     asked = asked_by_problem(s)
     _refuse_unused(s, asked)
     images = data(s) if asked & {"images", "model"} else None

@@ -79,6 +79,7 @@ class Settings:
 
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin
     threads: Optional[int] = None  # CPU threads of each worker; max(1, cores // workers) unless given
+    precision: str = "fp32"  # of a net's gradient: fp32 | bf16 (autocast) | tf32 (CUDA only); parameters, center and evaluation are fp32
     deterministic: bool = False  # on CUDA: deterministic kernels, slower
 
     profile: Optional[str] = None  # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json
@@ -159,6 +160,8 @@ def check(s: Settings) -> None:
         raise UsageError(f"{' '.join(f'{k}={_get(s, k)}' for k in given)}: give one of steps, epochs and minutes; it says when the run ends.")
     if not given and s.default_steps is None:
         raise UsageError("There is no default length for this method and problem: write steps=, epochs= or minutes=.")
+    if s.precision not in ("fp32", "tf32", "bf16"):
+        raise UsageError(f"precision={s.precision}: is fp32, tf32 or bf16.")
     if s.until.test_error is not None and not 0 <= s.until.test_error <= 100:
         raise UsageError(f"until.test_error={s.until.test_error}: is a percentage, from 0 to 100.")
     if s.eval.when not in ("running", "deferred"):

@@ -94,6 +94,8 @@ MISTAKES = [
     ("profile='30 s'", ["profile=30 s: a trace is as long as a number of steps, such as profile='10 steps'"]),
     ("profile=10", ["profile=10: an interval is a positive number with a unit"]),
     ("profile='10 steps' steps=14", ["profile=10 steps: the first 5 steps are not recorded, and the run has 14"]),
+    ("precision=fp16", ["precision=fp16: is fp32, tf32 or bf16"]),
+    ("precision=tf32 device=cpu", ["precision=tf32 device=cpu: tf32 is how CUDA devices multiply", "use fp32, or bf16"]),
     ("schedule=stepwise", ["schedule=stepwise needs schedule.milestones"]),
     ("schedule=stepwise schedule.milestones=5", ["schedule.milestones=5: must be a list"]),
     ("init=nofile.pt", ["init=nofile.pt: there is no such file"]),
@@ -315,6 +317,7 @@ def test_settings_without_effect_are_told_once(easgd: Easgd, unprepared: None) -
     simulated = easgd("train", "launcher=simulated", "profile=3 steps", "clip=1")
     assert simulated.err == "easgd: profile=3 steps has no effect: launcher=simulated has no worker processes.\n"
     assert easgd("train", "profile=3 steps", "clip=1").err == ""
+    assert easgd("train", "problem=quadratic", "precision=bf16").err == "easgd: precision=bf16 has no effect: problem=quadratic does not use it.\n"
     assert "only exchange is before the first step" in easgd("train", "steps=10", "tau=10").err
 
 

@@ -188,6 +188,34 @@ def test_clipping_is_torchs_with_the_l2_term_in_the_loss(l2):
     assert set(scaled) == {True, False}
 
 
+def test_bf16_is_autocast_around_the_net_with_vectors_and_evaluation_in_float32():
+    p = problem(perceptron, precision="bf16", l2=0.1)
+    twin = perceptron()
+    x = torch.randn(p.size)
+    torch.nn.utils.vector_to_parameters(x, twin.parameters())
+    p.load(0, 0)
+    indices = Batches(50, 8, seed=0).indices(0, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = twin(images().train[indices] / 255)
+    assert outputs.dtype == torch.bfloat16
+    loss = F.cross_entropy(outputs.float(), images().train_labels[indices])
+    loss.backward()
+    g = p.gradient(x)
+    assert g.dtype == p.loss.dtype == torch.float32
+    torch.testing.assert_close(g, torch.cat([w.grad.flatten() for w in twin.parameters()]) + 0.1 * x)
+    torch.testing.assert_close(p.loss, loss.detach())
+    exact = problem(perceptron, l2=0.1)
+    exact.load(0, 0)
+    difference = float((g - exact.gradient(x)).norm() / g.norm())
+    assert 1e-4 < difference < 0.05, "rounded, and no more than that"
+    assert p.evaluate(x) == exact.evaluate(x)
+
+
+def test_a_net_of_float64_keeps_its_precision():
+    with pytest.raises(ValueError, match="precision=bf16: the net's parameters are float64"):
+        problem(lambda: perceptron().double(), precision="bf16")
+
+
 def test_a_gradient_of_zero_stays_and_one_that_is_not_finite_shows():
     still = FunctionProblem(torch.zeros(3), lambda x, worker, t, out: out.copy_(x))
     objective = clipped(still, 1.0)

@@ -108,6 +108,20 @@ def what_four_processes_did(s: Settings, directory: Path) -> tuple[build.Prepare
     return prepared, order, saved_center(directory, prepared)
 
 
+def test_processes_differentiate_in_bf16_and_repeat_bit_for_bit(tmp_path: Path) -> None:
+    s = settings("eamsgd", precision="bf16")
+    prepared, order, center = what_four_processes_did(s, tmp_path)
+    driver = by_hand(s, prepared)
+    driver.replay(order)
+    assert torch.equal(driver.vectors()["x"], center) and center.dtype == torch.float32
+    s.precision = "fp32"
+    driver = by_hand(s, exact := build.prepare(s))
+    driver.replay(order)
+    assert not torch.equal(driver.vectors()["x"], center)
+    torch.testing.assert_close(driver.vectors()["x"], center, rtol=0.1, atol=0.02)
+    assert exact.problem.evaluate(center) == prepared.problem.evaluate(center)
+
+
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
 def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
     s = settings(algo, gamma=1e-2)

@@ -6,6 +6,8 @@ gives the same bits, whatever happened in between.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,13 +56,14 @@ class ImageProblem:
     `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
     the size of the fixed training subset on which train_loss is measured, `batch_norm_images` of that over which batch
     norm's statistics are estimated; None: the same. `label_smoothing` e trains against 1 - e of the label and e of all classes
-    alike (Szegedy et al. 2016, section 7). `top5` measures top-5 errors; None: with a hundred classes or more.
+    alike (Szegedy et al. 2016, section 7). `precision` is that of the gradient's arithmetic: fp32, tf32 on CUDA, or bf16, which is
+    torch's autocast; vectors and evaluation stay as the parameters are. `top5` measures top-5 errors; None: with a hundred classes or more.
     Raises ValueError for a setting out of its range.
     """
 
     def __init__(
         self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,
-        label_smoothing: float = 0.0, batch_norm_images: int | None = None, top5: bool | None = None,
+        precision: str = "fp32", label_smoothing: float = 0.0, batch_norm_images: int | None = None, top5: bool | None = None,
     ):  # fmt: skip
         if batch_norm_images is not None and batch_norm_images < 2:
             raise ValueError(f"problem.batch_norm_images={batch_norm_images}: a variance takes at least 2 images; null takes eval.train_images.")
@@ -68,11 +71,15 @@ class ImageProblem:
             raise ValueError(f"problem.label_smoothing={label_smoothing:g}: the share of a label that all classes get alike; it lies in [0, 1), such as 0.1.")
         if top5 and images.num_classes <= 5:
             raise ValueError(f"problem.top5=true: there are {images.num_classes} classes, so the right one is always among five; it takes at least 6.")
+        if precision != "fp32" and any(p.dtype == torch.float64 for p in model.parameters()):
+            raise ValueError(f"precision={precision}: the net's parameters are float64, which stays as it is; use precision=fp32, or a net of float32.")
         self.flat = Flat(model.to(device))
         self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
         self.batch_size = batch_size
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
         self._model, self._l2, self._seed, self._label_smoothing = model, l2, seed, label_smoothing
+        self._tf32 = precision == "tf32"
+        self._autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
         self._top5 = images.num_classes >= _MANY_CLASSES if top5 is None else top5
         self._images = images.training_on(self.device)
         self._batches = Batches(len(images.train), batch_size, seed)
@@ -114,7 +121,10 @@ class ImageProblem:
         self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
         if not self._model.training:
             self._model.train()
-        loss = F.cross_entropy(self._model(self._inputs), self._labels, label_smoothing=self._label_smoothing)
+        self._multiply(self._tf32)
+        with self._autocast:
+            outputs = self._model(self._inputs)
+        loss = F.cross_entropy(outputs.to(self.dtype), self._labels, label_smoothing=self._label_smoothing)
         loss.backward()
         self.loss = loss.detach()
         return g
@@ -149,6 +159,7 @@ class ImageProblem:
             self._snapshot = torch.empty_like(x)
         self._snapshot.copy_(x)
         self.flat.bind(self._snapshot)
+        self._multiply(tf32=False)
         self._model.eval()
         if not self._normalised:
             return
@@ -163,6 +174,11 @@ class ImageProblem:
         for layer, momentum in zip(self._normalised, momenta, strict=True):
             layer.momentum = momentum
         self._model.eval()
+
+    def _multiply(self, tf32: bool) -> None:
+        """On CUDA: whether products of float32 are rounded to tf32. Torch's own default is mixed: yes in convolutions, no in matrices."""
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
     @torch.no_grad()
     def _measure(self, split: Split, indices: Tensor | None = None) -> dict[str, float]:
