@@ -59,9 +59,28 @@ def method(s: Settings) -> Method:
     return made
 
 
-def schedule(s: Settings) -> Schedule:
-    """eta as a function of the worker's clock. Raises UsageError."""
-    return make("schedule", s.schedule, symbols(s))
+# What a schedule may ask for by name beside the symbols.
+OFFERED_TO_SCHEDULES = ("steps", "warmup")
+
+
+def schedule(s: Settings, steps: int | None) -> Schedule:
+    """eta as a function of the worker's clock in a run of `steps` local steps of each worker, None: of unknown length. Raises UsageError."""
+    from easgd_cli.schedule import Warmup
+
+    if steps is None and follows_the_length(s):
+        raise UsageError(
+            f"schedule={s.schedule['name']} minutes={s.minutes:g}: this schedule follows the run's local steps, and nobody knows how many minutes hold; "
+            "give steps= or epochs=, or use schedule=decay."
+        )
+    if steps is not None and s.warmup >= steps:
+        raise UsageError(f"warmup={s.warmup}: the run has {steps} local steps; a warm-up is shorter than the run.")
+    made: Schedule = make("schedule", s.schedule, symbols(s) | {"steps": steps, "warmup": s.warmup})
+    return Warmup(made, s.warmup) if s.warmup else made
+
+
+def follows_the_length(s: Settings) -> bool:
+    """Whether the schedule asks how many steps the run has, so that another length is another run from its first step on. Raises UsageError."""
+    return "steps" in signature(locate("schedule", s.schedule["target"]))
 
 
 def average(s: Settings) -> Average | None:
@@ -103,14 +122,15 @@ def model(s: Settings, images: Images) -> nn.Module:
 
 
 # What a problem may ask for by name (see `problem`). Data and net are made only for one that does.
-OFFERED_TO_PROBLEMS = ("seed", "workers", "batch_size", "l2", "device", "images", "model", "train_images")
+OFFERED_TO_PROBLEMS = ("seed", "workers", "batch_size", "l2", "device", "precision", "images", "model", "train_images")
 
 
 def problem(s: Settings, images: Images | None, device: torch.device) -> Problem:
     """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
-        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device, "train_images": s.eval.train_images,
+        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device, "precision": s.precision,
+        "train_images": s.eval.train_images,
     }  # fmt: skip
     if images is not None:
         offered["images"] = images
@@ -157,14 +177,16 @@ def prepare(s: Settings) -> Prepared:
     from easgd_cli.problem import check_problem
 
     rules, kept = method(s), average(s)
-    schedule(s)
     check_threads(s)
     devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
+    if s.precision == "tf32" and any(not d.startswith("cuda") for d in devices):
+        raise UsageError(f"precision=tf32 device={s.device}: tf32 is how CUDA devices multiply, and a worker would be on a CPU; use fp32, or bf16.")
     asked = asked_by_problem(s)
     _refuse_unused(s, asked)
     images = data(s) if asked & {"images", "model"} else None
     steps = total_steps(s, None if images is None else len(images.train))
+    schedule(s, steps)
     minimised = problem(s, images, torch.device("cpu"))
     if images is None or not _own(s.problem):  # measuring our own on a whole data set would take seconds
         figures = check_problem(minimised, s.problem["name"], s.workers)

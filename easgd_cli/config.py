@@ -14,6 +14,7 @@ from typing import Any, Optional  # Optional: OmegaConf reads these annotations 
 from easgd_cli.errors import UsageError
 
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
+UNPROFILED_STEPS = 5  # of a worker that is profiled: its first steps are not those it goes on with
 
 # A group (algo, problem, dataset, model, schedule, average, launcher) is {"name": ..., "target": "module:callable", **options}; the
 # options are checked against the callable's own signature (build.py), so an extension brings its settings with it.
@@ -61,7 +62,10 @@ class Settings:
     beta: Optional[float] = None  # p * alpha; 0.9 unless alpha is given. Only pull_then_step takes both
     delta: float = 0.99  # momentum; 0.9 on digits
     gamma: float = 0.0  # eta_t = eta / (1 + gamma t)^0.5 on each worker's clock t
+    warmup: int = 0  # the first local steps, over which eta_t rises linearly from eta / (warmup + 1) to the schedule's
     l2: float = 0.0  # (l2 / 2) ||x||^2 is added to the loss where the gradient is taken
+
+    clip: Optional[float] = None  # greatest norm of a gradient, l2 term included; a larger one is scaled down to it
 
     workers: int = 4  # p
     batch_size: int = 128  # images per worker and step
@@ -75,7 +79,10 @@ class Settings:
 
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin
     threads: Optional[int] = None  # CPU threads of each worker; max(1, cores // workers) unless given
+    precision: str = "fp32"  # of a net's gradient: fp32 | bf16 (autocast) | tf32 (CUDA only); parameters, center and evaluation are fp32
     deterministic: bool = False  # on CUDA: deterministic kernels, slower
+
+    profile: Optional[str] = None  # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json
 
     init: Optional[str] = None  # a state_dict file to start from
     resume: Optional[str] = None  # a run directory to go on with
@@ -126,11 +133,13 @@ def check(s: Settings) -> None:
 
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
-    for key, least in (("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("eval.train_images", 1), ("checkpoint.keep", 1)):
+    for key, least in (
+        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
+    ):  # fmt: skip
         value = _get(s, key)
         if value is not None and value < least:
             raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")
-    for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta"):
+    for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta", "clip"):
         value = _get(s, key)
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{key}={value}: must be a finite number.")
@@ -139,6 +148,8 @@ def check(s: Settings) -> None:
     for key in ("l2", "gamma"):
         if _get(s, key) < 0:
             raise UsageError(f"{key}={_get(s, key)}: must not be negative; {key}=0 switches it off.")
+    if s.clip is not None and s.clip <= 0:
+        raise UsageError(f"clip={s.clip:g}: a greatest norm is greater than 0; leave it out, or write clip=null, to clip nothing.")
     for key in ("epochs", "minutes"):
         value = _get(s, key)
         if value is not None and value <= 0:
@@ -152,12 +163,17 @@ def check(s: Settings) -> None:
         raise UsageError(f"{' '.join(f'{k}={_get(s, k)}' for k in given)}: give one of steps, epochs and minutes; it says when the run ends.")
     if not given and s.default_steps is None:
         raise UsageError("There is no default length for this method and problem: write steps=, epochs= or minutes=.")
+    if s.precision not in ("fp32", "tf32", "bf16"):
+        raise UsageError(f"precision={s.precision}: is fp32, tf32 or bf16.")
     if s.until.test_error is not None and not 0 <= s.until.test_error <= 100:
         raise UsageError(f"until.test_error={s.until.test_error}: is a percentage, from 0 to 100.")
     if s.eval.when not in ("running", "deferred"):
         raise UsageError(f"eval.when={s.eval.when}: is running or deferred.")
     if s.eval.when == "deferred" and s.until.test_error is not None:
         raise UsageError("eval.when=deferred until.test_error: a run cannot stop at an error that is measured after its end; use eval.when=running.")
+    recorded = profiled_steps(s)
+    if recorded is not None and s.epochs is None and s.minutes is None and recorded + UNPROFILED_STEPS > (many := s.steps or s.default_steps or 0):
+        raise UsageError(f"profile={s.profile}: the first {UNPROFILED_STEPS} steps are not recorded, and the run has {many}; give fewer, or a longer run.")
     Interval.parse("eval.every", s.eval.every)
     Interval.parse("checkpoint.every", s.checkpoint.every)
 
@@ -189,6 +205,14 @@ def total_steps(s: Settings, train_images: int | None) -> int | None:
             raise UsageError(f"epochs={s.epochs:g}: are passes over a data set, and problem={s.problem['name']} has none; use steps= or minutes=.")
         return max(1, math.ceil(s.epochs * train_images / s.batch_size))
     return s.steps if s.steps is not None else s.default_steps
+
+
+def profiled_steps(s: Settings) -> int | None:
+    """How many steps of worker 0 are to be profiled. Raises UsageError."""
+    interval = Interval.parse("profile", s.profile)
+    if interval is not None and interval.steps is None:
+        raise UsageError(f"profile={s.profile}: a trace is as long as a number of steps, such as profile='10 steps'.")
+    return interval.steps if interval is not None else None
 
 
 def _get(s: Settings, key: str) -> Any:

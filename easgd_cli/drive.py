@@ -30,6 +30,33 @@ class Objective(Protocol):
         """Gradient of the loaded batch's loss at x [d], l2 term included; valid until the next call."""
 
 
+class Clipped:
+    """Another objective's gradients, scaled down to the norm `clip` where they are longer: g min(1, clip / ||g||).
+
+    Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is that of the whole gradient as a rule gets it, l2 term included.
+    """
+
+    def __init__(self, objective: Objective, clip: float):
+        self._objective, self._clip = objective, clip
+        self._g: Tensor | None = None
+
+    def load(self, worker: int, t: int) -> None:
+        """The other's."""
+        self._objective.load(worker, t)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """The clipped gradient [d] at x [d], in a buffer of its own; valid until the next call."""
+        g = self._objective.gradient(x)
+        # A tensor, not a number: on a GPU nobody waits for it. Of a gradient 0 the ratio is infinite, and 1 after the clamp.
+        self._g = torch.mul(g, (self._clip / torch.linalg.vector_norm(g)).clamp_(max=1), out=self._g)
+        return self._g
+
+
+def clipped(objective: Objective, clip: float | None) -> Objective:
+    """`objective` with its gradients clipped to the norm `clip`; as it is where None."""
+    return objective if clip is None else Clipped(objective, clip)
+
+
 class Session(Protocol):
     """A worker's connection to a center: one request, one reply."""
 

@@ -21,7 +21,8 @@ class Problem(Protocol):
     """A function of a vector x [d] with stochastic gradients: a batch for each worker's local step t.
 
     One object serves any number of workers in turn: it knows none of them, and what it draws is a function of (seed, worker, t).
-    All vectors are of the type of `start()`, float32 or float64.
+    All vectors are of the type of `start()`, float32 or float64. It may also have `facts`, a dictionary of texts or numbers:
+    what summary.json says of it.
     """
 
     batch_size: int  # samples that a gradient is the mean of, from which speeds are told
@@ -74,6 +75,9 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
     state = _called(said, "state_dict(x)", problem.state_dict, x)
     if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UsageError(f"{said}: state_dict(x) must return a dictionary of tensors by name, such as {{'x': x.clone()}}.")
+    facts = getattr(problem, "facts", {})
+    if not isinstance(facts, Mapping) or not all(isinstance(k, str) and isinstance(v, str | int | float) for k, v in facts.items()):
+        raise UsageError(f"{said}: its facts are {_kind(facts)}; they must be a dictionary of texts or numbers by name, as summary.json is to say them.")
     return figures
 
 

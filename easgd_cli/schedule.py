@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Protocol
@@ -50,3 +51,36 @@ class Stepwise:
 
     def __call__(self, t: int) -> float:
         return self.eta * self.factor ** bisect_right(self.milestones, t)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from eta down to `final` eta over the `steps` of the run that follow `warmup`.
+
+    Loshchilov, Hutter 2017, equation 5, without restarts: eta (final + (1 - final) (1 + cos(pi k / K)) / 2), k of K such steps
+    taken. Raises ValueError for a `final` outside [0, 1].
+    """
+
+    eta: float
+    steps: int
+    warmup: int
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"schedule.final={self.final:g}: is the share of eta that is left at the end; it lies in [0, 1].")
+
+    def __call__(self, t: int) -> float:
+        taken = min(max(t - self.warmup, 0) / (self.steps - self.warmup + 1), 1.0)
+        return self.eta * (self.final + (1 - self.final) * (1 + math.cos(math.pi * taken)) / 2)
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """Another schedule, whose first `warmup` steps are taken at a rate that rises linearly: (t + 1) / (warmup + 1) of what it says."""
+
+    schedule: Schedule
+    warmup: int
+
+    def __call__(self, t: int) -> float:
+        return self.schedule(t) * min((t + 1) / (self.warmup + 1), 1.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +18,12 @@ from torch import Tensor
 from easgd_cli import build, drive
 from easgd_cli.algorithms.base import Worker
 from easgd_cli.channel import Channel
-from easgd_cli.config import Interval, Settings
+from easgd_cli.config import Interval, Settings, profiled_steps
 from easgd_cli.data.images import Images
 from easgd_cli.memory import SharedTensors
 from easgd_cli.meter import Meter, Tally
-from easgd_cli.problem import Problem
 from easgd_cli.snapshot import Moment, Snapshots
+from easgd_cli.trace import Named, Trace
 from easgd_cli.transport.base import Withdrawn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 
@@ -47,6 +48,7 @@ class WorkerStart:
     exchanges: int = 0
     meter: dict[str, Any] | None = None
     pace: Sequence[float] | None = None
+    trace: Path | None = None  # where a profile of its steps is to be written
 
 
 class WorkerLoop:
@@ -61,9 +63,10 @@ class WorkerLoop:
         self._device = torch.device(start.device)
         self._method = build.method(s)
         self._problem = build.problem(s, start.images, self._device)
+        self._objective = drive.clipped(self._problem, s.clip)
         self._session = SharedWorkerEnd(start.link, self._device)
         self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
-        self._w = Worker(self._session.vectors, s.tau, build.schedule(s), start.t, start.link.worker)
+        self._w = Worker(self._session.vectors, s.tau, build.schedule(s, start.steps), start.t, start.link.worker)
         self._meter = Meter(start.link.worker, s.batch_size, s.workers, start.steps, self._device, start.meter)
         self._sequential = not self._method.center
         self._average = build.average(s) if self._sequential else None
@@ -73,8 +76,8 @@ class WorkerLoop:
 
     def _warm_up(self) -> None:
         """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""
-        self._problem.load(self._w.number, self._w.t)
-        self._problem.gradient(self._w.x)
+        self._objective.load(self._w.number, self._w.t)
+        self._objective.gradient(self._w.x)
 
     def run(self, began: float) -> None:
         """Steps until the end. `began`: the monotonic time of training second 0.
@@ -84,19 +87,24 @@ class WorkerLoop:
         start, w, meter, session = self._start, self._w, self._meter, self._session
         tally = meter.tally
         snapshots = Snapshots(self._channel, self._lasting(), start.interval, began, start.pace)
-        timed = _Timed(self._problem, session, tally)
+        asked: _Timed | Named = _Timed(self._objective, session, tally)
+        trace = self._trace()
+        if trace is not None:
+            asked = Named(asked)
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
         while not self._stop and (start.steps is None or w.t < start.steps) and (start.minutes is None or snapshots.seconds() < start.minutes * 60):
             session.t = w.t
             exchanged = session.exchanges
             try:
-                drive.take_step(self._method, w, timed, None if self._sequential else timed)
+                drive.take_step(self._method, w, asked, None if self._sequential else asked)
             except Withdrawn:  # the step has not happened: a rule changes its state only after its last yield
                 self._stop = start.minutes is None or snapshots.seconds() < start.minutes * 60
                 break
             meter.step(self._problem.loss, session.staleness if session.exchanges != exchanged else None)
             tally.seconds_loop = loop_before + time.perf_counter() - loop_began
+            if trace is not None:
+                trace.step()
             if meter.due(w.t):
                 self._row(snapshots.seconds())
             if self._average is not None:
@@ -110,6 +118,8 @@ class WorkerLoop:
                 session.cut = False
                 self._post_state("checkpoint", snapshots)
             self._listen(snapshots)
+        if trace is not None:
+            trace.close()
         if tally.steps and not self._stop:  # what an interrupted run has not yet said belongs to the row it goes on with
             self._row(snapshots.seconds())
         self._post_state("final", snapshots)
@@ -117,6 +127,11 @@ class WorkerLoop:
             self._keep("final", snapshots)
         else:
             session.close(w.t)
+
+    def _trace(self) -> Trace | None:
+        """The profile that is asked of this worker."""
+        steps = profiled_steps(self._start.settings)
+        return Trace(self._start.trace, steps, self._device) if self._start.trace is not None and steps is not None else None
 
     def _listen(self, snapshots: Snapshots) -> None:
         for message, _ in self._channel.receive():
@@ -166,19 +181,19 @@ class WorkerLoop:
 
 
 class _Timed:
-    """The problem and the session of a worker, with the seconds its step loop spends in each."""
+    """The objective and the session of a worker, with the seconds its step loop spends in each."""
 
-    def __init__(self, problem: Problem, session: SharedWorkerEnd, tally: Tally):
-        self._problem, self._session, self._tally = problem, session, tally
+    def __init__(self, objective: drive.Objective, session: SharedWorkerEnd, tally: Tally):
+        self._objective, self._session, self._tally = objective, session, tally
 
     def load(self, worker: int, t: int) -> None:
         before = time.perf_counter()
-        self._problem.load(worker, t)
+        self._objective.load(worker, t)
         self._tally.seconds_data += time.perf_counter() - before
 
     def gradient(self, x: Tensor) -> Tensor:
         before = time.perf_counter()
-        g = self._problem.gradient(x)
+        g = self._objective.gradient(x)
         self._tally.seconds_compute += time.perf_counter() - before
         return g
 

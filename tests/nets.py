@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from easgd_cli.models.convnet_digits import ConvNetDigits
 
@@ -10,3 +10,23 @@ from easgd_cli.models.convnet_digits import ConvNetDigits
 def double(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """The small net in float64. ReLU and pooling turn a last bit in float32 into a visible difference some steps later; not so here."""
     return ConvNetDigits(input_shape, num_classes).double()
+
+
+class Residual(nn.Module):
+    """A residual net in small: a convolution, two blocks of two with batch norm, the mean over all pixels, a linear layer."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, width: int = 8):
+        super().__init__()
+        self.stem = self._normalised(input_shape[0], width)
+        self.blocks = nn.ModuleList(nn.Sequential(self._normalised(width, width), nn.ReLU(), self._normalised(width, width)) for _ in range(2))
+        self.head = nn.Linear(width, num_classes)
+
+    @staticmethod
+    def _normalised(before: int, after: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        return self.head(x.mean((2, 3)))

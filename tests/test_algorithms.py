@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from easgd_cli.algorithms import (
 from easgd_cli.average import Average, Moving, Polyak
 from easgd_cli.drive import ByHand, Turn, take_step
 from easgd_cli.errors import UsageError
-from easgd_cli.schedule import Constant, Decay, Stepwise
+from easgd_cli.schedule import Constant, Cosine, Decay, Stepwise, Warmup
 
 D = 7
 CURVATURE = torch.linspace(0.3, 1.7, D, dtype=torch.float64)
@@ -205,6 +206,40 @@ def test_sgd_is_torch_sgd_with_a_decaying_rate_and_alpha_does_not_decay() -> Non
     frozen.step(0)
     frozen.step(0)
     torch.testing.assert_close(frozen.workers[0].x, START / 2)  # 1 -> 1/2 with the center at 1/2, then they agree
+
+
+def rates(*schedulers: Callable[[torch.optim.Optimizer], Any], steps: int, milestone: int | None = None) -> list[float]:
+    """What torch's schedulers make of eta = 0.3 at each step, one after another from `milestone` on."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    made = [scheduler(optimizer) for scheduler in schedulers]
+    scheduler = made[0] if milestone is None else torch.optim.lr_scheduler.SequentialLR(optimizer, made, [milestone])
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_a_cosine_is_torchs(final: float) -> None:
+    schedule = Cosine(eta=0.3, steps=40, warmup=0, final=final)
+    expected = rates(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 40, eta_min=0.3 * final), steps=40)
+    assert [schedule(t) for t in range(40)] == pytest.approx(expected, rel=1e-9)
+    assert schedule(40) == schedule(41) == pytest.approx(0.3 * final)
+
+
+@pytest.mark.parametrize("warmup", [1, 7, 39])
+def test_a_warm_up_and_a_cosine_are_torchs_one_after_the_other(warmup: int) -> None:
+    schedule = Warmup(Cosine(eta=0.3, steps=40, warmup=warmup), warmup)
+    linear = lambda o: torch.optim.lr_scheduler.LinearLR(o, 1 / (warmup + 1), total_iters=warmup)  # noqa: E731
+    cosine = lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 40 - warmup)  # noqa: E731
+    assert [schedule(t) for t in range(40)] == pytest.approx(rates(linear, cosine, steps=40, milestone=warmup), rel=1e-9)
+
+
+def test_a_warm_up_scales_any_schedule() -> None:
+    schedule = Warmup(Stepwise(eta=1.0, milestones=[2, 5], factor=0.5), 3)
+    assert [schedule(t) for t in range(6)] == pytest.approx([0.25, 0.5, 0.375, 0.5, 0.5, 0.25])
 
 
 def test_a_stepwise_rate_changes_at_its_milestones() -> None:

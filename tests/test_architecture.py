@@ -14,7 +14,7 @@ LAYERS = [
     {"__main__"},
     {"commands"},
     {"launcher", "bench", "report", "theory", "rundir"},
-    {"worker", "master", "evaluator", "record"},
+    {"worker", "master", "evaluator", "record", "trace"},
     {"drive", "transport", "problem", "problems", "checkpoint", "snapshot", "meter", "build"},
     {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"}
     | {"interruption", "scratch"},

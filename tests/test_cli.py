@@ -77,6 +77,25 @@ MISTAKES = [
     ("model=convnet7", ["convnet7", "8x8"]),
     ("experiment=fig0", ["experiment=fig0: there is no such experiment"]),
     ("tuning=foo", ["tuning=foo: there is no setting tuning"]),
+    ("clip=0", ["clip=0: a greatest norm is greater than 0", "clip=null"]),
+    ("clip=inf", ["clip=inf: must be a finite number"]),
+    ("grad_clip=1", ["did you mean clip?"]),
+    ("label_smoothing=0.1", ["did you mean problem.label_smoothing?"]),
+    ("problem.label_smoothing=1", ["problem.label_smoothing=1: ", "it lies in [0, 1)"]),
+    ("problem.label_smoothing=-0.1", ["problem.label_smoothing=-0.1: ", "it lies in [0, 1)"]),
+    ("problem.batch_norm_images=1", ["problem.batch_norm_images=1: a variance takes at least 2 images"]),
+    ("problem.top5=5", ["problem.top5=5: must be true or false"]),
+    ("warmup=-1", ["warmup=-1: must be a whole number of at least 0"]),
+    ("warmup=100 steps=100", ["warmup=100: the run has 100 local steps; a warm-up is shorter than the run"]),
+    ("warmup=900 epochs=1", ["warmup=900: the run has 43 local steps"]),
+    ("schedule.warmup=5", ["warmup is a setting of the run, not of schedule; write warmup="]),
+    ("schedule=cosine minutes=2", ["schedule=cosine minutes=2: this schedule follows the run's local steps", "give steps= or epochs="]),
+    ("schedule=cosine schedule.final=2", ["schedule.final=2: ", "it lies in [0, 1]"]),
+    ("profile='30 s'", ["profile=30 s: a trace is as long as a number of steps, such as profile='10 steps'"]),
+    ("profile=10", ["profile=10: an interval is a positive number with a unit"]),
+    ("profile='10 steps' steps=14", ["profile=10 steps: the first 5 steps are not recorded, and the run has 14"]),
+    ("precision=fp16", ["precision=fp16: is fp32, tf32 or bf16"]),
+    ("precision=tf32 device=cpu", ["precision=tf32 device=cpu: tf32 is how CUDA devices multiply", "use fp32, or bf16"]),
     ("schedule=stepwise", ["schedule=stepwise needs schedule.milestones"]),
     ("schedule=stepwise schedule.milestones=5", ["schedule.milestones=5: must be a list"]),
     ("dataset=mnist steps=9", ["There is no default eta for algo=easgd with dataset=mnist: write eta="]),
@@ -303,6 +322,10 @@ def test_settings_without_effect_are_told_once(easgd: Easgd, unprepared: None) -
     assert said.status == 0
     assert [line.split(" has no effect")[0] for line in said.err.splitlines()] == ["easgd: alpha=0.2", "easgd: delta=0.5", "easgd: gamma=0.1", "easgd: tau=3"]
     assert easgd("train", "algo=eamsgd", "tau=3", "delta=0.5", "alpha=0.2", "gamma=0.1").err == ""
+    simulated = easgd("train", "launcher=simulated", "profile=3 steps", "clip=1")
+    assert simulated.err == "easgd: profile=3 steps has no effect: launcher=simulated has no worker processes.\n"
+    assert easgd("train", "profile=3 steps", "clip=1").err == ""
+    assert easgd("train", "problem=quadratic", "precision=bf16").err == "easgd: precision=bf16 has no effect: problem=quadratic does not use it.\n"
     assert "only exchange is before the first step" in easgd("train", "steps=10", "tau=10").err
 
 

@@ -53,6 +53,19 @@ def test_length_and_intervals_may_be_changed_and_are_recorded(stopped: Path, eas
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("word", "goes_on"), [("steps=100", True), ("steps=200", False), ("steps=80", False), ("epochs=3", False), ("eval.every=9 s", True)])
+def test_a_run_whose_schedule_follows_its_length_keeps_it(word: str, goes_on: bool, easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    assert easgd("train", "schedule=cosine", "warmup=5", "steps=100", f"hydra.run.dir={NAME}").status == 0
+    ended(here / NAME, "interrupted", 60)
+    leave_checkpoint(here / NAME, 60)
+    said = easgd("train", f"resume={NAME}", word)
+    assert said.status == (0 if goes_on else 2), said.err
+    assert goes_on or f"{word}: schedule=cosine follows the run's length, so with another than steps=100 the steps taken" in said.err
+    assert len(launcher.jobs) == 1 + goes_on
+    ended(here / NAME, "completed")
+    assert easgd("train", f"resume={NAME}").out.endswith("is complete after 100 steps: nothing is left to do.\n")
+
+
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [

@@ -7,11 +7,13 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import Residual
 from torch import nn
 
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD
+from easgd_cli.data.digits import digits
 from easgd_cli.data.images import Images
-from easgd_cli.drive import ByHand
+from easgd_cli.drive import ByHand, clipped
 from easgd_cli.errors import UsageError
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problem import check_problem
@@ -33,10 +35,10 @@ def perceptron(dropout=0.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4))
 
 
-def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000) -> ImageProblem:
+def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000, **options) -> ImageProblem:
     with seeded(0, INIT):
         net = net() if net else perceptron()
-    return ImageProblem(net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images)
+    return ImageProblem(net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images, **options)
 
 
 # --- which images -----------------------------------------------------------------------------------------------------
@@ -140,6 +142,85 @@ def test_the_loss_is_without_the_l2_term():
         p.load(0, 0)
         p.gradient(p.start())
     assert torch.equal(plain.loss, decayed.loss)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_smoothed_labels_count_in_the_gradient_and_its_loss_but_not_in_what_is_measured(smoothing):
+    """Against the cross-entropy with the smoothed distribution written out, and torch's own."""
+    p = problem(lambda: perceptron().double(), label_smoothing=smoothing)
+    twin = perceptron().double()
+    x = torch.randn(p.size, dtype=torch.float64)
+    torch.nn.utils.vector_to_parameters(x, twin.parameters())
+    p.load(0, 0)
+    indices = Batches(50, 8, seed=0).indices(0, 0)
+    logits, labels = twin(images().train[indices].double() / 255), images().train_labels[indices]
+    target = (1 - smoothing) * F.one_hot(labels, 4) + smoothing / 4
+    loss = -(target * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, label_smoothing=smoothing))
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(twin.parameters()))])
+    torch.testing.assert_close(p.gradient(x), expected)
+    torch.testing.assert_close(p.loss, loss.detach())
+    assert p.evaluate(x) == problem(lambda: perceptron().double()).evaluate(x)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.5])
+def test_clipping_is_torchs_with_the_l2_term_in_the_loss(l2):
+    """At places where the gradient is longer and shorter; the problem's own gradient stays."""
+    p = problem(lambda: perceptron().double(), l2=l2)
+    twin = perceptron().double()
+    scaled = []
+    for scale in (0.01, 0.3, 1.0, 5.0):
+        x = scale * torch.randn(p.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        torch.nn.utils.vector_to_parameters(x, twin.parameters())
+        p.load(0, 0)
+        indices = Batches(50, 8, seed=0).indices(0, 0)
+        loss = F.cross_entropy(twin(images().train[indices].double() / 255), images().train_labels[indices])
+        twin.zero_grad()
+        (loss + l2 / 2 * sum(w.square().sum() for w in twin.parameters())).backward()
+        norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.2)
+        whole = p.gradient(x).clone()
+        g = clipped(p, 1.2).gradient(x)
+        # torch divides by the norm + 1e-6, so that a clipped gradient is that much shorter.
+        torch.testing.assert_close(g, torch.cat([w.grad.flatten() for w in twin.parameters()]), rtol=2e-6, atol=1e-12)
+        assert torch.equal(p.flat.gradient, whole) and float(g.norm()) <= 1.2 * (1 + 1e-12)
+        scaled.append(bool(norm > 1.2))
+        assert scaled[-1] or torch.equal(g, whole)
+    assert set(scaled) == {True, False}
+
+
+def test_bf16_is_autocast_around_the_net_with_vectors_and_evaluation_in_float32():
+    p = problem(perceptron, precision="bf16", l2=0.1)
+    twin = perceptron()
+    x = torch.randn(p.size)
+    torch.nn.utils.vector_to_parameters(x, twin.parameters())
+    p.load(0, 0)
+    indices = Batches(50, 8, seed=0).indices(0, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = twin(images().train[indices] / 255)
+    assert outputs.dtype == torch.bfloat16
+    loss = F.cross_entropy(outputs.float(), images().train_labels[indices])
+    loss.backward()
+    g = p.gradient(x)
+    assert g.dtype == p.loss.dtype == torch.float32
+    torch.testing.assert_close(g, torch.cat([w.grad.flatten() for w in twin.parameters()]) + 0.1 * x)
+    torch.testing.assert_close(p.loss, loss.detach())
+    exact = problem(perceptron, l2=0.1)
+    exact.load(0, 0)
+    difference = float((g - exact.gradient(x)).norm() / g.norm())
+    assert 1e-4 < difference < 0.05, "rounded, and no more than that"
+    assert p.evaluate(x) == exact.evaluate(x)
+
+
+def test_a_net_of_float64_keeps_its_precision():
+    with pytest.raises(ValueError, match="precision=bf16: the net's parameters are float64"):
+        problem(lambda: perceptron().double(), precision="bf16")
+
+
+def test_a_gradient_of_zero_stays_and_one_that_is_not_finite_shows():
+    still = FunctionProblem(torch.zeros(3), lambda x, worker, t, out: out.copy_(x))
+    objective = clipped(still, 1.0)
+    assert torch.equal(objective.gradient(torch.zeros(3, dtype=torch.float64)), torch.zeros(3, dtype=torch.float64))
+    assert not objective.gradient(torch.full((3,), torch.nan, dtype=torch.float64)).isfinite().any()
 
 
 def test_a_step_is_a_function_of_seed_worker_and_t():
@@ -256,6 +337,26 @@ def test_figures_are_those_of_the_plain_model_without_dropout():
     assert figures["test_loss"] == pytest.approx(test_loss, rel=1e-5) and figures["test_error"] == pytest.approx(test_error)
 
 
+@pytest.mark.parametrize(("classes", "asked", "measured"), [(6, None, False), (6, True, True), (100, None, True), (100, False, False)])
+def test_top5_errors_are_counted_by_rank(classes, asked, measured):
+    data = images(300, classes).hold_out(40)
+    p = problem(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), data, top5=asked)
+    x = torch.randn(p.size, generator=torch.Generator().manual_seed(0))
+    figures = p.evaluate(x)
+    assert ("test_error_top5" in figures) == ("validation_error_top5" in figures) == measured
+    if measured:
+        for split, pixels, labels in (("test", data.test, data.test_labels), ("validation", data.held_out, data.held_out_labels)):
+            logits = F.linear(pixels.flatten(1) / 255, x[: 64 * classes].view(classes, 64), x[64 * classes :])
+            better = (logits > logits.gather(1, labels[:, None])).sum(1)
+            assert figures[f"{split}_error_top5"] == pytest.approx(100 * float((better >= 5).double().mean()))
+            assert 0 < figures[f"{split}_error_top5"] <= figures[f"{split}_error"]
+
+
+def test_top5_errors_of_few_classes_are_refused():
+    with pytest.raises(ValueError, match=r"problem\.top5=true: there are 4 classes"):
+        problem(top5=True)
+
+
 def test_held_out_images_are_measured_too():
     data = images(300).hold_out(40)
     p = problem(None, data)
@@ -302,6 +403,59 @@ def test_batch_norm_is_estimated_anew_for_what_is_evaluated():
     torch.testing.assert_close(state["1.running_var"], inner.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert figures["test_loss"] == pytest.approx(by_hand(twin.eval(), images(100).test, images(100).test_labels)[0], rel=1e-4)
     assert p.evaluate(x) == figures, "whatever was evaluated before"
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, 250), (100, 100), (600, 500), (5000, 750)])
+def test_batch_norm_is_estimated_as_torchs_own_recipe_does_over_the_images_asked_for(asked, used):
+    """Reset, momentum None, one pass in training mode over whole batches; the subset of train_loss unless told otherwise."""
+    data = images(760)
+    p = problem(normalised, data, train_images=300, batch_norm_images=asked)
+    assert p.facts == {"batch_norm": f"estimated over {used} training images"}
+    x = torch.randn(p.size)
+    twin = normalised()
+    torch.nn.utils.vector_to_parameters(x, twin.parameters())
+    twin[1].reset_running_stats()
+    twin[1].momentum = None
+    chosen = data.training_subset(300 if asked is None else asked)[:used]
+    with torch.no_grad():
+        for part in chosen.split(250):
+            twin.train()(data.train[part] / 255)
+    state = p.state_dict(x)
+    torch.testing.assert_close(state["1.running_mean"], twin[1].running_mean)
+    torch.testing.assert_close(state["1.running_var"], twin[1].running_var)
+    loss, error = by_hand(twin.eval(), data.test, data.test_labels)
+    figures = p.evaluate(x)
+    assert figures["test_loss"] == pytest.approx(loss, rel=1e-5) and figures["test_error"] == pytest.approx(error)
+
+
+def test_one_image_over_does_not_keep_a_normalised_vector_from_being_measured():
+    """Batch norm of a single row of features has no variance, and torch refuses it."""
+    flat = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))  # noqa: E731
+    assert problem(flat, images(251)).evaluate(torch.ones(problem(flat).size))["test_loss"] > 0
+    with pytest.raises(ValueError, match=r"problem\.batch_norm_images=1: a variance takes at least 2 images"):
+        problem(flat, images(251), batch_norm_images=1)
+
+
+def test_the_center_of_a_residual_net_is_as_good_as_its_workers():
+    """Its statistics are nobody's running ones: with those of the start, mean 0 and variance 1, it would be far worse."""
+    with seeded(0, INIT):
+        net = Residual((1, 8, 8), 10)
+    p = ImageProblem(net, digits(), batch_size=32, seed=0, l2=0.0, device=CPU, train_images=5000)
+    driver = ByHand(EASGD(alpha=0.45), p, workers=2, tau=4, schedule=Constant(0.2), start=p.start())
+    for _ in range(150):
+        for i in range(2):
+            driver.step(i)
+    center, *workers = (p.evaluate(x)["test_error"] for x in (driver.center.vectors["x"], *(w.x for w in driver.workers)))
+    assert center <= min(workers) + 1 and center < 15, (center, workers)
+    x = driver.center.vectors["x"]
+    state = {name: value for name, value in p.state_dict(x).items() if "running" not in name}
+    neglected = Residual((1, 8, 8), 10)
+    neglected.load_state_dict(state, strict=False)
+    assert by_hand(neglected.eval(), digits().test, digits().test_labels)[1] > center + 10
+
+
+def test_a_net_without_batch_norm_has_nothing_to_tell_of_it():
+    assert problem().facts == {}
 
 
 def test_the_state_dict_is_the_models_own():
@@ -384,6 +538,8 @@ def _raise(x):
         ("evaluate", lambda x: {"train_loss": x.sum()}, "evaluate(x) returned a tensor [] of type torch.float32 as train_loss; it must be a number"),
         ("evaluate", lambda x: {"train_loss": 1.0, "step": 2}, "evaluate(x) returned step, which the record says itself"),
         ("evaluate", lambda x: {"train_loss": float("nan")}, "its train_loss at the start is nan"),
+        ("facts", ["three"], "its facts are a list; they must be a dictionary of texts or numbers by name"),
+        ("facts", {"wells": [1, 2]}, "its facts are a dict; they must be a dictionary of texts or numbers by name"),
         ("state_dict", lambda x: x, "state_dict(x) must return a dictionary of tensors by name"),
     ],
 )

@@ -173,6 +173,24 @@ def test_the_end_of_a_run(tmp_path: Path) -> None:
     ]
 
 
+def test_top5_errors_are_told_beside_the_others(tmp_path: Path) -> None:
+    console, top5 = plain(), {"test_error_top5": 1.25, "validation_error": 7.0, "validation_error_top5": 2.5}
+    ended = {**summary(tmp_path), "center": {**summary(tmp_path)["center"], **top5}}
+    show_run(ended, console)
+    assert said(console)[2:7] == [
+        "test error       5.00 %, at best 4.00 % after 3.0 s",
+        "top-5 error      1.25 %",
+        "held-out error   7.00 %",
+        "held-out top-5   2.50 %",
+        "loss             train 0.1, test 0.125",
+    ]
+    console = plain()
+    show_sweep([("tau=1", "completed", ended, None), ("tau=2", "completed", {"center": {"test_error": 6.0}, "wall_seconds": 1.0}, None)], console)
+    lines = [line.split() for line in said(console)]
+    assert lines[0] == ["run", "status", "test", "error", "best", "top-5", "seconds"]
+    assert lines[1][-2:] == ["%", "4.0"] and "1.25" in lines[1] and lines[2].count("-") == 2
+
+
 ON_FUNCTION = {"seconds": 1.0, "step": 10, "exchanges": 7, "party": "center", "train_loss": 0.123456, "distance_to_optimum": 2.0, "coordinate_0": -2.0}
 
 

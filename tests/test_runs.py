@@ -25,12 +25,13 @@ from torch import Tensor
 from easgd_cli import build
 from easgd_cli.checkpoint import newest
 from easgd_cli.config import Checkpoint, Eval, Settings, Until
-from easgd_cli.drive import ByHand
+from easgd_cli.drive import ByHand, clipped
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.local import Run, launch
 from easgd_cli.launcher.stopping import Signals
+from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.images import ImageProblem
 
 METHODS = {
@@ -74,8 +75,8 @@ def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
 def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
     starts = [prepared.problem.start(i) for i in range(s.workers)]
     return ByHand(
-        prepared.method, prepared.problem, workers=s.workers, tau=s.tau, schedule=build.schedule(s), start=prepared.start, starts=starts,
-        average=prepared.average,
+        prepared.method, clipped(prepared.problem, s.clip), workers=s.workers, tau=s.tau, schedule=build.schedule(s, prepared.steps),
+        start=prepared.start, starts=starts, average=prepared.average,
     )  # fmt: skip
 
 
@@ -107,6 +108,20 @@ def what_four_processes_did(s: Settings, directory: Path) -> tuple[build.Prepare
     return prepared, order, saved_center(directory, prepared)
 
 
+def test_processes_differentiate_in_bf16_and_repeat_bit_for_bit(tmp_path: Path) -> None:
+    s = settings("eamsgd", precision="bf16")
+    prepared, order, center = what_four_processes_did(s, tmp_path)
+    driver = by_hand(s, prepared)
+    driver.replay(order)
+    assert torch.equal(driver.vectors()["x"], center) and center.dtype == torch.float32
+    s.precision = "fp32"
+    driver = by_hand(s, exact := build.prepare(s))
+    driver.replay(order)
+    assert not torch.equal(driver.vectors()["x"], center)
+    torch.testing.assert_close(driver.vectors()["x"], center, rtol=0.1, atol=0.02)
+    assert exact.problem.evaluate(center) == prepared.problem.evaluate(center)
+
+
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
 def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
     s = settings(algo, gamma=1e-2)
@@ -128,7 +143,7 @@ def test_the_printed_listing_gone_through_in_the_recorded_order_gives_the_center
         return prepared.problem.gradient(x.clone()).clone()
 
     listing = Listing(prepared.start, 4, s.eta, s.tau, gradient, alpha=0.9 / 4, delta=s.delta)
-    schedule = build.schedule(s)
+    schedule = build.schedule(s, s.steps)
     for i in order:  # each exchange is that worker's next step that exchanges
         exchanged = False
         while not exchanged:
@@ -183,6 +198,41 @@ def test_a_run_of_one_worker_on_a_function_goes_on_bit_for_bit(tmp_path: Path) -
     whole, parts = (torch.load(tmp_path / d / "center.pt", weights_only=True)["x"] for d in ("whole", "parts"))
     assert torch.equal(whole, parts)
     assert rows(tmp_path / "parts", "center")[0]["coordinate_0"] == 0.5
+
+
+def test_processes_clip_the_gradients_of_a_net(tmp_path: Path) -> None:
+    """Their recorded order with clipped gradients gives their center bit for bit, and without another."""
+    s = settings("eamsgd", clip=0.5)
+    prepared, order, center = what_four_processes_did(s, tmp_path)
+    driver = by_hand(s, prepared)
+    driver.replay(order)
+    assert torch.equal(driver.vectors()["x"], center)
+    s.clip = None
+    driver = by_hand(s, prepared)
+    driver.replay(order)
+    assert not torch.allclose(driver.vectors()["x"], center, atol=1e-3)
+
+
+@pytest.mark.parametrize(("algo", "steps", "recorded"), [("easgd", 40, 7), ("msgd", 40, 7), ("easgd", 9, 4)])
+def test_a_profile_is_of_as_many_steps_of_one_worker_as_asked_for_and_shows_its_parts(algo: str, steps: int, recorded: int, tmp_path: Path) -> None:
+    """Of a run that ends before, what there is of them. The run itself is the same."""
+    s = settings(algo, steps=steps, profile="7 steps")
+    assert run(s, tmp_path).status == "completed"
+    assert [p.name for p in (tmp_path / "logs").glob("*trace*")] == ["trace_worker_00.json"]
+    events = [e for e in json.loads((tmp_path / "logs" / "trace_worker_00.json").read_text())["traceEvents"] if e.get("ph") == "X"]
+    names = [e["name"] for e in events]
+    marks = sorted(int(name.partition("#")[2]) for name in names if name.startswith("ProfilerStep#"))
+    assert marks == list(range(5, 5 + recorded + (recorded < 7))), "where the run ends, the next step has begun and is empty"
+    assert names.count("load") == names.count("gradient") == recorded
+    due = sum(t % s.tau == 0 for t in range(5, 5 + recorded)) if algo == "easgd" else 0
+    assert names.count("post") == names.count("collect") == due
+    convolutions = [e for e in events if e["name"] == "aten::convolution"]
+    assert len(convolutions) == recorded * sum(isinstance(m, torch.nn.Conv2d) for m in ConvNetDigits((1, 8, 8), 10).modules())
+    assert convolutions[0]["args"]["Input Dims"][0] == [16, 1, 8, 8]
+    if algo == "easgd" and steps == 40:
+        driver = by_hand(s, prepared := build.prepare(s))
+        driver.replay(recorded_order(tmp_path))
+        assert torch.equal(driver.vectors()["x"], saved_center(tmp_path, prepared))
 
 
 @pytest.mark.parametrize("algo", ["easgd", "downpour", "sgd"])

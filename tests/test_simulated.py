@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_algorithms import rates
 from test_runs import MOVING, POLYAK, ROUNDS, by_hand, disturbed, one_thread, recorded_order, rows, run, saved_center, settings, training  # noqa: F401
 
 from easgd_cli import build
@@ -57,6 +58,26 @@ def same_files(a: Path, b: Path, *names: str) -> None:
     for name in names:
         one, other = (torch.load(d / name, weights_only=True) for d in (a, b))
         assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("launch", [run, virtual])
+def test_a_rate_that_follows_the_length_is_told_it_by_every_launcher(launch: Any, tmp_path: Path) -> None:
+    """g(x) = x: x_40 is the product of 1 - eta_t, with eta_t as torch has it."""
+    cosine = {"name": "cosine", "target": "easgd_cli.schedule:Cosine", "final": 0.1}
+    s = on_a_function("sgd", problem={"start": 1.0})
+    s.schedule, s.eta, s.warmup = cosine, 0.3, 10
+    launch(s, tmp_path)
+    linear = lambda o: torch.optim.lr_scheduler.LinearLR(o, 1 / 11, total_iters=10)  # noqa: E731
+    annealed = lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 30, eta_min=0.03)  # noqa: E731
+    expected = math.prod(1 - eta for eta in rates(linear, annealed, steps=40, milestone=10))
+    assert center_of(tmp_path)["x"].tolist() == pytest.approx([expected], rel=1e-9)
+
+
+@pytest.mark.parametrize("launch", [run, virtual])
+def test_a_function_is_descended_in_steps_of_eta_times_the_clipped_norm(launch: Any, tmp_path: Path) -> None:
+    """g(x) = x from x = 10 in both coordinates: 40 steps of length 0.05 * 2 along the diagonal, all of them clipped."""
+    launch(on_a_function("sgd", problem={"start": 10.0, "dimension": 2}, clip=2.0), tmp_path)
+    assert center_of(tmp_path)["x"].tolist() == pytest.approx([10 - 40 * 0.1 / math.sqrt(2)] * 2)
 
 
 # --- the same bits ---------------------------------------------------------------------------------------------------
@@ -293,7 +314,7 @@ def test_a_gradient_outlives_the_gradients_of_others(tmp_path: Path) -> None:
     virtual(s, tmp_path, latency=0.01)
     prepared = build.prepare(s)
     starts = [prepared.problem.start(i) for i in range(3)]
-    driver = ByHand(prepared.method, prepared.problem, workers=3, tau=1, schedule=build.schedule(s), start=prepared.start, starts=starts)
+    driver = ByHand(prepared.method, prepared.problem, workers=3, tau=1, schedule=build.schedule(s, prepared.steps), start=prepared.start, starts=starts)
     driver.replay(recorded_order(tmp_path))
     assert driver.center is not None and torch.equal(driver.center.vectors["x"], center_of(tmp_path)["x"])
 

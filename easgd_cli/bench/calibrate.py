@@ -45,6 +45,7 @@ from easgd_cli.drive import Turn
 from easgd_cli.errors import UsageError
 from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.recorder import read_rows
+from easgd_cli.schedule import Constant
 
 _VALUES = 20  # of the list of compute
 _BUSY = 0.5  # of the master's time: above it, waiting is queueing, and says nothing of latency
@@ -167,7 +168,7 @@ def _waits(method: Method, s: Settings) -> bool:
     if method.gathers == "round":
         return False  # it waits for the slowest worker
     one = torch.zeros(1)
-    w = Worker({name: one.clone() for name in (*method.state, *method.scratch)}, 1, build.schedule(s), number=0)
+    w = Worker({name: one.clone() for name in (*method.state, *method.scratch)}, 1, Constant(s.eta), number=0)
     turn = Turn(method, w)
     while turn.message is None and not turn.ended:
         turn.answer(one, None)

@@ -118,7 +118,7 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
 _SYMBOLS = list(build.symbols(Settings(eta=0.0)))
 _OFFERED = {
     "algo": _SYMBOLS,
-    "schedule": _SYMBOLS,
+    "schedule": [*_SYMBOLS, *build.OFFERED_TO_SCHEDULES],
     "average": [],
     "problem": list(build.OFFERED_TO_PROBLEMS),
     "dataset": ["seed"],
@@ -149,6 +149,8 @@ def _store(group: str, target: str) -> None:
 # What other programs call our settings.
 _ELSEWHERE = {
     "lr": "eta", "learning_rate": "eta", "momentum": "delta", "mu": "delta", "weight_decay": "l2", "wd": "l2", "period": "tau", "moving_rate": "alpha",
+    "warmup_steps": "warmup", "max_norm": "clip", "clip_norm": "clip", "grad_clip": "clip",
+    "label_smoothing": "problem.label_smoothing", "top5": "problem.top5",
     "p": "workers", "num_workers": "workers", "nproc": "workers", "batch": "batch_size", "bs": "batch_size", "max_steps": "steps", "iterations": "steps",
     "max_epochs": "epochs", "optimizer": "algo", "algorithm": "algo", "method": "algo", "data": "dataset", "net": "model",
 }  # fmt: skip

@@ -31,7 +31,8 @@ def checked(settings: Settings) -> None:
     """All that can be said before data and model are loaded. Raises UsageError."""
     config.check(settings)
     build.method(settings)
-    build.schedule(settings)
+    if settings.epochs is None:  # how many steps these are is known once the data are loaded
+        build.schedule(settings, config.total_steps(settings, None))
     build.average(settings)
     kinds.launcher(settings)
 
@@ -55,8 +56,10 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         lines.append(f"{given['gamma']} has no effect: schedule={settings.schedule['name']} does not use it.")
     if "tau" in given and not method.center:
         lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
+    if "profile" in given and not getattr(build.locate("launcher", settings.launcher["target"]), "profiles", False):
+        lines.append(f"{given['profile']} has no effect: launcher={settings.launcher['name']} has no worker processes.")
     asked = build.asked_by_problem(settings)
-    for key, name in (("l2", "l2"), ("batch_size", "batch_size"), ("eval.train_images", "train_images")):
+    for key, name in (("l2", "l2"), ("batch_size", "batch_size"), ("precision", "precision"), ("eval.train_images", "train_images")):
         if key in given and name not in asked:
             lines.append(f"{given[key]} has no effect: problem={settings.problem['name']} does not use it.")
     steps = settings.steps if settings.steps is not None else settings.default_steps

@@ -82,6 +82,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
             f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and ends with them; leave out {longer.key_or_group}=."
         )
     running.checked(settings)
+    _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
     with rundir.held(path):  # before anything is said about a run that another process may be changing
         left = _nothing_left(path, settings)
     if left is not None:
@@ -91,6 +92,17 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     outcome = running.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
     _tell_where(path, outcome)
     return outcome.exit_code
+
+
+def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
+    """Raises UsageError where the schedule follows the run's length and this is another: the steps taken would have had other rates."""
+    [(unit, many)] = config.length(now).items()
+    if config.length(now) != config.length(before) and build.follows_the_length(now):
+        [(old_unit, old)] = config.length(before).items()
+        raise UsageError(
+            f"{given} {unit}={many:g}: schedule={now.schedule['name']} follows the run's length, so with another than {old_unit}={old:g} the steps taken would "
+            "have had other rates; start a new run (of a net, from this one's center with init=)."
+        )
 
 
 def _nothing_left(path: Path, now: Settings) -> str | None:
@@ -110,7 +122,8 @@ def _nothing_left(path: Path, now: Settings) -> str | None:
     steps = sorted(t for worker, t in summary["steps"].items() if worker not in lost)
     done = f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
     without = "".join(f", {worker} lost after {summary['steps'][worker]}" for worker in lost)
-    return f"{path} is complete after {done} steps{without}: nothing is left to do. To train it further give more, such as {unit}=."
+    further = "" if build.follows_the_length(now) else f" To train it further give more, such as {unit}=."
+    return f"{path} is complete after {done} steps{without}: nothing is left to do.{further}"
 
 
 def _tell_where(path: Path, outcome: Outcome) -> None:

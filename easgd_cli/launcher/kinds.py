@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from easgd_cli import build
 from easgd_cli.config import Settings
@@ -39,6 +39,7 @@ class Local:
     """This machine: a process for the master, for every worker and for the evaluator. Raises ValueError for more workers than it carries."""
 
     workers: int
+    profiles: ClassVar[bool] = True  # `profile` has an effect: its workers are processes
 
     def __post_init__(self) -> None:
         if self.workers > _MOST_LOCAL:

@@ -162,6 +162,8 @@ class Run:
             start.t = self._resumed.owner.moment.clocks[link.worker]
         start.pace = self._eval_pace()
         name = f"worker_{link.worker:02d}"
+        if link.worker == 0 and self._resumed is None:  # a run that goes on has its trace
+            start.trace = (self._job.run_dir / "logs" / f"trace_{name}.json").absolute()
         self._members[link.worker] = _Member(self._child(name, WorkerLoop, start), start.t)
 
     def _eval_pace(self) -> list[float] | None:

@@ -27,7 +27,7 @@ from easgd_cli.center import Center
 from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.config import Interval
 from easgd_cli.devices import cores, deal_devices
-from easgd_cli.drive import Turn
+from easgd_cli.drive import Turn, clipped
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
@@ -98,6 +98,7 @@ class Run:
             torch.use_deterministic_algorithms(True)
         device = torch.device(deal_devices(s.device, 1)[0])
         self._problem = prepared.problem if device.type == "cpu" else build.problem(s, prepared.images, device)
+        self._objective = clipped(self._problem, s.clip)
         self._events = Events()
         self._members = [self._member(i, device) for i in range(s.workers)]
         self._center: Center | None = None
@@ -134,7 +135,7 @@ class Run:
             vectors["average"] = start.clone()
         session = Session(torch.zeros_like(start)) if method.center else None
         meter = Meter(i, s.batch_size, s.workers, self._prepared.steps, device)
-        return _Member(Worker(vectors, s.tau, build.schedule(s), number=i), session, meter)
+        return _Member(Worker(vectors, s.tau, build.schedule(s, self._prepared.steps), number=i), session, meter)
 
     def _default_interval(self) -> Interval:
         steps = self._prepared.steps
@@ -250,8 +251,8 @@ class Run:
         turn, g = m.turn, None
         assert turn is not None
         if turn.at is not None:
-            self._problem.load(m.number, m.w.t)
-            g = self._problem.gradient(turn.at)
+            self._objective.load(m.number, m.w.t)
+            g = self._objective.gradient(turn.at)
             if m.session is not None and turn.message is None:
                 g = g.clone()  # the rule may exchange before it uses it, and the buffer is everybody's
             m.loss = self._problem.loss

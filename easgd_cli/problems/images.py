@@ -1,10 +1,12 @@
-"""A net on labelled images: the mean cross-entropy of its outputs.
+"""A net on labelled images: the mean cross-entropy of its outputs, with smoothed labels where asked for.
 
 Everything random in a gradient (batch, augmentation, dropout) is a function of (seed, worker, t), so a step taken again
 gives the same bits, whatever happened in between.
 """
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from easgd_cli.flat import Flat
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
 
 _EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
+_MANY_CLASSES = 100  # from which on top-5 errors are of interest
 
 
 class Batches:
@@ -51,15 +54,33 @@ class ImageProblem:
     """Cross-entropy of `model` on `images`, in the run with `seed` (see problem.py).
 
     `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
-    the size of the fixed training subset on which train_loss is measured.
+    the size of the fixed training subset on which train_loss is measured, `batch_norm_images` of that over which batch
+    norm's statistics are estimated; None: the same. `label_smoothing` e trains against 1 - e of the label and e of all classes
+    alike (Szegedy et al. 2016, section 7). `precision` is that of the gradient's arithmetic: fp32, tf32 on CUDA, or bf16, which is
+    torch's autocast; vectors and evaluation stay as the parameters are. `top5` measures top-5 errors; None: with a hundred classes or more.
+    Raises ValueError for a setting out of its range.
     """
 
-    def __init__(self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int):
+    def __init__(
+        self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,
+        precision: str = "fp32", label_smoothing: float = 0.0, batch_norm_images: int | None = None, top5: bool | None = None,
+    ):  # fmt: skip
+        if batch_norm_images is not None and batch_norm_images < 2:
+            raise ValueError(f"problem.batch_norm_images={batch_norm_images}: a variance takes at least 2 images; null takes eval.train_images.")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"problem.label_smoothing={label_smoothing:g}: the share of a label that all classes get alike; it lies in [0, 1), such as 0.1.")
+        if top5 and images.num_classes <= 5:
+            raise ValueError(f"problem.top5=true: there are {images.num_classes} classes, so the right one is always among five; it takes at least 6.")
+        if precision != "fp32" and any(p.dtype == torch.float64 for p in model.parameters()):
+            raise ValueError(f"precision={precision}: the net's parameters are float64, which stays as it is; use precision=fp32, or a net of float32.")
         self.flat = Flat(model.to(device))
         self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
         self.batch_size = batch_size
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
-        self._model, self._l2, self._seed = model, l2, seed
+        self._model, self._l2, self._seed, self._label_smoothing = model, l2, seed, label_smoothing
+        self._tf32 = precision == "tf32"
+        self._autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        self._top5 = images.num_classes >= _MANY_CLASSES if top5 is None else top5
         self._images = images.training_on(self.device)
         self._batches = Batches(len(images.train), batch_size, seed)
         self._augmentation = torch.Generator()
@@ -67,9 +88,15 @@ class ImageProblem:
         self._subset = images.training_subset(train_images)
         self._start = self.flat.vector()
         self._normalised = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self._normalising = _whole_batches(images.training_subset(train_images if batch_norm_images is None else batch_norm_images))
         self._worker = self._t = 0  # of the loaded batch
         self._inputs = self._labels = torch.empty(0)
         self._snapshot: Tensor | None = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What summary.json says of how this problem is measured."""
+        return {"batch_norm": f"estimated over {len(self._normalising)} training images"} if self._normalised else {}
 
     def start(self, worker: int | None = None) -> Tensor:
         """The model's parameters [size] as they were given: every worker begins where the center does (paper p. 6, footnote 7)."""
@@ -94,24 +121,27 @@ class ImageProblem:
         self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
         if not self._model.training:
             self._model.train()
-        loss = F.cross_entropy(self._model(self._inputs), self._labels)
+        self._multiply(self._tf32)
+        with self._autocast:
+            outputs = self._model(self._inputs)
+        loss = F.cross_entropy(outputs.to(self.dtype), self._labels, label_smoothing=self._label_smoothing)
         loss.backward()
         self.loss = loss.detach()
         return g
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
         """Mean losses, and errors in percent, at `x` [size]: train_loss on the fixed subset of the training images, test_loss
-        and test_error, and validation_loss and validation_error where images are held out.
+        and test_error, and validation_loss and validation_error where images are held out. With top-5 errors also
+        test_error_top5 and validation_error_top5, the images whose label is not among the five largest outputs.
 
-        Center patches, dropout off, no l2 term. Nobody maintains the running statistics of the center's batch norms, so
-        for models that have any they are estimated first: plain averages over one pass of the same training subset.
+        Center patches, dropout off, labels as they are, no l2 term. Nobody maintains the running statistics of the center's batch norms, so
+        for models that have any they are estimated first: plain averages over one pass of a fixed training subset.
         """
         self._prepare(x)
-        train_loss, _ = self._measure("train", self._subset)
-        test_loss, test_error = self._measure("test")
-        figures = {"train_loss": train_loss, "test_loss": test_loss, "test_error": test_error}
+        figures = {"train_loss": self._measure("train", self._subset)["loss"]}
+        figures |= {f"test_{name}": value for name, value in self._measure("test").items()}
         if self._images.held_out is not None:
-            figures["validation_loss"], figures["validation_error"] = self._measure("held_out")
+            figures |= {f"validation_{name}": value for name, value in self._measure("held_out").items()}
         return figures
 
     @torch.no_grad()
@@ -139,6 +169,7 @@ class ImageProblem:
             self._snapshot = torch.empty_like(x)
         self._snapshot.copy_(x)
         self.flat.bind(self._snapshot)
+        self._multiply(tf32=False)
         self._model.eval()
         if not self._normalised:
             return
@@ -148,24 +179,38 @@ class ImageProblem:
             layer.momentum = None  # cumulative average
             layer.train()
         with torch.no_grad():
-            for inputs, _ in self._images.evaluation_batches("train", _EVALUATION_BATCH, self.device, self.dtype, self._subset):
+            for inputs, _ in self._images.evaluation_batches("train", _EVALUATION_BATCH, self.device, self.dtype, self._normalising):
                 self._model(inputs)
         for layer, momentum in zip(self._normalised, momenta, strict=True):
             layer.momentum = momentum
         self._model.eval()
 
+    def _multiply(self, tf32: bool) -> None:
+        """On CUDA: whether products of float32 are rounded to tf32. Torch's own default is mixed: yes in convolutions, no in matrices."""
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+
     @torch.no_grad()
-    def _measure(self, split: Split, indices: Tensor | None = None) -> tuple[float, float]:
-        """Mean loss, and error in percent."""
+    def _measure(self, split: Split, indices: Tensor | None = None) -> dict[str, float]:
+        """Mean `loss`; `error`, and where asked for `error_top5`, in percent."""
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+        missed = torch.zeros_like(wrong)
         count = 0
         for inputs, labels in self._images.evaluation_batches(split, _EVALUATION_BATCH, self.device, self.dtype, indices):
             logits = self._model(inputs)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             wrong += (logits.argmax(1) != labels).sum()
+            if self._top5:
+                missed += (logits.topk(5).indices != labels[:, None]).all(1).sum()
             count += len(labels)
-        return float(loss) / count, 100 * float(wrong) / count
+        figures = {"loss": float(loss) / count, "error": 100 * float(wrong) / count}
+        return figures | ({"error_top5": 100 * float(missed) / count} if self._top5 else {})
+
+
+def _whole_batches(indices: Tensor) -> Tensor:
+    """`indices` without a last batch that is smaller than the others: its statistics would count as much as theirs."""
+    return indices[: max(len(indices) - len(indices) % _EVALUATION_BATCH, min(len(indices), _EVALUATION_BATCH))]
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

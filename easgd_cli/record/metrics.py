@@ -15,17 +15,19 @@ CENTER = {
     "train_loss": "Cross-entropy of the center on a fixed subset of the training images, or the problem's function, without the l2 term.",
     "test_loss": "Cross-entropy of the center on the test images, without the l2 term.",
     "test_error": "Test images that the center gets wrong, in percent.",
+    "test_error_top5": "Test images whose label is not among the five largest outputs of the center, in percent.",
     "best_test_error": "The lowest test error of the center so far, in percent.",
     "seconds_to_best": "Training seconds after which the lowest test error so far was reached.",
     "validation_loss": "Cross-entropy of the center on the training images held out by dataset.validation.",
     "validation_error": "Held-out training images that the center gets wrong, in percent.",
+    "validation_error_top5": "Held-out training images whose label is not among the five largest outputs of the center, in percent.",
     "distance_to_optimum": "Euclidean distance between the center and the nearest minimum of the problem's function.",
     "well": "Mean sign of the center's coordinates on a double well: 1 with all in the wells at +1, -1 with all in those at -1.",
 }
 
 # Of each worker, at fixed local steps.
 WORKER = {
-    "train_loss": "Mean loss of the worker's batches since the last point, at its own parameters, dropout and noise on, without the l2 term.",
+    "train_loss": "Mean loss of the worker's batches since the last point, at its own parameters, dropout, smoothing and noise on, without the l2 term.",
     "distance_to_center": "Euclidean distance between the worker's parameters and the center it was last told.",
     "staleness": "Updates of the center by others between two exchanges of the worker, the mean since the last point.",
     "eta": "Learning rate at the worker's clock.",

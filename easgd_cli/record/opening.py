@@ -35,8 +35,9 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
     """The recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
     s = job.settings
     facts = {
+        **getattr(prepared.problem, "facts", {}),
         "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.size,
-        "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed,
+        "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed, "precision": s.precision,
         "length": length(s), "until": asdict(s.until),
     }  # fmt: skip
     texts = {"command": _as_is(job.command), "config": _as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
@@ -72,7 +73,7 @@ def hparams(s: Settings) -> dict[str, Value]:
         "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
         **({"beta": effective_beta(s)} if {"alpha", "beta"} <= uses else {}),  # else either follows from the other
         "delta": s.delta if "delta" in uses else None, "gamma": s.gamma if "gamma" in uses else None,
-        "l2": s.l2, "batch_size": s.batch_size, "seed": s.seed,
+        "warmup": s.warmup, "l2": s.l2, "clip": s.clip, "batch_size": s.batch_size, "precision": s.precision, "seed": s.seed,
     }  # fmt: skip
     found |= length(s)
     if s.init is not None:

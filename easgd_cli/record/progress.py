@@ -216,5 +216,6 @@ def _evaluation(row: Row) -> str:
 
     if "test_error" in row:
         best = f" (best {row['best_test_error']:.2f} %)" if row.get("best_test_error") is not None else ""
-        return f"{row['party']}: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}"
+        top5 = f", top-5 {number('test_error_top5', '.2f')} %" if "test_error_top5" in row else ""
+        return f"{row['party']}: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}{top5}"
     return f"{row['party']}: " + ", ".join(f"{name.replace('_', ' ')} {number(name, '.4g')}" for name in measured(row)[:_SHOWN])

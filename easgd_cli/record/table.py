@@ -48,7 +48,8 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     centers = [summary.get("center") or {} for _, _, summary, _ in rows]
     on_data = {"test_error" in center for center in centers if center} or {True}
     functions = [column for column in _ON_FUNCTIONS if False in on_data and any(column[1] in center for center in centers)]
-    columns = (_ON_DATA if True in on_data else []) + functions
+    top5 = [_TOP5] if any(_TOP5[1] in center for center in centers) else []
+    columns = (_ON_DATA + top5 if True in on_data else []) + functions
     for heading in (*(heading for heading, _, _ in columns), "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for (name, status, summary, _), center in zip(rows, centers, strict=True):
@@ -68,11 +69,18 @@ def _measured(center: dict[str, Any], on_data: bool) -> list[tuple[str, str]]:
     lines = []
     if "test_error" in center or (on_data and not center):
         lines.append(("test error", f"{_percent(center.get('test_error'))}{_best(center)}"))
+    if "test_error_top5" in center:
+        lines.append(("top-5 error", _percent(center["test_error_top5"])))
     if "validation_error" in center:
         lines.append(("held-out error", _percent(center["validation_error"])))
+    if "validation_error_top5" in center:
+        lines.append(("held-out top-5", _percent(center["validation_error_top5"])))
     losses = [f"{split} {_number(center[f'{split}_loss'])}" for split in ("train", "test") if f"{split}_loss" in center]
     lines.append(("loss", ", ".join(losses) or "-"))
-    told = ("test_error", "best_test_error", "seconds_to_best", "train_loss", "test_loss", "validation_loss", "validation_error")
+    told = (
+        "test_error", "test_error_top5", "best_test_error", "seconds_to_best", "train_loss", "test_loss",
+        "validation_loss", "validation_error", "validation_error_top5",
+    )  # fmt: skip
     return lines + [(name.replace("_", " "), _number(value)) for name, value in center.items() if name not in told]
 
 
@@ -135,6 +143,7 @@ _ON_DATA = [
     ("test error", "test_error", _percent),
     ("best", "best_test_error", _percent),
 ]
+_TOP5 = ("top-5", "test_error_top5", _percent)
 _ON_FUNCTIONS = [
     ("train loss", "train_loss", _number),
     ("distance to optimum", "distance_to_optimum", _number),

@@ -214,6 +214,7 @@ def _layout() -> Summary.Value:
         ("The center", [
             lines("test error (%)", "center/test_error", "average/test_error"),
             lines("best test error so far (%)", "center/best_test_error", "average/best_test_error"),
+            lines("top-5 test error (%)", "center/test_error_top5", "average/test_error_top5"),
             lines("training loss", "center/train_loss", "average/train_loss"),
             lines("test loss", "center/test_loss", "average/test_loss"),
             lines("distance to the optimum", "center/distance_to_optimum", "average/distance_to_optimum"),
