@@ -39,7 +39,7 @@ median over the windows, with its range.
              workers=1,4,16, has these numbers only
   table4     seconds of a worker that compute, load data and communicate, by number of workers and tau, as in the paper's
              Table 4; lists of values as in a sweep; each run once
-  exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory
+  exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a GPU
   data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core
   startup    seconds from the command to the first step of every worker
 
@@ -198,7 +198,11 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
     s = _settings(asked)
     if not build.method(s).center:
         raise UsageError(f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with a center.")
-    return run(build.method(s), _windows(asked))
+    import torch
+
+    from easgd_cli.devices import deal_devices
+
+    return run(build.method(s), torch.device(deal_devices(s.device, 1)[0]), _windows(asked))
 
 
 def _data(asked: _Asked) -> Iterator[Row]:

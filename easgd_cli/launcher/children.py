@@ -89,6 +89,7 @@ def _context() -> ForkServerContext:
 def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts: without it deterministic=true is refused there
     keep_freed_memory()
     _log_to(log)
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}: process {os.getpid()}", flush=True)
