@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from easgd_cli import build
 from easgd_cli.config import Settings
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 class Launcher(Protocol):
     """Runs jobs."""
+
+    forks: ClassVar[bool]  # whether every worker is a process, with all that it needs in memory (build.py)
 
     def begin(self) -> None:
         """Everything has been checked and a job is about to come: what takes long may begin."""
@@ -39,6 +41,7 @@ class Local:
     """This machine: a process for the master, for every worker and for the evaluator. Raises ValueError for more workers than it carries."""
 
     workers: int
+    forks: ClassVar[bool] = True  # each worker has a problem of its own
 
     def __post_init__(self) -> None:
         if self.workers > _MOST_LOCAL:
@@ -70,6 +73,7 @@ class Simulated:
     latency: float | list[float] = 0.0  # of a message; a list: [up, down]
     bandwidth: float | list[float] | None = None  # of each worker's link; a list: [up, down]; none: unlimited
     service: float = 0.0  # of the master, for each message
+    forks: ClassVar[bool] = False  # one problem serves all workers
 
     def __post_init__(self) -> None:
         computes = self.compute if isinstance(self.compute, list) else [self.compute]
