@@ -193,7 +193,7 @@ def prepare(s: Settings) -> Prepared:
         if s.until.test_error is not None and "test_error" not in figures:
             raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
     start = minimised.start(None if rules.center else 0)
-    _check_memory(s, rules, start, images, devices.count("cpu"))
+    _check_memory(s, rules, kept, start, images, devices.count("cpu"))
     return Prepared(rules, kept, images, minimised, start, steps)
 
 
@@ -235,11 +235,10 @@ def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_cl
         )
 
 
-def _check_memory(s: Settings, rules: Method, start: Tensor, images: Images | None, on_cpu: int) -> None:
+def _check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor, images: Images | None, on_cpu: int) -> None:
     """Refuses a run that cannot fit: its vectors, batches of the workers `on_cpu`, and the copy of the data set that they share.
 
-    Vectors are a worker's, its reply, gradient and parameters' own copy; the center's and a snapshot. What a net keeps for its
-    backward pass is not known here and comes on top.
+    What a net keeps for its backward pass is not known here and comes on top, and so do the processes themselves.
     """
     from easgd_cli.devices import cores
     from easgd_cli.memory import available_memory
@@ -247,8 +246,7 @@ def _check_memory(s: Settings, rules: Method, start: Tensor, images: Images | No
     available = available_memory()
     if available is None:
         return
-    each = len(rules.state) + len(rules.scratch) + bool(rules.center) + 2
-    vectors = start.numel() * start.element_size() * (s.workers * each + 2 * max(1, len(rules.center)) + 2)
+    vectors = start.numel() * start.element_size() * vectors_needed(s, rules, kept, on_cpu)
     # As many as can be computed at once; of each image what the net takes, and 8 bytes each for its number, its draw and its label.
     batches = min(on_cpu, cores()) * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24) if images is not None else 0
     copied = images.nbytes if images is not None else 0
@@ -263,6 +261,27 @@ def _check_memory(s: Settings, rules: Method, start: Tensor, images: Images | No
     raise UsageError(
         f"{written}: this run needs {_gib(vectors + batches + copied)}, {_gib(most)} of them for {what}, and {_gib(available)} are free; {remedy}."
     )
+
+
+def vectors_needed(s: Settings, rules: Method, kept: Average | None, on_cpu: int) -> int:
+    """How many vectors of the size of x a run has in memory at its peak, beside those of the prepared problem (docs/design.md, Memory).
+
+    `on_cpu`: of the workers, how many compute there.
+    """
+    from easgd_cli.snapshot import IN_MEMORY
+
+    average = kept is not None
+    evaluated = 1 + average  # of a snapshot
+    owner = len(rules.center) + average if rules.center else 0
+    lasting = s.workers * (len(rules.state) + bool(rules.center) + (average and not rules.center))  # of the workers, replies among them
+    scratch = s.workers * len(rules.scratch)
+    closing = lasting + max(owner, evaluated) + 1  # the last checkpoint, all of it at once, and the state_dict that is saved
+    if not getattr(locate("launcher", s.launcher["target"]), "forks", True):
+        return owner + lasting + scratch + closing + 2  # what backward adds to the gradient, and the evaluator's copy
+    problems = 3 * on_cpu + (s.workers - on_cpu)  # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
+    evaluator = 3  # gradient, start, and its copy of a snapshot
+    waiting = (2 if s.eval.every is None else IN_MEMORY + 1) * evaluated
+    return owner + lasting + scratch + problems + evaluator + waiting + closing
 
 
 def _gib(count: int) -> str:

@@ -15,6 +15,7 @@ from easgd_cli import build
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
 from easgd_cli.data.images import Images
+from easgd_cli.memory import SharedTensors
 from easgd_cli.snapshot import EVALUATED
 
 _NICE = 10
@@ -46,6 +47,11 @@ class Evaluator:
             if message["kind"] == "stop":
                 return
             assert tensors is not None
-            metrics = {EVALUATED[name]: self._problem.evaluate(vector.to(self._device)) for name, vector in tensors.tensors.items()}
-            tensors.close()
-            self._channel.post({"kind": "evaluated", "number": message["number"], "metrics": metrics})
+            self._channel.post({"kind": "evaluated", "number": message["number"], "metrics": self._measured(tensors)})
+            del tensors  # before the next one comes
+
+    def _measured(self, tensors: SharedTensors) -> dict[str, dict[str, float]]:
+        """Of each vector of a snapshot, by its party's name."""
+        metrics = {EVALUATED[name]: self._problem.evaluate(vector.to(self._device)) for name, vector in tensors.tensors.items()}
+        tensors.close()
+        return metrics

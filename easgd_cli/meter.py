@@ -16,6 +16,7 @@ from easgd_cli.algorithms.base import Worker
 
 _POINTS = 250  # rows of a worker over a run of known length
 _POINTS_OF_ALL = 5_000  # rows of all its workers together
+_BLOCK = 1 << 18  # numbers whose differences are held at a time
 _POINTS_PER_DOUBLING = 64  # and, where the length is not known, before a worker has half as many
 
 
@@ -75,7 +76,7 @@ class Meter:
             "images_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0, **tally.seconds,
         }  # fmt: skip
         if reply is not None:
-            row["distance_to_center"] = float(torch.dist(w.x, reply))
+            row["distance_to_center"] = _distance(w.x, reply)
             if tally.exchanges:
                 row["staleness"] = tally.staleness / tally.exchanges
         self._loss.zero_()
@@ -89,3 +90,8 @@ class Meter:
         """The tally as plain numbers."""
         self.tally.loss = float(self._loss)
         return asdict(self.tally)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """||a - b|| of two vectors [size], in blocks: of the whole, the difference would be one vector more."""
+    return float(torch.stack([torch.dist(p, q) for p, q in zip(a.split(_BLOCK), b.split(_BLOCK), strict=True)]).norm())

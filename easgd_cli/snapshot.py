@@ -18,6 +18,7 @@ from easgd_cli.config import Interval
 from easgd_cli.memory import SharedTensors
 
 EVALUATED = {"x": "center", "average": "average"}  # the vectors that are measured, and the name of the result in the record
+IN_MEMORY = 8  # snapshots that wait there to be measured; more wait on disk
 
 
 @dataclass(frozen=True)

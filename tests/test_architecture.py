@@ -61,6 +61,14 @@ def test_imports_point_one_way(path: Path) -> None:
         assert allowed is None or any(str(inside) == a or inside.parts[0] == a for a in allowed), f"{inside} imports {name}"
 
 
+def test_torch_distributed_is_used_by_the_benchmark_against_it_only() -> None:
+    for path in MODULES:
+        inside = str(path.relative_to(PACKAGE))
+        if inside != "bench/ddp.py":
+            used = {n for n in imports(path) if n.startswith(("torch.distributed", "torch.nn.parallel"))}
+            assert not used and "torch.distributed" not in path.read_text(), f"{inside} uses torch.distributed"
+
+
 def test_a_problem_is_known_by_its_members_only() -> None:
     """Workers, evaluator, launcher and record see what problem.py says; which problem it is stands in the settings."""
     for path in MODULES:

@@ -171,7 +171,7 @@ def test_a_mistake_is_one_sentence_before_anything_is_started_or_made(words: str
 
 
 def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    s = composed("dataset=synthetic", "model=small", "dataset.train=5000", "workers=2", "batch_size=16")
+    s = composed("dataset=synthetic", "model=small", "dataset.train=9000", "workers=2", "batch_size=16", "eval.every=null")
     fits = build.prepare(s).images
     assert fits is not None
     monkeypatch.setattr(memory, "available_memory", lambda: fits.nbytes)
@@ -182,6 +182,29 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
     with pytest.raises(UsageError, match=r"batch_size=9000: this run needs .* for batches"):
         build.prepare(replace(s, batch_size=9000))
     assert build.prepare(replace(s, batch_size=900)).steps
+
+
+@pytest.mark.parametrize(
+    ("words", "vectors"),
+    [
+        # workers: x, v, scratch, reply, gradient, start, what backward adds; the center; the evaluator; snapshots; at the end x, v, reply, the center, its file
+        (["algo=eamsgd", "workers=2", "eval.every=null"], 2 * 7 + 1 + 3 + 2 + (2 * 3 + 1 + 1)),
+        (
+            ["algo=easgd", "workers=2", "average=polyak", "eval.every=null"],
+            2 * 5 + 2 + 3 + 2 * 2 + (2 * 2 + 2 + 1),
+        ),  # no v, no scratch; center and snapshots with the average
+        (["algo=easgd", "workers=2", "eval.every='1 steps'"], 2 * 5 + 1 + 3 + 9 + (2 * 2 + 1 + 1)),  # eight snapshots wait, one is measured
+        (["algo=sgd", "workers=1", "eval.every=null"], 4 + 3 + 2 + (1 + 1 + 1)),
+        (["algo=eamsgd", "workers=2", "launcher=simulated"], 2 * 4 + 1 + 2 + (2 * 3 + 1 + 1)),  # one problem for all, which is there already
+    ],
+)
+def test_vectors_that_do_not_fit_are_refused(words: list[str], vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = composed("problem=quadratic", "problem.dimension=1000", "eta=0.1", "steps=3", *words)
+    monkeypatch.setattr(memory, "available_memory", lambda: vectors * 8000)
+    assert build.prepare(s).size == 1000
+    monkeypatch.setattr(memory, "available_memory", lambda: vectors * 8000 - 1)
+    with pytest.raises(UsageError, match=rf"workers={s.workers}: this run needs .* for vectors, .* use fewer workers or a smaller model"):
+        build.prepare(s)
 
 
 def test_a_refusal_does_not_wait_for_torch(here: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from easgd_cli.bench.measure import Row, alternate, rate
 from easgd_cli.data import vision
@@ -16,6 +17,15 @@ from easgd_cli.problems.images import Batches
 _SECONDS = 0.3  # of each window
 
 
+class Cut(Protocol):
+    """Images as batches are cut from them, wherever they lie."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]: ...
+
+    def training_batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
+
+
 def run(images: Images, batch_size: int, windows: int) -> list[Row]:
     """Images a second, ready for the net: cropped and mirrored as the set asks, as floats in batches of `batch_size`.
 
@@ -23,17 +33,25 @@ def run(images: Images, batch_size: int, windows: int) -> list[Row]:
     """
     if images.train.dtype != torch.uint8 or images.train.shape[1] not in (1, 3):
         raise UsageError("bench data: torchvision's peer takes uint8 images of 1 or 3 channels, and this data set has others.")
+    return [against_loader(images, _OneByOne(images), batch_size, windows, target=5.0)]
+
+
+def against_loader(images: Cut, peer: Any, batch_size: int, windows: int, target: float) -> Row:
+    """Batches of `images` against torch's DataLoader on `peer`: the same images one by one, each with its label, as torchvision has them.
+
+    One process and one thread on either side.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [_row(images, batch_size, windows)]
+        return _row(images, peer, batch_size, windows, target)
     finally:
         torch.set_num_threads(threads)
 
 
-def _row(images: Images, batch_size: int, windows: int) -> Row:
-    batches, generator = Batches(len(images.train), batch_size, seed=0), torch.Generator()
-    loader: Any = torch.utils.data.DataLoader(_OneByOne(images), batch_size, shuffle=True)  # type: ignore[arg-type]
+def _row(images: Cut, peer: Any, batch_size: int, windows: int, target: float) -> Row:
+    batches, generator = Batches(len(peer), batch_size, seed=0), torch.Generator()
+    loader: Any = torch.utils.data.DataLoader(peer, batch_size, shuffle=True)
     step, theirs = 0, iter(loader)
 
     def ours() -> None:
@@ -55,7 +73,7 @@ def _row(images: Images, batch_size: int, windows: int) -> Row:
         lambda: rate(peers, batch_size, _SECONDS),
         "images/s",
         windows,
-        target=5.0,
+        target,
     )
 
 

@@ -2,6 +2,9 @@
 
 Counted in streams, each a pass over the vector in main memory: EASGD's rule reads the message, reads and writes the
 center and writes the reply (4); the worker's pull reads the reply, reads and writes x (3); a copy reads and writes (2).
+
+A worker on a GPU sends its message down the bus and gets the reply back up: there the exchange is held against the two
+copies alone, from and to pinned memory, which is as fast as the bus goes.
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ _RULE_STREAMS, _PULL_STREAMS, _COPY_STREAMS = 4, 3, 2
 _SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "60 M (the paper's ImageNet net)": 61_128_808}
 
 
-def run(method: Method, windows: int = 10) -> Iterator[Row]:
-    """The rule and the exchange of `method` (counted with EASGD's streams) at three sizes, in GB/s."""
+def run(method: Method, device: torch.device, windows: int = 10) -> Iterator[Row]:
+    """The rule and the exchange of `method` (counted with EASGD's streams) at three sizes, in GB/s; the worker on `device`."""
     torch.set_num_threads(1)
     for name, size in _SIZES.items():
         yield _rule(method, name, size, windows)
-        yield _exchange(method, name, size, windows)
+        yield _exchange(method, name, size, windows) if device.type == "cpu" else _exchange_over_bus(method, name, size, device, windows)
 
 
 def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -> float:
@@ -46,7 +49,7 @@ def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -
         logs = stack.enter_context(scratch_directory())
         for i in range(busy):
             stack.enter_context(_started(Child(f"busy_{i}", _Computing, None, logs / f"busy_{i}.log")))
-        worker = stack.enter_context(_served(method, size))
+        worker = stack.enter_context(_served(method, size, torch.device("cpu")))
         message, spent = worker.vectors["x"], []
         for _ in range(exchanges):
             _compute()  # a worker comes from its gradient
@@ -86,7 +89,7 @@ def _rule(method: Method, name: str, size: int, windows: int) -> Row:
 
 
 def _exchange(method: Method, name: str, size: int, windows: int) -> Row:
-    with _served(method, size) as worker:
+    with _served(method, size, torch.device("cpu")) as worker:
         x = worker.vectors["x"]
 
         def exchange() -> None:
@@ -94,6 +97,30 @@ def _exchange(method: Method, name: str, size: int, windows: int) -> Row:
             x.lerp_(worker.collect(), 0.1)
 
         return _against_copy(f"a whole exchange with its pull, {name}", exchange, _RULE_STREAMS + _PULL_STREAMS, size, windows, 0.7)
+
+
+def _exchange_over_bus(method: Method, name: str, size: int, device: torch.device, windows: int) -> Row:
+    """Two vectors over the bus, whatever else is done with them."""
+    seconds, pinned = 0.3 if size > 1_000_000 else 0.1, torch.empty(size, pin_memory=True)
+    with _served(method, size, device) as worker:
+        x = worker.vectors["x"]
+        copied = torch.empty_like(x)
+
+        def exchange() -> None:
+            worker.post(x)
+            x.lerp_(worker.collect(), 0.1)
+            torch.cuda.synchronize(device)
+
+        def copies() -> None:
+            pinned.copy_(x)
+            copied.copy_(pinned)
+            torch.cuda.synchronize(device)
+
+        amount = 2 * 4 * size / 1e9
+        return alternate(
+            f"a whole exchange with its pull, from and to {device}, {name}", lambda: rate(exchange, amount, seconds),
+            "down and up, pinned", lambda: rate(copies, amount, seconds), "GB/s", windows,
+        )  # fmt: skip
 
 
 def _against_copy(what: str, work: Callable[[], None], streams: int, size: int, windows: int, target: float) -> Row:
@@ -110,8 +137,8 @@ def _against_copy(what: str, work: Callable[[], None], streams: int, size: int, 
 
 
 @contextmanager
-def _served(method: Method, size: int) -> Iterator[SharedWorkerEnd]:
-    """A session with a master in a process of its own."""
+def _served(method: Method, size: int, device: torch.device) -> Iterator[SharedWorkerEnd]:
+    """A session with a master in a process of its own, of a worker on `device`."""
     with scratch_directory() as logs:
         link = Link.new(0, method, size, torch.float32)
         for v in link.memory.tensors.values():
@@ -121,7 +148,7 @@ def _served(method: Method, size: int) -> Iterator[SharedWorkerEnd]:
         assert link.master_socket is not None
         link.master_socket.close()
         with _started(master):
-            yield SharedWorkerEnd(link.for_worker(), torch.device("cpu"))
+            yield SharedWorkerEnd(link.for_worker(), device)
 
 
 @contextmanager

@@ -26,6 +26,14 @@ class Row:
     windows: int
     target: float | None = None
 
+    def columns(self) -> dict[str, str]:
+        """What a table shows of it, by heading."""
+        return {
+            self.unit: f"{self.figure:.4g}", f"{self.peer_name}, {self.unit}": f"{self.peer:.4g}", "ratio": f"{self.ratio:.3f}",
+            "range": f"{self.least:.3f} to {self.greatest:.3f}", "windows": str(self.windows),
+            "target": "" if self.target is None else f">= {self.target:g}",
+        }  # fmt: skip
+
 
 def rate(work: Callable[[], object], amount: float, least_seconds: float) -> float:
     """`amount` per call, as a rate over at least `least_seconds`."""

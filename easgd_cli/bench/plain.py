@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from easgd_cli import build
-from easgd_cli.channel import Channel
+from easgd_cli.channel import Channel, ChannelClosed
 from easgd_cli.config import Settings
 from easgd_cli.data.images import Images
-from easgd_cli.launcher.children import Child
+from easgd_cli.devices import deal_devices, worker_threads
+from easgd_cli.errors import RunError
+from easgd_cli.launcher.children import Child, PartyMaker
 from easgd_cli.problems.images import Batches
 from easgd_cli.scratch import scratch_directory
 
@@ -22,62 +26,102 @@ WARM_UP = 3  # steps before the clock starts
 
 
 @dataclass
-class PlainStart:
+class LoopStart:
     """What one loop begins with."""
 
     settings: Settings
     images: Images
     worker: int
+    device: str
     threads: int
     steps: int
 
 
-class PlainLoop:
-    """Forward, backward, torch.optim.SGD with Nesterov momentum; nothing shared with anybody."""
+class Loop:
+    """Forward, backward, torch.optim.SGD with Nesterov momentum on `net`, the batches cut where the images are put."""
 
-    def __init__(self, start: PlainStart, channel: Channel):
-        torch.set_num_threads(start.threads)
+    def __init__(self, start: LoopStart, net: nn.Module, channel: Channel):
         s = start.settings
-        self._start, self._channel = start, channel
-        self._net = build.model(s, start.images).train()
-        self._optimizer = torch.optim.SGD(self._net.parameters(), lr=s.eta, momentum=s.delta, nesterov=s.delta > 0, weight_decay=s.l2)
+        self._start, self._net, self._channel = start, net, channel
+        self._device = torch.device(start.device)
+        self._images = start.images.training_on(self._device)
+        self._optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=s.delta, nesterov=s.delta > 0, weight_decay=s.l2)
         self._batches = Batches(len(start.images.train), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)
 
-    def run(self, began: float) -> None:
+    def run(self) -> None:
+        """Takes its steps and tells how many seconds they took. Raises ChannelClosed when the launcher has ended."""
         self._steps(0, WARM_UP)
         before = time.perf_counter()
         self._steps(WARM_UP, WARM_UP + self._start.steps)
-        self._channel.post({"kind": "plain", "seconds": time.perf_counter() - before})
+        self._channel.post({"kind": "looped", "seconds": time.perf_counter() - before})
 
     def _steps(self, first: int, last: int) -> None:
         for t in range(first, last):
-            inputs, labels = self._start.images.training_batch(self._batches.indices(self._start.worker, t), self._generator)
+            inputs, labels = self._images.training_batch(self._batches.indices(self._start.worker, t), self._generator)
             self._optimizer.zero_grad()
             F.cross_entropy(self._net(inputs), labels).backward()
             self._optimizer.step()
+            self._channel.receive()  # a microsecond; without it the loop would outlive a launcher that was killed
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
-def plain_images_per_second(s: Settings, images: Images, loops: int, threads: int, steps: int) -> float:
-    """Images a second of `loops` plain loops side by side, `steps` steps each. `images` in shared memory."""
+class PlainLoop:
+    """One loop that shares nothing with anybody."""
+
+    def __init__(self, start: LoopStart, channel: Channel):
+        torch.set_num_threads(start.threads)
+        self._loop = Loop(start, build.model(start.settings, start.images).to(start.device).train(), channel)
+
+    def run(self, began: float) -> None:
+        self._loop.run()
+
+
+def loop_starts(s: Settings, images: Images, steps: int) -> list[LoopStart]:
+    """One for each worker of `s`, with its device and threads. `images` in shared memory."""
+    return [LoopStart(s, images, i, device, worker_threads(s), steps) for i, device in enumerate(deal_devices(s.device, s.workers))]
+
+
+def plain_images_per_second(s: Settings, images: Images, steps: int) -> float:
+    """Images a second of as many plain loops as `s` has workers, `steps` steps each. `images` in shared memory."""
+    return side_by_side("plain", PlainLoop, loop_starts(s, images, steps), s.batch_size)
+
+
+def side_by_side(name: str, maker: PartyMaker, starts: Sequence[Any], batch_size: int) -> float:
+    """Images a second of processes that each run a Loop, begun together. Raises RunError when one fails; leaves none behind.
+
+    `starts` have a `steps`, which each takes.
+    """
     with ExitStack() as stack:
         logs = stack.enter_context(scratch_directory())
-        children = [Child(f"plain_{i}", PlainLoop, PlainStart(s, images, i, threads, steps), logs / f"plain_{i}.log") for i in range(loops)]
+        children: list[Child] = []
+        stack.callback(lambda: _end(children))
+        for i, start in enumerate(starts):
+            children.append(Child(f"{name}_{i}", maker, start, logs / f"{name}_{i}.log"))
         for child in children:
             _wait(child, "ready")
         for child in children:
             child.channel.post({"kind": "start", "began": time.monotonic()})
-        seconds = [_wait(child, "plain")["seconds"] for child in children]
-        for child in children:
-            child.process.join()
-            child.channel.close()
-        return steps * s.batch_size * sum(1 / t for t in seconds)
+        return sum(start.steps * batch_size / _wait(child, "looped")["seconds"] for start, child in zip(starts, children, strict=True))
+
+
+def _end(children: list[Child]) -> None:
+    for child in children:
+        child.kill()
+    for child in children:
+        child.process.join()
+        child.channel.close()
 
 
 def _wait(child: Child, kind: str) -> dict[str, Any]:
     while True:
-        message, _ = child.channel.wait()
+        try:
+            message, _ = child.channel.wait()
+        except ChannelClosed:
+            child.process.join()
+            raise RunError(f"{child.name}: {child.ended}") from None
         if message["kind"] == kind:
             return message
         if message["kind"] == "error":
-            raise RuntimeError(f"{child.name}: {message['text']}")
+            raise RunError(f"{child.name}: {message['text']}")

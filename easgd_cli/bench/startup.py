@@ -5,17 +5,49 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
+from easgd_cli.errors import RunError
 from easgd_cli.scratch import scratch_directory
 
+_TARGET = 3.0  # seconds, for 8 workers
 
-def seconds_to_first_steps(overrides: list[str], workers: int) -> float:
+
+@dataclass(frozen=True)
+class Startup:
+    """Seconds to the first step of all `workers`: the median of several commands, the least and the greatest."""
+
+    what: str
+    workers: int
+    seconds: float
+    least: float
+    greatest: float
+    windows: int
+    target: float | None
+
+    def columns(self) -> dict[str, str]:
+        """What a table shows of it, by heading."""
+        return {
+            "s": f"{self.seconds:.2f}", "range": f"{self.least:.2f} to {self.greatest:.2f}", "times": str(self.windows),
+            "target": "" if self.target is None else f"<= {self.target:g}",
+        }  # fmt: skip
+
+
+def run(overrides: list[str], workers: int, windows: int) -> Startup:
+    """Measures `windows` times. Raises RunError when a run fails."""
+    seconds = [_seconds_to_first_steps(overrides, workers) for _ in range(windows)]
+    what = f"command to the first step of every one of {workers} worker{'s' if workers > 1 else ''}"
+    return Startup(what, workers, statistics.median(seconds), min(seconds), max(seconds), windows, _TARGET if workers == 8 else None)
+
+
+def _seconds_to_first_steps(overrides: list[str], workers: int) -> float:
     """Runs `easgd train` with these overrides for one step and returns the seconds until the last worker had taken it.
 
-    Raises RuntimeError when the run fails.
+    Raises RunError when the run fails.
     """
     with scratch_directory() as directory:
         run = directory / "run"
@@ -23,7 +55,7 @@ def seconds_to_first_steps(overrides: list[str], workers: int) -> float:
         command = [sys.executable, "-m", "easgd_cli", "train", *overrides, "steps=1", f"hydra.run.dir={run}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+            raise RunError(f"{' '.join(command)}: {done.stderr.strip()}")
         log = (run / "logs" / "launcher.log").read_text()
         found = re.search(r"^(\S+ \S+) INFO training begins$", log, re.MULTILINE)
         assert found is not None

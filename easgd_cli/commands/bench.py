@@ -7,8 +7,8 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from easgd_cli import build
-from easgd_cli.bench.measure import Row
-from easgd_cli.commands import arguments, compose, running
+from easgd_cli.commands import arguments, compose, plan, running
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from easgd_cli.bench.calibrate import Calibration, Measured
+    from easgd_cli.bench.measure import Row
+    from easgd_cli.bench.startup import Startup
+    from easgd_cli.bench.table4 import Spent
 
 _HELP = """usage: easgd bench WHAT [KEY=VALUE ...] [--windows N] [--json FILE]
        easgd bench calibrate RUN [--yaml FILE]
@@ -31,13 +33,20 @@ _HELP = """usage: easgd bench WHAT [KEY=VALUE ...] [--windows N] [--json FILE]
 Each figure is measured in windows that alternate with those of its floor or peer, in the same run; the ratio is the
 median over the windows, with its range.
 
-  exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory
-  scaling    a run of the given settings against as many plain PyTorch loops that never communicate (workers=1: against one)
+  step       one worker against a plain PyTorch loop; the given settings against as many of them that never communicate; and
+             with several workers the same at tau=1 against DistributedDataParallel, and that against the plain loops
+  scaling    runs of 1, 2, ... up to the given number of workers, each against as many plain loops: the efficiency. A list,
+             workers=1,4,16, has these numbers only
+  table4     seconds of a worker that compute, load data and communicate, by number of workers and tau, as in the paper's
+             Table 4; lists of values as in a sweep; each run once
+  exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a GPU
   data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core
   startup    seconds from the command to the first step of every worker
 
+  easgd bench step algo=easgd dataset=synthetic model=convnet7 workers=2 batch_size=128 steps=30
+  easgd bench scaling algo=easgd dataset=synthetic model=convnet7 workers=4 tau=10 batch_size=128 steps=40
+  easgd bench table4 dataset=synthetic workers=1,2,4 tau=1,10 steps=400
   easgd bench exchange
-  easgd bench scaling algo=easgd dataset=synthetic model=convnet7 workers=2 tau=10 batch_size=128 steps=40
   easgd bench startup workers=8
 
   calibrate  the settings of launcher=simulated with which a simulation takes as long as RUN did, a finished run of
@@ -49,35 +58,54 @@ median over the windows, with its range.
 Settings are those of easgd train. --windows: how many windows of each side (10). --json: write the figures there, too.
 """
 
-_WHAT = ("exchange", "scaling", "data", "startup", "calibrate")
+
+@dataclass(frozen=True)
+class _Asked:
+    """A benchmark's command line. `windows`: None where not given."""
+
+    what: str
+    overrides: list[str]
+    windows: int | None
+    out: Path | None
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures and prints a table; returns the exit status. Raises UsageError."""
+    """Measures and prints tables; returns the exit status. Raises UsageError, and RunError when a run that is measured fails."""
     if not argv or "-h" in argv or "--help" in argv:
         print(_HELP, end="")
         return 0
     what, *rest = argv
-    if what not in _WHAT:
-        near = difflib.get_close_matches(what, _WHAT, 1)
-        raise UsageError(f"bench {what}: there is no such benchmark; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(_WHAT)}."))
     if what == "calibrate":
         return _calibrate(rest)
-    windows, out, overrides = 10, None, []
+    if what not in _MEASURED:
+        known = [*_MEASURED, "calibrate"]
+        near = difflib.get_close_matches(what, known, 1)
+        raise UsageError(f"bench {what}: there is no such benchmark; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."))
+    asked = _parsed(what, rest)
+    found = []
+    console = Console()
+    for figures in _MEASURED[what](asked):
+        console.print(_table(figures))
+        found.append(figures)
+    if asked.out is not None:
+        asked.out.write_text(json.dumps([asdict(figures) for figures in found], indent=2) + "\n")
+    return 0
+
+
+def _parsed(what: str, rest: Sequence[str]) -> _Asked:
+    windows, out, overrides = None, None, []
     words = iter(rest)
     for word in words:
-        if word == "--windows":
-            windows = _whole(next(words, ""))
-        elif word == "--json":
-            out = Path(next(words, ""))
+        option, equals, value = word.partition("=")
+        if option == "--windows":
+            windows = _whole(value if equals else next(words, ""))
+        elif option == "--json":
+            out = Path(value if equals else next(words, ""))
         else:
             overrides.append(word)
-    if out is not None and not out.parent.is_dir():
-        raise UsageError(f"--json {out}: there is no directory {out.parent}.")
-    rows = list(_measure(what, overrides, windows))
-    if out is not None:
-        out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    return 0
+    if out is not None and (not out.parent.is_dir() or out.is_dir()):
+        raise UsageError(f"--json {out}: " + ("is a directory; name a file." if out.is_dir() else f"there is no directory {out.parent}."))
+    return _Asked(what, overrides, windows, out)
 
 
 def _calibrate(words: list[str]) -> int:
@@ -139,56 +167,99 @@ def _plain(value: float | list[float]) -> str:
     return format(Decimal(f"{value:.4g}"), "f") if value else "0.0"
 
 
-def _measure(what: str, overrides: list[str], windows: int) -> Iterator[Row]:
-    settings = _settings(overrides)
-    console = Console()
-    if what == "startup":
-        from easgd_cli.bench.startup import seconds_to_first_steps
+def _step(asked: _Asked) -> Iterator[Row]:
+    from easgd_cli.bench.step import run
 
-        seconds = [seconds_to_first_steps(overrides, settings.workers) for _ in range(windows)]
-        console.print(
-            f"command to the first step of every one of {settings.workers} workers: median {statistics.median(seconds):.2f} s, "
-            f"from {min(seconds):.2f} to {max(seconds):.2f} s, {windows} times"
-        )
-        return
-    if what == "exchange":
-        from easgd_cli.bench.exchange import run as measure_exchange
-
-        if not build.method(settings).center:
-            raise UsageError(f"bench exchange algo={settings.algo['name']}: this method never exchanges; leave algo out, or name one with a center.")
-        found = measure_exchange(build.method(settings), windows)
-    elif what == "data":
-        from easgd_cli.bench.data import run as measure_data
-
-        images = build.prepare(settings).images
-        if images is None:
-            raise UsageError(f"bench data problem={settings.problem['name']}: this problem has no data set; use problem=dataset.")
-        found = iter(measure_data(images, settings.batch_size, windows))
-    else:
-        from easgd_cli.bench.scaling import run as measure_scaling
-
-        found = measure_scaling(settings, build.prepare(settings), windows)
-    for row in found:
-        console.print(_table(row))
-        yield row
+    return run(_settings(asked), _windows(asked))
 
 
-def _table(row: Row) -> Table:
-    table = Table(title=row.what, title_justify="left")
-    for heading in (row.unit, f"{row.peer_name}, {row.unit}", "ratio", "range", "windows", "target"):
+def _scaling(asked: _Asked) -> Iterator[Row]:
+    from easgd_cli.bench.scaling import against_plain
+
+    several = _several(asked)
+    if len(several) == 1:
+        [s] = several
+        several = [replace(s, workers=p) for p in range(1, s.workers + 1)]
+    for s in several:
+        yield against_plain("scaling", s, _windows(asked))
+
+
+def _table4(asked: _Asked) -> Iterator[Spent]:
+    from easgd_cli.bench.table4 import spent
+
+    if asked.windows is not None:
+        raise UsageError(f"--windows {asked.windows}: bench table4 makes each run once; give more steps for steadier figures.")
+    return map(spent, _several(asked))
+
+
+def _exchange(asked: _Asked) -> Iterator[Row]:
+    from easgd_cli.bench.exchange import run
+
+    s = _settings(asked)
+    if not build.method(s).center:
+        raise UsageError(f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with a center.")
+    import torch
+
+    from easgd_cli.devices import deal_devices
+
+    return run(build.method(s), torch.device(deal_devices(s.device, 1)[0]), _windows(asked))
+
+
+def _data(asked: _Asked) -> Iterator[Row]:
+    from easgd_cli.bench.data import run
+
+    s = _settings(asked)
+    images = build.prepare(s).images
+    if images is None:
+        raise UsageError(f"bench data problem={s.problem['name']}: this problem has no data set; use problem=dataset.")
+    return iter(run(images, s.batch_size, _windows(asked)))
+
+
+def _startup(asked: _Asked) -> Iterator[Startup]:
+    from easgd_cli.bench.startup import run
+
+    yield run(asked.overrides, _settings(asked).workers, _windows(asked))
+
+
+# What each measures is printed as it comes.
+_MEASURED: dict[str, Callable[[_Asked], Iterator[Row | Spent | Startup]]] = {
+    "step": _step, "scaling": _scaling, "table4": _table4, "exchange": _exchange, "data": _data, "startup": _startup,
+}  # fmt: skip
+
+
+def _table(found: Row | Spent | Startup) -> Table:
+    """A figure with its name, its columns and their values."""
+    columns = found.columns()
+    table = Table(title=found.what, title_justify="left")
+    for heading in columns:
         table.add_column(heading, justify="right")
-    target = "" if row.target is None else f">= {row.target:g}"
-    table.add_row(f"{row.figure:.4g}", f"{row.peer:.4g}", f"{row.ratio:.3f}", f"{row.least:.3f} to {row.greatest:.3f}", str(row.windows), target)
+    table.add_row(*columns.values())
     return table
 
 
-def _settings(overrides: list[str]) -> Settings:
-    asked = arguments.parse(overrides)
-    arguments.parse_overrides(asked.overrides)
-    with compose.composing(asked.config_name) as composed:
-        settings = composed(asked.overrides).settings
+def _settings(asked: _Asked) -> Settings:
+    """Of a benchmark of one run."""
+    parsed = arguments.parse(asked.overrides)
+    arguments.parse_overrides(parsed.overrides)
+    with compose.composing(parsed.config_name) as composed:
+        settings = composed(parsed.overrides).settings
     running.checked(settings)
     return settings
+
+
+def _several(asked: _Asked) -> list[Settings]:
+    """Every combination of the values given, as a sweep has them; those that cannot run are told and left out."""
+    parsed = arguments.with_search_path(arguments.parse([*asked.overrides, "--multirun"]))
+    with compose.composing(parsed.config_name) as composed:
+        planned = plan.make(parsed, arguments.parse_overrides(parsed.overrides), composed)
+    assert isinstance(planned, plan.Plan)  # which --multirun asks for
+    for words, sentence in planned.left_out:
+        print(f"easgd: left out: {words}. {sentence}", file=sys.stderr)
+    return [member.settings for member in planned.members]
+
+
+def _windows(asked: _Asked) -> int:
+    return asked.windows if asked.windows is not None else 10
 
 
 def _whole(text: str) -> int:

@@ -89,13 +89,14 @@ def _context() -> ForkServerContext:
 def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    keep_freed_memory()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts: without it deterministic=true is refused there
     _log_to(log)
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}: process {os.getpid()}", flush=True)
     channel = Channel(sock)
     status = 0
     try:
         party = maker(start, channel)
+        keep_freed_memory()  # from here on: the net's own parameters, replaced while the party was made, have gone back to the system
         channel.post({"kind": "ready"})
         party.run(_wait_for_start(channel))
         channel.post({"kind": "done"})

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Launcher(Protocol):
     """Runs jobs."""
 
+    forks: ClassVar[bool]  # whether every worker is a process, with all that it needs in memory (build.py)
+
     def begin(self) -> None:
         """Everything has been checked and a job is about to come: what takes long may begin."""
 
@@ -39,7 +41,7 @@ class Local:
     """This machine: a process for the master, for every worker and for the evaluator. Raises ValueError for more workers than it carries."""
 
     workers: int
-    profiles: ClassVar[bool] = True  # `profile` has an effect: its workers are processes
+    forks: ClassVar[bool] = True  # each worker is a process with a problem of its own
 
     def __post_init__(self) -> None:
         if self.workers > _MOST_LOCAL:
@@ -72,6 +74,7 @@ class Simulated:
     bandwidth: float | list[float] | None = None  # of each worker's link; a list: [up, down]; none: unlimited
     service: float = 0.0  # of the master, for each message
     overhead: float = 0.0  # of a worker, for each message: its own work, which nothing overlaps
+    forks: ClassVar[bool] = False  # one problem serves all workers
 
     def __post_init__(self) -> None:
         computes = self.compute if isinstance(self.compute, list) else [self.compute]

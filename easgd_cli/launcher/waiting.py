@@ -14,9 +14,7 @@ from torch import Tensor
 
 from easgd_cli import checkpoint as checkpoints
 from easgd_cli.memory import SharedTensors
-from easgd_cli.snapshot import Moment
-
-_IN_MEMORY = 8  # waiting; more wait on disk
+from easgd_cli.snapshot import IN_MEMORY, Moment
 
 log = logging.getLogger("easgd.launcher")
 
@@ -70,7 +68,7 @@ class Waiting:
         """Takes a snapshot, whose memory is the queue's from now on."""
         self._numbers += 1
         snapshot = Snapshot(self._numbers, moment, tensors)
-        if sum(s.tensors is not None for s in self._queue) >= _IN_MEMORY:
+        if sum(s.tensors is not None for s in self._queue) >= IN_MEMORY:
             self._spill(snapshot)
         self._queue.append(snapshot)
 

@@ -1,0 +1,65 @@
+"""A real run, launched as `easgd train` does it, of which only the record is wanted."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from easgd_cli import build
+from easgd_cli.bench.plain import WARM_UP
+from easgd_cli.config import Checkpoint, Eval, Settings
+from easgd_cli.data.images import Images
+from easgd_cli.errors import RunError, UsageError
+from easgd_cli.launcher import kinds
+from easgd_cli.launcher.job import Job
+from easgd_cli.record.metrics import Row, worker_name
+from easgd_cli.record.recorder import read_rows
+from easgd_cli.scratch import scratch_directory
+
+
+@contextmanager
+def recorded(s: Settings, prepared: build.Prepared) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The directory of a finished run, for as long as this lasts, and its summary. Nothing is evaluated beside the workers.
+
+    Raises RunError when it does not complete.
+    """
+    quiet = replace(s, eval=Eval(every=None, when="deferred", train_images=1), checkpoint=Checkpoint())
+    with scratch_directory() as directory:
+        with redirect_stdout(io.StringIO()):
+            outcome = kinds.launcher(s)(Job(quiet, directory), prepared)
+        if outcome.status != "completed":
+            raise RunError(
+                f"{s.algo['name']}, {s.workers} workers: the run to be measured is {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}."
+            )
+        yield directory, outcome.summary
+
+
+def images_per_second(s: Settings, prepared: build.Prepared) -> float:
+    """Of all workers' step loops together, their first steps left out as those of the plain loops are."""
+    with recorded(s, prepared) as (directory, _):
+        rows = list(read_rows(directory / "metrics.jsonl"))
+    return sum(_rate([r for r in rows if r["party"] == worker_name(i)], s.batch_size) for i in range(s.workers))
+
+
+def steps_and_images(what: str, s: Settings, prepared: build.Prepared) -> tuple[int, Images]:
+    """The length of a window, and what it learns from. Raises UsageError for a run that has no such."""
+    if prepared.steps is None:
+        raise UsageError(f"bench {what} minutes={s.minutes}: give steps=, the length of a window.")
+    if prepared.steps <= WARM_UP:
+        raise UsageError(f"bench {what} steps={prepared.steps}: the first {WARM_UP} steps of a window do not count; give more.")
+    if prepared.images is None:
+        raise UsageError(f"bench {what} problem={s.problem['name']}: the loops it is held against learn from images; use problem=dataset.")
+    return prepared.steps, prepared.images
+
+
+def _rate(rows: list[Row], batch_size: int) -> float:
+    first, last = next(r for r in rows if r["step"] >= WARM_UP), rows[-1]
+    return float((last["step"] - first["step"]) * batch_size / (_loop(last) - _loop(first)))
+
+
+def _loop(row: Row) -> float:
+    return float(sum(row[f"seconds_{part}"] for part in ("compute", "data", "communication", "other")))

@@ -1,0 +1,40 @@
+"""What a step costs: a worker's whole step loop, in real runs, against loops written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from easgd_cli import build
+from easgd_cli.bench.ddp import backend, data_parallel_images_per_second
+from easgd_cli.bench.measure import Row, alternate
+from easgd_cli.bench.plain import plain_images_per_second
+from easgd_cli.bench.runs import images_per_second, steps_and_images
+from easgd_cli.bench.scaling import against_plain, described
+from easgd_cli.config import Settings
+
+_ONE_WORKER = 0.98  # of a plain loop
+
+
+def run(s: Settings, windows: int = 10) -> Iterator[Row]:
+    """Images a second: one worker against one plain loop, `s` as it is against as many, and where there are several workers and a
+    center, `s` at tau=1 against DistributedDataParallel with as many processes, and that against the plain loops.
+
+    Raises UsageError for settings without images or a length, RunError when a run fails.
+    """
+    one = replace(s, workers=1)
+    yield against_plain("step", one, windows, _ONE_WORKER)
+    if s.workers == 1:
+        return
+    yield against_plain("step", s, windows)
+    often = replace(s, tau=1)
+    prepared = build.prepare(often)
+    steps, images = steps_and_images("step", often, prepared)
+    shared = images.share()
+    name = f"DistributedDataParallel on {backend(s)}, {s.workers} processes"
+
+    def peer() -> float:
+        return data_parallel_images_per_second(often, shared, steps)
+
+    yield alternate(described(often), lambda: images_per_second(often, prepared), name, peer, "images/s", windows, target=1.0)
+    yield alternate(name, peer, f"{s.workers} plain loops", lambda: plain_images_per_second(often, shared, steps), "images/s", windows)

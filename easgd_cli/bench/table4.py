@@ -1,0 +1,74 @@
+"""Where a worker's seconds go, by number of workers and tau, in real runs: the paper's Table 4 (p. 24) on this hardware."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from easgd_cli import build
+from easgd_cli.bench.runs import recorded
+from easgd_cli.config import Settings
+from easgd_cli.errors import UsageError
+
+# By model, workers and tau: seconds of computation, data loading and communication for 400 steps of 128 images (CIFAR), on the
+# GPU cluster of the paper. With one worker it gives one row.
+_PAPER = {
+    "convnet7": {
+        (1, 1): (12, 1, 0), (4, 1): (11, 2, 3), (8, 1): (11, 2, 5), (16, 1): (11, 2, 9),
+        (4, 10): (11, 2, 1), (8, 10): (11, 2, 1), (16, 10): (12, 2, 1),
+    },
+}  # fmt: skip
+_PAPERS_STEPS = 400
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of a run's `steps` local steps, the mean of its workers. `paper`: those of the paper's own row, None where it has none."""
+
+    what: str
+    algo: str
+    workers: int
+    tau: int
+    batch_size: int
+    steps: int
+    compute: float
+    data: float
+    communication: float
+    other: float
+    images_per_second: float  # of all workers
+    paper: tuple[int, int, int] | None
+    paper_steps: int | None
+
+    def columns(self) -> dict[str, str]:
+        """What a table shows of it, by heading. In the order of the paper's: computation, data loading, communication."""
+        seconds = (self.compute, self.data, self.communication, self.other)
+        shown = {
+            "compute, s": f"{self.compute:.3g}", "data, s": f"{self.data:.3g}", "communication, s": f"{self.communication:.3g}",
+            "other, s": f"{self.other:.3g}", "communication, %": f"{100 * self.communication / sum(seconds):.2g}",
+            "images/s": f"{self.images_per_second:,.0f}",
+        }  # fmt: skip
+        if self.paper is not None:
+            shown[f"the paper's cluster, {self.paper_steps} steps, s"] = " / ".join(map(str, self.paper))
+        return shown
+
+
+def spent(s: Settings) -> Spent:
+    """Makes one run of `s` and tells where its seconds have gone. Raises UsageError without a length in steps, RunError when it fails."""
+    prepared = build.prepare(s)
+    if prepared.steps is None:
+        raise UsageError(f"bench table4 minutes={s.minutes}: give steps=, since seconds of equally many steps are compared.")
+    with recorded(s, prepared) as (_, summary):
+        seconds, speed = summary["seconds"], summary["images_per_second"]
+    paper = _PAPER.get(s.model["name"], {}).get((s.workers, s.tau)) if s.batch_size == 128 else None
+    many = f"{s.workers} worker{'s' if s.workers > 1 else ''}"
+    return Spent(
+        what=f"{s.algo['name']}, {many}, tau={s.tau}, {s.model['name']}: {prepared.steps:,} steps of {s.batch_size} images",
+        algo=s.algo["name"],
+        workers=s.workers,
+        tau=s.tau,
+        batch_size=s.batch_size,
+        steps=prepared.steps,
+        **{part: seconds[part] for part in ("compute", "data", "communication", "other")},
+        images_per_second=speed,
+        paper=paper,
+        paper_steps=_PAPERS_STEPS if paper is not None else None,
+    )

@@ -1,0 +1,91 @@
+"""What is the same on a GPU as on a CPU, and runs whose workers compute there. Skipped without a CUDA device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_runs import run, saved_center, settings
+
+from easgd_cli import build
+from easgd_cli.config import Eval, Settings
+from easgd_cli.data.images import Images
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine shows no CUDA device")]
+
+CUDA = torch.device("cuda:0")
+
+
+@pytest.fixture
+def images() -> Images:
+    g = torch.Generator().manual_seed(0)
+    pixels, labels = torch.randint(256, (50, 3, 12, 11), generator=g, dtype=torch.uint8), torch.randint(5, (50,), generator=g)
+    return Images(pixels, labels, pixels[:9], labels[:9], num_classes=5, crop=(8, 7), flip=True)
+
+
+@pytest.mark.parametrize("cropped", [True, False])
+def test_a_batch_cut_on_the_device_is_the_cpus(images: Images, cropped: bool) -> None:
+    images = images if cropped else replace(images, crop=None, flip=False)
+    there, indices = images.training_on(CUDA), torch.tensor([3, 49, 0, 3, 17, 21])
+    for seed in range(5):
+        ours, labels = images.training_batch(indices, torch.Generator().manual_seed(seed))
+        theirs, their_labels = there.training_batch(indices, torch.Generator().manual_seed(seed))
+        assert theirs.device == CUDA and torch.equal(theirs.cpu(), ours) and torch.equal(their_labels.cpu(), labels)
+
+
+def in_float64(**values: Any) -> Settings:
+    s = settings("easgd", **values)
+    s.model = {"name": "double", "target": "nets:double"}
+    return s
+
+
+def test_gradient_loss_and_evaluation_are_the_cpus_within_rounding() -> None:
+    s = in_float64()
+    data = build.data(s)
+    ours, theirs = (build.problem(s, data, device) for device in (torch.device("cpu"), CUDA))
+    x = ours.start()
+    for t in range(3):
+        ours.load(1, t)
+        theirs.load(1, t)
+        g, h = ours.gradient(x), theirs.gradient(x.to(CUDA))
+        torch.testing.assert_close(h.cpu(), g, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(theirs.loss.cpu(), ours.loss, rtol=1e-10, atol=0.0)
+        x -= 0.1 * g
+    assert theirs.evaluate(x.to(CUDA)) == pytest.approx(ours.evaluate(x), rel=1e-8)
+
+
+@pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour", "msgd"])
+def test_one_worker_on_the_device_gives_the_cpus_center_within_rounding(algo: str, tmp_path: Path) -> None:
+    """Messages and replies are staged through the host, and what comes out is what the CPU computes."""
+    s = in_float64(workers=1, steps=9) if algo == "easgd" else replace(settings(algo, workers=1, steps=9), model={"name": "double", "target": "nets:double"})
+    prepared = build.prepare(s)
+    centers = []
+    for device in ("cpu", "cuda:0"):
+        assert run(replace(s, device=device), tmp_path / device.partition(":")[0]).status == "completed"
+        centers.append(saved_center(tmp_path / device.partition(":")[0], prepared))
+    assert not torch.equal(centers[0], prepared.start)
+    torch.testing.assert_close(centers[1], centers[0], rtol=1e-7, atol=1e-9)
+
+
+def test_one_worker_repeats_bit_for_bit_when_deterministic(tmp_path: Path) -> None:
+    s = settings("eamsgd", workers=1, device="cuda:0", deterministic=True)
+    s.dataset = {"name": "synthetic", "target": "easgd_cli.data.synthetic:synthetic", "train": 200, "test": 20, "crop": 28}
+    s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
+    prepared = build.prepare(s)
+    for name in ("once", "again"):
+        assert run(s, tmp_path / name).status == "completed"
+    assert torch.equal(saved_center(tmp_path / "once", prepared), saved_center(tmp_path / "again", prepared))
+
+
+def test_two_workers_share_a_device_and_the_evaluator_uses_it_too(tmp_path: Path) -> None:
+    s = settings("eamsgd", workers=2, device="cuda:0", eval=Eval(every="20 steps", train_images=100, device="cuda"))
+    outcome = run(s, tmp_path)
+    assert (outcome.status, outcome.summary["steps"]) == ("completed", {"worker_00": 40, "worker_01": 40})
+    assert 0 <= outcome.summary["center"]["test_error"] < 90
+    net = build.model(s, build.data(s))
+    state = torch.load(tmp_path / "center.pt", weights_only=True)
+    assert all(v.device.type == "cpu" for v in state.values())
+    net.load_state_dict(state)
