@@ -207,13 +207,25 @@ def test_rows_of_panels_and_legends_name_what_differs(tmp_path: Path) -> None:
     assert middle == pytest.approx(20.5, rel=1e-3)
 
 
+def test_rows_can_be_asked_for(tmp_path: Path) -> None:
+    for algo in ("easgd", "eamsgd"):
+        for eta in (0.1, 0.2):
+            make(tmp_path / f"{algo}{eta}", [90, 20, 5], algo=algo, eta=eta)
+    with picture.style():
+        drawn = figures.figures(compared(tmp_path), rows=["algo"])["curves"]
+    assert [axes.get_title(loc="left") for axes in drawn.axes[::3]] == ["algo = eamsgd", "algo = easgd"]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["eta=0.1", "eta=0.2"]
+
+
 def test_bars_stand_at_the_seconds_to_a_level(tmp_path: Path) -> None:
     for p, seconds in ((2, 4), (4, 2), (8, 1)):
         make(tmp_path / f"p{p}", [90.0] * seconds + [5.0], workers=p)
+    make(tmp_path / "late", [90.0, 80.0], workers=4, seed=1)
     c = compared(tmp_path, levels=[10.0])
     with picture.style():
         bars = figures.figures(c)["seconds_to_level"]
     assert [bar.get_height() for bar in bars.axes[0].patches] == [4, 2, 1]
+    assert [text.get_text() for text in bars.axes[0].texts] == ["1/2"]
     assert [tick.get_text() for tick in bars.axes[0].get_xticklabels()] == ["2", "4", "8"]
     assert bars.axes[0].get_title(loc="left") == "to 10 % test error" and bars.axes[0].get_ylabel() == "seconds of training"
 
@@ -283,6 +295,7 @@ def test_several_paths_and_patterns(sweep: Path, tmp_path: Path, capsys: pytest.
         (["{0}/sweep", "--baseline", "algo=sgd"], "no configuration is like that; there are: algo=downpour; algo=easgd"),
         (["{0}/sweep", "--baseline", "workers=4"], "2 configurations are like that"),
         (["{0}/sweep", "--baseline", "tua=4"], "there is no setting tua"),
+        (["{0}/sweep", "--rows", "gamma"], "gamma does not differ between these runs; there are: algo"),
         (["{0}/sweep", "--json", "{0}/nowhere/x"], "there is no directory"),
         (["{0}/sweep", "--out", "{0}/sweep/e0/config.yaml"], "nothing can be written there"),
         (["--x", "steps"], "name a run"),
@@ -313,4 +326,4 @@ def test_one_evaluation_gives_a_table_and_no_figure(tmp_path: Path, capsys: pyte
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--help"]) == 0
     told = capsys.readouterr().out
-    assert all(option in told for option in ("--levels", "--baseline", "--metric", "--x", "--out", "--json"))
+    assert all(option in told for option in ("--levels", "--baseline", "--metric", "--x", "--rows", "--out", "--json"))

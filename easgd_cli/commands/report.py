@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from easgd_cli.report.comparison import Comparison
     from easgd_cli.report.table import Table
 
-_HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,...] [--metric NAME] [--x AXIS] [--out DIR] [--json FILE]
+_HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,...] [--metric NAME] [--x AXIS]
+                           [--rows KEY,...] [--out DIR] [--json FILE]
 
 Compares runs: a run's directory, several, a sweep's, or a pattern in quotes; also those that run still, were interrupted or
 diverged. Runs that differ by their seed only are one row: mean ± standard deviation over them. Prints what each configuration
@@ -32,6 +33,7 @@ reached and what it cost; writes report.html (one page, needs no network) and it
   --metric     what runs are judged by, lower is better: test_error where there is one, else train_loss; any metric of the
                center in metrics.jsonl. It is that of the average where a run keeps one
   --x          what curves are drawn against: seconds (of training, virtual ones where simulated), steps, or bytes
+  --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary
   --out        where the page and figures go: report in the one directory that is named, ./report for several
   --json       the table's numbers, there
 
@@ -41,7 +43,7 @@ reached and what it cost; writes report.html (one page, needs no network) and it
 """
 
 _AXES = ("seconds", "steps", "bytes")
-_OPTIONS = ("--levels", "--baseline", "--metric", "--x", "--out", "--json")
+_OPTIONS = ("--levels", "--baseline", "--metric", "--x", "--rows", "--out", "--json")
 _WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
 _STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
 
@@ -53,6 +55,7 @@ class _Asked:
     baseline: str | None = None
     metric: str | None = None
     x: str = "seconds"
+    rows: list[str] = field(default_factory=list)
     out: Path | None = None
     json: Path | None = None
 
@@ -72,6 +75,11 @@ def main(argv: Sequence[str]) -> int:
     from easgd_cli.report.comparison import compare
 
     c = compare([reading.read(path) for path in paths], asked.metric, asked.levels, asked.baseline)
+    for key in asked.rows:
+        if key not in c.told_apart and key not in c.also_differ:
+            raise UsageError(
+                f"--rows {','.join(asked.rows)}: {key} does not differ between these runs; there are: {', '.join((*c.told_apart, *c.also_differ))}."
+            )
     out = _made(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
     tables, notes = table.tables(c), _notes(c)
     for t in tables:
@@ -79,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     for note in notes:
         print(note)
     title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(paths)} runs"
-    written = _write(out, title, c, tables, notes, asked.x)
+    written = _write(out, title, c, tables, notes, asked)
     if asked.json is not None:
         _put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c), indent=1) + "\n", encoding="utf-8"))
     print(f"Wrote {', '.join(written)} in {out}", flush=True)
@@ -103,6 +111,8 @@ def _asked(argv: Sequence[str]) -> _Asked:
             asked.levels = [_level(text, value) for text in value.split(",")]
         elif option == "--x" and value not in _AXES:
             raise UsageError(f"--x {value}: curves are drawn against one of {', '.join(_AXES)}.")
+        elif option == "--rows":
+            asked.rows = value.split(",")
         elif option in ("--out", "--json"):
             setattr(asked, option[2:], Path(value))
         else:
@@ -183,21 +193,21 @@ def _show(t: Table) -> None:
     console.print()
 
 
-def _write(out: Path, title: str, c: Comparison, tables: list[Table], notes: list[str], x: str) -> list[str]:
+def _write(out: Path, title: str, c: Comparison, tables: list[Table], notes: list[str], asked: _Asked) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli.report import figures, page
     from easgd_cli.theory.studies import picture
 
     written, on_page = [], {}
     with picture.style():
-        drawn = figures.figures(c, x)
+        drawn = figures.figures(c, asked.x, asked.rows)
         for name, figure in drawn.items():
             for suffix in ("png", "svg"):
                 _put(out / f"{name}.{suffix}", partial(picture.save, figure))
                 written.append(f"{name}.{suffix}")
-            on_page[name] = (out / f"{name}.svg", figures.caption(c, name, x))
+            on_page[name] = (out / f"{name}.svg", figures.caption(c, name, asked.x))
     if not drawn:
-        print(f"There is no figure: no run has two evaluations{' and an exchange' if x == 'bytes' else ''} yet.")
+        print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
     _put(out / "report.html", lambda path: path.write_text(page.page(title, c, tables, notes, on_page), encoding="utf-8"))
     return ["report.html", *written]
 

@@ -104,9 +104,9 @@ def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[flo
         if len(_split(runs, [*told_apart, key])) > len(_split(runs, told_apart)):
             told_apart.append(key)
     configurations = []
-    for those in sorted(_split(runs, told_apart), key=lambda g: [_order(g[0].settings.get(k)) for k in told_apart]):
+    for those in sorted(_split(runs, told_apart), key=lambda g: [order(g[0].settings.get(k)) for k in told_apart]):
         values = {key: those[0].settings.get(key) for key in told_apart}
-        those = sorted(those, key=lambda run: (_order(run.settings.get("seed")), str(run.path)))
+        those = sorted(those, key=lambda run: (order(run.settings.get("seed")), str(run.path)))
         ended = [run for run in those if run.status in _ENDED]
         configurations.append(Configuration(values, label(values), those, ended or those))
     chosen = None if levels else _levels(configurations, metric)
@@ -150,7 +150,7 @@ def _split(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _order(value: Any) -> tuple[int, float, str]:
+def order(value: Any) -> tuple[int, float, str]:
     """Numbers by size, then texts as they sort; what is not used first."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, 0.0, "") if value is None else (1, float(value), "") if number else (2, 0.0, str(value))

@@ -13,24 +13,27 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from easgd_cli.report import table
-from easgd_cli.report.comparison import Comparison, Configuration, label, written
+from easgd_cli.report.comparison import Comparison, Configuration, label, order, written
 from easgd_cli.report.reading import Run
 from easgd_cli.theory.studies import picture
 
 AXES = ("seconds", "steps", "bytes")  # what curves are drawn against
 _ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from left to right
-_ROWS = ("tau", "workers")  # the first of these that varies makes the rows of panels
-_SYMBOLS = {"tau": "τ", "workers": "p"}
+_ROWS = ("tau", "workers")  # the first of these that tells configurations apart makes the rows of panels, unless others are asked for
+_SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
 _DASHES = ("-", "--", ":", "-.")  # where there are more curves than colours
 _POINTS = 201  # of a curve that is a mean over seeds
 
 
-def figures(c: Comparison, x: str = "seconds") -> dict[str, Figure]:
+def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict[str, Figure]:
     """By name: `curves`, and `seconds_to_level` where the number of workers varies. What has nothing to show is left out.
 
-    To be called and saved within picture.style().
+    `rows`: the settings whose values make the rows of panels, or none for a choice. To be called and saved within picture.style().
     """
-    found = {"curves": _curves(c, x), "seconds_to_level": _bars(c) if "workers" in c.told_apart and c.levels else None}
+    found = {
+        "curves": _curves(c, x, rows or [key for key in _ROWS if key in c.told_apart][:1]),
+        "seconds_to_level": _bars(c) if "workers" in c.told_apart and c.levels else None,
+    }
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -39,10 +42,12 @@ def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
     most = max(len(of.counted) for of in c.configurations)
     if figure == "seconds_to_level":
         over = f"the mean over the runs that reached the level, with {'their range' if most > 1 else 'no range: one run each'}"
-        return f"{_seconds(c).capitalize()} until the {table.name(c.metric)} was first at most the level: {over}. No bar: no run reached it."
+        few = "Above a bar: how many of the runs, where not all reached it; no bar: none did."
+        return f"{_seconds(c).capitalize()} until the {table.name(c.metric)} was first at most the level: {over}. {few}"
     over = f"Mean and range of up to {most} runs, up to the end of the shortest." if most > 1 else "One run each."
     against = {"seconds": _seconds(c), "steps": "local steps of each worker", "bytes": "bytes exchanged by all workers"}[x]
-    return f"{_of(c).capitalize()} against {against}. {over}"
+    left_out = " What exchanges nothing is left out." if x == "bytes" and len(_drawn(c, x)) < len(_drawn(c, "steps")) else ""
+    return f"{_of(c).capitalize()} against {against}. {over}{left_out}"
 
 
 def _of(c: Comparison) -> str:
@@ -68,25 +73,25 @@ def _x_of(run: Run, x: str) -> np.ndarray:
 # --- curves ----------------------------------------------------------------------------------------------------------
 
 
-def _curves(c: Comparison, x: str) -> Figure | None:
-    drawn = [of for of in c.configurations if any(len(run.curve["seconds"]) > 1 and _x_of(run, x)[-1] > 0 for run in of.counted)]
+def _curves(c: Comparison, x: str, keys: Sequence[str]) -> Figure | None:
+    drawn = _drawn(c, x)
     if not drawn:
         return None
-    key, rows = _rows(c, drawn)
+    rows = _rows(drawn, keys)
     metrics = _metrics(c)
-    lines = _looks([_line(of, key) for _, those in rows for of in those])
+    lines = _looks([_line(of, keys) for _, those in rows for of in those])
     height = 1.9 * len(rows) + 0.35 + 0.15 * len(lines)
     figure = picture.new(picture.WIDTH if len(metrics) > 1 else picture.WIDTH / 2, height)
     panels = figure.subplots(len(rows), len(metrics), squeeze=False, sharex=True, sharey="col")
-    for across, (value, those) in zip(panels, rows, strict=True):
+    for across, (values, those) in zip(panels, rows, strict=True):
         for panel, metric in zip(across, metrics, strict=True):
             for of in those:
-                _draw(panel, of, metric, x, **lines[_line(of, key)])
+                _draw(panel, of, metric, x, **lines[_line(of, keys)])
             panel.grid(True, color="0.9")
             panel.set_axisbelow(True)
             panel.set_ylabel(table.name(metric))
-        if key is not None:
-            picture.letter(across[0], f"{_SYMBOLS[key]} = {written(value)}")
+        if len(rows) > 1:
+            picture.letter(across[0], _text(", ".join(f"{_SYMBOLS.get(key, key)} = {written(v)}" for key, v in zip(keys, values, strict=True))))
     for down in panels.T:
         _scale(down)
     for panel in panels[-1]:
@@ -99,20 +104,28 @@ def _curves(c: Comparison, x: str) -> Figure | None:
     return figure
 
 
-def _rows(c: Comparison, drawn: Sequence[Configuration]) -> tuple[str | None, list[tuple[Any, list[Configuration]]]]:
-    """The setting that makes the rows of panels, and each row's configurations; those without the setting, and a
-    sequential baseline, are in every row."""
-    for key in _ROWS:
-        everywhere = [of for of in drawn if of.setting(key) is None or (of is c.baseline and of.runs[0].sequential)]
-        values = sorted({of.setting(key) for of in drawn if of not in everywhere})
-        if len(values) > 1:
-            return key, [(value, [of for of in drawn if of in everywhere or of.setting(key) == value]) for value in values]
-    return None, [(None, list(drawn))]
+def _drawn(c: Comparison, x: str) -> list[Configuration]:
+    """Those with a curve: two evaluations that are not at the same place."""
+    return [of for of in c.configurations if any(len(run.curve["seconds"]) > 1 and _x_of(run, x)[-1] > 0 for run in of.counted)]
 
 
-def _line(of: Configuration, key: str | None) -> str:
+def _rows(drawn: Sequence[Configuration], keys: Sequence[str]) -> list[tuple[list[Any], list[Configuration]]]:
+    """The values of `keys` and the configurations of each row; a row of tau or p has the sequential ones as well, as in the paper."""
+    everywhere = [of for of in drawn if keys and set(keys) <= set(_ROWS) and of.runs[0].sequential]
+    rows: dict[str, tuple[list[Any], list[Configuration]]] = {}
+    for of in drawn:
+        if of not in everywhere:
+            values = [of.setting(key) for key in keys]
+            rows.setdefault(repr(values), (values, []))[1].append(of)
+    if len(rows) < 2:
+        return [([], list(drawn))]
+    ordered = sorted(rows.values(), key=lambda row: [order(v) for v in row[0]])
+    return [(values, [of for of in drawn if of in those or of in everywhere]) for values, those in ordered]
+
+
+def _line(of: Configuration, keys: Sequence[str]) -> str:
     """What a curve is called among those of its panel."""
-    named = {k: v for k, v in of.values.items() if k != key or of.runs[0].sequential}
+    named = {k: v for k, v in of.values.items() if k not in keys or of.runs[0].sequential}
     return label(named) or of.label or of.runs[0].path.name
 
 
@@ -189,6 +202,8 @@ def _bars(c: Comparison) -> Figure | None:
                     error = [[s.mean - s.least], [s.most - s.mean]] if s.n > 1 else None
                     at = j + width * (i + 0.5 - len(there) / 2)
                     panel.bar(at, s.mean, width, yerr=error, capsize=2, error_kw={"lw": 0.7}, edgecolor="white", linewidth=0.3, **look)
+                    if s.n < s.of:
+                        panel.annotate(f"{s.n}/{s.of}", (at, s.most), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6)
         panel.set_xticks(range(len(workers)), [str(p) for p in workers])
         panel.set_xlim(-0.5, len(workers) - 0.5)
         panel.set_xlabel("p (workers)")
