@@ -78,6 +78,7 @@ def test_the_table_holds_what_the_records_say(sweep: Path) -> None:
     assert (easgd["final"]["mean"], easgd["final"]["std"]) == (10.0, pytest.approx(statistics.stdev([12, 8])))
     assert (easgd["best"]["mean"], easgd["seconds_to_best"]["mean"]) == (8.5, 3.5)
     assert (easgd["best"]["least"], easgd["best"]["most"], easgd["best"]["n"]) == (8, 9, 2)
+    assert easgd["final"]["values"] == [12, 8] and easgd["counted_seeds"] == [0, 1]
     assert easgd["seconds_to"]["20"]["mean"] == 2.5 and easgd["seconds_to"]["10"]["mean"] == 3.5
     assert easgd["speed_up"] == {"20": 4 / 2.5, "10": 5 / 3.5}
     assert easgd["bytes_exchanged"]["mean"] == 32 * 8 * PARAMETERS

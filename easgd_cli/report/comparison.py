@@ -20,7 +20,7 @@ _ENDED = ("completed", "diverged")
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the `n` finite values among `of`: their mean, sample standard deviation (None of one), and range."""
+    """Of the `n` finite values among `of`: their mean, sample standard deviation (None of one), and range. `values`: all, None where not finite."""
 
     mean: float
     std: float | None
@@ -28,15 +28,17 @@ class Spread:
     most: float
     n: int
     of: int
+    values: list[float | None]
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
     """None where no value is finite."""
-    values = list(values)
-    there = [v for v in values if v is not None and math.isfinite(v)]
+    every = [v if v is not None and math.isfinite(v) else None for v in values]
+    there = [v for v in every if v is not None]
     if not there:
         return None
-    return Spread(statistics.fmean(there), statistics.stdev(there) if len(there) > 1 else None, min(there), max(there), len(there), len(values))
+    deviation = statistics.stdev(there) if len(there) > 1 else None
+    return Spread(statistics.fmean(there), deviation, min(there), max(there), len(there), len(every), every)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def numbers(c: Comparison) -> dict[str, Any]:
     for of in c.configurations:
         rows.append({
             "settings": of.values, "runs": [str(run.path) for run in of.runs], "seeds": [run.settings.get("seed") for run in of.runs],
-            "status": [run.status for run in of.runs], "counted": len(of.counted), "party": of.runs[0].party, "baseline": of is c.baseline,
+            "status": [run.status for run in of.runs], "counted_seeds": [run.settings.get("seed") for run in of.counted],
+            "party": of.runs[0].party, "baseline": of is c.baseline,
             "final": _plain(_final(c, of)), "best": _plain(_best(c, of)), "seconds_to_best": _plain(_seconds_to_best(c, of)),
             "seconds_to": {f"{v:g}": _plain(c.seconds_to(of, v)) for v in c.levels}, "speed_up": {f"{v:g}": c.speed_up(of, v) for v in c.levels},
             **({"held_out": _plain(_held_out(of)), "test_error_at_lowest_held_out": _plain(_error_there(of))} if _holds_out(c) else {}),
