@@ -185,10 +185,12 @@ def _show(t: Table) -> None:
 
     drawn = Drawn(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=t.title, title_justify="left", title_style="bold")
     for i, heading in enumerate(t.headings):
-        drawn.add_column(Text(heading), justify="left" if i < t.numbers else "right", overflow="fold", vertical="bottom")
+        widest = min(24, max(map(len, [*heading.split(), *(row[i] for row in t.rows)])))
+        drawn.add_column(Text(heading), justify="left" if i < t.numbers else "right", overflow="fold", vertical="bottom", min_width=widest)
     for row in t.rows:
         drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    console.width = max(console.width, Console(width=_WIDE).measure(drawn).minimum)  # on a narrow terminal lines run over; columns are not lost
     console.print(drawn, highlight=False)
     console.print()
 

@@ -43,7 +43,7 @@ def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
     if figure == "seconds_to_level":
         over = f"the mean over the runs that reached the level, with {'their range' if most > 1 else 'no range: one run each'}"
         few = "Above a bar: how many of the runs, where not all reached it; no bar: none did."
-        return f"{_seconds(c).capitalize()} until the {table.name(c.metric)} was first at most the level: {over}. {few}"
+        return f"{_seconds(c).capitalize()} until the {table.plainly(c.metric)} was first at most the level: {over}. {few}"
     over = f"Mean and range of up to {most} runs, up to the end of the shortest." if most > 1 else "One run each."
     against = {"seconds": _seconds(c), "steps": "local steps of each worker", "bytes": "bytes exchanged by all workers"}[x]
     left_out = " What exchanges nothing is left out." if x == "bytes" and len(_drawn(c, x)) < len(_drawn(c, "steps")) else ""
@@ -209,7 +209,7 @@ def _bars(c: Comparison) -> Figure | None:
         panel.set_xlabel("p (workers)")
         panel.grid(True, axis="y", color="0.9")
         panel.set_axisbelow(True)
-        picture.letter(panel, f"to {table.level(c, level)} {table.name(c.metric).removesuffix(' (%)')}")
+        picture.letter(panel, f"to {table.level(c, level)} {table.plainly(c.metric)}")
     panels[0].set_ylabel(_seconds(c).rstrip(","))
     if len(groups) > 1:
         handles = [Rectangle((0, 0), 1, 1, edgecolor="white", **look) for look in looks]

@@ -24,14 +24,20 @@ class Table:
 
 
 def tables(c: Comparison) -> list[Table]:
-    """What the configurations reached, and what it cost."""
-    return [_table(c, "Reached", [("status", lambda of: of.statuses)], _reached(c)), _table(c, "Cost", [], _cost(c))]
+    """What the configurations reached, how soon, and what it cost."""
+    found = [_table(c, "Reached", [("status", lambda of: of.statuses)], _reached(c))]
+    if c.levels:
+        found.append(_table(c, f"Seconds to a {plainly(c.metric)} of", [], _seconds_to(c)))
+    return [*found, _table(c, "Cost", [], _cost(c))]
 
 
 def name(metric: str) -> str:
-    """A metric as it is spoken of."""
-    said = {"train_loss": "training loss", "validation_error": "held-out error"}.get(metric, metric.replace("_", " "))
-    return f"{said} (%)" if metric in PERCENT else said
+    """A metric as it is spoken of, with its unit."""
+    return f"{plainly(metric)} (%)" if metric in PERCENT else plainly(metric)
+
+
+def plainly(metric: str) -> str:
+    return {"train_loss": "training loss", "validation_error": "held-out error"}.get(metric, metric.replace("_", " "))
 
 
 def level(c: Comparison, value: float) -> str:
@@ -78,10 +84,15 @@ def _reached(c: Comparison) -> list[Column]:
     ]
     if _holds_out(c):
         columns += [("lowest held-out error (%)", lambda of: shown(_held_out(of))), ("test error there (%)", lambda of: shown(_error_there(of)))]
+    return columns
+
+
+def _seconds_to(c: Comparison) -> list[Column]:
+    columns: list[Column] = []
     for value in c.levels:
-        columns.append((f"seconds to {level(c, value)}", lambda of, v=value: shown(c.seconds_to(of, v))))  # type: ignore[misc]
+        columns.append((level(c, value), lambda of, v=value: shown(c.seconds_to(of, v))))  # type: ignore[misc]
         if c.baseline is not None:
-            columns.append((f"speed-up to {level(c, value)}", lambda of, v=value: _times(c.speed_up(of, v))))  # type: ignore[misc]
+            columns.append(("speed-up", lambda of, v=value: _times(c.speed_up(of, v))))  # type: ignore[misc]
     return columns
 
 
@@ -89,7 +100,7 @@ def _cost(c: Comparison) -> list[Column]:
     samples = "samples/s" if all(run.settings.get("dataset") == "none" for run in c.runs) else "images/s"
 
     def share(part: str) -> Column:
-        return f"{part} (%)", lambda of: shown(_share(of, part), decimals=1)
+        return f"{part} (%)", lambda of: "-" if (s := _share(of, part)) is None else f"{s.mean:.1f}"
 
     return [
         (samples, lambda of: shown(of.over(lambda run: run.samples_per_second))),
@@ -137,14 +148,14 @@ def _last_second(run: Run) -> float | None:
     return float(run.curve["seconds"][-1]) if len(run.curve["seconds"]) else None
 
 
-def shown(s: Spread | None, decimals: int | None = None) -> str:
+def shown(s: Spread | None) -> str:
     """`3.21 ± 0.05`, the deviation in two digits and the mean as fine, and of how many where not all are there."""
     if s is None:
         return "-"
     few = f" ({s.n} of {s.of})" if s.n < s.of else ""
     if s.std is None or s.std <= 1e-9 * abs(s.mean):  # of one, or equal but for rounding
-        return (_digits(s.mean) if decimals is None else f"{s.mean:,.{decimals}f}") + ("" if s.std is None else " ± 0") + few
-    fine = decimals if decimals is not None else max(0, 1 - math.floor(math.log10(s.std)))
+        return _digits(s.mean) + ("" if s.std is None else " ± 0") + few
+    fine = max(0, 1 - math.floor(math.log10(s.std)))
     if fine > 6:
         return f"{s.mean:.6g} ± {s.std:.2g}{few}"
     return f"{s.mean:,.{fine}f} ± {s.std:,.{fine}f}{few}"
