@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model with many workers; -m sweeps",
     "eval": "measure what a run has saved: center, average or a worker",
     "bench": "what computing, loading data and communicating cost on this hardware",
+    "report": "tables and figures of what runs have shown, side by side",
     "theory": "the paper's analysis: moments, stability maps, ADMM, as numbers and figures",
 }
 

@@ -1,0 +1,225 @@
+"""`easgd report`: tables, figures and one page of what runs have shown, side by side."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from easgd_cli.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from easgd_cli.report.comparison import Comparison
+    from easgd_cli.report.table import Table
+
+_HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,...] [--metric NAME] [--x AXIS]
+                           [--rows KEY,...] [--out DIR] [--json FILE]
+
+Compares runs: a run's directory, several, a sweep's, or a pattern in quotes; also those that run still, were interrupted or
+diverged. Runs that differ by their seed only are one row: mean ± standard deviation over them. Prints what each configuration
+reached and what it cost; writes report.html (one page, needs no network) and its figures as PNG and SVG.
+
+  --levels     seconds of training to each of these levels of the metric: 20,10,5. Without it a few are chosen and named
+  --baseline   the configuration that speed-ups are over: algo=msgd, or algo=easgd,tau=10. Without it the first with one worker,
+               best one that exchanges with nobody, where there is one. A speed-up is the baseline's seconds to a level over
+               those of the configuration; none where not every run of both reached it
+  --metric     what runs are judged by, lower is better: test_error where there is one, else train_loss; any metric of the
+               center in metrics.jsonl. It is that of the average where a run keeps one
+  --x          what curves are drawn against: seconds (of training, virtual ones where simulated), steps, or bytes
+  --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary
+  --out        where the page and figures go: report in the one directory that is named, ./report for several
+  --json       the table's numbers, there
+
+  easgd report runs/sweeps/fig2_small
+  easgd report runs/sweeps/fig10_small --levels 20,10,5,3 --baseline algo=msgd
+  easgd report 'runs/2026-11-24_*' --x bytes --out /tmp/november
+"""
+
+_AXES = ("seconds", "steps", "bytes")
+_OPTIONS = ("--levels", "--baseline", "--metric", "--x", "--rows", "--out", "--json")
+_WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
+_STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
+
+
+@dataclass
+class _Asked:
+    paths: list[str] = field(default_factory=list)
+    levels: list[float] = field(default_factory=list)
+    baseline: str | None = None
+    metric: str | None = None
+    x: str = "seconds"
+    rows: list[str] = field(default_factory=list)
+    out: Path | None = None
+    json: Path | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads, prints and writes; returns the exit status. Raises UsageError."""
+    if not argv or "-h" in argv or "--help" in argv:
+        print(_HELP, end="")
+        return 0
+    asked = _asked(argv)
+
+    from easgd_cli.report import reading  # only now: a mistake and the help are answered in a moment
+
+    paths = reading.find(asked.paths)
+
+    from easgd_cli.report import table
+    from easgd_cli.report.comparison import compare
+
+    c = compare([reading.read(path) for path in paths], asked.metric, asked.levels, asked.baseline)
+    for key in asked.rows:
+        if key not in c.told_apart and key not in c.also_differ:
+            raise UsageError(
+                f"--rows {','.join(asked.rows)}: {key} does not differ between these runs; there are: {', '.join((*c.told_apart, *c.also_differ))}."
+            )
+    out = _made(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
+    tables, notes = table.tables(c), _notes(c)
+    for t in tables:
+        _show(t)
+    for note in notes:
+        print(note)
+    title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(paths)} runs"
+    written = _write(out, title, c, tables, notes, asked)
+    if asked.json is not None:
+        _put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c), indent=1) + "\n", encoding="utf-8"))
+    print(f"Wrote {', '.join(written)} in {out}", flush=True)
+    return 0
+
+
+def _asked(argv: Sequence[str]) -> _Asked:
+    asked, words = _Asked(), iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            asked.paths.append(word)
+            continue
+        option, given, value = word.partition("=")
+        if option not in _OPTIONS:
+            near = difflib.get_close_matches(option, _OPTIONS, 1)
+            raise UsageError(f"{word}: there is no such option; " + (f"did you mean {near[0]}?" if near else "see easgd report --help."))
+        value = value if given else next(words, "")
+        if not value:
+            raise UsageError(f"{option}: a value is missing; see easgd report --help.")
+        if option == "--levels":
+            asked.levels = [_level(text, value) for text in value.split(",")]
+        elif option == "--x" and value not in _AXES:
+            raise UsageError(f"--x {value}: curves are drawn against one of {', '.join(_AXES)}.")
+        elif option == "--rows":
+            asked.rows = value.split(",")
+        elif option in ("--out", "--json"):
+            setattr(asked, option[2:], Path(value))
+        else:
+            setattr(asked, option[2:], value)
+    if not asked.paths:
+        raise UsageError("report: name a run, several, or a directory that holds runs; see easgd report --help.")
+    if asked.json is not None and not asked.json.absolute().parent.is_dir():
+        raise UsageError(f"--json {asked.json}: there is no directory {asked.json.parent}.")
+    return asked
+
+
+def _level(text: str, value: str) -> float:
+    try:
+        level = float(text)
+    except ValueError:
+        level = math.nan
+    if not math.isfinite(level):
+        raise UsageError(f"--levels {value}: are numbers with commas between, such as --levels 20,10,5.")
+    return level
+
+
+def _made(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as e:
+        raise UsageError(f"--out {out}: nothing can be written there ({e.strerror}); choose another directory with --out DIR.") from e
+    return out
+
+
+def _notes(c: Comparison) -> list[str]:
+    """What one has to know to read the tables."""
+    from easgd_cli.report import table
+
+    notes = []
+    if any(len(of.counted) > 1 for of in c.configurations):
+        notes.append("Numbers are mean ± sample standard deviation over the runs of a configuration (n), which differ by their seed only.")
+    if c.also_differ:
+        notes.append(f"Settings that differ as well, along with these: {', '.join(c.also_differ)}.")
+    if any(len(of.counted) < len(of.runs) for of in c.configurations):
+        notes.append("Only completed and diverged runs are counted in a configuration that has any.")
+    if twice := [of for of in c.configurations if len({run.settings.get("seed") for run in of.counted}) < len(of.counted)]:
+        notes.append(f"Several runs with the same seed are counted in {'; '.join(of.label or 'the one configuration' for of in twice)}.")
+    parties = {run.party for run in c.runs}
+    if "average" in parties:
+        notes.append("Measured of the average of the center" + (" where a run keeps one, else of the center." if len(parties) > 1 else "."))
+    if any(run.virtual for run in c.runs):
+        notes.append("Seconds of simulated runs (launcher=simulated) are virtual.")
+    if c.levels_chosen:
+        notes.append(f"Levels are {c.levels_chosen}; --levels names others.")
+    if c.baseline is not None and c.levels:
+        notes.append(f"Speed-up is over {c.baseline.label or 'the only configuration'}" + ("." if c.baseline_chosen else "; --baseline names another."))
+    unmeasured = sum(not len(run.curve["seconds"]) for run in c.runs)
+    if unmeasured:
+        notes.append(f"{unmeasured} of {len(c.runs)} runs have not been evaluated yet.")
+    for of in c.configurations:
+        for run in of.runs:
+            if run.status not in ("completed", "running") and run.reason:
+                notes.append(f"{run.path.name}: {run.status}: {run.reason}")
+    if c.metric not in table.PERCENT:
+        notes.append(f"Judged by {c.metric}, lower is better.")
+    return notes
+
+
+def _show(t: Table) -> None:
+    from rich.console import Console
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    drawn = Drawn(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=t.title, title_justify="left", title_style="bold")
+    for i, heading in enumerate(t.headings):
+        widest = min(24, max(map(len, [*heading.split(), *(row[i] for row in t.rows)])))
+        drawn.add_column(Text(heading), justify="left" if i < t.numbers else "right", overflow="fold", vertical="bottom", min_width=widest)
+    for row in t.rows:
+        drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    console.width = max(console.width, Console(width=_WIDE).measure(drawn).minimum)  # on a narrow terminal lines run over; columns are not lost
+    console.print(drawn, highlight=False)
+    console.print()
+
+
+def _write(out: Path, title: str, c: Comparison, tables: list[Table], notes: list[str], asked: _Asked) -> list[str]:
+    """The figures and the page, each written beside and renamed; returns their names."""
+    from easgd_cli.report import figures, page
+    from easgd_cli.theory.studies import picture
+
+    written, on_page = [], {}
+    with picture.style():
+        drawn = figures.figures(c, asked.x, asked.rows)
+        for name, figure in drawn.items():
+            for suffix in ("png", "svg"):
+                _put(out / f"{name}.{suffix}", partial(picture.save, figure))
+                written.append(f"{name}.{suffix}")
+            on_page[name] = (out / f"{name}.svg", figures.caption(c, name, asked.x))
+    if not drawn:
+        print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
+    _put(out / "report.html", lambda path: path.write_text(page.page(title, c, tables, notes, on_page), encoding="utf-8"))
+    return ["report.html", *written]
+
+
+def _put(path: Path, write: Callable[[Path], object]) -> None:
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    except OSError as e:
+        raise RunError(f"{path}: cannot be written ({e.strerror}).") from e
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,214 @@
+"""Runs side by side: what they differ in, one row a configuration, mean and spread over its seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from easgd_cli.errors import UsageError
+from easgd_cli.report.reading import Run
+
+# Named first where they differ; the rest in the order of config.yaml.
+_FIRST = ("problem", "dataset", "model", "algo", "average", "tau", "workers")
+_LEVELS = 3  # how many are chosen where none are asked for
+_ENDED = ("completed", "diverged")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of the `n` finite values among `of`: their mean, sample standard deviation (None of one), and range. `values`: all, None where not finite."""
+
+    mean: float
+    std: float | None
+    least: float
+    most: float
+    n: int
+    of: int
+    values: list[float | None]
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """None where no value is finite."""
+    every = [v if v is not None and math.isfinite(v) else None for v in values]
+    there = [v for v in every if v is not None]
+    if not there:
+        return None
+    deviation = statistics.stdev(there) if len(there) > 1 else None
+    return Spread(statistics.fmean(there), deviation, min(there), max(there), len(there), len(every), every)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ by their seed only. `values`: what tells it from the others. `label`: the same as `key=value` words.
+
+    Its numbers are those of its completed and diverged runs, where it has any: `counted`.
+    """
+
+    values: dict[str, Any]
+    label: str
+    runs: list[Run]
+    counted: list[Run]
+
+    @property
+    def statuses(self) -> str:
+        found = Counter(run.status for run in self.runs)
+        return next(iter(found)) if len(found) == 1 else ", ".join(f"{n} {status}" for status, n in found.items())
+
+    def over(self, of: Callable[[Run], float | None]) -> Spread | None:
+        return spread(of(run) for run in self.counted)
+
+    def setting(self, key: str) -> Any:
+        return self.runs[0].settings.get(key)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`metric`: what is judged, lower is better. `told_apart`: the settings that tell configurations apart, as few as do;
+    `also_differ`: the others that differ. `levels` of the metric, highest first, with how they were chosen."""
+
+    metric: str
+    configurations: list[Configuration]
+    told_apart: list[str]
+    also_differ: list[str]
+    levels: list[float]
+    levels_chosen: str | None
+    baseline: Configuration | None
+    baseline_chosen: bool
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for c in self.configurations for run in c.runs]
+
+    def seconds_to(self, c: Configuration, level: float) -> Spread | None:
+        return c.over(lambda run: run.seconds_to(self.metric, level))
+
+    def speed_up(self, c: Configuration, level: float) -> float | None:
+        """Mean seconds of the baseline to the level over those of `c`; None unless every counted run of both reached it."""
+        if self.baseline is None:
+            return None
+        base, own = self.seconds_to(self.baseline, level), self.seconds_to(c, level)
+        if base is None or own is None or base.n < base.of or own.n < own.of or not own.mean:
+            return None
+        return base.mean / own.mean
+
+
+def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[float] = (), baseline: str | None = None) -> Comparison:
+    """Raises UsageError where the metric was not measured, or the baseline is not one configuration."""
+    metric = _metric(runs, metric)
+    keys = [key for key in dict.fromkeys([*_FIRST, *(k for run in runs for k in run.settings)]) if key != "seed"]
+    differ = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
+    told_apart: list[str] = []
+    for key in differ:  # one that splits no further follows from those before it
+        if len(_split(runs, [*told_apart, key])) > len(_split(runs, told_apart)):
+            told_apart.append(key)
+    configurations = []
+    for those in sorted(_split(runs, told_apart), key=lambda g: [order(g[0].settings.get(k)) for k in told_apart]):
+        values = {key: those[0].settings.get(key) for key in told_apart}
+        those = sorted(those, key=lambda run: (order(run.settings.get("seed")), str(run.path)))
+        ended = [run for run in those if run.status in _ENDED]
+        configurations.append(Configuration(values, label(values), those, ended or those))
+    chosen = None if levels else _levels(configurations, metric)
+    base = _asked(baseline, configurations) if baseline is not None else _sequential(configurations)
+    also = [key for key in differ if key not in told_apart and not key.endswith(".target")]
+    told = None
+    if chosen:
+        told = "the lowest of 1, 2, 5, 10, 20, 50 and so on that at least half of the configurations reached"
+    return Comparison(metric, configurations, told_apart, also, sorted(levels or chosen or (), reverse=True), told, base, baseline is not None)
+
+
+def label(values: dict[str, Any]) -> str:
+    """`algo=easgd tau=10`; what a configuration does not use is left out."""
+    return " ".join(f"{key}={written(value)}" for key, value in values.items() if value is not None)
+
+
+def written(value: Any) -> str:
+    """A setting's value as on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _metric(runs: Sequence[Run], asked: str | None) -> str:
+    measured = dict.fromkeys(key for run in runs for key in run.curve if key not in ("seconds", "step", "exchanges"))
+    if not measured:
+        raise UsageError("report: nothing has been evaluated yet in these runs; the first evaluation is at step 0, so wait until training begins.")
+    if asked is not None:
+        if asked not in measured:
+            raise UsageError(f"--metric {asked}: was not measured in these runs; there are: {', '.join(measured)}.")
+        return asked
+    return next(m for m in ("test_error", "train_loss", *measured) if m in measured)
+
+
+def _split(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(repr([run.settings.get(key) for key in keys]), []).append(run)
+    return list(groups.values())
+
+
+def order(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, then texts as they sort; what is not used first."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (0, 0.0, "") if value is None else (1, float(value), "") if number else (2, 0.0, str(value))
+
+
+def _levels(configurations: Sequence[Configuration], metric: str) -> list[float]:
+    """The lowest of the series 1, 2, 5, 10 and so on that at least half of the configurations reached, and under which none began."""
+    best, starts = [], []
+    for c in configurations:
+        reached = [float(run.curve[metric][at]) for run in c.counted if (at := run.lowest(metric)) is not None]
+        best += [min(reached)] if reached else []
+        starts += [float(run.curve[metric][0]) for run in c.counted if len(run.finite(metric)) and run.finite(metric)[0]]
+    if not starts or min(starts) <= 0:
+        return []
+    series = (digit * 10.0**power for power in range(-12, 13) for digit in (1, 2, 5))
+    return [level for level in series if 2 * sum(b <= level for b in best) >= len(configurations) and level < min(starts)][:_LEVELS]
+
+
+def _sequential(configurations: Sequence[Configuration]) -> Configuration | None:
+    """The first with one worker, best one that exchanges with nobody."""
+    alone = [c for c in configurations if c.setting("workers") == 1]
+    return next((c for c in alone if c.runs[0].sequential), alone[0] if alone else None) if len(configurations) > 1 else None
+
+
+def _asked(text: str, configurations: Sequence[Configuration]) -> Configuration:
+    words = _words(text)
+    if not all("=" in word for word in words):
+        raise UsageError(f"--baseline {text}: is written as settings, such as --baseline algo=msgd or --baseline algo=easgd,tau=10.")
+    wanted = {key.strip(): value.strip() for key, _, value in (word.partition("=") for word in words)}
+    for key in wanted:
+        if all(key not in c.runs[0].settings for c in configurations):
+            raise UsageError(f"--baseline {text}: there is no setting {key} in these runs.")
+    found = [c for c in configurations if all(_same(c.setting(key), value) for key, value in wanted.items())]
+    if len(found) != 1:
+        names = "; ".join(c.label for c in (found or configurations)[:6])
+        said = "no configuration is like that; there are" if not found else f"{len(found)} configurations are like that; say which of"
+        raise UsageError(f"--baseline {text}: {said}: {names}.")
+    return found[0]
+
+
+def _words(text: str) -> list[str]:
+    """Split at commas, but for those within brackets."""
+    words, depth = [""], 0
+    for c in text:
+        depth += (c == "[") - (c == "]")
+        if c == "," and not depth:
+            words.append("")
+        else:
+            words[-1] += c
+    return words
+
+
+def _same(value: Any, text: str) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return written(value) == text.replace(" ", "")

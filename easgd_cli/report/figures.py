@@ -1,0 +1,223 @@
+"""A comparison in the form of the paper's figures: curves of the center, and bars of the time to a level (pp. 6-8, 24-29)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from easgd_cli.report import table
+from easgd_cli.report.comparison import Comparison, Configuration, label, order, written
+from easgd_cli.report.reading import Run
+from easgd_cli.theory.studies import picture
+
+AXES = ("seconds", "steps", "bytes")  # what curves are drawn against
+_ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from left to right
+_ROWS = ("tau", "workers")  # the first of these that tells configurations apart makes the rows of panels, unless others are asked for
+_SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
+_DASHES = ("-", "--", ":", "-.")  # where there are more curves than colours
+_POINTS = 201  # of a curve that is a mean over seeds
+
+
+def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict[str, Figure]:
+    """By name: `curves`, and `seconds_to_level` where the number of workers varies. What has nothing to show is left out.
+
+    `rows`: the settings whose values make the rows of panels, or none for a choice. To be called and saved within picture.style().
+    """
+    found = {
+        "curves": _curves(c, x, rows or [key for key in _ROWS if key in c.told_apart][:1]),
+        "seconds_to_level": _bars(c) if "workers" in c.told_apart and c.levels else None,
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
+    """What the figure shows, in sentences."""
+    most = max(len(of.counted) for of in c.configurations)
+    if figure == "seconds_to_level":
+        over = f"the mean over the runs that reached the level, with {'their range' if most > 1 else 'no range: one run each'}"
+        few = "Above a bar: how many of the runs, where not all reached it; no bar: none did."
+        return f"{_seconds(c).capitalize()} until the {table.plainly(c.metric)} was first at most the level: {over}. {few}"
+    over = f"Mean and range of up to {most} runs, up to the end of the shortest." if most > 1 else "One run each."
+    against = {"seconds": _seconds(c), "steps": "local steps of each worker", "bytes": "bytes exchanged by all workers"}[x]
+    left_out = " What exchanges nothing is left out." if x == "bytes" and len(_drawn(c, x)) < len(_drawn(c, "steps")) else ""
+    return f"{_of(c).capitalize()} against {against}. {over}{left_out}"
+
+
+def _of(c: Comparison) -> str:
+    parties = {run.party for run in c.runs}
+    return "the center, or its average where one is kept," if len(parties) > 1 else "the center" if parties == {"center"} else "the average of the center"
+
+
+def _seconds(c: Comparison) -> str:
+    virtual = {run.virtual for run in c.runs}
+    return "seconds of training" if virtual == {False} else "virtual seconds of training" if virtual == {True} else "seconds of training, some virtual,"
+
+
+def _x_label(c: Comparison, x: str) -> str:
+    return {"seconds": _seconds(c).rstrip(","), "steps": "local steps of each worker", "bytes": "exchanged (MB)"}[x]
+
+
+def _x_of(run: Run, x: str) -> np.ndarray:
+    if x == "bytes":
+        return run.curve["exchanges"] * run.bytes_per_exchange / 1e6
+    return run.curve[{"seconds": "seconds", "steps": "step"}[x]]
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+def _curves(c: Comparison, x: str, keys: Sequence[str]) -> Figure | None:
+    drawn = _drawn(c, x)
+    if not drawn:
+        return None
+    rows = _rows(drawn, keys)
+    metrics = _metrics(c)
+    lines = _looks([_line(of, keys) for _, those in rows for of in those])
+    height = 1.9 * len(rows) + 0.35 + 0.15 * len(lines)
+    figure = picture.new(picture.WIDTH if len(metrics) > 1 else picture.WIDTH / 2, height)
+    panels = figure.subplots(len(rows), len(metrics), squeeze=False, sharex=True, sharey="col")
+    for across, (values, those) in zip(panels, rows, strict=True):
+        for panel, metric in zip(across, metrics, strict=True):
+            for of in those:
+                _draw(panel, of, metric, x, **lines[_line(of, keys)])
+            panel.grid(True, color="0.9")
+            panel.set_axisbelow(True)
+            panel.set_ylabel(table.name(metric))
+        if len(rows) > 1:
+            picture.letter(across[0], _text(", ".join(f"{_SYMBOLS.get(key, key)} = {written(v)}" for key, v in zip(keys, values, strict=True))))
+    for down in panels.T:
+        _scale(down)
+    for panel in panels[-1]:
+        panel.set_xlabel(_x_label(c, x))
+    if len(lines) > 1:
+        handles = [Line2D([], [], **look) for look in lines.values()]
+        longest = max(map(len, lines))
+        columns = max(1, min(len(lines), int((100 if len(metrics) > 1 else 50) / (longest + 8))))
+        figure.legend(handles, [_text(name) for name in lines], loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _drawn(c: Comparison, x: str) -> list[Configuration]:
+    """Those with a curve: two evaluations that are not at the same place."""
+    return [of for of in c.configurations if any(len(run.curve["seconds"]) > 1 and _x_of(run, x)[-1] > 0 for run in of.counted)]
+
+
+def _rows(drawn: Sequence[Configuration], keys: Sequence[str]) -> list[tuple[list[Any], list[Configuration]]]:
+    """The values of `keys` and the configurations of each row; a row of tau or p has the sequential ones as well, as in the paper."""
+    everywhere = [of for of in drawn if keys and set(keys) <= set(_ROWS) and of.runs[0].sequential]
+    rows: dict[str, tuple[list[Any], list[Configuration]]] = {}
+    for of in drawn:
+        if of not in everywhere:
+            values = [of.setting(key) for key in keys]
+            rows.setdefault(repr(values), (values, []))[1].append(of)
+    if len(rows) < 2:
+        return [([], list(drawn))]
+    ordered = sorted(rows.values(), key=lambda row: [order(v) for v in row[0]])
+    return [(values, [of for of in drawn if of in those or of in everywhere]) for values, those in ordered]
+
+
+def _line(of: Configuration, keys: Sequence[str]) -> str:
+    """What a curve is called among those of its panel."""
+    named = {k: v for k, v in of.values.items() if k not in keys or of.runs[0].sequential}
+    return label(named) or of.label or of.runs[0].path.name
+
+
+def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    found = list(dict.fromkeys(names))
+    n = len(picture.COLOURS)
+    return {name: {"color": picture.COLOURS[i % n], "linestyle": _DASHES[i // n % len(_DASHES)], "linewidth": 1.2} for i, name in enumerate(found)}
+
+
+def _metrics(c: Comparison) -> list[str]:
+    measured = {key for run in c.runs for key in run.curve}
+    wanted = _ON_DATA if "test_error" in measured else (c.metric, "train_loss", "distance_to_optimum")
+    return [m for m in dict.fromkeys([*wanted, c.metric]) if m in measured]
+
+
+def _draw(panel: Axes, of: Configuration, metric: str, x: str, **look: Any) -> None:
+    curves = [(_x_of(run, x), run.curve[metric]) for run in of.counted if metric in run.curve and len(run.curve[metric]) > 1]
+    if not curves:
+        return
+    if len(curves) == 1:
+        panel.plot(*curves[0], **look)
+        return
+    at, values = on_a_common_axis(curves)
+    panel.plot(at, values.mean(axis=0), **look)
+    panel.fill_between(at, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0)
+
+
+def on_a_common_axis(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [n] up to the end of the shortest curve, and each curve there [curves, n]; NaN where it was not finite."""
+    at = np.linspace(0, min(xs[-1] for xs, _ in curves), _POINTS)
+    return at, np.array([np.interp(at, xs, ys) for xs, ys in curves])
+
+
+def _scale(panels: Sequence[Axes]) -> None:
+    """Of panels with one metric: logarithmic where its values span more than a factor of ten; a 0 then lies below the panel."""
+    values = np.concatenate([np.zeros(0), *(np.asarray(line.get_ydata(), dtype=float) for panel in panels for line in panel.get_lines())])
+    values = values[np.isfinite(values)]
+    above = values[values > 0]
+    if not len(above) or values.min() < 0 or above.max() <= 10 * above.min():
+        return
+    panels[0].set_yscale("log", nonpositive="clip")  # the others share it
+    for panel in panels:
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if above.max() < 200 * above.min() else (1,)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    ranges = [box for panel in panels if np.isfinite(box := panel.dataLim.intervaly).all()]
+    least, most = min([above.min(), *(low for low, _ in ranges if low > 0)]), max([above.max(), *(high for _, high in ranges)])
+    panels[0].set_ylim(least / 1.2, most * 1.2)
+
+
+# --- bars ------------------------------------------------------------------------------------------------------------
+
+
+def _bars(c: Comparison) -> Figure | None:
+    """Seconds to each level against the number of workers p, in the paper's Figures 4 and 10's manner."""
+    levels = [level for level in c.levels if any(c.seconds_to(of, level) for of in c.configurations)]
+    if not levels:
+        return None
+    workers = sorted({of.setting("workers") for of in c.configurations})
+    groups: dict[str, dict[int, Configuration]] = {}
+    for of in c.configurations:
+        groups.setdefault(label({k: v for k, v in of.values.items() if k != "workers"}), {})[of.setting("workers")] = of
+    looks: list[dict[str, Any]] = [
+        {"facecolor": picture.COLOURS[i % len(picture.COLOURS)], "hatch": (None, "///", "...")[i // len(picture.COLOURS) % 3]} for i in range(len(groups))
+    ]
+    figure = picture.new(picture.WIDTH, 2.3 + 0.15 * len(groups))
+    panels = figure.subplots(1, len(levels), squeeze=False)[0]
+    width = 0.8 / len(groups)
+    for panel, level in zip(panels, levels, strict=True):
+        for j, p in enumerate(workers):
+            there = [(of_workers[p], look) for of_workers, look in zip(groups.values(), looks, strict=True) if p in of_workers]
+            for i, (of, look) in enumerate(there):
+                if s := c.seconds_to(of, level):
+                    error = [[s.mean - s.least], [s.most - s.mean]] if s.n > 1 else None
+                    at = j + width * (i + 0.5 - len(there) / 2)
+                    panel.bar(at, s.mean, width, yerr=error, capsize=2, error_kw={"lw": 0.7}, edgecolor="white", linewidth=0.3, **look)
+                    if s.n < s.of:
+                        panel.annotate(f"{s.n}/{s.of}", (at, s.most), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6)
+        panel.set_xticks(range(len(workers)), [str(p) for p in workers])
+        panel.set_xlim(-0.5, len(workers) - 0.5)
+        panel.set_xlabel("p (workers)")
+        panel.grid(True, axis="y", color="0.9")
+        panel.set_axisbelow(True)
+        picture.letter(panel, f"to {table.level(c, level)} {table.plainly(c.metric)}")
+    panels[0].set_ylabel(_seconds(c).rstrip(","))
+    if len(groups) > 1:
+        handles = [Rectangle((0, 0), 1, 1, edgecolor="white", **look) for look in looks]
+        longest = max(map(len, groups))
+        figure.legend(handles, [_text(name) for name in groups], loc="outside lower center", ncols=max(1, min(len(groups), 100 // (longest + 8))))
+    return figure
+
+
+def _text(name: str) -> str:
+    """As it stands: a dollar sign begins no formula."""
+    return name.replace("$", r"\$")

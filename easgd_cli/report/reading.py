@@ -1,0 +1,218 @@
+"""Runs as a report needs them, read from their directories fast: only the lines of the party that is judged are parsed."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easgd_cli import rundir
+from easgd_cli.errors import UsageError
+
+_MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
+_PARTS = ("compute", "data", "communication", "other")
+_STALENESS = re.compile(rb'^[^\n]*"party": "worker_[^\n]*"staleness": ([-+.eE0-9]+)[^\n]*\n', re.MULTILINE)
+
+# Settings that say where and how a run is kept, not what it does.
+_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    `settings` by their names on the command line (a group's name under the group's own), but for those about keeping.
+    `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or not there.
+    `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    overrides: list[str]
+    status: str
+    reason: str | None
+    party: str
+    curve: dict[str, np.ndarray]
+    seconds: dict[str, float] | None
+    samples_per_second: float | None
+    bytes_per_exchange: float
+    exchanges: int
+    staleness: float | None
+    virtual: bool
+
+    @property
+    def bytes_exchanged(self) -> float:
+        return self.exchanges * self.bytes_per_exchange
+
+    @property
+    def sequential(self) -> bool:
+        """Whether it is one worker that exchanges with nobody."""
+        return self.settings.get("workers") == 1 and self.settings.get("tau") is None
+
+    def finite(self, metric: str) -> np.ndarray:
+        """Whether the metric was a number, at every evaluation [n]."""
+        return np.isfinite(self.curve[metric]) if metric in self.curve else np.zeros(len(self.curve["seconds"]), bool)
+
+    def last(self, metric: str) -> float | None:
+        """The metric at the last evaluation, None where that is not finite."""
+        return float(self.curve[metric][-1]) if len(self.curve["seconds"]) and self.finite(metric)[-1] else None
+
+    def lowest(self, metric: str) -> int | None:
+        """Which evaluation was the first with the lowest value of the metric."""
+        return int(np.nanargmin(np.where(there, self.curve[metric], np.nan))) if (there := self.finite(metric)).any() else None
+
+    def seconds_to(self, metric: str, level: float) -> float | None:
+        """Training seconds after which the metric was first at most `level`."""
+        if metric not in self.curve:
+            return None
+        reached = np.flatnonzero(self.curve[metric] <= level)  # NaN is not
+        return float(self.curve["seconds"][reached[0]]) if len(reached) else None
+
+
+def find(words: Sequence[str]) -> list[Path]:
+    """The run directories that these paths name: runs, directories with runs somewhere below, patterns. Raises UsageError."""
+    found: dict[Path, None] = {}
+    for word in words:
+        path = Path(word)
+        if not path.exists():
+            matches = [Path(match) for match in sorted(glob.glob(word))] if glob.has_magic(word) else []
+            if not matches:
+                what = "nothing matches this pattern" if glob.has_magic(word) else "there is no such path"
+                raise UsageError(f"report {word}: {what}; name run directories, or a directory that holds some.")
+            runs = [run for match in matches if match.is_dir() for run in _below(match)]
+        elif not path.is_dir():
+            raise UsageError(f"report {word}: is a file; name the directory of a run, or one that holds runs.")
+        else:
+            runs = list(_below(path))
+        if not runs:
+            raise UsageError(f"report {word}: is no run and holds none; a run's directory has a config.yaml and a metrics.jsonl.")
+        found |= dict.fromkeys(runs)
+    return list(found)
+
+
+def _below(path: Path) -> Iterator[Path]:
+    if any((path / mark).is_file() for mark in _MARKS):
+        yield path
+        return
+    try:
+        inside = sorted(entry.path for entry in os.scandir(path) if entry.is_dir())
+    except PermissionError as e:
+        raise UsageError(f"report {path}: cannot be looked into ({e.strerror}).") from e
+    for directory in inside:
+        yield from _below(Path(directory))
+
+
+def read(path: Path) -> Run:
+    """The run in this directory, as it stands. Raises UsageError where its record cannot be read."""
+    config, summary = rundir.config_of(path), rundir.summary_of(path)
+    if config is None:
+        raise UsageError(f"report {path}: its config.yaml is missing or cannot be read, and without it nobody knows what was run; leave this run out.")
+    settings = _flat(config)
+    party = "center" if settings.get("average", "none") == "none" else "average"
+    try:
+        data = (path / "metrics.jsonl").read_bytes()
+    except FileNotFoundError:
+        data = b""
+    except OSError as e:
+        raise UsageError(f"report {path}: metrics.jsonl cannot be read ({e.strerror}).") from e
+    lines = data[: data.rfind(b"\n") + 1].splitlines()  # a last line that is being written is not a row yet
+    rows = list(_rows_of(path, lines, party))
+    last_row = json.loads(lines[-1]) if lines else {}
+    exchanges = summary.get("exchanges", last_row.get("exchanges", 0))
+    workers = _last_of_workers(lines, settings.get("workers", 1)) if "images_per_second" not in summary else []
+    curve = _curve(rows)
+    if settings.get("workers") == 1 and not exchanges and len(curve["step"]) and curve["step"][-1] > settings.get("tau", 0):
+        settings["tau"] = None  # a method that exchanges nothing has no period, whatever the setting says
+    status, reason = _status(path, summary)
+    per_exchange = summary["bytes_exchanged"] / exchanges if summary.get("bytes_exchanged") and exchanges else 8.0 * summary.get("parameters", 0)
+    return Run(
+        path, settings, rundir.overrides_of(path), status, reason, party, curve,
+        seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers), bytes_per_exchange=per_exchange, exchanges=exchanges,
+        staleness=_staleness(summary, data), virtual=settings.get("launcher", "local") != "local",
+    )  # fmt: skip
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings by name: `algo`, `algo.target`, `launcher.latency`, `tau`; the length as the one of steps, epochs and minutes that counts."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= {key if option == "name" else f"{key}.{option}": v for option, v in value.items()}
+        else:
+            flat[key] = value
+    if all(flat.get(key) is None for key in ("steps", "epochs", "minutes")) and "default_steps" in flat:
+        flat["steps"] = flat["default_steps"]
+    return {key: value for key, value in flat.items() if key not in _ABOUT_KEEPING}
+
+
+def _rows_of(path: Path, lines: Sequence[bytes], party: str) -> Iterator[dict[str, Any]]:
+    mark = f'"{party}"'.encode()
+    for number, line in enumerate(lines, 1):
+        if mark not in line:  # most lines are the workers'
+            continue
+        try:
+            row = json.loads(line)
+            if row["party"] != party:
+                continue
+            row["seconds"] + row["step"] + row["exchanges"]
+        except (ValueError, TypeError, KeyError) as e:
+            raise UsageError(f"report {path}: line {number} of metrics.jsonl is not a row of the record ({e}); mend or remove that line.") from e
+        yield row
+
+
+def _curve(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    names = dict.fromkeys(["seconds", "step", "exchanges", *(key for row in rows for key, value in row.items() if not isinstance(value, str))])
+    return {name: np.array([np.nan if (value := row.get(name)) is None else value for row in rows], dtype=float) for name in names}
+
+
+def _last_of_workers(lines: Sequence[bytes], workers: int) -> list[dict[str, Any]]:
+    """The last row of every worker that has one."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in reversed(lines):
+        if len(last) == workers:
+            break
+        if b'"worker_' in line and (row := json.loads(line))["party"] not in last and "seconds_compute" in row:
+            last[row["party"]] = row
+    return list(last.values())
+
+
+def _seconds(summary: dict[str, Any], workers: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    said: dict[str, float] = summary.get("seconds") or {}
+    if sum(said.values()) > 0:
+        return said
+    return {part: float(np.mean([row[f"seconds_{part}"] for row in workers])) for part in _PARTS} if workers else None
+
+
+def _speed(summary: dict[str, Any], workers: Sequence[dict[str, Any]]) -> float | None:
+    """Images, or samples, of all workers a second since the start."""
+    if "images_per_second" in summary:
+        return float(summary["images_per_second"])
+    return sum(row["step"] * summary["batch_size"] / row["seconds"] for row in workers if row["seconds"]) or None if "batch_size" in summary else None
+
+
+def _staleness(summary: dict[str, Any], data: bytes) -> float | None:
+    """Updates of the center by others between two exchanges of a worker: the mean, over exchanges where simulated, over the workers' points else."""
+    if mean := summary.get("communication", {}).get("staleness", {}).get("mean"):
+        return float(mean)
+    found = np.array(_STALENESS.findall(data), dtype=float)
+    return float(found.mean()) if len(found) else None
+
+
+def _status(path: Path, summary: dict[str, Any]) -> tuple[str, str | None]:
+    status, reason = summary.get("status", "unknown"), summary.get("reason")
+    if status == "unknown":
+        return status, "there is no summary.json to say how it ended"
+    if status == "running":
+        try:
+            with rundir.held(path):
+                return "killed", "it says that it is running, but no process is in it"
+        except UsageError:  # somebody is in it
+            pass
+    return status, reason

@@ -1,0 +1,173 @@
+"""The numbers of a comparison as tables: what is printed, put on the page, and written as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from easgd_cli.report.comparison import Comparison, Configuration, Spread, written
+from easgd_cli.report.reading import Run
+
+PERCENT = ("test_error", "best_test_error", "validation_error")  # metrics in percent
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts under their headings; the columns from `numbers` on are numbers."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    numbers: int
+
+
+def tables(c: Comparison) -> list[Table]:
+    """What the configurations reached, how soon, and what it cost."""
+    found = [_table(c, "Reached", [("status", lambda of: of.statuses)], _reached(c))]
+    if c.levels:
+        found.append(_table(c, f"Seconds to a {plainly(c.metric)} of", [], _seconds_to(c)))
+    return [*found, _table(c, "Cost", [], _cost(c))]
+
+
+def name(metric: str) -> str:
+    """A metric as it is spoken of, with its unit."""
+    return f"{plainly(metric)} (%)" if metric in PERCENT else plainly(metric)
+
+
+def plainly(metric: str) -> str:
+    return {"train_loss": "training loss", "validation_error": "held-out error"}.get(metric, metric.replace("_", " "))
+
+
+def level(c: Comparison, value: float) -> str:
+    return f"{value:g} %" if c.metric in PERCENT else f"{value:g}"
+
+
+def numbers(c: Comparison) -> dict[str, Any]:
+    """The same as numbers, for --json."""
+    rows = []
+    for of in c.configurations:
+        rows.append({
+            "settings": of.values, "runs": [str(run.path) for run in of.runs], "seeds": [run.settings.get("seed") for run in of.runs],
+            "status": [run.status for run in of.runs], "counted_seeds": [run.settings.get("seed") for run in of.counted],
+            "party": of.runs[0].party, "baseline": of is c.baseline,
+            "final": _plain(_final(c, of)), "best": _plain(_best(c, of)), "seconds_to_best": _plain(_seconds_to_best(c, of)),
+            "seconds_to": {f"{v:g}": _plain(c.seconds_to(of, v)) for v in c.levels}, "speed_up": {f"{v:g}": c.speed_up(of, v) for v in c.levels},
+            **({"held_out": _plain(_held_out(of)), "test_error_at_lowest_held_out": _plain(_error_there(of))} if _holds_out(c) else {}),
+            "images_per_second": _plain(of.over(lambda run: run.samples_per_second)),
+            "percent": {part: _plain(_share(of, part)) for part in ("compute", "data", "communication", "other")},
+            "bytes_exchanged": _plain(of.over(lambda run: run.bytes_exchanged)), "staleness": _plain(of.over(lambda run: run.staleness)),
+            "train_seconds": _plain(of.over(_last_second)),
+        })  # fmt: skip
+    return {"metric": c.metric, "told_apart": c.told_apart, "also_differ": c.also_differ, "levels": c.levels, "configurations": rows}
+
+
+Column = tuple[str, Callable[[Configuration], str]]
+
+
+def _table(c: Comparison, title: str, texts: Sequence[Column], columns: Sequence[Column]) -> Table:
+    def named(of: Configuration) -> list[str]:
+        return [written(of.values[key]) for key in c.told_apart] or [of.runs[0].path.name]
+
+    headings = [*(c.told_apart or ["run"]), *(heading for heading, _ in texts)]
+    rows = [[*named(of), *(show(of) for _, show in (*texts, *columns))] for of in c.configurations]
+    return Table(title, [*headings, *(heading for heading, _ in columns)], rows, len(headings))
+
+
+def _reached(c: Comparison) -> list[Column]:
+    columns: list[Column] = [
+        ("n", lambda of: str(len(of.counted))),
+        (f"final {name(c.metric)}", lambda of: shown(_final(c, of))),
+        (f"best {name(c.metric)}", lambda of: shown(_best(c, of))),
+        ("seconds to best", lambda of: shown(_seconds_to_best(c, of))),
+    ]
+    if _holds_out(c):
+        columns += [("lowest held-out error (%)", lambda of: shown(_held_out(of))), ("test error there (%)", lambda of: shown(_error_there(of)))]
+    return columns
+
+
+def _seconds_to(c: Comparison) -> list[Column]:
+    columns: list[Column] = []
+    for value in c.levels:
+        columns.append((level(c, value), lambda of, v=value: shown(c.seconds_to(of, v))))  # type: ignore[misc]
+        if c.baseline is not None:
+            columns.append(("speed-up", lambda of, v=value: _times(c.speed_up(of, v))))  # type: ignore[misc]
+    return columns
+
+
+def _cost(c: Comparison) -> list[Column]:
+    samples = "samples/s" if all(run.settings.get("dataset") == "none" for run in c.runs) else "images/s"
+
+    def share(part: str) -> Column:
+        return f"{part} (%)", lambda of: "-" if (s := _share(of, part)) is None else f"{s.mean:.1f}"
+
+    return [
+        (samples, lambda of: shown(of.over(lambda run: run.samples_per_second))),
+        *map(share, ("compute", "data", "communication", "other")),
+        ("exchanged (MB)", lambda of: shown(of.over(lambda run: run.bytes_exchanged / 1e6))),
+        ("staleness", lambda of: shown(of.over(lambda run: run.staleness))),
+        ("seconds", lambda of: shown(of.over(_last_second))),
+    ]
+
+
+def _final(c: Comparison, of: Configuration) -> Spread | None:
+    return of.over(lambda run: run.last(c.metric))
+
+
+def _best(c: Comparison, of: Configuration) -> Spread | None:
+    return of.over(lambda run: _at_lowest(run, c.metric, c.metric))
+
+
+def _seconds_to_best(c: Comparison, of: Configuration) -> Spread | None:
+    return of.over(lambda run: _at_lowest(run, c.metric, "seconds"))
+
+
+def _holds_out(c: Comparison) -> bool:
+    return c.metric == "test_error" and any("validation_error" in run.curve for run in c.runs)
+
+
+def _held_out(of: Configuration) -> Spread | None:
+    return of.over(lambda run: _at_lowest(run, "validation_error", "validation_error"))
+
+
+def _error_there(of: Configuration) -> Spread | None:
+    """The test error at the evaluation with the lowest held-out error: chosen without the test set, so it does not flatter."""
+    return of.over(lambda run: _at_lowest(run, "validation_error", "test_error"))
+
+
+def _at_lowest(run: Run, metric: str, what: str) -> float | None:
+    return None if (at := run.lowest(metric)) is None else float(run.curve[what][at])
+
+
+def _share(of: Configuration, part: str) -> Spread | None:
+    return of.over(lambda run: 100 * run.seconds[part] / sum(run.seconds.values()) if run.seconds and sum(run.seconds.values()) > 0 else None)
+
+
+def _last_second(run: Run) -> float | None:
+    return float(run.curve["seconds"][-1]) if len(run.curve["seconds"]) else None
+
+
+def shown(s: Spread | None) -> str:
+    """`3.21 ± 0.05`, the deviation in two digits and the mean as fine, and of how many where not all are there."""
+    if s is None:
+        return "-"
+    few = f" ({s.n} of {s.of})" if s.n < s.of else ""
+    if s.std is None or s.std <= 1e-9 * abs(s.mean):  # of one, or equal but for rounding
+        return _digits(s.mean) + ("" if s.std is None else " ± 0") + few
+    fine = max(0, 1 - math.floor(math.log10(s.std)))
+    if fine > 6:
+        return f"{s.mean:.6g} ± {s.std:.2g}{few}"
+    return f"{s.mean:,.{fine}f} ± {s.std:,.{fine}f}{few}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"×{value:.2f}"
+
+
+def _plain(s: Spread | None) -> dict[str, Any] | None:
+    return None if s is None else asdict(s)

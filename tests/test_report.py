@@ -1,0 +1,330 @@
+"""`easgd report`: records made by hand give the numbers computed here by hand; groups, levels, speed-ups, figures, the page, mistakes."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from easgd_cli.__main__ import main
+from easgd_cli.report import figures, page, reading, table
+from easgd_cli.report.comparison import compare
+from easgd_cli.theory.studies import picture
+
+PARAMETERS = 1000
+SECONDS = {"compute": 6.0, "data": 1.0, "communication": 2.0, "other": 1.0}
+
+
+def make(path: Path, errors: list[float | None], *, summary: dict[str, Any] | None = None, overrides: list[str] | None = None, **settings: Any) -> Path:
+    """A run evaluated every second, at `errors` percent."""
+    path.mkdir(parents=True)
+    config: dict[str, Any] = {
+        "algo": {"name": "easgd", "target": "m:A"}, "problem": {"name": "dataset"}, "dataset": {"name": "digits"}, "average": {"name": "none"},
+        "launcher": {"name": "local"}, "tau": 10, "workers": 4, "eta": 0.1, "seed": 0, "steps": 100, "epochs": None, "minutes": None,
+        "default_steps": 500, "checkpoint": {"every": None, "keep": 1},
+    }  # fmt: skip
+    for key, value in settings.items():
+        config[key] = {"name": value, "target": f"m:{value}"} if key in ("algo", "average", "launcher", "dataset", "problem") else value
+    exchanging = config["algo"]["name"] != "msgd"
+    rows = []
+    for second, error in enumerate(errors):
+        moment = {"seconds": float(second), "step": 20 * second, "exchanges": 8 * second if exchanging else 0}
+        loss = None if error is None else error / 50
+        for party in ("center", *(["average"] if config["average"]["name"] != "none" else [])):
+            shift = 0.0 if party == "center" or error is None else 1.0
+            rows.append(moment | {"party": party, "train_loss": loss, "test_loss": loss, "test_error": None if error is None else error - shift})
+        for w in range(config["workers"]):
+            spent = {f"seconds_{part}": value * second for part, value in SECONDS.items()}
+            rows.append(moment | {"party": f"worker_{w:02d}", "train_loss": loss, "staleness": float(w), "distance_to_center": 0.5, **spent})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "overrides.yaml").write_text(yaml.safe_dump(overrides or [f"seed={config['seed']}"]))
+    exchanges = rows[-1]["exchanges"] if rows else 0
+    said = {"status": "completed", "reason": None, "exchanges": exchanges, "bytes_exchanged": 2 * exchanges * 4 * PARAMETERS, "images_per_second": 800.0,
+            "seconds": SECONDS, "parameters": PARAMETERS, "batch_size": 32, "workers": config["workers"]}  # fmt: skip
+    (path / "summary.json").write_text(json.dumps(said if summary is None else summary))
+    return path
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    root = tmp_path / "sweep"
+    make(root / "e0", [90, 40, 18, 9, 12], seed=0)
+    make(root / "e1", [88, 30, 22, 19, 8], seed=1)
+    make(root / "d0", [90, 60, 50, 45, None], seed=0, algo="downpour", eta=0.2, summary=None)
+    make(root / "m0", [90, 70, 50, 30, 20, 10], seed=0, algo="msgd", workers=1)
+    return root
+
+
+def compared(root: Path, **options: Any) -> Any:
+    return compare([reading.read(path) for path in reading.find([str(root)])], **options)
+
+
+def by(c: Any, **values: Any) -> Any:
+    return next(of for of in c.configurations if all(of.setting(k) == v for k, v in values.items()))
+
+
+def test_the_table_holds_what_the_records_say(sweep: Path) -> None:
+    rows = {row["settings"]["algo"]: row for row in table.numbers(compared(sweep, levels=[20, 10]))["configurations"]}
+    easgd = rows["easgd"]
+    assert (easgd["final"]["mean"], easgd["final"]["std"]) == (10.0, pytest.approx(statistics.stdev([12, 8])))
+    assert (easgd["best"]["mean"], easgd["seconds_to_best"]["mean"]) == (8.5, 3.5)
+    assert (easgd["best"]["least"], easgd["best"]["most"], easgd["best"]["n"]) == (8, 9, 2)
+    assert easgd["final"]["values"] == [12, 8] and easgd["counted_seeds"] == [0, 1]
+    assert easgd["seconds_to"]["20"]["mean"] == 2.5 and easgd["seconds_to"]["10"]["mean"] == 3.5
+    assert easgd["speed_up"] == {"20": 4 / 2.5, "10": 5 / 3.5}
+    assert easgd["bytes_exchanged"]["mean"] == 32 * 8 * PARAMETERS
+    assert easgd["staleness"]["mean"] == statistics.fmean([0, 1, 2, 3])
+    assert {part: share["mean"] for part, share in easgd["percent"].items()} == {"compute": 60, "data": 10, "communication": 20, "other": 10}
+    assert rows["downpour"]["final"] is None and rows["downpour"]["best"]["mean"] == 45  # the last loss was not finite
+    assert rows["downpour"]["seconds_to"] == {"20": None, "10": None} and rows["downpour"]["speed_up"] == {"20": None, "10": None}
+    assert rows["msgd"]["baseline"] and rows["msgd"]["speed_up"] == {"20": 1.0, "10": 1.0} and rows["msgd"]["bytes_exchanged"]["mean"] == 0
+
+
+def test_only_what_tells_configurations_apart_is_a_column(sweep: Path) -> None:
+    c = compared(sweep)
+    assert c.told_apart == ["algo"]
+    assert set(c.also_differ) == {"tau", "workers", "eta"}  # all follow from the method here; msgd has no tau
+    assert [len(of.runs) for of in c.configurations] == [1, 2, 1]
+
+
+def test_runs_of_one_configuration_are_one_row_whatever_their_checkpoints(tmp_path: Path) -> None:
+    make(tmp_path / "a", [90, 10], seed=3)
+    make(tmp_path / "b", [90, 20], seed=4, checkpoint={"every": "60 s", "keep": 2})
+    make(tmp_path / "c", [90, 30], seed=5, steps=None, default_steps=100)  # as long by another word
+    (of,) = compared(tmp_path).configurations
+    assert [run.settings["seed"] for run in of.runs] == [3, 4, 5] and of.values == {}
+
+
+def test_levels_are_those_that_half_of_the_configurations_reached(sweep: Path) -> None:
+    assert compared(sweep).levels == [50, 20, 10]  # bests 8, 10, 45
+    make(sweep / "worse", [90, 80], algo="mdownpour", seed=0)
+    assert compared(sweep).levels == [50, 20, 10]
+    make(sweep / "worst", [90, 89], algo="sgd", seed=0)
+    assert compared(sweep).levels == [50]  # of 8, 10, 45, 80, 89 three reach 50, two 20
+
+
+def test_a_speed_up_needs_every_run_at_the_level(sweep: Path) -> None:
+    make(sweep / "e2", [90, 60, 40, 30, 30], seed=2)
+    c = compared(sweep, levels=[20.0])
+    assert c.seconds_to(by(c, algo="easgd"), 20).n == 2 and c.seconds_to(by(c, algo="easgd"), 20).of == 3
+    assert c.speed_up(by(c, algo="easgd"), 20) is None
+    assert "2.50 ± 0.71 (2 of 3)" in {cell for row in table.tables(c)[1].rows for cell in row}
+
+
+def test_the_baseline_is_the_sequential_run_or_the_one_asked_for(sweep: Path) -> None:
+    assert compared(sweep).baseline.setting("algo") == "msgd"
+    c = compared(sweep, baseline="algo=easgd,workers=4", levels=[10.0])
+    assert c.speed_up(by(c, algo="msgd"), 10) == 3.5 / 5
+
+
+def test_an_average_that_is_kept_is_what_counts(tmp_path: Path) -> None:
+    make(tmp_path / "a", [90, 20, 10], average="polyak")
+    (of,) = compared(tmp_path).configurations
+    assert of.runs[0].party == "average" and of.runs[0].last("test_error") == 9
+
+
+def test_a_failed_run_does_not_count_beside_a_completed_one(tmp_path: Path) -> None:
+    make(tmp_path / "a", [90, 80], summary={"status": "failed", "reason": "no space"})
+    make(tmp_path / "a.2", [90, 10])
+    (of,) = compared(tmp_path).configurations
+    assert len(of.runs) == 2 and [run.path.name for run in of.counted] == ["a.2"] and of.statuses == "1 failed, 1 completed"
+
+
+def test_a_running_run_is_read_as_it_stands(tmp_path: Path) -> None:
+    run = make(tmp_path / "a", [90, 20], summary={"status": "running", "reason": None, "parameters": PARAMETERS, "batch_size": 32})
+    with open(run / "metrics.jsonl", "a") as f:
+        f.write('{"seconds": 2.0, "step": 40, "exchanges": 16, "party": "center", "test_er')  # being written
+    read = reading.read(run)
+    assert read.status == "killed" and len(read.curve["seconds"]) == 2  # nobody holds it
+    assert read.seconds == SECONDS and read.samples_per_second == 4 * 20 * 32 / 1.0
+    assert read.bytes_exchanged == 8 * 2 * 4 * PARAMETERS
+
+
+def test_the_held_out_images_choose_and_the_test_images_judge(tmp_path: Path) -> None:
+    run = make(tmp_path / "a", [])
+    moments = [(90.0, 80.0), (10.0, 30.0), (20.0, 15.0)]  # the least test error is not where the least held-out error is
+    rows = [{"seconds": s, "step": s, "exchanges": 0, "party": "center", "test_error": t, "validation_error": v} for s, (t, v) in enumerate(moments)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (row,) = table.numbers(compared(tmp_path))["configurations"]
+    assert row["held_out"]["mean"] == 15 and row["test_error_at_lowest_held_out"]["mean"] == 20 and row["best"]["mean"] == 10
+
+
+def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
+    run = make(tmp_path / "a", [], dataset="none", problem="quadratic")
+    rows = [
+        {"seconds": s, "step": s, "exchanges": 0, "party": "center", "train_loss": loss, "coordinate_0": 1.0} for s, loss in enumerate([4.0, 0.3, None, 0.6])
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    c = compared(tmp_path)
+    assert c.metric == "train_loss" and c.levels == [2, 1, 0.5]
+    assert table.numbers(c)["configurations"][0]["final"]["mean"] == 0.6
+    assert compared(tmp_path, metric="coordinate_0").metric == "coordinate_0"
+
+
+def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "algo=easgd", "launcher=simulated", "workers=2", "steps=30", "eval.every=10 steps", f"hydra.run.dir={run}"]) == 0
+    assert main(["report", str(run), "--json", str(tmp_path / "numbers.json")]) == 0
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["configurations"]
+    events = EventAccumulator(str(run)).Reload()
+
+    def shown(tag: str) -> float:
+        return events.Tensors(tag)[-1].tensor_proto.float_val[0] if tag in events.Tags()["tensors"] else events.Scalars(tag)[-1].value
+
+    for name, tag in (("final", "center/test_error"), ("best", "center/best_test_error"), ("seconds_to_best", "center/seconds_to_best")):
+        assert row[name]["mean"] == pytest.approx(shown(tag), rel=1e-6)
+    assert (run / "report" / "report.html").is_file() and "virtual" in capsys.readouterr().out
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_panels_and_legends_name_what_differs(tmp_path: Path) -> None:
+    for algo in ("easgd", "downpour"):
+        for tau in (1, 16):
+            for seed in (0, 1):
+                make(tmp_path / f"{algo}{tau}{seed}", [90, 20 + seed, 5], algo=algo, tau=tau, seed=seed)
+    make(tmp_path / "m", [90, 30, 6], algo="msgd", workers=1)
+    c = compared(tmp_path)
+    with picture.style():
+        drawn = figures.figures(c)["curves"]
+    assert len(drawn.axes) == 2 * 3
+    assert [axes.get_title(loc="left") for axes in drawn.axes[::3]] == ["τ = 1", "τ = 16"]
+    assert [axes.get_ylabel() for axes in drawn.axes[:3]] == ["training loss", "test loss", "test error (%)"]
+    assert {axes.get_xlabel() for axes in drawn.axes[3:]} == {"seconds of training"}
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["algo=downpour", "algo=easgd", "algo=msgd"]
+    error = drawn.axes[2]
+    assert len(error.get_lines()) == 3 and len(error.collections) == 2  # the sequential run is in every row; one run has no range
+    middle = np.interp(1.0, *(np.asarray(d, float) for d in error.get_lines()[1].get_data()))
+    assert middle == pytest.approx(20.5, rel=1e-3)
+
+
+def test_rows_can_be_asked_for(tmp_path: Path) -> None:
+    for algo in ("easgd", "eamsgd"):
+        for eta in (0.1, 0.2):
+            make(tmp_path / f"{algo}{eta}", [90, 20, 5], algo=algo, eta=eta)
+    with picture.style():
+        drawn = figures.figures(compared(tmp_path), rows=["algo"])["curves"]
+    assert [axes.get_title(loc="left") for axes in drawn.axes[::3]] == ["algo = eamsgd", "algo = easgd"]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["eta=0.1", "eta=0.2"]
+
+
+def test_bars_stand_at_the_seconds_to_a_level(tmp_path: Path) -> None:
+    for p, seconds in ((2, 4), (4, 2), (8, 1)):
+        make(tmp_path / f"p{p}", [90.0] * seconds + [5.0], workers=p)
+    make(tmp_path / "late", [90.0, 80.0], workers=4, seed=1)
+    c = compared(tmp_path, levels=[10.0])
+    with picture.style():
+        bars = figures.figures(c)["seconds_to_level"]
+    assert [bar.get_height() for bar in bars.axes[0].patches] == [4, 2, 1]
+    assert [text.get_text() for text in bars.axes[0].texts] == ["1/2"]
+    assert [tick.get_text() for tick in bars.axes[0].get_xticklabels()] == ["2", "4", "8"]
+    assert bars.axes[0].get_title(loc="left") == "to 10 % test error" and bars.axes[0].get_ylabel() == "seconds of training"
+
+
+def test_virtual_seconds_are_called_so(tmp_path: Path) -> None:
+    make(tmp_path / "a", [90, 20], launcher="simulated")
+    c = compared(tmp_path)
+    with picture.style():
+        assert figures.figures(c)["curves"].axes[0].get_xlabel() == "virtual seconds of training"
+        by_bytes = figures.figures(c, "bytes")["curves"].axes[2]
+    assert by_bytes.get_xlabel() == "exchanged (MB)"
+    assert list(by_bytes.get_lines()[0].get_xdata()) == [0, 8 * 2 * 4 * PARAMETERS / 1e6]
+
+
+def test_a_mean_of_curves_is_of_all_its_runs() -> None:
+    at, values = figures.on_a_common_axis([(np.array([0.0, 4.0]), np.array([0.0, 8.0])), (np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, math.nan]))])
+    assert at[-1] == 2.0 and np.allclose(values[0], 2 * at)
+    assert np.isfinite(values[1][at < 1]).all() and np.isnan(values[1][at > 1]).all()
+
+
+# --- the page and the command ----------------------------------------------------------------------------------------
+
+
+def test_the_page_is_well_formed_escapes_everything_and_needs_no_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "<script>alert('&\"$x$')</script>"
+    root = tmp_path / "a <b> & c"
+    make(root / "one", [90, 20], algo=evil, overrides=[f"algo={evil}"], summary={"status": "failed", "reason": evil})
+    make(root / "two", [90, 30])
+    assert main(["report", str(root)]) == 0
+    text = (root / "report" / "report.html").read_text()
+    assert "http" not in text and "<script" not in text
+    html = ET.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
+    cells = [cell.text for cell in html.iter("td")]
+    assert evil in cells and f"failed: {evil}" in cells
+    assert page.command([f"algo={evil}"]) in [code.text for code in html.iter("code")]
+    assert [image.get("src", "")[:26] for image in html.iter("img")] == ["data:image/svg+xml;base64,"]
+    assert {path.name for path in (root / "report").iterdir()} == {"report.html", "curves.png", "curves.svg"}
+    assert "one: failed" in capsys.readouterr().out
+
+
+def test_several_paths_and_patterns(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(sweep / "e[01]"), str(sweep / "m0"), "--x=steps"]) == 0
+    assert (tmp_path / "report" / "report.html").is_file()
+    printed = capsys.readouterr().out
+    assert "10.0 ± 2.8" in printed and "downpour" not in printed
+    assert main(["report", str(sweep), "--levels", "20"]) == 0  # a report within a sweep is no run of it
+    assert main(["report", str(sweep), "--levels", "20"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["{0}/nowhere"], "there is no such path"),
+        (["{0}/nowhere*"], "nothing matches this pattern"),
+        (["{0}/empty"], "is no run and holds none"),
+        (["{0}/sweep/e0/config.yaml"], "is a file"),
+        (["{0}/new"], "nothing has been evaluated yet"),
+        (["{0}/torn"], "line 2 of metrics.jsonl is not a row"),
+        (["{0}/bare"], "its config.yaml is missing"),
+        (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
+        (["{0}/sweep", "--levels", "3,x"], "are numbers with commas"),
+        (["{0}/sweep", "--levels"], "a value is missing"),
+        (["{0}/sweep", "--x", "epochs"], "one of seconds, steps, bytes"),
+        (["{0}/sweep", "--metric", "accuracy"], "was not measured in these runs; there are: train_loss"),
+        (["{0}/sweep", "--baseline", "algo"], "is written as settings"),
+        (["{0}/sweep", "--baseline", "algo=sgd"], "no configuration is like that; there are: algo=downpour; algo=easgd"),
+        (["{0}/sweep", "--baseline", "workers=4"], "2 configurations are like that"),
+        (["{0}/sweep", "--baseline", "tua=4"], "there is no setting tua"),
+        (["{0}/sweep", "--rows", "gamma"], "gamma does not differ between these runs; there are: algo"),
+        (["{0}/sweep", "--json", "{0}/nowhere/x"], "there is no directory"),
+        (["{0}/sweep", "--out", "{0}/sweep/e0/config.yaml"], "nothing can be written there"),
+        (["--x", "steps"], "name a run"),
+    ],
+)
+def test_a_mistake_has_its_sentence(words: list[str], sentence: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    make(tmp_path / "new", [])
+    make(tmp_path / "torn", [90])
+    with open(tmp_path / "torn" / "metrics.jsonl", "r+") as f:
+        lines = f.readlines()
+        f.seek(0)
+        f.writelines([lines[0], lines[0][:90] + "\n", *lines[1:]])
+    (make(tmp_path / "bare", [90]) / "config.yaml").unlink()
+    assert main(["report", *(word.format(tmp_path) for word in words)]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told and told.count("\n") == 1
+    assert not list(tmp_path.rglob("report"))  # nothing is left behind
+
+
+def test_one_evaluation_gives_a_table_and_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "a", [90])
+    assert main(["report", str(tmp_path)]) == 0
+    assert "There is no figure" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.html"]
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(option in told for option in ("--levels", "--baseline", "--metric", "--x", "--rows", "--out", "--json"))
