@@ -30,7 +30,7 @@ def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -
     if channels != 3:
         raise ValueError(
             f"model.name={name}: takes images of 3 channels, and these have {channels}; "
-            "model=small, model=convnet7 and model=mlp take any number, or use a data set in colour."
+            "model=small, model=convnet7 and model=mlp take any number, or use a data set in color."
         )
     options = _TWO_HEADED.get(name, {}) | _size(name, sides)
     try:
