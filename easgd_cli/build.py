@@ -227,7 +227,7 @@ def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_cl
     """Refuses a file of parameters of the same net with another number of classes."""
     others = {name: (getattr(state[name], "shape", own.shape), own.shape) for name, own in net.state_dict().items() if name in state}
     others = {name: shapes for name, shapes in others.items() if shapes[0] != shapes[1]}
-    if others and all(theirs[1:] == own[1:] and own[:1] == (num_classes,) for theirs, own in others.values()):
+    if others and all(len(theirs) and theirs[1:] == own[1:] and own[:1] == (num_classes,) for theirs, own in others.values()):
         name, (theirs, own) = next(iter(others.items()))
         raise UsageError(
             f"init={s.init}: {name} is {list(theirs)} in the file and {list(own)} in the net: the file is of a net for {theirs[0]} classes, and "

@@ -505,6 +505,9 @@ def test_parameters_are_read_from_a_file_with_what_batch_norms_have_seen(here: P
     sentence = r"init=net.pt: fc.weight is \[1000, 512\] in the file and \[10, 512\] in the net: .* 1000 classes, and dataset=synthetic has 10"
     with pytest.raises(UsageError, match=sentence):
         build.model(s, images)
+    torch.save({**saved.state_dict(), "fc.bias": torch.tensor(0.0)}, here / "net.pt")
+    with pytest.raises(UsageError, match=r"init=net.pt: fc.bias is \[\] in the file and \[10\] in the model"):
+        build.model(s, images)
 
 
 OWN_PROBLEM = """

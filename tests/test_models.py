@@ -158,8 +158,9 @@ def test_torchvisions_nets_fit_the_data(name, side):
     [
         ("resnet81", (3, 28, 28), r"model.name=resnet81: is no net of torchvision; did you mean resnet18"),
         ("zzz", (3, 28, 28), r"model.name=zzz: is no net of torchvision; did you mean resnet18 or"),
-        ("fasterrcnn_resnet50_fpn", (3, 28, 28), r"fasterrcnn_resnet50_fpn: is not for classification, .* did you mean .*resnet50"),
-        ("resnet18", (1, 28, 28), r"model.name=resnet18: takes images of 3 channels, and these have 1; model=small, .* or use a data set in colour"),
+        ("fasterrcnn_resnet50_fpn", (3, 28, 28), r"fpn: is none of torchvision's nets for classification that can be trained; did you mean .*resnet50"),
+        ("quantized_resnet18", (3, 28, 28), r"quantized_resnet18: is none of torchvision's nets for classification that can be trained; did you mean resnet18"),
+        ("resnet18", (1, 28, 28), r"model.name=resnet18: takes images of 3 channels, and these have 1; model=small, .* or use a data set in color"),
         ("vit_b_16", (3, 28, 28), r"model.name=vit_b_16: cannot be built for images of 28x28: .*indivisible"),
         ("vit_b_16", (3, 32, 48), r"model.name=vit_b_16: takes square images, and these are 32x48"),
         ("maxvit_t", (3, 28, 28), r"model.name=maxvit_t: cannot be built for images of 28x28: .*not divisible by partition size 7"),

@@ -9,8 +9,9 @@ from torch import nn
 
 from easgd_cli.data.vision import torchvision
 
-# Their second heads are for a loss of their own in training, which is none of the methods' here: without them they return one tensor.
-_TWO_HEADED: dict[str, dict[str, Any]] = {"googlenet": {"aux_logits": False, "init_weights": True}, "inception_v3": {"aux_logits": False, "init_weights": True}}
+# Second heads are for a loss of their own in training, which is none of the methods' here: without them they return one tensor.
+_ONE_HEAD = {"aux_logits": False, "init_weights": True}
+_OPTIONS: dict[str, dict[str, Any]] = {"googlenet": _ONE_HEAD, "inception_v3": _ONE_HEAD}
 
 
 def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -23,16 +24,16 @@ def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -
     models = torchvision().models
     known = models.list_models(module=models)
     if name not in known:
-        other = " is not for classification, which is what is trained here" if name in models.list_models() else " is no net of torchvision"
+        other = "is none of torchvision's nets for classification that can be trained" if name in models.list_models() else "is no net of torchvision"
         near = difflib.get_close_matches(name, known, 3, 0.4) or ["resnet18", "vgg11_bn", "vit_b_16"]
-        raise ValueError(f"model.name={name}:{other}; did you mean {' or '.join(near)}?")
+        raise ValueError(f"model.name={name}: {other}; did you mean {' or '.join(near)}?")
     channels, *sides = input_shape
     if channels != 3:
         raise ValueError(
             f"model.name={name}: takes images of 3 channels, and these have {channels}; "
-            "model=small, model=convnet7 and model=mlp take any number, or use a data set in colour."
+            "model=small, model=convnet7 and model=mlp take any number, or use a data set in color."
         )
-    options = _TWO_HEADED.get(name, {}) | _size(name, sides)
+    options = _OPTIONS.get(name, {}) | _size(name, sides)
     try:
         return models.get_model(name, weights=None, num_classes=num_classes, **options)
     except (AssertionError, ValueError) as e:  # of a size that patches do not fill
