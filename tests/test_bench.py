@@ -144,8 +144,8 @@ def test_table4_quotes_the_papers_row_for_its_net_and_batch(
     s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
     found = table4.spent(s)
     assert (found.paper, found.paper_steps, found.communication, found.steps) == (paper, paper and 400, 2.0, 100)
-    assert found.columns()["communication, %"] == "20"
-    assert found.columns().get("the paper's cluster, 400 steps, s") == (paper and " / ".join(map(str, paper)))
+    assert found.columns()["comm. %"] == "20"
+    assert found.columns()["paper"] == (" / ".join(map(str, paper)) if paper else "-")
 
 
 def test_startup_is_written_too(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:

@@ -40,15 +40,12 @@ class Spent:
 
     def columns(self) -> dict[str, str]:
         """What a table shows of it, by heading. In the order of the paper's: computation, data loading, communication."""
-        seconds = (self.compute, self.data, self.communication, self.other)
-        shown = {
-            "compute, s": f"{self.compute:.3g}", "data, s": f"{self.data:.3g}", "communication, s": f"{self.communication:.3g}",
-            "other, s": f"{self.other:.3g}", "communication, %": f"{100 * self.communication / sum(seconds):.2g}",
-            "images/s": f"{self.images_per_second:,.0f}",
+        spent = self.compute + self.data + self.communication + self.other
+        return {
+            "method": self.algo, "p": str(self.workers), "tau": str(self.tau),
+            "compute / data / comm.": f"{self.compute:.3g} / {self.data:.2g} / {self.communication:.2g}", "other": f"{self.other:.2g}",
+            "comm. %": f"{100 * self.communication / spent:.2g}", "paper": "-" if self.paper is None else " / ".join(map(str, self.paper)),
         }  # fmt: skip
-        if self.paper is not None:
-            shown[f"the paper's cluster, {self.paper_steps} steps, s"] = " / ".join(map(str, self.paper))
-        return shown
 
 
 def spent(s: Settings) -> Spent:
@@ -59,9 +56,8 @@ def spent(s: Settings) -> Spent:
     with recorded(s, prepared) as (_, summary):
         seconds, speed = summary["seconds"], summary["images_per_second"]
     paper = _PAPER.get(s.model["name"], {}).get((s.workers, s.tau)) if s.batch_size == 128 else None
-    many = f"{s.workers} worker{'s' if s.workers > 1 else ''}"
     return Spent(
-        what=f"{s.algo['name']}, {many}, tau={s.tau}, {s.model['name']}: {prepared.steps:,} steps of {s.batch_size} images",
+        what=f"Seconds of a worker, {prepared.steps:,} steps of {s.batch_size} images, {s.model['name']}; the paper's: {_PAPERS_STEPS} of 128",
         algo=s.algo["name"],
         workers=s.workers,
         tau=s.tau,

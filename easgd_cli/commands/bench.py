@@ -85,8 +85,11 @@ def main(argv: Sequence[str]) -> int:
     found = []
     console = Console()
     for figures in _MEASURED[what](asked):
-        console.print(_table(figures))
         found.append(figures)
+        if what != "table4":
+            console.print(_table([figures]))
+    if what == "table4":  # whose rows are to be seen beside each other
+        console.print(_table(found))
     if asked.out is not None:
         asked.out.write_text(json.dumps([asdict(figures) for figures in found], indent=2) + "\n")
     return 0
@@ -221,19 +224,18 @@ def _startup(asked: _Asked) -> Iterator[Startup]:
     yield run(asked.overrides, _settings(asked).workers, _windows(asked))
 
 
-# What each measures is printed as it comes.
 _MEASURED: dict[str, Callable[[_Asked], Iterator[Row | Spent | Startup]]] = {
     "step": _step, "scaling": _scaling, "table4": _table4, "exchange": _exchange, "data": _data, "startup": _startup,
 }  # fmt: skip
 
 
-def _table(found: Row | Spent | Startup) -> Table:
-    """A figure with its name, its columns and their values."""
-    columns = found.columns()
-    table = Table(title=found.what, title_justify="left")
-    for heading in columns:
+def _table(found: Sequence[Row | Spent | Startup]) -> Table:
+    """Figures of one kind, a row each, under the name of the first."""
+    table = Table(title=found[0].what, title_justify="left")
+    for heading in found[0].columns():
         table.add_column(heading, justify="right")
-    table.add_row(*columns.values())
+    for figures in found:
+        table.add_row(*figures.columns().values())
     return table
 
 
