@@ -186,7 +186,7 @@ def _show(t: Table) -> None:
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    drawn = Drawn(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=t.title, title_justify="left", title_style="bold")
+    drawn = Drawn(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, heading in enumerate(t.headings):
         cells = [*heading.split(), *(row[i] for row in t.rows)]
         said = textwrap.fill(heading, max(map(len, cells))) if console.is_terminal else heading
@@ -194,6 +194,7 @@ def _show(t: Table) -> None:
     for row in t.rows:
         drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     console.width = max(console.width, Console(width=10_000).measure(drawn).maximum)
+    console.print(Text(t.title, style="bold"))
     console.print(drawn, highlight=False)
     console.print()
 
