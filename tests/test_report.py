@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import statistics
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -275,6 +277,28 @@ def test_several_paths_and_patterns(sweep: Path, tmp_path: Path, capsys: pytest.
     assert "10.0 ± 2.8" in printed and "downpour" not in printed
     assert main(["report", str(sweep), "--levels", "20"]) == 0  # a report within a sweep is no run of it
     assert main(["report", str(sweep), "--levels", "20"]) == 0
+
+
+def test_no_run_counts_twice_and_circles_and_hidden_directories_are_left_alone(sweep: Path) -> None:
+    (sweep / "again").symlink_to(sweep)
+    (sweep / "same").symlink_to(sweep / "m0")
+    make(sweep / ".trash" / "e0", [90])
+    assert [path.name for path in reading.find([str(sweep), str(sweep / "e0")])] == ["d0", "e0", "e1", "m0"]
+
+
+def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["report", str(sweep), "--levels", "20"]) == 0
+    lines = terminal.getvalue().splitlines()
+    (easgd,) = [line for line in lines if line.startswith("easgd") and "60.0" in line]
+    assert easgd.split() == ["easgd", "800", "±", "0", "60.0", "10.0", "20.0", "10.0", "0.256", "±", "0", "1.5", "±", "0", "4", "±", "0"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -179,18 +180,21 @@ def _notes(c: Comparison) -> list[str]:
 
 
 def _show(t: Table) -> None:
+    """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings take several lines."""
     from rich.console import Console
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    drawn = Drawn(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=t.title, title_justify="left", title_style="bold")
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    drawn = Drawn(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, heading in enumerate(t.headings):
-        widest = min(24, max(map(len, [*heading.split(), *(row[i] for row in t.rows)])))
-        drawn.add_column(Text(heading), justify="left" if i < t.numbers else "right", overflow="fold", vertical="bottom", min_width=widest)
+        cells = [*heading.split(), *(row[i] for row in t.rows)]
+        said = textwrap.fill(heading, max(map(len, cells))) if console.is_terminal else heading
+        drawn.add_column(Text(said), justify="left" if i < t.numbers else "right", vertical="bottom", no_wrap=True)
     for row in t.rows:
         drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    console.width = max(console.width, Console(width=_WIDE).measure(drawn).minimum)  # on a narrow terminal lines run over; columns are not lost
+    console.width = max(console.width, Console(width=10_000).measure(drawn).maximum)
+    console.print(Text(t.title, style="bold"))
     console.print(drawn, highlight=False)
     console.print()
 

@@ -131,7 +131,7 @@ def written(value: Any) -> str:
         return f"[{','.join(map(written, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _metric(runs: Sequence[Run], asked: str | None) -> str:

@@ -78,7 +78,7 @@ class Run:
 
 def find(words: Sequence[str]) -> list[Path]:
     """The run directories that these paths name: runs, directories with runs somewhere below, patterns. Raises UsageError."""
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # by where they really are, so that none counts twice
     for word in words:
         path = Path(word)
         if not path.exists():
@@ -93,8 +93,9 @@ def find(words: Sequence[str]) -> list[Path]:
             runs = list(_below(path))
         if not runs:
             raise UsageError(f"report {word}: is no run and holds none; a run's directory has a config.yaml and a metrics.jsonl.")
-        found |= dict.fromkeys(runs)
-    return list(found)
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
 
 
 def _below(path: Path) -> Iterator[Path]:
@@ -102,11 +103,12 @@ def _below(path: Path) -> Iterator[Path]:
         yield path
         return
     try:
-        inside = sorted(entry.path for entry in os.scandir(path) if entry.is_dir())
+        inside = sorted(entry.path for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
     except PermissionError as e:
         raise UsageError(f"report {path}: cannot be looked into ({e.strerror}).") from e
-    for directory in inside:
-        yield from _below(Path(directory))
+    for directory in map(Path, inside):
+        if not path.resolve().is_relative_to(directory.resolve()):  # a link to what it lies in
+            yield from _below(directory)
 
 
 def read(path: Path) -> Run:
