@@ -12,6 +12,7 @@ from easgd_cli.errors import RunError, UsageError
 
 COMMANDS = {
     "train": "train a model with many workers; -m sweeps",
+    "data": "prepare a data set of photos for training, or check any data set",
     "bench": "what computing, loading data and communicating cost on this hardware",
     "theory": "the paper's analysis: moments, stability maps, ADMM, as numbers and figures",
 }

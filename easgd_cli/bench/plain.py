@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from easgd_cli import build
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
-from easgd_cli.data.images import Images
+from easgd_cli.data.dataset import Dataset
 from easgd_cli.launcher.children import Child
 from easgd_cli.problems.images import Batches
 from easgd_cli.scratch import scratch_directory
@@ -26,7 +26,7 @@ class PlainStart:
     """What one loop begins with."""
 
     settings: Settings
-    images: Images
+    images: Dataset
     worker: int
     threads: int
     steps: int
@@ -41,7 +41,7 @@ class PlainLoop:
         self._start, self._channel = start, channel
         self._net = build.model(s, start.images).train()
         self._optimizer = torch.optim.SGD(self._net.parameters(), lr=s.eta, momentum=s.delta, nesterov=s.delta > 0, weight_decay=s.l2)
-        self._batches = Batches(len(start.images.train), s.batch_size, s.seed)
+        self._batches = Batches(start.images.count("train"), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)
 
     def run(self, began: float) -> None:
@@ -52,13 +52,13 @@ class PlainLoop:
 
     def _steps(self, first: int, last: int) -> None:
         for t in range(first, last):
-            inputs, labels = self._start.images.training_batch(self._batches.indices(self._start.worker, t), self._generator)
+            inputs, labels = self._start.images.begin(self._batches.indices(self._start.worker, t), self._generator, torch.float32)()
             self._optimizer.zero_grad()
             F.cross_entropy(self._net(inputs), labels).backward()
             self._optimizer.step()
 
 
-def plain_images_per_second(s: Settings, images: Images, loops: int, threads: int, steps: int) -> float:
+def plain_images_per_second(s: Settings, images: Dataset, loops: int, threads: int, steps: int) -> float:
     """Images a second of `loops` plain loops side by side, `steps` steps each. `images` in shared memory."""
     with ExitStack() as stack:
         logs = stack.enter_context(scratch_directory())

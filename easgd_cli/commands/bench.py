@@ -159,10 +159,13 @@ def _measure(what: str, overrides: list[str], windows: int) -> Iterator[Row]:
         found = measure_exchange(build.method(settings), windows)
     elif what == "data":
         from easgd_cli.bench.data import run as measure_data
+        from easgd_cli.data.images import Images
 
         images = build.prepare(settings).images
         if images is None:
             raise UsageError(f"bench data problem={settings.problem['name']}: this problem has no data set; use problem=dataset.")
+        if not isinstance(images, Images):
+            raise UsageError(f"bench data dataset={settings.dataset['name']}: measures a data set that is whole in memory, such as dataset=cifar10.")
         found = iter(measure_data(images, settings.batch_size, windows))
     else:
         from easgd_cli.bench.scaling import run as measure_scaling

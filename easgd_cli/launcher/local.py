@@ -253,7 +253,7 @@ class Run:
         elif kind == "done":
             child.done = True
         elif kind == "error":
-            child.error = message["text"]
+            child.error, child.refused = message["text"], message["refused"]
         elif kind == "news":
             self._member(child).t = message["t"]
             for row in message["rows"]:
@@ -462,6 +462,8 @@ class Run:
 
     def _died(self, child: Child) -> None:
         log.warning("%s: %s", child.name, child.ended)
+        if child.refused:  # an image that cannot be decoded is missing for all of them
+            self.fail(f"{child.ended} Then {self._journal.how_to_go_on()}")
         if child is self._evaluator:
             self._evaluator_died(child)
         elif child is self._master:

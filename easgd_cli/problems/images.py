@@ -6,16 +6,19 @@ gives the same bits, whatever happened in between.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from easgd_cli.data.images import Images, Split
+from easgd_cli.data.dataset import Batch, Dataset, Split
 from easgd_cli.flat import Flat
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
 
 _EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
+_BEGUN = 16  # batches that wait ahead at most, however many workers one problem serves
 
 
 class Batches:
@@ -54,14 +57,14 @@ class ImageProblem:
     the size of the fixed training subset on which train_loss is measured.
     """
 
-    def __init__(self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int):
+    def __init__(self, model: nn.Module, images: Dataset, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int):
         self.flat = Flat(model.to(device))
         self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
         self.batch_size = batch_size
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
         self._model, self._l2, self._seed = model, l2, seed
         self._images = images.training_on(self.device)
-        self._batches = Batches(len(images.train), batch_size, seed)
+        self._batches = Batches(images.count("train"), batch_size, seed)
         self._augmentation = torch.Generator()
         self._dropout = _default_generator(self.device)
         self._subset = images.training_subset(train_images)
@@ -69,6 +72,7 @@ class ImageProblem:
         self._normalised = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
         self._worker = self._t = 0  # of the loaded batch
         self._inputs = self._labels = torch.empty(0)
+        self._begun: dict[tuple[int, int], Callable[[], Batch]] = {}  # batches ahead, by worker and step
         self._snapshot: Tensor | None = None
 
     def start(self, worker: int | None = None) -> Tensor:
@@ -78,9 +82,18 @@ class ImageProblem:
     def load(self, worker: int, t: int) -> None:
         """Makes that worker's batch of step `t`."""
         self._worker, self._t = worker, t
-        indices = self._batches.indices(worker, t)
+        for step in [s for w, s in self._begun if w == worker and not t <= s <= t + self._images.ahead]:
+            del self._begun[worker, step]  # the worker has gone back to a checkpoint, or was lost and came back
+        if (worker, t) not in self._begun:
+            self._begin(worker, t)
+        for later in range(t + 1, t + 1 + self._images.ahead):
+            if (worker, later) not in self._begun and len(self._begun) <= _BEGUN:
+                self._begin(worker, later)
+        self._inputs, self._labels = self._begun.pop((worker, t))()
+
+    def _begin(self, worker: int, t: int) -> None:
         self._augmentation.manual_seed(key(self._seed, AUGMENTATION, worker, t))
-        self._inputs, self._labels = self._images.training_batch(indices, self._augmentation, self.dtype)
+        self._begun[worker, t] = self._images.begin(self._batches.indices(worker, t), self._augmentation, self.dtype)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the next call."""
@@ -110,7 +123,7 @@ class ImageProblem:
         train_loss, _ = self._measure("train", self._subset)
         test_loss, test_error = self._measure("test")
         figures = {"train_loss": train_loss, "test_loss": test_loss, "test_error": test_error}
-        if self._images.held_out is not None:
+        if self._images.count("held_out"):
             figures["validation_loss"], figures["validation_error"] = self._measure("held_out")
         return figures
 
