@@ -78,7 +78,8 @@ def data(s: Settings) -> Dataset:
         raise UsageError(f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs images; choose a data set, such as dataset=digits.")
     options = dict(s.dataset)
     held_out = convert("dataset.validation", options.pop("validation", 0), int)
-    mean, std = (convert(f"dataset.{name}", options.pop(name, None), list[float] | None) for name in ("mean", "std"))
+    own = signature(locate("dataset", options["target"]))  # a data set of the user's may have such settings itself
+    mean, std = (None if name in own else convert(f"dataset.{name}", options.pop(name, None), list[float] | None) for name in ("mean", "std"))
     with seeded(s.seed, MADE_BY_USERS):
         made = make("dataset", options, {"seed": s.seed})
         images: Dataset = made if isinstance(made, StoredImages) else as_images(made, s.dataset["name"])

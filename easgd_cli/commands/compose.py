@@ -138,7 +138,7 @@ def _store(group: str, target: str) -> None:
         elif isinstance(parameter.default, int | float | str | list | tuple | dict | None):
             node[name] = parameter.default
     if group == "dataset":
-        node |= {"mean": None, "std": None, "validation": 0}
+        node["validation"] = 0
     if group == "problem":  # what it does not ask for is none, and brings no learning rate with it
         unused = [] if "model" in parameters else ["model"] if "images" in parameters else ["dataset", "model"]
         node["defaults"] = [{f"override /{other}@_global_.{other}": "none"} for other in unused] + ["_self_"]
