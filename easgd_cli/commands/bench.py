@@ -33,7 +33,8 @@ median over the windows, with its range.
 
   exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory
   scaling    a run of the given settings against as many plain PyTorch loops that never communicate (workers=1: against one)
-  data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core
+  data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core; of
+             photos in files against its ImageFolder on the originals
   startup    seconds from the command to the first step of every worker
 
   easgd bench exchange
@@ -159,14 +160,24 @@ def _measure(what: str, overrides: list[str], windows: int) -> Iterator[Row]:
         found = measure_exchange(build.method(settings), windows)
     elif what == "data":
         from easgd_cli.bench.data import run as measure_data
+        from easgd_cli.bench.data import run_stored as measure_stored
         from easgd_cli.data.images import Images
+        from easgd_cli.data.stored import StoredImages
 
         images = build.prepare(settings).images
         if images is None:
             raise UsageError(f"bench data problem={settings.problem['name']}: this problem has no data set; use problem=dataset.")
-        if not isinstance(images, Images):
-            raise UsageError(f"bench data dataset={settings.dataset['name']}: measures a data set that is whole in memory, such as dataset=cifar10.")
-        found = iter(measure_data(images, settings.batch_size, windows))
+        if isinstance(images, StoredImages):
+            originals = Path(settings.dataset.get("root", "")) / "train"
+            if not originals.is_dir():
+                raise UsageError(f"bench data dataset={settings.dataset['name']}: torchvision's peer reads the originals, and {originals} is not there.")
+            if images.count("train") < settings.batch_size:
+                raise UsageError(f"batch_size={settings.batch_size}: must be at most the {images.count('train')} images that torchvision makes batches of.")
+            found = iter(measure_stored(images, originals, settings.batch_size, windows))
+        elif isinstance(images, Images):
+            found = iter(measure_data(images, settings.batch_size, windows))
+        else:
+            raise AssertionError(f"a {type(images).__name__}")
     else:
         from easgd_cli.bench.scaling import run as measure_scaling
 
