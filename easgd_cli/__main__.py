@@ -13,6 +13,7 @@ from easgd_cli.errors import RunError, UsageError
 COMMANDS = {
     "train": "train a model with many workers; -m sweeps",
     "eval": "measure what a run has saved: center, average or a worker",
+    "data": "prepare a data set of photos for training, or check any data set",
     "bench": "what computing, loading data and communicating cost on this hardware",
     "report": "tables and figures of what runs have shown, side by side",
     "theory": "the paper's analysis: moments, stability maps, ADMM, as numbers and figures",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from easgd_cli.algorithms.base import Method
     from easgd_cli.average import Average
-    from easgd_cli.data.images import Images
+    from easgd_cli.data.dataset import Dataset
     from easgd_cli.problem import Problem
     from easgd_cli.schedule import Schedule
 
@@ -88,20 +88,25 @@ def average(s: Settings) -> Average | None:
     return make("average", s.average, {})
 
 
-def data(s: Settings) -> Images:
-    """The data set, with `dataset.validation` images held out of training. Raises UsageError."""
+def data(s: Settings) -> Dataset:
+    """The data set, normalised as `dataset.mean` and `dataset.std` say, with `dataset.validation` images held out of training. Raises UsageError."""
     from easgd_cli.data.images import as_images
+    from easgd_cli.data.stored import StoredImages
 
     if s.dataset["target"] is None:
         raise UsageError(f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs images; choose a data set, such as dataset=digits.")
     options = dict(s.dataset)
     held_out = convert("dataset.validation", options.pop("validation", 0), int)
+    own = signature(locate("dataset", options["target"]))  # a data set of the user's may have such settings itself
+    mean, std = (None if name in own else convert(f"dataset.{name}", options.pop(name, None), list[float] | None) for name in ("mean", "std"))
     with seeded(s.seed, MADE_BY_USERS):
-        images = as_images(make("dataset", options, {"seed": s.seed}), s.dataset["name"])
+        made = make("dataset", options, {"seed": s.seed})
+        images: Dataset = made if isinstance(made, StoredImages) else as_images(made, s.dataset["name"])
+    images = images.normalised(mean, std) if mean is not None or std is not None else images
     return images.hold_out(held_out) if held_out else images
 
 
-def model(s: Settings, images: Images) -> nn.Module:
+def model(s: Settings, images: Dataset) -> nn.Module:
     """A net for these images, initialised from the one seed, or as `init` says. Raises UsageError."""
     from easgd_cli.flat import Flat
     from easgd_cli.models import check_model
@@ -125,7 +130,7 @@ def model(s: Settings, images: Images) -> nn.Module:
 OFFERED_TO_PROBLEMS = ("seed", "workers", "batch_size", "l2", "device", "precision", "images", "model", "train_images")
 
 
-def problem(s: Settings, images: Images | None, device: torch.device) -> Problem:
+def problem(s: Settings, images: Dataset | None, device: torch.device) -> Problem:
     """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
@@ -154,7 +159,7 @@ class Prepared:
 
     method: Method
     average: Average | None
-    images: Images | None
+    images: Dataset | None
     problem: Problem
     start: Tensor
     steps: int | None
@@ -185,7 +190,7 @@ def prepare(s: Settings) -> Prepared:
     asked = asked_by_problem(s)
     _refuse_unused(s, asked)
     images = data(s) if asked & {"images", "model"} else None
-    steps = total_steps(s, None if images is None else len(images.train))
+    steps = total_steps(s, None if images is None else images.count("train"))
     schedule(s, steps)
     minimised = problem(s, images, torch.device("cpu"))
     if images is None or not _own(s.problem):  # measuring our own on a whole data set would take seconds
@@ -235,7 +240,7 @@ def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_cl
         )
 
 
-def _check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor, images: Images | None, on_cpu: int) -> None:
+def _check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor, images: Dataset | None, on_cpu: int) -> None:
     """Refuses a run that cannot fit: its vectors, batches of the workers `on_cpu`, and the copy of the data set that they share.
 
     What a net keeps for its backward pass is not known here and comes on top, and so do the processes themselves.
@@ -249,6 +254,8 @@ def _check_memory(s: Settings, rules: Method, kept: Average | None, start: Tenso
     vectors = start.numel() * start.element_size() * vectors_needed(s, rules, kept, on_cpu)
     # As many as can be computed at once; of each image what the net takes, and 8 bytes each for its number, its draw and its label.
     batches = min(on_cpu, cores()) * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24) if images is not None else 0
+    # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
+    batches += s.workers * s.batch_size * math.prod(images.input_shape) * (images.ahead + 1) if images is not None and images.ahead else 0
     copied = images.nbytes if images is not None else 0
     if vectors + batches + copied <= available:
         return

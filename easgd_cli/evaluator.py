@@ -14,7 +14,7 @@ import torch
 from easgd_cli import build
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
-from easgd_cli.data.images import Images
+from easgd_cli.data.dataset import Dataset
 from easgd_cli.memory import SharedTensors
 from easgd_cli.snapshot import EVALUATED
 
@@ -26,7 +26,7 @@ class EvaluatorStart:
     """What an evaluator begins with."""
 
     settings: Settings
-    images: Images | None
+    images: Dataset | None
     threads: int
 
 

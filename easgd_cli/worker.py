@@ -19,7 +19,7 @@ from easgd_cli import build, drive
 from easgd_cli.algorithms.base import Worker
 from easgd_cli.channel import Channel
 from easgd_cli.config import Interval, Settings, profiled_steps
-from easgd_cli.data.images import Images
+from easgd_cli.data.dataset import Dataset
 from easgd_cli.memory import SharedTensors
 from easgd_cli.meter import Meter, Tally
 from easgd_cli.snapshot import Moment, Snapshots
@@ -35,7 +35,7 @@ class WorkerStart:
     """What a worker begins with. `link.memory` holds its vectors as they are to be at clock `t`."""
 
     settings: Settings
-    images: Images | None
+    images: Dataset | None
     link: Link
     device: str
     threads: int

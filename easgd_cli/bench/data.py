@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,10 +15,13 @@ from torch import Tensor
 from easgd_cli.bench.measure import Row, alternate, rate
 from easgd_cli.data import vision
 from easgd_cli.data.images import Images
+from easgd_cli.data.stored import StoredImages
 from easgd_cli.errors import UsageError
+from easgd_cli.memory import keep_freed_memory
 from easgd_cli.problems.images import Batches
 
 _SECONDS = 0.3  # of each window
+_SECONDS_OF_PHOTOS = 1.0
 
 
 class Cut(Protocol):
@@ -75,6 +82,46 @@ def _row(images: Cut, peer: Any, batch_size: int, windows: int, target: float) -
         windows,
         target,
     )
+
+
+def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: int) -> list[Row]:
+    """Images a CPU second, ready for the net, against torchvision's ImageFolder on the originals, which it decodes, resizes and crops.
+
+    CPU seconds of this process, which does both without threads or loader processes.
+    """
+    transforms, datasets = vision.torchvision().transforms, vision.torchvision().datasets
+    flip = [transforms.RandomHorizontalFlip()] if images.flip else []
+    steps = [transforms.Resize(images.resize), transforms.RandomCrop(images.crop), *flip, transforms.ToTensor()]
+    loader: Any = torch.utils.data.DataLoader(datasets.ImageFolder(str(originals), transforms.Compose(steps)), batch_size, shuffle=True, drop_last=True)
+    own, batches, generator = replace(images, loaders=0), Batches(images.count("train"), batch_size, seed=0), torch.Generator()
+    step, theirs = 0, iter(loader)
+
+    def ours() -> None:
+        nonlocal step
+        own.training_batch(batches.indices(0, step), generator.manual_seed(step))
+        step += 1
+
+    def peers() -> None:
+        nonlocal theirs
+        if next(theirs, None) is None:
+            theirs = iter(loader)
+            next(theirs)
+
+    def a_second(work: Callable[[], None]) -> float:
+        began, count = time.process_time(), 0
+        while time.process_time() - began < _SECONDS_OF_PHOTOS:
+            work()
+            count += batch_size
+        return count / (time.process_time() - began)
+
+    keep_freed_memory()  # as a worker does: a batch of photos is 75 MB
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        what = f"batches of {batch_size} photos {'x'.join(map(str, images.crop))}, one core"
+        return [alternate(what, lambda: a_second(ours), "torchvision ImageFolder", lambda: a_second(peers), "images/CPU s", windows, target=4.0)]
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _OneByOne:

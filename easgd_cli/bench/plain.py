@@ -15,7 +15,7 @@ from torch import nn
 from easgd_cli import build
 from easgd_cli.channel import Channel, ChannelClosed
 from easgd_cli.config import Settings
-from easgd_cli.data.images import Images
+from easgd_cli.data.dataset import Dataset
 from easgd_cli.devices import deal_devices, worker_threads
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.children import Child, PartyMaker
@@ -30,7 +30,7 @@ class LoopStart:
     """What one loop begins with."""
 
     settings: Settings
-    images: Images
+    images: Dataset
     worker: int
     device: str
     threads: int
@@ -46,7 +46,7 @@ class Loop:
         self._device = torch.device(start.device)
         self._images = start.images.training_on(self._device)
         self._optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=s.delta, nesterov=s.delta > 0, weight_decay=s.l2)
-        self._batches = Batches(len(start.images.train), s.batch_size, s.seed)
+        self._batches = Batches(start.images.count("train"), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)
 
     def run(self) -> None:
@@ -58,7 +58,7 @@ class Loop:
 
     def _steps(self, first: int, last: int) -> None:
         for t in range(first, last):
-            inputs, labels = self._images.training_batch(self._batches.indices(self._start.worker, t), self._generator)
+            inputs, labels = self._images.begin(self._batches.indices(self._start.worker, t), self._generator, torch.float32)()
             self._optimizer.zero_grad()
             F.cross_entropy(self._net(inputs), labels).backward()
             self._optimizer.step()
@@ -78,12 +78,12 @@ class PlainLoop:
         self._loop.run()
 
 
-def loop_starts(s: Settings, images: Images, steps: int) -> list[LoopStart]:
+def loop_starts(s: Settings, images: Dataset, steps: int) -> list[LoopStart]:
     """One for each worker of `s`, with its device and threads. `images` in shared memory."""
     return [LoopStart(s, images, i, device, worker_threads(s), steps) for i, device in enumerate(deal_devices(s.device, s.workers))]
 
 
-def plain_images_per_second(s: Settings, images: Images, steps: int) -> float:
+def plain_images_per_second(s: Settings, images: Dataset, steps: int) -> float:
     """Images a second of as many plain loops as `s` has workers, `steps` steps each. `images` in shared memory."""
     return side_by_side("plain", PlainLoop, loop_starts(s, images, steps), s.batch_size)
 

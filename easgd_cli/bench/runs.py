@@ -12,7 +12,7 @@ from typing import Any
 from easgd_cli import build
 from easgd_cli.bench.plain import WARM_UP
 from easgd_cli.config import Checkpoint, Eval, Settings
-from easgd_cli.data.images import Images
+from easgd_cli.data.dataset import Dataset
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job
@@ -45,7 +45,7 @@ def images_per_second(s: Settings, prepared: build.Prepared) -> float:
     return sum(_rate([r for r in rows if r["party"] == worker_name(i)], s.batch_size) for i in range(s.workers))
 
 
-def steps_and_images(what: str, s: Settings, prepared: build.Prepared) -> tuple[int, Images]:
+def steps_and_images(what: str, s: Settings, prepared: build.Prepared) -> tuple[int, Dataset]:
     """The length of a window, and what it learns from. Raises UsageError for a run that has no such."""
     if prepared.steps is None:
         raise UsageError(f"bench {what} minutes={s.minutes}: give steps=, the length of a window.")

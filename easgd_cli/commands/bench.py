@@ -40,7 +40,8 @@ median over the windows, with its range.
   table4     seconds of a worker that compute, load data and communicate, by number of workers and tau, as in the paper's
              Table 4; lists of values as in a sweep; each run once
   exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a GPU
-  data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core
+  data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core; of
+             photos in files against its ImageFolder on the originals
   startup    seconds from the command to the first step of every worker
 
   easgd bench step algo=easgd dataset=synthetic model=convnet7 workers=2 batch_size=128 steps=30
@@ -209,13 +210,23 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
 
 
 def _data(asked: _Asked) -> Iterator[Row]:
-    from easgd_cli.bench.data import run
+    from easgd_cli.bench.data import run, run_stored
+    from easgd_cli.data.images import Images
+    from easgd_cli.data.stored import StoredImages
 
     s = _settings(asked)
     images = build.prepare(s).images
     if images is None:
         raise UsageError(f"bench data problem={s.problem['name']}: this problem has no data set; use problem=dataset.")
-    return iter(run(images, s.batch_size, _windows(asked)))
+    if isinstance(images, Images):
+        return iter(run(images, s.batch_size, _windows(asked)))
+    assert isinstance(images, StoredImages)
+    originals = Path(s.dataset.get("root", "")) / "train"
+    if not originals.is_dir():
+        raise UsageError(f"bench data dataset={s.dataset['name']}: torchvision's peer reads the originals, and {originals} is not there.")
+    if images.count("train") < s.batch_size:
+        raise UsageError(f"batch_size={s.batch_size}: must be at most the {images.count('train')} images that torchvision makes batches of.")
+    return iter(run_stored(images, originals, s.batch_size, _windows(asked)))
 
 
 def _startup(asked: _Asked) -> Iterator[Startup]:

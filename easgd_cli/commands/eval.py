@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
     torch.set_num_threads(cores())
     images = build.data(settings)
+    classes = getattr(images, "classes", None)  # a set in files knows numbers only
     [device] = deal_devices(settings.eval.device, 1, "eval.device")
     try:
         problem = build.problem(settings, images, torch.device(device))
@@ -86,12 +87,12 @@ def main(argv: Sequence[str]) -> int:
     if asked.export is not None:
         _export(asked.export, problem.state_dict(x), said)
     if asked.json is not None:
-        content = said | ({"classes": list(images.classes or ()), "confusion": counts.tolist()} if counts is not None else {})
+        content = said | ({"classes": list(classes or ()), "confusion": counts.tolist()} if counts is not None else {})
         _written(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
     console = Console()
     console.print(_figures(said))
     if counts is not None:
-        console.print(_confusion(counts, images.classes))
+        console.print(_confusion(counts, classes))
     return 0
 
 

@@ -6,10 +6,10 @@ or on the GPU), and a batch is one indexing of it (docs/results.md has the rates
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from easgd_cli.data.conversion import Channels, as_input, checked_channels
+from easgd_cli.data.dataset import Batch, Split, fixed_subset
+from easgd_cli.data.holding_out import held_out
 from easgd_cli.errors import UsageError
 from easgd_cli.memory import SharedTensors
-from easgd_cli.randomness import HELD_OUT, SUBSET, key
-
-Split = Literal["train", "test", "held_out"]
 
 _TENSORS = ("train", "train_labels", "test", "test_labels", "held_out", "held_out_labels")
 
@@ -47,6 +47,11 @@ class Images:
     held_out: Tensor | None = None  # [K, C, H, W], taken from the training images by hold_out
     held_out_labels: Tensor | None = None  # [K] int64
     memory: SharedTensors | None = field(default=None, repr=False)  # where the tensors lie, after share()
+    mean: Channels | None = None  # of each channel, in [0, 1]: subtracted
+    std: Channels | None = None  # by which the difference is divided
+
+    ahead: ClassVar[int] = 0  # indexing memory is not worth beginning early
+    about: ClassVar[str | None] = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -57,6 +62,15 @@ class Images:
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self._tensors().values())
+
+    def count(self, split: Split) -> int:
+        """How many images a split has."""
+        return len(self._tensors().get(f"{split}_labels", ()))
+
+    def normalised(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> Images:
+        """The same with (pixel - mean) / std, a number for each channel, handed to the net. Raises UsageError."""
+        channels = self.train.shape[1]
+        return replace(self, mean=checked_channels("mean", mean, channels), std=checked_channels("std", std, channels))
 
     def with_shifts(self, most: int) -> Images:
         """The same, with training images shifted at random by up to `most` pixels each way, zeros moving in.
@@ -71,23 +85,11 @@ class Images:
         Every class gives its share, and the choice is the same in every run, whatever its seed. Raises UsageError when
         `n` leaves too little to train on.
         """
-        counts = torch.bincount(self.train_labels, minlength=self.num_classes)
-        total = len(self.train_labels)
-        if not 0 < n < total:
-            raise UsageError(f"dataset.validation={n}: must be from 0 to {total - 1}, since there are {total} training images.")
-        quotas = counts * n // total
-        remainders = counts * n % total
-        quotas[remainders.argsort(descending=True, stable=True)[: n - int(quotas.sum())]] += 1
-        if bool(((quotas >= counts) & (counts > 0)).any()):
-            raise UsageError(f"dataset.validation={n}: leaves no training image of some class; hold out fewer of the {total} training images.")
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(key(0, HELD_OUT)))
-        taken = torch.cat([order[self.train_labels[order] == c][:quota] for c, quota in enumerate(quotas.tolist())]).sort().values
-        kept = torch.ones(total, dtype=torch.bool)
-        kept[taken] = False
+        taken = held_out(self.train_labels, self.num_classes, n)
         return replace(
             self,
-            train=self.train[kept],
-            train_labels=self.train_labels[kept],
+            train=self.train[~taken],
+            train_labels=self.train_labels[~taken],
             held_out=self.train[taken],
             held_out_labels=self.train_labels[taken],
             memory=None,
@@ -99,12 +101,15 @@ class Images:
         Raises MemoryError when the memory cannot be had.
         """
         memory = SharedTensors.of(self._tensors())
-        return _rebuild(memory, self.num_classes, self.classes, self.crop, self.flip, self.scale)
+        return _rebuild(memory, *self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without the pixels when they are in shared memory."""
-        rest = (self.num_classes, self.classes, self.crop, self.flip, self.scale)
-        return _rebuild, (self.memory if self.memory is not None else self._tensors(), *rest)
+        return _rebuild, (self.memory if self.memory is not None else self._tensors(), *self._rest())
+
+    def _rest(self) -> tuple[Any, ...]:
+        """All but the tensors."""
+        return self.num_classes, self.classes, self.crop, self.flip, self.scale, self.mean, self.std
 
     def training_on(self, device: torch.device) -> Images:
         """The same with the training images on `device`, where batches are then cut; the others stay."""
@@ -129,6 +134,11 @@ class Images:
         i, draws = _sent(torch.stack((indices, draws)), device)
         return self._as_input(_patches(self._windows, i, draws, columns, self.flip), dtype), self.train_labels[i]
 
+    def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
+        """That batch, to be asked for: here it is made at once."""
+        batch = self.training_batch(indices, generator, dtype)
+        return lambda: batch
+
     def evaluation_batches(
         self, split: Split, size: int, device: torch.device, dtype: torch.dtype = torch.float32, indices: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -143,10 +153,7 @@ class Images:
 
     def training_subset(self, n: int) -> Tensor:
         """Indices, ascending, of at most `n` training images: the same in every run, whatever its seed."""
-        total = len(self.train_labels)
-        if n >= total:
-            return torch.arange(total)
-        return torch.randperm(total, generator=torch.Generator().manual_seed(key(0, SUBSET)))[:n].sort().values
+        return fixed_subset(len(self.train_labels), n)
 
     @property
     def _corners(self) -> tuple[int, int]:
@@ -169,8 +176,7 @@ class Images:
 
     def _as_input(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """Contiguous numbers of `dtype` for the net."""
-        numbers = pixels.to(dtype, memory_format=torch.contiguous_format)
-        return numbers if pixels.is_floating_point() else numbers.mul_(self.scale)
+        return as_input(pixels, dtype, self.scale, self.mean, self.std)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
@@ -199,10 +205,19 @@ def _sent(numbers: Tensor, device: torch.device) -> Tensor:
     return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
-def _rebuild(tensors: SharedTensors | dict[str, Tensor], num_classes: int, classes: tuple[str, ...] | None, crop: Any, flip: bool, scale: float) -> Images:
+def _rebuild(
+    tensors: SharedTensors | dict[str, Tensor],
+    num_classes: int,
+    classes: tuple[str, ...] | None,
+    crop: Any,
+    flip: bool,
+    scale: float,
+    mean: Channels | None,
+    std: Channels | None,
+) -> Images:
     memory = tensors if isinstance(tensors, SharedTensors) else None
     named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
-    return Images(**named, num_classes=num_classes, classes=classes, crop=crop, flip=flip, scale=scale, memory=memory)
+    return Images(**named, num_classes=num_classes, classes=classes, crop=crop, flip=flip, scale=scale, memory=memory, mean=mean, std=std)
 
 
 def as_images(given: Any, name: str) -> Images:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from easgd_cli.channel import Channel, ChannelClosed
+from easgd_cli.errors import UsageError
 from easgd_cli.memory import keep_freed_memory
 from easgd_cli.transport.base import SessionEnded
 
@@ -49,6 +50,7 @@ class Child:
         self.ready = False  # built and waiting for the start
         self.done = False  # ended by itself, everything said
         self.error: str | None = None  # what it raised, if it could still say
+        self.refused = False  # it was the data's fault, so that the next would end in the same way
         self.process: BaseProcess = _context().Process(target=_child, args=(name, maker, start, theirs, str(log)), name=f"easgd-{name}", daemon=True)
         begin()
         self.process.start()
@@ -106,11 +108,16 @@ def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: s
     except SessionEnded as e:
         print(e, flush=True)
         status = 1
+    except UsageError as e:  # an image that cannot be decoded
+        print(e, flush=True)
+        status = 1
+        with suppress(ChannelClosed):
+            channel.post({"kind": "error", "text": str(e), "refused": True})
     except BaseException as e:
         traceback.print_exc()
         status = 1
         with suppress(ChannelClosed):
-            channel.post({"kind": "error", "text": f"{type(e).__name__}: {e}"})
+            channel.post({"kind": "error", "text": f"{type(e).__name__}: {e}", "refused": False})
     with suppress(ChannelClosed):
         while not channel.flush():
             select.select([], [channel], [])

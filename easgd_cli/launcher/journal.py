@@ -61,6 +61,8 @@ class Journal:
         """Begins the record, or takes it back to the checkpoint. Raises RunError."""
         if self.resumed is not None:
             self._take_back_record()
+        if self._prepared.images is not None and self._prepared.images.about is not None:
+            self.note(self._prepared.images.about)
         self._record = open_record(self._job, self._prepared, self.resumed)
 
     # ---------------------------------------------------------------- what happens

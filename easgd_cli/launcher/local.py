@@ -255,7 +255,7 @@ class Run:
         elif kind == "done":
             child.done = True
         elif kind == "error":
-            child.error = message["text"]
+            child.error, child.refused = message["text"], message["refused"]
         elif kind == "news":
             self._member(child).t = message["t"]
             for row in message["rows"]:
@@ -464,6 +464,8 @@ class Run:
 
     def _died(self, child: Child) -> None:
         log.warning("%s: %s", child.name, child.ended)
+        if child.refused:  # an image that cannot be decoded is missing for all of them
+            self.fail(child.ended)
         if child is self._evaluator:
             self._evaluator_died(child)
         elif child is self._master:
@@ -486,9 +488,9 @@ class Run:
                 reasons = sorted({m.lost for m in self._members.values() if m.lost})
                 self.fail(f"every worker has died ({'; '.join(reasons)}); see {child.log}. {self._journal.how_to_go_on()}")
             else:
-                if self._stopping is None:
+                if self._stopping is None and not child.refused:
                     self._journal.note(f"worker {number} died ({child.ended}); the run goes on with {left} of {self._settings.workers}")
-                elif not member.silent:
+                elif not member.silent and not child.refused:
                     self._journal.note(f"worker {number} died ({child.ended}) while the run was ending")
                 self.over = self.over or self._sequential  # with it went the owner of what is kept at an end
                 self._journal.system(self._told, workers_alive=self._alive(), lost=number)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from easgd_cli.data.images import Images
+from easgd_cli.data.dataset import Dataset
 from easgd_cli.errors import UsageError
 
 
-def check_model(net: object, written: str, images: Images, batch_size: int) -> None:
+def check_model(net: object, written: str, images: Dataset, batch_size: int) -> None:
     """Measures and differentiates `net`, chosen as `written`, on two images (one where `batch_size` is 1), and leaves it as it was.
 
     Raises UsageError, beginning with `written`, when what comes out is not one finite number a class and image, or has no gradient.
@@ -45,7 +45,7 @@ def check_model(net: object, written: str, images: Images, batch_size: int) -> N
                 b.copy_(buffers[n])
 
 
-def _measure(net: nn.Module, written: str, images: Images, like: Tensor) -> None:
+def _measure(net: nn.Module, written: str, images: Dataset, like: Tensor) -> None:
     batch, _ = next(images.evaluation_batches("test", 2, like.device, like.dtype))
     net.eval()
     try:
@@ -56,8 +56,8 @@ def _measure(net: nn.Module, written: str, images: Images, like: Tensor) -> None
     _check_output(out, f"{written}:", len(batch), images)
 
 
-def _differentiate(net: nn.Module, written: str, images: Images, like: Tensor, count: int) -> None:
-    some = torch.arange(count) % len(images.train_labels)
+def _differentiate(net: nn.Module, written: str, images: Dataset, like: Tensor, count: int) -> None:
+    some = torch.arange(count) % images.count("train")
     batch, labels = next(images.evaluation_batches("train", count, like.device, like.dtype, some))
     net.train()
     try:
@@ -71,7 +71,7 @@ def _differentiate(net: nn.Module, written: str, images: Images, like: Tensor, c
         raise UsageError(f"{written}: the gradient of its loss cannot be computed: {_said(e)}") from e
 
 
-def _check_output(out: object, said: str, count: int, images: Images) -> None:
+def _check_output(out: object, said: str, count: int, images: Dataset) -> None:
     if not isinstance(out, Tensor):
         raise UsageError(f"{said} returned a {type(out).__name__} for a batch of images; it must return one tensor [B, {images.num_classes}].")
     if tuple(out.shape) != (count, images.num_classes):

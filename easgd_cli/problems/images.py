@@ -6,6 +6,7 @@ gives the same bits, whatever happened in between.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -13,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from easgd_cli.data.images import Images, Split
+from easgd_cli.data.dataset import Batch, Dataset, Split
 from easgd_cli.flat import Flat
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
 
 _EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
 _MANY_CLASSES = 100  # from which on top-5 errors are of interest
+_BEGUN = 16  # batches that wait ahead at most, however many workers one problem serves
 
 
 class Batches:
@@ -62,7 +64,7 @@ class ImageProblem:
     """
 
     def __init__(
-        self, model: nn.Module, images: Images, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,
+        self, model: nn.Module, images: Dataset, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,
         precision: str = "fp32", label_smoothing: float = 0.0, batch_norm_images: int | None = None, top5: bool | None = None,
     ):  # fmt: skip
         if batch_norm_images is not None and batch_norm_images < 2:
@@ -82,7 +84,7 @@ class ImageProblem:
         self._autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
         self._top5 = images.num_classes >= _MANY_CLASSES if top5 is None else top5
         self._images = images.training_on(self.device)
-        self._batches = Batches(len(images.train), batch_size, seed)
+        self._batches = Batches(images.count("train"), batch_size, seed)
         self._augmentation = torch.Generator()
         self._dropout = _default_generator(self.device)
         self._subset = images.training_subset(train_images)
@@ -91,6 +93,7 @@ class ImageProblem:
         self._normalising = _whole_batches(images.training_subset(train_images if batch_norm_images is None else batch_norm_images))
         self._worker = self._t = 0  # of the loaded batch
         self._inputs = self._labels = torch.empty(0)
+        self._begun: dict[tuple[int, int], Callable[[], Batch]] = {}  # batches ahead, by worker and step
         self._snapshot: Tensor | None = None
 
     @property
@@ -105,9 +108,18 @@ class ImageProblem:
     def load(self, worker: int, t: int) -> None:
         """Makes that worker's batch of step `t`."""
         self._worker, self._t = worker, t
-        indices = self._batches.indices(worker, t)
+        for step in [s for w, s in self._begun if w == worker and not t <= s <= t + self._images.ahead]:
+            del self._begun[worker, step]  # the worker has gone back to a checkpoint, or was lost and came back
+        if (worker, t) not in self._begun:
+            self._begin(worker, t)
+        for later in range(t + 1, t + 1 + self._images.ahead):
+            if (worker, later) not in self._begun and len(self._begun) <= _BEGUN:
+                self._begin(worker, later)
+        self._inputs, self._labels = self._begun.pop((worker, t))()
+
+    def _begin(self, worker: int, t: int) -> None:
         self._augmentation.manual_seed(key(self._seed, AUGMENTATION, worker, t))
-        self._inputs, self._labels = self._images.training_batch(indices, self._augmentation, self.dtype)
+        self._begun[worker, t] = self._images.begin(self._batches.indices(worker, t), self._augmentation, self.dtype)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the next call."""
@@ -140,7 +152,7 @@ class ImageProblem:
         self._prepare(x)
         figures = {"train_loss": self._measure("train", self._subset)["loss"]}
         figures |= {f"test_{name}": value for name, value in self._measure("test").items()}
-        if self._images.held_out is not None:
+        if self._images.count("held_out"):
             figures |= {f"validation_{name}": value for name, value in self._measure("held_out").items()}
         return figures
 

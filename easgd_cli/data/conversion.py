@@ -1,0 +1,41 @@
+"""From pixels to the numbers that a net takes, on the device where they lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from easgd_cli.errors import UsageError
+
+Channels = tuple[float, ...]  # a number for each channel
+
+
+def as_input(pixels: Tensor, dtype: torch.dtype, scale: float, mean: Channels | None = None, std: Channels | None = None) -> Tensor:
+    """Contiguous numbers [B, C, H, W] of `dtype`: uint8 pixels times `scale`, others as they are, then (number - mean) / std."""
+    numbers = pixels.to(dtype, memory_format=torch.contiguous_format)
+    if not pixels.is_floating_point():
+        numbers.mul_(scale)
+    if mean is not None:
+        numbers = numbers - _along_channels(mean, numbers)
+    if std is not None:
+        numbers = numbers / _along_channels(std, numbers)
+    return numbers
+
+
+def _along_channels(values: Channels, numbers: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=numbers.dtype, device=numbers.device)[:, None, None]
+
+
+def checked_channels(name: str, values: Sequence[float] | None, channels: int) -> Channels | None:
+    """`values` of the setting dataset.`name` (mean or std), one for each channel. Raises UsageError."""
+    if values is None:
+        return None
+    written = f"dataset.{name}=[{','.join(f'{v:g}' for v in values)}]"
+    if len(values) != channels:
+        raise UsageError(f"{written}: has {len(values)} numbers and the images have {channels} channels; give one a channel, or null.")
+    if not all(math.isfinite(v) for v in values) or (name == "std" and min(values) <= 0):
+        raise UsageError(f"{written}: must be finite numbers{' greater than 0' if name == 'std' else ''}, of pixels that run from 0 to 1.")
+    return tuple(values)

@@ -1,0 +1,102 @@
+"""The data sets of photos: `imagefolder`, any folder of folders, and `imagenet`, ILSVRC2012 as the paper uses it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from easgd_cli.data import folders, preparation
+from easgd_cli.data.sources import Files, Shards, Source
+from easgd_cli.data.stored import StoredImages
+from easgd_cli.errors import UsageError
+
+_LOADERS = 256  # threads at most
+
+
+def imagefolder(
+    root: str, resize: int = 256, crop: int = 224, flip: bool = True, prepared: str | None = None, loaders: int | None = None, ahead: int = 2
+) -> StoredImages:
+    """root/train/CLASS/* to learn from, root/val/CLASS/* or root/test/CLASS/* to measure on. Raises UsageError."""
+    return _photos("imagefolder", root, resize, crop, flip, prepared, loaders, ahead)
+
+
+def imagenet(
+    root: str, resize: int = 256, crop: int = 221, flip: bool = True, prepared: str | None = None, loaders: int | None = None, ahead: int = 2
+) -> StoredImages:
+    """ILSVRC2012: smallest side to 256, random 221x221 crops, mirrored (paper p. 21). Raises UsageError."""
+    return _photos("imagenet", root, resize, crop, flip, prepared, loaders, ahead)
+
+
+# How the images of each of these data sets are found: from its root.
+LISTED: dict[str, Callable[[str], folders.Folders]] = {
+    "imagefolder": lambda root: folders.listed("imagefolder", root),
+    "imagenet": folders.listed_imagenet,
+}
+
+
+def prepared_directory(root: str, resize: int, prepared: str | None) -> Path:
+    """Where the resized copy of `root` is, or goes."""
+    return Path(prepared).absolute() if prepared is not None else Path(root).absolute() / f"prepared-{resize}"
+
+
+def _photos(
+    name: str,
+    root: str,
+    resize: int,
+    crop: int,
+    flip: bool,
+    prepared: str | None,
+    loaders: int | None,
+    ahead: int,
+) -> StoredImages:
+    check(resize, crop, loaders, ahead)
+    directory = prepared_directory(root, resize, prepared)
+    if (directory / preparation.INDEX).exists():
+        train, test, classes = _read(directory, resize)
+        about = f"dataset={name}: training on the resized copy in {directory}."
+    elif prepared is not None:
+        raise UsageError(f"dataset.prepared={prepared}: holds no finished copy; easgd data prepare dataset={name} with the same settings makes it.")
+    else:
+        found = LISTED[name](root)
+        remedy = f"easgd data prepare dataset={name} makes a resized copy without such files, and training uses it"
+        train, test = (Files.of(found.root, part.paths, part.labels, remedy) for part in (found.train, found.test))
+        classes = len(found.classes)
+        about = f"dataset={name}: training on the originals in {found.root}; easgd data prepare makes a resized copy that is several times faster to read."
+    return StoredImages(train, test, classes, resize, (crop, crop), flip, loaders, ahead, about)
+
+
+def check(resize: int, crop: int, loaders: int | None, ahead: int) -> None:
+    """Raises UsageError naming the setting that is out of range."""
+    if not 1 <= resize <= 4096:
+        raise UsageError(f"dataset.resize={resize}: is what the smallest side of an image becomes, from 1 to 4096 pixels.")
+    if not 1 <= crop <= resize:
+        raise UsageError(f"dataset.crop={crop}: must be from 1 to dataset.resize={resize}, the smallest side that a patch is cut from.")
+    if loaders is not None and not 0 <= loaders <= _LOADERS:
+        raise UsageError(f"dataset.loaders={loaders}: threads that decode in each worker, from 0 to {_LOADERS}; 0 decodes between the steps.")
+    if not 0 <= ahead <= 64:
+        raise UsageError(f"dataset.ahead={ahead}: batches decoded before they are wanted, from 0 to 64.")
+
+
+def _read(directory: Path, resize: int) -> tuple[Source, Source, int]:
+    """Training and test images of a prepared copy, and the number of classes. Raises UsageError."""
+    again = "call easgd data prepare again"
+    try:
+        with np.load(directory / preparation.INDEX) as index:
+            if int(index["side"]) != resize:
+                raise UsageError(f"dataset.resize={resize}: the copy in {directory} has smallest sides of {int(index['side'])}; write that, or another place.")
+            parts: list[Source] = []
+            for split in ("train", "test"):
+                shards, places = tuple(map(str, index[f"{split}_shards"])), index[f"{split}_places"]
+                for n, shard in enumerate(shards):
+                    least = places[places[:, 0] == n][:, 1:].sum(1).max(initial=0)
+                    if os.path.getsize(directory / shard) < least:
+                        raise UsageError(f"{directory / shard}: is shorter than its index says; remove it and {again}.")
+                parts.append(Shards(str(directory), shards, torch.from_numpy(index[f"{split}_labels"]), torch.from_numpy(places)))
+            return parts[0], parts[1], len(index["classes"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        raise UsageError(f"{directory}: the prepared copy cannot be read ({' '.join(str(e).split())}); {again}.") from e

@@ -1,0 +1,94 @@
+"""Where the encoded images of a split lie: in files of their own, or packed into a few large ones.
+
+What there is to know of a million images is a few tensors, which the processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Source(Protocol):
+    """Encoded images 0, 1, ... and their labels."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[N] int64."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that grows with the number of images, by the names of the fields."""
+
+    def content(self, i: int) -> bytes | memoryview | str:
+        """The bytes of image `i`, or the path of its file."""
+
+    def name(self, i: int) -> str:
+        """The image for a sentence."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do about an image that cannot be decoded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """Each image in a file of its own below `root`; the paths are one text, cut at `ends`."""
+
+    root: str
+    labels: Tensor  # [N] int64
+    text: Tensor  # [bytes] uint8
+    ends: Tensor  # [N] int64
+    remedy: str = "repair or delete it"
+
+    @classmethod
+    def of(cls, root: Path, paths: Sequence[str], labels: Sequence[int], remedy: str) -> Files:
+        """`paths` relative to `root`."""
+        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
+        ends = torch.tensor([len(e) for e in encoded], dtype=torch.int64).cumsum(0)
+        text = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8) if encoded else torch.empty(0, dtype=torch.uint8)
+        return cls(str(root), torch.tensor(labels, dtype=torch.int64), text, ends, remedy)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"labels": self.labels, "text": self.text, "ends": self.ends}
+
+    def content(self, i: int) -> str:
+        begin = int(self.ends[i - 1]) if i else 0
+        return f"{self.root}/{self.text[begin : int(self.ends[i])].numpy().tobytes().decode('utf-8', 'surrogateescape')}"
+
+    def name(self, i: int) -> str:
+        return self.content(i)
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Images one after another in the files `shards` of `directory`, mapped into memory: one copy, the system's, serves all processes."""
+
+    directory: str
+    shards: tuple[str, ...]
+    labels: Tensor  # [N] int64
+    places: Tensor  # [N, 3] int64: number of the shard, first byte, bytes
+    remedy: str = "remove that file and call easgd data prepare again"
+    _maps: dict[int, memoryview] = field(default_factory=dict, repr=False, compare=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"labels": self.labels, "places": self.places}
+
+    def content(self, i: int) -> memoryview:
+        shard, first, length = self.places[i].tolist()
+        return self._mapped(shard)[first : first + length]
+
+    def name(self, i: int) -> str:
+        shard, first, _ = self.places[i].tolist()
+        return f"{self.directory}/{self.shards[shard]}, the image at byte {first},"
+
+    def _mapped(self, shard: int) -> memoryview:
+        if shard not in self._maps:  # two threads may both map it; the second map is dropped
+            with open(Path(self.directory, self.shards[shard]), "rb") as file:
+                self._maps.setdefault(shard, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        return self._maps[shard]

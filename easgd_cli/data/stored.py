@@ -1,0 +1,208 @@
+"""Images too many for memory: they lie in files and are decoded when a batch wants them.
+
+A process holds where each image lies and its label, shared by all processes of the machine, and no pixels. Its own threads decode
+the next few batches ahead, which they can, since a batch is a function of (seed, worker, t). Threads only fill places that the
+draws have assigned, so their number changes no bit. uint8 goes to the device and becomes numbers there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from easgd_cli.data import decoding
+from easgd_cli.data.conversion import Channels, as_input, checked_channels
+from easgd_cli.data.dataset import Batch, Split, fixed_subset
+from easgd_cli.data.holding_out import held_out
+from easgd_cli.data.sources import Source
+from easgd_cli.errors import UsageError
+from easgd_cli.memory import SharedTensors
+
+_TOGETHER = 4  # images that a thread takes at a time
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImages:
+    """RGB images in `train` and `test`, resized so that the smallest side is `resize` unless they already are.
+
+    Training sees a random patch of `crop` rows and columns, evaluation the center one; with `flip`, training mirrors every other
+    image from left to right (paper p. 21). `loaders` threads decode in each process that asks for batches: None for as many
+    as torch computes with, 0 for none, so that a batch is made when it is wanted.
+    """
+
+    train: Source
+    test: Source
+    num_classes: int
+    resize: int
+    crop: tuple[int, int]  # rows, columns
+    flip: bool = True
+    loaders: int | None = None
+    most_ahead: int = 2
+    about: str | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    kept: Tensor | None = None  # [N] int64, which images of `train` are trained on; None for all
+    taken: Tensor | None = None  # [K] int64, which of them are held out
+    memory: SharedTensors | None = field(default=None, repr=False)  # where the tensors lie, after share()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training batches
+    _pool: list[ThreadPoolExecutor] = field(default_factory=list, repr=False)  # started by the first batch: a fork never copies threads
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of what the net sees."""
+        return (3, *self.crop)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self._tensors().values())
+
+    @property
+    def ahead(self) -> int:
+        return 0 if self.loaders == 0 else self.most_ahead
+
+    def count(self, split: Split) -> int:
+        if split == "held_out":
+            return 0 if self.taken is None else len(self.taken)
+        if split == "train" and self.kept is not None:
+            return len(self.kept)
+        return len(self._source(split).labels)
+
+    def hold_out(self, n: int) -> StoredImages:
+        """The same with `n` training images set aside as `held_out`; see holding_out.py. Raises UsageError."""
+        taken = held_out(self.train.labels, self.num_classes, n)
+        return replace(self, taken=taken.nonzero()[:, 0], kept=(~taken).nonzero()[:, 0], memory=None)
+
+    def normalised(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> StoredImages:
+        """The same with (pixel - mean) / std handed to the net. Raises UsageError."""
+        return replace(self, mean=checked_channels("mean", mean, 3), std=checked_channels("std", std, 3))
+
+    def share(self) -> StoredImages:
+        """The same with what it holds of every image in anonymous shared memory. Raises MemoryError."""
+        return self._with(SharedTensors.of(self._tensors()))
+
+    def training_on(self, device: torch.device) -> StoredImages:
+        """The same with training batches on `device`."""
+        return replace(self, device=device)
+
+    def training_batch(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Batch:
+        """The training images `indices` [B], cropped and mirrored at random, as [B, *input_shape] on `device`, and their labels [B]."""
+        return self.begin(indices, generator, dtype)()
+
+    def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
+        """Begins that batch. Called, the result waits for it; it raises UsageError for an image that cannot be decoded.
+
+        Where a patch begins is drawn as a fraction of the places where it can, since the sides of an image are known only when it
+        is decoded.
+        """
+        across = torch.rand(len(indices), 2, generator=generator, dtype=torch.float64).tolist()
+        mirrored = torch.randint(2, indices.shape, generator=generator).tolist() if self.flip else [0] * len(indices)
+        places = indices if self.kept is None else self.kept[indices]
+        cuts = [partial(decoding.patch, across=(a, b), mirrored=bool(m)) for (a, b), m in zip(across, mirrored, strict=True)]
+        return self._begun("train", places, cuts, self.device, dtype)
+
+    def evaluation_batches(
+        self, split: Split, size: int, device: torch.device, dtype: torch.dtype = torch.float32, indices: Tensor | None = None
+    ) -> Iterator[Batch]:
+        """Center patches of at most `size` images at a time and their labels, on `device`; the next are decoded meanwhile."""
+        chosen = {"train": self.kept, "held_out": self.taken, "test": None}[split]
+        wanted = torch.arange(self.count(split)) if indices is None else indices
+        places = wanted if chosen is None else chosen[wanted]
+        waiting: Callable[[], Batch] | None = None
+        for part in places.split(size):
+            begun = self._begun(split, part, [decoding.center] * len(part), device, dtype)
+            if waiting is not None:
+                yield waiting()
+            waiting = begun
+        if waiting is not None:
+            yield waiting()
+
+    def broken(self, split: Split, threads: int) -> Iterator[tuple[str, str]]:
+        """Decodes all of a split ("train" with what is held out, or "test"), and tells of each image that cannot be its name and why."""
+        source = self._source(split)
+
+        def tried(i: int) -> tuple[str, str] | None:
+            try:
+                decoding.rgb(source.content(i))
+            except decoding.BrokenImage as e:
+                return source.name(i), str(e)
+            return None
+
+        decoding.load_formats()
+        with ThreadPoolExecutor(threads) as pool:
+            for first in range(0, len(source.labels), 1024):  # so that a million tasks never wait at once
+                yield from filter(None, pool.map(tried, range(first, min(first + 1024, len(source.labels)))))
+
+    def training_subset(self, n: int) -> Tensor:
+        """Indices, ascending, of at most `n` training images: the same in every run, whatever its seed."""
+        return fixed_subset(self.count("train"), n)
+
+    def _begun(self, split: Split, places: Tensor, cuts: Sequence[Callable[..., None]], device: torch.device, dtype: torch.dtype) -> Callable[[], Batch]:
+        source, pixels = self._source(split), torch.empty(len(places), *self.input_shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        into, numbers = pixels.numpy(), places.tolist()
+
+        def decode(first: int) -> None:
+            for j in range(first, min(first + _TOGETHER, len(numbers))):
+                self._decode(source, numbers[j], cuts[j], into[j])
+
+        firsts = range(0, len(numbers), _TOGETHER)
+        begun: list[Future[None]] = [] if self.loaders == 0 else [self._threads().submit(decode, first) for first in firsts]
+
+        def finish() -> Batch:
+            for first in firsts if self.loaders == 0 else ():
+                decode(first)
+            for part in begun:
+                part.result()
+            on_device = pixels.to(device, non_blocking=True)
+            return as_input(on_device, dtype, 1 / 255, self.mean, self.std), source.labels[places].to(device)
+
+        return finish
+
+    def _decode(self, source: Source, i: int, cut: Callable[..., None], out: NDArray[np.uint8]) -> None:
+        try:
+            image = decoding.resized(decoding.rgb(source.content(i)), self.resize)
+        except decoding.BrokenImage as e:
+            raise UsageError(f"{source.name(i)} cannot be decoded: {e}; {source.remedy}.") from e
+        cut(image, out=out)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if not self._pool:
+            decoding.load_formats()
+            self._pool.append(ThreadPoolExecutor(self.loaders or torch.get_num_threads(), thread_name_prefix="decoding"))
+        return self._pool[0]
+
+    def _source(self, split: Split) -> Source:
+        return self.test if split == "test" else self.train
+
+    def _tensors(self) -> dict[str, Tensor]:
+        chosen = {name: t for name in ("kept", "taken") if (t := getattr(self, name)) is not None}
+        return {f"{split}.{k}": t for split in ("train", "test") for k, t in getattr(self, split).tensors().items()} | chosen
+
+    def _with(self, tensors: SharedTensors | dict[str, Tensor]) -> StoredImages:
+        """The same with these instead of its own, and threads of its own."""
+        memory = tensors if isinstance(tensors, SharedTensors) else None
+        named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
+        sources = {s: replace(getattr(self, s), **{k.removeprefix(f"{s}."): t for k, t in named.items() if k.startswith(f"{s}.")}) for s in ("train", "test")}
+        return replace(self, **sources, kept=named.get("kept"), taken=named.get("taken"), memory=memory, _pool=[])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without what lies in shared memory, and without threads."""
+        sources = [(type(s), {k: v for k, v in vars(s).items() if k not in s.tensors() and k != "_maps"}) for s in (self.train, self.test)]
+        rest = {name: getattr(self, name) for name in ("num_classes", "resize", "crop", "flip", "loaders", "most_ahead", "about", "mean", "std", "device")}
+        return _rebuilt, (sources, rest, self.memory if self.memory is not None else self._tensors())
+
+
+def _rebuilt(sources: Any, rest: dict[str, Any], tensors: SharedTensors | dict[str, Tensor]) -> StoredImages:
+    nothing = torch.empty(0)
+    named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
+    bare = []
+    for (kind, fields), split in zip(sources, ("train", "test"), strict=True):
+        bare.append(kind(**fields, **{k.removeprefix(f"{split}."): nothing for k in named if k.startswith(f"{split}.")}))
+    return StoredImages(*bare, **rest)._with(tensors)

@@ -1,0 +1,475 @@
+"""Images in files: batches against Pillow by hand, threads that change no bit, prepared copies, and every kind of broken set."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Launcher, Said
+from PIL import Image
+from torch import Tensor, nn
+
+from easgd_cli.data import decoding, folders, preparation
+from easgd_cli.data.photos import imagefolder, imagenet
+from easgd_cli.data.stored import StoredImages
+from easgd_cli.errors import UsageError
+from easgd_cli.problems.images import Batches, ImageProblem
+from easgd_cli.randomness import AUGMENTATION, key
+
+CPU = torch.device("cpu")
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colours, all of them different from place to place."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def make_folder(root: Path, classes: tuple[str, ...] = ("ant", "bee", "cat"), each: int = 4, test: str = "val") -> Path:
+    """Photos of several sizes and both orientations in root/train and root/`test`."""
+    for split, count in (("train", each), (test, 2)):
+        for c, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                size = (40 + 7 * i, 30) if i % 2 else (32, 36 + 5 * c)
+                photo(*size, seed=100 * c + i + len(split)).save(root / split / name / f"{i}.JPEG", quality=95)
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "photos")
+
+
+def small(root: Path, **settings: Any) -> StoredImages:
+    return imagefolder(str(root), **{"resize": 24, "crop": 20, **settings})
+
+
+def prepare(root: Path, side: int = 24, processes: int = 1, directory: Path | None = None) -> preparation.Finished:
+    found = folders.listed("imagefolder", str(root))
+    return preparation.prepare(found, directory or root / f"prepared-{side}", side, processes, lambda done, total: None)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_batch_is_the_resized_center_patch(root: Path) -> None:
+    """Against Pillow's own calls on the files, in the order of classes and names."""
+    [(inputs, labels)] = small(root).evaluation_batches("test", 100, CPU)
+    files = sorted((root / "val").glob("*/*"))
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    for one, file in zip(inputs, files, strict=True):
+        image = Image.open(file)
+        w, h = image.size
+        image = image.resize((24, 24 * h // w) if w < h else (24 * w // h, 24), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+        top, left = (pixels.shape[0] - 20) // 2, (pixels.shape[1] - 20) // 2
+        expected = torch.from_numpy(pixels[top : top + 20, left : left + 20].copy()).permute(2, 0, 1).float() / 255
+        assert torch.allclose(one, expected, atol=1e-6)
+
+
+def test_a_training_batch_is_made_of_patches_of_its_images(root: Path) -> None:
+    """Every patch is found in its resized image, as it is or mirrored; places and orientations vary."""
+    images = small(root)
+    inputs, labels = images.training_batch(torch.arange(12).repeat(20), torch.Generator().manual_seed(1))
+    seen: set[tuple[int, int, bool]] = set()
+    for j, one in enumerate(inputs):
+        whole = decoding.resized(decoding.rgb(images.train.content(j % 12)), 24)  # type: ignore[arg-type]
+        pixels = np.asarray(whole).transpose(2, 0, 1)
+        patch = (one * 255).round().to(torch.uint8).numpy()
+        places = [
+            (top, left, mirrored)
+            for top in range(pixels.shape[1] - 19)
+            for left in range(pixels.shape[2] - 19)
+            for mirrored in (False, True)
+            if np.array_equal(pixels[:, top : top + 20, left : left + 20][:, :, :: -1 if mirrored else 1], patch)
+        ]
+        assert places, f"patch {j} is none of its image"
+        seen.update(places)
+    assert labels.tolist() == [i // 4 for i in range(12)] * 20
+    assert {m for _, _, m in seen} == {False, True} and {t for t, _, _ in seen} >= {0, 4} and len({left for _, left, _ in seen}) > 5
+
+
+def test_the_whole_range_of_places_is_drawn_evenly() -> None:
+    """A gradient from left to right tells where each patch began."""
+    ramp = Image.fromarray(np.broadcast_to(np.arange(12, dtype=np.uint8)[None, :, None], (8, 12, 3)).copy())
+    out, counts = np.empty((3, 8, 8), np.uint8), np.zeros(5)
+    for n in range(1000):
+        decoding.patch(ramp, (0.5, n / 1000), False, out)
+        counts[out[0, 0, 0]] += 1
+    assert counts.tolist() == [200] * 5
+
+
+class Mean(nn.Module):
+    """One weight a class, so that a gradient tells which images it was taken of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(1200, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x.flatten(1))
+
+
+def problem(images: StoredImages, batch_size: int = 5) -> ImageProblem:
+    torch.manual_seed(0)
+    return ImageProblem(Mean(), images, batch_size=batch_size, seed=3, l2=0.0, device=CPU, train_images=6)
+
+
+@pytest.mark.parametrize("order", [[(0, t) for t in range(8)], [(w, t) for t in range(5) for w in (2, 0, 1)], [(0, 0), (0, 1), (0, 6), (0, 7), (0, 2), (0, 3)]])
+def test_threads_and_batches_ahead_change_no_bit(root: Path, order: list[tuple[int, int]]) -> None:
+    """One worker, several in turn, and one that goes forth and back, as when resuming: always the batch made by hand."""
+    for loaders, ahead in ((0, 2), (1, 0), (1, 3), (4, 2)):
+        made = problem(small(root, loaders=loaders, ahead=ahead))
+        batches, plain = Batches(12, 5, 3), small(root, loaders=0)
+        for worker, t in order:
+            made.load(worker, t)
+            generator = torch.Generator().manual_seed(key(3, AUGMENTATION, worker, t))
+            inputs, labels = plain.training_batch(batches.indices(worker, t), generator)
+            assert torch.equal(made._inputs, inputs) and torch.equal(made._labels, labels)
+
+
+def test_batches_are_decoded_ahead(root: Path) -> None:
+    """After a step's batch, the next two are under way, and those of a virtual cluster do not pile up."""
+    made = problem(small(root, loaders=2, ahead=2))
+    made.load(0, 0)
+    assert set(made._begun) == {(0, 1), (0, 2)}
+    for worker in range(1, 40):
+        made.load(worker, 0)
+    assert len(made._begun) <= 17
+
+
+def test_sent_to_another_process_it_carries_no_pixels_and_no_threads(root: Path) -> None:
+    images = small(root).hold_out(3)
+    images.training_batch(torch.arange(3), torch.Generator())  # threads run
+    again = pickle.loads(pickle.dumps(images))
+    assert again._pool == [] and len(pickle.dumps(images)) < 4000
+    for split in ("train", "test", "held_out"):
+        for (a, la), (b, lb) in zip(images.evaluation_batches(split, 4, CPU), again.evaluation_batches(split, 4, CPU), strict=True):
+            assert torch.equal(a, b) and torch.equal(la, lb)
+
+
+def test_in_shared_memory_it_is_the_same(root: Path) -> None:
+    images = small(root).hold_out(3).normalised([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
+    shared = images.share()
+    assert shared.memory is not None and shared.train.labels.data_ptr() == shared.memory["train.labels"].data_ptr()
+    a, b = (x.training_batch(torch.arange(9), torch.Generator().manual_seed(2))[0] for x in (images, shared))
+    assert torch.equal(a, b) and shared.count("held_out") == 3
+
+
+def test_held_out_images_are_not_trained_on(root: Path) -> None:
+    images = small(root).hold_out(3)
+    assert images.kept is not None and images.taken is not None
+    assert sorted(images.kept.tolist() + images.taken.tolist()) == list(range(12)) and (images.count("train"), images.count("held_out")) == (9, 3)
+    assert sorted(images.train.labels[images.taken].tolist()) == [0, 1, 2]
+
+
+def test_mean_and_std_are_of_pixels_from_0_to_1(root: Path) -> None:
+    plain, mean, std = small(root), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    [(x, _)], [(y, _)] = (list(i.evaluation_batches("test", 9, CPU)) for i in (plain, plain.normalised(mean, std)))
+    assert torch.allclose(y, (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
+    base = photo(30, 20)
+    sixteen = Image.fromarray((np.asarray(base.convert("L")).astype(np.uint16) << 8) + 17)
+    for name, image, expected in (
+        ("grey.png", base.convert("L"), base.convert("L").convert("RGB")),
+        ("sixteen.png", sixteen, base.convert("L").convert("RGB")),
+        ("palette.png", base.convert("P"), base.convert("P").convert("RGB")),
+        ("cmyk.tif", base.convert("CMYK"), base.convert("CMYK").convert("RGB")),
+        ("alpha.png", base.convert("RGBA"), base),
+        ("one.png", base.convert("1"), base.convert("1").convert("RGB")),
+        ("map.bmp", base, base),
+    ):
+        image.save(tmp_path / name)
+        made = decoding.rgb(str(tmp_path / name))
+        assert made.mode == "RGB" and np.array_equal(np.asarray(made), np.asarray(expected)), name
+
+
+def test_a_png_named_jpeg_is_an_image(tmp_path: Path) -> None:
+    photo(30, 20).save(tmp_path / "a.jpeg", "PNG")
+    assert np.array_equal(np.asarray(decoding.rgb(str(tmp_path / "a.jpeg"))), np.asarray(photo(30, 20)))
+
+
+def broken_contents() -> dict[str, bytes]:
+    whole = io.BytesIO()
+    photo(64, 64).save(whole, "JPEG")
+    return {"is empty": b"", "is not an image": b"this is text", "truncated": whole.getvalue()[:-40]}
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+@pytest.mark.parametrize(("why", "content"), broken_contents().items())
+def test_a_broken_image_ends_training_with_its_name(root: Path, loaders: int, why: str, content: bytes) -> None:
+    (root / "train/bee/1.JPEG").write_bytes(content)
+    images = small(root, loaders=loaders)
+    with pytest.raises(UsageError, match=rf"train/bee/1.JPEG cannot be decoded: .*{why}.*; easgd data prepare dataset=imagefolder"):
+        images.training_batch(torch.arange(12), torch.Generator())
+
+
+# --- prepared copies -------------------------------------------------------------------------------------------------
+
+
+def test_the_copy_has_the_images_resized(root: Path) -> None:
+    """Within what JPEG changes; labels and order are the same."""
+    originals = small(root)
+    assert prepare(root).written == 18
+    copy = small(root)
+    assert "resized copy" in str(copy.about) and "originals" in str(originals.about)
+    for split in ("train", "test"):
+        [(a, la)], [(b, lb)] = (list(i.evaluation_batches(split, 99, CPU)) for i in (originals, copy))
+        assert torch.equal(la, lb) and (a - b).abs().mean() < 0.02
+    [(a, _)] = copy.evaluation_batches("test", 99, CPU)
+    [(b, _)] = pickle.loads(pickle.dumps(copy)).evaluation_batches("test", 99, CPU)
+    assert torch.equal(a, b)
+
+
+def test_what_cannot_be_decoded_is_left_out_and_listed(root: Path) -> None:
+    (root / "train/bee/1.JPEG").write_bytes(b"")
+    done = prepare(root)
+    assert done.broken == [("train/bee/1.JPEG", "is empty")] and small(root).count("train") == 11
+    small(root, loaders=1).training_batch(torch.arange(11), torch.Generator())
+
+
+def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=70)  # three shards of training images
+    prepare(root)
+    assert prepare(root).written == 0
+    before = (root / "prepared-24/train-00000.bin").stat().st_ino
+    photo(50, 50, seed=9).save(root / "train/bee/9.JPEG")
+    done = prepare(root)
+    assert done.written == 140 - 128 and done.kept == 132 and (root / "prepared-24/train-00000.bin").stat().st_ino == before
+    copy = small(root)
+    [(a, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([139]))
+    [(b, _)] = small(root, prepared=None).evaluation_batches("train", 1, CPU, indices=torch.tensor([0]))
+    whole = torch.from_numpy(np.asarray(photo(50, 50, seed=9).resize((24, 24), Image.Resampling.BILINEAR)).copy())[2:22, 2:22].permute(2, 0, 1) / 255
+    assert (a[0] - whole).abs().mean() < 0.03 < (b[0] - whole).abs().mean()
+
+
+def test_a_smaller_set_leaves_no_shards_behind(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=70)
+    prepare(root)
+    for i in range(10, 70):
+        (root / f"train/ant/{i}.JPEG").unlink()
+    prepare(root)
+    assert sorted(p.name for p in (root / "prepared-24").glob("train-*.bin")) == ["train-00000.bin", "train-00001.bin"] and small(root).count("train") == 80
+
+
+def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """kill -9 in the middle, at whatever moment: no process stays, finished shards are kept, and the copy is that of a run left alone."""
+    root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=200)
+    prepare(root, directory=tmp_path / "alone")
+    place = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "easgd_cli",
+        "data",
+        "prepare",
+        "dataset=imagefolder",
+        f"dataset.root={root}",
+        "dataset.resize=24",
+        f"dataset.prepared={place}",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    while process.poll() is None and not list(place.glob("*.json")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.stderr is not None
+    process.stderr.read()  # ends when the last process that holds it has
+    finished = {p.name for p in place.glob("*.json")}
+    done = prepare(root, directory=place)
+    assert finished and done.kept > 0
+    for file in (tmp_path / "alone").iterdir():
+        assert file.suffix == ".npz" or file.read_bytes() == (place / file.name).read_bytes()
+    assert not list(place.glob("*.part"))
+
+
+def test_a_shortened_shard_is_noticed(root: Path) -> None:
+    prepare(root)
+    shard = root / "prepared-24/train-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=r"train-00000.bin: is shorter than its index says; remove it and call easgd data prepare again"):
+        small(root)
+    assert prepare(root).written == 12
+    small(root)
+
+
+def test_a_copy_of_another_size_is_refused(root: Path) -> None:
+    prepare(root, side=32, directory=root / "copy")
+    with pytest.raises(UsageError, match=r"dataset.resize=24: the copy in .*copy has smallest sides of 32"):
+        small(root, prepared=str(root / "copy"))
+
+
+# --- what is wrong with a set ----------------------------------------------------------------------------------------
+
+
+def remove(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda root: os.rename(root, root.with_name("elsewhere")), r"dataset.root=.*: there is no such directory"),
+        (lambda root: os.rename(root / "train", root / "training"), r"has no folder train"),
+        (lambda root: os.rename(root / "val", root / "valid"), r"has neither val nor test"),
+        (lambda root: remove(root / "train/bee"), r"train/bee has no images .* fill or remove it"),
+        (lambda root: (root / "val/dog").mkdir(), r"val/dog is no class; the 3 classes are the folders in train"),
+        (lambda root: [remove(root / "val" / c) for c in ("ant", "bee", "cat")], r"there are no images in val/CLASS/"),
+    ],
+)
+def test_a_folder_that_is_not_as_it_should_be(root: Path, spoil: Callable[[Path], object], said: str) -> None:
+    spoil(root)
+    with pytest.raises(UsageError, match=said):
+        small(root)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission(root: Path) -> None:
+    (root / "train/bee").chmod(0)
+    with pytest.raises(UsageError, match=r"train/bee cannot be read \(Permission denied\)"):
+        small(root)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"crop": 25}, r"dataset.crop=25: must be from 1 to dataset.resize=24"),
+        ({"resize": 0}, r"dataset.resize=0: is what the smallest side"),
+        ({"loaders": -1}, r"dataset.loaders=-1: threads that decode"),
+        ({"ahead": 65}, r"dataset.ahead=65: batches decoded before"),
+        ({"prepared": "nowhere"}, r"dataset.prepared=nowhere: holds no finished copy; easgd data prepare dataset=imagefolder"),
+    ],
+)
+def test_settings_out_of_range(root: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        small(root, **settings)
+
+
+def test_images_in_test_serve_where_there_is_no_val(tmp_path: Path) -> None:
+    assert small(make_folder(tmp_path / "photos", test="test")).count("test") == 6
+
+
+# --- ImageNet --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ilsvrc(tmp_path: Path) -> Path:
+    """As published: training images by WordNet id, validation images in one folder."""
+    root = make_folder(tmp_path / "ilsvrc", classes=("n01440764", "n01443537", "n01484850"))
+    for n, file in enumerate(sorted((root / "val").glob("*/*")), 1):
+        file.rename(root / f"val/ILSVRC2012_val_{n:08d}.JPEG")
+    for folder in root.glob("val/n*"):
+        folder.rmdir()
+    return root
+
+
+SHOWN = ["n01484850", "n01440764", "n01443537", "n01440764", "n01484850", "n01443537"]
+
+
+def test_flat_validation_images_with_kaggles_solution(ilsvrc: Path) -> None:
+    rows = [f"ILSVRC2012_val_{n:08d},{wnid} 1 2 3 4 {wnid} 5 6 7 8" for n, wnid in enumerate(SHOWN, 1)]
+    (ilsvrc / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(rows)]))
+    assert imagenet(str(ilsvrc)).test.labels.tolist() == [2, 0, 1, 0, 2, 1]
+
+
+def test_flat_validation_images_with_a_wordnet_id_a_line(ilsvrc: Path) -> None:
+    (ilsvrc / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(SHOWN) + "\n")
+    made = imagenet(str(ilsvrc))
+    assert made.test.labels.tolist() == [2, 0, 1, 0, 2, 1] and made.input_shape == (3, 221, 221) and made.resize == 256
+
+
+def test_flat_validation_images_need_a_file(ilsvrc: Path) -> None:
+    with pytest.raises(UsageError, match=r"val is not sorted .* put LOC_val_solution.csv \(Kaggle's\) or imagenet_2012_validation_synset_labels.txt"):
+        imagenet(str(ilsvrc))
+
+
+def test_classes_that_are_no_wordnet_ids_are_another_data_set(root: Path) -> None:
+    with pytest.raises(UsageError, match=r"train/ant is not named by a WordNet id .* use dataset=imagefolder"):
+        imagenet(str(root))
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_prepare_and_verify(easgd: Callable[..., Said], root: Path) -> None:
+    words = ("dataset=imagefolder", f"dataset.root={root}", "dataset.resize=24", "dataset.crop=20")
+    (root / "train/bee/1.JPEG").write_bytes(b"text")
+    found = easgd("data", "verify", *words)
+    assert found.status == 1 and "train/bee/1.JPEG: is not an image" in found.out and "1 things are wrong" in found.out
+    made = easgd("data", "prepare", *words)
+    assert made.status == 0 and "left out: train/bee/1.JPEG: is not an image" in made.out and "17 images, 1 left out" in made.out
+    assert easgd("data", "verify", *words).status == 0
+    photo(30, 30).save(root / "train/bee/1.JPEG")
+    changed = easgd("data", "verify", *words)
+    assert changed.status == 1 and "easgd data prepare brings it up to date" in changed.out
+
+
+def test_verify_of_a_set_in_memory(easgd: Callable[..., Said]) -> None:
+    assert easgd("data", "verify").out == "dataset=digits: 1,347 training and 450 test images of 10 classes; nothing is wrong\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("prepaer",), "data prepaer: there is no such action; did you mean prepare?"),
+        (("prepare", "dataset=digits"), "data prepare dataset=digits: only data sets of photos are prepared (imagefolder, imagenet)"),
+        (("prepare", "dataset=imagenet"), "dataset=imagenet needs dataset.root, and no value was given; write dataset.root=."),
+        (("verify", "dataset=imagenet", "dataset.root=nowhere"), "dataset.root=nowhere: there is no such directory"),
+    ],
+)
+def test_mistakes_have_their_sentence(easgd: Callable[..., Said], words: tuple[str, ...], said: str) -> None:
+    answer = easgd("data", *words)
+    assert answer.status == 2 and said in answer.err
+
+
+def test_a_wrong_mean_is_refused_before_anything_starts(easgd: Callable[..., Said], launcher: Launcher) -> None:
+    answer = easgd("train", "dataset.mean=[0.5,0.5]")
+    assert answer.status == 2 and "dataset.mean=[0.5,0.5]: has 2 numbers and the images have 1 channels" in answer.err and not launcher.jobs
+    assert "dataset.std=[0]: must be finite numbers greater than 0" in easgd("train", "dataset.std=[0]").err
+
+
+# --- runs of real processes ------------------------------------------------------------------------------------------
+
+
+def train(root: Path, run_dir: Path, *words: str, workers: int = 1, steps: int = 12) -> subprocess.CompletedProcess[str]:
+    settings = ["algo=easgd", "dataset=imagefolder", f"dataset.root={root}", "dataset.resize=24", "dataset.crop=20", "model=small", "eta=0.05"]
+    settings += [f"steps={steps}", "batch_size=4", f"workers={workers}", "eval.train_images=4", f"hydra.run.dir={run_dir}", *words]
+    return subprocess.run([sys.executable, "-m", "easgd_cli", "train", *settings], capture_output=True, text=True)
+
+
+def test_threads_change_no_bit_of_a_run_and_neither_does_resuming(root: Path, tmp_path: Path) -> None:
+    """With threads, without, and stopped halfway: the same center."""
+    prepare(root)
+    assert train(root, tmp_path / "threads", "dataset.loaders=3").returncode == 0
+    assert train(root, tmp_path / "none", "dataset.loaders=0").returncode == 0
+    assert train(root, tmp_path / "halves", steps=6).returncode == 0
+    again = subprocess.run([sys.executable, "-m", "easgd_cli", "train", f"resume={tmp_path / 'halves'}", "steps=12"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    centers = [torch.load(tmp_path / name / "center.pt", weights_only=True) for name in ("threads", "none", "halves")]
+    for center in centers[1:]:
+        assert all(torch.equal(center[k], v) for k, v in centers[0].items())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_run_that_comes_to_a_broken_image_fails_with_its_name(root: Path, tmp_path: Path, split: str) -> None:
+    (root / split / "cat" / "1.JPEG").write_bytes(b"text")
+    said = train(root, tmp_path / "run", workers=2, steps=100)
+    assert said.returncode == 1 and f"{split}/cat/1.JPEG cannot be decoded: is not an image; easgd data prepare" in said.stderr.splitlines()[-1]
