@@ -127,14 +127,14 @@ def model(s: Settings, images: Dataset) -> nn.Module:
 
 
 # What a problem may ask for by name (see `problem`). Data and net are made only for one that does.
-OFFERED_TO_PROBLEMS = ("seed", "workers", "batch_size", "l2", "device", "precision", "images", "model", "train_images")
+OFFERED_TO_PROBLEMS = ("seed", "workers", "batch_size", "l2", "device", "precision", "compile", "images", "model", "train_images")
 
 
 def problem(s: Settings, images: Dataset | None, device: torch.device) -> Problem:
     """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
-        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device, "precision": s.precision,
+        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device, "precision": s.precision, "compile": s.compile,
         "train_images": s.eval.train_images,
     }  # fmt: skip
     if images is not None:
@@ -178,7 +178,7 @@ def prepare(s: Settings) -> Prepared:
     import torch
 
     from easgd_cli.config import total_steps
-    from easgd_cli.devices import check_threads, deal_devices
+    from easgd_cli.devices import check_compiler, check_threads, deal_devices
     from easgd_cli.problem import check_problem
 
     rules, kept = method(s), average(s)
@@ -187,6 +187,8 @@ def prepare(s: Settings) -> Prepared:
     deal_devices(s.eval.device, 1, "eval.device")
     if s.precision == "tf32" and any(not d.startswith("cuda") for d in devices):
         raise UsageError(f"precision=tf32 device={s.device}: tf32 is how CUDA devices multiply, and a worker would be on a CPU; use fp32, or bf16.")
+    if s.compile and any(not d.startswith("cuda") for d in devices):
+        check_compiler()
     asked = asked_by_problem(s)
     _refuse_unused(s, asked)
     images = data(s) if asked & {"images", "model"} else None

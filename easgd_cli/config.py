@@ -80,6 +80,7 @@ class Settings:
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin
     threads: Optional[int] = None  # CPU threads of each worker; max(1, cores // workers) unless given
     precision: str = "fp32"  # of a net's gradient: fp32 | bf16 (autocast) | tf32 (CUDA only); parameters, center and evaluation are fp32
+    compile: bool = False  # the workers' nets by torch.compile: a minute before training; slower on the CPUs tried, where it takes a C++ compiler
     deterministic: bool = False  # on CUDA: deterministic kernels, slower
 
     profile: Optional[str] = None  # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 
 import torch
 
@@ -55,6 +57,16 @@ def check_threads(s: Settings) -> None:
     most = max(64, 4 * cores())
     if s.threads is not None and s.threads > most:
         raise UsageError(f"threads={s.threads}: must be at most {most}, since this machine has {cores()} cores and more threads only wait for each other.")
+
+
+def check_compiler() -> None:
+    """Refuses to compile for a CPU where torch.compile would not find what it calls. Raises UsageError."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise UsageError(
+            f"compile=true: on a CPU torch.compile calls a C++ compiler, and there is no {compiler}; install one, name another by the environment "
+            "variable CXX, or leave compile out."
+        )
 
 
 def evaluator_threads(s: Settings) -> int:

@@ -71,7 +71,7 @@ class Cosine:
             raise ValueError(f"schedule.final={self.final:g}: is the share of eta that is left at the end; it lies in [0, 1].")
 
     def __call__(self, t: int) -> float:
-        taken = min(max(t - self.warmup, 0) / (self.steps - self.warmup + 1), 1.0)
+        taken = min(max(t - self.warmup, 0) / (self.steps - self.warmup), 1.0)
         return self.eta * (self.final + (1 - self.final) * (1 + math.cos(math.pi * taken)) / 2)
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import pickle
 import random
+import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD
 from easgd_cli.data.digits import digits
 from easgd_cli.data.images import Images
+from easgd_cli.devices import check_compiler
 from easgd_cli.drive import ByHand, clipped
 from easgd_cli.errors import UsageError
 from easgd_cli.models.convnet_digits import ConvNetDigits
@@ -209,6 +212,40 @@ def test_bf16_is_autocast_around_the_net_with_vectors_and_evaluation_in_float32(
     difference = float((g - exact.gradient(x)).norm() / g.norm())
     assert 1e-4 < difference < 0.05, "rounded, and no more than that"
     assert p.evaluate(x) == exact.evaluate(x)
+
+
+def test_one_compiled_graph_serves_every_vector(monkeypatch):
+    """A vector is bound by handing parameters other memory, which is to compile nothing anew nor to leave old values in the graph."""
+    from torch._dynamo.backends.debugging import aot_eager  # takes seconds, which only this test needs
+
+    graphs = []
+
+    def remember(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)  # all of torch.compile, backward included, but for the kernels
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=remember))
+    plain, compiled = problem(normalised, images(100)), problem(normalised, images(100), compile=True)
+    assert graphs == [], "it is compiled when the first gradient is taken"
+    vectors = [torch.randn(plain.size) for _ in range(5)]
+    for t in range(15):
+        x = vectors[t % 5]
+        for p in (plain, compiled):
+            p.load(0, t)
+        torch.testing.assert_close(compiled.gradient(x), plain.gradient(x))
+        torch.testing.assert_close(compiled.loss, plain.loss)
+        x.add_(0.1 * torch.randn(plain.size))  # as a step changes it where it lies
+        if t in (3, 10):
+            assert compiled.evaluate(x) == plain.evaluate(x)
+    assert len(graphs) == 1
+
+
+def test_compiling_for_a_cpu_takes_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"calls a C\+\+ compiler, and there is no no-such-compiler; install one"):
+        check_compiler()
+    monkeypatch.setenv("CXX", sys.executable)
+    check_compiler()
 
 
 def test_a_net_of_float64_keeps_its_precision():

@@ -13,7 +13,7 @@ from easgd_cli import build
 from easgd_cli.bench.plain import Loop, LoopStart, loop_starts, side_by_side
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
-from easgd_cli.data.images import Images
+from easgd_cli.data.dataset import Dataset
 from easgd_cli.devices import deal_devices
 from easgd_cli.scratch import scratch_directory
 
@@ -57,7 +57,7 @@ def backend(s: Settings) -> str:
     return "nccl" if "cpu" not in devices and len(set(devices)) == s.workers else "gloo"
 
 
-def data_parallel_images_per_second(s: Settings, images: Images, steps: int) -> float:
+def data_parallel_images_per_second(s: Settings, images: Dataset, steps: int) -> float:
     """Images a second of as many processes as `s` has workers, `steps` steps each. `images` in shared memory."""
     with scratch_directory() as directory:
         starts = [GroupedStart(loop, str(directory / "meeting"), backend(s)) for loop in loop_starts(s, images, steps)]

@@ -145,7 +145,8 @@ class _Checks:
         if isinstance(s, str):
             return s
         key = json.dumps(
-            [s.problem, s.dataset, s.model, s.init, s.device, s.precision, s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo,
+            [s.problem, s.dataset, s.model, s.init, s.device, s.precision, s.compile,
+             s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo,
              s.epochs and [s.epochs, s.schedule, s.warmup], s.until.test_error]
         )  # fmt: skip
         if key not in self._deep:

@@ -59,7 +59,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     if "profile" in given and not getattr(build.locate("launcher", settings.launcher["target"]), "forks", False):
         lines.append(f"{given['profile']} has no effect: launcher={settings.launcher['name']} has no worker processes.")
     asked = build.asked_by_problem(settings)
-    for key, name in (("l2", "l2"), ("batch_size", "batch_size"), ("precision", "precision"), ("eval.train_images", "train_images")):
+    for key, name in (("l2", "l2"), ("batch_size", "batch_size"), ("precision", "precision"), ("compile", "compile"), ("eval.train_images", "train_images")):
         if key in given and name not in asked:
             lines.append(f"{given[key]} has no effect: problem={settings.problem['name']} does not use it.")
     steps = settings.steps if settings.steps is not None else settings.default_steps

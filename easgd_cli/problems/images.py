@@ -59,13 +59,14 @@ class ImageProblem:
     the size of the fixed training subset on which train_loss is measured, `batch_norm_images` of that over which batch
     norm's statistics are estimated; None: the same. `label_smoothing` e trains against 1 - e of the label and e of all classes
     alike (Szegedy et al. 2016, section 7). `precision` is that of the gradient's arithmetic: fp32, tf32 on CUDA, or bf16, which is
-    torch's autocast; vectors and evaluation stay as the parameters are. `top5` measures top-5 errors; None: with a hundred classes or more.
+    torch's autocast; vectors and evaluation stay as the parameters are. With `compile` gradients are those of the net as torch.compile makes it, when
+    the first is taken. `top5` measures top-5 errors; None: with a hundred classes or more.
     Raises ValueError for a setting out of its range.
     """
 
     def __init__(
         self, model: nn.Module, images: Dataset, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,
-        precision: str = "fp32", label_smoothing: float = 0.0, batch_norm_images: int | None = None, top5: bool | None = None,
+        precision: str = "fp32", compile: bool = False, label_smoothing: float = 0.0, batch_norm_images: int | None = None, top5: bool | None = None,
     ):  # fmt: skip
         if batch_norm_images is not None and batch_norm_images < 2:
             raise ValueError(f"problem.batch_norm_images={batch_norm_images}: a variance takes at least 2 images; null takes eval.train_images.")
@@ -80,6 +81,8 @@ class ImageProblem:
         self.batch_size = batch_size
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
         self._model, self._l2, self._seed, self._label_smoothing = model, l2, seed, label_smoothing
+        # Bound to one vector after another it stays one graph: a parameter's address is no part of what is compiled.
+        self._differentiated = torch.compile(model) if compile else model
         self._tf32 = precision == "tf32"
         self._autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
         self._top5 = images.num_classes >= _MANY_CLASSES if top5 is None else top5
@@ -135,7 +138,7 @@ class ImageProblem:
             self._model.train()
         self._multiply(self._tf32)
         with self._autocast:
-            outputs = self._model(self._inputs)
+            outputs = self._differentiated(self._inputs)
         loss = F.cross_entropy(outputs.to(self.dtype), self._labels, label_smoothing=self._label_smoothing)
         loss.backward()
         self.loss = loss.detach()
