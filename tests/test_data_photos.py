@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import Launcher, Said
 from PIL import Image
+from scipy.io import savemat
 from torch import Tensor, nn
 
 from easgd_cli.data import decoding, folders, preparation
@@ -396,8 +397,26 @@ def test_flat_validation_images_with_a_wordnet_id_a_line(ilsvrc: Path) -> None:
     assert made.test.labels.tolist() == [2, 0, 1, 0, 2, 1] and made.input_shape == (3, 221, 221) and made.resize == 256
 
 
+def test_flat_validation_images_with_the_development_kit_as_it_unpacks(ilsvrc: Path) -> None:
+    """Its numbers are in an order of their own, and it has nodes above the classes."""
+    kit = ilsvrc / "ILSVRC2012_devkit_t12" / "data"
+    kit.mkdir(parents=True)
+    ids = {wnid: n for n, wnid in zip((2, 3, 1), sorted(set(SHOWN)), strict=True)}
+    numbers = "\n".join(str(ids[wnid]) for wnid in SHOWN) + "\n"
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text(numbers)
+    with pytest.raises(UsageError, match="there is none beside it"):
+        imagenet(str(ilsvrc))
+    synsets = [(n, wnid, "words", "gloss", 0) for wnid, n in ids.items()] + [(4, "n00001740", "entity", "gloss", 3)]
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    savemat(str(kit / "meta.mat"), {"synsets": np.array(synsets, dtype=kinds)})
+    assert imagenet(str(ilsvrc)).test.labels.tolist() == [2, 0, 1, 0, 2, 1]
+    (kit / "meta.mat").write_bytes(b"not a MATLAB file")
+    with pytest.raises(UsageError, match=r"meta\.mat beside it cannot be read"):
+        imagenet(str(ilsvrc))
+
+
 def test_flat_validation_images_need_a_file(ilsvrc: Path) -> None:
-    with pytest.raises(UsageError, match=r"val is not sorted .* put LOC_val_solution.csv \(Kaggle's\) or imagenet_2012_validation_synset_labels.txt"):
+    with pytest.raises(UsageError, match=r"val is not sorted .* put LOC_val_solution.csv \(Kaggle's\), imagenet_2012_validation_synset_labels.txt"):
         imagenet(str(ilsvrc))
 
 

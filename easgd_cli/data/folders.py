@@ -124,20 +124,20 @@ def _flat(root: str, top: Path, classes: Sequence[str]) -> Listed:
 
 _SOLUTION = "LOC_val_solution.csv"
 _SYNSETS = "imagenet_2012_validation_synset_labels.txt"
-_DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
+_DEVKIT = "ILSVRC2012_validation_ground_truth.txt"  # of the development kit, with meta.mat beside it
 
 
 def _ground_truth(root: str, top: Path) -> dict[str, str]:
     """The WordNet id of each validation image by its name without suffix. Raises UsageError."""
     places = (top, top / "val", top / "data", top / "ILSVRC2012_devkit_t12" / "data")
-    file = next((p / name for name in (_SOLUTION, _SYNSETS) for p in places if (p / name).is_file()), None)
+    file = next((p / name for name in (_SOLUTION, _SYNSETS, _DEVKIT) for p in places if (p / name).is_file()), None)
     if file is None:
-        numbers = next((p / _DEVKIT for p in places if (p / _DEVKIT).is_file()), None)
-        seen = f" {numbers} alone does not do: its numbers are explained in meta.mat, a MATLAB file." if numbers else ""
         raise UsageError(
-            f"dataset.root={root}: val is not sorted into classes, and there is no file that says what its images show; put {_SOLUTION} (Kaggle's) or "
-            f"{_SYNSETS} (a WordNet id a line) into {top}.{seen}"
+            f"dataset.root={root}: val is not sorted into classes, and there is no file that says what its images show; put {_SOLUTION} (Kaggle's), "
+            f"{_SYNSETS} (a WordNet id a line), or the unpacked ILSVRC2012_devkit_t12 into {top}."
         )
+    if file.name == _DEVKIT:
+        return _devkits(root, file)
     try:
         with open(file, encoding="utf-8", newline="") as lines:
             if file.name == _SYNSETS:
@@ -146,6 +146,24 @@ def _ground_truth(root: str, top: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError, KeyError, IndexError, AttributeError, csv.Error) as e:
         what = "lines of ImageId,PredictionString" if file.name == _SOLUTION else "a WordNet id a line"
         raise UsageError(f"dataset.root={root}: {file} cannot be read ({type(e).__name__}: {e}); it holds {what}.") from e
+
+
+def _devkits(root: str, file: Path) -> dict[str, str]:
+    """The same from the development kit, whose numbers meta.mat explains. Raises UsageError."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UsageError(f"dataset.root={root}: {file} goes with a MATLAB file, which takes the package scipy to read; pip install scipy.") from None
+    meta = file.with_name("meta.mat")
+    if not meta.is_file():
+        raise UsageError(f"dataset.root={root}: {file} numbers the classes as meta.mat has them, and there is none beside it; put it there.")
+    try:
+        synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
+        wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
+        numbers = [int(line) for line in file.read_text(encoding="utf-8").split()]
+        return {f"ILSVRC2012_val_{n:08d}": wnids[number] for n, number in enumerate(numbers, 1)}
+    except Exception as e:  # whatever a damaged file makes the library raise
+        raise UsageError(f"dataset.root={root}: {file} and meta.mat beside it cannot be read ({type(e).__name__}: {e}); unpack the kit again.") from e
 
 
 def _subfolders(root: str, folder: Path) -> list[str]:
