@@ -151,6 +151,15 @@ def test_a_running_run_is_read_as_it_stands(tmp_path: Path) -> None:
     assert read.bytes_exchanged == 8 * 2 * 4 * PARAMETERS
 
 
+def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = {"a": {"status": "completed"}, "b": {"status": "running", "pid": 1}, "c": {"status": "queued"}, "d": {"status": "failed", "reason": "no data"}}
+    (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    assert main(["report", str(sweep)]) == 0
+    out = capsys.readouterr().out
+    assert "of 4 jobs 1 completed, 1 failed, 1 queued, 1 running." in out
+    assert "d: failed before it began: no data" in out
+
+
 def test_the_held_out_images_choose_and_the_test_images_judge(tmp_path: Path) -> None:
     run = make(tmp_path / "a", [])
     moments = [(90.0, 80.0), (10.0, 30.0), (20.0, 15.0)]  # the least test error is not where the least held-out error is

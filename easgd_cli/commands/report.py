@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
                 f"--rows {','.join(asked.rows)}: {key} does not differ between these runs; there are: {', '.join((*c.told_apart, *c.also_differ))}."
             )
     out = _made(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
-    tables, notes = table.tables(c), _notes(c)
+    tables, notes = table.tables(c), [*reading.unfinished(asked.paths), *_notes(c)]
     for t in tables:
         _show(t)
     for note in notes:

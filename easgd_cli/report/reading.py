@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,21 @@ def find(words: Sequence[str]) -> list[Path]:
         for run in runs:
             found.setdefault(run.resolve(), run)
     return list(found.values())
+
+
+def unfinished(words: Sequence[str]) -> Iterator[str]:
+    """A sentence for each sweep among these paths that has jobs to go, and for each job that failed before it had a directory."""
+    for root in map(Path, words):
+        try:
+            jobs = json.loads((root / "sweep.json").read_text(encoding="utf-8"))["jobs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        counts = Counter(job["status"] for job in jobs.values())
+        if counts["queued"] or counts["running"]:
+            yield f"{root.name}: of {len(jobs)} jobs {', '.join(f'{n} {status}' for status, n in sorted(counts.items()))}."
+        for name, job in jobs.items():
+            if job["status"] == "failed" and not (root / name).is_dir():
+                yield f"{name}: failed before it began: {job.get('reason', 'no reason is known')}"
 
 
 def _below(path: Path) -> Iterator[Path]:
