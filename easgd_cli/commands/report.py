@@ -40,7 +40,7 @@ reached and what it cost; writes report.html (one page, needs no network) and it
 
   easgd report runs/sweeps/fig2_small
   easgd report runs/sweeps/fig10_small --levels 20,10,5,3 --baseline algo=msgd
-  easgd report 'runs/2026-11-24_*' --x bytes --out /tmp/november
+  easgd report 'runs/2026-11-24_*' --x bytes --out november
 """
 
 _AXES = ("seconds", "steps", "bytes")
