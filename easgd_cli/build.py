@@ -285,7 +285,7 @@ def vectors_needed(s: Settings, rules: Method, kept: Average | None, on_cpu: int
     lasting = s.workers * (len(rules.state) + bool(rules.center) + (average and not rules.center))  # of the workers, replies among them
     scratch = s.workers * len(rules.scratch)
     closing = lasting + max(owner, evaluated) + 1  # the last checkpoint, all of it at once, and the state_dict that is saved
-    if not getattr(locate("launcher", s.launcher["target"]), "forks", True):
+    if not launched_in_processes(s):
         return owner + lasting + scratch + closing + 2  # what backward adds to the gradient, and the evaluator's copy
     problems = 3 * on_cpu + (s.workers - on_cpu)  # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
     evaluator = 3  # gradient, start, and its copy of a snapshot
@@ -295,6 +295,11 @@ def vectors_needed(s: Settings, rules: Method, kept: Average | None, on_cpu: int
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB"
+
+
+def launched_in_processes(s: Settings) -> bool:
+    """Whether the launcher makes a process of every worker, with a problem and threads of its own."""
+    return bool(getattr(locate("launcher", s.launcher["target"]), "forks", False))
 
 
 def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:

@@ -18,6 +18,7 @@ import yaml
 
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.scratch import put
 
 _LONGEST = 120  # characters of a name before the rest becomes a hash; file systems allow 255 bytes
 _DATE = len("2026-01-01_00-00-00")
@@ -78,8 +79,8 @@ def candidates(path: Path) -> Iterator[Path]:
 def write_config(path: Path, settings: Settings, overrides: Sequence[str]) -> None:
     """config.yaml, enough to run it again, and overrides.yaml. Raises UsageError when they cannot be written."""
     try:
-        _write(path / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
-        _write(path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
+        _put(path / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
+        _put(path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
     except OSError as e:
         raise UsageError(f"{path}: the run's configuration cannot be written there ({_why(e)}); choose another place with hydra.run.dir=PATH.") from e
 
@@ -142,13 +143,8 @@ def discard(path: Path, above: Sequence[Path] = ()) -> None:
             parent.rmdir()
 
 
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _put(path: Path, text: str) -> None:
+    put(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def _why(e: OSError) -> str:

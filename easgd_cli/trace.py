@@ -5,7 +5,6 @@ Read by chrome://tracing, ui.perfetto.dev and TensorBoard's profiler plugin.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from easgd_cli.config import UNPROFILED_STEPS
 from easgd_cli.drive import Objective, Session
+from easgd_cli.scratch import put
 
 
 class Trace:
@@ -47,12 +47,9 @@ class Trace:
             self._profile.stop()
 
     def _write(self, recorded: profile) -> None:
-        beside = self._path.with_name(f".{self._path.name}")
         try:
-            recorded.export_chrome_trace(str(beside))
-            os.replace(beside, self._path)
+            put(self._path, lambda beside: recorded.export_chrome_trace(str(beside)))
         except (OSError, RuntimeError) as e:
-            beside.unlink(missing_ok=True)
             print(f"{self._path} could not be written: {e}", flush=True)
 
 

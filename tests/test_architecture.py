@@ -17,7 +17,7 @@ LAYERS = [
     {"worker", "master", "evaluator", "record", "trace"},
     {"drive", "transport", "problem", "problems", "checkpoint", "snapshot", "meter", "build"},
     {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"}
-    | {"interruption", "scratch"},
+    | {"interruption", "scratch", "picture"},
 ]
 ONLY_IN = {
     "hydra": {"commands"},
@@ -27,7 +27,7 @@ ONLY_IN = {
     "PIL": {"data", "bench"},
     "tensorboard": {"record"},
     "rich": {"record", "commands"},
-    "matplotlib": {"report", "theory"},
+    "matplotlib": {"picture.py", "report", "theory"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -123,7 +123,7 @@ def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(number
 
 def test_lanes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_cores", lambda: list(range(8)))
-    local, simulated = ({"name": name, "target": "t"} for name in ("local", "simulated"))
+    local, simulated = ({"name": name.lower(), "target": f"easgd_cli.launcher.kinds:{name}"} for name in ("Local", "Simulated"))
     of = [Settings(eta=0.1, workers=2, launcher=local), Settings(eta=0.1, workers=4, launcher=local)] * 5
     assert packing.lanes("auto", of) == [{0, 1, 2, 3}, {4, 5, 6, 7}]  # the greatest has four workers
     assert packing.lanes("3", of) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from easgd_cli import picture
 from easgd_cli.__main__ import main
 from easgd_cli.report import figures, page, reading, table
 from easgd_cli.report.comparison import compare
-from easgd_cli.theory.studies import picture
 
 PARAMETERS = 1000
 SECONDS = {"compute": 6.0, "data": 1.0, "communication": 2.0, "other": 1.0}

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from conftest import Said
 
+from easgd_cli import picture
 from easgd_cli.commands import configs
 from easgd_cli.theory import moments
 from easgd_cli.theory.settings import STUDIES, Figure5
-from easgd_cli.theory.studies import figure5, picture
+from easgd_cli.theory.studies import figure5
 
 
 def rows(path: Path, table: str) -> list[dict]:
@@ -199,7 +200,7 @@ def test_help_names_every_study_and_setting_and_loads_nothing_heavy(easgd, here:
 def test_pictures_need_no_pyplot_and_ignore_the_users_style(here: Path) -> None:
     code = (
         "import matplotlib, sys; matplotlib.rcParams['font.size'] = 30\n"
-        "from easgd_cli.theory.studies import figure1, picture\n"
+        "from easgd_cli import picture\nfrom easgd_cli.theory.studies import figure1\n"
         "from easgd_cli.theory.settings import Figure1\n"
         "from pathlib import Path\n"
         "with picture.style():\n"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, count, repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from easgd_cli.bench.measure import Row, alternate, rate
 from easgd_cli.data import vision
@@ -24,15 +25,6 @@ _SECONDS = 0.3  # of each window
 _SECONDS_OF_PHOTOS = 1.0
 
 
-class Cut(Protocol):
-    """Images as batches are cut from them, wherever they lie."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]: ...
-
-    def training_batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
-
-
 def run(images: Images, batch_size: int, windows: int) -> list[Row]:
     """Images a second, ready for the net: cropped and mirrored as the set asks, as floats in batches of `batch_size`.
 
@@ -40,48 +32,20 @@ def run(images: Images, batch_size: int, windows: int) -> list[Row]:
     """
     if images.train.dtype != torch.uint8 or images.train.shape[1] not in (1, 3):
         raise UsageError("bench data: torchvision's peer takes uint8 images of 1 or 3 channels, and this data set has others.")
-    return [against_loader(images, _OneByOne(images), batch_size, windows, target=5.0)]
-
-
-def against_loader(images: Cut, peer: Any, batch_size: int, windows: int, target: float) -> Row:
-    """Batches of `images` against torch's DataLoader on `peer`: the same images one by one, each with its label, as torchvision has them.
-
-    One process and one thread on either side.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _row(images, peer, batch_size, windows, target)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _row(images: Cut, peer: Any, batch_size: int, windows: int, target: float) -> Row:
-    batches, generator = Batches(len(peer), batch_size, seed=0), torch.Generator()
-    loader: Any = torch.utils.data.DataLoader(peer, batch_size, shuffle=True)
-    step, theirs = 0, iter(loader)
-
-    def ours() -> None:
-        nonlocal step
-        images.training_batch(batches.indices(0, step), generator.manual_seed(step))
-        step += 1
-
-    def peers() -> None:
-        nonlocal theirs
-        if next(theirs, None) is None:
-            theirs = iter(loader)
-            next(theirs)
-
-    crop = "x".join(str(side) for side in images.input_shape)
-    return alternate(
-        f"batches of {batch_size} images {crop}, one core",
-        lambda: rate(ours, batch_size, _SECONDS),
-        "torchvision DataLoader",
-        lambda: rate(peers, batch_size, _SECONDS),
-        "images/s",
-        windows,
-        target,
-    )
+    loader: Any = torch.utils.data.DataLoader(_OneByOne(images), batch_size, shuffle=True)  # type: ignore[arg-type]
+    ours, theirs = _batches(images, batch_size), _again_and_again(loader)
+    with _one_thread():
+        return [
+            alternate(
+                f"batches of {batch_size} images {_by(images.input_shape)}, one core",
+                lambda: rate(ours, batch_size, _SECONDS),
+                "torchvision DataLoader",
+                lambda: rate(theirs, batch_size, _SECONDS),
+                "images/s",
+                windows,
+                target=5.0,
+            )
+        ]
 
 
 def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: int) -> list[Row]:
@@ -93,35 +57,51 @@ def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: 
     flip = [transforms.RandomHorizontalFlip()] if images.flip else []
     steps = [transforms.Resize(images.resize), transforms.RandomCrop(images.crop), *flip, transforms.ToTensor()]
     loader: Any = torch.utils.data.DataLoader(datasets.ImageFolder(str(originals), transforms.Compose(steps)), batch_size, shuffle=True, drop_last=True)
-    own, batches, generator = replace(images, loaders=0), Batches(images.count("train"), batch_size, seed=0), torch.Generator()
-    step, theirs = 0, iter(loader)
-
-    def ours() -> None:
-        nonlocal step
-        own.training_batch(batches.indices(0, step), generator.manual_seed(step))
-        step += 1
-
-    def peers() -> None:
-        nonlocal theirs
-        if next(theirs, None) is None:
-            theirs = iter(loader)
-            next(theirs)
+    ours, theirs = _batches(replace(images, loaders=0), batch_size), _again_and_again(loader)
 
     def a_second(work: Callable[[], None]) -> float:
-        began, count = time.process_time(), 0
+        began, images_made = time.process_time(), 0
         while time.process_time() - began < _SECONDS_OF_PHOTOS:
             work()
-            count += batch_size
-        return count / (time.process_time() - began)
+            images_made += batch_size
+        return images_made / (time.process_time() - began)
 
     keep_freed_memory()  # as a worker does: a batch of photos is 75 MB
+    with _one_thread():
+        what = f"batches of {batch_size} photos {_by(images.crop)}, one core"
+        return [alternate(what, lambda: a_second(ours), "torchvision ImageFolder", lambda: a_second(theirs), "images/CPU s", windows, target=4.0)]
+
+
+def _batches(images: Images | StoredImages, batch_size: int) -> Callable[[], None]:
+    """Makes the next batch of a worker at each call."""
+    batches, generator = Batches(images.count("train"), batch_size, seed=0), torch.Generator()
+    steps = count()
+
+    def work() -> None:
+        step = next(steps)
+        images.training_batch(batches.indices(0, step), generator.manual_seed(step))
+
+    return work
+
+
+def _again_and_again(loader: Any) -> Callable[[], None]:
+    """Takes the next batch of `loader` at each call, pass after pass."""
+    batches = chain.from_iterable(repeat(loader))
+    return lambda: next(batches)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        what = f"batches of {batch_size} photos {'x'.join(map(str, images.crop))}, one core"
-        return [alternate(what, lambda: a_second(ours), "torchvision ImageFolder", lambda: a_second(peers), "images/CPU s", windows, target=4.0)]
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _by(sides: tuple[int, ...]) -> str:
+    return "x".join(map(str, sides))
 
 
 class _OneByOne:

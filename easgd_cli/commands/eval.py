@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import arguments, compose, running
+from easgd_cli.commands import arguments, compose, output, running
 from easgd_cli.config import Settings
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         _export(asked.export, problem.state_dict(x), said)
     if asked.json is not None:
         content = said | ({"classes": list(classes or ()), "confusion": counts.tolist()} if counts is not None else {})
-        _written(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+        output.put(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
     console = Console()
     console.print(_figures(said))
     if counts is not None:
@@ -176,18 +175,7 @@ def _export(path: Path, state: Mapping[str, Tensor], said: Mapping[str, Any]) ->
         from safetensors.torch import save_file
     except ImportError:
         raise UsageError(f"--export {path}: needs the package safetensors; install it with pip install safetensors.") from None
-    _written(path, lambda beside: save_file(dict(state), str(beside), metadata={key: str(value) for key, value in said.items()}))
-
-
-def _written(path: Path, write: Any) -> None:
-    """Written beside and renamed. Raises RunError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    except OSError as e:
-        beside.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written ({e.strerror or e}).") from e
+    output.put(path, lambda beside: save_file(dict(state), str(beside), metadata={key: str(value) for key, value in said.items()}))
 
 
 def _figures(said: Mapping[str, Any]) -> Table:

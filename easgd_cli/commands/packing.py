@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from easgd_cli import build
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher.stopping import Signals
@@ -46,7 +47,7 @@ def lanes(jobs: str, settings: Sequence[Settings]) -> list[set[int]]:
 
 
 def _needed(s: Settings, cores: int) -> int:
-    return (s.threads or cores) if s.launcher["name"] != "local" else s.workers * (s.threads or 1)
+    return (s.threads or cores) if not build.launched_in_processes(s) else s.workers * (s.threads or 1)
 
 
 def run(

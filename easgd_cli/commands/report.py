@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.commands import output
+from easgd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from easgd_cli.report.comparison import Comparison
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(
                 f"--rows {','.join(asked.rows)}: {key} does not differ between these runs; there are: {', '.join((*c.told_apart, *c.also_differ))}."
             )
-    out = _made(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
+    out = output.directory(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
     tables, notes = table.tables(c), [*reading.unfinished(asked.paths), *_notes(c)]
     for t in tables:
         _show(t)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(paths)} runs"
     written = _write(out, title, c, tables, notes, asked)
     if asked.json is not None:
-        _put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c), indent=1) + "\n", encoding="utf-8"))
+        output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c), indent=1) + "\n", encoding="utf-8"))
     print(f"Wrote {', '.join(written)} in {out}", flush=True)
     return 0
 
@@ -133,16 +133,6 @@ def _level(text: str, value: str) -> float:
     if not math.isfinite(level):
         raise UsageError(f"--levels {value}: are numbers with commas between, such as --levels 20,10,5.")
     return level
-
-
-def _made(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as e:
-        raise UsageError(f"--out {out}: nothing can be written there ({e.strerror}); choose another directory with --out DIR.") from e
-    return out
 
 
 def _notes(c: Comparison) -> list[str]:
@@ -201,29 +191,18 @@ def _show(t: Table) -> None:
 
 def _write(out: Path, title: str, c: Comparison, tables: list[Table], notes: list[str], asked: _Asked) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
+    from easgd_cli import picture
     from easgd_cli.report import figures, page
-    from easgd_cli.theory.studies import picture
 
     written, on_page = [], {}
     with picture.style():
         drawn = figures.figures(c, asked.x, asked.rows)
         for name, figure in drawn.items():
             for suffix in ("png", "svg"):
-                _put(out / f"{name}.{suffix}", partial(picture.save, figure))
+                output.put(out / f"{name}.{suffix}", partial(picture.save, figure))
                 written.append(f"{name}.{suffix}")
             on_page[name] = (out / f"{name}.svg", figures.caption(c, name, asked.x))
     if not drawn:
         print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
-    _put(out / "report.html", lambda path: path.write_text(page.page(title, c, tables, notes, on_page), encoding="utf-8"))
+    output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, tables, notes, on_page), encoding="utf-8"))
     return ["report.html", *written]
-
-
-def _put(path: Path, write: Callable[[Path], object]) -> None:
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    except OSError as e:
-        raise RunError(f"{path}: cannot be written ({e.strerror}).") from e
-    finally:
-        beside.unlink(missing_ok=True)

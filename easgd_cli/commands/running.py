@@ -56,7 +56,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         lines.append(f"{given['gamma']} has no effect: schedule={settings.schedule['name']} does not use it.")
     if "tau" in given and not method.center:
         lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
-    if "profile" in given and not getattr(build.locate("launcher", settings.launcher["target"]), "forks", False):
+    if "profile" in given and not build.launched_in_processes(settings):
         lines.append(f"{given['profile']} has no effect: launcher={settings.launcher['name']} has no worker processes.")
     asked = build.asked_by_problem(settings)
     for key, name in (("l2", "l2"), ("batch_size", "batch_size"), ("precision", "precision"), ("compile", "compile"), ("eval.train_images", "train_images")):

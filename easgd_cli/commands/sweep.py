@@ -29,6 +29,7 @@ from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.scratch import put
 
 _ENDED = ("completed", "diverged", "running elsewhere")  # for this sweep
 _GO_ON = "to go on with it, give the same command again."
@@ -162,10 +163,8 @@ class Board:
         self._write()
 
     def _write(self) -> None:
-        beside = self._path.with_name(f".sweep.json.{os.getpid()}")
         with suppress(OSError):  # the runs' own records are what counts
-            beside.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
-            os.replace(beside, self._path)
+            put(self._path, lambda beside: beside.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8"))
 
 
 def _read(path: Path) -> dict[str, Any]:

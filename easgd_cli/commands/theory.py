@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from easgd_cli.commands import output
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.theory.settings import STUDIES, default, read
 
@@ -42,11 +43,11 @@ def main(argv: Sequence[str]) -> int:
     if what == "all" and words:
         raise UsageError(f"{words[0]}: settings belong to one study; name it first, such as easgd theory moments {words[0]}. See easgd theory --help.")
     asked = {name: read(name, words) for name in (STUDIES if what == "all" else [what])}
-    directory = _made(out)
+    directory = output.directory(out)
 
     import torch  # only now: a mistake and the help are answered in a moment
 
-    from easgd_cli.theory.studies import picture
+    from easgd_cli import picture
 
     torch.set_num_threads(1)
     for name, settings in asked.items():
@@ -73,16 +74,6 @@ def _out(argv: Sequence[str]) -> tuple[Path, list[str]]:
         else:
             words.append(word)
     return out, words
-
-
-def _made(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as e:
-        raise UsageError(f"--out {out}: nothing can be written there ({e.strerror}); choose another directory.") from e
-    return out
 
 
 def _described(name: str) -> str:

@@ -12,10 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from easgd_cli import picture
 from easgd_cli.report import table
 from easgd_cli.report.comparison import Comparison, Configuration, label, order, written
 from easgd_cli.report.reading import Run
-from easgd_cli.theory.studies import picture
 
 AXES = ("seconds", "steps", "bytes")  # what curves are drawn against
 _ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from left to right

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from easgd_cli import picture
 from easgd_cli.algorithms import EASGD, SyncEASGD
 from easgd_cli.algorithms.base import Method
 from easgd_cli.drive import ByHand
@@ -16,7 +17,6 @@ from easgd_cli.schedule import Constant
 from easgd_cli.theory import doublewell
 from easgd_cli.theory.linear import Array
 from easgd_cli.theory.settings import DoubleWell
-from easgd_cli.theory.studies import picture
 from easgd_cli.theory.studies.study import Cell, Study, Table
 
 _AT_REST = 1e-10  # a round that moves nothing by more

@@ -8,13 +8,13 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from easgd_cli import picture
 from easgd_cli.algorithms import GaussSeidelEASGD, PullThenStep, SyncEASGD
 from easgd_cli.algorithms.base import Method
 from easgd_cli.theory.family import FORMS, GAUSS_SEIDEL, JACOBI, PULL_THEN_STEP, Form
 from easgd_cli.theory.linear import Array
 from easgd_cli.theory.settings import Family
 from easgd_cli.theory.simulate import runs_affordable, synchronous
-from easgd_cli.theory.studies import picture
 from easgd_cli.theory.studies.study import Cell, Study, Table
 
 _ALPHA = 1.5  # the maps show alpha between -1 and this

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from easgd_cli import picture
 from easgd_cli.theory.linear import Array, spectral_radius
 from easgd_cli.theory.roundrobin import admm_round
 from easgd_cli.theory.settings import Figure1
-from easgd_cli.theory.studies import picture
 from easgd_cli.theory.studies.study import Study, Table
 
 

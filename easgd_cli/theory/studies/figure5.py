@@ -7,10 +7,10 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
+from easgd_cli import picture
 from easgd_cli.theory import moments
 from easgd_cli.theory.linear import Array, Truth
 from easgd_cli.theory.settings import Figure5
-from easgd_cli.theory.studies import picture
 from easgd_cli.theory.studies.study import Cell, Study, Table
 
 P = (1, 10, 100, 1000, 10_000)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from easgd_cli import picture
 from easgd_cli.algorithms import SyncEASGD
 from easgd_cli.theory import moments
 from easgd_cli.theory.settings import Moments
 from easgd_cli.theory.simulate import Sample, runs_affordable, synchronous
-from easgd_cli.theory.studies import picture
 from easgd_cli.theory.studies.study import Cell, Study, Table
 
 Samples = dict[int, tuple[Sample, Sample]]

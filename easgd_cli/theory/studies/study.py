@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from easgd_cli.theory.studies import picture
+from easgd_cli import picture, scratch
 
 Cell = float | int | str | None
 
@@ -49,13 +48,8 @@ class Study:
         written = []
 
         def put(name: str, write: Callable[[Path], object]) -> None:
-            path, beside = out / name, out / f".{os.getpid()}.{name}"
-            try:
-                write(beside)
-                os.replace(beside, path)
-            finally:
-                beside.unlink(missing_ok=True)
-            written.append(path)
+            scratch.put(out / name, write)
+            written.append(out / name)
 
         content = {
             "study": self.name,

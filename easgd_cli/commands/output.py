@@ -1,0 +1,28 @@
+"""Where a command writes what it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from easgd_cli import scratch
+from easgd_cli.errors import RunError, UsageError
+
+
+def directory(out: Path) -> Path:
+    """`out`, made where it is missing. Raises UsageError where nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as e:
+        raise UsageError(f"--out {out}: nothing can be written there ({e.strerror}); choose another directory with --out DIR.") from e
+    return out
+
+
+def put(path: Path, write: Callable[[Path], object]) -> None:
+    """Has `path` written, whole or not at all. Raises RunError."""
+    try:
+        scratch.put(path, write)
+    except OSError as e:
+        raise RunError(f"{path}: cannot be written ({e.strerror or e}).") from e
