@@ -210,10 +210,12 @@ def total_steps(s: Settings, train_images: int | None) -> int | None:
 
 def profiled_steps(s: Settings) -> int | None:
     """How many steps of worker 0 are to be profiled. Raises UsageError."""
-    interval = Interval.parse("profile", s.profile)
-    if interval is not None and interval.steps is None:
+    if s.profile is None:
+        return None
+    found = re.fullmatch(r"\s*([1-9][0-9]*)\s*steps?\s*", s.profile)
+    if found is None:
         raise UsageError(f"profile={s.profile}: a trace is as long as a number of steps, such as profile='10 steps'.")
-    return interval.steps if interval is not None else None
+    return int(found[1])
 
 
 def _get(s: Settings, key: str) -> Any:

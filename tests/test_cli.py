@@ -92,7 +92,7 @@ MISTAKES = [
     ("schedule=cosine minutes=2", ["schedule=cosine minutes=2: this schedule follows the run's local steps", "give steps= or epochs="]),
     ("schedule=cosine schedule.final=2", ["schedule.final=2: ", "it lies in [0, 1]"]),
     ("profile='30 s'", ["profile=30 s: a trace is as long as a number of steps, such as profile='10 steps'"]),
-    ("profile=10", ["profile=10: an interval is a positive number with a unit"]),
+    ("profile=10", ["profile=10: a trace is as long as a number of steps, such as profile='10 steps'"]),
     ("profile='10 steps' steps=14", ["profile=10 steps: the first 5 steps are not recorded, and the run has 14"]),
     ("precision=fp16", ["precision=fp16: is fp32, tf32 or bf16"]),
     ("precision=tf32 device=cpu", ["precision=tf32 device=cpu: tf32 is how CUDA devices multiply", "use fp32, or bf16"]),
