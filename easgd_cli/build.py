@@ -185,6 +185,9 @@ def prepare(s: Settings) -> Prepared:
     check_threads(s)
     devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
+    [owner] = deal_devices(s.center_device, 1, "center_device")
+    if owner != "cpu" and rules.center and launched_in_processes(s) and set(devices) != {owner}:
+        raise UsageError(f"center_device={s.center_device} device={s.device}: a center on a GPU is for workers that all compute there; write device={owner}.")
     if s.precision == "tf32" and any(not d.startswith("cuda") for d in devices):
         raise UsageError(f"precision=tf32 device={s.device}: tf32 is how CUDA devices multiply, and a worker would be on a CPU; use fp32, or bf16.")
     if s.compile and any(not d.startswith("cuda") for d in devices):

@@ -24,10 +24,10 @@ class Center:
     def __init__(self, method: Method, vectors: Mapping[str, Tensor], clock: int = 0, average: Average | None = None):
         self.method, self.vectors, self.clock, self._average = method, dict(vectors), clock, average
         self.size = self.vectors["x"].numel()
-        self._slices = [slice(at, min(at + BLOCK, self.size)) for at in range(0, self.size, BLOCK)]
-        self._mean = torch.empty(
-            min(BLOCK, self.size), dtype=self.vectors["x"].dtype, device=self.vectors["x"].device
-        )  # of a round's messages, a block at a time
+        x = self.vectors["x"]
+        block = BLOCK if x.device.type == "cpu" else max(1, self.size)  # a GPU takes a call a block, and those cost more than what its cache saves
+        self._slices = [slice(at, min(at + block, self.size)) for at in range(0, self.size, block)]
+        self._mean = torch.empty(min(block, self.size), dtype=x.dtype, device=x.device)  # of a round's messages, a block at a time
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
 
     def lend(self, message: Tensor, reply: Tensor) -> Lent:

@@ -78,6 +78,7 @@ class Settings:
     until: Until = field(default_factory=Until)
 
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin
+    center_device: str = "cpu"  # where the center lies: cpu, or a GPU on which all workers compute
     threads: Optional[int] = None  # CPU threads of each worker; max(1, cores // workers) unless given
     precision: str = "fp32"  # of a net's gradient: fp32 | bf16 (autocast) | tf32 (CUDA only); parameters, center and evaluation are fp32
     compile: bool = False  # the workers' nets by torch.compile: a minute before training; slower on the CPUs tried, where it takes a C++ compiler

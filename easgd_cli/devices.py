@@ -25,13 +25,12 @@ def deal_devices(device: str, workers: int, key: str = "device") -> list[str]:
         if not known:
             raise UsageError(f"{key}=cuda: this machine shows no CUDA device; use {key}=cpu.")
     else:
-        known = [d.strip() for d in device.split(",")]
-        for d in known:
-            _check(key, device, d)
+        known = [_checked(key, device, d.strip()) for d in device.split(",")]
     return [known[i % len(known)] for i in range(workers)]
 
 
-def _check(key: str, given: str, device: str) -> None:
+def _checked(key: str, given: str, device: str) -> str:
+    """`device`, one of those `given`, with its number: cuda is cuda:0."""
     try:
         d = torch.device(device)
     except RuntimeError:
@@ -40,6 +39,7 @@ def _check(key: str, given: str, device: str) -> None:
         raise UsageError(f"{key}={given}: is auto, cpu, cuda, or a list of devices such as cuda:0,cuda:1.")
     if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"{key}={given}: this machine shows {torch.cuda.device_count()} CUDA devices; use {key}=cpu.")
+    return f"cuda:{d.index or 0}" if d.type == "cuda" else "cpu"
 
 
 def worker_threads(s: Settings) -> int:

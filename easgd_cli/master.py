@@ -20,6 +20,7 @@ from easgd_cli.config import Interval
 from easgd_cli.memory import SharedTensors
 from easgd_cli.snapshot import Moment, Snapshots
 from easgd_cli.transport.base import Kind, Mark, Reply, Request
+from easgd_cli.transport.on_device import hand_out
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 
 _REPORT_SECONDS = 0.2  # how often the order of exchanges is posted and the launcher is listened to
@@ -42,6 +43,7 @@ class MasterStart:
     clocks: dict[int, int] = field(default_factory=dict)
     step: float = 0.0
     pace: Sequence[float] | None = None
+    device: str = "cpu"  # where the center is to lie, and the workers' vectors if that is a GPU
     cpu_seconds: float = 0.0  # used before, by a run that goes on
 
 
@@ -52,8 +54,10 @@ class Master:
         torch.set_num_threads(1)  # a second thread ruins small vectors when the workers are busy
         self._interval, self._pace = start.interval, start.pace
         self._channel = channel
-        self._center = Center(start.method, start.center.tensors, start.clock, start.average)
-        self._sessions = SharedMasterEnd(start.links, self._center)
+        device = torch.device(start.device)
+        torch.get_device_module(device).set_device(device)
+        self._center = Center(start.method, {name: v.to(device) for name, v in start.center.tensors.items()}, start.clock, start.average)
+        self._sessions = SharedMasterEnd(start.links, self._center, None if device.type == "cpu" else hand_out(start.links, device))
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
         self._in_rounds = start.method.gathers == "round"
         self._round: dict[int, Request] = {}  # messages waiting for those of the others

@@ -21,11 +21,14 @@ from easgd_cli.channel import Channel
 from easgd_cli.config import Interval, Settings, profiled_steps
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.memory import SharedTensors
-from easgd_cli.meter import Meter, Tally
+from easgd_cli.meter import Meter
 from easgd_cli.snapshot import Moment, Snapshots
+from easgd_cli.stopwatch import Timed
 from easgd_cli.trace import Named, Trace
 from easgd_cli.transport.base import Withdrawn
-from easgd_cli.transport.shared import Link, SharedWorkerEnd
+from easgd_cli.transport.on_device import Handed
+from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
+from easgd_cli.transport.staging import Staging
 
 _NEWS_SECONDS = 0.2  # how often it tells the launcher its clock and its rows: each message wakes a process that wants a core
 
@@ -61,13 +64,16 @@ class WorkerLoop:
             torch.use_deterministic_algorithms(True)
         self._start, self._channel = start, channel
         self._device = torch.device(start.device)
+        self._runtime = torch.get_device_module(self._device)  # torch.cuda, or torch.cpu, which has the same names and nothing to do
+        self._runtime.set_device(self._device)
         self._method = build.method(s)
         self._problem = build.problem(s, start.images, self._device)
         self._objective = drive.clipped(self._problem, s.clip)
-        self._session = SharedWorkerEnd(start.link, self._device)
+        self._session = SharedWorkerEnd(start.link, self._elsewhere())
         self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
         self._w = Worker(self._session.vectors, s.tau, build.schedule(s, start.steps), start.t, start.link.worker)
         self._meter = Meter(start.link.worker, s.batch_size, s.workers, start.steps, self._device, start.meter)
+        self._timed = Timed(self._objective, self._session, self._meter.tally, self._device)
         self._sequential = not self._method.center
         self._average = build.average(s) if self._sequential else None
         self._stop = False
@@ -78,6 +84,7 @@ class WorkerLoop:
         """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""
         self._objective.load(self._w.number, self._w.t)
         self._objective.gradient(self._w.x)
+        self._runtime.synchronize()
 
     def run(self, began: float) -> None:
         """Steps until the end. `began`: the monotonic time of training second 0.
@@ -87,10 +94,8 @@ class WorkerLoop:
         start, w, meter, session = self._start, self._w, self._meter, self._session
         tally = meter.tally
         snapshots = Snapshots(self._channel, self._lasting(), start.interval, began, start.pace)
-        asked: _Timed | Named = _Timed(self._objective, session, tally)
         trace = self._trace()
-        if trace is not None:
-            asked = Named(asked)
+        asked = self._timed if trace is None else Named(self._timed)
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
         while not self._stop and (start.steps is None or w.t < start.steps) and (start.minutes is None or snapshots.seconds() < start.minutes * 60):
@@ -102,6 +107,8 @@ class WorkerLoop:
                 self._stop = start.minutes is None or snapshots.seconds() < start.minutes * 60
                 break
             meter.step(self._problem.loss, session.staleness if session.exchanges != exchanged else None)
+            if meter.due(w.t):
+                self._timed.settle()  # a row waits for the device in any case: it tells a loss
             tally.seconds_loop = loop_before + time.perf_counter() - loop_began
             if trace is not None:
                 trace.step()
@@ -118,6 +125,8 @@ class WorkerLoop:
                 session.cut = False
                 self._post_state("checkpoint", snapshots)
             self._listen(snapshots)
+        self._timed.settle()
+        tally.seconds_loop = loop_before + time.perf_counter() - loop_began
         if trace is not None:
             trace.close()
         if tally.steps and not self._stop:  # what an interrupted run has not yet said belongs to the row it goes on with
@@ -127,6 +136,14 @@ class WorkerLoop:
             self._keep("final", snapshots)
         else:
             session.close(w.t)
+
+    def _elsewhere(self) -> Elsewhere | None:
+        """Where its vectors lie if not in the shared memory."""
+        if self._device.type == "cpu":
+            return None
+        if self._method.center and self._start.settings.center_device != "cpu":
+            return Handed(self._start.link, self._device)
+        return Staging(self._start.link.memory.tensors, self._device)
 
     def _trace(self) -> Trace | None:
         """The profile that is asked of this worker."""
@@ -164,6 +181,7 @@ class WorkerLoop:
     def _post_state(self, purpose: str, snapshots: Snapshots) -> None:
         """Everything this worker needs to go on from here, after all it has to say of before."""
         self._post_rows()
+        self._timed.settle()
         kept = self._lasting()
         if self._session.reply is not None:
             kept["reply"] = self._session.reply  # only to measure distances from it
@@ -178,32 +196,3 @@ class WorkerLoop:
     def _row(self, seconds: float) -> None:
         """Notes what happened since the last row."""
         self._rows.append(self._meter.row(self._w, seconds, self._session.served, self._session.reply))
-
-
-class _Timed:
-    """The objective and the session of a worker, with the seconds its step loop spends in each."""
-
-    def __init__(self, objective: drive.Objective, session: SharedWorkerEnd, tally: Tally):
-        self._objective, self._session, self._tally = objective, session, tally
-
-    def load(self, worker: int, t: int) -> None:
-        before = time.perf_counter()
-        self._objective.load(worker, t)
-        self._tally.seconds_data += time.perf_counter() - before
-
-    def gradient(self, x: Tensor) -> Tensor:
-        before = time.perf_counter()
-        g = self._objective.gradient(x)
-        self._tally.seconds_compute += time.perf_counter() - before
-        return g
-
-    def post(self, message: Tensor) -> None:
-        before = time.perf_counter()
-        self._session.post(message)
-        self._tally.seconds_communication += time.perf_counter() - before
-
-    def collect(self) -> Tensor:
-        before = time.perf_counter()
-        reply = self._session.collect()
-        self._tally.seconds_communication += time.perf_counter() - before
-        return reply

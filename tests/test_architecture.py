@@ -15,7 +15,7 @@ LAYERS = [
     {"commands"},
     {"launcher", "bench", "report", "theory", "rundir"},
     {"worker", "master", "evaluator", "record", "trace"},
-    {"drive", "transport", "problem", "problems", "checkpoint", "snapshot", "meter", "build"},
+    {"drive", "transport", "problem", "problems", "checkpoint", "snapshot", "meter", "stopwatch", "build"},
     {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"}
     | {"interruption", "scratch", "picture"},
 ]

@@ -23,6 +23,7 @@ from conftest import Launcher, Said
 from easgd_cli import __version__, build, memory, rundir
 from easgd_cli.commands import arguments, compose, configs
 from easgd_cli.config import Group, Settings
+from easgd_cli.devices import deal_devices
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.job import Job, Outcome
 
@@ -109,6 +110,7 @@ MISTAKES = [
     ("init=nofile.pt", ["init=nofile.pt: there is no such file"]),
     ("device=tpu", ["device=tpu: is auto, cpu, cuda"]),
     ("device=cuda:7,cuda:8", ["device=cuda:7,cuda:8: this machine shows"]),
+    ("center_device=cuda:1", ["center_device=cuda:1: this machine shows", "use center_device=cpu"]),
     ("=5", ["=5: there is no key before the ="]),
     ("batch_size=99999999999", ["batch_size=99999999999: this run needs", "for batches", "are free; use smaller batches"]),
     ("launcher=simulated launcher.compute=0", ["launcher.compute=0", "greater than 0"]),
@@ -348,8 +350,20 @@ def test_settings_without_effect_are_told_once(easgd: Easgd, unprepared: None) -
     simulated = easgd("train", "launcher=simulated", "profile=3 steps", "clip=1")
     assert simulated.err == "easgd: profile=3 steps has no effect: launcher=simulated has no worker processes.\n"
     assert easgd("train", "profile=3 steps", "clip=1").err == ""
+    assert easgd("train", "launcher=simulated", "center_device=cuda").err == (
+        "easgd: center_device=cuda has no effect: launcher=simulated keeps the center where its workers compute.\n"
+    )
     assert easgd("train", "problem=quadratic", "precision=bf16").err == "easgd: precision=bf16 has no effect: problem=quadratic does not use it.\n"
     assert "only exchange is before the first step" in easgd("train", "steps=10", "tau=10").err
+
+
+def test_a_center_on_a_gpu_is_for_workers_that_are_there(easgd: Easgd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert deal_devices("cuda, cpu,cuda:1", 4) == ["cuda:0", "cpu", "cuda:1", "cuda:0"]
+    for device in ("cuda:0", "cuda:0,cuda:1", "cpu"):
+        said = easgd("train", "center_device=cuda:1", f"device={device}")
+        assert said.status == 2
+        assert said.err == f"easgd: center_device=cuda:1 device={device}: a center on a GPU is for workers that all compute there; write device=cuda:1.\n"
 
 
 def test_the_exit_status_is_the_launchers(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:

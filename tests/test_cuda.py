@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from test_runs import run, saved_center, settings
 
-from easgd_cli import build
+from easgd_cli import build, drive
 from easgd_cli.config import Eval, Settings
 from easgd_cli.data.images import Images
 
@@ -68,6 +69,51 @@ def test_one_worker_on_the_device_gives_the_cpus_center_within_rounding(algo: st
         centers.append(saved_center(tmp_path / device.partition(":")[0], prepared))
     assert not torch.equal(centers[0], prepared.start)
     torch.testing.assert_close(centers[1], centers[0], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("algo", ["easgd", "downpour", "mdownpour"])
+def test_a_center_on_the_device_is_the_one_on_the_host_within_rounding(algo: str, tmp_path: Path) -> None:
+    """No vector goes over the bus, and the run is the same."""
+    s = replace(settings(algo, workers=1, steps=9), model={"name": "double", "target": "nets:double"}, device="cuda:0")
+    prepared = build.prepare(s)
+    for where in ("cpu", "cuda:0"):
+        assert run(replace(s, center_device=where), tmp_path / where.partition(":")[0]).status == "completed"
+    torch.testing.assert_close(saved_center(tmp_path / "cuda", prepared), saved_center(tmp_path / "cpu", prepared), rtol=1e-9, atol=1e-12)
+
+
+def test_two_workers_exchange_with_a_center_on_the_device(tmp_path: Path) -> None:
+    s = settings("easgd", workers=2, steps=200, device="cuda:0", center_device="cuda:0", tau=1)
+    outcome = run(s, tmp_path)
+    assert (outcome.status, outcome.summary["exchanges"]) == ("completed", 400)
+
+
+@pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour", "msgd"])
+def test_no_step_waits_for_the_device_but_for_its_message(algo: str) -> None:
+    """Torch raises where the host would wait for a stream, as for a copy from memory that is not pinned, or for a number."""
+    s = settings(algo, workers=1, device="cuda:0", clip=1.0, l2=1e-4)
+    s.dataset = {"name": "synthetic", "target": "easgd_cli.data.synthetic:synthetic", "train": 200, "test": 20, "crop": 28, "mean": [0.5] * 3, "std": [0.2] * 3}
+    s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
+    method, problem = build.method(s), build.problem(s, build.data(s), CUDA)
+    start = problem.start()
+    hand = drive.ByHand(method, drive.clipped(problem, s.clip), start=start, workers=1, tau=s.tau, schedule=build.schedule(s, 20))
+    hand.step(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            hand.step(0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_seconds_of_a_worker_are_the_devices_and_add_up(tmp_path: Path) -> None:
+    """By events: what is left of the loop for the update and for telling rows is no longer than the rest, and nothing is counted twice."""
+    s = settings("easgd", workers=1, steps=60, device="cuda:0", tau=1)
+    assert run(s, tmp_path).status == "completed"
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["party"] == "worker_00"][-1]
+    compute, data, communication, other = (last[f"seconds_{part}"] for part in ("compute", "data", "communication", "other"))
+    assert compute > 0 and data > 0 and communication > 0
+    assert compute + data + communication + other <= last["seconds"] + 0.05
 
 
 def test_one_worker_repeats_bit_for_bit_when_deterministic(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,23 @@ from easgd_cli.center import Center
 from easgd_cli.channel import Channel, ChannelClosed
 from easgd_cli.memory import SharedTensors
 from easgd_cli.transport.base import Kind, Reply, SessionEnded
-from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
+from easgd_cli.transport.on_device import Handed, hand_out
+from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
+from easgd_cli.transport.staging import Staging
 
 SIZE = 70_001  # more than one block, and not a multiple of anything
 CPU = torch.device("cpu")
 
 
-def sessions(method: Method, p: int) -> tuple[Center, SharedMasterEnd, list[SharedWorkerEnd]]:
+def sessions(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedMasterEnd, list[SharedWorkerEnd]]:
     links = [Link.new(i, method, SIZE, torch.float32) for i in range(p)]
     center = Center(method, {name: torch.zeros(SIZE) for name in method.center})
-    return center, SharedMasterEnd([link.for_master() for link in links], center), [SharedWorkerEnd(link.for_worker(), CPU) for link in links]
+    theirs, own = [link.for_master() for link in links], [link.for_worker() for link in links]
+    master = SharedMasterEnd(theirs, center, hand_out(theirs, CPU) if where == "handed out" else None)
+    elsewhere: dict[str, Callable[[Link], Elsewhere | None]] = {
+        "shared": lambda link: None, "staged": lambda link: Staging(link.memory.tensors, CPU), "handed out": lambda link: Handed(link, CPU),
+    }  # fmt: skip
+    return center, master, [SharedWorkerEnd(link, elsewhere[where](link)) for link in own]
 
 
 def serve(center: Center, master: SharedMasterEnd, seen: list[tuple[int, Kind, int]]) -> None:
@@ -41,9 +49,11 @@ def serve(center: Center, master: SharedMasterEnd, seen: list[tuple[int, Kind, i
                 master.reply(request, Reply(center.clock, center.clock))
 
 
+@pytest.mark.parametrize("where", ["shared", "staged", "handed out"])
 @pytest.mark.parametrize("method", [EASGD(alpha=0.3), EAMSGD(alpha=0.3, delta=0.5), DOWNPOUR(), MDOWNPOUR(delta=0.5, tau=1)])
-def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method) -> None:
-    center, master, workers = sessions(method, 3)
+def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method, where: str) -> None:
+    """Also where a worker's vectors are not the shared ones: its messages and replies are copied, or lie where the master has handed them out."""
+    center, master, workers = sessions(method, 3, where)
     seen: list[tuple[int, Kind, int]] = []
     thread = threading.Thread(target=serve, args=(center, master, seen))
     thread.start()
@@ -67,6 +77,16 @@ def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method) ->
     assert torch.equal(center.vectors["x"], expected.vectors["x"])
     assert [t for _, kind, t in seen if kind is Kind.EXCHANGE] == list(range(40))
     assert sorted(worker for worker, kind, _ in seen if kind is Kind.CLOSE) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("where", ["staged", "handed out"])
+def test_a_message_from_a_device_is_told_of_once_it_is_there_and_a_worker_that_ends_before_is_lost(where: str) -> None:
+    """Between post and collect the device may still be copying, so the master must not read the message yet."""
+    _, master, workers = sessions(EASGD(alpha=0.5), 1, where)
+    workers[0].post(workers[0].vectors["x"])
+    assert master.requests(0.05) == []
+    workers[0]._socket.close()
+    assert [request.kind for request in master.requests(5)] == [Kind.LOST]
 
 
 def test_staleness_counts_the_updates_of_others_between_two_exchanges() -> None:
@@ -102,7 +122,7 @@ def test_the_end_of_the_master_is_seen_by_a_waiting_worker() -> None:
 
 
 def _exchange_for_ever(link: Link) -> None:
-    w = SharedWorkerEnd(link, CPU)
+    w = SharedWorkerEnd(link)
     while True:
         w.post(w.vectors["x"])
         w.collect()

@@ -4,7 +4,8 @@ Counted in streams, each a pass over the vector in main memory: EASGD's rule rea
 center and writes the reply (4); the worker's pull reads the reply, reads and writes x (3); a copy reads and writes (2).
 
 A worker on a GPU sends its message down the bus and gets the reply back up: there the exchange is held against the two
-copies alone, from and to pinned memory, which is as fast as the bus goes.
+copies alone, from and to pinned memory, which is as fast as the bus goes. With the center on the same GPU nothing goes over the bus,
+and the exchange is held against copying the GPU's memory, in streams as on the host.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from easgd_cli.launcher.children import Child
 from easgd_cli.master import Master, MasterStart
 from easgd_cli.memory import SharedTensors
 from easgd_cli.scratch import scratch_directory
+from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
+from easgd_cli.transport.staging import Staging
 
+_HOST = torch.device("cpu")
 _RULE_STREAMS, _PULL_STREAMS, _COPY_STREAMS = 4, 3, 2
 _SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "60 M (the paper's ImageNet net)": 61_128_808}
 
@@ -36,7 +40,9 @@ def run(method: Method, device: torch.device, windows: int = 10) -> Iterator[Row
     torch.set_num_threads(1)
     for name, size in _SIZES.items():
         yield _rule(method, name, size, windows)
-        yield _exchange(method, name, size, windows) if device.type == "cpu" else _exchange_over_bus(method, name, size, device, windows)
+        if device.type != "cpu":
+            yield _exchange_over_bus(method, name, size, device, windows)
+        yield _exchange(method, name, size, device, windows)
 
 
 def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -> float:
@@ -49,7 +55,7 @@ def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -
         logs = stack.enter_context(scratch_directory())
         for i in range(busy):
             stack.enter_context(_started(Child(f"busy_{i}", _Computing, None, logs / f"busy_{i}.log")))
-        worker = stack.enter_context(_served(method, size, torch.device("cpu")))
+        worker = stack.enter_context(_served(method, size, _HOST, center=_HOST))
         message, spent = worker.vectors["x"], []
         for _ in range(exchanges):
             _compute()  # a worker comes from its gradient
@@ -88,21 +94,23 @@ def _rule(method: Method, name: str, size: int, windows: int) -> Row:
     return _against_copy(f"the center's rule, {name}", lambda: center.receive(blocks), _RULE_STREAMS, size, windows, 0.8)
 
 
-def _exchange(method: Method, name: str, size: int, windows: int) -> Row:
-    with _served(method, size, torch.device("cpu")) as worker:
+def _exchange(method: Method, name: str, size: int, device: torch.device, windows: int) -> Row:
+    """The center where the worker is."""
+    with _served(method, size, device, center=device) as worker:
         x = worker.vectors["x"]
 
         def exchange() -> None:
             worker.post(x)
             x.lerp_(worker.collect(), 0.1)
 
-        return _against_copy(f"a whole exchange with its pull, {name}", exchange, _RULE_STREAMS + _PULL_STREAMS, size, windows, 0.7)
+        on = "" if device.type == "cpu" else f" with its center on {device},"
+        return _against_copy(f"a whole exchange with its pull,{on} {name}", exchange, _RULE_STREAMS + _PULL_STREAMS, size, windows, 0.7, device)
 
 
 def _exchange_over_bus(method: Method, name: str, size: int, device: torch.device, windows: int) -> Row:
     """Two vectors over the bus, whatever else is done with them."""
     seconds, pinned = 0.3 if size > 1_000_000 else 0.1, torch.empty(size, pin_memory=True)
-    with _served(method, size, device) as worker:
+    with _served(method, size, device, center=_HOST) as worker:
         x = worker.vectors["x"]
         copied = torch.empty_like(x)
 
@@ -123,32 +131,43 @@ def _exchange_over_bus(method: Method, name: str, size: int, device: torch.devic
         )  # fmt: skip
 
 
-def _against_copy(what: str, work: Callable[[], None], streams: int, size: int, windows: int, target: float) -> Row:
-    copied = SharedTensors.of({"from": torch.rand(size), "to": torch.rand(size)})
-    seconds = 0.3 if size > 1_000_000 else 0.1
+def _against_copy(what: str, work: Callable[[], None], streams: int, size: int, windows: int, target: float, device: torch.device = _HOST) -> Row:
+    shared = SharedTensors.of({"from": torch.rand(size), "to": torch.rand(size)})
+    source, copied = (shared[name].to(device) for name in ("from", "to"))
+    seconds, wait = 0.3 if size > 1_000_000 else 0.1, torch.get_device_module(device).synchronize
+
+    def done() -> None:
+        work()
+        wait()
+
+    def copy() -> None:
+        copied.copy_(source)
+        wait()
 
     def figure() -> float:
-        return rate(work, streams * 4 * size / 1e9, seconds)
+        return rate(done, streams * 4 * size / 1e9, seconds)
 
-    def copy() -> float:
-        return rate(lambda: copied["to"].copy_(copied["from"]), _COPY_STREAMS * 4 * size / 1e9, seconds)
+    def floor() -> float:
+        return rate(copy, _COPY_STREAMS * 4 * size / 1e9, seconds)
 
-    return alternate(what, figure, "memory copy", copy, "GB/s", windows, target if size > 10_000_000 else None)
+    return alternate(what, figure, "memory copy", floor, "GB/s", windows, target if size > 10_000_000 else None)
 
 
 @contextmanager
-def _served(method: Method, size: int, device: torch.device) -> Iterator[SharedWorkerEnd]:
-    """A session with a master in a process of its own, of a worker on `device`."""
+def _served(method: Method, size: int, device: torch.device, center: torch.device) -> Iterator[SharedWorkerEnd]:
+    """A session of a worker on `device` with a master in a process of its own, whose vectors lie on the device `center`."""
     with scratch_directory() as logs:
         link = Link.new(0, method, size, torch.float32)
         for v in link.memory.tensors.values():
             v.uniform_()
-        center = SharedTensors.of({n: torch.rand(size) for n in method.center})
-        master = Child("master", Master, MasterStart(method, None, center, [link.for_master()], None), logs / "master.log")
+        vectors = SharedTensors.of({n: torch.rand(size) for n in method.center})
+        master = Child("master", Master, MasterStart(method, None, vectors, [link.for_master()], None, device=str(center)), logs / "master.log")
         assert link.master_socket is not None
         link.master_socket.close()
         with _started(master):
-            yield SharedWorkerEnd(link.for_worker(), device)
+            own = link.for_worker()
+            on_host = device.type == "cpu"
+            yield SharedWorkerEnd(own, None if on_host else Staging(own.memory.tensors, device) if center.type == "cpu" else Handed(own, device))
 
 
 @contextmanager

@@ -56,6 +56,10 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         lines.append(f"{given['gamma']} has no effect: schedule={settings.schedule['name']} does not use it.")
     if "tau" in given and not method.center:
         lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
+    if "center_device" in given and not method.center:
+        lines.append(f"{given['center_device']} has no effect: algo={settings.algo['name']} has no center beside its worker.")
+    elif "center_device" in given and not build.launched_in_processes(settings):
+        lines.append(f"{given['center_device']} has no effect: launcher={settings.launcher['name']} keeps the center where its workers compute.")
     if "profile" in given and not build.launched_in_processes(settings):
         lines.append(f"{given['profile']} has no effect: launcher={settings.launcher['name']} has no worker processes.")
     asked = build.asked_by_problem(settings)

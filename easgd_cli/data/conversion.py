@@ -26,7 +26,12 @@ def as_input(pixels: Tensor, dtype: torch.dtype, scale: float, mean: Channels | 
 
 
 def _along_channels(values: Channels, numbers: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=numbers.dtype, device=numbers.device)[:, None, None]
+    return sent(torch.tensor(values, dtype=numbers.dtype), numbers.device)[:, None, None]
+
+
+def sent(small: Tensor, device: torch.device) -> Tensor:
+    """`small` on `device`. To a GPU through pinned memory: a copy from ordinary memory would wait for all that the GPU has been asked so far."""
+    return small if device.type == "cpu" else small.pin_memory().to(device, non_blocking=True)
 
 
 def checked_channels(name: str, values: Sequence[float] | None, channels: int) -> Channels | None:

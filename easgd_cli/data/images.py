@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from easgd_cli.data.conversion import Channels, as_input, checked_channels
+from easgd_cli.data.conversion import Channels, as_input, checked_channels, sent
 from easgd_cli.data.dataset import Batch, Split, fixed_subset
 from easgd_cli.data.holding_out import held_out
 from easgd_cli.errors import UsageError
@@ -125,13 +125,13 @@ class Images:
         """
         device, (rows, columns), kinds = self.train.device, self._corners, 2 if self.flip else 1
         if rows * columns * kinds == 1:
-            i = _sent(indices, device)
+            i = sent(indices, device)
             return self._as_input(self.train[i], dtype), self.train_labels[i]
         draws = torch.randint(rows * columns * kinds, indices.shape, generator=generator)  # one number says where and which way round
         if device.type == "cpu":
             patches = _patches_in_numpy(self._windows, indices, draws, columns, self.flip)
             return self._as_input(patches, dtype), self.train_labels[indices]
-        i, draws = _sent(torch.stack((indices, draws)), device)
+        i, draws = sent(torch.stack((indices, draws)), device)
         return self._as_input(_patches(self._windows, i, draws, columns, self.flip), dtype), self.train_labels[i]
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
@@ -198,11 +198,6 @@ def _patches_in_numpy(windows: np.ndarray[Any, Any], i: Tensor, draws: Tensor, c
         mirrored = numbers % 2 == 1
         patches[mirrored] = patches[mirrored, :, :, ::-1]
     return torch.from_numpy(patches)
-
-
-def _sent(numbers: Tensor, device: torch.device) -> Tensor:
-    """`numbers` on `device`. Through pinned memory: a copy from ordinary memory would wait for the GPU's work so far."""
-    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _rebuild(

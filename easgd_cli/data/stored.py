@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from easgd_cli.data import decoding
-from easgd_cli.data.conversion import Channels, as_input, checked_channels
+from easgd_cli.data.conversion import Channels, as_input, checked_channels, sent
 from easgd_cli.data.dataset import Batch, Split, fixed_subset
 from easgd_cli.data.holding_out import held_out
 from easgd_cli.data.sources import Source
@@ -161,7 +161,7 @@ class StoredImages:
             for part in begun:
                 part.result()
             on_device = pixels.to(device, non_blocking=True)
-            return as_input(on_device, dtype, 1 / 255, self.mean, self.std), source.labels[places].to(device)
+            return as_input(on_device, dtype, 1 / 255, self.mean, self.std), sent(source.labels[places], device)
 
         return finish
 

@@ -185,6 +185,7 @@ class Run:
         names = (*self._method.center, *(("average",) if self._prepared.average is not None else ()))
         center = SharedTensors.allocate({name: ((self._prepared.size,), self._prepared.dtype) for name in names})
         start = MasterStart(self._method, self._prepared.average, center, [link.for_master() for link in links], interval)
+        [start.device] = deal_devices(self._settings.center_device, 1, "center_device")
         for name, v in (self._start() if self._resumed is None else self._resumed.owner.vectors).items():
             center[name].copy_(v)
         if self._resumed is not None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import select
 import socket
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -55,16 +56,32 @@ class Link:
                 s.close()
 
 
-class SharedWorkerEnd:
-    """A worker's session. On a GPU the vectors live there and a message is staged through the shared memory."""
+class Elsewhere(Protocol):
+    """A worker's vectors where they are not the shared ones, but on a device that works on its own."""
 
-    def __init__(self, link: Link, device: torch.device):
+    vectors: dict[str, Tensor]
+
+    def send(self, name: str) -> None:
+        """Begins to make that vector a message."""
+
+    def sent(self) -> None:
+        """Waits until it can be read by the master."""
+
+    def receive(self) -> None:
+        """Has the reply in its place for whatever is asked of the device from here on."""
+
+
+class SharedWorkerEnd:
+    """A worker's session. Its vectors are the shared ones, or lie `elsewhere`: then the master is told of a message in `collect`."""
+
+    def __init__(self, link: Link, elsewhere: Elsewhere | None = None):
         assert link.worker_socket is not None
         self._socket = link.worker_socket
-        self._shared = link.memory.tensors
-        self._names = list(self._shared)
-        self._staged = device.type != "cpu"  # untested: written without such a device at hand
-        own = {name: v.to(device) for name, v in self._shared.items()} if self._staged else dict(self._shared)
+        self._memory = link.memory  # whose tensors are lent
+        self._names = list(link.memory.tensors)
+        self._elsewhere = elsewhere
+        self._untold: int | None = None  # the message posted of which the master is yet to be told
+        own = dict(link.memory.tensors if elsewhere is None else elsewhere.vectors)
         self._reply = own.pop("reply", None)
         self.vectors: dict[str, Tensor] = own
         self._index = {v.data_ptr(): self._names.index(name) for name, v in self.vectors.items()}
@@ -79,11 +96,17 @@ class SharedWorkerEnd:
         index = self._index.get(message.data_ptr())
         if index is None:
             raise ValueError("an exchange lends one of the worker's own vectors, named in state or scratch; this message is another tensor.")
-        if self._staged:
-            self._shared[self._names[index]].copy_(message)  # device to host; waits for the device
-        self._send(Kind.EXCHANGE, self.t, index)
+        if self._elsewhere is None:
+            self._send(Kind.EXCHANGE, self.t, index)
+        else:
+            self._elsewhere.send(self._names[index])
+            self._untold = index
 
     def collect(self) -> Tensor:
+        if self._elsewhere is not None and self._untold is not None:
+            self._elsewhere.sent()
+            self._send(Kind.EXCHANGE, self.t, self._untold)
+            self._untold = None
         try:
             data = self._socket.recv(_REPLY.size, socket.MSG_WAITALL)
         except ConnectionResetError as e:
@@ -97,8 +120,8 @@ class SharedWorkerEnd:
         self.center_clock, self.served, self.cut = clock, served, mark == Mark.CHECKPOINT
         self.exchanges += 1
         assert self._reply is not None
-        if self._staged:
-            self._reply.copy_(self._shared["reply"])
+        if self._elsewhere is not None:
+            self._elsewhere.receive()
         return self._reply
 
     @property
@@ -121,11 +144,15 @@ class SharedWorkerEnd:
 
 
 class SharedMasterEnd:
-    """A master's sessions, served in the order in which their requests are found."""
+    """A master's sessions, served in the order in which their requests are found.
 
-    def __init__(self, links: Sequence[Link], center: Center):
+    `handed`: the vectors of each worker where they lie on the center's device (`on_device.hand_out`), else those of the shared memory.
+    """
+
+    def __init__(self, links: Sequence[Link], center: Center, handed: Mapping[int, Mapping[str, Tensor]] | None = None):
         self._center = center
-        self._memory = {link.worker: link.memory for link in links}
+        self._device = None if handed is None else torch.get_device_module(center.vectors["x"].device)
+        self._memory = handed if handed is not None else {link.worker: link.memory.tensors for link in links}
         self._names = {link.worker: list(link.memory.tensors) for link in links}
         self._sockets: dict[int, socket.socket] = {}
         self._worker_of: dict[int, int] = {}
@@ -159,6 +186,8 @@ class SharedMasterEnd:
     def reply(self, request: Request, reply: Reply) -> None:
         sock = self._sockets.get(request.worker)  # None: its end has been found beside the message that completed its round, and is yet to be told
         if sock is not None:
+            if self._device is not None:
+                self._device.synchronize()  # the rule has been asked for, but is it done?
             with suppress(BrokenPipeError, ConnectionResetError):  # killed after posting: the exchange has happened, and the next poll says LOST
                 sock.sendall(_REPLY.pack(reply.clock, reply.served, reply.mark))
 
