@@ -135,6 +135,36 @@ def held(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+# What a run leaves in its directory, beside config.yaml.
+_LEFT = (
+    "overrides.yaml", "metrics.jsonl", "exchanges.bin", "events.out.tfevents.*", "summary.json", "center.pt", "average.pt",
+    "checkpoint", "logs", "snapshots", "report",
+)  # fmt: skip
+_UNFINISHED = re.compile(r"\.\d+\.(config|overrides)\.yaml|\.(metrics\.jsonl|summary\.json|(center|average)\.pt)\.\d+")  # written beside, not yet renamed
+
+
+def clear(path: Path) -> bool:
+    """Removes a run that came to nothing, and says whether it could: not where somebody has put something else in its directory.
+
+    A directory without config.yaml is that of a run killed while it was made, and holds nothing, or a file that was being
+    written. config.yaml, by which the run is known, goes last, so that what is left when this is killed can be cleared again.
+    The caller holds the directory. Raises OSError.
+    """
+    inside = list(path.iterdir())
+    known = _LEFT if any(entry.name == "config.yaml" for entry in inside) else ()
+    inside = [entry for entry in inside if entry.name != "config.yaml"]
+    if not all(_UNFINISHED.fullmatch(entry.name) or any(entry.match(pattern) for pattern in known) for entry in inside):
+        return False
+    for entry in inside:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    (path / "config.yaml").unlink(missing_ok=True)
+    path.rmdir()
+    return True
+
+
 def discard(path: Path, above: Sequence[Path] = ()) -> None:
     """Removes a directory that `create` made for a run that was refused after all, and those `above` it, lowest first, that are empty then."""
     shutil.rmtree(path, ignore_errors=True)

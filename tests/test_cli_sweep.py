@@ -168,16 +168,33 @@ def test_an_interrupted_sweep_stops_and_goes_on_when_asked_again(easgd: Easgd, l
 
 
 @pytest.mark.usefixtures("straight")
-def test_a_job_that_failed_or_had_other_settings_gets_a_new_directory(easgd: Easgd, launcher: Launcher) -> None:
-    launcher.behave = lambda job: finish(job, "failed", 1, "no")
-    assert easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine").status == 1
+def test_jobs_that_failed_are_told_again_and_tried_again_only_if_asked(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    def behave(job: Job) -> Outcome:
+        if job.settings.seed == 1:
+            raise UsageError("there is no memory.")  # so no directory was left
+        return finish(job, "failed" if job.settings.seed == 2 else "completed", 0, "every worker has died")
+
+    launcher.behave = behave
+    assert easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine").status == 1
     launcher.behave = finish
     launcher.jobs.clear()
+    said = easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine")
+    assert (said.status, launcher.jobs) == (1, [])
+    for job, reason in (("seed=1", "there is no memory"), ("seed=2", "every worker has died")):
+        assert f"{job}: failed: {reason}. That was before; retry=true tries it again." in said.out
+    assert json.loads((here / "mine/sweep.json").read_text())["jobs"]["seed=1"] == {"status": "failed", "reason": "there is no memory."}
+    assert easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine", "retry=true").status == 0
+    assert names(launcher) == ["seed=1", "seed=2"]
+    assert sorted(p.name for p in (here / "mine").iterdir() if p.is_dir()) == ["seed=0", "seed=1", "seed=2"]
+
+
+@pytest.mark.usefixtures("straight")
+def test_a_job_of_other_settings_has_a_directory_of_its_own(easgd: Easgd, launcher: Launcher) -> None:
+    launcher.behave = finish
     assert easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine").status == 0
-    assert names(launcher) == ["seed=0.2", "seed=1.2"]
     launcher.jobs.clear()
     assert easgd("train", "-m", "seed=0,1", "steps=7", "hydra.sweep.dir=mine").status == 0
-    assert names(launcher) == ["seed=0.3", "seed=1.3"]
+    assert names(launcher) == ["seed=0.2", "seed=1.2"]
     launcher.jobs.clear()
     assert easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine").status == 0
     assert launcher.jobs == []

@@ -60,7 +60,16 @@ def begin(here: Path) -> tuple[subprocess.Popen[str], list[int]]:
     words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=long", "jobs=2", "seed=0,1", *LONG]
     sweep = subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     root = here / "runs" / "sweeps" / "long"
-    until(lambda: all((root / f"seed={seed}" / "metrics.jsonl").exists() for seed in (0, 1)))
+
+    def trains(seed: int) -> bool:
+        try:
+            pid = int(str(standing(root)[f"seed={seed}"]["pid"]))
+            said = (root / f"seed={seed}" / "logs" / "launcher.log").read_text()
+        except (OSError, KeyError):
+            return False
+        return alive(pid) and f"process {pid}:" in said and (root / f"seed={seed}" / "metrics.jsonl").exists()
+
+    until(lambda: trains(0) and trains(1))
     return sweep, [int(str(job["pid"])) for job in standing(root).values()]
 
 
@@ -91,21 +100,31 @@ def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path) 
 
 def test_a_job_that_fails_is_a_line_with_its_reason_and_touches_no_other(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FAILING)
-    said = command(tmp_path, "-m", "sweep=one", "jobs=2", "seed=0,1", "problem=mine:failing", "launcher=simulated", "threads=1", "eta=0.1", "steps=20")
+    words = ["-m", "sweep=one", "jobs=2", "seed=0,1", "problem=mine:failing", "launcher=simulated", "threads=1", "eta=0.1", "steps=20"]
+    said = command(tmp_path, *words)
     assert said.returncode == 1
     jobs = standing(tmp_path / "runs" / "sweeps" / "one")
     assert jobs["seed=0"] == {"status": "completed"}
     assert jobs["seed=1"]["status"] == "failed"
     assert "the day is wrong" in str(jobs["seed=1"]["reason"])
     assert any(line.startswith("[2/2] seed=1: failed: ") and "the day is wrong" in line for line in said.stdout.splitlines())
+    (tmp_path / "mine.py").write_text(FAILING.replace("seed == 1", "False"))
+    again = command(tmp_path, *words, "retry=true")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("already done") == 1
+    assert sorted(p.name for p in (tmp_path / "runs/sweeps/one").iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed process")
-def test_a_killed_sweep_takes_its_jobs_with_it(tmp_path: Path) -> None:
-    sweep, pids = begin(tmp_path)
-    sweep.kill()
-    sweep.wait()
-    until(lambda: not any(map(alive, pids)))
+def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_were(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "sweeps" / "long"
+    for _ in range(2):
+        sweep, pids = begin(tmp_path)
+        sweep.kill()
+        sweep.wait()
+        until(lambda pids=pids: not any(map(alive, pids)))  # type: ignore[misc]
+    assert all((root / f"seed={seed}" / "logs" / "launcher.log").read_text().count("process") == 1 for seed in (0, 1))
+    assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,16 +116,14 @@ def _started(command: Command, cores: set[int]) -> subprocess.Popen[bytes]:
 
 
 def said_last(log: Path) -> str | None:
-    """The last thing a job complained of, by what it printed."""
-    with suppress(OSError):
-        return next(_complaints(log.read_text(encoding="utf-8", errors="replace")), None)
-    return None
-
-
-def _complaints(text: str) -> Iterator[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    yield from (line.removeprefix("easgd: ") for line in reversed(lines) if line.startswith("easgd: "))
-    yield from reversed(lines)
+    """The last thing a job complained of, by what it printed: a sentence of easgd's after the last traceback, or the last line of that."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    lines = [line.strip() for line in text.rpartition("Traceback (most recent call last):")[2].splitlines() if line.strip()]
+    sentences = [line.removeprefix("easgd: ") for line in lines if line.startswith("easgd: ")]
+    return next(reversed(sentences or lines), None)
 
 
 def _cores() -> list[int]:

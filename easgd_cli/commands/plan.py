@@ -21,7 +21,7 @@ from easgd_cli.commands.compose import Composed
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
-_OF_SWEEPS = ("sweep", "jobs")  # how a sweep is run: no part of a job's settings
+OF_SWEEPS = ("sweep", "jobs", "retry")  # how a sweep is run: no part of a job's settings
 
 Compose = Callable[[Sequence[str]], Composed]
 
@@ -44,6 +44,7 @@ class Plan:
     varying: list[str]  # keys that are swept
     named: bool  # whether sweep= chose the directory
     jobs: str  # how many at a time
+    retry: bool  # whether those that failed before are tried again
     members: list[Member]
     left_out: list[tuple[str, str]]  # a combination that cannot run, and why
     basic: bool  # whether Hydra's own sweeper and launcher were asked for, which is to say ours
@@ -58,7 +59,7 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
         if several is not None:
             raise UsageError(f"{several.input_line}: several values are a sweep, which -m asks for; a single value with a comma in it goes into quotes.")
         assert first is not None
-        for key in _OF_SWEEPS:
+        for key in OF_SWEEPS:
             given = next((o for o in overrides if o.key_or_group == key), None)
             if given is not None:
                 raise UsageError(f"{given.input_line}: is about a sweep; add -m, or leave it out.")
@@ -73,11 +74,13 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
     of_sweep = first.settings if first is not None else None
-    for key in _OF_SWEEPS:
+    for key in OF_SWEEPS:
         if len(axes.pop(key, [])) > 1:
             raise UsageError(f"{key}: is about the whole sweep and has one value.")
     if of_sweep is not None and of_sweep.jobs != "1" and not basic:
         raise UsageError(f"jobs={of_sweep.jobs}: is for jobs that easgd runs itself; another launcher of Hydra's has a setting of its own for that.")
+    if of_sweep is not None and of_sweep.retry and not basic:
+        raise UsageError("retry=true: is for jobs that easgd runs itself; another sweeper or launcher of Hydra's runs every job anew. Leave it out.")
     if first is not None and first.choices.get("hydra/launcher") == "submitit_slurm" and shutil.which("sbatch") is None:
         raise UsageError("hydra/launcher=submitit_slurm: there is no sbatch on this machine, so no SLURM to hand jobs to; use hydra/launcher=basic.")
     continuous = next((o for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()), None)
@@ -91,9 +94,9 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
 def _plan(axes: dict[str, list[str]], first: Composed | None, members: list[Member], left_out: list[tuple[str, str]], basic: bool) -> Plan:
     fixed = {key: values[0] for key, values in axes.items() if len(values) == 1 and running.own(values)}
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
-    name, jobs = (first.settings.sweep, first.settings.jobs) if first is not None else (None, "1")
-    root = _root(axes, first) if name is None else Path("runs", "sweeps", _name(name))
-    return Plan(root, fixed, varying, name is not None, jobs, members, left_out, basic)
+    of_sweep = first.settings if first is not None else Settings()
+    root = _root(axes, first) if of_sweep.sweep is None else Path("runs", "sweeps", _name(of_sweep.sweep))
+    return Plan(root, fixed, varying, of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, members, left_out, basic)
 
 
 def _name(name: str) -> str:
@@ -118,7 +121,7 @@ def _checked(axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member
         settings = checks.settings(words)
         if isinstance(settings, str) or checks.deep(words):
             continue
-        settings = replace(settings, sweep=None, jobs=Settings.jobs)  # which an experiment may have given
+        settings = replace(settings, sweep=None, jobs=Settings.jobs, retry=Settings.retry)  # which an experiment may have given
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or running.own(words)
         name = rundir.named_by(swept) or "default"
         if any(m.name == name for m in members):

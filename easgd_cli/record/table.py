@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red"}
+_STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
 _WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
 
 

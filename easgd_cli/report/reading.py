@@ -21,8 +21,8 @@ _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with on
 _PARTS = ("compute", "data", "communication", "other")
 _STALENESS = re.compile(rb'^[^\n]*"party": "worker_[^\n]*"staleness": ([-+.eE0-9]+)[^\n]*\n', re.MULTILINE)
 
-# Settings that say where and how a run is kept, not what it does.
-_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps"}
+# Settings that say where and how a run is kept and started, not what it does.
+_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", "sweep", "jobs", "retry"}
 
 
 @dataclass(frozen=True)
