@@ -86,6 +86,9 @@ def test_combinations_that_cannot_run_are_listed_and_left_out(easgd: Easgd, laun
     assert "left out: algo=sgd tau=1 workers=2. algo=sgd workers=2: sgd is one worker" in said.err
     assert said.err.count("left out") == 3
     assert names(launcher) == ["algo=easgd,tau=1", "algo=easgd,tau=4", "algo=mdownpour,tau=1"]
+    said = easgd("train", "-m", "algo=easgd,mdownpour", "tau=4", "seed=0,1,2")
+    assert said.err.count("left out") == 1
+    assert "left out, for every seed: algo=mdownpour tau=4. tau=4: MDOWNPOUR" in said.err
 
 
 def test_data_and_models_are_tried_before_the_first_run(easgd: Easgd, launcher: Launcher, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,21 @@ def test_a_sweep_over_functions_shows_their_losses(tmp_path: Path, capsys: pytes
     assert [line.split() for line in lines[1:3]] == [["a", "completed", "0.1235", "2", "4.0"], ["b", "failed", "-", "-", "-"]]
 
 
+def test_a_sweep_shows_averages_and_levels_where_there_are_any(tmp_path: Path) -> None:
+    ended = {**summary(tmp_path), "until": {"test_error": 4.5}}
+    rows: list[tuple[str, str, dict[str, Any], str | None]] = [
+        ("both", "completed", {**ended, "average": {"test_error": 4.5}}, None),  # which counts, not the center's 5 %
+        ("stopped", "interrupted", {**ended, "status": "interrupted", "average": {"test_error": 4.0}}, None),
+        ("center", "completed", ended, None),
+        ("plain", "completed", summary(tmp_path), None),
+    ]
+    console = plain()
+    show_sweep(rows, console)
+    lines = [line.split() for line in said(console)]
+    assert lines[0] == ["run", "status", "test", "error", "best", "average", "until", "seconds"]
+    assert [" ".join(line[6:]) for line in lines[1:5]] == ["4.50 % 4.5 % reached 4.0", "4.00 % 4.5 % not reached 4.0", "- 4.5 % not reached 4.0", "- - 4.0"]
+
+
 def test_the_end_of_a_run_that_had_hardly_begun(tmp_path: Path) -> None:
     console = plain()
     ended = {**ENDED, "status": "failed", "reason": "the master died", "wall_seconds": 0.0, "exchanges": 0, "steps": {"worker_00": 0}}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Plan:
     jobs: str  # how many at a time
     retry: bool  # whether those that failed before are tried again
     members: list[Member]
-    left_out: list[tuple[str, str]]  # a combination that cannot run, and why
+    left_out: list[tuple[str, str]]  # what is said of combinations that cannot run, and why they cannot
     basic: bool  # whether Hydra's own sweeper and launcher were asked for, which is to say ours
 
 
@@ -127,7 +127,19 @@ def _checked(axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member
         if any(m.name == name for m in members):
             name = f"{name}-{rundir.digest(swept)}"
         members.append(Member(words, name, settings))
-    return members, [(" ".join(running.own(combinations[i])), sentence) for i, sentence in fails.items()]
+    return members, list(_left_out({i: running.own(combinations[i]) for i in fails}, fails, len(axes.get("seed", []))))
+
+
+def _left_out(words: dict[int, list[str]], fails: dict[int, str], seeds: int) -> Iterator[tuple[str, str]]:
+    """A line and its sentence for every combination that fails, or for all those that differ by one of the `seeds` only."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for i, sentence in fails.items():
+        alike.setdefault((" ".join(w for w in words[i] if not w.startswith("seed=")), sentence), []).append(i)
+    for (but_for_seed, sentence), numbers in alike.items():
+        if seeds > 1 and len(numbers) == seeds:
+            yield f"left out, for every seed: {but_for_seed}", sentence
+        else:
+            yield from ((f"left out: {' '.join(words[i])}", sentence) for i in numbers)
 
 
 class _Checks:

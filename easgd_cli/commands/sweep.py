@@ -66,7 +66,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     if plan.left_out and not plan.basic:
         raise UsageError(f"{plan.left_out[0][1]} With a sweeper or launcher other than Hydra's basic one every combination must be able to run.")
     for words, sentence in plan.left_out:
-        print(f"easgd: left out: {words}. {sentence}", file=sys.stderr)
+        print(f"easgd: {words}. {sentence}", file=sys.stderr)
     _warn_ineffective(plan.members)
     root = plan.root
     if plan.named:
