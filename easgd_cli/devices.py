@@ -42,6 +42,14 @@ def _check(key: str, given: str, device: str) -> None:
         raise UsageError(f"{key}={given}: this machine shows {torch.cuda.device_count()} CUDA devices; use {key}=cpu.")
 
 
+def visible_devices() -> list[str]:
+    """The CUDA devices that this process shows, by the names that CUDA_VISIBLE_DEVICES takes for them. CUDA is asked, but not started."""
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(i) for i in range(count)] if given is None else [name.strip() for name in given.split(",")]
+    return names[:count]
+
+
 def worker_threads(s: Settings) -> int:
     """CPU threads of each worker: as given, or the cores divided, at least one."""
     return s.threads if s.threads is not None else max(1, cores() // s.workers)

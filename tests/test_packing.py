@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Said
 
-from easgd_cli import build
 from easgd_cli.commands import packing
+from easgd_cli.commands.plan import Member
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
@@ -140,18 +141,81 @@ def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(number
     assert "To go on with it, give the same command again." in out
 
 
-def test_lanes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_cores", lambda: list(range(8)))
-    local, simulated = ({"name": name.lower(), "target": f"easgd_cli.launcher.kinds:{name}"} for name in ("Local", "Simulated"))
-    of = [Settings(eta=0.1, workers=2, launcher=local), Settings(eta=0.1, workers=4, launcher=local)] * 5
-    assert packing.lanes("auto", of) == [{0, 1, 2, 3}, {4, 5, 6, 7}]  # the greatest has four workers
-    assert packing.lanes("3", of) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
-    assert packing.lanes("auto", [Settings(eta=0.1, launcher=simulated, threads=1)] * 3) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
-    assert packing.lanes("auto", [Settings(eta=0.1, launcher=simulated)] * 3) == [set(range(8))]  # one job uses every core
-    assert packing.lanes("20", of) == [set(range(8))] * 10
+LOCAL, SIMULATED = ({"name": name.lower(), "target": f"easgd_cli.launcher.kinds:{name}"} for name in ("Local", "Simulated"))
+
+
+def jobs(number: int, memory: int = 0, **settings: Any) -> list[Member]:
+    return [Member([], str(i), Settings(eta=0.1, **{"launcher": LOCAL, **settings}), steps=10, memory=memory) for i in range(number)]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that makes this a machine with so many cores and CUDA devices and so much memory."""
+
+    def like(cores: int, devices: int = 0, memory: int | None = None) -> None:
+        monkeypatch.setattr(packing, "_cores", lambda: list(range(cores)))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+        monkeypatch.setattr("easgd_cli.memory.available_memory", lambda: memory)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return like
+
+
+def cores(lanes: list[packing.Lane]) -> list[set[int]]:
+    return [lane.cores for lane in lanes]
+
+
+def test_lanes_share_the_cores(machine: Callable[..., None]) -> None:
+    machine(cores=8)
+    of = jobs(5, workers=2) + jobs(5, workers=4)
+    assert cores(packing.lanes("auto", of)) == [{0, 1, 2, 3}, {4, 5, 6, 7}]  # the greatest has four workers
+    assert cores(packing.lanes("3", of)) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
+    assert cores(packing.lanes("auto", jobs(3, launcher=SIMULATED, threads=1))) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
+    assert cores(packing.lanes("auto", jobs(3, launcher=SIMULATED))) == [set(range(8))]  # one job uses every core
+    assert cores(packing.lanes("auto", jobs(3, workers=16))) == [set(range(8))]
+    assert cores(packing.lanes("20", of)) == [set(range(8))] * 10
     for wrong in ("0", "-1", "two", "1.5"):
         with pytest.raises(UsageError, match=f"jobs={wrong}: is how many"):
             packing.lanes(wrong, of)
+
+
+def test_lanes_share_the_memory(machine: Callable[..., None]) -> None:
+    gib = 2**30
+    machine(cores=64, memory=16 * gib)
+    assert [len(packing.lanes("auto", jobs(9, workers=2, memory=m * gib))) for m in (0, 1, 3, 7, 15, 20)] == [9, 9, 4, 2, 1, 1]
+    assert len(packing.lanes("auto", jobs(8, workers=2) + jobs(1, workers=2, memory=7 * gib))) == 2  # the greatest
+    assert len(packing.lanes("5", jobs(9, workers=2, memory=7 * gib))) == 5  # whoever says how many knows
+
+
+def test_devices_are_dealt_to_lanes(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, lanes in ((1, 1), (4, 2), (5, 3), (8, 8), (3, 5)):
+        shares = packing.dealt(range(number), lanes)
+        assert len(shares) == lanes and all(shares)
+        assert sorted({d for share in shares for d in share}) == list(range(number))
+        if lanes <= number:
+            assert sum(map(len, shares)) == number and max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert packing.dealt("ab", 5) == [["a"], ["b"], ["a"], ["b"], ["a"]]
+    assert packing.dealt([], 2) == [[], []]
+
+    def shown(jobs_: str, of: list[Member]) -> list[str | None]:
+        wanted = packing.Devices.of(of[0].settings)
+        return [lane.environment(wanted).get("CUDA_VISIBLE_DEVICES") for lane in packing.lanes(jobs_, of)]
+
+    machine(cores=64, devices=8)
+    assert shown("auto", jobs(9, workers=4)) == ["0,1,2,3", "4,5,6,7"]  # a device for each worker
+    assert shown("auto", jobs(9, workers=4, launcher=SIMULATED, threads=1)) == list("01234567")
+    assert shown("3", jobs(9, workers=4, device="cuda")) == ["0,1", "2,3,4", "5,6,7"]
+    assert shown("2", jobs(9, device="cpu")) == ["", ""]
+    assert shown("2", jobs(9, device="cuda:0,cuda:1")) == [None, None]  # numbered among all
+    assert len(packing.lanes("auto", jobs(9, workers=1, device="cuda:3"))) == 1
+    assert len(packing.lanes("auto", jobs(20, workers=1, device="cpu"))) == 20
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8932f937")
+    machine(cores=64, devices=2)
+    assert shown("2", jobs(9, workers=1)) == ["5", "GPU-8932f937"]
+    assert shown("3", jobs(9, workers=1)) == ["5", "GPU-8932f937", "5"]
+    assert shown("2", jobs(9, workers=1, device="cuda:1")) == ["5, GPU-8932f937"] * 2
+    machine(cores=64)
+    assert shown("2", jobs(9, workers=1)) == ["5, GPU-8932f937"] * 2  # there is none to deal: as it was
 
 
 @pytest.mark.parametrize(
@@ -164,8 +228,8 @@ def test_lanes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sweep=mine", "sweep=mine: is about a sweep; add -m"),
     ],
 )
-def test_a_mistake_has_its_sentence(words: str, sentence: str, easgd: Callable[..., Said], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "prepare", lambda settings: None)
+@pytest.mark.usefixtures("unprepared")
+def test_a_mistake_has_its_sentence(words: str, sentence: str, easgd: Callable[..., Said], here: Path) -> None:
     said = easgd("train", *words.split())
     assert said.status == 2
     assert sentence in said.err

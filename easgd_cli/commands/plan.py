@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 
-from easgd_cli import build, rundir
+from easgd_cli import build, config, rundir
 from easgd_cli.commands import arguments, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
@@ -28,11 +28,16 @@ Compose = Callable[[Sequence[str]], Composed]
 
 @dataclass(frozen=True)
 class Member:
-    """One job of a sweep: its overrides, and its directory's name, made of those of them that make the difference."""
+    """One job of a sweep: its overrides, and its directory's name, made of those of them that make the difference.
+
+    `steps`: local steps of each worker, None where minutes end it. `memory`: bytes it needs at its peak, beside its processes.
+    """
 
     overrides: list[str]
     name: str
     settings: Settings
+    steps: int | None
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -118,15 +123,16 @@ def _checked(axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member
         raise UsageError("\n".join(dict.fromkeys(fails.values())))
     members: list[Member] = []
     for words in combinations:
-        settings = checks.settings(words)
-        if isinstance(settings, str) or checks.deep(words):
+        settings, extent = checks.settings(words), checks.extent(words)
+        if isinstance(settings, str) or isinstance(extent, str):
             continue
         settings = replace(settings, sweep=None, jobs=Settings.jobs, retry=Settings.retry)  # which an experiment may have given
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or running.own(words)
         name = rundir.named_by(swept) or "default"
         if any(m.name == name for m in members):
             name = f"{name}-{rundir.digest(swept)}"
-        members.append(Member(words, name, settings))
+        steps = extent.steps if settings.epochs is not None else config.total_steps(settings, None)
+        members.append(Member(words, name, settings, steps, extent.memory))
     return members, list(_left_out({i: running.own(combinations[i]) for i in fails}, fails, len(axes.get("seed", []))))
 
 
@@ -142,32 +148,44 @@ def _left_out(words: dict[int, list[str]], fails: dict[int, str], seeds: int) ->
             yield from ((f"left out: {' '.join(words[i])}", sentence) for i in numbers)
 
 
+@dataclass(frozen=True)
+class _Extent:
+    """What a job's data and model tell of it."""
+
+    steps: int | None
+    memory: int
+
+
 class _Checks:
     """What is wrong with a combination, in a sentence, or None; remembers, since combinations share their values."""
 
     def __init__(self, composed: Compose):
         self._composed = composed
         self._light: dict[tuple[str, ...], Settings | str] = {}
-        self._deep: dict[str, str | None] = {}
+        self._deep: dict[str, _Extent | str] = {}
 
     def light(self, words: Sequence[str]) -> str | None:
         found = self.settings(words)
         return found if isinstance(found, str) else None
 
     def deep(self, words: Sequence[str]) -> str | None:
+        found = self.extent(words)
+        return found if isinstance(found, str) else None
+
+    def extent(self, words: Sequence[str]) -> _Extent | str:
         """Also data, model and start; each combination of what they depend on is loaded once."""
         s = self.settings(words)
         if isinstance(s, str):
             return s
         key = json.dumps(
             [s.problem, s.dataset, s.model, s.init, s.device, s.precision, s.compile,
-             s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo,
+             s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo, s.average, s.launcher, s.eval.every is None,
              s.epochs and [s.epochs, s.schedule, s.warmup], s.until.test_error]
         )  # fmt: skip
         if key not in self._deep:
             try:
-                build.prepare(s)
-                self._deep[key] = None
+                prepared = build.prepare(s)
+                self._deep[key] = _Extent(prepared.steps, prepared.memory)
             except UsageError as e:
                 self._deep[key] = str(e)
         return self._deep[key]

@@ -71,7 +71,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     root = plan.root
     if plan.named:
         _refuse_another(plan)
-    lanes = packing.lanes(plan.jobs, [m.settings for m in plan.members]) if plan.basic else []
+    lanes = packing.lanes(plan.jobs, plan.members) if plan.basic else []
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -99,15 +99,20 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
 
 def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[list[_Row], int]:
     """The jobs one after another in this process, each with its live view."""
+    from rich.console import Console
+
+    from easgd_cli.record.table import job_line
+
     rows: list[_Row] = []
     code = 0
     for number, member in enumerate(plan.members, 1):
-        print(f"\n[{number}/{len(plan.members)}] {member.name}", flush=True)
+        title = f"[{number}/{len(plan.members)}] {member.name}"
         place = placing.place(plan.root / member.name, member.settings, plan.retry)
         if place.over:
             row, code = _over(member, place), 0
-            print(f"{row.said()} ({place.path})", flush=True)
+            Console(highlight=False, soft_wrap=True).print(job_line(title, row.status, row.said()))
         else:
+            print(f"\n{title}", flush=True)
             board.note(member.name, "running", pid=os.getpid())
             row, code = _run_one(member, place, asked, command)
         board.note(member.name, row.status, reason=row.reason)
@@ -118,32 +123,35 @@ def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[
     return rows, code
 
 
-def _side_by_side(plan: Plan, lanes: list[set[int]], asked: Arguments, board: Board) -> tuple[list[_Row], int]:
-    """The jobs in processes of their own, as many at a time as there are `lanes`, each told of in a line when it begins and ends."""
+def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board: Board) -> tuple[list[_Row], int]:
+    """The jobs in processes of their own, as many at a time as there are `lanes`, all in one view."""
+    from easgd_cli.record.sweep_progress import SweepProgress
+
     members = {m.name: m for m in plan.members}
     numbers = {name: f"[{n}/{len(members)}] {name}" for n, name in enumerate(members, 1)}
     places: dict[str, Place] = {}
     rows: dict[str, _Row] = {}
+    view = SweepProgress(len(members))
 
     def known(row: _Row) -> None:
         rows[row.name] = row
         board.note(row.name, row.status, reason=row.reason)
+        view.ended(numbers[row.name], row.status, row.said())
 
     def begin(name: str) -> packing.Command | None:
         member = members[name]
         place = places[name] = placing.place(plan.root / name, member.settings, plan.retry)
         if place.over:
-            row = _over(member, place)
-            print(f"{numbers[name]}: {row.said()}", flush=True)
-            known(row)
+            known(_over(member, place))
             return None
         words = ["--config-name", asked.config_name, *(w for w in member.overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode=")))]
         new = [*words, f"hydra.run.dir={arguments.quote(str(place.path))}", "hydra.mode=RUN"]
-        return packing.Command(new if place.standing == placing.NEW else [f"resume={place.path}"], _log(plan.root, name))
+        words = new if place.standing == placing.NEW else [f"resume={place.path}"]
+        return packing.Command(words, _log(plan.root, name), packing.Devices.of(member.settings))
 
     def begun(name: str, pid: int) -> None:
-        print(f"{numbers[name]}: begun", flush=True)
         board.note(name, "running", pid=pid)
+        view.begun(numbers[name], places[name].path, members[name].steps, members[name].settings.minutes)
 
     def ended(name: str, code: int) -> None:
         path = places[name].path
@@ -154,11 +162,12 @@ def _side_by_side(plan: Plan, lanes: list[set[int]], asked: Arguments, board: Bo
         elif status == placing.FAILED:
             reason = packing.said_last(_log(plan.root, name)) or f"its process ended with status {code}"
             placing.leave_failure(path, members[name].settings, running.own(members[name].overrides), reason)
-        row = _Row(name, status, rundir.summary_of(path), reason)
-        print(f"{numbers[name]}: {row.said()}", flush=True)
-        known(row)
+        known(_Row(name, status, rundir.summary_of(path), reason))
 
-    number = packing.run(list(members), lanes, begin, begun, ended)
+    try:
+        number = packing.run(list(members), lanes, begin, begun, ended, view.look)
+    finally:
+        view.close()
     for name in members:
         rows.setdefault(name, _Row(name, "not started"))
     return [rows[name] for name in members], 0 if number is None else 128 + number

@@ -67,6 +67,11 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
             console.print(Text(f"{name}: ").append(status, style=_STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=True)
 
 
+def job_line(title: str, status: str, said: str) -> Text:
+    """One job of a sweep in a line, coloured by its status."""
+    return Text(f"{title}: ").append(said, style=_STYLES.get(status, ""))
+
+
 def _measured(center: dict[str, Any], on_data: bool) -> list[tuple[str, str]]:
     """What the last evaluation says, a label and a value each: first what there is of a data set, then the rest under its own name."""
     lines = []
