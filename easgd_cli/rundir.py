@@ -117,15 +117,15 @@ def status_of(path: Path) -> str | None:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Keeps every other process out of `path` for as long as it lasts. Raises UsageError when one is in it.
+def held(path: Path, shared: bool = False) -> Iterator[None]:
+    """Keeps every other process out of `path` for as long as it lasts, or with `shared` those that would keep others out. Raises UsageError when one is in it.
 
     The lock is on the directory itself and dies with the process, so nothing is left to clean up.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise UsageError(f"{path}: another process is running this run; wait for it to end, or stop it.") from e
         except OSError:

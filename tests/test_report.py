@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from easgd_cli import picture
+from easgd_cli import picture, rundir
 from easgd_cli.__main__ import main
 from easgd_cli.report import figures, page, reading, table
 from easgd_cli.report.comparison import compare
@@ -153,10 +153,12 @@ def test_a_running_run_is_read_as_it_stands(tmp_path: Path) -> None:
 
 def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = {"a": {"status": "completed"}, "b": {"status": "running", "pid": 1}, "c": {"status": "queued"}, "d": {"status": "failed", "reason": "no data"}}
-    (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    (sweep / "sweep.json").write_text(json.dumps({"command": "easgd train -m seed=0,1", "jobs": jobs}))
+    with rundir.held(sweep, shared=True), rundir.held(sweep, shared=True):  # two sweeps share the jobs
+        assert next(iter(reading.unfinished([str(sweep)]))) == "sweep: of 4 jobs 1 completed, 1 failed, 1 queued, 1 running."
     assert main(["report", str(sweep)]) == 0
     out = capsys.readouterr().out
-    assert "of 4 jobs 1 completed, 1 failed, 1 queued, 1 running." in out
+    assert "sweep: of 4 jobs 1 completed, 1 failed, 1 killed, 1 queued, and no process is at them. To go on: easgd train -m seed=0,1\n" in out
     assert "d: failed before it began: no data" in out
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,9 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
 
     side = f", {len(lanes)} at a time" if len(lanes) > 1 else ""
     print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}{side}", flush=True)
-    with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")):
+    with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")), ExitStack() as attended:
+        with suppress(UsageError):  # somebody is looking just now
+            attended.enter_context(rundir.held(root, shared=True))  # by which `easgd report` knows whether the sweep goes on
         board = Board(plan, command)
         rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, command, board)
     print()

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,17 @@ def unfinished(words: Sequence[str]) -> Iterator[str]:
     """A sentence for each sweep among these paths that has jobs to go, and for each job that failed before it had a directory."""
     for root in map(Path, words):
         try:
-            jobs = json.loads((root / "sweep.json").read_text(encoding="utf-8"))["jobs"]
-        except (OSError, ValueError, KeyError, TypeError):
+            sweep = json.loads((root / "sweep.json").read_text(encoding="utf-8"))
+            jobs, command = sweep["jobs"], sweep.get("command")
+            counts = Counter(job["status"] for job in jobs.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        counts = Counter(job["status"] for job in jobs.values())
         if counts["queued"] or counts["running"]:
-            yield f"{root.name}: of {len(jobs)} jobs {', '.join(f'{n} {status}' for status, n in sorted(counts.items()))}."
+            stopped = ""
+            with suppress(UsageError), rundir.held(root):  # which nobody holds
+                counts["killed"] += counts.pop("running", 0)
+                stopped = f", and no process is at them. To go on: {command or 'give the same command again'}"
+            yield f"{root.name}: of {len(jobs)} jobs {', '.join(f'{n} {status}' for status, n in sorted(counts.items()) if n)}{stopped or '.'}"
         for name, job in jobs.items():
             if job["status"] == "failed" and not (root / name).is_dir():
                 yield f"{name}: failed before it began: {job.get('reason', 'no reason is known')}"
