@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Launcher, Said, leave_checkpoint
@@ -94,12 +95,13 @@ def test_combinations_that_cannot_run_are_listed_and_left_out(easgd: Easgd, laun
 def test_data_and_models_are_tried_before_the_first_run(easgd: Easgd, launcher: Launcher, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[Settings] = []
 
-    def prepare(s: Settings) -> None:
+    def prepare(s: Settings) -> SimpleNamespace:
         prepared.append(s)
         if s.dataset["name"] == "cifar10":
             raise UsageError("dataset.root=data: no such data.")
         if s.model["name"] == "convnet7" and s.dataset["name"] == "digits":
             raise UsageError("model=convnet7: the images are too small.")
+        return SimpleNamespace(steps=s.steps, memory=0)
 
     monkeypatch.setattr(build, "prepare", prepare)
     said = easgd("train", "-m", "dataset=digits,cifar10", "seed=0,1")
@@ -211,6 +213,8 @@ def test_two_sweeps_at_once_share_the_jobs(easgd: Easgd, launcher: Launcher, her
         said = easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine")
     assert "running elsewhere" in said.out
     assert "seed=2" in names(launcher)
+    jobs = json.loads((here / "mine/sweep.json").read_text())["jobs"]
+    assert jobs == {f"seed={i}": {"status": "completed"} for i in range(3)}  # what the other has told of its job stands
     assert not (here / "mine" / "seed=0.2").exists()
 
 

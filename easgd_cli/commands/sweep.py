@@ -24,12 +24,12 @@ from omegaconf import DictConfig
 from easgd_cli import build, interruption, rundir
 from easgd_cli.commands import arguments, compose, configs, packing, placing, running
 from easgd_cli.commands.arguments import Arguments
+from easgd_cli.commands.board import Board, refuse_another
 from easgd_cli.commands.placing import Place
 from easgd_cli.commands.plan import Member, Plan
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.scratch import put
 
 _GO_ON = "to go on with it, give the same command again."
 
@@ -70,7 +70,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     _warn_ineffective(plan.members)
     root = plan.root
     if plan.named:
-        _refuse_another(plan)
+        refuse_another(plan)
     lanes = packing.lanes(plan.jobs, plan.members) if plan.basic else []
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -178,52 +178,6 @@ def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board
 def _log(root: Path, name: str) -> Path:
     """What a job that runs beside others prints."""
     return root / "logs" / f"{name}.log"
-
-
-class Board:
-    """sweep.json: what a sweep is made of and how each of its jobs stands, written anew at every change.
-
-    A job is queued, running (with its process number), completed, diverged, failed or killed (with the reason) or interrupted.
-    Jobs of an earlier start with other values stay in it.
-    """
-
-    def __init__(self, plan: Plan, command: str):
-        self._path = plan.root / "sweep.json"
-        jobs: dict[str, Any] = _read(self._path).get("jobs") or {}
-        for member in plan.members:
-            jobs[member.name] = {"status": "queued"}
-        self._content: dict[str, Any] = {"command": command, "fixed": plan.fixed, "swept": plan.varying, "jobs": jobs}
-        self._write()
-
-    def note(self, name: str, status: str, **facts: Any) -> None:
-        self._content["jobs"][name] = {"status": status} | {key: value for key, value in facts.items() if value is not None}
-        self._write()
-
-    def _write(self) -> None:
-        with suppress(OSError):  # the runs' own records are what counts
-            put(self._path, lambda beside: beside.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8"))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _refuse_another(plan: Plan) -> None:
-    """Refuses a name that a sweep of other settings has: its runs would not be comparable. More values of what is swept are welcome."""
-    before = _read(plan.root / "sweep.json")
-    if not before:
-        return
-    given = f"sweep={plan.root.name}"
-    had, swept = before.get("fixed", {}), before.get("swept", [])
-    for key in sorted({*had, *plan.fixed, *swept, *plan.varying}):
-        then = f"{key} was swept" if key in swept else f"it had {had[key]}" if key in had else f"it had no {key}="
-        now = f"{key} is swept" if key in plan.varying else plan.fixed.get(key, f"there is no {key}=")
-        if (key in swept, had.get(key)) != (key in plan.varying, plan.fixed.get(key)):
-            raise UsageError(f"{given}: is the name of another sweep, where {then}, and now {now}; choose another name, or leave the settings as they were.")
 
 
 def _over(member: Member, place: Place) -> _Row:
