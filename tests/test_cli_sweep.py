@@ -280,3 +280,5 @@ def test_another_sweeper_or_launcher_of_hydras_gets_the_jobs(easgd: Easgd, here:
     said = easgd(*words, "tau=3")
     assert said.status == 1
     assert "ended with status 1" in said.err
+    said = easgd(*words, "tau=3", "retry=true")
+    assert (said.status, "retry=true: is for jobs that easgd runs itself" in said.err) == (2, True)

@@ -115,6 +115,16 @@ def test_what_has_a_result_stands_and_what_was_stopped_goes_on(tmp_path: Path) -
     assert place(tmp_path / "completed", asked, retry=True).standing == "completed"
 
 
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_a_result_beside_the_jobs_own_directory_counts(status: str, tmp_path: Path) -> None:
+    """As earlier versions left it, which began anew there."""
+    run(tmp_path / "job", status)
+    run(tmp_path / "job.2", "completed")
+    before = everything(tmp_path)
+    assert place(tmp_path / "job", OURS, retry=True) == Place(tmp_path / "job.2", "completed")
+    assert everything(tmp_path) == before
+
+
 def test_a_failed_job_is_tried_again_only_if_asked(tmp_path: Path) -> None:
     never_made, without, stopped = tmp_path / "never made", run(tmp_path / "without", "running", workers=2), run(tmp_path / "stopped", "failed", reason="no")
     leave_checkpoint(stopped, 5)

@@ -6,6 +6,7 @@ in NAME.2 and so on, a job runs only where its own is a run's with other setting
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -40,37 +41,48 @@ class Place:
 def place(path: Path, settings: Settings, retry: bool) -> Place:
     """Where the job that is named `path` runs with these settings. A run without a checkpoint is cleared away, a failed one only to `retry`."""
     wanted = _compared(yaml.safe_load(yaml.safe_dump(asdict(settings))))
-    for candidate in rundir.candidates(path):
-        if not candidate.exists():
-            return Place(candidate, NEW)
-        config = rundir.config_of(candidate) if candidate.is_dir() else {}
-        if config is not None and _compared(config) != wanted:
-            continue
+    there = list(itertools.takewhile(Path.exists, rundir.candidates(path)))
+    own, unknown = [], []  # runs with these settings; directories without settings, which a killed start may have made
+    for candidate in there:
+        config = rundir.config_of(candidate)
+        if config is not None and _compared(config) == wanted:
+            own.append(candidate)
+        elif config is None and candidate.is_dir():
+            unknown.append(candidate)
+    places = [_standing(candidate, retry) for candidate in own]
+    for standing in (*_ENDED, ELSEWHERE, STOPPED, FAILED):  # what has a result counts, wherever it is
+        found = next((found for found in places if found.standing == standing), None)
+        if found is not None:
+            return found
+    for candidate in sorted([*own, *unknown], key=there.index):
         try:
             with rundir.held(candidate):
-                found = _standing(candidate, retry) if config is not None else None
-                if found is not None:
-                    return found
                 if rundir.clear(candidate):
                     return Place(candidate, NEW)
         except UsageError:
             return Place(candidate, ELSEWHERE)
         except OSError as e:
             return Place(candidate, FAILED, f"{e.filename or candidate} is left of a killed start and cannot be removed: {e.strerror or e}.")
-    raise AssertionError("candidates never end")
+    return Place(next(candidate for candidate in rundir.candidates(path) if candidate not in there), NEW)
 
 
-def _standing(path: Path, retry: bool) -> Place | None:
-    """How the run there stands; None where it has come to nothing."""
+def _standing(path: Path, retry: bool) -> Place:
+    """How the run there stands; NEW where it has come to nothing."""
     from easgd_cli import checkpoint  # here, since it loads torch, for which a refusal does not wait
 
-    summary = rundir.summary_of(path)
+    try:
+        with rundir.held(path):
+            summary = rundir.summary_of(path)
+    except UsageError:
+        return Place(path, ELSEWHERE)
+    except OSError:  # another sweep has just cleared it
+        return Place(path, NEW)
     status = summary.get("status")
     if status in _ENDED:
         return Place(path, status)
     if status == FAILED and not retry:
         return Place(path, FAILED, summary.get("reason"))
-    return Place(path, STOPPED) if checkpoint.find(path / "checkpoint") else None
+    return Place(path, STOPPED if checkpoint.find(path / "checkpoint") else NEW)
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
