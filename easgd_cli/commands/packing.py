@@ -82,10 +82,10 @@ def dealt(things: Sequence[T], lanes: int) -> list[list[T]]:
 
 
 def _carried(m: Member, cores: int, devices: int) -> int:
-    """How many such jobs the machine carries at a time.
+    """How many such jobs the machine carries at a time; 0 where it is small for one.
 
-    A job needs a core for each thread of its workers and a device for each worker, up to all there are, and its memory. A
-    simulated one computes one gradient at a time.
+    A job needs a core for each thread of its workers, a device for each worker, and its memory. A simulated one computes one
+    gradient at a time.
     """
     from easgd_cli.memory import available_memory
 
@@ -93,7 +93,7 @@ def _carried(m: Member, cores: int, devices: int) -> int:
     at_once, threads = (s.workers, s.workers * (s.threads or 1)) if build.launched_in_processes(s) else (1, s.threads or cores)
     counts = [cores // threads]
     if devices and (wanted := Devices.of(s)) is not Devices.NONE:
-        counts.append(1 if wanted is Devices.NAMED else devices // min(at_once, devices))
+        counts.append(1 if wanted is Devices.NAMED else devices // at_once)
     if available is not None:
         counts.append(available // (m.memory + _OWN_BYTES + at_once * _WORKER_BYTES))
     return min(counts)

@@ -93,6 +93,8 @@ def find(words: Sequence[str]) -> list[Path]:
             raise UsageError(f"report {word}: is a file; name the directory of a run, or one that holds runs.")
         else:
             runs = list(_below(path))
+        if not runs and (stands := list(unfinished([word]))):
+            raise UsageError(f"report {word}: holds no run yet. {' '.join(stands)}")
         if not runs:
             raise UsageError(f"report {word}: is no run and holds none; a run's directory has a config.yaml and a metrics.jsonl.")
         for run in runs:
