@@ -154,7 +154,8 @@ class Prepared:
     """A run that has been checked to the end: everything a launcher needs, made once.
 
     `images`: None where the problem asks for none. `start` [size]: where what is evaluated begins, the center or, in a method
-    without one, the worker. `steps`: local steps of each worker, None when the clock on the wall ends the run.
+    without one, the worker. `steps`: local steps of each worker, None when the clock on the wall ends the run. `memory`: bytes
+    that the run needs at its peak, as far as they are known before.
     """
 
     method: Method
@@ -163,6 +164,7 @@ class Prepared:
     problem: Problem
     start: Tensor
     steps: int | None
+    memory: int
 
     @property
     def size(self) -> int:
@@ -203,8 +205,8 @@ def prepare(s: Settings) -> Prepared:
         if s.until.test_error is not None and "test_error" not in figures:
             raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
     start = minimised.start(None if rules.center else 0)
-    _check_memory(s, rules, kept, start, images, devices.count("cpu"))
-    return Prepared(rules, kept, images, minimised, start, steps)
+    memory = _check_memory(s, rules, kept, start, images, devices.count("cpu"))
+    return Prepared(rules, kept, images, minimised, start, steps, memory)
 
 
 def _refuse_unused(s: Settings, asked: set[str]) -> None:
@@ -245,25 +247,23 @@ def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_cl
         )
 
 
-def _check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor, images: Dataset | None, on_cpu: int) -> None:
-    """Refuses a run that cannot fit: its vectors, batches of the workers `on_cpu`, and the copy of the data set that they share.
+def _check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor, images: Dataset | None, on_cpu: int) -> int:
+    """Refuses a run that cannot fit: its vectors, batches of the workers `on_cpu`, and the copy of the data set that they share. Returns the bytes of all.
 
     What a net keeps for its backward pass is not known here and comes on top, and so do the processes themselves.
     """
     from easgd_cli.devices import cores
     from easgd_cli.memory import available_memory
 
-    available = available_memory()
-    if available is None:
-        return
     vectors = start.numel() * start.element_size() * vectors_needed(s, rules, kept, on_cpu)
     # As many as can be computed at once; of each image what the net takes, and 8 bytes each for its number, its draw and its label.
     batches = min(on_cpu, cores()) * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24) if images is not None else 0
     # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
     batches += s.workers * s.batch_size * math.prod(images.input_shape) * (images.ahead + 1) if images is not None and images.ahead else 0
     copied = images.nbytes if images is not None else 0
-    if vectors + batches + copied <= available:
-        return
+    available = available_memory()
+    if available is None or vectors + batches + copied <= available:
+        return vectors + batches + copied
     said = {
         f"workers={s.workers}": (vectors, "vectors", "use fewer workers or a smaller model"),
         f"batch_size={s.batch_size}": (batches, "batches", "use smaller batches or fewer workers"),

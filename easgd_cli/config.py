@@ -91,7 +91,8 @@ class Settings:
     replay: Optional[str] = None  # a run directory whose exchanges are made again in their recorded order, simulated
 
     sweep: Optional[str] = None  # name of a sweep, kept in runs/sweeps/NAME
-    jobs: str = "1"  # of a sweep at a time, each on cores of its own: a number, or auto, as many as there are cores for
+    jobs: str = "1"  # of a sweep at a time, each on cores and CUDA devices of its own: a number, or auto, as many as the machine carries
+    retry: bool = False  # of a sweep given again: jobs that failed are tried again too; those killed or interrupted always go on
 
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -42,6 +42,14 @@ def _checked(key: str, given: str, device: str) -> str:
     return f"cuda:{d.index or 0}" if d.type == "cuda" else "cpu"
 
 
+def visible_devices() -> list[str]:
+    """The CUDA devices that this process shows, by the names that CUDA_VISIBLE_DEVICES takes for them. CUDA is asked, but not started."""
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(i) for i in range(count)] if given is None else [name.strip() for name in given.split(",")]
+    return names[:count]
+
+
 def worker_threads(s: Settings) -> int:
     """CPU threads of each worker: as given, or the cores divided, at least one."""
     return s.threads if s.threads is not None else max(1, cores() // s.workers)

@@ -117,15 +117,15 @@ def status_of(path: Path) -> str | None:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Keeps every other process out of `path` for as long as it lasts. Raises UsageError when one is in it.
+def held(path: Path, shared: bool = False) -> Iterator[None]:
+    """Keeps every other process out of `path` for as long as it lasts, or with `shared` those that would keep others out. Raises UsageError when one is in it.
 
     The lock is on the directory itself and dies with the process, so nothing is left to clean up.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise UsageError(f"{path}: another process is running this run; wait for it to end, or stop it.") from e
         except OSError:
@@ -133,6 +133,36 @@ def held(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+# What a run leaves in its directory, beside config.yaml.
+_LEFT = (
+    "overrides.yaml", "metrics.jsonl", "exchanges.bin", "events.out.tfevents.*", "summary.json", "center.pt", "average.pt",
+    "checkpoint", "logs", "snapshots", "report",
+)  # fmt: skip
+_UNFINISHED = re.compile(r"\.\d+\.(config|overrides)\.yaml|\.(metrics\.jsonl|summary\.json|(center|average)\.pt)\.\d+")  # written beside, not yet renamed
+
+
+def clear(path: Path) -> bool:
+    """Removes a run that came to nothing, and says whether it could: not where somebody has put something else in its directory.
+
+    A directory without config.yaml is that of a run killed while it was made, and holds nothing, or a file that was being
+    written. config.yaml, by which the run is known, goes last, so that what is left when this is killed can be cleared again.
+    The caller holds the directory. Raises OSError.
+    """
+    inside = list(path.iterdir())
+    known = _LEFT if any(entry.name == "config.yaml" for entry in inside) else ()
+    inside = [entry for entry in inside if entry.name != "config.yaml"]
+    if not all(_UNFINISHED.fullmatch(entry.name) or any(entry.match(pattern) for pattern in known) for entry in inside):
+        return False
+    for entry in inside:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    (path / "config.yaml").unlink(missing_ok=True)
+    path.rmdir()
+    return True
 
 
 def discard(path: Path, above: Sequence[Path] = ()) -> None:

@@ -88,7 +88,11 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture
 def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and model are not loaded, for tests of what comes before and after."""
-    monkeypatch.setattr(build, "prepare", lambda settings: SimpleNamespace(steps=settings.steps if settings.steps is not None else settings.default_steps))
+
+    def prepare(settings: Settings) -> SimpleNamespace:
+        return SimpleNamespace(steps=settings.steps if settings.steps is not None else settings.default_steps, memory=0)
+
+    monkeypatch.setattr(build, "prepare", prepare)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Launcher, Said, leave_checkpoint
@@ -86,17 +87,21 @@ def test_combinations_that_cannot_run_are_listed_and_left_out(easgd: Easgd, laun
     assert "left out: algo=sgd tau=1 workers=2. algo=sgd workers=2: sgd is one worker" in said.err
     assert said.err.count("left out") == 3
     assert names(launcher) == ["algo=easgd,tau=1", "algo=easgd,tau=4", "algo=mdownpour,tau=1"]
+    said = easgd("train", "-m", "algo=easgd,mdownpour", "tau=4", "seed=0,1,2")
+    assert said.err.count("left out") == 1
+    assert "left out, for every seed: algo=mdownpour tau=4. tau=4: MDOWNPOUR" in said.err
 
 
 def test_data_and_models_are_tried_before_the_first_run(easgd: Easgd, launcher: Launcher, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[Settings] = []
 
-    def prepare(s: Settings) -> None:
+    def prepare(s: Settings) -> SimpleNamespace:
         prepared.append(s)
         if s.dataset["name"] == "cifar10":
             raise UsageError("dataset.root=data: no such data.")
         if s.model["name"] == "convnet7" and s.dataset["name"] == "digits":
             raise UsageError("model=convnet7: the images are too small.")
+        return SimpleNamespace(steps=s.steps, memory=0)
 
     monkeypatch.setattr(build, "prepare", prepare)
     said = easgd("train", "-m", "dataset=digits,cifar10", "seed=0,1")
@@ -168,16 +173,33 @@ def test_an_interrupted_sweep_stops_and_goes_on_when_asked_again(easgd: Easgd, l
 
 
 @pytest.mark.usefixtures("straight")
-def test_a_job_that_failed_or_had_other_settings_gets_a_new_directory(easgd: Easgd, launcher: Launcher) -> None:
-    launcher.behave = lambda job: finish(job, "failed", 1, "no")
-    assert easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine").status == 1
+def test_jobs_that_failed_are_told_again_and_tried_again_only_if_asked(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    def behave(job: Job) -> Outcome:
+        if job.settings.seed == 1:
+            raise UsageError("there is no memory.")  # so no directory was left
+        return finish(job, "failed" if job.settings.seed == 2 else "completed", 0, "every worker has died")
+
+    launcher.behave = behave
+    assert easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine").status == 1
     launcher.behave = finish
     launcher.jobs.clear()
+    said = easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine")
+    assert (said.status, launcher.jobs) == (1, [])
+    for job, reason in (("seed=1", "there is no memory"), ("seed=2", "every worker has died")):
+        assert f"{job}: failed: {reason}. That was before; retry=true tries it again." in said.out
+    assert json.loads((here / "mine/sweep.json").read_text())["jobs"]["seed=1"] == {"status": "failed", "reason": "there is no memory."}
+    assert easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine", "retry=true").status == 0
+    assert names(launcher) == ["seed=1", "seed=2"]
+    assert sorted(p.name for p in (here / "mine").iterdir() if p.is_dir()) == ["seed=0", "seed=1", "seed=2"]
+
+
+@pytest.mark.usefixtures("straight")
+def test_a_job_of_other_settings_has_a_directory_of_its_own(easgd: Easgd, launcher: Launcher) -> None:
+    launcher.behave = finish
     assert easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine").status == 0
-    assert names(launcher) == ["seed=0.2", "seed=1.2"]
     launcher.jobs.clear()
     assert easgd("train", "-m", "seed=0,1", "steps=7", "hydra.sweep.dir=mine").status == 0
-    assert names(launcher) == ["seed=0.3", "seed=1.3"]
+    assert names(launcher) == ["seed=0.2", "seed=1.2"]
     launcher.jobs.clear()
     assert easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine").status == 0
     assert launcher.jobs == []
@@ -191,6 +213,8 @@ def test_two_sweeps_at_once_share_the_jobs(easgd: Easgd, launcher: Launcher, her
         said = easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine")
     assert "running elsewhere" in said.out
     assert "seed=2" in names(launcher)
+    jobs = json.loads((here / "mine/sweep.json").read_text())["jobs"]
+    assert jobs == {f"seed={i}": {"status": "completed"} for i in range(3)}  # what the other has told of its job stands
     assert not (here / "mine" / "seed=0.2").exists()
 
 
@@ -256,3 +280,5 @@ def test_another_sweeper_or_launcher_of_hydras_gets_the_jobs(easgd: Easgd, here:
     said = easgd(*words, "tau=3")
     assert said.status == 1
     assert "ended with status 1" in said.err
+    said = easgd(*words, "tau=3", "retry=true")
+    assert (said.status, "retry=true: is for jobs that easgd runs itself" in said.err) == (2, True)

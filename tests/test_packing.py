@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Said
 
-from easgd_cli import build
 from easgd_cli.commands import packing
+from easgd_cli.commands.plan import Member
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
@@ -60,7 +61,16 @@ def begin(here: Path) -> tuple[subprocess.Popen[str], list[int]]:
     words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=long", "jobs=2", "seed=0,1", *LONG]
     sweep = subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     root = here / "runs" / "sweeps" / "long"
-    until(lambda: all((root / f"seed={seed}" / "metrics.jsonl").exists() for seed in (0, 1)))
+
+    def trains(seed: int) -> bool:
+        try:
+            pid = int(str(standing(root)[f"seed={seed}"]["pid"]))
+            said = (root / f"seed={seed}" / "logs" / "launcher.log").read_text()
+        except (OSError, KeyError):
+            return False
+        return alive(pid) and f"process {pid}:" in said and (root / f"seed={seed}" / "metrics.jsonl").exists()
+
+    until(lambda: trains(0) and trains(1))
     return sweep, [int(str(job["pid"])) for job in standing(root).values()]
 
 
@@ -91,21 +101,31 @@ def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path) 
 
 def test_a_job_that_fails_is_a_line_with_its_reason_and_touches_no_other(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FAILING)
-    said = command(tmp_path, "-m", "sweep=one", "jobs=2", "seed=0,1", "problem=mine:failing", "launcher=simulated", "threads=1", "eta=0.1", "steps=20")
+    words = ["-m", "sweep=one", "jobs=2", "seed=0,1", "problem=mine:failing", "launcher=simulated", "threads=1", "eta=0.1", "steps=20"]
+    said = command(tmp_path, *words)
     assert said.returncode == 1
     jobs = standing(tmp_path / "runs" / "sweeps" / "one")
     assert jobs["seed=0"] == {"status": "completed"}
     assert jobs["seed=1"]["status"] == "failed"
     assert "the day is wrong" in str(jobs["seed=1"]["reason"])
     assert any(line.startswith("[2/2] seed=1: failed: ") and "the day is wrong" in line for line in said.stdout.splitlines())
+    (tmp_path / "mine.py").write_text(FAILING.replace("seed == 1", "False"))
+    again = command(tmp_path, *words, "retry=true")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("already done") == 1
+    assert sorted(p.name for p in (tmp_path / "runs/sweeps/one").iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed process")
-def test_a_killed_sweep_takes_its_jobs_with_it(tmp_path: Path) -> None:
-    sweep, pids = begin(tmp_path)
-    sweep.kill()
-    sweep.wait()
-    until(lambda: not any(map(alive, pids)))
+def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_were(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "sweeps" / "long"
+    for _ in range(2):
+        sweep, pids = begin(tmp_path)
+        sweep.kill()
+        sweep.wait()
+        until(lambda pids=pids: not any(map(alive, pids)))  # type: ignore[misc]
+    assert all((root / f"seed={seed}" / "logs" / "launcher.log").read_text().count("process") == 1 for seed in (0, 1))
+    assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -121,18 +141,81 @@ def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(number
     assert "To go on with it, give the same command again." in out
 
 
-def test_lanes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_cores", lambda: list(range(8)))
-    local, simulated = ({"name": name.lower(), "target": f"easgd_cli.launcher.kinds:{name}"} for name in ("Local", "Simulated"))
-    of = [Settings(eta=0.1, workers=2, launcher=local), Settings(eta=0.1, workers=4, launcher=local)] * 5
-    assert packing.lanes("auto", of) == [{0, 1, 2, 3}, {4, 5, 6, 7}]  # the greatest has four workers
-    assert packing.lanes("3", of) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
-    assert packing.lanes("auto", [Settings(eta=0.1, launcher=simulated, threads=1)] * 3) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
-    assert packing.lanes("auto", [Settings(eta=0.1, launcher=simulated)] * 3) == [set(range(8))]  # one job uses every core
-    assert packing.lanes("20", of) == [set(range(8))] * 10
+LOCAL, SIMULATED = ({"name": name.lower(), "target": f"easgd_cli.launcher.kinds:{name}"} for name in ("Local", "Simulated"))
+
+
+def jobs(number: int, memory: int = 0, **settings: Any) -> list[Member]:
+    return [Member([], str(i), Settings(eta=0.1, **{"launcher": LOCAL, **settings}), steps=10, memory=memory) for i in range(number)]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that makes this a machine with so many cores and CUDA devices and so much memory."""
+
+    def like(cores: int, devices: int = 0, memory: int | None = None) -> None:
+        monkeypatch.setattr(packing, "_cores", lambda: list(range(cores)))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+        monkeypatch.setattr("easgd_cli.memory.available_memory", lambda: memory)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return like
+
+
+def cores(lanes: list[packing.Lane]) -> list[set[int]]:
+    return [lane.cores for lane in lanes]
+
+
+def test_lanes_share_the_cores(machine: Callable[..., None]) -> None:
+    machine(cores=8)
+    of = jobs(5, workers=2) + jobs(5, workers=4)
+    assert cores(packing.lanes("auto", of)) == [{0, 1, 2, 3}, {4, 5, 6, 7}]  # the greatest has four workers
+    assert cores(packing.lanes("3", of)) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
+    assert cores(packing.lanes("auto", jobs(3, launcher=SIMULATED, threads=1))) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
+    assert cores(packing.lanes("auto", jobs(3, launcher=SIMULATED))) == [set(range(8))]  # one job uses every core
+    assert cores(packing.lanes("auto", jobs(3, workers=16))) == [set(range(8))]
+    assert cores(packing.lanes("20", of)) == [set(range(8))] * 10
     for wrong in ("0", "-1", "two", "1.5"):
         with pytest.raises(UsageError, match=f"jobs={wrong}: is how many"):
             packing.lanes(wrong, of)
+
+
+def test_lanes_share_the_memory(machine: Callable[..., None]) -> None:
+    gib = 2**30
+    machine(cores=64, memory=16 * gib)
+    assert [len(packing.lanes("auto", jobs(9, workers=2, memory=m * gib))) for m in (0, 1, 3, 7, 15, 20)] == [9, 9, 4, 2, 1, 1]
+    assert len(packing.lanes("auto", jobs(8, workers=2) + jobs(1, workers=2, memory=7 * gib))) == 2  # the greatest
+    assert len(packing.lanes("5", jobs(9, workers=2, memory=7 * gib))) == 5  # whoever says how many knows
+
+
+def test_devices_are_dealt_to_lanes(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, lanes in ((1, 1), (4, 2), (5, 3), (8, 8), (3, 5)):
+        shares = packing.dealt(range(number), lanes)
+        assert len(shares) == lanes and all(shares)
+        assert sorted({d for share in shares for d in share}) == list(range(number))
+        if lanes <= number:
+            assert sum(map(len, shares)) == number and max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert packing.dealt("ab", 5) == [["a"], ["b"], ["a"], ["b"], ["a"]]
+    assert packing.dealt([], 2) == [[], []]
+
+    def shown(jobs_: str, of: list[Member]) -> list[str | None]:
+        wanted = packing.Devices.of(of[0].settings)
+        return [lane.environment(wanted).get("CUDA_VISIBLE_DEVICES") for lane in packing.lanes(jobs_, of)]
+
+    machine(cores=64, devices=8)
+    assert shown("auto", jobs(9, workers=4)) == ["0,1,2,3", "4,5,6,7"]  # a device for each worker
+    assert shown("auto", jobs(9, workers=4, launcher=SIMULATED, threads=1)) == list("01234567")
+    assert shown("3", jobs(9, workers=4, device="cuda")) == ["0,1", "2,3,4", "5,6,7"]
+    assert shown("2", jobs(9, device="cpu")) == ["", ""]
+    assert shown("2", jobs(9, device="cuda:0,cuda:1")) == [None, None]  # numbered among all
+    assert len(packing.lanes("auto", jobs(9, workers=1, device="cuda:3"))) == 1
+    assert len(packing.lanes("auto", jobs(20, workers=1, device="cpu"))) == 20
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8932f937")
+    machine(cores=64, devices=2)
+    assert shown("2", jobs(9, workers=1)) == ["5", "GPU-8932f937"]
+    assert shown("3", jobs(9, workers=1)) == ["5", "GPU-8932f937", "5"]
+    assert shown("2", jobs(9, workers=1, device="cuda:1")) == ["5, GPU-8932f937"] * 2
+    machine(cores=64)
+    assert shown("2", jobs(9, workers=1)) == ["5, GPU-8932f937"] * 2  # there is none to deal: as it was
 
 
 @pytest.mark.parametrize(
@@ -145,8 +228,8 @@ def test_lanes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sweep=mine", "sweep=mine: is about a sweep; add -m"),
     ],
 )
-def test_a_mistake_has_its_sentence(words: str, sentence: str, easgd: Callable[..., Said], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "prepare", lambda settings: None)
+@pytest.mark.usefixtures("unprepared")
+def test_a_mistake_has_its_sentence(words: str, sentence: str, easgd: Callable[..., Said], here: Path) -> None:
     said = easgd("train", *words.split())
     assert said.status == 2
     assert sentence in said.err

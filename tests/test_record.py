@@ -354,7 +354,7 @@ def test_a_run_does_not_go_on_to_a_length_it_is_past(tmp_path: Path) -> None:
 
 def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:
     s = settings()
-    prepared = Prepared(None, None, None, SimpleNamespace(batch_size=32), torch.zeros(5), 40)  # type: ignore[arg-type]
+    prepared = Prepared(None, None, None, SimpleNamespace(batch_size=32), torch.zeros(5), 40, 0)  # type: ignore[arg-type]
     job = Job(s, tmp_path, command="easgd train algo=easgd")
     r = open_record(job, prepared, None)
     for t in range(1, 60):

@@ -1,8 +1,9 @@
-"""What a run shows: redrawn in a terminal, lines elsewhere, nothing too wide, and no run ends because nobody looks."""
+"""What a run or sweep shows: redrawn in a terminal, lines elsewhere, nothing too wide, and no run ends because nobody looks."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from test_record import ENDED, FACTS, center, recorder, worker
 
 from easgd_cli.record import progress
 from easgd_cli.record.progress import Progress, Screen
+from easgd_cli.record.sweep_progress import SweepProgress
 from easgd_cli.record.table import show_run, show_sweep
 
 
@@ -38,9 +40,9 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
-    def lines(self) -> list[str]:
-        """Everything that was ever shown, line by line, without colours and movements."""
-        return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue()))
+    def lines(self, since: int = 0) -> list[str]:
+        """Everything that was shown since so many characters, line by line, without colours and movements."""
+        return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue()[since:]))
 
 
 def plain() -> Screen:
@@ -150,6 +152,58 @@ def test_a_terminal_that_is_gone_does_not_end_the_run(clock: Clock) -> None:
     view.close()
 
 
+def append(record: Path, *rows: dict[str, Any], rest: str = "") -> None:
+    with open(record, "a") as f:
+        f.write("".join(json.dumps(row) + "\n" for row in rows) + rest)
+
+
+def test_jobs_side_by_side_are_a_line_each_by_what_their_records_have_gained(clock: Clock, tmp_path: Path) -> None:
+    terminal, record = Terminal(), tmp_path / "a" / "metrics.jsonl"
+    view = SweepProgress(4, Screen(file=terminal, force_terminal=True, width=72, highlight=False))
+
+    def frame() -> list[str]:
+        clock.now += 10
+        before = len(terminal.getvalue())
+        view.look()
+        return [line.rstrip() for line in terminal.lines(before) if line.strip()]
+
+    view.begun("[1/4] algo=easgd,seed=0", record.parent, steps=100, minutes=None)
+    view.begun("[2/4] algo=easgd,eta=0.0625,seed=1,tau=16,workers=2", tmp_path / "b", steps=None, minutes=2.0)
+    heading, first, second, counts = frame()
+    assert heading.split() == ["running", "step", "left", "train", "loss", "test", "error"]
+    assert first.split() == ["[1/4]", "algo=easgd,seed=0", "starting"]
+    assert second.startswith("[2/4] algo=easgd,eta=0.0625") and second.endswith("…  starting")
+    assert counts == "2 running, 2 queued"
+    record.parent.mkdir()
+    append(record, worker(0, 10), worker(1, 20), center(15, 12.34), rest='{"seconds": 4.0, "step": 99, "exch')
+    assert frame()[1].split() == ["[1/4]", "algo=easgd,seed=0", "15/100", "0.2468", "12.34", "%"]  # how fast it is is not known yet
+    append(record, {"party": "worker_01"}, worker(0, 20), worker(1, 30))  # the line that was being written is damaged, and so is the next
+    assert frame()[1].split()[2:4] == ["25/100", "0:01:15"]  # 10 steps in 10 s
+    assert max(len(line) for line in terminal.lines()) <= 72
+    append(tmp_path / "beside", worker(0, 5), {**center(5, 50.0), "train_loss": None})
+    (tmp_path / "beside").replace(record)  # taken back to a checkpoint
+    assert frame()[1].split() == ["[1/4]", "algo=easgd,seed=0", "5/100", "not", "finite", "50.00", "%"]
+    append(record, worker(0, 100))
+    assert "100/100  ending" in frame()[1]
+    view.ended("[1/4] algo=easgd,seed=0", "failed", "failed: the day is wrong")
+    assert "[1/4] algo=easgd,seed=0: failed: the day is wrong" in terminal.lines()
+    assert "1 running, 2 queued, 1 failed" in frame()[-1]
+    view.close()
+
+
+def test_jobs_side_by_side_without_a_terminal_are_a_line_when_they_begin_and_one_when_they_end(clock: Clock, tmp_path: Path) -> None:
+    console = plain()
+    view = SweepProgress(2, console)
+    view.begun("[1/2] a", tmp_path, steps=100, minutes=None)
+    for _ in range(100):
+        clock.now += 1
+        view.look()
+    view.ended("[1/2] a", "completed", "completed, test error 2.00 %")
+    view.ended("[2/2] b", "failed", "failed: [why]")
+    view.close()
+    assert said(console) == ["[1/2] a: begun", "[1/2] a: completed, test error 2.00 %", "[2/2] b: failed: [why]"]
+
+
 def summary(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     r = recorder(tmp_path)
     r.row(center(30, 4.0))
@@ -225,6 +279,21 @@ def test_a_sweep_over_functions_shows_their_losses(tmp_path: Path, capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["run", "status", "train", "loss", "distance", "to", "optimum", "seconds"]
     assert [line.split() for line in lines[1:3]] == [["a", "completed", "0.1235", "2", "4.0"], ["b", "failed", "-", "-", "-"]]
+
+
+def test_a_sweep_shows_averages_and_levels_where_there_are_any(tmp_path: Path) -> None:
+    ended = {**summary(tmp_path), "until": {"test_error": 4.5}}
+    rows: list[tuple[str, str, dict[str, Any], str | None]] = [
+        ("both", "completed", {**ended, "average": {"test_error": 4.5}}, None),  # which counts, not the center's 5 %
+        ("stopped", "interrupted", {**ended, "status": "interrupted", "average": {"test_error": 4.0}}, None),
+        ("center", "completed", ended, None),
+        ("plain", "completed", summary(tmp_path), None),
+    ]
+    console = plain()
+    show_sweep(rows, console)
+    lines = [line.split() for line in said(console)]
+    assert lines[0] == ["run", "status", "test", "error", "best", "average", "until", "seconds"]
+    assert [" ".join(line[6:]) for line in lines[1:5]] == ["4.50 % 4.5 % reached 4.0", "4.00 % 4.5 % not reached 4.0", "- 4.5 % not reached 4.0", "- - 4.0"]
 
 
 def test_the_end_of_a_run_that_had_hardly_begun(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import statistics
 import sys
 import xml.etree.ElementTree as ET
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from easgd_cli import picture
+from easgd_cli import picture, rundir
 from easgd_cli.__main__ import main
 from easgd_cli.report import figures, page, reading, table
 from easgd_cli.report.comparison import compare
@@ -151,13 +152,19 @@ def test_a_running_run_is_read_as_it_stands(tmp_path: Path) -> None:
     assert read.bytes_exchanged == 8 * 2 * 4 * PARAMETERS
 
 
-def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = {"a": {"status": "completed"}, "b": {"status": "running", "pid": 1}, "c": {"status": "queued"}, "d": {"status": "failed", "reason": "no data"}}
-    (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    (sweep / "sweep.json").write_text(json.dumps({"command": "easgd train -m seed=0,1", "jobs": jobs}))
+    with rundir.held(sweep, shared=True), rundir.held(sweep, shared=True):  # two sweeps share the jobs
+        assert next(iter(reading.unfinished([str(sweep)]))) == "sweep: of 4 jobs 1 completed, 1 failed, 1 queued, 1 running."
     assert main(["report", str(sweep)]) == 0
     out = capsys.readouterr().out
-    assert "of 4 jobs 1 completed, 1 failed, 1 queued, 1 running." in out
+    assert "sweep: of 4 jobs 1 completed, 1 failed, 1 killed, 1 queued, and no process is at them. To go on: easgd train -m seed=0,1\n" in out
     assert "d: failed before it began: no data" in out
+    (tmp_path / "begun").mkdir()
+    shutil.copy(sweep / "sweep.json", tmp_path / "begun")
+    assert main(["report", str(tmp_path / "begun")]) == 2
+    assert "holds no run yet. begun: of 4 jobs 1 completed" in capsys.readouterr().err
 
 
 def test_the_held_out_images_choose_and_the_test_images_judge(tmp_path: Path) -> None:

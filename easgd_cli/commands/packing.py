@@ -1,4 +1,4 @@
-"""Jobs of a sweep side by side: each in a process of its own, on cores of its own."""
+"""Jobs of a sweep side by side: each in a process of its own, on cores and CUDA devices of its own."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 from easgd_cli import build
+from easgd_cli.commands.plan import Member
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher.stopping import Signals
 
+T = TypeVar("T")
 _LOOK_SECONDS = 0.05
+_OWN_BYTES, _WORKER_BYTES = 350 * 2**20, 40 * 2**20  # of a job's processes, and of each worker, beside vectors and data (docs/design.md, Memory)
 
 
 @dataclass(frozen=True)
@@ -27,42 +31,88 @@ class Command:
 
     words: list[str]
     log: Path
+    devices: Devices
 
 
-def lanes(jobs: str, settings: Sequence[Settings]) -> list[set[int]]:
-    """The cores of each job that runs at a time: as many as `jobs` says, or with `auto` as the machine carries. Raises UsageError.
+class Devices(Enum):
+    """Which CUDA devices a job computes on: none, any that it is shown, or some that it names by their numbers among all."""
 
-    A job needs a core for each thread of its workers; a simulated one computes one gradient at a time.
-    """
-    own = _cores()
+    NONE, ANY, NAMED = range(3)
+
+    @classmethod
+    def of(cls, s: Settings) -> Devices:
+        named = {name.strip() for name in (*s.device.split(","), *s.eval.device.split(","))}
+        return cls.NAMED if any(":" in name for name in named) else cls.NONE if named == {"cpu"} else cls.ANY
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What a job has for itself: cores, and CUDA devices by the names that CUDA_VISIBLE_DEVICES takes."""
+
+    cores: set[int]
+    devices: list[str]
+
+    def environment(self, wanted: Devices) -> dict[str, str]:
+        """The environment of a job here. One that names devices counts them as this process does, so it is shown all of them."""
+        if wanted is Devices.NAMED or not self.devices:
+            return dict(os.environ)
+        return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(self.devices) if wanted is Devices.ANY else ""}
+
+
+def lanes(jobs: str, members: Sequence[Member]) -> list[Lane]:
+    """One for each job that runs at a time: as many as `jobs` says, or with `auto` as the machine carries. Raises UsageError."""
+    from easgd_cli.devices import visible_devices  # here, since it loads torch, for which a refusal does not wait
+
+    cores, devices = _cores(), visible_devices()
     if jobs == "auto":
-        count = max(1, min(len(own) // max(1, max(_needed(s, len(own)) for s in settings)), len(settings)))
+        count = max(1, min(len(members), *(_carried(m, len(cores), len(devices)) for m in members)))
     elif jobs.isdigit() and int(jobs) > 0:
-        count = min(int(jobs), len(settings))
+        count = min(int(jobs), len(members))
     else:
-        raise UsageError(f"jobs={jobs}: is how many jobs of a sweep run at a time, a whole number of at least 1, or auto for as many as there are cores for.")
-    if count > len(own):
-        return [set(own)] * count
-    return [set(own[i * len(own) // count : (i + 1) * len(own) // count]) for i in range(count)]
+        raise UsageError(f"jobs={jobs}: is how many jobs of a sweep run at a time, a whole number of at least 1, or auto for as many as the machine carries.")
+    shares = [set(cores)] * count if count > len(cores) else [set(share) for share in dealt(cores, count)]
+    return [Lane(own, shown) for own, shown in zip(shares, dealt(devices, count), strict=True)]
 
 
-def _needed(s: Settings, cores: int) -> int:
-    return (s.threads or cores) if not build.launched_in_processes(s) else s.workers * (s.threads or 1)
+def dealt(things: Sequence[T], lanes: int) -> list[list[T]]:
+    """A share of these for each lane: neighbours, none in two shares; where there are fewer than lanes, one each in turn."""
+    if 0 < len(things) < lanes:
+        return [[things[i % len(things)]] for i in range(lanes)]
+    return [list(things[i * len(things) // lanes : (i + 1) * len(things) // lanes]) for i in range(lanes)]
+
+
+def _carried(m: Member, cores: int, devices: int) -> int:
+    """How many such jobs the machine carries at a time; 0 where it is small for one.
+
+    A job needs a core for each thread of its workers, a device for each worker, and its memory. A simulated one computes one
+    gradient at a time.
+    """
+    from easgd_cli.memory import available_memory
+
+    s, available = m.settings, available_memory()
+    at_once, threads = (s.workers, s.workers * (s.threads or 1)) if build.launched_in_processes(s) else (1, s.threads or cores)
+    counts = [cores // threads]
+    if devices and (wanted := Devices.of(s)) is not Devices.NONE:
+        counts.append(1 if wanted is Devices.NAMED else devices // at_once)
+    if available is not None:
+        counts.append(available // (m.memory + _OWN_BYTES + at_once * _WORKER_BYTES))
+    return min(counts)
 
 
 def run(
     jobs: Sequence[str],
-    lanes: Sequence[set[int]],
+    lanes: Sequence[Lane],
     begin: Callable[[str], Command | None],
     begun: Callable[[str, int], None],
     ended: Callable[[str, int], None],
+    look: Callable[[], None],
 ) -> int | None:
     """Runs `jobs`, known by their names, in turn, at most one in each lane, until all have ended or a signal has come.
 
     `begin` gives a job's command when its turn has come, or None where there is nothing to run. `begun` is called with its
-    process number, `ended` with its exit status, which is below 0 where a signal killed it. A signal is passed on to those that
-    run, which end as a run alone does; the number of the first is returned, None where none came. A killed parent takes its
-    jobs with it.
+    process number, `ended` with its exit status, which is below 0 where a signal killed it, and `look` many times a second in
+    between. A signal is passed on to those that run, which end as a run alone does; the number of the first is returned, None
+    where none came. A killed parent takes its jobs with it.
     """
     waiting, running = list(jobs), dict[int, tuple[str, subprocess.Popen[bytes]]]()
     came: int | None = None
@@ -78,6 +128,7 @@ def run(
                         running[lane] = name, process
                         begun(name, process.pid)
                 time.sleep(_LOOK_SECONDS)
+                look()
                 for number in signals.taken():
                     came = came or number
                     for _, process in running.values():
@@ -93,13 +144,13 @@ def run(
     return came
 
 
-def _started(command: Command, cores: set[int]) -> subprocess.Popen[bytes]:
+def _started(command: Command, lane: Lane) -> subprocess.Popen[bytes]:
     parent = os.getpid()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: between fork and exec as little as possible happens
 
     def prepared() -> None:
         if libc is not None:
-            os.sched_setaffinity(0, cores)
+            os.sched_setaffinity(0, lane.cores)
             libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a job does not outlive the sweep, and goes on from its checkpoint with it
             if os.getppid() != parent:
                 os._exit(1)
@@ -111,22 +162,21 @@ def _started(command: Command, cores: set[int]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            env=lane.environment(command.devices),
             start_new_session=True,  # a terminal's Ctrl-C comes to the sweep alone, which passes it on once
             preexec_fn=prepared,
         )
 
 
 def said_last(log: Path) -> str | None:
-    """The last thing a job complained of, by what it printed."""
-    with suppress(OSError):
-        return next(_complaints(log.read_text(encoding="utf-8", errors="replace")), None)
-    return None
-
-
-def _complaints(text: str) -> Iterator[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    yield from (line.removeprefix("easgd: ") for line in reversed(lines) if line.startswith("easgd: "))
-    yield from reversed(lines)
+    """The last thing a job complained of, by what it printed: a sentence of easgd's after the last traceback, or the last line of that."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    lines = [line.strip() for line in text.rpartition("Traceback (most recent call last):")[2].splitlines() if line.strip()]
+    sentences = [line.removeprefix("easgd: ") for line in lines if line.startswith("easgd: ")]
+    return next(reversed(sentences or lines), None)
 
 
 def _cores() -> list[int]:

@@ -8,31 +8,36 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 
-from easgd_cli import build, rundir
+from easgd_cli import build, config, rundir
 from easgd_cli.commands import arguments, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
-_OF_SWEEPS = ("sweep", "jobs")  # how a sweep is run: no part of a job's settings
+OF_SWEEPS = ("sweep", "jobs", "retry")  # how a sweep is run: no part of a job's settings
 
 Compose = Callable[[Sequence[str]], Composed]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One job of a sweep: its overrides, and its directory's name, made of those of them that make the difference."""
+    """One job of a sweep: its overrides, and its directory's name, made of those of them that make the difference.
+
+    `steps`: local steps of each worker, None where minutes end it. `memory`: bytes it needs at its peak, beside its processes.
+    """
 
     overrides: list[str]
     name: str
     settings: Settings
+    steps: int | None
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,9 @@ class Plan:
     varying: list[str]  # keys that are swept
     named: bool  # whether sweep= chose the directory
     jobs: str  # how many at a time
+    retry: bool  # whether those that failed before are tried again
     members: list[Member]
-    left_out: list[tuple[str, str]]  # a combination that cannot run, and why
+    left_out: list[tuple[str, str]]  # what is said of combinations that cannot run, and why they cannot
     basic: bool  # whether Hydra's own sweeper and launcher were asked for, which is to say ours
 
 
@@ -58,7 +64,7 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
         if several is not None:
             raise UsageError(f"{several.input_line}: several values are a sweep, which -m asks for; a single value with a comma in it goes into quotes.")
         assert first is not None
-        for key in _OF_SWEEPS:
+        for key in OF_SWEEPS:
             given = next((o for o in overrides if o.key_or_group == key), None)
             if given is not None:
                 raise UsageError(f"{given.input_line}: is about a sweep; add -m, or leave it out.")
@@ -73,11 +79,13 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
     of_sweep = first.settings if first is not None else None
-    for key in _OF_SWEEPS:
+    for key in OF_SWEEPS:
         if len(axes.pop(key, [])) > 1:
             raise UsageError(f"{key}: is about the whole sweep and has one value.")
     if of_sweep is not None and of_sweep.jobs != "1" and not basic:
         raise UsageError(f"jobs={of_sweep.jobs}: is for jobs that easgd runs itself; another launcher of Hydra's has a setting of its own for that.")
+    if of_sweep is not None and of_sweep.retry and not basic:
+        raise UsageError("retry=true: is for jobs that easgd runs itself; another sweeper or launcher of Hydra's runs every job anew. Leave it out.")
     if first is not None and first.choices.get("hydra/launcher") == "submitit_slurm" and shutil.which("sbatch") is None:
         raise UsageError("hydra/launcher=submitit_slurm: there is no sbatch on this machine, so no SLURM to hand jobs to; use hydra/launcher=basic.")
     continuous = next((o for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()), None)
@@ -91,9 +99,9 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
 def _plan(axes: dict[str, list[str]], first: Composed | None, members: list[Member], left_out: list[tuple[str, str]], basic: bool) -> Plan:
     fixed = {key: values[0] for key, values in axes.items() if len(values) == 1 and running.own(values)}
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
-    name, jobs = (first.settings.sweep, first.settings.jobs) if first is not None else (None, "1")
-    root = _root(axes, first) if name is None else Path("runs", "sweeps", _name(name))
-    return Plan(root, fixed, varying, name is not None, jobs, members, left_out, basic)
+    of_sweep = first.settings if first is not None else Settings()
+    root = _root(axes, first) if of_sweep.sweep is None else Path("runs", "sweeps", _name(of_sweep.sweep))
+    return Plan(root, fixed, varying, of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, members, left_out, basic)
 
 
 def _name(name: str) -> str:
@@ -115,16 +123,37 @@ def _checked(axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member
         raise UsageError("\n".join(dict.fromkeys(fails.values())))
     members: list[Member] = []
     for words in combinations:
-        settings = checks.settings(words)
-        if isinstance(settings, str) or checks.deep(words):
+        settings, extent = checks.settings(words), checks.extent(words)
+        if isinstance(settings, str) or isinstance(extent, str):
             continue
-        settings = replace(settings, sweep=None, jobs=Settings.jobs)  # which an experiment may have given
+        settings = replace(settings, sweep=None, jobs=Settings.jobs, retry=Settings.retry)  # which an experiment may have given
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or running.own(words)
         name = rundir.named_by(swept) or "default"
         if any(m.name == name for m in members):
             name = f"{name}-{rundir.digest(swept)}"
-        members.append(Member(words, name, settings))
-    return members, [(" ".join(running.own(combinations[i])), sentence) for i, sentence in fails.items()]
+        steps = extent.steps if settings.epochs is not None else config.total_steps(settings, None)
+        members.append(Member(words, name, settings, steps, extent.memory))
+    return members, list(_left_out({i: running.own(combinations[i]) for i in fails}, fails, len(axes.get("seed", []))))
+
+
+def _left_out(words: dict[int, list[str]], fails: dict[int, str], seeds: int) -> Iterator[tuple[str, str]]:
+    """A line and its sentence for every combination that fails, or for all those that differ by one of the `seeds` only."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for i, sentence in fails.items():
+        alike.setdefault((" ".join(w for w in words[i] if not w.startswith("seed=")), sentence), []).append(i)
+    for (but_for_seed, sentence), numbers in alike.items():
+        if seeds > 1 and len(numbers) == seeds:
+            yield f"left out, for every seed: {but_for_seed}", sentence
+        else:
+            yield from ((f"left out: {' '.join(words[i])}", sentence) for i in numbers)
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """What a job's data and model tell of it."""
+
+    steps: int | None
+    memory: int
 
 
 class _Checks:
@@ -133,26 +162,30 @@ class _Checks:
     def __init__(self, composed: Compose):
         self._composed = composed
         self._light: dict[tuple[str, ...], Settings | str] = {}
-        self._deep: dict[str, str | None] = {}
+        self._deep: dict[str, _Extent | str] = {}
 
     def light(self, words: Sequence[str]) -> str | None:
         found = self.settings(words)
         return found if isinstance(found, str) else None
 
     def deep(self, words: Sequence[str]) -> str | None:
+        found = self.extent(words)
+        return found if isinstance(found, str) else None
+
+    def extent(self, words: Sequence[str]) -> _Extent | str:
         """Also data, model and start; each combination of what they depend on is loaded once."""
         s = self.settings(words)
         if isinstance(s, str):
             return s
         key = json.dumps(
             [s.problem, s.dataset, s.model, s.init, s.device, s.precision, s.compile,
-             s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo,
+             s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo, s.average, s.launcher, s.eval.every is None,
              s.epochs and [s.epochs, s.schedule, s.warmup], s.until.test_error]
         )  # fmt: skip
         if key not in self._deep:
             try:
-                build.prepare(s)
-                self._deep[key] = None
+                prepared = build.prepare(s)
+                self._deep[key] = _Extent(prepared.steps, prepared.memory)
             except UsageError as e:
                 self._deep[key] = str(e)
         return self._deep[key]

@@ -90,19 +90,14 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
             path = rundir.create(path).absolute()  # Hydra may change the working directory (hydra.job.chdir)
             made.append(path)
         try:
-            launcher.begin()
-            outcome = _within_hydra(through, overrides, path, lambda: launch_in(path, settings, overrides, command, launcher, prepared))
+            with rundir.held(path):  # from the first moment: who looks for a place for the same run knows that this one is taken, and for what
+                rundir.write_config(path, settings, own(overrides))
+                launcher.begin()
+                outcome = _within_hydra(through, overrides, path, lambda: launcher(Job(settings, path, own(overrides), command), prepared))
         except UsageError:
             discard()
             raise
     return outcome, path
-
-
-def launch_in(path: Path, settings: Settings, overrides: list[str], command: str, launcher: Launcher, prepared: Any) -> Outcome:
-    """Runs a new run in the directory made for it. Raises UsageError and RunError."""
-    with rundir.held(path):
-        rundir.write_config(path, settings, own(overrides))
-        return launcher(Job(settings, path.absolute(), own(overrides), command), prepared)
 
 
 def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:

@@ -8,30 +8,29 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from easgd_cli import build, interruption, rundir
-from easgd_cli.commands import arguments, compose, configs, packing, running
+from easgd_cli.commands import arguments, compose, configs, packing, placing, running
 from easgd_cli.commands.arguments import Arguments
+from easgd_cli.commands.board import Board, refuse_another
+from easgd_cli.commands.placing import Place
 from easgd_cli.commands.plan import Member, Plan
-from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.scratch import put
 
-_ENDED = ("completed", "diverged", "running elsewhere")  # for this sweep
 _GO_ON = "to go on with it, give the same command again."
 
 
@@ -43,6 +42,23 @@ class _Row:
     status: str
     summary: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
+    before: bool = False  # in an earlier start of the sweep
+
+    @property
+    def why(self) -> str | None:
+        """What to know of a job that has no result."""
+        if self.status == placing.FAILED and self.before:
+            return f"{(self.reason or 'no reason is known').rstrip('.')}. That was before; retry=true tries it again."
+        return self.reason
+
+    def said(self) -> str:
+        """The job in a line."""
+        if self.before and self.status != placing.FAILED:
+            return "already done"
+        if self.why:
+            return f"{self.status}: {self.why}"
+        error = (self.summary.get("center") or {}).get("test_error")
+        return f"{self.status}, test error {error:.2f} %" if error is not None else self.status
 
 
 def run(plan: Plan, asked: Arguments, command: str) -> int:
@@ -50,12 +66,12 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     if plan.left_out and not plan.basic:
         raise UsageError(f"{plan.left_out[0][1]} With a sweeper or launcher other than Hydra's basic one every combination must be able to run.")
     for words, sentence in plan.left_out:
-        print(f"easgd: left out: {words}. {sentence}", file=sys.stderr)
+        print(f"easgd: {words}. {sentence}", file=sys.stderr)
     _warn_ineffective(plan.members)
     root = plan.root
     if plan.named:
-        _refuse_another(plan)
-    lanes = packing.lanes(plan.jobs, [m.settings for m in plan.members]) if plan.basic else []
+        refuse_another(plan)
+    lanes = packing.lanes(plan.jobs, plan.members) if plan.basic else []
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -67,26 +83,40 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
 
     side = f", {len(lanes)} at a time" if len(lanes) > 1 else ""
     print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}{side}", flush=True)
-    with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")):
+    with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")), ExitStack() as attended:
+        with suppress(UsageError):  # somebody is looking just now
+            attended.enter_context(rundir.held(root, shared=True))  # by which `easgd report` knows whether the sweep goes on
         board = Board(plan, command)
         rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, command, board)
     print()
-    show_sweep([(r.name, r.status, r.summary, r.reason) for r in rows])
+    show_sweep([(r.name, r.status, r.summary, r.why) for r in rows])
     print(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}", flush=True)
-    if rows and any(r.status == "interrupted" for r in rows):
+    ended = {r.status for r in rows}
+    if ended & {"interrupted", "killed"}:
         print(_GO_ON[0].upper() + _GO_ON[1:], flush=True)
-        return code
-    return 1 if any(r.status == "failed" for r in rows) else 0
+    if any(r.status == placing.FAILED and not r.before for r in rows):
+        print("To try again what failed, give the same command with retry=true.", flush=True)
+    return code if "interrupted" in ended else 1 if ended & {placing.FAILED, "killed"} else 0
 
 
 def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[list[_Row], int]:
     """The jobs one after another in this process, each with its live view."""
+    from rich.console import Console
+
+    from easgd_cli.record.table import job_line
+
     rows: list[_Row] = []
     code = 0
     for number, member in enumerate(plan.members, 1):
-        print(f"\n[{number}/{len(plan.members)}] {member.name}", flush=True)
-        board.note(member.name, "running", pid=os.getpid())
-        row, code = _run_one(plan.root, member, asked, command)
+        title = f"[{number}/{len(plan.members)}] {member.name}"
+        place = placing.place(plan.root / member.name, member.settings, plan.retry)
+        if place.over:
+            row, code = _over(member, place), 0
+            Console(highlight=False, soft_wrap=True).print(job_line(title, row.status, row.said()))
+        else:
+            print(f"\n{title}", flush=True)
+            board.note(member.name, "running", pid=os.getpid())
+            row, code = _run_one(member, place, asked, command)
         board.note(member.name, row.status, reason=row.reason)
         rows.append(row)
         if row.status == "interrupted":
@@ -95,44 +125,51 @@ def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[
     return rows, code
 
 
-def _side_by_side(plan: Plan, lanes: list[set[int]], asked: Arguments, board: Board) -> tuple[list[_Row], int]:
-    """The jobs in processes of their own, as many at a time as there are `lanes`, each told of in a line when it begins and ends."""
+def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board: Board) -> tuple[list[_Row], int]:
+    """The jobs in processes of their own, as many at a time as there are `lanes`, all in one view."""
+    from easgd_cli.record.sweep_progress import SweepProgress
+
     members = {m.name: m for m in plan.members}
     numbers = {name: f"[{n}/{len(members)}] {name}" for n, name in enumerate(members, 1)}
-    places: dict[str, Path] = {}
+    places: dict[str, Place] = {}
     rows: dict[str, _Row] = {}
+    view = SweepProgress(len(members))
 
-    def known(name: str, row: _Row) -> None:
-        rows[name] = row
-        board.note(name, row.status, reason=row.reason)
+    def known(row: _Row) -> None:
+        rows[row.name] = row
+        board.note(row.name, row.status, reason=row.reason)
+        view.ended(numbers[row.name], row.status, row.said())
 
     def begin(name: str) -> packing.Command | None:
-        path, status = _place(plan.root / name, members[name].settings)
-        places[name] = path
-        if status in _ENDED:
-            print(f"{numbers[name]}: {status if status == 'running elsewhere' else 'already done'}", flush=True)
-            known(name, _Row(name, str(status), rundir.summary_of(path)))
+        member = members[name]
+        place = places[name] = placing.place(plan.root / name, member.settings, plan.retry)
+        if place.over:
+            known(_over(member, place))
             return None
-        words = ["--config-name", asked.config_name, *(w for w in members[name].overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode=")))]
-        new = [*words, f"hydra.run.dir={arguments.quote(str(path))}", "hydra.mode=RUN"]
-        return packing.Command(new if status is None else [f"resume={path}"], _log(plan.root, name))
+        words = ["--config-name", asked.config_name, *(w for w in member.overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode=")))]
+        new = [*words, f"hydra.run.dir={arguments.quote(str(place.path))}", "hydra.mode=RUN"]
+        words = new if place.standing == placing.NEW else [f"resume={place.path}"]
+        return packing.Command(words, _log(plan.root, name), packing.Devices.of(member.settings))
 
     def begun(name: str, pid: int) -> None:
-        print(f"{numbers[name]}: begun", flush=True)
         board.note(name, "running", pid=pid)
+        view.begun(numbers[name], places[name].path, members[name].steps, members[name].settings.minutes)
 
     def ended(name: str, code: int) -> None:
-        path = places[name]
-        summary = rundir.summary_of(path)
-        status = summary.get("status", "failed") if code == 0 else "interrupted" if code in (130, 143) else "failed"
-        killed = f"its process was killed by signal {-code}" if code < 0 else None
-        reason = killed or packing.said_last(_log(plan.root, name)) if status == "failed" else None
-        known(name, _Row(name, status, summary, reason))
-        error = (summary.get("center") or {}).get("test_error")
-        result = f": {reason}" if reason else f", test error {error:.2f} %" if error is not None else ""
-        print(f"{numbers[name]}: {status}{result}", flush=True)
+        path = places[name].path
+        status = rundir.status_of(path) or placing.FAILED if code == 0 else "interrupted" if code in (130, 143) else placing.FAILED
+        reason = None
+        if code < 0:  # from outside, so it goes on when the sweep is given again
+            status, reason = "killed", f"its process was ended by {signal.Signals(-code).name}"
+        elif status == placing.FAILED:
+            reason = packing.said_last(_log(plan.root, name)) or f"its process ended with status {code}"
+            placing.leave_failure(path, members[name].settings, running.own(members[name].overrides), reason)
+        known(_Row(name, status, rundir.summary_of(path), reason))
 
-    number = packing.run(list(members), lanes, begin, begun, ended)
+    try:
+        number = packing.run(list(members), lanes, begin, begun, ended, view.look)
+    finally:
+        view.close()
     for name in members:
         rows.setdefault(name, _Row(name, "not started"))
     return [rows[name] for name in members], 0 if number is None else 128 + number
@@ -143,96 +180,30 @@ def _log(root: Path, name: str) -> Path:
     return root / "logs" / f"{name}.log"
 
 
-class Board:
-    """sweep.json: what a sweep is made of and how each of its jobs stands, written anew at every change.
-
-    A job is queued, running (with its process number), completed, diverged, failed (with the reason) or interrupted. Jobs of
-    an earlier start with other values stay in it.
-    """
-
-    def __init__(self, plan: Plan, command: str):
-        self._path = plan.root / "sweep.json"
-        jobs: dict[str, Any] = _read(self._path).get("jobs") or {}
-        for member in plan.members:
-            jobs[member.name] = {"status": "queued"}
-        self._content: dict[str, Any] = {"command": command, "fixed": plan.fixed, "swept": plan.varying, "jobs": jobs}
-        self._write()
-
-    def note(self, name: str, status: str, **facts: Any) -> None:
-        self._content["jobs"][name] = {"status": status} | {key: value for key, value in facts.items() if value is not None}
-        self._write()
-
-    def _write(self) -> None:
-        with suppress(OSError):  # the runs' own records are what counts
-            put(self._path, lambda beside: beside.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8"))
+def _over(member: Member, place: Place) -> _Row:
+    """The row of a job that is not run now."""
+    return _Row(member.name, place.standing, rundir.summary_of(place.path), place.reason, before=place.standing != placing.ELSEWHERE)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _refuse_another(plan: Plan) -> None:
-    """Refuses a name that a sweep of other settings has: its runs would not be comparable. More values of what is swept are welcome."""
-    before = _read(plan.root / "sweep.json")
-    if not before:
-        return
-    given = f"sweep={plan.root.name}"
-    had, swept = before.get("fixed", {}), before.get("swept", [])
-    for key in sorted({*had, *plan.fixed, *swept, *plan.varying}):
-        then = f"{key} was swept" if key in swept else f"it had {had[key]}" if key in had else f"it had no {key}="
-        now = f"{key} is swept" if key in plan.varying else plan.fixed.get(key, f"there is no {key}=")
-        if (key in swept, had.get(key)) != (key in plan.varying, plan.fixed.get(key)):
-            raise UsageError(f"{given}: is the name of another sweep, where {then}, and now {now}; choose another name, or leave the settings as they were.")
-
-
-def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tuple[_Row, int]:
+def _run_one(member: Member, place: Place, asked: Arguments, command: str) -> tuple[_Row, int]:
     """One job, whatever becomes of it."""
-    path, status = _place(root / member.name, member.settings)
-    if status in _ENDED:
-        print(f"{status if status == 'running elsewhere' else 'already done'}: {path}", flush=True)
-        return _Row(member.name, status, rundir.summary_of(path)), 0
+    path = place.path
     try:
         with running.unchanged_process():
-            if status is not None:
+            if place.standing == placing.STOPPED:
                 outcome = running.go_on(path, member.settings, running.own(member.overrides), command)
             else:
                 launcher = kinds.launcher(member.settings)
                 outcome, path = running.launch(member.settings, path, member.overrides, command, launcher, build.prepare(member.settings), through=asked)
     except (UsageError, RunError) as e:
-        outcome = Outcome("failed", 1, {}, str(e))
+        outcome = Outcome(placing.FAILED, 1, {}, str(e))
     except Exception as e:
         traceback.print_exc()
-        outcome = Outcome("failed", 1, {}, f"{type(e).__name__}: {e}")
-    if outcome.status == "failed":
+        outcome = Outcome(placing.FAILED, 1, {}, f"{type(e).__name__}: {e}")
+    if outcome.status == placing.FAILED:
         print(f"easgd: {outcome.reason}", file=sys.stderr, flush=True)
+        placing.leave_failure(path, member.settings, running.own(member.overrides), outcome.reason or "no reason is known")
     return _Row(member.name, outcome.status, outcome.summary, outcome.reason), outcome.exit_code
-
-
-def _place(path: Path, settings: Settings) -> tuple[Path, str | None]:
-    """Where this job has run before with the same settings, and how that ended; or a new place and None.
-
-    A run without a checkpoint has nothing to go on from; it stays for its log, and the job starts anew beside it.
-    """
-    wanted = yaml.safe_load(yaml.safe_dump(asdict(settings)))
-    for candidate in rundir.candidates(path):
-        if not candidate.exists():
-            return candidate, None
-        if rundir.config_of(candidate) != wanted:
-            continue
-        try:
-            with rundir.held(candidate):
-                status = rundir.status_of(candidate)
-        except UsageError:
-            return candidate, "running elsewhere"
-        if status in ("completed", "diverged"):
-            return candidate, status
-        if (candidate / "checkpoint").is_dir() and any((candidate / "checkpoint").iterdir()):
-            return candidate, status or "running"
-    raise AssertionError("candidates never end")
 
 
 def _tell_tensorboard(root: Path, members: list[Member]) -> None:

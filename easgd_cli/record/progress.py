@@ -7,33 +7,23 @@ that is gone does not end a run.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Group
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from easgd_cli.record.display import Display, Screen, clock, count
 from easgd_cli.record.metrics import Row, measured
 from easgd_cli.record.table import show_run
 
-_REDRAW_SECONDS = 0.2
 _LINE_SECONDS = 10.0
 _SMOOTH_SECONDS = 2.0  # over which images a second are averaged
 _SHOWN = 4  # figures of an evaluation without a test error
 _FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its own intervals
-
-
-class Screen(Console):
-    """Where a run is shown. Rich would end the program when the other end of a pipe is gone; a run goes on."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 class Progress:
@@ -41,20 +31,15 @@ class Progress:
 
     def __init__(self, steps: int | None, minutes: float | None, workers: int, console: Screen | None = None, samples: str = "images"):
         self._steps, self._minutes, self._workers, self._samples = steps, minutes, workers, samples
-        self._console: Screen | None = console or Screen(highlight=False, soft_wrap=True)
-        self._live: Live | None = None
-        self._redrawn = self._said = 0.0
+        self._display = Display(console)
+        self._said = 0.0
         self._began: tuple[float, float] | None = None  # where this process began: training seconds, mean local step
         self._elapsed = self._seconds = self._step = 0.0
         self._exchanges = self._pending = 0
         self._center: Row = {}
         self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: seconds of its last row, since the one before, images/s
         self._finishing = False
-        if self._console.is_terminal and not self._console.is_dumb_terminal and self._console.file.isatty():
-            # Redrawn by us alone; what others print meanwhile appears above the view.
-            self._live = Live(console=self._console, auto_refresh=False)
-            self._safely(self._live.start)
-        self._show(f"starting {_count(workers, 'worker')}", now=True)
+        self._show(f"starting {count(workers, 'worker')}", now=True)
 
     # ---------------------------------------------------------------- what happens
 
@@ -62,8 +47,8 @@ class Progress:
         """Training begins, or goes on after `elapsed` seconds of it."""
         self._seconds = self._elapsed = elapsed
         length = f", {self._steps:,} steps each" if self._steps is not None else f", {self._minutes:g} minutes" if self._minutes is not None else ""
-        again = f", going on after {_clock(elapsed)}" if elapsed else ""
-        self._show(f"training begins: {_count(self._workers, 'worker')}{length}{again}", now=True)
+        again = f", going on after {clock(elapsed)}" if elapsed else ""
+        self._show(f"training begins: {count(self._workers, 'worker')}{length}{again}", now=True)
 
     def update(self, seconds: float, step: float, exchanges: int, evaluations_pending: int) -> None:
         """How far the run is: training seconds, mean local step, exchanges, snapshots waiting to be evaluated."""
@@ -82,65 +67,55 @@ class Progress:
     def center(self, row: Row) -> None:
         """The center has been evaluated."""
         self._center = row
-        if self._live is None:
-            line = f"{_clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center)}"
-            self._print(line)
-        else:
+        if self._display.redraws:
             self._show(None, now=True)
+        else:
+            self._display.line(f"{clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center)}")
 
     def finishing(self, evaluations: int) -> None:
         """Training is over and so many snapshots are still to be evaluated."""
         self._pending = evaluations
         first, self._finishing = not self._finishing, True
-        self._show(f"training is over, {_count(evaluations, 'evaluation')} to go" if first and self._live is None else None)
+        self._show(f"training is over, {count(evaluations, 'evaluation')} to go" if first and not self._display.redraws else None)
 
     def note(self, text: str) -> None:
         """Something the user should know, kept above the view."""
-        self._print(f"[yellow]{escape(text)}[/]")
+        self._display.line(f"[yellow]{escape(text)}[/]")
 
     def end(self, summary: dict[str, Any]) -> None:
         """The end of the run, in the place of the view."""
-        if self._live is not None:
-            self._live.transient = True
-        self.close()
-        console = self._console
-        if console is not None:
-            self._safely(lambda: show_run(summary, console))
+        self._display.close(keep=False)
+        self._display.show(lambda console: show_run(summary, console))
 
     def close(self) -> None:
         """Leaves the terminal to others, the view as it last was; harmless when repeated."""
-        live, self._live = self._live, None
-        if live is not None:
-            self._safely(live.stop)
+        self._display.close()
 
     # ---------------------------------------------------------------- showing it
 
     def _show(self, text: str | None, now: bool = False) -> None:
         """In a terminal redraws, elsewhere says a line: `text`, or how far the run is once in a while."""
-        clock = time.monotonic()
-        if self._live is not None:
-            live = self._live
-            if now or clock - self._redrawn >= _REDRAW_SECONDS:
-                self._redrawn = clock
-                self._safely(lambda: live.update(self._view(), refresh=True))
+        now_is = time.monotonic()
+        if self._display.redraws:
+            self._display.redraw(self._view, now)
         elif text is not None:
-            self._said = clock
-            self._print(text)
-        elif clock - self._said >= _LINE_SECONDS and self._step > 0 and not self._finishing:
-            self._said = clock
-            self._print("  ".join([_clock(self._seconds), f"step {self._done()}", *self._facts()]))
+            self._said = now_is
+            self._display.line(text)
+        elif now_is - self._said >= _LINE_SECONDS and self._step > 0 and not self._finishing:
+            self._said = now_is
+            self._display.line("  ".join([clock(self._seconds), f"step {self._done()}", *self._facts()]))
 
     def _view(self) -> Group:
         if self._step == 0 and not self._center:
-            return Group(Text(f"starting {_count(self._workers, 'worker')} ..."))
+            return Group(Text(f"starting {count(self._workers, 'worker')} ..."))
         line = Table.grid(padding=(0, 2), expand=False)
         fraction = self._fraction()
         if self._finishing:
-            cells: list[Any] = [Text(f"training is over, {_count(self._pending, 'evaluation')} to go")]
+            cells: list[Any] = [Text(f"training is over, {count(self._pending, 'evaluation')} to go")]
         else:
             bar = [] if fraction is None else [ProgressBar(total=1.0, completed=fraction, width=24)]
             left = self._left()
-            cells = [*bar, Text(f"step {self._done()}"), Text(f"{_clock(self._seconds)}" + (f", {left}" if left else ""))]
+            cells = [*bar, Text(f"step {self._done()}"), Text(f"{clock(self._seconds)}" + (f", {left}" if left else ""))]
         line.add_row(*cells)
         rows: list[Any] = [line, Text("  ".join(self._facts(with_left=False)), no_wrap=True, overflow="ellipsis")]
         if self._center:
@@ -155,7 +130,7 @@ class Progress:
         if self._exchanges:
             facts.append(f"{self._exchanges:,} exchanges")
         if self._pending:
-            facts.append(f"{_count(self._pending, 'evaluation')} waiting")
+            facts.append(f"{count(self._pending, 'evaluation')} waiting")
         left = self._left()
         return [*facts, left] if with_left and left else facts
 
@@ -172,42 +147,12 @@ class Progress:
     def _left(self) -> str | None:
         """Time left at the speed since this process began."""
         if self._minutes is not None and self._steps is None:
-            return f"{_clock(max(0.0, 60 * self._minutes - self._seconds))} left"
+            return f"{clock(max(0.0, 60 * self._minutes - self._seconds))} left"
         if self._steps is None or self._began is None or self._step <= self._began[1]:
             return None
         seconds, step = self._began
         speed = (self._step - step) / max(1e-9, self._seconds - seconds)
-        return f"{_clock((self._steps - self._step) / speed)} left" if speed > 0 else None
-
-    def _print(self, markup: str) -> None:
-        console = self._console
-        if console is not None:
-            self._safely(lambda: console.print(markup))
-
-    def _safely(self, show: Callable[[], object]) -> None:
-        """Shows something; where that is not possible any more the run goes on unseen."""
-        console = self._console
-        if console is None:
-            return
-        try:
-            show()
-        except (OSError, ValueError):  # the terminal or pipe is gone, or closed
-            self._console = self._live = None
-            try:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, console.file.fileno())  # or Python's own last flush would fail and change the exit status
-                os.close(nowhere)
-            except (OSError, ValueError):
-                pass
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        return f"{clock((self._steps - self._step) / speed)} left" if speed > 0 else None
 
 
 def _evaluation(row: Row) -> str:

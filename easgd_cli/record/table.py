@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red"}
+_STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
 _WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
 
 
@@ -50,18 +50,26 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     functions = [column for column in _ON_FUNCTIONS if False in on_data and any(column[1] in center for center in centers)]
     top5 = [_TOP5] if any(_TOP5[1] in center for center in centers) else []
     columns = (_ON_DATA + top5 if True in on_data else []) + functions
-    for heading in (*(heading for heading, _, _ in columns), "seconds"):
+    summaries = [summary for _, _, summary, _ in rows]
+    further = [("average", _average)] if any(summary.get("average") for summary in summaries) else []
+    further += [("until", _until)] if any(_level(summary) is not None for summary in summaries) else []
+    for heading in (*(heading for heading, _, _ in columns), *(heading for heading, _ in further), "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for (name, status, summary, _), center in zip(rows, centers, strict=True):
         wall = summary.get("wall_seconds")
         table.add_row(
             Text(name), Text(status, style=_STYLES.get(status, "")), *(show(center.get(metric)) for _, metric, show in columns),
-            "-" if wall is None else f"{wall:,.1f}",
+            *(show(summary) for _, show in further), "-" if wall is None else f"{wall:,.1f}",
         )  # fmt: skip
     console.print(table, highlight=False)
     for name, status, _, reason in rows:
         if reason and status != "completed":
             console.print(Text(f"{name}: ").append(status, style=_STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=True)
+
+
+def job_line(title: str, status: str, said: str) -> Text:
+    """One job of a sweep in a line, coloured by its status."""
+    return Text(f"{title}: ").append(said, style=_STYLES.get(status, ""))
 
 
 def _measured(center: dict[str, Any], on_data: bool) -> list[tuple[str, str]]:
@@ -89,6 +97,28 @@ def _of_average(average: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     on_data = f"test error {_percent(average['test_error'])}{_best(average)}" if "test_error" in average else None
     return [("of the average", on_data or f"train loss {_number(average.get('train_loss'))}")]
+
+
+def _average(summary: dict[str, Any]) -> str:
+    """The error of the average, or the loss where there is no error."""
+    average = summary.get("average") or {}
+    return _percent(average["test_error"]) if "test_error" in average else _number(average.get("train_loss"))
+
+
+def _level(summary: dict[str, Any]) -> float | None:
+    """The test error that ends the run."""
+    level: float | None = (summary.get("until") or {}).get("test_error")
+    return level
+
+
+def _until(summary: dict[str, Any]) -> str:
+    """Whether the run reached its level: its record then ends with the evaluation that did, of the average where one is kept."""
+    level = _level(summary)
+    if level is None:
+        return "-"
+    error = (summary.get("average") or summary.get("center") or {}).get("test_error")
+    reached = summary.get("status") == "completed" and error is not None and error <= level
+    return f"{level:g} % {'reached' if reached else 'not reached'}"
 
 
 def _best(center: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with on
 _PARTS = ("compute", "data", "communication", "other")
 _STALENESS = re.compile(rb'^[^\n]*"party": "worker_[^\n]*"staleness": ([-+.eE0-9]+)[^\n]*\n', re.MULTILINE)
 
-# Settings that say where and how a run is kept, not what it does.
-_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps"}
+# Settings that say where and how a run is kept and started, not what it does.
+_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", "sweep", "jobs", "retry"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def find(words: Sequence[str]) -> list[Path]:
             raise UsageError(f"report {word}: is a file; name the directory of a run, or one that holds runs.")
         else:
             runs = list(_below(path))
+        if not runs and (stands := list(unfinished([word]))):
+            raise UsageError(f"report {word}: holds no run yet. {' '.join(stands)}")
         if not runs:
             raise UsageError(f"report {word}: is no run and holds none; a run's directory has a config.yaml and a metrics.jsonl.")
         for run in runs:
@@ -103,12 +106,17 @@ def unfinished(words: Sequence[str]) -> Iterator[str]:
     """A sentence for each sweep among these paths that has jobs to go, and for each job that failed before it had a directory."""
     for root in map(Path, words):
         try:
-            jobs = json.loads((root / "sweep.json").read_text(encoding="utf-8"))["jobs"]
-        except (OSError, ValueError, KeyError, TypeError):
+            sweep = json.loads((root / "sweep.json").read_text(encoding="utf-8"))
+            jobs, command = sweep["jobs"], sweep.get("command")
+            counts = Counter(job["status"] for job in jobs.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        counts = Counter(job["status"] for job in jobs.values())
         if counts["queued"] or counts["running"]:
-            yield f"{root.name}: of {len(jobs)} jobs {', '.join(f'{n} {status}' for status, n in sorted(counts.items()))}."
+            stopped = ""
+            with suppress(UsageError), rundir.held(root):  # which nobody holds
+                counts["killed"] += counts.pop("running", 0)
+                stopped = f", and no process is at them. To go on: {command or 'give the same command again'}"
+            yield f"{root.name}: of {len(jobs)} jobs {', '.join(f'{n} {status}' for status, n in sorted(counts.items()) if n)}{stopped or '.'}"
         for name, job in jobs.items():
             if job["status"] == "failed" and not (root / name).is_dir():
                 yield f"{name}: failed before it began: {job.get('reason', 'no reason is known')}"

@@ -1,0 +1,90 @@
+"""Where progress is shown: a view that is redrawn in its place in a terminal, plain lines everywhere else.
+
+No thread: whoever shows something calls often. A terminal that is gone ends nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+_REDRAW_SECONDS = 0.2
+
+
+class Screen(Console):
+    """Where a run is shown. Rich would end the program when the other end of a pipe is gone; a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class Display:
+    """A view with lines above it, or without a terminal only lines."""
+
+    def __init__(self, console: Screen | None = None):
+        self._console: Screen | None = console or Screen(highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._redrawn = 0.0
+        if self._console.is_terminal and not self._console.is_dumb_terminal and self._console.file.isatty():
+            # Redrawn by us alone; what others print meanwhile appears above the view.
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._safely(self._live.start)
+
+    @property
+    def redraws(self) -> bool:
+        """Whether there is a view."""
+        return self._live is not None
+
+    def redraw(self, view: Callable[[], RenderableType], now: bool = False) -> None:
+        """Shows the view that this makes, a few times a second at most, or `now`."""
+        live, clock = self._live, time.monotonic()
+        if live is not None and (now or clock - self._redrawn >= _REDRAW_SECONDS):
+            self._redrawn = clock
+            self._safely(lambda: live.update(view(), refresh=True))
+
+    def line(self, text: str | Text) -> None:
+        """A line above the view. A `str` is Rich's markup."""
+        self.show(lambda console: console.print(text))
+
+    def show(self, what: Callable[[Screen], object]) -> None:
+        """Whatever else is to be printed."""
+        console = self._console
+        if console is not None:
+            self._safely(lambda: what(console))
+
+    def close(self, keep: bool = True) -> None:
+        """Leaves the terminal to others, and to `keep` the view as it last was; harmless when repeated."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.transient = not keep
+            self._safely(live.stop)
+
+    def _safely(self, show: Callable[[], object]) -> None:
+        """Shows something; where that is not possible any more all goes on unseen."""
+        console = self._console
+        if console is None:
+            return
+        try:
+            show()
+        except (OSError, ValueError):  # the terminal or pipe is gone, or closed
+            self._console = self._live = None
+            try:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, console.file.fileno())  # or Python's own last flush would fail and change the exit status
+                os.close(nowhere)
+            except (OSError, ValueError):
+                pass
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,171 @@
+"""What a sweep shows while its jobs run side by side: a line for each in a terminal, a line when one begins or ends everywhere else.
+
+Jobs are other processes; how far they are is read from their records.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from easgd_cli.record.display import Display, Screen, clock
+from easgd_cli.record.metrics import PARTIES, Row
+from easgd_cli.record.table import job_line
+
+_LOOK_SECONDS = 1.0
+
+
+class SweepProgress:
+    """The view of a sweep of so many jobs."""
+
+    def __init__(self, jobs: int, console: Screen | None = None):
+        self._jobs = jobs
+        self._display = Display(console)
+        self._running: dict[str, _Watched] = {}
+        self._ended: Counter[str] = Counter()
+        self._looked = 0.0
+
+    def begun(self, title: str, run_dir: Path, steps: int | None, minutes: float | None) -> None:
+        """A job has begun that ends after so many local steps of each worker, or minutes of training."""
+        self._running[title] = _Watched(run_dir, steps, minutes)
+        if self._display.redraws:
+            self.look(now=True)
+        else:
+            self._display.line(Text(f"{title}: begun"))
+
+    def ended(self, title: str, status: str, said: str) -> None:
+        """A job is over, or has been found to be."""
+        self._running.pop(title, None)
+        self._ended[status] += 1
+        self.look(now=True)
+        self._display.line(job_line(title, status, said))
+
+    def look(self, now: bool = False) -> None:
+        """To be called often: shows how far the jobs are."""
+        moment = time.monotonic()
+        if self._display.redraws and (now or moment - self._looked >= _LOOK_SECONDS):
+            self._looked = moment
+            for job in self._running.values():
+                job.look(moment)
+            self._display.redraw(self._view, now=True)
+
+    def close(self) -> None:
+        """Leaves the terminal to others; harmless when repeated."""
+        self._display.close(keep=False)
+
+    def _view(self) -> Group:
+        jobs = [[title, job.step, job.left, job.measured("train_loss", ".4f"), job.measured("test_error", ".2f", " %")] for title, job in self._running.items()]
+        rows = [("running", "step", "left", "train loss", "test error"), *jobs]
+        table = Table.grid(padding=(0, 2), expand=False)
+        for number in range(len(rows[0])):
+            table.add_column(justify="right" if number else "left", no_wrap=number > 0)
+        for number, (title, *cells) in enumerate(rows):
+            # Where it is narrow names are cut.
+            table.add_row(Text(title, no_wrap=True, overflow="ellipsis"), *cells, style="" if number else "dim")
+        queued = self._jobs - len(self._running) - self._ended.total()
+        counts = {"running": len(self._running), "queued": queued, **self._ended}
+        told = Text(", ".join(f"{n} {status}" for status, n in counts.items() if n), no_wrap=True, overflow="ellipsis")
+        return Group(*([table] if jobs else []), told)
+
+
+class _Watched:
+    """How far a job is, by the lines that its record has gained since the last look."""
+
+    def __init__(self, run_dir: Path, steps: int | None, minutes: float | None):
+        self._record, self._steps = _Lines(run_dir / "metrics.jsonl"), steps
+        self._length = steps if steps is not None else None if minutes is None else 60 * minutes
+        self._forget()
+
+    def _forget(self) -> None:
+        self._reached: dict[str, float] = {}  # the local step of each worker's last row
+        self._seconds = 0.0
+        self._center: Row = {}
+        self._points: list[tuple[float, float]] = []  # the first and the last (moment, how much was done)
+
+    def look(self, moment: float) -> None:
+        """Reads what is new."""
+        lines, others = self._record.new()
+        if others:  # taken back to a checkpoint
+            self._forget()
+        before = self._done
+        for row in lines:
+            self._seconds = max(self._seconds, row["seconds"])
+            if row["party"] == "center":
+                self._center = row
+            elif row["party"] not in PARTIES:
+                self._reached[row["party"]] = row["step"]
+        if self._done > before:
+            self._points[1:] = [(moment, self._done)]
+
+    @property
+    def _step(self) -> float:
+        return sum(self._reached.values()) / len(self._reached) if self._reached else 0.0
+
+    @property
+    def _done(self) -> float:
+        """In the unit of the run's length."""
+        return self._step if self._steps is not None else self._seconds
+
+    @property
+    def step(self) -> str:
+        """Mean local step of the workers, of how many where that is known."""
+        if not self._reached:
+            return "starting"
+        return f"{self._step:,.0f}" + (f"/{self._steps:,}" if self._steps is not None else "")
+
+    @property
+    def left(self) -> str:
+        """Time left at the speed since it was first seen to train; real, also of a job whose seconds are virtual."""
+        if self._length is not None and self._done >= self._length:
+            return "ending"
+        if self._length is None or len(self._points) < 2:
+            return ""
+        (began, at_first), (moment, done) = self._points
+        return clock((self._length - done) * (moment - began) / (done - at_first))
+
+    def measured(self, metric: str, form: str, unit: str = "") -> str:
+        """A metric of the last evaluation of the center."""
+        if metric not in self._center:
+            return ""
+        return "not finite" if self._center[metric] is None else f"{self._center[metric]:{form}}{unit}"
+
+
+class _Lines:
+    """The rows of a metrics.jsonl that grows, is not there yet, or is replaced."""
+
+    def __init__(self, path: Path):
+        self._path, self._file, self._at = path, 0, 0
+
+    def new(self) -> tuple[list[Row], bool]:
+        """The whole lines since the last call, and whether they begin another file."""
+        try:
+            with open(self._path, "rb") as f:
+                file = os.fstat(f.fileno()).st_ino
+                replaced = file != self._file
+                if replaced:
+                    self._file, self._at = file, 0
+                f.seek(self._at)
+                data = f.read()
+        except OSError:
+            return [], False
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return list(_rows(whole)), replaced
+
+
+def _rows(lines: bytes) -> Iterator[Row]:
+    for line in lines.splitlines():
+        try:
+            row = json.loads(line)
+            row["party"], row["step"] + row["seconds"]
+        except (ValueError, TypeError, KeyError):  # damaged: whoever reads the record to go on with it says so
+            continue
+        yield row
