@@ -22,6 +22,8 @@ GROUPS = ("algo", "problem", "dataset", "model", "schedule", "average", "launche
 _PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
 _LISTS = ("device",)
 
+ROOT = "config"  # the configuration that settings are composed from unless --config-name names another
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -45,7 +47,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("--config-name", "-cn", default="config")
+    parser.add_argument("--config-name", "-cn", default=ROOT)
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--package", "-p")
     parser.add_argument("--resolve", action="store_true")
@@ -130,6 +132,12 @@ def directory(override: Override | None) -> Path | None:
 def quote(text: str) -> str:
     """`text` in single quotes, as Hydra's grammar wants them: runs of backslashes before a quote or at the end are doubled."""
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
+
+
+def run_dir(path: Path) -> str:
+    """The override that makes `path` a run's directory, in quotes only where `parse` would not give it any."""
+    plain = re.fullmatch(r"[\w./=,-]+", str(path), re.ASCII)
+    return f"hydra.run.dir={path if plain else quote(str(path))}"
 
 
 def _quoted_path(line: str, multirun: bool) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import traceback
@@ -60,7 +61,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
-    _tell_tensorboard(root, plan.members)
+    _tell_tensorboard(root, plan.members, command)
     if not plan.basic:
         return _left_to_hydra(plan, asked)
     from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
@@ -69,7 +70,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}{side}", flush=True)
     with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")):
         board = Board(plan, command)
-        rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, command, board)
+        rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, board)
     print()
     show_sweep([(r.name, r.status, r.summary, r.reason) for r in rows])
     print(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}", flush=True)
@@ -79,14 +80,14 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     return 1 if any(r.status == "failed" for r in rows) else 0
 
 
-def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[list[_Row], int]:
+def _in_turn(plan: Plan, asked: Arguments, board: Board) -> tuple[list[_Row], int]:
     """The jobs one after another in this process, each with its live view."""
     rows: list[_Row] = []
     code = 0
     for number, member in enumerate(plan.members, 1):
         print(f"\n[{number}/{len(plan.members)}] {member.name}", flush=True)
         board.note(member.name, "running", pid=os.getpid())
-        row, code = _run_one(plan.root, member, asked, command)
+        row, code = _run_one(plan.root, member, asked)
         board.note(member.name, row.status, reason=row.reason)
         rows.append(row)
         if row.status == "interrupted":
@@ -113,9 +114,8 @@ def _side_by_side(plan: Plan, lanes: list[set[int]], asked: Arguments, board: Bo
             print(f"{numbers[name]}: {status if status == 'running elsewhere' else 'already done'}", flush=True)
             known(name, _Row(name, str(status), rundir.summary_of(path)))
             return None
-        words = ["--config-name", asked.config_name, *(w for w in members[name].overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode=")))]
-        new = [*words, f"hydra.run.dir={arguments.quote(str(path))}", "hydra.mode=RUN"]
-        return packing.Command(new if status is None else [f"resume={path}"], _log(plan.root, name))
+        words = _alone(members[name], path, asked) if status is None else [f"resume={path}"]
+        return packing.Command(words, _log(plan.root, name))
 
     def begun(name: str, pid: int) -> None:
         print(f"{numbers[name]}: begun", flush=True)
@@ -136,6 +136,13 @@ def _side_by_side(plan: Plan, lanes: list[set[int]], asked: Arguments, board: Bo
     for name in members:
         rows.setdefault(name, _Row(name, "not started"))
     return [rows[name] for name in members], 0 if number is None else 128 + number
+
+
+def _alone(member: Member, path: Path, asked: Arguments) -> list[str]:
+    """The words after `easgd train` that run this job by itself, in `path`."""
+    root = [] if asked.config_name == arguments.ROOT else ["--config-name", asked.config_name]
+    words = [w for w in member.overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    return [*root, *words, arguments.run_dir(path), "hydra.mode=RUN"]  # the last since an experiment may ask for a sweep
 
 
 def _log(root: Path, name: str) -> Path:
@@ -189,12 +196,13 @@ def _refuse_another(plan: Plan) -> None:
             raise UsageError(f"{given}: is the name of another sweep, where {then}, and now {now}; choose another name, or leave the settings as they were.")
 
 
-def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tuple[_Row, int]:
+def _run_one(root: Path, member: Member, asked: Arguments) -> tuple[_Row, int]:
     """One job, whatever becomes of it."""
     path, status = _place(root / member.name, member.settings)
     if status in _ENDED:
         print(f"{status if status == 'running elsewhere' else 'already done'}: {path}", flush=True)
         return _Row(member.name, status, rundir.summary_of(path)), 0
+    command = shlex.join(["easgd", "train", *(_alone(member, path, asked) if status is None else [f"resume={path}"])])
     try:
         with running.unchanged_process():
             if status is not None:
@@ -235,9 +243,9 @@ def _place(path: Path, settings: Settings) -> tuple[Path, str | None]:
     raise AssertionError("candidates never end")
 
 
-def _tell_tensorboard(root: Path, members: list[Member]) -> None:
-    """What the HParams tab compares, of these jobs and of those that an earlier start has left here."""
-    from easgd_cli.record.opening import hparams
+def _tell_tensorboard(root: Path, members: list[Member], command: str) -> None:
+    """What the HParams tab compares, of these jobs and of those that an earlier start has left here; and the sweep's command."""
+    from easgd_cli.record.opening import as_is, hparams
     from easgd_cli.record.tensorboard import write_sweep
 
     known = {json.dumps(asdict(m.settings), sort_keys=True): m.settings for m in members}
@@ -247,7 +255,7 @@ def _tell_tensorboard(root: Path, members: list[Member]) -> None:
         except UsageError:  # of another version, perhaps; its curves are shown all the same
             continue
         known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
-    write_sweep(root, [hparams(s) for s in known.values()])
+    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)})
 
 
 def _warn_ineffective(members: list[Member]) -> None:
