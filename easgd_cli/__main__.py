@@ -59,7 +59,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"easgd {__version__}")
         return 0
     if words[0] in ("-sc", "--shell-completion"):  # what the shell calls back; it knows the program's name but no command
-        words = ["train", *words]
+        return importlib.import_module("easgd_cli.commands.completion").main(words[1:], list(COMMANDS))
     name, *rest = words
     if name not in COMMANDS:
         import difflib  # here: until Ctrl-C is seen to, as little as possible is loaded

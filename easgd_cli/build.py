@@ -369,7 +369,9 @@ def locate(group: str, target: str) -> Callable[..., Any]:
     except ModuleNotFoundError as e:
         missing = e.name or module
         if module == missing or module.startswith(missing + "."):
-            raise UsageError(f"{group}={target}: there is no module {missing} in {here} or among the installed packages.") from e
+            raise UsageError(
+                f"{group}={target}: there is no module {missing} in {here} or among the installed packages; go to the directory that holds it."
+            ) from e
         raise UsageError(f"{group}={target}: importing {module} failed: it needs the module {missing}, which is not installed.") from e
     except (Exception, SystemExit) as e:
         raise UsageError(f"{group}={target}: importing {module} raised {_raised(e)}.") from e

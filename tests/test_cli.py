@@ -668,6 +668,29 @@ def test_a_directory_of_own_configurations(easgd: Easgd, launcher: Launcher, her
     assert (s.algo["name"], s.tau, s.steps, s.seed, s.eta) == ("downpour", 6, 77, 3, composed("algo=downpour").eta)
 
 
+def test_the_documented_configurations_of_ones_own_are_what_they_are_said_to_be(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+    text = (configs.directory().parent / "docs" / "configuration.md").read_text()
+    files = re.findall(r"^    # ([\w/]+\.(?:py|yaml))\n((?:(?!    # [\w/]+\.)(?:    .*)?\n)*)", text, re.MULTILINE)
+    assert [name for name, _ in files] == ["stripes.py", "mine/dataset/stripes.yaml", "mine/tuning/eamsgd_stripes.yaml", "mine/experiment/noise.yaml"]
+    for name, block in files:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(textwrap.dedent(block))
+    commands = re.findall(r"^    \$ easgd (train --config-dir .*)$", text, re.MULTILINE)
+    counts = []
+    for words in commands:
+        before = len(launcher.jobs)
+        said = easgd(*words.split())
+        assert said.status == 0, said.err
+        counts.append(len(launcher.jobs) - before)
+    assert counts == [1, 6, 3]
+    first, last = launcher.jobs[0].settings, launcher.jobs[-1].settings
+    assert (first.eta, first.delta, first.batch_size, first.default_steps, first.workers) == (0.01, 0.9, 32, 200, 4)
+    assert (last.tau, last.workers, last.dataset["noise"], last.eta) == (4, 2, 1.5, 0.01)
+    assert launcher.jobs[1].run_dir.parent == here / "runs" / "sweeps" / "noise"
+    images = build.data(first)
+    assert (images.count("train"), images.count("test"), images.num_classes, images.input_shape) == (600, 300, 3, (1, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -693,11 +716,30 @@ def test_hydra_shows_the_composed_settings(easgd: Easgd, launcher: Launcher) -> 
     assert launcher.jobs == []
 
 
-def test_completion_knows_keys_and_options(easgd: Easgd, monkeypatch: pytest.MonkeyPatch) -> None:
-    for typed, offered in {"easgd train algo=eam": "algo=eamsgd", "easgd train tau=3 eval.ev": "eval.every="}.items():
-        monkeypatch.setenv("COMP_LINE", typed)
-        monkeypatch.setenv("COMP_POINT", str(len(typed)))
-        assert easgd("-sc", "query=bash").out.split() == offered.split()
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("easgd train algo=eam", "algo=eamsgd"),
+        ("easgd train tau=3 eval.ev", "eval.every="),
+        ("easgd train -m --config-dir own experiment=mi", "experiment=mine"),
+        ("easgd tr", "train"),
+        ("easgd train --config-", "--config-dir --config-name"),
+        ("easgd train resume=runs/a", "resume=runs/a,tau=1/"),
+        ("easgd train init=runs/a,tau=1/", "init=runs/a,tau=1/center.pt"),
+        ("easgd train --no-such-option algo=eam", ""),
+        ("easgd report runs/", ""),  # then the shell offers files
+        ("", ""),
+    ],
+)
+def test_completion(typed: str, offered: str, easgd: Easgd, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("runs/a,tau=1", "own/experiment"):
+        (here / path).mkdir(parents=True)
+    for file in ("runs/a,tau=1/center.pt", "runs/a,tau=1/.lock", "runs/b c", "own/experiment/mine.yaml"):
+        (here / file).touch()
+    monkeypatch.setenv("COMP_LINE", typed)
+    monkeypatch.setenv("COMP_POINT", str(len(typed)))
+    said = easgd("-sc", "query=bash")
+    assert (said.status, said.out.split(), said.err) == (0, offered.split(), "")
 
 
 INTERRUPTED = """

@@ -65,6 +65,30 @@ def test_the_confusion_counts_are_those_of_the_saved_net(trained: Path, measured
     assert found["test_error"] == pytest.approx(100 * (1 - sum(counts[i][i] for i in range(10)) / len(taken_for)))
 
 
+RENAMED = """
+from dataclasses import replace
+from easgd_cli.data.digits import digits
+
+def renamed(more: str = ""):
+    return replace(digits(), classes=(*(f"[r]{i}{more}" for i in range(9)), f"nin\\udce9{more}"))
+"""
+
+
+@pytest.mark.parametrize(("more", "columns", "last"), [("", [*(f"[r]{i}" for i in range(9)), "nin?"], ["nin?"]), ("long", [*"0123456789"], ["9", "nin?long"])])
+def test_classes_are_called_what_the_data_set_calls_them(more: str, columns: list[str], last: list[str], measured: Eval, here: Path) -> None:
+    """Names stand above the columns where there is room. The data set is one of the user's, by its name in a directory of configurations."""
+    (here / "mine.py").write_text(RENAMED)
+    (here / "own" / "dataset").mkdir(parents=True)
+    (here / "own" / "dataset" / "renamed.yaml").write_text("name: renamed\ntarget: mine:renamed\nmore: ''\n")
+    said = measured("dataset=renamed", f"dataset.more={more}", "--config-dir", "own", "--json", "figures.json")
+    assert said.status == 0, said.err
+    rows = [line.split() for line in said.out.splitlines()]
+    assert [*columns, "error"] in rows
+    row = next(row for row in rows if row[: len(last)] == last)
+    counts = [0 if cell == "." else int(cell) for cell in row[len(last) : len(last) + 10]]
+    assert counts == json.loads(Path("figures.json").read_text())["confusion"][9]
+
+
 def test_a_worker_is_measured_from_the_newest_checkpoint(trained: Path, measured: Eval, tmp_path: Path) -> None:
     [file] = (trained / "checkpoint").iterdir()
     x = torch.load(file, weights_only=True)["workers"][1]["vectors"]["x"]
@@ -83,6 +107,7 @@ def test_a_worker_is_measured_from_the_newest_checkpoint(trained: Path, measured
         (["dataset.validation=-1"], "dataset.validation=-1: must be from 0"),
         (["--json", "nowhere/x.json"], "--json nowhere/x.json: names a file in a directory that is there"),
         (["--export", "x.pt"], "--export x.pt: is a file that ends in .safetensors"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such directory"),
         (["--quick"], "--quick: there is no such option"),
     ],
 )
@@ -98,6 +123,17 @@ def test_what_is_not_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
         assert main(["eval", *words]) == (0 if not words else 2)
         captured = capsys.readouterr()
         assert sentence in captured.out + captured.err
+
+
+def test_code_of_ones_own_is_looked_for_where_the_command_is_given(trained: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "run").mkdir()
+    (here / "run" / "center.pt").write_bytes((trained / "center.pt").read_bytes())
+    config = (trained / "config.yaml").read_text()
+    assert "easgd_cli.algorithms:DOWNPOUR" in config
+    (here / "run" / "config.yaml").write_text(config.replace("easgd_cli.algorithms:DOWNPOUR", "of_mine:Method"))
+    assert main(["eval", "run"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"algo=of_mine:Method: there is no module of_mine in {here} or among the installed packages; go to the directory that holds it." in line
 
 
 def test_a_function_has_no_net_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

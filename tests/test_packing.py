@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Said
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from easgd_cli.commands import packing
 from easgd_cli.commands.plan import Member
@@ -42,6 +44,12 @@ def failing(workers, seed, l2, device):
 
 def command(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "easgd_cli", "train", *words], cwd=here, capture_output=True, text=True, timeout=90)
+
+
+def told(directory: Path) -> list[str]:
+    """The words of the command on TensorBoard's Text page."""
+    [text] = EventAccumulator(str(directory)).Reload().Tensors("command")[0].tensor_proto.string_val
+    return shlex.split(text.decode())
 
 
 def standing(root: Path) -> dict[str, dict[str, object]]:
@@ -92,6 +100,9 @@ def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path) 
         assert all(torch.equal(one[k], other[k]) for k in one)
         assert (beside / "logs" / f"{job}.log").read_text().count("completed")
         assert standing(beside)[job] == {"status": "completed"}
+        for root in (beside, in_turn):  # what TensorBoard shows of a job is the command that runs it by itself
+            assert told(root / job) == ["easgd", "train", job, *QUICK, f"hydra.run.dir=runs/sweeps/{root.name}/{job}", "hydra.mode=RUN"]
+    assert told(beside) == ["easgd", "train", "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK]
     again = command(tmp_path, "-m", "sweep=beside", "jobs=2", "tau=1,4,8", *QUICK)  # another value adds a job
     assert (again.returncode, again.stdout.count("already done"), again.stdout.count("begun")) == (0, 2, 1)
     other = command(tmp_path, "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK[:-1], "steps=50")

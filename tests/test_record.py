@@ -8,6 +8,7 @@ import json
 import math
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -302,6 +303,8 @@ def test_hyperparameters_are_those_the_method_uses() -> None:
     on_function = hparams(settings(problem=quadratic, dataset=none, model=none))
     assert on_function["problem"] == "quadratic" and on_function["dataset"] == "none"
     assert on_function["problem.noise"] == 3.0 and on_function["problem.spectrum"] == "[1.0, 2.0]"
+    virtual = hparams(replace(settings(threads=2), launcher={"name": "simulated", "target": "easgd_cli.launcher.kinds:Simulated", "latency": 0.1}))
+    assert (virtual["launcher"], virtual["launcher.latency"], virtual["threads"]) == ("simulated", 0.1, 2)  # they make its speed
 
 
 CHECKPOINT = Checkpoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_values_that_are_not_finite_and_texts(tmp_path: Path) -> None:
     assert "center/remark" not in found.Tags()["scalars"]
 
 
-def test_hyperparameters_layout_and_texts(tmp_path: Path) -> None:
+def test_hyperparameters_and_texts(tmp_path: Path) -> None:
     r = Recorder(tmp_path, 2, HPARAMS, {"command": "    easgd train", "config": "    eta: 0.1"}, FACTS)
     r.close(ENDED)
     found = read(tmp_path)
@@ -89,13 +90,41 @@ def test_hyperparameters_layout_and_texts(tmp_path: Path) -> None:
     experiment = metadata.parse_experiment_plugin_data(found.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
     assert {i.name for i in experiment.hparam_infos} == set(HPARAMS)  # others beside it may have
     assert not any(i.HasField("domain_discrete") for i in experiment.hparam_infos)
-    layout = layout_pb2.Layout.FromString(found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    charts = {chart.title: chart for category in layout.category for chart in category.chart}
-    assert charts["training loss of every worker"].multiline.tag == ["^train_loss/worker_.*$"]
-    margin = charts["training loss: mean and range over the workers"].margin.series[0]
-    assert (margin.value, margin.lower, margin.upper) == ("workers/train_loss_mean", "workers/train_loss_min", "workers/train_loss_max")
     text = found.Tensors("command")[0].tensor_proto
     assert text.string_val == [b"    easgd train"] and [d.size for d in text.tensor_shape.dim] == [1]
+
+
+def charts(directory: Path) -> dict[str, list[Any]]:
+    """The Custom Scalars page of one run, as TensorBoard reads it: the last layout."""
+    layout = layout_pb2.Layout.FromString(read(directory).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    return {category.title: list(category.chart) for category in layout.category}
+
+
+def test_every_chart_of_the_layout_has_curves_as_soon_as_they_come(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    r.row(center(0, 90.0))
+    r.flush()
+    assert [c.title for c in charts(tmp_path)["The center"]] == ["test error (%)", "best test error so far (%)", "training loss", "test loss"]
+    assert charts(tmp_path).keys() == {"The center", "Speed"}
+    for t in (4, 8):
+        for i in range(2):
+            r.row(worker(i, t, distance_to_center=1.0))
+        r.row({**center(t, 50.0 - t), "validation_error": 40.0})
+        r.row({**center(t, 60.0 - t), "party": "average"})
+    r.close(ENDED)
+    found, curves = charts(tmp_path), read(tmp_path).Tags()["scalars"]
+    assert [c.title for c in found["The center"]][2] == "validation error (%)"
+    assert found["The center and its average"][0].multiline.tag == ["^center/test_error$", "^average/test_error$"]
+    assert [c.title for c in found["The workers"]] == [
+        "training loss of every worker", "distance to the center: mean and range", "training loss: mean and range",
+    ]  # fmt: skip
+    margin = found["The workers"][2].margin.series[0]
+    assert (margin.value, margin.lower, margin.upper) == ("workers/train_loss_mean", "workers/train_loss_min", "workers/train_loss_max")
+    for chart in (chart for category in found.values() for chart in category):
+        for tag in chart.multiline.tag:
+            assert any(re.match(tag, curve) for curve in curves), chart.title
+        for series in chart.margin.series:
+            assert {series.value, series.lower, series.upper} <= set(curves), chart.title
 
 
 @pytest.mark.parametrize(
@@ -178,26 +207,27 @@ def scalars_or_none(directory: Path, tag: str) -> list[tuple[int, float]] | None
 
 def test_a_sweep_tells_what_differs_and_what_is_compared(tmp_path: Path) -> None:
     runs = [{"algo": a, "tau": t, "eta": 0.1, "gamma": None, "delta": 0.9 if a == "eamsgd" else None} for a in ("easgd", "eamsgd") for t in (1, 16)]
-    write_sweep(tmp_path, runs[:2])
-    write_sweep(tmp_path, runs)
+    write_sweep(tmp_path, runs[:2], {})
+    write_sweep(tmp_path, runs, {"command": "    easgd train -m"})
     (tmp_path / "a run").mkdir()
     recorder(tmp_path / "a run").close(ENDED)
     found = read(tmp_path)
     experiment = metadata.parse_experiment_plugin_data(found.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
     infos = {i.name: i for i in experiment.hparam_infos}
-    assert list(infos) == ["algo", "tau", "eta", "delta"]  # what is varied first; what no run uses not at all
-    assert {name for name, i in infos.items() if i.differs} == {"algo", "tau"}
+    assert list(infos) == ["algo", "tau"]  # neither what all have alike, nor what only some methods use, with one value
+    assert all(i.differs for i in infos.values())
     assert [v.number_value for v in infos["tau"].domain_discrete.values] == [1, 16]
     assert [v.string_value for v in infos["algo"].domain_discrete.values] == ["eamsgd", "easgd"]
-    assert infos["delta"].type == api_pb2.DATA_TYPE_FLOAT64
+    assert infos["tau"].type == api_pb2.DATA_TYPE_FLOAT64
     assert experiment.metric_infos[0].name.tag == "center/best_test_error"
     # A run within a sweep has no experiment of its own: the page would read one of them instead of the sweep's.
     assert metadata.EXPERIMENT_TAG not in read(tmp_path / "a run").Tags()["tensors"]
+    assert found.Tensors("command")[0].tensor_proto.string_val == [b"    easgd train -m"]
 
 
 def test_runs_on_functions_are_compared_by_their_distance_to_the_optimum(tmp_path: Path) -> None:
     def compared(*datasets: str) -> list[str]:
-        write_sweep(tmp_path, [{"dataset": d, "seed": i} for i, d in enumerate(datasets)])
+        write_sweep(tmp_path, [{"dataset": d, "seed": i} for i, d in enumerate(datasets)], {})
         experiment = metadata.parse_experiment_plugin_data(read(tmp_path).SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
         return [info.name.tag for info in experiment.metric_infos if info.name.tag.startswith("center/")]
 

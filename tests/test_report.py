@@ -189,18 +189,35 @@ def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
 
 
 def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    assert main(["train", "algo=easgd", "launcher=simulated", "workers=2", "steps=30", "eval.every=10 steps", f"hydra.run.dir={run}"]) == 0
-    assert main(["report", str(run), "--json", str(tmp_path / "numbers.json")]) == 0
-    (row,) = json.loads((tmp_path / "numbers.json").read_text())["configurations"]
-    events = EventAccumulator(str(run)).Reload()
+    """Of each run of a sweep; where one keeps an average of the center, that is what is judged."""
+    root = tmp_path / "sweep"
+    words = ["algo=downpour", "launcher=simulated", "workers=2", "steps=60", "threads=1", "eval.every=15 steps", f"hydra.sweep.dir={root}"]
+    assert main(["train", "-m", *words, "average=none,polyak", "tau=1"]) == 0
+    found = {}
+    for metric in ("test_error", "train_loss"):
+        assert main(["report", str(root), "--metric", metric, "--levels", "85,2.28", "--json", str(tmp_path / "numbers.json")]) == 0
+        found[metric] = json.loads((tmp_path / "numbers.json").read_text())["configurations"]
+    judged = 0
+    for by_error, by_loss in zip(found["test_error"], found["train_loss"], strict=True):
+        assert by_error["runs"] == by_loss["runs"]
+        for i, run in enumerate(by_error["runs"]):
+            events = EventAccumulator(run, size_guidance={"scalars": 0}).Reload()
+            party = "average" if "average=polyak" in run else "center"
+            curves = {name: events.Scalars(f"{party}/{name}") for name in ("test_error", "train_loss", "best_test_error", "seconds_to_best")}
+            last = {name: curve[-1].value for name, curve in curves.items()}
 
-    def shown(tag: str) -> float:
-        return events.Tensors(tag)[-1].tensor_proto.float_val[0] if tag in events.Tags()["tensors"] else events.Scalars(tag)[-1].value
+            def first_at(level: float, name: str, curves: dict[str, Any] = curves) -> float:
+                return next(e.wall_time - curves[name][0].wall_time for e in curves[name] if e.value <= level)
 
-    for name, tag in (("final", "center/test_error"), ("best", "center/best_test_error"), ("seconds_to_best", "center/seconds_to_best")):
-        assert row[name]["mean"] == pytest.approx(shown(tag), rel=1e-6)
-    assert (run / "report" / "report.html").is_file() and "virtual" in capsys.readouterr().out
+            assert by_error["final"]["values"][i] == pytest.approx(last["test_error"], rel=1e-6)
+            assert by_error["best"]["values"][i] == pytest.approx(last["best_test_error"], rel=1e-6)
+            assert by_error["seconds_to_best"]["values"][i] == pytest.approx(last["seconds_to_best"], rel=1e-6)
+            assert by_error["seconds_to"]["85"]["values"][i] == pytest.approx(first_at(85, "test_error"), abs=1e-6)
+            assert by_loss["final"]["values"][i] == pytest.approx(last["train_loss"], rel=1e-6)
+            assert by_loss["seconds_to"]["2.28"]["values"][i] == pytest.approx(first_at(2.28, "train_loss"), abs=1e-6)
+            judged += 1
+    assert judged == 2
+    assert (root / "report" / "report.html").is_file() and "virtual" in capsys.readouterr().out
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -19,8 +19,10 @@ from easgd_cli.errors import UsageError
 GROUPS = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")
 
 # Values that are paths or lists of devices hold = and , of their own; people write them without quotes.
-_PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
+PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
 _LISTS = ("device",)
+
+ROOT = "config"  # the configuration that settings are composed from unless --config-name names another
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,31 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{message}; see easgd train --help.")
 
+    def long_options(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
 
-def parse(argv: Sequence[str]) -> Arguments:
-    """Options before, between or after the overrides. Raises UsageError."""
+
+def _parser() -> _Parser:
     parser = _Parser(prog="easgd train", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("--config-name", "-cn", default="config")
+    parser.add_argument("--config-name", "-cn", default=ROOT)
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--package", "-p")
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--shell-completion", "-sc", action="store_true")
-    found, unknown = parser.parse_known_intermixed_args(argv)
+    return parser
+
+
+OPTIONS = sorted(["--help", *_parser().long_options()])
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Options before, between or after the overrides. Raises UsageError."""
+    found, unknown = _parser().parse_known_intermixed_args(argv)
     for word in unknown:
         if word.startswith("-"):
             name = word.lstrip("-").partition("=")[0]
@@ -132,14 +144,20 @@ def quote(text: str) -> str:
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
+def run_dir(path: Path) -> str:
+    """The override that makes `path` a run's directory, in quotes only where `parse` would not give it any."""
+    plain = re.fullmatch(r"[\w./=,-]+", str(path), re.ASCII)
+    return f"hydra.run.dir={path if plain else quote(str(path))}"
+
+
 def _quoted_path(line: str, multirun: bool) -> str:
     key, equals, value = line.partition("=")
-    if not equals or key not in (_PATHS if multirun else _PATHS + _LISTS) or not value or value[0] in "'\"":
+    if not equals or key not in (PATHS if multirun else PATHS + _LISTS) or not value or value[0] in "'\"":
         return line
     if "${" in value or re.fullmatch(r"[\w./-]+", value, re.ASCII):  # an interpolation, such as ${now:%Y}, or nothing that needs quotes
         return line
     if not multirun or key.startswith("hydra.") or key in ("resume", "replay") or os.path.exists(value):
-        return f"{key}={quote(os.path.expanduser(value) if key in _PATHS else value)}"
+        return f"{key}={quote(os.path.expanduser(value) if key in PATHS else value)}"
     return f"{key}={','.join(quote(os.path.expanduser(v)) for v in value.split(','))}"
 
 

@@ -166,7 +166,7 @@ def _missing(e: MissingConfigException, overrides: Sequence[str]) -> str:
         return f"--config-name {name}: there is no {name}.yaml among the configurations."
     known = [o for o in (e.options or []) if ":" not in o]
     listed = f" There are: {', '.join(known)}." if known else f" There is no {group} yet; add a directory of your own with --config-dir."
-    own = f" Your own: {build.example(group)}." if group in GROUPS[:5] else ""
+    own = f" Your own: {build.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
     near = _near(name, known)
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
 

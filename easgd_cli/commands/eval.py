@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from easgd_cli import build, rundir
@@ -20,7 +21,7 @@ from easgd_cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_HELP = """usage: easgd eval RUN [WHAT] [KEY=VALUE ...] [--json FILE] [--export FILE]
+_HELP = """usage: easgd eval RUN [WHAT] [KEY=VALUE ...] [--config-dir DIR] [--json FILE] [--export FILE]
 
 Measures what RUN has saved, as the run itself measures: center patches, dropout off, batch norm's statistics estimated anew.
 
@@ -28,10 +29,13 @@ Measures what RUN has saved, as the run itself measures: center patches, dropout
   average    the average of the center, from average.pt
   worker_00  a worker, from the newest checkpoint
 
-Settings are dataset=, dataset.*, eval.train_images and eval.device; the others are those of the run.
+Settings are dataset=, dataset.*, eval.train_images and eval.device; the others are those of the run. RUN/config.yaml holds all of them,
+so configurations of your own that RUN was started with are not needed again; a net, data set, problem or method of your own (my_module:MyNet) is
+looked for in the working directory and among the installed packages, as when RUN was started.
 
-  --json FILE     the figures and the confusion counts (row: the class, column: what it is taken for), as JSON
-  --export FILE   the parameters and buffers as a .safetensors file (needs the package safetensors)
+  --config-dir DIR  where dataset=NAME is looked for, too
+  --json FILE       the figures, the classes' names and the confusion counts (row: the class, column: what it is taken for), as JSON
+  --export FILE     the parameters and buffers as a .safetensors file (needs the package safetensors)
 
   easgd eval runs/my_run
   easgd eval runs/my_run average
@@ -48,6 +52,7 @@ class _Asked:
     run: Path
     what: str
     overrides: list[str]
+    config_dir: str | None
     json: Path | None
     export: Path | None
 
@@ -71,7 +76,6 @@ def main(argv: Sequence[str]) -> int:
 
     torch.set_num_threads(cores())
     images = build.data(settings)
-    classes = getattr(images, "classes", None)  # a set in files knows numbers only
     [device] = deal_devices(settings.eval.device, 1, "eval.device")
     try:
         problem = build.problem(settings, images, torch.device(device))
@@ -86,22 +90,26 @@ def main(argv: Sequence[str]) -> int:
     if asked.export is not None:
         _export(asked.export, problem.state_dict(x), said)
     if asked.json is not None:
-        content = said | ({"classes": list(classes or ()), "confusion": counts.tolist()} if counts is not None else {})
+        content = said | ({"classes": list(images.classes or ()), "confusion": counts.tolist()} if counts is not None else {})
         output.put(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
     console = Console()
     console.print(_figures(said))
     if counts is not None:
-        console.print(_confusion(counts, classes))
+        console.print(_confusion(counts, images.classes, console))
     return 0
 
 
 def _parse(argv: Sequence[str]) -> _Asked:
     files: dict[str, Path] = {}
+    config_dir: str | None = None
     words, rest = [], iter(argv)
     for word in rest:
         option, equals, value = word.partition("=")
-        if option in ("--json", "--export"):
+        if option in ("--config-dir", "--json", "--export"):
             value = value if equals else next(rest, "")
+        if option == "--config-dir":
+            config_dir = value
+        elif option in ("--json", "--export"):
             if not value or not Path(value).absolute().parent.is_dir():
                 raise UsageError(f"{option} {value}: names a file in a directory that is there.")
             files[option] = Path(value)
@@ -120,12 +128,13 @@ def _parse(argv: Sequence[str]) -> _Asked:
     export = files.get("--export")
     if export is not None and export.suffix != ".safetensors":
         raise UsageError(f"--export {export}: is a file that ends in .safetensors.")
-    return _Asked(run, what, words, files.get("--json"), export)
+    return _Asked(run, what, words, config_dir, files.get("--json"), export)
 
 
 def _settings(asked: _Asked) -> Settings:
     """The run's, with the data set that was asked for."""
-    words = arguments.parse(asked.overrides).overrides
+    parsed = arguments.parse([*asked.overrides, *([] if asked.config_dir is None else ["--config-dir", asked.config_dir])])
+    words = parsed.overrides
     given = {o.key_or_group: o for o in arguments.parse_overrides(words)}
     for key, o in given.items():
         if key not in _CHANGEABLE and not key.startswith("dataset."):
@@ -141,7 +150,8 @@ def _settings(asked: _Asked) -> Settings:
     if other is not None:
         of_data = [str(o.input_line) for key, o in given.items() if key.startswith("dataset")]
         with compose.composing("config") as composed:
-            settings = replace(settings, dataset=composed([*of_data, "eta=0", "steps=1"]).settings.dataset)
+            searched = arguments.with_search_path(replace(parsed, overrides=of_data)).overrides
+            settings = replace(settings, dataset=composed([*searched, "eta=0", "steps=1"]).settings.dataset)
     file = asked.run / f"{asked.what}.pt"
     if asked.what.startswith("worker_"):
         return settings
@@ -186,25 +196,36 @@ def _figures(said: Mapping[str, Any]) -> Table:
     return table
 
 
-def _confusion(counts: Tensor, classes: Sequence[str] | None) -> Table:
+def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) -> Table:
     """Of the test images, how many of each class (row) are taken for each (column); of many classes, the pairs most often confused."""
-    names = list(classes) if classes is not None else [str(c) for c in range(len(counts))]
+    numbers = [str(c) for c in range(len(counts))]
+    names = [escape(name.encode(errors="replace").decode()) for name in classes] if classes is not None else numbers  # a folder may have any bytes
     if len(names) <= _WHOLE:
-        table = Table(title="test images of a class (row) by what they are taken for", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("")
-        for name in names:
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("error", justify="right")
-        for i, (name, row) in enumerate(zip(names, counts.tolist(), strict=True)):
-            total = sum(row)
-            cells = [f"[bold]{n}[/bold]" if i == j else str(n) if n else "." for j, n in enumerate(row)]
-            table.add_row(name, *cells, f"{100 * (total - row[i]) / total:.3g} %" if total else "")
+        table = _whole(counts, names, names)
+        unbounded = console.options.update(width=10_000)  # since a measure is no wider than it is told
+        if console.measure(table, options=unbounded).minimum > console.width:  # then the columns are numbers, which the rows explain
+            table = _whole(counts, [f"{number} {name}" for number, name in zip(numbers, names, strict=True)], numbers)
         return table
     table = Table(title="the classes most often confused", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("class", "taken for", "test images"):
         table.add_column(heading, justify="right" if heading == "test images" else "left")
     for i, j, n in _most_confused(counts):
         table.add_row(names[i], names[j], str(n))
+    return table
+
+
+def _whole(counts: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Table:
+    table = Table(
+        title="test images of a class (row) by what they are taken for", title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
+    table.add_column("", overflow="fold")  # gives way where there is too little room, and the counts do not
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("error", justify="right", no_wrap=True)
+    for i, (name, row) in enumerate(zip(rows, counts.tolist(), strict=True)):
+        total = sum(row)
+        cells = [f"[bold]{n}[/bold]" if i == j else str(n) if n else "." for j, n in enumerate(row)]
+        table.add_row(name, *cells, f"{100 * (total - row[i]) / total:.3g} %" if total else "")
     return table
 
 

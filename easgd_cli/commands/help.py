@@ -26,9 +26,9 @@ _OPTIONS = """Options (Hydra's)
   -m, --multirun            sweep over values separated by commas
   --cfg job                 print the settings instead of running
   --info                    print how they are composed
-  --config-dir DIR          add your own configurations
+  --config-dir DIR          add your own configurations: docs/configuration.md
   --config-name NAME        start from another root configuration
-  --shell-completion        `eval "$(easgd train --shell-completion install=bash)"`
+  --shell-completion        `eval "$(easgd train -sc install=bash)"`, then TAB completes commands, settings, options and paths
   --hydra-help              more about Hydra; hydra.run.dir=PATH and hydra.sweep.dir=PATH choose the directory
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
-    _tell_tensorboard(root, plan.members)
+    _tell_tensorboard(root, plan.members, command)
     if not plan.basic:
         return _left_to_hydra(plan, asked)
     from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
@@ -87,7 +88,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         with suppress(UsageError):  # somebody is looking just now
             attended.enter_context(rundir.held(root, shared=True))  # by which `easgd report` knows whether the sweep goes on
         board = Board(plan, command)
-        rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, command, board)
+        rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, board)
     print()
     show_sweep([(r.name, r.status, r.summary, r.why) for r in rows])
     print(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}", flush=True)
@@ -99,7 +100,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     return code if "interrupted" in ended else 1 if ended & {placing.FAILED, "killed"} else 0
 
 
-def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[list[_Row], int]:
+def _in_turn(plan: Plan, asked: Arguments, board: Board) -> tuple[list[_Row], int]:
     """The jobs one after another in this process, each with its live view."""
     from rich.console import Console
 
@@ -116,7 +117,7 @@ def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[
         else:
             print(f"\n{title}", flush=True)
             board.note(member.name, "running", pid=os.getpid())
-            row, code = _run_one(member, place, asked, command)
+            row, code = _run_one(member, place, asked)
         board.note(member.name, row.status, reason=row.reason)
         rows.append(row)
         if row.status == "interrupted":
@@ -146,10 +147,7 @@ def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board
         if place.over:
             known(_over(member, place))
             return None
-        words = ["--config-name", asked.config_name, *(w for w in member.overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode=")))]
-        new = [*words, f"hydra.run.dir={arguments.quote(str(place.path))}", "hydra.mode=RUN"]
-        words = new if place.standing == placing.NEW else [f"resume={place.path}"]
-        return packing.Command(words, _log(plan.root, name), packing.Devices.of(member.settings))
+        return packing.Command(_alone(member, place, asked), _log(plan.root, name), packing.Devices.of(member.settings))
 
     def begun(name: str, pid: int) -> None:
         board.note(name, "running", pid=pid)
@@ -175,6 +173,15 @@ def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board
     return [rows[name] for name in members], 0 if number is None else 128 + number
 
 
+def _alone(member: Member, place: Place, asked: Arguments) -> list[str]:
+    """The words after `easgd train` that run this job by itself, or go on with it."""
+    if place.standing == placing.STOPPED:
+        return [f"resume={place.path}"]
+    root = [] if asked.config_name == arguments.ROOT else ["--config-name", asked.config_name]
+    words = [w for w in member.overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    return [*root, *words, arguments.run_dir(place.path), "hydra.mode=RUN"]  # the last since an experiment may ask for a sweep
+
+
 def _log(root: Path, name: str) -> Path:
     """What a job that runs beside others prints."""
     return root / "logs" / f"{name}.log"
@@ -185,9 +192,9 @@ def _over(member: Member, place: Place) -> _Row:
     return _Row(member.name, place.standing, rundir.summary_of(place.path), place.reason, before=place.standing != placing.ELSEWHERE)
 
 
-def _run_one(member: Member, place: Place, asked: Arguments, command: str) -> tuple[_Row, int]:
+def _run_one(member: Member, place: Place, asked: Arguments) -> tuple[_Row, int]:
     """One job, whatever becomes of it."""
-    path = place.path
+    path, command = place.path, shlex.join(["easgd", "train", *_alone(member, place, asked)])
     try:
         with running.unchanged_process():
             if place.standing == placing.STOPPED:
@@ -206,9 +213,9 @@ def _run_one(member: Member, place: Place, asked: Arguments, command: str) -> tu
     return _Row(member.name, outcome.status, outcome.summary, outcome.reason), outcome.exit_code
 
 
-def _tell_tensorboard(root: Path, members: list[Member]) -> None:
-    """What the HParams tab compares, of these jobs and of those that an earlier start has left here."""
-    from easgd_cli.record.opening import hparams
+def _tell_tensorboard(root: Path, members: list[Member], command: str) -> None:
+    """What the HParams tab compares, of these jobs and of those that an earlier start has left here; and the sweep's command."""
+    from easgd_cli.record.opening import as_is, hparams
     from easgd_cli.record.tensorboard import write_sweep
 
     known = {json.dumps(asdict(m.settings), sort_keys=True): m.settings for m in members}
@@ -218,7 +225,7 @@ def _tell_tensorboard(root: Path, members: list[Member]) -> None:
         except UsageError:  # of another version, perhaps; its curves are shown all the same
             continue
         known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
-    write_sweep(root, [hparams(s) for s in known.values()])
+    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)})
 
 
 def _warn_ineffective(members: list[Member]) -> None:

@@ -137,9 +137,7 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
 
 
 def _shown_by_hydra(asked: Arguments) -> int:
-    """Hydra's own printing options, and completion."""
-    if asked.show == ["--shell-completion"]:  # Hydra completes `easgd key=`, our users type `easgd train key=`
-        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" train", "", 1)
+    """Hydra's own printing options, and its scripts for completion."""
     with running.unchanged_process():
         sys.argv = ["easgd", "--config-name", asked.config_name, *asked.show, *asked.overrides]
         hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()

@@ -21,6 +21,10 @@ class Dataset(Protocol):
     def num_classes(self) -> int: ...
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """What each class is called, in the order of the labels; None where they are numbers only."""
+
+    @property
     def ahead(self) -> int:
         """Batches that are worth beginning before they are wanted; 0 where making one costs next to nothing."""
 

@@ -65,9 +65,9 @@ def _photos(
         found = LISTED[name](root)
         remedy = f"easgd data prepare dataset={name} makes a resized copy without such files, and training uses it"
         train, test = (Files.of(found.root, part.paths, part.labels, remedy) for part in (found.train, found.test))
-        classes = len(found.classes)
+        classes = found.classes
         about = f"dataset={name}: training on the originals in {found.root}; easgd data prepare makes a resized copy that is several times faster to read."
-    return StoredImages(train, test, classes, resize, (crop, crop), flip, loaders, ahead, about)
+    return StoredImages(train, test, len(classes), resize, (crop, crop), flip, loaders, ahead, about, classes=classes)
 
 
 def check(resize: int, crop: int, loaders: int | None, ahead: int) -> None:
@@ -82,8 +82,8 @@ def check(resize: int, crop: int, loaders: int | None, ahead: int) -> None:
         raise UsageError(f"dataset.ahead={ahead}: batches decoded before they are wanted, from 0 to 64.")
 
 
-def _read(directory: Path, resize: int) -> tuple[Source, Source, int]:
-    """Training and test images of a prepared copy, and the number of classes. Raises UsageError."""
+def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...]]:
+    """Training and test images of a prepared copy, and the names of the classes. Raises UsageError."""
     again = "call easgd data prepare again"
     try:
         with np.load(directory / preparation.INDEX) as index:
@@ -97,6 +97,6 @@ def _read(directory: Path, resize: int) -> tuple[Source, Source, int]:
                     if os.path.getsize(directory / shard) < least:
                         raise UsageError(f"{directory / shard}: is shorter than its index says; remove it and {again}.")
                 parts.append(Shards(str(directory), shards, torch.from_numpy(index[f"{split}_labels"]), torch.from_numpy(places)))
-            return parts[0], parts[1], len(index["classes"])
+            return parts[0], parts[1], tuple(map(str, index["classes"]))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
         raise UsageError(f"{directory}: the prepared copy cannot be read ({' '.join(str(e).split())}); {again}.") from e

@@ -49,6 +49,7 @@ class StoredImages:
     about: str | None = None
     mean: Channels | None = None
     std: Channels | None = None
+    classes: tuple[str, ...] | None = None  # names, in the order of the labels
     kept: Tensor | None = None  # [N] int64, which images of `train` are trained on; None for all
     taken: Tensor | None = None  # [K] int64, which of them are held out
     memory: SharedTensors | None = field(default=None, repr=False)  # where the tensors lie, after share()
@@ -195,7 +196,10 @@ class StoredImages:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without what lies in shared memory, and without threads."""
         sources = [(type(s), {k: v for k, v in vars(s).items() if k not in s.tensors() and k != "_maps"}) for s in (self.train, self.test)]
-        rest = {name: getattr(self, name) for name in ("num_classes", "resize", "crop", "flip", "loaders", "most_ahead", "about", "mean", "std", "device")}
+        rest = {
+            name: getattr(self, name)
+            for name in ("num_classes", "resize", "crop", "flip", "loaders", "most_ahead", "about", "mean", "std", "classes", "device")
+        }
         return _rebuilt, (sources, rest, self.memory if self.memory is not None else self._tensors())
 
 

@@ -40,7 +40,7 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
         "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed, "precision": s.precision,
         "length": length(s), "until": asdict(s.until),
     }  # fmt: skip
-    texts = {"command": _as_is(job.command), "config": _as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
+    texts = {"command": as_is(job.command), "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
     if resumed is None:
         return Recorder(job.run_dir, s.workers, hparams(s), texts, facts)
     return Recorder.reopen(job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.owner.moment.exchanges)
@@ -65,20 +65,21 @@ def check_record(run_dir: Path, resumed: Checkpoint) -> None:
 
 
 def hparams(s: Settings) -> dict[str, Value]:
-    """The settings that a run's result may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
+    """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
     exchanges = bool(build.method(s).center)
     uses = {*build.signature(build.locate("algo", s.algo["target"])), *build.signature(build.locate("schedule", s.schedule["target"]))}
-    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average")}
+    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")}
     found |= {
         "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
         **({"beta": effective_beta(s)} if {"alpha", "beta"} <= uses else {}),  # else either follows from the other
         "delta": s.delta if "delta" in uses else None, "gamma": s.gamma if "gamma" in uses else None,
-        "warmup": s.warmup, "l2": s.l2, "clip": s.clip, "batch_size": s.batch_size, "precision": s.precision, "seed": s.seed,
+        "warmup": s.warmup, "l2": s.l2, "clip": s.clip, "batch_size": s.batch_size, "precision": s.precision, "compile": s.compile,
+        "device": s.device, "threads": s.threads, "seed": s.seed,
     }  # fmt: skip
     found |= length(s)
     if s.init is not None:
         found["init"] = s.init
-    for group in ("algo", "schedule", "average", "problem", "model", "dataset"):
+    for group in ("algo", "schedule", "average", "problem", "model", "dataset", "launcher"):
         options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
         # Of a data set only the numbers: the rest says where it lies, not what it is.
         found |= {key: value for key, value in options.items() if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))}
@@ -102,6 +103,6 @@ def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
     return keep
 
 
-def _as_is(text: str) -> str:
+def as_is(text: str) -> str:
     """Text that Markdown shows unchanged."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -70,7 +70,8 @@ class Board:
         self._points = Points(self._workers)
         self._described: set[str] = set()
         self._events = _EventFile(self._directory, self._started)
-        start = [_session_start(self._hparams, self._directory.name, self._started), _layout()]
+        self._laid_out = 0  # how many tags were plotted when the layout was told
+        start = [_session_start(self._hparams, self._directory.name, self._started)]
         if not _event_files(self._directory.parent):  # a run of its own; in a sweep the page might read this one instead of the sweep's
             start.append(_experiment([self._hparams], domains=False))
         self._events.add(0.0, 0, [*start, *(_text(title, text) for title, text in self._texts.items())])
@@ -102,6 +103,9 @@ class Board:
 
     def flush(self) -> None:
         """Writes what has been added. Never raises for want of space or permission."""
+        if self._laid_out < len(self._described):  # a chart may have come with them; the page takes the last layout it reads
+            self._laid_out = len(self._described)
+            self._events.add(0.0, 0, [_layout(self._described)])
         try:
             self._events.flush()
             while self._outdated:
@@ -199,40 +203,67 @@ def _strings(values: Sequence[bytes]) -> TensorProto:
     return TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))]), string_val=values)
 
 
-def _layout() -> Summary.Value:
-    """The charts of the Custom Scalars page. The same in every run and every sweep, since the page joins what it finds."""
+# The charts of the center on the Custom Scalars page, in order; of what a run measures.
+_CHARTS = {
+    "test_error": "test error (%)",
+    "best_test_error": "best test error so far (%)",
+    "test_error_top5": "top-5 test error (%)",
+    "validation_error": "validation error (%)",
+    "train_loss": "training loss",
+    "test_loss": "test loss",
+    "validation_loss": "validation loss",
+    "distance_to_optimum": "distance to the optimum",
+}
+_PARTS = {
+    "compute": "seconds of compute",
+    "data": "seconds of data",
+    "communication": "seconds of communication",
+    "other": "other seconds",
+}
+
+
+def _layout(plotted: Collection[str]) -> Summary.Value:
+    """The Custom Scalars page: every chart for which there are curves, `plotted` being their tags.
+
+    The page joins the layouts of all runs it shows, category by category, and draws a chart without curves as an empty frame.
+    """
 
     def lines(title: str, *tags: str) -> layout_pb2.Chart:
         return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags]))
 
     def range_of(title: str, metric: str) -> layout_pb2.Chart:
         series = layout_pb2.MarginChartContent.Series(value=f"workers/{metric}_mean", lower=f"workers/{metric}_min", upper=f"workers/{metric}_max")
-        return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
+        return layout_pb2.Chart(title=f"{title}: mean and range", margin=layout_pb2.MarginChartContent(series=[series]))
 
-    parts = [f"workers/seconds_{part}_mean" for part in ("compute", "data", "communication", "other")]
-    categories = [
-        ("The center", [
-            lines("test error (%)", "center/test_error", "average/test_error"),
-            lines("best test error so far (%)", "center/best_test_error", "average/best_test_error"),
-            lines("top-5 test error (%)", "center/test_error_top5", "average/test_error_top5"),
-            lines("training loss", "center/train_loss", "average/train_loss"),
-            lines("test loss", "center/test_loss", "average/test_loss"),
-            lines("distance to the optimum", "center/distance_to_optimum", "average/distance_to_optimum"),
-        ]),
-        ("The workers", [
+    def drawn(chart: layout_pb2.Chart) -> bool:
+        if chart.HasField("margin"):
+            return all(series.value in plotted for series in chart.margin.series)
+        return all(any(re.match(wanted, tag) for tag in plotted) for wanted in chart.multiline.tag)
+
+    # Of a category the page shows the line charts first, and after them those with a range, the last of them first.
+    categories = {
+        "The center": [lines(title, f"center/{metric}") for metric, title in _CHARTS.items()],
+        "The center and its average": [lines(title, f"center/{metric}", f"average/{metric}") for metric, title in _CHARTS.items()],
+        "The workers": [
             lines("training loss of every worker", "train_loss/worker_.*"),
-            range_of("training loss: mean and range over the workers", "train_loss"),
-            range_of("distance to the center: mean and range", "distance_to_center"),
-            range_of("staleness: mean and range", "staleness"),
-        ]),
-        ("Speed", [
-            range_of("images a second of a worker: mean and range", "images_per_second"),
-            lines("where a worker's seconds go: mean", *parts),
+            range_of("staleness", "staleness"),
+            range_of("distance to the center", "distance_to_center"),
+            range_of("training loss", "train_loss"),
+        ],
+        "Where the time goes": [
+            lines("where a worker's seconds go: mean", *(f"workers/seconds_{part}_mean" for part in _PARTS)),
+            *(range_of(title, f"seconds_{part}") for part, title in reversed(_PARTS.items())),
+        ],
+        "Speed": [
             lines("exchanges a second", "system/exchanges_per_second"),
             lines("workers alive", "system/workers_alive"),
-        ]),
-    ]  # fmt: skip
-    layout = layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=charts) for title, charts in categories])
+            lines("master busy (%)", "system/master_busy"),
+            lines("seconds a message waits for the master", "system/queue_seconds"),
+            range_of("images a second of a worker", "images_per_second"),
+        ],
+    }
+    shown = {title: [chart for chart in charts if drawn(chart)] for title, charts in categories.items()}
+    layout = layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=charts) for title, charts in shown.items() if charts])
     return Summary.Value(
         tag=custom_scalars.CONFIG_SUMMARY_TAG, tensor=_scalar_string(layout.SerializeToString()), metadata=custom_scalars.create_summary_metadata()
     )
@@ -266,15 +297,15 @@ def _hparams(tag: str, content: HParamsPluginData) -> Summary.Value:
     return Summary.Value(tag=tag, tensor=hparams_metadata.NULL_TENSOR, metadata=hparams_metadata.create_summary_metadata(content))
 
 
-def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]]) -> None:
+def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]], texts: Mapping[str, str]) -> None:
     """Tells TensorBoard, in an event file at the sweep's root, what the runs differ in and what they are compared by.
 
-    `runs`: the hyperparameters of each. To be called before the first run begins; replaces what an earlier start of the same
-    sweep has told. Never raises for want of space or permission.
+    `runs`: the hyperparameters of each; `texts`: of the sweep, for the Text page, Markdown by title. To be called before the
+    first run begins; replaces what an earlier start of the same sweep has told. Never raises for want of space or permission.
     """
     old = _event_files(root)
     events = _EventFile(root, time.time())
-    events.add(0.0, 0, [_experiment(runs, domains=True), _layout()])
+    events.add(0.0, 0, [_experiment(runs, domains=True), *(_text(title, text) for title, text in texts.items())])
     try:
         events.flush()
         for path in old:
@@ -285,14 +316,16 @@ def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]]) -> None:
 
 
 def _experiment(runs: Sequence[Mapping[str, Value]], domains: bool) -> Summary.Value:
-    """The columns of the HParams table. `domains`: whether these runs are all there will be, whose values can be chosen from."""
+    """The columns of the HParams table: settings, and what runs are compared by.
+
+    `domains`: whether these runs are all there will be. Then the settings are those that differ between runs that use them, with the values to
+    choose from: what is the same in all stands under Text, and would push what one sorts by out of sight.
+    """
+    found = {name: [value for run in runs if (value := run.get(name)) is not None] for name in dict.fromkeys(key for run in runs for key in run)}
+    differing = {name: values for name, values in found.items() if len(set(values)) > 1}
     infos = []
-    for name in dict.fromkeys(key for run in runs for key in run):
-        values = [value for run in runs if (value := run.get(name)) is not None]
-        if domains and not values:
-            continue
-        # A symbol that only some methods use, with one value, is no difference of interest: the tab opens with five columns.
-        info = api_pb2.HParamInfo(name=name, differs=len(set(values)) > 1)
+    for name, values in ((differing or found) if domains else found).items():
+        info = api_pb2.HParamInfo(name=name, differs=name in differing)
         if values and all(isinstance(v, bool) for v in values):
             info.type = api_pb2.DATA_TYPE_BOOL
         elif all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
@@ -303,7 +336,6 @@ def _experiment(runs: Sequence[Mapping[str, Value]], domains: bool) -> Summary.V
         for value in sorted(set(values)) if domains else ():
             info.domain_discrete.values.add(**{_FIELDS[info.type]: value})
         infos.append(info)
-    infos.sort(key=lambda info: not info.differs)  # what differs comes first in the table
     on_data = {run.get("dataset") != "none" for run in runs}
     compared = (_COMPARED_ON_DATA if True in on_data else {}) | (_COMPARED_ON_FUNCTIONS if False in on_data else {}) | _COMPARED
     metrics = [

@@ -1,0 +1,64 @@
+"""What a shell offers where a command line ends, when TAB is pressed: settings and their values from Hydra, the rest from here.
+
+Hydra's scripts (`easgd train -sc install=bash`) call `easgd -sc query=bash` with the line in COMP_LINE. Where nothing is offered they offer files.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, suppress
+
+import hydra
+
+from easgd_cli.commands import arguments, configs, running
+
+
+def main(words: Sequence[str], commands: Sequence[str]) -> int:
+    """Answers the shell; `words` are those after `-sc`. Returns the exit status."""
+    line = os.environ.get("COMP_LINE", "")
+    found = offered(line, commands)
+    if found is not None:
+        print("\n".join(found))
+        return 0
+    with running.unchanged_process(), redirect_stderr(io.StringIO()), suppress(SystemExit):  # what is wrong with a line is told when it is given
+        os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # Hydra completes `easgd key=`
+        sys.argv = ["easgd", *_own_configurations(line.split()), "-sc", *words]
+        hydra.main(config_path=str(configs.directory()), config_name=arguments.ROOT, version_base="1.3")(lambda _: None)()
+    return 0
+
+
+def offered(line: str, commands: Sequence[str]) -> list[str] | None:
+    """What `line` can be completed to, as its last word; None where Hydra knows it."""
+    words = line.split(" ")
+    last = words[-1]
+    if len(words) == 2:
+        return [name for name in commands if name.startswith(last)]
+    if words[1:2] != ["train"]:
+        return []
+    if last.startswith("-"):
+        return [option for option in arguments.OPTIONS if option.startswith(last)]
+    key, equals, value = last.partition("=")
+    if equals and key in arguments.PATHS:
+        return [f"{key}={path}" for path in _paths(value)]
+    return None
+
+
+def _paths(begun: str) -> list[str]:
+    """What lies where `begun` points, directories with a slash at the end; only names that a shell takes as they are."""
+    directory, name = os.path.split(begun)
+    with suppress(OSError), os.scandir(os.path.expanduser(directory) or ".") as entries:
+        found = sorted((e.name, e.is_dir()) for e in entries if e.name.startswith(name) and re.fullmatch(r"[\w.,=+@-]+", e.name))
+        return [os.path.join(directory, f"{own}/" if is_directory else own) for own, is_directory in found if name or not own.startswith(".")]
+    return []
+
+
+def _own_configurations(words: Sequence[str]) -> list[str]:
+    """The --config-dir that stands in a line, for Hydra to find its options."""
+    for option, value in zip(words, [*words[1:], ""], strict=True):
+        if option in ("--config-dir", "-cd") and os.path.isdir(value):
+            return ["--config-dir", os.path.abspath(value)]
+    return []
