@@ -91,6 +91,7 @@ class Settings:
 
     sweep: Optional[str] = None  # name of a sweep, kept in runs/sweeps/NAME
     jobs: str = "1"  # of a sweep at a time, each on cores of its own: a number, or auto, as many as there are cores for
+    report: Optional[str] = None  # of a sweep, made at its end: options of easgd report, such as '--rows tau', or '' for none of them
 
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -329,7 +329,7 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/sweep", "--baseline", "algo=sgd"], "no configuration is like that; there are: algo=downpour; algo=easgd"),
         (["{0}/sweep", "--baseline", "workers=4"], "2 configurations are like that"),
         (["{0}/sweep", "--baseline", "tua=4"], "there is no setting tua"),
-        (["{0}/sweep", "--rows", "gamma"], "gamma does not differ between these runs; there are: algo"),
+        (["{0}/sweep", "--rows", "gamma"], "there is no setting gamma in these runs; those that differ are: algo"),
         (["{0}/sweep", "--json", "{0}/nowhere/x"], "there is no directory"),
         (["{0}/sweep", "--out", "{0}/sweep/e0/config.yaml"], "nothing can be written there"),
         (["--x", "steps"], "name a run"),

@@ -15,13 +15,13 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import arguments, running
+from easgd_cli.commands import arguments, report, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
-_OF_SWEEPS = ("sweep", "jobs")  # how a sweep is run: no part of a job's settings
+_OF_SWEEPS = ("sweep", "jobs", "report")  # how a sweep is run and looked at: no part of a job's settings
 
 Compose = Callable[[Sequence[str]], Composed]
 
@@ -44,6 +44,7 @@ class Plan:
     varying: list[str]  # keys that are swept
     named: bool  # whether sweep= chose the directory
     jobs: str  # how many at a time
+    report: str | None  # the options of the report at its end, None for no report
     members: list[Member]
     left_out: list[tuple[str, str]]  # a combination that cannot run, and why
     basic: bool  # whether Hydra's own sweeper and launcher were asked for, which is to say ours
@@ -62,7 +63,7 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
             given = next((o for o in overrides if o.key_or_group == key), None)
             if given is not None:
                 raise UsageError(f"{given.input_line}: is about a sweep; add -m, or leave it out.")
-        return first
+        return replace(first, settings=_of_one_job(first.settings))
     basic = first is None or all(first.choices.get(f"hydra/{part}") == "basic" for part in ("sweeper", "launcher"))
     alone = next((o for o in overrides if o.key_or_group == "hydra.run.dir"), None)
     if alone is not None:
@@ -73,6 +74,8 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
     of_sweep = first.settings if first is not None else None
+    if of_sweep is not None and of_sweep.report is not None:
+        report.check(of_sweep.report)
     for key in _OF_SWEEPS:
         if len(axes.pop(key, [])) > 1:
             raise UsageError(f"{key}: is about the whole sweep and has one value.")
@@ -91,9 +94,9 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
 def _plan(axes: dict[str, list[str]], first: Composed | None, members: list[Member], left_out: list[tuple[str, str]], basic: bool) -> Plan:
     fixed = {key: values[0] for key, values in axes.items() if len(values) == 1 and running.own(values)}
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
-    name, jobs = (first.settings.sweep, first.settings.jobs) if first is not None else (None, "1")
+    name, jobs, reported = (first.settings.sweep, first.settings.jobs, first.settings.report) if first is not None else (None, "1", None)
     root = _root(axes, first) if name is None else Path("runs", "sweeps", _name(name))
-    return Plan(root, fixed, varying, name is not None, jobs, members, left_out, basic)
+    return Plan(root, fixed, varying, name is not None, jobs, reported, members, left_out, basic)
 
 
 def _name(name: str) -> str:
@@ -118,13 +121,18 @@ def _checked(axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member
         settings = checks.settings(words)
         if isinstance(settings, str) or checks.deep(words):
             continue
-        settings = replace(settings, sweep=None, jobs=Settings.jobs)  # which an experiment may have given
+        settings = _of_one_job(settings)
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or running.own(words)
         name = rundir.named_by(swept) or "default"
         if any(m.name == name for m in members):
             name = f"{name}-{rundir.digest(swept)}"
         members.append(Member(words, name, settings))
     return members, [(" ".join(running.own(combinations[i])), sentence) for i, sentence in fails.items()]
+
+
+def _of_one_job(settings: Settings) -> Settings:
+    """Without what is about a sweep, which an experiment may have given."""
+    return replace(settings, sweep=None, jobs=Settings.jobs, report=None)
 
 
 class _Checks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from easgd_cli.report.comparison import Comparison
@@ -66,8 +67,42 @@ def main(argv: Sequence[str]) -> int:
     if not argv or "-h" in argv or "--help" in argv:
         print(_HELP, end="")
         return 0
-    asked = _asked(argv)
+    _make(_asked(argv))
+    return 0
 
+
+def check(options: str) -> None:
+    """Refuses what cannot be the `report=` of a sweep. Raises UsageError."""
+    _of_sweep(Path(), options)
+
+
+def at_the_end_of(root: Path, options: str) -> None:
+    """The report on the sweep in `root`. One that cannot be made costs the sweep a sentence and no more."""
+    print()
+    try:
+        _make(_of_sweep(root, options))
+    except Exception as e:
+        reason = str(e) if isinstance(e, UsageError | RunError) else f"{type(e).__name__}: {e}"
+        again = f"{shlex.join(['easgd', 'report', str(root)])} {options}".rstrip()
+        print(f"easgd: the report on the sweep could not be made: {reason} The runs are as they were; {again} tries again.", file=sys.stderr)
+
+
+def _of_sweep(root: Path, options: str) -> _Asked:
+    try:
+        words = shlex.split(options)
+    except ValueError as e:
+        raise UsageError(f"report={options}: cannot be read ({e}); write options of easgd report, such as report='--rows tau'.") from e
+    try:
+        asked = _asked([str(root), *words])
+    except UsageError as e:
+        raise UsageError(f"report={options}: {e}") from e
+    if len(asked.paths) > 1:
+        raise UsageError(f"report={options}: {asked.paths[1]} is no option; write those of easgd report, such as report='--rows tau', or report= for none.")
+    return asked
+
+
+def _make(asked: _Asked) -> None:
+    """Reads, prints and writes. Raises UsageError."""
     from easgd_cli.report import reading  # only now: a mistake and the help are answered in a moment
 
     paths = reading.find(asked.paths)
@@ -76,23 +111,25 @@ def main(argv: Sequence[str]) -> int:
     from easgd_cli.report.comparison import compare
 
     c = compare([reading.read(path) for path in paths], asked.metric, asked.levels, asked.baseline)
+    differ = [*c.told_apart, *c.also_differ]
     for key in asked.rows:
-        if key not in c.told_apart and key not in c.also_differ:
-            raise UsageError(
-                f"--rows {','.join(asked.rows)}: {key} does not differ between these runs; there are: {', '.join((*c.told_apart, *c.also_differ))}."
-            )
+        if all(key not in run.settings for run in c.runs):
+            there = f"; those that differ are: {', '.join(differ)}" if differ else ""
+            raise UsageError(f"--rows {','.join(asked.rows)}: there is no setting {key} in these runs{there}.")
+    rows = [key for key in asked.rows if key in differ]
     out = output.directory(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
     tables, notes = table.tables(c), [*reading.unfinished(asked.paths), *_notes(c)]
+    if same := [key for key in asked.rows if key not in rows]:
+        notes.append(f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs.")
     for t in tables:
         _show(t)
     for note in notes:
         print(note)
     title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(paths)} runs"
-    written = _write(out, title, c, tables, notes, asked)
+    written = _write(out, title, c, tables, notes, asked.x, rows)
     if asked.json is not None:
         output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c), indent=1) + "\n", encoding="utf-8"))
     print(f"Wrote {', '.join(written)} in {out}", flush=True)
-    return 0
 
 
 def _asked(argv: Sequence[str]) -> _Asked:
@@ -189,20 +226,20 @@ def _show(t: Table) -> None:
     console.print()
 
 
-def _write(out: Path, title: str, c: Comparison, tables: list[Table], notes: list[str], asked: _Asked) -> list[str]:
+def _write(out: Path, title: str, c: Comparison, tables: list[Table], notes: list[str], x: str, rows: list[str]) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
     from easgd_cli.report import figures, page
 
     written, on_page = [], {}
     with picture.style():
-        drawn = figures.figures(c, asked.x, asked.rows)
+        drawn = figures.figures(c, x, rows)
         for name, figure in drawn.items():
             for suffix in ("png", "svg"):
                 output.put(out / f"{name}.{suffix}", partial(picture.save, figure))
                 written.append(f"{name}.{suffix}")
-            on_page[name] = (out / f"{name}.svg", figures.caption(c, name, asked.x))
+            on_page[name] = (out / f"{name}.svg", figures.caption(c, name, x))
     if not drawn:
-        print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
+        print(f"There is no figure: no run has two evaluations{' and an exchange' if x == 'bytes' else ''} yet.")
     output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, tables, notes, on_page), encoding="utf-8"))
     return ["report.html", *written]

@@ -264,7 +264,7 @@ def _warn_ineffective(members: list[Member]) -> None:
 
 
 def _left_to_hydra(plan: Plan, asked: Arguments) -> int:
-    words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode=", "sweep=", "jobs="))]
+    words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode=", "sweep=", "jobs=", "report="))]
     with running.unchanged_process(), interruption.raised():
         sys.argv = ["easgd", "--config-name", asked.config_name, "--multirun", *words, f"hydra.sweep.dir={arguments.quote(str(plan.root.absolute()))}"]
         os.environ["HYDRA_FULL_ERROR"] = "1"
