@@ -151,6 +151,54 @@ def test_a_running_run_is_read_as_it_stands(tmp_path: Path) -> None:
     assert read.bytes_exchanged == 8 * 2 * 4 * PARAMETERS
 
 
+def damage(path: Path, number: int) -> None:
+    """Breaks a line off in its middle, counted from 1, where the next one goes on."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = lines[number - 1][:60]
+    path.write_bytes(b"".join(lines))
+
+
+def test_a_damaged_line_is_told_of_and_the_rest_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(tmp_path / "a", [90, 40, 20, 10], summary={"status": "running", "parameters": PARAMETERS, "batch_size": 32})
+    whole = reading.read(run)
+    damage(run / "metrics.jsonl", 8)  # worker_01 at one second takes worker_02 with it
+    read = reading.read(run)
+    assert (whole.damaged, read.damaged) == ([], [8])
+    assert read.curve["test_error"].tolist() == [90, 40, 20, 10] and read.seconds == whole.seconds == {part: 3 * s for part, s in SECONDS.items()}
+    assert whole.staleness == 1.5 and read.staleness == statistics.fmean([0, 1, 2, 3] * 3 + [0, 3])
+    damage(run / "metrics.jsonl", 10)  # the center at two seconds, and worker_00
+    with open(run / "metrics.jsonl", "ab") as f:
+        f.write(b"\xff\x00\n[1]\n")
+    read = reading.read(run)
+    assert read.curve["test_error"].tolist() == [90, 40, 10] and read.damaged == [8, 10, 19, 20]
+    assert main(["report", str(run)]) == 0
+    assert "a: lines 8, 10, 19, 20 of metrics.jsonl are damaged and left out." in capsys.readouterr().out
+
+
+def test_rows_that_the_recorder_could_write_are_none_damaged(tmp_path: Path) -> None:
+    run = make(tmp_path / "a", [90])
+    moment = '{"seconds": 1e-05, "step": 2.5, "exchanges": 3, "party": "center", '
+    rows = ['"test_error": -1.5E+3}', '"a \\"b\\" {c}": 1, "test_error": null}', '"said": "\\u00e9\\n", "test_error": 7}', '"test_error": 8, "f": true}']
+    (run / "metrics.jsonl").write_text("".join(f"{moment}{row}\n" for row in rows))
+    read = reading.read(run)
+    assert read.damaged == []
+    assert np.array_equal(read.curve["test_error"], [-1500, math.nan, 7, 8], equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.yaml", b"a: [1"), ("config.yaml", b"\xff\xfe\x00"), ("summary.json", b'{"status": "comp')])
+def test_a_run_that_cannot_be_read_is_left_out_unless_it_is_named(
+    name: str, content: bytes, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sweep / "e1" / name).write_bytes(content)
+    assert main(["report", str(sweep), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert f"Left out: {sweep / 'e1'}: its {name}" in told and f"its {name}" in (tmp_path / "out/report.html").read_text()
+    runs, _ = reading.read_all([str(sweep)])
+    assert sorted(run.path.name for run in runs) == ["d0", "e0", "m0"]
+    assert main(["report", str(sweep / "e1"), str(sweep / "e0")]) == 2
+    assert f"its {name}" in capsys.readouterr().err
+
+
 def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = {"a": {"status": "completed"}, "b": {"status": "running", "pid": 1}, "c": {"status": "queued"}, "d": {"status": "failed", "reason": "no data"}}
     (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs}))
@@ -194,6 +242,21 @@ def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest
     for name, tag in (("final", "center/test_error"), ("best", "center/best_test_error"), ("seconds_to_best", "center/seconds_to_best")):
         assert row[name]["mean"] == pytest.approx(shown(tag), rel=1e-6)
     assert (run / "report" / "report.html").is_file() and "virtual" in capsys.readouterr().out
+
+
+def test_different_problems_stand_side_by_side_and_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "digits", [90, 20, 10])
+    make(tmp_path / "cifar", [90, 20, 20, 10], dataset="cifar10", workers=1)
+    make(tmp_path / "new", [], seed=1)  # not evaluated yet
+    function = make(tmp_path / "function", [], dataset="none", problem="quadratic")
+    (function / "metrics.jsonl").write_text('{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "center", "train_loss": 4.0}\n')
+    c = compared(tmp_path, levels=[10.0])
+    assert c.baseline is by(c, dataset="cifar10") and c.speed_up(by(c, dataset="digits"), 10) is None  # another task is no baseline
+    assert main(["report", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "Runs of different problems are here (problem=dataset dataset=cifar10; problem=dataset dataset=digits; problem=quadratic dataset=none)" in told
+    assert "No test error was measured in: problem=quadratic dataset=none; --metric train_loss is in all." in told
+    assert "1 of 4 runs have not been evaluated yet." in told
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -318,7 +381,8 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/empty"], "is no run and holds none"),
         (["{0}/sweep/e0/config.yaml"], "is a file"),
         (["{0}/new"], "nothing has been evaluated yet"),
-        (["{0}/torn"], "line 2 of metrics.jsonl is not a row"),
+        (["{0}/queued"], "no run has begun yet. queued: of 2 jobs 2 queued."),
+        (["{0}/all bare"], "its config.yaml is missing"),
         (["{0}/bare"], "its config.yaml is missing"),
         (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
         (["{0}/sweep", "--levels", "3,x"], "are numbers with commas"),
@@ -338,12 +402,10 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
 def test_a_mistake_has_its_sentence(words: list[str], sentence: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     make(tmp_path / "new", [])
-    make(tmp_path / "torn", [90])
-    with open(tmp_path / "torn" / "metrics.jsonl", "r+") as f:
-        lines = f.readlines()
-        f.seek(0)
-        f.writelines([lines[0], lines[0][:90] + "\n", *lines[1:]])
     (make(tmp_path / "bare", [90]) / "config.yaml").unlink()
+    (make(tmp_path / "all bare" / "one", [90]) / "config.yaml").unlink()
+    (tmp_path / "queued").mkdir()
+    (tmp_path / "queued/sweep.json").write_text(json.dumps({"jobs": {"a": {"status": "queued"}, "b": {"status": "queued"}}}))
     assert main(["report", *(word.format(tmp_path) for word in words)]) == 2
     told = capsys.readouterr().err
     assert sentence in told and told.count("\n") == 1

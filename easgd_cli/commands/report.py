@@ -105,12 +105,12 @@ def _make(asked: _Asked) -> None:
     """Reads, prints and writes. Raises UsageError."""
     from easgd_cli.report import reading  # only now: a mistake and the help are answered in a moment
 
-    paths = reading.find(asked.paths)
+    runs, left_out = reading.read_all(asked.paths)
 
     from easgd_cli.report import table
     from easgd_cli.report.comparison import compare
 
-    c = compare([reading.read(path) for path in paths], asked.metric, asked.levels, asked.baseline)
+    c = compare(runs, asked.metric, asked.levels, asked.baseline)
     differ = [*c.told_apart, *c.also_differ]
     for key in asked.rows:
         if all(key not in run.settings for run in c.runs):
@@ -118,14 +118,14 @@ def _make(asked: _Asked) -> None:
             raise UsageError(f"--rows {','.join(asked.rows)}: there is no setting {key} in these runs{there}.")
     rows = [key for key in asked.rows if key in differ]
     out = output.directory(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
-    tables, notes = table.tables(c), [*reading.unfinished(asked.paths), *_notes(c)]
+    tables, notes = table.tables(c), [*reading.unfinished(asked.paths), *left_out, *_notes(c)]
     if same := [key for key in asked.rows if key not in rows]:
         notes.append(f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs.")
     for t in tables:
         _show(t)
     for note in notes:
         print(note)
-    title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(paths)} runs"
+    title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
     written = _write(out, title, c, tables, notes, asked.x, rows)
     if asked.json is not None:
         output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c), indent=1) + "\n", encoding="utf-8"))
@@ -174,7 +174,7 @@ def _level(text: str, value: str) -> float:
 
 def _notes(c: Comparison) -> list[str]:
     """What one has to know to read the tables."""
-    from easgd_cli.report import table
+    from easgd_cli.report import reading, table
 
     notes = []
     if any(len(of.counted) > 1 for of in c.configurations):
@@ -185,6 +185,13 @@ def _notes(c: Comparison) -> list[str]:
         notes.append("Only completed and diverged runs are counted in a configuration that has any.")
     if twice := [of for of in c.configurations if len({run.settings.get("seed") for run in of.counted}) < len(of.counted)]:
         notes.append(f"Several runs with the same seed are counted in {'; '.join(of.label or 'the one configuration' for of in twice)}.")
+    if len(tasks := dict.fromkeys(of.task for of in c.configurations)) > 1:
+        notes.append(f"Runs of different problems are here ({'; '.join(tasks)}): what they reached cannot be compared.")
+    evaluated = [run for run in c.runs if len(run.curve["seconds"])]
+    if without := [of.label for of in c.configurations if any(len(run.curve["seconds"]) and c.metric not in run.curve for run in of.runs)]:
+        others = [m for m in evaluated[0].curve if m not in reading.MOMENT and all(m in run.curve for run in evaluated)]
+        instead = f"; --metric {others[0]} is in all" if others else ""
+        notes.append(f"No {table.plainly(c.metric)} was measured in: {'; '.join(without)}{instead}.")
     parties = {run.party for run in c.runs}
     if "average" in parties:
         notes.append("Measured of the average of the center" + (" where a run keeps one, else of the center." if len(parties) > 1 else "."))
@@ -194,9 +201,11 @@ def _notes(c: Comparison) -> list[str]:
         notes.append(f"Levels are {c.levels_chosen}; --levels names others.")
     if c.baseline is not None and c.levels:
         notes.append(f"Speed-up is over {c.baseline.label or 'the only configuration'}" + ("." if c.baseline_chosen else "; --baseline names another."))
-    unmeasured = sum(not len(run.curve["seconds"]) for run in c.runs)
-    if unmeasured:
-        notes.append(f"{unmeasured} of {len(c.runs)} runs have not been evaluated yet.")
+    if len(evaluated) < len(c.runs):
+        notes.append(f"{len(c.runs) - len(evaluated)} of {len(c.runs)} runs have not been evaluated yet.")
+    for run in c.runs:
+        if run.damaged:
+            notes.append(f"{run.path.name}: {_lines(run.damaged)} of metrics.jsonl {'are' if len(run.damaged) > 1 else 'is'} damaged and left out.")
     for of in c.configurations:
         for run in of.runs:
             if run.status not in ("completed", "running") and run.reason:
@@ -204,6 +213,11 @@ def _notes(c: Comparison) -> list[str]:
     if c.metric not in table.PERCENT:
         notes.append(f"Judged by {c.metric}, lower is better.")
     return notes
+
+
+def _lines(numbers: list[int]) -> str:
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:5]))}{more}"
 
 
 def _show(t: Table) -> None:
