@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from easgd_cli import picture
 from easgd_cli.__main__ import main
-from easgd_cli.report import figures, page, reading, table
+from easgd_cli.report import figures, findings, page, reading, table
 from easgd_cli.report.comparison import compare
 
 PARAMETERS = 1000
@@ -199,6 +199,54 @@ def test_a_run_that_cannot_be_read_is_left_out_unless_it_is_named(
     assert f"its {name}" in capsys.readouterr().err
 
 
+def said(root: Path, **options: Any) -> list[str]:
+    return findings.findings(compared(root, **options))
+
+
+def test_sentences_say_which_is_best_and_which_are_not_told_apart(tmp_path: Path) -> None:
+    for tau, ends in ((1, (12, 14)), (4, (10, 12)), (16, (16, 16.5)), (64, (90, None))):
+        for seed, end in enumerate(ends):
+            make(tmp_path / f"{tau}{seed}", [90, 40, end], tau=tau, seed=seed)
+    assert said(tmp_path, levels=[40, 13]) == [  # deviations: 1.41, 1.41, 0.35; of tau = 64 not every end is a number
+        "Lowest final test error: tau=4, 11.0 ± 1.4 % (n = 2). Not told apart from it by mean ± deviation: tau=1.",
+        "Soonest at 40 % test error: tau=1, 1 ± 0 seconds (n = 2). Not told apart from it by mean ± deviation: tau=4; tau=16; tau=64.",
+        "Communication takes 20.0 % of a worker's time; 0.128 MB are exchanged.",
+    ]
+    for seed, end in enumerate((1, 1.1)):
+        make(tmp_path / f"e{seed}", [90, 5, end], algo="eamsgd", tau=4, seed=seed)
+        make(tmp_path / f"e1{seed}", [90, 90, 3 * end], algo="eamsgd", tau=1, seed=seed)
+    lowest = [sentence for sentence in said(tmp_path) if sentence.startswith("Lowest")]
+    assert lowest == [
+        "Lowest final test error: algo=eamsgd tau=4, 1.050 ± 0.071 % (n = 2). No other overlaps with it in mean ± deviation.",
+        "Lowest with algo=eamsgd: tau=4, 1.050 ± 0.071 % (n = 2). No other overlaps with it in mean ± deviation.",
+        "Lowest with algo=easgd: tau=4, 11.0 ± 1.4 % (n = 2). Not told apart from it by mean ± deviation: tau=1.",
+    ]
+
+
+def test_a_sentence_says_how_much_sooner_more_workers_are(tmp_path: Path) -> None:
+    for p, seconds in ((1, (6, 8)), (2, (4, 3)), (4, (9, 10))):
+        for seed, at in enumerate(seconds):
+            errors = [90.0] * at + [10.0, 9.0] if p > 1 or seed else [90.0] * at + [10.0, 4.0]
+            make(tmp_path / f"{p}{seed}", errors, workers=p, seed=seed, **{"until": {"test_error": 5.0}})
+    assert said(tmp_path, levels=[10, 5])[:2] == [  # nothing of where they ended: they were told to stop at 5 %
+        "Soonest at 10 % test error: workers=2, 3.50 ± 0.71 seconds (n = 2). No other overlaps with it in mean ± deviation.",
+        "To 10 % test error workers=1 takes 7.0 ± 1.4 seconds (n = 2); "
+        "workers=2 is there 2.0 times as soon (1.5 to 2.7 between single runs), after 3.50 ± 0.71; "
+        "workers=4 is there 1.4 times as late (1.1 to 1.7 between single runs), after 9.50 ± 0.71.",
+    ]
+    assert "How much sooner more workers are than workers=1 is not known" in said(tmp_path, levels=[5])[0]
+
+
+def test_a_single_run_is_no_evidence_and_a_diverged_one_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "a", [90, 20])
+    make(tmp_path / "b", [90, 10], tau=1)
+    make(tmp_path / "c", [90, None], tau=4, summary={"status": "diverged", "reason": "not finite"})
+    assert said(tmp_path, levels=[1])[:2] == [
+        "Diverged: tau=4 (1 of 1).",
+        "Lowest final test error: tau=1, 10 % (n = 1). With a single run nobody knows how much of a difference is chance.",
+    ]
+
+
 def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = {"a": {"status": "completed"}, "b": {"status": "running", "pid": 1}, "c": {"status": "queued"}, "d": {"status": "failed", "reason": "no data"}}
     (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs}))
@@ -229,10 +277,11 @@ def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
     assert compared(tmp_path, metric="coordinate_0").metric == "coordinate_0"
 
 
-def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_are_those_of_the_record_and_of_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert main(["train", "algo=easgd", "launcher=simulated", "workers=2", "steps=30", "eval.every=10 steps", f"hydra.run.dir={run}"]) == 0
-    assert main(["report", str(run), "--json", str(tmp_path / "numbers.json")]) == 0
+    words = ["algo=downpour", "launcher=simulated", "launcher.latency=0.01", "workers=2", "steps=30", "eval.every=10 steps"]
+    assert main(["train", *words, f"hydra.run.dir={run}"]) == 0
+    assert main(["report", str(run), "--levels", "88,0.1", "--json", str(tmp_path / "numbers.json")]) == 0
     (row,) = json.loads((tmp_path / "numbers.json").read_text())["configurations"]
     events = EventAccumulator(str(run)).Reload()
 
@@ -242,6 +291,18 @@ def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest
     for name, tag in (("final", "center/test_error"), ("best", "center/best_test_error"), ("seconds_to_best", "center/seconds_to_best")):
         assert row[name]["mean"] == pytest.approx(shown(tag), rel=1e-6)
     assert (run / "report" / "report.html").is_file() and "virtual" in capsys.readouterr().out
+    # The rest by plain Python from the record.
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    center = [r for r in rows if r["party"] == "center"]
+    for level, said in row["seconds_to"].items():
+        reached = [r["seconds"] for r in center if r["test_error"] <= float(level)]
+        assert (said and said["mean"]) == (reached[0] if reached else None)
+    assert row["seconds_to"]["88"] and not row["seconds_to"]["0.1"]
+    workers = [[r for r in rows if r["party"] == f"worker_{i:02d}"][-1] for i in (0, 1)]
+    spent = {part: sum(w[f"seconds_{part}"] for w in workers) for part in SECONDS}
+    assert {part: p["mean"] for part, p in row["percent"].items()} == pytest.approx({part: 100 * s / sum(spent.values()) for part, s in spent.items()})
+    assert row["bytes_exchanged"]["mean"] == 2 * 4 * 13706 * (run / "exchanges.bin").stat().st_size // 2
+    assert row["train_seconds"]["mean"] == center[-1]["seconds"]
 
 
 def test_different_problems_stand_side_by_side_and_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,6 +377,8 @@ def test_virtual_seconds_are_called_so(tmp_path: Path) -> None:
 
 
 def test_a_mean_of_curves_is_of_all_its_runs() -> None:
+    at, values = figures.on_a_common_axis([(np.linspace(0, 1, 5000), np.zeros(5000)), (np.array([0.0, 2.0]), np.zeros(2))])
+    assert 150 < len(at) <= 201 and np.all(np.diff(at) > 0) and at[-1] == 1
     at, values = figures.on_a_common_axis([(np.array([0.0, 4.0]), np.array([0.0, 8.0])), (np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, math.nan]))])
     assert at[-1] == 2.0 and np.allclose(values[0], 2 * at)
     assert np.isfinite(values[1][at < 1]).all() and np.isnan(values[1][at > 1]).all()

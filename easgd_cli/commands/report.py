@@ -25,8 +25,8 @@ _HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,
                            [--rows KEY,...] [--out DIR] [--json FILE]
 
 Compares runs: a run's directory, several, a sweep's, or a pattern in quotes; also those that run still, were interrupted or
-diverged. Runs that differ by their seed only are one row: mean ± standard deviation over them. Prints what each configuration
-reached and what it cost; writes report.html (one page, needs no network) and its figures as PNG and SVG.
+diverged. Runs that differ by their seed only are one row: mean ± standard deviation over them. Says which configuration is best and
+how sure that is, prints what each reached and what it cost; writes report.html (one page, needs no network) and its figures as PNG and SVG.
 
   --levels     seconds of training to each of these levels of the metric: 20,10,5. Without it a few are chosen and named
   --baseline   the configuration that speed-ups are over: algo=msgd, or algo=easgd,tau=10. Without it the first with one worker,
@@ -37,7 +37,7 @@ reached and what it cost; writes report.html (one page, needs no network) and it
   --x          what curves are drawn against: seconds (of training, virtual ones where simulated), steps, or bytes
   --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary
   --out        where the page and figures go: report in the one directory that is named, ./report for several
-  --json       the table's numbers, there
+  --json       the tables' numbers, there, and the sentences
 
   easgd report runs/sweeps/fig2_small
   easgd report runs/sweeps/fig10_small --levels 20,10,5,3 --baseline algo=msgd
@@ -107,7 +107,7 @@ def _make(asked: _Asked) -> None:
 
     runs, left_out = reading.read_all(asked.paths)
 
-    from easgd_cli.report import table
+    from easgd_cli.report import findings, table
     from easgd_cli.report.comparison import compare
 
     c = compare(runs, asked.metric, asked.levels, asked.baseline)
@@ -118,17 +118,21 @@ def _make(asked: _Asked) -> None:
             raise UsageError(f"--rows {','.join(asked.rows)}: there is no setting {key} in these runs{there}.")
     rows = [key for key in asked.rows if key in differ]
     out = output.directory(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
+    said = findings.findings(c)
     tables, notes = table.tables(c), [*reading.unfinished(asked.paths), *left_out, *_notes(c)]
     if same := [key for key in asked.rows if key not in rows]:
         notes.append(f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs.")
+    for sentence in said:
+        print(sentence)
+    print("\n" if said else "", end="")
     for t in tables:
         _show(t)
     for note in notes:
         print(note)
     title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
-    written = _write(out, title, c, tables, notes, asked.x, rows)
+    written = _write(out, title, c, said, tables, notes, asked.x, rows)
     if asked.json is not None:
-        output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c), indent=1) + "\n", encoding="utf-8"))
+        output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"))
     print(f"Wrote {', '.join(written)} in {out}", flush=True)
 
 
@@ -197,6 +201,11 @@ def _notes(c: Comparison) -> list[str]:
         notes.append("Measured of the average of the center" + (" where a run keeps one, else of the center." if len(parties) > 1 else "."))
     if any(run.virtual for run in c.runs):
         notes.append("Seconds of simulated runs (launcher=simulated) are virtual.")
+    crowded = [of for of in c.configurations if any(not run.virtual and run.cores and run.settings.get("workers", 1) > run.cores for run in of.runs)]
+    if crowded:
+        cores = " or ".join(str(n) for n in sorted({run.cores for of in crowded for run in of.runs if run.cores}))
+        named = "; ".join(of.label or of.runs[0].path.name for of in crowded)
+        notes.append(f"More workers than the {cores} cores of the machine, which they shared: {named}. With a core for each they would be sooner.")
     if c.levels_chosen:
         notes.append(f"Levels are {c.levels_chosen}; --levels names others.")
     if c.baseline is not None and c.levels:
@@ -240,7 +249,7 @@ def _show(t: Table) -> None:
     console.print()
 
 
-def _write(out: Path, title: str, c: Comparison, tables: list[Table], notes: list[str], x: str, rows: list[str]) -> list[str]:
+def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[Table], notes: list[str], x: str, rows: list[str]) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
     from easgd_cli.report import figures, page
@@ -255,5 +264,5 @@ def _write(out: Path, title: str, c: Comparison, tables: list[Table], notes: lis
             on_page[name] = (out / f"{name}.svg", figures.caption(c, name, x))
     if not drawn:
         print(f"There is no figure: no run has two evaluations{' and an exchange' if x == 'bytes' else ''} yet.")
-    output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, tables, notes, on_page), encoding="utf-8"))
+    output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, said, tables, notes, on_page), encoding="utf-8"))
     return ["report.html", *written]

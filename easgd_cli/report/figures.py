@@ -22,7 +22,7 @@ _ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from
 _ROWS = ("tau", "workers")  # the first of these that tells configurations apart makes the rows of panels, unless others are asked for
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
 _DASHES = ("-", "--", ":", "-.")  # where there are more curves than colours
-_POINTS = 201  # of a curve that is a mean over seeds
+_POINTS = 200  # at most, of a curve that is a mean over seeds
 
 
 def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict[str, Figure]:
@@ -154,9 +154,17 @@ def _draw(panel: Axes, of: Configuration, metric: str, x: str, **look: Any) -> N
 
 
 def on_a_common_axis(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [n] up to the end of the shortest curve, and each curve there [curves, n]; NaN where it was not finite."""
-    at = np.linspace(0, min(xs[-1] for xs, _ in curves), _POINTS)
-    return at, np.array([np.interp(at, xs, ys) for xs, ys in curves])
+    """Positions [n] up to the end of the shortest curve, and each curve there [curves, n]; NaN where it was not finite.
+
+    Positions are points of the curves, but for those too close to the one before to be seen apart.
+    """
+    end = min(xs[-1] for xs, _ in curves)
+    at = [0.0]
+    for x in sorted(x for xs, _ in curves for x in xs if x < end):
+        if x - at[-1] >= end / _POINTS:
+            at.append(x)
+    at.append(end)
+    return np.array(at), np.array([np.interp(at, xs, ys) for xs, ys in curves])
 
 
 def _scale(panels: Sequence[Axes]) -> None:

@@ -37,6 +37,7 @@ class Run:
     `settings` by their names on the command line (a group's name under the group's own), but for those about keeping.
     `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or not there.
     `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
+    `cores`: CPU cores of its machine, None where they are not known or did not do the computing.
     `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1.
     """
 
@@ -53,6 +54,7 @@ class Run:
     exchanges: int
     staleness: float | None
     virtual: bool
+    cores: int | None
     damaged: list[int]
 
     @property
@@ -189,7 +191,8 @@ def read(path: Path) -> Run:
     return Run(
         path, settings, rundir.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers), bytes_per_exchange=per_exchange, exchanges=exchanges,
-        staleness=_staleness(summary, lines), virtual=settings.get("launcher", "local") != "local", damaged=damaged,
+        staleness=_staleness(summary, lines), virtual=settings.get("launcher", "local") != "local",
+        cores=_cores(summary), damaged=damaged,
     )  # fmt: skip
 
 
@@ -267,6 +270,11 @@ def _staleness(summary: dict[str, Any], lines: Sequence[bytes]) -> float | None:
         return float(mean)
     found = np.array([match[1] for line in lines if (match := _STALENESS.search(line))], dtype=float)
     return float(found.mean()) if len(found) else None
+
+
+def _cores(summary: dict[str, Any]) -> int | None:
+    hardware = summary.get("hardware") or {}
+    return None if hardware.get("gpus") else hardware.get("cores")
 
 
 def _status(path: Path, summary: dict[str, Any]) -> tuple[str, str | None]:
