@@ -107,7 +107,7 @@ def _make(asked: _Asked) -> None:
 
     runs, left_out = reading.read_all(asked.paths)
 
-    from easgd_cli.report import findings, table
+    from easgd_cli.report import findings, notes, table
     from easgd_cli.report.comparison import compare
 
     c = compare(runs, asked.metric, asked.levels, asked.baseline)
@@ -118,21 +118,23 @@ def _make(asked: _Asked) -> None:
             raise UsageError(f"--rows {','.join(asked.rows)}: there is no setting {key} in these runs{there}.")
     rows = [key for key in asked.rows if key in differ]
     out = output.directory(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
-    said = findings.findings(c)
-    tables, notes = table.tables(c), [*reading.unfinished(asked.paths), *left_out, *_notes(c)]
+    said, tables = findings.findings(c), table.tables(c)
+    told = [*reading.unfinished(asked.paths), *left_out, *notes.notes(c)]
     if same := [key for key in asked.rows if key not in rows]:
-        notes.append(f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs.")
+        told.append(f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs.")
+    title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
+    written = _write(out, title, c, said, tables, told, asked.x, rows)  # before anything is printed, of which perhaps only the beginning is read
+    if asked.json is not None:
+        output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"))
     for sentence in said:
         print(sentence)
     print("\n" if said else "", end="")
     for t in tables:
         _show(t)
-    for note in notes:
+    for note in told:
         print(note)
-    title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
-    written = _write(out, title, c, said, tables, notes, asked.x, rows)
-    if asked.json is not None:
-        output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"))
+    if len(written) == 1:
+        print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
     print(f"Wrote {', '.join(written)} in {out}", flush=True)
 
 
@@ -176,59 +178,6 @@ def _level(text: str, value: str) -> float:
     return level
 
 
-def _notes(c: Comparison) -> list[str]:
-    """What one has to know to read the tables."""
-    from easgd_cli.report import reading, table
-
-    notes = []
-    if any(len(of.counted) > 1 for of in c.configurations):
-        notes.append("Numbers are mean ± sample standard deviation over the runs of a configuration (n), which differ by their seed only.")
-    if c.also_differ:
-        notes.append(f"Settings that differ as well, along with these: {', '.join(c.also_differ)}.")
-    if any(len(of.counted) < len(of.runs) for of in c.configurations):
-        notes.append("Only completed and diverged runs are counted in a configuration that has any.")
-    if twice := [of for of in c.configurations if len({run.settings.get("seed") for run in of.counted}) < len(of.counted)]:
-        notes.append(f"Several runs with the same seed are counted in {'; '.join(of.label or 'the one configuration' for of in twice)}.")
-    if len(tasks := dict.fromkeys(of.task for of in c.configurations)) > 1:
-        notes.append(f"Runs of different problems are here ({'; '.join(tasks)}): what they reached cannot be compared.")
-    evaluated = [run for run in c.runs if len(run.curve["seconds"])]
-    if without := [of.label for of in c.configurations if any(len(run.curve["seconds"]) and c.metric not in run.curve for run in of.runs)]:
-        others = [m for m in evaluated[0].curve if m not in reading.MOMENT and all(m in run.curve for run in evaluated)]
-        instead = f"; --metric {others[0]} is in all" if others else ""
-        notes.append(f"No {table.plainly(c.metric)} was measured in: {'; '.join(without)}{instead}.")
-    parties = {run.party for run in c.runs}
-    if "average" in parties:
-        notes.append("Measured of the average of the center" + (" where a run keeps one, else of the center." if len(parties) > 1 else "."))
-    if any(run.virtual for run in c.runs):
-        notes.append("Seconds of simulated runs (launcher=simulated) are virtual.")
-    crowded = [of for of in c.configurations if any(not run.virtual and run.cores and run.settings.get("workers", 1) > run.cores for run in of.runs)]
-    if crowded:
-        cores = " or ".join(str(n) for n in sorted({run.cores for of in crowded for run in of.runs if run.cores}))
-        named = "; ".join(of.label or of.runs[0].path.name for of in crowded)
-        notes.append(f"More workers than the {cores} cores of the machine, which they shared: {named}. With a core for each they would be sooner.")
-    if c.levels_chosen:
-        notes.append(f"Levels are {c.levels_chosen}; --levels names others.")
-    if c.baseline is not None and c.levels:
-        notes.append(f"Speed-up is over {c.baseline.label or 'the only configuration'}" + ("." if c.baseline_chosen else "; --baseline names another."))
-    if len(evaluated) < len(c.runs):
-        notes.append(f"{len(c.runs) - len(evaluated)} of {len(c.runs)} runs have not been evaluated yet.")
-    for run in c.runs:
-        if run.damaged:
-            notes.append(f"{run.path.name}: {_lines(run.damaged)} of metrics.jsonl {'are' if len(run.damaged) > 1 else 'is'} damaged and left out.")
-    for of in c.configurations:
-        for run in of.runs:
-            if run.status not in ("completed", "running") and run.reason:
-                notes.append(f"{run.path.name}: {run.status}: {run.reason}")
-    if c.metric not in table.PERCENT:
-        notes.append(f"Judged by {c.metric}, lower is better.")
-    return notes
-
-
-def _lines(numbers: list[int]) -> str:
-    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
-    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:5]))}{more}"
-
-
 def _show(t: Table) -> None:
     """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings take several lines."""
     from rich.console import Console
@@ -256,13 +205,10 @@ def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[T
 
     written, on_page = [], {}
     with picture.style():
-        drawn = figures.figures(c, x, rows)
-        for name, figure in drawn.items():
+        for name, figure in figures.figures(c, x, rows).items():
             for suffix in ("png", "svg"):
                 output.put(out / f"{name}.{suffix}", partial(picture.save, figure))
                 written.append(f"{name}.{suffix}")
             on_page[name] = (out / f"{name}.svg", figures.caption(c, name, x))
-    if not drawn:
-        print(f"There is no figure: no run has two evaluations{' and an exchange' if x == 'bytes' else ''} yet.")
     output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, said, tables, notes, on_page), encoding="utf-8"))
     return ["report.html", *written]
