@@ -343,6 +343,14 @@ def test_rows_of_panels_and_legends_name_what_differs(tmp_path: Path) -> None:
     assert middle == pytest.approx(20.5, rel=1e-3)
 
 
+def test_curves_that_differ_in_one_setting_share_a_panel(tmp_path: Path) -> None:
+    for tau in (1, 4):
+        make(tmp_path / f"{tau}", [90, 20, 5], tau=tau)
+    with picture.style():
+        (panels, rows) = (len(figures.figures(compared(tmp_path), rows=keys)["curves"].axes) // 3 for keys in ([], ["tau"]))
+    assert (panels, rows) == (1, 2)
+
+
 def test_rows_can_be_asked_for(tmp_path: Path) -> None:
     for algo in ("easgd", "eamsgd"):
         for eta in (0.1, 0.2):

@@ -35,7 +35,7 @@ how sure that is, prints what each reached and what it cost; writes report.html 
   --metric     what runs are judged by, lower is better: test_error where there is one, else train_loss; any metric of the
                center in metrics.jsonl. It is that of the average where a run keeps one
   --x          what curves are drawn against: seconds (of training, virtual ones where simulated), steps, or bytes
-  --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary
+  --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary beside others
   --out        where the page and figures go: report in the one directory that is named, ./report for several
   --json       the tables' numbers, there, and the sentences
 

@@ -19,7 +19,7 @@ from easgd_cli.report.reading import Run
 
 AXES = ("seconds", "steps", "bytes")  # what curves are drawn against
 _ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from left to right
-_ROWS = ("tau", "workers")  # the first of these that tells configurations apart makes the rows of panels, unless others are asked for
+_ROWS = ("tau", "workers")  # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked for
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
 _DASHES = ("-", "--", ":", "-.")  # where there are more curves than colours
 _POINTS = 200  # at most, of a curve that is a mean over seeds
@@ -31,10 +31,15 @@ def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict
     `rows`: the settings whose values make the rows of panels, or none for a choice. To be called and saved within picture.style().
     """
     found = {
-        "curves": _curves(c, x, rows or [key for key in _ROWS if key in c.told_apart][:1]),
+        "curves": _curves(c, x, rows or _chosen_rows(c)),
         "seconds_to_level": _bars(c) if "workers" in c.told_apart and c.levels else None,
     }
     return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _chosen_rows(c: Comparison) -> list[str]:
+    """None where nothing else varies: curves that differ in one thing are compared in one panel."""
+    return [key for key in _ROWS if key in c.told_apart][:1] if len(c.told_apart) > 1 else []
 
 
 def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
