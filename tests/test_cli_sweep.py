@@ -290,8 +290,11 @@ def test_another_sweeper_or_launcher_of_hydras_gets_the_jobs(easgd: Easgd, here:
         "        (job.run_dir / 'ran').write_text(str(job.settings.tau))\n"
         "        return Outcome('completed', 0, {}) if job.settings.tau > 3 else Outcome('failed', 1, {}, 'too short')\n"
     )
-    words = ["train", "-m", "launcher=noting", "hydra/sweeper=mine", "-cd", "own", "hydra.sweep.dir=swept"]
-    assert easgd(*words, "tau=4").status == 0
+    (here / "own/experiment").mkdir()
+    (here / "own/experiment/fig.yaml").write_text('# @package _global_\nreport: ""\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      tau: 4,5\n')
+    words = ["train", "experiment=fig", "launcher=noting", "hydra/sweeper=mine", "-cd", "own", "hydra.sweep.dir=swept"]
+    said = easgd(*words, "tau=4")
+    assert said.status == 0 and "the report on the sweep could not be made" in said.err  # this launcher leaves no record
     [ran] = (here / "swept").glob("*/ran")
     assert ran.read_text() == "4"
     said = easgd(*words, "tau=3")

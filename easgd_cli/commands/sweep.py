@@ -284,7 +284,7 @@ def hydra_job(_: DictConfig) -> float | None:
     path = Path(info.runtime.output_dir)
     with suppress(OSError):
         path.rmdir()  # Hydra has made it; the run makes its own, or the next that is free
-    words = [*info.overrides.task, f"hydra.run.dir={arguments.quote(str(path))}"]
+    words = [*info.overrides.task, f"hydra.run.dir={arguments.quote(str(path))}", "hydra.mode=RUN"]  # an experiment may sweep by itself
     if info.searchpath:
         words.append(f"hydra.searchpath=[{','.join(arguments.quote(p) for p in info.searchpath)}]")
     command = [sys.executable, "-m", "easgd_cli", "train", "--config-name", str(info.job.config_name), *words]
