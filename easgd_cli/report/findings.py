@@ -1,7 +1,8 @@
 """What the tables say, in sentences: which configuration is best, how much sooner more workers are there, what communicating takes.
 
-Two configurations are told apart where their intervals mean ± sample standard deviation do not overlap. That is a rule of
-thumb, said in every sentence that uses it, and no test: of two or three seeds not even the deviation is well known.
+A configuration is told apart from the best where their intervals mean ± sample standard deviation do not overlap, its deviation
+taken to be no less than that of the best: a few seeds, or one, may agree by chance. That is a rule of thumb, said in every
+sentence that uses it, and no test: of two or three seeds not even the deviation is well known.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def findings(c: Comparison) -> list[str]:
     said, tasks = [], dict.fromkeys(of.task for of in c.configurations)
     for task in tasks:
         those = [of for of in c.configurations if of.task == task]
-        about = [*_diverged(those), *_lowest(c, those), *_soonest(c, those), *_with_more_workers(c, those), *_communication(those)]
+        about = [*_diverged(those), *_lowest(c, those), *_soonest(c, those), *_with_more_workers(c, those), *_communication(c, those)]
         said += [f"{task}: {sentence}" for sentence in about] if len(tasks) > 1 else about
     return said
 
@@ -38,13 +39,11 @@ def _lowest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
     if any(of.setting("until.test_error") is not None for of in those):
         return []  # they ended where they were told to
     ended = [of for of in those if all(run.status in ENDED for run in of.counted)]
-    named = [key for key in c.told_apart if any(isinstance(of.values[key], str) for of in those)]  # algo and the like; the rest are numbers
-    numbered = [key for key in c.told_apart if key not in named]
     said = _least(_all_there(ended, lambda of: table.final(c, of)), f"Lowest final {table.plainly(c.metric)}", _unit(c), _name)
-    groups = _groups(ended, named)
-    for group in groups if 1 < len(groups) <= _GROUPS else []:
-        alike = label({key: group[0].values[key] for key in named})
-        said += _least(_all_there(group, lambda of: table.final(c, of)), f"Lowest with {alike}", _unit(c), lambda of: _label(of, numbered))
+    groups, named, numbered = _by_name(c, ended)
+    for group in groups:
+        there = _all_there(group, lambda of: table.final(c, of))
+        said += _least(there, f"Lowest with {_label(group[0], named)}", _unit(c), lambda of: _label(of, numbered))
     return said
 
 
@@ -79,14 +78,20 @@ def _sooner(c: Comparison, group: Sequence[Configuration]) -> str:
     return f"How much sooner more workers are than {fewest} is not known: at none of the levels was every run of it and of another."
 
 
-def _communication(those: Sequence[Configuration]) -> list[str]:
-    """The least and the greatest share of a worker's time, of those that exchange."""
-    shares = _all_there([of for of in those if not of.runs[0].sequential], lambda of: table.share(of, "communication"))
-    if not shares:
+def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
+    """The least and the greatest share of a worker's time, of those that exchange, for each method."""
+
+    def time(several: Sequence[Configuration], name: Callable[[Configuration], str]) -> str:
+        return _from_to(_all_there(several, lambda of: table.share(of, "communication")), lambda percent: f"{percent:.1f} %", name)
+
+    exchanging = [of for of in those if not of.runs[0].sequential and table.share(of, "communication") is not None]
+    if not exchanging:
         return []
-    sent = _all_there([of for of, _ in shares], lambda of: of.over(lambda run: run.bytes_exchanged / 1e6))
-    time, traffic = _from_to(shares, lambda percent: f"{percent:.1f} %"), _from_to(sent, lambda mb: f"{table.digits(mb)} MB")
-    return [f"Communication takes {time} of a worker's time; {traffic} are exchanged."]
+    groups, named, numbered = _by_name(c, exchanging)
+    times = [f"{_label(group[0], named)} {time(group, lambda of: _label(of, numbered))}" for group in groups] or [time(exchanging, _name)]
+    sent = _all_there(exchanging, lambda of: of.over(lambda run: run.bytes_exchanged / 1e6))
+    traffic = _from_to(sent, lambda mb: f"{table.digits(mb)} MB", _name)
+    return [f"Share of communication in a worker's time: {'; '.join(times)}. Exchanged: {traffic}."]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -99,17 +104,16 @@ def _least(those: Measured, before: str, unit: str, name: Callable[[Configuratio
     best, s = min(those, key=lambda one: one[1].mean)
     said = f"{before}: {name(best)}, {table.shown(s)}{unit} (n = {s.n})."
     if s.std is None:
-        return [f"{said} With a single run nobody knows how much of a difference is chance."]
-    alike = [(of, s.std if other.std is None else other.std, other.mean) for of, other in those if of is not best]  # a single run varies no less
-    close = [name(of) for of, deviation, mean in alike if mean - deviation <= s.mean + s.std]
+        return [f"{said} It may be chance: of a single run no deviation is known."]
+    close = [name(of) for of, other in those if of is not best and other.mean - max(other.std or 0, s.std) <= s.mean + s.std]
     return [f"{said} {f'Not told apart from it by mean ± deviation: {_listed(close)}' if close else 'No other overlaps with it in mean ± deviation'}."]
 
 
-def _from_to(those: Measured, show: Callable[[float], str]) -> str:
+def _from_to(those: Measured, show: Callable[[float], str], name: Callable[[Configuration], str]) -> str:
     """`0.4 % (tau=64) to 19.8 % (tau=1)`, or one number where they show the same."""
     (least, low), (most, high) = min(those, key=lambda one: one[1].mean), max(those, key=lambda one: one[1].mean)
     first, last = show(low.mean), show(high.mean)
-    return first if first == last else f"{first} ({_name(least)}) to {last} ({_name(most)})"
+    return first if first == last else f"{first} ({name(least)}) to {last} ({name(most)})"
 
 
 def _times(base: Spread, own: Spread) -> str:
@@ -135,6 +139,13 @@ def _at(c: Comparison, those: Sequence[Configuration], level: float) -> Measured
 def _all_there(those: Sequence[Configuration], of: Callable[[Configuration], Spread | None]) -> Measured:
     """Those whose every run has the number."""
     return [(one, s) for one in those if (s := of(one)) is not None and s.n == s.of]
+
+
+def _by_name(c: Comparison, those: Sequence[Configuration]) -> tuple[list[list[Configuration]], list[str], list[str]]:
+    """Groups of the same method and whatever else has a name, if there are several and not too many; these settings, and the others, which are numbers."""
+    named = [key for key in c.told_apart if any(isinstance(of.values[key], str) for of in those)]
+    groups = _groups(those, named)
+    return groups if 1 < len(groups) <= _GROUPS else [], named, [key for key in c.told_apart if key not in named]
 
 
 def _groups(those: Sequence[Configuration], keys: Sequence[str]) -> list[list[Configuration]]:
