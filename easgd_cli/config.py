@@ -93,6 +93,7 @@ class Settings:
     sweep: Optional[str] = None  # name of a sweep, kept in runs/sweeps/NAME
     jobs: str = "1"  # of a sweep at a time, each on cores and CUDA devices of its own: a number, or auto, as many as the machine carries
     retry: bool = False  # of a sweep given again: jobs that failed are tried again too; those killed or interrupted always go on
+    report: Optional[str] = None  # of a sweep, made at its end: options of easgd report, such as '--rows tau', or '' for none of them
 
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -89,7 +89,7 @@ def overrides_of(path: Path) -> list[str]:
     """What overrides.yaml of a run says; nothing where there is none."""
     try:
         return [str(o) for o in yaml.safe_load((path / "overrides.yaml").read_text(encoding="utf-8")) or []]
-    except (OSError, yaml.YAMLError, TypeError):
+    except (OSError, ValueError, yaml.YAMLError, TypeError):
         return []
 
 
@@ -97,7 +97,7 @@ def config_of(path: Path) -> dict[str, Any] | None:
     """What config.yaml of a run says; None where there is none to read."""
     try:
         content = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):  # ValueError: it is not text
         return None
     return content if isinstance(content, dict) else None
 

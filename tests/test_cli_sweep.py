@@ -70,6 +70,8 @@ def test_options_stand_anywhere(words: str, easgd: Easgd, launcher: Launcher) ->
         ("eta=interval(0,1)", "an interval has no end of values"),
         ("resume=x tau=1,2", "one run is resumed at a time"),
         ("seed=0,1 hydra.sweep.dir=/dev/null/x", "the sweep's directory cannot be made"),
+        ("seed=0,1 report=--row", "report=--row: --row: there is no such option; did you mean --rows?"),
+        ("seed=0,1 report=yes", "report=yes: yes is no option; write those of easgd report"),
     ],
 )
 def test_what_is_wrong_by_itself_refuses_the_whole_sweep(words: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path) -> None:
@@ -240,6 +242,45 @@ def test_an_experiment_sweeps_by_itself_and_the_command_line_replaces_its_values
     assert [(job.run_dir.name, job.settings.tau) for job in launcher.jobs] == [("algo=easgd", 2), ("algo=eamsgd", 2)]
 
 
+def leave_a_record(job: Job) -> Outcome:
+    """Leaves what a run of two evaluations leaves for a report."""
+    rows = [{"seconds": float(s), "step": s, "exchanges": s, "party": "center", "test_error": 90.0 / job.settings.tau**s} for s in (0, 1)]
+    (job.run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return finish(job)
+
+
+@pytest.mark.usefixtures("straight")
+def test_a_report_at_the_end_of_a_sweep_belongs_to_the_sweep_alone(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    (here / "own/experiment").mkdir(parents=True)
+    (here / "own/experiment/fig.yaml").write_text(
+        "# @package _global_\nreport: --levels 20,30\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      tau: 2,4\n"
+    )
+    launcher.behave = leave_a_record
+    words, made = ("train", "experiment=fig", "-cd", "own"), here / "runs/sweeps/fig/report/report.html"
+    said = easgd(*words, "report=null")
+    assert said.status == 0 and not made.exists()
+    said = easgd(*words)
+    assert said.status == 0 and len(launcher.jobs) == 2  # the same sweep and the same runs: only the report is new
+    assert made.is_file() and "22.5" in said.out and "Seconds to a test error of" in said.out
+    made.unlink()
+    assert easgd(*words, "report=--metric accuracy --levels 3,4").status == 0 and not made.exists()
+    assert all(job.settings.report is None for job in launcher.jobs)
+    said = easgd(*words, "tau=8,16", "hydra.sweep.dir=mine", "report='--levels 4'")
+    assert said.status == 0 and (here / "mine/report/report.html").is_file()
+    assert easgd("train", "experiment=fig", "-cd", "own", "hydra.mode=RUN", "hydra.run.dir=one").status == 0
+    assert launcher.jobs[-1].settings.report is None and not (here / "one/report").exists()
+
+
+@pytest.mark.usefixtures("straight")
+def test_a_report_that_cannot_be_made_costs_a_sentence_and_an_interrupted_sweep_has_none(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+    said = easgd("train", "-m", "seed=0,1", "report=", "hydra.sweep.dir=mine")  # this launcher leaves no record
+    assert said.status == 0 and said.err.count("\n") == 1
+    assert "the report on the sweep could not be made: " in said.err and "easgd report mine tries again" in said.err
+    launcher.behave = lambda job: finish(job, "interrupted", 130)
+    said = easgd("train", "-m", "seed=2,3", "report=", "hydra.sweep.dir=other")
+    assert said.status == 130 and "report" not in said.err and not (here / "other/report").exists()
+
+
 @pytest.mark.usefixtures("straight")
 def test_a_setting_without_effect_is_told_once_for_each_method(easgd: Easgd) -> None:
     said = easgd("train", "-m", "algo=easgd,eamsgd", "delta=0.5", "tau=1,2", "seed=0,1")
@@ -273,8 +314,11 @@ def test_another_sweeper_or_launcher_of_hydras_gets_the_jobs(easgd: Easgd, here:
         "        (job.run_dir / 'ran').write_text(str(job.settings.tau))\n"
         "        return Outcome('completed', 0, {}) if job.settings.tau > 3 else Outcome('failed', 1, {}, 'too short')\n"
     )
-    words = ["train", "-m", "launcher=noting", "hydra/sweeper=mine", "-cd", "own", "hydra.sweep.dir=swept"]
-    assert easgd(*words, "tau=4").status == 0
+    (here / "own/experiment").mkdir()
+    (here / "own/experiment/fig.yaml").write_text('# @package _global_\nreport: ""\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      tau: 4,5\n')
+    words = ["train", "experiment=fig", "launcher=noting", "hydra/sweeper=mine", "-cd", "own", "hydra.sweep.dir=swept"]
+    said = easgd(*words, "tau=4")
+    assert said.status == 0 and "the report on the sweep could not be made" in said.err  # this launcher leaves no record
     [ran] = (here / "swept").glob("*/ran")
     assert ran.read_text() == "4"
     said = easgd(*words, "tau=3")

@@ -1,4 +1,4 @@
-"""configs/experiment/: each says what it reproduces and how; each composes, and what it sweeps can run."""
+"""configs/experiment/: each says what it reproduces and how; each composes, what it sweeps can run, and what it reports is swept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import Launcher, Said
 
-from easgd_cli.commands import arguments, compose, configs, running
+from easgd_cli.commands import arguments, compose, configs, report, running
 
 EXPERIMENTS = sorted((configs.directory() / "experiment").glob("*.yaml"))
 REPRODUCE = Path(__file__).parents[1] / "scripts" / "reproduce"
@@ -32,6 +32,13 @@ def test_its_header_says_what_a_reader_needs(path: Path) -> None:
     assert f"experiment={path.stem}" in header or f"scripts/reproduce/{path.stem}" in header
     for script in re.findall(r"scripts/reproduce/([\w.]+)", header):
         assert (REPRODUCE / script).exists(), script
+
+
+def test_its_report_is_one_of_what_it_sweeps(path: Path) -> None:
+    options = yaml.safe_load(path.read_text())["report"]
+    report.check(options)
+    rows = re.search(r"--rows (\S+)", options)
+    assert set(rows[1].split(",") if rows else []) <= set(axes(path))
 
 
 def test_what_it_sweeps_can_run(path: Path) -> None:

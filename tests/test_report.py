@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from easgd_cli import picture, rundir
 from easgd_cli.__main__ import main
-from easgd_cli.report import figures, page, reading, table
+from easgd_cli.report import figures, findings, page, reading, table
 from easgd_cli.report.comparison import compare
 
 PARAMETERS = 1000
@@ -152,6 +152,108 @@ def test_a_running_run_is_read_as_it_stands(tmp_path: Path) -> None:
     assert read.bytes_exchanged == 8 * 2 * 4 * PARAMETERS
 
 
+def damage(path: Path, number: int) -> None:
+    """Breaks a line off in its middle, counted from 1, where the next one goes on."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = lines[number - 1][:60]
+    path.write_bytes(b"".join(lines))
+
+
+def test_a_damaged_line_is_told_of_and_the_rest_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(tmp_path / "a", [90, 40, 20, 10], summary={"status": "running", "parameters": PARAMETERS, "batch_size": 32})
+    whole = reading.read(run)
+    damage(run / "metrics.jsonl", 8)  # worker_01 at one second takes worker_02 with it
+    read = reading.read(run)
+    assert (whole.damaged, read.damaged) == ([], [8])
+    assert read.curve["test_error"].tolist() == [90, 40, 20, 10] and read.seconds == whole.seconds == {part: 3 * s for part, s in SECONDS.items()}
+    assert whole.staleness == 1.5 and read.staleness == statistics.fmean([0, 1, 2, 3] * 3 + [0, 3])
+    damage(run / "metrics.jsonl", 10)  # the center at two seconds, and worker_00
+    with open(run / "metrics.jsonl", "ab") as f:
+        f.write(b"\xff\x00\n[1]\n")
+    read = reading.read(run)
+    assert read.curve["test_error"].tolist() == [90, 40, 10] and read.damaged == [8, 10, 19, 20]
+    assert main(["report", str(run)]) == 0
+    assert "a: lines 8, 10, 19, 20 of metrics.jsonl are damaged and left out." in capsys.readouterr().out
+
+
+def test_rows_that_the_recorder_could_write_are_none_damaged(tmp_path: Path) -> None:
+    run = make(tmp_path / "a", [90])
+    moment = '{"seconds": 1e-05, "step": 2.5, "exchanges": 3, "party": "center", '
+    rows = ['"test_error": -1.5E+3}', '"a \\"b\\" {c}": 1, "test_error": null}', '"said": "\\u00e9\\n", "test_error": 7}', '"test_error": 8, "f": true}']
+    (run / "metrics.jsonl").write_text("".join(f"{moment}{row}\n" for row in rows))
+    read = reading.read(run)
+    assert read.damaged == []
+    assert np.array_equal(read.curve["test_error"], [-1500, math.nan, 7, 8], equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.yaml", b"a: [1"), ("config.yaml", b"\xff\xfe\x00"), ("summary.json", b'{"status": "comp')])
+def test_a_run_that_cannot_be_read_is_left_out_unless_it_is_named(
+    name: str, content: bytes, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sweep / "e1" / name).write_bytes(content)
+    assert main(["report", str(sweep), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert f"Left out: {sweep / 'e1'}: its {name}" in told and f"its {name}" in (tmp_path / "out/report.html").read_text()
+    runs, _ = reading.read_all([str(sweep)])
+    assert sorted(run.path.name for run in runs) == ["d0", "e0", "m0"]
+    assert main(["report", str(sweep / "e1"), str(sweep / "e0")]) == 2
+    assert f"its {name}" in capsys.readouterr().err
+
+
+def said(root: Path, **options: Any) -> list[str]:
+    return findings.findings(compared(root, **options))
+
+
+def test_sentences_say_which_is_best_and_which_are_not_told_apart(tmp_path: Path) -> None:
+    for tau, ends in ((1, (12, 14)), (4, (10, 12)), (16, (12.7, 12.7)), (32, (16, 16.5)), (64, (90, None))):
+        for seed, end in enumerate(ends):
+            make(tmp_path / f"{tau}{seed}", [90, 40, end], tau=tau, seed=seed)
+    assert said(tmp_path, levels=[40]) == [  # deviations: 1.41, 1.41, 0, which counts as 1.41, 0.35; of tau = 64 not every end is a number
+        "Lowest final test error: tau=4, 11.0 ± 1.4 % (n = 2). Not told apart from it by mean ± deviation: tau=1; tau=16.",
+        "Soonest at 40 % test error: tau=1, 1 ± 0 seconds (n = 2). Not told apart from it by mean ± deviation: tau=4; tau=16; tau=32; tau=64.",
+        "Share of communication in a worker's time: 20.0 %. Exchanged: 0.128 MB.",
+    ]
+    for seed, end in enumerate((1, 1.1)):
+        make(tmp_path / f"e{seed}", [90, 5, end], algo="eamsgd", tau=4, seed=seed)
+        make(tmp_path / f"e1{seed}", [90, 90, 3 * end], algo="eamsgd", tau=1, seed=seed)
+    make(tmp_path / "waiting", [90, 70], algo="downpour", tau=1, summary={"status": "completed", "seconds": {"compute": 3, "communication": 1}})
+    make(tmp_path / "less", [90, 71], algo="downpour", tau=4, summary={"status": "completed", "seconds": {"compute": 39, "communication": 1}})
+    assert said(tmp_path)[-1].startswith(
+        "Share of communication in a worker's time: algo=downpour 2.5 % (tau=4) to 25.0 % (tau=1); algo=eamsgd 20.0 %; algo=easgd 20.0 %. Exchanged: 0"
+    )
+    lowest = [sentence for sentence in said(tmp_path) if sentence.startswith("Lowest")]
+    assert lowest == [
+        "Lowest final test error: algo=eamsgd tau=4, 1.050 ± 0.071 % (n = 2). No other overlaps with it in mean ± deviation.",
+        "Lowest with algo=downpour: tau=1, 70 % (n = 1). It may be chance: of a single run no deviation is known.",
+        "Lowest with algo=eamsgd: tau=4, 1.050 ± 0.071 % (n = 2). No other overlaps with it in mean ± deviation.",
+        "Lowest with algo=easgd: tau=4, 11.0 ± 1.4 % (n = 2). Not told apart from it by mean ± deviation: tau=1; tau=16.",
+    ]
+
+
+def test_a_sentence_says_how_much_sooner_more_workers_are(tmp_path: Path) -> None:
+    for p, seconds in ((1, (6, 8)), (2, (4, 3)), (4, (9, 10))):
+        for seed, at in enumerate(seconds):
+            errors = [90.0] * at + [10.0, 9.0] if p > 1 or seed else [90.0] * at + [10.0, 4.0]
+            make(tmp_path / f"{p}{seed}", errors, workers=p, seed=seed, **{"until": {"test_error": 5.0}})
+    assert said(tmp_path, levels=[10, 5])[:2] == [  # nothing of where they ended: they were told to stop at 5 %
+        "Soonest at 10 % test error: workers=2, 3.50 ± 0.71 seconds (n = 2). No other overlaps with it in mean ± deviation.",
+        "To 10 % test error workers=1 takes 7.0 ± 1.4 seconds (n = 2); "
+        "workers=2 is there 2.0 times as soon (1.5 to 2.7 between single runs), after 3.50 ± 0.71; "
+        "workers=4 is there 1.4 times as late (1.1 to 1.7 between single runs), after 9.50 ± 0.71.",
+    ]
+    assert "How much sooner more workers are than workers=1 is not known" in said(tmp_path, levels=[5])[0]
+
+
+def test_a_single_run_is_no_evidence_and_a_diverged_one_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "a", [90, 20])
+    make(tmp_path / "b", [90, 10], tau=1)
+    make(tmp_path / "c", [90, None], tau=4, summary={"status": "diverged", "reason": "not finite"})
+    assert said(tmp_path, levels=[1])[:2] == [
+        "Diverged: tau=4 (1 of 1).",
+        "Lowest final test error: tau=1, 10 % (n = 1). It may be chance: of a single run no deviation is known.",
+    ]
+
+
 def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = {"a": {"status": "completed"}, "b": {"status": "running", "pid": 1}, "c": {"status": "queued"}, "d": {"status": "failed", "reason": "no data"}}
     (sweep / "sweep.json").write_text(json.dumps({"command": "easgd train -m seed=0,1", "jobs": jobs}))
@@ -164,7 +266,7 @@ def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path
     (tmp_path / "begun").mkdir()
     shutil.copy(sweep / "sweep.json", tmp_path / "begun")
     assert main(["report", str(tmp_path / "begun")]) == 2
-    assert "holds no run yet. begun: of 4 jobs 1 completed" in capsys.readouterr().err
+    assert "no run has begun yet. begun: of 4 jobs 1 completed" in capsys.readouterr().err
 
 
 def test_the_held_out_images_choose_and_the_test_images_judge(tmp_path: Path) -> None:
@@ -220,6 +322,49 @@ def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest
     assert (root / "report" / "report.html").is_file() and "virtual" in capsys.readouterr().out
 
 
+def test_numbers_are_those_of_the_record_and_of_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    words = ["algo=downpour", "launcher=simulated", "launcher.latency=0.01", "workers=2", "steps=30", "eval.every=10 steps"]
+    assert main(["train", *words, f"hydra.run.dir={run}"]) == 0
+    assert main(["report", str(run), "--levels", "88,0.1", "--json", str(tmp_path / "numbers.json")]) == 0
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["configurations"]
+    events = EventAccumulator(str(run)).Reload()
+
+    def shown(tag: str) -> float:
+        return events.Tensors(tag)[-1].tensor_proto.float_val[0] if tag in events.Tags()["tensors"] else events.Scalars(tag)[-1].value
+
+    for name, tag in (("final", "center/test_error"), ("best", "center/best_test_error"), ("seconds_to_best", "center/seconds_to_best")):
+        assert row[name]["mean"] == pytest.approx(shown(tag), rel=1e-6)
+    assert (run / "report" / "report.html").is_file() and "virtual" in capsys.readouterr().out
+    # The rest by plain Python from the record.
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    center = [r for r in rows if r["party"] == "center"]
+    for level, said in row["seconds_to"].items():
+        reached = [r["seconds"] for r in center if r["test_error"] <= float(level)]
+        assert (said and said["mean"]) == (reached[0] if reached else None)
+    assert row["seconds_to"]["88"] and not row["seconds_to"]["0.1"]
+    workers = [[r for r in rows if r["party"] == f"worker_{i:02d}"][-1] for i in (0, 1)]
+    spent = {part: sum(w[f"seconds_{part}"] for w in workers) for part in SECONDS}
+    assert {part: p["mean"] for part, p in row["percent"].items()} == pytest.approx({part: 100 * s / sum(spent.values()) for part, s in spent.items()})
+    assert row["bytes_exchanged"]["mean"] == 2 * 4 * 13706 * (run / "exchanges.bin").stat().st_size // 2
+    assert row["train_seconds"]["mean"] == center[-1]["seconds"]
+
+
+def test_different_problems_stand_side_by_side_and_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "digits", [90, 20, 10])
+    make(tmp_path / "cifar", [90, 20, 20, 10], dataset="cifar10", workers=1)
+    make(tmp_path / "new", [], seed=1)  # not evaluated yet
+    function = make(tmp_path / "function", [], dataset="none", problem="quadratic")
+    (function / "metrics.jsonl").write_text('{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "center", "train_loss": 4.0}\n')
+    c = compared(tmp_path, levels=[10.0])
+    assert c.baseline is by(c, dataset="cifar10") and c.speed_up(by(c, dataset="digits"), 10) is None  # another task is no baseline
+    assert main(["report", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "Runs of different problems are here (problem=dataset dataset=cifar10; problem=dataset dataset=digits; problem=quadratic dataset=none)" in told
+    assert "No test error was measured in: problem=quadratic dataset=none; --metric train_loss is in all." in told
+    assert "1 of 4 runs have not been evaluated yet." in told
+
+
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +386,14 @@ def test_rows_of_panels_and_legends_name_what_differs(tmp_path: Path) -> None:
     assert len(error.get_lines()) == 3 and len(error.collections) == 2  # the sequential run is in every row; one run has no range
     middle = np.interp(1.0, *(np.asarray(d, float) for d in error.get_lines()[1].get_data()))
     assert middle == pytest.approx(20.5, rel=1e-3)
+
+
+def test_curves_that_differ_in_one_setting_share_a_panel(tmp_path: Path) -> None:
+    for tau in (1, 4):
+        make(tmp_path / f"{tau}", [90, 20, 5], tau=tau)
+    with picture.style():
+        (panels, rows) = (len(figures.figures(compared(tmp_path), rows=keys)["curves"].axes) // 3 for keys in ([], ["tau"]))
+    assert (panels, rows) == (1, 2)
 
 
 def test_rows_can_be_asked_for(tmp_path: Path) -> None:
@@ -277,6 +430,8 @@ def test_virtual_seconds_are_called_so(tmp_path: Path) -> None:
 
 
 def test_a_mean_of_curves_is_of_all_its_runs() -> None:
+    at, values = figures.on_a_common_axis([(np.linspace(0, 1, 5000), np.zeros(5000)), (np.array([0.0, 2.0]), np.zeros(2))])
+    assert 150 < len(at) <= 201 and np.all(np.diff(at) > 0) and at[-1] == 1
     at, values = figures.on_a_common_axis([(np.array([0.0, 4.0]), np.array([0.0, 8.0])), (np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, math.nan]))])
     assert at[-1] == 2.0 and np.allclose(values[0], 2 * at)
     assert np.isfinite(values[1][at < 1]).all() and np.isnan(values[1][at > 1]).all()
@@ -342,7 +497,8 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/empty"], "is no run and holds none"),
         (["{0}/sweep/e0/config.yaml"], "is a file"),
         (["{0}/new"], "nothing has been evaluated yet"),
-        (["{0}/torn"], "line 2 of metrics.jsonl is not a row"),
+        (["{0}/queued"], "no run has begun yet. queued: of 2 jobs 2 queued, and no process is at them."),
+        (["{0}/all bare"], "its config.yaml is missing"),
         (["{0}/bare"], "its config.yaml is missing"),
         (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
         (["{0}/sweep", "--levels", "3,x"], "are numbers with commas"),
@@ -353,7 +509,7 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/sweep", "--baseline", "algo=sgd"], "no configuration is like that; there are: algo=downpour; algo=easgd"),
         (["{0}/sweep", "--baseline", "workers=4"], "2 configurations are like that"),
         (["{0}/sweep", "--baseline", "tua=4"], "there is no setting tua"),
-        (["{0}/sweep", "--rows", "gamma"], "gamma does not differ between these runs; there are: algo"),
+        (["{0}/sweep", "--rows", "gamma"], "there is no setting gamma in these runs; those that differ are: algo"),
         (["{0}/sweep", "--json", "{0}/nowhere/x"], "there is no directory"),
         (["{0}/sweep", "--out", "{0}/sweep/e0/config.yaml"], "nothing can be written there"),
         (["--x", "steps"], "name a run"),
@@ -362,12 +518,10 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
 def test_a_mistake_has_its_sentence(words: list[str], sentence: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     make(tmp_path / "new", [])
-    make(tmp_path / "torn", [90])
-    with open(tmp_path / "torn" / "metrics.jsonl", "r+") as f:
-        lines = f.readlines()
-        f.seek(0)
-        f.writelines([lines[0], lines[0][:90] + "\n", *lines[1:]])
     (make(tmp_path / "bare", [90]) / "config.yaml").unlink()
+    (make(tmp_path / "all bare" / "one", [90]) / "config.yaml").unlink()
+    (tmp_path / "queued").mkdir()
+    (tmp_path / "queued/sweep.json").write_text(json.dumps({"jobs": {"a": {"status": "queued"}, "b": {"status": "queued"}}}))
     assert main(["report", *(word.format(tmp_path) for word in words)]) == 2
     told = capsys.readouterr().err
     assert sentence in told and told.count("\n") == 1

@@ -21,6 +21,7 @@ GROUPS = ("algo", "problem", "dataset", "model", "schedule", "average", "launche
 # Values that are paths or lists of devices hold = and , of their own; people write them without quotes.
 PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
 _LISTS = ("device",)
+_TEXTS = ("report",)  # one value, whatever is in it
 
 ROOT = "config"  # the configuration that settings are composed from unless --config-name names another
 
@@ -152,6 +153,8 @@ def run_dir(path: Path) -> str:
 
 def _quoted_path(line: str, multirun: bool) -> str:
     key, equals, value = line.partition("=")
+    if key in _TEXTS and value not in ("", "null") and value[0] not in "'\"":
+        return f"{key}={quote(value)}"
     if not equals or key not in (PATHS if multirun else PATHS + _LISTS) or not value or value[0] in "'\"":
         return line
     if "${" in value or re.fullmatch(r"[\w./-]+", value, re.ASCII):  # an interpolation, such as ${now:%Y}, or nothing that needs quotes

@@ -15,13 +15,13 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 
 from easgd_cli import build, config, rundir
-from easgd_cli.commands import arguments, running
+from easgd_cli.commands import arguments, report, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
-OF_SWEEPS = ("sweep", "jobs", "retry")  # how a sweep is run: no part of a job's settings
+OF_SWEEPS = ("sweep", "jobs", "retry", "report")  # how a sweep is run and looked at: no part of a job's settings
 
 Compose = Callable[[Sequence[str]], Composed]
 
@@ -50,6 +50,7 @@ class Plan:
     named: bool  # whether sweep= chose the directory
     jobs: str  # how many at a time
     retry: bool  # whether those that failed before are tried again
+    report: str | None  # the options of the report at its end, None for no report
     members: list[Member]
     left_out: list[tuple[str, str]]  # what is said of combinations that cannot run, and why they cannot
     basic: bool  # whether Hydra's own sweeper and launcher were asked for, which is to say ours
@@ -68,7 +69,7 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
             given = next((o for o in overrides if o.key_or_group == key), None)
             if given is not None:
                 raise UsageError(f"{given.input_line}: is about a sweep; add -m, or leave it out.")
-        return first
+        return replace(first, settings=_of_one_job(first.settings))
     basic = first is None or all(first.choices.get(f"hydra/{part}") == "basic" for part in ("sweeper", "launcher"))
     alone = next((o for o in overrides if o.key_or_group == "hydra.run.dir"), None)
     if alone is not None:
@@ -79,6 +80,8 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
     of_sweep = first.settings if first is not None else None
+    if of_sweep is not None and of_sweep.report is not None:
+        report.check(of_sweep.report)
     for key in OF_SWEEPS:
         if len(axes.pop(key, [])) > 1:
             raise UsageError(f"{key}: is about the whole sweep and has one value.")
@@ -101,7 +104,7 @@ def _plan(axes: dict[str, list[str]], first: Composed | None, members: list[Memb
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
     of_sweep = first.settings if first is not None else Settings()
     root = _root(axes, first) if of_sweep.sweep is None else Path("runs", "sweeps", _name(of_sweep.sweep))
-    return Plan(root, fixed, varying, of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, members, left_out, basic)
+    return Plan(root, fixed, varying, of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, members, left_out, basic)
 
 
 def _name(name: str) -> str:
@@ -126,7 +129,7 @@ def _checked(axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member
         settings, extent = checks.settings(words), checks.extent(words)
         if isinstance(settings, str) or isinstance(extent, str):
             continue
-        settings = replace(settings, sweep=None, jobs=Settings.jobs, retry=Settings.retry)  # which an experiment may have given
+        settings = _of_one_job(settings)
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or running.own(words)
         name = rundir.named_by(swept) or "default"
         if any(m.name == name for m in members):
@@ -154,6 +157,11 @@ class _Extent:
 
     steps: int | None
     memory: int
+
+
+def _of_one_job(settings: Settings) -> Settings:
+    """Without what is about a sweep, which an experiment may have given."""
+    return replace(settings, sweep=None, jobs=Settings.jobs, retry=Settings.retry, report=None)
 
 
 class _Checks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from easgd_cli.report.comparison import Comparison
@@ -24,8 +25,8 @@ _HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,
                            [--rows KEY,...] [--out DIR] [--json FILE]
 
 Compares runs: a run's directory, several, a sweep's, or a pattern in quotes; also those that run still, were interrupted or
-diverged. Runs that differ by their seed only are one row: mean ± standard deviation over them. Prints what each configuration
-reached and what it cost; writes report.html (one page, needs no network) and its figures as PNG and SVG.
+diverged. Runs that differ by their seed only are one row: mean ± standard deviation over them. Says which configuration is best and
+how sure that is, prints what each reached and what it cost; writes report.html (one page, needs no network) and its figures as PNG and SVG.
 
   --levels     seconds of training to each of these levels of the metric: 20,10,5. Without it a few are chosen and named
   --baseline   the configuration that speed-ups are over: algo=msgd, or algo=easgd,tau=10. Without it the first with one worker,
@@ -34,9 +35,9 @@ reached and what it cost; writes report.html (one page, needs no network) and it
   --metric     what runs are judged by, lower is better: test_error where there is one, else train_loss; any metric of the
                center in metrics.jsonl. It is that of the average where a run keeps one
   --x          what curves are drawn against: seconds (of training, virtual ones where simulated), steps, or bytes
-  --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary
+  --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary beside others
   --out        where the page and figures go: report in the one directory that is named, ./report for several
-  --json       the table's numbers, there
+  --json       the tables' numbers, there, and the sentences
 
   easgd report runs/sweeps/fig2_small
   easgd report runs/sweeps/fig10_small --levels 20,10,5,3 --baseline algo=msgd
@@ -66,33 +67,75 @@ def main(argv: Sequence[str]) -> int:
     if not argv or "-h" in argv or "--help" in argv:
         print(_HELP, end="")
         return 0
-    asked = _asked(argv)
+    _make(_asked(argv))
+    return 0
 
+
+def check(options: str) -> None:
+    """Refuses what cannot be the `report=` of a sweep. Raises UsageError."""
+    _of_sweep(Path(), options)
+
+
+def at_the_end_of(root: Path, options: str) -> None:
+    """The report on the sweep in `root`. One that cannot be made costs the sweep a sentence and no more."""
+    print()
+    try:
+        _make(_of_sweep(root, options))
+    except Exception as e:
+        reason = str(e) if isinstance(e, UsageError | RunError) else f"{type(e).__name__}: {e}"
+        again = f"{shlex.join(['easgd', 'report', str(root)])} {options}".rstrip()
+        print(f"easgd: the report on the sweep could not be made: {reason} The runs are as they were; {again} tries again.", file=sys.stderr)
+
+
+def _of_sweep(root: Path, options: str) -> _Asked:
+    try:
+        words = shlex.split(options)
+    except ValueError as e:
+        raise UsageError(f"report={options}: cannot be read ({e}); write options of easgd report, such as report='--rows tau'.") from e
+    try:
+        asked = _asked([str(root), *words])
+    except UsageError as e:
+        raise UsageError(f"report={options}: {e}") from e
+    if len(asked.paths) > 1:
+        raise UsageError(f"report={options}: {asked.paths[1]} is no option; write those of easgd report, such as report='--rows tau', or report= for none.")
+    return asked
+
+
+def _make(asked: _Asked) -> None:
+    """Reads, prints and writes. Raises UsageError."""
     from easgd_cli.report import reading  # only now: a mistake and the help are answered in a moment
 
-    paths = reading.find(asked.paths)
+    runs, left_out = reading.read_all(asked.paths)
 
-    from easgd_cli.report import table
+    from easgd_cli.report import findings, notes, table
     from easgd_cli.report.comparison import compare
 
-    c = compare([reading.read(path) for path in paths], asked.metric, asked.levels, asked.baseline)
+    c = compare(runs, asked.metric, asked.levels, asked.baseline)
+    differ = [*c.told_apart, *c.also_differ]
     for key in asked.rows:
-        if key not in c.told_apart and key not in c.also_differ:
-            raise UsageError(
-                f"--rows {','.join(asked.rows)}: {key} does not differ between these runs; there are: {', '.join((*c.told_apart, *c.also_differ))}."
-            )
+        if all(key not in run.settings for run in c.runs):
+            there = f"; those that differ are: {', '.join(differ)}" if differ else ""
+            raise UsageError(f"--rows {','.join(asked.rows)}: there is no setting {key} in these runs{there}.")
+    rows = [key for key in asked.rows if key in differ]
     out = output.directory(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
-    tables, notes = table.tables(c), [*reading.unfinished(asked.paths), *_notes(c)]
+    said, tables = findings.findings(c), table.tables(c)
+    told = [*reading.unfinished(asked.paths), *left_out, *notes.notes(c)]
+    if same := [key for key in asked.rows if key not in rows]:
+        told.append(f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs.")
+    title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
+    written = _write(out, title, c, said, tables, told, asked.x, rows)  # before anything is printed, of which perhaps only the beginning is read
+    if asked.json is not None:
+        output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"))
+    for sentence in said:
+        print(sentence)
+    print("\n" if said else "", end="")
     for t in tables:
         _show(t)
-    for note in notes:
+    for note in told:
         print(note)
-    title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(paths)} runs"
-    written = _write(out, title, c, tables, notes, asked)
-    if asked.json is not None:
-        output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c), indent=1) + "\n", encoding="utf-8"))
+    if len(written) == 1:
+        print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
     print(f"Wrote {', '.join(written)} in {out}", flush=True)
-    return 0
 
 
 def _asked(argv: Sequence[str]) -> _Asked:
@@ -135,40 +178,6 @@ def _level(text: str, value: str) -> float:
     return level
 
 
-def _notes(c: Comparison) -> list[str]:
-    """What one has to know to read the tables."""
-    from easgd_cli.report import table
-
-    notes = []
-    if any(len(of.counted) > 1 for of in c.configurations):
-        notes.append("Numbers are mean ± sample standard deviation over the runs of a configuration (n), which differ by their seed only.")
-    if c.also_differ:
-        notes.append(f"Settings that differ as well, along with these: {', '.join(c.also_differ)}.")
-    if any(len(of.counted) < len(of.runs) for of in c.configurations):
-        notes.append("Only completed and diverged runs are counted in a configuration that has any.")
-    if twice := [of for of in c.configurations if len({run.settings.get("seed") for run in of.counted}) < len(of.counted)]:
-        notes.append(f"Several runs with the same seed are counted in {'; '.join(of.label or 'the one configuration' for of in twice)}.")
-    parties = {run.party for run in c.runs}
-    if "average" in parties:
-        notes.append("Measured of the average of the center" + (" where a run keeps one, else of the center." if len(parties) > 1 else "."))
-    if any(run.virtual for run in c.runs):
-        notes.append("Seconds of simulated runs (launcher=simulated) are virtual.")
-    if c.levels_chosen:
-        notes.append(f"Levels are {c.levels_chosen}; --levels names others.")
-    if c.baseline is not None and c.levels:
-        notes.append(f"Speed-up is over {c.baseline.label or 'the only configuration'}" + ("." if c.baseline_chosen else "; --baseline names another."))
-    unmeasured = sum(not len(run.curve["seconds"]) for run in c.runs)
-    if unmeasured:
-        notes.append(f"{unmeasured} of {len(c.runs)} runs have not been evaluated yet.")
-    for of in c.configurations:
-        for run in of.runs:
-            if run.status not in ("completed", "running") and run.reason:
-                notes.append(f"{run.path.name}: {run.status}: {run.reason}")
-    if c.metric not in table.PERCENT:
-        notes.append(f"Judged by {c.metric}, lower is better.")
-    return notes
-
-
 def _show(t: Table) -> None:
     """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings take several lines."""
     from rich.console import Console
@@ -189,20 +198,17 @@ def _show(t: Table) -> None:
     console.print()
 
 
-def _write(out: Path, title: str, c: Comparison, tables: list[Table], notes: list[str], asked: _Asked) -> list[str]:
+def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[Table], notes: list[str], x: str, rows: list[str]) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
     from easgd_cli.report import figures, page
 
     written, on_page = [], {}
     with picture.style():
-        drawn = figures.figures(c, asked.x, asked.rows)
-        for name, figure in drawn.items():
+        for name, figure in figures.figures(c, x, rows).items():
             for suffix in ("png", "svg"):
                 output.put(out / f"{name}.{suffix}", partial(picture.save, figure))
                 written.append(f"{name}.{suffix}")
-            on_page[name] = (out / f"{name}.svg", figures.caption(c, name, asked.x))
-    if not drawn:
-        print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
-    output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, tables, notes, on_page), encoding="utf-8"))
+            on_page[name] = (out / f"{name}.svg", figures.caption(c, name, x))
+    output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, said, tables, notes, on_page), encoding="utf-8"))
     return ["report.html", *written]

@@ -242,7 +242,7 @@ def _warn_ineffective(members: list[Member]) -> None:
 
 
 def _left_to_hydra(plan: Plan, asked: Arguments) -> int:
-    words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode=", "sweep=", "jobs="))]
+    words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode=", "sweep=", "jobs=", "report="))]
     with running.unchanged_process(), interruption.raised():
         sys.argv = ["easgd", "--config-name", asked.config_name, "--multirun", *words, f"hydra.sweep.dir={arguments.quote(str(plan.root.absolute()))}"]
         os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -262,7 +262,7 @@ def hydra_job(_: DictConfig) -> float | None:
     path = Path(info.runtime.output_dir)
     with suppress(OSError):
         path.rmdir()  # Hydra has made it; the run makes its own, or the next that is free
-    words = [*info.overrides.task, f"hydra.run.dir={arguments.quote(str(path))}"]
+    words = [*info.overrides.task, f"hydra.run.dir={arguments.quote(str(path))}", "hydra.mode=RUN"]  # an experiment may sweep by itself
     if info.searchpath:
         words.append(f"hydra.searchpath=[{','.join(arguments.quote(p) for p in info.searchpath)}]")
     command = [sys.executable, "-m", "easgd_cli", "train", "--config-name", str(info.job.config_name), *words]

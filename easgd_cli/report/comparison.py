@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from easgd_cli.errors import UsageError
-from easgd_cli.report.reading import Run
+from easgd_cli.report.reading import MOMENT, Run
 
 # Named first where they differ; the rest in the order of config.yaml.
 _FIRST = ("problem", "dataset", "model", "algo", "average", "tau", "workers")
+_TASK = ("problem", "dataset")
 _LEVELS = 3  # how many are chosen where none are asked for
-_ENDED = ("completed", "diverged")
+ENDED = ("completed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ class Configuration:
         found = Counter(run.status for run in self.runs)
         return next(iter(found)) if len(found) == 1 else ", ".join(f"{n} {status}" for status, n in found.items())
 
+    @property
+    def task(self) -> str:
+        """What is minimised. Errors and losses of different tasks mean different things."""
+        return label({key: self.setting(key) for key in _TASK})
+
+    @property
+    def virtual(self) -> bool:
+        """Whether its seconds are those of a simulation."""
+        return self.runs[0].virtual
+
     def over(self, of: Callable[[Run], float | None]) -> Spread | None:
         return spread(of(run) for run in self.counted)
 
@@ -87,8 +98,8 @@ class Comparison:
         return c.over(lambda run: run.seconds_to(self.metric, level))
 
     def speed_up(self, c: Configuration, level: float) -> float | None:
-        """Mean seconds of the baseline to the level over those of `c`; None unless every counted run of both reached it."""
-        if self.baseline is None:
+        """Mean seconds of the baseline to the level over those of `c`, on one task and one kind of seconds; None unless every counted run reached it."""
+        if self.baseline is None or self.baseline.task != c.task or self.baseline.virtual != c.virtual:
             return None
         base, own = self.seconds_to(self.baseline, level), self.seconds_to(c, level)
         if base is None or own is None or base.n < base.of or own.n < own.of or not own.mean:
@@ -109,7 +120,7 @@ def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[flo
     for those in sorted(_split(runs, told_apart), key=lambda g: [order(g[0].settings.get(k)) for k in told_apart]):
         values = {key: those[0].settings.get(key) for key in told_apart}
         those = sorted(those, key=lambda run: (order(run.settings.get("seed")), str(run.path)))
-        ended = [run for run in those if run.status in _ENDED]
+        ended = [run for run in those if run.status in ENDED]
         configurations.append(Configuration(values, label(values), those, ended or those))
     chosen = None if levels else _levels(configurations, metric)
     base = _asked(baseline, configurations) if baseline is not None else _sequential(configurations)
@@ -135,7 +146,7 @@ def written(value: Any) -> str:
 
 
 def _metric(runs: Sequence[Run], asked: str | None) -> str:
-    measured = dict.fromkeys(key for run in runs for key in run.curve if key not in ("seconds", "step", "exchanges"))
+    measured = dict.fromkeys(key for run in runs for key in run.curve if key not in MOMENT)
     if not measured:
         raise UsageError("report: nothing has been evaluated yet in these runs; the first evaluation is at step 0, so wait until training begins.")
     if asked is not None:

@@ -19,10 +19,10 @@ from easgd_cli.report.reading import Run
 
 AXES = ("seconds", "steps", "bytes")  # what curves are drawn against
 _ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from left to right
-_ROWS = ("tau", "workers")  # the first of these that tells configurations apart makes the rows of panels, unless others are asked for
+_ROWS = ("tau", "workers")  # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked for
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
 _DASHES = ("-", "--", ":", "-.")  # where there are more curves than colours
-_POINTS = 201  # of a curve that is a mean over seeds
+_POINTS = 200  # at most, of a curve that is a mean over seeds
 
 
 def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict[str, Figure]:
@@ -31,10 +31,15 @@ def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict
     `rows`: the settings whose values make the rows of panels, or none for a choice. To be called and saved within picture.style().
     """
     found = {
-        "curves": _curves(c, x, rows or [key for key in _ROWS if key in c.told_apart][:1]),
+        "curves": _curves(c, x, rows or _chosen_rows(c)),
         "seconds_to_level": _bars(c) if "workers" in c.told_apart and c.levels else None,
     }
     return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _chosen_rows(c: Comparison) -> list[str]:
+    """None where nothing else varies: curves that differ in one thing are compared in one panel."""
+    return [key for key in _ROWS if key in c.told_apart][:1] if len(c.told_apart) > 1 else []
 
 
 def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
@@ -154,9 +159,17 @@ def _draw(panel: Axes, of: Configuration, metric: str, x: str, **look: Any) -> N
 
 
 def on_a_common_axis(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [n] up to the end of the shortest curve, and each curve there [curves, n]; NaN where it was not finite."""
-    at = np.linspace(0, min(xs[-1] for xs, _ in curves), _POINTS)
-    return at, np.array([np.interp(at, xs, ys) for xs, ys in curves])
+    """Positions [n] up to the end of the shortest curve, and each curve there [curves, n]; NaN where it was not finite.
+
+    Positions are points of the curves, but for those too close to the one before to be seen apart.
+    """
+    end = min(xs[-1] for xs, _ in curves)
+    at = [0.0]
+    for x in sorted(x for xs, _ in curves for x in xs if x < end):
+        if x - at[-1] >= end / _POINTS:
+            at.append(x)
+    at.append(end)
+    return np.array(at), np.array([np.interp(at, xs, ys) for xs, ys in curves])
 
 
 def _scale(panels: Sequence[Axes]) -> None:

@@ -22,11 +22,12 @@ figure { margin: 1.2rem 0; } figure img { width: 100%; max-width: 62rem; } figca
 """
 
 
-def page(title: str, c: Comparison, tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str, tuple[Path, str]]) -> str:
+def page(title: str, c: Comparison, findings: Sequence[str], tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str, tuple[Path, str]]) -> str:
     """`figures`: by name the SVG file and what it shows. Every text from a run is escaped."""
-    parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(note)}</p>" for note in notes)]
+    parts = [f"<h1>{escape(title)}</h1>", _list(findings)]
     for table in tables:
         parts.append(f"<h2>{escape(table.title)}</h2>{_table(table.headings, table.rows, table.numbers)}")
+    parts.append(_list(notes))
     for name, (path, caption) in figures.items():
         picture = base64.b64encode(path.read_bytes()).decode()
         parts.append(
@@ -38,6 +39,10 @@ def page(title: str, c: Comparison, tables: Sequence[Table], notes: Sequence[str
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>{escape(title)}</title><style>{_STYLE}</style></head>\n'
         f"<body>\n{chr(10).join(parts)}\n</body></html>\n"
     )
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>" if sentences else ""
 
 
 def command(overrides: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Runs as a report needs them, read from their directories fast: only the lines of the party that is judged are parsed."""
+"""Runs as a report needs them, read from their directories fast: every line is looked at, only those of the party that is judged are parsed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from easgd_cli import rundir
 from easgd_cli.errors import UsageError
 
 _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
+MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve has are metrics
 _PARTS = ("compute", "data", "communication", "other")
-_STALENESS = re.compile(rb'^[^\n]*"party": "worker_[^\n]*"staleness": ([-+.eE0-9]+)[^\n]*\n', re.MULTILINE)
+_NUMBER = rb"-?[0-9]++(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+"
+_ROW = re.compile(  # as the recorder writes them; a third of the time that parsing takes
+    rb'\{"seconds": N, "step": N, "exchanges": N, "party": "(\w++)"(?:, "[^"\\]++": (?:N|null|"[^"\\]*+"))*+\}'.replace(b"N", _NUMBER)
+)
+_STALENESS = re.compile(rb'"party": "worker_.*"staleness": ([-+.eE0-9]+)')
 
 # Settings that say where and how a run is kept and started, not what it does.
-_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", "sweep", "jobs", "retry"}
+_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", "sweep", "jobs", "retry", "report"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Run:
     `settings` by their names on the command line (a group's name under the group's own), but for those about keeping.
     `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or not there.
     `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
+    `cores`: CPU cores of its machine, None where they are not known or did not do the computing.
+    `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1.
     """
 
     path: Path
@@ -48,6 +55,8 @@ class Run:
     exchanges: int
     staleness: float | None
     virtual: bool
+    cores: int | None
+    damaged: list[int]
 
     @property
     def bytes_exchanged(self) -> float:
@@ -93,33 +102,58 @@ def find(words: Sequence[str]) -> list[Path]:
             raise UsageError(f"report {word}: is a file; name the directory of a run, or one that holds runs.")
         else:
             runs = list(_below(path))
-        if not runs and (stands := list(unfinished([word]))):
-            raise UsageError(f"report {word}: holds no run yet. {' '.join(stands)}")
-        if not runs:
+        if not runs and not _sweep(path)[0]:
             raise UsageError(f"report {word}: is no run and holds none; a run's directory has a config.yaml and a metrics.jsonl.")
         for run in runs:
             found.setdefault(run.resolve(), run)
+    if not found:
+        raise UsageError(f"report {' '.join(words)}: no run has begun yet. {' '.join(unfinished(words))}")
     return list(found.values())
+
+
+def read_all(words: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs that these paths name, and a sentence for each that was left out, since it cannot be read.
+
+    Raises UsageError where such a run is named itself, or where none is left.
+    """
+    named = {Path(word).resolve() for word in words}
+    runs, left_out = [], []
+    for path in find(words):
+        try:
+            runs.append(read(path))
+        except UsageError as e:
+            if path.resolve() in named:
+                raise
+            left_out.append(e)
+    if not runs:
+        raise left_out[0]
+    return runs, [f"Left out: {str(e).removeprefix('report ')}" for e in left_out]
 
 
 def unfinished(words: Sequence[str]) -> Iterator[str]:
     """A sentence for each sweep among these paths that has jobs to go, and for each job that failed before it had a directory."""
     for root in map(Path, words):
-        try:
-            sweep = json.loads((root / "sweep.json").read_text(encoding="utf-8"))
-            jobs, command = sweep["jobs"], sweep.get("command")
-            counts = Counter(job["status"] for job in jobs.values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
+        jobs, command = _sweep(root)
+        counts = Counter(job["status"] for job in jobs.values())
         if counts["queued"] or counts["running"]:
             stopped = ""
             with suppress(UsageError), rundir.held(root):  # which nobody holds
                 counts["killed"] += counts.pop("running", 0)
-                stopped = f", and no process is at them. To go on: {command or 'give the same command again'}"
+                stopped = f", and no process is at them. To go on: {command or 'give the same command again.'}"
             yield f"{root.name}: of {len(jobs)} jobs {', '.join(f'{n} {status}' for status, n in sorted(counts.items()) if n)}{stopped or '.'}"
         for name, job in jobs.items():
             if job["status"] == "failed" and not (root / name).is_dir():
                 yield f"{name}: failed before it began: {job.get('reason', 'no reason is known')}"
+
+
+def _sweep(root: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """The jobs of a sweep by sweep.json, and its command; no jobs where it is no sweep."""
+    try:
+        content = json.loads((root / "sweep.json").read_text(encoding="utf-8"))
+        jobs = {name: job for name, job in content["jobs"].items() if isinstance(job["status"], str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}, None
+    return jobs, content.get("command")
 
 
 def _below(path: Path) -> Iterator[Path]:
@@ -136,10 +170,12 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> Run:
-    """The run in this directory, as it stands. Raises UsageError where its record cannot be read."""
+    """The run in this directory, as it stands. Raises UsageError where its files cannot be read."""
     config, summary = rundir.config_of(path), rundir.summary_of(path)
     if config is None:
-        raise UsageError(f"report {path}: its config.yaml is missing or cannot be read, and without it nobody knows what was run; leave this run out.")
+        raise UsageError(f"report {path}: its config.yaml is missing or cannot be read, and without it nobody knows what was run.")
+    if not summary and (path / "summary.json").exists():
+        raise UsageError(f"report {path}: its summary.json cannot be read, so nobody knows how the run ended; mend or remove that file.")
     settings = _flat(config)
     party = "center" if settings.get("average", "none") == "none" else "average"
     try:
@@ -148,8 +184,8 @@ def read(path: Path) -> Run:
         data = b""
     except OSError as e:
         raise UsageError(f"report {path}: metrics.jsonl cannot be read ({e.strerror}).") from e
-    lines = data[: data.rfind(b"\n") + 1].splitlines()  # a last line that is being written is not a row yet
-    rows = list(_rows_of(path, lines, party))
+    lines, own, damaged = _sorted(data.split(b"\n")[:-1], party)  # a last line that is being written is not a row yet
+    rows = [json.loads(line) for line in own]
     last_row = json.loads(lines[-1]) if lines else {}
     exchanges = summary.get("exchanges", last_row.get("exchanges", 0))
     workers = _last_of_workers(lines, settings.get("workers", 1)) if "images_per_second" not in summary else []
@@ -161,7 +197,8 @@ def read(path: Path) -> Run:
     return Run(
         path, settings, rundir.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers), bytes_per_exchange=per_exchange, exchanges=exchanges,
-        staleness=_staleness(summary, data), virtual=settings.get("launcher", "local") != "local",
+        staleness=_staleness(summary, lines), virtual=settings.get("launcher", "local") != "local",
+        cores=_cores(summary), damaged=damaged,
     )  # fmt: skip
 
 
@@ -178,23 +215,33 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in _ABOUT_KEEPING}
 
 
-def _rows_of(path: Path, lines: Sequence[bytes], party: str) -> Iterator[dict[str, Any]]:
-    mark = f'"{party}"'.encode()
+def _sorted(lines: Sequence[bytes], party: str) -> tuple[list[bytes], list[bytes], list[int]]:
+    """The lines that are rows, those of them that are this party's, and the numbers of the others, from 1."""
+    rows, own, damaged = [], [], []
+    wanted = party.encode()
     for number, line in enumerate(lines, 1):
-        if mark not in line:  # most lines are the workers'
+        whose = found[1] if (found := _ROW.fullmatch(line)) else _party(line)
+        if whose is None:
+            damaged.append(number)
             continue
-        try:
-            row = json.loads(line)
-            if row["party"] != party:
-                continue
-            row["seconds"] + row["step"] + row["exchanges"]
-        except (ValueError, TypeError, KeyError) as e:
-            raise UsageError(f"report {path}: line {number} of metrics.jsonl is not a row of the record ({e}); mend or remove that line.") from e
-        yield row
+        rows.append(line)
+        if whose == wanted:
+            own.append(line)
+    return rows, own, damaged
+
+
+def _party(line: bytes) -> bytes | None:
+    """Whose row this is, by parsing it; None where it is none."""
+    try:
+        row = json.loads(line)
+        row["seconds"] + row["step"] + row["exchanges"]
+        return str(row["party"]).encode()
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _curve(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    names = dict.fromkeys(["seconds", "step", "exchanges", *(key for row in rows for key, value in row.items() if not isinstance(value, str))])
+    names = dict.fromkeys([*MOMENT, *(key for row in rows for key, value in row.items() if not isinstance(value, str))])
     return {name: np.array([np.nan if (value := row.get(name)) is None else value for row in rows], dtype=float) for name in names}
 
 
@@ -223,12 +270,17 @@ def _speed(summary: dict[str, Any], workers: Sequence[dict[str, Any]]) -> float 
     return sum(row["step"] * summary["batch_size"] / row["seconds"] for row in workers if row["seconds"]) or None if "batch_size" in summary else None
 
 
-def _staleness(summary: dict[str, Any], data: bytes) -> float | None:
+def _staleness(summary: dict[str, Any], lines: Sequence[bytes]) -> float | None:
     """Updates of the center by others between two exchanges of a worker: the mean, over exchanges where simulated, over the workers' points else."""
     if mean := summary.get("communication", {}).get("staleness", {}).get("mean"):
         return float(mean)
-    found = np.array(_STALENESS.findall(data), dtype=float)
+    found = np.array([match[1] for line in lines if (match := _STALENESS.search(line))], dtype=float)
     return float(found.mean()) if len(found) else None
+
+
+def _cores(summary: dict[str, Any]) -> int | None:
+    hardware = summary.get("hardware") or {}
+    return None if hardware.get("gpus") else hardware.get("cores")
 
 
 def _status(path: Path, summary: dict[str, Any]) -> tuple[str, str | None]:

@@ -52,11 +52,11 @@ def numbers(c: Comparison) -> dict[str, Any]:
             "settings": of.values, "runs": [str(run.path) for run in of.runs], "seeds": [run.settings.get("seed") for run in of.runs],
             "status": [run.status for run in of.runs], "counted_seeds": [run.settings.get("seed") for run in of.counted],
             "party": of.runs[0].party, "baseline": of is c.baseline,
-            "final": _plain(_final(c, of)), "best": _plain(_best(c, of)), "seconds_to_best": _plain(_seconds_to_best(c, of)),
+            "final": _plain(final(c, of)), "best": _plain(_best(c, of)), "seconds_to_best": _plain(_seconds_to_best(c, of)),
             "seconds_to": {f"{v:g}": _plain(c.seconds_to(of, v)) for v in c.levels}, "speed_up": {f"{v:g}": c.speed_up(of, v) for v in c.levels},
             **({"held_out": _plain(_held_out(of)), "test_error_at_lowest_held_out": _plain(_error_there(of))} if _holds_out(c) else {}),
             "images_per_second": _plain(of.over(lambda run: run.samples_per_second)),
-            "percent": {part: _plain(_share(of, part)) for part in ("compute", "data", "communication", "other")},
+            "percent": {part: _plain(share(of, part)) for part in ("compute", "data", "communication", "other")},
             "bytes_exchanged": _plain(of.over(lambda run: run.bytes_exchanged)), "staleness": _plain(of.over(lambda run: run.staleness)),
             "train_seconds": _plain(of.over(_last_second)),
         })  # fmt: skip
@@ -78,7 +78,7 @@ def _table(c: Comparison, title: str, texts: Sequence[Column], columns: Sequence
 def _reached(c: Comparison) -> list[Column]:
     columns: list[Column] = [
         ("n", lambda of: str(len(of.counted))),
-        (f"final {name(c.metric)}", lambda of: shown(_final(c, of))),
+        (f"final {name(c.metric)}", lambda of: shown(final(c, of))),
         (f"best {name(c.metric)}", lambda of: shown(_best(c, of))),
         ("seconds to best", lambda of: shown(_seconds_to_best(c, of))),
     ]
@@ -99,19 +99,19 @@ def _seconds_to(c: Comparison) -> list[Column]:
 def _cost(c: Comparison) -> list[Column]:
     samples = "samples/s" if all(run.settings.get("dataset") == "none" for run in c.runs) else "images/s"
 
-    def share(part: str) -> Column:
-        return f"{part} (%)", lambda of: "-" if (s := _share(of, part)) is None else f"{s.mean:.1f}"
+    def in_percent(part: str) -> Column:
+        return f"{part} (%)", lambda of: "-" if (s := share(of, part)) is None else f"{s.mean:.1f}"
 
     return [
         (samples, lambda of: shown(of.over(lambda run: run.samples_per_second))),
-        *map(share, ("compute", "data", "communication", "other")),
+        *map(in_percent, ("compute", "data", "communication", "other")),
         ("exchanged (MB)", lambda of: shown(of.over(lambda run: run.bytes_exchanged / 1e6))),
         ("staleness", lambda of: shown(of.over(lambda run: run.staleness))),
         ("seconds", lambda of: shown(of.over(_last_second))),
     ]
 
 
-def _final(c: Comparison, of: Configuration) -> Spread | None:
+def final(c: Comparison, of: Configuration) -> Spread | None:
     return of.over(lambda run: run.last(c.metric))
 
 
@@ -140,7 +140,7 @@ def _at_lowest(run: Run, metric: str, what: str) -> float | None:
     return None if (at := run.lowest(metric)) is None else float(run.curve[what][at])
 
 
-def _share(of: Configuration, part: str) -> Spread | None:
+def share(of: Configuration, part: str) -> Spread | None:
     return of.over(lambda run: 100 * run.seconds[part] / sum(run.seconds.values()) if run.seconds and sum(run.seconds.values()) > 0 else None)
 
 
@@ -154,14 +154,14 @@ def shown(s: Spread | None) -> str:
         return "-"
     few = f" ({s.n} of {s.of})" if s.n < s.of else ""
     if s.std is None or s.std <= 1e-9 * abs(s.mean):  # of one, or equal but for rounding
-        return _digits(s.mean) + ("" if s.std is None else " ± 0") + few
+        return digits(s.mean) + ("" if s.std is None else " ± 0") + few
     fine = max(0, 1 - math.floor(math.log10(s.std)))
     if fine > 6:
         return f"{s.mean:.6g} ± {s.std:.2g}{few}"
     return f"{s.mean:,.{fine}f} ± {s.std:,.{fine}f}{few}"
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

@@ -1,0 +1,181 @@
+"""What the tables say, in sentences: which configuration is best, how much sooner more workers are there, what communicating takes.
+
+A configuration is told apart from the best where their intervals mean ± sample standard deviation do not overlap, its deviation
+taken to be no less than that of the best: a few seeds, or one, may agree by chance. That is a rule of thumb, said in every
+sentence that uses it, and no test: of two or three seeds not even the deviation is well known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from easgd_cli.report import table
+from easgd_cli.report.comparison import ENDED, Comparison, Configuration, Spread, label
+
+_NAMED = 4  # configurations in a list before it says how many more there are
+_GROUPS = 8  # methods, or whatever else has names, before there are too many for a sentence each
+
+Measured = list[tuple[Configuration, Spread]]
+
+
+def findings(c: Comparison) -> list[str]:
+    """Sentences on every task by itself; none where there is nothing to say."""
+    said, tasks = [], dict.fromkeys(of.task for of in c.configurations)
+    for task in tasks:
+        those = [of for of in c.configurations if of.task == task]
+        about = [*_diverged(those), *_lowest(c, those), *_soonest(c, those), *_with_more_workers(c, those), *_communication(c, those)]
+        said += [f"{task}: {sentence}" for sentence in about] if len(tasks) > 1 else about
+    return said
+
+
+def _diverged(those: Sequence[Configuration]) -> list[str]:
+    counts = [(of, sum(run.status == "diverged" for run in of.counted)) for of in those]
+    named = [f"{_name(of)} ({n} of {len(of.counted)})" for of, n in counts if n]
+    return [f"Diverged: {_listed(named)}."] if named else []
+
+
+def _lowest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
+    """Which ended lowest, of all and of each method, among those whose every run has ended, with a number."""
+    if any(of.setting("until.test_error") is not None for of in those):
+        return []  # they ended where they were told to
+    ended = [of for of in those if all(run.status in ENDED for run in of.counted)]
+    said = _least(_all_there(ended, lambda of: table.final(c, of)), f"Lowest final {table.plainly(c.metric)}", _unit(c), _name)
+    groups, named, numbered = _by_name(c, ended)
+    for group in groups:
+        there = _all_there(group, lambda of: table.final(c, of))
+        said += _least(there, f"Lowest with {_label(group[0], named)}", _unit(c), lambda of: _label(of, numbered))
+    return said
+
+
+def _soonest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
+    """Which was first at the lowest level that two configurations reached with every run."""
+    if len({of.virtual for of in those}) > 1:
+        return []  # virtual seconds are not those of a clock
+    for level in sorted(c.levels):
+        there = _at(c, those, level)
+        if len(there) > 1:
+            return _least(there, f"Soonest at {_level(c, level)}", f" {_seconds(those[0])}", _name)
+    return []
+
+
+def _with_more_workers(c: Comparison, those: Sequence[Configuration]) -> list[str]:
+    """How much sooner more workers are at a level than the fewest, all else equal: at the lowest that the fewest and another reached."""
+    if "workers" not in c.told_apart or not c.levels:
+        return []
+    others = [key for key in c.told_apart if key != "workers"]
+    groups = [sorted(group, key=lambda of: int(of.setting("workers"))) for group in _groups(those, others) if len(group) > 1]
+    return [_sooner(c, group) for group in groups] if len(groups) <= _GROUPS else []
+
+
+def _sooner(c: Comparison, group: Sequence[Configuration]) -> str:
+    fewest = _name(group[0])
+    for level in sorted(c.levels):
+        there = _at(c, group, level)
+        if len(there) > 1 and there[0][0] is group[0]:
+            (_, base), *more = there
+            compared = "; ".join(f"workers={of.setting('workers')} is there {_times(base, s)}, after {table.shown(s)}" for of, s in more)
+            return f"To {_level(c, level)} {fewest} takes {table.shown(base)} {_seconds(group[0])} (n = {base.n}); {compared}."
+    return f"How much sooner more workers are than {fewest} is not known: at none of the levels was every run of it and of another."
+
+
+def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
+    """The least and the greatest share of a worker's time, of those that exchange, for each method."""
+
+    def time(several: Sequence[Configuration], name: Callable[[Configuration], str]) -> str:
+        return _from_to(_all_there(several, lambda of: table.share(of, "communication")), lambda percent: f"{percent:.1f} %", name)
+
+    exchanging = [of for of in those if not of.runs[0].sequential and table.share(of, "communication") is not None]
+    if not exchanging:
+        return []
+    groups, named, numbered = _by_name(c, exchanging)
+    times = [f"{_label(group[0], named)} {time(group, lambda of: _label(of, numbered))}" for group in groups] or [time(exchanging, _name)]
+    sent = _all_there(exchanging, lambda of: of.over(lambda run: run.bytes_exchanged / 1e6))
+    traffic = _from_to(sent, lambda mb: f"{table.digits(mb)} MB", _name)
+    return [f"Share of communication in a worker's time: {'; '.join(times)}. Exchanged: {traffic}."]
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _least(those: Measured, before: str, unit: str, name: Callable[[Configuration], str]) -> list[str]:
+    """The one with the lowest mean, and those that are not told apart from it; nothing where there is nothing to choose."""
+    if len(those) < 2:
+        return []
+    best, s = min(those, key=lambda one: one[1].mean)
+    said = f"{before}: {name(best)}, {table.shown(s)}{unit} (n = {s.n})."
+    if s.std is None:
+        return [f"{said} It may be chance: of a single run no deviation is known."]
+    close = [name(of) for of, other in those if of is not best and other.mean - max(other.std or 0, s.std) <= s.mean + s.std]
+    return [f"{said} {f'Not told apart from it by mean ± deviation: {_listed(close)}' if close else 'No other overlaps with it in mean ± deviation'}."]
+
+
+def _from_to(those: Measured, show: Callable[[float], str], name: Callable[[Configuration], str]) -> str:
+    """`0.4 % (tau=64) to 19.8 % (tau=1)`, or one number where they show the same."""
+    (least, low), (most, high) = min(those, key=lambda one: one[1].mean), max(those, key=lambda one: one[1].mean)
+    first, last = show(low.mean), show(high.mean)
+    return first if first == last else f"{first} ({name(least)}) to {last} ({name(most)})"
+
+
+def _times(base: Spread, own: Spread) -> str:
+    """`2.9 times as soon (2.5 to 3.3)`: of the means, and in brackets the least and the greatest of two single runs."""
+    if not base.least or not own.least:
+        return "at once"
+    times, least, most = base.mean / own.mean, base.least / own.most, base.most / own.least
+    word = "soon"
+    if times < 1:
+        times, least, most, word = 1 / times, 1 / most, 1 / least, "late"
+    between = f" ({_number(least)} to {_number(most)} between single runs)" if max(base.n, own.n) > 1 else ""
+    return f"{_number(times)} times as {word}{between}"
+
+
+def _number(times: float) -> str:
+    return f"{times:.0f}" if times >= 10 else f"{times:.1f}"
+
+
+def _at(c: Comparison, those: Sequence[Configuration], level: float) -> Measured:
+    return _all_there(those, lambda of: c.seconds_to(of, level))
+
+
+def _all_there(those: Sequence[Configuration], of: Callable[[Configuration], Spread | None]) -> Measured:
+    """Those whose every run has the number."""
+    return [(one, s) for one in those if (s := of(one)) is not None and s.n == s.of]
+
+
+def _by_name(c: Comparison, those: Sequence[Configuration]) -> tuple[list[list[Configuration]], list[str], list[str]]:
+    """Groups of the same method and whatever else has a name, if there are several and not too many; these settings, and the others, which are numbers."""
+    named = [key for key in c.told_apart if any(isinstance(of.values[key], str) for of in those)]
+    groups = _groups(those, named)
+    return groups if 1 < len(groups) <= _GROUPS else [], named, [key for key in c.told_apart if key not in named]
+
+
+def _groups(those: Sequence[Configuration], keys: Sequence[str]) -> list[list[Configuration]]:
+    """By the values of `keys`."""
+    groups: dict[str, list[Configuration]] = {}
+    for of in those:
+        groups.setdefault(repr([of.values[key] for key in keys]), []).append(of)
+    return list(groups.values())
+
+
+def _level(c: Comparison, level: float) -> str:
+    return f"{level:g} % {table.plainly(c.metric)}" if c.metric in table.PERCENT else f"a {table.plainly(c.metric)} of {level:g}"
+
+
+def _unit(c: Comparison) -> str:
+    return " %" if c.metric in table.PERCENT else ""
+
+
+def _seconds(of: Configuration) -> str:
+    return "virtual seconds" if of.virtual else "seconds"
+
+
+def _label(of: Configuration, keys: Sequence[str]) -> str:
+    return label({key: of.values[key] for key in keys}) or _name(of)
+
+
+def _name(of: Configuration) -> str:
+    return of.label or of.runs[0].path.name
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return "; ".join(names[:_NAMED]) + more
