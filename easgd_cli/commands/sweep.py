@@ -1,14 +1,12 @@
 """`easgd train -m`: the jobs of a plan, one after another or side by side, each in a directory of its own, and a table of how each ended.
 
-Sweepers and launchers of Hydra's other than its basic ones are left to Hydra, after the same checks.
+Sweepers and launchers of Hydra's other than its basic ones are left to Hydra, after the same checks (hydra_sweep.py).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import subprocess
 import sys
 import traceback
 from contextlib import suppress
@@ -16,13 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from easgd_cli import build, interruption, rundir
-from easgd_cli.commands import arguments, compose, configs, packing, running
+from easgd_cli.commands import arguments, compose, hydra_sweep, packing, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.plan import Member, Plan
 from easgd_cli.config import Settings
@@ -62,7 +57,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
     _tell_tensorboard(root, plan.members)
     if not plan.basic:
-        return _left_to_hydra(plan, asked)
+        return hydra_sweep.run(plan, asked)
     from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
 
     side = f", {len(lanes)} at a time" if len(lanes) > 1 else ""
@@ -258,39 +253,3 @@ def _warn_ineffective(members: list[Member]) -> None:
             seen[line] = None
     for line in seen:
         print(f"easgd: {line}", file=sys.stderr)
-
-
-# --- other sweepers and launchers ------------------------------------------------------------------------------------
-
-
-def _left_to_hydra(plan: Plan, asked: Arguments) -> int:
-    words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode=", "sweep=", "jobs="))]
-    with running.unchanged_process(), interruption.raised():
-        sys.argv = ["easgd", "--config-name", asked.config_name, "--multirun", *words, f"hydra.sweep.dir={arguments.quote(str(plan.root.absolute()))}"]
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-        hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(hydra_job)()
-    print(f"The sweep is in {plan.root}; to look at it: {running.looked_at(str(plan.root))}", flush=True)
-    return 0
-
-
-def hydra_job(_: DictConfig) -> float | None:
-    """One job in the hands of a sweeper or launcher of Hydra's: a run in a process of its own.
-
-    It may be called in a thread or in another library's worker process, where neither signals nor multiprocessing are as a
-    launcher needs them. Returns the best test error of the center, or where the problem has none its last train_loss,
-    for a sweeper to minimise. Raises RunError when it failed.
-    """
-    info = HydraConfig.get()
-    path = Path(info.runtime.output_dir)
-    with suppress(OSError):
-        path.rmdir()  # Hydra has made it; the run makes its own, or the next that is free
-    words = [*info.overrides.task, f"hydra.run.dir={arguments.quote(str(path))}"]
-    if info.searchpath:
-        words.append(f"hydra.searchpath=[{','.join(arguments.quote(p) for p in info.searchpath)}]")
-    command = [sys.executable, "-m", "easgd_cli", "train", "--config-name", str(info.job.config_name), *words]
-    status = subprocess.run(command, cwd=info.runtime.cwd, check=False).returncode
-    ran = list(itertools.takewhile(Path.exists, rundir.candidates(path)))[-1]
-    if status:
-        raise RunError(f"{ran}: ended with status {status}; its logs and summary.json say more.")
-    center = rundir.summary_of(ran).get("center") or {}
-    return center.get("best_test_error", center.get("train_loss"))
