@@ -91,6 +91,7 @@ class Settings:
 
     sweep: Optional[str] = None  # name of a sweep, kept in runs/sweeps/NAME
     jobs: str = "1"  # of a sweep at a time, each on cores of its own: a number, or auto, as many as there are cores for
+    objective: Optional[str] = None  # of a search, hydra/sweeper=optuna: best_error, final_error, seconds_to_error:5, test:best_error, train_loss
 
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

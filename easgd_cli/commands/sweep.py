@@ -6,6 +6,7 @@ Sweepers and launchers of Hydra's other than its basic ones are left to Hydra, a
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -38,12 +39,11 @@ class _Row:
     status: str
     summary: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
+    path: Path | None = None
 
 
 def run(plan: Plan, asked: Arguments, command: str) -> int:
     """Runs the jobs one after another and shows how each ended; returns the exit status."""
-    if plan.left_out and not plan.basic:
-        raise UsageError(f"{plan.left_out[0][1]} With a sweeper or launcher other than Hydra's basic one every combination must be able to run.")
     for words, sentence in plan.left_out:
         print(f"easgd: left out: {words}. {sentence}", file=sys.stderr)
     _warn_ineffective(plan.members)
@@ -56,22 +56,28 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     except OSError as e:
         raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
     _tell_tensorboard(root, plan.members)
-    if not plan.basic:
-        return hydra_sweep.run(plan, asked)
     from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
 
-    side = f", {len(lanes)} at a time" if len(lanes) > 1 else ""
-    print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}{side}", flush=True)
+    side = f", {len(lanes)} at a time" if len(lanes) > 1 else "" if plan.basic else f", by {hydra_sweep.by(plan)}"
+    runs = f"Runs to minimise {plan.objective}" if plan.objective else f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''}"
+    print(f"{runs} in {root}{side}", flush=True)
     with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")):
         board = Board(plan, command)
-        rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, command, board)
-    print()
-    show_sweep([(r.name, r.status, r.summary, r.reason) for r in rows])
+        if not plan.basic:
+            rows, code = _by_hydra(plan, asked, board)
+        else:
+            rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, command, board)
+    if rows:
+        print()
+        show_sweep([(r.name, r.status, r.summary, r.reason) for r in rows])
+    if plan.objective is not None:
+        _tell_tensorboard(root, [])  # what was drawn is known only now
+        board.choose(hydra_sweep.tell_best(plan, plan.objective))
     print(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}", flush=True)
     if rows and any(r.status == "interrupted" for r in rows):
         print(_GO_ON[0].upper() + _GO_ON[1:], flush=True)
         return code
-    return 1 if any(r.status == "failed" for r in rows) else 0
+    return 1 if any(r.status == "failed" for r in rows) else 0 if plan.basic else code
 
 
 def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[list[_Row], int]:
@@ -81,7 +87,7 @@ def _in_turn(plan: Plan, asked: Arguments, command: str, board: Board) -> tuple[
     for number, member in enumerate(plan.members, 1):
         print(f"\n[{number}/{len(plan.members)}] {member.name}", flush=True)
         board.note(member.name, "running", pid=os.getpid())
-        row, code = _run_one(plan.root, member, asked, command)
+        row, code = run_one(plan.root, member, asked, command)
         board.note(member.name, row.status, reason=row.reason)
         rows.append(row)
         if row.status == "interrupted":
@@ -133,6 +139,37 @@ def _side_by_side(plan: Plan, lanes: list[set[int]], asked: Arguments, board: Bo
     return [rows[name] for name in members], 0 if number is None else 128 + number
 
 
+def _by_hydra(plan: Plan, asked: Arguments, board: Board) -> tuple[list[_Row], int]:
+    """The jobs in the hands of a launcher or sweeper of Hydra's, each told of in a line when it begins and ends."""
+    ended: dict[str, _Row] = {}
+    for member in plan.members:
+        path, status = _place(plan.root / member.name, member.settings)
+        if status in _ENDED:
+            print(f"{member.name}: {status if status == 'running elsewhere' else 'already done'}", flush=True)
+            ended[member.name] = _Row(member.name, str(status), rundir.summary_of(path))
+            board.note(member.name, str(status))
+
+    def row(name: str, said: dict[str, Any]) -> _Row:
+        return _Row(name, said["status"], rundir.summary_of(Path(said["path"])) if "path" in said else {}, said.get("reason"))
+
+    def tell(name: str, said: dict[str, Any]) -> None:
+        if said["status"] == "running":
+            print(f"{name}: begun", flush=True)
+            board.note(name, "running", pid=said["pid"], host=said["host"])
+        elif plan.objective is None or "objective" in said or said["status"] not in hydra_sweep.MEASURED:  # of which the value follows
+            now = row(name, said)
+            error = (now.summary.get("center") or {}).get("test_error")
+            result = f", {plan.objective.shown(said.get('value', math.inf))}" if plan.objective else f", test error {error:.2f} %" if error is not None else ""
+            print(f"{name}: {now.status}{f': {now.reason}' if now.reason else result}", flush=True)
+            board.note(name, now.status, reason=now.reason, value=said.get("value"))
+
+    said, code = hydra_sweep.run(plan, [m for m in plan.members if m.name not in ended], asked, tell)
+    rows = ended | {name: row(name, of) for name, of in said.items()}
+    stopped = any(r.status == "interrupted" for r in rows.values())  # by whoever else may
+    names = dict.fromkeys([*(m.name for m in plan.members), *rows])
+    return [rows.get(name, _Row(name, "not started")) for name in names], code or int(stopped)
+
+
 def _log(root: Path, name: str) -> Path:
     """What a job that runs beside others prints."""
     return root / "logs" / f"{name}.log"
@@ -155,6 +192,11 @@ class Board:
 
     def note(self, name: str, status: str, **facts: Any) -> None:
         self._content["jobs"][name] = {"status": status} | {key: value for key, value in facts.items() if value is not None}
+        self._write()
+
+    def choose(self, best: dict[str, Any] | None) -> None:
+        """Says which run a search has found to be the best."""
+        self._content["best"] = best
         self._write()
 
     def _write(self) -> None:
@@ -184,12 +226,12 @@ def _refuse_another(plan: Plan) -> None:
             raise UsageError(f"{given}: is the name of another sweep, where {then}, and now {now}; choose another name, or leave the settings as they were.")
 
 
-def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tuple[_Row, int]:
+def run_one(root: Path, member: Member, asked: Arguments, command: str) -> tuple[_Row, int]:
     """One job, whatever becomes of it."""
     path, status = _place(root / member.name, member.settings)
     if status in _ENDED:
         print(f"{status if status == 'running elsewhere' else 'already done'}: {path}", flush=True)
-        return _Row(member.name, status, rundir.summary_of(path)), 0
+        return _Row(member.name, status, rundir.summary_of(path), path=path), 0
     try:
         with running.unchanged_process():
             if status is not None:
@@ -204,7 +246,7 @@ def _run_one(root: Path, member: Member, asked: Arguments, command: str) -> tupl
         outcome = Outcome("failed", 1, {}, f"{type(e).__name__}: {e}")
     if outcome.status == "failed":
         print(f"easgd: {outcome.reason}", file=sys.stderr, flush=True)
-    return _Row(member.name, outcome.status, outcome.summary, outcome.reason), outcome.exit_code
+    return _Row(member.name, outcome.status, outcome.summary, outcome.reason, path), outcome.exit_code
 
 
 def _place(path: Path, settings: Settings) -> tuple[Path, str | None]:
