@@ -56,6 +56,8 @@ def run(plan: Plan, members: Sequence[Member], asked: Arguments, tell: Callable[
                 _launch(asked.config_name, words, Job(root), members)
         except KeyboardInterrupt:
             code = 128 + came[0]
+            if plan.launcher == "submitit_slurm":
+                print("easgd: jobs that SLURM has queued or that run on other machines go on; scancel ends them.", file=sys.stderr, flush=True)
         except Exception as e:
             code = 1
             print(f"easgd: {by(plan)}: {_reason(e)}", file=sys.stderr, flush=True)
@@ -159,7 +161,7 @@ class Job:
         """Runs it and returns what it said last."""
         log = standing.log(self.root, name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log if self.quiet else os.devnull, "wb") as out:
+        with open(log if self.quiet else os.devnull, "ab") as out:  # a job may be queued again
             process = subprocess.Popen(
                 [sys.executable, "-m", "easgd_cli.commands.job", str(self.root), name, *words],
                 cwd=cwd,
