@@ -94,6 +94,7 @@ class Settings:
     jobs: str = "1"  # of a sweep at a time, each on cores and CUDA devices of its own: a number, or auto, as many as the machine carries
     retry: bool = False  # of a sweep given again: jobs that failed are tried again too; those killed or interrupted always go on
     report: Optional[str] = None  # of a sweep, made at its end: options of easgd report, such as '--rows tau', or '' for none of them
+    objective: Optional[str] = None  # of a search, hydra/sweeper=optuna: best_error, final_error, seconds_to_error:5, test:best_error, train_loss
 
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

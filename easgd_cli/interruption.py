@@ -63,10 +63,16 @@ def held_back() -> Iterator[None]:
 
 
 @contextmanager
-def raised() -> Iterator[None]:
-    """While it lasts, SIGINT is a KeyboardInterrupt, which is what other programs' launchers wait for."""
-    with _reacting({signal.SIGINT: signal.default_int_handler}):
-        yield
+def raised() -> Iterator[list[int]]:
+    """While it lasts, SIGINT and SIGTERM are a KeyboardInterrupt, which is what other programs wait for. Yields those that have come."""
+    came: list[int] = []
+
+    def react(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    with _reacting({number: react for number in _NUMBERS}):
+        yield came
 
 
 def tell(text: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from conftest import Launcher, Said, leave_checkpoint
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import configs, running
+from easgd_cli.commands import running
 from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.job import Job, Outcome
@@ -297,32 +297,3 @@ def test_jobs_leave_no_state_in_each_other(easgd: Easgd, launcher: Launcher) -> 
     launcher.behave = behave
     assert easgd("train", "-m", "seed=0,1").status == 0
     assert drawn[0] == drawn[1]
-
-
-def test_another_sweeper_or_launcher_of_hydras_gets_the_jobs(easgd: Easgd, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each job is then a run in a process of its own. The sweeper here is Hydra's basic one under another name."""
-    monkeypatch.setenv("PYTHONPATH", str(configs.directory().parent))
-    (here / "own/hydra/sweeper").mkdir(parents=True)
-    (here / "own/hydra/sweeper/mine.yaml").write_text("_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper\nmax_batch_size: null\nparams: null\n")
-    (here / "own/launcher").mkdir()
-    (here / "own/launcher/noting.yaml").write_text("name: noting\ntarget: noting:Noting\n")
-    (here / "noting.py").write_text(
-        "from easgd_cli.launcher.job import Outcome\n"
-        "class Noting:\n"
-        "    def begin(self): pass\n"
-        "    def __call__(self, job, prepared):\n"
-        "        (job.run_dir / 'ran').write_text(str(job.settings.tau))\n"
-        "        return Outcome('completed', 0, {}) if job.settings.tau > 3 else Outcome('failed', 1, {}, 'too short')\n"
-    )
-    (here / "own/experiment").mkdir()
-    (here / "own/experiment/fig.yaml").write_text('# @package _global_\nreport: ""\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      tau: 4,5\n')
-    words = ["train", "experiment=fig", "launcher=noting", "hydra/sweeper=mine", "-cd", "own", "hydra.sweep.dir=swept"]
-    said = easgd(*words, "tau=4")
-    assert said.status == 0 and "the report on the sweep could not be made" in said.err  # this launcher leaves no record
-    [ran] = (here / "swept").glob("*/ran")
-    assert ran.read_text() == "4"
-    said = easgd(*words, "tau=3")
-    assert said.status == 1
-    assert "ended with status 1" in said.err
-    said = easgd(*words, "tau=3", "retry=true")
-    assert (said.status, "retry=true: is for jobs that easgd runs itself" in said.err) == (2, True)

@@ -241,8 +241,9 @@ def test_top5_errors_are_told_beside_the_others(tmp_path: Path) -> None:
     console = plain()
     show_sweep([("tau=1", "completed", ended, None), ("tau=2", "completed", {"center": {"test_error": 6.0}, "wall_seconds": 1.0}, None)], console)
     lines = [line.split() for line in said(console)]
-    assert lines[0] == ["run", "status", "test", "error", "best", "top-5", "seconds"]
-    assert lines[1][-2:] == ["%", "4.0"] and "1.25" in lines[1] and lines[2].count("-") == 2
+    assert lines[0] == ["run", "status", "test", "error", "best", "top-5", "held-out", "seconds"]
+    assert lines[1][-3:] == ["7.00", "%", "4.0"]
+    assert "1.25" in lines[1] and lines[2].count("-") == 3
 
 
 ON_FUNCTION = {"seconds": 1.0, "step": 10, "exchanges": 7, "party": "center", "train_loss": 0.123456, "distance_to_optimum": 2.0, "coordinate_0": -2.0}

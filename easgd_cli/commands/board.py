@@ -25,13 +25,18 @@ class Board:
 
     def __init__(self, plan: Plan, command: str):
         self._path = plan.root / "sweep.json"
-        self._about = {"command": command, "fixed": plan.fixed, "swept": plan.varying}
+        self._about: dict[str, Any] = {"command": command, "fixed": plan.fixed, "swept": plan.varying}
         jobs = self._jobs()
         self._write(jobs | {m.name: {"status": "queued"} for m in plan.members if jobs.get(m.name, {}).get("status") not in _ENDED})
 
     def note(self, name: str, status: str, **facts: Any) -> None:
         if status != ELSEWHERE:
             self._write(self._jobs() | {name: {"status": status} | {key: value for key, value in facts.items() if value is not None}})
+
+    def choose(self, best: dict[str, Any] | None) -> None:
+        """Says which run a search has found to be the best."""
+        self._about["best"] = best
+        self._write(self._jobs())
 
     def _jobs(self) -> dict[str, Any]:
         jobs = _read(self._path).get("jobs")

@@ -23,13 +23,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import configs
+from easgd_cli.commands import configs, plugins
 from easgd_cli.commands.arguments import GROUPS
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
-OmegaConf.register_new_resolver("named_by", lambda prefix, overrides: rundir.named_by(list(overrides), prefix=prefix), replace=True)
+OmegaConf.register_new_resolver("named_by", lambda prefix, overrides, but=(): _named_by(prefix, overrides, but), replace=True)
+
+
+def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable[str]) -> str:
+    """A directory's name after `prefix`, by all overrides but those of the keys in `but`."""
+    left_out = set(but)
+    return rundir.named_by([o for o in overrides if o.partition("=")[0] not in left_out], prefix=prefix)
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,8 @@ def _missing(e: MissingConfigException, overrides: Sequence[str]) -> str:
     group, _, name = (e.missing_cfg_file or "").rpartition("/")
     if not group:
         return f"--config-name {name}: there is no {name}.yaml among the configurations."
+    if group in ("hydra/launcher", "hydra/sweeper"):
+        plugins.refuse_missing(group.removeprefix("hydra/"), name)
     known = [o for o in (e.options or []) if ":" not in o]
     listed = f" There are: {', '.join(known)}." if known else f" There is no {group} yet; add a directory of your own with --config-dir."
     own = f" Your own: {build.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""

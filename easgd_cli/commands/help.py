@@ -20,6 +20,9 @@ _OPENING = """usage: easgd train [KEY=VALUE ...]       one run
   easgd train -m algo=easgd,eamsgd,downpour tau=1,4,16
   easgd train algo=eamsgd dataset=cifar10 workers=2 steps=390
   easgd train algo=sync_easgd tau=1 problem=quadratic problem.noise=10
+  easgd train -m jobs=2 tau=1,4 seed=0,1,2
+  easgd train -m hydra/launcher=submitit_slurm hydra.launcher.cpus_per_task=8 tau=1,4 workers=8
+  easgd train -m hydra/sweeper=optuna hydra.sweeper.n_trials=20 'eta=interval(0.05,0.5)' dataset.validation=300
 """
 
 _OPTIONS = """Options (Hydra's)
@@ -30,6 +33,8 @@ _OPTIONS = """Options (Hydra's)
   --config-name NAME        start from another root configuration
   --shell-completion        `eval "$(easgd train -sc install=bash)"`, then TAB completes commands, settings, options and paths
   --hydra-help              more about Hydra; hydra.run.dir=PATH and hydra.sweep.dir=PATH choose the directory
+  hydra/launcher=           with -m: joblib (extra joblib), submitit_slurm, submitit_local (extra slurm); their settings are hydra.launcher.*
+  hydra/sweeper=optuna      with -m: draws the values of intervals and lists to make objective= small (extra optuna); hydra.sweeper.*
 """
 
 _OWN = """Your own code comes in as module:callable, from the working directory or an installed package: algo=my_module:MyMethod,

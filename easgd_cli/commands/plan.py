@@ -1,27 +1,28 @@
 """What a sweep is made of: every combination composed and checked before the first of them runs.
 
-A key or value that is wrong by itself refuses the whole sweep; combinations that cannot run are left out.
+A key or value that is wrong by itself refuses the whole sweep; combinations that cannot run are left out. Where a sweeper
+draws the values, what it draws from is checked.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 
 from easgd_cli import build, config, rundir
-from easgd_cli.commands import arguments, report, running
+from easgd_cli.commands import arguments, objective, plugins, report, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
+from easgd_cli.commands.objective import Objective
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
-OF_SWEEPS = ("sweep", "jobs", "retry", "report")  # how a sweep is run and looked at: no part of a job's settings
+OF_SWEEPS = ("sweep", "jobs", "retry", "report", "objective")  # how a sweep is run and looked at: no part of a job's settings
 
 Compose = Callable[[Sequence[str]], Composed]
 
@@ -53,7 +54,14 @@ class Plan:
     report: str | None  # the options of the report at its end, None for no report
     members: list[Member]
     left_out: list[tuple[str, str]]  # what is said of combinations that cannot run, and why they cannot
-    basic: bool  # whether Hydra's own sweeper and launcher were asked for, which is to say ours
+    launcher: str  # Hydra's: basic, which is to say ours, or a plugin's
+    sweeper: str  # the same
+    objective: Objective | None  # where a sweeper draws the values, and there are no members yet: what it minimises
+
+    @property
+    def basic(self) -> bool:
+        """Whether easgd runs the jobs itself."""
+        return self.launcher == self.sweeper == "basic"
 
 
 def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan | Composed:
@@ -69,42 +77,55 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
             given = next((o for o in overrides if o.key_or_group == key), None)
             if given is not None:
                 raise UsageError(f"{given.input_line}: is about a sweep; add -m, or leave it out.")
-        return replace(first, settings=_of_one_job(first.settings))
-    basic = first is None or all(first.choices.get(f"hydra/{part}") == "basic" for part in ("sweeper", "launcher"))
-    alone = next((o for o in overrides if o.key_or_group == "hydra.run.dir"), None)
-    if alone is not None:
-        raise UsageError(f"{alone.input_line}: names the directory of one run; a sweep's is hydra.sweep.dir=PATH.")
-    named = next((o for o in overrides if o.key_or_group == "hydra.sweep.subdir"), None)
-    if named is not None and basic:
-        raise UsageError(f"{named.input_line}: runs of a sweep are named by the values they differ in; hydra.sweep.dir=PATH chooses where they are.")
+        return replace(first, settings=apart(first.settings))
+    return _sweep(axes, overrides, first, composed)
+
+
+def _sweep(axes: dict[str, list[str]], overrides: list[Override], first: Composed | None, composed: Compose) -> Plan:
+    for key, instead in (
+        ("hydra.run.dir", "names the directory of one run; a sweep's is hydra.sweep.dir=PATH."),
+        ("hydra.sweep.subdir", "runs of a sweep are named by the values they differ in; hydra.sweep.dir=PATH chooses where they are."),
+        ("hydra.sweeper.direction", "every objective= is to be small; leave this out."),
+    ):
+        given = next((o for o in overrides if o.key_or_group == key), None)
+        if given is not None and given.value() != "minimize":
+            raise UsageError(f"{given.input_line}: {instead}")
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
-    of_sweep = first.settings if first is not None else None
-    if of_sweep is not None and of_sweep.report is not None:
+    of_sweep = first.settings if first is not None else Settings()
+    if of_sweep.report is not None:
         report.check(of_sweep.report)
     for key in OF_SWEEPS:
         if len(axes.pop(key, [])) > 1:
             raise UsageError(f"{key}: is about the whole sweep and has one value.")
-    if of_sweep is not None and of_sweep.jobs != "1" and not basic:
-        raise UsageError(f"jobs={of_sweep.jobs}: is for jobs that easgd runs itself; another launcher of Hydra's has a setting of its own for that.")
-    if of_sweep is not None and of_sweep.retry and not basic:
-        raise UsageError("retry=true: is for jobs that easgd runs itself; another sweeper or launcher of Hydra's runs every job anew. Leave it out.")
-    if first is not None and first.choices.get("hydra/launcher") == "submitit_slurm" and shutil.which("sbatch") is None:
-        raise UsageError("hydra/launcher=submitit_slurm: there is no sbatch on this machine, so no SLURM to hand jobs to; use hydra/launcher=basic.")
-    continuous = next((o for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()), None)
-    if continuous is not None and basic:
-        raise UsageError(f"{continuous.input_line}: an interval has no end of values; write them out, or choose a sweeper that samples with hydra/sweeper=.")
-    if continuous is not None:
-        return _plan(axes, first, [], [], basic)
-    return _plan(axes, first, *_checked(axes, composed), basic)
-
-
-def _plan(axes: dict[str, list[str]], first: Composed | None, members: list[Member], left_out: list[tuple[str, str]], basic: bool) -> Plan:
+    for o in overrides:
+        if o.key_or_group in ("hydra/launcher", "hydra/sweeper"):  # asked of before anything is composed, which would be refused for another reason
+            plugins.refuse_missing(o.key_or_group.removeprefix("hydra/"), str(o.value()))
+    launcher, sweeper = ((first and first.choices.get(f"hydra/{part}")) or "basic" for part in ("launcher", "sweeper"))
+    plugins.check(launcher, sweeper)
+    if of_sweep.jobs != Settings.jobs and (launcher, sweeper) != ("basic", "basic"):
+        raise UsageError(f"jobs={of_sweep.jobs}: is for jobs that easgd runs itself; a plugin of Hydra's has a setting of its own for that.")
+    minimised, members, left_out = None, list[Member](), list[tuple[str, str]]()
+    if first is not None and sweeper != "basic":
+        minimised = objective.of(first.settings)
+        _checked(_one_by_one(axes), axes, composed)
+    else:
+        if of_sweep.objective is not None:
+            raise UsageError(f"objective={of_sweep.objective}: is what a search minimises; add hydra/sweeper=optuna, or leave it out.")
+        if first is not None and (interval := next((o.input_line for o in overrides if o.is_interval_sweep()), None)):
+            raise UsageError(f"{interval}: an interval has no end of values; write them out, or choose a sweeper that draws, hydra/sweeper=optuna.")
+        members, left_out = _checked([list(words) for words in itertools.product(*axes.values())], axes, composed)
     fixed = {key: values[0] for key, values in axes.items() if len(values) == 1 and running.own(values)}
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
-    of_sweep = first.settings if first is not None else Settings()
     root = _root(axes, first) if of_sweep.sweep is None else Path("runs", "sweeps", _name(of_sweep.sweep))
-    return Plan(root, fixed, varying, of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, members, left_out, basic)
+    return Plan(
+        root, fixed, varying, of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, members, left_out, launcher, sweeper, minimised
+    )
+
+
+def _one_by_one(axes: dict[str, list[str]]) -> list[list[str]]:
+    """Every value of every key, with the first of the others."""
+    return [[other[0] if key != at else value for key, other in axes.items()] for at, values in axes.items() for value in values]
 
 
 def _name(name: str) -> str:
@@ -113,9 +134,8 @@ def _name(name: str) -> str:
     return name
 
 
-def _checked(axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member], list[tuple[str, str]]]:
+def _checked(combinations: list[list[str]], axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member], list[tuple[str, str]]]:
     """The jobs that can run, and the combinations that cannot, each with the reason. Raises UsageError for what is wrong by itself."""
-    combinations = [list(words) for words in itertools.product(*axes.values())]
     varying = {key for key, values in axes.items() if len(values) > 1}
     checks = _Checks(composed)
     fails = {i: sentence for i, words in enumerate(combinations) if (sentence := checks.light(words))}
@@ -129,7 +149,7 @@ def _checked(axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member
         settings, extent = checks.settings(words), checks.extent(words)
         if isinstance(settings, str) or isinstance(extent, str):
             continue
-        settings = _of_one_job(settings)
+        settings = apart(settings)
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or running.own(words)
         name = rundir.named_by(swept) or "default"
         if any(m.name == name for m in members):
@@ -159,9 +179,9 @@ class _Extent:
     memory: int
 
 
-def _of_one_job(settings: Settings) -> Settings:
-    """Without what is about a sweep, which an experiment may have given."""
-    return replace(settings, sweep=None, jobs=Settings.jobs, retry=Settings.retry, report=None)
+def apart(settings: Settings) -> Settings:
+    """A job's settings without those of its sweep, which an experiment may have given."""
+    return replace(settings, **{key: getattr(Settings, key) for key in OF_SWEEPS})
 
 
 class _Checks:
@@ -222,7 +242,7 @@ def _refuse_wrong_by_itself(combinations: list[list[str]], fails: dict[int, str]
 
 
 def _axes(overrides: Iterable[Override]) -> dict[str, list[str]]:
-    """Every key with its values as overrides, in the order given."""
+    """Every key with its values as overrides, in the order given; of an interval, its ends."""
     axes: dict[str, list[str]] = {}
     for o in overrides:
         key = o.get_key_element()
@@ -233,6 +253,10 @@ def _axes(overrides: Iterable[Override]) -> dict[str, list[str]]:
             twice = next((v for v in axes[key] if axes[key].count(v) > 1), None)
             if twice is not None:
                 raise UsageError(f"{o.input_line}: {twice} is in it twice; two runs would be the same.")
+        elif o.is_interval_sweep():
+            interval = o.value()
+            assert isinstance(interval, IntervalSweep)
+            axes[key] = [f"{key}={interval.start}", f"{key}={interval.end}"]
         else:
             axes[key] = [o.input_line or ""]
     return axes

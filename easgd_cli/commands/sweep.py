@@ -1,16 +1,15 @@
 """`easgd train -m`: the jobs of a plan, one after another or side by side, each in a directory of its own, and a table of how each ended.
 
-Sweepers and launchers of Hydra's other than its basic ones are left to Hydra, after the same checks.
+Sweepers and launchers of Hydra's other than its basic ones are left to Hydra, after the same checks (hydra_sweep.py).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import traceback
 from contextlib import ExitStack, suppress
@@ -18,12 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
 from easgd_cli import build, interruption, rundir
-from easgd_cli.commands import arguments, compose, configs, packing, placing, running
+from easgd_cli.commands import arguments, compose, hydra_sweep, packing, placing, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.board import Board, refuse_another
 from easgd_cli.commands.placing import Place
@@ -43,6 +38,7 @@ class _Row:
     status: str
     summary: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
+    path: Path | None = None
     before: bool = False  # in an earlier start of the sweep
 
     @property
@@ -64,8 +60,6 @@ class _Row:
 
 def run(plan: Plan, asked: Arguments, command: str) -> int:
     """Runs the jobs one after another and shows how each ended; returns the exit status."""
-    if plan.left_out and not plan.basic:
-        raise UsageError(f"{plan.left_out[0][1]} With a sweeper or launcher other than Hydra's basic one every combination must be able to run.")
     for words, sentence in plan.left_out:
         print(f"easgd: {words}. {sentence}", file=sys.stderr)
     _warn_ineffective(plan.members)
@@ -78,26 +72,32 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     except OSError as e:
         raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
     _tell_tensorboard(root, plan.members, command)
-    if not plan.basic:
-        return _left_to_hydra(plan, asked)
     from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
 
-    side = f", {len(lanes)} at a time" if len(lanes) > 1 else ""
-    print(f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''} in {root}{side}", flush=True)
+    side = f", {len(lanes)} at a time" if len(lanes) > 1 else "" if plan.basic else f", by {hydra_sweep.by(plan)}"
+    runs = f"Runs to minimise {plan.objective}" if plan.objective else f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''}"
+    print(f"{runs} in {root}{side}", flush=True)
     with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")), ExitStack() as attended:
         with suppress(UsageError):  # somebody is looking just now
             attended.enter_context(rundir.held(root, shared=True))  # by which `easgd report` knows whether the sweep goes on
         board = Board(plan, command)
-        rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, board)
-    print()
-    show_sweep([(r.name, r.status, r.summary, r.why) for r in rows])
+        if plan.basic:
+            rows, code = _side_by_side(plan, lanes, asked, board) if len(lanes) > 1 else _in_turn(plan, asked, board)
+        else:
+            rows, code = _by_hydra(plan, asked, board)
+    if rows:
+        print()
+        show_sweep([(r.name, r.status, r.summary, r.why) for r in rows])
+    if plan.objective is not None:
+        _tell_tensorboard(root, [], command)  # what was drawn is known only now
+        board.choose(hydra_sweep.tell_best(plan, plan.objective))
     print(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}", flush=True)
     ended = {r.status for r in rows}
     if ended & {"interrupted", "killed"}:
         print(_GO_ON[0].upper() + _GO_ON[1:], flush=True)
     if any(r.status == placing.FAILED and not r.before for r in rows):
         print("To try again what failed, give the same command with retry=true.", flush=True)
-    return code if "interrupted" in ended else 1 if ended & {placing.FAILED, "killed"} else 0
+    return code if "interrupted" in ended else 1 if ended & {placing.FAILED, "killed"} else 0 if plan.basic else code
 
 
 def _in_turn(plan: Plan, asked: Arguments, board: Board) -> tuple[list[_Row], int]:
@@ -112,12 +112,12 @@ def _in_turn(plan: Plan, asked: Arguments, board: Board) -> tuple[list[_Row], in
         title = f"[{number}/{len(plan.members)}] {member.name}"
         place = placing.place(plan.root / member.name, member.settings, plan.retry)
         if place.over:
-            row, code = _over(member, place), 0
+            row, code = over(member, place), 0
             Console(highlight=False, soft_wrap=True).print(job_line(title, row.status, row.said()))
         else:
             print(f"\n{title}", flush=True)
             board.note(member.name, "running", pid=os.getpid())
-            row, code = _run_one(member, place, asked)
+            row, code = run_one(member, place, asked)
         board.note(member.name, row.status, reason=row.reason)
         rows.append(row)
         if row.status == "interrupted":
@@ -145,7 +145,7 @@ def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board
         member = members[name]
         place = places[name] = placing.place(plan.root / name, member.settings, plan.retry)
         if place.over:
-            known(_over(member, place))
+            known(over(member, place))
             return None
         return packing.Command(_alone(member, place, asked), _log(plan.root, name), packing.Devices.of(member.settings))
 
@@ -173,6 +173,36 @@ def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board
     return [rows[name] for name in members], 0 if number is None else 128 + number
 
 
+def _by_hydra(plan: Plan, asked: Arguments, board: Board) -> tuple[list[_Row], int]:
+    """The jobs in the hands of a launcher or sweeper of Hydra's, each told of in a line when it begins and ends."""
+    ended: dict[str, _Row] = {}
+    for member in plan.members:
+        place = placing.place(plan.root / member.name, member.settings, plan.retry)
+        if place.over:
+            row = ended[member.name] = over(member, place)
+            print(f"{member.name}: {row.said()}", flush=True)
+            board.note(member.name, row.status, reason=row.reason)
+
+    def now(name: str, said: dict[str, Any]) -> _Row:
+        return _Row(name, said["status"], rundir.summary_of(Path(said["path"])) if "path" in said else {}, said.get("reason"))
+
+    def tell(name: str, said: dict[str, Any]) -> None:
+        if said["status"] == "running":
+            print(f"{name}: begun", flush=True)
+            board.note(name, "running", pid=said["pid"], host=said["host"])
+        elif plan.objective is None or "objective" in said or said["status"] not in hydra_sweep.MEASURED:  # of which the value follows
+            row = now(name, said)
+            value = f"{row.status}, {plan.objective.shown(said.get('value', math.inf))}" if plan.objective and not row.why else row.said()
+            print(f"{name}: {value}", flush=True)
+            board.note(name, row.status, reason=row.reason, value=said.get("value"))
+
+    said, code = hydra_sweep.run(plan, [m for m in plan.members if m.name not in ended], asked, tell)
+    rows = ended | {name: now(name, of) for name, of in said.items()}
+    stopped = any(r.status == "interrupted" for r in rows.values())  # by whoever else may
+    names = dict.fromkeys([*(m.name for m in plan.members), *rows])
+    return [rows.get(name, _Row(name, "not started")) for name in names], code or int(stopped)
+
+
 def _alone(member: Member, place: Place, asked: Arguments) -> list[str]:
     """The words after `easgd train` that run this job by itself, or go on with it."""
     if place.standing == placing.STOPPED:
@@ -187,12 +217,12 @@ def _log(root: Path, name: str) -> Path:
     return root / "logs" / f"{name}.log"
 
 
-def _over(member: Member, place: Place) -> _Row:
+def over(member: Member, place: Place) -> _Row:
     """The row of a job that is not run now."""
-    return _Row(member.name, place.standing, rundir.summary_of(place.path), place.reason, before=place.standing != placing.ELSEWHERE)
+    return _Row(member.name, place.standing, rundir.summary_of(place.path), place.reason, place.path, before=place.standing != placing.ELSEWHERE)
 
 
-def _run_one(member: Member, place: Place, asked: Arguments) -> tuple[_Row, int]:
+def run_one(member: Member, place: Place, asked: Arguments) -> tuple[_Row, int]:
     """One job, whatever becomes of it."""
     path, command = place.path, shlex.join(["easgd", "train", *_alone(member, place, asked)])
     try:
@@ -210,7 +240,7 @@ def _run_one(member: Member, place: Place, asked: Arguments) -> tuple[_Row, int]
     if outcome.status == placing.FAILED:
         print(f"easgd: {outcome.reason}", file=sys.stderr, flush=True)
         placing.leave_failure(path, member.settings, running.own(member.overrides), outcome.reason or "no reason is known")
-    return _Row(member.name, outcome.status, outcome.summary, outcome.reason), outcome.exit_code
+    return _Row(member.name, outcome.status, outcome.summary, outcome.reason, path), outcome.exit_code
 
 
 def _tell_tensorboard(root: Path, members: list[Member], command: str) -> None:
@@ -236,39 +266,3 @@ def _warn_ineffective(members: list[Member]) -> None:
             seen[line] = None
     for line in seen:
         print(f"easgd: {line}", file=sys.stderr)
-
-
-# --- other sweepers and launchers ------------------------------------------------------------------------------------
-
-
-def _left_to_hydra(plan: Plan, asked: Arguments) -> int:
-    words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode=", "sweep=", "jobs=", "report="))]
-    with running.unchanged_process(), interruption.raised():
-        sys.argv = ["easgd", "--config-name", asked.config_name, "--multirun", *words, f"hydra.sweep.dir={arguments.quote(str(plan.root.absolute()))}"]
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-        hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(hydra_job)()
-    print(f"The sweep is in {plan.root}; to look at it: {running.looked_at(str(plan.root))}", flush=True)
-    return 0
-
-
-def hydra_job(_: DictConfig) -> float | None:
-    """One job in the hands of a sweeper or launcher of Hydra's: a run in a process of its own.
-
-    It may be called in a thread or in another library's worker process, where neither signals nor multiprocessing are as a
-    launcher needs them. Returns the best test error of the center, or where the problem has none its last train_loss,
-    for a sweeper to minimise. Raises RunError when it failed.
-    """
-    info = HydraConfig.get()
-    path = Path(info.runtime.output_dir)
-    with suppress(OSError):
-        path.rmdir()  # Hydra has made it; the run makes its own, or the next that is free
-    words = [*info.overrides.task, f"hydra.run.dir={arguments.quote(str(path))}", "hydra.mode=RUN"]  # an experiment may sweep by itself
-    if info.searchpath:
-        words.append(f"hydra.searchpath=[{','.join(arguments.quote(p) for p in info.searchpath)}]")
-    command = [sys.executable, "-m", "easgd_cli", "train", "--config-name", str(info.job.config_name), *words]
-    status = subprocess.run(command, cwd=info.runtime.cwd, check=False).returncode
-    ran = list(itertools.takewhile(Path.exists, rundir.candidates(path)))[-1]
-    if status:
-        raise RunError(f"{ran}: ended with status {status}; its logs and summary.json say more.")
-    center = rundir.summary_of(ran).get("center") or {}
-    return center.get("best_test_error", center.get("train_loss"))

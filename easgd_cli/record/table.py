@@ -49,7 +49,8 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     on_data = {"test_error" in center for center in centers if center} or {True}
     functions = [column for column in _ON_FUNCTIONS if False in on_data and any(column[1] in center for center in centers)]
     top5 = [_TOP5] if any(_TOP5[1] in center for center in centers) else []
-    columns = (_ON_DATA + top5 if True in on_data else []) + functions
+    held_out = [_HELD_OUT] if any(_HELD_OUT[1] in center for center in centers) else []
+    columns = (_ON_DATA + top5 + held_out if True in on_data else []) + functions
     summaries = [summary for _, _, summary, _ in rows]
     further = [("average", _average)] if any(summary.get("average") for summary in summaries) else []
     further += [("until", _until)] if any(_level(summary) is not None for summary in summaries) else []
@@ -174,6 +175,7 @@ _ON_DATA = [
     ("best", "best_test_error", _percent),
 ]
 _TOP5 = ("top-5", "test_error_top5", _percent)
+_HELD_OUT = ("held-out", "validation_error", _percent)
 _ON_FUNCTIONS = [
     ("train loss", "train_loss", _number),
     ("distance to optimum", "distance_to_optimum", _number),

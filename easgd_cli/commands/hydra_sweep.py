@@ -1,0 +1,185 @@
+"""Launchers and sweepers of Hydra's other than its basic ones: joblib, submitit and SLURM, optuna, and any other plugin.
+
+A launcher is given the jobs of a checked plan. A sweeper draws its own, and is told of each what it is to minimise. Either
+calls `Job`, wherever it likes; the job is then a run in a process of its own, which says how it stands in a file
+(standing.py) that this process reads.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from easgd_cli import interruption, rundir
+from easgd_cli.commands import arguments, configs, packing, running, standing
+from easgd_cli.commands.arguments import Arguments
+from easgd_cli.commands.objective import Objective
+from easgd_cli.commands.plan import OF_SWEEPS, Member, Plan
+from easgd_cli.errors import RunError
+
+MEASURED = ("completed", "diverged")  # how a run ends that tells a search something
+_INTERRUPTED = (130, 143)
+
+
+def run(plan: Plan, members: Sequence[Member], asked: Arguments, tell: Callable[[str, dict[str, Any]], None]) -> tuple[dict[str, dict[str, Any]], int]:
+    """Has Hydra run `members`, or where its sweeper draws the jobs whatever that draws, and calls `tell` whenever one has something to say.
+
+    Returns what each that has begun has said last, and 128 + the number of the signal that ended the sweep, or 1 where the
+    plugin has failed, else 0.
+    """
+    root = plan.root.absolute()
+    words = [o for o in asked.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.mode=", *(f"{key}=" for key in OF_SWEEPS)))]
+    words += [f"hydra.sweep.dir={arguments.quote(str(root))}"]
+    watch, code = standing.Watch(root, tell), 0
+    composing = initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3")
+    # The jobs on this machine end before the signal is raised: joblib would kill them.
+    with running.unchanged_process(), watch.watching(), interruption.raised() as came, interruption.undone_by(watch.end), composing:
+        try:
+            if plan.objective is not None:
+                _search(asked.config_name, [*words, _named_by_what_varies(plan)], Job(root, plan.objective, retry=plan.retry, quiet=plan.launcher != "basic"))
+            elif members:
+                _launch(asked.config_name, words, Job(root, retry=plan.retry), members)
+        except KeyboardInterrupt:
+            code = 128 + came[0]
+            if plan.launcher == "submitit_slurm":
+                print("easgd: jobs that SLURM has queued or that run on other machines go on; scancel ends them.", file=sys.stderr, flush=True)
+        except Exception as e:
+            code = 1
+            print(f"easgd: {by(plan)}: {_reason(e)}", file=sys.stderr, flush=True)
+    return watch.said, code
+
+
+def by(plan: Plan) -> str:
+    """The plugins that a plan is left to, as they are asked for."""
+    return " ".join(f"hydra/{part}={option}" for part, option in (("launcher", plan.launcher), ("sweeper", plan.sweeper)) if option != "basic")
+
+
+def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
+    """Says which job of this sweep has the smallest value, earlier starts' among them; returns it for sweep.json, None where none has one."""
+    told = {name: standing.read(plan.root, name) for name in standing.names(plan.root)}
+    measured = {name: said["value"] for name, said in told.items() if said.get("objective") == str(objective) and "value" in said}
+    if not measured:
+        print("No run has a value to choose by.", flush=True)
+        return None
+    name = min(measured, key=lambda name: measured[name])
+    path = Path(told[name]["path"])
+    errors = objective.errors(path)
+    others = [f"{of} {error:.2f} %" for of, error in errors.items() if objective.what == "seconds_to_error" or of not in str(objective)]
+    print(f"The best of {len(measured)} by {objective}:")
+    print("  " + " ".join(o for o in rundir.overrides_of(path) if o.partition("=")[0] in plan.varying))
+    print("  " + "; at that evaluation ".join([objective.shown(measured[name]), *([", ".join(others)] if others else [])]))
+    print(f"  {os.path.relpath(path)}", flush=True)
+    return {"job": name, "objective": str(objective), "value": measured[name], "errors": errors}
+
+
+def _launch(config_name: str, words: list[str], job: Job, members: Sequence[Member]) -> None:
+    """Hands all of them to the launcher that `words` choose, as a sweeper of Hydra's does, but for what it makes of the values."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    config = hydra.compose_config(config_name, words, RunMode.MULTIRUN)
+    callbacks = Callbacks(config)
+    callbacks.on_multirun_start(config=config, config_name=config_name)
+    launcher = Plugins.instance().instantiate_launcher(HydraContext(hydra.config_loader, callbacks), job, config)
+    launcher.launch([[*running.own(m.overrides), f"hydra.sweep.subdir={arguments.quote(m.name)}"] for m in members], initial_job_idx=0)
+    callbacks.on_multirun_end(config=config, config_name=config_name)
+
+
+def _search(config_name: str, words: list[str], job: Job) -> None:
+    """Has the sweeper that `words` choose draw jobs and learn what came of them."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    sweeper = hydra.compose_config(config_name, words, RunMode.MULTIRUN).hydra.sweeper
+    if "max_failure_rate" in sweeper and not any(w.startswith("hydra.sweeper.max_failure_rate=") for w in words):
+        words = [*words, "hydra.sweeper.max_failure_rate=1"]  # a run that failed is a failed trial and ends no search
+    if not sweeper.get("storage") and "seed" in (sweeper.get("sampler") or {}) and sweeper.sampler.seed is None:
+        words = [*words, "hydra.sweeper.sampler.seed=0"]  # the same command draws the same values, finds its runs again and goes on
+    hydra.multirun(config_name, job, words, with_log_configuration=False)
+
+
+def _named_by_what_varies(plan: Plan) -> str:
+    fixed = ",".join(f'"{key}"' for key in plan.fixed)
+    return "hydra.sweep.subdir=" + arguments.quote(f'${{named_by:"",${{hydra.overrides.task}},[{fixed}]}}')
+
+
+def _reason(e: BaseException) -> str:
+    """The first line of what was wrong in the first place."""
+    while (earlier := e.__cause__ or e.__context__) is not None:
+        e = earlier
+    return f"{type(e).__name__}: {(str(e).strip().splitlines() or ['no more is known'])[0]}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra calls for each job, perhaps in a thread, in another library's process or on another machine.
+
+    Neither signals nor multiprocessing are there as a launcher of runs needs them, so the run has a process of its own.
+    With an `objective` it returns the value of that and raises RunError where the run failed, as sweepers have it; without,
+    nothing. `retry`: also a run that failed before. `quiet`: what it prints goes to logs/NAME.log of the sweep in `root`.
+    """
+
+    root: Path
+    objective: Objective | None = None
+    retry: bool = False
+    quiet: bool = True
+
+    def __call__(self, _: DictConfig) -> float | None:
+        info = HydraConfig.get()
+        name = rundir.clean(str(info.sweep.subdir)) or "default"
+        with suppress(OSError):
+            Path(info.runtime.output_dir).rmdir()  # Hydra has made it; the run makes its own, or goes on in the one it had
+        words = ["--config-name", str(info.job.config_name), *info.overrides.task, *(["retry=true"] if self.retry else [])]
+        if info.searchpath:
+            words.append(f"hydra.searchpath=[{','.join(arguments.quote(p) for p in info.searchpath)}]")
+        said = self._run(name, words, info.runtime.cwd)
+        if self.objective is None:
+            return None
+        if said["status"] not in MEASURED:
+            raise RunError(f"{name}: {said['status']}: {said.get('reason', 'no reason is known')}")
+        try:
+            value = self.objective.value(Path(said["path"]))
+        except RunError as e:
+            standing.write(self.root, name, "failed", reason=str(e))
+            raise
+        standing.write(self.root, name, **said | {"objective": str(self.objective), "value": value if math.isfinite(value) else None})
+        return value
+
+    def _run(self, name: str, words: list[str], cwd: str) -> dict[str, Any]:
+        """Runs it and returns what it said last."""
+        log = standing.log(self.root, name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log if self.quiet else os.devnull, "ab") as out:  # a job may be queued again
+            process = subprocess.Popen(
+                [sys.executable, "-m", "easgd_cli.commands.job", str(self.root), name, *words],
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out if self.quiet else None,
+                stderr=subprocess.STDOUT if self.quiet else None,
+                start_new_session=True,  # a terminal's Ctrl-C comes to the sweep, which passes it on once
+            )
+            try:
+                code = process.wait()
+            except BaseException:  # a signal, or what a scheduler's has become: it saves what it has
+                process.terminate()
+                process.wait()
+                raise
+        said = standing.read(self.root, name)
+        if said.get("status") == "running":  # it had no time to say how it ended
+            reason = f"its process was killed by signal {-code}" if code < 0 else packing.said_last(log) if self.quiet else None
+            standing.write(self.root, name, "interrupted" if code in _INTERRUPTED else "failed", reason=reason)
+            said = standing.read(self.root, name)
+        return said

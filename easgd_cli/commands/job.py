@@ -1,0 +1,57 @@
+"""`python -m easgd_cli.commands.job ROOT NAME WORDS`: one job of the sweep in ROOT, in a process of its own, whoever has started it.
+
+It says how it stands in logs/NAME.json (standing.py) and ends with the exit status of the run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from easgd_cli import interruption
+from easgd_cli.commands import arguments, compose, placing, plan, running, standing, sweep
+from easgd_cli.errors import RunError, UsageError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the job, goes on with it, or finds that it has ended; returns the exit status."""
+    root, name, words = Path(argv[0]), argv[1], argv[2:]
+    _live_with_parent()
+    standing.write(root, name, "running", pid=os.getpid())
+    try:
+        with interruption.ending_the_process():
+            asked = arguments.parse(words)
+            arguments.parse_overrides(asked.overrides)
+            with compose.composing(asked.config_name) as composed:
+                given = composed(asked.overrides).settings
+            settings = plan.apart(given)
+            running.checked(settings)
+            own = [o for o in asked.overrides if o.partition("=")[0] not in plan.OF_SWEEPS]
+            member = plan.Member(own, name, settings, None, 0)
+            place = placing.place(root / name, settings, given.retry)
+            row, code = (sweep.over(member, place), int(place.standing == placing.FAILED)) if place.over else sweep.run_one(member, place, asked)
+    except (UsageError, RunError) as e:
+        print(f"easgd: {e}", file=sys.stderr)
+        standing.write(root, name, "failed", reason=str(e))
+        return 2 if isinstance(e, UsageError) else 1
+    standing.write(root, name, row.status, reason=row.why, path=str(row.path) if row.path else None)
+    return code
+
+
+def _live_with_parent() -> None:
+    """Ends this job, with a checkpoint, when what has started it is killed; and ignores what only that is to be told.
+
+    SLURM sends a job's time running out, or its preemption, as SIGUSR2 to every process of it. submitit, which has started
+    this one, reacts; unheeded, the signal would kill the workers.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

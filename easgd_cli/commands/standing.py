@@ -1,0 +1,118 @@
+"""How a job stands that another program has started, perhaps on another machine: logs/NAME.json in its sweep's directory.
+
+Every job writes its own file, whole, and the sweep's process reads them: nothing is shared that two could write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.scratch import put
+
+_LOOK_SECONDS = 0.25
+_PATIENCE_SECONDS = 60.0  # for a job that was asked to end to save what it has
+
+
+def log(root: Path, name: str) -> Path:
+    """What a job prints."""
+    return root / "logs" / f"{name}.log"
+
+
+def write(root: Path, name: str, status: str, **facts: Any) -> None:
+    """Says how job `name` stands now. Raises OSError."""
+    content = {"status": status, "host": platform.node()} | {key: value for key, value in facts.items() if value is not None}
+    (root / "logs").mkdir(parents=True, exist_ok=True)
+    put(_file(root, name), lambda beside: beside.write_text(json.dumps(content) + "\n", encoding="utf-8"))
+
+
+def read(root: Path, name: str) -> dict[str, Any]:
+    """What job `name` has said last; nothing where there is nothing."""
+    try:
+        content = json.loads(_file(root, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def names(root: Path) -> list[str]:
+    """The jobs that have ever said something, the last to have done so last."""
+    return [path.stem for path in sorted((root / "logs").glob("*.json"), key=_changed)]
+
+
+class Watch:
+    """Tells of every job that has something new to say, until it ends. `said`: what each has said last since it began."""
+
+    def __init__(self, root: Path, tell: Callable[[str, dict[str, Any]], None]):
+        self.said: dict[str, dict[str, Any]] = {}
+        self._root, self._tell = root, tell
+        self._seen = {name: _changed(_file(root, name)) for name in names(root)}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Looks every moment in a thread, since this one is in the hands of another program, and once more at the end."""
+        over = threading.Event()
+
+        def look_on() -> None:
+            while not over.wait(_LOOK_SECONDS):
+                self._look()
+
+        thread = threading.Thread(target=look_on, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self._look()
+            for name, said in self.said.items():
+                if said["status"] == "running" and said["host"] == platform.node() and not _runs_here(said):  # killed
+                    self.said[name] = said | {"status": "interrupted"}
+                    self._tell(name, self.said[name])
+
+    def end(self) -> None:
+        """Asks the jobs that run on this machine to end, as SIGTERM does, and waits until they have."""
+        pids = {name: said["pid"] for name in names(self._root) if _runs_here(said := read(self._root, name))}
+        for pid in pids.values():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < patience and any(_runs_here(read(self._root, name)) for name in pids):
+            time.sleep(_LOOK_SECONDS)
+
+    def _look(self) -> None:
+        for name in names(self._root):
+            changed = _changed(_file(self._root, name))
+            if changed != self._seen.get(name) and (said := read(self._root, name)):
+                self._seen[name] = changed
+                self.said[name] = said
+                self._tell(name, said)
+
+
+def _file(root: Path, name: str) -> Path:
+    return root / "logs" / f"{name}.json"
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _runs_here(said: dict[str, Any]) -> bool:
+    if said.get("status") != "running" or said.get("host") != platform.node():
+        return False
+    try:
+        os.kill(said["pid"], 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,253 @@
+"""Sweeps through Hydra's plugins: what is refused, what a search minimises, and real jobs in the hands of launchers and sweepers.
+
+Hydra's own basic launcher and sweeper under other names stand for plugins, so that no test but the last two needs one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Said
+
+from easgd_cli import build
+from easgd_cli.commands import configs, objective, plugins, standing
+from easgd_cli.commands.objective import Objective
+from easgd_cli.config import NO_AVERAGE, Settings
+from easgd_cli.errors import RunError, UsageError
+
+ON_DIGITS = Settings(eta=0.1, dataset={"name": "digits", "validation": 200})
+QUICK = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=40"]
+NOTING = """
+from easgd_cli.launcher.job import Outcome
+
+class Noting:
+    def begin(self): pass
+
+    def __call__(self, job, prepared):
+        with open(job.run_dir.parent / "ran", "a") as f:
+            f.write(f"{job.run_dir.name}\\n")
+        status = "completed" if job.settings.tau > 3 else "failed"
+        (job.run_dir / "summary.json").write_text(f'{{"status": "{status}"}}')
+        return Outcome(status, int(status == "failed"), {}, None if status == "completed" else "tau is too short")
+"""
+
+
+@pytest.fixture
+def elsewhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of configurations with Hydra's basic launcher and sweeper as `mine`, for jobs that find this package."""
+    monkeypatch.setenv("PYTHONPATH", str(configs.directory().parent))
+    for part, target, rest in (
+        ("launcher", "basic_launcher.BasicLauncher", ""),
+        ("sweeper", "basic_sweeper.BasicSweeper", "max_batch_size: null\nparams: null\n"),
+    ):
+        (here / "own/hydra" / part).mkdir(parents=True)
+        (here / "own/hydra" / part / "mine.yaml").write_text(f"_target_: hydra._internal.core_plugins.{target}\n{rest}")
+    (here / "own/launcher").mkdir()
+    (here / "own/launcher/noting.yaml").write_text("name: noting\ntarget: noting:Noting\n")
+    (here / "noting.py").write_text(NOTING)
+    return here
+
+
+def left(path: Path, errors: list[float], status: str = "completed", average: str = "none") -> Path:
+    """The record of a run with these held-out errors, one at each second; test errors are higher by 1."""
+    path.mkdir(parents=True)
+    config = {"workers": 2, "steps": 10, "average": NO_AVERAGE | {"name": average}, "launcher": {"name": "local"}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "summary.json").write_text(json.dumps({"status": status}))
+    rows = [
+        {
+            "seconds": float(i),
+            "step": i,
+            "exchanges": i,
+            "party": party,
+            "train_loss": e / 100 + worse,
+            "validation_error": e + worse,
+            "test_error": e + 1 + worse,
+        }
+        for i, e in enumerate(errors)
+        for party, worse in (("center", 0), ("average", 5))
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "errors"),
+    [
+        (None, 3.0, (3, 4)),
+        ("best_error", 3.0, (3, 4)),
+        ("test:best_error", 4.0, (3, 4)),
+        ("final_error", 6.0, (6, 7)),
+        ("test:final_error", 7.0, (6, 7)),
+        ("seconds_to_error:8", 1.0, (8, 9)),
+        ("test:seconds_to_error:8", 2.0, (3, 4)),
+        ("seconds_to_error:2.5", math.inf, ()),
+        ("train_loss", 0.06, (6, 7)),
+    ],
+)
+def test_the_value_of_a_run_is_that_of_its_record(text: str | None, value: float, errors: tuple[float, ...], tmp_path: Path) -> None:
+    asked = objective.of(replace(ON_DIGITS, objective=text))
+    run = left(tmp_path / "run", [90.0, 8.0, 3.0, 6.0])
+    assert asked.value(run) == pytest.approx(value)
+    assert asked.errors(run) == dict(zip(("held-out error", "test error"), map(float, errors), strict=False))
+    assert asked.value(left(tmp_path / "diverged", [90.0, 1.0], status="diverged")) == math.inf
+
+
+def test_where_an_average_is_kept_it_is_judged(tmp_path: Path) -> None:
+    assert Objective("best_error").value(left(tmp_path / "run", [90.0, 3.0], average="polyak")) == 8.0
+
+
+def test_a_run_without_what_is_asked_for_is_no_trial(tmp_path: Path) -> None:
+    run = left(tmp_path / "run", [])
+    (run / "metrics.jsonl").write_text('{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "center", "train_loss": 1.0}\n')
+    with pytest.raises(RunError, match="no evaluation has a validation_error"):
+        Objective("best_error").value(run)
+    assert Objective("train_loss").value(run) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text", ["best", "error", "seconds_to_error", "seconds_to_error:x", "seconds_to_error:1.2.3", "test:train_loss", "validation:best_error"]
+)
+def test_an_objective_is_one_of_a_few(text: str) -> None:
+    with pytest.raises(UsageError, match=f"objective={text}: is best_error, final_error"):
+        objective.of(replace(ON_DIGITS, objective=text))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("hydra/sweeper=mine eta=0.1,0.2", "dataset.validation=0: a search chooses settings by images held out of training"),
+        ("hydra/sweeper=mine eta=0.1,0.2 objective=best", "objective=best: is best_error, final_error"),
+        ("hydra/sweeper=mine eta=0.1,0.2 problem=quadratic objective=best_error", "problem=quadratic classifies no images"),
+        ("hydra/sweeper=mine eta=interval(-1,0.1) objective=test:best_error", "eta=-1.0: a learning rate is not negative"),
+        ("hydra/sweeper=mine tau=4 algo=easgd,mdownpuor objective=test:best_error", "did you mean mdownpour?"),
+        ("hydra/sweeper=mine eta=0.1 hydra.sweeper.direction=maximize", "hydra.sweeper.direction=maximize: every objective= is to be small"),
+        ("eta=0.1,0.2 objective=best_error", "objective=best_error: is what a search minimises; add hydra/sweeper=optuna"),
+        ("hydra/launcher=mine eta=0.1,0.2 jobs=2", "jobs=2: is for jobs that easgd runs itself"),
+        ("hydra/launcher=mine eta=0.1,0.2 hydra.sweep.subdir=x", "hydra.sweep.subdir=x: runs of a sweep are named by the values"),
+        ("hydra/launcher=mine eta=-1,0.2", "eta=-1.0: a learning rate is not negative"),
+        ("hydra/launcher=myne eta=0.1,0.2", "hydra/launcher=myne: there is no such hydra/launcher; did you mean mine?"),
+    ],
+)
+def test_a_mistake_has_its_sentence_before_anything_is_made(
+    words: str, sentence: str, elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "prepare", lambda settings: None)
+    said = easgd("train", "-m", "-cd", "own", *words.split())
+    assert said.status == 2
+    assert sentence in said.err
+    assert not (elsewhere / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"), [("hydra/launcher=joblib", "joblib"), ("hydra/launcher=submitit_local", "slurm"), ("hydra/sweeper=optuna", "optuna")]
+)
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra(words: str, extra: str, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_installed", lambda module: False)
+    said = easgd("train", "-m", "eta=interval(0.1,1)", words)
+    assert said.status == 2
+    assert said.err == f"easgd: {words}: needs a plugin of Hydra's that is not installed; install it with pip install 'easgd[{extra}]'.\n"
+
+
+def test_slurm_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_installed", lambda module: True)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match="there is no sbatch on this machine"):
+        plugins.check("submitit_slurm", "basic")
+    plugins.check("submitit_local", "optuna")
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_a_launcher_gets_the_jobs_that_can_run_and_have_not_ended(elsewhere: Path, easgd: Callable[..., Said]) -> None:
+    words = ["train", "-m", "-cd", "own", "launcher=noting", "hydra/launcher=mine", "hydra.sweep.dir=swept", "algo=easgd,mdownpour"]
+    said = easgd(*words, "tau=3,4")
+    root = elsewhere / "swept"
+    assert said.status == 1
+    assert "left out: launcher=noting algo=mdownpour tau=3. tau=3: MDOWNPOUR" in said.err
+    assert "algo=easgd,tau=3: failed: tau is too short" in said.out
+    assert (root / "ran").read_text().splitlines() == ["algo=easgd,tau=3", "algo=easgd,tau=4"]
+    jobs = json.loads((root / "sweep.json").read_text())["jobs"]
+    assert {name: job["status"] for name, job in jobs.items()} == {"algo=easgd,tau=3": "failed", "algo=easgd,tau=4": "completed"}
+    said = easgd(*words, "tau=4,5")  # as without a launcher, the same sweep with one more value
+    assert (said.status, said.out.count("already done")) == (0, 1)
+    assert (root / "ran").read_text().splitlines()[2:] == ["algo=easgd,tau=5"]
+
+
+def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere: Path, easgd: Callable[..., Said]) -> None:
+    said = easgd("train", "-m", "-cd", "own", "hydra/sweeper=mine", "sweep=search", "eta=0.05,0.5,5", *QUICK)
+    assert said.status == 0, said.err
+    root = elsewhere / "runs/sweeps/search"
+    losses = {path.parent.name: json.loads(path.read_text())["center"]["train_loss"] for path in root.glob("*/summary.json")}
+    assert set(losses) == {"eta=0.05", "eta=0.5", "eta=5"}
+    told = json.loads((root / "sweep.json").read_text())
+    best = min(losses, key=lambda name: losses[name])
+    assert told["best"] == {"job": best, "objective": "train loss at the end", "value": losses[best], "errors": {}}
+    assert told["jobs"][best] == {"status": "completed", "value": losses[best]}
+    assert f"  {best}\n  train loss at the end {losses[best]:.4g}\n  runs/sweeps/search/{best}\n" in said.out
+
+
+def test_a_terminated_sweep_ends_its_jobs_which_leave_checkpoints(elsewhere: Path) -> None:
+    words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=long", "seed=0,1", *QUICK[:-1], "steps=100000000", "eval.every=1000000 steps"]
+    sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
+    root = elsewhere / "runs/sweeps/long"
+    for _ in range(1200):
+        if (root / "seed=0/metrics.jsonl").exists():
+            break
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGTERM)
+    out, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143
+    assert any((root / "seed=0/checkpoint").iterdir())
+    assert standing.read(root, "seed=0")["status"] == "interrupted"
+    assert not (root / "seed=1").exists()
+    assert "seed=1  not started" in out
+    assert "To go on with it, give the same command again." in out
+
+
+def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(configs.directory().parent)}
+    return subprocess.run([sys.executable, "-m", "easgd_cli", "train", *words], cwd=here, env=environment, capture_output=True, text=True, timeout=110)
+
+
+def test_optuna_searches_through_joblib_and_finds_its_runs_again(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", "hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep=search", "eta=tag(log,interval(0.05,0.5))", *QUICK]
+    said = run(tmp_path, *words, "hydra.sweeper.n_trials=1")
+    assert said.returncode == 0, said.stderr
+    root = tmp_path / "runs/sweeps/search"
+    first = values(root)
+    assert len(first) == 1
+    result = yaml.safe_load((root / "optimization_results.yaml").read_text())
+    assert result["best_value"] == min(first.values())
+    when = {name: (root / name / "summary.json").stat().st_mtime_ns for name in first}
+    said = run(tmp_path, *words, "hydra.sweeper.n_trials=2")  # draws the first again, then another
+    assert said.returncode == 0, said.stderr
+    assert len(values(root)) == 2
+    assert {name: (root / name / "summary.json").stat().st_mtime_ns for name in first} == when
+
+
+def values(root: Path) -> dict[str, Any]:
+    return {name: job["value"] for name, job in json.loads((root / "sweep.json").read_text())["jobs"].items()}
+
+
+def test_submitit_runs_jobs_in_processes_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    said = run(tmp_path, "-m", "hydra/launcher=submitit_local", "sweep=handed", "seed=0", *QUICK)
+    assert said.returncode == 0, said.stderr
+    root = tmp_path / "runs/sweeps/handed"
+    [job] = json.loads((root / "sweep.json").read_text())["jobs"].items()
+    assert job[1] == {"status": "completed"}
+    assert "completed" in standing.log(root, job[0]).read_text()
