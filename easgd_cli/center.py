@@ -27,7 +27,7 @@ class Center:
         x = self.vectors["x"]
         block = BLOCK if x.device.type == "cpu" else max(1, self.size)  # a GPU takes a call a block, and those cost more than what its cache saves
         self._slices = [slice(at, min(at + block, self.size)) for at in range(0, self.size, block)]
-        self._mean = torch.empty(min(block, self.size), dtype=x.dtype, device=x.device)  # of a round's messages, a block at a time
+        self._mean = torch.empty(min(block, self.size) if method.gathers == "round" else 0, dtype=x.dtype, device=x.device)  # of a round's messages
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
 
     def lend(self, message: Tensor, reply: Tensor) -> Lent:

@@ -15,6 +15,7 @@ from easgd_cli import build
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
 from easgd_cli.data.dataset import Dataset
+from easgd_cli.devices import deal_devices
 from easgd_cli.memory import SharedTensors
 from easgd_cli.snapshot import EVALUATED
 
@@ -37,7 +38,8 @@ class Evaluator:
         os.nice(_NICE)
         torch.set_num_threads(start.threads)
         s = start.settings
-        self._channel, self._device = channel, torch.device(s.eval.device)
+        [device] = deal_devices(s.eval.device, 1, "eval.device")
+        self._channel, self._device = channel, torch.device(device)
         self._problem = build.problem(s, start.images, self._device)
 
     def run(self, began: float) -> None:

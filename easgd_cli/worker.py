@@ -51,6 +51,7 @@ class WorkerStart:
     exchanges: int = 0
     meter: dict[str, Any] | None = None
     pace: Sequence[float] | None = None
+    center_device: str = "cpu"  # where the master has the center
     trace: Path | None = None  # where a profile of its steps is to be written
 
 
@@ -141,7 +142,7 @@ class WorkerLoop:
         """Where its vectors lie if not in the shared memory."""
         if self._device.type == "cpu":
             return None
-        if self._method.center and self._start.settings.center_device != "cpu":
+        if self._method.center and self._start.center_device != "cpu":
             return Handed(self._start.link, self._device)
         return Staging(self._start.link.memory.tensors, self._device)
 

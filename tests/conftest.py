@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,12 @@ from easgd_cli.config import Settings
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.snapshot import Moment
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Shows the tests no GPU, unless those that need one are asked for (-m cuda): the others hold runs against the CPU's bits."""
+    if "cuda" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @dataclass

@@ -16,7 +16,7 @@ LAYERS = [
     {"launcher", "bench", "report", "theory", "rundir"},
     {"worker", "master", "evaluator", "record", "trace"},
     {"drive", "transport", "problem", "problems", "checkpoint", "snapshot", "meter", "stopwatch", "build"},
-    {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "randomness"}
+    {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "precision", "randomness"}
     | {"interruption", "scratch", "picture"},
 ]
 ONLY_IN = {

@@ -1,8 +1,9 @@
-"""What is the same on a GPU as on a CPU, and runs whose workers compute there. Skipped without a CUDA device."""
+"""What is the same on a GPU as on a CPU, and runs whose workers compute there: pytest -m cuda. Skipped without a CUDA device."""
 
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,17 @@ from typing import Any
 import pytest
 import torch
 from test_runs import run, saved_center, settings
+from test_transport import serve
 
 from easgd_cli import build, drive
+from easgd_cli.algorithms.base import Worker
+from easgd_cli.center import Center
 from easgd_cli.config import Eval, Settings
 from easgd_cli.data.images import Images
+from easgd_cli.meter import Tally
+from easgd_cli.stopwatch import Timed
+from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
+from easgd_cli.transport.staging import Staging
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine shows no CUDA device")]
 
@@ -89,7 +97,7 @@ def test_two_workers_exchange_with_a_center_on_the_device(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour", "msgd"])
 def test_no_step_waits_for_the_device_but_for_its_message(algo: str) -> None:
-    """Torch raises where the host would wait for a stream, as for a copy from memory that is not pinned, or for a number."""
+    """Torch raises where it makes the host wait for a stream, as for a number, or a copy of which nobody has said that it need not block."""
     s = settings(algo, workers=1, device="cuda:0", clip=1.0, l2=1e-4)
     s.dataset = {"name": "synthetic", "target": "easgd_cli.data.synthetic:synthetic", "train": 200, "test": 20, "crop": 28, "mean": [0.5] * 3, "std": [0.2] * 3}
     s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
@@ -103,6 +111,39 @@ def test_no_step_waits_for_the_device_but_for_its_message(algo: str) -> None:
             hand.step(0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("algo", ["easgd", "downpour"])
+def test_a_staged_exchange_is_what_the_host_makes_of_it_and_no_step_waits_for_more(algo: str) -> None:
+    """A worker's own session and clock against a master in a thread, with torch raising as above."""
+    s = settings(algo, workers=1, device="cuda:0", tau=1)
+    method, problem = build.method(s), build.problem(s, build.data(s), CUDA)
+    start = problem.start()
+    link = Link.new(0, method, start.numel(), start.dtype)
+    link.memory["x"].copy_(start)
+    center = Center(method, {name: torch.zeros_like(start, device="cpu") for name in method.center})
+    center.vectors["x"].copy_(start)
+    expected = drive.ByHand(method, build.problem(s, build.data(s), torch.device("cpu")), start=start.cpu(), workers=1, tau=1, schedule=build.schedule(s, 20))
+    thread = threading.Thread(target=serve, args=(center, SharedMasterEnd([link.for_master()], center), []))
+    thread.start()
+    session = SharedWorkerEnd(link.for_worker(), Staging(link.memory.tensors, CUDA))
+    assert link.memory["x"].is_pinned() and link.memory["reply"].is_pinned()
+    w, tally = Worker(session.vectors, 1, build.schedule(s, 20), 0, 0), Tally()
+    timed = Timed(problem, session, tally, CUDA)
+    drive.take_step(method, w, timed, timed)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            drive.take_step(method, w, timed, timed)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    timed.settle()
+    session.close(w.t)
+    thread.join(10)
+    for _ in range(6):
+        expected.step(0)
+    torch.testing.assert_close(center.vectors["x"], expected.vectors()["x"], rtol=1e-3, atol=1e-4)
+    assert tally.seconds_compute > 0 and tally.seconds_communication > 0
 
 
 def test_the_seconds_of_a_worker_are_the_devices_and_add_up(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ def _exchange_over_bus(method: Method, name: str, size: int, device: torch.devic
 def _against_copy(what: str, work: Callable[[], None], streams: int, size: int, windows: int, target: float, device: torch.device = _HOST) -> Row:
     shared = SharedTensors.of({"from": torch.rand(size), "to": torch.rand(size)})
     source, copied = (shared[name].to(device) for name in ("from", "to"))
-    seconds, wait = 0.3 if size > 1_000_000 else 0.1, torch.get_device_module(device).synchronize
+    seconds, wait = 0.3 if size > 1_000_000 else 0.1, partial(torch.get_device_module(device).synchronize, device)
 
     def done() -> None:
         work()

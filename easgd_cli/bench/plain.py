@@ -19,6 +19,7 @@ from easgd_cli.data.dataset import Dataset
 from easgd_cli.devices import deal_devices, worker_threads
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.children import Child, PartyMaker
+from easgd_cli.precision import autocast, use_tf32
 from easgd_cli.problems.images import Batches
 from easgd_cli.scratch import scratch_directory
 
@@ -44,6 +45,8 @@ class Loop:
         s = start.settings
         self._start, self._net, self._channel = start, net, channel
         self._device = torch.device(start.device)
+        use_tf32(self._device, s.precision == "tf32")
+        self._autocast = autocast(self._device, s.precision)
         self._images = start.images.training_on(self._device)
         self._optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=s.delta, nesterov=s.delta > 0, weight_decay=s.l2)
         self._batches = Batches(start.images.count("train"), s.batch_size, s.seed)
@@ -60,7 +63,9 @@ class Loop:
         for t in range(first, last):
             inputs, labels = self._images.begin(self._batches.indices(self._start.worker, t), self._generator, torch.float32)()
             self._optimizer.zero_grad()
-            F.cross_entropy(self._net(inputs), labels).backward()
+            with self._autocast:
+                outputs = self._net(inputs)
+            F.cross_entropy(outputs.float(), labels).backward()
             self._optimizer.step()
             self._channel.receive()  # a microsecond; without it the loop would outlive a launcher that was killed
         if self._device.type == "cuda":

@@ -119,6 +119,7 @@ class Run:
         self._elapsed = resumed.owner.moment.seconds if resumed else 0.0
         images = prepared.images.share() if prepared.images is not None else None
         devices = deal_devices(s.device, s.workers)
+        [self._center_device] = deal_devices(s.center_device, 1, "center_device")
         self._threads = worker_threads(s)
         own = Interval.parse("eval.every", s.eval.every)
         keeps_average = self._sequential and prepared.average is not None
@@ -160,7 +161,7 @@ class Run:
             start.exchanges, start.meter = state.exchanges, state.tally
         elif self._resumed is not None:
             start.t = self._resumed.owner.moment.clocks[link.worker]
-        start.pace = self._eval_pace()
+        start.pace, start.center_device = self._eval_pace(), self._center_device
         name = f"worker_{link.worker:02d}"
         if link.worker == 0 and self._resumed is None:  # a run that goes on has its trace
             start.trace = (self._job.run_dir / "logs" / f"trace_{name}.json").absolute()
@@ -185,7 +186,7 @@ class Run:
         names = (*self._method.center, *(("average",) if self._prepared.average is not None else ()))
         center = SharedTensors.allocate({name: ((self._prepared.size,), self._prepared.dtype) for name in names})
         start = MasterStart(self._method, self._prepared.average, center, [link.for_master() for link in links], interval)
-        [start.device] = deal_devices(self._settings.center_device, 1, "center_device")
+        start.device = self._center_device
         for name, v in (self._start() if self._resumed is None else self._resumed.owner.vectors).items():
             center[name].copy_(v)
         if self._resumed is not None:

@@ -7,7 +7,6 @@ gives the same bits, whatever happened in between.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from easgd_cli.data.dataset import Batch, Dataset, Split
 from easgd_cli.flat import Flat
+from easgd_cli.precision import autocast, use_tf32
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
 
 _EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
@@ -84,7 +84,7 @@ class ImageProblem:
         # Bound to one vector after another it stays one graph: a parameter's address is no part of what is compiled.
         self._differentiated = torch.compile(model) if compile else model
         self._tf32 = precision == "tf32"
-        self._autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        self._autocast = autocast(device, precision)
         self._top5 = images.num_classes >= _MANY_CLASSES if top5 is None else top5
         self._images = images.training_on(self.device)
         self._batches = Batches(images.count("train"), batch_size, seed)
@@ -136,7 +136,7 @@ class ImageProblem:
         self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
         if not self._model.training:
             self._model.train()
-        self._multiply(self._tf32)
+        use_tf32(self.device, self._tf32)
         with self._autocast:
             outputs = self._differentiated(self._inputs)
         loss = F.cross_entropy(outputs.to(self.dtype), self._labels, label_smoothing=self._label_smoothing)
@@ -184,7 +184,7 @@ class ImageProblem:
             self._snapshot = torch.empty_like(x)
         self._snapshot.copy_(x)
         self.flat.bind(self._snapshot)
-        self._multiply(tf32=False)
+        use_tf32(self.device, False)
         self._model.eval()
         if not self._normalised:
             return
@@ -199,11 +199,6 @@ class ImageProblem:
         for layer, momentum in zip(self._normalised, momenta, strict=True):
             layer.momentum = momentum
         self._model.eval()
-
-    def _multiply(self, tf32: bool) -> None:
-        """On CUDA: whether products of float32 are rounded to tf32. Torch's own default is mixed: yes in convolutions, no in matrices."""
-        if self.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
     @torch.no_grad()
     def _measure(self, split: Split, indices: Tensor | None = None) -> dict[str, float]:

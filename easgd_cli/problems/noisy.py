@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from easgd_cli.data.conversion import sent
 from easgd_cli.randomness import NOISE, key
 
 _SHOWN = 8  # coordinates of the center that an evaluation tells, where there are no more
@@ -61,7 +62,8 @@ class NoisyFunction(ABC):
         """Draws xi for that worker's step `t`."""
         if self._noise:
             self._generator.manual_seed(key(self._seed, NOISE, worker, t))
-            self._xi.copy_(torch.randn(self._xi.shape, dtype=torch.float64, generator=self._generator)).mul_(self._noise)
+            drawn = torch.randn(self._xi.shape, dtype=torch.float64, generator=self._generator)
+            self._xi.copy_(sent(drawn, self._xi.device)).mul_(self._noise)
 
     def gradient(self, x: Tensor) -> Tensor:
         """f'(x) - xi + l2 x [d] at `x` [d]; valid until the next call."""

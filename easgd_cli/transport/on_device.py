@@ -9,10 +9,13 @@ Not run on a GPU yet; the tests go through it with the shared memory of a CPU, w
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import torch
 import torch.multiprocessing  # teaches ForkingPickler to send where a tensor lies instead of what is in it
@@ -31,9 +34,21 @@ def hand_out(links: Sequence[Link], device: torch.device) -> dict[int, dict[str,
         assert link.master_socket is not None
         vectors = {name: torch.empty_like(v, device=device) for name, v in link.memory.tensors.items()}
         told = bytes(ForkingPickler.dumps(vectors))
-        link.master_socket.sendall(_LENGTH.pack(len(told)) + told)
+        with suppress(BrokenPipeError, ConnectionResetError):  # killed at its start: the first poll says LOST
+            link.master_socket.sendall(_LENGTH.pack(len(told)) + told)
         handed[link.worker] = vectors
+    if device.type == "cuda":
+        _unname()
     return handed
+
+
+def _unname() -> None:
+    """Torch counts who holds CUDA memory in a named file, and removes the name when all have given it back, which a killed process never does.
+
+    Its mapping stays as it is; processes that look for the name later find nothing, which torch lets pass.
+    """
+    for named in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):
+        named.unlink(missing_ok=True)
 
 
 class Handed:

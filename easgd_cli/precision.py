@@ -1,0 +1,18 @@
+"""How the arithmetic of a gradient is rounded: precision=fp32, tf32 on CUDA, bf16."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def use_tf32(device: torch.device, tf32: bool) -> None:
+    """On CUDA: whether products of float32 are rounded to tf32 from here on. Torch's own default is mixed: yes in convolutions, no in matrices."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """What a net's forward pass is in: torch's autocast for bf16, else nothing. It may be entered again and again."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
