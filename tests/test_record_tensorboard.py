@@ -90,6 +90,7 @@ def test_hyperparameters_and_texts(tmp_path: Path) -> None:
     experiment = metadata.parse_experiment_plugin_data(found.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
     assert {i.name for i in experiment.hparam_infos} == set(HPARAMS)  # others beside it may have
     assert not any(i.HasField("domain_discrete") for i in experiment.hparam_infos)
+    assert {i.name for i in experiment.hparam_infos if i.differs} == {"algo", "tau", "eta"}  # the table opens with them
     text = found.Tensors("command")[0].tensor_proto
     assert text.string_val == [b"    easgd train"] and [d.size for d in text.tensor_shape.dim] == [1]
 

@@ -29,9 +29,9 @@ Measures what RUN has saved, as the run itself measures: center patches, dropout
   average    the average of the center, from average.pt
   worker_00  a worker, from the newest checkpoint
 
-Settings are dataset=, dataset.*, eval.train_images and eval.device; the others are those of the run. RUN/config.yaml holds all of them,
-so configurations of your own that RUN was started with are not needed again; a net, data set, problem or method of your own (my_module:MyNet) is
-looked for in the working directory and among the installed packages, as when RUN was started.
+Settings are dataset=, dataset.*, eval.train_images and eval.device; the others are those of the run. RUN/config.yaml holds
+all of them, so configurations of your own that RUN was started with are not needed again. Code of your own (my_module:MyNet)
+is: it is looked for in the working directory and among the installed packages, as when RUN was started.
 
   --config-dir DIR  where dataset=NAME is looked for, too
   --json FILE       the figures, the classes' names and the confusion counts (row: the class, column: what it is taken for), as JSON

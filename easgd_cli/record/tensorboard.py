@@ -325,7 +325,7 @@ def _experiment(runs: Sequence[Mapping[str, Value]], domains: bool) -> Summary.V
     differing = {name: values for name, values in found.items() if len(set(values)) > 1}
     infos = []
     for name, values in ((differing or found) if domains else found).items():
-        info = api_pb2.HParamInfo(name=name, differs=name in differing)
+        info = api_pb2.HParamInfo(name=name, differs=name in (differing if domains else _FIRST))
         if values and all(isinstance(v, bool) for v in values):
             info.type = api_pb2.DATA_TYPE_BOOL
         elif all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
@@ -345,4 +345,6 @@ def _experiment(runs: Sequence[Mapping[str, Value]], domains: bool) -> Summary.V
     return _hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=content))
 
 
+# The settings with which the table opens where runs that belong to no sweep are looked at together: it shows five, those that differ first.
+_FIRST = ("algo", "dataset", "eta", "tau", "workers")
 _FIELDS = {api_pb2.DATA_TYPE_BOOL: "bool_value", api_pb2.DATA_TYPE_FLOAT64: "number_value", api_pb2.DATA_TYPE_STRING: "string_value"}
