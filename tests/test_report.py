@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import statistics
 import sys
 import xml.etree.ElementTree as ET
@@ -419,6 +420,8 @@ def test_the_page_is_well_formed_escapes_everything_and_needs_no_network(tmp_pat
     assert page.command([f"algo={evil}"]) in [code.text for code in html.iter("code")]
     assert [image.get("src", "")[:26] for image in html.iter("img")] == ["data:image/svg+xml;base64,"]
     assert {path.name for path in (root / "report").iterdir()} == {"report.html", "curves.png", "curves.svg"}
+    paths = [path.get("d", "") for path in ET.parse(root / "report/curves.svg").iter("{http://www.w3.org/2000/svg}path")]
+    assert any("." in path for path in paths) and not any(re.search(r"\.\d{3}", path) for path in paths)  # no finer than it can be seen
     assert "one: failed" in capsys.readouterr().out
 
 
