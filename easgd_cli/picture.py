@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK = "#0072B2", "#009E73", "#D55E00", "#CC7
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK)
 DIVERGENT = "0.82"  # grey: nothing finite there
 WIDTH = 7.0  # inches: across a page
+
+# Of an SVG's coordinates, in points of 1/72 inch: two decimals are finer than any printer, six are half of the file.
+_PATH = re.compile(r' d="[^"]*"')
+_FINER = re.compile(r"(\.\d\d)\d+")
 
 
 @contextmanager
@@ -37,6 +42,7 @@ def save(figure: Figure, path: Path) -> None:
     """As PNG or SVG, by the ending; the same picture gives the same bytes."""
     if path.suffix == ".svg":
         figure.savefig(path, metadata={"Date": None})
+        path.write_text(_PATH.sub(lambda drawn: _FINER.sub(r"\1", drawn[0]), path.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         figure.savefig(path, dpi=200, metadata={"Software": None})
 

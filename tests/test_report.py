@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import shutil
 import statistics
 import sys
@@ -242,6 +243,10 @@ def test_a_sentence_says_how_much_sooner_more_workers_are(tmp_path: Path) -> Non
         "workers=4 is there 1.4 times as late (1.1 to 1.7 between single runs), after 9.50 ± 0.71.",
     ]
     assert "How much sooner more workers are than workers=1 is not known" in said(tmp_path, levels=[5])[0]
+    for algo in ("sgd", "msgd", "asgd", "mvasgd"):
+        make(tmp_path / algo, [90, 0.5], algo=algo, workers=1)
+    assert compared(tmp_path).levels == [2, 1, 0.5]  # which no easgd reached: it is told of at the lowest that it did
+    assert [s for s in said(tmp_path) if s.startswith("To 10 % test error algo=easgd workers=1 takes 7.0")]
 
 
 def test_a_single_run_is_no_evidence_and_a_diverged_one_is_named(tmp_path: Path) -> None:
@@ -454,6 +459,8 @@ def test_the_page_is_well_formed_escapes_everything_and_needs_no_network(tmp_pat
     assert page.command([f"algo={evil}"]) in [code.text for code in html.iter("code")]
     assert [image.get("src", "")[:26] for image in html.iter("img")] == ["data:image/svg+xml;base64,"]
     assert {path.name for path in (root / "report").iterdir()} == {"report.html", "curves.png", "curves.svg"}
+    paths = [path.get("d", "") for path in ET.parse(root / "report/curves.svg").iter("{http://www.w3.org/2000/svg}path")]
+    assert any("." in path for path in paths) and not any(re.search(r"\.\d{3}", path) for path in paths)  # no finer than it can be seen
     assert "one: failed" in capsys.readouterr().out
 
 

@@ -79,13 +79,15 @@ class Configuration:
 @dataclass(frozen=True)
 class Comparison:
     """`metric`: what is judged, lower is better. `told_apart`: the settings that tell configurations apart, as few as do;
-    `also_differ`: the others that differ. `levels` of the metric, highest first, with how they were chosen."""
+    `also_differ`: the others that differ. `levels` of the metric, highest first, with how they were chosen, and `ladder`, lowest first: those that
+    could have been."""
 
     metric: str
     configurations: list[Configuration]
     told_apart: list[str]
     also_differ: list[str]
     levels: list[float]
+    ladder: list[float]
     levels_chosen: str | None
     baseline: Configuration | None
     baseline_chosen: bool
@@ -122,13 +124,14 @@ def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[flo
         those = sorted(those, key=lambda run: (order(run.settings.get("seed")), str(run.path)))
         ended = [run for run in those if run.status in ENDED]
         configurations.append(Configuration(values, label(values), those, ended or those))
-    chosen = None if levels else _levels(configurations, metric)
+    ladder = sorted(levels) or _ladder(configurations, metric)
+    chosen = None if levels else _levels(configurations, metric, ladder)
     base = _asked(baseline, configurations) if baseline is not None else _sequential(configurations)
     also = [key for key in differ if key not in told_apart and not key.endswith(".target")]
     told = None
     if chosen:
         told = "the lowest of 1, 2, 5, 10, 20, 50 and so on that at least half of the configurations reached"
-    return Comparison(metric, configurations, told_apart, also, sorted(levels or chosen or (), reverse=True), told, base, baseline is not None)
+    return Comparison(metric, configurations, told_apart, also, sorted(levels or chosen or (), reverse=True), ladder, told, base, baseline is not None)
 
 
 def label(values: dict[str, Any]) -> str:
@@ -169,17 +172,24 @@ def order(value: Any) -> tuple[int, float, str]:
     return (0, 0.0, "") if value is None else (1, float(value), "") if number else (2, 0.0, str(value))
 
 
-def _levels(configurations: Sequence[Configuration], metric: str) -> list[float]:
-    """The lowest of the series 1, 2, 5, 10 and so on that at least half of the configurations reached, and under which none began."""
-    best, starts = [], []
-    for c in configurations:
-        reached = [float(run.curve[metric][at]) for run in c.counted if (at := run.lowest(metric)) is not None]
-        best += [min(reached)] if reached else []
-        starts += [float(run.curve[metric][0]) for run in c.counted if len(run.finite(metric)) and run.finite(metric)[0]]
+def _ladder(configurations: Sequence[Configuration], metric: str) -> list[float]:
+    """Of the series 1, 2, 5, 10 and so on what some run reached and under which none began."""
+    starts = [float(run.curve[metric][0]) for c in configurations for run in c.counted if len(run.finite(metric)) and run.finite(metric)[0]]
+    reached = [best for c in configurations if (best := _best(c, metric)) is not None]
     if not starts or min(starts) <= 0:
         return []
-    series = (digit * 10.0**power for power in range(-12, 13) for digit in (1, 2, 5))
-    return [level for level in series if 2 * sum(b <= level for b in best) >= len(configurations) and level < min(starts)][:_LEVELS]
+    return [level for power in range(-12, 13) for digit in (1, 2, 5) if min(reached) <= (level := digit * 10.0**power) < min(starts)]
+
+
+def _levels(configurations: Sequence[Configuration], metric: str, ladder: Sequence[float]) -> list[float]:
+    """The lowest of them that at least half of the configurations reached."""
+    reached = [best for c in configurations if (best := _best(c, metric)) is not None]
+    return [level for level in ladder if 2 * sum(best <= level for best in reached) >= len(configurations)][:_LEVELS]
+
+
+def _best(c: Configuration, metric: str) -> float | None:
+    """The lowest value that one of its runs reached."""
+    return min((float(run.curve[metric][at]) for run in c.counted if (at := run.lowest(metric)) is not None), default=None)
 
 
 def _sequential(configurations: Sequence[Configuration]) -> Configuration | None:

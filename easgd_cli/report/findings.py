@@ -60,7 +60,7 @@ def _soonest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 def _with_more_workers(c: Comparison, those: Sequence[Configuration]) -> list[str]:
     """How much sooner more workers are at a level than the fewest, all else equal: at the lowest that the fewest and another reached."""
-    if "workers" not in c.told_apart or not c.levels:
+    if "workers" not in c.told_apart or not c.ladder:
         return []
     others = [key for key in c.told_apart if key != "workers"]
     groups = [sorted(group, key=lambda of: int(of.setting("workers"))) for group in _groups(those, others) if len(group) > 1]
@@ -69,7 +69,7 @@ def _with_more_workers(c: Comparison, those: Sequence[Configuration]) -> list[st
 
 def _sooner(c: Comparison, group: Sequence[Configuration]) -> str:
     fewest = _name(group[0])
-    for level in sorted(c.levels):
+    for level in c.ladder:
         there = _at(c, group, level)
         if len(there) > 1 and there[0][0] is group[0]:
             (_, base), *more = there
