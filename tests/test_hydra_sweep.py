@@ -133,6 +133,7 @@ def test_an_objective_is_one_of_a_few(text: str) -> None:
         ("hydra/sweeper=mine eta=0.1,0.2 problem=quadratic objective=best_error", "problem=quadratic classifies no images"),
         ("hydra/sweeper=mine eta=interval(-1,0.1) objective=test:best_error", "eta=-1.0: a learning rate is not negative"),
         ("hydra/sweeper=mine tau=4 algo=easgd,mdownpuor objective=test:best_error", "did you mean mdownpour?"),
+        ("hydra/sweeper=mine eta=0.1 objective=test:best_error", "hydra/sweeper=mine: there is nothing to draw"),
         ("hydra/sweeper=mine eta=0.1 hydra.sweeper.direction=maximize", "hydra.sweeper.direction=maximize: every objective= is to be small"),
         ("eta=0.1,0.2 objective=best_error", "objective=best_error: is what a search minimises; add hydra/sweeper=optuna"),
         ("hydra/launcher=mine eta=0.1,0.2 jobs=2", "jobs=2: is for jobs that easgd runs itself"),

@@ -54,6 +54,7 @@ def run(plan: Plan, members: Sequence[Member], asked: Arguments, tell: Callable[
                 _search(asked.config_name, [*words, _named_by_what_varies(plan)], Job(root, plan.objective, retry=plan.retry, quiet=plan.launcher != "basic"))
             elif members:
                 _launch(asked.config_name, words, Job(root, retry=plan.retry), members)
+            watch.settle(lambda said: said["status"] != "running" and (plan.objective is None or said["status"] not in MEASURED or "objective" in said))
         except KeyboardInterrupt:
             code = 128 + came[0]
             if plan.launcher == "submitit_slurm":
