@@ -74,8 +74,8 @@ class Watch:
             thread.join()
             self._look()
             for name, said in self.said.items():
-                if said["status"] == "running" and said["host"] == platform.node() and not _runs_here(said):  # killed
-                    self.said[name] = said | {"status": "interrupted"}
+                if said["status"] == "running" and said["host"] == platform.node() and not _runs_here(said):
+                    self.said[name] = said | {"status": "killed", "reason": "its process has ended without a word"}
                     self._tell(name, self.said[name])
 
     def settle(self, last: Callable[[dict[str, Any]], bool]) -> None:
