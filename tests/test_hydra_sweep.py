@@ -101,6 +101,7 @@ def test_the_value_of_a_run_is_that_of_its_record(text: str | None, value: float
     asked = objective.of(replace(ON_DIGITS, objective=text))
     run = left(tmp_path / "run", [90.0, 8.0, 3.0, 6.0])
     assert asked.value(run) == pytest.approx(value)
+    assert asked.shown(value).startswith(f"{asked}") and ("never" in asked.shown(value)) == math.isinf(value)
     assert asked.errors(run) == dict(zip(("held-out error", "test error"), map(float, errors), strict=False))
     assert asked.value(left(tmp_path / "diverged", [90.0, 1.0], status="diverged")) == math.inf
 
