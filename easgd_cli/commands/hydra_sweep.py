@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ def run(plan: Plan, members: Sequence[Member], asked: Arguments, tell: Callable[
                 _search(asked.config_name, [*words, _named_by_what_varies(plan)], Job(root, plan.objective, retry=plan.retry, quiet=plan.launcher != "basic"))
             elif members:
                 _launch(asked.config_name, words, Job(root, retry=plan.retry), members)
+            watch.settle(lambda said: said["status"] != "running" and (plan.objective is None or said["status"] not in MEASURED or "objective" in said))
         except KeyboardInterrupt:
             code = 128 + came[0]
             if plan.launcher == "submitit_slurm":
@@ -179,7 +181,10 @@ class Job:
                 raise
         said = standing.read(self.root, name)
         if said.get("status") == "running":  # it had no time to say how it ended
-            reason = f"its process was killed by signal {-code}" if code < 0 else packing.said_last(log) if self.quiet else None
-            standing.write(self.root, name, "interrupted" if code in _INTERRUPTED else "failed", reason=reason)
+            if code < 0:  # from outside, so it goes on when the sweep is given again
+                standing.write(self.root, name, "killed", reason=f"its process was ended by {signal.Signals(-code).name}")
+            else:
+                reason = packing.said_last(log) if self.quiet else None
+                standing.write(self.root, name, "interrupted" if code in _INTERRUPTED else "failed", reason=reason or f"its process ended with status {code}")
             said = standing.read(self.root, name)
         return said

@@ -39,6 +39,8 @@ class Objective:
 
     def shown(self, value: float) -> str:
         """A value of it, with what it is."""
+        if not math.isfinite(value):
+            return f"{self}: never"
         return f"{self} {value:.2f} %" if self.what in ("best_error", "final_error") else f"{self} {value:.4g}"
 
     def value(self, path: Path) -> float:

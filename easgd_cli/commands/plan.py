@@ -108,6 +108,10 @@ def _sweep(axes: dict[str, list[str]], overrides: list[Override], first: Compose
     minimised, members, left_out = None, list[Member](), list[tuple[str, str]]()
     if first is not None and sweeper != "basic":
         minimised = objective.of(first.settings)
+        if all(len(values) == 1 for values in axes.values()):
+            raise UsageError(
+                f"hydra/sweeper={sweeper}: there is nothing to draw; give a setting several values or an interval, such as eta=interval(0.01,0.1)."
+            )
         _checked(_one_by_one(axes), axes, composed)
     else:
         if of_sweep.objective is not None:

@@ -18,8 +18,8 @@ from typing import Any
 
 from easgd_cli.scratch import put
 
-_LOOK_SECONDS = 0.25
-_PATIENCE_SECONDS = 60.0  # for a job that was asked to end to save what it has
+_LOOK_SECONDS = 0.5
+_PATIENCE_SECONDS = 60.0  # for a job that was asked to end to save what it has, and for a network's file system to show it
 
 
 def log(root: Path, name: str) -> Path:
@@ -74,19 +74,21 @@ class Watch:
             thread.join()
             self._look()
             for name, said in self.said.items():
-                if said["status"] == "running" and said["host"] == platform.node() and not _runs_here(said):  # killed
-                    self.said[name] = said | {"status": "interrupted"}
+                if said["status"] == "running" and said["host"] == platform.node() and not _runs_here(said):
+                    self.said[name] = said | {"status": "killed", "reason": "its process has ended without a word"}
                     self._tell(name, self.said[name])
+
+    def settle(self, last: Callable[[dict[str, Any]], bool]) -> None:
+        """Waits until what every job has said is the `last` it will say, at most a minute: all have ended, but a network may show their files late."""
+        _wait_until(lambda: all(last(said) for said in list(self.said.values())))
 
     def end(self) -> None:
         """Asks the jobs that run on this machine to end, as SIGTERM does, and waits until they have."""
-        pids = {name: said["pid"] for name in names(self._root) if _runs_here(said := read(self._root, name))}
-        for pid in pids.values():
+        here = {name: said["pid"] for name, said in list(self.said.items()) if _runs_here(said)}
+        for pid in here.values():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGTERM)
-        patience = time.monotonic() + _PATIENCE_SECONDS
-        while time.monotonic() < patience and any(_runs_here(read(self._root, name)) for name in pids):
-            time.sleep(_LOOK_SECONDS)
+        _wait_until(lambda: not any(_runs_here(read(self._root, name)) for name in here))
 
     def _look(self) -> None:
         for name in names(self._root):
@@ -113,6 +115,13 @@ def _runs_here(said: dict[str, Any]) -> bool:
         return False
     try:
         os.kill(said["pid"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def _wait_until(true: Callable[[], bool]) -> None:
+    """At most for a minute."""
+    patience = time.monotonic() + _PATIENCE_SECONDS
+    while not true() and time.monotonic() < patience:
+        time.sleep(_LOOK_SECONDS)
