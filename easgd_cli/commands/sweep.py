@@ -187,6 +187,10 @@ def _over(member: Member, place: Place) -> _Row:
 
 def _run_one(member: Member, place: Place, asked: Arguments, command: str) -> tuple[_Row, int]:
     """One job, whatever becomes of it."""
+    from rich.console import Console
+
+    from easgd_cli.record.table import job_line
+
     path = place.path
     try:
         with running.unchanged_process():
@@ -201,7 +205,7 @@ def _run_one(member: Member, place: Place, asked: Arguments, command: str) -> tu
         traceback.print_exc()
         outcome = Outcome(placing.FAILED, 1, {}, f"{type(e).__name__}: {e}")
     if outcome.status == placing.FAILED:
-        print(f"easgd: {outcome.reason}", file=sys.stderr, flush=True)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(job_line("easgd", outcome.status, outcome.reason or ""))
         placing.leave_failure(path, member.settings, running.own(member.overrides), outcome.reason or "no reason is known")
     return _Row(member.name, outcome.status, outcome.summary, outcome.reason), outcome.exit_code
 
