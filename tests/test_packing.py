@@ -27,17 +27,22 @@ from easgd_cli.errors import UsageError
 QUICK = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=40"]
 LONG = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=100000000", "eval.every=1000000 steps"]
 FAILING = """
+import os
+import signal
+
 from easgd_cli.problems.quadratic import Quadratic
 
 class Failing(Quadratic):
     def load(self, worker, t):
-        if t == 5 and self.bad:
+        if t == 5 and self.number == 1:
             raise ArithmeticError("the day is wrong")
+        if t == 5 and self.number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
         super().load(worker, t)
 
 def failing(workers, seed, l2, device):
     made = Failing(workers=workers, seed=seed, l2=l2, device=device)
-    made.bad = seed == 1
+    made.number = seed
     return made
 """
 
@@ -110,21 +115,22 @@ def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path) 
     assert "sweep=beside: is the name of another sweep, where it had steps=40, and now steps=50" in other.stderr
 
 
-def test_a_job_that_fails_is_a_line_with_its_reason_and_touches_no_other(tmp_path: Path) -> None:
+def test_a_job_that_fails_or_dies_is_a_line_with_its_reason_and_touches_no_other(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FAILING)
-    words = ["-m", "sweep=one", "jobs=2", "seed=0,1", "problem=mine:failing", "launcher=simulated", "threads=1", "eta=0.1", "steps=20"]
+    words = ["-m", "sweep=one", "jobs=2", "seed=0,1,2,3,4", "problem=mine:failing", "launcher=simulated", "threads=1", "eta=0.1", "steps=20"]
     said = command(tmp_path, *words)
     assert said.returncode == 1
     jobs = standing(tmp_path / "runs" / "sweeps" / "one")
-    assert jobs["seed=0"] == {"status": "completed"}
+    assert jobs["seed=0"] == jobs["seed=3"] == jobs["seed=4"] == {"status": "completed"}
     assert jobs["seed=1"]["status"] == "failed"
     assert "the day is wrong" in str(jobs["seed=1"]["reason"])
-    assert any(line.startswith("[2/2] seed=1: failed: ") and "the day is wrong" in line for line in said.stdout.splitlines())
-    (tmp_path / "mine.py").write_text(FAILING.replace("seed == 1", "False"))
+    assert jobs["seed=2"] == {"status": "killed", "reason": "its process was ended by SIGKILL"}
+    assert any(line.startswith("[2/5] seed=1: failed: ") and "the day is wrong" in line for line in said.stdout.splitlines())
+    (tmp_path / "mine.py").write_text(FAILING.replace("t == 5", "False"))
     again = command(tmp_path, *words, "retry=true")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("already done") == 1
-    assert sorted(p.name for p in (tmp_path / "runs/sweeps/one").iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1"]
+    assert again.stdout.count("already done") == 3
+    assert sorted(p.name for p in (tmp_path / "runs/sweeps/one").iterdir() if p.is_dir()) == ["logs", *(f"seed={i}" for i in range(5))]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed process")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -110,62 +113,116 @@ def run(
     """Runs `jobs`, known by their names, in turn, at most one in each lane, until all have ended or a signal has come.
 
     `begin` gives a job's command when its turn has come, or None where there is nothing to run. `begun` is called with its
-    process number, `ended` with its exit status, which is below 0 where a signal killed it, and `look` many times a second in
-    between. A signal is passed on to those that run, which end as a run alone does; the number of the first is returned, None
-    where none came. A killed parent takes its jobs with it.
+    process number, `ended` with its exit status, which is below 0 where a signal killed its process, and `look` many times a
+    second in between. A signal is passed on to those that run, which end as a run alone does; the number of the first is
+    returned, None where none came. A killed parent takes its jobs with it.
     """
-    waiting, running = list(jobs), dict[int, tuple[str, subprocess.Popen[bytes]]]()
+    waiting, running, processes = list(jobs), dict[int, str](), dict[int, _Process]()
     came: int | None = None
     with Signals() as signals:
         try:
             while running or (waiting and came is None):
                 while came is None and waiting and len(running) < len(lanes):
                     name = waiting.pop(0)
-                    lane = next(i for i in range(len(lanes)) if i not in running)
+                    at = next(i for i in range(len(lanes)) if i not in running)
                     command = begin(name)
                     if command is not None:
-                        process = _started(command, lanes[lane])
-                        running[lane] = name, process
-                        begun(name, process.pid)
+                        processes[at] = _given(command, lanes[at], processes.get(at))
+                        running[at] = name
+                        begun(name, processes[at].pid)
                 time.sleep(_LOOK_SECONDS)
                 look()
                 for number in signals.taken():
                     came = came or number
-                    for _, process in running.values():
-                        process.send_signal(number)
-                for lane, (name, process) in list(running.items()):
-                    if process.poll() is not None:
-                        del running[lane]
-                        ended(name, process.returncode)
+                    for at in running:
+                        processes[at].send_signal(number)
+                for at, name in list(running.items()):
+                    status = processes[at].ended()
+                    if status is not None:
+                        del running[at]
+                        ended(name, status)
         finally:
-            for _, process in running.values():  # none, unless something has been raised
+            for process in processes.values():  # which wait for more, unless something has been raised
                 process.kill()
-                process.wait()
     return came
 
 
-def _started(command: Command, lane: Lane) -> subprocess.Popen[bytes]:
-    parent = os.getpid()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: between fork and exec as little as possible happens
+class _Process:
+    """A lane's process, which runs one job after another (lane.py). A job that ends it, or is killed, costs the next one a new process, no more."""
 
-    def prepared() -> None:
-        if libc is not None:
-            os.sched_setaffinity(0, lane.cores)
-            libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a job does not outlive the sweep, and goes on from its checkpoint with it
-            if os.getppid() != parent:
-                os._exit(1)
+    def __init__(self, lane: Lane, first: Command):
+        parent = os.getpid()
+        libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: between fork and exec as little as possible happens
 
-    command.log.parent.mkdir(exist_ok=True)
-    with open(command.log, "wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "easgd_cli", "train", *command.words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=lane.environment(command.devices),
-            start_new_session=True,  # a terminal's Ctrl-C comes to the sweep alone, which passes it on once
-            preexec_fn=prepared,
-        )
+        def prepared() -> None:
+            if libc is not None:
+                os.sched_setaffinity(0, lane.cores)
+                libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a job does not outlive the sweep, and goes on from its checkpoint with it
+                if os.getppid() != parent:
+                    os._exit(1)
+
+        self.devices = first.devices
+        self._socket, theirs = socket.socketpair()
+        self._said = b""
+        first.log.parent.mkdir(exist_ok=True)
+        with theirs, open(first.log, "wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "easgd_cli.commands.lane", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=lane.environment(first.devices),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a terminal's Ctrl-C comes to the sweep alone, which passes it on once
+                preexec_fn=prepared,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    def give(self, command: Command) -> None:
+        """Has it run a job."""
+        with suppress(OSError):  # it has just been killed, which `ended` tells
+            self._socket.sendall(json.dumps([command.words, str(command.log)]).encode() + b"\n")
+
+    def ended(self) -> int | None:
+        """The exit status of the job, or of the whole process where it has ended with it; None while it runs."""
+        try:
+            said = self._socket.recv(1024, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            said = b""
+        self._said += said
+        if not said:
+            return self._process.wait()
+        if not self._said.endswith(b"\n"):
+            return None
+        status, self._said = int(self._said), b""
+        return status
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+
+
+def _given(command: Command, lane: Lane, before: _Process | None) -> _Process:
+    """The process that now runs the job: the lane's, or a new one where that has ended or is shown other devices."""
+    if before is not None and (not before.lives or before.devices is not command.devices):
+        before.kill()
+        before = None
+    process = before or _Process(lane, command)
+    process.give(command)
+    return process
 
 
 def said_last(log: Path) -> str | None:

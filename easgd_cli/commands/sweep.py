@@ -224,6 +224,10 @@ def over(member: Member, place: Place) -> _Row:
 
 def run_one(member: Member, place: Place, asked: Arguments) -> tuple[_Row, int]:
     """One job, whatever becomes of it."""
+    from rich.console import Console
+
+    from easgd_cli.record.table import job_line
+
     path, command = place.path, shlex.join(["easgd", "train", *_alone(member, place, asked)])
     try:
         with running.unchanged_process():
@@ -238,7 +242,7 @@ def run_one(member: Member, place: Place, asked: Arguments) -> tuple[_Row, int]:
         traceback.print_exc()
         outcome = Outcome(placing.FAILED, 1, {}, f"{type(e).__name__}: {e}")
     if outcome.status == placing.FAILED:
-        print(f"easgd: {outcome.reason}", file=sys.stderr, flush=True)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(job_line("easgd", outcome.status, outcome.reason or ""))
         placing.leave_failure(path, member.settings, running.own(member.overrides), outcome.reason or "no reason is known")
     return _Row(member.name, outcome.status, outcome.summary, outcome.reason, path), outcome.exit_code
 
