@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,9 +21,14 @@ from easgd_cli import build, checkpoint
 from easgd_cli.__main__ import main
 from easgd_cli.checkpoint import OwnerState, WorkerState
 from easgd_cli.config import Settings
-from easgd_cli.launcher import kinds
+from easgd_cli.launcher import children, kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.snapshot import Moment
+
+# What the workers of real runs have: sums round differently with more. Two that wait for each other also cost a busy machine most of its time.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # and commands in processes of their own
+children._PRELOAD.append("torch._dynamo")  # torch.optim imports it at its first step: over a second in every process of a benchmark, or once
 
 
 @dataclass
@@ -47,6 +53,13 @@ class Said:
     status: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Takes back what a command in this process has asked for."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -43,14 +43,6 @@ POLYAK = {"name": "polyak", "target": "easgd_cli.average:Polyak"}
 MOVING = {"name": "moving", "target": "easgd_cli.average:Moving", "rate": 0.1}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # what the workers of these runs have: sums round differently with more
-    yield
-    torch.set_num_threads(before)
-
-
 def settings(algo: str, **values: Any) -> Settings:
     given: dict[str, Any] = {
         "workers": 1 if algo in ("sgd", "msgd") else 4, "tau": 1 if algo == "mdownpour" else 3, "eta": 0.01 if algo == "mdownpour" else 0.05,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_algorithms import rates
-from test_runs import MOVING, POLYAK, ROUNDS, by_hand, disturbed, one_thread, recorded_order, rows, run, saved_center, settings, training  # noqa: F401
+from test_runs import MOVING, POLYAK, ROUNDS, by_hand, disturbed, recorded_order, rows, run, saved_center, settings, training
 
 from easgd_cli import build
 from easgd_cli.algorithms import EASGD, Exchange, Gradient, Rule, Worker
