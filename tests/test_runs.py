@@ -59,6 +59,11 @@ def settings(algo: str, **values: Any) -> Settings:
     )
 
 
+def unhurried(algo: str, **values: Any) -> Settings:
+    """Of a run that is watched and stopped while it trains. Without a length it would take most of a minute."""
+    return settings(algo, **{"steps": 20_000, "model": {"name": "unhurried", "target": "nets:Unhurried"}, **values})
+
+
 def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
     directory.mkdir(exist_ok=True)
     return launch(Job(s, directory, resume=resume), build.prepare(s))
@@ -267,9 +272,9 @@ def test_rounds_of_four_processes_are_the_same_rounds_in_one_bit_for_bit(algo: s
 
 def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> None:
     """Workers stop at whatever step they are in; a round that can no longer be complete is given back."""
-    s = settings("sync_eamsgd", steps=1000)
+    s = unhurried("sync_eamsgd", steps=400)
     run(s, tmp_path / "whole")
-    broken = settings("sync_eamsgd", steps=1000, checkpoint=Checkpoint(every="50 steps"))
+    broken = unhurried("sync_eamsgd", steps=400, checkpoint=Checkpoint(every="50 steps"))
     outcome = disturbed(broken, tmp_path / "broken", lambda _: os.kill(os.getpid(), signal.SIGINT), training)
     assert outcome.status == "interrupted"
 
@@ -295,7 +300,7 @@ def test_a_killed_worker_leaves_the_rounds_of_the_others(tmp_path: Path) -> None
         os.kill(pids["worker_01"], signal.SIGKILL)
         interrupt_after(60, tmp_path)
 
-    outcome = disturbed(settings("sync_easgd", steps=100_000), tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
+    outcome = disturbed(unhurried("sync_easgd"), tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
     assert outcome.status == "interrupted" and outcome.summary["lost"] == {"worker_01": "killed by SIGKILL"}
     order = recorded_order(tmp_path)
     last = len(order) - 1 - order[::-1].index(1)  # worker 1's last exchange, in a round of four
@@ -338,10 +343,10 @@ def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(algo: str, tmp_path:
 @pytest.mark.parametrize("algo", ["eamsgd", "msgd"])
 def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_been(algo: str, tmp_path: Path) -> None:
     """The launcher's record after the checkpoint is thrown away and made again, without gap or repeat."""
-    evaluation = Eval(every="90 steps", train_images=100)
-    whole = settings(algo, workers=1, steps=1500, eval=evaluation)
+    evaluation = Eval(every="40 steps", train_images=100)
+    whole = unhurried(algo, workers=1, steps=300, eval=evaluation)
     run(whole, tmp_path / "whole")
-    broken = settings(algo, workers=1, steps=1500, eval=evaluation, checkpoint=Checkpoint(every="100 steps"))
+    broken = unhurried(algo, workers=1, steps=300, eval=evaluation, checkpoint=Checkpoint(every="30 steps"))
 
     def kill_the_master_or_worker(pids: dict[str, int]) -> None:
         os.kill(pids.get("master", pids["worker_00"]), signal.SIGKILL)
@@ -412,11 +417,13 @@ def wait_until_others_go_on(directory: Path, worker: int, exchanges: int = 15) -
 
 
 def training(directory: Path) -> bool:
-    return len((directory / "metrics.jsonl").read_text().splitlines()) > 30 if (directory / "metrics.jsonl").exists() else False
+    """Each of four workers has told of steps."""
+    told = rows(directory) if (directory / "metrics.jsonl").exists() else []
+    return len({r["party"] for r in told if r["party"].startswith("worker")}) == 4
 
 
 def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
-    s = settings("easgd", steps=100_000)
+    s = unhurried("easgd")
 
     def kill_one(pids: dict[str, int]) -> None:
         os.kill(pids["worker_02"], signal.SIGKILL)
@@ -437,7 +444,7 @@ def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None
 
 def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) -> None:
     """The lost worker comes back with its old clock, far behind; neither the record nor the newest checkpoint goes back with it."""
-    s = settings("easgd", steps=100_000, eval=Eval(every="50 steps", train_images=10))
+    s = unhurried("easgd", eval=Eval(every="50 steps", train_images=10))
 
     def lose_one(pids: dict[str, int]) -> None:
         os.kill(pids["worker_03"], signal.SIGKILL)
@@ -461,7 +468,7 @@ def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) ->
 
 
 def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:
-    outcome = disturbed(settings("easgd", steps=100_000), tmp_path, lambda pids: os.kill(pids["master"], signal.SIGKILL), training)
+    outcome = disturbed(unhurried("easgd"), tmp_path, lambda pids: os.kill(pids["master"], signal.SIGKILL), training)
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert outcome.reason is not None and "the master died (killed by SIGKILL)" in outcome.reason
 
@@ -491,7 +498,7 @@ def test_a_killed_evaluator_is_started_again_and_no_point_is_missing(tmp_path: P
         os.kill(pids["evaluator"], signal.SIGKILL)
         interrupt_after(160, tmp_path)
 
-    s = settings("easgd", steps=100_000, eval=Eval(every="40 steps", train_images=100))
+    s = unhurried("easgd", eval=Eval(every="40 steps", train_images=100))
     outcome = disturbed(s, tmp_path, kill_it, lambda d: evaluated_at(d) > 0)
     assert outcome.status == "interrupted"
     assert (tmp_path / "logs" / "launcher.log").read_text().count("INFO evaluator: process") == 2
@@ -508,13 +515,13 @@ def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
             os.kill(pids["worker_01"], signal.SIGCONT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    outcome = disturbed(settings("easgd", steps=100_000), tmp_path, freeze, lambda d: evaluated_at(d) > 0)
+    outcome = disturbed(unhurried("easgd"), tmp_path, freeze, lambda d: evaluated_at(d) > 0)
     assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    s = settings("eamsgd", steps=100_000)
+    s = unhurried("eamsgd")
     outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), number), training)
     assert (outcome.status, outcome.exit_code) == ("interrupted", code)
     told = [rows(tmp_path, f"worker_{i:02d}")[-1] for i in range(4)]
@@ -534,7 +541,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal
 
 
 def test_a_run_ends_when_its_center_reaches_the_error_asked_for(tmp_path: Path) -> None:
-    s = settings("eamsgd", steps=100_000, until=Until(test_error=40.0), batch_size=32)
+    s = unhurried("eamsgd", until=Until(test_error=40.0), batch_size=32)
     outcome = run(s, tmp_path)
     assert outcome.status == "completed"
     evaluated = [r["test_error"] for r in rows(tmp_path, "center") if "test_error" in r]
@@ -608,7 +615,7 @@ def test_ctrl_c_from_the_first_line_of_the_log_on_leaves_a_summary(tmp_path: Pat
 
 
 def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path: Path) -> None:
-    s = settings("easgd", steps=100_000, eval=Eval(every="100 steps", train_images=1347))
+    s = unhurried("easgd", eval=Eval(every="100 steps", train_images=1347))
 
     def kill_each(pids: dict[str, int]) -> None:
         killed: set[str] = set()
@@ -631,7 +638,7 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 
 def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
-    s = settings("easgd", steps=100_000, checkpoint=Checkpoint(every="100 steps"))
+    s = unhurried("easgd", checkpoint=Checkpoint(every="100 steps"))
 
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_03"], signal.SIGSTOP)
@@ -651,7 +658,7 @@ def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: 
 
 def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 2.0)
-    s = settings("eamsgd", steps=100_000, until=Until(test_error=15.0), batch_size=32)
+    s = unhurried("eamsgd", until=Until(test_error=15.0), batch_size=32)
     outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGSTOP), lambda _: True)
     assert (outcome.status, outcome.exit_code) == ("completed", 0)
     assert outcome.summary["lost"] == {"worker_02": "did not finish its step when the run ended"}
@@ -664,7 +671,7 @@ def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: P
 def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It owns what is kept at an end, so there is no checkpoint of that, but the center that reached the level is saved."""
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
-    s = settings("msgd", steps=100_000, until=Until(test_error=50.0), batch_size=32)
+    s = unhurried("msgd", until=Until(test_error=50.0), batch_size=32)
     evaluated = Journal.evaluation
 
     def freeze_when_reached(journal: Journal, *of: Any) -> None:
@@ -688,7 +695,7 @@ def test_a_silent_worker_does_not_take_the_others_of_its_round_with_it(tmp_path:
         os.kill(pids["worker_02"], signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGINT)
 
-    outcome = disturbed(settings("sync_eamsgd", steps=100_000), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
+    outcome = disturbed(unhurried("sync_eamsgd"), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
     assert (outcome.status, outcome.summary["lost"].keys()) == ("interrupted", {"worker_02"})
     assert newest(tmp_path).workers.keys() == {0, 1, 3}
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_algorithms import rates
-from test_runs import MOVING, POLYAK, ROUNDS, by_hand, disturbed, recorded_order, rows, run, saved_center, settings, training
+from test_runs import MOVING, POLYAK, ROUNDS, by_hand, disturbed, recorded_order, rows, run, saved_center, settings, training, unhurried
 
 from easgd_cli import build
 from easgd_cli.algorithms import EASGD, Exchange, Gradient, Rule, Worker
@@ -109,8 +109,9 @@ def test_the_recorded_order_of_real_processes_replayed_gives_their_center_bit_fo
 
 @pytest.mark.parametrize("algo", ["easgd", "sync_easgd"])
 def test_a_run_that_lost_a_worker_is_replayed_too(algo: str, tmp_path: Path) -> None:
-    s = settings(algo, steps=600)
-    disturbed(s, tmp_path / "real", lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
+    s = unhurried(algo, steps=400)
+    outcome = disturbed(s, tmp_path / "real", lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
+    assert (outcome.status, outcome.summary["lost"]) == ("completed", {"worker_01": "killed by SIGKILL"})
     s.replay = str(tmp_path / "real")
     assert virtual(s, tmp_path / "again").status == "completed"
     assert recorded_order(tmp_path / "again") == recorded_order(tmp_path / "real")
