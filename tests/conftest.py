@@ -62,6 +62,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for runs that several tests look at, and none changes."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory; modules imported from it are forgotten afterwards."""

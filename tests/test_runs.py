@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,22 @@ def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
     return launch(Job(s, directory, resume=resume), build.prepare(s))
 
 
+@cache
+def four_workers(algo: str, kept: Path) -> tuple[Settings, Path]:
+    """A run of four processes, made once. Its rate decays and it keeps an average."""
+    s, directory = settings(algo, gamma=1e-2, average=POLYAK), kept / f"four_{algo}"
+    assert run(s, directory).status == "completed"
+    return s, directory
+
+
+@cache
+def one_worker(algo: str, kept: Path) -> tuple[Settings, Path]:
+    """A run of one worker, made once. It keeps an average."""
+    s, directory = settings(algo, workers=1, average=MOVING), kept / f"one_{algo}"
+    assert run(s, directory).status == "completed"
+    return s, directory
+
+
 def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
     starts = [prepared.problem.start(i) for i in range(s.workers)]
     return ByHand(
@@ -99,6 +116,11 @@ def rows(directory: Path, party: str | None = None) -> list[dict[str, Any]]:
 def what_four_processes_did(s: Settings, directory: Path) -> tuple[build.Prepared, list[int], Tensor]:
     """The run prepared again, the order of its exchanges and its center."""
     assert run(s, directory).status == "completed"
+    return what_was_recorded(s, directory)
+
+
+def what_was_recorded(s: Settings, directory: Path) -> tuple[build.Prepared, list[int], Tensor]:
+    """The same of a run that has been."""
     order = recorded_order(directory)
     assert sorted(set(order)) == [0, 1, 2, 3] and len(order) == 4 * -(-40 // s.tau)
     prepared = build.prepare(s)
@@ -120,13 +142,19 @@ def test_processes_differentiate_in_bf16_and_repeat_bit_for_bit(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
-def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
-    s = settings(algo, gamma=1e-2)
-    prepared, order, center = what_four_processes_did(s, tmp_path)
+def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, kept: Path) -> None:
+    """And the average of its values, and what was measured of it on the way: each evaluation is of the center at that count of exchanges."""
+    s, directory = four_workers(algo, kept)
+    prepared, order, center = what_was_recorded(s, directory)
+    evaluated = rows(directory, "center")
+    assert len(evaluated) == 3 and evaluated[-1]["exchanges"] == len(order)
     driver = by_hand(s, prepared)
-    driver.replay(order)
     assert driver.center is not None
+    for row in evaluated:
+        driver.replay(order[len(driver.order) : row["exchanges"]])
+        assert_measured(row, prepared, driver.vectors()["x"])
     assert torch.equal(driver.center.vectors["x"], center)
+    assert torch.equal(driver.center.vectors["average"], saved(directory, "average", prepared))
 
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
@@ -232,26 +260,24 @@ def test_a_profile_is_of_as_many_steps_of_one_worker_as_asked_for_and_shows_its_
         assert torch.equal(driver.vectors()["x"], saved_center(tmp_path, prepared))
 
 
-@pytest.mark.parametrize("algo", ["easgd", "downpour", "sgd"])
-def test_what_is_evaluated_is_the_center(algo: str, tmp_path: Path) -> None:
-    """Each evaluation equals the same measurement of the center that the recorded order leads to at that count of exchanges."""
-    s = settings(algo)
+def assert_measured(row: dict[str, Any], prepared: build.Prepared, x: Tensor) -> None:
+    expected = prepared.problem.evaluate(x)
+    assert row["test_error"] == pytest.approx(expected["test_error"], abs=1e-9)
+    assert row["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
+    assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+
+
+def test_what_is_evaluated_of_a_sequential_method_is_its_worker(tmp_path: Path) -> None:
+    s = settings("sgd")
     run(s, tmp_path)
     prepared = build.prepare(s)
-    evaluated = [r for r in rows(tmp_path, "center") if "test_loss" in r]
-    assert len(evaluated) == 3
     driver = by_hand(s, prepared)
-    order = recorded_order(tmp_path)
+    evaluated = rows(tmp_path, "center")
+    assert [row["step"] for row in evaluated] == [0, 20, 40]
     for row in evaluated:
-        if driver.center is None:
-            while driver.workers[0].t < row["step"]:
-                driver.step(0)
-        else:
-            driver.replay(order[len(driver.order) : row["exchanges"]])
-        expected = prepared.problem.evaluate(driver.vectors()["x"])
-        assert row["test_error"] == pytest.approx(expected["test_error"], abs=1e-9)
-        assert row["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
-        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        while driver.workers[0].t < row["step"]:
+            driver.step(0)
+        assert_measured(row, prepared, driver.vectors()["x"])
 
 
 @pytest.mark.parametrize("algo", ROUNDS)
@@ -308,9 +334,8 @@ def test_a_killed_worker_leaves_the_rounds_of_the_others(tmp_path: Path) -> None
     assert order[last + 3 :] == [0, 2, 3] * (len(order[last + 3 :]) // 3) != []
 
 
-@pytest.mark.parametrize("average", [POLYAK, MOVING], ids=["polyak", "moving"])
-def test_the_average_is_that_of_the_recorded_order(average: dict[str, Any], tmp_path: Path) -> None:
-    s = settings("downpour", average=average)
+def test_a_moving_average_is_that_of_the_recorded_order(tmp_path: Path) -> None:
+    s = settings("downpour", average=MOVING)
     run(s, tmp_path)
     prepared = build.prepare(s)
     driver = by_hand(s, prepared)
@@ -325,18 +350,17 @@ def test_the_average_is_that_of_the_recorded_order(average: dict[str, Any], tmp_
 
 
 @pytest.mark.parametrize("algo", METHODS)
-def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
-    whole, parts = settings(algo, workers=1, average=MOVING), settings(algo, workers=1, average=MOVING, steps=17)
-    run(whole, tmp_path / "whole")
-    run(parts, tmp_path / "parts")
-    parts.steps = 40
-    assert run(parts, tmp_path / "parts", resume=True).status == "completed"
+def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(algo: str, tmp_path: Path, kept: Path) -> None:
+    s, whole = one_worker(algo, kept)
+    parts = tmp_path / "parts"
+    run(replace(s, steps=17), parts)
+    assert run(s, parts, resume=True).status == "completed"
     for file in ("center.pt", "average.pt"):
-        a, b = (torch.load(tmp_path / d / file, weights_only=True) for d in ("whole", "parts"))
+        a, b = (torch.load(d / file, weights_only=True) for d in (whole, parts))
         assert all(torch.equal(a[k], b[k]) for k in a)
-    assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "parts")
-    for directory in ("whole", "parts"):
-        steps = [r["step"] for r in rows(tmp_path / directory, "worker_00") if "train_loss" in r]
+    assert recorded_order(whole) == recorded_order(parts)
+    for directory in (whole, parts):
+        steps = [r["step"] for r in rows(directory, "worker_00") if "train_loss" in r]
         assert steps == sorted(set(steps)) and steps[-1] == 40
 
 
