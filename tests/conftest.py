@@ -21,9 +21,14 @@ from easgd_cli import build, checkpoint
 from easgd_cli.__main__ import main
 from easgd_cli.checkpoint import OwnerState, WorkerState
 from easgd_cli.config import Settings
-from easgd_cli.launcher import kinds
+from easgd_cli.launcher import children, kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.snapshot import Moment
+
+# What the workers of real runs have: sums round differently with more. Two that wait for each other also cost a busy machine most of its time.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # and commands in processes of their own
+children._PRELOAD.append("torch._dynamo")  # torch.optim imports it at its first step: over a second in every process of a benchmark, or once
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,6 +59,19 @@ class Said:
     status: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Takes back what a command in this process has asked for."""
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for runs that several tests look at, and none changes."""
+    return tmp_path_factory.mktemp("kept")
 
 
 @pytest.fixture

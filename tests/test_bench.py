@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Said
-from test_runs import one_thread, settings  # noqa: F401
+from test_runs import settings
 
 from easgd_cli import build
 from easgd_cli.__main__ import main

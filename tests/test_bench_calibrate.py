@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Said
-from test_runs import one_thread  # noqa: F401
 from test_simulated import on_a_function, virtual
 
 from easgd_cli.bench import calibrate

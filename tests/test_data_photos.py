@@ -21,6 +21,7 @@ from PIL import Image
 from scipy.io import savemat
 from torch import Tensor, nn
 
+from easgd_cli.__main__ import main
 from easgd_cli.data import decoding, folders, preparation
 from easgd_cli.data.photos import imagefolder, imagenet
 from easgd_cli.data.stored import StoredImages
@@ -469,27 +470,26 @@ def test_a_wrong_mean_is_refused_before_anything_starts(easgd: Callable[..., Sai
 # --- runs of real processes ------------------------------------------------------------------------------------------
 
 
-def train(root: Path, run_dir: Path, *words: str, workers: int = 1, steps: int = 12) -> subprocess.CompletedProcess[str]:
+def train(root: Path, run_dir: Path, *words: str, workers: int = 1, steps: int = 12) -> int:
     settings = ["algo=easgd", "dataset=imagefolder", f"dataset.root={root}", "dataset.resize=24", "dataset.crop=20", "model=small", "eta=0.05"]
     settings += [f"steps={steps}", "batch_size=4", f"workers={workers}", "eval.train_images=4", f"hydra.run.dir={run_dir}", *words]
-    return subprocess.run([sys.executable, "-m", "easgd_cli", "train", *settings], capture_output=True, text=True)
+    return main(["train", *settings])
 
 
 def test_threads_change_no_bit_of_a_run_and_neither_does_resuming(root: Path, tmp_path: Path) -> None:
     """With threads, without, and stopped halfway: the same center."""
     prepare(root)
-    assert train(root, tmp_path / "threads", "dataset.loaders=3").returncode == 0
-    assert train(root, tmp_path / "none", "dataset.loaders=0").returncode == 0
-    assert train(root, tmp_path / "halves", steps=6).returncode == 0
-    again = subprocess.run([sys.executable, "-m", "easgd_cli", "train", f"resume={tmp_path / 'halves'}", "steps=12"], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    assert train(root, tmp_path / "threads", "dataset.loaders=3") == 0
+    assert train(root, tmp_path / "none", "dataset.loaders=0") == 0
+    assert train(root, tmp_path / "halves", steps=6) == 0
+    assert main(["train", f"resume={tmp_path / 'halves'}", "steps=12"]) == 0
     centers = [torch.load(tmp_path / name / "center.pt", weights_only=True) for name in ("threads", "none", "halves")]
     for center in centers[1:]:
         assert all(torch.equal(center[k], v) for k, v in centers[0].items())
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_run_that_comes_to_a_broken_image_fails_with_its_name(root: Path, tmp_path: Path, split: str) -> None:
+def test_a_run_that_comes_to_a_broken_image_fails_with_its_name(root: Path, tmp_path: Path, split: str, capsys: pytest.CaptureFixture[str]) -> None:
     (root / split / "cat" / "1.JPEG").write_bytes(b"text")
-    said = train(root, tmp_path / "run", workers=2, steps=100)
-    assert said.returncode == 1 and f"{split}/cat/1.JPEG cannot be decoded: is not an image; easgd data prepare" in said.stderr.splitlines()[-1]
+    assert train(root, tmp_path / "run", workers=2, steps=100) == 1
+    assert f"{split}/cat/1.JPEG cannot be decoded: is not an image; easgd data prepare" in capsys.readouterr().err.splitlines()[-1]

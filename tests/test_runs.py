@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,6 @@ POLYAK = {"name": "polyak", "target": "easgd_cli.average:Polyak"}
 MOVING = {"name": "moving", "target": "easgd_cli.average:Moving", "rate": 0.1}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # what the workers of these runs have: sums round differently with more
-    yield
-    torch.set_num_threads(before)
-
-
 def settings(algo: str, **values: Any) -> Settings:
     given: dict[str, Any] = {
         "workers": 1 if algo in ("sgd", "msgd") else 4, "tau": 1 if algo == "mdownpour" else 3, "eta": 0.01 if algo == "mdownpour" else 0.05,
@@ -67,9 +60,30 @@ def settings(algo: str, **values: Any) -> Settings:
     )
 
 
+def unhurried(algo: str, **values: Any) -> Settings:
+    """Of a run that is watched and stopped while it trains. Without a length it would take most of a minute."""
+    return settings(algo, **{"steps": 20_000, "model": {"name": "unhurried", "target": "nets:Unhurried"}, **values})
+
+
 def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
     directory.mkdir(exist_ok=True)
     return launch(Job(s, directory, resume=resume), build.prepare(s))
+
+
+@cache
+def four_workers(algo: str, kept: Path) -> tuple[Settings, Path]:
+    """A run of four processes, made once. Its rate decays and it keeps an average."""
+    s, directory = settings(algo, gamma=1e-2, average=POLYAK), kept / f"four_{algo}"
+    assert run(s, directory).status == "completed"
+    return s, directory
+
+
+@cache
+def one_worker(algo: str, kept: Path) -> tuple[Settings, Path]:
+    """A run of one worker, made once. It keeps an average."""
+    s, directory = settings(algo, workers=1, average=MOVING), kept / f"one_{algo}"
+    assert run(s, directory).status == "completed"
+    return s, directory
 
 
 def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
@@ -102,6 +116,11 @@ def rows(directory: Path, party: str | None = None) -> list[dict[str, Any]]:
 def what_four_processes_did(s: Settings, directory: Path) -> tuple[build.Prepared, list[int], Tensor]:
     """The run prepared again, the order of its exchanges and its center."""
     assert run(s, directory).status == "completed"
+    return what_was_recorded(s, directory)
+
+
+def what_was_recorded(s: Settings, directory: Path) -> tuple[build.Prepared, list[int], Tensor]:
+    """The same of a run that has been."""
     order = recorded_order(directory)
     assert sorted(set(order)) == [0, 1, 2, 3] and len(order) == 4 * -(-40 // s.tau)
     prepared = build.prepare(s)
@@ -123,13 +142,19 @@ def test_processes_differentiate_in_bf16_and_repeat_bit_for_bit(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
-def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
-    s = settings(algo, gamma=1e-2)
-    prepared, order, center = what_four_processes_did(s, tmp_path)
+def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, kept: Path) -> None:
+    """And the average of its values, and what was measured of it on the way: each evaluation is of the center at that count of exchanges."""
+    s, directory = four_workers(algo, kept)
+    prepared, order, center = what_was_recorded(s, directory)
+    evaluated = rows(directory, "center")
+    assert len(evaluated) == 3 and evaluated[-1]["exchanges"] == len(order)
     driver = by_hand(s, prepared)
-    driver.replay(order)
     assert driver.center is not None
+    for row in evaluated:
+        driver.replay(order[len(driver.order) : row["exchanges"]])
+        assert_measured(row, prepared, driver.vectors()["x"])
     assert torch.equal(driver.center.vectors["x"], center)
+    assert torch.equal(driver.center.vectors["average"], saved(directory, "average", prepared))
 
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
@@ -235,26 +260,24 @@ def test_a_profile_is_of_as_many_steps_of_one_worker_as_asked_for_and_shows_its_
         assert torch.equal(driver.vectors()["x"], saved_center(tmp_path, prepared))
 
 
-@pytest.mark.parametrize("algo", ["easgd", "downpour", "sgd"])
-def test_what_is_evaluated_is_the_center(algo: str, tmp_path: Path) -> None:
-    """Each evaluation equals the same measurement of the center that the recorded order leads to at that count of exchanges."""
-    s = settings(algo)
+def assert_measured(row: dict[str, Any], prepared: build.Prepared, x: Tensor) -> None:
+    expected = prepared.problem.evaluate(x)
+    assert row["test_error"] == pytest.approx(expected["test_error"], abs=1e-9)
+    assert row["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
+    assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+
+
+def test_what_is_evaluated_of_a_sequential_method_is_its_worker(tmp_path: Path) -> None:
+    s = settings("sgd")
     run(s, tmp_path)
     prepared = build.prepare(s)
-    evaluated = [r for r in rows(tmp_path, "center") if "test_loss" in r]
-    assert len(evaluated) == 3
     driver = by_hand(s, prepared)
-    order = recorded_order(tmp_path)
+    evaluated = rows(tmp_path, "center")
+    assert [row["step"] for row in evaluated] == [0, 20, 40]
     for row in evaluated:
-        if driver.center is None:
-            while driver.workers[0].t < row["step"]:
-                driver.step(0)
-        else:
-            driver.replay(order[len(driver.order) : row["exchanges"]])
-        expected = prepared.problem.evaluate(driver.vectors()["x"])
-        assert row["test_error"] == pytest.approx(expected["test_error"], abs=1e-9)
-        assert row["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
-        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        while driver.workers[0].t < row["step"]:
+            driver.step(0)
+        assert_measured(row, prepared, driver.vectors()["x"])
 
 
 @pytest.mark.parametrize("algo", ROUNDS)
@@ -275,9 +298,9 @@ def test_rounds_of_four_processes_are_the_same_rounds_in_one_bit_for_bit(algo: s
 
 def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> None:
     """Workers stop at whatever step they are in; a round that can no longer be complete is given back."""
-    s = settings("sync_eamsgd", steps=1000)
+    s = unhurried("sync_eamsgd", steps=400)
     run(s, tmp_path / "whole")
-    broken = settings("sync_eamsgd", steps=1000, checkpoint=Checkpoint(every="50 steps"))
+    broken = unhurried("sync_eamsgd", steps=400, checkpoint=Checkpoint(every="50 steps"))
     outcome = disturbed(broken, tmp_path / "broken", lambda _: os.kill(os.getpid(), signal.SIGINT), training)
     assert outcome.status == "interrupted"
 
@@ -303,7 +326,7 @@ def test_a_killed_worker_leaves_the_rounds_of_the_others(tmp_path: Path) -> None
         os.kill(pids["worker_01"], signal.SIGKILL)
         interrupt_after(60, tmp_path)
 
-    outcome = disturbed(settings("sync_easgd", steps=100_000), tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
+    outcome = disturbed(unhurried("sync_easgd"), tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
     assert outcome.status == "interrupted" and outcome.summary["lost"] == {"worker_01": "killed by SIGKILL"}
     order = recorded_order(tmp_path)
     last = len(order) - 1 - order[::-1].index(1)  # worker 1's last exchange, in a round of four
@@ -311,9 +334,8 @@ def test_a_killed_worker_leaves_the_rounds_of_the_others(tmp_path: Path) -> None
     assert order[last + 3 :] == [0, 2, 3] * (len(order[last + 3 :]) // 3) != []
 
 
-@pytest.mark.parametrize("average", [POLYAK, MOVING], ids=["polyak", "moving"])
-def test_the_average_is_that_of_the_recorded_order(average: dict[str, Any], tmp_path: Path) -> None:
-    s = settings("downpour", average=average)
+def test_a_moving_average_is_that_of_the_recorded_order(tmp_path: Path) -> None:
+    s = settings("downpour", average=MOVING)
     run(s, tmp_path)
     prepared = build.prepare(s)
     driver = by_hand(s, prepared)
@@ -328,28 +350,27 @@ def test_the_average_is_that_of_the_recorded_order(average: dict[str, Any], tmp_
 
 
 @pytest.mark.parametrize("algo", METHODS)
-def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
-    whole, parts = settings(algo, workers=1, average=MOVING), settings(algo, workers=1, average=MOVING, steps=17)
-    run(whole, tmp_path / "whole")
-    run(parts, tmp_path / "parts")
-    parts.steps = 40
-    assert run(parts, tmp_path / "parts", resume=True).status == "completed"
+def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(algo: str, tmp_path: Path, kept: Path) -> None:
+    s, whole = one_worker(algo, kept)
+    parts = tmp_path / "parts"
+    run(replace(s, steps=17), parts)
+    assert run(s, parts, resume=True).status == "completed"
     for file in ("center.pt", "average.pt"):
-        a, b = (torch.load(tmp_path / d / file, weights_only=True) for d in ("whole", "parts"))
+        a, b = (torch.load(d / file, weights_only=True) for d in (whole, parts))
         assert all(torch.equal(a[k], b[k]) for k in a)
-    assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "parts")
-    for directory in ("whole", "parts"):
-        steps = [r["step"] for r in rows(tmp_path / directory, "worker_00") if "train_loss" in r]
+    assert recorded_order(whole) == recorded_order(parts)
+    for directory in (whole, parts):
+        steps = [r["step"] for r in rows(directory, "worker_00") if "train_loss" in r]
         assert steps == sorted(set(steps)) and steps[-1] == 40
 
 
 @pytest.mark.parametrize("algo", ["eamsgd", "msgd"])
 def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_been(algo: str, tmp_path: Path) -> None:
     """The launcher's record after the checkpoint is thrown away and made again, without gap or repeat."""
-    evaluation = Eval(every="90 steps", train_images=100)
-    whole = settings(algo, workers=1, steps=1500, eval=evaluation)
+    evaluation = Eval(every="40 steps", train_images=100)
+    whole = unhurried(algo, workers=1, steps=300, eval=evaluation)
     run(whole, tmp_path / "whole")
-    broken = settings(algo, workers=1, steps=1500, eval=evaluation, checkpoint=Checkpoint(every="100 steps"))
+    broken = unhurried(algo, workers=1, steps=300, eval=evaluation, checkpoint=Checkpoint(every="30 steps"))
 
     def kill_the_master_or_worker(pids: dict[str, int]) -> None:
         os.kill(pids.get("master", pids["worker_00"]), signal.SIGKILL)
@@ -420,11 +441,13 @@ def wait_until_others_go_on(directory: Path, worker: int, exchanges: int = 15) -
 
 
 def training(directory: Path) -> bool:
-    return len((directory / "metrics.jsonl").read_text().splitlines()) > 30 if (directory / "metrics.jsonl").exists() else False
+    """Each of four workers has told of steps."""
+    told = rows(directory) if (directory / "metrics.jsonl").exists() else []
+    return len({r["party"] for r in told if r["party"].startswith("worker")}) == 4
 
 
 def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
-    s = settings("easgd", steps=100_000)
+    s = unhurried("easgd")
 
     def kill_one(pids: dict[str, int]) -> None:
         os.kill(pids["worker_02"], signal.SIGKILL)
@@ -445,7 +468,7 @@ def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None
 
 def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) -> None:
     """The lost worker comes back with its old clock, far behind; neither the record nor the newest checkpoint goes back with it."""
-    s = settings("easgd", steps=100_000, eval=Eval(every="50 steps", train_images=10))
+    s = unhurried("easgd", eval=Eval(every="50 steps", train_images=10))
 
     def lose_one(pids: dict[str, int]) -> None:
         os.kill(pids["worker_03"], signal.SIGKILL)
@@ -469,7 +492,7 @@ def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) ->
 
 
 def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:
-    outcome = disturbed(settings("easgd", steps=100_000), tmp_path, lambda pids: os.kill(pids["master"], signal.SIGKILL), training)
+    outcome = disturbed(unhurried("easgd"), tmp_path, lambda pids: os.kill(pids["master"], signal.SIGKILL), training)
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert outcome.reason is not None and "the master died (killed by SIGKILL)" in outcome.reason
 
@@ -499,7 +522,7 @@ def test_a_killed_evaluator_is_started_again_and_no_point_is_missing(tmp_path: P
         os.kill(pids["evaluator"], signal.SIGKILL)
         interrupt_after(160, tmp_path)
 
-    s = settings("easgd", steps=100_000, eval=Eval(every="40 steps", train_images=100))
+    s = unhurried("easgd", eval=Eval(every="40 steps", train_images=100))
     outcome = disturbed(s, tmp_path, kill_it, lambda d: evaluated_at(d) > 0)
     assert outcome.status == "interrupted"
     assert (tmp_path / "logs" / "launcher.log").read_text().count("INFO evaluator: process") == 2
@@ -516,13 +539,13 @@ def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
             os.kill(pids["worker_01"], signal.SIGCONT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    outcome = disturbed(settings("easgd", steps=100_000), tmp_path, freeze, lambda d: evaluated_at(d) > 0)
+    outcome = disturbed(unhurried("easgd"), tmp_path, freeze, lambda d: evaluated_at(d) > 0)
     assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    s = settings("eamsgd", steps=100_000)
+    s = unhurried("eamsgd")
     outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), number), training)
     assert (outcome.status, outcome.exit_code) == ("interrupted", code)
     told = [rows(tmp_path, f"worker_{i:02d}")[-1] for i in range(4)]
@@ -542,7 +565,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal
 
 
 def test_a_run_ends_when_its_center_reaches_the_error_asked_for(tmp_path: Path) -> None:
-    s = settings("eamsgd", steps=100_000, until=Until(test_error=40.0), batch_size=32)
+    s = unhurried("eamsgd", until=Until(test_error=40.0), batch_size=32)
     outcome = run(s, tmp_path)
     assert outcome.status == "completed"
     evaluated = [r["test_error"] for r in rows(tmp_path, "center") if "test_error" in r]
@@ -616,7 +639,7 @@ def test_ctrl_c_from_the_first_line_of_the_log_on_leaves_a_summary(tmp_path: Pat
 
 
 def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path: Path) -> None:
-    s = settings("easgd", steps=100_000, eval=Eval(every="100 steps", train_images=1347))
+    s = unhurried("easgd", eval=Eval(every="100 steps", train_images=1347))
 
     def kill_each(pids: dict[str, int]) -> None:
         killed: set[str] = set()
@@ -639,7 +662,7 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 
 def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
-    s = settings("easgd", steps=100_000, checkpoint=Checkpoint(every="100 steps"))
+    s = unhurried("easgd", checkpoint=Checkpoint(every="100 steps"))
 
     def freeze(pids: dict[str, int]) -> None:
         os.kill(pids["worker_03"], signal.SIGSTOP)
@@ -659,7 +682,7 @@ def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: 
 
 def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 2.0)
-    s = settings("eamsgd", steps=100_000, until=Until(test_error=15.0), batch_size=32)
+    s = unhurried("eamsgd", until=Until(test_error=15.0), batch_size=32)
     outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGSTOP), lambda _: True)
     assert (outcome.status, outcome.exit_code) == ("completed", 0)
     assert outcome.summary["lost"] == {"worker_02": "did not finish its step when the run ended"}
@@ -672,7 +695,7 @@ def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: P
 def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It owns what is kept at an end, so there is no checkpoint of that, but the center that reached the level is saved."""
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
-    s = settings("msgd", steps=100_000, until=Until(test_error=50.0), batch_size=32)
+    s = unhurried("msgd", until=Until(test_error=50.0), batch_size=32)
     evaluated = Journal.evaluation
 
     def freeze_when_reached(journal: Journal, *of: Any) -> None:
@@ -696,7 +719,7 @@ def test_a_silent_worker_does_not_take_the_others_of_its_round_with_it(tmp_path:
         os.kill(pids["worker_02"], signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGINT)
 
-    outcome = disturbed(settings("sync_eamsgd", steps=100_000), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
+    outcome = disturbed(unhurried("sync_eamsgd"), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
     assert (outcome.status, outcome.summary["lost"].keys()) == ("interrupted", {"worker_02"})
     assert newest(tmp_path).workers.keys() == {0, 1, 3}
 

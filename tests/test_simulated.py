@@ -6,14 +6,14 @@ import json
 import math
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_algorithms import rates
-from test_runs import MOVING, POLYAK, ROUNDS, by_hand, disturbed, one_thread, recorded_order, rows, run, saved_center, settings, training  # noqa: F401
+from test_runs import MOVING, ROUNDS, by_hand, disturbed, four_workers, one_worker, recorded_order, rows, run, saved_center, settings, training, unhurried
 
 from easgd_cli import build
 from easgd_cli.algorithms import EASGD, Exchange, Gradient, Rule, Worker
@@ -98,19 +98,18 @@ def test_taking_turns_reproduces_the_papers_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algo", ASYNCHRONOUS)
-def test_the_recorded_order_of_real_processes_replayed_gives_their_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
-    s = settings(algo, gamma=1e-2, average=POLYAK)
-    assert run(s, tmp_path / "real").status == "completed"
-    s.replay = str(tmp_path / "real")
-    assert virtual(s, tmp_path / "again", spread=0.5, latency=0.01).status == "completed"
-    assert recorded_order(tmp_path / "again") == recorded_order(tmp_path / "real")
-    same_files(tmp_path / "real", tmp_path / "again", "center.pt", "average.pt")
+def test_the_recorded_order_of_real_processes_replayed_gives_their_center_bit_for_bit(algo: str, tmp_path: Path, kept: Path) -> None:
+    s, real = four_workers(algo, kept)
+    assert virtual(replace(s, replay=str(real)), tmp_path / "again", spread=0.5, latency=0.01).status == "completed"
+    assert recorded_order(tmp_path / "again") == recorded_order(real)
+    same_files(real, tmp_path / "again", "center.pt", "average.pt")
 
 
 @pytest.mark.parametrize("algo", ["easgd", "sync_easgd"])
 def test_a_run_that_lost_a_worker_is_replayed_too(algo: str, tmp_path: Path) -> None:
-    s = settings(algo, steps=600)
-    disturbed(s, tmp_path / "real", lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
+    s = unhurried(algo, steps=400)
+    outcome = disturbed(s, tmp_path / "real", lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
+    assert (outcome.status, outcome.summary["lost"]) == ("completed", {"worker_01": "killed by SIGKILL"})
     s.replay = str(tmp_path / "real")
     assert virtual(s, tmp_path / "again").status == "completed"
     assert recorded_order(tmp_path / "again") == recorded_order(tmp_path / "real")
@@ -118,14 +117,13 @@ def test_a_run_that_lost_a_worker_is_replayed_too(algo: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("algo", [*ASYNCHRONOUS, "sgd", "msgd", "sync_easgd", "pull_then_step"])
-def test_one_worker_gives_the_bits_of_a_real_run(algo: str, tmp_path: Path) -> None:
-    s = settings(algo, workers=1, average=MOVING)
-    run(s, tmp_path / "real")
-    virtual(s, tmp_path / "virtual", spread=0.5, latency=0.1, service=0.1)
-    same_files(tmp_path / "real", tmp_path / "virtual", "center.pt", "average.pt")
+def test_one_worker_gives_the_bits_of_a_real_run(algo: str, tmp_path: Path, kept: Path) -> None:
+    s, real = one_worker(algo, kept)
+    virtual(replace(s), tmp_path / "virtual", spread=0.5, latency=0.1, service=0.1)
+    same_files(real, tmp_path / "virtual", "center.pt", "average.pt")
     same = ("step", "train_loss", "eta", "test_loss", "test_error", "distance_to_center", "staleness", "exchanges")
     for party in ("worker_00", "center", "average"):
-        one, other = ([{k: v for k, v in r.items() if k in same} for r in rows(tmp_path / d, party)] for d in ("real", "virtual"))
+        one, other = ([{k: v for k, v in r.items() if k in same} for r in rows(d, party)] for d in (real, tmp_path / "virtual"))
         assert one == other
 
 

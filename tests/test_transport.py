@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_a_worker_killed_at_any_moment_is_one_lost_session_and_every_exchange_is
         thread = threading.Thread(target=serve, args=(center, master, seen))
         thread.start()
         while not any(kind is Kind.EXCHANGE for _, kind, _ in seen):
-            pass
+            time.sleep(0.001)
         victims[0].join(delay)
         for v in victims:
             assert v.pid is not None
