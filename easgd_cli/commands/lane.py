@@ -1,40 +1,60 @@
-"""A process that runs jobs of a sweep, one after another as the sweep hands them to it (packing.py): `python -m easgd_cli.commands.lane FD`.
+"""A process from which jobs of a sweep are forked (packing.py), one after another: `python -m easgd_cli.commands.lane FD`.
 
-What every job needs is imported once in it, which takes longer than a short job. FD is a socket: each job comes on it as a line of
-JSON, [words after `easgd train`, file for what it prints], and goes as a line with its exit status.
+What every job needs is imported once, here, since that takes longer than a short job. Nothing else happens here, so each job
+is a process as clean as one just started. FD is a socket: a job comes on it as a line of JSON, [words after `easgd train`, file
+for what it prints]; the number of its process goes back as a line, and how that ended as another.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from easgd_cli import interruption
 from easgd_cli.errors import RunError, UsageError
 
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # which are for the jobs
+
 
 def main(descriptor: int) -> None:
-    """Runs what comes until the sweep has ended."""
-    from easgd_cli.commands import running  # here: until Ctrl-C is seen to, as little as possible is loaded
+    """Forks what comes until the sweep has ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    import easgd_cli.launcher.local
+    import easgd_cli.launcher.simulated  # noqa: F401
 
     with socket.socket(fileno=descriptor) as sock, sock.makefile("rw", encoding="utf-8") as sweep:
-        sock.set_inheritable(False)  # no process that a job starts is to keep it open
+        sock.set_inheritable(False)
         for line in sweep:
             words, log = json.loads(line)
-            _print_to(log)
-            with running.unchanged_process():
-                status = _run(words)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            print(status, file=sweep, flush=True)
+            parent = os.getpid()
+            job = os.fork()
+            if job == 0:
+                os.close(descriptor)
+                _end_with(parent)
+                _be(words, log)
+            print(job, file=sweep, flush=True)
+            print(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]), file=sweep, flush=True)
+
+
+def _be(words: Sequence[str], log: str) -> NoReturn:
+    """The job, whatever becomes of it."""
+    _print_to(log)
+    with interruption.ending_the_process():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # one that came since the fork comes now
+        status = _run(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # what the process it was forked from has to do at its end is not the job's affair
 
 
 def _run(words: Sequence[str]) -> int:
-    """One job, whatever becomes of it; returns its exit status."""
     from easgd_cli.commands import train
 
     try:
@@ -42,9 +62,17 @@ def _run(words: Sequence[str]) -> int:
     except (UsageError, RunError) as e:
         print(f"easgd: {e}", file=sys.stderr)
         return 2 if isinstance(e, UsageError) else 1
-    except Exception:
+    except BaseException:
         traceback.print_exc()
         return 1
+
+
+def _end_with(parent: int) -> None:
+    """A job does not outlive the sweep, whatever ends that, and goes on from its checkpoint with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def _print_to(log: str) -> None:
@@ -55,5 +83,4 @@ def _print_to(log: str) -> None:
 
 
 if __name__ == "__main__":
-    with interruption.ending_the_process():
-        main(int(sys.argv[1]))
+    main(int(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Jobs of a sweep side by side: each in a process of its own, on cores and CUDA devices of its own."""
+"""Jobs of a sweep side by side: each a process of its own, on cores and CUDA devices of its own."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def run(
     """Runs `jobs`, known by their names, in turn, at most one in each lane, until all have ended or a signal has come.
 
     `begin` gives a job's command when its turn has come, or None where there is nothing to run. `begun` is called with its
-    process number, `ended` with its exit status, which is below 0 where a signal killed its process, and `look` many times a
-    second in between. A signal is passed on to those that run, which end as a run alone does; the number of the first is
+    process number once it has one, `ended` with its exit status, which is below 0 where a signal killed it, and `look` many
+    times a second in between. A signal is passed on to those that run, which end as a run alone does; the number of the first is
     returned, None where none came. A killed parent takes its jobs with it.
     """
     waiting, running, processes = list(jobs), dict[int, str](), dict[int, _Process]()
@@ -129,15 +129,16 @@ def run(
                     if command is not None:
                         processes[at] = _given(command, lanes[at], processes.get(at))
                         running[at] = name
-                        begun(name, processes[at].pid)
                 time.sleep(_LOOK_SECONDS)
                 look()
-                for number in signals.taken():
-                    came = came or number
+                for signalled in signals.taken():
+                    came = came or signalled
                     for at in running:
-                        processes[at].send_signal(number)
+                        processes[at].send_signal(signalled)
                 for at, name in list(running.items()):
-                    status = processes[at].ended()
+                    number, status = processes[at].news()
+                    if number is not None:
+                        begun(name, number)
                     if status is not None:
                         del running[at]
                         ended(name, status)
@@ -148,7 +149,7 @@ def run(
 
 
 class _Process:
-    """A lane's process, which runs one job after another (lane.py). A job that ends it, or is killed, costs the next one a new process, no more."""
+    """A lane's process, from which one job after another is forked (lane.py). Killed, it takes its job with it, and the next has a new one."""
 
     def __init__(self, lane: Lane, first: Command):
         parent = os.getpid()
@@ -157,13 +158,16 @@ class _Process:
         def prepared() -> None:
             if libc is not None:
                 os.sched_setaffinity(0, lane.cores)
-                libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a job does not outlive the sweep, and goes on from its checkpoint with it
+                libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, by which its job ends with it, too
                 if os.getppid() != parent:
                     os._exit(1)
 
         self.devices = first.devices
         self._socket, theirs = socket.socketpair()
-        self._said = b""
+        self._said: list[int] = []  # of the job that runs: the number of its process, and how that ended
+        self._line = b""  # the beginning of what comes next
+        self._told = False  # of the number
+        self._due: list[int] = []  # signals that came before it was known
         first.log.parent.mkdir(exist_ok=True)
         with theirs, open(first.log, "wb") as log:
             self._process = subprocess.Popen(
@@ -178,36 +182,41 @@ class _Process:
             )
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def lives(self) -> bool:
         return self._process.poll() is None
 
     def give(self, command: Command) -> None:
-        """Has it run a job."""
-        with suppress(OSError):  # it has just been killed, which `ended` tells
+        """Has a job forked."""
+        self._said, self._told = [], False
+        with suppress(OSError):  # it has just been killed, which `news` tells
             self._socket.sendall(json.dumps([command.words, str(command.log)]).encode() + b"\n")
 
-    def ended(self) -> int | None:
-        """The exit status of the job, or of the whole process where it has ended with it; None while it runs."""
+    def news(self) -> tuple[int | None, int | None]:
+        """The number of the job's process, once; and its exit status, or that of this process where it has ended, once there is one."""
         try:
-            said = self._socket.recv(1024, socket.MSG_DONTWAIT)
+            data = self._socket.recv(1024, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return None
+            return None, None
         except OSError:
-            said = b""
-        self._said += said
-        if not said:
-            return self._process.wait()
-        if not self._said.endswith(b"\n"):
-            return None
-        status, self._said = int(self._said), b""
-        return status
+            data = b""
+        *lines, self._line = (self._line + data).split(b"\n")
+        self._said += map(int, lines)
+        number = None
+        if self._said and not self._told:
+            number, self._told = self._said[0], True
+            for due in self._due:
+                self.send_signal(due)
+        if len(self._said) == 2:
+            return number, self._said[1]
+        return number, None if data else self._process.wait()
 
     def send_signal(self, number: int) -> None:
-        self._process.send_signal(number)
+        """To the job; at its beginning, as soon as there is one."""
+        if not self._told:
+            self._due.append(number)
+        elif len(self._said) == 1:
+            with suppress(ProcessLookupError):
+                os.kill(self._said[0], number)
 
     def kill(self) -> None:
         self._process.kill()
