@@ -74,6 +74,7 @@ def by(plan: Plan) -> str:
 def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     """Says which job of this sweep has the smallest value, earlier starts' among them; returns it for sweep.json, None where none has one."""
     told = {name: standing.read(plan.root, name) for name in standing.names(plan.root)}
+    told = {name: said for name, said in told.items() if Path(said.get("path", "")).is_dir()}  # a user may have removed one
     measured = {name: said["value"] for name, said in told.items() if said.get("objective") == str(objective) and "value" in said}
     if not measured:
         print("No run has a value to choose by.", flush=True)
@@ -106,7 +107,7 @@ def _search(config_name: str, words: list[str], job: Job) -> None:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     sweeper = hydra.compose_config(config_name, words, RunMode.MULTIRUN).hydra.sweeper
-    if "max_failure_rate" in sweeper and not any(w.startswith("hydra.sweeper.max_failure_rate=") for w in words):
+    if sweeper.get("max_failure_rate") == 0 and not any(w.startswith("hydra.sweeper.max_failure_rate=") for w in words):
         words = [*words, "hydra.sweeper.max_failure_rate=1"]  # a run that failed is a failed trial and ends no search
     if not sweeper.get("storage") and "seed" in (sweeper.get("sampler") or {}) and sweeper.sampler.seed is None:
         words = [*words, "hydra.sweeper.sampler.seed=0"]  # the same command draws the same values, finds its runs again and goes on
