@@ -20,6 +20,7 @@ import torch
 from easgd_cli import build, checkpoint
 from easgd_cli.__main__ import main
 from easgd_cli.checkpoint import OwnerState, WorkerState
+from easgd_cli.commands import running
 from easgd_cli.config import Settings
 from easgd_cli.launcher import children, kinds
 from easgd_cli.launcher.job import Job, Outcome
@@ -108,6 +109,12 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
         return Said(status, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def straight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs without the two compositions that Hydra's own main does around each: for tests of what comes before and after."""
+    monkeypatch.setattr(running, "_within_hydra", lambda asked, overrides, path, task: task())
 
 
 @pytest.fixture

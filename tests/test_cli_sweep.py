@@ -12,19 +12,12 @@ import pytest
 from conftest import Launcher, Said, leave_checkpoint
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import running
 from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.job import Job, Outcome
 
 Easgd = Callable[..., Said]
 pytestmark = pytest.mark.usefixtures("unprepared")
-
-
-@pytest.fixture
-def straight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs without the two compositions that Hydra's own main does around each: for tests of what the sweep does with them."""
-    monkeypatch.setattr(running, "_within_hydra", lambda asked, overrides, path, task: task())
 
 
 def names(launcher: Launcher) -> list[str]:
@@ -49,6 +42,7 @@ def test_every_combination_runs_in_a_directory_named_by_what_differs(easgd: Easg
     assert "tensorboard --logdir runs/sweeps/" in said.out
 
 
+@pytest.mark.usefixtures("straight")
 @pytest.mark.parametrize("words", ["tau=5 -m eta=1,2", "-m tau=5 eta=1,2", "tau=5 eta=1,2 --multirun", "tau=5 eta=1,2 hydra.mode=MULTIRUN"])
 def test_options_stand_anywhere(words: str, easgd: Easgd, launcher: Launcher) -> None:
     assert easgd("train", *words.split()).status == 0
@@ -82,6 +76,7 @@ def test_what_is_wrong_by_itself_refuses_the_whole_sweep(words: str, sentence: s
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.usefixtures("straight")
 def test_combinations_that_cannot_run_are_listed_and_left_out(easgd: Easgd, launcher: Launcher) -> None:
     said = easgd("train", "-m", "algo=easgd,mdownpour,sgd", "tau=1,4", "workers=2")
     assert said.status == 0
@@ -94,6 +89,7 @@ def test_combinations_that_cannot_run_are_listed_and_left_out(easgd: Easgd, laun
     assert "left out, for every seed: algo=mdownpour tau=4. tau=4: MDOWNPOUR" in said.err
 
 
+@pytest.mark.usefixtures("straight")
 def test_data_and_models_are_tried_before_the_first_run(easgd: Easgd, launcher: Launcher, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[Settings] = []
 

@@ -61,6 +61,7 @@ def test_what_it_sweeps_can_run(path: Path) -> None:
                 running.checked(composed([f"experiment={path.stem}", *first, *others, value]).settings)
 
 
+@pytest.mark.usefixtures("straight")
 def test_its_first_job_is_checked_as_a_command(path: Path, easgd: Callable[..., Said], launcher: Launcher, unprepared: None) -> None:
     alone = ["hydra.mode=RUN"] if "/hydra/sweeper:" in path.read_text() else []  # a search's jobs are Hydra's to start
     said = easgd("train", f"experiment={path.stem}", *alone, *(values[0] for values in axes(path).values()))
