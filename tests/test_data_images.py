@@ -139,7 +139,7 @@ def _scribble(images: Images) -> None:
 def test_shared_images_are_one_copy_for_all_processes():
     images = numbered(crop=(3, 3), flip=True).hold_out(2).share()
     assert len(pickle.dumps([images.input_shape])) < 1000
-    child = multiprocessing.get_context("spawn").Process(target=_scribble, args=(images,))
+    child = multiprocessing.get_context("forkserver").Process(target=_scribble, args=(images,))
     child.start()
     child.join(60)
     assert child.exitcode == 0
