@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -46,10 +47,10 @@ def digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
 
-def create(path: Path) -> Path:
+def create(path: Path, alone: bool = False) -> Path:
     """Makes `path`, or `path.2`, `path.3` and so on where it is taken: never one that was there.
 
-    Raises UsageError when it cannot be made.
+    With `alone` it raises FileExistsError where `path` is taken. Raises UsageError when it cannot be made.
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"hydra.run.dir={path}: is a file, and a run needs a directory; choose another with hydra.run.dir=PATH.")
@@ -60,10 +61,12 @@ def create(path: Path) -> Path:
                 candidate.mkdir()
                 return candidate
             except FileExistsError:
-                if not candidate.exists():  # a broken link
+                if alone or not candidate.exists():  # a broken link
                     raise
         raise AssertionError("unreachable")
     except OSError as e:
+        if alone and isinstance(e, FileExistsError):
+            raise
         raise UsageError(f"hydra.run.dir={path}: the directory of the run cannot be made ({_why(e)}); choose another with hydra.run.dir=PATH.") from e
 
 
@@ -120,7 +123,8 @@ def status_of(path: Path) -> str | None:
 def held(path: Path, shared: bool = False) -> Iterator[None]:
     """Keeps every other process out of `path` for as long as it lasts, or with `shared` those that would keep others out. Raises UsageError when one is in it.
 
-    The lock is on the directory itself and dies with the process, so nothing is left to clean up.
+    The lock is on the directory itself and dies with the process, so nothing is left to clean up. Raises FileNotFoundError where there is no
+    such directory, or it has been removed before it could be held.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -130,6 +134,8 @@ def held(path: Path, shared: bool = False) -> Iterator[None]:
             raise UsageError(f"{path}: another process is running this run; wait for it to end, or stop it.") from e
         except OSError:
             pass  # a file system without locks, as some networks have: nothing can be known there
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         yield
     finally:
         os.close(descriptor)
@@ -138,7 +144,7 @@ def held(path: Path, shared: bool = False) -> Iterator[None]:
 # What a run leaves in its directory, beside config.yaml.
 _LEFT = (
     "overrides.yaml", "metrics.jsonl", "exchanges.bin", "events.out.tfevents.*", "summary.json", "center.pt", "average.pt",
-    "checkpoint", "logs", "snapshots", "report",
+    "checkpoint/.*", "logs/*.log", "logs/trace_*.json", "snapshots/*", "report/*",
 )  # fmt: skip
 _UNFINISHED = re.compile(r"\.\d+\.(config|overrides)\.yaml|\.(metrics\.jsonl|summary\.json|(center|average)\.pt)\.\d+")  # written beside, not yet renamed
 
@@ -150,10 +156,12 @@ def clear(path: Path) -> bool:
     written. config.yaml, by which the run is known, goes last, so that what is left when this is killed can be cleared again.
     The caller holds the directory. Raises OSError.
     """
-    inside = list(path.iterdir())
-    known = _LEFT if any(entry.name == "config.yaml" for entry in inside) else ()
-    inside = [entry for entry in inside if entry.name != "config.yaml"]
-    if not all(_UNFINISHED.fullmatch(entry.name) or any(entry.match(pattern) for pattern in known) for entry in inside):
+    inside = [entry for entry in path.iterdir() if entry.name != "config.yaml"]
+    known = _LEFT if (path / "config.yaml").exists() else ()
+    files = [file for entry in inside for file in ([entry] if entry.is_symlink() or not entry.is_dir() else entry.rglob("*"))]
+    if path.is_symlink() or not all(_UNFINISHED.fullmatch(file.name) or any(file.match(pattern) for pattern in known) for file in files):
+        return False
+    if (path / "summary.json").exists() and not summary_of(path):  # nobody knows what it said
         return False
     for entry in inside:
         if entry.is_dir() and not entry.is_symlink():

@@ -69,9 +69,9 @@ def until(true: Callable[[], bool]) -> None:
     raise AssertionError("it has not happened for 30 s")
 
 
-def begin(here: Path) -> tuple[subprocess.Popen[str], list[int]]:
+def begin(here: Path, *more: str) -> tuple[subprocess.Popen[str], list[int]]:
     """A sweep of two jobs that take for ever, both in training, and their process numbers."""
-    words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=long", "jobs=2", "seed=0,1", *LONG]
+    words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=long", "jobs=2", "seed=0,1", *LONG, *more]
     sweep = subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     root = here / "runs" / "sweeps" / "long"
 
@@ -113,6 +113,41 @@ def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path) 
     other = command(tmp_path, "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK[:-1], "steps=50")
     assert other.returncode == 2
     assert "sweep=beside: is the name of another sweep, where it had steps=40, and now steps=50" in other.stderr
+
+
+def test_two_sweeps_at_once_run_each_job_once(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=shared", "jobs=2", "seed=0,1,2", *QUICK]
+    sweeps = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outs = [sweep.communicate(timeout=90)[0] for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0]
+    root = tmp_path / "runs" / "sweeps" / "shared"
+    assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1", "seed=2"]
+    assert standing(root) == {f"seed={seed}": {"status": "completed"} for seed in range(3)}
+    ends = [line.partition(": ")[2] for out in outs for line in out.splitlines() if line.startswith("[") and not line.endswith("begun")]
+    assert ends.count("completed") == 3 and set(ends) <= {"completed", "running elsewhere", "already done"}
+
+
+def test_jobs_ended_from_outside_are_interrupted_and_the_sweep_has_not_ended(tmp_path: Path) -> None:
+    sweep, pids = begin(tmp_path, "report=")
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    out = sweep.communicate(timeout=60)[0]
+    assert sweep.returncode == 1 and "To go on with it, give the same command again." in out
+    root = tmp_path / "runs" / "sweeps" / "long"
+    assert {job["status"] for job in standing(root).values()} == {"interrupted"}
+    assert not (root / "report").exists()  # there is more to come
+    assert all(any((root / f"seed={seed}" / "checkpoint").iterdir()) for seed in (0, 1))
+
+
+def test_a_sweep_that_nobody_reads_runs_its_jobs(tmp_path: Path) -> None:
+    for jobs in ("1", "2"):
+        words = [sys.executable, "-m", "easgd_cli", "train", "-m", f"sweep=unread{jobs}", f"jobs={jobs}", "seed=0,1", *QUICK]
+        sweep = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert sweep.stdout is not None
+        sweep.stdout.close()
+        assert sweep.communicate(timeout=60)[1] == b""
+        assert sweep.returncode == 0
+        assert standing(tmp_path / "runs" / "sweeps" / f"unread{jobs}") == {"seed=0": {"status": "completed"}, "seed=1": {"status": "completed"}}
 
 
 def test_a_job_that_fails_or_dies_is_a_line_with_its_reason_and_touches_no_other(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -101,6 +102,36 @@ def test_what_is_not_the_jobs_own_is_left_as_it_is(tmp_path: Path) -> None:
         assert everything(tmp_path / "e") == here
     shutil.rmtree(tmp_path / "e")
     assert everything(tmp_path) == before
+
+
+def test_nothing_of_a_users_is_cleared_away(tmp_path: Path) -> None:
+    """Notes among the logs, a link to elsewhere, a run whose summary nobody can read."""
+    for name in ("noted", "linked", "unread"):
+        there = run(tmp_path / name, None)
+        (there / "logs").mkdir(exist_ok=True)
+        (there / "logs" / "launcher.log").write_text("begun")
+    (tmp_path / "noted" / "logs" / "notes.txt").write_text("mine")
+    (tmp_path / "unread" / "summary.json").write_text('{"status": "comp')
+    (tmp_path / "linked").rename(tmp_path / "elsewhere")
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    for name in ("noted", "linked", "unread"):
+        assert place(tmp_path / name, OURS, retry=True) == Place(tmp_path / f"{name}.2", NEW)
+        assert (tmp_path / name / "logs" / "launcher.log").read_text() == "begun"
+
+
+def test_a_directory_that_is_removed_before_it_can_be_held_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process clears it, and a new run of that name begins, between opening and locking."""
+    flock = fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        (tmp_path / "job").rmdir()
+        (tmp_path / "job").mkdir()
+        flock(descriptor, how)
+
+    (tmp_path / "job").mkdir()
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(FileNotFoundError), rundir.held(tmp_path / "job"):
+        pass
 
 
 def test_what_has_a_result_stands_and_what_was_stopped_goes_on(tmp_path: Path) -> None:

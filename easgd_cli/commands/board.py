@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Board:
         self._path = plan.root / "sweep.json"
         self._about: dict[str, Any] = {"command": command, "fixed": plan.fixed, "swept": plan.varying}
         jobs = self._jobs()
-        self._write(jobs | {m.name: {"status": "queued"} for m in plan.members if jobs.get(m.name, {}).get("status") not in _ENDED})
+        self._write(jobs | {m.name: {"status": "queued"} for m in plan.members if not _stays(jobs.get(m.name, {}))})
 
     def note(self, name: str, status: str, **facts: Any) -> None:
         if status != ELSEWHERE:
@@ -45,6 +46,19 @@ class Board:
     def _write(self, jobs: dict[str, Any]) -> None:
         with suppress(OSError):  # the runs' own records are what counts
             put(self._path, lambda beside: beside.write_text(json.dumps({**self._about, "jobs": jobs}, indent=1) + "\n", encoding="utf-8"))
+
+
+def _stays(job: dict[str, Any]) -> bool:
+    """Whether what is said of a job is so until its turn comes: it has ended, or another sweep is at it."""
+    if job.get("status") != "running" or not isinstance(job.get("pid"), int):
+        return job.get("status") in _ENDED
+    try:
+        os.kill(job["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from easgd_cli import interruption
-from easgd_cli.commands import arguments, compose, placing, plan, running, standing, sweep
+from easgd_cli.commands import standing, sweep
 from easgd_cli.errors import RunError, UsageError
 
 
@@ -24,16 +24,7 @@ def main(argv: Sequence[str]) -> int:
     standing.write(root, name, "running", pid=os.getpid())
     try:
         with interruption.ending_the_process():
-            asked = arguments.parse(words)
-            arguments.parse_overrides(asked.overrides)
-            with compose.composing(asked.config_name) as composed:
-                given = composed(asked.overrides).settings
-            settings = plan.apart(given)
-            running.checked(settings)
-            own = [o for o in asked.overrides if o.partition("=")[0] not in plan.OF_SWEEPS]
-            member = plan.Member(own, name, settings, None, 0)
-            place = placing.place(root / name, settings, given.retry)
-            row, code = (sweep.over(member, place), int(place.standing == placing.FAILED)) if place.over else sweep.run_one(member, place, asked)
+            row, code = sweep.run_job(root, name, words)
     except (UsageError, RunError) as e:
         print(f"easgd: {e}", file=sys.stderr)
         standing.write(root, name, "failed", reason=str(e))

@@ -1,8 +1,9 @@
 """A process from which jobs of a sweep are forked (packing.py), one after another: `python -m easgd_cli.commands.lane FD`.
 
 What every job needs is imported once, here, since that takes longer than a short job. Nothing else happens here, so each job
-is a process as clean as one just started. FD is a socket: a job comes on it as a line of JSON, [words after `easgd train`, file
-for what it prints]; the number of its process goes back as a line, and how that ended as another.
+is a process as clean as one just started. FD is a socket: a job comes on it as a line of JSON, [root of the sweep, name of the job,
+words after `easgd train`, file for what it prints]. What goes back are lines, too: the number of its process, what the job says of
+how it ended, and its exit status.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from easgd_cli import interruption
@@ -32,33 +34,34 @@ def main(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as sock, sock.makefile("rw", encoding="utf-8") as sweep:
         sock.set_inheritable(False)
         for line in sweep:
-            words, log = json.loads(line)
+            root, name, words, log = json.loads(line)
             parent = os.getpid()
             job = os.fork()
             if job == 0:
-                os.close(descriptor)
                 _end_with(parent)
-                _be(words, log)
+                _be(Path(root), name, words, log, descriptor)
             print(job, file=sweep, flush=True)
             print(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]), file=sweep, flush=True)
 
 
-def _be(words: Sequence[str], log: str) -> NoReturn:
+def _be(root: Path, name: str, words: Sequence[str], log: str, descriptor: int) -> NoReturn:
     """The job, whatever becomes of it."""
     _print_to(log)
     with interruption.ending_the_process():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # one that came since the fork comes now
-        status = _run(words)
+        status = _run(root, name, words, descriptor)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # what the process it was forked from has to do at its end is not the job's affair
 
 
-def _run(words: Sequence[str]) -> int:
-    from easgd_cli.commands import train
+def _run(root: Path, name: str, words: Sequence[str], descriptor: int) -> int:
+    from easgd_cli.commands import sweep
 
     try:
-        return train.main(words)
+        row, status = sweep.run_job(root, name, words)
+        os.write(descriptor, json.dumps(row.tell()).encode() + b"\n")
+        return status
     except (UsageError, RunError) as e:
         print(f"easgd: {e}", file=sys.stderr)
         return 2 if isinstance(e, UsageError) else 1

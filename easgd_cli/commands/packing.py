@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from easgd_cli import build
 from easgd_cli.commands.plan import Member
@@ -30,8 +30,10 @@ _OWN_BYTES, _WORKER_BYTES = 350 * 2**20, 40 * 2**20  # of a job's processes, and
 
 @dataclass(frozen=True)
 class Command:
-    """A job as the words after `easgd train`, and the file for what it prints."""
+    """A job of the sweep in `root`: its settings and retry= as words after `easgd train`, and the file for what it prints."""
 
+    root: Path
+    name: str
     words: list[str]
     log: Path
     devices: Devices
@@ -107,15 +109,15 @@ def run(
     lanes: Sequence[Lane],
     begin: Callable[[str], Command | None],
     begun: Callable[[str, int], None],
-    ended: Callable[[str, int], None],
+    ended: Callable[[str, int, dict[str, Any] | None], None],
     look: Callable[[], None],
 ) -> int | None:
     """Runs `jobs`, known by their names, in turn, at most one in each lane, until all have ended or a signal has come.
 
     `begin` gives a job's command when its turn has come, or None where there is nothing to run. `begun` is called with its
-    process number once it has one, `ended` with its exit status, which is below 0 where a signal killed it, and `look` many
-    times a second in between. A signal is passed on to those that run, which end as a run alone does; the number of the first is
-    returned, None where none came. A killed parent takes its jobs with it.
+    process number once it has one, `ended` with its exit status, which is below 0 where a signal killed it, and what it has said of
+    how it ended, if it could; `look` many times a second in between. A signal is passed on to those that run, which end as a run
+    alone does; the number of the first is returned, None where none came. A killed parent takes its jobs with it.
     """
     waiting, running, processes = list(jobs), dict[int, str](), dict[int, _Process]()
     came: int | None = None
@@ -141,7 +143,7 @@ def run(
                         begun(name, number)
                     if status is not None:
                         del running[at]
-                        ended(name, status)
+                        ended(name, status, processes[at].said)
         finally:
             for process in processes.values():  # which wait for more, unless something has been raised
                 process.kill()
@@ -164,7 +166,8 @@ class _Process:
 
         self.devices = first.devices
         self._socket, theirs = socket.socketpair()
-        self._said: list[int] = []  # of the job that runs: the number of its process, and how that ended
+        self._news: list[int] = []  # of the job that runs: the number of its process, and how that ended
+        self.said: dict[str, Any] | None = None  # what it has said itself
         self._line = b""  # the beginning of what comes next
         self._told = False  # of the number
         self._due: list[int] = []  # signals that came before it was known
@@ -187,9 +190,9 @@ class _Process:
 
     def give(self, command: Command) -> None:
         """Has a job forked."""
-        self._said, self._told = [], False
+        self._news, self._told, self.said = [], False, None
         with suppress(OSError):  # it has just been killed, which `news` tells
-            self._socket.sendall(json.dumps([command.words, str(command.log)]).encode() + b"\n")
+            self._socket.sendall(json.dumps([str(command.root), command.name, command.words, str(command.log)]).encode() + b"\n")
 
     def news(self) -> tuple[int | None, int | None]:
         """The number of the job's process, once; and its exit status, or that of this process where it has ended, once there is one."""
@@ -200,23 +203,27 @@ class _Process:
         except OSError:
             data = b""
         *lines, self._line = (self._line + data).split(b"\n")
-        self._said += map(int, lines)
+        for line in map(json.loads, lines):
+            if isinstance(line, int):
+                self._news.append(line)
+            else:
+                self.said = line
         number = None
-        if self._said and not self._told:
-            number, self._told = self._said[0], True
+        if self._news and not self._told:
+            number, self._told = self._news[0], True
             for due in self._due:
                 self.send_signal(due)
-        if len(self._said) == 2:
-            return number, self._said[1]
+        if len(self._news) == 2:
+            return number, self._news[1]
         return number, None if data else self._process.wait()
 
     def send_signal(self, number: int) -> None:
         """To the job; at its beginning, as soon as there is one."""
         if not self._told:
             self._due.append(number)
-        elif len(self._said) == 1:
+        elif len(self._news) == 1:
             with suppress(ProcessLookupError):
-                os.kill(self._said[0], number)
+                os.kill(self._news[0], number)
 
     def kill(self) -> None:
         self._process.kill()

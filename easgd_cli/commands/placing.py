@@ -40,6 +40,12 @@ class Place:
 
 def place(path: Path, settings: Settings, retry: bool) -> Place:
     """Where the job that is named `path` runs with these settings. A run without a checkpoint is cleared away, a failed one only to `retry`."""
+    while True:
+        with suppress(FileNotFoundError):  # another sweep has just removed what we looked at
+            return _place(path, settings, retry)
+
+
+def _place(path: Path, settings: Settings, retry: bool) -> Place:
     wanted = _compared(yaml.safe_load(yaml.safe_dump(asdict(settings))))
     there = list(itertools.takewhile(Path.exists, rundir.candidates(path)))
     own, unknown = [], []  # runs with these settings; directories without settings, which a killed start may have made
@@ -61,6 +67,8 @@ def place(path: Path, settings: Settings, retry: bool) -> Place:
                     return Place(candidate, NEW)
         except UsageError:
             return Place(candidate, ELSEWHERE)
+        except FileNotFoundError:
+            raise
         except OSError as e:
             return Place(candidate, FAILED, f"{e.filename or candidate} is left of a killed start and cannot be removed: {e.strerror or e}.")
     return Place(next(candidate for candidate in rundir.candidates(path) if candidate not in there), NEW)
@@ -75,8 +83,6 @@ def _standing(path: Path, retry: bool) -> Place:
             summary = rundir.summary_of(path)
     except UsageError:
         return Place(path, ELSEWHERE)
-    except OSError:  # another sweep has just cleared it
-        return Place(path, NEW)
     status = summary.get("status")
     if status in _ENDED:
         return Place(path, status)

@@ -90,6 +90,8 @@ def _sweep(axes: dict[str, list[str]], overrides: list[Override], first: Compose
         given = next((o for o in overrides if o.key_or_group == key), None)
         if given is not None and given.value() != "minimize":
             raise UsageError(f"{given.input_line}: {instead}")
+    if of_both := [o.input_line for o in overrides if o.key_or_group in ("sweep", "hydra.sweep.dir") and o.value() is not None][1:]:
+        raise UsageError(f"{of_both[0]}: sweep= and hydra.sweep.dir= both say where the sweep is kept; give one of the two.")
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
     of_sweep = first.settings if first is not None else Settings()
@@ -133,7 +135,7 @@ def _one_by_one(axes: dict[str, list[str]]) -> list[list[str]]:
 
 
 def _name(name: str) -> str:
-    if name != rundir.clean(name) or name.startswith("."):
+    if not name or name != rundir.clean(name) or name.startswith("."):
         raise UsageError(f"sweep={name}: is the name of a directory, of letters, digits and =,._- only.")
     return name
 
@@ -254,6 +256,8 @@ def _axes(overrides: Iterable[Override]) -> dict[str, list[str]]:
             if o.is_hydra_override():
                 raise UsageError(f"{o.input_line}: Hydra's own settings cannot be swept.")
             axes[key] = [f"{key}={value}".replace("\\:", ":") for value in o.sweep_string_iterator()]  # it escapes what needs no escape
+            if not axes[key]:
+                raise UsageError(f"{o.input_line}: has no values, so there is nothing to run.")
             twice = next((v for v in axes[key] if axes[key].count(v) > 1), None)
             if twice is not None:
                 raise UsageError(f"{o.input_line}: {twice} is in it twice; two runs would be the same.")

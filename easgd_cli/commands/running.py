@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,12 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     return lines
 
 
-def launch(settings: Settings, path: Path, overrides: list[str], command: str, launcher: Launcher, prepared: Any, through: Arguments) -> tuple[Outcome, Path]:
+def launch(
+    settings: Settings, path: Path, overrides: list[str], command: str, launcher: Launcher, prepared: Any, through: Arguments, alone: bool = False
+) -> tuple[Outcome, Path]:
     """Makes a directory for a new run, `path` or the next that is free, and runs it there within Hydra.
 
-    Raises UsageError, leaving no directory, and RunError.
+    With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no directory, and RunError.
     """
     made: list[Path] = []
     above = [p for p in path.parents if not p.exists()]
@@ -85,15 +87,19 @@ def launch(settings: Settings, path: Path, overrides: list[str], command: str, l
             if not (directory / "summary.json").exists():  # which says that a run has begun there
                 rundir.discard(directory, above)
 
-    with interruption.undone_by(discard):
+    with interruption.undone_by(discard), ExitStack() as holding:
         with interruption.held_back():
-            path = rundir.create(path).absolute()  # Hydra may change the working directory (hydra.job.chdir)
+            path = rundir.create(path, alone).absolute()  # Hydra may change the working directory (hydra.job.chdir)
             made.append(path)
+        try:  # from the first moment: who looks for a place for the same run knows that this one is taken, and for what
+            holding.enter_context(rundir.held(path))
+        except (UsageError, FileNotFoundError) as e:  # it was taken for what a killed process had left
+            made.clear()
+            raise FileExistsError(f"{path}: another process has taken this directory at the same moment.") from e
         try:
-            with rundir.held(path):  # from the first moment: who looks for a place for the same run knows that this one is taken, and for what
-                rundir.write_config(path, settings, own(overrides))
-                launcher.begin()
-                outcome = _within_hydra(through, overrides, path, lambda: launcher(Job(settings, path, own(overrides), command), prepared))
+            rundir.write_config(path, settings, own(overrides))
+            launcher.begin()
+            outcome = _within_hydra(through, overrides, path, lambda: launcher(Job(settings, path, own(overrides), command), prepared))
         except UsageError:
             discard()
             raise

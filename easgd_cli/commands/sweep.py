@@ -12,26 +12,28 @@ import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from easgd_cli import build, interruption, rundir
-from easgd_cli.commands import arguments, compose, hydra_sweep, packing, placing, running
+from easgd_cli.commands import arguments, compose, hydra_sweep, packing, placing, report, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.board import Board, refuse_another
 from easgd_cli.commands.placing import Place
-from easgd_cli.commands.plan import Member, Plan
+from easgd_cli.commands.plan import OF_SWEEPS, Member, Plan, apart
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 
+_NOT_STARTED = "not started"
 _GO_ON = "to go on with it, give the same command again."
 
 
 @dataclass
-class _Row:
+class Row:
     """How a job ended."""
 
     name: str
@@ -40,6 +42,15 @@ class _Row:
     reason: str | None = None
     path: Path | None = None
     before: bool = False  # in an earlier start of the sweep
+
+    @classmethod
+    def told(cls, name: str, said: Mapping[str, Any]) -> Row:
+        """The row of a job by what it has said in a process of its own (`tell`)."""
+        path = Path(said["path"]) if said.get("path") else None
+        return cls(name, said["status"], rundir.summary_of(path) if path else {}, said.get("reason"), path, said.get("before", False))
+
+    def tell(self) -> dict[str, Any]:
+        return {"status": self.status, "reason": self.reason, "path": str(self.path) if self.path else None, "before": self.before}
 
     @property
     def why(self) -> str | None:
@@ -71,12 +82,15 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
+    if (root / "config.yaml").exists():
+        raise UsageError(f"hydra.sweep.dir={root}: is the directory of a run, and a sweep needs one of its own; choose another.")
     _tell_tensorboard(root, plan.members, command)
+    from easgd_cli.record.display import say
     from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
 
     side = f", {len(lanes)} at a time" if len(lanes) > 1 else "" if plan.basic else f", by {hydra_sweep.by(plan)}"
     runs = f"Runs to minimise {plan.objective}" if plan.objective else f"{len(plan.members)} run{'s' if len(plan.members) > 1 else ''}"
-    print(f"{runs} in {root}{side}", flush=True)
+    say(f"{runs} in {root}{side}")
     with interruption.undone_by(lambda: interruption.tell(f"the sweep is in {root}; {_GO_ON}")), ExitStack() as attended:
         with suppress(UsageError):  # somebody is looking just now
             attended.enter_context(rundir.held(root, shared=True))  # by which `easgd report` knows whether the sweep goes on
@@ -86,57 +100,59 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         else:
             rows, code = _by_hydra(plan, asked, board)
     if rows:
-        print()
-        show_sweep([(r.name, r.status, r.summary, r.why) for r in rows])
+        say("")
+        say(lambda: show_sweep([(r.name, r.status, r.summary, r.why) for r in rows]))
     if plan.objective is not None:
         _tell_tensorboard(root, [], command)  # what was drawn is known only now
         board.choose(hydra_sweep.tell_best(plan, plan.objective))
-    print(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}", flush=True)
+    say(f"The sweep is in {root}; to look at it: {running.looked_at(str(root))}")
     ended = {r.status for r in rows}
     if ended & {"interrupted", "killed"}:
-        print(_GO_ON[0].upper() + _GO_ON[1:], flush=True)
+        say(_GO_ON[0].upper() + _GO_ON[1:])
     if any(r.status == placing.FAILED and not r.before for r in rows):
-        print("To try again what failed, give the same command with retry=true.", flush=True)
-    return code if "interrupted" in ended else 1 if ended & {placing.FAILED, "killed"} else 0 if plan.basic else code
+        say("To try again what failed, give the same command with retry=true.")
+    whole = not ended & {"interrupted", _NOT_STARTED}
+    if plan.report is not None and whole:  # else it goes on
+        report.at_the_end_of(root, plan.report)
+    return code if code >= 128 else 0 if whole and not ended & {placing.FAILED, "killed"} and (plan.basic or not code) else 1
 
 
-def _in_turn(plan: Plan, asked: Arguments, board: Board) -> tuple[list[_Row], int]:
+def _in_turn(plan: Plan, asked: Arguments, board: Board) -> tuple[list[Row], int]:
     """The jobs one after another in this process, each with its live view."""
-    from rich.console import Console
-
+    from easgd_cli.record.display import say
     from easgd_cli.record.table import job_line
 
-    rows: list[_Row] = []
+    rows: list[Row] = []
     code = 0
     for number, member in enumerate(plan.members, 1):
         title = f"[{number}/{len(plan.members)}] {member.name}"
         place = placing.place(plan.root / member.name, member.settings, plan.retry)
         if place.over:
             row, code = over(member, place), 0
-            Console(highlight=False, soft_wrap=True).print(job_line(title, row.status, row.said()))
+            say(job_line(title, row.status, row.said()))
         else:
-            print(f"\n{title}", flush=True)
+            say(f"\n{title}")
             board.note(member.name, "running", pid=os.getpid())
-            row, code = run_one(member, place, asked)
+            row, code = run_placed(plan.root, member, plan.retry, asked)
         board.note(member.name, row.status, reason=row.reason)
         rows.append(row)
         if row.status == "interrupted":
-            rows += [_Row(m.name, "not started") for m in plan.members[number:]]
+            rows += [Row(m.name, _NOT_STARTED) for m in plan.members[number:]]
             break
     return rows, code
 
 
-def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board: Board) -> tuple[list[_Row], int]:
+def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board: Board) -> tuple[list[Row], int]:
     """The jobs in processes of their own, as many at a time as there are `lanes`, all in one view."""
     from easgd_cli.record.sweep_progress import SweepProgress
 
     members = {m.name: m for m in plan.members}
     numbers = {name: f"[{n}/{len(members)}] {name}" for n, name in enumerate(members, 1)}
     places: dict[str, Place] = {}
-    rows: dict[str, _Row] = {}
+    rows: dict[str, Row] = {}
     view = SweepProgress(len(members))
 
-    def known(row: _Row) -> None:
+    def known(row: Row) -> None:
         rows[row.name] = row
         board.note(row.name, row.status, reason=row.reason)
         view.ended(numbers[row.name], row.status, row.said())
@@ -147,60 +163,64 @@ def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board
         if place.over:
             known(over(member, place))
             return None
-        return packing.Command(_alone(member, place, asked), _log(plan.root, name), packing.Devices.of(member.settings))
+        words = ["--config-name", asked.config_name, *member.overrides, f"retry={str(plan.retry).lower()}"]
+        return packing.Command(plan.root, name, words, _log(plan.root, name), packing.Devices.of(member.settings))
 
     def begun(name: str, pid: int) -> None:
         board.note(name, "running", pid=pid)
         view.begun(numbers[name], places[name].path, members[name].steps, members[name].settings.minutes)
 
-    def ended(name: str, code: int) -> None:
-        path = places[name].path
-        status = rundir.status_of(path) or placing.FAILED if code == 0 else "interrupted" if code in (130, 143) else placing.FAILED
-        reason = None
-        if code < 0:  # from outside, so it goes on when the sweep is given again
-            status, reason = "killed", f"its process was ended by {signal.Signals(-code).name}"
-        elif status == placing.FAILED:
+    def ended(name: str, code: int, said: Mapping[str, Any] | None) -> None:
+        if said is not None:
+            known(Row.told(name, said))
+        elif code < 0:  # from outside, so it goes on when the sweep is given again
+            known(Row(name, "killed", reason=f"its process was ended by {signal.Signals(-code).name}"))
+        elif code in (130, 143):
+            known(Row(name, "interrupted"))
+        else:
             reason = packing.said_last(_log(plan.root, name)) or f"its process ended with status {code}"
-            placing.leave_failure(path, members[name].settings, running.own(members[name].overrides), reason)
-        known(_Row(name, status, rundir.summary_of(path), reason))
+            placing.leave_failure(places[name].path, members[name].settings, running.own(members[name].overrides), reason)
+            known(Row(name, placing.FAILED, reason=reason))
 
     try:
         number = packing.run(list(members), lanes, begin, begun, ended, view.look)
     finally:
         view.close()
     for name in members:
-        rows.setdefault(name, _Row(name, "not started"))
+        rows.setdefault(name, Row(name, _NOT_STARTED))
     return [rows[name] for name in members], 0 if number is None else 128 + number
 
 
-def _by_hydra(plan: Plan, asked: Arguments, board: Board) -> tuple[list[_Row], int]:
+def _by_hydra(plan: Plan, asked: Arguments, board: Board) -> tuple[list[Row], int]:
     """The jobs in the hands of a launcher or sweeper of Hydra's, each told of in a line when it begins and ends."""
-    ended: dict[str, _Row] = {}
+    from easgd_cli.record.display import say
+
+    ended: dict[str, Row] = {}
     for member in plan.members:
         place = placing.place(plan.root / member.name, member.settings, plan.retry)
         if place.over:
             row = ended[member.name] = over(member, place)
-            print(f"{member.name}: {row.said()}", flush=True)
+            say(f"{member.name}: {row.said()}")
             board.note(member.name, row.status, reason=row.reason)
 
-    def now(name: str, said: dict[str, Any]) -> _Row:
-        return _Row(name, said["status"], rundir.summary_of(Path(said["path"])) if "path" in said else {}, said.get("reason"))
+    def now(name: str, said: dict[str, Any]) -> Row:
+        return Row(name, said["status"], rundir.summary_of(Path(said["path"])) if "path" in said else {}, said.get("reason"))
 
     def tell(name: str, said: dict[str, Any]) -> None:
         if said["status"] == "running":
-            print(f"{name}: begun", flush=True)
+            say(f"{name}: begun")
             board.note(name, "running", pid=said["pid"], host=said["host"])
         elif plan.objective is None or "objective" in said or said["status"] not in hydra_sweep.MEASURED:  # of which the value follows
             row = now(name, said)
             value = f"{row.status}, {plan.objective.shown(said.get('value', math.inf))}" if plan.objective and not row.why else row.said()
-            print(f"{name}: {value}", flush=True)
+            say(f"{name}: {value}")
             board.note(name, row.status, reason=row.reason, value=said.get("value"))
 
     said, code = hydra_sweep.run(plan, [m for m in plan.members if m.name not in ended], asked, tell)
     rows = ended | {name: now(name, of) for name, of in said.items()}
     stopped = any(r.status == "interrupted" for r in rows.values())  # by whoever else may
     names = dict.fromkeys([*(m.name for m in plan.members), *rows])
-    return [rows.get(name, _Row(name, "not started")) for name in names], code or int(stopped)
+    return [rows.get(name, Row(name, _NOT_STARTED)) for name in names], code or int(stopped)
 
 
 def _alone(member: Member, place: Place, asked: Arguments) -> list[str]:
@@ -217,13 +237,34 @@ def _log(root: Path, name: str) -> Path:
     return root / "logs" / f"{name}.log"
 
 
-def over(member: Member, place: Place) -> _Row:
+def over(member: Member, place: Place) -> Row:
     """The row of a job that is not run now."""
-    return _Row(member.name, place.standing, rundir.summary_of(place.path), place.reason, place.path, before=place.standing != placing.ELSEWHERE)
+    return Row(member.name, place.standing, rundir.summary_of(place.path), place.reason, place.path, before=place.standing != placing.ELSEWHERE)
 
 
-def run_one(member: Member, place: Place, asked: Arguments) -> tuple[_Row, int]:
-    """One job, whatever becomes of it."""
+def run_job(root: Path, name: str, words: Sequence[str]) -> tuple[Row, int]:
+    """The job `name` of the sweep in `root`, in a process of its own; `words` are its settings, and retry= of the sweep. Raises UsageError."""
+    asked = arguments.parse(words)
+    arguments.parse_overrides(asked.overrides)
+    with compose.composing(asked.config_name) as composed:
+        given = composed(asked.overrides).settings
+    settings = apart(given)
+    running.checked(settings)
+    own = [o for o in asked.overrides if o.partition("=")[0] not in OF_SWEEPS]
+    return run_placed(root, Member(own, name, settings, None, 0), given.retry, asked)
+
+
+def run_placed(root: Path, member: Member, retry: bool, asked: Arguments) -> tuple[Row, int]:
+    """One job where its place is, whatever becomes of it, unless it is over; another sweep that takes the same place is left alone."""
+    while True:
+        place = placing.place(root / member.name, member.settings, retry)
+        if place.over:
+            return over(member, place), int(place.standing == placing.FAILED)
+        with suppress(FileExistsError):
+            return _run(member, place, asked)
+
+
+def _run(member: Member, place: Place, asked: Arguments) -> tuple[Row, int]:
     from rich.console import Console
 
     from easgd_cli.record.table import job_line
@@ -235,7 +276,9 @@ def run_one(member: Member, place: Place, asked: Arguments) -> tuple[_Row, int]:
                 outcome = running.go_on(path, member.settings, running.own(member.overrides), command)
             else:
                 launcher = kinds.launcher(member.settings)
-                outcome, path = running.launch(member.settings, path, member.overrides, command, launcher, build.prepare(member.settings), through=asked)
+                outcome, path = running.launch(member.settings, path, member.overrides, command, launcher, build.prepare(member.settings), asked, alone=True)
+    except FileExistsError:
+        raise
     except (UsageError, RunError) as e:
         outcome = Outcome(placing.FAILED, 1, {}, str(e))
     except Exception as e:
@@ -244,7 +287,7 @@ def run_one(member: Member, place: Place, asked: Arguments) -> tuple[_Row, int]:
     if outcome.status == placing.FAILED:
         Console(stderr=True, highlight=False, soft_wrap=True).print(job_line("easgd", outcome.status, outcome.reason or ""))
         placing.leave_failure(path, member.settings, running.own(member.overrides), outcome.reason or "no reason is known")
-    return _Row(member.name, outcome.status, outcome.summary, outcome.reason, path), outcome.exit_code
+    return Row(member.name, outcome.status, outcome.summary, outcome.reason, path), outcome.exit_code
 
 
 def _tell_tensorboard(root: Path, members: list[Member], command: str) -> None:
@@ -256,7 +299,8 @@ def _tell_tensorboard(root: Path, members: list[Member], command: str) -> None:
     for path in sorted(root.glob("*/config.yaml")):
         try:
             settings = compose.resumed(str(path), [], {})
-        except UsageError:  # of another version, perhaps; its curves are shown all the same
+            hparams(settings)  # which looks at its method, that of a user's module perhaps
+        except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
             continue
         known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
     write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)})

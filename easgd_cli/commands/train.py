@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 
 from easgd_cli import build, config, rundir
-from easgd_cli.commands import arguments, compose, configs, plan, replay, report, running, sweep
+from easgd_cli.commands import arguments, compose, configs, plan, replay, running, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
@@ -48,10 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if asked.show:
         return _shown_by_hydra(asked)
     if isinstance(planned, plan.Plan):
-        code = sweep.run(planned, asked, command)
-        if planned.report is not None and code in (0, 1):  # not where it was interrupted: it goes on
-            report.at_the_end_of(planned.root, planned.report)
-        return code
+        return sweep.run(planned, asked, command)
     settings = planned.settings
     running.checked(settings)
     for line in running.ineffective(settings, asked.overrides):

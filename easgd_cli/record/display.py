@@ -23,6 +23,19 @@ class Screen(Console):
         raise BrokenPipeError
 
 
+def say(what: str | Text | Callable[[], object]) -> None:
+    """Prints a line, or calls what prints, on standard output. Where nobody reads that any more it goes nowhere, and so does all that follows."""
+    try:
+        if isinstance(what, str):
+            print(what, flush=True)
+        elif isinstance(what, Text):
+            Screen(highlight=False, soft_wrap=True).print(what)
+        else:
+            what()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed goes there, too
+
+
 class Display:
     """A view with lines above it, or without a terminal only lines."""
 

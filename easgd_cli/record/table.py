@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from easgd_cli.record.display import Screen
+
 _STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
 _WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
 
@@ -41,7 +43,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
 
 def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], console: Console | None = None) -> None:
     """A sweep's end: (name, status, summary, reason) of every run, then why those failed that did."""
-    console = console or Console(width=None if sys.stdout.isatty() else _WIDE)
+    console = console or Screen(width=None if sys.stdout.isatty() else _WIDE)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("status", no_wrap=True)
