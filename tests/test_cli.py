@@ -20,6 +20,7 @@ import torch
 import yaml
 from conftest import Launcher, Said
 
+import easgd_cli
 from easgd_cli import __version__, build, memory, rundir
 from easgd_cli.__main__ import main
 from easgd_cli.commands import arguments, compose, configs
@@ -734,6 +735,18 @@ def test_completion(typed: str, offered: str, easgd: Easgd, here: Path, monkeypa
     monkeypatch.setenv("COMP_POINT", str(len(typed)))
     said = easgd("-sc", "query=bash")
     assert (said.status, said.out.split(), said.err) == (0, offered.split(), "")
+
+
+def test_completion_in_a_shell_that_has_just_started(here: Path) -> None:
+    """In this process others have told Hydra of the settings already."""
+
+    def offered(typed: str) -> list[str]:
+        line = os.environ | {"COMP_LINE": typed, "COMP_POINT": str(len(typed)), "PYTHONPATH": str(Path(easgd_cli.__file__).parent.parent)}
+        asked = subprocess.run([sys.executable, "-m", "easgd_cli", "-sc", "query=bash"], env=line, capture_output=True, text=True, timeout=60, check=True)
+        return asked.stdout.split()
+
+    assert offered("easgd train eval.") == ["eval.device=", "eval.every=", "eval.train_images=", "eval.when="]
+    assert offered("easgd train model=torchvision model.") == ["model.name="]  # model.target= is the program's own
 
 
 INTERRUPTED = """
