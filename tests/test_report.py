@@ -556,7 +556,7 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/all bare"], "its config.yaml is missing"),
         (["{0}/bare"], "its config.yaml is missing"),
         (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
-        (["{0}/sweep", "--levels", "3,x"], "are numbers with commas"),
+        (["{0}/sweep", "--levels", "3,x"], "must be numbers with commas"),
         (["{0}/sweep", "--levels"], "a value is missing"),
         (["{0}/sweep", "--x", "epochs"], "one of seconds, steps, bytes"),
         (["{0}/sweep", "--metric", "accuracy"], "was not measured in these runs; there are: train_loss"),
