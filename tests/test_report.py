@@ -289,6 +289,9 @@ def test_a_setting_that_a_method_does_not_use_tells_nothing_apart(tmp_path: Path
         (run / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [(of.values["algo"], of.values["delta"], len(of.runs)) for of in compared(tmp_path).configurations]
     assert rows == [("eamsgd", 0.9, 1), ("eamsgd", 0.99, 1), ("easgd", None, 2), ("mine", 0.9, 1), ("mine", 0.99, 1)]
+    both = [reading.read(tmp_path / name) for name in ("easgd0.9", "eamsgd0.99")]
+    assert compare(both).also_differ == []  # of delta there is one value where it is used
+    assert compare([*both, reading.read(tmp_path / "mine0.9")]).also_differ == ["delta"]
 
 
 def test_notes_tell_the_cores_of_the_run_and_how_far_apart_evaluations_are(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[flo
     ladder = sorted(levels) or _ladder(configurations, metric)
     chosen = None if levels else _levels(configurations, metric, ladder)
     base = _asked(baseline, configurations) if baseline is not None else _sequential(configurations)
-    also = [key for key in differ if key not in told_apart and not key.endswith(".target")]
+    also = [key for key in differ if key not in told_apart and not key.endswith(".target") and _differs_where_used(runs, key)]
     told = None
     if chosen:
         told = "the lowest of 1, 2, 5, 10, 20, 50 and so on that at least half of the configurations reached"
@@ -144,10 +144,16 @@ def _without_unused(runs: Sequence[Run]) -> list[Run]:
     if not differing:
         return list(runs)
     used = {makers: _uses(makers) for makers in {_makers(run) for run in runs}}
-    return [
-        replace(run, settings=run.settings | {key: None for key in differing if (uses := used[_makers(run)]) is not None and not uses & _ASKED_FOR[key]})
-        for run in runs
-    ]
+    return [replace(run, settings=run.settings | {key: None for key in differing if not _is_used(used[_makers(run)], key)}) for run in runs]
+
+
+def _differs_where_used(runs: Sequence[Run], key: str) -> bool:
+    """Whether the runs that use it have it in several values."""
+    return len({repr(run.settings.get(key)) for run in runs if key not in _ASKED_FOR or _is_used(_uses(_makers(run)), key)}) > 1
+
+
+def _is_used(uses: set[str] | None, key: str) -> bool:
+    return uses is None or bool(uses & _ASKED_FOR[key])
 
 
 def _makers(run: Run) -> tuple[str, str]:
