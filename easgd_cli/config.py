@@ -165,7 +165,7 @@ def check(s: Settings) -> None:
         raise UsageError(f"seed={s.seed}: must be a whole number from 0 to 2^63 - 1.")
     given = [k for k in ("steps", "epochs", "minutes") if _get(s, k) is not None]
     if len(given) > 1:
-        raise UsageError(f"{' '.join(f'{k}={_get(s, k)}' for k in given)}: give one of steps, epochs and minutes; it says when the run ends.")
+        raise UsageError(f"{' '.join(f'{k}={_get(s, k):g}' for k in given)}: give one of steps, epochs and minutes; it says when the run ends.")
     if not given and s.default_steps is None:
         raise UsageError("There is no default length for this method and problem: write steps=, epochs= or minutes=.")
     if s.precision not in ("fp32", "tf32", "bf16"):

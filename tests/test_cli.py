@@ -20,6 +20,7 @@ import torch
 import yaml
 from conftest import Launcher, Said
 
+import easgd_cli
 from easgd_cli import __version__, build, memory, rundir
 from easgd_cli.__main__ import main
 from easgd_cli.commands import arguments, compose, configs
@@ -82,6 +83,12 @@ MISTAKES = [
     ("clip=0", ["clip=0: a greatest norm is greater than 0", "clip=null"]),
     ("clip=inf", ["clip=inf: must be a finite number"]),
     ("grad_clip=1", ["did you mean clip?"]),
+    ("hidden=[3,4] model=mlp", ["hidden=[3,4]: there is no setting hidden", "did you mean model.hidden?"]),
+    ("launcher.latency=0.1", ["launcher.latency=0.1: local has no such setting; launcher=simulated", "have it"]),
+    ("model=resnet18", ["model=resnet18: is a net of torchvision; write model=torchvision model.name=resnet18."]),
+    ("model=cnn", ["model=cnn: there is no such model; did you mean convnet7?"]),
+    ("minutes=5m", ["minutes=5m: must be a number, without a unit: minutes=5."]),
+    ("epochs=2 steps=3", ["steps=3 epochs=2: give one"]),
     ("label_smoothing=0.1", ["did you mean problem.label_smoothing?"]),
     ("problem.label_smoothing=1", ["problem.label_smoothing=1: ", "it lies in [0, 1)"]),
     ("problem.label_smoothing=-0.1", ["problem.label_smoothing=-0.1: ", "it lies in [0, 1)"]),
@@ -734,6 +741,18 @@ def test_completion(typed: str, offered: str, easgd: Easgd, here: Path, monkeypa
     monkeypatch.setenv("COMP_POINT", str(len(typed)))
     said = easgd("-sc", "query=bash")
     assert (said.status, said.out.split(), said.err) == (0, offered.split(), "")
+
+
+def test_completion_in_a_shell_that_has_just_started(here: Path) -> None:
+    """In this process others have told Hydra of the settings already."""
+
+    def offered(typed: str) -> list[str]:
+        line = os.environ | {"COMP_LINE": typed, "COMP_POINT": str(len(typed)), "PYTHONPATH": str(Path(easgd_cli.__file__).parent.parent)}
+        asked = subprocess.run([sys.executable, "-m", "easgd_cli", "-sc", "query=bash"], env=line, capture_output=True, text=True, timeout=60, check=True)
+        return asked.stdout.split()
+
+    assert offered("easgd train eval.") == ["eval.device=", "eval.every=", "eval.train_images=", "eval.when="]
+    assert offered("easgd train model=torchvision model.") == ["model.name="]  # model.target= is the program's own
 
 
 INTERRUPTED = """

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from easgd_cli import picture, rundir
 from easgd_cli.__main__ import main
-from easgd_cli.report import figures, findings, page, reading, table
+from easgd_cli.report import figures, findings, notes, page, reading, table
 from easgd_cli.report.comparison import compare
 
 PARAMETERS = 1000
@@ -211,7 +211,7 @@ def test_sentences_say_which_is_best_and_which_are_not_told_apart(tmp_path: Path
             make(tmp_path / f"{tau}{seed}", [90, 40, end], tau=tau, seed=seed)
     assert said(tmp_path, levels=[40]) == [  # deviations: 1.41, 1.41, 0, which counts as 1.41, 0.35; of tau = 64 not every end is a number
         "Lowest final test error: tau=4, 11.0 ± 1.4 % (n = 2). Not told apart from it by mean ± deviation: tau=1; tau=16.",
-        "Soonest at 40 % test error: tau=1, 1 ± 0 seconds (n = 2). Not told apart from it by mean ± deviation: tau=4; tau=16; tau=32; tau=64.",
+        "Soonest at 40 % test error: tau=1; tau=4; tau=16; tau=32 and 1 more alike, 1 ± 0 seconds (n = 2).",
         "Share of communication in a worker's time: 20.0 %. Exchanged: 0.128 MB.",
     ]
     for seed, end in enumerate((1, 1.1)):
@@ -257,6 +257,57 @@ def test_a_single_run_is_no_evidence_and_a_diverged_one_is_named(tmp_path: Path)
         "Diverged: tau=4 (1 of 1).",
         "Lowest final test error: tau=1, 10 % (n = 1). It may be chance: of a single run no deviation is known.",
     ]
+
+
+def test_all_that_share_the_lowest_number_are_named(tmp_path: Path) -> None:
+    make(tmp_path / "a", [90, 10], tau=1, summary={"status": "completed", "seconds": {"compute": 3, "communication": 0.001}})
+    make(tmp_path / "b", [90, 20], tau=4)
+    make(tmp_path / "c", [90, 10], tau=16)
+    lowest, *_, share = said(tmp_path, levels=[1])
+    assert lowest == "Lowest final test error: tau=1; tau=16 alike, 10 % (n = 1). It may be chance: of a single run no deviation is known."
+    assert "0.0 % (tau=1) to 20.0 %" in share and share.endswith(
+        "At 0.0 % no worker waits for an exchange: it is hidden behind the gradient, or costs nothing."
+    )
+    assert "hidden" not in said(make(tmp_path / "b2", [90, 20], tau=4), levels=[1])[-1]
+    for seed, ends in ((1, (8, 19, 12)), (2, (12, 21, 8))):
+        for tau, end in zip((1, 4, 16), ends, strict=True):
+            make(tmp_path / f"{tau}{seed}", [90, end], tau=tau, seed=seed)
+    assert said(tmp_path, levels=[1])[0] == (
+        "Lowest final test error: tau=1; tau=16 alike, 10.0 ± 2.0 % (n = 3). No other overlaps with them in mean ± deviation."
+    )
+
+
+def test_a_setting_that_a_method_does_not_use_tells_nothing_apart(tmp_path: Path) -> None:
+    for algo, place, delta, seed in (
+        ("easgd", "easgd_cli.algorithms.easgd:EASGD", 0.9, 0), ("easgd", "easgd_cli.algorithms.easgd:EASGD", 0.99, 1),
+        ("eamsgd", "easgd_cli.algorithms.eamsgd:EAMSGD", 0.9, 0), ("eamsgd", "easgd_cli.algorithms.eamsgd:EAMSGD", 0.99, 1),
+        ("mine", "nowhere:Mine", 0.9, 0), ("mine", "nowhere:Mine", 0.99, 1),
+    ):  # fmt: skip
+        run = make(tmp_path / f"{algo}{delta}", [90, 10], algo=algo, delta=delta, seed=seed)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config |= {"algo": {"name": algo, "target": place}, "schedule": {"name": "constant", "target": "easgd_cli.schedule:Constant"}}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = [(of.values["algo"], of.values["delta"], len(of.runs)) for of in compared(tmp_path).configurations]
+    assert rows == [("eamsgd", 0.9, 1), ("eamsgd", 0.99, 1), ("easgd", None, 2), ("mine", 0.9, 1), ("mine", 0.99, 1)]
+    both = [reading.read(tmp_path / name) for name in ("easgd0.9", "eamsgd0.99")]
+    assert compare(both).also_differ == []  # of delta there is one value where it is used
+    assert compare([*both, reading.read(tmp_path / "mine0.9")]).also_differ == ["delta"]
+
+
+def test_notes_tell_the_cores_of_the_run_and_how_far_apart_evaluations_are(tmp_path: Path) -> None:
+    cores = {"status": "completed", "hardware": {"cores": 1}}
+    said = notes.notes(compared(make(tmp_path / "a", [90, 50, 10], summary=cores), levels=[20]))
+    assert "More workers than the 1 core that a run had, which they shared: a. With a core for each they would be sooner." in said
+    assert "Seconds to a level are as fine as the evaluations, which are 1 s apart (eval.every)." in said
+
+
+def test_bytes_have_an_axis_in_each_row(tmp_path: Path) -> None:
+    for tau, algo in ((1, "easgd"), (16, "easgd"), (1, "eamsgd"), (16, "eamsgd")):
+        make(tmp_path / f"{algo}{tau}", [90, 50] if tau == 16 else [90, 50, 40, 30, 20, 10], tau=tau, algo=algo)
+    with picture.style():
+        for x, same in (("bytes", False), ("steps", True)):
+            first, *_, last = figures.figures(compared(tmp_path), x)["curves"].axes
+            assert (first.get_xlim() == last.get_xlim()) is same
 
 
 def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -508,7 +559,7 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/all bare"], "its config.yaml is missing"),
         (["{0}/bare"], "its config.yaml is missing"),
         (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
-        (["{0}/sweep", "--levels", "3,x"], "are numbers with commas"),
+        (["{0}/sweep", "--levels", "3,x"], "must be numbers with commas"),
         (["{0}/sweep", "--levels"], "a value is missing"),
         (["{0}/sweep", "--x", "epochs"], "one of seconds, steps, bytes"),
         (["{0}/sweep", "--metric", "accuracy"], "was not measured in these runs; there are: train_loss"),

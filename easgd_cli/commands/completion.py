@@ -10,11 +10,16 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import hydra
 
-from easgd_cli.commands import arguments, configs, running
+from easgd_cli.commands import (
+    arguments,
+    compose,  # noqa: F401 - stores the schema, without which Hydra has no setting to offer
+    configs,
+    running,
+)
 
 
 def main(words: Sequence[str], commands: Sequence[str]) -> int:
@@ -24,11 +29,24 @@ def main(words: Sequence[str], commands: Sequence[str]) -> int:
     if found is not None:
         print("\n".join(found))
         return 0
-    with running.unchanged_process(), redirect_stderr(io.StringIO()), suppress(SystemExit):  # what is wrong with a line is told when it is given
+    said = io.StringIO()
+    with running.unchanged_process(), redirect_stdout(said), redirect_stderr(io.StringIO()), suppress(SystemExit):  # a wrong line is told of when it is given
         os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # Hydra completes `easgd key=`
         sys.argv = ["easgd", *_own_configurations(line.split()), "-sc", *words]
         hydra.main(config_path=str(configs.directory()), config_name=arguments.ROOT, version_base="1.3")(lambda _: None)()
+    print("\n".join(word for word in said.getvalue().split() if _is_for_users(word, line.split())))
     return 0
+
+
+def _is_for_users(offered: str, words: Sequence[str]) -> bool:
+    """Whether a setting is there to be written: no maker's place, and no name but where the option chosen in `words` asks for one."""
+    group, _, key = offered.removesuffix("=").rpartition(".")
+    if key in ("target", "_target_"):
+        return False
+    if key != "name" or group not in arguments.GROUPS:
+        return True
+    chosen = next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{group}=")), "")
+    return (configs.directory() / group / f"{chosen}.yaml").is_file() and "name" in configs.settings(group, chosen)
 
 
 def offered(line: str, commands: Sequence[str]) -> list[str] | None:

@@ -173,9 +173,14 @@ def _missing(e: MissingConfigException, overrides: Sequence[str]) -> str:
     if group in ("hydra/launcher", "hydra/sweeper"):
         plugins.refuse_missing(group.removeprefix("hydra/"), name)
     known = [o for o in (e.options or []) if ":" not in o]
+    if group == "model" and "torchvision" in known:
+        from easgd_cli.data.vision import torchvision  # here: it takes a second, which only a net of that name is worth
+
+        if name in torchvision().models.list_models(module=torchvision().models):
+            return f"model={name}: is a net of torchvision; write model=torchvision model.name={name}."
     listed = f" There are: {', '.join(known)}." if known else f" There is no {group} yet; add a directory of your own with --config-dir."
     own = f" Your own: {build.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
-    near = _near(name, known)
+    near = _near(name, [o for o in known if o != "none"])
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
 
 
@@ -220,6 +225,10 @@ def _unknown(cause: Any, overrides: Sequence[str]) -> str:
     if parent in GROUPS:
         if key in _root_keys():
             return f"{written}: {key} is a setting of the run, not of {parent}; write {key}=."
+        others = [option for option in configs.options(parent) if key in configs.settings(parent, option)]
+        if others and not _near(key, siblings):
+            having = f"{' and '.join(f'{parent}={o}' for o in others)} {'has' if len(others) == 1 else 'have'} it"
+            return f"{written}: {cause.parent_node.get('name')} has no such setting; {having}."
         having = f"it has {', '.join(siblings)}" if siblings else "it has none of its own"
         near = _near(key, siblings)
         return f"{written}: {cause.parent_node.get('name')} has no such setting; " + (f"did you mean {parent}.{near}?" if near else f"{having}.")
@@ -230,8 +239,20 @@ def _no_setting(key: str, overrides: Sequence[str], known: Sequence[str]) -> str
     """There is nothing of that name; perhaps one of `known` is meant, or the last part of one of them."""
     written = _written(key, overrides)
     typed = written.partition("=")[0]
-    near = _ELSEWHERE.get(typed) or _near(typed, known, cutoff=0.6) or next((k for k in known if k.endswith(f".{typed}")), None)
+    near = (
+        _of_a_group(typed, overrides) or _ELSEWHERE.get(typed) or _near(typed, known, cutoff=0.6) or next((k for k in known if k.endswith(f".{typed}")), None)
+    )
     return f"{written}: there is no setting {key}" + (f"; did you mean {near}?" if near else "; easgd train --help lists all of them.")
+
+
+def _of_a_group(key: str, overrides: Sequence[str]) -> str | None:
+    """`model.hidden` where `hidden` is a setting of an option that was chosen."""
+    chosen = {group: option for group, option in configs.defaults().items() if option is not None}
+    chosen |= {group: value for group, _, value in (o.partition("=") for o in overrides) if group in GROUPS}
+    for group, option in chosen.items():
+        if option in configs.options(group) and key in configs.settings(group, option):
+            return f"{group}.{key}"
+    return None
 
 
 def _wrong_type(full: str, overrides: Sequence[str], cause: Exception) -> str:
@@ -249,7 +270,8 @@ def _wrong_type(full: str, overrides: Sequence[str], cause: Exception) -> str:
         try:
             build.convert(full, value, kind)
         except UsageError as e:
-            return str(e)
+            united = re.fullmatch(r"([0-9.]+) ?[a-z%]+", value) if "number" in str(e) else None
+            return f"{str(e).rstrip('.')}, without a unit: {full}={united[1]}." if united else str(e)
     return f"{line}: {_first_line(cause)}."
 
 

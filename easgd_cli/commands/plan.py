@@ -77,6 +77,10 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
             given = next((o for o in overrides if o.key_or_group == key), None)
             if given is not None:
                 raise UsageError(f"{given.input_line}: is about a sweep; add -m, or leave it out.")
+        for key in ("hydra/launcher", "hydra/sweeper"):
+            given = next((o for o in overrides if o.key_or_group == key and o.value() != "basic"), None)
+            if given is not None:
+                raise UsageError(f"{given.input_line}: runs the jobs of a sweep, and this is a single run; add -m, or leave it out.")
         return replace(first, settings=apart(first.settings))
     return _sweep(axes, overrides, first, composed)
 

@@ -174,7 +174,7 @@ def _level(text: str, value: str) -> float:
     except ValueError:
         level = math.nan
     if not math.isfinite(level):
-        raise UsageError(f"--levels {value}: are numbers with commas between, such as --levels 20,10,5.")
+        raise UsageError(f"--levels {value}: must be numbers with commas between and no units, such as --levels 20,10,5.")
     return level
 
 

@@ -6,15 +6,18 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from easgd_cli import build
 from easgd_cli.errors import UsageError
 from easgd_cli.report.reading import MOMENT, Run
 
 # Named first where they differ; the rest in the order of config.yaml.
 _FIRST = ("problem", "dataset", "model", "algo", "average", "tau", "workers")
 _TASK = ("problem", "dataset")
+# Settings that only some methods and schedules use, with the names by which their makers ask for them: alpha follows from beta.
+_ASKED_FOR = {"alpha": {"alpha", "beta"}, "beta": {"alpha", "beta"}, "delta": {"delta"}, "gamma": {"gamma"}}
 _LEVELS = 3  # how many are chosen where none are asked for
 ENDED = ("completed", "diverged")
 
@@ -112,6 +115,7 @@ class Comparison:
 def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[float] = (), baseline: str | None = None) -> Comparison:
     """Raises UsageError where the metric was not measured, or the baseline is not one configuration."""
     metric = _metric(runs, metric)
+    runs = _without_unused(runs)
     keys = [key for key in dict.fromkeys([*_FIRST, *(k for run in runs for k in run.settings)]) if key != "seed"]
     differ = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
     told_apart: list[str] = []
@@ -127,11 +131,41 @@ def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[flo
     ladder = sorted(levels) or _ladder(configurations, metric)
     chosen = None if levels else _levels(configurations, metric, ladder)
     base = _asked(baseline, configurations) if baseline is not None else _sequential(configurations)
-    also = [key for key in differ if key not in told_apart and not key.endswith(".target")]
+    also = [key for key in differ if key not in told_apart and not key.endswith(".target") and _differs_where_used(runs, key)]
     told = None
     if chosen:
         told = "the lowest of 1, 2, 5, 10, 20, 50 and so on that at least half of the configurations reached"
     return Comparison(metric, configurations, told_apart, also, sorted(levels or chosen or (), reverse=True), ladder, told, base, baseline is not None)
+
+
+def _without_unused(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with None for each symbol in which they differ and that their own method and schedule do not use."""
+    differing = [key for key in _ASKED_FOR if len({repr(run.settings.get(key)) for run in runs}) > 1]
+    if not differing:
+        return list(runs)
+    used = {makers: _uses(makers) for makers in {_makers(run) for run in runs}}
+    return [replace(run, settings=run.settings | {key: None for key in differing if not _is_used(used[_makers(run)], key)}) for run in runs]
+
+
+def _differs_where_used(runs: Sequence[Run], key: str) -> bool:
+    """Whether the runs that use it have it in several values."""
+    return len({repr(run.settings.get(key)) for run in runs if key not in _ASKED_FOR or _is_used(_uses(_makers(run)), key)}) > 1
+
+
+def _is_used(uses: set[str] | None, key: str) -> bool:
+    return uses is None or bool(uses & _ASKED_FOR[key])
+
+
+def _makers(run: Run) -> tuple[str, str]:
+    return str(run.settings.get("algo.target")), str(run.settings.get("schedule.target"))
+
+
+def _uses(makers: tuple[str, str]) -> set[str] | None:
+    """What the makers of a method and its schedule ask for by name; None where one of them is not to be found here, as a user's own may be."""
+    try:
+        return {name for group, target in zip(("algo", "schedule"), makers, strict=True) for name in build.signature(build.locate(group, target))}
+    except UsageError:
+        return None
 
 
 def label(values: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ def _curves(c: Comparison, x: str, keys: Sequence[str]) -> Figure | None:
     lines = _looks([_line(of, keys) for _, those in rows for of in those])
     height = 1.9 * len(rows) + 0.35 + 0.15 * len(lines)
     figure = picture.new(picture.WIDTH if len(metrics) > 1 else picture.WIDTH / 2, height)
-    panels = figure.subplots(len(rows), len(metrics), squeeze=False, sharex=True, sharey="col")
+    panels = figure.subplots(len(rows), len(metrics), squeeze=False, sharex=x != "bytes", sharey="col")  # bytes fall with tau
     for across, (values, those) in zip(panels, rows, strict=True):
         for panel, metric in zip(across, metrics, strict=True):
             for of in those:

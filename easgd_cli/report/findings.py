@@ -7,6 +7,7 @@ sentence that uses it, and no test: of two or three seeds not even the deviation
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from easgd_cli.report import table
@@ -91,22 +92,30 @@ def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
     times = [f"{_label(group[0], named)} {time(group, lambda of: _label(of, numbered))}" for group in groups] or [time(exchanging, _name)]
     sent = _all_there(exchanging, lambda of: of.over(lambda run: run.bytes_exchanged / 1e6))
     traffic = _from_to(sent, lambda mb: f"{table.digits(mb)} MB", _name)
-    return [f"Share of communication in a worker's time: {'; '.join(times)}. Exchanged: {traffic}."]
+    hidden = any(round(s.mean, 1) == 0 for _, s in _all_there(exchanging, lambda of: table.share(of, "communication")))
+    why = " At 0.0 % no worker waits for an exchange: it is hidden behind the gradient, or costs nothing." if hidden else ""
+    return [f"Share of communication in a worker's time: {'; '.join(times)}. Exchanged: {traffic}.{why}"]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
 def _least(those: Measured, before: str, unit: str, name: Callable[[Configuration], str]) -> list[str]:
-    """The one with the lowest mean, and those that are not told apart from it; nothing where there is nothing to choose."""
+    """The one with the lowest mean, or all that share it, and those that are not told apart from it; nothing where there is nothing to choose."""
     if len(those) < 2:
         return []
-    best, s = min(those, key=lambda one: one[1].mean)
-    said = f"{before}: {name(best)}, {table.shown(s)}{unit} (n = {s.n})."
+    _, s = min(those, key=lambda one: one[1].mean)
+    alike = [of for of, other in those if math.isclose(other.mean, s.mean, rel_tol=1e-9, abs_tol=0)]
+    same = all(table.shown(other) == table.shown(s) for of, other in those if of in alike)  # else their deviations differ
+    number = table.shown(s) if same else f"{table.digits(s.mean)} in the mean"
+    said = f"{before}: {_listed([name(of) for of in alike])}{' alike' if len(alike) > 1 else ''}, {number}{unit} (n = {s.n})."
+    if len(alike) == len(those):
+        return [said]
     if s.std is None:
         return [f"{said} It may be chance: of a single run no deviation is known."]
-    close = [name(of) for of, other in those if of is not best and other.mean - max(other.std or 0, s.std) <= s.mean + s.std]
-    return [f"{said} {f'Not told apart from it by mean ± deviation: {_listed(close)}' if close else 'No other overlaps with it in mean ± deviation'}."]
+    close = [name(of) for of, other in those if of not in alike and other.mean - max(other.std or 0, s.std) <= s.mean + s.std]
+    it = "them" if len(alike) > 1 else "it"
+    return [f"{said} {f'Not told apart from {it} by mean ± deviation: {_listed(close)}' if close else f'No other overlaps with {it} in mean ± deviation'}."]
 
 
 def _from_to(those: Measured, show: Callable[[float], str], name: Callable[[Configuration], str]) -> str:

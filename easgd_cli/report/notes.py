@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from easgd_cli.report import table
 from easgd_cli.report.comparison import Comparison
 from easgd_cli.report.reading import MOMENT
@@ -32,11 +34,14 @@ def notes(c: Comparison) -> list[str]:
         said.append("Seconds of simulated runs (launcher=simulated) are virtual.")
     crowded = [of for of in c.configurations if any(not run.virtual and run.cores and run.settings.get("workers", 1) > run.cores for run in of.runs)]
     if crowded:
-        cores = " or ".join(str(n) for n in sorted({run.cores for of in crowded for run in of.runs if run.cores}))
+        had = sorted({run.cores for of in crowded for run in of.runs if run.cores})
+        cores = f"{' or '.join(map(str, had))} core{'' if had == [1] else 's'}"
         named = "; ".join(of.label or of.runs[0].path.name for of in crowded)
-        said.append(f"More workers than the {cores} cores of the machine, which they shared: {named}. With a core for each they would be sooner.")
+        said.append(f"More workers than the {cores} that a run had, which they shared: {named}. With a core for each they would be sooner.")
     if c.levels_chosen:
         said.append(f"Levels are {c.levels_chosen}; --levels names others.")
+    if c.levels and (apart := _seconds_apart(c)):
+        said.append(f"Seconds to a level are as fine as the evaluations, which are {apart} s apart (eval.every).")
     if c.baseline is not None and c.levels:
         said.append(f"Speed-up is over {c.baseline.label or 'the only configuration'}" + ("." if c.baseline_chosen else "; --baseline names another."))
     if len(evaluated) < len(c.runs):
@@ -51,6 +56,15 @@ def notes(c: Comparison) -> list[str]:
     if c.metric not in table.PERCENT:
         said.append(f"Judged by {c.metric}, lower is better.")
     return said
+
+
+def _seconds_apart(c: Comparison) -> str | None:
+    """Between two evaluations: the median of each run, least and most of them."""
+    medians = [float(np.median(np.diff(run.curve["seconds"]))) for of in c.configurations for run in of.counted if len(run.curve["seconds"]) > 1]
+    if not medians:
+        return None
+    least, most = f"{min(medians):.2g}", f"{max(medians):.2g}"
+    return least if least == most else f"{least} to {most}"
 
 
 def _lines(numbers: list[int]) -> str:

@@ -38,7 +38,7 @@ class Run:
     `settings` by their names on the command line (a group's name under the group's own), but for those about keeping.
     `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or not there.
     `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
-    `cores`: CPU cores of its machine, None where they are not known or did not do the computing.
+    `cores`: CPU cores that it had, None where they are not known or did not do the computing.
     `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1.
     """
 
