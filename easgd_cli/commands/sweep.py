@@ -176,24 +176,30 @@ def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board
 def _by_hydra(plan: Plan, asked: Arguments, board: Board) -> tuple[list[_Row], int]:
     """The jobs in the hands of a launcher or sweeper of Hydra's, each told of in a line when it begins and ends."""
     ended: dict[str, _Row] = {}
+
+    def show(line: str) -> None:
+        with suppress(OSError):  # whoever was reading may have left, as `head` does; the jobs go on and are noted
+            print(line, flush=True)
+
     for member in plan.members:
         place = placing.place(plan.root / member.name, member.settings, plan.retry)
         if place.over:
             row = ended[member.name] = over(member, place)
-            print(f"{member.name}: {row.said()}", flush=True)
+            show(f"{member.name}: {row.said()}")
             board.note(member.name, row.status, reason=row.reason)
 
     def now(name: str, said: dict[str, Any]) -> _Row:
-        return _Row(name, said["status"], rundir.summary_of(Path(said["path"])) if "path" in said else {}, said.get("reason"))
+        summary = rundir.summary_of(Path(said["path"])) if "path" in said else {}
+        return _Row(name, said["status"], summary, said.get("reason"), before=said.get("before", False))
 
     def tell(name: str, said: dict[str, Any]) -> None:
         if said["status"] == "running":
-            print(f"{name}: begun", flush=True)
+            show(f"{name}: begun")
             board.note(name, "running", pid=said["pid"], host=said["host"])
         elif plan.objective is None or "objective" in said or said["status"] not in hydra_sweep.MEASURED:  # of which the value follows
             row = now(name, said)
             value = f"{row.status}, {plan.objective.shown(said.get('value', math.inf))}" if plan.objective and not row.why else row.said()
-            print(f"{name}: {value}", flush=True)
+            show(f"{name}: {value}")
             board.note(name, row.status, reason=row.reason, value=said.get("value"))
 
     said, code = hydra_sweep.run(plan, [m for m in plan.members if m.name not in ended], asked, tell)
