@@ -23,8 +23,9 @@ import yaml
 from conftest import Said
 
 from easgd_cli import build
-from easgd_cli.commands import configs, objective, plugins, standing
+from easgd_cli.commands import configs, hydra_sweep, objective, plugins, standing
 from easgd_cli.commands.objective import Objective
+from easgd_cli.commands.plan import Plan
 from easgd_cli.config import NO_AVERAGE, Settings
 from easgd_cli.errors import RunError, UsageError
 
@@ -199,6 +200,17 @@ def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere
     assert told["best"] == {"job": best, "objective": "train loss at the end", "value": losses[best], "errors": {}}
     assert told["jobs"][best] == {"status": "completed", "value": losses[best]}
     assert f"  {best}\n  train loss at the end {losses[best]:.4g}\n  runs/sweeps/search/{best}\n" in said.out
+
+
+def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by = Objective("best_error")
+    for name, error in (("eta=1", 4.0), ("eta=2", 3.0), ("eta=3", 3.0), (".7.eta=4", 2.0)):
+        standing.write(tmp_path, name, "completed", path=str(left(tmp_path / name, [90.0, error])), objective=str(by), value=error)
+    plan = Plan(tmp_path, {}, ["eta"], False, "1", False, None, [], [], "basic", "optuna", by)
+    best = hydra_sweep.tell_best(plan, by)
+    assert best is not None and (best["job"], best["value"]) == ("eta=2", 3.0)
+    assert "The best of 3 by" in (out := capsys.readouterr().out)
+    assert "The same value have eta=3; the first that reached it is taken." in out
 
 
 def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_checkpoints(elsewhere: Path) -> None:
