@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,9 @@ import yaml
 from conftest import Said
 
 from easgd_cli import build
-from easgd_cli.commands import configs, objective, plugins, standing
+from easgd_cli.commands import configs, hydra_sweep, objective, plugins, standing
 from easgd_cli.commands.objective import Objective
+from easgd_cli.commands.plan import Plan
 from easgd_cli.config import NO_AVERAGE, Settings
 from easgd_cli.errors import RunError, UsageError
 
@@ -206,6 +208,17 @@ def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere
     assert f"  {best}\n  train loss at the end {losses[best]:.4g}\n  runs/sweeps/search/{best}\n" in said.out
 
 
+def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by = Objective("best_error")
+    for name, error in (("eta=1", 4.0), ("eta=2", 3.0), ("eta=3", 3.0), (".7.eta=4", 2.0)):
+        standing.write(tmp_path, name, "completed", path=str(left(tmp_path / name, [90.0, error])), objective=str(by), value=error)
+    plan = Plan(tmp_path, {}, ["eta"], False, "1", False, None, [], [], "basic", "optuna", by)
+    best = hydra_sweep.tell_best(plan, by)
+    assert best is not None and (best["job"], best["value"]) == ("eta=2", 3.0)
+    assert "The best of 3 by" in (out := capsys.readouterr().out)
+    assert "The same value have eta=3; the first that reached it is taken." in out
+
+
 def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_checkpoints(elsewhere: Path) -> None:
     words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=long", "seed=0,1,2", *QUICK[:-1], "steps=100000000", "eval.every=1000000 steps"]
     sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
@@ -228,6 +241,38 @@ def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_c
     assert any((root / "seed=1/checkpoint").iterdir())
     assert "seed=2  not started" in out and not (root / "seed=2").exists()
     assert "To go on with it, give the same command again." in out
+
+
+def test_a_sweep_that_is_terminated_while_a_job_starts_interrupts_it_at_once(elsewhere: Path) -> None:
+    (elsewhere / "noting.py").write_text("import time\n\nclass Noting:\n    def begin(self): time.sleep(600)\n")  # no run listens to signals yet
+    words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=slow", "seed=0,1", "launcher=noting", *QUICK[1:]]
+    sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
+    root = elsewhere / "runs/sweeps/slow"
+    while sweep.poll() is None and not standing.read(root, "seed=0"):
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGTERM)
+    out, _ = sweep.communicate(timeout=standing._PATIENCE_SECONDS / 2)  # not as long as one waits for a process that does not end
+    assert sweep.returncode == 143
+    assert standing.read(root, "seed=0")["status"] == "interrupted"
+    assert "seed=0  interrupted" in out and "seed=1  not started" in out
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_a_job_that_says_nothing_has_failed_whatever_an_earlier_start_of_it_said(
+    elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = elsewhere / "swept"
+    words = ["train", "-m", "-cd", "own", "launcher=noting", "hydra/launcher=mine", "hydra.sweep.dir=swept", "tau=4,5"]
+    standing.write(root, "tau=4", "completed")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))  # in place of the job's program
+    said = easgd(*words)
+    assert said.status == 1
+    assert all(f"{name}: failed: its process ended with status 1" in said.out for name in ("tau=4", "tau=5"))
+    standing.forget(root, "tau=5")
+    (root / "logs/tau=5.json").mkdir()
+    said = easgd(*words)
+    assert said.status == 1
+    assert f"easgd: hydra/launcher=mine: {root}/logs/tau=5.json: how the job stands cannot be written there (Is a directory)" in said.err
 
 
 def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:

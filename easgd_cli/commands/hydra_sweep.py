@@ -31,10 +31,10 @@ from easgd_cli.commands import arguments, configs, packing, running, standing
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.objective import Objective
 from easgd_cli.commands.plan import OF_SWEEPS, Member, Plan
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, UsageError
 
 MEASURED = ("completed", "diverged")  # how a run ends that tells a search something
-_INTERRUPTED = (130, 143)
+_INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # with a line, or before the job's process could say one
 
 
 def run(plan: Plan, members: Sequence[Member], asked: Arguments, tell: Callable[[str, dict[str, Any]], None]) -> tuple[dict[str, dict[str, Any]], int]:
@@ -79,7 +79,8 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     if not measured:
         print("No run has a value to choose by.", flush=True)
         return None
-    name = min(measured, key=lambda name: measured[name])
+    best = [name for name, value in measured.items() if value == min(measured.values())]
+    name = best[0]
     path = Path(told[name]["path"])
     errors = objective.errors(path)
     others = [f"{of} {error:.2f} %" for of, error in errors.items() if objective.what == "seconds_to_error" or of not in str(objective)]
@@ -87,6 +88,8 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     print("  " + " ".join(o for o in rundir.overrides_of(path) if o.partition("=")[0] in plan.varying))
     print("  " + "; at that evaluation ".join([objective.shown(measured[name]), *([", ".join(others)] if others else [])]))
     print(f"  {os.path.relpath(path)}", flush=True)
+    if len(best) > 1:
+        print(f"The same value have {', '.join(best[1:])}; the first that reached it is taken.", flush=True)
     return {"job": name, "objective": str(objective), "value": measured[name], "errors": errors}
 
 
@@ -98,7 +101,9 @@ def _launch(config_name: str, words: list[str], job: Job, members: Sequence[Memb
     callbacks = Callbacks(config)
     callbacks.on_multirun_start(config=config, config_name=config_name)
     launcher = Plugins.instance().instantiate_launcher(HydraContext(hydra.config_loader, callbacks), job, config)
-    launcher.launch([[*running.own(m.overrides), f"hydra.sweep.subdir={arguments.quote(m.name)}"] for m in members], initial_job_idx=0)
+    jobs = launcher.launch([[*running.own(m.overrides), f"hydra.sweep.subdir={arguments.quote(m.name)}"] for m in members], initial_job_idx=0)
+    for job_return in jobs:
+        _ = job_return.return_value  # raises what the call of a job has raised
     callbacks.on_multirun_end(config=config, config_name=config_name)
 
 
@@ -121,8 +126,10 @@ def _named_by_what_varies(plan: Plan) -> str:
 
 def _reason(e: BaseException) -> str:
     """The first line of what was wrong in the first place."""
-    while (earlier := e.__cause__ or e.__context__) is not None:
+    while not isinstance(e, RunError) and (earlier := e.__cause__ or e.__context__) is not None:
         e = earlier
+    if isinstance(e, RunError):
+        return str(e)
     return f"{type(e).__name__}: {(str(e).strip().splitlines() or ['no more is known'])[0]}"
 
 
@@ -155,19 +162,20 @@ class Job:
             raise RunError(f"{name}: {said['status']}: {said.get('reason', 'no reason is known')}")
         try:
             value = self.objective.value(Path(said["path"]))
-        except RunError as e:
+        except (UsageError, RunError) as e:  # the first where its record cannot be read
             standing.write(self.root, name, "failed", reason=str(e))
-            raise
+            raise RunError(str(e)) from e
         standing.write(self.root, name, **said | {"objective": str(self.objective), "value": value if math.isfinite(value) else None})
         return value
 
     def _run(self, name: str, words: list[str], cwd: str) -> dict[str, Any]:
-        """Runs it and returns what it said last."""
+        """Runs it and returns what it said last. Raises RunError where it has nowhere to say it."""
         log = standing.log(self.root, name)
         log.parent.mkdir(parents=True, exist_ok=True)
+        standing.forget(self.root, name)
         with open(log if self.quiet else os.devnull, "ab") as out:  # a job may be queued again
             process = subprocess.Popen(
-                [sys.executable, "-m", "easgd_cli.commands.job", str(self.root), name, *words],
+                [sys.executable, "-m", "easgd_cli.commands.job", str(os.getpid()), str(self.root), name, *words],
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=out if self.quiet else None,
@@ -178,14 +186,21 @@ class Job:
                 code = process.wait()
             except BaseException:  # a signal, or what a scheduler's has become: it saves what it has
                 process.terminate()
-                process.wait()
+                with suppress(RunError):
+                    self._last_word(name, process.wait())
                 raise
+        return self._last_word(name, code)
+
+    def _last_word(self, name: str, code: int) -> dict[str, Any]:
+        """What the job said last, or where it could not say how it ended, what the exit status `code` of its process says. Raises RunError."""
         said = standing.read(self.root, name)
-        if said.get("status") == "running":  # it had no time to say how it ended
-            if code < 0:  # from outside, so it goes on when the sweep is given again
-                standing.write(self.root, name, "killed", reason=f"its process was ended by {signal.Signals(-code).name}")
-            else:
-                reason = packing.said_last(log) if self.quiet else None
-                standing.write(self.root, name, "interrupted" if code in _INTERRUPTED else "failed", reason=reason or f"its process ended with status {code}")
-            said = standing.read(self.root, name)
-        return said
+        if said.get("status", "running") != "running":
+            return said
+        if code in _INTERRUPTED:
+            standing.write(self.root, name, "interrupted")
+        elif code < 0:  # from outside, so it goes on when the sweep is given again
+            standing.write(self.root, name, "killed", reason=f"its process was ended by {signal.Signals(-code).name}")
+        else:
+            reason = packing.said_last(standing.log(self.root, name)) if self.quiet else None
+            standing.write(self.root, name, "failed", reason=reason or f"its process ended with status {code}")
+        return standing.read(self.root, name)

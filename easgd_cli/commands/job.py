@@ -1,4 +1,4 @@
-"""`python -m easgd_cli.commands.job ROOT NAME WORDS`: one job of the sweep in ROOT, in a process of its own, whoever has started it.
+"""`python -m easgd_cli.commands.job PARENT ROOT NAME WORDS`: one job of the sweep in ROOT, in a process of its own that process PARENT has started.
 
 It says how it stands in logs/NAME.json (standing.py) and ends with the exit status of the run.
 """
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from easgd_cli import interruption
@@ -19,21 +20,27 @@ from easgd_cli.errors import RunError, UsageError
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job, goes on with it, or finds that it has ended; returns the exit status."""
-    root, name, words = Path(argv[0]), argv[1], argv[2:]
-    _live_with_parent()
-    standing.write(root, name, "running", pid=os.getpid())
+    parent, root, name, words = int(argv[0]), Path(argv[1]), argv[2], argv[3:]
+
+    def interrupted() -> None:
+        with suppress(RunError):
+            standing.write(root, name, "interrupted")
+
     try:
-        with interruption.ending_the_process():
+        with interruption.ending_the_process(), interruption.undone_by(interrupted):
+            _live_with(parent)
+            standing.write(root, name, "running", pid=os.getpid())
             row, code = sweep.run_job(root, name, words)
     except (UsageError, RunError) as e:
         print(f"easgd: {e}", file=sys.stderr)
-        standing.write(root, name, "failed", reason=str(e))
+        with suppress(RunError):  # which it may be
+            standing.write(root, name, "failed", reason=str(e))
         return 2 if isinstance(e, UsageError) else 1
-    standing.write(root, name, row.status, reason=row.why, path=str(row.path) if row.path else None)
+    standing.write(root, name, row.status, reason=row.reason, path=str(row.path) if row.path else None, before=row.before or None)
     return code
 
 
-def _live_with_parent() -> None:
+def _live_with(parent: int) -> None:
     """Ends this job, with a checkpoint, when what has started it is killed; and ignores what only that is to be told.
 
     SLURM sends a job's time running out, or its preemption, as SIGUSR2 to every process of it. submitit, which has started
@@ -42,6 +49,8 @@ def _live_with_parent() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it was killed before
+            signal.raise_signal(signal.SIGTERM)
 
 
 if __name__ == "__main__":

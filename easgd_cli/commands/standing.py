@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from easgd_cli.errors import RunError
 from easgd_cli.scratch import put
 
 _LOOK_SECONDS = 0.5
@@ -28,10 +29,17 @@ def log(root: Path, name: str) -> Path:
 
 
 def write(root: Path, name: str, status: str, **facts: Any) -> None:
-    """Says how job `name` stands now. Raises OSError."""
+    """Says how job `name` stands now. Raises RunError."""
     content = {"status": status, "host": platform.node()} | {key: value for key, value in facts.items() if value is not None}
-    (root / "logs").mkdir(parents=True, exist_ok=True)
-    put(_file(root, name), lambda beside: beside.write_text(json.dumps(content) + "\n", encoding="utf-8"))
+    with _writing(_file(root, name)) as file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        put(file, lambda beside: beside.write_text(json.dumps(content) + "\n", encoding="utf-8"))
+
+
+def forget(root: Path, name: str) -> None:
+    """Removes what job `name` has said in an earlier start, so that it is not taken for what it says in this one. Raises RunError."""
+    with _writing(_file(root, name)) as file:
+        file.unlink(missing_ok=True)
 
 
 def read(root: Path, name: str) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def read(root: Path, name: str) -> dict[str, Any]:
 
 def names(root: Path) -> list[str]:
     """The jobs that have ever said something, the last to have done so last."""
-    return [path.stem for path in sorted((root / "logs").glob("*.json"), key=_changed)]
+    return [path.stem for path in sorted((root / "logs").glob("[!.]*.json"), key=_changed)]
 
 
 class Watch:
@@ -84,7 +92,8 @@ class Watch:
 
     def end(self) -> None:
         """Asks the jobs that run on this machine to end, as SIGTERM does, and waits until they have."""
-        here = {name: said["pid"] for name, said in list(self.said.items()) if _runs_here(said)}
+        since = {name: read(self._root, name) for name in names(self._root) if _changed(_file(self._root, name)) != self._seen.get(name)}
+        here = {name: said["pid"] for name, said in (dict(self.said) | since).items() if _runs_here(said)}
         for pid in here.values():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGTERM)
@@ -103,6 +112,16 @@ def _file(root: Path, name: str) -> Path:
     return root / "logs" / f"{name}.json"
 
 
+@contextmanager
+def _writing(file: Path) -> Iterator[Path]:
+    try:
+        yield file
+    except OSError as e:
+        raise RunError(
+            f"{file}: how the job stands cannot be written there ({e.strerror}); remove what is in the way, or choose another place with hydra.sweep.dir=PATH."
+        ) from e
+
+
 def _changed(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
@@ -117,7 +136,16 @@ def _runs_here(said: dict[str, Any]) -> bool:
         os.kill(said["pid"], 0)
     except (ProcessLookupError, PermissionError):
         return False
-    return True
+    return not _ended(said["pid"])
+
+
+def _ended(pid: int) -> bool:
+    """Whether the process has ended and only waits for its parent, which may be this one, to take notice: a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has just gone, or there is no /proc, as on macOS
+        return False
+    return stat.rpartition(")")[2].split()[0] == "Z"
 
 
 def _wait_until(true: Callable[[], bool]) -> None:

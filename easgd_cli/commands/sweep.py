@@ -203,21 +203,18 @@ def _by_hydra(plan: Plan, asked: Arguments, board: Board) -> tuple[list[Row], in
             say(f"{member.name}: {row.said()}")
             board.note(member.name, row.status, reason=row.reason)
 
-    def now(name: str, said: dict[str, Any]) -> Row:
-        return Row(name, said["status"], rundir.summary_of(Path(said["path"])) if "path" in said else {}, said.get("reason"))
-
     def tell(name: str, said: dict[str, Any]) -> None:
         if said["status"] == "running":
             say(f"{name}: begun")
             board.note(name, "running", pid=said["pid"], host=said["host"])
         elif plan.objective is None or "objective" in said or said["status"] not in hydra_sweep.MEASURED:  # of which the value follows
-            row = now(name, said)
-            value = f"{row.status}, {plan.objective.shown(said.get('value', math.inf))}" if plan.objective and not row.why else row.said()
+            row = Row.told(name, said)
+            value = f"{row.status}, {plan.objective.shown(said.get('value', math.inf))}" if plan.objective and "objective" in said else row.said()
             say(f"{name}: {value}")
             board.note(name, row.status, reason=row.reason, value=said.get("value"))
 
     said, code = hydra_sweep.run(plan, [m for m in plan.members if m.name not in ended], asked, tell)
-    rows = ended | {name: now(name, of) for name, of in said.items()}
+    rows = ended | {name: Row.told(name, of) for name, of in said.items()}
     stopped = any(r.status == "interrupted" for r in rows.values())  # by whoever else may
     names = dict.fromkeys([*(m.name for m in plan.members), *rows])
     return [rows.get(name, Row(name, _NOT_STARTED)) for name in names], code or int(stopped)
