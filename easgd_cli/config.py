@@ -100,6 +100,9 @@ class Settings:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
+OF_SWEEPS = ("sweep", "jobs", "retry", "report", "objective")  # how a sweep is run and looked at: no part of a job's settings
+
+
 @dataclass(frozen=True)
 class Interval:
     """A period in local steps or in seconds; exactly one of the two is set."""

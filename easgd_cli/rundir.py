@@ -23,6 +23,7 @@ from easgd_cli.scratch import put
 
 _LONGEST = 120  # characters of a name before the rest becomes a hash; file systems allow 255 bytes
 _DATE = len("2026-01-01_00-00-00")
+ENDED = ("completed", "diverged")  # statuses of a run that has its result
 
 
 def named_by(overrides: Sequence[str], prefix: str = "") -> str:
@@ -144,7 +145,7 @@ def held(path: Path, shared: bool = False) -> Iterator[None]:
 # What a run leaves in its directory, beside config.yaml.
 _LEFT = (
     "overrides.yaml", "metrics.jsonl", "exchanges.bin", "events.out.tfevents.*", "summary.json", "center.pt", "average.pt",
-    "checkpoint/.*", "logs/*.log", "logs/trace_*.json", "snapshots/*", "report/*",
+    "checkpoint/.*", "logs/*.log", "logs/trace_*.json", "logs/.*", "snapshots/*", "report/*",
 )  # fmt: skip
 _UNFINISHED = re.compile(r"\.\d+\.(config|overrides)\.yaml|\.(metrics\.jsonl|summary\.json|(center|average)\.pt)\.\d+")  # written beside, not yet renamed
 

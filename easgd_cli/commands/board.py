@@ -8,12 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from easgd_cli import rundir
 from easgd_cli.commands.placing import ELSEWHERE
 from easgd_cli.commands.plan import Plan
 from easgd_cli.errors import UsageError
 from easgd_cli.scratch import put
 
-_ENDED = ("completed", "diverged", "failed")
+_ENDED = (*rundir.ENDED, "failed")
 
 
 class Board:

@@ -30,10 +30,10 @@ from easgd_cli import interruption, rundir
 from easgd_cli.commands import arguments, configs, packing, running, standing
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.objective import Objective
-from easgd_cli.commands.plan import OF_SWEEPS, Member, Plan
+from easgd_cli.commands.plan import Member, Plan
+from easgd_cli.config import OF_SWEEPS
 from easgd_cli.errors import RunError, UsageError
 
-MEASURED = ("completed", "diverged")  # how a run ends that tells a search something
 _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # with a line, or before the job's process could say one
 
 
@@ -55,7 +55,7 @@ def run(plan: Plan, members: Sequence[Member], asked: Arguments, tell: Callable[
                 _search(asked.config_name, [*words, _named_by_what_varies(plan)], Job(root, plan.objective, retry=plan.retry, quiet=plan.launcher != "basic"))
             elif members:
                 _launch(asked.config_name, words, Job(root, retry=plan.retry), members)
-            watch.settle(lambda said: said["status"] != "running" and (plan.objective is None or said["status"] not in MEASURED or "objective" in said))
+            watch.settle(lambda said: said["status"] != "running" and (plan.objective is None or said["status"] not in rundir.ENDED or "objective" in said))
         except KeyboardInterrupt:
             code = 128 + came[0]
             if plan.launcher == "submitit_slurm":
@@ -158,7 +158,7 @@ class Job:
         said = self._run(name, words, info.runtime.cwd)
         if self.objective is None:
             return None
-        if said["status"] not in MEASURED:
+        if said["status"] not in rundir.ENDED:
             raise RunError(f"{name}: {said['status']}: {said.get('reason', 'no reason is known')}")
         try:
             value = self.objective.value(Path(said["path"]))

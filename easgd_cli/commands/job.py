@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         with suppress(RunError):  # which it may be
             standing.write(root, name, "failed", reason=str(e))
         return 2 if isinstance(e, UsageError) else 1
-    standing.write(root, name, row.status, reason=row.reason, path=str(row.path) if row.path else None, before=row.before or None)
+    standing.write(root, name, **row.tell())
     return code
 
 

@@ -16,13 +16,11 @@ from typing import Any
 import yaml
 
 from easgd_cli import rundir
-from easgd_cli.commands.plan import OF_SWEEPS
-from easgd_cli.config import Settings
+from easgd_cli.config import OF_SWEEPS, Settings
 from easgd_cli.errors import UsageError
 
 NEW, STOPPED = "new", "stopped"  # a run is to begin there; to go on from its checkpoint
 FAILED, ELSEWHERE = "failed", "running elsewhere"
-_ENDED = ("completed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def _place(path: Path, settings: Settings, retry: bool) -> Place:
         elif config is None and candidate.is_dir():
             unknown.append(candidate)
     places = [_standing(candidate, retry) for candidate in own]
-    for standing in (*_ENDED, ELSEWHERE, STOPPED, FAILED):  # what has a result counts, wherever it is
+    for standing in (*rundir.ENDED, ELSEWHERE, STOPPED, FAILED):  # what has a result counts, wherever it is
         found = next((found for found in places if found.standing == standing), None)
         if found is not None:
             return found
@@ -84,7 +82,7 @@ def _standing(path: Path, retry: bool) -> Place:
     except UsageError:
         return Place(path, ELSEWHERE)
     status = summary.get("status")
-    if status in _ENDED:
+    if status in rundir.ENDED:
         return Place(path, status)
     if status == FAILED and not retry:
         return Place(path, FAILED, summary.get("reason"))

@@ -19,10 +19,8 @@ from easgd_cli.commands import arguments, objective, plugins, report, running
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
 from easgd_cli.commands.objective import Objective
-from easgd_cli.config import Settings
+from easgd_cli.config import OF_SWEEPS, Settings
 from easgd_cli.errors import UsageError
-
-OF_SWEEPS = ("sweep", "jobs", "retry", "report", "objective")  # how a sweep is run and looked at: no part of a job's settings
 
 Compose = Callable[[Sequence[str]], Composed]
 

@@ -44,10 +44,8 @@ how sure that is, prints what each reached and what it cost; writes report.html 
   easgd report 'runs/2026-11-24_*' --x bytes --out november
 """
 
-_AXES = ("seconds", "steps", "bytes")
+_AXES = ("seconds", "steps", "bytes")  # what curves are drawn against
 _OPTIONS = ("--levels", "--baseline", "--metric", "--x", "--rows", "--out", "--json")
-_WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
-_STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
 
 
 @dataclass
@@ -184,14 +182,16 @@ def _show(t: Table) -> None:
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    from easgd_cli.record.table import STYLES, WIDE
+
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     drawn = Drawn(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, heading in enumerate(t.headings):
         cells = [*heading.split(), *(row[i] for row in t.rows)]
         said = textwrap.fill(heading, max(map(len, cells))) if console.is_terminal else heading
         drawn.add_column(Text(said), justify="left" if i < t.numbers else "right", vertical="bottom", no_wrap=True)
     for row in t.rows:
-        drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        drawn.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     console.width = max(console.width, Console(width=10_000).measure(drawn).maximum)
     console.print(Text(t.title, style="bold"))
     console.print(drawn, highlight=False)

@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 60.0  # for a job that was asked to end to save what it has,
 
 
 def log(root: Path, name: str) -> Path:
-    """What a job prints."""
+    """What a job that runs beside others prints."""
     return root / "logs" / f"{name}.log"
 
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from easgd_cli import build, interruption, rundir
-from easgd_cli.commands import arguments, compose, hydra_sweep, packing, placing, report, running
+from easgd_cli.commands import arguments, compose, hydra_sweep, packing, placing, report, running, standing
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.board import Board, refuse_another
 from easgd_cli.commands.placing import Place
-from easgd_cli.commands.plan import OF_SWEEPS, Member, Plan, apart
+from easgd_cli.commands.plan import Member, Plan, apart
+from easgd_cli.config import OF_SWEEPS
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
@@ -164,7 +165,7 @@ def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board
             known(over(member, place))
             return None
         words = ["--config-name", asked.config_name, *member.overrides, f"retry={str(plan.retry).lower()}"]
-        return packing.Command(plan.root, name, words, _log(plan.root, name), packing.Devices.of(member.settings))
+        return packing.Command(plan.root, name, words, standing.log(plan.root, name), packing.Devices.of(member.settings))
 
     def begun(name: str, pid: int) -> None:
         board.note(name, "running", pid=pid)
@@ -178,7 +179,7 @@ def _side_by_side(plan: Plan, lanes: list[packing.Lane], asked: Arguments, board
         elif code in (130, 143):
             known(Row(name, "interrupted"))
         else:
-            reason = packing.said_last(_log(plan.root, name)) or f"its process ended with status {code}"
+            reason = packing.said_last(standing.log(plan.root, name)) or f"its process ended with status {code}"
             placing.leave_failure(places[name].path, members[name].settings, running.own(members[name].overrides), reason)
             known(Row(name, placing.FAILED, reason=reason))
 
@@ -207,7 +208,7 @@ def _by_hydra(plan: Plan, asked: Arguments, board: Board) -> tuple[list[Row], in
         if said["status"] == "running":
             say(f"{name}: begun")
             board.note(name, "running", pid=said["pid"], host=said["host"])
-        elif plan.objective is None or "objective" in said or said["status"] not in hydra_sweep.MEASURED:  # of which the value follows
+        elif plan.objective is None or "objective" in said or said["status"] not in rundir.ENDED:  # of which the value follows
             row = Row.told(name, said)
             value = f"{row.status}, {plan.objective.shown(said.get('value', math.inf))}" if plan.objective and "objective" in said else row.said()
             say(f"{name}: {value}")
@@ -227,11 +228,6 @@ def _alone(member: Member, place: Place, asked: Arguments) -> list[str]:
     root = [] if asked.config_name == arguments.ROOT else ["--config-name", asked.config_name]
     words = [w for w in member.overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     return [*root, *words, arguments.run_dir(place.path), "hydra.mode=RUN"]  # the last since an experiment may ask for a sweep
-
-
-def _log(root: Path, name: str) -> Path:
-    """What a job that runs beside others prints."""
-    return root / "logs" / f"{name}.log"
 
 
 def over(member: Member, place: Place) -> Row:

@@ -6,8 +6,11 @@ No thread: whoever shows something calls often. A terminal that is gone ends not
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import IO
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -32,8 +35,8 @@ def say(what: str | Text | Callable[[], object]) -> None:
             Screen(highlight=False, soft_wrap=True).print(what)
         else:
             what()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed goes there, too
+    except (OSError, ValueError):
+        _unseen(sys.stdout)
 
 
 class Display:
@@ -86,12 +89,15 @@ class Display:
             show()
         except (OSError, ValueError):  # the terminal or pipe is gone, or closed
             self._console = self._live = None
-            try:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, console.file.fileno())  # or Python's own last flush would fail and change the exit status
-                os.close(nowhere)
-            except (OSError, ValueError):
-                pass
+            _unseen(console.file)
+
+
+def _unseen(file: IO[str]) -> None:
+    """From here on what is written to `file`, which nobody reads any more, goes nowhere; or Python's own last flush would fail and change the exit status."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
 
 
 def count(number: int, noun: str) -> str:

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from easgd_cli.record.display import Screen
 
-_STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
-_WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
+STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
+WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
 
 
 def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
@@ -24,7 +24,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
     lines: list[tuple[str, str | Text]] = [
         (
             "status",
-            Text(summary["status"], style=_STYLES.get(summary["status"], "")).append(f": {summary['reason']}" if summary.get("reason") else "", style=""),
+            Text(summary["status"], style=STYLES.get(summary["status"], "")).append(f": {summary['reason']}" if summary.get("reason") else "", style=""),
         ),
         ("method", f"{summary['algo']}, {workers}" + (f", tau={summary['tau']}" if summary["exchanges"] else "")),
         *_measured(center, on_data=summary.get("dataset") != "none"),
@@ -43,7 +43,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
 
 def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], console: Console | None = None) -> None:
     """A sweep's end: (name, status, summary, reason) of every run, then why those failed that did."""
-    console = console or Screen(width=None if sys.stdout.isatty() else _WIDE)
+    console = console or Screen(width=None if sys.stdout.isatty() else WIDE)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("status", no_wrap=True)
@@ -61,18 +61,18 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     for (name, status, summary, _), center in zip(rows, centers, strict=True):
         wall = summary.get("wall_seconds")
         table.add_row(
-            Text(name), Text(status, style=_STYLES.get(status, "")), *(show(center.get(metric)) for _, metric, show in columns),
+            Text(name), Text(status, style=STYLES.get(status, "")), *(show(center.get(metric)) for _, metric, show in columns),
             *(show(summary) for _, show in further), "-" if wall is None else f"{wall:,.1f}",
         )  # fmt: skip
     console.print(table, highlight=False)
     for name, status, _, reason in rows:
         if reason and status != "completed":
-            console.print(Text(f"{name}: ").append(status, style=_STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=True)
+            console.print(Text(f"{name}: ").append(status, style=STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=True)
 
 
 def job_line(title: str, status: str, said: str) -> Text:
     """One job of a sweep in a line, coloured by its status."""
-    return Text(f"{title}: ").append(said, style=_STYLES.get(status, ""))
+    return Text(f"{title}: ").append(said, style=STYLES.get(status, ""))
 
 
 def _measured(center: dict[str, Any], on_data: bool) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from easgd_cli import build
+from easgd_cli import build, rundir
 from easgd_cli.errors import UsageError
 from easgd_cli.report.reading import MOMENT, Run
 
@@ -19,7 +19,6 @@ _TASK = ("problem", "dataset")
 # Settings that only some methods and schedules use, with the names by which their makers ask for them: alpha follows from beta.
 _ASKED_FOR = {"alpha": {"alpha", "beta"}, "beta": {"alpha", "beta"}, "delta": {"delta"}, "gamma": {"gamma"}}
 _LEVELS = 3  # how many are chosen where none are asked for
-ENDED = ("completed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[flo
     for those in sorted(_split(runs, told_apart), key=lambda g: [order(g[0].settings.get(k)) for k in told_apart]):
         values = {key: those[0].settings.get(key) for key in told_apart}
         those = sorted(those, key=lambda run: (order(run.settings.get("seed")), str(run.path)))
-        ended = [run for run in those if run.status in ENDED]
+        ended = [run for run in those if run.status in rundir.ENDED]
         configurations.append(Configuration(values, label(values), those, ended or those))
     ladder = sorted(levels) or _ladder(configurations, metric)
     chosen = None if levels else _levels(configurations, metric, ladder)

@@ -17,7 +17,6 @@ from easgd_cli.report import table
 from easgd_cli.report.comparison import Comparison, Configuration, label, order, written
 from easgd_cli.report.reading import Run
 
-AXES = ("seconds", "steps", "bytes")  # what curves are drawn against
 _ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from left to right
 _ROWS = ("tau", "workers")  # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked for
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from easgd_cli import rundir
 from easgd_cli.report import table
-from easgd_cli.report.comparison import ENDED, Comparison, Configuration, Spread, label
+from easgd_cli.report.comparison import Comparison, Configuration, Spread, label
 
 _NAMED = 4  # configurations in a list before it says how many more there are
 _GROUPS = 8  # methods, or whatever else has names, before there are too many for a sentence each
@@ -39,7 +40,7 @@ def _lowest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
     """Which ended lowest, of all and of each method, among those whose every run has ended, with a number."""
     if any(of.setting("until.test_error") is not None for of in those):
         return []  # they ended where they were told to
-    ended = [of for of in those if all(run.status in ENDED for run in of.counted)]
+    ended = [of for of in those if all(run.status in rundir.ENDED for run in of.counted)]
     said = _least(_all_there(ended, lambda of: table.final(c, of)), f"Lowest final {table.plainly(c.metric)}", _unit(c), _name)
     groups, named, numbered = _by_name(c, ended)
     for group in groups:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from easgd_cli import rundir
+from easgd_cli.config import OF_SWEEPS
 from easgd_cli.errors import UsageError
 
 _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
@@ -28,7 +29,7 @@ _ROW = re.compile(  # as the recorder writes them; a third of the time that pars
 _STALENESS = re.compile(rb'"party": "worker_.*"staleness": ([-+.eE0-9]+)')
 
 # Settings that say where and how a run is kept and started, not what it does.
-_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", "sweep", "jobs", "retry", "report"}
+_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", *OF_SWEEPS}
 
 
 @dataclass(frozen=True)
