@@ -59,6 +59,15 @@ def method(s: Settings) -> Method:
     return made
 
 
+def method_for(problem: Problem, s: Settings) -> Method:
+    """The method on this problem's vectors, statistics among them averaged. Raises UsageError."""
+    from easgd_cli.algorithms.statistics import WithStatistics
+    from easgd_cli.problem import statistics_of
+
+    statistics = statistics_of(problem)
+    return WithStatistics(method(s), statistics, s.workers) if statistics else method(s)
+
+
 # What a schedule may ask for by name beside the symbols.
 OFFERED_TO_SCHEDULES = ("steps", "warmup")
 
@@ -171,6 +180,13 @@ class Prepared:
         return self.start.numel()
 
     @property
+    def parameters(self) -> int:
+        """Those in x: all of it but a problem's statistics."""
+        from easgd_cli.problem import statistics_of
+
+        return self.size - statistics_of(self.problem)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.start.dtype
 
@@ -206,7 +222,7 @@ def prepare(s: Settings) -> Prepared:
             raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
     start = minimised.start(None if rules.center else 0)
     memory = _check_memory(s, rules, kept, start, images, devices.count("cpu"))
-    return Prepared(rules, kept, images, minimised, start, steps, memory)
+    return Prepared(method_for(minimised, s), kept, images, minimised, start, steps, memory)
 
 
 def _refuse_unused(s: Settings, asked: set[str]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import Exchange, Gradient, Method, Worker
 from easgd_cli.average import Average
 from easgd_cli.center import Center, Lent
+from easgd_cli.problem import statistics_of
 from easgd_cli.schedule import Schedule
 
 
@@ -33,11 +34,12 @@ class Objective(Protocol):
 class Clipped:
     """Another objective's gradients, scaled down to the norm `clip` where they are longer: g min(1, clip / ||g||).
 
-    Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is that of the whole gradient as a rule gets it, l2 term included.
+    Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is that of the whole gradient as a rule gets it, l2 term included; what is no
+    gradient, the last `statistics` entries, stays as it is.
     """
 
-    def __init__(self, objective: Objective, clip: float):
-        self._objective, self._clip = objective, clip
+    def __init__(self, objective: Objective, clip: float, statistics: int = 0):
+        self._objective, self._clip, self._statistics = objective, clip, statistics
         self._g: Tensor | None = None
 
     def load(self, worker: int, t: int) -> None:
@@ -48,13 +50,16 @@ class Clipped:
         """The clipped gradient [d] at x [d], in a buffer of its own; valid until the next call."""
         g = self._objective.gradient(x)
         # A tensor, not a number: on a GPU nobody waits for it. Of a gradient 0 the ratio is infinite, and 1 after the clamp.
-        self._g = torch.mul(g, (self._clip / torch.linalg.vector_norm(g)).clamp_(max=1), out=self._g)
+        d = len(g) - self._statistics
+        self._g = torch.mul(g, (self._clip / torch.linalg.vector_norm(g[:d])).clamp_(max=1), out=self._g)
+        if self._statistics:
+            self._g[d:] = g[d:]
         return self._g
 
 
 def clipped(objective: Objective, clip: float | None) -> Objective:
     """`objective` with its gradients clipped to the norm `clip`; as it is where None."""
-    return objective if clip is None else Clipped(objective, clip)
+    return objective if clip is None else Clipped(objective, clip, statistics_of(objective))
 
 
 class Session(Protocol):

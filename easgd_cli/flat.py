@@ -16,11 +16,11 @@ class Flat:
     A parameter that appears in several places counts once; parameters with requires_grad=False and buffers are not
     part of the vector and stay as they are. The model must already be on its device and of its dtype. `remembered` is the
     number of vectors whose views are kept: a worker's rule differentiates at two or three places in turn, and several
-    workers may be served in turn.
+    workers may be served in turn. `behind` the gradient there is room for that many numbers, for whoever asks for it.
     Raises UsageError when there is nothing to train or the parameters differ in dtype.
     """
 
-    def __init__(self, model: nn.Module, remembered: int = 4096):
+    def __init__(self, model: nn.Module, remembered: int = 4096, behind: int = 0):
         self.model = model
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:
@@ -36,7 +36,8 @@ class Flat:
         self._slots = {id(p): i for i, p in enumerate(self._parameters)}
         self.size = end
         self.dtype, self.device = self._parameters[0].dtype, self._parameters[0].device
-        self.gradient = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        self.gradient_and_behind = torch.zeros(self.size + behind, dtype=self.dtype, device=self.device)
+        self.gradient = self.gradient_and_behind[: self.size]
         self._bound = 0  # address of the vector the parameters are views of; 0: the model's own tensors
         self._views: dict[int, list[Tensor]] = {}
         self._remembered = remembered

@@ -45,11 +45,16 @@ class Tally:
 
 
 class Meter:
-    """One worker's. `steps`: how many it takes in all, None where that is not known; `tally`: of a run that goes on."""
+    """One worker's. `steps`: how many it takes in all, None where that is not known; `statistics`: how many last entries of its vectors are no
+    parameters, of which distances are; `tally`: of a run that goes on.
+    """
 
-    def __init__(self, number: int, batch_size: int, workers: int, steps: int | None, device: torch.device, tally: Mapping[str, Any] | None = None):
+    def __init__(
+        self, number: int, batch_size: int, workers: int, steps: int | None, device: torch.device, statistics: int = 0, tally: Mapping[str, Any] | None = None
+    ):
         self.tally = Tally(**(tally or {}))
         self._party, self._batch_size, self._length_known = f"worker_{number:02d}", batch_size, steps is not None
+        self._statistics = statistics
         if steps is not None:
             points = max(1, min(_POINTS, _POINTS_OF_ALL // workers))
             self.tally.every = max(self.tally.every, -(-steps // points))  # also of a run that goes on for longer than it was meant to
@@ -77,7 +82,7 @@ class Meter:
             "images_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0, **tally.seconds,
         }  # fmt: skip
         if reply is not None:
-            row["distance_to_center"] = _distance(w.x, reply)
+            row["distance_to_center"] = _distance(w.x, reply, len(reply) - self._statistics)
             if tally.exchanges:
                 row["staleness"] = tally.staleness / tally.exchanges
         self._loss.zero_()
@@ -93,6 +98,6 @@ class Meter:
         return asdict(self.tally)
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
-    """||a - b|| of two vectors [size], in blocks: of the whole, the difference would be one vector more."""
-    return float(torch.stack([torch.dist(p, q) for p, q in zip(a.split(_BLOCK), b.split(_BLOCK), strict=True)]).norm())
+def _distance(a: Tensor, b: Tensor, d: int) -> float:
+    """||a - b|| of the first `d` entries of two vectors, in blocks: of the whole, the difference would be one vector more."""
+    return float(torch.stack([torch.dist(p, q) for p, q in zip(a[:d].split(_BLOCK), b[:d].split(_BLOCK), strict=True)]).norm())

@@ -22,7 +22,8 @@ class Problem(Protocol):
 
     One object serves any number of workers in turn: it knows none of them, and what it draws is a function of (seed, worker, t).
     All vectors are of the type of `start()`, float32 or float64. It may also have `facts`, a dictionary of texts or numbers:
-    what summary.json says of it.
+    what summary.json says of it; and `statistics`, the number of last entries of its vectors that are gathered from batches instead of
+    descended (algorithms/statistics.py): there a gradient holds minus the change that the batch makes of them.
     """
 
     batch_size: int  # samples that a gradient is the mean of, from which speeds are told
@@ -44,6 +45,11 @@ class Problem(Protocol):
         """What is saved of `x` [d]: plain CPU tensors by name."""
 
 
+def statistics_of(problem: Any) -> int:
+    """How many of the last entries of the problem's vectors are no parameters."""
+    return getattr(problem, "statistics", 0)
+
+
 _MEMBERS = ("batch_size", "start", "load", "gradient", "evaluate", "state_dict")
 _TAKEN = ("seconds", "step", "exchanges", "party", "best_test_error", "seconds_to_best")  # what a row of the record says beside them
 
@@ -59,6 +65,9 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
     if not isinstance(problem.batch_size, int) or problem.batch_size < 1:
         raise UsageError(f"{said}: its batch_size is {problem.batch_size!r}; it must be a whole number of at least 1.")
     start = _vector(f"{said}: start()", _called(said, "start()", problem.start))
+    statistics = statistics_of(problem)
+    if not isinstance(statistics, int) or not 0 <= statistics < start.numel():
+        raise UsageError(f"{said}: its statistics are {statistics!r}; they are a number of last entries of start(), 0 or more and less than {start.numel()}.")
     for worker in range(workers):
         own = _vector(f"{said}: start({worker})", _called(said, f"start({worker})", problem.start, worker))
         _same_kind(f"{said}: start({worker})", own, start)

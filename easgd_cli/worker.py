@@ -22,6 +22,7 @@ from easgd_cli.config import Interval, Settings, profiled_steps
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.memory import SharedTensors
 from easgd_cli.meter import Meter
+from easgd_cli.problem import statistics_of
 from easgd_cli.snapshot import Moment, Snapshots
 from easgd_cli.stopwatch import Timed
 from easgd_cli.trace import Named, Trace
@@ -67,13 +68,13 @@ class WorkerLoop:
         self._device = torch.device(start.device)
         self._runtime = torch.get_device_module(self._device)  # torch.cuda, or torch.cpu, which has the same names and nothing to do
         self._runtime.set_device(self._device)
-        self._method = build.method(s)
         self._problem = build.problem(s, start.images, self._device)
+        self._method = build.method_for(self._problem, s)
         self._objective = drive.clipped(self._problem, s.clip)
         self._session = SharedWorkerEnd(start.link, self._elsewhere())
         self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
         self._w = Worker(self._session.vectors, s.tau, build.schedule(s, start.steps), start.t, start.link.worker)
-        self._meter = Meter(start.link.worker, s.batch_size, s.workers, start.steps, self._device, start.meter)
+        self._meter = Meter(start.link.worker, s.batch_size, s.workers, start.steps, self._device, statistics_of(self._problem), start.meter)
         self._timed = Timed(self._objective, self._session, self._meter.tally, self._device)
         self._sequential = not self._method.center
         self._average = build.average(s) if self._sequential else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ from easgd_cli.algorithms import (
     SyncEASGD,
     Worker,
 )  # fmt: skip
+from easgd_cli.algorithms.statistics import WithStatistics
 from easgd_cli.average import Average, Moving, Polyak
 from easgd_cli.drive import ByHand, Turn, take_step
 from easgd_cli.errors import UsageError
@@ -433,6 +435,67 @@ def test_blocks_change_nothing() -> None:
         torch.testing.assert_close(blocked.vectors["x"], whole.x, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(reply, reply_whole, rtol=1e-6, atol=1e-6)
         assert blocked.clock == 1
+
+
+class PullAndStep(Method):
+    """In rounds, with the gradient at the reply, or at a vector made for it."""
+
+    gathers = "round"
+
+    def step(self, w: Worker) -> Any:
+        pulled = (yield Exchange(w.x)) if w.due else None
+        g = yield Gradient(w.x * 1 if pulled is None else pulled)
+        w.x.sub_(g, alpha=w.eta)
+
+    def receive(self, center: Any, m: Tensor, reply: Tensor, n: int) -> None:
+        center.x.copy_(m)
+        reply.copy_(m)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "pull_and_step"])
+def test_statistics_are_averaged_and_the_parameters_follow_the_method(name: str) -> None:
+    """A step moves them by a share to what it sees; the center's by 1/p to a worker's at each exchange, to their mean in a round."""
+    method, share, statistics = METHODS.get(name, PullAndStep()), 0.3, 2
+    p, tau = (1 if name in ("sgd", "msgd") else 3), (1 if name == "mdownpour" else 2)
+
+    def seen(i: int, t: int) -> Tensor:
+        return torch.tensor([100.0 + i, math.cos(t)], dtype=torch.float64)
+
+    def gradient(i: int, t: int, x: Tensor) -> Tensor:
+        return torch.cat([noisy(i, t, x[:D]), share * (x[D:] - seen(i, t))])
+
+    starts = [torch.cat([START, torch.tensor([float(i), -1.0], dtype=torch.float64)]) for i in range(p)]
+    plain = ByHand(method, FunctionOf(), workers=p, tau=tau, schedule=Constant(ETA), start=START)
+    averaging = WithStatistics(method, statistics, p)
+    whole = ByHand(averaging, FunctionOf(gradient), workers=p, tau=tau, schedule=Constant(ETA), start=starts[0], starts=starts)
+    r, center = [start[D:].clone() for start in starts], starts[0][D:].clone()
+    order = random.Random(3)
+    for step in range(40):
+        if method.gathers == "round":
+            plain.round()
+            whole.round()
+            turn = range(p)
+            if step % tau == 0:
+                center = sum(r[1:], r[0]) / p
+                if name == "pull_and_step":
+                    r = [center] * p
+        else:
+            turn = range(i := order.randrange(p), i + 1)
+            t, before = whole.workers[i].t, len(whole.order)
+            plain.step(i)
+            whole.step(i)
+            assert (len(whole.order) > before) == (p > 1 and t % tau == 0)
+            if len(whole.order) > before:
+                center = center + (r[i] - center) / p
+        for i in turn:
+            r[i] = (1 - share) * r[i] + share * seen(i, whole.workers[i].t - 1)
+        for i, (one, both) in enumerate(zip(plain.workers, whole.workers, strict=True)):
+            for vector in method.state:
+                assert torch.equal(getattr(both, vector)[:D], getattr(one, vector))
+            torch.testing.assert_close(both.x[D:], r[i], rtol=1e-12, atol=1e-12)
+        if whole.center is not None and plain.center is not None:
+            assert torch.equal(whole.center.vectors["x"][:D], plain.center.vectors["x"])
+            torch.testing.assert_close(whole.center.vectors["x"][D:], center, rtol=1e-12, atol=1e-12)
 
 
 def test_a_step_without_exchange_needs_no_session() -> None:

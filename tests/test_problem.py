@@ -465,6 +465,45 @@ def test_batch_norm_is_estimated_as_torchs_own_recipe_does_over_the_images_asked
     assert figures["test_loss"] == pytest.approx(loss, rel=1e-5) and figures["test_error"] == pytest.approx(error)
 
 
+def test_statistics_that_are_exchanged_are_those_a_net_gathers_by_itself():
+    """The gradient's last entries are minus what a batch changes of the running statistics in x, whoever was served before."""
+    net = lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, momentum=0.2), nn.Linear(64, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4))  # noqa: E731
+    data = images(100)
+    p, plain = problem(net, data, batch_norm="average", l2=0.01), problem(net, data, l2=0.01)
+    assert p.facts == {"batch_norm": "averaged with the parameters"} and p.statistics == 2 * 64 + 2 * 6 and p.size == plain.size + p.statistics
+    torch.testing.assert_close(p.start()[plain.size :], torch.cat([torch.tensor([float(i)]).expand(n) for n in (64, 6) for i in (0, 1)]))
+    twins = [net(), net()]
+    xs = [p.start() for _ in twins]
+    clip = clipped(p, 0.05)
+    for t in range(5):
+        for worker, (x, twin) in enumerate(zip(xs, twins, strict=True)):
+            torch.nn.utils.vector_to_parameters(x[: plain.size], twin.parameters())
+            for q in (p, plain):
+                q.load(worker, t)
+            before = x.clone()
+            g = p.gradient(x).clone()
+            twin.train()(p._inputs)
+            assert torch.equal(x, before)
+            assert torch.equal(g[: plain.size], plain.gradient(x[: plain.size].clone()))
+            x[plain.size :] -= g[plain.size :]
+            gathered = torch.cat([b.reshape(-1) for name, b in twin.named_buffers() if "running" in name])
+            torch.testing.assert_close(x[plain.size :], gathered)
+            clipped_g = clip.gradient(before)
+            assert float(clipped_g[: plain.size].norm()) == pytest.approx(0.05) and torch.equal(clipped_g[plain.size :], g[plain.size :])
+            x[: plain.size] -= 0.1 * g[: plain.size]
+    for x, twin in zip(xs, twins, strict=True):
+        torch.nn.utils.vector_to_parameters(x[: plain.size], twin.parameters())
+        state = {name: value for name, value in twin.state_dict().items() if "num_batches" not in name}
+        torch.testing.assert_close({name: value for name, value in p.state_dict(x).items() if "num_batches" not in name}, state)
+        assert p.evaluate(x)["test_loss"] == pytest.approx(by_hand(twin.eval(), data.test, data.test_labels)[0], rel=1e-5)
+
+
+def test_statistics_that_count_batches_are_not_exchanged():
+    net = lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, momentum=None), nn.Linear(64, 4))  # noqa: E731
+    with pytest.raises(ValueError, match=r"problem\.batch_norm=average: a batch norm of this net has momentum=None.*such as 0\.1"):
+        problem(net, batch_norm="average")
+
+
 def test_one_image_over_does_not_keep_a_normalised_vector_from_being_measured():
     """Batch norm of a single row of features has no variance, and torch refuses it."""
     flat = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))  # noqa: E731

@@ -141,6 +141,34 @@ def test_processes_differentiate_in_bf16_and_repeat_bit_for_bit(tmp_path: Path) 
     assert exact.problem.evaluate(center) == prepared.problem.evaluate(center)
 
 
+@pytest.mark.parametrize("algo", ["downpour", "sync_eamsgd"])
+def test_batch_norms_statistics_are_averaged_between_processes_bit_for_bit(algo: str, tmp_path: Path) -> None:
+    """Of DOWNPOUR's, whose messages are sums, too; they are in center.pt, and what is measured uses them."""
+    residual = {"name": "residual", "target": "nets:Residual"}
+    problem = {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem", "batch_norm": "average"}
+    s = settings(algo, workers=2, steps=30, clip=2.0, model=residual, problem=problem)
+    assert run(s, tmp_path).status == "completed"
+    prepared = build.prepare(s)
+    assert isinstance(prepared.problem, ImageProblem)
+    driver = by_hand(s, prepared)
+    if algo == "downpour":
+        driver.replay(recorded_order(tmp_path))
+    else:
+        for _ in range(30):
+            driver.round()
+    x, state = driver.vectors()["x"], torch.load(tmp_path / "center.pt", weights_only=True)
+    assert_measured(rows(tmp_path, "center")[-1], prepared, x)
+    expected = prepared.problem.state_dict(x)
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    d, mean = prepared.problem.flat.size, state["stem.1.running_mean"]
+    assert torch.equal(mean, x[d:][: len(mean)]) and float(mean.abs().min()) > 0
+    assert json.loads((tmp_path / "summary.json").read_text())["parameters"] == d
+    for w, session in zip(driver.workers, driver._sessions, strict=True) if algo == "sync_eamsgd" else ():
+        distance = rows(tmp_path, f"worker_{w.number:02d}")[-1]["distance_to_center"]
+        assert distance == pytest.approx(float(torch.dist(w.x[:d], session.collect()[:d])))
+        assert distance != pytest.approx(float(torch.dist(w.x, session.collect())), rel=1e-3)
+
+
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
 def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, kept: Path) -> None:
     """And the average of its values, and what was measured of it on the way: each evaluation is of the center at that count of exchanges."""

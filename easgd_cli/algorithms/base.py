@@ -36,7 +36,7 @@ Three promises make this exact:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from easgd_cli.errors import UsageError
@@ -105,6 +105,10 @@ class Worker(Vectors):
         return self.schedule(self.t)
 
 
+Receive = Callable[[Vectors, "Tensor", "Tensor", int], None]
+Part = tuple[int, Receive]  # the entry before which it ends, and the center's rule there
+
+
 class Method(ABC):
     """Base of every method. A subclass is a frozen dataclass whose fields are the constants it uses.
 
@@ -129,6 +133,10 @@ class Method(ABC):
         All vectors are equal slices of the whole ones.
         """
         raise TypeError(f"{type(self).__name__} has no center")
+
+    def parts(self, size: int) -> Sequence[Part]:
+        """The parts of the center's vectors [size] in their order, each with its rule: all of them follow `receive`."""
+        return [(size, self.receive)]
 
 
 def check_method(method: Any, name: str, workers: int) -> None:

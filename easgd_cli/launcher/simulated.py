@@ -35,6 +35,7 @@ from easgd_cli.launcher.kinds import Simulated
 from easgd_cli.launcher.stopping import Signals
 from easgd_cli.memory import keep_freed_memory
 from easgd_cli.meter import Meter
+from easgd_cli.problem import statistics_of
 from easgd_cli.record.recorder import read_order
 from easgd_cli.snapshot import EVALUATED, Moment, Pace
 from easgd_cli.transport.simulated import Event, Events, Network, Session, SimulatedMaster
@@ -134,7 +135,7 @@ class Run:
         if not method.center and self._average is not None:
             vectors["average"] = start.clone()
         session = Session(torch.zeros_like(start)) if method.center else None
-        meter = Meter(i, s.batch_size, s.workers, self._prepared.steps, device)
+        meter = Meter(i, s.batch_size, s.workers, self._prepared.steps, device, statistics_of(self._problem))
         return _Member(Worker(vectors, s.tau, build.schedule(s, self._prepared.steps), number=i), session, meter)
 
     def _default_interval(self) -> Interval:
@@ -372,7 +373,8 @@ class Run:
             for name, v in _lasting(m).items():
                 v.copy_(worker.vectors[name])
             m.w.t = worker.t
-            m.meter = Meter(m.number, self._settings.batch_size, len(self._members), self._prepared.steps, m.w.x.device, worker.tally)
+            steps, statistics = self._prepared.steps, statistics_of(self._problem)
+            m.meter = Meter(m.number, self._settings.batch_size, len(self._members), steps, m.w.x.device, statistics, worker.tally)
             if m.session is not None:
                 m.session.reply.copy_(worker.vectors["reply"])
                 m.session.center_clock, m.session.served, m.session.exchanges = worker.center_clock, worker.served, worker.exchanges

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from easgd_cli.data.dataset import Batch, Dataset, Split
 from easgd_cli.flat import Flat
 from easgd_cli.precision import autocast, use_tf32
+from easgd_cli.problems.batch_norm import RunningStatistics
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
 
 _EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
@@ -56,18 +56,25 @@ class ImageProblem:
     """Cross-entropy of `model` on `images`, in the run with `seed` (see problem.py).
 
     `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
-    the size of the fixed training subset on which train_loss is measured, `batch_norm_images` of that over which batch
-    norm's statistics are estimated; None: the same. `label_smoothing` e trains against 1 - e of the label and e of all classes
-    alike (Szegedy et al. 2016, section 7). `precision` is that of the gradient's arithmetic: fp32, tf32 on CUDA, or bf16, which is
-    torch's autocast; vectors and evaluation stay as the parameters are. With `compile` gradients are those of the net as torch.compile makes it, when
-    the first is taken. `top5` measures top-5 errors; None: with a hundred classes or more.
+    the size of the fixed training subset on which train_loss is measured. `batch_norm` says what batch norm's running statistics are of a
+    vector that is measured or saved: "estimate", over `batch_norm_images` fixed training images (None: as many as `train_images`), or
+    "average", those that workers have gathered and exchanged: then they are the last `statistics` entries of every vector.
+    `label_smoothing` e trains against 1 - e of the label and e of all classes alike (Szegedy et al. 2016, section 7). `precision` is
+    that of the gradient's arithmetic: fp32, tf32 on CUDA, or bf16, which is torch's autocast; vectors and evaluation stay as the
+    parameters are. With `compile` gradients are those of the net as torch.compile makes it, when the first is taken.
+    `top5` measures top-5 errors; None: with a hundred classes or more.
     Raises ValueError for a setting out of its range.
     """
 
     def __init__(
         self, model: nn.Module, images: Dataset, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,
-        precision: str = "fp32", compile: bool = False, label_smoothing: float = 0.0, batch_norm_images: int | None = None, top5: bool | None = None,
+        precision: str = "fp32", compile: bool = False, label_smoothing: float = 0.0,
+        batch_norm: str = "estimate", batch_norm_images: int | None = None, top5: bool | None = None,
     ):  # fmt: skip
+        if batch_norm not in ("estimate", "average"):
+            raise ValueError(f"problem.batch_norm={batch_norm}: is estimate, over training images, or average, with the workers' parameters.")
+        if batch_norm == "average" and batch_norm_images is not None:
+            raise ValueError(f"problem.batch_norm=average problem.batch_norm_images={batch_norm_images}: nothing is estimated; leave out one of the two.")
         if batch_norm_images is not None and batch_norm_images < 2:
             raise ValueError(f"problem.batch_norm_images={batch_norm_images}: a variance takes at least 2 images; null takes eval.train_images.")
         if not 0 <= label_smoothing < 1:
@@ -76,8 +83,18 @@ class ImageProblem:
             raise ValueError(f"problem.top5=true: there are {images.num_classes} classes, so the right one is always among five; it takes at least 6.")
         if precision != "fp32" and any(p.dtype == torch.float64 for p in model.parameters()):
             raise ValueError(f"precision={precision}: the net's parameters are float64, which stays as it is; use precision=fp32, or a net of float32.")
-        self.flat = Flat(model.to(device))
-        self.size, self.dtype, self.device = self.flat.size, self.flat.dtype, self.flat.device
+        self._running = RunningStatistics(model.to(device))
+        self.statistics = self._running.size if batch_norm == "average" else 0
+        if batch_norm == "average" and not self._running.layers:
+            raise ValueError("problem.batch_norm=average: this net has no batch norm with running statistics; use problem.batch_norm=estimate.")
+        if self.statistics and any(layer.momentum is None for layer in self._running.layers):
+            raise ValueError(
+                "problem.batch_norm=average: a batch norm of this net has momentum=None, so its statistics depend on how many batches it has seen; "
+                "give it a number, such as 0.1, or use problem.batch_norm=estimate."
+            )
+        self.flat = Flat(model, behind=self.statistics)
+        self.size = self.flat.size + self.statistics
+        self.dtype, self.device = self.flat.dtype, self.flat.device
         self.batch_size = batch_size
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
         self._model, self._l2, self._seed, self._label_smoothing = model, l2, seed, label_smoothing
@@ -91,8 +108,7 @@ class ImageProblem:
         self._augmentation = torch.Generator()
         self._dropout = _default_generator(self.device)
         self._subset = images.training_subset(train_images)
-        self._start = self.flat.vector()
-        self._normalised = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self._start = torch.cat([self.flat.vector(), self._running.vector[: self.statistics]])
         self._normalising = _whole_batches(images.training_subset(train_images if batch_norm_images is None else batch_norm_images))
         self._worker = self._t = 0  # of the loaded batch
         self._inputs = self._labels = torch.empty(0)
@@ -102,10 +118,12 @@ class ImageProblem:
     @property
     def facts(self) -> dict[str, str]:
         """What summary.json says of how this problem is measured."""
-        return {"batch_norm": f"estimated over {len(self._normalising)} training images"} if self._normalised else {}
+        if self.statistics:
+            return {"batch_norm": "averaged with the parameters"}
+        return {"batch_norm": f"estimated over {len(self._normalising)} training images"} if self._running.layers else {}
 
     def start(self, worker: int | None = None) -> Tensor:
-        """The model's parameters [size] as they were given: every worker begins where the center does (paper p. 6, footnote 7)."""
+        """The model as it was given [size]: every worker begins where the center does (paper p. 6, footnote 7)."""
         return self._start.clone()
 
     def load(self, worker: int, t: int) -> None:
@@ -125,12 +143,18 @@ class ImageProblem:
         self._begun[worker, t] = self._images.begin(self._batches.indices(worker, t), self._augmentation, self.dtype)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the next call."""
-        self.flat.bind(x)
+        """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the next call.
+
+        Of statistics that are exchanged, minus the change that this batch makes of them.
+        """
+        parameters = self._parameters(x)
+        self.flat.bind(parameters)
+        if self.statistics:
+            self._running.vector.copy_(x[self.flat.size :])
         g = self.flat.gradient
         # Backward adds to what is in g, so the l2 term goes there first: one pass over g instead of two.
         if self._l2:
-            torch.mul(x, self._l2, out=g)
+            torch.mul(parameters, self._l2, out=g)
         else:
             g.zero_()
         self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
@@ -142,15 +166,17 @@ class ImageProblem:
         loss = F.cross_entropy(outputs.to(self.dtype), self._labels, label_smoothing=self._label_smoothing)
         loss.backward()
         self.loss = loss.detach()
-        return g
+        if self.statistics:
+            torch.sub(x[self.flat.size :], self._running.vector, out=self.flat.gradient_and_behind[self.flat.size :])
+        return self.flat.gradient_and_behind
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
         """Mean losses, and errors in percent, at `x` [size]: train_loss on the fixed subset of the training images, test_loss
         and test_error, and validation_loss and validation_error where images are held out. With top-5 errors also
         test_error_top5 and validation_error_top5, the images whose label is not among the five largest outputs.
 
-        Center patches, dropout off, labels as they are, no l2 term. Nobody maintains the running statistics of the center's batch norms, so
-        for models that have any they are estimated first: plain averages over one pass of a fixed training subset.
+        Center patches, dropout off, labels as they are, no l2 term. The running statistics of batch norms are those in `x`, where they are
+        exchanged. Otherwise nobody maintains the center's, so they are estimated first: plain averages over one pass of a fixed training subset.
         """
         self._prepare(x)
         figures = {"train_loss": self._measure("train", self._subset)["loss"]}
@@ -170,10 +196,14 @@ class ImageProblem:
         return counts.view(n, n)
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's estimated as in `evaluate`; plain CPU tensors."""
-        if self._normalised:
+        """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's as in `evaluate`; plain CPU tensors."""
+        if self._running.layers:
             self._prepare(x)
-        return self.flat.state_dict(x)
+        return self.flat.state_dict(self._parameters(x))
+
+    def _parameters(self, x: Tensor) -> Tensor:
+        """Those in `x` [size], which statistics may follow."""
+        return x[: self.flat.size] if self.statistics else x
 
     def _prepare(self, x: Tensor) -> None:
         """Puts a copy of `x` into the model, ready to be measured.
@@ -183,22 +213,17 @@ class ImageProblem:
         if self._snapshot is None:
             self._snapshot = torch.empty_like(x)
         self._snapshot.copy_(x)
-        self.flat.bind(self._snapshot)
+        self.flat.bind(self._parameters(self._snapshot))
         use_tf32(self.device, False)
         self._model.eval()
-        if not self._normalised:
-            return
-        momenta = [layer.momentum for layer in self._normalised]
-        for layer in self._normalised:
-            layer.reset_running_stats()
-            layer.momentum = None  # cumulative average
-            layer.train()
-        with torch.no_grad():
-            for inputs, _ in self._images.evaluation_batches("train", _EVALUATION_BATCH, self.device, self.dtype, self._normalising):
-                self._model(inputs)
-        for layer, momentum in zip(self._normalised, momenta, strict=True):
-            layer.momentum = momentum
-        self._model.eval()
+        if self.statistics:
+            self._running.take(self._snapshot[self.flat.size :])
+        elif self._running.layers:
+            self._running.estimate(self._pass)
+
+    def _pass(self) -> None:
+        for inputs, _ in self._images.evaluation_batches("train", _EVALUATION_BATCH, self.device, self.dtype, self._normalising):
+            self._model(inputs)
 
     @torch.no_grad()
     def _measure(self, split: Split, indices: Tensor | None = None) -> dict[str, float]:

@@ -36,7 +36,7 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
     s = job.settings
     facts = {
         **getattr(prepared.problem, "facts", {}),
-        "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.size,
+        "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.parameters,
         "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed, "precision": s.precision,
         "length": length(s), "until": asdict(s.until),
     }  # fmt: skip

@@ -1,0 +1,84 @@
+"""Any method on vectors whose last entries are no parameters but statistics of the batches, such as batch norm's running means.
+
+Statistics r are not descended: a step moves them to what its batch shows, and the center's are the average of the workers'. Were they
+left to the method's own lines, momentum, sums over workers and look-ahead would each make another step of the same gradient.
+
+    worker i:  r^i <- r^i - g_r                 the gradient's last entries, which are minus the change that the batch makes of r^i
+    center:    r~  <- r~ + (n/p) (r - r~)       at every exchange, r the mean of the n workers' that come with it, p workers in all
+
+The parameters follow the method's own rules, to the bit. A worker's statistics stay its own; only where a round's gradient is taken
+at the reply do they go on from the round's mean, which everybody gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from easgd_cli.algorithms.base import Exchange, Gradient, Method, Part, Rule, Vectors, Worker
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WithStatistics(Method):
+    """`method` on vectors [d + statistics] of `workers` workers. r goes with every message and to wherever a gradient is taken."""
+
+    method: Method
+    statistics: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        for name in ("state", "scratch", "center", "gathers"):
+            object.__setattr__(self, name, getattr(self.method, name))
+
+    def parts(self, size: int) -> Sequence[Part]:
+        return [*self.method.parts(size - self.statistics), (size, self.receive)]
+
+    def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
+        center.x.lerp_(m, n / self.workers)
+        reply.copy_(m)  # so that a gradient at the reply begins from the worker's own
+
+    def step(self, w: Worker) -> Rule:
+        d = w.x.numel() - self.statistics
+        r = w.x[d:]
+        own = {name: getattr(w, name) for name in (*self.state, *self.scratch)}
+        whole: dict[int, Tensor] = {v.data_ptr(): v for v in own.values()}  # by where it begins, which is where its parameters do
+        reply: Tensor | None = None
+        moved: Tensor | None = None
+
+        def carrying(parameters: Tensor) -> Tensor:
+            """The vector [d + statistics] that begins with these, with r behind them; a reply brings what is behind it."""
+            v = whole.get(parameters.data_ptr())
+            if v is None:  # a rule may differentiate at a vector that it has just made
+                v = w.x.clone()
+                v[:d].copy_(parameters)
+            if v is not w.x and v is not reply:
+                v[d:].copy_(r)
+            return v
+
+        rule = self.method.step(Worker({name: v[:d] for name, v in own.items()}, w.tau, w.schedule, w.t, w.number))
+        answer: Any = None
+        while True:
+            try:
+                asked = rule.send(answer)
+            except StopIteration:
+                break
+            asks = asked if isinstance(asked, tuple) else (asked,)
+            wanted = [
+                Gradient(carrying(ask.at)) if isinstance(ask, Gradient) else Exchange(carrying(ask.message)) if isinstance(ask, Exchange) else ask
+                for ask in asks
+            ]
+            answered = yield tuple(wanted) if isinstance(asked, tuple) else wanted[0]
+            answers = answered if isinstance(asked, tuple) else (answered,)
+            for ask, given in zip(wanted, answers, strict=True):
+                if isinstance(ask, Gradient):
+                    moved = ask.at[d:] - given[d:]
+                elif isinstance(ask, Exchange):
+                    reply = whole[given.data_ptr()] = given
+            parameters = tuple(None if given is None else given[:d] for given in answers)
+            answer = parameters if isinstance(asked, tuple) else parameters[0]
+        if moved is not None:
+            r.copy_(moved)
