@@ -1,27 +1,19 @@
 """From settings to objects: the method, the schedule, the problem, and the data and model it is made of.
 
-A group names its maker as `module:callable`, the package's own and a user's alike. Its options, and what the runner
-offers by name (the paper's symbols for a method, the data and the model for a problem, the shape of the data for a model),
-are matched with the callable's signature; whatever does not fit is a UsageError.
+Each comes from the maker that its group names (`makers.py`), which is offered by name what the runner has: a method the paper's
+symbols, a problem the data and the model, a model the shape of the data.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-import math
 import os
-import sys
-import traceback
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.config import Group, Settings, effective_alpha, effective_beta
+from easgd_cli.config import Settings, effective_alpha, effective_beta
 from easgd_cli.errors import UsageError
+from easgd_cli.makers import convert, locate, make, ours, signature, written
 from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
 
 if TYPE_CHECKING:
@@ -197,6 +189,7 @@ def prepare(s: Settings) -> Prepared:
 
     from easgd_cli.config import total_steps
     from easgd_cli.devices import check_compiler, check_threads, deal_devices
+    from easgd_cli.footprint import check_memory
     from easgd_cli.problem import check_problem
 
     rules, kept = method(s), average(s)
@@ -216,12 +209,12 @@ def prepare(s: Settings) -> Prepared:
     steps = total_steps(s, None if images is None else images.count("train"))
     schedule(s, steps)
     minimised = problem(s, images, torch.device("cpu"))
-    if images is None or not _own(s.problem):  # measuring our own on a whole data set would take seconds
+    if images is None or not ours(s.problem):  # measuring our own on a whole data set would take seconds
         figures = check_problem(minimised, s.problem["name"], s.workers)
         if s.until.test_error is not None and "test_error" not in figures:
             raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
     start = minimised.start(None if rules.center else 0)
-    memory = _check_memory(s, rules, kept, start, images, devices.count("cpu"))
+    memory = check_memory(s, rules, kept, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s))
     return Prepared(method_for(minimised, s), kept, images, minimised, start, steps, memory)
 
 
@@ -263,203 +256,6 @@ def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_cl
         )
 
 
-def _check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor, images: Dataset | None, on_cpu: int) -> int:
-    """Refuses a run that cannot fit: its vectors, batches of the workers `on_cpu`, and the copy of the data set that they share. Returns the bytes of all.
-
-    What a net keeps for its backward pass is not known here and comes on top, and so do the processes themselves.
-    """
-    from easgd_cli.devices import cores
-    from easgd_cli.memory import available_memory
-
-    vectors = start.numel() * start.element_size() * vectors_needed(s, rules, kept, on_cpu)
-    # As many as can be computed at once; of each image what the net takes, and 8 bytes each for its number, its draw and its label.
-    batches = min(on_cpu, cores()) * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24) if images is not None else 0
-    # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
-    batches += s.workers * s.batch_size * math.prod(images.input_shape) * (images.ahead + 1) if images is not None and images.ahead else 0
-    copied = images.nbytes if images is not None else 0
-    available = available_memory()
-    if available is None or vectors + batches + copied <= available:
-        return vectors + batches + copied
-    said = {
-        f"workers={s.workers}": (vectors, "vectors", "use fewer workers or a smaller model"),
-        f"batch_size={s.batch_size}": (batches, "batches", "use smaller batches or fewer workers"),
-        f"dataset={s.dataset['name']}": (copied, "the copy of the data set that workers share", "use fewer or smaller images"),
-    }
-    written, (most, what, remedy) = max(said.items(), key=lambda item: item[1][0])
-    raise UsageError(
-        f"{written}: this run needs {_gib(vectors + batches + copied)}, {_gib(most)} of them for {what}, and {_gib(available)} are free; {remedy}."
-    )
-
-
-def vectors_needed(s: Settings, rules: Method, kept: Average | None, on_cpu: int) -> int:
-    """How many vectors of the size of x a run has in memory at its peak, beside those of the prepared problem (docs/design.md, Memory).
-
-    `on_cpu`: of the workers, how many compute there.
-    """
-    from easgd_cli.snapshot import IN_MEMORY
-
-    average = kept is not None
-    evaluated = 1 + average  # of a snapshot
-    owner = len(rules.center) + average if rules.center else 0
-    lasting = s.workers * (len(rules.state) + bool(rules.center) + (average and not rules.center))  # of the workers, replies among them
-    scratch = s.workers * len(rules.scratch)
-    closing = lasting + max(owner, evaluated) + 1  # the last checkpoint, all of it at once, and the state_dict that is saved
-    if not launched_in_processes(s):
-        return owner + lasting + scratch + closing + 2  # what backward adds to the gradient, and the evaluator's copy
-    problems = 3 * on_cpu + (s.workers - on_cpu)  # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
-    evaluator = 3  # gradient, start, and its copy of a snapshot
-    waiting = (2 if s.eval.every is None else IN_MEMORY + 1) * evaluated
-    return owner + lasting + scratch + problems + evaluator + waiting + closing
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"
-
-
 def launched_in_processes(s: Settings) -> bool:
     """Whether the launcher makes a process of every worker, with a problem and threads of its own."""
     return bool(getattr(locate("launcher", s.launcher["target"]), "forks", False))
-
-
-def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
-    """Calls the maker named by `spec["target"]` with the options of `spec` and what it asks for of `offered`.
-
-    The name of the option itself is one of its options if the maker has a parameter `name`, as torchvision's nets do.
-
-    Raises UsageError when the maker cannot be found, an option is unknown or of the wrong type, one is missing, or
-    the maker itself raises ValueError.
-    """
-    maker = locate(group, spec["target"])
-    given: dict[str, Any] = {}
-    parameters = signature(maker)
-    options = {k: v for k, v in spec.items() if k != "target" and (k != "name" or k in parameters)}
-    for key, value in options.items():
-        if key not in parameters:
-            near = difflib.get_close_matches(key, parameters, 1)
-            raise UsageError(f"{group}.{key}={value}: {spec['name']} has no such setting" + (f"; did you mean {group}.{near[0]}?" if near else "."))
-        given[key] = convert(f"{group}.{key}", value, parameters[key].annotation)
-    for key, parameter in parameters.items():
-        if key in given:
-            continue
-        if key in offered:
-            given[key] = offered[key]
-        elif parameter.default is inspect.Parameter.empty:
-            raise UsageError(f"{written(group, spec)} needs {group}.{key}, and no value was given.")
-    try:
-        return maker(**given)
-    except ValueError as e:
-        raise UsageError(str(e)) from e
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as e:
-        if _own(spec):
-            raise
-        raise UsageError(f"{written(group, spec)}: calling it raised {_raised(e)}.") from e
-
-
-def _own(spec: Group) -> bool:
-    """Whether the maker is the package's, so that what it raises is a defect of ours."""
-    return bool(spec["target"].startswith("easgd_cli."))
-
-
-def written(group: str, spec: Group) -> str:
-    """What a user writes to choose it: `model=small`, or `model.name=resnet18` where the maker takes the name."""
-    return f"{group}{'.name' if 'name' in signature(locate(group, spec['target'])) else ''}={spec['name']}"
-
-
-def example(group: str) -> str:
-    """How something of a user's own is named in this group."""
-    return f"{group}=my_module:{ {'algo': 'MyMethod', 'problem': 'MyProblem'}.get(group, f'my_{group}') }"
-
-
-def locate(group: str, target: str) -> Callable[..., Any]:
-    """The callable `module:name`, from the working directory or an installed package. Raises UsageError."""
-    module, _, name = target.partition(":")
-    if not module or not name:
-        raise UsageError(f"{group}={target}: write it as module:name, such as {example(group)}.")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as e:
-        missing = e.name or module
-        if module == missing or module.startswith(missing + "."):
-            raise UsageError(
-                f"{group}={target}: there is no module {missing} in {here} or among the installed packages; go to the directory that holds it."
-            ) from e
-        raise UsageError(f"{group}={target}: importing {module} failed: it needs the module {missing}, which is not installed.") from e
-    except (Exception, SystemExit) as e:
-        raise UsageError(f"{group}={target}: importing {module} raised {_raised(e)}.") from e
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], 1)
-            raise UsageError(f"{group}={target}: {module} has no {name}" + (f"; did you mean {module}:{near[0]}?" if near else ".")) from None
-    if not callable(found):
-        raise UsageError(f"{group}={target}: is a {type(found).__name__}, not something that can be called.")
-    return found
-
-
-def signature(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of `maker`, with annotations resolved where they can be."""
-    try:
-        parameters = inspect.signature(maker, eval_str=True).parameters
-    except (NameError, TypeError):
-        parameters = inspect.signature(maker).parameters
-    return {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def convert(key: str, value: Any, annotation: Any) -> Any:
-    """`value` as `annotation` asks (int, float, str, bool, list of these, or one of them with None).
-
-    A whole number passes for a float; nothing else is bent. Raises UsageError.
-    """
-    if annotation in (inspect.Parameter.empty, Any) or isinstance(annotation, str):
-        return value
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        kinds = typing.get_args(annotation)
-        if value is None and type(None) in kinds:
-            return None
-        for kind in kinds:
-            if kind is not type(None) and _fits(value, kind):
-                return convert(key, value, kind)
-        kinds = tuple(k for k in kinds if k is not type(None))
-        if len(kinds) > 1:
-            raise UsageError(f"{key}={value}: must be {' or '.join(_word(k) for k in kinds)}.")
-        [annotation] = kinds
-    if typing.get_origin(annotation) in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise UsageError(f"{key}={value}: must be a list, such as {key}=[1,2].")
-        kind = typing.get_args(annotation)[0]
-        items = [convert(key, v, kind) for v in value]
-        return tuple(items) if typing.get_origin(annotation) is tuple else items
-    if annotation in (int, float, str, bool) and not _fits(value, annotation):
-        raise UsageError(f"{key}={value}: must be {_WORDS[annotation]}.")
-    return float(value) if annotation is float else value
-
-
-_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list"}
-
-
-def _word(kind: Any) -> str:
-    return _WORDS.get(typing.get_origin(kind) or kind, str(kind))
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if typing.get_origin(kind) in (list, tuple):
-        return isinstance(value, list | tuple)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind) if isinstance(kind, type) else True
-
-
-def _raised(e: BaseException) -> str:
-    """What a user's own code raised, and where: the last line that was run, or of a syntax error the line that cannot be read."""
-    if isinstance(e, SyntaxError) and e.filename is not None:
-        return f"{type(e).__name__}: {e.msg} ({e.filename}, line {e.lineno})"
-    frame = traceback.extract_tb(e.__traceback__)[-1]
-    return f"{type(e).__name__}: {' '.join(str(e).split())} ({frame.filename}, line {frame.lineno})"

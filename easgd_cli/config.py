@@ -17,7 +17,7 @@ MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
 UNPROFILED_STEPS = 5  # of a worker that is profiled: its first steps are not those it goes on with
 
 # A group (algo, problem, dataset, model, schedule, average, launcher) is {"name": ..., "target": "module:callable", **options}; the
-# options are checked against the callable's own signature (build.py), so an extension brings its settings with it.
+# options are checked against the callable's own signature (makers.py), so an extension brings its settings with it.
 Group = dict[str, Any]
 ON_DATA: Group = {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"}
 NO_AVERAGE: Group = {"name": "none", "target": "easgd_cli.average:none"}

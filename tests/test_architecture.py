@@ -15,9 +15,9 @@ LAYERS = [
     {"commands"},
     {"launcher", "bench", "report", "theory", "rundir"},
     {"worker", "master", "evaluator", "record", "trace"},
-    {"drive", "transport", "problem", "problems", "checkpoint", "snapshot", "meter", "stopwatch", "build"},
+    {"drive", "transport", "problem", "problems", "checkpoint", "snapshot", "meter", "stopwatch", "build", "footprint"},
     {"algorithms", "average", "center", "schedule", "flat", "models", "data", "channel", "memory", "config", "errors", "devices", "precision", "randomness"}
-    | {"interruption", "scratch", "picture"},
+    | {"makers", "interruption", "scratch", "picture"},
 ]
 ONLY_IN = {
     "hydra": {"commands"},

@@ -22,7 +22,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
-from easgd_cli import build, rundir
+from easgd_cli import build, makers, rundir
 from easgd_cli.commands import configs, plugins
 from easgd_cli.commands.arguments import GROUPS
 from easgd_cli.config import Settings
@@ -135,7 +135,7 @@ _OFFERED = {
 
 def _store(group: str, target: str) -> None:
     """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises UsageError."""
-    parameters = build.signature(build.locate(group, target))
+    parameters = makers.signature(makers.locate(group, target))
     node: dict[str, Any] = {"name": target, "target": target}
     for name, parameter in parameters.items():
         if name in _OFFERED[group]:
@@ -179,7 +179,7 @@ def _missing(e: MissingConfigException, overrides: Sequence[str]) -> str:
         if name in torchvision().models.list_models(module=torchvision().models):
             return f"model={name}: is a net of torchvision; write model=torchvision model.name={name}."
     listed = f" There are: {', '.join(known)}." if known else f" There is no {group} yet; add a directory of your own with --config-dir."
-    own = f" Your own: {build.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
+    own = f" Your own: {makers.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
     near = _near(name, [o for o in known if o != "none"])
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
 
@@ -213,7 +213,7 @@ def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[s
         if group not in GROUPS or key != "name":
             continue
         target = getattr(settings, group)["target"]
-        if target is not None and "name" not in build.signature(build.locate(group, target)):
+        if target is not None and "name" not in makers.signature(makers.locate(group, target)):
             raise UsageError(f"{line}: {group}={choices.get(group)} takes no name; write {group}=NAME to choose another.")
 
 
@@ -268,7 +268,7 @@ def _wrong_type(full: str, overrides: Sequence[str], cause: Exception) -> str:
         return f"{line}: {full} is a single value, not a section; write {full}=."
     if kind is not None:
         try:
-            build.convert(full, value, kind)
+            makers.convert(full, value, kind)
         except UsageError as e:
             united = re.fullmatch(r"([0-9.]+) ?[a-z%]+", value) if "number" in str(e) else None
             return f"{str(e).rstrip('.')}, without a unit: {full}={united[1]}." if united else str(e)

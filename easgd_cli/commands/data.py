@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easgd_cli import build
+from easgd_cli import build, makers
 from easgd_cli.commands import arguments, compose
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
@@ -122,9 +122,9 @@ def _place(s: Settings) -> tuple[str, int, Path]:
     """Root, smallest side and place of the copy. Raises UsageError."""
     from easgd_cli.data import photos
 
-    root = build.convert("dataset.root", s.dataset.get("root"), str)
-    side = build.convert("dataset.resize", s.dataset.get("resize"), int)
-    return root, side, photos.prepared_directory(root, side, build.convert("dataset.prepared", s.dataset.get("prepared"), str | None))
+    root = makers.convert("dataset.root", s.dataset.get("root"), str)
+    side = makers.convert("dataset.resize", s.dataset.get("resize"), int)
+    return root, side, photos.prepared_directory(root, side, makers.convert("dataset.prepared", s.dataset.get("prepared"), str | None))
 
 
 def _settings(words: Sequence[str]) -> Settings:

@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from easgd_cli import build, config, interruption, rundir
+from easgd_cli import build, config, interruption, makers, rundir
 from easgd_cli.commands import arguments, configs
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.config import Settings
@@ -44,7 +44,7 @@ def own(overrides: Sequence[str]) -> list[str]:
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """A sentence for every setting given in `overrides` that this method, schedule and problem do not use."""
-    uses = set(build.signature(build.locate("algo", settings.algo["target"]))) | set(build.signature(build.locate("schedule", settings.schedule["target"])))
+    uses = set(makers.signature(makers.locate("algo", settings.algo["target"]))) | set(makers.signature(makers.locate("schedule", settings.schedule["target"])))
     given = {o.partition("=")[0]: o for o in overrides}
     method = build.method(settings)
     lines = []

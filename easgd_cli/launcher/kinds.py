@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from easgd_cli import build
+from easgd_cli import build, makers
 from easgd_cli.config import Settings
 from easgd_cli.randomness import COMPUTING, PAUSES, uniform
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Launcher(Protocol):
     """Runs jobs."""
 
-    forks: ClassVar[bool]  # whether every worker is a process, with all that it needs in memory (build.py)
+    forks: ClassVar[bool]  # whether every worker is a process, with all that it needs in memory (footprint.py)
 
     def begin(self) -> None:
         """Everything has been checked and a job is about to come: what takes long may begin."""
@@ -30,7 +30,7 @@ class Launcher(Protocol):
 
 def launcher(s: Settings) -> Launcher:
     """The one that these settings name. Raises UsageError."""
-    return build.make("launcher", s.launcher, build.symbols(s))
+    return makers.make("launcher", s.launcher, build.symbols(s))
 
 
 _MOST_LOCAL = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
-from easgd_cli import build
+from easgd_cli import build, makers
 from easgd_cli.config import Settings, effective_alpha, effective_beta, length
 from easgd_cli.errors import UsageError
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
@@ -67,7 +67,7 @@ def check_record(run_dir: Path, resumed: Checkpoint) -> None:
 def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
     exchanges = bool(build.method(s).center)
-    uses = {*build.signature(build.locate("algo", s.algo["target"])), *build.signature(build.locate("schedule", s.schedule["target"]))}
+    uses = {*makers.signature(makers.locate("algo", s.algo["target"])), *makers.signature(makers.locate("schedule", s.schedule["target"]))}
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")}
     found |= {
         "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,

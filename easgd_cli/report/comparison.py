@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from easgd_cli import build, rundir
+from easgd_cli import makers, rundir
 from easgd_cli.errors import UsageError
 from easgd_cli.report.reading import MOMENT, Run
 
@@ -142,27 +142,27 @@ def _without_unused(runs: Sequence[Run]) -> list[Run]:
     differing = [key for key in _ASKED_FOR if len({repr(run.settings.get(key)) for run in runs}) > 1]
     if not differing:
         return list(runs)
-    used = {makers: _uses(makers) for makers in {_makers(run) for run in runs}}
-    return [replace(run, settings=run.settings | {key: None for key in differing if not _is_used(used[_makers(run)], key)}) for run in runs]
+    used = {targets: _uses(targets) for targets in {_targets(run) for run in runs}}
+    return [replace(run, settings=run.settings | {key: None for key in differing if not _is_used(used[_targets(run)], key)}) for run in runs]
 
 
 def _differs_where_used(runs: Sequence[Run], key: str) -> bool:
     """Whether the runs that use it have it in several values."""
-    return len({repr(run.settings.get(key)) for run in runs if key not in _ASKED_FOR or _is_used(_uses(_makers(run)), key)}) > 1
+    return len({repr(run.settings.get(key)) for run in runs if key not in _ASKED_FOR or _is_used(_uses(_targets(run)), key)}) > 1
 
 
 def _is_used(uses: set[str] | None, key: str) -> bool:
     return uses is None or bool(uses & _ASKED_FOR[key])
 
 
-def _makers(run: Run) -> tuple[str, str]:
+def _targets(run: Run) -> tuple[str, str]:
     return str(run.settings.get("algo.target")), str(run.settings.get("schedule.target"))
 
 
-def _uses(makers: tuple[str, str]) -> set[str] | None:
+def _uses(targets: tuple[str, str]) -> set[str] | None:
     """What the makers of a method and its schedule ask for by name; None where one of them is not to be found here, as a user's own may be."""
     try:
-        return {name for group, target in zip(("algo", "schedule"), makers, strict=True) for name in build.signature(build.locate(group, target))}
+        return {name for group, target in zip(("algo", "schedule"), targets, strict=True) for name in makers.signature(makers.locate(group, target))}
     except UsageError:
         return None
 
