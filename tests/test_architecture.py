@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,15 @@ ONLY_IN = {
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -84,9 +91,7 @@ def test_a_methods_name_occurs_in_its_own_file_and_one_import_line() -> None:
             inside = path.relative_to(PACKAGE)
             if inside.parts[0] in ("algorithms", "bench", "theory"):  # the last two are about particular methods
                 continue
-            code = ast.parse(path.read_text())
-            names = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)} | {
-                node.attr for node in ast.walk(code) if isinstance(node, ast.Attribute)
-            }
-            texts = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 12}
+            code = nodes(path)
+            names = {node.id for node in code if isinstance(node, ast.Name)} | {node.attr for node in code if isinstance(node, ast.Attribute)}
+            texts = {node.value for node in code if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 12}
             assert method not in names and (method == "EASGD" or method.lower() not in texts), f"{inside} knows {method}"  # easgd is the program, too

@@ -18,6 +18,7 @@ import torch
 from conftest import Said
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from easgd_cli.__main__ import main
 from easgd_cli.commands import packing
 from easgd_cli.commands.plan import Member
 from easgd_cli.config import Settings
@@ -95,10 +96,10 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" if Path(f"/proc/{pid}").exists() else False
 
 
-def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path) -> None:
-    for name, jobs in (("beside", "2"), ("in_turn", "1")):
-        said = command(tmp_path, "-m", f"sweep={name}", f"jobs={jobs}", "tau=1,4", *QUICK)
-        assert said.returncode == 0, said.stderr
+def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "-m", "sweep=in_turn", "jobs=1", "tau=1,4", *QUICK]) == 0
+    said = command(tmp_path, "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK)
+    assert said.returncode == 0, said.stderr
     beside, in_turn = (tmp_path / "runs" / "sweeps" / name for name in ("beside", "in_turn"))
     for job in ("tau=1", "tau=4"):
         one, other = (torch.load(root / job / "center.pt", weights_only=True) for root in (beside, in_turn))
@@ -110,9 +111,8 @@ def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path) 
     assert told(beside) == ["easgd", "train", "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK]
     again = command(tmp_path, "-m", "sweep=beside", "jobs=2", "tau=1,4,8", *QUICK)  # another value adds a job
     assert (again.returncode, again.stdout.count("already done"), again.stdout.count("begun")) == (0, 2, 1)
-    other = command(tmp_path, "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK[:-1], "steps=50")
-    assert other.returncode == 2
-    assert "sweep=beside: is the name of another sweep, where it had steps=40, and now steps=50" in other.stderr
+    assert main(["train", "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK[:-1], "steps=50"]) == 2
+    assert "sweep=beside: is the name of another sweep, where it had steps=40, and now steps=50" in capsys.readouterr().err
 
 
 def test_two_sweeps_at_once_run_each_job_once(tmp_path: Path) -> None:

@@ -16,27 +16,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from easgd_cli.build import Prepared
 from easgd_cli.channel import ChannelClosed
 from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.config import Interval
-from easgd_cli.devices import deal_devices, evaluator_threads, worker_threads
+from easgd_cli.devices import evaluator_threads
 from easgd_cli.errors import RunError
 from easgd_cli.evaluator import Evaluator, EvaluatorStart
+from easgd_cli.launcher.beginning import Beginning
 from easgd_cli.launcher.children import Child
 from easgd_cli.launcher.cut import Cut
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal, log
 from easgd_cli.launcher.stopping import Signals
 from easgd_cli.launcher.waiting import Waiting
-from easgd_cli.master import Master, MasterStart
+from easgd_cli.master import Master
 from easgd_cli.memory import SharedTensors
 from easgd_cli.meter import Tally
 from easgd_cli.snapshot import EVALUATED, Moment, Pace
-from easgd_cli.transport.shared import Link
-from easgd_cli.worker import WorkerLoop, WorkerStart
+from easgd_cli.worker import WorkerLoop
 
 _GRACE_SECONDS = 10.0  # how long a worker that is told to stop may take over its step when the user is waiting
 _PATIENCE_SECONDS = 60.0  # and when nobody is: also how long a checkpoint waits for a worker that does not answer
@@ -92,6 +90,8 @@ class Run:
         self._sequential = not self._method.center
         self._journal = Journal(job, prepared)
         self._resumed = self._journal.resumed
+        self._beginning = Beginning(job, prepared, self._resumed)
+        moment = self._beginning.moment
         self._selector = selectors.DefaultSelector()
         self._members: dict[int, _Member] = {}
         self._master: Child | None = None
@@ -104,10 +104,10 @@ class Run:
         self._checkpoint_pace = Pace(Interval.parse("checkpoint.every", s.checkpoint.every))
         self._cut: Cut | None = None
         self._system_every, self._system_next, self._system_rows = 1.0, 0.0, 0
-        self._served = (0.0, 0)  # the moment of the last system row: seconds, exchanges
-        self._exchanges = 0
-        self._told = self._resumed.owner.moment if self._resumed else Moment(0.0, 0.0, 0)  # where the master last said it was
-        self._step = self._resumed.owner.moment.step if self._resumed else 0.0  # the greatest mean local step so far
+        self._served = (moment.seconds, moment.exchanges)  # at the last system row
+        self._exchanges = moment.exchanges
+        self._told = moment  # where the master last said it was
+        self._step = moment.step  # the greatest mean local step so far
         self._began: float | None = None
         self._stopping: float | None = None  # since when workers have been told to stop
         self.over = False
@@ -115,23 +115,17 @@ class Run:
     # ---------------------------------------------------------------- start
 
     def start(self) -> None:
-        s, prepared, resumed = self._settings, self._prepared, self._resumed
-        self._elapsed = resumed.owner.moment.seconds if resumed else 0.0
-        images = prepared.images.share() if prepared.images is not None else None
-        devices = deal_devices(s.device, s.workers)
-        [self._center_device] = deal_devices(s.center_device, 1, "center_device")
-        self._threads = worker_threads(s)
-        own = Interval.parse("eval.every", s.eval.every)
-        keeps_average = self._sequential and prepared.average is not None
-        links = [Link.new(i, self._method, prepared.size, prepared.dtype, average=keeps_average) for i in range(s.workers)]
-        for i, link in enumerate(links):
-            state = resumed.workers.get(i) if resumed else None
-            vectors = state.vectors if state is not None else self._start() if self._sequential else {"x": self._worker_start(i)}
-            for name, v in vectors.items():
-                link.memory[name].copy_(v)
-            self._spawn_worker(link, images, devices[i], own if self._sequential else None, state)
+        """Starts master, workers and evaluator, where their run begins. Raises RunError, MemoryError or OSError."""
+        s, beginning = self._settings, self._beginning
+        images = self._prepared.images.share() if self._prepared.images is not None else None
+        links = beginning.links()
+        for link in links:
+            start = beginning.worker(link, images)
+            self._members[link.worker] = _Member(self._child(f"worker_{link.worker:02d}", WorkerLoop, start), start.t)
         if not self._sequential:
-            self._spawn_master(links, own)
+            owner = beginning.master(links, {i: m.t for i, m in self._members.items()})
+            self._master = self._child("master", Master, owner)
+            owner.center.close()
         for link in links:
             link.close_sockets()  # or no end would ever be seen by the other
             link.memory.close()
@@ -139,64 +133,11 @@ class Run:
         self._journal.open()
         if s.eval.when == "running":
             self._spawn_evaluator()
-        if resumed is None:
-            self._waiting.add(Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0)), SharedTensors.of(self._start()))
+        if self._resumed is None:
+            self._waiting.add(beginning.moment, SharedTensors.of(beginning.evaluated()))
         else:
-            self._waiting.restore(resumed.pending)
-            self._checkpoint_pace.due(resumed.owner.moment.step, resumed.owner.moment.seconds)
-
-    def _worker_start(self, worker: int) -> Tensor:
-        """Where a worker begins: as the problem says, or when it comes back, where the center is."""
-        return self._prepared.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]
-
-    def _start(self) -> dict[str, Tensor]:
-        """Where the vectors that are evaluated begin."""
-        begin = self._resumed.owner.vectors["x"] if self._resumed else self._prepared.start
-        return {"x": begin} | ({"average": begin} if self._prepared.average is not None else {})
-
-    def _spawn_worker(self, link: Link, images: Any, device: str, interval: Interval | None, state: WorkerState | None) -> None:
-        start = WorkerStart(self._settings, images, link.for_worker(), device, self._threads, self._prepared.steps, self._settings.minutes, interval)
-        if state is not None:
-            start.t, start.center_clock, start.served = state.t, state.center_clock, state.served
-            start.exchanges, start.meter = state.exchanges, state.tally
-        elif self._resumed is not None:
-            start.t = self._resumed.owner.moment.clocks[link.worker]
-        start.pace, start.center_device = self._eval_pace(), self._center_device
-        name = f"worker_{link.worker:02d}"
-        if link.worker == 0 and self._resumed is None:  # a run that goes on has its trace
-            start.trace = (self._job.run_dir / "logs" / f"trace_{name}.json").absolute()
-        self._members[link.worker] = _Member(self._child(name, WorkerLoop, start), start.t)
-
-    def _eval_pace(self) -> list[float] | None:
-        """The next points of evaluation as the checkpoint has them, unless eval.every has been changed since."""
-        resumed = self._resumed
-        interval = Interval.parse("eval.every", self._settings.eval.every)
-        if resumed is None or interval is None:
-            return None
-        (step, seconds), moment = resumed.owner.pace, resumed.owner.moment
-        if interval.steps is not None and step > 0 and step % interval.steps == 0:
-            return [step, 0.0]
-        if interval.seconds is not None and seconds > 0:
-            return [0.0, min(seconds, moment.seconds + interval.seconds)]
-        if interval.steps is not None:
-            return [(moment.step // interval.steps + 1) * interval.steps, 0.0]
-        return [0.0, moment.seconds + (interval.seconds or 0.0)]
-
-    def _spawn_master(self, links: list[Link], interval: Interval | None) -> None:
-        names = (*self._method.center, *(("average",) if self._prepared.average is not None else ()))
-        center = SharedTensors.allocate({name: ((self._prepared.size,), self._prepared.dtype) for name in names})
-        start = MasterStart(self._method, self._prepared.average, center, [link.for_master() for link in links], interval)
-        start.device = self._center_device
-        for name, v in (self._start() if self._resumed is None else self._resumed.owner.vectors).items():
-            center[name].copy_(v)
-        if self._resumed is not None:
-            owner = self._resumed.owner
-            start.clock, start.served, start.step = owner.clock, owner.moment.exchanges, owner.moment.step
-            start.clocks = {i: m.t for i, m in self._members.items()}
-            start.cpu_seconds, start.pace = owner.cpu_seconds, self._eval_pace()
-        self._served, self._exchanges = (self._elapsed, start.served), start.served
-        self._master = self._child("master", Master, start)
-        center.close()
+            self._waiting.restore(self._resumed.pending)
+            self._checkpoint_pace.due(beginning.moment.step, beginning.moment.seconds)
 
     def _spawn_evaluator(self) -> None:
         self._evaluator = self._child("evaluator", Evaluator, self._evaluator_start)
@@ -278,13 +219,14 @@ class Run:
     def _begin_when_ready(self) -> None:
         waiting = [m.child for m in self._members.values()] + ([self._master] if self._master else [])
         if self._stopping is None and not self.over and all(c.ready for c in waiting):
-            self._began = time.monotonic() - self._elapsed
+            elapsed = self._beginning.moment.seconds
+            self._began = time.monotonic() - elapsed
             for child in waiting:
                 self._tell(child, {"kind": "start", "began": self._began})
             if self._evaluator is not None:
                 self._tell(self._evaluator, {"kind": "start", "began": self._began})
             log.info("training begins")
-            self._journal.progress.begin(self._elapsed)
+            self._journal.progress.begin(elapsed)
 
     def _seconds(self) -> float:
         return 0.0 if self._began is None else time.monotonic() - self._began
@@ -562,7 +504,7 @@ class Run:
         seconds = self._final.moment.seconds if self._final is not None else self._seconds()
         lost = {f"worker_{i:02d}": m.lost for i, m in self._members.items() if m.lost}
         steps = {i: m.t for i, m in self._members.items()}
-        return self._journal.close(self._final, last, steps, self._exchanges, seconds, {"lost": lost, "threads": self._threads})
+        return self._journal.close(self._final, last, steps, self._exchanges, seconds, {"lost": lost, "threads": self._beginning.threads})
 
     def _tell(self, child: Child, message: dict[str, Any], tensors: SharedTensors | None = None) -> bool:
         try:

@@ -11,7 +11,6 @@ workers. For the same reason a worker in mid-step is saved as its state, its clo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -411,32 +410,14 @@ class Run:
         return journal.close(final.owner if final else None, keep, steps, self._moment().exchanges, self._now, facts)
 
     def _communication(self) -> dict[str, Any]:
-        """What exchanging has cost: staleness, the master's queue, and the share of the workers' time spent waiting, in percent."""
+        """What exchanging has cost: the master's queue, and the share of the workers' time spent waiting, in percent."""
         assert self._master is not None
-        queue, tallies = self._master.queueing, [m.meter.tally for m in self._members]
+        tallies = [m.meter.tally for m in self._members]
         loop = sum(tally.seconds_loop for tally in tallies)
-        return {
-            "staleness": dict(zip(("mean", "median", "p90", "p99", "max"), _distribution(queue.staleness), strict=True)),
-            "queue_seconds": {"mean": queue.waited / queue.served if queue.served else 0.0, "max": queue.longest},
-            "master_busy": 100 * queue.busy / self._now if self._now else 0.0,
-            "waiting": 100 * sum(tally.seconds_communication for tally in tallies) / loop if loop else 0.0,
-        }
+        waiting = 100 * sum(tally.seconds_communication for tally in tallies) / loop if loop else 0.0
+        return self._master.queueing.figures(self._now) | {"waiting": waiting}
 
 
 def _lasting(m: _Member) -> dict[str, Tensor]:
     """The vectors a worker goes on from."""
     return {name: v for name, v in vars(m.w).items() if isinstance(v, Tensor)}
-
-
-def _distribution(counts: dict[int, int]) -> Iterator[float]:
-    """Mean, median, 90th and 99th percentile and maximum of numbers counted."""
-    total = sum(counts.values())
-    ordered = sorted(counts.items())
-    yield sum(number * count for number, count in ordered) / total if total else 0.0
-    for share in (0.5, 0.9, 0.99, 1.0):
-        seen, value = 0, 0
-        for number, count in ordered:
-            seen, value = seen + count, number
-            if seen >= share * total:
-                break
-        yield float(value)

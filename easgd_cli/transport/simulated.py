@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -105,6 +105,14 @@ class Queueing:
         self.longest = max(self.longest, *waited)
         self.busy += service
         self.served += len(waited)
+
+    def figures(self, seconds: float) -> dict[str, Any]:
+        """Staleness, seconds that a message waited, and for what share of `seconds`, all that have passed, the master was busy, in percent."""
+        return {
+            "staleness": dict(zip(("mean", "median", "p90", "p99", "max"), _distribution(self.staleness), strict=True)),
+            "queue_seconds": {"mean": self.waited / self.served if self.served else 0.0, "max": self.longest},
+            "master_busy": 100 * self.busy / seconds if seconds else 0.0,
+        }
 
     def state(self) -> dict[str, Any]:
         return vars(self) | {"staleness": dict(self.staleness)}
@@ -229,3 +237,17 @@ class SimulatedMaster:
         self._live, self.served = set(state["live"]), state["served"]
         self.queueing = Queueing.of(state["queueing"])
         self._order = None if state["order"] is None else deque(state["order"])
+
+
+def _distribution(counts: Mapping[int, int]) -> Iterator[float]:
+    """Mean, median, 90th and 99th percentile and maximum of numbers counted."""
+    total = sum(counts.values())
+    ordered = sorted(counts.items())
+    yield sum(number * count for number, count in ordered) / total if total else 0.0
+    for share in (0.5, 0.9, 0.99, 1.0):
+        seen, value = 0, 0
+        for number, count in ordered:
+            seen, value = seen + count, number
+            if seen >= share * total:
+                break
+        yield float(value)
