@@ -294,6 +294,13 @@ def test_a_setting_that_a_method_does_not_use_tells_nothing_apart(tmp_path: Path
     assert compare([*both, reading.read(tmp_path / "mine0.9")]).also_differ == ["delta"]
 
 
+def test_notes_tell_which_workers_were_lost_and_when_a_run_that_ended_early_was_last_measured(tmp_path: Path) -> None:
+    ended = {"status": "interrupted", "reason": "SIGINT received", "lost": {"worker_02": "killed by SIGKILL"}, "lost_before": {"worker_01": [25.5]}}
+    said = notes.notes(compared(make(tmp_path / "a", [90, 50, 10], summary=ended)))
+    assert "a: interrupted: SIGINT received. Its last evaluation was at step 40." in said
+    assert {"a: lost worker_01: at step 26, until the run was resumed.", "a: lost worker_02: killed by SIGKILL."} <= set(said)
+
+
 def test_notes_tell_the_cores_of_the_run_and_how_far_apart_evaluations_are(tmp_path: Path) -> None:
     cores = {"status": "completed", "hardware": {"cores": 1}}
     said = notes.notes(compared(make(tmp_path / "a", [90, 50, 10], summary=cores), levels=[20]))

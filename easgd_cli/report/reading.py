@@ -18,6 +18,7 @@ import numpy as np
 from easgd_cli import rundir
 from easgd_cli.config import OF_SWEEPS
 from easgd_cli.errors import UsageError
+from easgd_cli.record import losses
 
 _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
 MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve has are metrics
@@ -40,6 +41,7 @@ class Run:
     `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or not there.
     `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
     `cores`: CPU cores that it had, None where they are not known or did not do the computing.
+    `lost`: a line for every loss of a worker.
     `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1.
     """
 
@@ -57,6 +59,7 @@ class Run:
     staleness: float | None
     virtual: bool
     cores: int | None
+    lost: list[str]
     damaged: list[int]
 
     @property
@@ -199,7 +202,7 @@ def read(path: Path) -> Run:
         path, settings, rundir.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers), bytes_per_exchange=per_exchange, exchanges=exchanges,
         staleness=_staleness(summary, lines), virtual=settings.get("launcher", "local") != "local",
-        cores=_cores(summary), damaged=damaged,
+        cores=_cores(summary), lost=losses.told(summary), damaged=damaged,
     )  # fmt: skip
 
 
