@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Said
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from easgd_cli import build
 from easgd_cli.commands import configs, hydra_sweep, objective, plugins, standing
@@ -273,6 +275,43 @@ def test_a_job_that_says_nothing_has_failed_whatever_an_earlier_start_of_it_said
     said = easgd(*words)
     assert said.status == 1
     assert f"easgd: hydra/launcher=mine: {root}/logs/tau=5.json: how the job stands cannot be written there (Is a directory)" in said.err
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_a_search_ends_with_status_1_where_a_job_cannot_say_how_it_stands(elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweeper takes every Exception for a failed trial and goes on, as optuna does."""
+
+    def sweep(sweeper: BasicSweeper, arguments: list[str]) -> None:
+        assert sweeper.launcher is not None
+        for eta in ("0.1", "0.2"):
+            with suppress(Exception):
+                for done in sweeper.launcher.launch([["launcher=noting", "tau=4", f"eta={eta}"]], initial_job_idx=0):
+                    _ = done.return_value
+
+    monkeypatch.setattr(BasicSweeper, "sweep", sweep)
+    (elsewhere / "swept").mkdir()
+    (elsewhere / "swept/logs").touch()  # no directory
+    said = easgd("train", "-m", "-cd", "own", "launcher=noting", "hydra/sweeper=mine", "hydra.sweep.dir=swept", "tau=4", "eta=0.1,0.2", "problem=quadratic")
+    assert said.status == 1
+    assert "easgd: hydra/sweeper=mine: " in said.err and "how the job stands cannot be written there (File exists)" in said.err
+    assert "No run has a value to choose by." in said.out
+
+
+def test_what_a_launcher_begins_while_the_sweep_is_ended_and_then_kills_is_interrupted(tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    told: list[tuple[str, str]] = []
+    watch = standing.Watch(tmp_path, lambda name, said: told.append((name, said["status"])))
+    with watch.watching():
+        standing.write(tmp_path, "before", "running", pid=killed.pid)
+        while ("before", "running") not in told:
+            time.sleep(0.01)
+        watch.end()
+        standing.write(tmp_path, "begun", "running", pid=killed.pid)
+        standing.write(tmp_path, "noticed", "killed", reason="its process was ended by SIGKILL")  # by what began it
+    assert {name: said["status"] for name, said in watch.said.items()} == {"before": "killed", "begun": "interrupted", "noticed": "interrupted"}
+    assert "reason" not in watch.said["noticed"]
+    assert told[-1][1] != "running"
 
 
 def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -326,6 +326,12 @@ def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path
     out = capsys.readouterr().out
     assert "sweep: of 4 jobs 1 completed, 1 failed, 1 killed, 1 queued, and no process is at them. To go on: easgd train -m seed=0,1\n" in out
     assert "d: failed before it began: no data" in out
+    make(sweep / "c", [90, 40])  # a launcher's job that has begun and ended since
+    make(sweep / "b", [90, 40], summary={"status": "running"})
+    gone = "sweep: of 4 jobs 2 completed, 1 failed, 1 running, and the command that began them is gone. To go on: easgd train -m seed=0,1"
+    with rundir.held(sweep / "b"):
+        assert next(iter(reading.unfinished([str(sweep)]))) == gone
+    assert next(iter(reading.unfinished([str(sweep)]))) == gone.replace("running, and the command that began them is gone", "killed, and no process is at them")
     (tmp_path / "begun").mkdir()
     shutil.copy(sweep / "sweep.json", tmp_path / "begun")
     assert main(["report", str(tmp_path / "begun")]) == 2

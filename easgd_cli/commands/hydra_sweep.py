@@ -12,8 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def run(plan: Plan, members: Sequence[Member], asked: Arguments, tell: Callable[
             code = 128 + came[0]
             if plan.launcher == "submitit_slurm":
                 print("easgd: jobs that SLURM has queued or that run on other machines go on; scancel ends them.", file=sys.stderr, flush=True)
-        except Exception as e:
+        except (Exception, Unheard) as e:
             code = 1
             print(f"easgd: {by(plan)}: {_reason(e)}", file=sys.stderr, flush=True)
     return watch.said, code
@@ -126,11 +126,23 @@ def _named_by_what_varies(plan: Plan) -> str:
 
 def _reason(e: BaseException) -> str:
     """The first line of what was wrong in the first place."""
-    while not isinstance(e, RunError) and (earlier := e.__cause__ or e.__context__) is not None:
+    while not isinstance(e, RunError | Unheard) and (earlier := e.__cause__ or e.__context__) is not None:
         e = earlier
-    if isinstance(e, RunError):
+    if isinstance(e, RunError | Unheard):
         return str(e)
     return f"{type(e).__name__}: {(str(e).strip().splitlines() or ['no more is known'])[0]}"
+
+
+class Unheard(BaseException):
+    """A job has nowhere to say how it stands, so nobody would learn what became of it. No Exception, which a sweeper would take for a failed trial."""
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    try:
+        yield
+    except RunError as e:
+        raise Unheard(str(e)) from e
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,8 @@ class Job:
 
     Neither signals nor multiprocessing are there as a launcher of runs needs them, so the run has a process of its own.
     With an `objective` it returns the value of that and raises RunError where the run failed, as sweepers have it; without,
-    nothing. `retry`: also a run that failed before. `quiet`: what it prints goes to logs/NAME.log of the sweep in `root`.
+    nothing. Raises Unheard where it has nowhere to say how it stands. `retry`: also a run that failed before. `quiet`: what it
+    prints goes to logs/NAME.log of the sweep in `root`.
     """
 
     root: Path
@@ -155,7 +168,8 @@ class Job:
         words = ["--config-name", str(info.job.config_name), *info.overrides.task, *(["retry=true"] if self.retry else [])]
         if info.searchpath:
             words.append(f"hydra.searchpath=[{','.join(arguments.quote(p) for p in info.searchpath)}]")
-        said = self._run(name, words, info.runtime.cwd)
+        with _heard():
+            said = self._run(name, words, info.runtime.cwd)
         if self.objective is None:
             return None
         if said["status"] not in rundir.ENDED:
@@ -163,15 +177,20 @@ class Job:
         try:
             value = self.objective.value(Path(said["path"]))
         except (UsageError, RunError) as e:  # the first where its record cannot be read
-            standing.write(self.root, name, "failed", reason=str(e))
+            with _heard():
+                standing.write(self.root, name, "failed", reason=str(e))
             raise RunError(str(e)) from e
-        standing.write(self.root, name, **said | {"objective": str(self.objective), "value": value if math.isfinite(value) else None})
+        with _heard():
+            standing.write(self.root, name, **said | {"objective": str(self.objective), "value": value if math.isfinite(value) else None})
         return value
 
     def _run(self, name: str, words: list[str], cwd: str) -> dict[str, Any]:
         """Runs it and returns what it said last. Raises RunError where it has nowhere to say it."""
         log = standing.log(self.root, name)
-        log.parent.mkdir(parents=True, exist_ok=True)
+        with standing.writing(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            if self.quiet:
+                log.touch()
         standing.forget(self.root, name)
         with open(log if self.quiet else os.devnull, "ab") as out:  # a job may be queued again
             process = subprocess.Popen(

@@ -141,13 +141,28 @@ def unfinished(words: Sequence[str]) -> Iterator[str]:
         counts = Counter(job["status"] for job in jobs.values())
         if counts["queued"] or counts["running"]:
             stopped = ""
-            with suppress(UsageError), rundir.held(root):  # which nobody holds
-                counts["killed"] += counts.pop("running", 0)
-                stopped = f", and no process is at them. To go on: {command or 'give the same command again.'}"
+            with suppress(UsageError), rundir.held(root):  # which nobody holds, but a launcher's jobs may have outlived the command
+                counts = Counter(_unattended(root / name, job["status"]) for name, job in jobs.items())
+                whose = "the command that began them is gone" if counts["running"] else "no process is at them"
+                stopped = f", and {whose}. To go on: {command or 'give the same command again.'}"
             yield f"{root.name}: of {len(jobs)} jobs {', '.join(f'{n} {status}' for status, n in sorted(counts.items()) if n)}{stopped or '.'}"
         for name, job in jobs.items():
             if job["status"] == "failed" and not (root / name).is_dir():
                 yield f"{name}: failed before it began: {job.get('reason', 'no reason is known')}"
+
+
+def _unattended(path: Path, status: str) -> str:
+    """How a job stands that nobody looks after any more: not as was last said of it, but by its own directory, where it has one."""
+    if status not in ("queued", "running"):
+        return status
+    try:
+        with rundir.held(path):
+            said = rundir.status_of(path)
+    except UsageError:
+        return "running"
+    except FileNotFoundError:
+        said = status
+    return "killed" if said in ("running", None) else said
 
 
 def _sweep(root: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
