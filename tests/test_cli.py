@@ -88,6 +88,7 @@ MISTAKES = [
     ("model=resnet18", ["model=resnet18: is a net of torchvision; write model=torchvision model.name=resnet18."]),
     ("model=cnn", ["model=cnn: there is no such model; did you mean convnet7?"]),
     ("minutes=5m", ["minutes=5m: must be a number, without a unit: minutes=5."]),
+    ("epochs=0", ["epochs=0: must be greater than 0"]),
     ("epochs=2 steps=3", ["steps=3 epochs=2: give one"]),
     ("label_smoothing=0.1", ["did you mean problem.label_smoothing?"]),
     ("problem.label_smoothing=1", ["problem.label_smoothing=1: ", "it lies in [0, 1)"]),
