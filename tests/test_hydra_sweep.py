@@ -24,7 +24,7 @@ import yaml
 from conftest import Said
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from easgd_cli import build
+from easgd_cli import build, rundir
 from easgd_cli.commands import configs, hydra_sweep, objective, plugins, standing
 from easgd_cli.commands.objective import Objective
 from easgd_cli.commands.plan import Plan
@@ -198,16 +198,18 @@ def test_a_launcher_gets_the_jobs_that_can_run_and_have_not_ended(elsewhere: Pat
 
 
 def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere: Path, easgd: Callable[..., Said]) -> None:
-    said = easgd("train", "-m", "-cd", "own", "hydra/sweeper=mine", "sweep=search", "eta=0.05,0.5", *QUICK)
+    said = easgd("train", "-m", "-cd", "own", "hydra/sweeper=mine", "sweep=search", "eta=0.412345678901,0.41234567", *QUICK)
     assert said.status == 0, said.err
     root = elsewhere / "runs/sweeps/search"
     losses = {path.parent.name: json.loads(path.read_text())["center"]["train_loss"] for path in root.glob("*/summary.json")}
-    assert set(losses) == {"eta=0.05", "eta=0.5"}
+    exact = {name: next(o for o in rundir.overrides_of(root / name) if o.startswith("eta=")) for name in losses}
+    assert sorted(losses) == ["eta=0.412346", next(name for name in losses if name.startswith("eta=0.412346-"))]  # which the name of one and the other is
+    assert sorted(exact.values()) == ["eta=0.41234567", "eta=0.412345678901"]
     told = json.loads((root / "sweep.json").read_text())
     best = min(losses, key=lambda name: losses[name])
     assert told["best"] == {"job": best, "objective": "train loss at the end", "value": losses[best], "errors": {}}
     assert told["jobs"][best] == {"status": "completed", "value": losses[best]}
-    assert f"  {best}\n  train loss at the end {losses[best]:.4g}\n  runs/sweeps/search/{best}\n" in said.out
+    assert f"  {exact[best]}\n  train loss at the end {losses[best]:.4g}\n  runs/sweeps/search/{best}\n" in said.out
 
 
 def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

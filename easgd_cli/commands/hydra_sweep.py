@@ -34,6 +34,7 @@ from easgd_cli.commands.plan import Member, Plan
 from easgd_cli.config import OF_SWEEPS
 from easgd_cli.errors import RunError, UsageError
 
+_DIGITS = 6  # of a drawn value in a name: sixteen tell no more apart, but for values that come to the same name
 _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # with a line, or before the job's process could say one
 
 
@@ -121,7 +122,7 @@ def _search(config_name: str, words: list[str], job: Job) -> None:
 
 def _named_by_what_varies(plan: Plan) -> str:
     fixed = ",".join(f'"{key}"' for key in plan.fixed)
-    return "hydra.sweep.subdir=" + arguments.quote(f'${{named_by:"",${{hydra.overrides.task}},[{fixed}]}}')
+    return "hydra.sweep.subdir=" + arguments.quote(f'${{named_by:"",${{hydra.overrides.task}},[{fixed}],{_DIGITS}}}')
 
 
 def _reason(e: BaseException) -> str:
@@ -162,7 +163,7 @@ class Job:
 
     def __call__(self, _: DictConfig) -> float | None:
         info = HydraConfig.get()
-        name = rundir.clean(str(info.sweep.subdir)) or "default"
+        name = self._name(rundir.clean(str(info.sweep.subdir)) or "default", running.own(info.overrides.task))
         with suppress(OSError):
             Path(info.runtime.output_dir).rmdir()  # Hydra has made it; the run makes its own, or goes on in the one it had
         words = ["--config-name", str(info.job.config_name), *info.overrides.task, *(["retry=true"] if self.retry else [])]
@@ -183,6 +184,14 @@ class Job:
         with _heard():
             standing.write(self.root, name, **said | {"objective": str(self.objective), "value": value if math.isfinite(value) else None})
         return value
+
+    def _name(self, name: str, overrides: list[str]) -> str:
+        """`name`, or where a run with another value has it, one with a hash: a sweeper may draw values that are nearly the same."""
+        there = dict(o.split("=", 1) for o in rundir.overrides_of(self.root / name) if "=" in o)
+        drawn = dict(o.split("=", 1) for o in overrides if "=" in o)
+        if self.objective is None or all(there.get(key, value) == value for key, value in drawn.items()):
+            return name
+        return f"{name}-{rundir.digest(sorted(overrides))}"
 
     def _run(self, name: str, words: list[str], cwd: str) -> dict[str, Any]:
         """Runs it and returns what it said last. Raises RunError where it has nowhere to say it."""
