@@ -17,16 +17,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from conftest import Said
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from omegaconf import OmegaConf
 
 from easgd_cli import build, rundir
-from easgd_cli.commands import configs, hydra_sweep, objective, plugins, standing
+from easgd_cli.commands import configs, hydra_sweep, job, objective, placing, plugins, standing, sweep
 from easgd_cli.commands.objective import Objective
+from easgd_cli.commands.placing import Place
 from easgd_cli.commands.plan import Plan
 from easgd_cli.config import NO_AVERAGE, Settings
 from easgd_cli.errors import RunError, UsageError
@@ -225,7 +228,7 @@ def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_jo
 
 def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_checkpoints(elsewhere: Path) -> None:
     words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=long", "seed=0,1,2", *QUICK[:-1], "steps=100000000", "eval.every=1000000 steps"]
-    sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
+    begun_sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
     root = elsewhere / "runs/sweeps/long"
 
     def begun(seed: int) -> int:
@@ -237,9 +240,9 @@ def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_c
 
     os.kill(begun(0), signal.SIGKILL)
     begun(1)
-    sweep.send_signal(signal.SIGTERM)
-    out, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 143
+    begun_sweep.send_signal(signal.SIGTERM)
+    out, _ = begun_sweep.communicate(timeout=60)
+    assert begun_sweep.returncode == 143
     assert "seed=0: killed: its process was ended by SIGKILL" in out
     assert standing.read(root, "seed=1")["status"] == "interrupted"
     assert any((root / "seed=1/checkpoint").iterdir())
@@ -250,13 +253,13 @@ def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_c
 def test_a_sweep_that_is_terminated_while_a_job_starts_interrupts_it_at_once(elsewhere: Path) -> None:
     (elsewhere / "noting.py").write_text("import time\n\nclass Noting:\n    def begin(self): time.sleep(600)\n")  # no run listens to signals yet
     words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=slow", "seed=0,1", "launcher=noting", *QUICK[1:]]
-    sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
+    begun_sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
     root = elsewhere / "runs/sweeps/slow"
-    while sweep.poll() is None and not standing.read(root, "seed=0"):
+    while begun_sweep.poll() is None and not standing.read(root, "seed=0"):
         time.sleep(0.05)
-    sweep.send_signal(signal.SIGTERM)
-    out, _ = sweep.communicate(timeout=standing._PATIENCE_SECONDS / 2)  # not as long as one waits for a process that does not end
-    assert sweep.returncode == 143
+    begun_sweep.send_signal(signal.SIGTERM)
+    out, _ = begun_sweep.communicate(timeout=standing._PATIENCE_SECONDS / 2)  # not as long as one waits for a process that does not end
+    assert begun_sweep.returncode == 143
     assert standing.read(root, "seed=0")["status"] == "interrupted"
     assert "seed=0  interrupted" in out and "seed=1  not started" in out
 
@@ -297,6 +300,60 @@ def test_a_search_ends_with_status_1_where_a_job_cannot_say_how_it_stands(elsewh
     assert said.status == 1
     assert "easgd: hydra/sweeper=mine: " in said.err and "how the job stands cannot be written there (File exists)" in said.err
     assert "No run has a value to choose by." in said.out
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_a_sweep_whose_output_nobody_reads_any_more_goes_on(elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))  # in place of the job's program
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        said = easgd("train", "-m", "-cd", "own", "launcher=noting", "hydra/launcher=mine", "hydra.sweep.dir=swept", "tau=4,5")
+    assert (said.status, "Traceback" in said.err) == (1, False)
+    jobs = json.loads((elsewhere / "swept/sweep.json").read_text())["jobs"]
+    assert {name: job["status"] for name, job in jobs.items()} == {"tau=4": "failed", "tau=5": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("standing_before", "said", "code"),
+    [
+        (Place(Path("run"), "completed"), "already done", 0),
+        (Place(Path("run"), placing.FAILED, "no memory."), "failed: no memory. That was before; retry=true tries it again.", 1),
+        (Place(Path("run"), placing.ELSEWHERE), "running elsewhere", 0),
+    ],
+)
+def test_a_job_that_has_ended_before_it_begins_says_that_it_was_before(
+    standing_before: Place, said: str, code: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "place", lambda path, settings, retry: standing_before)
+    monkeypatch.setattr(job, "_live_with", lambda parent: None)  # which would be pytest's
+    watch = standing.Watch(here, lambda name, said: None)
+    with watch.watching():
+        assert job.main(["0", str(here), "tau=4", "tau=4"]) == code
+    assert sweep.Row.told("tau=4", watch.said["tau=4"]).said() == said
+
+
+def test_a_job_that_is_refused_has_failed_and_says_why(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(job, "_live_with", lambda parent: None)
+    assert job.main(["0", str(here), "tau=0", "tau=0"]) == 2
+    told = standing.read(here, "tau=0")
+    assert told["status"] == "failed" and told["reason"].startswith("tau=0: must be a whole number of at least 1")
+    assert capsys.readouterr().err == f"easgd: {told['reason']}\n"
+
+
+def test_a_trial_whose_record_cannot_be_read_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left(tmp_path / "eta=1", [90.0])
+    (tmp_path / "eta=1/config.yaml").write_text("- no settings")
+    told = SimpleNamespace(
+        sweep=SimpleNamespace(subdir="eta=1"), runtime=SimpleNamespace(output_dir=str(tmp_path / "eta=1"), cwd=str(tmp_path)),
+        job=SimpleNamespace(config_name="config"), overrides=SimpleNamespace(task=["eta=1"]), searchpath=[],
+    )  # fmt: skip
+    monkeypatch.setattr(hydra_sweep.HydraConfig, "get", lambda: told)
+    monkeypatch.setattr(hydra_sweep.Job, "_run", lambda *_: {"status": "completed", "path": str(tmp_path / "eta=1")})
+    with pytest.raises(RunError, match=r"its config\.yaml is missing or cannot be read"):
+        hydra_sweep.Job(tmp_path, Objective("best_error"))(OmegaConf.create())
+    assert standing.read(tmp_path, "eta=1")["status"] == "failed" and "its config.yaml" in standing.read(tmp_path, "eta=1")["reason"]
 
 
 def test_what_a_launcher_begins_while_the_sweep_is_ended_and_then_kills_is_interrupted(tmp_path: Path) -> None:
