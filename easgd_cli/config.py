@@ -152,18 +152,18 @@ def check(s: Settings) -> None:
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{key}={value}: must be a finite number.")
     if s.eta < 0:
-        raise UsageError(f"eta={s.eta}: a learning rate is not negative; eta=0 trains nothing but is allowed.")
+        raise UsageError(f"eta={s.eta:.15g}: a learning rate is not negative; eta=0 trains nothing but is allowed.")
     for key in ("l2", "gamma"):
         if _get(s, key) < 0:
-            raise UsageError(f"{key}={_get(s, key)}: must not be negative; {key}=0 switches it off.")
+            raise UsageError(f"{key}={_get(s, key):.15g}: must not be negative; {key}=0 switches it off.")
     if s.clip is not None and s.clip <= 0:
         raise UsageError(f"clip={s.clip:g}: a greatest norm is greater than 0; leave it out, or write clip=null, to clip nothing.")
     for key in ("epochs", "minutes"):
         value = _get(s, key)
         if value is not None and value <= 0:
-            raise UsageError(f"{key}={value}: must be greater than 0.")
+            raise UsageError(f"{key}={value:.15g}: must be greater than 0.")
     if not 0 <= s.delta < 1:
-        raise UsageError(f"delta={s.delta}: a momentum lies in [0, 1); the paper's is 0.99.")
+        raise UsageError(f"delta={s.delta:.15g}: a momentum lies in [0, 1); the paper's is 0.99.")
     if not 0 <= s.seed < 2**63:
         raise UsageError(f"seed={s.seed}: must be a whole number from 0 to 2^63 - 1.")
     given = [k for k in ("steps", "epochs", "minutes") if _get(s, k) is not None]
@@ -174,7 +174,7 @@ def check(s: Settings) -> None:
     if s.precision not in ("fp32", "tf32", "bf16"):
         raise UsageError(f"precision={s.precision}: is fp32, tf32 or bf16.")
     if s.until.test_error is not None and not 0 <= s.until.test_error <= 100:
-        raise UsageError(f"until.test_error={s.until.test_error}: is a percentage, from 0 to 100.")
+        raise UsageError(f"until.test_error={s.until.test_error:.15g}: is a percentage, from 0 to 100.")
     if s.eval.when not in ("running", "deferred"):
         raise UsageError(f"eval.when={s.eval.when}: is running or deferred.")
     if s.eval.when == "deferred" and s.until.test_error is not None:

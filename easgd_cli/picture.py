@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by all eyes, and in this order also in grey.
@@ -45,6 +46,12 @@ def save(figure: Figure, path: Path) -> None:
         path.write_text(_PATH.sub(lambda drawn: _FINER.sub(r"\1", drawn[0]), path.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         figure.savefig(path, dpi=200, metadata={"Software": None})
+
+
+def paler(colour: str, by: float) -> tuple[float, float, float]:
+    """`colour` mixed with white, of which it then holds the share `by`."""
+    red, green, blue = to_rgb(colour)
+    return red + by * (1 - red), green + by * (1 - green), blue + by * (1 - blue)
 
 
 def letter(axes: Axes, text: str) -> None:

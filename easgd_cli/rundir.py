@@ -22,20 +22,32 @@ from easgd_cli.errors import UsageError
 from easgd_cli.scratch import put
 
 _LONGEST = 120  # characters of a name before the rest becomes a hash; file systems allow 255 bytes
+_FRACTION = re.compile(r"(?<![\w.])\d+\.\d+(?:[eE][-+]?\d+)?(?![\w.])")
 _DATE = len("2026-01-01_00-00-00")
 ENDED = ("completed", "diverged")  # statuses of a run that has its result
 
 
-def named_by(overrides: Sequence[str], prefix: str = "") -> str:
+def named_by(overrides: Sequence[str], prefix: str = "", digits: int | None = None) -> str:
     """A name for these overrides: sorted, of letters, digits and `=,._-` only, cut with a hash where it is too long.
 
     With a prefix, room is left for a date before it, and without overrides there is no name at all.
+    `digits`: the significant ones of each number that are kept, where it has more; another name may then be the same.
     """
-    name = ",".join(sorted(clean(o) for o in overrides))
+    name = ",".join(sorted(clean(o if digits is None else _rounded(o, digits)) for o in overrides))
     room = _LONGEST - (_DATE + len(prefix) if prefix else 0)
     if len(name) > room:
         name = f"{name[:room]}-{digest(sorted(overrides))}"
     return prefix + name if name else ""
+
+
+def _rounded(override: str, digits: int) -> str:
+    key, equals, value = override.partition("=")
+
+    def shorter(number: re.Match[str]) -> str:
+        short = f"{float(number[0]):.{digits}g}"
+        return number[0] if float(short) == float(number[0]) else short
+
+    return key + equals + _FRACTION.sub(shorter, value)
 
 
 def clean(text: str) -> str:

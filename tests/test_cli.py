@@ -88,6 +88,7 @@ MISTAKES = [
     ("model=resnet18", ["model=resnet18: is a net of torchvision; write model=torchvision model.name=resnet18."]),
     ("model=cnn", ["model=cnn: there is no such model; did you mean convnet7?"]),
     ("minutes=5m", ["minutes=5m: must be a number, without a unit: minutes=5."]),
+    ("epochs=0", ["epochs=0: must be greater than 0"]),
     ("epochs=2 steps=3", ["steps=3 epochs=2: give one"]),
     ("label_smoothing=0.1", ["did you mean problem.label_smoothing?"]),
     ("problem.label_smoothing=1", ["problem.label_smoothing=1: ", "it lies in [0, 1)"]),
@@ -348,6 +349,8 @@ def test_resume_null_is_a_new_run(easgd: Easgd, launcher: Launcher, unprepared: 
 def test_names_hold_what_every_file_system_takes() -> None:
     assert rundir.named_by(["tau=4", "init='a b/ü.pt'", "eta=1e+3"]) == "eta=1e3,init=a-b-.pt,tau=4"
     long = [f"algo.parameter_{i}=0.123456789" for i in range(20)]
+    drawn = ["eta=0.00012345678901234567", "tau=4", "l2=1.2345678901e-05", "model.hidden=[2.50,1234567.8901]", "init=a1.23456789.pt"]
+    assert rundir.named_by(drawn, digits=6) == "eta=0.000123457,init=a1.23456789.pt,l2=1.23457e-05,model.hidden=-2.50,1.23457e06-,tau=4"
     assert rundir.named_by(long) != rundir.named_by([*long[:-1], "algo.parameter_19=0.2"])
     assert len(rundir.named_by(long)) == 120 + 1 + 8
     assert len("2026-11-23_22-30-00" + rundir.named_by(long, prefix="_")) == 120 + 1 + 8

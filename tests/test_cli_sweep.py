@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ import pytest
 from conftest import Launcher, Said, leave_checkpoint
 
 from easgd_cli import build, rundir
+from easgd_cli.commands.board import Board
+from easgd_cli.commands.plan import Plan
 from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.job import Job, Outcome
@@ -293,3 +296,15 @@ def test_jobs_leave_no_state_in_each_other(easgd: Easgd, launcher: Launcher) -> 
     launcher.behave = behave
     assert easgd("train", "-m", "seed=0,1").status == 0
     assert drawn[0] == drawn[1]
+
+
+def test_two_sweeps_that_share_the_jobs_lose_no_word_of_each_other(tmp_path: Path) -> None:
+    plan = Plan(tmp_path, {"tau": "tau=4"}, ["seed"], True, "1", False, None, [], [], "basic", "basic", None)
+    one, other = Board(plan, "easgd train -m"), Board(plan, "easgd train -m")
+    with one._alone() as jobs:  # between its reading and its writing
+        meanwhile = threading.Thread(target=other.note, args=("seed=1", "completed"))
+        meanwhile.start()
+        meanwhile.join(0.2)
+        jobs["seed=0"] = {"status": "completed"}
+    meanwhile.join()
+    assert json.loads((tmp_path / "sweep.json").read_text())["jobs"].keys() == {"seed=0", "seed=1"}

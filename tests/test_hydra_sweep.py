@@ -14,17 +14,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from conftest import Said
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
-from easgd_cli import build
-from easgd_cli.commands import configs, hydra_sweep, objective, plugins, standing
+from easgd_cli import build, rundir
+from easgd_cli.commands import configs, hydra_sweep, job, objective, placing, plugins, standing, sweep
 from easgd_cli.commands.objective import Objective
+from easgd_cli.commands.placing import Place
 from easgd_cli.commands.plan import Plan
 from easgd_cli.config import NO_AVERAGE, Settings
 from easgd_cli.errors import RunError, UsageError
@@ -134,14 +139,14 @@ def test_an_objective_is_one_of_a_few(text: str) -> None:
         ("hydra/sweeper=mine eta=0.1,0.2", "dataset.validation=0: a search chooses settings by images held out of training"),
         ("hydra/sweeper=mine eta=0.1,0.2 objective=best", "objective=best: is best_error, final_error"),
         ("hydra/sweeper=mine eta=0.1,0.2 problem=quadratic objective=best_error", "problem=quadratic classifies no images"),
-        ("hydra/sweeper=mine eta=interval(-1,0.1) objective=test:best_error", "eta=-1.0: a learning rate is not negative"),
+        ("hydra/sweeper=mine eta=interval(-1,0.1) objective=test:best_error", "eta=-1: a learning rate is not negative"),
         ("hydra/sweeper=mine tau=4 algo=easgd,mdownpuor objective=test:best_error", "did you mean mdownpour?"),
         ("hydra/sweeper=mine eta=0.1 objective=test:best_error", "hydra/sweeper=mine: there is nothing to draw"),
         ("hydra/sweeper=mine eta=0.1 hydra.sweeper.direction=maximize", "hydra.sweeper.direction=maximize: every objective= is to be small"),
         ("eta=0.1,0.2 objective=best_error", "objective=best_error: is what a search minimises; add hydra/sweeper=optuna"),
         ("hydra/launcher=mine eta=0.1,0.2 jobs=2", "jobs=2: is for jobs that easgd runs itself"),
         ("hydra/launcher=mine eta=0.1,0.2 hydra.sweep.subdir=x", "hydra.sweep.subdir=x: runs of a sweep are named by the values"),
-        ("hydra/launcher=mine eta=-1,0.2", "eta=-1.0: a learning rate is not negative"),
+        ("hydra/launcher=mine eta=-1,0.2", "eta=-1: a learning rate is not negative"),
         ("hydra/launcher=myne eta=0.1,0.2", "hydra/launcher=myne: there is no such hydra/launcher; did you mean mine?"),
     ],
 )
@@ -196,16 +201,18 @@ def test_a_launcher_gets_the_jobs_that_can_run_and_have_not_ended(elsewhere: Pat
 
 
 def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere: Path, easgd: Callable[..., Said]) -> None:
-    said = easgd("train", "-m", "-cd", "own", "hydra/sweeper=mine", "sweep=search", "eta=0.05,0.5", *QUICK)
+    said = easgd("train", "-m", "-cd", "own", "hydra/sweeper=mine", "sweep=search", "eta=0.412345678901,0.41234567", *QUICK)
     assert said.status == 0, said.err
     root = elsewhere / "runs/sweeps/search"
     losses = {path.parent.name: json.loads(path.read_text())["center"]["train_loss"] for path in root.glob("*/summary.json")}
-    assert set(losses) == {"eta=0.05", "eta=0.5"}
+    exact = {name: next(o for o in rundir.overrides_of(root / name) if o.startswith("eta=")) for name in losses}
+    assert sorted(losses) == ["eta=0.412346", next(name for name in losses if name.startswith("eta=0.412346-"))]  # which the name of one and the other is
+    assert sorted(exact.values()) == ["eta=0.41234567", "eta=0.412345678901"]
     told = json.loads((root / "sweep.json").read_text())
     best = min(losses, key=lambda name: losses[name])
     assert told["best"] == {"job": best, "objective": "train loss at the end", "value": losses[best], "errors": {}}
     assert told["jobs"][best] == {"status": "completed", "value": losses[best]}
-    assert f"  {best}\n  train loss at the end {losses[best]:.4g}\n  runs/sweeps/search/{best}\n" in said.out
+    assert f"  {exact[best]}\n  train loss at the end {losses[best]:.4g}\n  runs/sweeps/search/{best}\n" in said.out
 
 
 def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +228,7 @@ def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_jo
 
 def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_checkpoints(elsewhere: Path) -> None:
     words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=long", "seed=0,1,2", *QUICK[:-1], "steps=100000000", "eval.every=1000000 steps"]
-    sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
+    begun_sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
     root = elsewhere / "runs/sweeps/long"
 
     def begun(seed: int) -> int:
@@ -233,9 +240,9 @@ def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_c
 
     os.kill(begun(0), signal.SIGKILL)
     begun(1)
-    sweep.send_signal(signal.SIGTERM)
-    out, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 143
+    begun_sweep.send_signal(signal.SIGTERM)
+    out, _ = begun_sweep.communicate(timeout=60)
+    assert begun_sweep.returncode == 143
     assert "seed=0: killed: its process was ended by SIGKILL" in out
     assert standing.read(root, "seed=1")["status"] == "interrupted"
     assert any((root / "seed=1/checkpoint").iterdir())
@@ -246,13 +253,13 @@ def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_c
 def test_a_sweep_that_is_terminated_while_a_job_starts_interrupts_it_at_once(elsewhere: Path) -> None:
     (elsewhere / "noting.py").write_text("import time\n\nclass Noting:\n    def begin(self): time.sleep(600)\n")  # no run listens to signals yet
     words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=slow", "seed=0,1", "launcher=noting", *QUICK[1:]]
-    sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
+    begun_sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
     root = elsewhere / "runs/sweeps/slow"
-    while sweep.poll() is None and not standing.read(root, "seed=0"):
+    while begun_sweep.poll() is None and not standing.read(root, "seed=0"):
         time.sleep(0.05)
-    sweep.send_signal(signal.SIGTERM)
-    out, _ = sweep.communicate(timeout=standing._PATIENCE_SECONDS / 2)  # not as long as one waits for a process that does not end
-    assert sweep.returncode == 143
+    begun_sweep.send_signal(signal.SIGTERM)
+    out, _ = begun_sweep.communicate(timeout=standing._PATIENCE_SECONDS / 2)  # not as long as one waits for a process that does not end
+    assert begun_sweep.returncode == 143
     assert standing.read(root, "seed=0")["status"] == "interrupted"
     assert "seed=0  interrupted" in out and "seed=1  not started" in out
 
@@ -273,6 +280,103 @@ def test_a_job_that_says_nothing_has_failed_whatever_an_earlier_start_of_it_said
     said = easgd(*words)
     assert said.status == 1
     assert f"easgd: hydra/launcher=mine: {root}/logs/tau=5.json: how the job stands cannot be written there (Is a directory)" in said.err
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_a_search_ends_with_status_1_where_a_job_cannot_say_how_it_stands(elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweeper takes every Exception for a failed trial and goes on, as optuna does."""
+
+    def sweep(sweeper: Any, arguments: list[str]) -> None:
+        for eta in ("0.1", "0.2"):
+            with suppress(Exception):
+                for done in sweeper.launcher.launch([["launcher=noting", "tau=4", f"eta={eta}"]], initial_job_idx=0):
+                    _ = done.return_value
+
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"]  # Hydra loads it once more
+    monkeypatch.setattr(basic, "sweep", sweep)
+    (elsewhere / "swept").mkdir()
+    (elsewhere / "swept/logs").touch()  # no directory
+    said = easgd("train", "-m", "-cd", "own", "launcher=noting", "hydra/sweeper=mine", "hydra.sweep.dir=swept", "tau=4", "eta=0.1,0.2", "problem=quadratic")
+    assert said.status == 1
+    assert "easgd: hydra/sweeper=mine: " in said.err and "how the job stands cannot be written there (File exists)" in said.err
+    assert "No run has a value to choose by." in said.out
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_a_sweep_whose_output_nobody_reads_any_more_goes_on(elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))  # in place of the job's program
+    reader, writer = os.pipe()
+    begin = hydra_sweep.run
+
+    def run(*given: Any) -> Any:
+        os.close(reader)  # not before the sweep has said what it is
+        return begin(*given)
+
+    monkeypatch.setattr(hydra_sweep, "run", run)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        said = easgd("train", "-m", "-cd", "own", "launcher=noting", "hydra/launcher=mine", "hydra.sweep.dir=swept", "tau=4,5")
+    assert (said.status, "Traceback" in said.err) == (1, False)
+    jobs = json.loads((elsewhere / "swept/sweep.json").read_text())["jobs"]
+    assert {name: job["status"] for name, job in jobs.items()} == {"tau=4": "failed", "tau=5": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("standing_before", "said", "code"),
+    [
+        (Place(Path("run"), "completed"), "already done", 0),
+        (Place(Path("run"), placing.FAILED, "no memory."), "failed: no memory. That was before; retry=true tries it again.", 1),
+        (Place(Path("run"), placing.ELSEWHERE), "running elsewhere", 0),
+    ],
+)
+def test_a_job_that_has_ended_before_it_begins_says_that_it_was_before(
+    standing_before: Place, said: str, code: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "place", lambda path, settings, retry: standing_before)
+    monkeypatch.setattr(job, "_live_with", lambda parent: None)  # which would be pytest's
+    watch = standing.Watch(here, lambda name, said: None)
+    with watch.watching():
+        assert job.main(["0", str(here), "tau=4", "tau=4"]) == code
+    assert sweep.Row.told("tau=4", watch.said["tau=4"]).said() == said
+
+
+def test_a_job_that_is_refused_has_failed_and_says_why(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(job, "_live_with", lambda parent: None)
+    assert job.main(["0", str(here), "tau=0", "tau=0"]) == 2
+    told = standing.read(here, "tau=0")
+    assert told["status"] == "failed" and told["reason"].startswith("tau=0: must be a whole number of at least 1")
+    assert capsys.readouterr().err == f"easgd: {told['reason']}\n"
+
+
+def test_a_trial_whose_record_cannot_be_read_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left(tmp_path / "eta=1", [90.0])
+    (tmp_path / "eta=1/config.yaml").write_text("- no settings")
+    told = SimpleNamespace(
+        sweep=SimpleNamespace(subdir="eta=1"), runtime=SimpleNamespace(output_dir=str(tmp_path / "eta=1"), cwd=str(tmp_path)),
+        job=SimpleNamespace(config_name="config"), overrides=SimpleNamespace(task=["eta=1"]), searchpath=[],
+    )  # fmt: skip
+    monkeypatch.setattr(hydra_sweep.HydraConfig, "get", lambda: told)
+    monkeypatch.setattr(hydra_sweep.Job, "_run", lambda *_: {"status": "completed", "path": str(tmp_path / "eta=1")})
+    with pytest.raises(RunError, match=r"its config\.yaml is missing or cannot be read"):
+        hydra_sweep.Job(tmp_path, Objective("best_error"))(OmegaConf.create())
+    assert standing.read(tmp_path, "eta=1")["status"] == "failed" and "its config.yaml" in standing.read(tmp_path, "eta=1")["reason"]
+
+
+def test_what_a_launcher_begins_while_the_sweep_is_ended_and_then_kills_is_interrupted(tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    told: list[tuple[str, str]] = []
+    watch = standing.Watch(tmp_path, lambda name, said: told.append((name, said["status"])))
+    with watch.watching():
+        standing.write(tmp_path, "before", "running", pid=killed.pid)
+        while ("before", "running") not in told:
+            time.sleep(0.01)
+        watch.end()
+        standing.write(tmp_path, "begun", "running", pid=killed.pid)
+        standing.write(tmp_path, "noticed", "killed", reason="its process was ended by SIGKILL")  # by what began it
+    assert {name: said["status"] for name, said in watch.said.items()} == {"before": "killed", "begun": "interrupted", "noticed": "interrupted"}
+    assert "reason" not in watch.said["noticed"]
+    assert told[-1][1] != "running"
 
 
 def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ from test_record import ENDED, FACTS, center, recorder, worker
 
 from easgd_cli.record import progress
 from easgd_cli.record.progress import Progress, Screen
+from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.sweep_progress import SweepProgress
 from easgd_cli.record.table import show_run, show_sweep
 
@@ -225,6 +226,29 @@ def test_the_end_of_a_run(tmp_path: Path) -> None:
         "speed            250 images/s for 4.0 s",
         "a worker's time  compute 76.9 %, data 3.8 %, communication 7.7 %, other 11.5 %",
     ]
+
+
+def test_an_early_end_says_when_its_figures_were_measured_and_which_workers_had_been_lost(tmp_path: Path) -> None:
+    """The last evaluation is at step 30 with 3 exchanges; the run goes on to 7."""
+    console, stopped = plain(), {**ENDED, "status": "interrupted", "lost": {"worker_01": "killed by SIGKILL"}}
+    r = recorder(tmp_path)
+    r.row(center(20, 6.0, exchanges=2))
+    r.row({"seconds": 2.5, "step": 25, "exchanges": 2, "party": "system", "workers_alive": 1, "lost": 1})
+    r.row(center(30, 5.0, exchanges=3))
+    show_run(r.close(stopped), console)
+    assert {"measured         at step 30, 4 exchanges before the end", "lost             worker_01: killed by SIGKILL"} <= set(said(console))
+
+    r, console = Recorder.reopen(tmp_path, 2, {}, {}, FACTS, keep=lambda row: True, exchanges=0), plain()
+    r.row({"seconds": 3.5, "step": 35, "exchanges": 4, "party": "system", "workers_alive": 1, "lost": 0})
+    ended = r.close({**stopped, "status": "completed", "lost": {"worker_00": "out of memory"}})
+    assert ended["lost_before"] == {"worker_01": [25]}
+    show_run(ended, console)
+    assert said(console)[-2:] == ["lost             worker_01: at step 25, until the run was resumed", "lost             worker_00: out of memory"]
+    assert not any(line.startswith("measured") for line in said(console))  # one that completed has measured its end
+
+    alone, console = {"exchanges": 0, "steps": {"worker_00": 31}, "evaluated": {"seconds": 3.0, "step": 30, "exchanges": 0}}, plain()
+    show_run({**ended, "status": "failed", **alone}, console)  # a method without exchange
+    assert "measured         at step 30, 1 step before the end" in said(console)
 
 
 def test_top5_errors_are_told_beside_the_others(tmp_path: Path) -> None:

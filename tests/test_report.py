@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from matplotlib.colors import to_hex
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from easgd_cli import picture, rundir
@@ -294,6 +295,13 @@ def test_a_setting_that_a_method_does_not_use_tells_nothing_apart(tmp_path: Path
     assert compare([*both, reading.read(tmp_path / "mine0.9")]).also_differ == ["delta"]
 
 
+def test_notes_tell_which_workers_were_lost_and_when_a_run_that_ended_early_was_last_measured(tmp_path: Path) -> None:
+    ended = {"status": "interrupted", "reason": "SIGINT received", "lost": {"worker_02": "killed by SIGKILL"}, "lost_before": {"worker_01": [25.5]}}
+    said = notes.notes(compared(make(tmp_path / "a", [90, 50, 10], summary=ended)))
+    assert "a: interrupted: SIGINT received. Its last evaluation was at step 40." in said
+    assert {"a: lost worker_01: at step 26, until the run was resumed.", "a: lost worker_02: killed by SIGKILL."} <= set(said)
+
+
 def test_notes_tell_the_cores_of_the_run_and_how_far_apart_evaluations_are(tmp_path: Path) -> None:
     cores = {"status": "completed", "hardware": {"cores": 1}}
     said = notes.notes(compared(make(tmp_path / "a", [90, 50, 10], summary=cores), levels=[20]))
@@ -319,6 +327,12 @@ def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path
     out = capsys.readouterr().out
     assert "sweep: of 4 jobs 1 completed, 1 failed, 1 killed, 1 queued, and no process is at them. To go on: easgd train -m seed=0,1\n" in out
     assert "d: failed before it began: no data" in out
+    make(sweep / "c", [90, 40])  # a launcher's job that has begun and ended since
+    make(sweep / "b", [90, 40], summary={"status": "running"})
+    gone = "sweep: of 4 jobs 2 completed, 1 failed, 1 running, and the command that began them is gone. To go on: easgd train -m seed=0,1"
+    with rundir.held(sweep / "b"):
+        assert next(iter(reading.unfinished([str(sweep)]))) == gone
+    assert next(iter(reading.unfinished([str(sweep)]))) == gone.replace("running, and the command that began them is gone", "killed, and no process is at them")
     (tmp_path / "begun").mkdir()
     shutil.copy(sweep / "sweep.json", tmp_path / "begun")
     assert main(["report", str(tmp_path / "begun")]) == 2
@@ -475,6 +489,46 @@ def test_bars_stand_at_the_seconds_to_a_level(tmp_path: Path) -> None:
     assert bars.axes[0].get_title(loc="left") == "to 10 % test error" and bars.axes[0].get_ylabel() == "seconds of training"
 
 
+def test_bars_are_centred_over_their_workers_whoever_does_not_reach_the_level(tmp_path: Path) -> None:
+    for algo, p, least in (("easgd", 2, 5.0), ("eamsgd", 2, 50.0), ("downpour", 2, 5.0), ("easgd", 4, 50.0), ("eamsgd", 8, 5.0)):
+        make(tmp_path / f"{algo}{p}", [90.0, least], workers=p, algo=algo)
+    with picture.style():
+        panel = figures.figures(compared(tmp_path, levels=[10.0]))["seconds_to_level"].axes[0]
+    bars = panel.patches
+    assert [(bar.get_x() + bar.get_width() / 2) for bar in bars] == pytest.approx([-0.2, 0.2, 2])
+    assert [(text.get_text(), text.xy) for text in panel.texts] == [("none", (1, 0))]
+
+
+def test_a_method_has_one_colour_in_all_figures(tmp_path: Path) -> None:
+    """Curves are named by algo and workers, bars by algo and tau; rows of panels are values of tau."""
+    colours: dict[str, set[Any]] = {}
+    for algo in ("easgd", "downpour"):
+        for tau in (1, 4, 16):
+            for p in (2, 4):
+                make(tmp_path / f"{algo}{tau}{p}", [90.0, 5.0], workers=p, algo=algo, tau=tau)
+    with picture.style():
+        for figure in figures.figures(compared(tmp_path)).values():
+            [legend] = figure.legends
+            looks = []
+            for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+                line = hasattr(handle, "get_linestyle") and hasattr(handle, "get_color")
+                colour = to_hex(handle.get_color() if line else handle.get_facecolor())
+                colours.setdefault(text.get_text().split()[0], set()).add(colour)
+                looks.append((colour, handle.get_linestyle() if line else handle.get_hatch()))
+            assert len(set(looks)) == len(looks)
+    assert set(colours) == {"algo=easgd", "algo=downpour"} and all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == 2
+
+
+def test_many_curves_of_a_method_are_told_apart_by_dashes_and_by_how_pale_they_are(tmp_path: Path) -> None:
+    for i in range(9):
+        make(tmp_path / f"{i}", [90.0, 5.0 + i], algo="easgd" if i else "msgd", eta=0.1 * (i + 1))
+    with picture.style():
+        [legend] = figures.figures(compared(tmp_path))["curves"].legends
+    looks = [(to_hex(handle.get_color()), handle.get_linestyle()) for handle in legend.legend_handles]
+    assert len(set(looks)) == 9 and len({colour for colour, _ in looks}) == 3
+
+
 def test_virtual_seconds_are_called_so(tmp_path: Path) -> None:
     make(tmp_path / "a", [90, 20], launcher="simulated")
     c = compared(tmp_path)
@@ -494,6 +548,31 @@ def test_a_mean_of_curves_is_of_all_its_runs() -> None:
 
 
 # --- the page and the command ----------------------------------------------------------------------------------------
+
+
+def test_a_figure_of_an_earlier_report_goes_but_nobody_elses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "sweep", tmp_path / "sweep/report"
+    for p in (2, 4):
+        make(root / f"p{p}", [90.0, 5.0], workers=p)
+    bars = [out / f"seconds_to_level.{suffix}" for suffix in ("png", "svg")]
+
+    def reported() -> list[bool]:
+        assert main(["report", str(root)]) == 0
+        return [path.exists() for path in bars]
+
+    assert reported() == [True, True]
+    kept = [path.read_bytes() for path in bars]
+    shutil.move(root / "p4", tmp_path / "p4")
+    assert reported() == [False, False]  # one number of workers is left
+    for path, content in zip(bars, kept, strict=True):
+        path.write_bytes(content)
+    assert reported() == [True, True]  # which the page before does not have: somebody has put them there
+    shutil.move(tmp_path / "p4", root / "p4")
+    assert reported() == [True, True]
+    bars[1].write_text("<svg>mine</svg>")
+    shutil.rmtree(root / "p4")
+    assert reported() == [True, True]  # it has been changed since
+    assert "seconds_to_level" not in (out / "report.html").read_text()
 
 
 def test_the_page_is_well_formed_escapes_everything_and_needs_no_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -559,7 +638,9 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/all bare"], "its config.yaml is missing"),
         (["{0}/bare"], "its config.yaml is missing"),
         (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
-        (["{0}/sweep", "--levels", "3,x"], "must be numbers with commas"),
+        (["{0}/sweep", "--levels", "3,x"], "--levels 3,x: x is no number; levels are numbers with commas between"),
+        (["{0}/sweep", "--levels", "20%"], "--levels 20%: 20% is no number; levels are numbers with commas between, without a unit, such as"),
+        (["{0}/sweep", "--levels", "20,"], "--levels 20,: a number is missing"),
         (["{0}/sweep", "--levels"], "a value is missing"),
         (["{0}/sweep", "--x", "epochs"], "one of seconds, steps, bytes"),
         (["{0}/sweep", "--metric", "accuracy"], "was not measured in these runs; there are: train_loss"),

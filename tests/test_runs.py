@@ -509,6 +509,9 @@ def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) ->
     assert (stopped.status, stopped.summary["lost"]) == ("interrupted", {"worker_03": "killed by SIGKILL"})
     before, known = newest(tmp_path).owner, len(rows(tmp_path, "system"))
     assert before.moment.clocks[3] < before.moment.step - 100
+    last = rows(tmp_path, "center")[-1]
+    assert stopped.summary["evaluated"] == {key: last[key] for key in ("seconds", "step", "exchanges")}
+    assert last["exchanges"] < stopped.summary["exchanges"] == before.moment.exchanges  # what is shown is older than center.pt
 
     again = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT), lambda d: len(rows(d, "system")) > known, resume=True)
     after = newest(tmp_path).owner
@@ -517,6 +520,8 @@ def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) ->
     for party in ("center", "system"):
         steps = [r["step"] for r in rows(tmp_path, party)]
         assert steps == sorted(steps)
+    [lost_at] = [r["step"] for r in rows(tmp_path, "system") if "lost" in r]
+    assert (again.summary["lost"], again.summary["lost_before"]) == ({}, {"worker_03": [lost_at]})
 
 
 def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:

@@ -96,10 +96,8 @@ def read(run: Path, s: Settings) -> Measured:
         raise UsageError(f"bench calibrate {run}: is a run of launcher={s.launcher['name']}; give one of launcher=local, which measures real time.")
     if summary.get("status") not in ("completed", "interrupted", "diverged"):
         raise UsageError(f"bench calibrate {run}: this run has not ended (its status is {summary.get('status', 'not known')}); give one that has.")
-    if summary.get("lost"):
-        raise UsageError(
-            f"bench calibrate {run}: {', '.join(summary['lost'])} died in this run, which changed what the others had of the machine; give another."
-        )
+    if lost := {**summary.get("lost", {}), **summary.get("lost_before", {})}:
+        raise UsageError(f"bench calibrate {run}: {', '.join(lost)} died in this run, which changed what the others had of the machine; give another.")
     if not summary["exchanges"]:
         raise UsageError(f"bench calibrate {run}: nothing was exchanged in this run, so it says nothing of the master; give one of a method with a center.")
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +24,36 @@ class Board:
 
     A job is queued, running (with its process number), completed, diverged, failed or killed (with the reason) or interrupted.
     Jobs of an earlier start with other values stay in it, and what has ended stays so until its turn comes. Where two sweeps
-    share the jobs, each tells of its own.
+    share the jobs, each tells of its own, one at a time.
     """
 
     def __init__(self, plan: Plan, command: str):
         self._path = plan.root / "sweep.json"
         self._about: dict[str, Any] = {"command": command, "fixed": plan.fixed, "swept": plan.varying}
-        jobs = self._jobs()
-        self._write(jobs | {m.name: {"status": "queued"} for m in plan.members if not _stays(jobs.get(m.name, {}))})
+        with self._alone() as jobs:
+            jobs |= {m.name: {"status": "queued"} for m in plan.members if not _stays(jobs.get(m.name, {}))}
 
     def note(self, name: str, status: str, **facts: Any) -> None:
         if status != ELSEWHERE:
-            self._write(self._jobs() | {name: {"status": status} | {key: value for key, value in facts.items() if value is not None}})
+            with self._alone() as jobs:
+                jobs[name] = {"status": status} | {key: value for key, value in facts.items() if value is not None}
 
     def choose(self, best: dict[str, Any] | None) -> None:
         """Says which run a search has found to be the best."""
         self._about["best"] = best
-        self._write(self._jobs())
+        with self._alone():
+            pass  # of the jobs there is nothing new
+
+    @contextmanager
+    def _alone(self) -> Iterator[dict[str, Any]]:
+        """The jobs as they are in the file, to be changed and written. Another sweep waits meanwhile: it would take back what it had not read."""
+        with ExitStack() as held:
+            with suppress(OSError):  # a file system without locks, as some networks have, or one that cannot be written
+                lock = held.enter_context(open(self._path.with_name(f".{self._path.name}.lock"), "a", encoding="utf-8"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            jobs = self._jobs()
+            yield jobs
+            self._write(jobs)
 
     def _jobs(self) -> dict[str, Any]:
         jobs = _read(self._path).get("jobs")

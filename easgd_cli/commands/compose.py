@@ -29,13 +29,13 @@ from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
-OmegaConf.register_new_resolver("named_by", lambda prefix, overrides, but=(): _named_by(prefix, overrides, but), replace=True)
+OmegaConf.register_new_resolver("named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True)
 
 
-def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable[str]) -> str:
+def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable[str], digits: int | None) -> str:
     """A directory's name after `prefix`, by all overrides but those of the keys in `but`."""
     left_out = set(but)
-    return rundir.named_by([o for o in overrides if o.partition("=")[0] not in left_out], prefix=prefix)
+    return rundir.named_by([o for o in overrides if o.partition("=")[0] not in left_out], prefix, digits)
 
 
 @dataclass(frozen=True)

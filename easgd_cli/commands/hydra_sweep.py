@@ -12,8 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from easgd_cli.commands.plan import Member, Plan
 from easgd_cli.config import OF_SWEEPS
 from easgd_cli.errors import RunError, UsageError
 
+_DIGITS = 6  # of a drawn value in a name: sixteen tell no more apart, but for values that come to the same name
 _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # with a line, or before the job's process could say one
 
 
@@ -60,7 +61,7 @@ def run(plan: Plan, members: Sequence[Member], asked: Arguments, tell: Callable[
             code = 128 + came[0]
             if plan.launcher == "submitit_slurm":
                 print("easgd: jobs that SLURM has queued or that run on other machines go on; scancel ends them.", file=sys.stderr, flush=True)
-        except Exception as e:
+        except (Exception, Unheard) as e:
             code = 1
             print(f"easgd: {by(plan)}: {_reason(e)}", file=sys.stderr, flush=True)
     return watch.said, code
@@ -121,16 +122,28 @@ def _search(config_name: str, words: list[str], job: Job) -> None:
 
 def _named_by_what_varies(plan: Plan) -> str:
     fixed = ",".join(f'"{key}"' for key in plan.fixed)
-    return "hydra.sweep.subdir=" + arguments.quote(f'${{named_by:"",${{hydra.overrides.task}},[{fixed}]}}')
+    return "hydra.sweep.subdir=" + arguments.quote(f'${{named_by:"",${{hydra.overrides.task}},[{fixed}],{_DIGITS}}}')
 
 
 def _reason(e: BaseException) -> str:
     """The first line of what was wrong in the first place."""
-    while not isinstance(e, RunError) and (earlier := e.__cause__ or e.__context__) is not None:
+    while not isinstance(e, RunError | Unheard) and (earlier := e.__cause__ or e.__context__) is not None:
         e = earlier
-    if isinstance(e, RunError):
+    if isinstance(e, RunError | Unheard):
         return str(e)
     return f"{type(e).__name__}: {(str(e).strip().splitlines() or ['no more is known'])[0]}"
+
+
+class Unheard(BaseException):
+    """A job has nowhere to say how it stands, so nobody would learn what became of it. No Exception, which a sweeper would take for a failed trial."""
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    try:
+        yield
+    except RunError as e:
+        raise Unheard(str(e)) from e
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,8 @@ class Job:
 
     Neither signals nor multiprocessing are there as a launcher of runs needs them, so the run has a process of its own.
     With an `objective` it returns the value of that and raises RunError where the run failed, as sweepers have it; without,
-    nothing. `retry`: also a run that failed before. `quiet`: what it prints goes to logs/NAME.log of the sweep in `root`.
+    nothing. Raises Unheard where it has nowhere to say how it stands. `retry`: also a run that failed before. `quiet`: what it
+    prints goes to logs/NAME.log of the sweep in `root`.
     """
 
     root: Path
@@ -149,13 +163,14 @@ class Job:
 
     def __call__(self, _: DictConfig) -> float | None:
         info = HydraConfig.get()
-        name = rundir.clean(str(info.sweep.subdir)) or "default"
+        name = self._name(rundir.clean(str(info.sweep.subdir)) or "default", running.own(info.overrides.task))
         with suppress(OSError):
             Path(info.runtime.output_dir).rmdir()  # Hydra has made it; the run makes its own, or goes on in the one it had
         words = ["--config-name", str(info.job.config_name), *info.overrides.task, *(["retry=true"] if self.retry else [])]
         if info.searchpath:
             words.append(f"hydra.searchpath=[{','.join(arguments.quote(p) for p in info.searchpath)}]")
-        said = self._run(name, words, info.runtime.cwd)
+        with _heard():
+            said = self._run(name, words, info.runtime.cwd)
         if self.objective is None:
             return None
         if said["status"] not in rundir.ENDED:
@@ -163,15 +178,28 @@ class Job:
         try:
             value = self.objective.value(Path(said["path"]))
         except (UsageError, RunError) as e:  # the first where its record cannot be read
-            standing.write(self.root, name, "failed", reason=str(e))
+            with _heard():
+                standing.write(self.root, name, "failed", reason=str(e))
             raise RunError(str(e)) from e
-        standing.write(self.root, name, **said | {"objective": str(self.objective), "value": value if math.isfinite(value) else None})
+        with _heard():
+            standing.write(self.root, name, **said | {"objective": str(self.objective), "value": value if math.isfinite(value) else None})
         return value
+
+    def _name(self, name: str, overrides: list[str]) -> str:
+        """`name`, or where a run with another value has it, one with a hash: a sweeper may draw values that are nearly the same."""
+        there = dict(o.split("=", 1) for o in rundir.overrides_of(self.root / name) if "=" in o)
+        drawn = dict(o.split("=", 1) for o in overrides if "=" in o)
+        if self.objective is None or all(there.get(key, value) == value for key, value in drawn.items()):
+            return name
+        return f"{name}-{rundir.digest(sorted(overrides))}"
 
     def _run(self, name: str, words: list[str], cwd: str) -> dict[str, Any]:
         """Runs it and returns what it said last. Raises RunError where it has nowhere to say it."""
         log = standing.log(self.root, name)
-        log.parent.mkdir(parents=True, exist_ok=True)
+        with standing.writing(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            if self.quiet:
+                log.touch()
         standing.forget(self.root, name)
         with open(log if self.quiet else os.devnull, "ab") as out:  # a job may be queued again
             process = subprocess.Popen(

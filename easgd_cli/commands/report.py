@@ -9,6 +9,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -172,7 +173,8 @@ def _level(text: str, value: str) -> float:
     except ValueError:
         level = math.nan
     if not math.isfinite(level):
-        raise UsageError(f"--levels {value}: must be numbers with commas between and no units, such as --levels 20,10,5.")
+        what = f"{text.strip()} is no number" if text.strip() else "a number is missing"
+        raise UsageError(f"--levels {value}: {what}; levels are numbers with commas between, without a unit, such as --levels 20,10,5.")
     return level
 
 
@@ -210,5 +212,17 @@ def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[T
                 output.put(out / f"{name}.{suffix}", partial(picture.save, figure))
                 written.append(f"{name}.{suffix}")
             on_page[name] = (out / f"{name}.svg", figures.caption(c, name, x))
+    for name in set(figures.NAMES) - on_page.keys():
+        _remove_earlier(out, name)
     output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, said, tables, notes, on_page), encoding="utf-8"))
     return ["report.html", *written]
+
+
+def _remove_earlier(out: Path, name: str) -> None:
+    """Removes a figure that an earlier report has left here and this one does not draw; not what its page has not, which is somebody's own."""
+    from easgd_cli.report import page
+
+    with suppress(OSError, ValueError):
+        if page.has((out / "report.html").read_text(encoding="utf-8"), out / f"{name}.svg"):
+            for suffix in ("png", "svg"):
+                (out / f"{name}.{suffix}").unlink(missing_ok=True)

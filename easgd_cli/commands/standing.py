@@ -31,14 +31,14 @@ def log(root: Path, name: str) -> Path:
 def write(root: Path, name: str, status: str, **facts: Any) -> None:
     """Says how job `name` stands now. Raises RunError."""
     content = {"status": status, "host": platform.node()} | {key: value for key, value in facts.items() if value is not None}
-    with _writing(_file(root, name)) as file:
+    with writing(_file(root, name)) as file:
         file.parent.mkdir(parents=True, exist_ok=True)
         put(file, lambda beside: beside.write_text(json.dumps(content) + "\n", encoding="utf-8"))
 
 
 def forget(root: Path, name: str) -> None:
     """Removes what job `name` has said in an earlier start, so that it is not taken for what it says in this one. Raises RunError."""
-    with _writing(_file(root, name)) as file:
+    with writing(_file(root, name)) as file:
         file.unlink(missing_ok=True)
 
 
@@ -63,6 +63,7 @@ class Watch:
         self.said: dict[str, dict[str, Any]] = {}
         self._root, self._tell = root, tell
         self._seen = {name: _changed(_file(root, name)) for name in names(root)}
+        self._dead: set[str] | None = None  # once the jobs are being ended: those of this machine that had ended before without a word
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -81,17 +82,19 @@ class Watch:
             over.set()
             thread.join()
             self._look()
-            for name, said in self.said.items():
-                if said["status"] == "running" and said["host"] == platform.node() and not _runs_here(said):
-                    self.said[name] = said | {"status": "killed", "reason": "its process has ended without a word"}
-                    self._tell(name, self.said[name])
+            for name in self._silent():
+                self._say(name, self.said[name] | {"status": "killed", "reason": "its process has ended without a word"})
 
     def settle(self, last: Callable[[dict[str, Any]], bool]) -> None:
         """Waits until what every job has said is the `last` it will say, at most a minute: all have ended, but a network may show their files late."""
         _wait_until(lambda: all(last(said) for said in list(self.said.values())))
 
     def end(self) -> None:
-        """Asks the jobs that run on this machine to end, as SIGTERM does, and waits until they have."""
+        """Asks the jobs that run on this machine to end, as SIGTERM does, and waits until they have.
+
+        What began them may begin others meanwhile, and kill those when it is told: they count as interrupted, too.
+        """
+        self._dead = set(self._silent())
         since = {name: read(self._root, name) for name in names(self._root) if _changed(_file(self._root, name)) != self._seen.get(name)}
         here = {name: said["pid"] for name, said in (dict(self.said) | since).items() if _runs_here(said)}
         for pid in here.values():
@@ -99,13 +102,22 @@ class Watch:
                 os.kill(pid, signal.SIGTERM)
         _wait_until(lambda: not any(_runs_here(read(self._root, name)) for name in here))
 
+    def _silent(self) -> list[str]:
+        """The jobs of this machine that have ended, but for all that has been read still run."""
+        return [name for name, said in list(self.said.items()) if said["status"] == "running" and said["host"] == platform.node() and not _runs_here(said)]
+
     def _look(self) -> None:
         for name in names(self._root):
             changed = _changed(_file(self._root, name))
             if changed != self._seen.get(name) and (said := read(self._root, name)):
                 self._seen[name] = changed
-                self.said[name] = said
-                self._tell(name, said)
+                self._say(name, said)
+
+    def _say(self, name: str, said: dict[str, Any]) -> None:
+        if self._dead is not None and said["status"] == "killed" and said["host"] == platform.node() and name not in self._dead:
+            said = {key: value for key, value in said.items() if key != "reason"} | {"status": "interrupted"}
+        self.said[name] = said
+        self._tell(name, said)
 
 
 def _file(root: Path, name: str) -> Path:
@@ -113,7 +125,8 @@ def _file(root: Path, name: str) -> Path:
 
 
 @contextmanager
-def _writing(file: Path) -> Iterator[Path]:
+def writing(file: Path) -> Iterator[Path]:
+    """While it lasts, what stands in the way of writing `file` is a RunError that says so."""
     try:
         yield file
     except OSError as e:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from easgd_cli.errors import RunError
+from easgd_cli.record import losses
 from easgd_cli.record.growing import GrowingFile
 from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.standing import Standing
@@ -56,6 +57,8 @@ class Recorder:
         recorder = cls.__new__(cls)
         with _told(run_dir / "metrics.jsonl", "read"):
             rows = [row for row in read_rows(run_dir / "metrics.jsonl") if keep(row)]
+        if lost := losses.before(rows):
+            facts = {**facts, "lost_before": lost}
         started = started_at(run_dir) or time.time() - max((row["seconds"] for row in rows), default=0.0)
         recorder._begin(run_dir, Board(run_dir, workers, hparams, texts, started), facts, rows, exchanges)
         recorder.flush()

@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensor
 # What is looked for first comes first.
 _ORDER = (
     "status", "reason", "algo", "problem", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds", "images_per_second",
-    "center", "average", "seconds", "bytes_exchanged", "lost",
+    "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before",
 )  # fmt: skip
 
 

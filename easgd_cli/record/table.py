@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from easgd_cli.record.display import Screen
+from easgd_cli.record import losses
+from easgd_cli.record.display import Screen, count
 
 STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
 WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
@@ -29,12 +30,13 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         ("method", f"{summary['algo']}, {workers}" + (f", tau={summary['tau']}" if summary["exchanges"] else "")),
         *_measured(center, on_data=summary.get("dataset") != "none"),
         *_of_average(summary.get("average")),
+        *_measured_before_the_end(summary),
         ("steps", f"{steps[0]:,}" + (" each" if len(steps) > 1 else "") if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"),
         ("exchanges", f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none"),
         ("speed", _speed(summary)),
         ("a worker's time", _shares(summary["seconds"])),
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
-        *(("lost", f"{worker}: {how}") for worker, how in summary.get("lost", {}).items()),
+        *(("lost", line) for line in losses.told(summary)),
     ]
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
@@ -100,6 +102,16 @@ def _of_average(average: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     on_data = f"test error {_percent(average['test_error'])}{_best(average)}" if "test_error" in average else None
     return [("of the average", on_data or f"train loss {_number(average.get('train_loss'))}")]
+
+
+def _measured_before_the_end(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Which center the figures are of where the run ended early, unless it is the last one."""
+    at = summary.get("evaluated")
+    if not at or summary["status"] == "completed":
+        return []
+    exchanges, steps = summary["exchanges"] - at["exchanges"], max(summary["steps"].values()) - at["step"]
+    later = count(exchanges, "exchange") if summary["exchanges"] else count(round(steps), "step")
+    return [("measured", f"at step {at['step']:,.0f}, {later} before the end")] if (exchanges if summary["exchanges"] else steps) > 0 else []
 
 
 def _average(summary: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from easgd_cli.report import table
 from easgd_cli.report.comparison import Comparison, Configuration, label, order, written
 from easgd_cli.report.reading import Run
 
+NAMES = ("curves", "seconds_to_level")
 _ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from left to right
 _ROWS = ("tau", "workers")  # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked for
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
-_DASHES = ("-", "--", ":", "-.")  # where there are more curves than colours
+_DASHES = ("-", "--", ":", "-.")  # of curves with one colour; further ones are paler
+_HATCHES = (None, "///", "...", "xxx")  # the same of bars
 _POINTS = 200  # at most, of a curve that is a mean over seeds
 
 
@@ -46,7 +48,7 @@ def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
     most = max(len(of.counted) for of in c.configurations)
     if figure == "seconds_to_level":
         over = f"the mean over the runs that reached the level, with {'their range' if most > 1 else 'no range: one run each'}"
-        few = "Above a bar: how many of the runs, where not all reached it; no bar: none did."
+        few = "Above a bar: how many of the runs, where not all reached it; no bar: none did. A method has one colour in all figures."
         return f"{_seconds(c).capitalize()} until the {table.plainly(c.metric)} was first at most the level: {over}. {few}"
     over = f"Mean and range of up to {most} runs, up to the end of the shortest." if most > 1 else "One run each."
     against = {"seconds": _seconds(c), "steps": "local steps of each worker", "bytes": "bytes exchanged by all workers"}[x]
@@ -83,7 +85,9 @@ def _curves(c: Comparison, x: str, keys: Sequence[str]) -> Figure | None:
         return None
     rows = _rows(drawn, keys)
     metrics = _metrics(c)
-    lines = _looks([_line(of, keys) for _, those in rows for of in those])
+    looks = _looks(c, {id(of): _line(of, keys) for of in c.configurations}, keys)
+    names = dict.fromkeys(_line(of, keys) for _, those in rows for of in those)
+    lines = {name: {"color": colour, "linestyle": _DASHES[i], "linewidth": 1.2} for name in names for colour, i in [looks[name]]}
     height = 1.9 * len(rows) + 0.35 + 0.15 * len(lines)
     figure = picture.new(picture.WIDTH if len(metrics) > 1 else picture.WIDTH / 2, height)
     panels = figure.subplots(len(rows), len(metrics), squeeze=False, sharex=x != "bytes", sharey="col")  # bytes fall with tau
@@ -133,10 +137,25 @@ def _line(of: Configuration, keys: Sequence[str]) -> str:
     return label(named) or of.label or of.runs[0].path.name
 
 
-def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    found = list(dict.fromkeys(names))
-    n = len(picture.COLOURS)
-    return {name: {"color": picture.COLOURS[i % n], "linestyle": _DASHES[i // n % len(_DASHES)], "linewidth": 1.2} for i, name in enumerate(found)}
+def _looks(c: Comparison, names: Mapping[int, str], without: Sequence[str]) -> dict[str, tuple[Any, int]]:
+    """The colour of each name, and which dash or hatch it has.
+
+    `names`: of each configuration, by its id, in a figure that says the values of `without` elsewhere.
+    A method, and whatever else is no number, has one colour in all figures; where there is one method only, every name has its own.
+    """
+    named = [key for key in c.told_apart if key not in without and any(isinstance(of.values[key], str) for of in c.configurations)]
+    groups: dict[str, dict[str, None]] = {}
+    for of in c.configurations:
+        groups.setdefault(label({key: of.values[key] for key in named}), {})[names[id(of)]] = None
+    if len(groups) == 1:
+        groups = {name: {name: None} for group in groups.values() for name in group}
+    rounds = -(-len(groups) // len(picture.COLOURS))  # how many groups share a colour
+    found: dict[str, tuple[Any, int]] = {}
+    for number, group in enumerate(groups.values()):
+        for at, name in enumerate(group):
+            among = at * rounds + number // len(picture.COLOURS)
+            found[name] = picture.paler(picture.COLOURS[number % len(picture.COLOURS)], min(0.75, among // len(_DASHES) / 4)), among % len(_DASHES)
+    return found
 
 
 def _metrics(c: Comparison) -> list[str]:
@@ -200,22 +219,26 @@ def _bars(c: Comparison) -> Figure | None:
     groups: dict[str, dict[int, Configuration]] = {}
     for of in c.configurations:
         groups.setdefault(label({k: v for k, v in of.values.items() if k != "workers"}), {})[of.setting("workers")] = of
-    looks: list[dict[str, Any]] = [
-        {"facecolor": picture.COLOURS[i % len(picture.COLOURS)], "hatch": (None, "///", "...")[i // len(picture.COLOURS) % 3]} for i in range(len(groups))
-    ]
+    found = _looks(c, {id(of): name for name, group in groups.items() for of in group.values()}, ["workers"])
+    looks: list[dict[str, Any]] = [{"facecolor": colour, "hatch": _HATCHES[i]} for name in groups for colour, i in [found[name]]]
     figure = picture.new(picture.WIDTH, 2.3 + 0.15 * len(groups))
     panels = figure.subplots(1, len(levels), squeeze=False)[0]
-    width = 0.8 / len(groups)
+    reached = {
+        (level, p): [(s, look) for group, look in zip(groups.values(), looks, strict=True) if p in group and (s := c.seconds_to(group[p], level))]
+        for level in levels
+        for p in workers
+    }
+    width = 0.8 / max(map(len, reached.values()))
     for panel, level in zip(panels, levels, strict=True):
         for j, p in enumerate(workers):
-            there = [(of_workers[p], look) for of_workers, look in zip(groups.values(), looks, strict=True) if p in of_workers]
-            for i, (of, look) in enumerate(there):
-                if s := c.seconds_to(of, level):
-                    error = [[s.mean - s.least], [s.most - s.mean]] if s.n > 1 else None
-                    at = j + width * (i + 0.5 - len(there) / 2)
-                    panel.bar(at, s.mean, width, yerr=error, capsize=2, error_kw={"lw": 0.7}, edgecolor="white", linewidth=0.3, **look)
-                    if s.n < s.of:
-                        panel.annotate(f"{s.n}/{s.of}", (at, s.most), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6)
+            for i, (s, look) in enumerate(reached[level, p]):
+                error = [[s.mean - s.least], [s.most - s.mean]] if s.n > 1 else None
+                at = j + width * (i + 0.5 - len(reached[level, p]) / 2)
+                panel.bar(at, s.mean, width, yerr=error, capsize=2, error_kw={"lw": 0.7}, edgecolor="white", linewidth=0.3, **look)
+                if s.n < s.of:
+                    panel.annotate(f"{s.n}/{s.of}", (at, s.most), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6)
+            if not reached[level, p]:
+                panel.annotate("none", (j, 0), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6, color="0.4")
         panel.set_xticks(range(len(workers)), [str(p) for p in workers])
         panel.set_xlim(-0.5, len(workers) - 0.5)
         panel.set_xlabel("p (workers)")

@@ -6,7 +6,7 @@ import numpy as np
 
 from easgd_cli.report import table
 from easgd_cli.report.comparison import Comparison
-from easgd_cli.report.reading import MOMENT
+from easgd_cli.report.reading import MOMENT, Run
 
 
 def notes(c: Comparison) -> list[str]:
@@ -52,10 +52,18 @@ def notes(c: Comparison) -> list[str]:
     for of in c.configurations:
         for run in of.runs:
             if run.status not in ("completed", "running") and run.reason:
-                said.append(f"{run.path.name}: {run.status}: {run.reason}")
+                said.append(f"{run.path.name}: {run.status}: {run.reason}{_last_measured(run)}")
+            said += [f"{run.path.name}: lost {line}." for line in run.lost]
     if c.metric not in table.PERCENT:
         said.append(f"Judged by {c.metric}, lower is better.")
     return said
+
+
+def _last_measured(run: Run) -> str:
+    """When, where the run ended before its final center was measured."""
+    if run.status not in ("interrupted", "failed") or not len(run.curve["step"]):
+        return ""
+    return f"{'' if str(run.reason).endswith('.') else '.'} Its last evaluation was at step {run.curve['step'][-1]:,.0f}."
 
 
 def _seconds_apart(c: Comparison) -> str | None:

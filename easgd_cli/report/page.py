@@ -29,9 +29,8 @@ def page(title: str, c: Comparison, findings: Sequence[str], tables: Sequence[Ta
         parts.append(f"<h2>{escape(table.title)}</h2>{_table(table.headings, table.rows, table.numbers)}")
     parts.append(_list(notes))
     for name, (path, caption) in figures.items():
-        picture = base64.b64encode(path.read_bytes()).decode()
         parts.append(
-            f'<figure id="{escape(name)}"><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{picture}"/>'
+            f'<figure id="{escape(name)}"><img alt="{escape(caption)}" src="{_picture(path)}"/>'
             f"<figcaption>{escape(caption)} <code>{escape(path.name)}</code></figcaption></figure>"
         )
     parts += [f"<h2>Differences</h2>{_differences(c)}", f"<h2>Runs</h2>{_runs(c)}"]
@@ -39,6 +38,15 @@ def page(title: str, c: Comparison, findings: Sequence[str], tables: Sequence[Ta
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>{escape(title)}</title><style>{_STYLE}</style></head>\n'
         f"<body>\n{chr(10).join(parts)}\n</body></html>\n"
     )
+
+
+def has(written: str, svg: Path) -> bool:
+    """Whether a page that was written before has this picture. Raises OSError."""
+    return _picture(svg) in written
+
+
+def _picture(svg: Path) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
 
 
 def _list(sentences: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from easgd_cli import rundir
 from easgd_cli.config import OF_SWEEPS
 from easgd_cli.errors import UsageError
+from easgd_cli.record import losses
 
 _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
 MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve has are metrics
@@ -40,6 +41,7 @@ class Run:
     `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or not there.
     `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
     `cores`: CPU cores that it had, None where they are not known or did not do the computing.
+    `lost`: a line for every loss of a worker.
     `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1.
     """
 
@@ -57,6 +59,7 @@ class Run:
     staleness: float | None
     virtual: bool
     cores: int | None
+    lost: list[str]
     damaged: list[int]
 
     @property
@@ -138,13 +141,28 @@ def unfinished(words: Sequence[str]) -> Iterator[str]:
         counts = Counter(job["status"] for job in jobs.values())
         if counts["queued"] or counts["running"]:
             stopped = ""
-            with suppress(UsageError), rundir.held(root):  # which nobody holds
-                counts["killed"] += counts.pop("running", 0)
-                stopped = f", and no process is at them. To go on: {command or 'give the same command again.'}"
+            with suppress(UsageError), rundir.held(root):  # which nobody holds, but a launcher's jobs may have outlived the command
+                counts = Counter(_unattended(root / name, job["status"]) for name, job in jobs.items())
+                whose = "the command that began them is gone" if counts["running"] else "no process is at them"
+                stopped = f", and {whose}. To go on: {command or 'give the same command again.'}"
             yield f"{root.name}: of {len(jobs)} jobs {', '.join(f'{n} {status}' for status, n in sorted(counts.items()) if n)}{stopped or '.'}"
         for name, job in jobs.items():
             if job["status"] == "failed" and not (root / name).is_dir():
                 yield f"{name}: failed before it began: {job.get('reason', 'no reason is known')}"
+
+
+def _unattended(path: Path, status: str) -> str:
+    """How a job stands that nobody looks after any more: not as was last said of it, but by its own directory, where it has one."""
+    if status not in ("queued", "running"):
+        return status
+    try:
+        with rundir.held(path):
+            said = rundir.status_of(path)
+    except UsageError:
+        return "running"
+    except FileNotFoundError:
+        said = status
+    return "killed" if said in ("running", None) else said
 
 
 def _sweep(root: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
@@ -199,7 +217,7 @@ def read(path: Path) -> Run:
         path, settings, rundir.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers), bytes_per_exchange=per_exchange, exchanges=exchanges,
         staleness=_staleness(summary, lines), virtual=settings.get("launcher", "local") != "local",
-        cores=_cores(summary), damaged=damaged,
+        cores=_cores(summary), lost=losses.told(summary), damaged=damaged,
     )  # fmt: skip
 
 
