@@ -105,8 +105,13 @@ def test_step_measures_runs_and_loops(here: Path, capsys: pytest.CaptureFixture[
     assert not multiprocessing.active_children() and list(here.iterdir()) == [here / "figures.json"]
 
 
-@pytest.mark.parametrize(("workers", "measured"), [("3", [1, 2, 3]), ("1", [1]), ("2,5", [2, 5])])
-def test_scaling_goes_from_one_worker_to_all_or_by_a_list(workers: str, measured: list[int], monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "tau", "measured"),
+    [("3", "7", [(1, 7), (2, 7), (3, 7)]), ("1", "7", [(1, 7)]), ("2,5", "7", [(2, 7), (5, 7)]), ("2", "1,7", [(1, 1), (2, 1), (1, 7), (2, 7)])],
+)
+def test_scaling_goes_from_one_worker_to_all_or_by_a_list(
+    workers: str, tau: str, measured: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
     asked: list[Settings] = []
 
     def against_plain(what: str, s: Settings, windows: int) -> measure.Row:
@@ -114,8 +119,8 @@ def test_scaling_goes_from_one_worker_to_all_or_by_a_list(workers: str, measured
         return measure.Row("", 1.0, "", 1.0, "", 1.0, 1.0, 1.0, windows)
 
     monkeypatch.setattr(scaling, "against_plain", against_plain)
-    assert main(["bench", "scaling", *SMALL, "algo=easgd", f"workers={workers}", "tau=7", "steps=9"]) == 0
-    assert [(s.workers, s.tau, s.steps) for s in asked] == [(p, 7, 9) for p in measured]
+    assert main(["bench", "scaling", *SMALL, "algo=easgd", f"workers={workers}", f"tau={tau}", "steps=9"]) == 0
+    assert [(s.workers, s.tau, s.steps) for s in asked] == [(p, period, 9) for p, period in measured]
 
 
 def test_table4_tells_where_the_seconds_of_real_runs_went(here: Path) -> None:
@@ -171,7 +176,13 @@ def test_ratios_are_of_windows_in_turn() -> None:
         (["xyz"], "there are: step, scaling"),
         (["step", "--windows", "0"], "--windows 0"),
         (["step", "--json", "."], "--json .: is a directory"),
-        (["step", "--json"], "--json .: is a directory"),
+        (["step", "--json"], "--json: name the file"),
+        (["step", "--windows", "²"], "--windows ²"),
+        (["step", "--cfg", "job"], "bench step --cfg: is an option of easgd train"),
+        (["exchange", "algo=easgd,downpour"], "bench exchange algo=easgd,downpour: takes one value"),
+        (["step", "launcher=simulated", "steps=20"], "bench step launcher=simulated: its seconds are virtual"),
+        (["table4", "launcher=table4_cifar", "steps=20"], "bench table4 launcher=table4_cifar: its seconds are virtual"),
+        (["startup", "steps=5"], "bench startup steps=5: its runs take one step"),
         (["step", "--json=nowhere/figures.json"], "there is no directory nowhere"),
         (["step", "problem=quadratic", "eta=0.1", "steps=20"], "bench step problem=quadratic"),
         (["step", "minutes=1"], "bench step minutes=1"),

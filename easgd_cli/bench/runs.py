@@ -27,14 +27,14 @@ def recorded(s: Settings, prepared: build.Prepared) -> Iterator[tuple[Path, dict
 
     Raises RunError when it does not complete.
     """
-    quiet = replace(s, eval=Eval(every=None, when="deferred", train_images=1), checkpoint=Checkpoint())
+    # Two training images, since the variances of a batch norm take as many; the test images are measured at the end, when the clock has stopped.
+    quiet = replace(s, eval=Eval(when="deferred", device=s.eval.device, train_images=2), checkpoint=Checkpoint())
     with scratch_directory() as directory:
         with redirect_stdout(io.StringIO()):
             outcome = kinds.launcher(s)(Job(quiet, directory), prepared)
         if outcome.status != "completed":
-            raise RunError(
-                f"{s.algo['name']}, {s.workers} workers: the run to be measured is {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}."
-            )
+            many, why = f"{s.workers} worker{'s' if s.workers > 1 else ''}", f": {outcome.reason}" if outcome.reason else ""
+            raise RunError(f"{s.algo['name']}, {many}: the run to be measured is {outcome.status}{why}.")
         yield directory, outcome.summary
 
 
