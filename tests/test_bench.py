@@ -20,11 +20,12 @@ from test_runs import settings
 
 from easgd_cli import build
 from easgd_cli.__main__ import main
-from easgd_cli.bench import measure, plain, scaling, startup, table4
+from easgd_cli.bench import data, measure, plain, scaling, startup, table4
 from easgd_cli.bench.ddp import DataParallelLoop, GroupedStart
 from easgd_cli.bench.plain import loop_starts, side_by_side
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
+from easgd_cli.data.synthetic import synthetic
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.children import Child
 from easgd_cli.problems.images import Batches
@@ -159,6 +160,19 @@ def test_startup_is_written_too(monkeypatch: pytest.MonkeyPatch, here: Path) -> 
     assert main(["bench", "startup", "workers=8", "--windows=3", "--json", "figures.json"]) == 0
     [found] = json.loads(Path("figures.json").read_text())
     assert (found["workers"], found["seconds"], found["least"], found["greatest"], found["windows"], found["target"]) == (8, 2.5, 1.0, 4.0, 3, 3.0)
+
+
+def test_the_peer_of_data_makes_the_same_images_and_its_smaller_batches_count_as_they_are() -> None:
+    images = synthetic((3, 8, 8), classes=2, train=5, test=2, crop=None, flip=False).normalised((0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
+    peer = data._OneByOne(images)
+    for i in range(5):
+        inputs, labels = images.training_batch(torch.tensor([i]), torch.Generator())
+        torch.testing.assert_close(peer[i][0], inputs[0])
+        assert peer[i][1] == labels.item()
+    work = data._again_and_again(torch.utils.data.DataLoader(peer, 3))  # type: ignore[arg-type]
+    assert [work() for _ in range(4)] == [3, 2, 3, 2]
+    clock = iter([10.0, 11.0, 12.0])
+    assert data._rate(work, lambda: next(clock), 2.0) == 5 / 2
 
 
 def test_ratios_are_of_windows_in_turn() -> None:
