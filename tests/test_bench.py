@@ -55,8 +55,9 @@ class Dying:
 
 
 def test_data_parallel_steps_are_those_of_the_mean_gradient(tmp_path: Path) -> None:
-    """Two processes with a batch each against one net that adds up both gradients by itself, with the same optimizer."""
-    s = settings("easgd", workers=2, tau=1)
+    """Two processes with a batch each against one net that adds up both gradients by itself, with the same optimizer; without momentum under EASGD."""
+    s = settings("easgd", workers=2, tau=1, clip=0.5)
+    s.problem = s.problem | {"label_smoothing": 0.1}
     images = build.data(s).share()
     starts = [GroupedStart(loop, str(tmp_path / "meeting"), "gloo") for loop in loop_starts(s, images, 3)]
     children = [Child(f"told_{i}", Told, start, tmp_path / f"told_{i}.log") for i, start in enumerate(starts)]
@@ -69,13 +70,14 @@ def test_data_parallel_steps_are_those_of_the_mean_gradient(tmp_path: Path) -> N
     finally:
         plain._end(children)
     net = build.model(s, images).train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=s.delta, nesterov=True, weight_decay=s.l2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, weight_decay=s.l2)
     batches, generators = Batches(len(images.train), s.batch_size, s.seed), [torch.Generator().manual_seed(i) for i in range(2)]
     for t in range(3):
         optimizer.zero_grad()
         for i in range(2):
             inputs, labels = images.training_batch(batches.indices(i, t), generators[i])
-            (F.cross_entropy(net(inputs), labels) / 2).backward()
+            (F.cross_entropy(net(inputs), labels, label_smoothing=0.1) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
         optimizer.step()
     assert torch.equal(told[0], told[1])
     torch.testing.assert_close(told[0], torch.cat([p.detach().reshape(-1) for p in net.parameters()]), rtol=1e-4, atol=1e-6)
@@ -135,10 +137,14 @@ def test_table4_tells_where_the_seconds_of_real_runs_went(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "tau", "batch_size", "paper"), [(1, 1, 128, (12, 1, 0)), (16, 10, 128, (12, 2, 1)), (16, 10, 64, None), (2, 10, 128, None), (1, 10, 128, None)]
-)
+    ("net", "workers", "tau", "batch_size", "paper"),
+    [
+        ("convnet7", 1, 1, 128, (12, 1, 0)), ("convnet7", 16, 10, 128, (12, 2, 1)), ("convnet7", 16, 10, 64, None), ("convnet7", 2, 10, 128, None),
+        ("convnet7", 1, 10, 128, None), ("convnet11", 8, 1, 128, (1239, 61, 284)), ("convnet11", 16, 1, 128, None), ("mlp", 1, 1, 128, None),
+    ],
+)  # fmt: skip
 def test_table4_quotes_the_papers_row_for_its_net_and_batch(
-    workers: int, tau: int, batch_size: int, paper: Any, monkeypatch: pytest.MonkeyPatch, here: Path
+    net: str, workers: int, tau: int, batch_size: int, paper: Any, monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
     @contextmanager
     def recorded(s: Settings, prepared: Any) -> Iterator[Any]:
@@ -147,10 +153,11 @@ def test_table4_quotes_the_papers_row_for_its_net_and_batch(
     monkeypatch.setattr(table4, "recorded", recorded)
     s = settings("easgd", workers=workers, tau=tau, batch_size=batch_size, steps=100)
     s.dataset = {"name": "synthetic", "target": "easgd_cli.data.synthetic:synthetic", "train": 16, "test": 16, "crop": 28}
-    s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
+    s.model = {"name": net, "target": "easgd_cli.models.convnet7:ConvNet7"}
     found = table4.spent(s)
-    assert (found.paper, found.paper_steps, found.communication, found.steps) == (paper, paper and 400, 2.0, 100)
+    assert (found.paper, found.paper_steps, found.communication, found.steps) == (paper, paper and {"convnet7": 400, "convnet11": 1024}[net], 2.0, 100)
     assert found.columns()["comm. %"] == "20"
+    assert ("the paper's: " in found.what) == (net != "mlp" and batch_size == 128)
     assert found.columns()["paper"] == (" / ".join(map(str, paper)) if paper else "-")
 
 

@@ -210,7 +210,7 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
 
     from easgd_cli.devices import deal_devices
 
-    return run(build.method(s), torch.device(deal_devices(s.device, 1)[0]), _windows(asked))
+    return run(s.algo["name"], build.method(s), torch.device(deal_devices(s.device, 1)[0]), _windows(asked))
 
 
 def _data(asked: _Asked) -> Iterator[Row]:
