@@ -33,7 +33,7 @@ class Images:
 
     Pixels are uint8, of which the value 1 means `scale`, or floating-point numbers used as they are. With `crop`,
     training sees a random patch of that many rows and columns and evaluation the center one; with `flip`, training
-    mirrors every other image from left to right (paper p. 21).
+    mirrors an image from left to right in half of all cases, at random (paper p. 21).
     """
 
     train: Tensor  # [N, C, H, W]
