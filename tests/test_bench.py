@@ -20,11 +20,13 @@ from test_runs import settings
 
 from easgd_cli import build
 from easgd_cli.__main__ import main
-from easgd_cli.bench import data, measure, plain, scaling, startup, table4
+from easgd_cli.bench import data, measure, plain, runs, scaling, startup, table4
 from easgd_cli.bench.ddp import DataParallelLoop, GroupedStart
 from easgd_cli.bench.plain import loop_starts, side_by_side
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
+from easgd_cli.data.sources import Files, Shards
+from easgd_cli.data.stored import StoredImages
 from easgd_cli.data.synthetic import synthetic
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.children import Child
@@ -180,6 +182,18 @@ def test_the_peer_of_data_makes_the_same_images_and_its_smaller_batches_count_as
     assert [work() for _ in range(4)] == [3, 2, 3, 2]
     clock = iter([10.0, 11.0, 12.0])
     assert data._rate(work, lambda: next(clock), 2.0) == 5 / 2
+
+
+def test_a_run_that_is_timed_is_measured_on_few_test_images_and_trains_on_all() -> None:
+    labels = torch.arange(40) % 2
+    files = Files.of(Path("photos"), [f"{i}.jpg" for i in range(40)], labels.tolist(), "")
+    shards = Shards("copy", ("0.bin",), labels, torch.stack([torch.zeros(40), torch.arange(40), torch.ones(40)], 1).long())
+    stored = [StoredImages(source, source, num_classes=2, resize=8, crop=(8, 8)) for source in (files, shards)]
+    for images in (synthetic((3, 8, 8), classes=2, train=40, test=40, crop=None), *stored):
+        few = runs._little_to_test(images)
+        assert few is not None and (few.count("train"), few.count("test")) == (40, 16)
+        if isinstance(images, StoredImages):
+            assert [few.test.name(i) for i in range(16)] == [images.test.name(i) for i in range(16)]  # type: ignore[attr-defined]
 
 
 def test_ratios_are_of_windows_in_turn() -> None:
