@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from conftest import Said
 from test_runs import settings
 
-from easgd_cli import build
+from easgd_cli import build, interruption
 from easgd_cli.__main__ import main
 from easgd_cli.bench import data, measure, plain, runs, scaling, startup, table4
 from easgd_cli.bench.ddp import DataParallelLoop, GroupedStart
@@ -30,6 +30,7 @@ from easgd_cli.data.stored import StoredImages
 from easgd_cli.data.synthetic import synthetic
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.children import Child
+from easgd_cli.launcher.job import Outcome
 from easgd_cli.problems.images import Batches
 
 SMALL = ["dataset=synthetic", "dataset.shape=[1,8,8]", "dataset.crop=null", "dataset.train=64", "dataset.test=16", "model=small", "batch_size=8", "threads=1"]
@@ -182,6 +183,14 @@ def test_the_peer_of_data_makes_the_same_images_and_its_smaller_batches_count_as
     assert [work() for _ in range(4)] == [3, 2, 3, 2]
     clock = iter([10.0, 11.0, 12.0])
     assert data._rate(work, lambda: next(clock), 2.0) == 5 / 2
+
+
+def test_a_signal_that_ends_the_measured_run_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = settings("easgd", workers=1, steps=5)
+    monkeypatch.setattr(runs.kinds, "launcher", lambda s: lambda job, prepared: Outcome("interrupted", 143, {}, "SIGTERM received"))
+    with interruption.raised() as came, pytest.raises(KeyboardInterrupt), runs.recorded(s, build.prepare(s)):
+        pass
+    assert came == [signal.SIGTERM]
 
 
 def test_a_run_that_is_timed_is_measured_on_few_test_images_and_trains_on_all() -> None:

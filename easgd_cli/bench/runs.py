@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -38,6 +39,8 @@ def recorded(s: Settings, prepared: build.Prepared) -> Iterator[tuple[Path, dict
     with scratch_directory() as directory:
         with redirect_stdout(io.StringIO()):
             outcome = kinds.launcher(s)(Job(quiet, directory), few)
+        if outcome.status == "interrupted":
+            signal.raise_signal(outcome.exit_code - 128)  # its launcher took the signal, and the benchmark is to end by it, too
         if outcome.status != "completed":
             many, why = f"{s.workers} worker{'s' if s.workers > 1 else ''}", f": {outcome.reason}" if outcome.reason else ""
             raise RunError(f"{s.algo['name']}, {many}: the run to be measured is {outcome.status}{why}.")
