@@ -18,15 +18,19 @@ import torch.nn.functional as F
 from conftest import Said
 from test_runs import settings
 
-from easgd_cli import build
+from easgd_cli import build, interruption
 from easgd_cli.__main__ import main
-from easgd_cli.bench import measure, plain, scaling, startup, table4
+from easgd_cli.bench import data, measure, plain, runs, scaling, startup, table4
 from easgd_cli.bench.ddp import DataParallelLoop, GroupedStart
 from easgd_cli.bench.plain import loop_starts, side_by_side
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
+from easgd_cli.data.sources import Files, Shards
+from easgd_cli.data.stored import StoredImages
+from easgd_cli.data.synthetic import synthetic
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.children import Child
+from easgd_cli.launcher.job import Outcome
 from easgd_cli.problems.images import Batches
 
 SMALL = ["dataset=synthetic", "dataset.shape=[1,8,8]", "dataset.crop=null", "dataset.train=64", "dataset.test=16", "model=small", "batch_size=8", "threads=1"]
@@ -54,8 +58,9 @@ class Dying:
 
 
 def test_data_parallel_steps_are_those_of_the_mean_gradient(tmp_path: Path) -> None:
-    """Two processes with a batch each against one net that adds up both gradients by itself, with the same optimizer."""
-    s = settings("easgd", workers=2, tau=1)
+    """Two processes with a batch each against one net that adds up both gradients by itself, with the same optimizer; without momentum under EASGD."""
+    s = settings("easgd", workers=2, tau=1, clip=0.5)
+    s.problem = s.problem | {"label_smoothing": 0.1}
     images = build.data(s).share()
     starts = [GroupedStart(loop, str(tmp_path / "meeting"), "gloo") for loop in loop_starts(s, images, 3)]
     children = [Child(f"told_{i}", Told, start, tmp_path / f"told_{i}.log") for i, start in enumerate(starts)]
@@ -68,13 +73,14 @@ def test_data_parallel_steps_are_those_of_the_mean_gradient(tmp_path: Path) -> N
     finally:
         plain._end(children)
     net = build.model(s, images).train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=s.delta, nesterov=True, weight_decay=s.l2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, weight_decay=s.l2)
     batches, generators = Batches(len(images.train), s.batch_size, s.seed), [torch.Generator().manual_seed(i) for i in range(2)]
     for t in range(3):
         optimizer.zero_grad()
         for i in range(2):
             inputs, labels = images.training_batch(batches.indices(i, t), generators[i])
-            (F.cross_entropy(net(inputs), labels) / 2).backward()
+            (F.cross_entropy(net(inputs), labels, label_smoothing=0.1) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
         optimizer.step()
     assert torch.equal(told[0], told[1])
     torch.testing.assert_close(told[0], torch.cat([p.detach().reshape(-1) for p in net.parameters()]), rtol=1e-4, atol=1e-6)
@@ -105,8 +111,13 @@ def test_step_measures_runs_and_loops(here: Path, capsys: pytest.CaptureFixture[
     assert not multiprocessing.active_children() and list(here.iterdir()) == [here / "figures.json"]
 
 
-@pytest.mark.parametrize(("workers", "measured"), [("3", [1, 2, 3]), ("1", [1]), ("2,5", [2, 5])])
-def test_scaling_goes_from_one_worker_to_all_or_by_a_list(workers: str, measured: list[int], monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "tau", "measured"),
+    [("3", "7", [(1, 7), (2, 7), (3, 7)]), ("1", "7", [(1, 7)]), ("2,5", "7", [(2, 7), (5, 7)]), ("2", "1,7", [(1, 1), (2, 1), (1, 7), (2, 7)])],
+)
+def test_scaling_goes_from_one_worker_to_all_or_by_a_list(
+    workers: str, tau: str, measured: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
     asked: list[Settings] = []
 
     def against_plain(what: str, s: Settings, windows: int) -> measure.Row:
@@ -114,8 +125,8 @@ def test_scaling_goes_from_one_worker_to_all_or_by_a_list(workers: str, measured
         return measure.Row("", 1.0, "", 1.0, "", 1.0, 1.0, 1.0, windows)
 
     monkeypatch.setattr(scaling, "against_plain", against_plain)
-    assert main(["bench", "scaling", *SMALL, "algo=easgd", f"workers={workers}", "tau=7", "steps=9"]) == 0
-    assert [(s.workers, s.tau, s.steps) for s in asked] == [(p, 7, 9) for p in measured]
+    assert main(["bench", "scaling", *SMALL, "algo=easgd", f"workers={workers}", f"tau={tau}", "steps=9"]) == 0
+    assert [(s.workers, s.tau, s.steps) for s in asked] == [(p, period, 9) for p, period in measured]
 
 
 def test_table4_tells_where_the_seconds_of_real_runs_went(here: Path) -> None:
@@ -129,10 +140,14 @@ def test_table4_tells_where_the_seconds_of_real_runs_went(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "tau", "batch_size", "paper"), [(1, 1, 128, (12, 1, 0)), (16, 10, 128, (12, 2, 1)), (16, 10, 64, None), (2, 10, 128, None), (1, 10, 128, None)]
-)
+    ("net", "workers", "tau", "batch_size", "paper"),
+    [
+        ("convnet7", 1, 1, 128, (12, 1, 0)), ("convnet7", 16, 10, 128, (12, 2, 1)), ("convnet7", 16, 10, 64, None), ("convnet7", 2, 10, 128, None),
+        ("convnet7", 1, 10, 128, None), ("convnet11", 8, 1, 128, (1239, 61, 284)), ("convnet11", 16, 1, 128, None), ("mlp", 1, 1, 128, None),
+    ],
+)  # fmt: skip
 def test_table4_quotes_the_papers_row_for_its_net_and_batch(
-    workers: int, tau: int, batch_size: int, paper: Any, monkeypatch: pytest.MonkeyPatch, here: Path
+    net: str, workers: int, tau: int, batch_size: int, paper: Any, monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
     @contextmanager
     def recorded(s: Settings, prepared: Any) -> Iterator[Any]:
@@ -141,10 +156,11 @@ def test_table4_quotes_the_papers_row_for_its_net_and_batch(
     monkeypatch.setattr(table4, "recorded", recorded)
     s = settings("easgd", workers=workers, tau=tau, batch_size=batch_size, steps=100)
     s.dataset = {"name": "synthetic", "target": "easgd_cli.data.synthetic:synthetic", "train": 16, "test": 16, "crop": 28}
-    s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
+    s.model = {"name": net, "target": "easgd_cli.models.convnet7:ConvNet7"}
     found = table4.spent(s)
-    assert (found.paper, found.paper_steps, found.communication, found.steps) == (paper, paper and 400, 2.0, 100)
+    assert (found.paper, found.paper_steps, found.communication, found.steps) == (paper, paper and {"convnet7": 400, "convnet11": 1024}[net], 2.0, 100)
     assert found.columns()["comm. %"] == "20"
+    assert ("the paper's: " in found.what) == (net != "mlp" and batch_size == 128)
     assert found.columns()["paper"] == (" / ".join(map(str, paper)) if paper else "-")
 
 
@@ -154,6 +170,39 @@ def test_startup_is_written_too(monkeypatch: pytest.MonkeyPatch, here: Path) -> 
     assert main(["bench", "startup", "workers=8", "--windows=3", "--json", "figures.json"]) == 0
     [found] = json.loads(Path("figures.json").read_text())
     assert (found["workers"], found["seconds"], found["least"], found["greatest"], found["windows"], found["target"]) == (8, 2.5, 1.0, 4.0, 3, 3.0)
+
+
+def test_the_peer_of_data_makes_the_same_images_and_its_smaller_batches_count_as_they_are() -> None:
+    images = synthetic((3, 8, 8), classes=2, train=5, test=2, crop=None, flip=False).normalised((0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
+    peer = data._OneByOne(images)
+    for i in range(5):
+        inputs, labels = images.training_batch(torch.tensor([i]), torch.Generator())
+        torch.testing.assert_close(peer[i][0], inputs[0])
+        assert peer[i][1] == labels.item()
+    work = data._again_and_again(torch.utils.data.DataLoader(peer, 3))  # type: ignore[arg-type]
+    assert [work() for _ in range(4)] == [3, 2, 3, 2]
+    clock = iter([10.0, 11.0, 12.0])
+    assert data._rate(work, lambda: next(clock), 2.0) == 5 / 2
+
+
+def test_a_signal_that_ends_the_measured_run_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = settings("easgd", workers=1, steps=5)
+    monkeypatch.setattr(runs.kinds, "launcher", lambda s: lambda job, prepared: Outcome("interrupted", 143, {}, "SIGTERM received"))
+    with interruption.raised() as came, pytest.raises(KeyboardInterrupt), runs.recorded(s, build.prepare(s)):
+        pass
+    assert came == [signal.SIGTERM]
+
+
+def test_a_run_that_is_timed_is_measured_on_few_test_images_and_trains_on_all() -> None:
+    labels = torch.arange(40) % 2
+    files = Files.of(Path("photos"), [f"{i}.jpg" for i in range(40)], labels.tolist(), "")
+    shards = Shards("copy", ("0.bin",), labels, torch.stack([torch.zeros(40), torch.arange(40), torch.ones(40)], 1).long())
+    stored = [StoredImages(source, source, num_classes=2, resize=8, crop=(8, 8)) for source in (files, shards)]
+    for images in (synthetic((3, 8, 8), classes=2, train=40, test=40, crop=None), *stored):
+        few = runs._little_to_test(images)
+        assert few is not None and (few.count("train"), few.count("test")) == (40, 16)
+        if isinstance(images, StoredImages):
+            assert [few.test.name(i) for i in range(16)] == [images.test.name(i) for i in range(16)]  # type: ignore[attr-defined]
 
 
 def test_ratios_are_of_windows_in_turn() -> None:
@@ -171,7 +220,13 @@ def test_ratios_are_of_windows_in_turn() -> None:
         (["xyz"], "there are: step, scaling"),
         (["step", "--windows", "0"], "--windows 0"),
         (["step", "--json", "."], "--json .: is a directory"),
-        (["step", "--json"], "--json .: is a directory"),
+        (["step", "--json"], "--json: name the file"),
+        (["step", "--windows", "²"], "--windows ²"),
+        (["step", "--cfg", "job"], "bench step --cfg: is an option of easgd train"),
+        (["exchange", "algo=easgd,downpour"], "bench exchange algo=easgd,downpour: takes one value"),
+        (["step", "launcher=simulated", "steps=20"], "bench step launcher=simulated: its seconds are virtual"),
+        (["table4", "launcher=table4_cifar", "steps=20"], "bench table4 launcher=table4_cifar: its seconds are virtual"),
+        (["startup", "steps=5"], "bench startup steps=5: its runs take one step"),
         (["step", "--json=nowhere/figures.json"], "there is no directory nowhere"),
         (["step", "problem=quadratic", "eta=0.1", "steps=20"], "bench step problem=quadratic"),
         (["step", "minutes=1"], "bench step minutes=1"),

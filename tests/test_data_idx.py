@@ -152,8 +152,9 @@ def test_a_root_without_the_set_is_refused(kind, raw, tmp_path):
     name, title = kind.layout.torchvisions, kind.layout.title
     with pytest.raises(UsageError, match=rf"there is no .*/none/{name}; dataset.download=true fetches {title}, or say with dataset.root="):
         kind.load(str(tmp_path / "none"), download=False)
-    with pytest.raises(UsageError, match=rf"is the directory of the set itself; write dataset.root={tmp_path}, which holds it"):
-        kind.load(str(tmp_path / name))
+    for inside in (raw, raw.parent):
+        with pytest.raises(UsageError, match=rf"is the directory of the set itself; write dataset.root={tmp_path}, which holds it"):
+            kind.load(str(inside))
 
 
 def test_a_missing_set_is_fetched_once_and_from_a_second_place_if_the_first_has_it_not(kind, raw, published, served, tmp_path_factory, monkeypatch):
@@ -169,16 +170,17 @@ def test_a_missing_set_is_fetched_once_and_from_a_second_place_if_the_first_has_
 
 def test_a_damaged_or_missing_file_leaves_nothing_behind(kind, raw, published, served, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(published, "mirrors", [served(raw)])
-    fresh = tmp_path_factory.mktemp("fresh") / "root"
+    place = tmp_path_factory.mktemp("fresh")
+    fresh = place / "deep" / "root"
     last = raw / "t10k-labels-idx1-ubyte.gz"
     last.write_bytes(last.read_bytes()[:-1])
     with pytest.raises(UsageError, match=rf"dataset={kind.layout.dataset}: what came from .* is damaged"):
         kind.load(str(fresh))
-    assert not fresh.exists()
+    assert not list(place.iterdir())
     last.unlink()
     with pytest.raises(UsageError, match=rf"dataset={kind.layout.dataset}: could not be fetched from .* \(.*\); without internet"):
         kind.load(str(fresh))
-    assert not fresh.exists()
+    assert not list(place.iterdir())
 
 
 def test_without_internet_the_remedy_is_named(kind, published, monkeypatch, tmp_path_factory):

@@ -192,6 +192,8 @@ def replaced(place, value):
         (replaced(2, np.repeat(X, 3, 1)), "must agree"),
         (numbered(crop=3), r"crop=3 must be two whole numbers, \(rows, columns\)"),
         (numbered(crop=(6, 3)), "crop 6x3 does not fit into training images 2x5x5"),
+        (numbered(scale=0.0), "scale=0.0 is the value of a pixel of 1; it must be a finite number greater than 0"),
+        (numbered(mean=(0.1,)), r"dataset=mine: dataset.mean=\[0.1\]: has 1 numbers and the images have 2 channels"),
         (numbered(classes=("a",)), "there are 1 class names for 3 classes"),
     ],
 )

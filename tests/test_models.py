@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from easgd_cli import memory
 from easgd_cli.data import vision
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
@@ -277,6 +278,20 @@ class InTraining(nn.Module):
 def test_models_that_do_not_fit_are_refused(net, sentence):
     with pytest.raises(UsageError, match=sentence):
         check_model(net, "model=x", images(), 2)
+
+
+def test_a_net_that_does_not_fit_into_memory_is_refused_before_it_is_made_or_differentiated(monkeypatch):
+    """One byte less than is needed: 36 pixels, 1,000 and 3 units."""
+    many = 37 * 1000 + 1001 * 3
+    net = MLP((1, 6, 6), 3, (1000,))
+    monkeypatch.setattr(memory, "available_memory", lambda: 8 * many)
+    check_model(net, "model=mlp", images(), 2)
+    monkeypatch.setattr(memory, "available_memory", lambda: 8 * many - 1)
+    with pytest.raises(UsageError, match="model=mlp: has 40,003 parameters; to train it takes"):
+        check_model(net, "model=mlp", images(), 2)
+    monkeypatch.setattr(memory, "available_memory", lambda: 4 * many - 1)
+    with pytest.raises(ValueError, match=r"model.hidden=\[1000\]: these are 40,003 parameters"):
+        MLP((1, 6, 6), 3, (1000,))
 
 
 def test_a_trial_leaves_the_model_and_the_generator_alone():

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from easgd_cli.bench.measure import Row, alternate, rate
+from easgd_cli.bench.measure import Row, alternate
 from easgd_cli.data import vision
 from easgd_cli.data.images import Images
+from easgd_cli.data.sources import Shards
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.errors import UsageError
 from easgd_cli.memory import keep_freed_memory
@@ -26,7 +27,7 @@ _SECONDS_OF_PHOTOS = 1.0
 
 
 def run(images: Images, batch_size: int, windows: int) -> list[Row]:
-    """Images a second, ready for the net: cropped and mirrored as the set asks, as floats in batches of `batch_size`.
+    """Images a second, ready for the net: cropped, mirrored and normalised as the set asks, as floats in batches of `batch_size`.
 
     Raises UsageError for images that are no pictures.
     """
@@ -38,9 +39,9 @@ def run(images: Images, batch_size: int, windows: int) -> list[Row]:
         return [
             alternate(
                 f"batches of {batch_size} images {_by(images.input_shape)}, one core",
-                lambda: rate(ours, batch_size, _SECONDS),
+                lambda: _rate(ours, time.perf_counter, _SECONDS),
                 "torchvision DataLoader",
-                lambda: rate(theirs, batch_size, _SECONDS),
+                lambda: _rate(theirs, time.perf_counter, _SECONDS),
                 "images/s",
                 windows,
                 target=5.0,
@@ -54,40 +55,56 @@ def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: 
     CPU seconds of this process, which does both without threads or loader processes.
     """
     transforms, datasets = vision.torchvision().transforms, vision.torchvision().datasets
-    flip = [transforms.RandomHorizontalFlip()] if images.flip else []
-    steps = [transforms.Resize(images.resize), transforms.RandomCrop(images.crop), *flip, transforms.ToTensor()]
-    loader: Any = torch.utils.data.DataLoader(datasets.ImageFolder(str(originals), transforms.Compose(steps)), batch_size, shuffle=True, drop_last=True)
+    seen = transforms.Compose([transforms.Resize(images.resize), *_seen(images, images.crop)])
+    loader: Any = torch.utils.data.DataLoader(datasets.ImageFolder(str(originals), seen), batch_size, shuffle=True)
     ours, theirs = _batches(replace(images, loaders=0), batch_size), _again_and_again(loader)
 
-    def a_second(work: Callable[[], None]) -> float:
-        began, images_made = time.process_time(), 0
-        while time.process_time() - began < _SECONDS_OF_PHOTOS:
-            work()
-            images_made += batch_size
-        return images_made / (time.process_time() - began)
+    def a_second(work: Callable[[], int]) -> float:
+        return _rate(work, time.process_time, _SECONDS_OF_PHOTOS)
 
     keep_freed_memory()  # as a worker does: a batch of photos is 75 MB
     with _one_thread():
-        what = f"batches of {batch_size} photos {_by(images.crop)}, one core"
-        return [alternate(what, lambda: a_second(ours), "torchvision ImageFolder", lambda: a_second(theirs), "images/CPU s", windows, target=4.0)]
+        prepared = isinstance(images.train, Shards)
+        what = f"batches of {batch_size} photos {_by(images.crop)} from {'the resized copy' if prepared else 'the originals'}, one core"
+        target = 4.0 if prepared else None
+        return [alternate(what, lambda: a_second(ours), "torchvision ImageFolder", lambda: a_second(theirs), "images/CPU s", windows, target)]
 
 
-def _batches(images: Images | StoredImages, batch_size: int) -> Callable[[], None]:
+def _rate(work: Callable[[], int], clock: Callable[[], float], least_seconds: float) -> float:
+    """Images a second by `clock`, over at least `least_seconds`; `work` makes some and says how many."""
+    began, made = clock(), 0
+    while True:
+        made += work()
+        if (elapsed := clock() - began) >= least_seconds:
+            return made / elapsed
+
+
+def _seen(images: Images | StoredImages, crop: tuple[int, int]) -> list[Any]:
+    """Torchvision's transforms from a picture to what the net is given of it."""
+    transforms = vision.torchvision().transforms
+    steps = [transforms.RandomCrop(crop), *([transforms.RandomHorizontalFlip()] if images.flip else []), transforms.ToTensor()]
+    if images.mean is not None or images.std is not None:
+        steps.append(transforms.Normalize(images.mean or (0.0,), images.std or (1.0,)))
+    return steps
+
+
+def _batches(images: Images | StoredImages, batch_size: int) -> Callable[[], int]:
     """Makes the next batch of a worker at each call."""
     batches, generator = Batches(images.count("train"), batch_size, seed=0), torch.Generator()
     steps = count()
 
-    def work() -> None:
+    def work() -> int:
         step = next(steps)
-        images.training_batch(batches.indices(0, step), generator.manual_seed(step))
+        _, labels = images.training_batch(batches.indices(0, step), generator.manual_seed(step))
+        return len(labels)
 
     return work
 
 
-def _again_and_again(loader: Any) -> Callable[[], None]:
-    """Takes the next batch of `loader` at each call, pass after pass."""
+def _again_and_again(loader: Any) -> Callable[[], int]:
+    """Takes the next batch of `loader` at each call, pass after pass; the last of a pass may be smaller."""
     batches = chain.from_iterable(repeat(loader))
-    return lambda: next(batches)
+    return lambda: len(next(batches)[1])
 
 
 @contextmanager
@@ -108,11 +125,7 @@ class _OneByOne:
     """The set as torchvision keeps it: an array for each image, turned into a picture and through its transforms one at a time."""
 
     def __init__(self, images: Images):
-        transforms = vision.torchvision().transforms
-        steps = [transforms.RandomCrop(images.input_shape[1:])]
-        if images.flip:
-            steps.append(transforms.RandomHorizontalFlip())
-        self._transform = transforms.Compose([*steps, transforms.ToTensor()])
+        self._transform = vision.torchvision().transforms.Compose(_seen(images, images.input_shape[1:]))
         pixels = images.train.permute(0, 2, 3, 1).contiguous().numpy()
         self._pixels, self._labels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels, images.train_labels.tolist()
 

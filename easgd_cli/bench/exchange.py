@@ -33,13 +33,14 @@ from easgd_cli.transport.staging import Staging
 
 _HOST = torch.device("cpu")
 _RULE_STREAMS, _PULL_STREAMS, _COPY_STREAMS = 4, 3, 2
-_SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "60 M (the paper's ImageNet net)": 61_128_808}
+_SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "61 M (the paper's ImageNet net)": 61_128_808}
 
 
-def run(method: Method, device: torch.device, windows: int = 10) -> Iterator[Row]:
-    """The rule and the exchange of `method` (counted with EASGD's streams) at three sizes, in GB/s; the worker on `device`."""
+def run(algo: str, method: Method, device: torch.device, windows: int = 10) -> Iterator[Row]:
+    """The rule and the exchange of `method`, whose name is `algo`, at three sizes, in GB/s by EASGD's streams; the worker on `device`."""
     torch.set_num_threads(1)
-    for name, size in _SIZES.items():
+    for net, size in _SIZES.items():
+        name = f"{algo}, {net}"
         yield _rule(method, name, size, windows)
         if device.type != "cpu":
             yield _exchange_over_bus(method, name, size, device, windows)

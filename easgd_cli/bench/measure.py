@@ -29,15 +29,15 @@ class Row:
     def columns(self) -> dict[str, str]:
         """What a table shows of it, by heading."""
         return {
-            self.unit: _number(self.figure), f"{self.peer_name}, {self.unit}": _number(self.peer), "ratio": f"{self.ratio:.3f}",
+            self.unit: number(self.figure), f"{self.peer_name}, {self.unit}": number(self.peer), "ratio": f"{self.ratio:.3f}",
             "range": f"{self.least:.3f} to {self.greatest:.3f}", "windows": str(self.windows),
             "target": "" if self.target is None else f">= {self.target:g}",
         }  # fmt: skip
 
 
-def _number(value: float) -> str:
-    """In four digits, or more before the point: never with an exponent where it is great."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def number(value: float, digits: int = 4) -> str:
+    """In so many digits, or more before the point: never with an exponent where it is great."""
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def rate(work: Callable[[], object], amount: float, least_seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""The peer of every step benchmark: a plain hand-written PyTorch loop, on the same net, data and batches."""
+"""The peer of every step benchmark: a plain hand-written PyTorch loop, on the same net, data and batches, doing what the run is asked for."""
 
 from __future__ import annotations
 
@@ -39,16 +39,22 @@ class LoopStart:
 
 
 class Loop:
-    """Forward, backward, torch.optim.SGD with Nesterov momentum on `net`, the batches cut where the images are put."""
+    """Forward, backward, torch.optim.SGD on `net`, with Nesterov momentum where the method has one; the batches cut where the images are put.
+
+    Compiled, clipped and with smoothed labels where the run is.
+    """
 
     def __init__(self, start: LoopStart, net: nn.Module, channel: Channel):
         s = start.settings
         self._start, self._net, self._channel = start, net, channel
+        self._called = torch.compile(net) if s.compile else net
+        self._smoothing, self._dtype = s.problem.get("label_smoothing", 0.0), next(net.parameters()).dtype
         self._device = torch.device(start.device)
         use_tf32(self._device, s.precision == "tf32")
         self._autocast = autocast(self._device, s.precision)
         self._images = start.images.training_on(self._device)
-        self._optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=s.delta, nesterov=s.delta > 0, weight_decay=s.l2)
+        momentum = s.delta if "delta" in build.signature(build.locate("algo", s.algo["target"])) else 0.0
+        self._optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=momentum, nesterov=momentum > 0, weight_decay=s.l2)
         self._batches = Batches(start.images.count("train"), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)
 
@@ -61,11 +67,13 @@ class Loop:
 
     def _steps(self, first: int, last: int) -> None:
         for t in range(first, last):
-            inputs, labels = self._images.begin(self._batches.indices(self._start.worker, t), self._generator, torch.float32)()
+            inputs, labels = self._images.begin(self._batches.indices(self._start.worker, t), self._generator, self._dtype)()
             self._optimizer.zero_grad()
             with self._autocast:
-                outputs = self._net(inputs)
-            F.cross_entropy(outputs.float(), labels).backward()
+                outputs = self._called(inputs)
+            F.cross_entropy(outputs.to(self._dtype), labels, label_smoothing=self._smoothing).backward()
+            if self._start.settings.clip is not None:
+                nn.utils.clip_grad_norm_(self._net.parameters(), self._start.settings.clip)
             self._optimizer.step()
             self._channel.receive()  # a microsecond; without it the loop would outlive a launcher that was killed
         if self._device.type == "cuda":

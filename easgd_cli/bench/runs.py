@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -13,6 +14,9 @@ from easgd_cli import build
 from easgd_cli.bench.plain import WARM_UP
 from easgd_cli.config import Checkpoint, Eval, Settings
 from easgd_cli.data.dataset import Dataset
+from easgd_cli.data.images import Images
+from easgd_cli.data.sources import Files, Shards
+from easgd_cli.data.stored import StoredImages
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job
@@ -20,21 +24,26 @@ from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.recorder import read_rows
 from easgd_cli.scratch import scratch_directory
 
+_TESTED = 16  # images, at the beginning and the end of a run
+
 
 @contextmanager
 def recorded(s: Settings, prepared: build.Prepared) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The directory of a finished run, for as long as this lasts, and its summary. Nothing is evaluated beside the workers.
+    """The directory of a finished run, for as long as this lasts, and its summary. Nothing is evaluated beside the workers, and little after them.
 
     Raises RunError when it does not complete.
     """
-    quiet = replace(s, eval=Eval(every=None, when="deferred", train_images=1), checkpoint=Checkpoint())
+    # Two training images, since the variances of a batch norm take as many.
+    quiet = replace(s, eval=Eval(when="deferred", device=s.eval.device, train_images=2), checkpoint=Checkpoint())
+    few = replace(prepared, images=_little_to_test(prepared.images))
     with scratch_directory() as directory:
         with redirect_stdout(io.StringIO()):
-            outcome = kinds.launcher(s)(Job(quiet, directory), prepared)
+            outcome = kinds.launcher(s)(Job(quiet, directory), few)
+        if outcome.status == "interrupted":
+            signal.raise_signal(outcome.exit_code - 128)  # its launcher took the signal, and the benchmark is to end by it, too
         if outcome.status != "completed":
-            raise RunError(
-                f"{s.algo['name']}, {s.workers} workers: the run to be measured is {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}."
-            )
+            many, why = f"{s.workers} worker{'s' if s.workers > 1 else ''}", f": {outcome.reason}" if outcome.reason else ""
+            raise RunError(f"{s.algo['name']}, {many}: the run to be measured is {outcome.status}{why}.")
         yield directory, outcome.summary
 
 
@@ -54,6 +63,17 @@ def steps_and_images(what: str, s: Settings, prepared: build.Prepared) -> tuple[
     if prepared.images is None:
         raise UsageError(f"bench {what} problem={s.problem['name']}: the loops it is held against learn from images; use problem=dataset.")
     return prepared.steps, prepared.images
+
+
+def _little_to_test(images: Dataset | None) -> Dataset | None:
+    """The same training images with a few test images: a run that is only timed need not be measured on all of ImageNet's at its end."""
+    if isinstance(images, Images):
+        return replace(images, test=images.test[:_TESTED], test_labels=images.test_labels[:_TESTED], memory=None)
+    if isinstance(images, StoredImages) and isinstance(images.test, Files):
+        return replace(images, test=replace(images.test, labels=images.test.labels[:_TESTED], ends=images.test.ends[:_TESTED]), memory=None)
+    if isinstance(images, StoredImages) and isinstance(images.test, Shards):
+        return replace(images, test=replace(images.test, labels=images.test.labels[:_TESTED], places=images.test.places[:_TESTED]), memory=None)
+    return images
 
 
 def _rate(rows: list[Row], batch_size: int) -> float:

@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from easgd_cli import build
+from easgd_cli.bench.measure import number
 from easgd_cli.bench.runs import recorded
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
 
-# By model, workers and tau: seconds of computation, data loading and communication for 400 steps of 128 images (CIFAR), on the
-# GPU cluster of the paper. With one worker it gives one row.
+# By model, the paper's steps of 128 images (CIFAR, ImageNet); by workers and tau, the seconds of computation, data loading and
+# communication that they took on its GPU cluster. With one worker it gives one row.
 _PAPER = {
-    "convnet7": {
+    "convnet7": (400, {
         (1, 1): (12, 1, 0), (4, 1): (11, 2, 3), (8, 1): (11, 2, 5), (16, 1): (11, 2, 9),
         (4, 10): (11, 2, 1), (8, 10): (11, 2, 1), (16, 10): (12, 2, 1),
-    },
+    }),
+    "convnet11": (1024, {
+        (1, 1): (1248, 20, 0), (4, 1): (1323, 24, 173), (8, 1): (1239, 61, 284),
+        (4, 10): (1254, 58, 7), (8, 10): (1266, 84, 11),
+    }),
 }  # fmt: skip
-_PAPERS_STEPS = 400
+_PAPERS_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Spent:
         spent = self.compute + self.data + self.communication + self.other
         return {
             "method": self.algo, "p": str(self.workers), "tau": str(self.tau),
-            "compute / data / comm.": f"{self.compute:.3g} / {self.data:.2g} / {self.communication:.2g}", "other": f"{self.other:.2g}",
+            "compute / data / comm.": f"{number(self.compute, 3)} / {number(self.data, 2)} / {number(self.communication, 2)}", "other": number(self.other, 2),
             "comm. %": f"{100 * self.communication / spent:.2g}", "paper": "-" if self.paper is None else " / ".join(map(str, self.paper)),
         }  # fmt: skip
 
@@ -55,9 +60,11 @@ def spent(s: Settings) -> Spent:
         raise UsageError(f"bench table4 minutes={s.minutes}: give steps=, since seconds of equally many steps are compared.")
     with recorded(s, prepared) as (_, summary):
         seconds, speed = summary["seconds"], summary["images_per_second"]
-    paper = _PAPER.get(s.model["name"], {}).get((s.workers, s.tau)) if s.batch_size == 128 else None
+    papers_steps, papers_rows = _PAPER.get(s.model["name"], (None, {})) if s.batch_size == _PAPERS_BATCH else (None, {})
+    paper = papers_rows.get((s.workers, s.tau))
+    beside = f"; the paper's: {papers_steps:,} of {_PAPERS_BATCH}" if papers_steps is not None else ""
     return Spent(
-        what=f"Seconds of a worker, {prepared.steps:,} steps of {s.batch_size} images, {s.model['name']}; the paper's: {_PAPERS_STEPS} of 128",
+        what=f"Seconds of a worker, {prepared.steps:,} steps of {s.batch_size} images, {s.model['name']}{beside}",
         algo=s.algo["name"],
         workers=s.workers,
         tau=s.tau,
@@ -66,5 +73,5 @@ def spent(s: Settings) -> Spent:
         **{part: seconds[part] for part in ("compute", "data", "communication", "other")},
         images_per_second=speed,
         paper=paper,
-        paper_steps=_PAPERS_STEPS if paper is not None else None,
+        paper_steps=papers_steps if paper is not None else None,
     )

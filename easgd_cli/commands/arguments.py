@@ -98,6 +98,17 @@ def with_search_path(arguments: Arguments) -> Arguments:
     return replace(arguments, overrides=[*arguments.overrides, f"hydra.searchpath=[{path}]"], config_dir=None)
 
 
+def of_one_run(words: Sequence[str], command: str) -> Arguments:
+    """The settings of one run, for `command`, which makes none as easgd train does. Raises UsageError for what only that takes."""
+    asked = with_search_path(parse(words))
+    if asked.show or asked.multirun:
+        raise UsageError(f"{command} {asked.show[0] if asked.show else '--multirun'}: is an option of easgd train only.")
+    several = next((o.input_line for o in parse_overrides(asked.overrides) if o.is_sweep_override()), None)
+    if several is not None:
+        raise UsageError(f"{command} {several}: takes one value of each setting; a single value with a comma in it goes into quotes.")
+    return asked
+
+
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Overrides as Hydra reads them, without those it accepts and a user cannot have meant. Raises UsageError."""
     parser = OverridesParser.create()

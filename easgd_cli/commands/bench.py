@@ -19,7 +19,7 @@ from rich.table import Table
 from easgd_cli import build
 from easgd_cli.commands import arguments, compose, plan, running
 from easgd_cli.config import Settings
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from easgd_cli.bench.calibrate import Calibration, Measured
@@ -36,7 +36,7 @@ median over the windows, with its range.
   step       one worker against a plain PyTorch loop; the given settings against as many of them that never communicate; and
              with several workers the same at tau=1 against DistributedDataParallel, and that against the plain loops
   scaling    runs of 1, 2, ... up to the given number of workers, each against as many plain loops: the efficiency. A list,
-             workers=1,4,16, has these numbers only
+             workers=1,4,16, has these numbers only; lists of other settings as in a sweep
   table4     seconds of a worker that compute, load data and communicate, by number of workers and tau, as in the paper's
              Table 4; lists of values as in a sweep; each run once
   exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a GPU
@@ -92,7 +92,10 @@ def main(argv: Sequence[str]) -> int:
     if what == "table4":  # whose rows are to be seen beside each other
         console.print(_table(found))
     if asked.out is not None:
-        asked.out.write_text(json.dumps([asdict(figures) for figures in found], indent=2) + "\n")
+        try:
+            asked.out.write_text(json.dumps([asdict(figures) for figures in found], indent=2) + "\n")
+        except OSError as e:
+            raise RunError(f"--json {asked.out}: cannot be written ({e.strerror or e}); the figures are those above.") from e
     return 0
 
 
@@ -104,7 +107,9 @@ def _parsed(what: str, rest: Sequence[str]) -> _Asked:
         if option == "--windows":
             windows = _whole(value if equals else next(words, ""))
         elif option == "--json":
-            out = Path(value if equals else next(words, ""))
+            out = Path(named := value if equals else next(words, ""))
+            if not named:
+                raise UsageError("--json: name the file, such as --json figures.json.")
         else:
             overrides.append(word)
     if out is not None and (not out.parent.is_dir() or out.is_dir()):
@@ -174,16 +179,15 @@ def _plain(value: float | list[float]) -> str:
 def _step(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench.step import run
 
-    return run(_settings(asked), _windows(asked))
+    return run(_timed(asked, _settings(asked)), _windows(asked))
 
 
 def _scaling(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench.scaling import against_plain
 
     several = _several(asked)
-    if len(several) == 1:
-        [s] = several
-        several = [replace(s, workers=p) for p in range(1, s.workers + 1)]
+    if len({s.workers for s in several}) == 1:
+        several = [replace(s, workers=p) for s in several for p in range(1, s.workers + 1)]
     for s in several:
         yield against_plain("scaling", s, _windows(asked))
 
@@ -206,7 +210,7 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
 
     from easgd_cli.devices import deal_devices
 
-    return run(build.method(s), torch.device(deal_devices(s.device, 1)[0]), _windows(asked))
+    return run(s.algo["name"], build.method(s), torch.device(deal_devices(s.device, 1)[0]), _windows(asked))
 
 
 def _data(asked: _Asked) -> Iterator[Row]:
@@ -224,15 +228,17 @@ def _data(asked: _Asked) -> Iterator[Row]:
     originals = Path(s.dataset.get("root", "")) / "train"
     if not originals.is_dir():
         raise UsageError(f"bench data dataset={s.dataset['name']}: torchvision's peer reads the originals, and {originals} is not there.")
-    if images.count("train") < s.batch_size:
-        raise UsageError(f"batch_size={s.batch_size}: must be at most the {images.count('train')} images that torchvision makes batches of.")
     return iter(run_stored(images, originals, s.batch_size, _windows(asked)))
 
 
 def _startup(asked: _Asked) -> Iterator[Startup]:
     from easgd_cli.bench.startup import run
 
-    yield run(asked.overrides, _settings(asked).workers, _windows(asked))
+    fixed = next((o for o in asked.overrides if o.partition("=")[0] in ("steps", "epochs", "minutes", "hydra.run.dir")), None)
+    if fixed is not None:
+        raise UsageError(f"bench startup {fixed}: its runs take one step, in directories of their own; leave out {fixed.partition('=')[0]}=.")
+    s = _timed(asked, _settings(asked))
+    yield run(asked.overrides, s.workers, _windows(asked))
 
 
 _MEASURED: dict[str, Callable[[_Asked], Iterator[Row | Spent | Startup]]] = {
@@ -244,7 +250,7 @@ def _table(found: Sequence[Row | Spent | Startup]) -> Table:
     """Figures of one kind, a row each, under the name of the first."""
     table = Table(title=found[0].what, title_justify="left")
     for heading in found[0].columns():
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for figures in found:
         table.add_row(*figures.columns().values())
     return table
@@ -252,11 +258,20 @@ def _table(found: Sequence[Row | Spent | Startup]) -> Table:
 
 def _settings(asked: _Asked) -> Settings:
     """Of a benchmark of one run."""
-    parsed = arguments.parse(asked.overrides)
-    arguments.parse_overrides(parsed.overrides)
+    parsed = arguments.of_one_run(asked.overrides, f"bench {asked.what}")
     with compose.composing(parsed.config_name) as composed:
         settings = composed(parsed.overrides).settings
     running.checked(settings)
+    return settings
+
+
+def _timed(asked: _Asked, settings: Settings) -> Settings:
+    """Of a benchmark that times real runs. Raises UsageError for what cannot be timed."""
+    if not build.launched_in_processes(settings):
+        raise UsageError(f"bench {asked.what} launcher={settings.launcher['name']}: its seconds are virtual, and real ones are due; leave out launcher=.")
+    for key in ("resume", "replay"):
+        if (path := getattr(settings, key)) is not None:
+            raise UsageError(f"bench {asked.what} {key}={path}: makes runs of its own; leave out {key}=.")
     return settings
 
 
@@ -268,7 +283,7 @@ def _several(asked: _Asked) -> list[Settings]:
     assert isinstance(planned, plan.Plan)  # which --multirun asks for
     for words, sentence in planned.left_out:
         print(f"easgd: left out: {words}. {sentence}", file=sys.stderr)
-    return [member.settings for member in planned.members]
+    return [_timed(asked, member.settings) for member in planned.members]
 
 
 def _windows(asked: _Asked) -> int:
@@ -276,6 +291,6 @@ def _windows(asked: _Asked) -> int:
 
 
 def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--windows {text}: must be a whole number of at least 1.")
     return int(text)

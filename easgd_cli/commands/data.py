@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if what not in _WHAT:
         near = difflib.get_close_matches(what, _WHAT, 1)
         raise UsageError(f"data {what}: there is no such action; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(_WHAT)}."))
-    settings = _settings(rest)
+    settings = _settings(what, rest)
     return _prepare(settings) if what == "prepare" else _verify(settings)
 
 
@@ -127,8 +127,8 @@ def _place(s: Settings) -> tuple[str, int, Path]:
     return root, side, photos.prepared_directory(root, side, makers.convert("dataset.prepared", s.dataset.get("prepared"), str | None))
 
 
-def _settings(words: Sequence[str]) -> Settings:
-    asked = arguments.parse(words)
+def _settings(what: str, words: Sequence[str]) -> Settings:
+    asked = arguments.of_one_run(words, f"data {what}")
     given = {o.key_or_group for o in arguments.parse_overrides(asked.overrides)}
     without = [o for o in ("eta=0", "steps=1") if o.partition("=")[0] not in given]  # which a data set of one's own may have no default of
     with compose.composing(asked.config_name) as composed:

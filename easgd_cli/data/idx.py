@@ -53,8 +53,10 @@ def load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
 
 def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
     folder = Path(root).expanduser() / layout.torchvisions
-    if not folder.exists() and folder.absolute().parent.name == layout.torchvisions and (folder.parent / "raw").is_dir():
-        raise UsageError(f"dataset.root={root}: is the directory of the set itself; write dataset.root={folder.absolute().parent.parent}, which holds it.")
+    given = folder.absolute().parent
+    own = given.parent if given.name == "raw" else given
+    if not folder.exists() and own.name == layout.torchvisions and (own / "raw").is_dir():
+        raise UsageError(f"dataset.root={root}: is the directory of the set itself; write dataset.root={own.parent}, which holds it.")
     if not folder.exists() and download:
         _download(layout, folder)
     files = _files(layout, folder, root, download)

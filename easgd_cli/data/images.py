@@ -6,6 +6,7 @@ or on the GPU), and a batch is one indexing of it (docs/results.md has the rates
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,7 +33,7 @@ class Images:
 
     Pixels are uint8, of which the value 1 means `scale`, or floating-point numbers used as they are. With `crop`,
     training sees a random patch of that many rows and columns and evaluation the center one; with `flip`, training
-    mirrors every other image from left to right (paper p. 21).
+    mirrors an image from left to right in half of all cases, at random (paper p. 21).
     """
 
     train: Tensor  # [N, C, H, W]
@@ -259,6 +260,13 @@ def _check(images: Images, name: str) -> None:
         raise UsageError(f"dataset={name}: all labels are 0; there must be at least two classes, labelled 0, 1, ...")
     if images.classes is not None and len(images.classes) != images.num_classes:
         raise UsageError(f"dataset={name}: there are {len(images.classes)} class names for {images.num_classes} classes.")
+    if not (math.isfinite(images.scale) and images.scale > 0):
+        raise UsageError(f"dataset={name}: scale={images.scale} is the value of a pixel of 1; it must be a finite number greater than 0, such as 1 / 255.")
+    for part, values in (("mean", images.mean), ("std", images.std)):
+        try:
+            checked_channels(part, values, images.train.shape[1])
+        except UsageError as e:
+            raise UsageError(f"dataset={name}: {e}") from e
     train, test = tuple(images.train.shape[1:]), tuple(images.test.shape[1:])
     if images.crop is None and train != test:
         raise UsageError(f"dataset={name}: training images are {_by(train)} and test images {_by(test)}; without a crop they must agree.")

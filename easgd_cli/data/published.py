@@ -7,10 +7,12 @@ import os
 import socket
 import urllib.error
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from easgd_cli.data.vision import torchvision
 from easgd_cli.errors import UsageError
+from easgd_cli.interruption import undone_by
 from easgd_cli.scratch import scratch_directory
 
 _SECONDS_WITHOUT_AN_ANSWER = 30.0
@@ -27,11 +29,17 @@ def download(dataset: str, title: str, url: str, folder: Path, fetch: Callable[[
     `dataset` is the option and `title` the set's name, for sentences; `url` is where it comes from. Raises UsageError when it cannot
     be fetched, arrives damaged (for which `fetch` raises RuntimeError, as torchvision does), or cannot be written.
     """
-    root = folder.parent
-    before, made = socket.getdefaulttimeout(), not root.exists()
+    root, before = folder.parent, socket.getdefaulttimeout()
+    made = [directory for directory in (root, *root.parents) if not directory.exists()]
+
+    def discard() -> None:  # a refused run leaves nothing behind
+        with suppress(OSError):  # what holds something stays
+            for directory in made:
+                directory.rmdir()
+
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with scratch_directory(root, prefix=f".{dataset}-") as there:
+        with undone_by(discard), scratch_directory(root, prefix=f".{dataset}-") as there:
             socket.setdefaulttimeout(_SECONDS_WITHOUT_AN_ANSWER)
             fetch(there)
             os.rename(there / folder.name, folder)  # another process may have been first; then theirs stays
@@ -49,5 +57,4 @@ def download(dataset: str, title: str, url: str, folder: Path, fetch: Callable[[
         raise UsageError(f"dataset.root={root}: {title} cannot be written there ({e.strerror or e}); choose another with dataset.root=.") from e
     finally:
         socket.setdefaulttimeout(before)
-        if made and root.is_dir() and not any(root.iterdir()):
-            root.rmdir()  # a refused run leaves nothing behind
+        discard()

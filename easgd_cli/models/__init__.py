@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from easgd_cli import memory
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.errors import UsageError
 
@@ -18,7 +19,8 @@ from easgd_cli.errors import UsageError
 def check_model(net: object, written: str, images: Dataset, batch_size: int) -> None:
     """Measures and differentiates `net`, chosen as `written`, on two images (one where `batch_size` is 1), and leaves it as it was.
 
-    Raises UsageError, beginning with `written`, when what comes out is not one finite number a class and image, or has no gradient.
+    Raises UsageError, beginning with `written`, when what comes out is not one finite number a class and image, has no gradient, or
+    the gradient does not fit into memory.
     """
     if not isinstance(net, nn.Module):
         raise UsageError(f"{written}: made a {type(net).__name__}, which is not a torch.nn.Module.")
@@ -31,6 +33,12 @@ def check_model(net: object, written: str, images: Dataset, batch_size: int) -> 
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
         raise UsageError(f"{written}: has no trainable parameters; at least one must have requires_grad=True.")
+    needed, available = 2 * sum(p.nbytes for p in trained), memory.available_memory()  # gradients here, and where a problem begins
+    if available is not None and needed > available:
+        raise UsageError(
+            f"{written}: has {sum(p.numel() for p in trained):,} parameters; to train it takes {needed / 2**30:,.1f} GiB more than there is of it "
+            f"already, and {available / 2**30:,.1f} GiB are free; use a smaller net."
+        )
     was_training, before = net.training, torch.random.get_rng_state()
     buffers = {n: b.clone() for n, b in net.named_buffers()}  # training writes to them
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
+from easgd_cli import memory
 from easgd_cli.models import initialise
 
 
@@ -13,7 +15,7 @@ class MLP(nn.Module):
     """`forward`: images [B, C, H, W] to logits [B, num_classes].
 
     `hidden`: the widths of the inner layers; none make the net linear. `dropout`: the share of each inner layer's outputs
-    zeroed in training, after their ReLU. Raises ValueError for a width below 1.
+    zeroed in training, after their ReLU. Raises ValueError for a width below 1, and for more parameters than memory holds.
     """
 
     def __init__(self, input_shape: tuple[int, int, int] = (1, 8, 8), num_classes: int = 10, hidden: tuple[int, ...] = (128,), dropout: float = 0.0):
@@ -23,6 +25,13 @@ class MLP(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"model.dropout={dropout}: is a share, from 0 to less than 1.")
         widths = [math.prod(input_shape), *hidden]
+        many = sum((ins + 1) * outs for ins, outs in zip(widths, [*hidden, num_classes], strict=True))
+        needed, available = many * torch.get_default_dtype().itemsize, memory.available_memory()
+        if available is not None and needed > available:
+            raise ValueError(
+                f"model.hidden={list(hidden)}: these are {many:,} parameters, {needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} GiB are free; "
+                "use narrower layers."
+            )
         self.layers = nn.Sequential(nn.Flatten())
         for ins, outs in zip(widths, hidden, strict=False):
             self.layers.extend([nn.Linear(ins, outs), nn.ReLU(inplace=True), nn.Dropout(dropout)])
