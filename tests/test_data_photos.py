@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from scipy.io import savemat
 from torch import Tensor, nn
 
 from easgd_cli.__main__ import main
-from easgd_cli.data import decoding, folders, preparation
+from easgd_cli.data import decoding, folders, listing, patience, preparation
+from easgd_cli.data.listing import Listed
 from easgd_cli.data.photos import imagefolder, imagenet
 from easgd_cli.data.stored import StoredImages
+from easgd_cli.data.vision import torchvision
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.images import Batches, ImageProblem
 from easgd_cli.randomness import AUGMENTATION, key
@@ -249,18 +252,40 @@ def test_what_cannot_be_decoded_is_left_out_and_listed(root: Path) -> None:
 
 
 def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
-    root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=70)  # three shards of training images
+    root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=200)
     prepare(root)
     assert prepare(root).written == 0
-    before = (root / "prepared-24/train-00000.bin").stat().st_ino
     photo(50, 50, seed=9).save(root / "train/bee/9.JPEG")
+    shards = preparation.shards(folders.listed("imagefolder", str(root)), root / "prepared-24", 24)["train"]
+    [own] = [shard for shard in shards if "train/bee/9.JPEG" in shard.images.paths()]
+    files = {shard.name: Path(shard.directory, f"{shard.name}.bin") for shard in shards}
+    before = {name: file.stat().st_ino for name, file in files.items()}
     done = prepare(root)
-    assert done.written == 140 - 128 and done.kept == 132 and (root / "prepared-24/train-00000.bin").stat().st_ino == before
-    copy = small(root)
-    [(a, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([139]))
-    [(b, _)] = small(root, prepared=None).evaluation_batches("train", 1, CPU, indices=torch.tensor([0]))
+    assert len(shards) > 3 and done.written == len(own.images) and done.kept == 404 - done.written
+    assert {name for name, file in files.items() if file.stat().st_ino != before[name]} == {own.name}
+    copy, place = small(root), folders.listed("imagefolder", str(root)).train.paths().index("train/bee/9.JPEG")
+    [(a, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([place]))
+    [(b, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([0]))
     whole = torch.from_numpy(np.asarray(photo(50, 50, seed=9).resize((24, 24), Image.Resampling.BILINEAR)).copy())[2:22, 2:22].permute(2, 0, 1) / 255
     assert (a[0] - whole).abs().mean() < 0.03 < (b[0] - whole).abs().mean()
+
+
+def test_an_image_that_comes_or_goes_moves_no_cut_but_its_own(tmp_path: Path) -> None:
+    """By names alone: without any one of 3,000 images, at most the shard it was in and, where it began one, the shard before are others."""
+
+    def cut(paths: list[str]) -> set[tuple[str, ...]]:
+        of_split = Listed.of(paths, 0)
+        planned = preparation.shards(folders.Folders(tmp_path, ("a",), of_split, Listed.of(["val/a/0.png"], 0), {}), tmp_path, 24)["train"]
+        parts = [tuple(shard.images.paths()) for shard in planned]
+        assert [path for part in parts for path in part] == paths and len({shard.name for shard in planned}) == len(planned)
+        assert all(len(part) <= 128 for part in parts)
+        return set(parts)
+
+    paths = [f"train/a/{n:04d}.png" for n in range(3000)]
+    whole = cut(paths)
+    assert 25 < len(whole) < 80
+    for gone in (*range(0, 3000, 250), *(paths.index(part[0]) for part in list(whole)[:10])):
+        assert len(whole - cut(paths[:gone] + paths[gone + 1 :])) <= 3  # a cut at the greatest length may move up to the next by name
 
 
 def test_a_smaller_set_leaves_no_shards_behind(tmp_path: Path) -> None:
@@ -269,7 +294,8 @@ def test_a_smaller_set_leaves_no_shards_behind(tmp_path: Path) -> None:
     for i in range(10, 70):
         (root / f"train/ant/{i}.JPEG").unlink()
     prepare(root)
-    assert sorted(p.name for p in (root / "prepared-24").glob("train-*.bin")) == ["train-00000.bin", "train-00001.bin"] and small(root).count("train") == 80
+    shards = preparation.shards(folders.listed("imagefolder", str(root)), root / "prepared-24", 24)["train"]
+    assert {p.stem for p in (root / "prepared-24").glob("train-*.bin")} == {shard.name for shard in shards} and small(root).count("train") == 80
 
 
 def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
@@ -305,9 +331,9 @@ def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_shortened_shard_is_noticed(root: Path) -> None:
     prepare(root)
-    shard = root / "prepared-24/train-00000.bin"
+    [shard] = root.glob("prepared-24/train-*.bin")
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UsageError, match=r"train-00000.bin: is shorter than its index says; remove it and call easgd data prepare again"):
+    with pytest.raises(UsageError, match=r"train-[0-9a-f]{16}.bin: is shorter than its index says; remove it and call easgd data prepare again"):
         small(root)
     assert prepare(root).written == 12
     small(root)
@@ -317,6 +343,122 @@ def test_a_copy_of_another_size_is_refused(root: Path) -> None:
     prepare(root, side=32, directory=root / "copy")
     with pytest.raises(UsageError, match=r"dataset.resize=24: the copy in .*copy has smallest sides of 32"):
         small(root, prepared=str(root / "copy"))
+
+
+def test_a_second_prepare_of_the_same_copy_is_refused(root: Path) -> None:
+    """Two would write into each other's files; when the first has ended, however, the next goes on."""
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(UsageError, match=r"prepared-24: another easgd data prepare is making this copy; wait for it to end"):
+            prepare(root)
+
+    assert preparation.prepare(folders.listed("imagefolder", str(root)), root / "prepared-24", 24, 1, meanwhile).written == 18
+    assert prepare(root).kept == 18
+
+
+def replace_file(root: Path) -> None:
+    photo(50, 50, seed=9).save(root / "beside.JPEG")
+    os.replace(root / "beside.JPEG", root / "train/bee/1.JPEG")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda root: (root / "train/bee/1.JPEG").unlink(), "train/bee in "),
+        (lambda root: photo(30, 30).save(root / "val/cat/new.JPEG"), "val/cat in "),
+        (lambda root: (root / "train/dog").mkdir(), "train in "),
+        (replace_file, "train/bee in "),
+        (lambda root: [(root / f"train/{c}/1.JPEG").unlink() for c in ("ant", "bee", "cat")], "train/ant and 2 others in "),
+    ],
+)
+def test_a_run_says_that_the_originals_have_changed_since(root: Path, change: Callable[[Path], object], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And looks at directories only: at 8 here, however many images are in them."""
+    prepare(root)
+    assert "changed" not in str(small(root).about)
+    change(root)
+    asked: list[str] = []
+    stat = os.stat
+    monkeypatch.setattr(listing.os, "stat", lambda path, **k: asked.append(str(path)) or stat(path, **k))
+    about = str(small(root).about)
+    assert f"{said}{root} changed after this copy was made, which is used as it is; easgd data prepare brings it up to date." in about
+    looked_at = {path.removeprefix(f"{root}/") for path in asked if path.startswith(f"{root}/") and "prepared-24" not in path}
+    assert looked_at == {"train", "val"} | {f"{split}/{c}" for split in ("train", "val") for c in ("ant", "bee", "cat")}
+    if not (root / "train/dog").exists():
+        prepare(root)
+        assert "changed" not in str(small(root).about)
+
+
+def test_without_its_originals_a_copy_is_used_without_a_word(root: Path) -> None:
+    prepare(root, directory=root / "copy")
+    for split in ("train", "val"):
+        shutil.rmtree(root / split)
+    assert "changed" not in str(small(root, prepared=str(root / "copy")).about)
+
+
+# --- listing ---------------------------------------------------------------------------------------------------------
+
+
+def test_images_and_their_order_are_those_of_torchvisions_imagefolder(root: Path) -> None:
+    """With folders in folders, links to folders, upper-case endings, blanks, umlauts, line breaks and bytes that are no text."""
+    for n, name in enumerate(("b.JPG", "a b.png", "ä.Tiff", "line\nbreak.webp", "deep/z.png", "deep/a/1.bmp", "deep-er/1.png", "\udcff.png", "1.txt")):
+        file = root / "train/bee" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        photo(30 + n, 30).save(file, "PNG")
+    (root / "elsewhere").mkdir()
+    photo(30, 30).save(root / "elsewhere/1.png")
+    (root / "train/linked").symlink_to(root / "elsewhere")
+    found = folders.listed("imagefolder", str(root))
+    theirs = torchvision().datasets.ImageFolder(str(root / "train"))
+    assert [(f"{root}/{path}", label) for path, label in zip(found.train.paths(), found.train.labels, strict=True)] == theirs.samples
+    assert found.classes == tuple(theirs.classes) == ("ant", "bee", "cat", "linked")
+    files = small(root).train
+    assert [files.name(i) for i in range(len(theirs.samples))] == [path for path, _ in theirs.samples]
+
+
+def test_what_is_hidden_is_passed_over(root: Path) -> None:
+    before = folders.listed("imagefolder", str(root))
+    for name in (".DS_Store", "train/.DS_Store", "train/bee/._1.JPEG", "train/bee/.thumbnails/1.JPEG", "train/.cache/1.JPEG", "val/.cache/1.JPEG"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"no image")
+    after = folders.listed("imagefolder", str(root))
+    assert (after.classes, after.train.paths(), after.test.paths()) == (before.classes, before.train.paths(), before.test.paths())
+
+
+def test_no_image_is_asked_for_one_by_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a million images that would be the whole start: one call for each directory, before it is read, and none for what is in it."""
+    asked: list[str] = []
+    stat = os.stat
+    monkeypatch.setattr(listing.os, "stat", lambda path, **k: asked.append(str(path)) or stat(path, **k))
+    found = folders.listed("imagefolder", str(root))
+    images = small(root)
+    assert images.count("train") == 12 and not [path for path in asked if path.endswith(".JPEG")]
+    assert set(found.times) == {"train", "val"} | {f"{split}/{c}" for split in ("train", "val") for c in ("ant", "bee", "cat")}
+
+
+def test_a_class_without_test_images_is_told_of(root: Path) -> None:
+    assert "no test image" not in str(small(root).about)
+    remove(root / "val/bee")
+    said = "1 of the 3 classes have no test image, so the errors say nothing of them: bee."
+    assert str(small(root).about).endswith(said)
+    prepare(root)
+    assert str(small(root).about).endswith(said)
+
+
+def test_a_root_in_the_home_directory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert small(Path("~/photos")).count("train") == 12
+    prepare(root)
+    assert "resized copy" in str(small(Path("~/photos")).about)
+
+
+def test_what_takes_long_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """After two seconds, then every five; a second for each item here, then a hundredth."""
+    clock = [0.0]
+    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
+    for seconds, said in ((1.0, [2, 7, 12]), (0.01, [])):
+        for _ in patience.told(range(13), "looking"):
+            clock[0] += seconds
+        assert capsys.readouterr().err == "".join(f"easgd: looking: {n} of 13\n" for n in said)
 
 
 # --- what is wrong with a set ----------------------------------------------------------------------------------------

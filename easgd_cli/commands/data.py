@@ -77,7 +77,7 @@ def _tell(done: Finished, directory: Path) -> None:
 
 
 class _Progress:
-    """Says every few seconds how many images are done and how long the rest will take."""
+    """Says at the start, and then every few seconds, how many images are done, and how long the rest will take."""
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -87,6 +87,8 @@ class _Progress:
         now = time.monotonic()
         if self._began is None:
             self._began, self._first, self._said = now, done, now
+            if done < total:
+                print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)
             return
         if now - self._said < _SECONDS and done < total:
             return
@@ -103,14 +105,20 @@ def _verify(s: Settings) -> int:
 
     images, name, wrong = build.data(s), s.dataset["name"], 0
     if isinstance(images, StoredImages):
+        progress, total, before = _Progress(), sum(images.count(split) for split in ("train", "held_out", "test")), 0
+        progress(0, total)
         for split in ("train", "test"):
-            for image, why in images.broken(split, cores()):
-                wrong += 1
-                print(f"{image}: {why}")
+            for done, broken in images.broken(split, cores()):
+                for image, why in broken:
+                    wrong += 1
+                    print(f"{image}: {why}")
+                progress(before + done, total)
+            before += done
         root, side, directory = _place(s)
-        if name in photos.LISTED and (directory / preparation.INDEX).exists() and Path(root, "train").is_dir():
+        if name in photos.LISTED and (directory / preparation.INDEX).exists() and (Path(root).expanduser() / "train").is_dir():
             cut = preparation.shards(photos.LISTED[name](root), directory, side)
-            if any(shard.described() is None for parts in cut.values() for shard in parts):
+            every = [shard for parts in cut.values() for shard in parts]
+            if len(preparation.existing(every)) < len(every):
                 wrong += 1
                 print(f"{directory}: is not the copy of what lies in {root} now; easgd data prepare brings it up to date")
     counts = f"{images.count('train') + images.count('held_out'):,} training and {images.count('test'):,} test images of {images.num_classes:,} classes"

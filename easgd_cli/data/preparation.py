@@ -1,25 +1,29 @@
 """A resized copy of a data set of photos, made once: decoding it takes a fraction of the time that the originals take.
 
-    DIRECTORY/train-00000.bin    JPEG files one after another, smallest side `side`
-    DIRECTORY/train-00000.json   what is in it, and from what it was made
-    DIRECTORY/index.npz          everything a run needs to know; written last, so that an unfinished copy is none
+    DIRECTORY/train-0f3c...bin    JPEG files one after another, smallest side `side`
+    DIRECTORY/train-0f3c...json   what is in it, and from what it was made
+    DIRECTORY/index.npz           everything a run needs to know; written last, so that an unfinished copy is none
 
-The images of a split, in order, are cut into shards of equal length. A shard is written beside and renamed, its description
-after it: whatever is killed, a description stands for a whole shard. A later call keeps the shards whose description says that they
-were made from the same files (path, size, time of change) in the same way. Processes, since resizing costs as much as decoding. No torch.
+The images of a split, in order, are cut into shards where their names say so: an image that comes or goes changes its own shard and moves no
+other. A shard is written beside and renamed, its description after it: whatever is killed, a description stands for a whole shard. A later call
+keeps the shards whose description says that they were made from the same files (path, size, time of change) in the same way.
+Processes, since resizing costs as much as decoding. No torch.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -28,13 +32,15 @@ from typing import Any
 import numpy as np
 
 from easgd_cli.data import decoding
-from easgd_cli.data.folders import Folders, Listed
+from easgd_cli.data.folders import Folders
+from easgd_cli.data.listing import Listed
+from easgd_cli.data.patience import told
 from easgd_cli.errors import RunError, UsageError
 
 _FORMAT = 1
 _QUALITY = 92  # of JPEG: differences to the resized pixels stay below what a crop by a pixel makes
-_SHARDS = 256  # of a split at most: each is a file that every process maps
-_LEAST = 64  # images in a shard
+_SHARDS = 200  # of a split, about: each is a file that every process maps, and of which it keeps a descriptor
+_LEAST = 64  # images in a shard, about
 INDEX = "index.npz"
 
 
@@ -43,17 +49,17 @@ class Shard:
     """A part of a split, and where it goes."""
 
     directory: str
-    name: str  # such as train-00000
+    name: str  # the split, and a digest of the first image's path
     root: str
-    paths: list[str]
+    images: Listed
     side: int
 
     def signature(self) -> str:
         """Changes when one of the files does, or how they are prepared. Raises OSError."""
         digest = hashlib.sha256(f"{_FORMAT} {self.side} {_QUALITY}".encode())
-        for path in self.paths:
+        for path in self.images.paths():
             found = os.stat(f"{self.root}/{path}")
-            digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+            digest.update(_bytes(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0"))
         return digest.hexdigest()
 
     def described(self) -> dict[str, Any] | None:
@@ -72,7 +78,7 @@ def make(shard: Shard) -> dict[str, Any]:
     whole, beside = Path(shard.directory, f"{shard.name}.bin"), Path(shard.directory, f"{shard.name}.bin.part")
     Path(shard.directory, f"{shard.name}.json").unlink(missing_ok=True)
     with open(beside, "wb") as out:
-        for path in shard.paths:
+        for path in shard.images.paths():
             try:
                 content = decoding.encoded(decoding.resized(decoding.rgb(f"{shard.root}/{path}"), shard.side), _QUALITY)
             except decoding.BrokenImage as e:
@@ -86,7 +92,7 @@ def make(shard: Shard) -> dict[str, Any]:
         os.fsync(out.fileno())
     os.replace(beside, whole)
     description = {"signature": signature, "bytes": at, "lengths": lengths, "broken": broken}
-    _write(Path(shard.directory, f"{shard.name}.json"), json.dumps(description).encode("utf-8", "surrogateescape"))
+    _write(Path(shard.directory, f"{shard.name}.json"), _bytes(json.dumps(description)))
     return description
 
 
@@ -96,9 +102,29 @@ def shards(folders: Folders, directory: Path, side: int) -> dict[str, list[Shard
 
 
 def _cut(folders: Folders, split: str, listed: Listed, directory: Path, side: int) -> Iterator[Shard]:
-    each = max(_LEAST, -(-len(listed.paths) // _SHARDS))
-    for n, first in enumerate(range(0, len(listed.paths), each)):
-        yield Shard(str(directory), f"{split}-{n:05d}", str(folders.root), listed.paths[first : first + each], side)
+    """A shard begins at each image whose path has a checksum divisible by a power of 2, and ends after at most twice as many images.
+
+    So cuts follow from names, and from how many there are only when these become half as many or twice as many.
+    """
+    about = 1 << (max(_LEAST, len(listed) // _SHARDS) - 1).bit_length()
+    paths = listed.paths()
+    begins = [0]
+    for n, path in enumerate(paths):
+        if n and (n - begins[-1] == 2 * about or zlib.crc32(_bytes(path)) % about == 0):
+            begins.append(n)
+    for first, last in zip(begins, [*begins[1:], len(paths)], strict=True):
+        name = hashlib.blake2b(_bytes(paths[first]), digest_size=8).hexdigest()
+        yield Shard(str(directory), f"{split}-{name}", str(folders.root), listed.part(first, last), side)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def existing(planned: Sequence[Shard]) -> dict[str, dict[str, Any]]:
+    """What the finished shards hold, by their names. Every original of theirs is asked for its size and time; a line says so where that takes long."""
+    asked = told(planned, "comparing the originals with the files of the copy")
+    return {shard.name: found for shard in asked if (found := shard.described()) is not None}
 
 
 @dataclass(frozen=True)
@@ -113,19 +139,40 @@ class Finished:
 def prepare(folders: Folders, directory: Path, side: int, processes: int, progress: Callable[[int, int], None]) -> Finished:
     """Makes the copy in `directory`, or completes it. `progress` is told images done and images in all, as shards are finished.
 
-    Raises UsageError where it cannot be written, RunError when a process dies or the disk is full.
+    Raises UsageError where it cannot be written or another process is at it, RunError when a process dies or the disk is full.
     """
-    planned = shards(folders, directory, side)
-    every = [shard for parts in planned.values() for shard in parts]
-    total = sum(len(shard.paths) for shard in every)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as e:
         raise UsageError(f"{directory}: the copy cannot be written there ({e.strerror}); choose a directory you can write to with dataset.prepared=DIR.") from e
-    described = {shard.name: found for shard in every if (found := shard.described()) is not None}
-    kept = done = sum(len(shard.paths) for shard in every if shard.name in described)
+    with _alone(directory):
+        return _prepare(folders, directory, side, processes, progress)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two at once would write into each other's files. The lock is on the directory itself and dies with the process. Raises UsageError."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UsageError(f"{directory}: another easgd data prepare is making this copy; wait for it to end, or stop it.") from e
+        except OSError:
+            pass  # a file system without locks, as some networks have: nothing can be known there
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _prepare(folders: Folders, directory: Path, side: int, processes: int, progress: Callable[[int, int], None]) -> Finished:
+    planned = shards(folders, directory, side)
+    every = [shard for parts in planned.values() for shard in parts]
+    total = sum(len(shard.images) for shard in every)
+    described = existing(every)
+    kept = done = sum(len(shard.images) for shard in every if shard.name in described)
     missing = [shard for shard in every if shard.name not in described]
     if missing:
         (directory / INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
@@ -137,12 +184,12 @@ def prepare(folders: Folders, directory: Path, side: int, processes: int, progre
         for future in as_completed(running):
             shard = running[future]
             described[shard.name] = future.result()
-            done += len(shard.paths)
+            done += len(shard.images)
             progress(done, total)
     except BrokenProcessPool as e:
         raise RunError(f"{directory}: a process that prepared images was killed; call easgd data prepare again, and it goes on where it stopped.") from e
     except OSError as e:
-        raise RunError(f"{directory}: {e.strerror or e}; call easgd data prepare again, and it goes on where it stopped.") from e
+        raise RunError(f"{e.filename or directory}: {e.strerror or e}; call easgd data prepare again, and it goes on where it stopped.") from e
     finally:
         for child in multiprocessing.active_children():
             child.terminate()  # at the end they are idle; after Ctrl-C or an error none is waited for
@@ -153,12 +200,12 @@ def prepare(folders: Folders, directory: Path, side: int, processes: int, progre
 
 
 def _finish(folders: Folders, directory: Path, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]) -> None:
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Any] = {"looked_at": np.array(list(folders.times)), "times": np.array(list(folders.times.values()), dtype=np.int64)}
     for split, parts in planned.items():
         lengths = [np.array(described[shard.name]["lengths"], dtype=np.int64) for shard in parts]
         places = np.concatenate([np.stack([np.full(len(own), n), own.cumsum() - own, own], 1) for n, own in enumerate(lengths)])
         whole = places[:, 2] > 0
-        labels = np.array(getattr(folders, split).labels, dtype=np.int64)[whole]
+        labels = getattr(folders, split).labels[whole]
         absent = set(range(len(folders.classes))) - set(labels.tolist()) if split == "train" else set()
         if absent or not len(labels):
             where = f"train/{folders.classes[min(absent)]}" if absent else split

@@ -6,13 +6,14 @@ What there is to know of a million images is a few tensors, which the processes 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from easgd_cli.data.listing import Listed
 
 
 class Source(Protocol):
@@ -47,12 +48,10 @@ class Files:
     remedy: str = "repair or delete it"
 
     @classmethod
-    def of(cls, root: Path, paths: Sequence[str], labels: Sequence[int], remedy: str) -> Files:
-        """`paths` relative to `root`."""
-        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
-        ends = torch.tensor([len(e) for e in encoded], dtype=torch.int64).cumsum(0)
-        text = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8) if encoded else torch.empty(0, dtype=torch.uint8)
-        return cls(str(root), torch.tensor(labels, dtype=torch.int64), text, ends, remedy)
+    def of(cls, root: Path, listed: Listed, remedy: str) -> Files:
+        """The images `listed` below `root`; what they are listed in is taken over, not copied."""
+        text = torch.frombuffer(listed.text, dtype=torch.uint8) if listed.text else torch.empty(0, dtype=torch.uint8)
+        return cls(str(root), torch.from_numpy(listed.labels), text, torch.from_numpy(listed.ends), remedy)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"labels": self.labels, "text": self.text, "ends": self.ends}
