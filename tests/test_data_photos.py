@@ -257,13 +257,13 @@ def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
     assert prepare(root).written == 0
     photo(50, 50, seed=9).save(root / "train/bee/9.JPEG")
     shards = preparation.shards(folders.listed("imagefolder", str(root)), root / "prepared-24", 24)["train"]
-    [own] = [shard for shard in shards if "train/bee/9.JPEG" in shard.images.paths()]
+    [own] = [shard for shard in shards if "train/bee/9.JPEG" in list(shard.images.paths())]
     files = {shard.name: Path(shard.directory, f"{shard.name}.bin") for shard in shards}
     before = {name: file.stat().st_ino for name, file in files.items()}
     done = prepare(root)
     assert len(shards) > 3 and done.written == len(own.images) and done.kept == 404 - done.written
     assert {name for name, file in files.items() if file.stat().st_ino != before[name]} == {own.name}
-    copy, place = small(root), folders.listed("imagefolder", str(root)).train.paths().index("train/bee/9.JPEG")
+    copy, place = small(root), list(folders.listed("imagefolder", str(root)).train.paths()).index("train/bee/9.JPEG")
     [(a, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([place]))
     [(b, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([0]))
     whole = torch.from_numpy(np.asarray(photo(50, 50, seed=9).resize((24, 24), Image.Resampling.BILINEAR)).copy())[2:22, 2:22].permute(2, 0, 1) / 255
@@ -298,8 +298,9 @@ def test_a_smaller_set_leaves_no_shards_behind(tmp_path: Path) -> None:
     assert {p.stem for p in (root / "prepared-24").glob("train-*.bin")} == {shard.name for shard in shards} and small(root).count("train") == 80
 
 
-def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """kill -9 in the middle, at whatever moment: no process stays, finished shards are kept, and the copy is that of a run left alone."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, number: signal.Signals) -> None:
+    """In the middle, at whatever moment: no process stays, finished shards are kept, and the copy is that of a run left alone."""
     root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=200)
     prepare(root, directory=tmp_path / "alone")
     place = tmp_path / "killed"
@@ -317,10 +318,12 @@ def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     while process.poll() is None and not list(place.glob("*.json")):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
     assert process.stderr is not None
-    process.stderr.read()  # ends when the last process that holds it has
+    said = process.stderr.read().decode()  # ends when the last process that holds it has
+    assert process.wait() == (143 if number == signal.SIGTERM else -9)
+    if number == signal.SIGTERM:
+        assert said.splitlines()[1:] == ["easgd: terminated; called again, easgd data prepare goes on where it was."]
     finished = {p.name for p in place.glob("*.json")}
     done = prepare(root, directory=place)
     assert finished and done.kept > 0
@@ -421,7 +424,7 @@ def test_what_is_hidden_is_passed_over(root: Path) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"no image")
     after = folders.listed("imagefolder", str(root))
-    assert (after.classes, after.train.paths(), after.test.paths()) == (before.classes, before.train.paths(), before.test.paths())
+    assert (after.classes, after.train.text, after.test.text) == (before.classes, before.train.text, before.test.text)
 
 
 def test_no_image_is_asked_for_one_by_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

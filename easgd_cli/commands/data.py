@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easgd_cli import build
+from easgd_cli import build, interruption
 from easgd_cli.commands import arguments, compose
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
@@ -62,7 +63,12 @@ def _prepare(s: Settings) -> int:
     root, side, directory = _place(s)
     photos.check(side, min(side, 1), None, 0)
     found = photos.LISTED[name](root)
-    done = preparation.prepare(found, directory, side, cores(), _Progress())
+    try:
+        with interruption.raised() as came:  # ended where it stands, the pool of processes would leave semaphores behind, and a warning
+            done = preparation.prepare(found, directory, side, cores(), _Progress())
+    except KeyboardInterrupt:
+        interruption.tell(f"{'terminated' if came[0] == signal.SIGTERM else 'interrupted'}; called again, easgd data prepare goes on where it was.")
+        return 128 + came[0]
     _tell(done, directory)
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,16 @@ class Listed:
         begin, ends = int(self.ends[first - 1]) if first else 0, self.ends[first:last]
         return Listed(self.text[begin : int(ends[-1]) if len(ends) else begin], ends - begin, self.labels[first:last])
 
-    def paths(self) -> list[str]:
-        ends = self.ends.tolist()
-        return [self.text[begin:end].decode("utf-8", "surrogateescape") for begin, end in zip([0, *ends], ends, strict=False)]
+    def encoded(self) -> Iterator[memoryview]:
+        """The paths as they lie in `text`; none is copied."""
+        whole, begin = memoryview(self.text), 0
+        for end in self.ends:
+            yield whole[begin:end]
+            begin = end
+
+    def paths(self) -> Iterator[str]:
+        for path in self.encoded():
+            yield str(path, "utf-8", "surrogateescape")
 
 
 class Directories:

@@ -107,14 +107,14 @@ def _cut(folders: Folders, split: str, listed: Listed, directory: Path, side: in
     So cuts follow from names, and from how many there are only when these become half as many or twice as many.
     """
     about = 1 << (max(_LEAST, len(listed) // _SHARDS) - 1).bit_length()
-    paths = listed.paths()
-    begins = [0]
-    for n, path in enumerate(paths):
-        if n and (n - begins[-1] == 2 * about or zlib.crc32(_bytes(path)) % about == 0):
+    begins: list[int] = []
+    for n, path in enumerate(listed.encoded()):
+        if n == 0 or n - begins[-1] == 2 * about or zlib.crc32(path) % about == 0:
             begins.append(n)
-    for first, last in zip(begins, [*begins[1:], len(paths)], strict=True):
-        name = hashlib.blake2b(_bytes(paths[first]), digest_size=8).hexdigest()
-        yield Shard(str(directory), f"{split}-{name}", str(folders.root), listed.part(first, last), side)
+    for first, last in zip(begins, [*begins[1:], len(listed)], strict=True):
+        part = listed.part(first, last)
+        name = hashlib.blake2b(next(part.encoded()), digest_size=8).hexdigest()
+        yield Shard(str(directory), f"{split}-{name}", str(folders.root), part, side)
 
 
 def _bytes(text: str) -> bytes:
