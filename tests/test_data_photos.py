@@ -69,19 +69,21 @@ def prepare(root: Path, side: int = 24, processes: int = 1, directory: Path | No
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_batch_is_the_resized_center_patch(root: Path) -> None:
-    """Against Pillow's own calls on the files, in the order of classes and names."""
-    [(inputs, labels)] = small(root).evaluation_batches("test", 100, CPU)
-    files = sorted((root / "val").glob("*/*"))
-    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
-    for one, file in zip(inputs, files, strict=True):
-        image = Image.open(file)
-        w, h = image.size
-        image = image.resize((24, 24 * h // w) if w < h else (24 * w // h, 24), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
-        top, left = (pixels.shape[0] - 20) // 2, (pixels.shape[1] - 20) // 2
-        expected = torch.from_numpy(pixels[top : top + 20, left : left + 20].copy()).permute(2, 0, 1).float() / 255
-        assert torch.allclose(one, expected, atol=1e-6)
+@pytest.mark.parametrize("crop", [20, 21])  # margins of 4 and 3 pixels across the smaller side
+def test_an_evaluation_batch_is_what_torchvisions_transforms_make(root: Path, crop: int) -> None:
+    """Of the same files, in the order of classes and names; a photo that its camera held sideways among them."""
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the orientation
+    photo(33, 45).save(root / "val/cat/2.JPEG", exif=turned)
+    photo(37, 41).convert("CMYK").save(root / "val/cat/3.JPEG")
+    photo(43, 31).convert("P").save(root / "val/cat/4.png")
+    tv: Any = torchvision()
+    steps = tv.transforms.Compose([tv.transforms.Resize(24), tv.transforms.CenterCrop(crop), tv.transforms.ToTensor()])
+    expected = tv.datasets.ImageFolder(str(root / "val"), steps)
+    [(inputs, labels)] = small(root, crop=crop).evaluation_batches("test", 100, CPU)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2, 2, 2, 2]
+    for one, (theirs, _) in zip(inputs, expected, strict=True):
+        assert torch.allclose(one, theirs, atol=1e-6)
 
 
 def test_a_training_batch_is_made_of_patches_of_its_images(root: Path) -> None:
@@ -246,8 +248,10 @@ def test_the_copy_has_the_images_resized(root: Path) -> None:
 
 def test_what_cannot_be_decoded_is_left_out_and_listed(root: Path) -> None:
     (root / "train/bee/1.JPEG").write_bytes(b"")
+    (root / "train/bee/gone.JPEG").symlink_to(root / "nowhere")
     done = prepare(root)
-    assert done.broken == [("train/bee/1.JPEG", "is empty")] and small(root).count("train") == 11
+    assert done.broken == [("train/bee/1.JPEG", "is empty"), ("train/bee/gone.JPEG", "No such file or directory")]
+    assert small(root).count("train") == 11 and prepare(root).kept == 19
     small(root, loaders=1).training_batch(torch.arange(11), torch.Generator())
 
 
@@ -479,6 +483,7 @@ def remove(path: Path) -> None:
         (lambda root: os.rename(root / "train", root / "training"), r"has no folder train"),
         (lambda root: os.rename(root / "val", root / "valid"), r"has neither val nor test"),
         (lambda root: remove(root / "train/bee"), r"train/bee has no images .* fill or remove it"),
+        (lambda root: (root / "train/bee/back").symlink_to(root / "train/bee"), r"back cannot be read \(Too many levels of symbolic links\)"),
         (lambda root: (root / "val/dog").mkdir(), r"val/dog is no class; the 3 classes are the folders in train"),
         (lambda root: [remove(root / "val" / c) for c in ("ant", "bee", "cat")], r"there are no images in val/CLASS/"),
     ],

@@ -64,7 +64,7 @@ def checked_root(name: str, root: str) -> Directories:
     """What lies below `root`, which has a folder train. Raises UsageError."""
     found = Directories(root)
     if not found.top.is_dir():
-        raise UsageError(f"dataset.root={root}: there is no such directory; dataset={name} needs one with train/CLASS/ and val/CLASS/ in it.")
+        raise UsageError(f"dataset.root={root}: there is no such directory as {found.top}; dataset={name} needs one with train/CLASS/ and val/CLASS/ in it.")
     if not (found.top / "train").is_dir():
         raise UsageError(f"dataset.root={root}: has no folder train; the training images of dataset={name} lie in {found.top / 'train'}/CLASS/.")
     return found

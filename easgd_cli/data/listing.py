@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,8 @@ class Directories:
 
     def subfolders(self, folder: str) -> list[str]:
         """Names of the directories in a directory below the root, but for hidden ones, in order."""
-        return sorted(e.name for e in self._entries(folder) if e.is_dir())
+        with self._reading(folder):
+            return sorted(e.name for e in self._entries(folder) if e.is_dir())
 
     def images(self, folder: str, nested: bool = True) -> list[str]:
         """Paths, relative to the root, of the images in a directory and, unless not `nested`, in those below it; hidden ones are passed over.
@@ -87,11 +89,12 @@ class Directories:
         while waiting:
             here = waiting.pop()
             found[here] = []
-            for e in self._entries(here):
-                if e.name.lower().endswith(_SUFFIXES):
-                    found[here].append(e.name)
-                elif nested and e.is_dir():
-                    waiting.append(f"{here}/{e.name}")
+            with self._reading(here):
+                for e in self._entries(here):
+                    if e.name.lower().endswith(_SUFFIXES):
+                        found[here].append(e.name)
+                    elif nested and e.is_dir():
+                        waiting.append(f"{here}/{e.name}")
         return [f"{here}/{name}" for here in sorted(found) for name in sorted(found[here])]
 
     def note(self, path: str) -> None:
@@ -99,13 +102,17 @@ class Directories:
         self.times[path] = os.stat(self.top / path).st_mtime_ns
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        """What is in a directory and not hidden."""
-        there = self.top / folder
+        """What is in a directory and not hidden. Raises OSError."""
+        self.note(folder)
+        with os.scandir(self.top / folder) as entries:
+            return [e for e in entries if not e.name.startswith(".")]
+
+    @contextmanager
+    def _reading(self, folder: str) -> Iterator[None]:
         try:
-            self.note(folder)
-            with os.scandir(there) as entries:
-                return [e for e in entries if not e.name.startswith(".")]
-        except OSError as e:
+            yield
+        except OSError as e:  # a link that leads back to itself, too
+            there = self.top / folder
             raise UsageError(f"dataset.root={self.root}: {there} cannot be read ({e.strerror}); give yourself the right to, or choose another root.") from e
 
 

@@ -55,11 +55,15 @@ class Shard:
     side: int
 
     def signature(self) -> str:
-        """Changes when one of the files does, or how they are prepared. Raises OSError."""
+        """Changes when one of the files does, or how they are prepared; a file that is missing is one that cannot be decoded. Raises OSError."""
         digest = hashlib.sha256(f"{_FORMAT} {self.side} {_QUALITY}".encode())
         for path in self.images.paths():
-            found = os.stat(f"{self.root}/{path}")
-            digest.update(_bytes(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0"))
+            try:
+                found = os.stat(f"{self.root}/{path}")
+                size, time = found.st_size, found.st_mtime_ns
+            except FileNotFoundError:  # a link that leads nowhere, or removed since it was listed
+                size = time = -1
+            digest.update(_bytes(f"{path}\0{size}\0{time}\0"))
         return digest.hexdigest()
 
     def described(self) -> dict[str, Any] | None:
