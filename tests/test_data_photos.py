@@ -275,7 +275,7 @@ def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
 
 
 def test_an_image_that_comes_or_goes_moves_no_cut_but_its_own(tmp_path: Path) -> None:
-    """By names alone: without any one of 3,000 images, at most the shard it was in and, where it began one, the shard before are others."""
+    """By names alone: without any one of 3,000 images it is the shard it was in that is another, and rarely a few beside it."""
 
     def cut(paths: list[str]) -> set[tuple[str, ...]]:
         of_split = Listed.of(paths, 0)
@@ -288,8 +288,8 @@ def test_an_image_that_comes_or_goes_moves_no_cut_but_its_own(tmp_path: Path) ->
     paths = [f"train/a/{n:04d}.png" for n in range(3000)]
     whole = cut(paths)
     assert 25 < len(whole) < 80
-    for gone in (*range(0, 3000, 250), *(paths.index(part[0]) for part in list(whole)[:10])):
-        assert len(whole - cut(paths[:gone] + paths[gone + 1 :])) <= 3  # a cut at the greatest length may move up to the next by name
+    others = [len(whole - cut(paths[:gone] + paths[gone + 1 :])) for gone in range(0, 3000, 31)]
+    assert min(others) >= 1 and sum(others) / len(others) < 1.5 and max(others) <= 5  # cuts at the greatest length move up to the next by name
 
 
 def test_a_smaller_set_leaves_no_shards_behind(tmp_path: Path) -> None:
@@ -353,14 +353,16 @@ def test_a_copy_of_another_size_is_refused(root: Path) -> None:
 
 
 def test_a_second_prepare_of_the_same_copy_is_refused(root: Path) -> None:
-    """Two would write into each other's files; when the first has ended, however, the next goes on."""
+    """Two would write into each other's files; when the first has ended, however, the next goes on. Every image is counted as it is done."""
+    told: list[tuple[int, int]] = []
 
     def meanwhile(done: int, total: int) -> None:
+        told.append((done, total))
         with pytest.raises(UsageError, match=r"prepared-24: another easgd data prepare is making this copy; wait for it to end"):
             prepare(root)
 
     assert preparation.prepare(folders.listed("imagefolder", str(root)), root / "prepared-24", 24, 1, meanwhile).written == 18
-    assert prepare(root).kept == 18
+    assert prepare(root).kept == 18 and told[0] == (0, 18) and told[-1] == (18, 18) and told == sorted(told)
 
 
 def replace_file(root: Path) -> None:

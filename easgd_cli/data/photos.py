@@ -85,7 +85,8 @@ def _outdated(root: str, times: dict[str, int]) -> list[str]:
     since = changed(top, times)
     if not since:
         return []
-    others = f" and {len(since) - 1:,} others" if len(since) > 1 else ""
+    more = len(since) - 1
+    others = f" and {more:,} other{'s' if more > 1 else ''}" if more else ""
     return [f"{since[0]}{others} in {top} changed after this copy was made, which is used as it is; easgd data prepare brings it up to date."]
 
 

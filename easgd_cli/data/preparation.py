@@ -20,8 +20,8 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ _FORMAT = 1
 _QUALITY = 92  # of JPEG: differences to the resized pixels stay below what a crop by a pixel makes
 _SHARDS = 200  # of a split, about: each is a file that every process maps, and of which it keeps a descriptor
 _LEAST = 64  # images in a shard, about
+_SECONDS = 1.0  # between two looks at how far the processes are
 INDEX = "index.npz"
 
 
@@ -76,13 +77,20 @@ class Shard:
         return description if same else None
 
 
-def make(shard: Shard) -> dict[str, Any]:
-    """Writes the shard and its description, which is returned. Images that cannot be decoded are left out and listed. Raises OSError."""
+_done: MutableSequence[int]  # in each process that makes shards, shared with the one that asked for them: images done of each shard
+
+
+def make(shard: Shard, number: int) -> dict[str, Any]:
+    """Writes the shard and its description, which is returned. Images that cannot be decoded are left out and listed. Raises OSError.
+
+    Counts in `_done[number]`, since a shard of photos may take minutes.
+    """
     signature, lengths, broken, at = shard.signature(), [], [], 0
     whole, beside = Path(shard.directory, f"{shard.name}.bin"), Path(shard.directory, f"{shard.name}.bin.part")
     Path(shard.directory, f"{shard.name}.json").unlink(missing_ok=True)
     with open(beside, "wb") as out:
         for path in shard.images.paths():
+            _done[number] += 1
             try:
                 content = decoding.encoded(decoding.resized(decoding.rgb(f"{shard.root}/{path}"), shard.side), _QUALITY)
             except decoding.BrokenImage as e:
@@ -141,7 +149,7 @@ class Finished:
 
 
 def prepare(folders: Folders, directory: Path, side: int, processes: int, progress: Callable[[int, int], None]) -> Finished:
-    """Makes the copy in `directory`, or completes it. `progress` is told images done and images in all, as shards are finished.
+    """Makes the copy in `directory`, or completes it. `progress` is told images done and images in all, every second and when a shard is finished.
 
     Raises UsageError where it cannot be written or another process is at it, RunError when a process dies or the disk is full.
     """
@@ -176,20 +184,21 @@ def _prepare(folders: Folders, directory: Path, side: int, processes: int, progr
     every = [shard for parts in planned.values() for shard in parts]
     total = sum(len(shard.images) for shard in every)
     described = existing(every)
-    kept = done = sum(len(shard.images) for shard in every if shard.name in described)
+    kept = sum(len(shard.images) for shard in every if shard.name in described)
     missing = [shard for shard in every if shard.name not in described]
     if missing:
         (directory / INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
-    progress(done, total)
+    progress(kept, total)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(max(1, min(processes, len(missing))), mp_context=context, initializer=_begin)
+    counts = context.RawArray("q", max(1, len(missing)))
+    pool = ProcessPoolExecutor(max(1, min(processes, len(missing))), mp_context=context, initializer=_begin, initargs=(counts,))
     try:
-        running = {pool.submit(make, shard): shard for shard in missing}
-        for future in as_completed(running):
-            shard = running[future]
-            described[shard.name] = future.result()
-            done += len(shard.images)
-            progress(done, total)
+        running = {pool.submit(make, shard, n): shard for n, shard in enumerate(missing)}
+        waiting = set(running)
+        while waiting:
+            ended, waiting = wait(waiting, timeout=_SECONDS, return_when=FIRST_COMPLETED)
+            described |= {running[future].name: future.result() for future in ended}
+            progress(kept + sum(counts), total)
     except BrokenProcessPool as e:
         raise RunError(f"{directory}: a process that prepared images was killed; call easgd data prepare again, and it goes on where it stopped.") from e
     except OSError as e:
@@ -227,8 +236,10 @@ def _finish(folders: Folders, directory: Path, side: int, planned: dict[str, lis
             file.unlink()
 
 
-def _begin() -> None:
+def _begin(counts: MutableSequence[int]) -> None:
     """In each process: the parent alone hears Ctrl-C, and its end, whatever it was, ends this process."""
+    global _done
+    _done = counts
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
