@@ -292,6 +292,22 @@ def test_an_image_that_comes_or_goes_moves_no_cut_but_its_own(tmp_path: Path) ->
     assert min(others) >= 1 and sum(others) / len(others) < 1.5 and max(others) <= 5  # cuts at the greatest length move up to the next by name
 
 
+def test_a_run_goes_on_with_the_copy_that_it_began_with(tmp_path: Path) -> None:
+    """While a copy is brought up to date its files are replaced or removed; who has used one image of a split reads all others as they were."""
+    root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=100)
+    prepare(root)
+    copy, same = small(root), small(root)
+    [(before, _)] = same.evaluation_batches("train", 200, CPU)
+    list(copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([0])))
+    for i in range(100):
+        photo(50, 50, seed=i).save(root / f"train/ant/{i}.JPEG")
+    for i in range(50):
+        (root / f"train/bee/{i}.JPEG").unlink()
+    assert prepare(root).written > 0
+    [(after, _)] = copy.evaluation_batches("train", 200, CPU)
+    assert torch.equal(before, after)
+
+
 def test_a_smaller_set_leaves_no_shards_behind(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=70)
     prepare(root)

@@ -6,6 +6,7 @@ What there is to know of a million images is a few tensors, which the processes 
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -87,7 +88,12 @@ class Shards:
         return f"{self.directory}/{self.shards[shard]}, the image at byte {first},"
 
     def _mapped(self, shard: int) -> memoryview:
-        if shard not in self._maps:  # two threads may both map it; the second map is dropped
-            with open(Path(self.directory, self.shards[shard]), "rb") as file:
-                self._maps.setdefault(shard, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        """All are mapped when the first is wanted: what is made anew under their names meanwhile, as by easgd data prepare, disturbs nobody."""
+        if len(self._maps) < len(self.shards):  # two threads may both map one; the second map is dropped
+            for n, name in enumerate(self.shards):
+                with open(Path(self.directory, name), "rb") as file:
+                    if os.fstat(file.fileno()).st_size:  # what is empty cannot be mapped, and has no image
+                        self._maps.setdefault(n, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+                    else:
+                        self._maps.setdefault(n, memoryview(b""))
         return self._maps[shard]
