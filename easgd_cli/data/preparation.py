@@ -21,7 +21,7 @@ import signal
 import threading
 import zlib
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ _FORMAT = 1
 _QUALITY = 92  # of JPEG: differences to the resized pixels stay below what a crop by a pixel makes
 _SHARDS = 200  # of a split, about: each is a file that every process maps, and of which it keeps a descriptor
 _LEAST = 64  # images in a shard, about
+_ASKING = 8  # threads that ask for sizes and times: on a network each waits for its answer
 _SECONDS = 1.0  # between two looks at how far the processes are
 INDEX = "index.npz"
 
@@ -136,7 +137,8 @@ def _bytes(text: str) -> bytes:
 def existing(planned: Sequence[Shard]) -> dict[str, dict[str, Any]]:
     """What the finished shards hold, by their names. Every original of theirs is asked for its size and time; a line says so where that takes long."""
     asked = told(planned, "comparing the originals with the files of the copy")
-    return {shard.name: found for shard in asked if (found := shard.described()) is not None}
+    with ThreadPoolExecutor(_ASKING) as pool:
+        return {shard.name: found for shard, found in zip(asked, pool.map(Shard.described, planned), strict=True) if found is not None}
 
 
 @dataclass(frozen=True)
