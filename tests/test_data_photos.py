@@ -501,6 +501,7 @@ def remove(path: Path) -> None:
         (lambda root: os.rename(root / "train", root / "training"), r"has no folder train"),
         (lambda root: os.rename(root / "val", root / "valid"), r"has neither val nor test"),
         (lambda root: remove(root / "train/bee"), r"train/bee has no images .* fill or remove it"),
+        (lambda root: [remove(root / "train" / c) for c in ("bee", "cat")], r"train/bee and 1 more have no images .* fill or remove them"),
         (lambda root: (root / "train/bee/back").symlink_to(root / "train/bee"), r"back cannot be read \(Too many levels of symbolic links\)"),
         (lambda root: (root / "val/dog").mkdir(), r"val/dog is no class; the 3 classes are the folders in train"),
         (lambda root: [remove(root / "val" / c) for c in ("ant", "bee", "cat")], r"there are no images in val/CLASS/"),

@@ -84,18 +84,19 @@ def class_folders(name: str, found: Directories) -> tuple[str, ...]:
 def in_classes(name: str, found: Directories, split: str, classes: Sequence[str], folders: Sequence[str]) -> Listed:
     """The images in the `folders` of a split. Raises UsageError for one that is no class, for one without images, and for none at all."""
     labels = {c: i for i, c in enumerate(classes)}
-    parts = []
+    parts, empty = [], []
     for folder in told(folders, f"listing the folders in {found.top / split}"):
         if folder not in labels:
             raise UsageError(
                 f"dataset.root={found.root}: {split}/{folder} is no class; the {len(classes)} classes are the folders in train. Rename or move it."
             )
         images = found.images(f"{split}/{folder}")
-        if not images and split == "train":
-            raise UsageError(
-                f"dataset.root={found.root}: train/{folder} has no images ({', '.join(sorted(SUFFIXES))}), and every class needs some; fill or remove it."
-            )
+        if not images:
+            empty.append(folder)
         parts.append(Listed.of(images, labels[folder]))
+    if empty and split == "train":
+        these, them = (f"train/{empty[0]} and {len(empty) - 1:,} more have", "them") if len(empty) > 1 else (f"train/{empty[0]} has", "it")
+        raise UsageError(f"dataset.root={found.root}: {these} no images ({', '.join(sorted(SUFFIXES))}), and every class needs some; fill or remove {them}.")
     all_of_them = Listed.joined(parts)
     if not len(all_of_them):
         raise UsageError(f"dataset.root={found.root}: there are no images in {split}/CLASS/; dataset={name} needs at least one.")

@@ -95,7 +95,7 @@ def _not_measured(labels: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
     without = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero()[:, 0].tolist()
     if not without:
         return []
-    named = ", ".join(classes[c] for c in without[:_NAMED]) + (", ..." if len(without) > _NAMED else "")
+    named = ", ".join(classes[c] for c in without[:_NAMED]) + (" and others" if len(without) > _NAMED else "")
     return [f"{len(without):,} of the {len(classes):,} classes have no test image, so the errors say nothing of them: {named}."]
 
 
