@@ -562,6 +562,20 @@ def test_flat_validation_images_with_kaggles_solution(ilsvrc: Path) -> None:
     assert imagenet(str(ilsvrc)).test.labels.tolist() == [2, 0, 1, 0, 2, 1]
 
 
+def test_a_copy_with_other_labels_than_its_originals_is_not_theirs(ilsvrc: Path) -> None:
+    """The photos are the same, and only the file that says what they show has been corrected: nothing is decoded again, and labels are new."""
+    solution = ilsvrc / "imagenet_2012_validation_synset_labels.txt"
+    for shown, labels in ((SHOWN, [2, 0, 1, 0, 2, 1]), ([*SHOWN[1:], SHOWN[0]], [0, 1, 0, 2, 1, 2])):
+        solution.write_text("\n".join(shown) + "\n")
+        found = folders.listed_imagenet(str(ilsvrc))
+        if labels[0] == 0:
+            assert not preparation.current(found, ilsvrc / "prepared-256", 256)
+            assert f"{solution.name} in {ilsvrc} changed after this copy was made" in str(imagenet(str(ilsvrc)).about)
+        done = preparation.prepare(found, ilsvrc / "prepared-256", 256, 1, lambda done, total: None)
+        assert preparation.current(found, ilsvrc / "prepared-256", 256) and imagenet(str(ilsvrc)).test.labels.tolist() == labels
+    assert done.written == 0
+
+
 def test_flat_validation_images_with_a_wordnet_id_a_line(ilsvrc: Path) -> None:
     (ilsvrc / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(SHOWN) + "\n")
     made = imagenet(str(ilsvrc))

@@ -121,12 +121,10 @@ def _verify(s: Settings) -> int:
                 progress(before + done, total)
             before += done
         root, side, directory = _place(s)
-        if name in photos.LISTED and (directory / preparation.INDEX).exists() and (Path(root).expanduser() / "train").is_dir():
-            cut = preparation.shards(photos.LISTED[name](root), directory, side)
-            every = [shard for parts in cut.values() for shard in parts]
-            if len(preparation.existing(every)) < len(every):
-                wrong += 1
-                print(f"{directory}: is not the copy of what lies in {root} now; easgd data prepare brings it up to date")
+        both = name in photos.LISTED and (directory / preparation.INDEX).exists() and (Path(root).expanduser() / "train").is_dir()
+        if both and not preparation.current(photos.LISTED[name](root), directory, side):
+            wrong += 1
+            print(f"{directory}: is not the copy of what lies in {root} now; easgd data prepare brings it up to date")
     counts = f"{images.count('train') + images.count('held_out'):,} training and {images.count('test'):,} test images of {images.num_classes:,} classes"
     print(f"dataset={name}: {counts}; " + (f"{wrong:,} things are wrong" if wrong else "nothing is wrong"))
     return 1 if wrong else 0

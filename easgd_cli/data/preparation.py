@@ -214,8 +214,22 @@ def _prepare(folders: Folders, directory: Path, side: int, processes: int, progr
     return Finished(kept, total - kept, broken)
 
 
-def _finish(folders: Folders, directory: Path, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]) -> None:
-    arrays: dict[str, Any] = {"looked_at": np.array(list(folders.times)), "times": np.array(list(folders.times.values()), dtype=np.int64)}
+def current(folders: Folders, directory: Path, side: int) -> bool:
+    """Whether the finished copy in `directory` is that of `folders` as they are now: the same files, classes and labels. Raises OSError."""
+    planned = shards(folders, directory, side)
+    every = [shard for parts in planned.values() for shard in parts]
+    described = existing(every)
+    if len(described) < len(every):
+        return False
+    expected = _index(folders, side, planned, described)
+    with np.load(directory / INDEX) as index:
+        return all(np.array_equal(index[name], expected[name]) for name in ("classes", "train_labels", "test_labels"))
+
+
+def _index(folders: Folders, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a run needs to know. Raises UsageError where it could not train or measure with what can be decoded."""
+    arrays: dict[str, Any] = {"format": _FORMAT, "side": side, "classes": np.array(folders.classes)}
+    arrays |= {"looked_at": np.array(list(folders.times)), "times": np.array(list(folders.times.values()), dtype=np.int64)}
     for split, parts in planned.items():
         lengths = [np.array(described[shard.name]["lengths"], dtype=np.int64) for shard in parts]
         places = np.concatenate([np.stack([np.full(len(own), n), own.cumsum() - own, own], 1) for n, own in enumerate(lengths)])
@@ -226,9 +240,14 @@ def _finish(folders: Folders, directory: Path, side: int, planned: dict[str, lis
             where = f"train/{folders.classes[min(absent)]}" if absent else split
             raise UsageError(f"{folders.root}: none of the images in {where} can be decoded; easgd data verify lists them. Replace them, or remove the folder.")
         arrays |= {f"{split}_places": places[whole], f"{split}_labels": labels, f"{split}_shards": np.array([f"{s.name}.bin" for s in parts])}
+    return arrays
+
+
+def _finish(folders: Folders, directory: Path, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]) -> None:
+    arrays = _index(folders, side, planned, described)
     beside = directory / f"{INDEX}.part"
     with open(beside, "wb") as out:
-        np.savez(out, format=_FORMAT, side=side, classes=np.array(folders.classes), **arrays)
+        np.savez(out, **arrays)
         out.flush()
         os.fsync(out.fileno())
     os.replace(beside, directory / INDEX)
