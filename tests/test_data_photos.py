@@ -255,6 +255,25 @@ def test_what_cannot_be_decoded_is_left_out_and_listed(root: Path) -> None:
     small(root, loaders=1).training_batch(torch.arange(11), torch.Generator())
 
 
+def test_what_was_left_out_is_done_when_it_can_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Giving oneself the right to read a file changes neither its size nor its time."""
+    [shard] = preparation.shards(folders.listed("imagefolder", str(root)), root, 24)["train"]
+    rgb = decoding.rgb
+
+    def refused(content: bytes | memoryview | str) -> Image.Image:
+        if str(content).endswith("bee/1.JPEG"):
+            raise decoding.BrokenImage("Permission denied")
+        return rgb(content)
+
+    with monkeypatch.context() as without_the_right:
+        without_the_right.setattr(decoding, "rgb", refused)
+        without_the_right.setattr(preparation, "_done", [0], raising=False)
+        preparation.make(shard, 0)
+        found = shard.described()
+        assert found is not None and found["broken"] == [["train/bee/1.JPEG", "Permission denied"]]
+    assert shard.described() is None
+
+
 def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=200)
     prepare(root)

@@ -69,13 +69,21 @@ class Shard:
         return digest.hexdigest()
 
     def described(self) -> dict[str, Any] | None:
-        """What the finished shard holds; None where there is none, or it is of other files."""
+        """What the finished shard holds; None where there is none, it is of other files, or an image that was left out can be decoded by now."""
         try:
             description = json.loads(Path(self.directory, f"{self.name}.json").read_text(encoding="utf-8"))
             same = description["signature"] == self.signature() and os.path.getsize(f"{self.directory}/{self.name}.bin") == description["bytes"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return description if same else None
+        return description if same and not any(map(self._decodes, (path for path, _ in description["broken"]))) else None
+
+    def _decodes(self, path: str) -> bool:
+        """Whether an image can be decoded, such as one that nobody had the right to read."""
+        try:
+            decoding.rgb(f"{self.root}/{path}")
+        except decoding.BrokenImage:
+            return False
+        return True
 
 
 _done: MutableSequence[int]  # in each process that makes shards, shared with the one that asked for them: images done of each shard
