@@ -145,6 +145,7 @@ def _bytes(text: str) -> bytes:
 def existing(planned: Sequence[Shard]) -> dict[str, dict[str, Any]]:
     """What the finished shards hold, by their names. Every original of theirs is asked for its size and time; a line says so where that takes long."""
     asked = told(planned, "comparing the originals with the files of the copy")
+    decoding.load_formats()  # what had been left out is tried again
     with ThreadPoolExecutor(_ASKING) as pool:
         return {shard.name: found for shard, found in zip(asked, pool.map(Shard.described, planned), strict=True) if found is not None}
 
