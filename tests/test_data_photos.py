@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from scipy.io import savemat
 from torch import Tensor, nn
 
 from easgd_cli.__main__ import main
-from easgd_cli.data import decoding, folders, preparation
+from easgd_cli.data import decoding, folders, listing, patience, preparation
+from easgd_cli.data.listing import Listed
 from easgd_cli.data.photos import imagefolder, imagenet
 from easgd_cli.data.stored import StoredImages
+from easgd_cli.data.vision import torchvision
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.images import Batches, ImageProblem
 from easgd_cli.randomness import AUGMENTATION, key
@@ -66,19 +69,21 @@ def prepare(root: Path, side: int = 24, processes: int = 1, directory: Path | No
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_batch_is_the_resized_center_patch(root: Path) -> None:
-    """Against Pillow's own calls on the files, in the order of classes and names."""
-    [(inputs, labels)] = small(root).evaluation_batches("test", 100, CPU)
-    files = sorted((root / "val").glob("*/*"))
-    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
-    for one, file in zip(inputs, files, strict=True):
-        image = Image.open(file)
-        w, h = image.size
-        image = image.resize((24, 24 * h // w) if w < h else (24 * w // h, 24), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
-        top, left = (pixels.shape[0] - 20) // 2, (pixels.shape[1] - 20) // 2
-        expected = torch.from_numpy(pixels[top : top + 20, left : left + 20].copy()).permute(2, 0, 1).float() / 255
-        assert torch.allclose(one, expected, atol=1e-6)
+@pytest.mark.parametrize("crop", [20, 21])  # margins of 4 and 3 pixels across the smaller side
+def test_an_evaluation_batch_is_what_torchvisions_transforms_make(root: Path, crop: int) -> None:
+    """Of the same files, in the order of classes and names; a photo that its camera held sideways among them."""
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the orientation
+    photo(33, 45).save(root / "val/cat/2.JPEG", exif=turned)
+    photo(37, 41).convert("CMYK").save(root / "val/cat/3.JPEG")
+    photo(43, 31).convert("P").save(root / "val/cat/4.png")
+    tv: Any = torchvision()
+    steps = tv.transforms.Compose([tv.transforms.Resize(24), tv.transforms.CenterCrop(crop), tv.transforms.ToTensor()])
+    expected = tv.datasets.ImageFolder(str(root / "val"), steps)
+    [(inputs, labels)] = small(root, crop=crop).evaluation_batches("test", 100, CPU)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2, 2, 2, 2]
+    for one, (theirs, _) in zip(inputs, expected, strict=True):
+        assert torch.allclose(one, theirs, atol=1e-6)
 
 
 def test_a_training_batch_is_made_of_patches_of_its_images(root: Path) -> None:
@@ -243,24 +248,83 @@ def test_the_copy_has_the_images_resized(root: Path) -> None:
 
 def test_what_cannot_be_decoded_is_left_out_and_listed(root: Path) -> None:
     (root / "train/bee/1.JPEG").write_bytes(b"")
+    (root / "train/bee/gone.JPEG").symlink_to(root / "nowhere")
     done = prepare(root)
-    assert done.broken == [("train/bee/1.JPEG", "is empty")] and small(root).count("train") == 11
+    assert done.broken == [("train/bee/1.JPEG", "is empty"), ("train/bee/gone.JPEG", "No such file or directory")]
+    assert small(root).count("train") == 11 and prepare(root).kept == 19
     small(root, loaders=1).training_batch(torch.arange(11), torch.Generator())
 
 
+def test_what_was_left_out_is_done_when_it_can_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Giving oneself the right to read a file changes neither its size nor its time."""
+    [shard] = preparation.shards(folders.listed("imagefolder", str(root)), root, 24)["train"]
+    rgb = decoding.rgb
+
+    def refused(content: bytes | memoryview | str) -> Image.Image:
+        if str(content).endswith("bee/1.JPEG"):
+            raise decoding.BrokenImage("Permission denied")
+        return rgb(content)
+
+    with monkeypatch.context() as without_the_right:
+        without_the_right.setattr(decoding, "rgb", refused)
+        without_the_right.setattr(preparation, "_done", [0], raising=False)
+        preparation.make(shard, 0)
+        found = shard.described()
+        assert found is not None and found["broken"] == [["train/bee/1.JPEG", "Permission denied"]]
+    assert shard.described() is None
+
+
 def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
-    root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=70)  # three shards of training images
+    root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=200)
     prepare(root)
     assert prepare(root).written == 0
-    before = (root / "prepared-24/train-00000.bin").stat().st_ino
     photo(50, 50, seed=9).save(root / "train/bee/9.JPEG")
+    shards = preparation.shards(folders.listed("imagefolder", str(root)), root / "prepared-24", 24)["train"]
+    [own] = [shard for shard in shards if "train/bee/9.JPEG" in list(shard.images.paths())]
+    files = {shard.name: Path(shard.directory, f"{shard.name}.bin") for shard in shards}
+    before = {name: file.stat().st_ino for name, file in files.items()}
     done = prepare(root)
-    assert done.written == 140 - 128 and done.kept == 132 and (root / "prepared-24/train-00000.bin").stat().st_ino == before
-    copy = small(root)
-    [(a, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([139]))
-    [(b, _)] = small(root, prepared=None).evaluation_batches("train", 1, CPU, indices=torch.tensor([0]))
+    assert len(shards) > 3 and done.written == len(own.images) and done.kept == 404 - done.written
+    assert {name for name, file in files.items() if file.stat().st_ino != before[name]} == {own.name}
+    copy, place = small(root), list(folders.listed("imagefolder", str(root)).train.paths()).index("train/bee/9.JPEG")
+    [(a, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([place]))
+    [(b, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([0]))
     whole = torch.from_numpy(np.asarray(photo(50, 50, seed=9).resize((24, 24), Image.Resampling.BILINEAR)).copy())[2:22, 2:22].permute(2, 0, 1) / 255
     assert (a[0] - whole).abs().mean() < 0.03 < (b[0] - whole).abs().mean()
+
+
+def test_an_image_that_comes_or_goes_moves_no_cut_but_its_own(tmp_path: Path) -> None:
+    """By names alone: without any one of 3,000 images it is the shard it was in that is another, and rarely a few beside it."""
+
+    def cut(paths: list[str]) -> set[tuple[str, ...]]:
+        of_split = Listed.of(paths, 0)
+        planned = preparation.shards(folders.Folders(tmp_path, ("a",), of_split, Listed.of(["val/a/0.png"], 0), {}), tmp_path, 24)["train"]
+        parts = [tuple(shard.images.paths()) for shard in planned]
+        assert [path for part in parts for path in part] == paths and len({shard.name for shard in planned}) == len(planned)
+        assert all(len(part) <= 128 for part in parts)
+        return set(parts)
+
+    paths = [f"train/a/{n:04d}.png" for n in range(3000)]
+    whole = cut(paths)
+    assert 25 < len(whole) < 80
+    others = [len(whole - cut(paths[:gone] + paths[gone + 1 :])) for gone in range(0, 3000, 31)]
+    assert min(others) >= 1 and sum(others) / len(others) < 1.5 and max(others) <= 5  # cuts at the greatest length move up to the next by name
+
+
+def test_a_run_goes_on_with_the_copy_that_it_began_with(tmp_path: Path) -> None:
+    """While a copy is brought up to date its files are replaced or removed; who has used one image of a split reads all others as they were."""
+    root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=100)
+    prepare(root)
+    copy, same = small(root), small(root)
+    [(before, _)] = same.evaluation_batches("train", 200, CPU)
+    list(copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([0])))
+    for i in range(100):
+        photo(50, 50, seed=i).save(root / f"train/ant/{i}.JPEG")
+    for i in range(50):
+        (root / f"train/bee/{i}.JPEG").unlink()
+    assert prepare(root).written > 0
+    [(after, _)] = copy.evaluation_batches("train", 200, CPU)
+    assert torch.equal(before, after)
 
 
 def test_a_smaller_set_leaves_no_shards_behind(tmp_path: Path) -> None:
@@ -269,11 +333,13 @@ def test_a_smaller_set_leaves_no_shards_behind(tmp_path: Path) -> None:
     for i in range(10, 70):
         (root / f"train/ant/{i}.JPEG").unlink()
     prepare(root)
-    assert sorted(p.name for p in (root / "prepared-24").glob("train-*.bin")) == ["train-00000.bin", "train-00001.bin"] and small(root).count("train") == 80
+    shards = preparation.shards(folders.listed("imagefolder", str(root)), root / "prepared-24", 24)["train"]
+    assert {p.stem for p in (root / "prepared-24").glob("train-*.bin")} == {shard.name for shard in shards} and small(root).count("train") == 80
 
 
-def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """kill -9 in the middle, at whatever moment: no process stays, finished shards are kept, and the copy is that of a run left alone."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, number: signal.Signals) -> None:
+    """In the middle, at whatever moment: no process stays, finished shards are kept, and the copy is that of a run left alone."""
     root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=200)
     prepare(root, directory=tmp_path / "alone")
     place = tmp_path / "killed"
@@ -291,10 +357,12 @@ def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     while process.poll() is None and not list(place.glob("*.json")):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
     assert process.stderr is not None
-    process.stderr.read()  # ends when the last process that holds it has
+    said = process.stderr.read().decode()  # ends when the last process that holds it has
+    assert process.wait() == (143 if number == signal.SIGTERM else -9)
+    if number == signal.SIGTERM:
+        assert said.splitlines()[1:] == ["easgd: terminated; called again, easgd data prepare goes on where it was."]
     finished = {p.name for p in place.glob("*.json")}
     done = prepare(root, directory=place)
     assert finished and done.kept > 0
@@ -305,9 +373,9 @@ def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_shortened_shard_is_noticed(root: Path) -> None:
     prepare(root)
-    shard = root / "prepared-24/train-00000.bin"
+    [shard] = root.glob("prepared-24/train-*.bin")
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UsageError, match=r"train-00000.bin: is shorter than its index says; remove it and call easgd data prepare again"):
+    with pytest.raises(UsageError, match=r"train-[0-9a-f]{16}.bin: is shorter than its index says; remove it and call easgd data prepare again"):
         small(root)
     assert prepare(root).written == 12
     small(root)
@@ -317,6 +385,124 @@ def test_a_copy_of_another_size_is_refused(root: Path) -> None:
     prepare(root, side=32, directory=root / "copy")
     with pytest.raises(UsageError, match=r"dataset.resize=24: the copy in .*copy has smallest sides of 32"):
         small(root, prepared=str(root / "copy"))
+
+
+def test_a_second_prepare_of_the_same_copy_is_refused(root: Path) -> None:
+    """Two would write into each other's files; when the first has ended, however, the next goes on. Every image is counted as it is done."""
+    told: list[tuple[int, int]] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        told.append((done, total))
+        with pytest.raises(UsageError, match=r"prepared-24: another easgd data prepare is making this copy; wait for it to end"):
+            prepare(root)
+
+    assert preparation.prepare(folders.listed("imagefolder", str(root)), root / "prepared-24", 24, 1, meanwhile).written == 18
+    assert prepare(root).kept == 18 and told[0] == (0, 18) and told[-1] == (18, 18) and told == sorted(told)
+
+
+def replace_file(root: Path) -> None:
+    photo(50, 50, seed=9).save(root / "beside.JPEG")
+    os.replace(root / "beside.JPEG", root / "train/bee/1.JPEG")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda root: (root / "train/bee/1.JPEG").unlink(), "train/bee in "),
+        (lambda root: photo(30, 30).save(root / "val/cat/new.JPEG"), "val/cat in "),
+        (lambda root: (root / "train/dog").mkdir(), "train in "),
+        (replace_file, "train/bee in "),
+        (lambda root: [(root / f"train/{c}/1.JPEG").unlink() for c in ("ant", "bee", "cat")], "train/ant and 2 others in "),
+    ],
+)
+def test_a_run_says_that_the_originals_have_changed_since(root: Path, change: Callable[[Path], object], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And looks at directories only: at 8 here, however many images are in them."""
+    prepare(root)
+    assert "changed" not in str(small(root).about)
+    change(root)
+    asked: list[str] = []
+    stat = os.stat
+    monkeypatch.setattr(listing.os, "stat", lambda path, **k: asked.append(str(path)) or stat(path, **k))
+    about = str(small(root).about)
+    assert f"{said}{root} changed after this copy was made, which is used as it is; easgd data prepare brings it up to date." in about
+    looked_at = {path.removeprefix(f"{root}/") for path in asked if path.startswith(f"{root}/") and "prepared-24" not in path}
+    assert looked_at == {"train", "val"} | {f"{split}/{c}" for split in ("train", "val") for c in ("ant", "bee", "cat")}
+    if not (root / "train/dog").exists():
+        prepare(root)
+        assert "changed" not in str(small(root).about)
+
+
+def test_without_its_originals_a_copy_is_used_without_a_word(root: Path) -> None:
+    prepare(root, directory=root / "copy")
+    for split in ("train", "val"):
+        shutil.rmtree(root / split)
+    assert "changed" not in str(small(root, prepared=str(root / "copy")).about)
+
+
+# --- listing ---------------------------------------------------------------------------------------------------------
+
+
+def test_images_and_their_order_are_those_of_torchvisions_imagefolder(root: Path) -> None:
+    """With folders in folders, links to folders, upper-case endings, blanks, umlauts, line breaks and bytes that are no text."""
+    for n, name in enumerate(("b.JPG", "a b.png", "ä.Tiff", "line\nbreak.webp", "deep/z.png", "deep/a/1.bmp", "deep-er/1.png", "\udcff.png", "1.txt")):
+        file = root / "train/bee" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        photo(30 + n, 30).save(file, "PNG")
+    (root / "elsewhere").mkdir()
+    photo(30, 30).save(root / "elsewhere/1.png")
+    (root / "train/linked").symlink_to(root / "elsewhere")
+    found = folders.listed("imagefolder", str(root))
+    theirs = torchvision().datasets.ImageFolder(str(root / "train"))
+    assert [(f"{root}/{path}", label) for path, label in zip(found.train.paths(), found.train.labels, strict=True)] == theirs.samples
+    assert found.classes == tuple(theirs.classes) == ("ant", "bee", "cat", "linked")
+    files = small(root).train
+    assert [files.name(i) for i in range(len(theirs.samples))] == [path for path, _ in theirs.samples]
+
+
+def test_what_is_hidden_is_passed_over(root: Path) -> None:
+    before = folders.listed("imagefolder", str(root))
+    for name in (".DS_Store", "train/.DS_Store", "train/bee/._1.JPEG", "train/bee/.thumbnails/1.JPEG", "train/.cache/1.JPEG", "val/.cache/1.JPEG"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"no image")
+    after = folders.listed("imagefolder", str(root))
+    assert (after.classes, after.train.text, after.test.text) == (before.classes, before.train.text, before.test.text)
+
+
+def test_no_image_is_asked_for_one_by_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a million images that would be the whole start: one call for each directory, before it is read, and none for what is in it."""
+    asked: list[str] = []
+    stat = os.stat
+    monkeypatch.setattr(listing.os, "stat", lambda path, **k: asked.append(str(path)) or stat(path, **k))
+    found = folders.listed("imagefolder", str(root))
+    images = small(root)
+    assert images.count("train") == 12 and not [path for path in asked if path.endswith(".JPEG")]
+    assert set(found.times) == {"train", "val"} | {f"{split}/{c}" for split in ("train", "val") for c in ("ant", "bee", "cat")}
+
+
+def test_a_class_without_test_images_is_told_of(root: Path) -> None:
+    assert "no test image" not in str(small(root).about)
+    remove(root / "val/bee")
+    said = "1 of the 3 classes have no test image, so the errors say nothing of them: bee."
+    assert str(small(root).about).endswith(said)
+    prepare(root)
+    assert str(small(root).about).endswith(said)
+
+
+def test_a_root_in_the_home_directory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert small(Path("~/photos")).count("train") == 12
+    prepare(root)
+    assert "resized copy" in str(small(Path("~/photos")).about)
+
+
+def test_what_takes_long_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """After two seconds, then every five; a second for each item here, then a hundredth."""
+    clock = [0.0]
+    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
+    for seconds, said in ((1.0, [2, 7, 12]), (0.01, [])):
+        for _ in patience.told(range(13), "looking"):
+            clock[0] += seconds
+        assert capsys.readouterr().err == "".join(f"easgd: looking: {n} of 13\n" for n in said)
 
 
 # --- what is wrong with a set ----------------------------------------------------------------------------------------
@@ -334,6 +520,8 @@ def remove(path: Path) -> None:
         (lambda root: os.rename(root / "train", root / "training"), r"has no folder train"),
         (lambda root: os.rename(root / "val", root / "valid"), r"has neither val nor test"),
         (lambda root: remove(root / "train/bee"), r"train/bee has no images .* fill or remove it"),
+        (lambda root: [remove(root / "train" / c) for c in ("bee", "cat")], r"train/bee and 1 more have no images .* fill or remove them"),
+        (lambda root: (root / "train/bee/back").symlink_to(root / "train/bee"), r"back cannot be read \(Too many levels of symbolic links\)"),
         (lambda root: (root / "val/dog").mkdir(), r"val/dog is no class; the 3 classes are the folders in train"),
         (lambda root: [remove(root / "val" / c) for c in ("ant", "bee", "cat")], r"there are no images in val/CLASS/"),
     ],
@@ -391,6 +579,20 @@ def test_flat_validation_images_with_kaggles_solution(ilsvrc: Path) -> None:
     rows = [f"ILSVRC2012_val_{n:08d},{wnid} 1 2 3 4 {wnid} 5 6 7 8" for n, wnid in enumerate(SHOWN, 1)]
     (ilsvrc / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(rows)]))
     assert imagenet(str(ilsvrc)).test.labels.tolist() == [2, 0, 1, 0, 2, 1]
+
+
+def test_a_copy_with_other_labels_than_its_originals_is_not_theirs(ilsvrc: Path) -> None:
+    """The photos are the same, and only the file that says what they show has been corrected: nothing is decoded again, and labels are new."""
+    solution = ilsvrc / "imagenet_2012_validation_synset_labels.txt"
+    for shown, labels in ((SHOWN, [2, 0, 1, 0, 2, 1]), ([*SHOWN[1:], SHOWN[0]], [0, 1, 0, 2, 1, 2])):
+        solution.write_text("\n".join(shown) + "\n")
+        found = folders.listed_imagenet(str(ilsvrc))
+        if labels[0] == 0:
+            assert not preparation.current(found, ilsvrc / "prepared-256", 256)
+            assert f"{solution.name} in {ilsvrc} changed after this copy was made" in str(imagenet(str(ilsvrc)).about)
+        done = preparation.prepare(found, ilsvrc / "prepared-256", 256, 1, lambda done, total: None)
+        assert preparation.current(found, ilsvrc / "prepared-256", 256) and imagenet(str(ilsvrc)).test.labels.tolist() == labels
+    assert done.written == 0
 
 
 def test_flat_validation_images_with_a_wordnet_id_a_line(ilsvrc: Path) -> None:

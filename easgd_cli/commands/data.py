@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easgd_cli import build, makers
+from easgd_cli import build, interruption, makers
 from easgd_cli.commands import arguments, compose
 from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
@@ -62,7 +63,12 @@ def _prepare(s: Settings) -> int:
     root, side, directory = _place(s)
     photos.check(side, min(side, 1), None, 0)
     found = photos.LISTED[name](root)
-    done = preparation.prepare(found, directory, side, cores(), _Progress())
+    try:
+        with interruption.raised() as came:  # ended where it stands, the pool of processes would leave semaphores behind, and a warning
+            done = preparation.prepare(found, directory, side, cores(), _Progress())
+    except KeyboardInterrupt:
+        interruption.tell(f"{'terminated' if came[0] == signal.SIGTERM else 'interrupted'}; called again, easgd data prepare goes on where it was.")
+        return 128 + came[0]
     _tell(done, directory)
     return 0
 
@@ -77,7 +83,7 @@ def _tell(done: Finished, directory: Path) -> None:
 
 
 class _Progress:
-    """Says every few seconds how many images are done and how long the rest will take."""
+    """Says at the start, and then every few seconds, how many images are done, and how long the rest will take."""
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -87,6 +93,8 @@ class _Progress:
         now = time.monotonic()
         if self._began is None:
             self._began, self._first, self._said = now, done, now
+            if done < total:
+                print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)
             return
         if now - self._said < _SECONDS and done < total:
             return
@@ -103,16 +111,20 @@ def _verify(s: Settings) -> int:
 
     images, name, wrong = build.data(s), s.dataset["name"], 0
     if isinstance(images, StoredImages):
+        progress, total, before = _Progress(), sum(images.count(split) for split in ("train", "held_out", "test")), 0
+        progress(0, total)
         for split in ("train", "test"):
-            for image, why in images.broken(split, cores()):
-                wrong += 1
-                print(f"{image}: {why}")
+            for done, broken in images.broken(split, cores()):
+                for image, why in broken:
+                    wrong += 1
+                    print(f"{image}: {why}")
+                progress(before + done, total)
+            before += done
         root, side, directory = _place(s)
-        if name in photos.LISTED and (directory / preparation.INDEX).exists() and Path(root, "train").is_dir():
-            cut = preparation.shards(photos.LISTED[name](root), directory, side)
-            if any(shard.described() is None for parts in cut.values() for shard in parts):
-                wrong += 1
-                print(f"{directory}: is not the copy of what lies in {root} now; easgd data prepare brings it up to date")
+        both = name in photos.LISTED and (directory / preparation.INDEX).exists() and (Path(root).expanduser() / "train").is_dir()
+        if both and not preparation.current(photos.LISTED[name](root), directory, side):
+            wrong += 1
+            print(f"{directory}: is not the copy of what lies in {root} now; easgd data prepare brings it up to date")
     counts = f"{images.count('train') + images.count('held_out'):,} training and {images.count('test'):,} test images of {images.num_classes:,} classes"
     print(f"dataset={name}: {counts}; " + (f"{wrong:,} things are wrong" if wrong else "nothing is wrong"))
     return 1 if wrong else 0

@@ -78,10 +78,10 @@ def patch(image: Image.Image, across: tuple[float, float], mirrored: bool, out: 
 
 
 def center(image: Image.Image, out: NDArray[np.uint8]) -> None:
-    """Writes the center patch into `out` [3, rows, columns]."""
+    """Writes the center patch into `out` [3, rows, columns]; where a margin is odd, it lies as torchvision's CenterCrop has it."""
     _, rows, columns = out.shape
     width, height = image.size
-    _write(image, (height - rows) // 2, (width - columns) // 2, False, out)
+    _write(image, round((height - rows) / 2), round((width - columns) / 2), False, out)
 
 
 def _write(image: Image.Image, top: int, left: int, mirrored: bool, out: NDArray[np.uint8]) -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from easgd_cli.data.decoding import SUFFIXES
+from easgd_cli.data.listing import Directories, Listed
+from easgd_cli.data.patience import told
 from easgd_cli.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Listed:
-    """Images of a split: paths relative to the root, in order, and labels."""
-
-    paths: list[str]
-    labels: list[int]
 
 
 @dataclass(frozen=True)
@@ -29,6 +24,7 @@ class Folders:
     classes: tuple[str, ...]  # in the order of their labels
     train: Listed
     test: Listed
+    times: Mapping[str, int]  # of what was read to find it, relative to the root: when it had last changed, in ns
 
 
 def listed(name: str, root: str) -> Folders:
@@ -36,13 +32,13 @@ def listed(name: str, root: str) -> Folders:
 
     Raises UsageError naming dataset.root, the folder that is wrong, and the remedy.
     """
-    top = checked_root(name, root)
-    classes = class_folders(name, root, top)
-    train = in_classes(name, root, "train", classes, classes)
+    found = checked_root(name, root)
+    classes = class_folders(name, found)
+    train = in_classes(name, found, "train", classes, classes)
     for split in ("val", "test"):
-        if (top / split).is_dir():
-            return Folders(top, classes, train, in_classes(name, root, split, classes, _subfolders(root, top / split)))
-    raise UsageError(f"dataset.root={root}: has neither val nor test; dataset={name} measures on the images in {top / 'val'}/CLASS/.")
+        if (found.top / split).is_dir():
+            return Folders(found.top, classes, train, in_classes(name, found, split, classes, found.subfolders(split)), found.times)
+    raise UsageError(f"dataset.root={root}: has neither val nor test; dataset={name} measures on the images in {found.top / 'val'}/CLASS/.")
 
 
 def listed_imagenet(root: str) -> Folders:
@@ -50,76 +46,79 @@ def listed_imagenet(root: str) -> Folders:
 
     Raises UsageError naming dataset.root, what is missing, and where to put it.
     """
-    top = checked_root("imagenet", root)
-    classes = class_folders("imagenet", root, top)
+    found = checked_root("imagenet", root)
+    classes = class_folders("imagenet", found)
     strange = next((c for c in classes if not re.fullmatch(r"n\d{8}", c)), None)
     if strange is not None:
         raise UsageError(f"dataset.root={root}: train/{strange} is not named by a WordNet id such as n01440764; for other classes use dataset=imagefolder.")
-    train = in_classes("imagenet", root, "train", classes, classes)
-    val = top / "val"
+    train = in_classes("imagenet", found, "train", classes, classes)
+    val = found.top / "val"
     if not val.is_dir():
         raise UsageError(f"dataset.root={root}: has no folder val; unpack ILSVRC2012_img_val.tar into {val}.")
-    folders = _subfolders(root, val)
-    if folders:
-        return Folders(top, classes, train, in_classes("imagenet", root, "val", classes, folders))
-    return Folders(top, classes, train, _flat(root, top, classes))
+    folders = found.subfolders("val")
+    test = in_classes("imagenet", found, "val", classes, folders) if folders else _flat(found, classes)
+    return Folders(found.top, classes, train, test, found.times)
 
 
-def checked_root(name: str, root: str) -> Path:
-    """`root` as a path that has a folder train. Raises UsageError."""
-    top = Path(root).absolute()
-    if not top.is_dir():
-        raise UsageError(f"dataset.root={root}: there is no such directory; dataset={name} needs one with train/CLASS/ and val/CLASS/ in it.")
-    if not (top / "train").is_dir():
-        raise UsageError(f"dataset.root={root}: has no folder train; the training images of dataset={name} lie in {top / 'train'}/CLASS/.")
-    return top
+def checked_root(name: str, root: str) -> Directories:
+    """What lies below `root`, which has a folder train. Raises UsageError."""
+    found = Directories(root)
+    if not found.top.is_dir():
+        raise UsageError(f"dataset.root={root}: there is no such directory as {found.top}; dataset={name} needs one with train/CLASS/ and val/CLASS/ in it.")
+    if not (found.top / "train").is_dir():
+        raise UsageError(f"dataset.root={root}: has no folder train; the training images of dataset={name} lie in {found.top / 'train'}/CLASS/.")
+    return found
 
 
-def class_folders(name: str, root: str, top: Path) -> tuple[str, ...]:
+def class_folders(name: str, found: Directories) -> tuple[str, ...]:
     """The classes: names of the folders in train, in alphabetical order. Raises UsageError."""
-    classes = _subfolders(root, top / "train")
+    classes = found.subfolders("train")
     if len(classes) < 2:
         raise UsageError(
-            f"dataset.root={root}: {top / 'train'} has {len(classes)} folders; dataset={name} needs one for each class, at least two, with images in it."
+            f"dataset.root={found.root}: {found.top / 'train'} has {len(classes)} folders; "
+            f"dataset={name} needs one for each class, at least two, with images in it."
         )
     return tuple(classes)
 
 
-def in_classes(name: str, root: str, split: str, classes: Sequence[str], folders: Sequence[str]) -> Listed:
+def in_classes(name: str, found: Directories, split: str, classes: Sequence[str], folders: Sequence[str]) -> Listed:
     """The images in the `folders` of a split. Raises UsageError for one that is no class, for one without images, and for none at all."""
     labels = {c: i for i, c in enumerate(classes)}
-    found = Listed([], [])
-    for folder in folders:
-        there = f"{Path(root).absolute()}/{split}/{folder}"
+    parts, empty = [], []
+    for folder in told(folders, f"listing the folders in {found.top / split}"):
         if folder not in labels:
-            raise UsageError(f"dataset.root={root}: {split}/{folder} is no class; the {len(classes)} classes are the folders in train. Rename or move it.")
-        images = _images(root, there)
-        if not images and split == "train":
             raise UsageError(
-                f"dataset.root={root}: train/{folder} has no images ({', '.join(sorted(SUFFIXES))}), and every class needs some; fill or remove it."
+                f"dataset.root={found.root}: {split}/{folder} is no class; the {len(classes)} classes are the folders in train. Rename or move it."
             )
-        found.paths.extend(f"{split}/{folder}/{image}" for image in images)
-        found.labels.extend([labels[folder]] * len(images))
-    if not found.paths:
-        raise UsageError(f"dataset.root={root}: there are no images in {split}/CLASS/; dataset={name} needs at least one.")
-    return found
+        images = found.images(f"{split}/{folder}")
+        if not images:
+            empty.append(folder)
+        parts.append(Listed.of(images, labels[folder]))
+    if empty and split == "train":
+        these, them = (f"train/{empty[0]} and {len(empty) - 1:,} more have", "them") if len(empty) > 1 else (f"train/{empty[0]} has", "it")
+        raise UsageError(f"dataset.root={found.root}: {these} no images ({', '.join(sorted(SUFFIXES))}), and every class needs some; fill or remove {them}.")
+    all_of_them = Listed.joined(parts)
+    if not len(all_of_them):
+        raise UsageError(f"dataset.root={found.root}: there are no images in {split}/CLASS/; dataset={name} needs at least one.")
+    return all_of_them
 
 
-def _flat(root: str, top: Path, classes: Sequence[str]) -> Listed:
-    images = _images(root, str(top / "val"))
+def _flat(found: Directories, classes: Sequence[str]) -> Listed:
+    root = found.root
+    images = found.images("val", nested=False)
     if not images:
-        raise UsageError(f"dataset.root={root}: there are no images in val; unpack ILSVRC2012_img_val.tar into {top / 'val'}.")
-    shown = _ground_truth(root, top)
-    labels, found = {c: i for i, c in enumerate(classes)}, Listed([], [])
+        raise UsageError(f"dataset.root={root}: there are no images in val; unpack ILSVRC2012_img_val.tar into {found.top / 'val'}.")
+    shown = _ground_truth(found)
+    labels = {c: i for i, c in enumerate(classes)}
+    of_each = []
     for image in images:
         wnid = shown.get(Path(image).stem)
         if wnid is None:
-            raise UsageError(f"dataset.root={root}: the ground truth says nothing of val/{image}; remove the image, or complete the file.")
+            raise UsageError(f"dataset.root={root}: the ground truth says nothing of {image}; remove the image, or complete the file.")
         if wnid not in labels:
-            raise UsageError(f"dataset.root={root}: val/{image} shows {wnid}, and train has no such folder; classes are the folders in train.")
-        found.paths.append(f"val/{image}")
-        found.labels.append(labels[wnid])
-    return found
+            raise UsageError(f"dataset.root={root}: {image} shows {wnid}, and train has no such folder; classes are the folders in train.")
+        of_each.append(labels[wnid])
+    return Listed.of(images, np.array(of_each, dtype=np.int64))
 
 
 _SOLUTION = "LOC_val_solution.csv"
@@ -127,8 +126,9 @@ _SYNSETS = "imagenet_2012_validation_synset_labels.txt"
 _DEVKIT = "ILSVRC2012_validation_ground_truth.txt"  # of the development kit, with meta.mat beside it
 
 
-def _ground_truth(root: str, top: Path) -> dict[str, str]:
+def _ground_truth(found: Directories) -> dict[str, str]:
     """The WordNet id of each validation image by its name without suffix. Raises UsageError."""
+    root, top = found.root, found.top
     places = (top, top / "val", top / "data", top / "ILSVRC2012_devkit_t12" / "data")
     file = next((p / name for name in (_SOLUTION, _SYNSETS, _DEVKIT) for p in places if (p / name).is_file()), None)
     if file is None:
@@ -136,6 +136,7 @@ def _ground_truth(root: str, top: Path) -> dict[str, str]:
             f"dataset.root={root}: val is not sorted into classes, and there is no file that says what its images show; put {_SOLUTION} (Kaggle's), "
             f"{_SYNSETS} (a WordNet id a line), or the unpacked ILSVRC2012_devkit_t12 into {top}."
         )
+    found.note(str(file.relative_to(top)))
     if file.name == _DEVKIT:
         return _devkits(root, file)
     try:
@@ -164,19 +165,3 @@ def _devkits(root: str, file: Path) -> dict[str, str]:
         return {f"ILSVRC2012_val_{n:08d}": wnids[number] for n, number in enumerate(numbers, 1)}
     except Exception as e:  # whatever a damaged file makes the library raise
         raise UsageError(f"dataset.root={root}: {file} and meta.mat beside it cannot be read ({type(e).__name__}: {e}); unpack the kit again.") from e
-
-
-def _subfolders(root: str, folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError as e:
-        raise UsageError(f"dataset.root={root}: {folder} cannot be read ({e.strerror}); give yourself the right to, or choose another root.") from e
-
-
-def _images(root: str, folder: str) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES and not e.name.startswith("."))
-    except OSError as e:
-        raise UsageError(f"dataset.root={root}: {folder} cannot be read ({e.strerror}); give yourself the right to, or choose another root.") from e

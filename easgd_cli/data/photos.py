@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from easgd_cli.data import folders, preparation
+from easgd_cli.data.listing import changed
 from easgd_cli.data.sources import Files, Shards, Source
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.errors import UsageError
 
 _LOADERS = 256  # threads at most
+_NAMED = 5  # classes in a sentence
 
 
 def imagefolder(
@@ -41,7 +43,7 @@ LISTED: dict[str, Callable[[str], folders.Folders]] = {
 
 def prepared_directory(root: str, resize: int, prepared: str | None) -> Path:
     """Where the resized copy of `root` is, or goes."""
-    return Path(prepared).absolute() if prepared is not None else Path(root).absolute() / f"prepared-{resize}"
+    return Path(prepared).expanduser().absolute() if prepared is not None else Path(root).expanduser().absolute() / f"prepared-{resize}"
 
 
 def _photos(
@@ -57,17 +59,44 @@ def _photos(
     check(resize, crop, loaders, ahead)
     directory = prepared_directory(root, resize, prepared)
     if (directory / preparation.INDEX).exists():
-        train, test, classes = _read(directory, resize)
-        about = f"dataset={name}: training on the resized copy in {directory}."
+        train, test, classes, times = _read(directory, resize)
+        about = [f"training on the resized copy in {directory}.", *_outdated(root, times)]
     elif prepared is not None:
         raise UsageError(f"dataset.prepared={prepared}: holds no finished copy; easgd data prepare dataset={name} with the same settings makes it.")
     else:
         found = LISTED[name](root)
         remedy = f"easgd data prepare dataset={name} makes a resized copy without such files, and training uses it"
-        train, test = (Files.of(found.root, part.paths, part.labels, remedy) for part in (found.train, found.test))
+        train, test = (Files.of(found.root, part, remedy) for part in (found.train, found.test))
         classes = found.classes
-        about = f"dataset={name}: training on the originals in {found.root}; easgd data prepare makes a resized copy that is several times faster to read."
-    return StoredImages(train, test, len(classes), resize, (crop, crop), flip, loaders, ahead, about, classes=classes)
+        about = [f"training on the originals in {found.root}; easgd data prepare makes a resized copy that is several times faster to read."]
+    about += _not_measured(test.labels, classes)
+    return StoredImages(train, test, len(classes), resize, (crop, crop), flip, loaders, ahead, f"dataset={name}: {' '.join(about)}", classes=classes)
+
+
+def _outdated(root: str, times: dict[str, int]) -> list[str]:
+    """A sentence where what the copy was made from has changed since, as far as its directories tell; none where it is gone.
+
+    A directory changes with the names in it. What was written into a file under its old name, only easgd data verify and prepare see:
+    they look at every file.
+    """
+    top = Path(root).expanduser().absolute()
+    if not (top / "train").is_dir():
+        return []
+    since = changed(top, times)
+    if not since:
+        return []
+    more = len(since) - 1
+    others = f" and {more:,} other{'s' if more > 1 else ''}" if more else ""
+    return [f"{since[0]}{others} in {top} changed after this copy was made, which is used as it is; easgd data prepare brings it up to date."]
+
+
+def _not_measured(labels: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
+    """A sentence where some of the classes have no image among those with these `labels` [M], on which the center is measured."""
+    without = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero()[:, 0].tolist()
+    if not without:
+        return []
+    named = ", ".join(classes[c] for c in without[:_NAMED]) + (" and others" if len(without) > _NAMED else "")
+    return [f"{len(without):,} of the {len(classes):,} classes have no test image, so the errors say nothing of them: {named}."]
 
 
 def check(resize: int, crop: int, loaders: int | None, ahead: int) -> None:
@@ -82,8 +111,8 @@ def check(resize: int, crop: int, loaders: int | None, ahead: int) -> None:
         raise UsageError(f"dataset.ahead={ahead}: batches decoded before they are wanted, from 0 to 64.")
 
 
-def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...]]:
-    """Training and test images of a prepared copy, and the names of the classes. Raises UsageError."""
+def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...], dict[str, int]]:
+    """Training and test images of a prepared copy, the names of the classes, and when what it was made from had last changed. Raises UsageError."""
     again = "call easgd data prepare again"
     try:
         with np.load(directory / preparation.INDEX) as index:
@@ -92,11 +121,13 @@ def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...]
             parts: list[Source] = []
             for split in ("train", "test"):
                 shards, places = tuple(map(str, index[f"{split}_shards"])), index[f"{split}_places"]
-                for n, shard in enumerate(shards):
-                    least = places[places[:, 0] == n][:, 1:].sum(1).max(initial=0)
-                    if os.path.getsize(directory / shard) < least:
+                least = np.zeros(len(shards), np.int64)
+                np.maximum.at(least, places[:, 0], places[:, 1] + places[:, 2])
+                for shard, length in zip(shards, least.tolist(), strict=True):
+                    if os.path.getsize(directory / shard) < length:
                         raise UsageError(f"{directory / shard}: is shorter than its index says; remove it and {again}.")
                 parts.append(Shards(str(directory), shards, torch.from_numpy(index[f"{split}_labels"]), torch.from_numpy(places)))
-            return parts[0], parts[1], tuple(map(str, index["classes"]))
+            times = dict(zip(map(str, index["looked_at"]), index["times"].tolist(), strict=True))
+            return parts[0], parts[1], tuple(map(str, index["classes"])), times
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
         raise UsageError(f"{directory}: the prepared copy cannot be read ({' '.join(str(e).split())}); {again}.") from e

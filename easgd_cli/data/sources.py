@@ -6,13 +6,15 @@ What there is to know of a million images is a few tensors, which the processes 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from easgd_cli.data.listing import Listed
 
 
 class Source(Protocol):
@@ -47,12 +49,10 @@ class Files:
     remedy: str = "repair or delete it"
 
     @classmethod
-    def of(cls, root: Path, paths: Sequence[str], labels: Sequence[int], remedy: str) -> Files:
-        """`paths` relative to `root`."""
-        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
-        ends = torch.tensor([len(e) for e in encoded], dtype=torch.int64).cumsum(0)
-        text = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8) if encoded else torch.empty(0, dtype=torch.uint8)
-        return cls(str(root), torch.tensor(labels, dtype=torch.int64), text, ends, remedy)
+    def of(cls, root: Path, listed: Listed, remedy: str) -> Files:
+        """The images `listed` below `root`; what they are listed in is taken over, not copied."""
+        text = torch.frombuffer(listed.text, dtype=torch.uint8) if listed.text else torch.empty(0, dtype=torch.uint8)
+        return cls(str(root), torch.from_numpy(listed.labels), text, torch.from_numpy(listed.ends), remedy)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"labels": self.labels, "text": self.text, "ends": self.ends}
@@ -88,7 +88,12 @@ class Shards:
         return f"{self.directory}/{self.shards[shard]}, the image at byte {first},"
 
     def _mapped(self, shard: int) -> memoryview:
-        if shard not in self._maps:  # two threads may both map it; the second map is dropped
-            with open(Path(self.directory, self.shards[shard]), "rb") as file:
-                self._maps.setdefault(shard, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        """All are mapped when the first is wanted: what is made anew under their names meanwhile, as by easgd data prepare, disturbs nobody."""
+        if len(self._maps) < len(self.shards):  # two threads may both map one; the second map is dropped
+            for n, name in enumerate(self.shards):
+                with open(Path(self.directory, name), "rb") as file:
+                    if os.fstat(file.fileno()).st_size:  # what is empty cannot be mapped, and has no image
+                        self._maps.setdefault(n, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+                    else:
+                        self._maps.setdefault(n, memoryview(b""))
         return self._maps[shard]

@@ -27,6 +27,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.memory import SharedTensors
 
 _TOGETHER = 4  # images that a thread takes at a time
+_VERIFIED = 1024  # images between two words, so that a million tasks never wait at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +126,13 @@ class StoredImages:
         if waiting is not None:
             yield waiting()
 
-    def broken(self, split: Split, threads: int) -> Iterator[tuple[str, str]]:
-        """Decodes all of a split ("train" with what is held out, or "test"), and tells of each image that cannot be its name and why."""
+    def broken(self, split: Split, threads: int) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+        """Decodes all of a split ("train" with what is held out, or "test"), a thousand images at a time.
+
+        Yields how many are done, and of each among the last thousand that cannot be decoded its name and why.
+        """
         source = self._source(split)
+        total = len(source.labels)
 
         def tried(i: int) -> tuple[str, str] | None:
             try:
@@ -138,8 +143,9 @@ class StoredImages:
 
         decoding.load_formats()
         with ThreadPoolExecutor(threads) as pool:
-            for first in range(0, len(source.labels), 1024):  # so that a million tasks never wait at once
-                yield from filter(None, pool.map(tried, range(first, min(first + 1024, len(source.labels)))))
+            for first in range(0, total, _VERIFIED):
+                last = min(first + _VERIFIED, total)
+                yield last, [said for said in pool.map(tried, range(first, last)) if said is not None]
 
     def training_subset(self, n: int) -> Tensor:
         """Indices, ascending, of at most `n` training images: the same in every run, whatever its seed."""

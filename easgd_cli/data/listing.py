@@ -1,0 +1,128 @@
+"""Directories of images read once: names without a system call for each, kept compactly, and when each directory had last changed. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easgd_cli.data.decoding import SUFFIXES
+from easgd_cli.errors import UsageError
+
+_SUFFIXES = tuple(SUFFIXES)
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Images of a split, in order: paths relative to the root, as one text, since a million strings take
+    three times the memory, and labels."""
+
+    text: bytearray  # the paths one after another, in UTF-8; what of a name is none goes through as it is
+    ends: NDArray[np.int64]  # [N]: where each path ends
+    labels: NDArray[np.int64]  # [N]
+
+    @classmethod
+    def of(cls, paths: Sequence[str], labels: int | NDArray[np.int64]) -> Listed:
+        """From the paths, and one label for all or a label for each."""
+        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        return cls(bytearray().join(encoded), lengths.cumsum(), np.full(lengths.shape, labels, np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Listed]) -> Listed:
+        """One after another."""
+        nothing = np.empty(0, np.int64)
+        begins = np.cumsum([0, *(len(part.text) for part in parts)])
+        ends = [part.ends + begin for part, begin in zip(parts, begins, strict=False)]
+        labels = [part.labels for part in parts]
+        return cls(bytearray().join(part.text for part in parts), np.concatenate([nothing, *ends]), np.concatenate([nothing, *labels]))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def part(self, first: int, last: int) -> Listed:
+        """Images `first` to `last` - 1."""
+        begin, ends = int(self.ends[first - 1]) if first else 0, self.ends[first:last]
+        return Listed(self.text[begin : int(ends[-1]) if len(ends) else begin], ends - begin, self.labels[first:last])
+
+    def encoded(self) -> Iterator[memoryview]:
+        """The paths as they lie in `text`; none is copied."""
+        whole, begin = memoryview(self.text), 0
+        for end in self.ends:
+            yield whole[begin:end]
+            begin = end
+
+    def paths(self) -> Iterator[str]:
+        for path in self.encoded():
+            yield str(path, "utf-8", "surrogateescape")
+
+
+class Directories:
+    """What lies below one root, and `times`: when each directory and file that was looked at had last changed, in ns, taken before it was read.
+
+    Raises UsageError, naming dataset.root, for what cannot be read.
+    """
+
+    def __init__(self, root: str):
+        self.root = root
+        self.top = Path(root).expanduser().absolute()
+        self.times: dict[str, int] = {}
+
+    def subfolders(self, folder: str) -> list[str]:
+        """Names of the directories in a directory below the root, but for hidden ones, in order."""
+        with self._reading(folder):
+            return sorted(e.name for e in self._entries(folder) if e.is_dir())
+
+    def images(self, folder: str, nested: bool = True) -> list[str]:
+        """Paths, relative to the root, of the images in a directory and, unless not `nested`, in those below it; hidden ones are passed over.
+
+        Directory by directory in the order of their names, as torchvision's ImageFolder has them. What an image is its name says: only
+        entries with other names are asked whether they are directories, and most file systems answer that along with the name.
+        """
+        found: dict[str, list[str]] = {}
+        waiting = [folder]
+        while waiting:
+            here = waiting.pop()
+            found[here] = []
+            with self._reading(here):
+                for e in self._entries(here):
+                    if e.name.lower().endswith(_SUFFIXES):
+                        found[here].append(e.name)
+                    elif nested and e.is_dir():
+                        waiting.append(f"{here}/{e.name}")
+        return [f"{here}/{name}" for here in sorted(found) for name in sorted(found[here])]
+
+    def note(self, path: str) -> None:
+        """Remembers when a file or directory had last changed. Raises OSError."""
+        self.times[path] = os.stat(self.top / path).st_mtime_ns
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """What is in a directory and not hidden. Raises OSError."""
+        self.note(folder)
+        with os.scandir(self.top / folder) as entries:
+            return [e for e in entries if not e.name.startswith(".")]
+
+    @contextmanager
+    def _reading(self, folder: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:  # a link that leads back to itself, too
+            there = self.top / folder
+            raise UsageError(f"dataset.root={self.root}: {there} cannot be read ({e.strerror}); give yourself the right to, or choose another root.") from e
+
+
+def changed(top: Path, times: Mapping[str, int]) -> list[str]:
+    """Which of the directories and files in `times` have changed since or are gone: a system call for each of them, and none for the images in them."""
+    return [path for path, time in times.items() if _time(top / path) != time]
+
+
+def _time(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None

@@ -1,0 +1,24 @@
+"""A word on stderr where something takes long, and none where it does not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+_FIRST = 2.0  # seconds before the first line
+_NEXT = 5.0  # between two lines
+
+T = TypeVar("T")
+
+
+def told(items: Sequence[T], doing: str) -> Iterator[T]:
+    """`items` one after another; once that has taken two seconds a line says so, and one every five: `doing`, and how many are done of how many."""
+    say_at = time.monotonic() + _FIRST
+    for done, item in enumerate(items):
+        yield item
+        now = time.monotonic()
+        if now >= say_at:
+            say_at = now + _NEXT
+            print(f"easgd: {doing}: {done + 1:,} of {len(items):,}", file=sys.stderr, flush=True)
