@@ -25,6 +25,7 @@ from easgd_cli.bench.ddp import DataParallelLoop, GroupedStart
 from easgd_cli.bench.plain import loop_starts, side_by_side
 from easgd_cli.channel import Channel
 from easgd_cli.config import Settings
+from easgd_cli.data.listing import Listed
 from easgd_cli.data.sources import Files, Shards
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.data.synthetic import synthetic
@@ -195,7 +196,7 @@ def test_a_signal_that_ends_the_measured_run_ends_the_benchmark(monkeypatch: pyt
 
 def test_a_run_that_is_timed_is_measured_on_few_test_images_and_trains_on_all() -> None:
     labels = torch.arange(40) % 2
-    files = Files.of(Path("photos"), [f"{i}.jpg" for i in range(40)], labels.tolist(), "")
+    files = Files.of(Path("photos"), Listed.of([f"{i}.jpg" for i in range(40)], labels.numpy()), "")
     shards = Shards("copy", ("0.bin",), labels, torch.stack([torch.zeros(40), torch.arange(40), torch.ones(40)], 1).long())
     stored = [StoredImages(source, source, num_classes=2, resize=8, crop=(8, 8)) for source in (files, shards)]
     for images in (synthetic((3, 8, 8), classes=2, train=40, test=40, crop=None), *stored):

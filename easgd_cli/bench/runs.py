@@ -15,7 +15,6 @@ from easgd_cli.bench.plain import WARM_UP
 from easgd_cli.config import Checkpoint, Eval, Settings
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.data.images import Images
-from easgd_cli.data.sources import Files, Shards
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher import kinds
@@ -69,10 +68,8 @@ def _little_to_test(images: Dataset | None) -> Dataset | None:
     """The same training images with a few test images: a run that is only timed need not be measured on all of ImageNet's at its end."""
     if isinstance(images, Images):
         return replace(images, test=images.test[:_TESTED], test_labels=images.test_labels[:_TESTED], memory=None)
-    if isinstance(images, StoredImages) and isinstance(images.test, Files):
-        return replace(images, test=replace(images.test, labels=images.test.labels[:_TESTED], ends=images.test.ends[:_TESTED]), memory=None)
-    if isinstance(images, StoredImages) and isinstance(images.test, Shards):
-        return replace(images, test=replace(images.test, labels=images.test.labels[:_TESTED], places=images.test.places[:_TESTED]), memory=None)
+    if isinstance(images, StoredImages):
+        return replace(images, test=images.test.first(_TESTED), memory=None)
     return images
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,9 @@ class Source(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that grows with the number of images, by the names of the fields."""
+
+    def first(self, count: int) -> Source:
+        """The same, of the first `count` images only."""
 
     def content(self, i: int) -> bytes | memoryview | str:
         """The bytes of image `i`, or the path of its file."""
@@ -57,6 +60,10 @@ class Files:
     def tensors(self) -> dict[str, Tensor]:
         return {"labels": self.labels, "text": self.text, "ends": self.ends}
 
+    def first(self, count: int) -> Files:
+        """The same, of the first `count` images only."""
+        return replace(self, labels=self.labels[:count], ends=self.ends[:count])
+
     def content(self, i: int) -> str:
         begin = int(self.ends[i - 1]) if i else 0
         return f"{self.root}/{self.text[begin : int(self.ends[i])].numpy().tobytes().decode('utf-8', 'surrogateescape')}"
@@ -78,6 +85,10 @@ class Shards:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"labels": self.labels, "places": self.places}
+
+    def first(self, count: int) -> Shards:
+        """The same, of the first `count` images only."""
+        return replace(self, labels=self.labels[:count], places=self.places[:count])
 
     def content(self, i: int) -> memoryview:
         shard, first, length = self.places[i].tolist()
