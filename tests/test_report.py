@@ -529,6 +529,27 @@ def test_many_curves_of_a_method_are_told_apart_by_dashes_and_by_how_pale_they_a
     assert len(set(looks)) == 9 and len({colour for colour, _ in looks}) == 3
 
 
+def test_ranges_are_drawn_where_they_do_not_hide_each_other(tmp_path: Path) -> None:
+    def drawn() -> list[int]:
+        with picture.style():
+            found = figures.figures(compared(tmp_path, levels=[20.0]), rows=["tau"])
+        panel, bars = found["curves"].axes[0], found["seconds_to_level"].axes[0]
+        return [len(panel.collections), sum(container.errorbar is not None for container in bars.containers if hasattr(container, "errorbar"))]
+
+    for i in range(4):
+        for p in (2, 4):
+            for seed in (0, 1):
+                make(tmp_path / f"{i}{p}{seed}", [90.0, 5.0 + i], workers=p, eta=0.1 * (i + 1), seed=seed)
+    assert drawn() == [8, 8]
+    for seed in (0, 1):
+        make(tmp_path / f"more{seed}", [90.0, 5.0], workers=4, eta=0.9, seed=seed)
+    assert drawn() == [0, 9]  # nine curves in a panel, five bars at most over a number of workers
+    for i in range(4):
+        for seed in (0, 1):
+            make(tmp_path / f"most{i}{seed}", [90.0, 5.0], workers=4, eta=1.0 + i, seed=seed)
+    assert drawn() == [0, 0]
+
+
 def test_virtual_seconds_are_called_so(tmp_path: Path) -> None:
     make(tmp_path / "a", [90, 20], launcher="simulated")
     c = compared(tmp_path)

@@ -23,6 +23,7 @@ _ROWS = ("tau", "workers")  # the first of these that tells configurations apart
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
 _DASHES = ("-", "--", ":", "-.")  # of curves with one colour; further ones are paler
 _HATCHES = (None, "///", "...", "xxx")  # the same of bars
+_RANGES = 8  # at most, of curves in a panel or bars over one number of workers: more would hide each other
 _POINTS = 200  # at most, of a curve that is a mean over seeds
 
 
@@ -48,9 +49,11 @@ def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
     most = max(len(of.counted) for of in c.configurations)
     if figure == "seconds_to_level":
         over = f"the mean over the runs that reached the level, with {'their range' if most > 1 else 'no range: one run each'}"
+        over += f"; neither range nor number where more than {_RANGES} bars stand side by side" if len(c.configurations) > _RANGES else ""
         few = "Above a bar: how many of the runs, where not all reached it; no bar: none did. A method has one colour in all figures."
         return f"{_seconds(c).capitalize()} until the {table.plainly(c.metric)} was first at most the level: {over}. {few}"
-    over = f"Mean and range of up to {most} runs, up to the end of the shortest." if most > 1 else "One run each."
+    crowded = f"; no range where more than {_RANGES} curves share a panel" if len(c.configurations) > _RANGES else ""
+    over = f"Mean and range of up to {most} runs, up to the end of the shortest{crowded}." if most > 1 else "One run each."
     against = {"seconds": _seconds(c), "steps": "local steps of each worker", "bytes": "bytes exchanged by all workers"}[x]
     left_out = " What exchanges nothing is left out." if x == "bytes" and len(_drawn(c, x)) < len(_drawn(c, "steps")) else ""
     return f"{_of(c).capitalize()} against {against}. {over}{left_out}"
@@ -94,7 +97,7 @@ def _curves(c: Comparison, x: str, keys: Sequence[str]) -> Figure | None:
     for across, (values, those) in zip(panels, rows, strict=True):
         for panel, metric in zip(across, metrics, strict=True):
             for of in those:
-                _draw(panel, of, metric, x, **lines[_line(of, keys)])
+                _draw(panel, of, metric, x, len(those) <= _RANGES, **lines[_line(of, keys)])
             panel.grid(True, color="0.9")
             panel.set_axisbelow(True)
             panel.set_ylabel(table.name(metric))
@@ -164,7 +167,7 @@ def _metrics(c: Comparison) -> list[str]:
     return [m for m in dict.fromkeys([*wanted, c.metric]) if m in measured]
 
 
-def _draw(panel: Axes, of: Configuration, metric: str, x: str, **look: Any) -> None:
+def _draw(panel: Axes, of: Configuration, metric: str, x: str, ranges: bool, **look: Any) -> None:
     curves = [(_x_of(run, x), run.curve[metric]) for run in of.counted if metric in run.curve and len(run.curve[metric]) > 1]
     if not curves:
         return
@@ -173,7 +176,8 @@ def _draw(panel: Axes, of: Configuration, metric: str, x: str, **look: Any) -> N
         return
     at, values = on_a_common_axis(curves)
     panel.plot(at, values.mean(axis=0), **look)
-    panel.fill_between(at, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0)
+    if ranges:
+        panel.fill_between(at, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0)
 
 
 def on_a_common_axis(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -229,13 +233,14 @@ def _bars(c: Comparison) -> Figure | None:
         for p in workers
     }
     width = 0.8 / max(map(len, reached.values()))
+    ranges = max(map(len, reached.values())) <= _RANGES
     for panel, level in zip(panels, levels, strict=True):
         for j, p in enumerate(workers):
             for i, (s, look) in enumerate(reached[level, p]):
-                error = [[s.mean - s.least], [s.most - s.mean]] if s.n > 1 else None
+                error = [[s.mean - s.least], [s.most - s.mean]] if s.n > 1 and ranges else None
                 at = j + width * (i + 0.5 - len(reached[level, p]) / 2)
                 panel.bar(at, s.mean, width, yerr=error, capsize=2, error_kw={"lw": 0.7}, edgecolor="white", linewidth=0.3, **look)
-                if s.n < s.of:
+                if s.n < s.of and ranges:
                     panel.annotate(f"{s.n}/{s.of}", (at, s.most), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6)
             if not reached[level, p]:
                 panel.annotate("none", (j, 0), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6, color="0.4")
