@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from easgd_cli import build
 from easgd_cli.channel import Channel, ChannelClosed
 from easgd_cli.config import Settings
-from easgd_cli.data.dataset import Dataset
+from easgd_cli.data.dataset import Batch, Dataset
 from easgd_cli.devices import deal_devices, worker_threads
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.children import Child, PartyMaker
@@ -57,6 +58,8 @@ class Loop:
         self._optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=momentum, nesterov=momentum > 0, weight_decay=s.l2)
         self._batches = Batches(start.images.count("train"), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)
+        self._begun: deque[Callable[[], Batch]] = deque()  # batches, from the next step's on
+        self._next = 0  # the first step whose batch is not begun
 
     def run(self) -> None:
         """Takes its steps and tells how many seconds they took. Raises ChannelClosed when the launcher has ended."""
@@ -67,7 +70,10 @@ class Loop:
 
     def _steps(self, first: int, last: int) -> None:
         for t in range(first, last):
-            inputs, labels = self._images.begin(self._batches.indices(self._start.worker, t), self._generator, self._dtype)()
+            while self._next <= t + self._images.ahead:  # as many decoded ahead as a worker has
+                self._begun.append(self._images.begin(self._batches.indices(self._start.worker, self._next), self._generator, self._dtype))
+                self._next += 1
+            inputs, labels = self._begun.popleft()()
             self._optimizer.zero_grad()
             with self._autocast:
                 outputs = self._called(inputs)
