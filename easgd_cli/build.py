@@ -7,7 +7,7 @@ symbols, a problem the data and the model, a model the shape of the data.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +118,10 @@ def model(s: Settings, images: Dataset) -> nn.Module:
     with seeded(s.seed, INIT):
         net = make("model", s.model, offered)
     check_model(net, written("model", s.model), images, s.batch_size)
+    if s.init_without and s.init is None:
+        raise UsageError(f"init_without={_listed(s.init_without)}: there is no file to leave these out of; give init=, or leave it out.")
     if s.init is not None:
-        state = _state_dict(s.init)
+        state = _without(_state_dict(s.init), net, s)
         _check_outputs(net, state, s, images.num_classes)
         Flat(net).load(state, f"init={s.init}")
         net.load_state_dict(dict(state))  # without the versions of layers that came with it: names and shapes have been checked
@@ -244,6 +246,29 @@ def _state_dict(path: str) -> dict[str, Any]:
     return content
 
 
+def _without(state: Mapping[Any, Any], net: nn.Module, s: Settings) -> dict[Any, Any]:
+    """What is in the file, but of the modules and parameters in `init_without` what is in the net."""
+    own = net.state_dict()
+    for name in s.init_without:
+        if not any(_within(key, name) for key in (*state, *own)):
+            raise UsageError(
+                f"init_without={_listed(s.init_without)}: neither init={s.init} nor the net has a module or parameter {name}; the net's are "
+                f"{', '.join(dict.fromkeys(key.split('.')[0] for key in own))}."
+            )
+    left_out = lambda key: any(_within(key, name) for name in s.init_without)  # noqa: E731
+    return {key: value for key, value in state.items() if not left_out(key)} | {key: value for key, value in own.items() if left_out(key)}
+
+
+def _listed(names: Sequence[str]) -> str:
+    """As they are written on the command line."""
+    return f"[{','.join(names)}]"
+
+
+def _within(key: Any, name: str) -> bool:
+    """Whether that entry of a state_dict is the parameter `name`, or one of the module `name`."""
+    return key == name or str(key).startswith(f"{name}.")
+
+
 def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_classes: int) -> None:
     """Refuses a file of parameters of the same net with another number of classes."""
     others = {name: (getattr(state[name], "shape", own.shape), own.shape) for name, own in net.state_dict().items() if name in state}
@@ -252,7 +277,8 @@ def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_cl
         name, (theirs, own) = next(iter(others.items()))
         raise UsageError(
             f"init={s.init}: {name} is {list(theirs)} in the file and {list(own)} in the net: the file is of a net for {theirs[0]} classes, and "
-            f"dataset={s.dataset['name']} has {num_classes}; put a last layer of that size into the file, or use a data set with {theirs[0]} classes."
+            f"dataset={s.dataset['name']} has {num_classes}; "
+            f"give init_without=[{name.rpartition('.')[0] or name}] to begin with a new last layer, or use a data set with {theirs[0]} classes."
         )
 
 

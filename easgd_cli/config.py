@@ -87,6 +87,7 @@ class Settings:
     profile: Optional[str] = None  # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json
 
     init: Optional[str] = None  # a state_dict file to start from
+    init_without: list[str] = field(default_factory=list)  # modules or parameters that begin as without init=, such as [fc]
     resume: Optional[str] = None  # a run directory to go on with
     replay: Optional[str] = None  # a run directory whose exchanges are made again in their recorded order, simulated
 

@@ -131,7 +131,7 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
         [annotation] = kinds
     if typing.get_origin(annotation) in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise UsageError(f"{key}={value}: must be a list, such as {key}=[1,2].")
+            raise UsageError(f"{key}={value}: must be a list, such as {key}=[{value}].")
         kind = typing.get_args(annotation)[0]
         items = [convert(key, v, kind) for v in value]
         return tuple(items) if typing.get_origin(annotation) is tuple else items

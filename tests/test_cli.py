@@ -119,6 +119,8 @@ MISTAKES = [
     ("model=torchvision model.name=resent18 dataset=synthetic", ["model.name=resent18: is no net of torchvision; did you mean resnet18"]),
     ("model=torchvision model.name=resnet18", ["model.name=resnet18: takes images of 3 channels, and these have 1"]),
     ("model.name=resnet18", ["model.name=resnet18: model=small takes no name; write model=NAME"]),
+    ("init_without=[fc]", ["init_without=[fc]: there is no file to leave these out of; give init="]),
+    ("init_without=fc", ["init_without=fc: must be a list, such as init_without=[fc]"]),
     ("init=nofile.pt", ["init=nofile.pt: there is no such file"]),
     ("device=tpu", ["device=tpu: is auto, cpu, cuda"]),
     ("device=cuda:7,cuda:8", ["device=cuda:7,cuda:8: this machine shows"]),
@@ -530,9 +532,15 @@ def test_parameters_are_read_from_a_file_with_what_batch_norms_have_seen(here: P
     assert all(torch.equal(value, read[name]) for name, value in old.items())
     thousand = build.model(replace(s, init=None), replace(images, num_classes=1000))
     torch.save(thousand.state_dict(), here / "net.pt")
-    sentence = r"init=net.pt: fc.weight is \[1000, 1024\] in the file and \[10, 1024\] in the net: .* 1000 classes, and dataset=synthetic has 10"
+    sentence = r"init=net.pt: fc.weight is \[1000, 1024\] in the file and \[10, 1024\] in the net: .* 1000 classes, .* has 10; give init_without=\[fc\]"
     with pytest.raises(UsageError, match=sentence):
         build.model(s, images)
+    tuned, fresh = (build.model(with_init, images).state_dict() for with_init in (replace(s, init_without=["fc"]), replace(s, init=None)))
+    assert all(torch.equal(value, (fresh if name.startswith("fc.") else thousand.state_dict())[name]) for name, value in tuned.items())
+    torch.save(thousand.state_dict() | {"aux.weight": torch.ones(3)}, here / "net.pt")
+    assert torch.equal(build.model(replace(s, init_without=["fc.weight", "fc.bias", "aux"]), images).state_dict()["fc.weight"], fresh["fc.weight"])
+    with pytest.raises(UsageError, match=r"init_without=\[head\]: neither init=net.pt nor the net has .* head; the net's are conv1, .* conv5, fc"):
+        build.model(replace(s, init_without=["head"]), images)
     torch.save({**saved.state_dict(), "fc.bias": torch.tensor(0.0)}, here / "net.pt")
     with pytest.raises(UsageError, match=r"init=net.pt: fc.bias is \[\] in the file and \[10\] in the model"):
         build.model(s, images)

@@ -82,7 +82,10 @@ def main(argv: Sequence[str]) -> int:
     except UsageError as e:
         if settings.init is None or not str(e).startswith(given := f"init={settings.init}"):
             raise
-        raise UsageError(f"eval {asked.run} dataset={settings.dataset['name']}: {asked.what}.pt does not fit these images{str(e).removeprefix(given)}") from e
+        fact = str(e).removeprefix(given).partition("; ")[0].removesuffix(".")  # what to do about it is of a run that begins with the file
+        raise UsageError(
+            f"eval {asked.run} dataset={settings.dataset['name']}: {asked.what}.pt does not fit these images{fact}; use the data set of the run."
+        ) from e
     x = _saved(asked, problem.start()).to(device)
     figures: dict[str, Any] = problem.evaluate(x)
     counts = problem.confusion(x) if hasattr(problem, "confusion") else None  # a problem of one's own may know no classes
@@ -159,7 +162,7 @@ def _settings(asked: _Asked) -> Settings:
         status = rundir.status_of(asked.run) or "not known"
         reason = "this run keeps no average" if asked.what == "average" and settings.average["name"] == "none" else f"its status is {status}"
         raise UsageError(f"eval {asked.run} {asked.what}: there is no {file.name} ({reason}); a worker of its newest checkpoint can be measured as worker_00.")
-    return replace(settings, init=str(file))
+    return replace(settings, init=str(file), init_without=[])
 
 
 def _saved(asked: _Asked, start: Tensor) -> Tensor:

@@ -110,6 +110,8 @@ class ImageProblem:
         self._subset = images.training_subset(train_images)
         self._start = torch.cat([self.flat.vector(), self._running.vector[: self.statistics]])
         self._normalising = _whole_batches(images.training_subset(train_images if batch_norm_images is None else batch_norm_images))
+        if self._running.layers and not self.statistics and len(self._normalising) < 2:
+            raise ValueError(f"eval.train_images={train_images}: of this net batch norm's variances are estimated over as many, which takes at least 2 images.")
         self._worker = self._t = 0  # of the loaded batch
         self._inputs = self._labels = torch.empty(0)
         self._begun: dict[tuple[int, int], Callable[[], Batch]] = {}  # batches ahead, by worker and step

@@ -78,7 +78,7 @@ def hparams(s: Settings) -> dict[str, Value]:
     }  # fmt: skip
     found |= length(s)
     if s.init is not None:
-        found["init"] = s.init
+        found |= {"init": s.init, "init_without": ",".join(s.init_without) or None}
     for group in ("algo", "schedule", "average", "problem", "model", "dataset", "launcher"):
         options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
         # Of a data set only the numbers: the rest says where it lies, not what it is.
