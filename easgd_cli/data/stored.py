@@ -34,9 +34,9 @@ _VERIFIED = 1024  # images between two words, so that a million tasks never wait
 class StoredImages:
     """RGB images in `train` and `test`, resized so that the smallest side is `resize` unless they already are.
 
-    Training sees a random patch of `crop` rows and columns, evaluation the center one; with `flip`, training mirrors every other
-    image from left to right (paper p. 21). `loaders` threads decode in each process that asks for batches: None for as many
-    as torch computes with, 0 for none, so that a batch is made when it is wanted.
+    Training sees a random patch of `crop` rows and columns, evaluation the center one; with `flip`, training mirrors an
+    image from left to right in half of all cases, at random (paper p. 21). `loaders` threads decode in each process that asks
+    for batches: None for as many as torch computes with, 0 for none, so that a batch is made when it is wanted.
     """
 
     train: Source
