@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from easgd_cli.__main__ import main
 from easgd_cli.data import decoding, folders, listing, patience, preparation
 from easgd_cli.data.listing import Listed
 from easgd_cli.data.photos import imagefolder, imagenet
+from easgd_cli.data.sources import Shards
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.data.vision import torchvision
 from easgd_cli.errors import UsageError
@@ -695,3 +697,17 @@ def test_a_run_that_comes_to_a_broken_image_fails_with_its_name(root: Path, tmp_
     (root / split / "cat" / "1.JPEG").write_bytes(b"text")
     assert train(root, tmp_path / "run", workers=2, steps=100) == 1
     assert f"{split}/cat/1.JPEG cannot be decoded: is not an image; easgd data prepare" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_more_files_are_mapped_than_some_shells_allow_to_be_open(tmp_path: Path) -> None:
+    names = tuple(f"{n}.bin" for n in range(200))
+    for n, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes([n] * 3))
+    places = torch.tensor([[n, 1, 2] for n in range(200)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
+    try:
+        source = Shards(str(tmp_path), names, torch.zeros(200, dtype=torch.int64), places)
+        assert [bytes(source.content(n)) for n in range(200)] == [bytes([n] * 2) for n in range(200)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from easgd_cli.data.listing import Listed
+
+_DESCRIPTORS = 1024
 
 
 class Source(Protocol):
@@ -101,6 +104,7 @@ class Shards:
     def _mapped(self, shard: int) -> memoryview:
         """All are mapped when the first is wanted: what is made anew under their names meanwhile, as by easgd data prepare, disturbs nobody."""
         if len(self._maps) < len(self.shards):  # two threads may both map one; the second map is dropped
+            _allow_descriptors()
             for n, name in enumerate(self.shards):
                 with open(Path(self.directory, name), "rb") as file:
                     if os.fstat(file.fileno()).st_size:  # what is empty cannot be mapped, and has no image
@@ -108,3 +112,11 @@ class Shards:
                     else:
                         self._maps.setdefault(n, memoryview(b""))
         return self._maps[shard]
+
+
+def _allow_descriptors() -> None:
+    """Lets this process have a thousand open files, as most systems do: a map keeps one, and some shells allow 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
