@@ -227,8 +227,9 @@ def _refuse_unused(s: Settings, asked: set[str]) -> None:
         spec = getattr(s, group)
         if spec["target"] is not None and not asked & wanted:
             raise UsageError(f"problem={name} {group}={spec['name']}: this problem uses no {group}; leave out {group}=, or use problem=dataset.")
-    if s.init is not None and "model" not in asked:
-        raise UsageError(f"problem={name} init={s.init}: this problem has no model whose parameters could be read; leave out init=.")
+    for key, given in (("init", s.init), ("init_without", _listed(s.init_without) if s.init_without else None)):
+        if given is not None and "model" not in asked:
+            raise UsageError(f"problem={name} {key}={given}: this problem has no model whose parameters could be read; leave out {key}=.")
 
 
 def _state_dict(path: str) -> dict[str, Any]:

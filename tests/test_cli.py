@@ -70,6 +70,7 @@ MISTAKES = [
     ("problem=quadratic problem.nose=1", ["quadratic has no such setting; did you mean problem.noise?"]),
     ("problem=quadratic dataset=cifar10", ["problem=quadratic dataset=cifar10: this problem uses no dataset; leave out dataset="]),
     ("problem=double_well model=small", ["problem=double_well model=small: this problem uses no model; leave out model="]),
+    ("problem=quadratic init_without=[fc]", ["init_without=[fc]: this problem has no model"]),
     ("problem=quadratic init=center.pt", ["init=center.pt: this problem has no model"]),
     ("problem=quadratic epochs=2", ["epochs=2: are passes over a data set", "use steps= or minutes="]),
     ("problem=quadratic until.test_error=3", ["until.test_error=3: problem=quadratic has no test_error"]),

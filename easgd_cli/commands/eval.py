@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         problem = build.problem(settings, images, torch.device(device))
     except UsageError as e:
-        if settings.init is None or not str(e).startswith(given := f"init={settings.init}"):
+        if asked.what.startswith("worker_") or settings.init is None or not str(e).startswith(given := f"init={settings.init}"):
             raise
         fact = str(e).removeprefix(given).partition("; ")[0].removesuffix(".")  # what to do about it is of a run that begins with the file
         raise UsageError(
