@@ -273,6 +273,7 @@ class InTraining(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(36, 4)), r"model=x: turned images \[2, 1, 6, 6\] into \[2, 4\]; with 3 classes it must be \[2, 3\]"),
         (Says(torch.full((2, 3), torch.nan)), "model=x: its outputs at the start are not finite"),
         (Says((torch.zeros(2, 3),)), "model=x: returned a tuple"),
+        (nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(), nn.Linear(36, 3)), "model=x: has an InstanceNorm with track_running"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(net, sentence):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from easgd_cli import memory
@@ -20,7 +21,7 @@ def check_model(net: object, written: str, images: Dataset, batch_size: int) -> 
     """Measures and differentiates `net`, chosen as `written`, on two images (one where `batch_size` is 1), and leaves it as it was.
 
     Raises UsageError, beginning with `written`, when what comes out is not one finite number a class and image, has no gradient, or
-    the gradient does not fit into memory.
+    the gradient does not fit into memory, and for running statistics other than batch norm's.
     """
     if not isinstance(net, nn.Module):
         raise UsageError(f"{written}: made a {type(net).__name__}, which is not a torch.nn.Module.")
@@ -29,6 +30,10 @@ def check_model(net: object, written: str, images: Dataset, batch_size: int) -> 
     if any(is_lazy(p) for p in net.parameters()):
         raise UsageError(
             f"{written}: has lazy layers, whose parameters do not exist yet; give the layers their sizes (the model can ask for input_shape and num_classes)."
+        )
+    if any(isinstance(m, _InstanceNorm) and m.running_mean is not None for m in net.modules()):
+        raise UsageError(
+            f"{written}: has an InstanceNorm with track_running_stats=True, whose statistics nobody keeps for the center; leave them out, as by default."
         )
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
