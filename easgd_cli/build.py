@@ -51,13 +51,13 @@ def method(s: Settings) -> Method:
     return made
 
 
-def method_for(problem: Problem, s: Settings) -> Method:
-    """The method on this problem's vectors, statistics among them averaged. Raises UsageError."""
+def on_vectors_of(problem: Problem, rules: Method, workers: int) -> Method:
+    """The method on this problem's vectors, statistics among them averaged."""
     from easgd_cli.algorithms.statistics import WithStatistics
     from easgd_cli.problem import statistics_of
 
     statistics = statistics_of(problem)
-    return WithStatistics(method(s), statistics, s.workers) if statistics else method(s)
+    return WithStatistics(rules, statistics, workers) if statistics else rules
 
 
 # What a schedule may ask for by name beside the symbols.
@@ -217,7 +217,7 @@ def prepare(s: Settings) -> Prepared:
             raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
     start = minimised.start(None if rules.center else 0)
     memory = check_memory(s, rules, kept, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s))
-    return Prepared(method_for(minimised, s), kept, images, minimised, start, steps, memory)
+    return Prepared(on_vectors_of(minimised, rules, s.workers), kept, images, minimised, start, steps, memory)
 
 
 def _refuse_unused(s: Settings, asked: set[str]) -> None:
@@ -256,8 +256,8 @@ def _without(state: Mapping[Any, Any], net: nn.Module, s: Settings) -> dict[Any,
                 f"init_without={_listed(s.init_without)}: neither init={s.init} nor the net has a module or parameter {name}; the net's are "
                 f"{', '.join(dict.fromkeys(key.split('.')[0] for key in own))}."
             )
-    left_out = lambda key: any(_within(key, name) for name in s.init_without)  # noqa: E731
-    return {key: value for key, value in state.items() if not left_out(key)} | {key: value for key, value in own.items() if left_out(key)}
+    left_out = {key for key in (*state, *own) if any(_within(key, name) for name in s.init_without)}
+    return {key: value for key, value in state.items() if key not in left_out} | {key: value for key, value in own.items() if key in left_out}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -14,13 +15,12 @@ class Flat:
     """The trainable parameters of `model`, in the order of `model.parameters()`, as one vector.
 
     A parameter that appears in several places counts once; parameters with requires_grad=False and buffers are not
-    part of the vector and stay as they are. The model must already be on its device and of its dtype. `remembered` is the
-    number of vectors whose views are kept: a worker's rule differentiates at two or three places in turn, and several
-    workers may be served in turn. `behind` the gradient there is room for that many numbers, for whoever asks for it.
+    part of the vector and stay as they are. The model must already be on its device and of its dtype. `behind` the
+    gradient there is room for that many numbers, for whoever asks for it.
     Raises UsageError when there is nothing to train or the parameters differ in dtype.
     """
 
-    def __init__(self, model: nn.Module, remembered: int = 4096, behind: int = 0):
+    def __init__(self, model: nn.Module, behind: int = 0):
         self.model = model
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:
@@ -39,27 +39,27 @@ class Flat:
         self.gradient_and_behind = torch.zeros(self.size + behind, dtype=self.dtype, device=self.device)
         self.gradient = self.gradient_and_behind[: self.size]
         self._bound = 0  # address of the vector the parameters are views of; 0: the model's own tensors
+        # By address, of vectors that are alive: a worker's rule differentiates at two or three in turn, and many workers may be served in turn.
         self._views: dict[int, list[Tensor]] = {}
-        self._remembered = remembered
         for p, view in zip(self._parameters, self._split(self.gradient), strict=True):
             p.grad = view  # backward adds into existing gradients in place, so they arrive in the flat buffer
 
     def bind(self, vector: Tensor) -> None:
-        """Makes the model's parameters views of `vector` [size], which must stay where it is; nothing is copied.
+        """Makes the model's parameters views of the first entries of `vector` [size or more], which must stay where it is; nothing is copied.
 
-        Cheap for a vector that is bound already, and for one of the last few bound.
+        Cheap for a vector that is bound already, or has been since it was made.
         """
         address = vector.data_ptr()
         if address == self._bound:
             return
         views = self._views.get(address)
         if views is None:
-            assert vector.shape == (self.size,) and vector.dtype == self.dtype and vector.is_contiguous()
+            assert vector.dim() == 1 and len(vector) >= self.size and vector.dtype == self.dtype and vector.is_contiguous()
             views = self._split(vector.detach())
-            if len(self._views) == self._remembered:
-                self._views.pop(next(iter(self._views)))  # the oldest
-            # The views keep the memory alive, so as long as an address is remembered nothing else can come to lie there.
+            # The views keep the memory alive, so as long as an address is remembered nothing else can come to lie there; and no longer than the
+            # vector itself, since a rule may make a new one at every step.
             self._views[address] = views
+            weakref.finalize(vector, self._views.pop, address, None).atexit = False
         for p, view in zip(self._parameters, views, strict=True):
             p.data = view
         self._bound = address

@@ -69,7 +69,7 @@ class WorkerLoop:
         self._runtime = torch.get_device_module(self._device)  # torch.cuda, or torch.cpu, which has the same names and nothing to do
         self._runtime.set_device(self._device)
         self._problem = build.problem(s, start.images, self._device)
-        self._method = build.method_for(self._problem, s)
+        self._method = build.on_vectors_of(self._problem, build.method(s), s.workers)
         self._objective = drive.clipped(self._problem, s.clip)
         self._session = SharedWorkerEnd(start.link, self._elsewhere())
         self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges

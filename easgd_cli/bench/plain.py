@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from easgd_cli import build
+from easgd_cli import build, makers
 from easgd_cli.channel import Channel, ChannelClosed
 from easgd_cli.config import Settings
 from easgd_cli.data.dataset import Batch, Dataset
@@ -54,7 +54,7 @@ class Loop:
         use_tf32(self._device, s.precision == "tf32")
         self._autocast = autocast(self._device, s.precision)
         self._images = start.images.training_on(self._device)
-        momentum = s.delta if "delta" in build.signature(build.locate("algo", s.algo["target"])) else 0.0
+        momentum = s.delta if "delta" in makers.signature(makers.locate("algo", s.algo["target"])) else 0.0
         self._optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=momentum, nesterov=momentum > 0, weight_decay=s.l2)
         self._batches = Batches(start.images.count("train"), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)

@@ -149,14 +149,13 @@ class ImageProblem:
 
         Of statistics that are exchanged, minus the change that this batch makes of them.
         """
-        parameters = self._parameters(x)
-        self.flat.bind(parameters)
+        self.flat.bind(x)
         if self.statistics:
             self._running.vector.copy_(x[self.flat.size :])
         g = self.flat.gradient
         # Backward adds to what is in g, so the l2 term goes there first: one pass over g instead of two.
         if self._l2:
-            torch.mul(parameters, self._l2, out=g)
+            torch.mul(self._parameters(x), self._l2, out=g)
         else:
             g.zero_()
         self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
@@ -210,12 +209,12 @@ class ImageProblem:
     def _prepare(self, x: Tensor) -> None:
         """Puts a copy of `x` into the model, ready to be measured.
 
-        A copy, because a snapshot that is bound would be kept from being freed.
+        A copy, because a snapshot that is bound would be kept from being freed until the next.
         """
         if self._snapshot is None:
             self._snapshot = torch.empty_like(x)
         self._snapshot.copy_(x)
-        self.flat.bind(self._parameters(self._snapshot))
+        self.flat.bind(self._snapshot)
         use_tf32(self.device, False)
         self._model.eval()
         if self.statistics:
