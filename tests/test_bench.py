@@ -197,7 +197,7 @@ def test_a_signal_that_ends_the_measured_run_ends_the_benchmark(monkeypatch: pyt
 def test_a_run_that_is_timed_is_measured_on_few_test_images_and_trains_on_all() -> None:
     labels = torch.arange(40) % 2
     files = Files.of(Path("photos"), Listed.of([f"{i}.jpg" for i in range(40)], labels.numpy()), "")
-    shards = Shards("copy", ("0.bin",), labels, torch.stack([torch.zeros(40), torch.arange(40), torch.ones(40)], 1).long())
+    shards = Shards("copy", ("0.bin",), ((120, 0),), labels, torch.stack([torch.zeros(40), torch.arange(40), torch.ones(40)], 1).long())
     stored = [StoredImages(source, source, num_classes=2, resize=8, crop=(8, 8)) for source in (files, shards)]
     for images in (synthetic((3, 8, 8), classes=2, train=40, test=40, crop=None), *stored):
         few = runs._little_to_test(images)

@@ -707,7 +707,28 @@ def test_more_files_are_mapped_than_some_shells_allow_to_be_open(tmp_path: Path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
     try:
-        source = Shards(str(tmp_path), names, torch.zeros(200, dtype=torch.int64), places)
+        source = Shards.of(tmp_path, names, torch.zeros(200, dtype=torch.int64), places)
         assert [bytes(source.content(n)) for n in range(200)] == [bytes([n] * 2) for n in range(200)]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_copy_made_anew_is_never_read_by_the_index_of_the_old_one(begun: bool, removed: bool, tmp_path: Path) -> None:
+    """As for the evaluator of a deferred evaluation, which begins when the run has ended."""
+    (tmp_path / "a.bin").write_bytes(b"old")
+    (tmp_path / "b.bin").write_bytes(b"kept")
+    source = Shards.of(tmp_path, ["a.bin", "b.bin"], torch.zeros(2, dtype=torch.int64), torch.tensor([[0, 0, 3], [1, 0, 4]]))
+    if begun:
+        source.content(1)
+    (tmp_path / "a.bin.part").write_bytes(b"new")
+    os.utime(tmp_path / "a.bin.part", ns=(1, 1))
+    os.replace(tmp_path / "a.bin.part", tmp_path / "a.bin")
+    if removed:
+        (tmp_path / "a.bin").unlink()
+    if begun:
+        assert (bytes(source.content(0)), bytes(source.content(1))) == (b"old", b"kept")
+    else:
+        with pytest.raises(UsageError, match=r"a\.bin: has been made anew since this began, as by easgd data prepare; start it again"):
+            source.content(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,10 +122,11 @@ def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...]
                 shards, places = tuple(map(str, index[f"{split}_shards"])), index[f"{split}_places"]
                 least = np.zeros(len(shards), np.int64)
                 np.maximum.at(least, places[:, 0], places[:, 1] + places[:, 2])
-                for shard, length in zip(shards, least.tolist(), strict=True):
-                    if os.path.getsize(directory / shard) < length:
+                found = Shards.of(directory, shards, torch.from_numpy(index[f"{split}_labels"]), torch.from_numpy(places))
+                for shard, (size, _), length in zip(shards, found.states, least.tolist(), strict=True):
+                    if size < length:
                         raise UsageError(f"{directory / shard}: is shorter than its index says; remove it and {again}.")
-                parts.append(Shards(str(directory), shards, torch.from_numpy(index[f"{split}_labels"]), torch.from_numpy(places)))
+                parts.append(found)
             times = dict(zip(map(str, index["looked_at"]), index["times"].tolist(), strict=True))
             return parts[0], parts[1], tuple(map(str, index["classes"])), times
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:

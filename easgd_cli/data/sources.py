@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.data.listing import Listed
+from easgd_cli.errors import UsageError
 
 _DESCRIPTORS = 1024
 
@@ -81,10 +83,16 @@ class Shards:
 
     directory: str
     shards: tuple[str, ...]
+    states: tuple[tuple[int, int], ...]  # of each shard, when it was found: bytes, and when it was written
     labels: Tensor  # [N] int64
     places: Tensor  # [N, 3] int64: number of the shard, first byte, bytes
     remedy: str = "remove that file and call easgd data prepare again"
     _maps: dict[int, memoryview] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, directory: Path, shards: Sequence[str], labels: Tensor, places: Tensor) -> Shards:
+        """The images at `places` in the `shards` as they are now. Raises OSError."""
+        return cls(str(directory), tuple(shards), tuple(_state(os.stat(directory / name)) for name in shards), labels, places)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"labels": self.labels, "places": self.places}
@@ -102,16 +110,32 @@ class Shards:
         return f"{self.directory}/{self.shards[shard]}, the image at byte {first},"
 
     def _mapped(self, shard: int) -> memoryview:
-        """All are mapped when the first is wanted: what is made anew under their names meanwhile, as by easgd data prepare, disturbs nobody."""
+        """All are mapped when the first is wanted: what is made anew under their names from then on, as by easgd data prepare, disturbs nobody.
+
+        Raises UsageError where one has been before.
+        """
         if len(self._maps) < len(self.shards):  # two threads may both map one; the second map is dropped
             _allow_descriptors()
-            for n, name in enumerate(self.shards):
-                with open(Path(self.directory, name), "rb") as file:
-                    if os.fstat(file.fileno()).st_size:  # what is empty cannot be mapped, and has no image
-                        self._maps.setdefault(n, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
-                    else:
-                        self._maps.setdefault(n, memoryview(b""))
+            for n, (name, state) in enumerate(zip(self.shards, self.states, strict=True)):
+                path = Path(self.directory, name)
+                try:
+                    with open(path, "rb") as file:
+                        if _state(os.fstat(file.fileno())) != state:
+                            raise _changed(path)
+                        # What is empty cannot be mapped, and has no image.
+                        self._maps.setdefault(n, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if state[0] else b""))
+                except FileNotFoundError:
+                    raise _changed(path) from None
         return self._maps[shard]
+
+
+def _state(found: os.stat_result) -> tuple[int, int]:
+    """Bytes, and when it was last written, in ns."""
+    return found.st_size, found.st_mtime_ns
+
+
+def _changed(path: Path) -> UsageError:
+    return UsageError(f"{path}: has been made anew since this began, as by easgd data prepare; start it again.")
 
 
 def _allow_descriptors() -> None:
