@@ -7,8 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from easgd_cli import __version__, interruption
+from easgd_cli import __version__
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.system import interruption
 
 COMMANDS = {
     "train": "train a model with many workers; -m sweeps",

@@ -17,14 +17,16 @@ from typing import Any
 import pytest
 import torch
 
-from easgd_cli import build, checkpoint
 from easgd_cli.__main__ import main
-from easgd_cli.checkpoint import OwnerState, WorkerState
-from easgd_cli.commands import running
-from easgd_cli.config import Settings
-from easgd_cli.launcher import children, kinds
+from easgd_cli.commands import single_run as running
+from easgd_cli.experiment import build
+from easgd_cli.launcher import kinds
+from easgd_cli.launcher import processes as children
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.snapshot import Moment
+from easgd_cli.record import checkpoint
+from easgd_cli.record.checkpoint import OwnerState, WorkerState
+from easgd_cli.settings.schema import Settings
+from easgd_cli.training.snapshot import Moment
 
 # What the workers of real runs have: sums round differently with more. Two that wait for each other also cost a busy machine most of its time.
 torch.set_num_threads(1)

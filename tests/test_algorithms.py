@@ -28,11 +28,11 @@ from easgd_cli.algorithms import (
     SyncEASGD,
     Worker,
 )  # fmt: skip
+from easgd_cli.algorithms.average import Average, Moving, Polyak
+from easgd_cli.algorithms.schedule import Constant, Cosine, Decay, Stepwise, Warmup
 from easgd_cli.algorithms.statistics import WithStatistics
-from easgd_cli.average import Average, Moving, Polyak
-from easgd_cli.drive import ByHand, Turn, take_step
 from easgd_cli.errors import UsageError
-from easgd_cli.schedule import Constant, Cosine, Decay, Stepwise, Warmup
+from easgd_cli.training.drive import ByHand, Turn, take_step
 
 D = 7
 CURVATURE = torch.linspace(0.3, 1.7, D, dtype=torch.float64)
@@ -421,7 +421,7 @@ def test_a_sequential_method_with_several_workers_is_refused() -> None:
 
 def test_blocks_change_nothing() -> None:
     """The center's rule in blocks equals the rule on whole vectors, elementwise as it is."""
-    import easgd_cli.center as center
+    import easgd_cli.training.center as center
 
     size = 3 * center.BLOCK + 17
     x, m = torch.randn(size), torch.randn(size)

@@ -18,21 +18,22 @@ import torch.nn.functional as F
 from conftest import Said
 from test_runs import settings
 
-from easgd_cli import build, interruption
 from easgd_cli.__main__ import main
 from easgd_cli.bench import data, measure, plain, runs, scaling, startup, table4
 from easgd_cli.bench.ddp import DataParallelLoop, GroupedStart
 from easgd_cli.bench.plain import loop_starts, side_by_side
-from easgd_cli.channel import Channel
-from easgd_cli.config import Settings
 from easgd_cli.data.listing import Listed
 from easgd_cli.data.sources import Files, Shards
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.data.synthetic import synthetic
 from easgd_cli.errors import RunError
-from easgd_cli.launcher.children import Child
+from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.launcher.processes import Child
 from easgd_cli.problems.images import Batches
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system import interruption
+from easgd_cli.system.channel import Channel
 
 SMALL = ["dataset=synthetic", "dataset.shape=[1,8,8]", "dataset.crop=null", "dataset.train=64", "dataset.test=16", "model=small", "batch_size=8", "threads=1"]
 

@@ -21,13 +21,16 @@ import yaml
 from conftest import Launcher, Said
 
 import easgd_cli
-from easgd_cli import __version__, build, memory, rundir
+from easgd_cli import __version__
 from easgd_cli.__main__ import main
 from easgd_cli.commands import arguments, compose, configs
-from easgd_cli.config import Group, Settings
-from easgd_cli.devices import deal_devices
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings.schema import Group, Settings
+from easgd_cli.system import shared_memory as memory
+from easgd_cli.system.devices import deal_devices
 
 Easgd = Callable[..., Said]
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import Launcher, Said, leave_checkpoint
 
-from easgd_cli import rundir
+from easgd_cli.record import run_directory as rundir
 
 Easgd = Callable[..., Said]
 pytestmark = pytest.mark.usefixtures("unprepared")

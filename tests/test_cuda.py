@@ -13,13 +13,14 @@ import torch
 from test_runs import run, saved_center, settings
 from test_transport import serve
 
-from easgd_cli import build, drive
 from easgd_cli.algorithms.base import Worker
-from easgd_cli.center import Center
-from easgd_cli.config import Eval, Settings
 from easgd_cli.data.images import Images
-from easgd_cli.meter import Tally
-from easgd_cli.stopwatch import Timed
+from easgd_cli.experiment import build
+from easgd_cli.settings.schema import Eval, Settings
+from easgd_cli.training import drive
+from easgd_cli.training.center import Center
+from easgd_cli.training.meter import Tally
+from easgd_cli.training.stopwatch import Timed
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 

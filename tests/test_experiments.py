@@ -11,7 +11,8 @@ import yaml
 from conftest import Launcher, Said
 from hydra.core.override_parser.types import IntervalSweep, Override
 
-from easgd_cli.commands import arguments, compose, configs, report, running
+from easgd_cli.commands import arguments, compose, configs, report
+from easgd_cli.commands import single_run as running
 
 EXPERIMENTS = sorted((configs.directory() / "experiment").glob("*.yaml"))
 REPRODUCE = Path(__file__).parents[1] / "scripts" / "reproduce"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from easgd_cli.errors import UsageError
-from easgd_cli.flat import Flat
+from easgd_cli.problems.flat import Flat
 
 
 def net() -> nn.Sequential:

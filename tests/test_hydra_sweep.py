@@ -26,13 +26,19 @@ from conftest import Said
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from easgd_cli import build, rundir
-from easgd_cli.commands import configs, hydra_sweep, job, objective, placing, plugins, standing, sweep
+from easgd_cli.commands import configs, objective, plugins
 from easgd_cli.commands.objective import Objective
-from easgd_cli.commands.placing import Place
 from easgd_cli.commands.plan import Plan
-from easgd_cli.config import NO_AVERAGE, Settings
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.experiment import build
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings.schema import NO_AVERAGE, Settings
+from easgd_cli.sweeps import hydra_plugins as hydra_sweep
+from easgd_cli.sweeps import job_directory as placing
+from easgd_cli.sweeps import job_process as job
+from easgd_cli.sweeps import job_status as standing
+from easgd_cli.sweeps import sweep
+from easgd_cli.sweeps.job_directory import Place
 
 ON_DIGITS = Settings(eta=0.1, dataset={"name": "digits", "validation": 200})
 QUICK = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=40"]

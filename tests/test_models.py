@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from easgd_cli import memory
 from easgd_cli.data import vision
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
@@ -16,6 +15,7 @@ from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.models.mlp import MLP
 from easgd_cli.models.torchvision import classifier
 from easgd_cli.randomness import INIT, seeded
+from easgd_cli.system import shared_memory as memory
 
 
 def images(shape=(1, 6, 6), classes=3) -> Images:

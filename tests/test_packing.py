@@ -19,10 +19,10 @@ from conftest import Said
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from easgd_cli.__main__ import main
-from easgd_cli.commands import packing
 from easgd_cli.commands.plan import Member
-from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.settings.schema import Settings
+from easgd_cli.sweeps import side_by_side as packing
 
 # Cheap and the same bits on any number of cores.
 QUICK = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=40"]
@@ -207,7 +207,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def like(cores: int, devices: int = 0, memory: int | None = None) -> None:
         monkeypatch.setattr(packing, "_cores", lambda: list(range(cores)))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
-        monkeypatch.setattr("easgd_cli.memory.available_memory", lambda: memory)
+        monkeypatch.setattr("easgd_cli.system.shared_memory.available_memory", lambda: memory)
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return like

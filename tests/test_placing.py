@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from conftest import leave_checkpoint
 
-from easgd_cli import rundir
-from easgd_cli.commands.placing import FAILED, NEW, STOPPED, Place, leave_failure, place
-from easgd_cli.config import Settings
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings.schema import Settings
+from easgd_cli.sweeps.job_directory import FAILED, NEW, STOPPED, Place, leave_failure, place
 
 OURS = Settings(algo={"name": "easgd"}, dataset={"name": "digits"}, model={"name": "small"}, schedule={"name": "decay"}, launcher={"name": "local"}, eta=0.1)
 

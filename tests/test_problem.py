@@ -13,17 +13,17 @@ from nets import Residual
 from torch import nn
 
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD
+from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.data.digits import digits
 from easgd_cli.data.images import Images
-from easgd_cli.devices import check_compiler
-from easgd_cli.drive import ByHand, clipped
 from easgd_cli.errors import UsageError
 from easgd_cli.models.convnet_digits import ConvNetDigits
-from easgd_cli.problem import check_problem
+from easgd_cli.problems.base import check_problem
 from easgd_cli.problems.function import FunctionProblem
 from easgd_cli.problems.images import Batches, ImageProblem
 from easgd_cli.randomness import DROPOUT, INIT, key, seeded
-from easgd_cli.schedule import Constant
+from easgd_cli.system.devices import check_compiler
+from easgd_cli.training.drive import ByHand, clipped
 
 CPU = torch.device("cpu")
 

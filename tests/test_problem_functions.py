@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms import EASGD, SGD, SyncEASGD
-from easgd_cli.drive import ByHand
-from easgd_cli.problem import check_problem
+from easgd_cli.algorithms.schedule import Constant
+from easgd_cli.problems.base import check_problem
 from easgd_cli.problems.double_well import DoubleWell
 from easgd_cli.problems.noisy import NoisyFunction
 from easgd_cli.problems.quadratic import Quadratic
-from easgd_cli.schedule import Constant
+from easgd_cli.training.drive import ByHand
 
 
 def quadratic(**options: Any) -> Quadratic:

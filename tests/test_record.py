@@ -16,16 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from easgd_cli import checkpoint
-from easgd_cli.build import Prepared
-from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
-from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.experiment.build import Prepared
 from easgd_cli.launcher.job import Job
-from easgd_cli.record import metrics
-from easgd_cli.record.opening import hparams, open_record, up_to
+from easgd_cli.record import checkpoint, metrics
+from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
+from easgd_cli.record.initial_record import hparams, open_record, up_to
 from easgd_cli.record.recorder import Recorder, read_rows
-from easgd_cli.snapshot import Moment
+from easgd_cli.settings.schema import Settings
+from easgd_cli.training.snapshot import Moment
 
 FACTS = {"algo": "easgd", "workers": 2, "tau": 4, "batch_size": 10, "seed": 0}
 ENDED: dict[str, Any] = {
@@ -201,7 +200,7 @@ def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path: Path, monkeyp
 
 
 def test_a_line_that_was_half_written_is_taken_back_and_written_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from easgd_cli.record.growing import GrowingFile
+    from easgd_cli.record.append_file import GrowingFile
 
     file = GrowingFile(tmp_path / "lines")
     file.add(b"first\n")
@@ -282,7 +281,7 @@ def settings(algo: str = "EASGD", **values: Any) -> Settings:
     }  # fmt: skip
     return Settings(
         algo={"name": algo.lower(), "target": f"easgd_cli.algorithms:{algo}"},
-        schedule={"name": "decay", "target": "easgd_cli.schedule:Decay"},
+        schedule={"name": "decay", "target": "easgd_cli.algorithms.schedule:Decay"},
         launcher={"name": "local", "target": "easgd_cli.launcher.local:launch"},
         **given,
     )

@@ -15,8 +15,8 @@ from test_record import ENDED, FACTS, center, recorder, worker
 from easgd_cli.record import progress
 from easgd_cli.record.progress import Progress, Screen
 from easgd_cli.record.recorder import Recorder
-from easgd_cli.record.sweep_progress import SweepProgress
 from easgd_cli.record.table import show_run, show_sweep
+from easgd_cli.sweeps.progress import SweepProgress
 
 
 class Clock:

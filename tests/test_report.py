@@ -19,8 +19,9 @@ import yaml
 from matplotlib.colors import to_hex
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from easgd_cli import picture, rundir
+from easgd_cli import picture
 from easgd_cli.__main__ import main
+from easgd_cli.record import run_directory as rundir
 from easgd_cli.report import figures, findings, notes, page, reading, table
 from easgd_cli.report.comparison import compare
 
@@ -286,7 +287,7 @@ def test_a_setting_that_a_method_does_not_use_tells_nothing_apart(tmp_path: Path
     ):  # fmt: skip
         run = make(tmp_path / f"{algo}{delta}", [90, 10], algo=algo, delta=delta, seed=seed)
         config = yaml.safe_load((run / "config.yaml").read_text())
-        config |= {"algo": {"name": algo, "target": place}, "schedule": {"name": "constant", "target": "easgd_cli.schedule:Constant"}}
+        config |= {"algo": {"name": algo, "target": place}, "schedule": {"name": "constant", "target": "easgd_cli.algorithms.schedule:Constant"}}
         (run / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [(of.values["algo"], of.values["delta"], len(of.runs)) for of in compared(tmp_path).configurations]
     assert rows == [("eamsgd", 0.9, 1), ("eamsgd", 0.99, 1), ("easgd", None, 2), ("mine", 0.9, 1), ("mine", 0.99, 1)]

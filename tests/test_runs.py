@@ -23,25 +23,25 @@ import torch
 from listings import Listing
 from torch import Tensor
 
-from easgd_cli import build
-from easgd_cli.checkpoint import newest
-from easgd_cli.config import Checkpoint, Eval, Settings, Until
-from easgd_cli.drive import ByHand, clipped
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.local import Run, launch
-from easgd_cli.launcher.stopping import Signals
+from easgd_cli.launcher.signals import Signals
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.images import ImageProblem
+from easgd_cli.record.checkpoint import newest
+from easgd_cli.settings.schema import Checkpoint, Eval, Settings, Until
+from easgd_cli.training.drive import ByHand, clipped
 
 METHODS = {
     "easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD", "msgd": "MSGD",
     "sync_easgd": "SyncEASGD", "sync_eamsgd": "SyncEAMSGD", "gauss_seidel_easgd": "GaussSeidelEASGD", "pull_then_step": "PullThenStep",
 }  # fmt: skip
 ROUNDS = ["sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step"]
-POLYAK = {"name": "polyak", "target": "easgd_cli.average:Polyak"}
-MOVING = {"name": "moving", "target": "easgd_cli.average:Moving", "rate": 0.1}
+POLYAK = {"name": "polyak", "target": "easgd_cli.algorithms.average:Polyak"}
+MOVING = {"name": "moving", "target": "easgd_cli.algorithms.average:Moving", "rate": 0.1}
 
 
 def settings(algo: str, **values: Any) -> Settings:
@@ -54,7 +54,7 @@ def settings(algo: str, **values: Any) -> Settings:
     }  # fmt: skip
     return Settings(
         algo={"name": algo, "target": f"easgd_cli.algorithms:{METHODS[algo]}"},
-        schedule={"name": "decay", "target": "easgd_cli.schedule:Decay"},
+        schedule={"name": "decay", "target": "easgd_cli.algorithms.schedule:Decay"},
         launcher={"name": "local", "target": "easgd_cli.launcher.local:launch"},
         **given,
     )

@@ -15,14 +15,14 @@ import torch
 from test_algorithms import rates
 from test_runs import MOVING, ROUNDS, by_hand, disturbed, four_workers, one_worker, recorded_order, rows, run, saved_center, settings, training, unhurried
 
-from easgd_cli import build
 from easgd_cli.algorithms import EASGD, Exchange, Gradient, Rule, Worker
-from easgd_cli.config import Checkpoint, Eval, Settings, Until
-from easgd_cli.drive import ByHand
+from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds, simulated
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Simulated
-from easgd_cli.launcher.stopping import Signals
+from easgd_cli.launcher.signals import Signals
+from easgd_cli.settings.schema import Checkpoint, Eval, Settings, Until
+from easgd_cli.training.drive import ByHand
 
 ASYNCHRONOUS = ["easgd", "eamsgd", "downpour", "mdownpour"]
 UNEVEN = {
@@ -63,7 +63,7 @@ def same_files(a: Path, b: Path, *names: str) -> None:
 @pytest.mark.parametrize("launch", [run, virtual])
 def test_a_rate_that_follows_the_length_is_told_it_by_every_launcher(launch: Any, tmp_path: Path) -> None:
     """g(x) = x: x_40 is the product of 1 - eta_t, with eta_t as torch has it."""
-    cosine = {"name": "cosine", "target": "easgd_cli.schedule:Cosine", "final": 0.1}
+    cosine = {"name": "cosine", "target": "easgd_cli.algorithms.schedule:Cosine", "final": 0.1}
     s = on_a_function("sgd", problem={"start": 1.0})
     s.schedule, s.eta, s.warmup = cosine, 0.3, 10
     launch(s, tmp_path)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from easgd_cli.meter import Tally
-from easgd_cli.stopwatch import ByEvents, Timed
+from easgd_cli.training.meter import Tally
+from easgd_cli.training.stopwatch import ByEvents, Timed
 
 
 class Stream:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, Method
-from easgd_cli.center import Center
-from easgd_cli.channel import Channel, ChannelClosed
-from easgd_cli.memory import SharedTensors
+from easgd_cli.system.channel import Channel, ChannelClosed
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.center import Center
 from easgd_cli.transport.base import Kind, Reply, SessionEnded
 from easgd_cli.transport.on_device import Handed, hand_out
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd

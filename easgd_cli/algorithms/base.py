@@ -44,7 +44,7 @@ from easgd_cli.errors import UsageError
 if TYPE_CHECKING:  # rules call tensors' own methods, so that a setting can be checked without the second torch needs
     from torch import Tensor
 
-    from easgd_cli.schedule import Schedule
+    from easgd_cli.algorithms.schedule import Schedule
 
 
 class Gradient:

@@ -38,14 +38,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from easgd_cli import build, rundir
 from easgd_cli.algorithms.base import Method, Worker
-from easgd_cli.config import Settings
-from easgd_cli.drive import Turn
+from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.record import run_directory as rundir
 from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.recorder import read_rows
-from easgd_cli.schedule import Constant
+from easgd_cli.settings.schema import Settings
+from easgd_cli.training.drive import Turn
 
 _VALUES = 20  # of the list of compute
 _BUSY = 0.5  # of the master's time: above it, waiting is queueing, and says nothing of latency

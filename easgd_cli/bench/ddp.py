@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from easgd_cli import build
 from easgd_cli.bench.plain import Loop, LoopStart, loop_starts, side_by_side
-from easgd_cli.channel import Channel
-from easgd_cli.config import Settings
 from easgd_cli.data.dataset import Dataset
-from easgd_cli.devices import deal_devices
-from easgd_cli.scratch import scratch_directory
+from easgd_cli.experiment import build
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system.channel import Channel
+from easgd_cli.system.devices import deal_devices
+from easgd_cli.system.files import scratch_directory
 
 _TIMEOUT = datetime.timedelta(seconds=60)  # of a collective whose other side does not come; the default is half an hour
 

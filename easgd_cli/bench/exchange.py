@@ -21,12 +21,12 @@ import torch
 
 from easgd_cli.algorithms.base import Method
 from easgd_cli.bench.measure import Row, alternate, rate
-from easgd_cli.center import Center
-from easgd_cli.channel import Channel
-from easgd_cli.launcher.children import Child
-from easgd_cli.master import Master, MasterStart
-from easgd_cli.memory import SharedTensors
-from easgd_cli.scratch import scratch_directory
+from easgd_cli.launcher.processes import Child
+from easgd_cli.system.channel import Channel
+from easgd_cli.system.files import scratch_directory
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.center import Center
+from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging

@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from easgd_cli import build, makers
-from easgd_cli.channel import Channel, ChannelClosed
-from easgd_cli.config import Settings
 from easgd_cli.data.dataset import Batch, Dataset
-from easgd_cli.devices import deal_devices, worker_threads
 from easgd_cli.errors import RunError
-from easgd_cli.launcher.children import Child, PartyMaker
-from easgd_cli.precision import autocast, use_tf32
+from easgd_cli.experiment import build
+from easgd_cli.launcher.processes import Child, PartyMaker
 from easgd_cli.problems.images import Batches
-from easgd_cli.scratch import scratch_directory
+from easgd_cli.problems.precision import autocast, use_tf32
+from easgd_cli.settings import targets as makers
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system.channel import Channel, ChannelClosed
+from easgd_cli.system.devices import deal_devices, worker_threads
+from easgd_cli.system.files import scratch_directory
 
 WARM_UP = 3  # steps before the clock starts
 

@@ -10,18 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easgd_cli import build
 from easgd_cli.bench.plain import WARM_UP
-from easgd_cli.config import Checkpoint, Eval, Settings
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.data.images import Images
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job
 from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.recorder import read_rows
-from easgd_cli.scratch import scratch_directory
+from easgd_cli.settings.schema import Checkpoint, Eval, Settings
+from easgd_cli.system.files import scratch_directory
 
 _TESTED = 16  # images, at the beginning and the end of a run
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from easgd_cli import build
 from easgd_cli.bench.measure import Row, alternate
 from easgd_cli.bench.plain import plain_images_per_second
 from easgd_cli.bench.runs import images_per_second, steps_and_images
-from easgd_cli.config import Settings
-from easgd_cli.devices import worker_threads
+from easgd_cli.experiment import build
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system.devices import worker_threads
 
 
 def against_plain(what: str, s: Settings, windows: int = 10, target: float | None = None) -> Row:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from easgd_cli.errors import RunError
-from easgd_cli.scratch import scratch_directory
+from easgd_cli.system.files import scratch_directory
 
 _TARGET = 3.0  # seconds, for 8 workers
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from easgd_cli import build
 from easgd_cli.bench.measure import number
 from easgd_cli.bench.runs import recorded
-from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.settings.schema import Settings
 
 # By model, the paper's steps of 128 images (CIFAR, ImageNet); by workers and tau, the seconds of computation, data loading and
 # communication that they took on its GPU cluster. With one worker it gives one row.

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from easgd_cli import build
-from easgd_cli.commands import arguments, compose, plan, running
-from easgd_cli.config import Settings
+from easgd_cli.commands import arguments, compose, plan, single_run
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.experiment import build
+from easgd_cli.settings.schema import Settings
 
 if TYPE_CHECKING:
     from easgd_cli.bench.calibrate import Calibration, Measured
@@ -208,7 +208,7 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
         raise UsageError(f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with a center.")
     import torch
 
-    from easgd_cli.devices import deal_devices
+    from easgd_cli.system.devices import deal_devices
 
     return run(s.algo["name"], build.method(s), torch.device(deal_devices(s.device, 1)[0]), _windows(asked))
 
@@ -261,7 +261,7 @@ def _settings(asked: _Asked) -> Settings:
     parsed = arguments.of_one_run(asked.overrides, f"bench {asked.what}")
     with compose.composing(parsed.config_name) as composed:
         settings = composed(parsed.overrides).settings
-    running.checked(settings)
+    single_run.checked(settings)
     return settings
 
 

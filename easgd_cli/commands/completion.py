@@ -18,7 +18,7 @@ from easgd_cli.commands import (
     arguments,
     compose,  # noqa: F401 - stores the schema, without which Hydra has no setting to offer
     configs,
-    running,
+    single_run,
 )
 
 
@@ -30,7 +30,12 @@ def main(words: Sequence[str], commands: Sequence[str]) -> int:
         print("\n".join(found))
         return 0
     said = io.StringIO()
-    with running.unchanged_process(), redirect_stdout(said), redirect_stderr(io.StringIO()), suppress(SystemExit):  # a wrong line is told of when it is given
+    with (
+        single_run.unchanged_process(),
+        redirect_stdout(said),
+        redirect_stderr(io.StringIO()),
+        suppress(SystemExit),
+    ):  # a wrong line is told of when it is given
         os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # Hydra completes `easgd key=`
         sys.argv = ["easgd", *_own_configurations(line.split()), "-sc", *words]
         hydra.main(config_path=str(configs.directory()), config_name=arguments.ROOT, version_base="1.3")(lambda _: None)()

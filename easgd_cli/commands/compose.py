@@ -22,11 +22,13 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
-from easgd_cli import build, makers, rundir
 from easgd_cli.commands import configs, plugins
 from easgd_cli.commands.arguments import GROUPS
-from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings import targets as makers
+from easgd_cli.settings.schema import Settings
 
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
 OmegaConf.register_new_resolver("named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True)
@@ -120,7 +122,7 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
     return typed(cfg, overrides, {g: cfg[g].name for g in GROUPS if g in cfg})
 
 
-# What a maker of each group is given by name (build.py), and so is no setting of its own.
+# What a maker of each group is given by name (experiment/build.py), and so is no setting of its own.
 _SYMBOLS = list(build.symbols(Settings(eta=0.0)))
 _OFFERED = {
     "algo": _SYMBOLS,

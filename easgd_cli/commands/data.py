@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easgd_cli import build, interruption, makers
 from easgd_cli.commands import arguments, compose
-from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.settings import targets as makers
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system import interruption
 
 if TYPE_CHECKING:
     from easgd_cli.data.preparation import Finished
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _prepare(s: Settings) -> int:
     from easgd_cli.data import photos, preparation
-    from easgd_cli.devices import cores
+    from easgd_cli.system.devices import cores
 
     name = s.dataset["name"]
     if name not in photos.LISTED:
@@ -107,7 +109,7 @@ class _Progress:
 def _verify(s: Settings) -> int:
     from easgd_cli.data import photos, preparation
     from easgd_cli.data.stored import StoredImages
-    from easgd_cli.devices import cores
+    from easgd_cli.system.devices import cores
 
     images, name, wrong = build.data(s), s.dataset["name"], 0
     if isinstance(images, StoredImages):

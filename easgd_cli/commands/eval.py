@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from easgd_cli import build, rundir
-from easgd_cli.commands import arguments, compose, output, running
-from easgd_cli.config import Settings
+from easgd_cli.commands import arguments, compose, output, single_run
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings.schema import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     asked = _parse(argv)
     settings = _settings(asked)
-    running.checked(settings)
+    single_run.checked(settings)
     needed = build.asked_by_problem(settings)
     if "model" not in needed:
         name = settings.problem["name"]
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
     import torch  # only now: a mistake is answered in a moment
 
-    from easgd_cli.devices import cores, deal_devices
+    from easgd_cli.system.devices import cores, deal_devices
 
     torch.set_num_threads(cores())
     images = build.data(settings)
@@ -169,7 +170,7 @@ def _saved(asked: _Asked, start: Tensor) -> Tensor:
     """The vector [d] that is measured; `start`: what `init` has brought."""
     if not asked.what.startswith("worker_"):
         return start
-    from easgd_cli import checkpoint
+    from easgd_cli.record import checkpoint
 
     workers = checkpoint.newest(asked.run).workers
     number = int(asked.what[7:])

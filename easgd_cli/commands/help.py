@@ -9,8 +9,8 @@ import tokenize
 import typing
 from dataclasses import MISSING, Field, fields, is_dataclass
 
-from easgd_cli import config
 from easgd_cli.commands import configs
+from easgd_cli.settings import schema as config
 
 _OPENING = """usage: easgd train [KEY=VALUE ...]       one run
        easgd train -m [KEY=V1,V2 ...]    a sweep: every combination, one after another

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easgd_cli.config import Settings
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.settings.schema import Settings
 
 if TYPE_CHECKING:
     from easgd_cli.report.reading import Run

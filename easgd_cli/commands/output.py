@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from easgd_cli import scratch
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.system import files as scratch
 
 
 def directory(out: Path) -> Path:

@@ -14,13 +14,15 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 
-from easgd_cli import build, config, rundir
-from easgd_cli.commands import arguments, objective, plugins, report, running
+from easgd_cli.commands import arguments, objective, plugins, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
 from easgd_cli.commands.objective import Objective
-from easgd_cli.config import OF_SWEEPS, Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings import schema as config
+from easgd_cli.settings.schema import OF_SWEEPS, Settings
 
 Compose = Callable[[Sequence[str]], Composed]
 
@@ -123,7 +125,7 @@ def _sweep(axes: dict[str, list[str]], overrides: list[Override], first: Compose
         if first is not None and (interval := next((o.input_line for o in overrides if o.is_interval_sweep()), None)):
             raise UsageError(f"{interval}: an interval has no end of values; write them out, or choose a sweeper that draws, hydra/sweeper=optuna.")
         members, left_out = _checked([list(words) for words in itertools.product(*axes.values())], axes, composed)
-    fixed = {key: values[0] for key, values in axes.items() if len(values) == 1 and running.own(values)}
+    fixed = {key: values[0] for key, values in axes.items() if len(values) == 1 and single_run.own(values)}
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
     root = _root(axes, first) if of_sweep.sweep is None else Path("runs", "sweeps", _name(of_sweep.sweep))
     return Plan(
@@ -158,13 +160,13 @@ def _checked(combinations: list[list[str]], axes: dict[str, list[str]], composed
         if isinstance(settings, str) or isinstance(extent, str):
             continue
         settings = apart(settings)
-        swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or running.own(words)
+        swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or single_run.own(words)
         name = rundir.named_by(swept) or "default"
         if any(m.name == name for m in members):
             name = f"{name}-{rundir.digest(swept)}"
         steps = extent.steps if settings.epochs is not None else config.total_steps(settings, None)
         members.append(Member(words, name, settings, steps, extent.memory))
-    return members, list(_left_out({i: running.own(combinations[i]) for i in fails}, fails, len(axes.get("seed", []))))
+    return members, list(_left_out({i: single_run.own(combinations[i]) for i in fails}, fails, len(axes.get("seed", []))))
 
 
 def _left_out(words: dict[int, list[str]], fails: dict[int, str], seeds: int) -> Iterator[tuple[str, str]]:
@@ -232,7 +234,7 @@ class _Checks:
         if key not in self._light:
             try:
                 settings = self._composed(words).settings
-                running.checked(settings)
+                single_run.checked(settings)
                 self._light[key] = settings
             except UsageError as e:
                 self._light[key] = str(e)
@@ -242,7 +244,7 @@ class _Checks:
 def _refuse_wrong_by_itself(combinations: list[list[str]], fails: dict[int, str], check: Callable[[Sequence[str]], str | None]) -> None:
     """Raises UsageError for an override that fails wherever it occurs and, alone, for the same reason."""
     for i, sentence in fails.items():
-        own = running.own(combinations[i])
+        own = single_run.own(combinations[i])
         about_hydra = [w for w in combinations[i] if w not in own]  # where configurations are looked for, above all
         for word in own:
             if all(j in fails for j, words in enumerate(combinations) if word in words) and check([*about_hydra, word]) == sentence:
@@ -290,7 +292,7 @@ def _root(axes: dict[str, list[str]], first: Composed | None) -> Path:
     if first is not None and first.sweep_dir:
         return Path(first.sweep_dir)
     experiment = first.choices.get("experiment") if first is not None else None
-    fixed = running.own([values[0] for key, values in axes.items() if len(values) == 1 and key != "experiment"])
+    fixed = single_run.own([values[0] for key, values in axes.items() if len(values) == 1 and key != "experiment"])
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
     if experiment is not None and not fixed:
         return Path("runs", "sweeps", rundir.clean(experiment))

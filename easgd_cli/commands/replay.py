@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easgd_cli import build, rundir
-from easgd_cli.commands import compose, running
+from easgd_cli.commands import compose, single_run
 from easgd_cli.commands.arguments import Arguments
-from easgd_cli.config import Until
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings.schema import Until
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
 _OPTION = "launcher"  # whose option may be any virtual cluster
@@ -52,9 +53,9 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
     # The recorded order ends where the run did, whatever ended it.
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until=Until())
-    running.checked(settings)
+    single_run.checked(settings)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-    outcome, path = running.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, through=asked)
+    outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, through=asked)
     if outcome.status == "completed":
         print(_compared(source, path), flush=True)
     return outcome, path

@@ -16,13 +16,16 @@ from typing import Any
 
 import hydra
 
-from easgd_cli import build, config, rundir
-from easgd_cli.commands import arguments, compose, configs, plan, replay, running, sweep
+from easgd_cli.commands import arguments, compose, configs, plan, replay, single_run
 from easgd_cli.commands.arguments import Arguments
-from easgd_cli.config import Settings
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings import schema as config
+from easgd_cli.settings.schema import Settings
+from easgd_cli.sweeps import sweep
 
 _CHANGEABLE = ("steps", "epochs", "minutes")
 _CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
@@ -50,11 +53,11 @@ def main(argv: Sequence[str]) -> int:
     if isinstance(planned, plan.Plan):
         return sweep.run(planned, asked, command)
     settings = planned.settings
-    running.checked(settings)
-    for line in running.ineffective(settings, asked.overrides):
+    single_run.checked(settings)
+    for line in single_run.ineffective(settings, asked.overrides):
         print(f"easgd: {line}", file=sys.stderr)
     launcher = kinds.launcher(settings)
-    outcome, path = running.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), through=asked)
+    outcome, path = single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), through=asked)
     _tell_where(path, outcome)
     return outcome.exit_code
 
@@ -81,7 +84,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
         raise UsageError(
             f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and ends with them; leave out {longer.key_or_group}=."
         )
-    running.checked(settings)
+    single_run.checked(settings)
     _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
     with rundir.held(path):  # before anything is said about a run that another process may be changing
         left = _nothing_left(path, settings)
@@ -89,7 +92,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
         print(left)
         return 0
     kept = [o for o in rundir.overrides_of(path) if o.partition("=")[0] not in changes]
-    outcome = running.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
+    outcome = single_run.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
     _tell_where(path, outcome)
     return outcome.exit_code
 
@@ -131,14 +134,14 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
     shown = str(path) if shown.startswith("..") else shown
     if outcome.status == "failed" and outcome.reason:
         print(f"easgd: {outcome.reason}", file=sys.stderr)
-    print(f"The run is in {shown}; to look at it: {running.looked_at(shown)}", flush=True)
+    print(f"The run is in {shown}; to look at it: {single_run.looked_at(shown)}", flush=True)
     if outcome.status == "interrupted" and (path / "checkpoint").is_dir():
-        print(f"To go on with it: {running.program('easgd')} train {shlex.quote(f'resume={shown}')}", flush=True)
+        print(f"To go on with it: {single_run.program('easgd')} train {shlex.quote(f'resume={shown}')}", flush=True)
 
 
 def _shown_by_hydra(asked: Arguments) -> int:
     """Hydra's own printing options, and its scripts for completion."""
-    with running.unchanged_process():
+    with single_run.unchanged_process():
         sys.argv = ["easgd", "--config-name", asked.config_name, *asked.show, *asked.overrides]
         hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()
     return 0

@@ -22,7 +22,7 @@ from easgd_cli.data.conversion import Channels, as_input, checked_channels, sent
 from easgd_cli.data.dataset import Batch, Split, fixed_subset
 from easgd_cli.data.holding_out import held_out
 from easgd_cli.errors import UsageError
-from easgd_cli.memory import SharedTensors
+from easgd_cli.system.shared_memory import SharedTensors
 
 _TENSORS = ("train", "train_labels", "test", "test_labels", "held_out", "held_out_labels")
 

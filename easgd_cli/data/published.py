@@ -12,8 +12,8 @@ from pathlib import Path
 
 from easgd_cli.data.vision import torchvision
 from easgd_cli.errors import UsageError
-from easgd_cli.interruption import undone_by
-from easgd_cli.scratch import scratch_directory
+from easgd_cli.system.files import scratch_directory
+from easgd_cli.system.interruption import undone_by
 
 _SECONDS_WITHOUT_AN_ANSWER = 30.0
 

@@ -24,7 +24,7 @@ from easgd_cli.data.dataset import Batch, Split, fixed_subset
 from easgd_cli.data.holding_out import held_out
 from easgd_cli.data.sources import Source
 from easgd_cli.errors import UsageError
-from easgd_cli.memory import SharedTensors
+from easgd_cli.system.shared_memory import SharedTensors
 
 _TOGETHER = 4  # images that a thread takes at a time
 _VERIFIED = 1024  # images between two words, so that a million tasks never wait at once

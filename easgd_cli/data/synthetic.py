@@ -8,8 +8,8 @@ import torch
 
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
-from easgd_cli.memory import available_memory
 from easgd_cli.randomness import CONTENT, key
+from easgd_cli.system.shared_memory import available_memory
 
 
 def synthetic(

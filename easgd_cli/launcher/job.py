@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.config import Settings
+from easgd_cli.settings.schema import Settings
 
 
 @dataclass(frozen=True)

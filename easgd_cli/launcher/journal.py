@@ -16,16 +16,16 @@ from typing import Any
 
 from torch import Tensor
 
-from easgd_cli import checkpoint as checkpoints
-from easgd_cli.build import Prepared
-from easgd_cli.checkpoint import Checkpoint, OwnerState
 from easgd_cli.errors import RunError
+from easgd_cli.experiment.build import Prepared
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.record import checkpoint as checkpoints
+from easgd_cli.record.checkpoint import Checkpoint, OwnerState
+from easgd_cli.record.initial_record import open_record
 from easgd_cli.record.metrics import worker_name
-from easgd_cli.record.opening import open_record
 from easgd_cli.record.progress import Progress
 from easgd_cli.record.recorder import Recorder
-from easgd_cli.snapshot import EVALUATED, Moment
+from easgd_cli.training.snapshot import EVALUATED, Moment
 
 _RECORD = ("metrics.jsonl", "exchanges.bin")
 

@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from easgd_cli import build, makers
-from easgd_cli.config import Settings
+from easgd_cli.experiment import build
 from easgd_cli.randomness import COMPUTING, PAUSES, uniform
+from easgd_cli.settings import targets as makers
+from easgd_cli.settings.schema import Settings
 
 if TYPE_CHECKING:
-    from easgd_cli.build import Prepared
+    from easgd_cli.experiment.build import Prepared
     from easgd_cli.launcher.job import Job, Outcome
 
 
 class Launcher(Protocol):
     """Runs jobs."""
 
-    forks: ClassVar[bool]  # whether every worker is a process, with all that it needs in memory (footprint.py)
+    forks: ClassVar[bool]  # whether every worker is a process, with all that it needs in memory (experiment/memory_estimate.py)
 
     def begin(self) -> None:
         """Everything has been checked and a job is about to come: what takes long may begin."""
@@ -48,7 +49,7 @@ class Local:
             raise ValueError(f"workers={self.workers}: launcher=local starts at most {_MOST_LOCAL} workers on one machine; use fewer, or launcher=simulated.")
 
     def begin(self) -> None:
-        from easgd_cli.launcher import children
+        from easgd_cli.launcher import processes as children
 
         children.begin()  # torch is imported there while Hydra composes here
 

@@ -16,25 +16,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from easgd_cli.build import Prepared
-from easgd_cli.channel import ChannelClosed
-from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
-from easgd_cli.config import Interval
-from easgd_cli.devices import evaluator_threads
 from easgd_cli.errors import RunError
-from easgd_cli.evaluator import Evaluator, EvaluatorStart
-from easgd_cli.launcher.beginning import Beginning
-from easgd_cli.launcher.children import Child
-from easgd_cli.launcher.cut import Cut
+from easgd_cli.experiment.build import Prepared
+from easgd_cli.launcher.initial_state import Beginning
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal, log
-from easgd_cli.launcher.stopping import Signals
-from easgd_cli.launcher.waiting import Waiting
-from easgd_cli.master import Master
-from easgd_cli.memory import SharedTensors
-from easgd_cli.meter import Tally
-from easgd_cli.snapshot import EVALUATED, Moment, Pace
-from easgd_cli.worker import WorkerLoop
+from easgd_cli.launcher.pending_checkpoint import Cut
+from easgd_cli.launcher.processes import Child
+from easgd_cli.launcher.signals import Signals
+from easgd_cli.launcher.snapshot_queue import Waiting
+from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
+from easgd_cli.settings.schema import Interval
+from easgd_cli.system.channel import ChannelClosed
+from easgd_cli.system.devices import evaluator_threads
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
+from easgd_cli.training.master import Master
+from easgd_cli.training.meter import Tally
+from easgd_cli.training.snapshot import EVALUATED, Moment, Pace
+from easgd_cli.training.worker import WorkerLoop
 
 _GRACE_SECONDS = 10.0  # how long a worker that is told to stop may take over its step when the user is waiting
 _PATIENCE_SECONDS = 60.0  # and when nobody is: also how long a checkpoint waits for a worker that does not answer

@@ -1,6 +1,6 @@
 """What the server that children are forked from imports, once for all of them."""
 
-import easgd_cli.evaluator
-import easgd_cli.launcher.children
-import easgd_cli.master
-import easgd_cli.worker  # noqa: F401
+import easgd_cli.launcher.processes
+import easgd_cli.training.evaluator
+import easgd_cli.training.master
+import easgd_cli.training.worker  # noqa: F401

@@ -19,24 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easgd_cli import build
 from easgd_cli.algorithms.base import Worker
-from easgd_cli.build import Prepared
-from easgd_cli.center import Center
-from easgd_cli.checkpoint import Checkpoint, OwnerState, WorkerState
-from easgd_cli.config import Interval
-from easgd_cli.devices import cores, deal_devices
-from easgd_cli.drive import Turn, clipped
 from easgd_cli.errors import RunError
+from easgd_cli.experiment import build
+from easgd_cli.experiment.build import Prepared
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.kinds import Simulated
-from easgd_cli.launcher.stopping import Signals
-from easgd_cli.memory import keep_freed_memory
-from easgd_cli.meter import Meter
-from easgd_cli.problem import statistics_of
+from easgd_cli.launcher.signals import Signals
+from easgd_cli.problems.base import statistics_of
+from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.recorder import read_order
-from easgd_cli.snapshot import EVALUATED, Moment, Pace
+from easgd_cli.settings.schema import Interval
+from easgd_cli.system.devices import cores, deal_devices
+from easgd_cli.system.shared_memory import keep_freed_memory
+from easgd_cli.training.center import Center
+from easgd_cli.training.drive import Turn, clipped
+from easgd_cli.training.meter import Meter
+from easgd_cli.training.snapshot import EVALUATED, Moment, Pace
 from easgd_cli.transport.simulated import Event, Events, Network, Session, SimulatedMaster
 
 _EVALUATIONS = 20  # of a run whose eval.every says nothing

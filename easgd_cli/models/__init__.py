@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from easgd_cli import memory
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.errors import UsageError
+from easgd_cli.system import shared_memory as memory
 
 
 def check_model(net: object, written: str, images: Dataset, batch_size: int) -> None:

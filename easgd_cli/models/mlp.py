@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from easgd_cli import memory
 from easgd_cli.models import initialise
+from easgd_cli.system import shared_memory as memory
 
 
 class MLP(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class FunctionProblem:
-    """A function of which only the gradient is known, in float64 (see problem.py).
+    """A function of which only the gradient is known, in float64 (see problems/base.py).
 
     `gradient(x, worker, t, out)` writes the gradient [d] at `x` [d] for the worker's step t into `out` [d].
     """

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from easgd_cli.data.dataset import Batch, Dataset, Split
-from easgd_cli.flat import Flat
-from easgd_cli.precision import autocast, use_tf32
 from easgd_cli.problems.batch_norm import RunningStatistics
+from easgd_cli.problems.flat import Flat
+from easgd_cli.problems.precision import autocast, use_tf32
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
 
 _EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
@@ -53,7 +53,7 @@ class Batches:
 
 
 class ImageProblem:
-    """Cross-entropy of `model` on `images`, in the run with `seed` (see problem.py).
+    """Cross-entropy of `model` on `images`, in the run with `seed` (see problems/base.py).
 
     `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
     the size of the fixed training subset on which train_loss is measured. `batch_norm` says what batch norm's running statistics are of a

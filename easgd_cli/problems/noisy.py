@@ -17,7 +17,7 @@ Point = float | list[float]  # one number for all coordinates, or one for each
 
 
 class NoisyFunction(ABC):
-    """A function f of x [dimension], in float64, whose gradients are noisy (see problem.py).
+    """A function f of x [dimension], in float64, whose gradients are noisy (see problems/base.py).
 
     The loss of worker i's step t is f(x) - <xi, x>, so its gradient is f'(x) - xi, with xi ~ N(0, noise^2) independent for
     each coordinate, worker and step (paper p. 10): a function of (seed, i, t), drawn on the CPU whatever the device.

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from easgd_cli.errors import RunError
-from easgd_cli.record import losses
-from easgd_cli.record.growing import GrowingFile
+from easgd_cli.record import lost_workers as losses
+from easgd_cli.record.append_file import GrowingFile
+from easgd_cli.record.best_values import Standing
 from easgd_cli.record.metrics import Row, worker_name
-from easgd_cli.record.standing import Standing
 from easgd_cli.record.summary import summarize, surroundings, write_summary
 from easgd_cli.record.tensorboard import Board, Value, started_at
 

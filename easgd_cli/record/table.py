@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from easgd_cli.record import losses
+from easgd_cli.record import lost_workers as losses
 from easgd_cli.record.display import Screen, count
 
 STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}

@@ -26,7 +26,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from easgd_cli.record.growing import GrowingFile
+from easgd_cli.record.append_file import GrowingFile
 from easgd_cli.record.metrics import CENTER, SYSTEM, WORKER, Row
 from easgd_cli.record.points import Point, Points
 

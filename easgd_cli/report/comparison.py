@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from easgd_cli import makers, rundir
 from easgd_cli.errors import UsageError
+from easgd_cli.record import run_directory as rundir
 from easgd_cli.report.reading import MOMENT, Run
+from easgd_cli.settings import targets as makers
 
 # Named first where they differ; the rest in the order of config.yaml.
 _FIRST = ("problem", "dataset", "model", "algo", "average", "tau", "workers")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from easgd_cli import rundir
+from easgd_cli.record import run_directory as rundir
 from easgd_cli.report import table
 from easgd_cli.report.comparison import Comparison, Configuration, Spread, label
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from easgd_cli import rundir
-from easgd_cli.config import OF_SWEEPS
 from easgd_cli.errors import UsageError
-from easgd_cli.record import losses
+from easgd_cli.record import lost_workers as losses
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings.schema import OF_SWEEPS
 
 _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
 MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve has are metrics

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from easgd_cli.algorithms.average import Polyak
 from easgd_cli.algorithms.base import Method
-from easgd_cli.average import Polyak
-from easgd_cli.drive import ByHand
+from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.problems.function import FunctionProblem
 from easgd_cli.randomness import NOISE, key
-from easgd_cli.schedule import Constant
+from easgd_cli.training.drive import ByHand
 
 MOST_DRAWS = 2 * 10**8  # of one simulation: a few seconds
 FEWEST_RUNS = 1000  # below it a sample says little

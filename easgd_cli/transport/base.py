@@ -35,8 +35,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from easgd_cli.center import Lent
-from easgd_cli.drive import Session
+from easgd_cli.training.center import Lent
+from easgd_cli.training.drive import Session
 
 
 class SessionEnded(Exception):

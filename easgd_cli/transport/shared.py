@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.base import Method
-from easgd_cli.center import Center, Lent
-from easgd_cli.memory import SharedTensors
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.center import Center, Lent
 from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
 
 _REQUEST = struct.Struct("<HHxxxxq")  # kind, vector, t

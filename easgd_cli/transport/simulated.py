@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from easgd_cli.center import Center, Lent
+from easgd_cli.training.center import Center, Lent
 
 
 class Event(NamedTuple):

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from easgd_cli import picture
 from easgd_cli.algorithms import EASGD, SyncEASGD
 from easgd_cli.algorithms.base import Method
-from easgd_cli.drive import ByHand
+from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.problems.function import FunctionProblem
-from easgd_cli.schedule import Constant
 from easgd_cli.theory import doublewell
 from easgd_cli.theory.linear import Array
 from easgd_cli.theory.settings import DoubleWell
 from easgd_cli.theory.studies.study import Cell, Study, Table
+from easgd_cli.training.drive import ByHand
 
 _AT_REST = 1e-10  # a round that moves nothing by more
 _LOOK = 50  # rounds between looks at that

@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from easgd_cli import picture
 from easgd_cli.algorithms import EASGD
-from easgd_cli.drive import ByHand
+from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.problems.function import FunctionProblem
-from easgd_cli.schedule import Constant
 from easgd_cli.theory import roundrobin
 from easgd_cli.theory.linear import Array, spectral_radius
 from easgd_cli.theory.settings import RoundRobin
 from easgd_cli.theory.studies.study import Study, Table
+from easgd_cli.training.drive import ByHand
 
 _WORKERS = (1, 2, 3, 4, 5, 8)  # the condition is checked for
 _ROUNDING = 1e-9  # of eigenvalues

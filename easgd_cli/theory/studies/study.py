@@ -13,7 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from easgd_cli import picture, scratch
+from easgd_cli import picture
+from easgd_cli.system import files as scratch
 
 Cell = float | int | str | None
 

@@ -1,0 +1,192 @@
+"""One run: what is checked before it, its directory, and the launcher called within Hydra."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from easgd_cli.commands import arguments, configs
+from easgd_cli.commands.arguments import Arguments
+from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.launcher import kinds
+from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.kinds import Launcher
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings import schema as config
+from easgd_cli.settings import targets as makers
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system import interruption
+
+
+def checked(settings: Settings) -> None:
+    """All that can be said before data and model are loaded. Raises UsageError."""
+    config.check(settings)
+    build.method(settings)
+    if settings.epochs is None:  # how many steps these are is known once the data are loaded
+        build.schedule(settings, config.total_steps(settings, None))
+    build.average(settings)
+    kinds.launcher(settings)
+
+
+def own(overrides: Sequence[str]) -> list[str]:
+    """The overrides that are not Hydra's."""
+    return [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+
+
+def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
+    """A sentence for every setting given in `overrides` that this method, schedule and problem do not use."""
+    uses = set(makers.signature(makers.locate("algo", settings.algo["target"]))) | set(makers.signature(makers.locate("schedule", settings.schedule["target"])))
+    given = {o.partition("=")[0]: o for o in overrides}
+    method = build.method(settings)
+    lines = []
+    if given.keys() & {"alpha", "beta"} and not uses & {"alpha", "beta"}:
+        lines += [f"{given[k]} has no effect: algo={settings.algo['name']} has no moving rate." for k in ("alpha", "beta") if k in given]
+    if "delta" in given and "delta" not in uses:
+        lines.append(f"{given['delta']} has no effect: algo={settings.algo['name']} has no momentum.")
+    if "gamma" in given and "gamma" not in uses:
+        lines.append(f"{given['gamma']} has no effect: schedule={settings.schedule['name']} does not use it.")
+    if "tau" in given and not method.center:
+        lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
+    if "center_device" in given and not method.center:
+        lines.append(f"{given['center_device']} has no effect: algo={settings.algo['name']} has no center beside its worker.")
+    elif "center_device" in given and not build.launched_in_processes(settings):
+        lines.append(f"{given['center_device']} has no effect: launcher={settings.launcher['name']} keeps the center where its workers compute.")
+    if "profile" in given and not build.launched_in_processes(settings):
+        lines.append(f"{given['profile']} has no effect: launcher={settings.launcher['name']} has no worker processes.")
+    asked = build.asked_by_problem(settings)
+    for key, name in (("l2", "l2"), ("batch_size", "batch_size"), ("precision", "precision"), ("compile", "compile"), ("eval.train_images", "train_images")):
+        if key in given and name not in asked:
+            lines.append(f"{given[key]} has no effect: problem={settings.problem['name']} does not use it.")
+    steps = settings.steps if settings.steps is not None else settings.default_steps
+    if method.center and steps is not None and 1 < settings.tau >= steps and settings.epochs is None and settings.minutes is None:
+        lines.append(f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns nothing; give more steps.")
+    return lines
+
+
+def launch(
+    settings: Settings, path: Path, overrides: list[str], command: str, launcher: Launcher, prepared: Any, through: Arguments, alone: bool = False
+) -> tuple[Outcome, Path]:
+    """Makes a directory for a new run, `path` or the next that is free, and runs it there within Hydra.
+
+    With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no directory, and RunError.
+    """
+    made: list[Path] = []
+    above = [p for p in path.parents if not p.exists()]
+
+    def discard() -> None:
+        for directory in made:
+            if not (directory / "summary.json").exists():  # which says that a run has begun there
+                rundir.discard(directory, above)
+
+    with interruption.undone_by(discard), ExitStack() as holding:
+        with interruption.held_back():
+            path = rundir.create(path, alone).absolute()  # Hydra may change the working directory (hydra.job.chdir)
+            made.append(path)
+        try:  # from the first moment: who looks for a place for the same run knows that this one is taken, and for what
+            holding.enter_context(rundir.held(path))
+        except (UsageError, FileNotFoundError) as e:  # it was taken for what a killed process had left
+            made.clear()
+            raise FileExistsError(f"{path}: another process has taken this directory at the same moment.") from e
+        try:
+            rundir.write_config(path, settings, own(overrides))
+            launcher.begin()
+            outcome = _within_hydra(through, overrides, path, lambda: launcher(Job(settings, path, own(overrides), command), prepared))
+        except UsageError:
+            discard()
+            raise
+    return outcome, path
+
+
+def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:
+    """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and RunError."""
+    launcher = kinds.launcher(settings)
+    prepared = build.prepare(settings)
+    from easgd_cli.record import checkpoint  # here, since it loads torch, for which a refusal does not wait
+    from easgd_cli.record.initial_record import check_record
+
+    with rundir.held(path):
+        resumed = checkpoint.newest(path, prepared.steps)
+        taken = resumed.owner.moment.seconds / 60
+        if settings.minutes is not None and settings.minutes < taken:
+            raise UsageError(f"resume={path} minutes={settings.minutes:g}: its workers have trained for {taken:.2f} minutes already; give more.")
+        check_record(path, resumed)
+        rundir.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
+        return launcher(Job(settings, path.absolute(), overrides, command, resume=True), prepared)
+
+
+def program(name: str) -> str:
+    """How the user can call `name`: by its name, or where the environment easgd runs from is not on the path, in full."""
+    beside = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
+
+
+def looked_at(path: str) -> str:
+    """How to look at a run or sweep."""
+    return f"{program('tensorboard')} --logdir {shlex.quote(path)}"
+
+
+def _within_hydra(asked: Arguments, overrides: Sequence[str], path: Path, task: Callable[[], Outcome]) -> Outcome:
+    """`task` as the task of hydra.main, in the directory made for it; leaves this process as it was."""
+    ended: list[Outcome] = []
+    raised: list[Exception] = []
+
+    def task_function(_: DictConfig) -> None:
+        try:
+            ended.append(task())
+        except Exception as e:  # Hydra would print it and exit with a status of its own
+            raised.append(e)
+
+    words = [o for o in overrides if not o.startswith(("hydra.run.dir=", "hydra.mode="))]
+    with unchanged_process():
+        sys.argv = ["easgd", "--config-name", asked.config_name, *words, f"hydra.run.dir={arguments.quote(str(path.absolute()))}", "hydra.mode=RUN"]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # let what is raised through, instead of printing it and exiting
+        hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(task_function)()
+    if raised:
+        raise raised[0]
+    return ended[0]
+
+
+@contextmanager
+def unchanged_process() -> Iterator[None]:
+    """Puts back what a run may leave in this process: arguments, environment, directory, logging, signals, generators, threads.
+
+    Runs of a sweep share the process, and none may notice the one before.
+    """
+    root = logging.getLogger()
+    argv, environment, directory, path = sys.argv, dict(os.environ), os.getcwd(), list(sys.path)
+    handlers, level = list(root.handlers), root.level
+    reactions = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    python_state = random.getstate()
+    torch = sys.modules.get("torch")  # not imported for this
+    torch_state = (torch.get_rng_state(), torch.get_num_threads()) if torch else None
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+        os.chdir(directory)
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for number, reaction in reactions.items():
+            signal.signal(number, reaction)
+        random.setstate(python_state)
+        if torch and torch_state:
+            torch.set_rng_state(torch_state[0])
+            torch.set_num_threads(torch_state[1])

@@ -1,0 +1,1 @@
+"""From settings to objects: the method, the problem, the data and the net of one run, made once and checked."""

@@ -1,0 +1,100 @@
+"""Where the processes of a run begin: as the problem says or, in a run that goes on, as its checkpoint does.
+
+A worker that the checkpoint leaves out begins like one that comes back: x from the center, v = 0, its old clock.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from easgd_cli.data.dataset import Dataset
+from easgd_cli.experiment.build import Prepared
+from easgd_cli.launcher.job import Job
+from easgd_cli.record.checkpoint import Checkpoint
+from easgd_cli.settings.schema import Interval
+from easgd_cli.system.devices import deal_devices, worker_threads
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.master import MasterStart
+from easgd_cli.training.snapshot import Moment
+from easgd_cli.training.worker import WorkerStart
+from easgd_cli.transport.shared import Link
+
+
+class Beginning:
+    """What each process is given. `resumed`: the checkpoint to go on from.
+
+    `moment`: where the run as a whole begins; `threads`: of each worker.
+    """
+
+    def __init__(self, job: Job, prepared: Prepared, resumed: Checkpoint | None):
+        self._job, self._settings, self._prepared, self._method, self._resumed = job, job.settings, prepared, prepared.method, resumed
+        s = self._settings
+        self.moment = resumed.owner.moment if resumed is not None else Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0))
+        self.threads = worker_threads(s)
+        self._devices = deal_devices(s.device, s.workers)
+        [self._center_device] = deal_devices(s.center_device, 1, "center_device")
+        self._interval = Interval.parse("eval.every", s.eval.every)  # of snapshots, for the owner of what is evaluated
+        self._pace = self._next_points()
+
+    def evaluated(self) -> dict[str, Tensor]:
+        """The vectors that are evaluated, by name: x [size] and its average where one is kept."""
+        x = self._resumed.owner.vectors["x"] if self._resumed is not None else self._prepared.start
+        return {"x": x} | ({"average": x} if self._prepared.average is not None else {})
+
+    def links(self) -> list[Link]:
+        """A session for every worker, its vectors in shared memory. Raises MemoryError."""
+        own_average = not self._method.center and self._prepared.average is not None
+        links = [Link.new(i, self._method, self._prepared.size, self._prepared.dtype, average=own_average) for i in range(self._settings.workers)]
+        for link in links:
+            for name, v in self._vectors(link.worker).items():
+                link.memory[name].copy_(v)
+        return links
+
+    def _vectors(self, worker: int) -> dict[str, Tensor]:
+        """Of those a worker lastingly has, all but zeros."""
+        if self._resumed is not None and worker in self._resumed.workers:
+            return self._resumed.workers[worker].vectors
+        if not self._method.center:
+            return self.evaluated()
+        return {"x": self._prepared.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]}
+
+    def worker(self, link: Link, images: Dataset | None) -> WorkerStart:
+        """Of the worker of this session; `images`: the data set as workers share it."""
+        s, number = self._settings, link.worker
+        interval = None if self._method.center else self._interval
+        start = WorkerStart(s, images, link.for_worker(), self._devices[number], self.threads, self._prepared.steps, s.minutes, interval)
+        start.t, start.pace, start.center_device = self.moment.clocks[number], self._pace, self._center_device
+        if self._resumed is None:
+            if number == 0:  # a run that goes on has its trace
+                start.trace = (self._job.run_dir / "logs" / "trace_worker_00.json").absolute()
+        elif (state := self._resumed.workers.get(number)) is not None:
+            start.t, start.center_clock, start.served = state.t, state.center_clock, state.served
+            start.exchanges, start.meter = state.exchanges, state.tally
+        return start
+
+    def master(self, links: list[Link], clocks: dict[int, int]) -> MasterStart:
+        """Of the master of these sessions, whose workers begin at `clocks`. Its center is the caller's to close. Raises MemoryError."""
+        names = (*self._method.center, *(("average",) if self._prepared.average is not None else ()))
+        center = SharedTensors.allocate({name: ((self._prepared.size,), self._prepared.dtype) for name in names})
+        start = MasterStart(self._method, self._prepared.average, center, [link.for_master() for link in links], self._interval, clocks=clocks)
+        start.pace, start.device = self._pace, self._center_device
+        for name, v in (self.evaluated() if self._resumed is None else self._resumed.owner.vectors).items():
+            center[name].copy_(v)
+        if self._resumed is not None:
+            owner = self._resumed.owner
+            start.clock, start.served, start.step, start.cpu_seconds = owner.clock, owner.moment.exchanges, owner.moment.step, owner.cpu_seconds
+        return start
+
+    def _next_points(self) -> list[float] | None:
+        """The next points of evaluation as the checkpoint has them, unless eval.every has been changed since."""
+        resumed, interval = self._resumed, self._interval
+        if resumed is None or interval is None:
+            return None
+        (step, seconds), moment = resumed.owner.pace, resumed.owner.moment
+        if interval.steps is not None and step > 0 and step % interval.steps == 0:
+            return [step, 0.0]
+        if interval.seconds is not None and seconds > 0:
+            return [0.0, min(seconds, moment.seconds + interval.seconds)]
+        if interval.steps is not None:
+            return [(moment.step // interval.steps + 1) * interval.steps, 0.0]
+        return [0.0, moment.seconds + (interval.seconds or 0.0)]

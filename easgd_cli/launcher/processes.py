@@ -1,0 +1,140 @@
+"""A run's processes: each is forked from one clean server that has imported torch once, and ends with its launcher.
+
+Every child has one socket to the launcher and watches it: when the launcher is gone, whatever killed it, the socket ends
+and so does the child. Children ignore Ctrl-C and SIGTERM, which a terminal or a scheduler sends to all of them; the
+launcher decides.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from easgd_cli.errors import UsageError
+from easgd_cli.system.channel import Channel, ChannelClosed
+from easgd_cli.system.shared_memory import keep_freed_memory
+from easgd_cli.transport.base import SessionEnded
+
+_PRELOAD = ["easgd_cli.launcher.preload"]
+
+
+class Party(Protocol):
+    """What a child runs: made from its start and its channel, then run from training second 0 on."""
+
+    def run(self, began: float) -> None: ...
+
+
+class PartyMaker(Protocol):
+    def __call__(self, start: Any, channel: Channel) -> Party: ...
+
+
+class Child:
+    """One child as the launcher holds it."""
+
+    def __init__(self, name: str, maker: PartyMaker, start: Any, log: Path):
+        ours, theirs = socket.socketpair()
+        self.name, self.log = name, log
+        self.channel = Channel(ours)
+        self.ready = False  # built and waiting for the start
+        self.done = False  # ended by itself, everything said
+        self.error: str | None = None  # what it raised, if it could still say
+        self.refused = False  # it was the data's fault, so that the next would end in the same way
+        self.process: BaseProcess = _context().Process(target=_child, args=(name, maker, start, theirs, str(log)), name=f"easgd-{name}", daemon=True)
+        begin()
+        self.process.start()
+        theirs.close()
+
+    @property
+    def ended(self) -> str:
+        """How the process ended, for a sentence."""
+        code = self.process.exitcode
+        if self.error is not None:
+            return self.error
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"ended with status {code}"
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+def begin() -> None:
+    """Starts the server that children are forked from, without waiting for it: it imports torch while the caller goes on."""
+    _context()
+    resource_tracker.ensure_running()  # the server starts it otherwise, and it would lift the block below
+    ignored = {signal.SIGINT, signal.SIGTERM}  # a terminal sends Ctrl-C to every process, and the server may still be importing
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)  # it inherits this mask, and its children do
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
+
+
+def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts: without it deterministic=true is refused there
+    _log_to(log)
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}: process {os.getpid()}", flush=True)
+    channel = Channel(sock)
+    status = 0
+    try:
+        party = maker(start, channel)
+        keep_freed_memory()  # from here on: the net's own parameters, replaced while the party was made, have gone back to the system
+        channel.post({"kind": "ready"})
+        party.run(_wait_for_start(channel))
+        channel.post({"kind": "done"})
+    except ChannelClosed:
+        print("the launcher has ended", flush=True)
+        status = 1
+    except SessionEnded as e:
+        print(e, flush=True)
+        status = 1
+    except UsageError as e:  # an image that cannot be decoded
+        print(e, flush=True)
+        status = 1
+        with suppress(ChannelClosed):
+            channel.post({"kind": "error", "text": str(e), "refused": True})
+    except BaseException as e:
+        traceback.print_exc()
+        status = 1
+        with suppress(ChannelClosed):
+            channel.post({"kind": "error", "text": f"{type(e).__name__}: {e}", "refused": False})
+    with suppress(ChannelClosed):
+        while not channel.flush():
+            select.select([], [channel], [])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # nothing of the interpreter's own ending is wanted: libraries' threads may hang in it
+
+
+def _wait_for_start(channel: Channel) -> float:
+    message, _ = channel.wait()
+    if message["kind"] != "start":
+        raise ChannelClosed  # told to stop before training began
+    return float(message["began"])
+
+
+def _log_to(path: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)

@@ -1,0 +1,126 @@
+"""Snapshots on their way to the evaluator: a few in memory, the others on disk, measured in the order they were taken."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from easgd_cli.record import checkpoint as checkpoints
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.snapshot import IN_MEMORY, Moment
+
+log = logging.getLogger("easgd.launcher")
+
+
+@dataclass
+class Snapshot:
+    """One of them. `tensors` in memory, or a file at `path`."""
+
+    number: int
+    moment: Moment
+    tensors: SharedTensors | None
+    path: Path | None = None
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Its vectors by name, from wherever they are."""
+        if self.tensors is not None:
+            return dict(self.tensors.tensors)
+        assert self.path is not None
+        return torch.load(self.path, weights_only=True)
+
+    def shared(self) -> SharedTensors:
+        """The same in anonymous memory, to be given away."""
+        return self.tensors.again() if self.tensors is not None else SharedTensors.of(self.vectors())
+
+    def drop(self) -> None:
+        """Frees what it holds."""
+        if self.tensors is not None:
+            self.tensors.close()
+        elif self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class Waiting:
+    """The queue. `directory` is made when snapshots go to disk."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._queue: deque[Snapshot] = deque()
+        self._measured: Snapshot | None = None  # with the evaluator
+        self._numbers = 0
+
+    def __len__(self) -> int:
+        return len(self._queue) + (self._measured is not None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the evaluator has one."""
+        return self._measured is not None
+
+    def add(self, moment: Moment, tensors: SharedTensors) -> None:
+        """Takes a snapshot, whose memory is the queue's from now on."""
+        self._numbers += 1
+        snapshot = Snapshot(self._numbers, moment, tensors)
+        if sum(s.tensors is not None for s in self._queue) >= IN_MEMORY:
+            self._spill(snapshot)
+        self._queue.append(snapshot)
+
+    def next(self) -> Snapshot | None:
+        """The one to be measured now; none while another is."""
+        if self._measured is None and self._queue:
+            self._measured = self._queue.popleft()
+            return self._measured
+        return None
+
+    def done(self, number: int) -> Snapshot | None:
+        """The one of this number, measured; None where it is not the one that was given away. To be dropped by the caller."""
+        done = self._measured
+        if done is None or done.number != number:
+            return None
+        self._measured = None
+        return done
+
+    def give_back(self) -> None:
+        """The evaluator is gone: what it had is measured by the next."""
+        if self._measured is not None:
+            self._queue.appendleft(self._measured)
+            self._measured = None
+
+    @property
+    def newest(self) -> Moment | None:
+        """When the last one was taken."""
+        return self._queue[-1].moment if self._queue else self._measured.moment if self._measured else None
+
+    def until(self, moment: Moment | None = None) -> list[tuple[Moment, dict[str, Tensor]]]:
+        """Those not measured yet, taken up to `moment`, in order."""
+        found = ([self._measured] if self._measured else []) + list(self._queue)
+        return [(s.moment, s.vectors()) for s in found if moment is None or (s.moment.exchanges <= moment.exchanges and s.moment.seconds <= moment.seconds)]
+
+    def restore(self, pending: Sequence[tuple[Moment, Mapping[str, Tensor]]]) -> None:
+        """What a checkpoint has of them."""
+        for moment, vectors in pending:
+            self.add(moment, SharedTensors.of(vectors))
+
+    def clear(self) -> None:
+        """Leaves nothing on disk."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _spill(self, snapshot: Snapshot) -> None:
+        """From memory to disk, if the disk takes it."""
+        assert snapshot.tensors is not None
+        path = self._directory / f"{snapshot.number:06d}.pt"
+        try:
+            self._directory.mkdir(exist_ok=True)
+            checkpoints.save({name: v.clone() for name, v in snapshot.tensors.tensors.items()}, path)
+        except OSError as e:
+            log.warning("%s could not be written (%s); the snapshot stays in memory", path, e.strerror or e)
+            return
+        snapshot.tensors.close()
+        snapshot.tensors, snapshot.path = None, path

@@ -1,0 +1,109 @@
+"""From a job to its recorder, new or going on from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import yaml
+
+from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.record.metrics import PARTIES, Row, worker_name
+from easgd_cli.record.recorder import ENTRY, Recorder, read_rows
+from easgd_cli.record.tensorboard import Value
+from easgd_cli.settings import targets as makers
+from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta, length
+
+if TYPE_CHECKING:
+    from easgd_cli.record.checkpoint import Checkpoint
+
+
+class Recorded(Protocol):
+    """What a recorder needs to know of a job."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def run_dir(self) -> Path: ...
+    @property
+    def command(self) -> str: ...
+
+
+def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | None) -> Recorder:
+    """The recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
+    s = job.settings
+    facts = {
+        **getattr(prepared.problem, "facts", {}),
+        "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.parameters,
+        "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed, "precision": s.precision,
+        "length": length(s), "until": asdict(s.until),
+    }  # fmt: skip
+    texts = {"command": as_is(job.command), "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
+    if resumed is None:
+        return Recorder(job.run_dir, s.workers, hparams(s), texts, facts)
+    return Recorder.reopen(job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.owner.moment.exchanges)
+
+
+def check_record(run_dir: Path, resumed: Checkpoint) -> None:
+    """Reads what a run is to go on from, so that a damaged record is found before anything is started. Raises UsageError."""
+    metrics, order = (kept if (kept := run_dir / "checkpoint" / name).exists() else run_dir / name for name in ("metrics.jsonl", "exchanges.bin"))
+    try:
+        for _ in read_rows(metrics):
+            pass
+        there = order.stat().st_size // ENTRY
+    except OSError as e:
+        raise UsageError(f"resume={run_dir}: {e.filename} cannot be read ({e.strerror}), and a run goes on with its record; start it again instead.") from e
+    except ValueError as e:
+        raise UsageError(f"resume={run_dir}: {e}, and a run goes on with its record; mend or remove that line, or start the run again.") from e
+    if there < resumed.owner.moment.exchanges:
+        raise UsageError(
+            f"resume={run_dir}: {order} holds {there} exchanges, and {resumed.owner.moment.exchanges} are needed to go on from the checkpoint; "
+            "start the run again instead."
+        )
+
+
+def hparams(s: Settings) -> dict[str, Value]:
+    """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
+    exchanges = bool(build.method(s).center)
+    uses = {*makers.signature(makers.locate("algo", s.algo["target"])), *makers.signature(makers.locate("schedule", s.schedule["target"]))}
+    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")}
+    found |= {
+        "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
+        **({"beta": effective_beta(s)} if {"alpha", "beta"} <= uses else {}),  # else either follows from the other
+        "delta": s.delta if "delta" in uses else None, "gamma": s.gamma if "gamma" in uses else None,
+        "warmup": s.warmup, "l2": s.l2, "clip": s.clip, "batch_size": s.batch_size, "precision": s.precision, "compile": s.compile,
+        "device": s.device, "threads": s.threads, "seed": s.seed,
+    }  # fmt: skip
+    found |= length(s)
+    if s.init is not None:
+        found |= {"init": s.init, "init_without": ",".join(s.init_without) or None}
+    for group in ("algo", "schedule", "average", "problem", "model", "dataset", "launcher"):
+        options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
+        # Of a data set only the numbers: the rest says where it lies, not what it is.
+        found |= {key: value for key, value in options.items() if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))}
+    return {key: value if value is None or isinstance(value, str | int | float) else str(value) for key, value in found.items()}
+
+
+def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
+    """Tells which rows came before the checkpoint and will not come again when a run goes on from it."""
+    moment = checkpoint.owner.moment
+    pending = {(m.seconds, m.step, m.exchanges) for m, _ in checkpoint.pending}
+    # A worker is kept at the end of its own step, which may be later than the center's moment. One that was lost comes back
+    # with its old clock, as the owner of the center has last seen it.
+    reached = {worker_name(i): t for i, t in moment.clocks.items()} | {worker_name(i): w.t for i, w in checkpoint.workers.items()}
+
+    def keep(row: Row) -> bool:
+        if row["party"] not in PARTIES:
+            return bool(row["step"] <= reached[row["party"]])
+        before = row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges and row["step"] <= moment.step
+        return before and (row["party"] == "system" or (row["seconds"], row["step"], row["exchanges"]) not in pending)
+
+    return keep
+
+
+def as_is(text: str) -> str:
+    """Text that Markdown shows unchanged."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

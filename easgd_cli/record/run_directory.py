@@ -1,0 +1,202 @@
+"""The directory of a run: named after its overrides, made for it alone, locked while it runs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from easgd_cli.errors import UsageError
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system.files import put
+
+_LONGEST = 120  # characters of a name before the rest becomes a hash; file systems allow 255 bytes
+_FRACTION = re.compile(r"(?<![\w.])\d+\.\d+(?:[eE][-+]?\d+)?(?![\w.])")
+_DATE = len("2026-01-01_00-00-00")
+ENDED = ("completed", "diverged")  # statuses of a run that has its result
+
+
+def named_by(overrides: Sequence[str], prefix: str = "", digits: int | None = None) -> str:
+    """A name for these overrides: sorted, of letters, digits and `=,._-` only, cut with a hash where it is too long.
+
+    With a prefix, room is left for a date before it, and without overrides there is no name at all.
+    `digits`: the significant ones of each number that are kept, where it has more; another name may then be the same.
+    """
+    name = ",".join(sorted(clean(o if digits is None else _rounded(o, digits)) for o in overrides))
+    room = _LONGEST - (_DATE + len(prefix) if prefix else 0)
+    if len(name) > room:
+        name = f"{name[:room]}-{digest(sorted(overrides))}"
+    return prefix + name if name else ""
+
+
+def _rounded(override: str, digits: int) -> str:
+    key, equals, value = override.partition("=")
+
+    def shorter(number: re.Match[str]) -> str:
+        short = f"{float(number[0]):.{digits}g}"
+        return number[0] if float(short) == float(number[0]) else short
+
+    return key + equals + _FRACTION.sub(shorter, value)
+
+
+def clean(text: str) -> str:
+    """`text` with everything but letters, digits and `=,._-` replaced; quotes, blanks at the ends and the + of 1e+3 go."""
+    return re.sub(r"[^A-Za-z0-9=,._-]+", "-", re.sub(r"['\"+]", "", text).strip())
+
+
+def digest(lines: Sequence[str]) -> str:
+    """Eight hexadecimal digits that stand for these lines."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
+
+
+def create(path: Path, alone: bool = False) -> Path:
+    """Makes `path`, or `path.2`, `path.3` and so on where it is taken: never one that was there.
+
+    With `alone` it raises FileExistsError where `path` is taken. Raises UsageError when it cannot be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"hydra.run.dir={path}: is a file, and a run needs a directory; choose another with hydra.run.dir=PATH.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for candidate in candidates(path):
+            try:
+                candidate.mkdir()
+                return candidate
+            except FileExistsError:
+                if alone or not candidate.exists():  # a broken link
+                    raise
+        raise AssertionError("unreachable")
+    except OSError as e:
+        if alone and isinstance(e, FileExistsError):
+            raise
+        raise UsageError(f"hydra.run.dir={path}: the directory of the run cannot be made ({_why(e)}); choose another with hydra.run.dir=PATH.") from e
+
+
+def candidates(path: Path) -> Iterator[Path]:
+    """`path`, `path.2`, `path.3` and so on."""
+    yield path
+    number = 2
+    while True:
+        yield path.with_name(f"{path.name}.{number}")
+        number += 1
+
+
+def write_config(path: Path, settings: Settings, overrides: Sequence[str]) -> None:
+    """config.yaml, enough to run it again, and overrides.yaml. Raises UsageError when they cannot be written."""
+    try:
+        _put(path / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
+        _put(path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
+    except OSError as e:
+        raise UsageError(f"{path}: the run's configuration cannot be written there ({_why(e)}); choose another place with hydra.run.dir=PATH.") from e
+
+
+def overrides_of(path: Path) -> list[str]:
+    """What overrides.yaml of a run says; nothing where there is none."""
+    try:
+        return [str(o) for o in yaml.safe_load((path / "overrides.yaml").read_text(encoding="utf-8")) or []]
+    except (OSError, ValueError, yaml.YAMLError, TypeError):
+        return []
+
+
+def config_of(path: Path) -> dict[str, Any] | None:
+    """What config.yaml of a run says; None where there is none to read."""
+    try:
+        content = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # ValueError: it is not text
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def summary_of(path: Path) -> dict[str, Any]:
+    """What summary.json of a run says; nothing where there is none to read."""
+    try:
+        content = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def status_of(path: Path) -> str | None:
+    """How the run there ended: running, completed, diverged, interrupted or failed; None where nothing says so."""
+    return summary_of(path).get("status")
+
+
+@contextmanager
+def held(path: Path, shared: bool = False) -> Iterator[None]:
+    """Keeps every other process out of `path` for as long as it lasts, or with `shared` those that would keep others out. Raises UsageError when one is in it.
+
+    The lock is on the directory itself and dies with the process, so nothing is left to clean up. Raises FileNotFoundError where there is no
+    such directory, or it has been removed before it could be held.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UsageError(f"{path}: another process is running this run; wait for it to end, or stop it.") from e
+        except OSError:
+            pass  # a file system without locks, as some networks have: nothing can be known there
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# What a run leaves in its directory, beside config.yaml.
+_LEFT = (
+    "overrides.yaml", "metrics.jsonl", "exchanges.bin", "events.out.tfevents.*", "summary.json", "center.pt", "average.pt",
+    "checkpoint/.*", "logs/*.log", "logs/trace_*.json", "logs/.*", "snapshots/*", "report/*",
+)  # fmt: skip
+_UNFINISHED = re.compile(r"\.\d+\.(config|overrides)\.yaml|\.(metrics\.jsonl|summary\.json|(center|average)\.pt)\.\d+")  # written beside, not yet renamed
+
+
+def clear(path: Path) -> bool:
+    """Removes a run that came to nothing, and says whether it could: not where somebody has put something else in its directory.
+
+    A directory without config.yaml is that of a run killed while it was made, and holds nothing, or a file that was being
+    written. config.yaml, by which the run is known, goes last, so that what is left when this is killed can be cleared again.
+    The caller holds the directory. Raises OSError.
+    """
+    inside = [entry for entry in path.iterdir() if entry.name != "config.yaml"]
+    known = _LEFT if (path / "config.yaml").exists() else ()
+    files = [file for entry in inside for file in ([entry] if entry.is_symlink() or not entry.is_dir() else entry.rglob("*"))]
+    if path.is_symlink() or not all(_UNFINISHED.fullmatch(file.name) or any(file.match(pattern) for pattern in known) for file in files):
+        return False
+    if (path / "summary.json").exists() and not summary_of(path):  # nobody knows what it said
+        return False
+    for entry in inside:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    (path / "config.yaml").unlink(missing_ok=True)
+    path.rmdir()
+    return True
+
+
+def discard(path: Path, above: Sequence[Path] = ()) -> None:
+    """Removes a directory that `create` made for a run that was refused after all, and those `above` it, lowest first, that are empty then."""
+    shutil.rmtree(path, ignore_errors=True)
+    for parent in above:
+        with suppress(OSError):
+            parent.rmdir()
+
+
+def _put(path: Path, text: str) -> None:
+    put(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def _why(e: OSError) -> str:
+    return f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror or e)

@@ -1,0 +1,170 @@
+"""Makers: what a group of settings names as `module:callable`, the package's own and a user's alike, found, read and called.
+
+A group's options, and what the runner offers by name, are matched with the callable's signature; whatever does not fit is a
+UsageError.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from easgd_cli.errors import UsageError
+from easgd_cli.settings.schema import Group
+
+
+def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
+    """Calls the maker named by `spec["target"]` with the options of `spec` and what it asks for of `offered`.
+
+    The name of the option itself is one of its options if the maker has a parameter `name`, as torchvision's nets do.
+
+    Raises UsageError when the maker cannot be found, an option is unknown or of the wrong type, one is missing, or
+    the maker itself raises ValueError.
+    """
+    maker = locate(group, spec["target"])
+    given: dict[str, Any] = {}
+    parameters = signature(maker)
+    options = {k: v for k, v in spec.items() if k != "target" and (k != "name" or k in parameters)}
+    for key, value in options.items():
+        if key not in parameters:
+            near = difflib.get_close_matches(key, parameters, 1)
+            raise UsageError(f"{group}.{key}={value}: {spec['name']} has no such setting" + (f"; did you mean {group}.{near[0]}?" if near else "."))
+        given[key] = convert(f"{group}.{key}", value, parameters[key].annotation)
+    for key, parameter in parameters.items():
+        if key in given:
+            continue
+        if key in offered:
+            given[key] = offered[key]
+        elif parameter.default is inspect.Parameter.empty:
+            raise UsageError(f"{written(group, spec)} needs {group}.{key}, and no value was given.")
+    try:
+        return maker(**given)
+    except ValueError as e:
+        raise UsageError(str(e)) from e
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as e:
+        if ours(spec):
+            raise
+        raise UsageError(f"{written(group, spec)}: calling it raised {_raised(e)}.") from e
+
+
+def ours(spec: Group) -> bool:
+    """Whether the maker is the package's, so that what it raises is a defect of ours."""
+    return bool(spec["target"].startswith("easgd_cli."))
+
+
+def written(group: str, spec: Group) -> str:
+    """What a user writes to choose it: `model=small`, or `model.name=resnet18` where the maker takes the name."""
+    return f"{group}{'.name' if 'name' in signature(locate(group, spec['target'])) else ''}={spec['name']}"
+
+
+def example(group: str) -> str:
+    """How something of a user's own is named in this group."""
+    return f"{group}=my_module:{ {'algo': 'MyMethod', 'problem': 'MyProblem'}.get(group, f'my_{group}') }"
+
+
+# Where modules are that the config.yaml of an older run names otherwise.
+_MOVED = {"easgd_cli.average": "easgd_cli.algorithms.average", "easgd_cli.schedule": "easgd_cli.algorithms.schedule"}
+
+
+def locate(group: str, target: str) -> Callable[..., Any]:
+    """The callable `module:name`, from the working directory or an installed package. Raises UsageError."""
+    module, _, name = target.partition(":")
+    module = _MOVED.get(module, module)
+    if not module or not name:
+        raise UsageError(f"{group}={target}: write it as module:name, such as {example(group)}.")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        missing = e.name or module
+        if module == missing or module.startswith(missing + "."):
+            raise UsageError(
+                f"{group}={target}: there is no module {missing} in {here} or among the installed packages; go to the directory that holds it."
+            ) from e
+        raise UsageError(f"{group}={target}: importing {module} failed: it needs the module {missing}, which is not installed.") from e
+    except (Exception, SystemExit) as e:
+        raise UsageError(f"{group}={target}: importing {module} raised {_raised(e)}.") from e
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], 1)
+            raise UsageError(f"{group}={target}: {module} has no {name}" + (f"; did you mean {module}:{near[0]}?" if near else ".")) from None
+    if not callable(found):
+        raise UsageError(f"{group}={target}: is a {type(found).__name__}, not something that can be called.")
+    return found
+
+
+def signature(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The named parameters of `maker`, with annotations resolved where they can be."""
+    try:
+        parameters = inspect.signature(maker, eval_str=True).parameters
+    except (NameError, TypeError):
+        parameters = inspect.signature(maker).parameters
+    return {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def convert(key: str, value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` asks (int, float, str, bool, list of these, or one of them with None).
+
+    A whole number passes for a float; nothing else is bent. Raises UsageError.
+    """
+    if annotation in (inspect.Parameter.empty, Any) or isinstance(annotation, str):
+        return value
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        kinds = typing.get_args(annotation)
+        if value is None and type(None) in kinds:
+            return None
+        for kind in kinds:
+            if kind is not type(None) and _fits(value, kind):
+                return convert(key, value, kind)
+        kinds = tuple(k for k in kinds if k is not type(None))
+        if len(kinds) > 1:
+            raise UsageError(f"{key}={value}: must be {' or '.join(_word(k) for k in kinds)}.")
+        [annotation] = kinds
+    if typing.get_origin(annotation) in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{key}={value}: must be a list, such as {key}=[{value}].")
+        kind = typing.get_args(annotation)[0]
+        items = [convert(key, v, kind) for v in value]
+        return tuple(items) if typing.get_origin(annotation) is tuple else items
+    if annotation in (int, float, str, bool) and not _fits(value, annotation):
+        raise UsageError(f"{key}={value}: must be {_WORDS[annotation]}.")
+    return float(value) if annotation is float else value
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list"}
+
+
+def _word(kind: Any) -> str:
+    return _WORDS.get(typing.get_origin(kind) or kind, str(kind))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) in (list, tuple):
+        return isinstance(value, list | tuple)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _raised(e: BaseException) -> str:
+    """What a user's own code raised, and where: the last line that was run, or of a syntax error the line that cannot be read."""
+    if isinstance(e, SyntaxError) and e.filename is not None:
+        return f"{type(e).__name__}: {e.msg} ({e.filename}, line {e.lineno})"
+    frame = traceback.extract_tb(e.__traceback__)[-1]
+    return f"{type(e).__name__}: {' '.join(str(e).split())} ({frame.filename}, line {frame.lineno})"

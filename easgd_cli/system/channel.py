@@ -1,0 +1,118 @@
+"""A wire between the launcher and one child: JSON lines over a Unix socket, each with at most one descriptor.
+
+Nothing but `wait` blocks. A child posts and goes on training; what the socket does not take stays in a buffer until the next
+flush. One socket per child and nothing shared between children, so that a kill harms no other connection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+from collections import deque
+from typing import Any
+
+import torch
+
+from easgd_cli.system.shared_memory import Layout, SharedTensors
+
+_CHUNK = 1 << 16
+_AT_ONCE = 32  # messages taken in one go: each may hold descriptors, of which a process has only so many
+
+Message = tuple[dict[str, Any], SharedTensors | None]
+
+
+class ChannelClosed(Exception):
+    """The other side has ended."""
+
+
+class Channel:
+    """One end. `post` queues a message, `flush` sends what the socket takes, `receive` and `wait` return what has arrived."""
+
+    def __init__(self, sock: socket.socket):
+        self._socket = sock
+        sock.setblocking(False)
+        self._out: deque[tuple[memoryview, SharedTensors | None]] = deque()
+        self._in = bytearray()
+        self._fds: deque[int] = deque()
+        self._inbox: deque[Message] = deque()
+        self._poll = select.poll()  # asking costs a worker a microsecond a step; a read that finds nothing, with its buffer, up to a thousand
+        self._poll.register(sock, select.POLLIN)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def post(self, message: dict[str, Any], tensors: SharedTensors | None = None) -> None:
+        """Queues a message, `tensors` with it. The memory belongs to the message from now on: this end closes it."""
+        if tensors is not None:
+            message = {**message, "layout": {n: [list(shape), str(dtype).removeprefix("torch.")] for n, (shape, dtype) in tensors.layout.items()}}
+        self._out.append((memoryview(json.dumps(message).encode() + b"\n"), tensors))
+        self.flush()
+
+    def flush(self) -> bool:
+        """Sends what the socket takes now; True when nothing is left. Raises ChannelClosed when the other side has ended."""
+        while self._out:
+            data, tensors = self._out[0]
+            try:
+                if tensors is None:
+                    sent = self._socket.send(data)
+                else:
+                    sent = socket.send_fds(self._socket, [data], [tensors.fd])
+                    tensors.close()
+            except BlockingIOError:
+                return False
+            except (BrokenPipeError, ConnectionResetError) as e:
+                raise ChannelClosed from e
+            if sent < len(data):
+                self._out[0] = (data[sent:], None)
+            else:
+                self._out.popleft()
+        return True
+
+    def receive(self) -> list[Message]:
+        """Whole messages that have arrived; none only when all have been returned. Raises ChannelClosed at the end, after all before it.
+
+        One call does not return without bound what keeps arriving. Of an other side that has ended, call until there are none.
+        """
+        self._fill()
+        messages = list(self._inbox)
+        self._inbox.clear()
+        return messages
+
+    def wait(self) -> Message:
+        """The next message. Raises ChannelClosed at the end."""
+        while not self._inbox:
+            select.select([self._socket], [], [])
+            self._fill()
+        return self._inbox.popleft()
+
+    def _fill(self) -> None:
+        while len(self._inbox) < _AT_ONCE and self._poll.poll(0):
+            try:
+                data, fds, _, _ = socket.recv_fds(self._socket, _CHUNK, 32)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data, fds = b"", []
+            self._fds.extend(fds)
+            if not data:
+                if self._inbox:
+                    return
+                raise ChannelClosed
+            self._in += data
+            *lines, rest = self._in.split(b"\n")
+            self._in = bytearray(rest)
+            for line in lines:
+                message = json.loads(line)
+                layout = message.pop("layout", None)
+                self._inbox.append((message, None if layout is None else self._open(layout)))
+
+    def _open(self, layout: dict[str, Any]) -> SharedTensors:
+        known: Layout = {name: (tuple(shape), getattr(torch, dtype)) for name, (shape, dtype) in layout.items()}
+        return SharedTensors(known, self._fds.popleft())
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._socket.close()

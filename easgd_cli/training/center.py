@@ -1,0 +1,71 @@
+"""The center variable as its owner keeps it: vectors, a clock, and the method's rule applied in cache-sized blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from easgd_cli.algorithms.average import Average
+from easgd_cli.algorithms.base import Method, Receive, Vectors
+
+# 256 KiB of float32: message, reply and center stay in the second-level cache between the lines of a rule, so that each
+# is read and written once in main memory. Replaying a run bit for bit needs the same blocks: a vectorised kernel may
+# round the last few elements of a slice differently.
+BLOCK = 65_536
+
+Lent = list[tuple[Receive, Vectors, Tensor, Tensor]]
+
+
+class Center:
+    """`vectors`: the method's center vectors by name, each [d], and `average` where one is kept; `clock` counts updates."""
+
+    def __init__(self, method: Method, vectors: Mapping[str, Tensor], clock: int = 0, average: Average | None = None):
+        self.method, self.vectors, self.clock, self._average = method, dict(vectors), clock, average
+        self.size = self.vectors["x"].numel()
+        x = self.vectors["x"]
+        block = BLOCK if x.device.type == "cpu" else max(1, self.size)  # a GPU takes a call a block, and those cost more than what its cache saves
+        self._slices: list[slice] = []
+        self._rules: list[Receive] = []
+        begin = 0
+        for end, rule in method.parts(self.size):
+            slices = [slice(at, min(at + block, end)) for at in range(begin, end, block)]
+            self._slices += slices
+            self._rules += [rule] * len(slices)
+            begin = end
+        self._mean = torch.empty(min(block, self.size) if method.gathers == "round" else 0, dtype=x.dtype, device=x.device)  # of a round's messages
+        self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
+
+    def lend(self, message: Tensor, reply: Tensor) -> Lent:
+        """The blocks of one exchange, made once per pair of vectors: slicing costs more than the arithmetic of a small net."""
+        return [(rule, block, message[part], reply[part]) for rule, block, part in zip(self._rules, self._blocks, self._slices, strict=True)]
+
+    def receive(self, lent: Lent) -> None:
+        """One update by one message: the method's rule on every block; the clock advances by one."""
+        weight = self._weight()
+        for rule, block, message, reply in lent:
+            rule(block, message, reply, 1)
+            if weight:
+                block.average.lerp_(block.x, weight)
+        self.clock += 1
+
+    def receive_round(self, members: Sequence[Lent]) -> None:
+        """One update by the mean of a round's messages, summed in the order given; everybody gets the same reply."""
+        n, weight = len(members), self._weight()
+        for parts in zip(*members, strict=True):
+            rule, block, message, reply = parts[0]
+            mean = self._mean[: len(message)].copy_(message)
+            for _, _, other, _ in parts[1:]:
+                mean.add_(other)
+            mean.div_(n)
+            rule(block, mean, reply, n)
+            if weight:
+                block.average.lerp_(block.x, weight)
+            for _, _, _, other in parts[1:]:
+                other.copy_(reply)
+        self.clock += 1
+
+    def _weight(self) -> float:
+        """Of the center in its average at the update to come; 0 where none is kept."""
+        return 0.0 if self._average is None else self._average(self.clock + 1)

@@ -1,0 +1,231 @@
+"""Answers what a rule yields: the one place where a step is taken and a worker's clock advances.
+
+`Turn` is a step in progress and knows neither time nor processes. `take_step` drives one to its end against a session
+that may block. `ByHand` holds all parties in one process and lets the caller say whose turn it is: what tests use to
+hold a method against its printed listing, and what replays the recorded order of a real run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from easgd_cli.algorithms.average import Average
+from easgd_cli.algorithms.base import Exchange, Gradient, Method, Worker
+from easgd_cli.algorithms.schedule import Schedule
+from easgd_cli.problems.base import statistics_of
+from easgd_cli.training.center import Center, Lent
+
+
+class Objective(Protocol):
+    """What a step needs of a problem (problems/base.py): a batch, and gradients at the vectors a rule names."""
+
+    def load(self, worker: int, t: int) -> None:
+        """Makes the batch of that worker's local step t."""
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Gradient of the loaded batch's loss at x [d], l2 term included; valid until the next call."""
+
+
+class Clipped:
+    """Another objective's gradients, scaled down to the norm `clip` where they are longer: g min(1, clip / ||g||).
+
+    Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is that of the whole gradient as a rule gets it, l2 term included; what is no
+    gradient, the last `statistics` entries, stays as it is.
+    """
+
+    def __init__(self, objective: Objective, clip: float, statistics: int = 0):
+        self._objective, self._clip, self._statistics = objective, clip, statistics
+        self._g: Tensor | None = None
+
+    def load(self, worker: int, t: int) -> None:
+        """The other's."""
+        self._objective.load(worker, t)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """The clipped gradient [d] at x [d], in a buffer of its own; valid until the next call."""
+        g = self._objective.gradient(x)
+        # A tensor, not a number: on a GPU nobody waits for it. Of a gradient 0 the ratio is infinite, and 1 after the clamp.
+        d = len(g) - self._statistics
+        self._g = torch.mul(g, (self._clip / torch.linalg.vector_norm(g[:d])).clamp_(max=1), out=self._g)
+        if self._statistics:
+            self._g[d:] = g[d:]
+        return self._g
+
+
+def clipped(objective: Objective, clip: float | None) -> Objective:
+    """`objective` with its gradients clipped to the norm `clip`; as it is where None."""
+    return objective if clip is None else Clipped(objective, clip, statistics_of(objective))
+
+
+class Session(Protocol):
+    """A worker's connection to a center: one request, one reply."""
+
+    def post(self, message: Tensor) -> None:
+        """Lends `message` to the center and returns at once."""
+
+    def collect(self) -> Tensor:
+        """Waits for the reply [d], valid until the next `post`."""
+
+
+class Turn:
+    """One step of one worker in progress, and what its rule waits for now: a gradient, a reply, or both at once.
+
+    A worker in mid-step is its state, its clock and the answers it has had: run the rule again with the same answers
+    and it stands at the same place.
+    """
+
+    __slots__ = ("_asked", "_had", "_rule", "at", "ended", "message", "w")
+
+    def __init__(self, method: Method, w: Worker):
+        self.w = w
+        self._rule = method.step(w)
+        self._asked: Any = None
+        self._had: list[type[Gradient | Exchange]] = []
+        self.at: Tensor | None = None  # where the gradient is wanted
+        self.message: Tensor | None = None  # what is to be exchanged
+        self.ended = False
+        self._go_on(None)
+
+    def answer(self, g: Tensor | None, reply: Tensor | None) -> None:
+        """Hands the rule the gradient at `at` and the reply to `message`; None for what it has not asked for."""
+
+        def to(ask: Gradient | Exchange | None) -> Tensor | None:
+            return g if isinstance(ask, Gradient) else reply if isinstance(ask, Exchange) else None
+
+        self._go_on(tuple(map(to, self._asked)) if isinstance(self._asked, tuple) else to(self._asked))
+
+    def _go_on(self, answer: Any) -> None:
+        self.at = self.message = None
+        try:
+            self._asked = self._rule.send(answer)
+        except StopIteration:
+            self.ended = True
+            self.w.t += 1
+            return
+        for ask in self._asked if isinstance(self._asked, tuple) else (self._asked,):
+            if not isinstance(ask, Gradient | Exchange | None):
+                raise TypeError(f"a rule yields Gradient, Exchange, None or a tuple of these; this one yields {type(ask).__name__}")
+            if ask is None:
+                continue
+            if type(ask) in self._had:  # the answers would share a buffer
+                raise TypeError(f"a step asks for at most one gradient and one exchange; this one yields a second {type(ask).__name__}")
+            self._had.append(type(ask))
+            if isinstance(ask, Gradient):
+                self.at = ask.at
+            else:
+                self.message = ask.message
+
+
+def take_step(method: Method, w: Worker, problem: Objective, session: Session | None) -> None:
+    """One local step of `w`. What a rule asks for at once overlaps: the message is on its way while the gradient is computed."""
+    turn = Turn(method, w)
+    loaded = False
+    while not turn.ended:
+        if turn.message is not None:
+            assert session is not None, "only a method with a center exchanges"
+            session.post(turn.message)
+        if not loaded:  # a batch depends on the clock alone, so making it overlaps every method's exchange
+            problem.load(w.number, w.t)
+            loaded = True
+        g = None if turn.at is None else problem.gradient(turn.at)
+        turn.answer(g, None if turn.message is None or session is None else session.collect())
+
+
+def new_vectors(names: Iterable[str], start: Tensor) -> dict[str, Tensor]:
+    """Vectors like `start` [d]: x equal to it, the others 0."""
+    return {name: start.clone() if name == "x" else torch.zeros_like(start) for name in names}
+
+
+class ByHand:
+    """All parties of a run in one process; the caller names whose turn it is.
+
+    `problem` serves all of them. `start` [d]: where the center and every worker begin, or `starts`: the workers' own
+    beginnings. `average` is of the center; a method without one keeps none here. `order` records the exchanges as a real run
+    does: a worker number each.
+    """
+
+    def __init__(
+        self, method: Method, problem: Objective, *, workers: int, tau: int, schedule: Schedule, start: Tensor,
+        starts: Sequence[Tensor] | None = None, average: Average | None = None,
+    ):  # fmt: skip
+        self.method, self.problem = method, problem
+        vectors = new_vectors(method.center, start) | ({"average": start.clone()} if average is not None else {})
+        self.center = Center(method, vectors, average=average) if method.center else None
+        self.order: list[int] = []
+        self.workers: list[Worker] = []
+        self._sessions: list[_Direct | None] = []
+        for i, begin in zip(range(workers), starts if starts is not None else [start] * workers, strict=True):
+            self.workers.append(Worker(new_vectors((*method.state, *method.scratch), begin), tau, schedule, number=i))
+            self._sessions.append(None if self.center is None else _Direct(self.center, torch.empty_like(start), partial(self.order.append, i)))
+
+    def step(self, worker: int) -> None:
+        """One local step of that worker, its exchange included when one is due. Raises TypeError for a method that exchanges in rounds."""
+        if self.method.gathers == "round":
+            raise TypeError(f"{type(self.method).__name__} exchanges in rounds: call round()")
+        take_step(self.method, self.workers[worker], self.problem, self._sessions[worker])
+
+    def round(self) -> None:
+        """One local step of every worker, all at the same clock; what they exchange, they exchange together.
+
+        Raises TypeError for a method whose center takes each message by itself.
+        """
+        if self.method.gathers != "round":
+            raise TypeError(f"{type(self.method).__name__} has no rounds: call step(worker)")
+        turns = [Turn(self.method, w) for w in self.workers]
+        while not all(turn.ended for turn in turns):
+            members = [(session, turn.message) for session, turn in zip(self._sessions, turns, strict=True) if session is not None and turn.message is not None]
+            if members and self.center is not None:
+                self.center.receive_round([session.lend(message) for session, message in members])
+                self.order += [turn.w.number for turn in turns if turn.message is not None]
+            for session, turn in zip(self._sessions, turns, strict=True):  # no gradient outlives the next worker's
+                if not turn.ended:
+                    g = None
+                    if turn.at is not None:
+                        self.problem.load(turn.w.number, turn.w.t)
+                        g = self.problem.gradient(turn.at)
+                        if turn.message is None:
+                            g = g.clone()  # the rule may exchange before it uses it, and the buffer is everybody's
+                    turn.answer(g, None if turn.message is None or session is None else session.collect())
+
+    def exchange(self, worker: int) -> None:
+        """That worker's steps up to and including the next one in which it exchanges."""
+        before = len(self.order)
+        while len(self.order) == before:
+            self.step(worker)
+
+    def replay(self, order: Iterable[int], after: Callable[[int], None] | None = None) -> None:
+        """Exchanges in the recorded order; `after` is told how many there have been after each. Not of a method in rounds: TypeError."""
+        for worker in order:
+            self.exchange(worker)
+            if after is not None:
+                after(len(self.order))
+
+    def vectors(self) -> Mapping[str, Tensor]:
+        """What is evaluated and saved: the center's vectors, or the single worker's."""
+        return self.center.vectors if self.center is not None else {name: getattr(self.workers[0], name) for name in self.method.state}
+
+
+class _Direct:
+    """A session whose center answers at once, in the same process."""
+
+    def __init__(self, center: Center, reply: Tensor, note: Callable[[], None]):
+        self._center, self._reply, self._note = center, reply, note
+        self._lent: dict[int, Lent] = {}
+
+    def lend(self, message: Tensor) -> Lent:
+        lent = self._lent.get(message.data_ptr())
+        if lent is None:
+            lent = self._lent[message.data_ptr()] = self._center.lend(message, self._reply)
+        return lent
+
+    def post(self, message: Tensor) -> None:
+        self._center.receive(self.lend(message))
+        self._note()
+
+    def collect(self) -> Tensor:
+        return self._reply

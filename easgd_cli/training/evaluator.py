@@ -1,0 +1,59 @@
+"""The evaluator: measures snapshots of the center, one after another, at low priority.
+
+A process of its own, so that neither serving nor training feels it: nice 10 leaves two busy cores about 95 % of their
+time, where nice 19 would starve the evaluation instead.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from easgd_cli.data.dataset import Dataset
+from easgd_cli.experiment import build
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system.channel import Channel
+from easgd_cli.system.devices import deal_devices
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.snapshot import EVALUATED
+
+_NICE = 10
+
+
+@dataclass
+class EvaluatorStart:
+    """What an evaluator begins with."""
+
+    settings: Settings
+    images: Dataset | None
+    threads: int
+
+
+class Evaluator:
+    """Answers each `evaluate` message with the metrics of the vectors that came with it, in the order they came."""
+
+    def __init__(self, start: EvaluatorStart, channel: Channel):
+        os.nice(_NICE)
+        torch.set_num_threads(start.threads)
+        s = start.settings
+        [device] = deal_devices(s.eval.device, 1, "eval.device")
+        self._channel, self._device = channel, torch.device(device)
+        self._problem = build.problem(s, start.images, self._device)
+
+    def run(self, began: float) -> None:
+        """Measures until told to stop. Raises ChannelClosed when the launcher has ended."""
+        while True:
+            message, tensors = self._channel.wait()
+            if message["kind"] == "stop":
+                return
+            assert tensors is not None
+            self._channel.post({"kind": "evaluated", "number": message["number"], "metrics": self._measured(tensors)})
+            del tensors  # before the next one comes
+
+    def _measured(self, tensors: SharedTensors) -> dict[str, dict[str, float]]:
+        """Of each vector of a snapshot, by its party's name."""
+        metrics = {EVALUATED[name]: self._problem.evaluate(vector.to(self._device)) for name, vector in tensors.tensors.items()}
+        tensors.close()
+        return metrics

@@ -1,0 +1,165 @@
+"""The master: owns the center, serves exchanges one after another, and does nothing else.
+
+Whatever else ran Python here would delay every worker, so the master neither evaluates nor writes files: it posts
+snapshots and the order of exchanges to the launcher, and serves on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from easgd_cli.algorithms.average import Average
+from easgd_cli.algorithms.base import Method
+from easgd_cli.settings.schema import Interval
+from easgd_cli.system.channel import Channel
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.center import Center
+from easgd_cli.training.snapshot import Moment, Snapshots
+from easgd_cli.transport.base import Kind, Mark, Reply, Request
+from easgd_cli.transport.on_device import hand_out
+from easgd_cli.transport.shared import Link, SharedMasterEnd
+
+_REPORT_SECONDS = 0.2  # how often the order of exchanges is posted and the launcher is listened to
+
+
+@dataclass
+class MasterStart:
+    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's, `served` exchanges so far.
+
+    `step`: the mean local step that has been told already, by a run that goes on.
+    """
+
+    method: Method
+    average: Average | None
+    center: SharedTensors
+    links: list[Link]
+    interval: Interval | None
+    clock: int = 0
+    served: int = 0
+    clocks: dict[int, int] = field(default_factory=dict)
+    step: float = 0.0
+    pace: Sequence[float] | None = None
+    device: str = "cpu"  # where the center is to lie, and the workers' vectors if that is a GPU
+    cpu_seconds: float = 0.0  # used before, by a run that goes on
+
+
+class Master:
+    """The center, its sessions, and what has been seen of the workers' clocks."""
+
+    def __init__(self, start: MasterStart, channel: Channel):
+        torch.set_num_threads(1)  # a second thread ruins small vectors when the workers are busy
+        self._interval, self._pace = start.interval, start.pace
+        self._channel = channel
+        device = torch.device(start.device)
+        torch.get_device_module(device).set_device(device)
+        self._center = Center(start.method, {name: v.to(device) for name, v in start.center.tensors.items()}, start.clock, start.average)
+        self._sessions = SharedMasterEnd(start.links, self._center, None if device.type == "cpu" else hand_out(start.links, device))
+        self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
+        self._in_rounds = start.method.gathers == "round"
+        self._round: dict[int, Request] = {}  # messages waiting for those of the others
+        self._finished = False  # no round will be complete any more
+        self._cut = False  # whether the next round belongs to a checkpoint
+        self._served = start.served
+        self._lost: set[int] = set()
+        self._step = max(start.step, self._mean_step())
+        self._order: list[int] = []
+        self._reported = 0.0
+        self._cpu_before = start.cpu_seconds - time.process_time()
+
+    def run(self, began: float) -> None:
+        """Serves until every session has ended. `began`: the monotonic time of training second 0.
+
+        Raises ChannelClosed when the launcher has ended.
+        """
+        self._snapshots = Snapshots(self._channel, self._center.vectors, self._interval, began, self._pace)
+        while self._sessions.open:
+            for request in self._sessions.requests(_REPORT_SECONDS):
+                self._answer(request)
+            if self._snapshots.seconds() - self._reported >= _REPORT_SECONDS:
+                self._report()
+                for message, _ in self._channel.receive():
+                    if message["kind"] == "snapshot":
+                        self._snapshots.take("evaluate", self._moment())
+                    elif message["kind"] == "checkpoint":
+                        self._cut = True
+                    elif message["kind"] == "stop":
+                        self._finish_rounds()
+        self._keep("final")
+
+    def _answer(self, request: Request) -> None:
+        if request.kind is Kind.LOST:
+            self._lost.add(request.worker)
+            self._round.pop(request.worker, None)
+            self._channel.post({"kind": "lost", "worker": request.worker})
+        else:
+            self._clocks[request.worker] = request.t
+            self._step = max(self._step, self._mean_step())  # it must not step back when a worker is lost, nor when one has come back with its old clock
+        if not self._in_rounds:
+            if request.kind is Kind.EXCHANGE:
+                self._center.receive(self._sessions.lent(request))
+                self._serve([request])
+            elif request.kind is Kind.CHECKPOINT:
+                self._keep("checkpoint")
+            return
+        if request.kind is Kind.EXCHANGE:
+            self._round[request.worker] = request
+        if self._finished or request.kind is Kind.CLOSE:
+            self._finish_rounds()
+        elif self._round and self._round.keys() >= set(self._sessions.open):
+            self._serve_round()
+
+    def _finish_rounds(self) -> None:
+        """Gives back the messages that wait for a round, as a worker has finished or is about to: none will be complete any more."""
+        self._finished = True
+        for waiting in self._round.values():
+            self._sessions.reply(waiting, Reply(self._center.clock, self._served, Mark.WITHDRAWN))
+        self._round.clear()
+
+    def _serve_round(self) -> None:
+        members = [request for _, request in sorted(self._round.items())]
+        self._round.clear()
+        self._center.receive_round([self._sessions.lent(request) for request in members])
+        mark, self._cut = Mark.CHECKPOINT if self._cut else Mark.NONE, False
+        self._serve(members, mark)
+        if mark is Mark.CHECKPOINT:
+            self._keep("checkpoint")
+
+    def _serve(self, members: Sequence[Request], mark: Mark = Mark.NONE) -> None:
+        """Replies to those whose messages the center has just received, and notes it."""
+        self._served += len(members)
+        for request in members:  # before anything else: they may be waiting
+            self._sessions.reply(request, Reply(self._center.clock, self._served, mark))
+        self._order += [request.worker for request in members]
+        self._snapshots.changed(self._step, self._served, self._clocks)
+
+    def _mean_step(self) -> float:
+        live = [t for worker, t in self._clocks.items() if worker not in self._lost]
+        return sum(live) / len(live) if live else 0.0
+
+    def _cpu_seconds(self) -> float:
+        return self._cpu_before + time.process_time()
+
+    def _moment(self) -> Moment:
+        return Moment(self._snapshots.seconds(), self._step, self._served, self._clocks)
+
+    def _keep(self, purpose: str) -> None:
+        self._report()  # the order up to here arrives before the vectors it led to
+        self._snapshots.take(purpose, self._moment(), clock=self._center.clock, cpu=self._cpu_seconds())
+
+    def _report(self) -> None:
+        self._reported = self._snapshots.seconds()
+        self._channel.post(
+            {
+                "kind": "served",
+                "workers": self._order,
+                "seconds": self._reported,
+                "step": self._step,
+                "exchanges": self._served,
+                "cpu": self._cpu_seconds(),
+            }
+        )
+        self._order = []

@@ -1,0 +1,91 @@
+"""Snapshots: what the owner of a vector takes of it between two changes, and when.
+
+The owner (a master; the worker itself in a method without exchange) copies its vectors into fresh anonymous memory and
+posts it to the launcher, so a snapshot never changes and nobody waits for its evaluation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from easgd_cli.settings.schema import Interval
+from easgd_cli.system.channel import Channel
+from easgd_cli.system.shared_memory import SharedTensors
+
+EVALUATED = {"x": "center", "average": "average"}  # the vectors that are measured, and the name of the result in the record
+IN_MEMORY = 8  # snapshots that wait there to be measured; more wait on disk
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a snapshot was taken: training seconds, mean local step of the workers, exchanges, and the workers' clocks as the owner has seen them."""
+
+    seconds: float
+    step: float
+    exchanges: int
+    clocks: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, posted: Mapping[str, Any]) -> Moment:
+        """What `asdict` gives, and JSON makes of that: its keys are texts."""
+        return cls(**{**posted, "clocks": {int(worker): t for worker, t in posted["clocks"].items()}})
+
+
+@dataclass
+class Pace:
+    """When the next snapshot is due, by the interval the user gave; `None`: only on request."""
+
+    interval: Interval | None
+    next_step: float = 0.0
+    next_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.interval is not None and not self.next_step and not self.next_seconds:
+            self._after(0.0, 0.0)
+
+    def due(self, step: float, seconds: float) -> bool:
+        """True once for every point reached; a jump over several points counts as one."""
+        if self.interval is None:
+            return False
+        reached = step >= self.next_step if self.interval.steps is not None else seconds >= self.next_seconds
+        if reached:
+            self._after(step, seconds)
+        return reached
+
+    def _after(self, step: float, seconds: float) -> None:
+        assert self.interval is not None
+        if self.interval.steps is not None:
+            self.next_step = (step // self.interval.steps + 1) * self.interval.steps
+        elif self.interval.seconds is not None:
+            self.next_seconds = (seconds // self.interval.seconds + 1) * self.interval.seconds
+
+
+class Snapshots:
+    """An owner's snapshots. `vectors` is what is kept whole in a checkpoint; its x is what is evaluated."""
+
+    def __init__(self, channel: Channel, vectors: Mapping[str, Tensor], interval: Interval | None, began: float, pace: Sequence[float] | None):
+        self._channel, self._vectors, self._began = channel, vectors, began
+        self._pace = Pace(interval, *(pace or (0.0, 0.0)))  # of a run that goes on: the point that was next when it stopped
+
+    def seconds(self) -> float:
+        """Training seconds now."""
+        return time.monotonic() - self._began
+
+    def changed(self, step: float, exchanges: int, clocks: Mapping[int, int]) -> None:
+        """To be called after every change: takes a snapshot when one is due."""
+        seconds = self.seconds()
+        if self._pace.due(step, seconds):
+            self.take("evaluate", Moment(seconds, step, exchanges, clocks))
+
+    def take(self, purpose: str, moment: Moment, **more: Any) -> None:
+        """Posts a copy of x and its average (to evaluate) or of all vectors (`checkpoint`, `final`) with what else is to be kept."""
+        names = [name for name in self._vectors if name in EVALUATED] if purpose == "evaluate" else list(self._vectors)
+        self._channel.post(
+            {"kind": "snapshot", "purpose": purpose, "moment": asdict(moment), "pace": [self._pace.next_step, self._pace.next_seconds], **more},
+            SharedTensors.of({name: self._vectors[name] for name in names}),
+        )

@@ -1,0 +1,123 @@
+"""Where the seconds of a worker's step loop go: its objective and session, measured.
+
+On a CPU by the clock. A GPU is told what to do long before it does it, so there by events on its stream: how long the device computes,
+loads, and stands still for an exchange. They are read when they have passed; no step waits for one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from easgd_cli.training.drive import Objective, Session
+from easgd_cli.training.meter import Tally
+
+
+class Timed:
+    """The `objective` and the `session` of a worker whose vectors lie on `device`; adds to `tally` the seconds spent in each."""
+
+    def __init__(self, objective: Objective, session: Session, tally: Tally, device: torch.device):
+        self._objective, self._session = objective, session
+        self._watch: Watch = ByEvents(tally, lambda: torch.cuda.Event(enable_timing=True)) if device.type == "cuda" else ByClock(tally)
+
+    def load(self, worker: int, t: int) -> None:
+        before = self._watch.now()
+        self._objective.load(worker, t)
+        self._watch.spent("seconds_data", before)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        before = self._watch.now()
+        g = self._objective.gradient(x)
+        self._watch.spent("seconds_compute", before)
+        return g
+
+    def post(self, message: Tensor) -> None:
+        before = self._watch.now()
+        self._session.post(message)
+        self._watch.spent("seconds_communication", before)
+
+    def collect(self) -> Tensor:
+        before = self._watch.now()
+        reply = self._session.collect()
+        self._watch.spent("seconds_communication", before)
+        return reply
+
+    def settle(self) -> None:
+        """Waits for the device, if it is one that works on its own: then all that was measured is in the tally."""
+        self._watch.settle()
+
+
+class Watch(Protocol):
+    """A way to measure. What `now` returns is handed back to `spent`."""
+
+    def now(self) -> Any: ...
+
+    def spent(self, name: str, before: Any) -> None:
+        """What was done since `before` belongs to the tally's seconds `name`."""
+
+    def settle(self) -> None: ...
+
+
+class ByClock:
+    """By the clock of the host, whose work it is."""
+
+    def __init__(self, tally: Tally):
+        self._tally = tally
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def spent(self, name: str, before: float) -> None:
+        setattr(self._tally, name, getattr(self._tally, name) + time.perf_counter() - before)
+
+    def settle(self) -> None:
+        """Nothing is outstanding."""
+
+
+class Event(Protocol):
+    """What is used of torch.cuda.Event."""
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end_event: Any) -> float: ...
+
+
+class ByEvents:
+    """By events on the current stream of a device, made by `new` and used again once they have passed.
+
+    Between two events lies what the device did, and where it was not told in time, its waiting for that.
+    """
+
+    def __init__(self, tally: Tally, new: Callable[[], Event]):
+        self._tally, self._new = tally, new
+        self._free: list[Event] = []
+        self._recorded: deque[tuple[str, Event, Event]] = deque()  # in the order of the stream
+
+    def now(self) -> Event:
+        event = self._free.pop() if self._free else self._new()
+        event.record()
+        return event
+
+    def spent(self, name: str, before: Event) -> None:
+        self._recorded.append((name, before, self.now()))
+        while self._recorded and self._recorded[0][2].query():
+            self._count()
+
+    def settle(self) -> None:
+        while self._recorded:
+            self._recorded[0][2].synchronize()
+            self._count()
+
+    def _count(self) -> None:
+        name, before, after = self._recorded.popleft()
+        setattr(self._tally, name, getattr(self._tally, name) + before.elapsed_time(after) / 1000)  # milliseconds
+        self._free += [before, after]

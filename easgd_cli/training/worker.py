@@ -1,0 +1,201 @@
+"""A worker: takes local steps until it is done or told to stop, and says how it went.
+
+What a step does is the method's; what is measured around it is here. Nothing here waits for anybody but the master, and
+for the master only as long as the method's rule does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easgd_cli.algorithms.base import Worker
+from easgd_cli.data.dataset import Dataset
+from easgd_cli.experiment import build
+from easgd_cli.problems.base import statistics_of
+from easgd_cli.settings.schema import Interval, Settings, profiled_steps
+from easgd_cli.system.channel import Channel
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training import drive
+from easgd_cli.training.meter import Meter
+from easgd_cli.training.profile import Named, Trace
+from easgd_cli.training.snapshot import Moment, Snapshots
+from easgd_cli.training.stopwatch import Timed
+from easgd_cli.transport.base import Withdrawn
+from easgd_cli.transport.on_device import Handed
+from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
+from easgd_cli.transport.staging import Staging
+
+_NEWS_SECONDS = 0.2  # how often it tells the launcher its clock and its rows: each message wakes a process that wants a core
+
+
+@dataclass
+class WorkerStart:
+    """What a worker begins with. `link.memory` holds its vectors as they are to be at clock `t`."""
+
+    settings: Settings
+    images: Dataset | None
+    link: Link
+    device: str
+    threads: int
+    steps: int | None  # local steps to take in all; None: until told to stop
+    minutes: float | None
+    interval: Interval | None  # of snapshots, for a worker that owns what is evaluated
+    t: int = 0
+    center_clock: int = 0
+    served: int = 0
+    exchanges: int = 0
+    meter: dict[str, Any] | None = None
+    pace: Sequence[float] | None = None
+    center_device: str = "cpu"  # where the master has the center
+    trace: Path | None = None  # where a profile of its steps is to be written
+
+
+class WorkerLoop:
+    """One worker from its start to its last step."""
+
+    def __init__(self, start: WorkerStart, channel: Channel):
+        torch.set_num_threads(start.threads)
+        s = start.settings
+        if s.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self._start, self._channel = start, channel
+        self._device = torch.device(start.device)
+        self._runtime = torch.get_device_module(self._device)  # torch.cuda, or torch.cpu, which has the same names and nothing to do
+        self._runtime.set_device(self._device)
+        self._problem = build.problem(s, start.images, self._device)
+        self._method = build.on_vectors_of(self._problem, build.method(s), s.workers)
+        self._objective = drive.clipped(self._problem, s.clip)
+        self._session = SharedWorkerEnd(start.link, self._elsewhere())
+        self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
+        self._w = Worker(self._session.vectors, s.tau, build.schedule(s, start.steps), start.t, start.link.worker)
+        self._meter = Meter(start.link.worker, s.batch_size, s.workers, start.steps, self._device, statistics_of(self._problem), start.meter)
+        self._timed = Timed(self._objective, self._session, self._meter.tally, self._device)
+        self._sequential = not self._method.center
+        self._average = build.average(s) if self._sequential else None
+        self._stop = False
+        self._rows: list[dict[str, Any]] = []
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""
+        self._objective.load(self._w.number, self._w.t)
+        self._objective.gradient(self._w.x)
+        self._runtime.synchronize()
+
+    def run(self, began: float) -> None:
+        """Steps until the end. `began`: the monotonic time of training second 0.
+
+        Raises SessionEnded when the master has ended, ChannelClosed when the launcher has.
+        """
+        start, w, meter, session = self._start, self._w, self._meter, self._session
+        tally = meter.tally
+        snapshots = Snapshots(self._channel, self._lasting(), start.interval, began, start.pace)
+        trace = self._trace()
+        asked = self._timed if trace is None else Named(self._timed)
+        news = 0.0
+        loop_began, loop_before = time.perf_counter(), tally.seconds_loop
+        while not self._stop and (start.steps is None or w.t < start.steps) and (start.minutes is None or snapshots.seconds() < start.minutes * 60):
+            session.t = w.t
+            exchanged = session.exchanges
+            try:
+                drive.take_step(self._method, w, asked, None if self._sequential else asked)
+            except Withdrawn:  # the step has not happened: a rule changes its state only after its last yield
+                self._stop = start.minutes is None or snapshots.seconds() < start.minutes * 60
+                break
+            meter.step(self._problem.loss, session.staleness if session.exchanges != exchanged else None)
+            if meter.due(w.t):
+                self._timed.settle()  # a row waits for the device in any case: it tells a loss
+            tally.seconds_loop = loop_before + time.perf_counter() - loop_began
+            if trace is not None:
+                trace.step()
+            if meter.due(w.t):
+                self._row(snapshots.seconds())
+            if self._average is not None:
+                w.average.lerp_(w.x, self._average(w.t))
+            if self._sequential:
+                snapshots.changed(w.t, 0, {w.number: w.t})
+            if snapshots.seconds() - news >= _NEWS_SECONDS:
+                news = snapshots.seconds()
+                self._post_rows()
+            if session.cut:
+                session.cut = False
+                self._post_state("checkpoint", snapshots)
+            self._listen(snapshots)
+        self._timed.settle()
+        tally.seconds_loop = loop_before + time.perf_counter() - loop_began
+        if trace is not None:
+            trace.close()
+        if tally.steps and not self._stop:  # what an interrupted run has not yet said belongs to the row it goes on with
+            self._row(snapshots.seconds())
+        self._post_state("final", snapshots)
+        if self._sequential:
+            self._keep("final", snapshots)
+        else:
+            session.close(w.t)
+
+    def _elsewhere(self) -> Elsewhere | None:
+        """Where its vectors lie if not in the shared memory."""
+        if self._device.type == "cpu":
+            return None
+        if self._method.center and self._start.center_device != "cpu":
+            return Handed(self._start.link, self._device)
+        return Staging(self._start.link.memory.tensors, self._device)
+
+    def _trace(self) -> Trace | None:
+        """The profile that is asked of this worker."""
+        steps = profiled_steps(self._start.settings)
+        return Trace(self._start.trace, steps, self._device) if self._start.trace is not None and steps is not None else None
+
+    def _listen(self, snapshots: Snapshots) -> None:
+        for message, _ in self._channel.receive():
+            if message["kind"] == "stop":
+                self._stop = True
+            elif message["kind"] == "snapshot":
+                snapshots.take("evaluate", self._moment(snapshots))
+            elif message["kind"] == "checkpoint":
+                self._post_state("checkpoint", snapshots)
+                if self._sequential:
+                    self._keep("checkpoint", snapshots)
+                elif message["lead"]:
+                    self._session.checkpoint(self._w.t)  # between two of this worker's exchanges: alone, it and the center agree
+
+    def _lasting(self) -> dict[str, Tensor]:
+        """The vectors this worker goes on from."""
+        return {name: getattr(self._w, name) for name in (*self._method.state, *(("average",) if self._average is not None else ()))}
+
+    def _keep(self, purpose: str, snapshots: Snapshots) -> None:
+        """What the owner of a center keeps, where this worker's x takes its place."""
+        snapshots.take(purpose, self._moment(snapshots), clock=self._w.t, cpu=0.0)
+
+    def _moment(self, snapshots: Snapshots) -> Moment:
+        return Moment(snapshots.seconds(), self._w.t, 0, {self._w.number: self._w.t})
+
+    def _post_rows(self) -> None:
+        self._channel.post({"kind": "news", "t": self._w.t, "rows": self._rows})
+        self._rows = []
+
+    def _post_state(self, purpose: str, snapshots: Snapshots) -> None:
+        """Everything this worker needs to go on from here, after all it has to say of before."""
+        self._post_rows()
+        self._timed.settle()
+        kept = self._lasting()
+        if self._session.reply is not None:
+            kept["reply"] = self._session.reply  # only to measure distances from it
+        self._channel.post(
+            {
+                "kind": "state", "purpose": purpose, "t": self._w.t, "center_clock": self._session.center_clock, "served": self._session.served,
+                "exchanges": self._session.exchanges, "seconds": snapshots.seconds(), "tally": self._meter.state(),
+            },
+            SharedTensors.of(kept),
+        )  # fmt: skip
+
+    def _row(self, seconds: float) -> None:
+        """Notes what happened since the last row."""
+        self._rows.append(self._meter.row(self._w, seconds, self._session.served, self._session.reply))
