@@ -90,7 +90,7 @@ class VirtualMaster:
         served = [self._waiting.pop(worker) for worker in self._in_service]
         self._in_service = []
         members = [request for request, _ in served]
-        lent = [self._sessions.lent(request) for request in members]
+        lent = [self._center.lend(*self._sessions.lent(request)) for request in members]
         self.queueing.add([self._began - arrived for _, arrived in served], self._events.now - self._began)
         if self._center.variable.in_rounds:
             self._center.receive_round(lent)

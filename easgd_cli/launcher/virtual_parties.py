@@ -46,7 +46,7 @@ class VirtualParties:
         self.master: VirtualMaster | None = None
         if shared is not None:
             self._center = self._new_center(shared)
-            self.master = VirtualMaster(self._center, self.wire.master(self._center), self._gathering(shared, resumed), self.events, costs.service)
+            self.master = VirtualMaster(self._center, self.wire.master(), self._gathering(shared, resumed), self.events, costs.service)
         self.clocks = dict.fromkeys(range(s.workers), 0)
 
     def _worker(self, i: int) -> VirtualWorker:
