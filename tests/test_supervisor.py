@@ -215,7 +215,6 @@ class World:
         self.given: Counter[Party | str] = Counter()
         self.stop_at: float | None = None
         self.asked: SimpleNamespace | None = None  # the checkpoint under way
-        self.ever_late = False
         self.snapshot_asked = False
         self.deaths = 0
         self.measuring = False
@@ -603,7 +602,7 @@ class World:
             assert not live and self.owner_final is None, "the master is killed after the last worker"
             patience += grace
         else:
-            assert command.party in live, "only a worker that has not said its last is killed"
+            assert command.party in live or (self.alone and self.owner_final is None), "only a worker that has not said its last is killed"
         assert self.stop_at is not None and self.now - self.stop_at > patience, "everybody gets its time"
 
     def check_TakeSnapshot(self, _: Command, live: tuple[int, ...]) -> None:
@@ -642,12 +641,11 @@ class World:
         asked = self.asked
         assert asked is not None, "a checkpoint is written that was asked for"
         late = self.now - asked.at > PATIENCE.usual
-        self.ever_late |= late
         assert any(checkpoint.owner is owner for owner in asked.owners), "with its owner's part"
         assert all(any(state is said for said in asked.states) for state in checkpoint.workers.values()), "and parts that were said since"
         assert late or set(checkpoint.workers) >= set(self.heard) - set(self.lost), "of all that are left and not late"
-        if self.rounds and not self.ever_late:
-            clocks = {state.center_clock for w, state in checkpoint.workers.items() if w not in self.lost}
+        if self.rounds:
+            clocks = {state.center_clock for state in checkpoint.workers.values()}
             assert clocks <= {checkpoint.owner.clock}, "in rounds all parts are of one moment"
         waiting = self.taken[len(self.journal.measured) :]
         up_to = checkpoint.owner.moment

@@ -258,7 +258,7 @@ class Supervisor:
         grace = self.plan.patience.interrupted
         patience = grace if self.journal.signal is not None else self.plan.patience.usual
         for i, m in self.members.items():
-            if waited > patience and m.live and not m.silent:
+            if waited > patience and self._waits_for(m) and not m.silent:
                 self.journal.note(f"worker {i} has not finished its step within {patience:g} s; the run ends without it")
                 m.silent = True
                 self._commands.append(Kill(i))
@@ -274,12 +274,9 @@ class Supervisor:
         if final:
             self.members[worker].final = state
             self.journal.ended(worker, Tally(**(state.tally or {})).seconds)
-        pending = self._pending
-        if pending is not None and not (final and worker in pending.workers):  # it may have gone on since it said its part
-            pending.workers[worker] = state
-            if final:
-                self._drop_unmarked(worker)
-            self._finish_checkpoint()
+        if self._pending is not None and not self._pending.say(worker, state, final):
+            self._pending = None
+        self._finish_checkpoint()
         self._end_when_done()
 
     def owner_state(self, state: OwnerState, final: bool) -> None:
@@ -308,21 +305,17 @@ class Supervisor:
         live = tuple(i for i, m in self.members.items() if m.live)
         if not live:
             return  # the end keeps everything anyway
-        self._pending = PendingCheckpoint(live[0], self.now, {i: m.final for i, m in self.members.items() if m.final is not None})
-        self._commands.append(TakeCheckpoint(live, None if self.plan.in_rounds else live[0]))
-
-    def _drop_unmarked(self, worker: int) -> None:
-        """Without its lead nobody marks the place of a checkpoint in the order of requests: it will never be whole."""
-        pending = self._pending
-        if pending is not None and pending.lead == worker and pending.owner is None and not self.plan.in_rounds:
-            self._pending = None
+        lead = None if self.plan.in_rounds else live[0]
+        self._pending = PendingCheckpoint(self.now, lead, {i: m.final for i, m in self.members.items() if m.final is not None})
+        self._commands.append(TakeCheckpoint(live, lead))
 
     def _finish_checkpoint(self, late: bool = False) -> None:
         """Writes the checkpoint when everybody has said its part; `late`: without those that have not, who would come back as lost ones do."""
         pending = self._pending
         if pending is None:
             return
-        silent = [i for i, m in self.members.items() if m.lost is None and i not in pending.workers]
+        parts = pending.parts()
+        silent = [i for i, m in self.members.items() if m.lost is None and i not in parts]
         if (pending.owner is None or silent) and not late:
             return
         self._pending = None
@@ -330,7 +323,7 @@ class Supervisor:
             return
         if silent:
             log.warning("the checkpoint does not wait for workers %s any longer", silent)
-        self.journal.checkpoint(Checkpoint(pending.owner, pending.workers, self.queue.until(pending.owner.moment)))
+        self.journal.checkpoint(Checkpoint(pending.owner, parts, self.queue.until(pending.owner.moment)))
 
     # ---------------------------------------------------------------- evaluation
 
@@ -388,7 +381,7 @@ class Supervisor:
             self._evaluator_ended(how, raised, log_file)
         elif party == MASTER:
             self._master_ended(how)
-        elif self._member(party).live or (self.final is None and not self.plan.has_master):  # what the owner keeps comes after its last state
+        elif self._waits_for(self._member(party)):
             self._lose(party, how, refused, log_file)
         self._end_when_done()
 
@@ -409,7 +402,8 @@ class Supervisor:
                 self.journal.note(f"worker {worker} died ({how}) while the run was ending")
             self.over = self.over or not self.plan.has_master  # with it went the owner of what is kept at an end
             self.journal.system(self._told, workers_alive=self._alive, lost=worker)
-            self._drop_unmarked(worker)
+            if self._pending is not None and not self._pending.can_lose(worker):
+                self._pending = None
             self._finish_checkpoint()
 
     def _master_ended(self, how: str) -> None:
@@ -498,6 +492,10 @@ class Supervisor:
         lost = {worker_name(i): m.lost for i, m in self.members.items() if m.lost}
         steps = {i: m.t for i, m in self.members.items()}
         return self.journal.close(self.final, last, steps, self._told.exchanges, seconds, {"lost": lost, **facts})
+
+    def _waits_for(self, member: Member) -> bool:
+        """Whether a worker has something to say yet: its last state or, where it owns what is kept, that."""
+        return member.live or (self.final is None and member.lost is None and not self.plan.has_master)
 
     def _member(self, party: Party) -> Member:
         assert isinstance(party, int), f"{party} is no worker"
