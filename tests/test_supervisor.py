@@ -703,7 +703,7 @@ class World:
         assert closed.steps == self.heard and closed.final is self.owner_final
         assert journal.order == self.served[: len(journal.order)], "the order of exchanges is as it was served"
         if closed.final is None:
-            assert closed.keep is None and status != "completed" or journal.reached, "without its owner nothing is kept, nor complete"
+            assert (closed.keep is None and status != "completed") or journal.reached, "without its owner nothing is kept, nor complete"
             return
         assert closed.keep.owner is self.owner_final and closed.keep.workers == self.finals, "the last checkpoint holds all that said their last"
         pending, waiting = [m for m, _ in closed.keep.pending], self.taken[len(journal.measured) :]
@@ -756,3 +756,262 @@ def test_whatever_happens_in_whatever_order_a_run_ends_as_it_should() -> None:
         ends["lost"] += bool(world.lost)
         ends["killed"] += any(str(what).startswith("kill") for what in world.given)
     assert all(ends[what] > number / 100 for what in ("completed", "diverged", "failed", "interrupted", "reached", "lost", "killed")), ends
+
+
+class Choices:
+    """Picks in turn, until every sequence of the first `depth` picks has been taken: an odometer whose wheels are found on the way."""
+
+    def __init__(self, depth: int):
+        self._depth = depth
+        self._wheels: list[list[int]] = []  # picked, of how many
+        self._at = 0
+
+    def pick(self, options: int) -> int:
+        if self._at >= self._depth:
+            return 0
+        if self._at == len(self._wheels):
+            self._wheels.append([0, options])
+        picked, known = self._wheels[self._at]
+        assert known == options, "the same picks lead to the same choice"
+        self._at += 1
+        return picked
+
+    @property
+    def deep(self) -> bool:
+        return self._at >= self._depth
+
+    def next(self) -> bool:
+        """Begins the next sequence; False when there is none."""
+        self._at = 0
+        while self._wheels and self._wheels[-1][0] + 1 == self._wheels[-1][1]:
+            self._wheels.pop()
+        if self._wheels:
+            self._wheels[-1][0] += 1
+        return bool(self._wheels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "prologue", "depth"),
+    [
+        (Shape(1, "alone", "interval", 1), 8, 4),
+        (Shape(1, "each", "asked", 1), 12, 3),
+        (Shape(2, "each", "deferred", 1), 14, 3),
+        (Shape(2, "round", "interval", 1), 20, 3),
+        (Shape(1, "alone", "asked", 1), 0, 5),
+    ],
+)
+def test_all_orders_of_a_few_events_end_as_they_should(shape: Shape, prologue: int, depth: int) -> None:
+    """After the first `prologue` events of an undisturbed run anything may happen `depth` times, then the run goes to its end."""
+    choices, seen = Choices(depth), 0
+    while True:
+        world = World(shape)
+        try:
+            for _ in range(prologue):
+                calm, _bad = world.options()
+                world.do(calm[0] if calm else ("tick", None))
+            while not choices.deep and not world.supervisor.over:
+                calm, bad = world.options()
+                every = [*calm, *bad, ("tick", None)]
+                world.do(every[choices.pick(len(every))])
+            world.finish(lambda n: 0, patiently=bool(seen % 2))
+        except Exception as e:
+            raise AssertionError(f"{e or type(e).__name__}\n{told(world)}") from e
+        seen += 1
+        if not choices.next():
+            break
+    assert seen > 100
+
+
+# -------------------------------------------------------------------- single orders
+
+
+def run_of(workers: int, gathers: str = "each", evaluation: str = "interval", *, begin: bool = True) -> World:
+    """A world of which the test tells the supervisor by itself; training has begun."""
+    world = World(Shape(workers, gathers, evaluation, 10))
+    for party in [*world.parties, EVALUATOR] if begin else []:
+        world.supervisor.ready(party)
+    world.supervisor.commands()
+    return world
+
+
+def owner_at(t: int) -> OwnerState:
+    return OwnerState(Moment(float(t), t, t), t, X)
+
+
+def checkpoint_asked(world: World) -> TakeCheckpoint:
+    world.due.now = True
+    world.supervisor.tick(world.supervisor.now)
+    [command] = [c for c in world.supervisor.commands() if isinstance(c, TakeCheckpoint)]
+    world.journal._written = written = []  # type: ignore[assignment]
+    world.journal.checkpoint = written.append  # type: ignore[method-assign]
+    return command
+
+
+def test_a_lead_that_dies_before_its_mark_takes_its_checkpoint_along_and_the_next_has_another() -> None:
+    world = run_of(3)
+    supervisor = world.supervisor
+    assert checkpoint_asked(world) == TakeCheckpoint((0, 1, 2), 0)
+    supervisor.worker_state(1, WorkerState(4, X), False)
+    supervisor.ended(0, "killed by SIGKILL")
+    supervisor.worker_state(2, WorkerState(4, X), False)
+    supervisor.owner_state(owner_at(4), False)
+    assert not world.journal._written
+    assert checkpoint_asked(world) == TakeCheckpoint((1, 2), 1)
+    supervisor.owner_state(owner_at(9), False)
+    for worker in (1, 2):
+        supervisor.worker_state(worker, WorkerState(9, X), False)
+    [checkpoint] = world.journal._written
+    assert sorted(checkpoint.workers) == [1, 2] and checkpoint.owner.clock == 9
+
+
+def test_a_lead_that_has_taken_its_last_step_before_it_was_asked_makes_room_for_the_next_checkpoint() -> None:
+    world = run_of(2)
+    assert checkpoint_asked(world).lead == 0
+    world.supervisor.worker_state(0, WorkerState(10, X), True)
+    assert checkpoint_asked(world) == TakeCheckpoint((1,), 1)
+
+
+def test_what_a_worker_says_after_its_part_of_a_checkpoint_does_not_replace_it() -> None:
+    """The launcher may hear all of one party before it hears another: of one worker the center and its vectors must agree."""
+    for gathers in ("each", "round"):
+        world = run_of(1, gathers)
+        checkpoint_asked(world)
+        world.supervisor.worker_state(0, WorkerState(5, X, center_clock=5), False)
+        world.supervisor.worker_state(0, WorkerState(6, X, center_clock=6), True)
+        world.supervisor.owner_state(owner_at(5), False)
+        [checkpoint] = world.journal._written
+        assert checkpoint.workers[0].t == checkpoint.owner.clock == 5
+
+
+def test_a_silent_worker_is_killed_after_its_patience_and_the_run_ends_without_it() -> None:
+    world = run_of(2)
+    supervisor = world.supervisor
+    supervisor.interrupted(signal.SIGTERM)
+    assert supervisor.commands() == [Stop((0, 1))]
+    supervisor.worker_state(1, WorkerState(3, X), True)
+    supervisor.tick(PATIENCE.interrupted)
+    assert supervisor.commands() == []
+    supervisor.tick(PATIENCE.interrupted + 0.1)
+    supervisor.tick(PATIENCE.interrupted + 0.2)
+    assert supervisor.commands() == [Kill(0)]
+    supervisor.ended(0, "killed by SIGKILL")
+    supervisor.owner_state(owner_at(3), True)
+    assert supervisor.over and world.journal.status == "interrupted"
+    supervisor.outcome()
+    assert world.journal.closed.facts["lost"] == {"worker_00": "did not finish its step when the run ended"}
+    assert set(world.journal.closed.keep.workers) == {1}
+
+
+def test_a_master_that_does_not_end_after_its_workers_is_killed_and_the_run_has_failed() -> None:
+    world = run_of(1)
+    supervisor = world.supervisor
+    supervisor.interrupted(signal.SIGINT)
+    supervisor.worker_state(0, WorkerState(3, X), True)
+    supervisor.commands()
+    for now in (20.0, 20.1, 20.2):
+        supervisor.tick(now)
+    assert supervisor.commands() == [Kill(MASTER)]
+    supervisor.ended(MASTER, "killed by SIGKILL")
+    assert supervisor.over and world.journal.status == "failed" and "go on" in world.journal.reason
+
+
+def test_a_single_worker_that_owns_what_is_kept_takes_the_run_along() -> None:
+    world = run_of(1, "alone")
+    world.supervisor.ended(0, "killed by SIGKILL")
+    assert world.supervisor.over and world.journal.reason.startswith("every worker has died (killed by SIGKILL)")
+    stopped = run_of(1, "alone")
+    stopped.supervisor.interrupted(signal.SIGINT)
+    stopped.supervisor.ended(0, "killed by SIGKILL")
+    assert stopped.supervisor.over and stopped.journal.status == "interrupted"
+
+
+def test_a_single_worker_lost_between_its_last_state_and_what_it_owns_is_not_waited_for() -> None:
+    world = run_of(1, "alone")
+    world.supervisor.worker_state(0, WorkerState(10, X), True)
+    world.supervisor.ended(0, "killed by SIGKILL")
+    assert world.supervisor.over and world.journal.status == "failed"
+
+
+def test_an_evaluator_that_dies_three_times_in_a_row_ends_the_run_and_what_is_not_measured_is_kept() -> None:
+    world = run_of(1)
+    supervisor = world.supervisor
+    supervisor.ended(EVALUATOR, "killed by SIGKILL")
+    assert supervisor.commands() == [StartEvaluator()]
+    supervisor.ended(EVALUATOR, "killed by SIGKILL")  # before it is ready
+    [start] = supervisor.commands()
+    supervisor.ready(EVALUATOR)
+    [measure] = supervisor.commands()
+    assert (start, measure.snapshot.number) == (StartEvaluator(), 1)
+    supervisor.ended(EVALUATOR, "killed by SIGKILL")
+    assert supervisor.commands() == [Stop((0,))] and not supervisor.over
+    supervisor.worker_state(0, WorkerState(3, X), True)
+    supervisor.owner_state(owner_at(3), True)
+    assert supervisor.over and world.journal.status == "failed" and world.journal.reason.startswith("the evaluator died 3 times in a row")
+    supervisor.outcome()
+    assert [moment.step for moment, _ in world.journal.closed.keep.pending] == [0.0]
+
+
+def test_an_evaluator_that_measures_in_between_may_die_more_often() -> None:
+    world = run_of(1)
+    supervisor = world.supervisor
+    for number in range(1, 6):
+        supervisor.ready(EVALUATOR)
+        supervisor.evaluated(number, {"center": {"test_loss": 1.0}})
+        supervisor.snapshot(Moment(number, number, number), InPlace(X))
+        supervisor.ended(EVALUATOR, "killed by SIGKILL")
+    assert world.journal.status == "completed" and len(world.journal.measured) == 5
+
+
+def test_a_run_that_has_reached_its_level_keeps_its_result_when_its_parties_die() -> None:
+    for party in (MASTER, EVALUATOR, 0):
+        world = run_of(2)
+        supervisor = world.supervisor
+        supervisor.evaluated(1, {"center": {"test_loss": 1.0, "test_error": 0.5}})
+        for _ in range(3):
+            supervisor.ended(party, "killed by SIGKILL", refused=party != MASTER)
+        supervisor.interrupted(signal.SIGINT)
+        assert (world.journal.status, world.journal.reason) == ("completed", None)
+        assert StartEvaluator() not in supervisor.commands()
+
+
+def test_a_signal_before_training_begins_ends_the_run_at_once_and_a_second_one_always_does() -> None:
+    world = run_of(2, begin=False)
+    world.supervisor.interrupted(signal.SIGINT)
+    assert world.supervisor.over and world.supervisor.commands() == [] and world.journal.status == "interrupted"
+    world = run_of(2)
+    world.supervisor.interrupted(signal.SIGINT)
+    assert not world.supervisor.over
+    world.supervisor.interrupted(signal.SIGINT)
+    assert world.supervisor.over and world.journal.notes[-1].startswith("SIGINT again")
+
+
+def test_a_signal_after_the_end_changes_nothing() -> None:
+    world = run_of(1)
+    supervisor = world.supervisor
+    supervisor.worker_state(0, WorkerState(10, X), True)
+    supervisor.owner_state(OwnerState(Moment(0.0, 0.0, 0), 0, X), True)
+    supervisor.evaluated(1, {"center": {"test_loss": 1.0}})
+    assert supervisor.over
+    supervisor.interrupted(signal.SIGINT)
+    assert world.journal.status == "completed" and world.journal.signal is None
+
+
+def test_when_all_workers_are_dead_the_run_says_how_each_died() -> None:
+    world = run_of(2)
+    world.supervisor.ended(0, "killed by SIGKILL")
+    assert not world.supervisor.over and world.supervisor.alive == 1
+    assert world.journal.notes == ["worker 0 died (killed by SIGKILL); the run goes on with 1 of 2"]
+    world.supervisor.ended(1, "MemoryError: no more", log_file="logs/worker_01.log")
+    assert world.supervisor.over
+    assert world.journal.reason.startswith("every worker has died (MemoryError: no more; killed by SIGKILL); see logs/worker_01.log. ")
+
+
+def test_a_party_that_cannot_start_ends_the_run_at_once() -> None:
+    for party, raised, reason in (
+        (1, True, "worker 1 could not start: no"),
+        (EVALUATOR, True, "the evaluator could not start: no"),
+        (MASTER, False, "the master died (no)"),
+    ):
+        world = run_of(2, begin=False)
+        world.supervisor.ended(party, "no", raised=raised)
+        assert world.supervisor.over and world.journal.reason.startswith(reason)
