@@ -746,7 +746,7 @@ def random_order(seed: int) -> World:
 
 
 def test_whatever_happens_in_whatever_order_a_run_ends_as_it_should() -> None:
-    number = int(os.environ.get("EASGD_SUPERVISOR_ORDERS", 4_000))
+    number = int(os.environ.get("EASGD_SUPERVISOR_ORDERS", 10_000))
     first = int(os.environ.get("EASGD_SUPERVISOR_FIRST", 0))
     ends: Counter[str] = Counter()
     for seed in range(first, first + number):
@@ -755,7 +755,8 @@ def test_whatever_happens_in_whatever_order_a_run_ends_as_it_should() -> None:
         ends["reached"] += world.journal.reached
         ends["lost"] += bool(world.lost)
         ends["killed"] += any(str(what).startswith("kill") for what in world.given)
-    assert all(ends[what] > number / 100 for what in ("completed", "diverged", "failed", "interrupted", "reached", "lost", "killed")), ends
+    for what in ("completed", "diverged", "failed", "interrupted", "reached", "lost", "killed"):
+        assert ends[what] >= number // 500, f"few orders are {what}: {ends}"
 
 
 class Choices:
@@ -793,11 +794,11 @@ class Choices:
 @pytest.mark.parametrize(
     ("shape", "prologue", "depth"),
     [
-        (Shape(1, "alone", "interval", 1), 8, 4),
+        (Shape(1, "alone", "interval", 1), 8, 3),
         (Shape(1, "each", "asked", 1), 12, 3),
         (Shape(2, "each", "deferred", 1), 14, 3),
         (Shape(2, "round", "interval", 1), 20, 3),
-        (Shape(1, "alone", "asked", 1), 0, 5),
+        (Shape(1, "alone", "asked", 1), 0, 4),
     ],
 )
 def test_all_orders_of_a_few_events_end_as_they_should(shape: Shape, prologue: int, depth: int) -> None:
@@ -1007,11 +1008,8 @@ def test_when_all_workers_are_dead_the_run_says_how_each_died() -> None:
 
 
 def test_a_party_that_cannot_start_ends_the_run_at_once() -> None:
-    for party, raised, reason in (
-        (1, True, "worker 1 could not start: no"),
-        (EVALUATOR, True, "the evaluator could not start: no"),
-        (MASTER, False, "the master died (no)"),
-    ):
+    could_not = {1: "worker 1 could not start: no", EVALUATOR: "the evaluator could not start: no", MASTER: "the master died (no)"}
+    for party, reason in could_not.items():
         world = run_of(2, begin=False)
-        world.supervisor.ended(party, "no", raised=raised)
+        world.supervisor.ended(party, "no", raised=True)
         assert world.supervisor.over and world.journal.reason.startswith(reason)
