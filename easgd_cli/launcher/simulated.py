@@ -210,7 +210,8 @@ class VirtualCluster:
         self.supervisor.snapshot(self._moment(), InPlace({name: v for name, v in self._parties.vectors.items() if name in EVALUATED}))
 
     def _report_order(self) -> None:
-        self.supervisor.served(self._order)
+        if self._order:  # where the record could not be opened there is none to tell
+            self.supervisor.served(self._order)
         self._order = []
 
     def _obey(self) -> None:

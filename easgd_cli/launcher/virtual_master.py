@@ -76,7 +76,8 @@ class VirtualMaster:
                 self._waiting[request.worker] = (request, self._events.now)
                 self._gathering.arrive(request.worker)
             elif request.kind is Kind.LOST:
-                self._waiting.pop(request.worker, None)
+                if request.worker not in self._in_service:  # else its message has been received, and its update is whole
+                    self._waiting.pop(request.worker, None)
                 self._gathering.lose(request.worker)
             elif request.kind is Kind.CLOSE:
                 given_back += self._gathering.finish()
