@@ -31,7 +31,7 @@ from easgd_cli.commands.objective import Objective
 from easgd_cli.commands.plan import Plan
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import reader
 from easgd_cli.settings.schema import NO_AVERAGE, Settings
 from easgd_cli.sweeps import hydra_plugins as hydra_sweep
 from easgd_cli.sweeps import job_directory as placing
@@ -211,7 +211,7 @@ def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere
     assert said.status == 0, said.err
     root = elsewhere / "runs/sweeps/search"
     losses = {path.parent.name: json.loads(path.read_text())["center"]["train_loss"] for path in root.glob("*/summary.json")}
-    exact = {name: next(o for o in rundir.overrides_of(root / name) if o.startswith("eta=")) for name in losses}
+    exact = {name: next(o for o in reader.overrides_of(root / name) if o.startswith("eta=")) for name in losses}
     assert sorted(losses) == ["eta=0.412346", next(name for name in losses if name.startswith("eta=0.412346-"))]  # which the name of one and the other is
     assert sorted(exact.values()) == ["eta=0.41234567", "eta=0.412345678901"]
     told = json.loads((root / "sweep.json").read_text())
@@ -363,9 +363,9 @@ def test_a_trial_whose_record_cannot_be_read_has_failed(tmp_path: Path, monkeypa
     )  # fmt: skip
     monkeypatch.setattr(hydra_sweep.HydraConfig, "get", lambda: told)
     monkeypatch.setattr(hydra_sweep.Job, "_run", lambda *_: {"status": "completed", "path": str(tmp_path / "eta=1")})
-    with pytest.raises(RunError, match=r"its config\.yaml is missing or cannot be read"):
+    with pytest.raises(RunError, match=r"config\.yaml: is not a dictionary of settings"):
         hydra_sweep.Job(tmp_path, Objective("best_error"))(OmegaConf.create())
-    assert standing.read(tmp_path, "eta=1")["status"] == "failed" and "its config.yaml" in standing.read(tmp_path, "eta=1")["reason"]
+    assert standing.read(tmp_path, "eta=1")["status"] == "failed" and "config.yaml: is not" in standing.read(tmp_path, "eta=1")["reason"]
 
 
 def test_what_a_launcher_begins_while_the_sweep_is_ended_and_then_kills_is_interrupted(tmp_path: Path) -> None:

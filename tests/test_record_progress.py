@@ -72,7 +72,7 @@ def test_lines_where_there_is_no_terminal_are_few_and_tell_what_is_known(clock: 
     view.center(center(500, 12.34) | {"best_test_error": 11.0})
     lines = said(console)
     assert lines[:2] == ["starting 4 workers", "training begins: 4 workers, 1,000 steps each"]
-    assert lines[2] == "0:00:10  step 100/1,000  400 images/s  400 exchanges  0:01:30 left"
+    assert lines[2] == "0:00:10  step 100/1,000  400 samples/s  400 exchanges  0:01:30 left"
     assert len(lines) == 2 + 5 + 1
     assert lines[-1] == "0:00:50  step 500: center: train loss 0.2468, test error 12.34 % (best 11.00 %)"
     assert not any("\x1b" in line for line in lines)
@@ -86,7 +86,7 @@ def test_a_run_by_the_clock_and_one_that_goes_on(clock: Clock) -> None:
     view.update(seconds=41.0, step=900, exchanges=0, evaluations_pending=3)
     assert said(console)[1:] == [
         "training begins: 1 worker, 2 minutes, going on after 0:00:30",
-        "0:00:41  step 900  0 images/s  3 evaluations waiting  0:01:19 left",
+        "0:00:41  step 900  0 samples/s  3 evaluations waiting  0:01:19 left",
     ]
 
 
@@ -100,7 +100,7 @@ def test_a_worker_that_says_nothing_does_not_count_for_speed(clock: Clock) -> No
             view.worker(worker(1, t))
     clock.now += 40
     view.update(seconds=40.0, step=400, exchanges=100, evaluations_pending=0)
-    assert "  100 images/s  " in said(console)[-1]
+    assert "  100 samples/s  " in said(console)[-1]
 
 
 def test_the_view_in_a_terminal_is_never_wider_and_is_gone_at_the_end(clock: Clock, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_view_in_a_terminal_is_never_wider_and_is_gone_at_the_end(clock: Clo
     for n in range(1, 30):
         clock.now += 1
         view.update(seconds=40_000.0 * n, step=4e6 * n, exchanges=400_000_000 * n, evaluations_pending=123_456)
-        view.worker(worker(0, 400_000 * n, images_per_second=123_456_789.0))
+        view.worker(worker(0, 400_000 * n, samples_per_second=123_456_789.0))
         view.center(center(4e6 * n, 12.34) | {"best_test_error": 11.0, "train_loss": None})
     view.note("worker 2 died (killed by SIGKILL); the run goes on with 3 of 4 [not markup]")
     view.finishing(2)
@@ -223,7 +223,7 @@ def test_the_end_of_a_run(tmp_path: Path) -> None:
         "loss             train 0.1, test 0.125",
         "steps            40 to 60",
         "exchanges        7 (14.0 kB)",
-        "speed            250 images/s for 4.0 s",
+        "speed            250 samples/s for 4.0 s",
         "a worker's time  compute 76.9 %, data 3.8 %, communication 7.7 %, other 11.5 %",
     ]
 
@@ -275,7 +275,7 @@ ON_FUNCTION = {"seconds": 1.0, "step": 10, "exchanges": 7, "party": "center", "t
 
 def test_a_run_without_test_error_shows_what_its_problem_measures(tmp_path: Path, clock: Clock) -> None:
     console = plain()
-    view = Progress(steps=100, minutes=None, workers=2, console=console, samples="samples")
+    view = Progress(steps=100, minutes=None, workers=2, console=console)
     view.begin(0.0)
     view.center(ON_FUNCTION)
     assert said(console)[-1] == "0:00:01  step 10: center: train loss 0.1235, distance to optimum 2, coordinate 0 -2"

@@ -57,7 +57,7 @@ def test_each_metric_is_a_curve_under_its_tag_and_begins_at_step_0(tmp_path: Pat
     assert scalars(found, "center/seconds_to_best") == [(0, 0.0), (4, 0.4), (8, 0.8)]
     assert scalars(found, "train_loss/worker_01") == [(0, 3.6), (4, 3.6), (8, 3.2)]  # begins with its first value
     assert scalars(found, "distance_to_center/worker_00") == [(0, 0.0), (4, 4.0), (8, 8.0)]  # begins with 0
-    assert scalars(found, "images_per_second/worker_00") == [(0, 0.0), (4, 100.0), (8, 100.0)]
+    assert scalars(found, "samples_per_second/worker_00") == [(0, 0.0), (4, 100.0), (8, 100.0)]
     for kind, value in (("mean", 3.1), ("min", 2.6), ("max", 3.6)):
         assert scalars(found, f"workers/train_loss_{kind}")[:2] == [(0, value), (4, value)]
     assert scalars(found, "workers/staleness_mean") == [(0, 0.0), (4, 1.5), (8, 1.5)]

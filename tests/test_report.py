@@ -54,7 +54,7 @@ def make(path: Path, errors: list[float | None], *, summary: dict[str, Any] | No
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "overrides.yaml").write_text(yaml.safe_dump(overrides or [f"seed={config['seed']}"]))
     exchanges = rows[-1]["exchanges"] if rows else 0
-    said = {"status": "completed", "reason": None, "exchanges": exchanges, "bytes_exchanged": 2 * exchanges * 4 * PARAMETERS, "images_per_second": 800.0,
+    said = {"status": "completed", "reason": None, "exchanges": exchanges, "bytes_exchanged": 2 * exchanges * 4 * PARAMETERS, "samples_per_second": 800.0,
             "seconds": SECONDS, "parameters": PARAMETERS, "batch_size": 32, "workers": config["workers"]}  # fmt: skip
     (path / "summary.json").write_text(json.dumps(said if summary is None else summary))
     return path
@@ -196,11 +196,11 @@ def test_a_run_that_cannot_be_read_is_left_out_unless_it_is_named(
     (sweep / "e1" / name).write_bytes(content)
     assert main(["report", str(sweep), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
-    assert f"Left out: {sweep / 'e1'}: its {name}" in told and f"its {name}" in (tmp_path / "out/report.html").read_text()
+    assert f"Left out: {sweep / 'e1' / name}: " in told and f"e1/{name}: " in (tmp_path / "out/report.html").read_text()
     runs, _ = reading.read_all([str(sweep)])
     assert sorted(run.path.name for run in runs) == ["d0", "e0", "m0"]
     assert main(["report", str(sweep / "e1"), str(sweep / "e0")]) == 2
-    assert f"its {name}" in capsys.readouterr().err
+    assert f"e1/{name}: " in capsys.readouterr().err
 
 
 def said(root: Path, **options: Any) -> list[str]:

@@ -19,7 +19,7 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job
 from easgd_cli.record.metrics import Row, worker_name
-from easgd_cli.record.recorder import read_rows
+from easgd_cli.record.reader import read_rows
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.system.files import scratch_directory
 

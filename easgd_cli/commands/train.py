@@ -22,6 +22,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings.schema import Settings
@@ -91,7 +92,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     if left is not None:
         print(left)
         return 0
-    kept = [o for o in rundir.overrides_of(path) if o.partition("=")[0] not in changes]
+    kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
     outcome = single_run.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
     _tell_where(path, outcome)
     return outcome.exit_code
@@ -113,10 +114,10 @@ def _nothing_left(path: Path, now: Settings) -> str | None:
 
     Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
     """
-    summary = rundir.summary_of(path)
+    summary = reader.summary_of(path)
     if summary.get("status") == "diverged":
         raise UsageError(f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta.")
-    if summary.get("status") != "completed":
+    if summary.get("status") != "completed" or not summary.get("steps"):
         return None
     [(unit, many)], before = config.length(now).items(), summary.get("length", {})
     if asdict(now.until) != summary.get("until") or unit not in before or many > before[unit]:

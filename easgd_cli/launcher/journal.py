@@ -24,6 +24,7 @@ from easgd_cli.record.checkpoint import Checkpoint, OwnerState
 from easgd_cli.record.initial_record import open_record
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.record.progress import Progress
+from easgd_cli.record.reader import newest_checkpoint
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.training.snapshot import EVALUATED, Moment
 
@@ -39,12 +40,11 @@ class Journal:
         """Opens the launcher's log; with `job.resume` reads the checkpoint to go on from. Raises UsageError."""
         self._job, self._prepared = job, prepared
         self._dir = job.run_dir
-        self.resumed: Checkpoint | None = checkpoints.newest(job.run_dir, prepared.steps) if job.resume else None
+        self.resumed: Checkpoint | None = newest_checkpoint(job.run_dir) if job.resume else None
         self.status = "completed"
         self.reason: str | None = None
         self.signal: int | None = None
-        samples = "samples" if prepared.images is None else "images"
-        self.progress = Progress(steps=prepared.steps, minutes=job.settings.minutes, workers=job.settings.workers, samples=samples)
+        self.progress = Progress(steps=prepared.steps, minutes=job.settings.minutes, workers=job.settings.workers)
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached until.test_error
         self._last_checkpoint = False
         self._record: Recorder | None = None

@@ -29,7 +29,7 @@ from easgd_cli.launcher.kinds import Simulated
 from easgd_cli.launcher.signals import Signals
 from easgd_cli.problems.base import statistics_of
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
-from easgd_cli.record.recorder import read_order
+from easgd_cli.record.reader import read_order
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system.devices import cores, deal_devices
 from easgd_cli.system.shared_memory import keep_freed_memory
@@ -111,7 +111,7 @@ class Run:
             self._center = Center(self._method, vectors, average=self._average)
             network = Network(cluster.both("latency"), (None, None) if cluster.bandwidth is None else cluster.both("bandwidth"), cluster.service)
             again = s.replay is not None and journal.resumed is None  # the checkpoint of a replay has what is left of the order
-            order = read_order(Path(str(s.replay)) / "exchanges.bin") if again else None
+            order = read_order(Path(str(s.replay)) / "exchanges.bin", s.workers) if again else None
             sessions = [m.session for m in self._members if m.session is not None]
             self._master = SimulatedMaster(self._center, sessions, network, self._events, nbytes, order)
         self._clocks = [0] * s.workers  # the workers' as the master has seen them

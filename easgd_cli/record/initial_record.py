@@ -12,7 +12,8 @@ import yaml
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
-from easgd_cli.record.recorder import ENTRY, Recorder, read_rows
+from easgd_cli.record.reader import BadFile, read_order, read_rows
+from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.tensorboard import Value
 from easgd_cli.settings import targets as makers
 from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta, length
@@ -47,20 +48,19 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
     return Recorder.reopen(job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.owner.moment.exchanges)
 
 
-def check_record(run_dir: Path, resumed: Checkpoint) -> None:
+def check_record(run: Path, resumed: Checkpoint, workers: int) -> None:
     """Reads what a run is to go on from, so that a damaged record is found before anything is started. Raises UsageError."""
-    metrics, order = (kept if (kept := run_dir / "checkpoint" / name).exists() else run_dir / name for name in ("metrics.jsonl", "exchanges.bin"))
+    metrics, order = (kept if (kept := run / "checkpoint" / name).exists() else run / name for name in ("metrics.jsonl", "exchanges.bin"))
     try:
-        for _ in read_rows(metrics):
+        for _ in read_rows(metrics, workers):
             pass
-        there = order.stat().st_size // ENTRY
-    except OSError as e:
-        raise UsageError(f"resume={run_dir}: {e.filename} cannot be read ({e.strerror}), and a run goes on with its record; start it again instead.") from e
-    except ValueError as e:
-        raise UsageError(f"resume={run_dir}: {e}, and a run goes on with its record; mend or remove that line, or start the run again.") from e
+        there = len(read_order(order, workers))
+    except BadFile as e:
+        remedy = "start it again instead" if e.line is None else "mend or remove that line, or start the run again"
+        raise UsageError(f"resume={run}: {e.fact}, and a run goes on with its record; {remedy}.") from e
     if there < resumed.owner.moment.exchanges:
         raise UsageError(
-            f"resume={run_dir}: {order} holds {there} exchanges, and {resumed.owner.moment.exchanges} are needed to go on from the checkpoint; "
+            f"resume={run}: {order} holds {there} exchanges, and {resumed.owner.moment.exchanges} are needed to go on from the checkpoint; "
             "start the run again instead."
         )
 
@@ -97,7 +97,7 @@ def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
 
     def keep(row: Row) -> bool:
         if row["party"] not in PARTIES:
-            return bool(row["step"] <= reached[row["party"]])
+            return bool(row["step"] <= reached.get(row["party"], 0))
         before = row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges and row["step"] <= moment.step
         return before and (row["party"] == "system" or (row["seconds"], row["step"], row["exchanges"]) not in pending)
 

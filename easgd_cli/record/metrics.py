@@ -31,7 +31,7 @@ WORKER = {
     "distance_to_center": "Euclidean distance between the worker's parameters and the center it was last told.",
     "staleness": "Updates of the center by others between two exchanges of the worker, the mean since the last point.",
     "eta": "Learning rate at the worker's clock.",
-    "images_per_second": "Images, or a problem's samples, that the worker has differentiated a second since the last point, all waiting included.",
+    "samples_per_second": "Samples that the worker has differentiated a second since the last point, all waiting included.",
     "seconds_compute": "Seconds of the worker's step loop spent on gradients, since the start.",
     "seconds_data": "Seconds of the worker's step loop spent on making batches, since the start.",
     "seconds_communication": "Seconds the worker's step loop itself spent sending, waiting and pulling, since the start.",

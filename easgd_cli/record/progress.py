@@ -21,23 +21,23 @@ from easgd_cli.record.metrics import Row, measured
 from easgd_cli.record.table import show_run
 
 _LINE_SECONDS = 10.0
-_SMOOTH_SECONDS = 2.0  # over which images a second are averaged
+_SMOOTH_SECONDS = 2.0  # over which samples a second are averaged
 _SHOWN = 4  # figures of an evaluation without a test error
 _FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its own intervals
 
 
 class Progress:
-    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends; `samples`: what a gradient is the mean of."""
+    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends."""
 
-    def __init__(self, steps: int | None, minutes: float | None, workers: int, console: Screen | None = None, samples: str = "images"):
-        self._steps, self._minutes, self._workers, self._samples = steps, minutes, workers, samples
+    def __init__(self, steps: int | None, minutes: float | None, workers: int, console: Screen | None = None):
+        self._steps, self._minutes, self._workers = steps, minutes, workers
         self._display = Display(console)
         self._said = 0.0
         self._began: tuple[float, float] | None = None  # where this process began: training seconds, mean local step
         self._elapsed = self._seconds = self._step = 0.0
         self._exchanges = self._pending = 0
         self._center: Row = {}
-        self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: seconds of its last row, since the one before, images/s
+        self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: seconds of its last row, since the one before, samples/s
         self._finishing = False
         self._show(f"starting {count(workers, 'worker')}", now=True)
 
@@ -59,7 +59,7 @@ class Progress:
 
     def worker(self, row: Row) -> None:
         """A worker's row has come."""
-        now, rate = row["seconds"], row["images_per_second"]
+        now, rate = row["seconds"], row["samples_per_second"]
         before, _, mean = self._rates.get(row["party"], (self._elapsed, 0.0, rate))
         weight = -math.expm1((before - now) / _SMOOTH_SECONDS)
         self._rates[row["party"]] = (now, now - before, mean + weight * (rate - mean))
@@ -126,7 +126,7 @@ class Progress:
         return f"{self._step:,.0f}" + (f"/{self._steps:,}" if self._steps is not None else "")
 
     def _facts(self, with_left: bool = True) -> list[str]:
-        facts = [f"{self._images_per_second():,.0f} {self._samples}/s"]
+        facts = [f"{self._samples_per_second():,.0f} samples/s"]
         if self._exchanges:
             facts.append(f"{self._exchanges:,} exchanges")
         if self._pending:
@@ -134,7 +134,7 @@ class Progress:
         left = self._left()
         return [*facts, left] if with_left and left else facts
 
-    def _images_per_second(self) -> float:
+    def _samples_per_second(self) -> float:
         """Of all workers that have lately said something: one that is lost or stands still does not count."""
         newest = max((seconds for seconds, _, _ in self._rates.values()), default=0.0)
         return sum(rate for seconds, interval, rate in self._rates.values() if newest - seconds <= max(_FRESH_SECONDS, 3 * interval))

@@ -16,11 +16,11 @@ from easgd_cli.record import lost_workers as losses
 from easgd_cli.record.append_file import GrowingFile
 from easgd_cli.record.best_values import Standing
 from easgd_cli.record.metrics import Row, worker_name
+from easgd_cli.record.reader import ENTRY, BadFile, read_rows
 from easgd_cli.record.summary import summarize, surroundings, write_summary
 from easgd_cli.record.tensorboard import Board, Value, started_at
 
 _FLUSH_SECONDS = 0.2
-ENTRY = 2  # bytes of a worker's number in exchanges.bin, little-endian
 
 
 class Recorder:
@@ -178,31 +178,6 @@ class Recorder:
         self._order.close()
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a metrics.jsonl, but for an unfinished last line. Raises OSError, and ValueError for a damaged line."""
-    with open(path, encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            if not line.endswith("\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as e:
-                raise ValueError(f"{path}: line {number} is not a row of the record ({e})") from e
-            if not _is_row(row):
-                raise ValueError(f"{path}: line {number} is not a row of the record, which has seconds, step, exchanges and party")
-            yield row
-
-
-def read_order(path: Path) -> list[int]:
-    """The worker numbers of an exchanges.bin, but for an unfinished last one. Raises OSError."""
-    data = path.read_bytes()
-    return list(struct.unpack(f"<{len(data) // ENTRY}H", data[: len(data) // ENTRY * ENTRY]))
-
-
-def _is_row(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("party"), str) and all(isinstance(row.get(k), int | float) for k in ("seconds", "step", "exchanges"))
-
-
 def _line(row: Row) -> bytes:
     return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -214,8 +189,8 @@ def _told(path: Path, done: str) -> Iterator[None]:
         yield
     except OSError as e:
         raise _failure(path, done, e) from e
-    except ValueError as e:
-        raise RunError(f"{e}; the run cannot go on with it.") from e
+    except BadFile as e:
+        raise RunError(f"{e.fact}; the run cannot go on with it.") from e
 
 
 def _failure(path: Path, done: str, e: OSError) -> RunError:

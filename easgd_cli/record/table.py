@@ -149,9 +149,8 @@ def _shares(seconds: dict[str, float]) -> str:
 
 
 def _speed(summary: dict[str, Any]) -> str:
-    samples = "samples" if summary.get("dataset") == "none" else "images"
     real = f" (virtual; {summary['real_seconds']:.1f} s of real time)" if "real_seconds" in summary else ""
-    return f"{summary.get('images_per_second', 0.0):,.0f} {samples}/s for {summary['wall_seconds']:.1f} s{real}"
+    return f"{summary.get('samples_per_second', 0.0):,.0f} samples/s for {summary['wall_seconds']:.1f} s{real}"
 
 
 def _communication(said: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ _COMPARED_ON_FUNCTIONS = {
 }
 _COMPARED = {
     "center/train_loss": "final training loss",
-    "workers/images_per_second_mean": "images/s per worker",
+    "workers/samples_per_second_mean": "samples/s per worker",
     "workers/seconds_communication_mean": "seconds of communication",
 }
 
@@ -259,7 +259,7 @@ def _layout(plotted: Collection[str]) -> Summary.Value:
             lines("workers alive", "system/workers_alive"),
             lines("master busy (%)", "system/master_busy"),
             lines("seconds a message waits for the master", "system/queue_seconds"),
-            range_of("images a second of a worker", "images_per_second"),
+            range_of("samples a second of a worker", "samples_per_second"),
         ],
     }
     shown = {title: [chart for chart in charts if drawn(chart)] for title, charts in categories.items()}

@@ -55,7 +55,7 @@ def numbers(c: Comparison) -> dict[str, Any]:
             "final": _plain(final(c, of)), "best": _plain(_best(c, of)), "seconds_to_best": _plain(_seconds_to_best(c, of)),
             "seconds_to": {f"{v:g}": _plain(c.seconds_to(of, v)) for v in c.levels}, "speed_up": {f"{v:g}": c.speed_up(of, v) for v in c.levels},
             **({"held_out": _plain(_held_out(of)), "test_error_at_lowest_held_out": _plain(_error_there(of))} if _holds_out(c) else {}),
-            "images_per_second": _plain(of.over(lambda run: run.samples_per_second)),
+            "samples_per_second": _plain(of.over(lambda run: run.samples_per_second)),
             "percent": {part: _plain(share(of, part)) for part in ("compute", "data", "communication", "other")},
             "bytes_exchanged": _plain(of.over(lambda run: run.bytes_exchanged)), "staleness": _plain(of.over(lambda run: run.staleness)),
             "train_seconds": _plain(of.over(_last_second)),
@@ -97,13 +97,11 @@ def _seconds_to(c: Comparison) -> list[Column]:
 
 
 def _cost(c: Comparison) -> list[Column]:
-    samples = "samples/s" if all(run.settings.get("dataset") == "none" for run in c.runs) else "images/s"
-
     def in_percent(part: str) -> Column:
         return f"{part} (%)", lambda of: "-" if (s := share(of, part)) is None else f"{s.mean:.1f}"
 
     return [
-        (samples, lambda of: shown(of.over(lambda run: run.samples_per_second))),
+        ("samples/s", lambda of: shown(of.over(lambda run: run.samples_per_second))),
         *map(in_percent, ("compute", "data", "communication", "other")),
         ("exchanged (MB)", lambda of: shown(of.over(lambda run: run.bytes_exchanged / 1e6))),
         ("staleness", lambda of: shown(of.over(lambda run: run.staleness))),

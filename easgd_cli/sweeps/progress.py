@@ -5,11 +5,8 @@ Jobs are other processes; how far they are is read from their records.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Group
@@ -18,6 +15,7 @@ from rich.text import Text
 
 from easgd_cli.record.display import Display, Screen, clock
 from easgd_cli.record.metrics import PARTIES, Row
+from easgd_cli.record.reader import NewRows
 from easgd_cli.record.table import job_line
 
 _LOOK_SECONDS = 1.0
@@ -80,7 +78,7 @@ class _Watched:
     """How far a job is, by the lines that its record has gained since the last look."""
 
     def __init__(self, run_dir: Path, steps: int | None, minutes: float | None):
-        self._record, self._steps = _Lines(run_dir / "metrics.jsonl"), steps
+        self._record, self._steps = NewRows(run_dir / "metrics.jsonl"), steps
         self._length = steps if steps is not None else None if minutes is None else 60 * minutes
         self._forget()
 
@@ -92,7 +90,7 @@ class _Watched:
 
     def look(self, moment: float) -> None:
         """Reads what is new."""
-        lines, others = self._record.new()
+        lines, others = self._record.take()
         if others:  # taken back to a checkpoint
             self._forget()
         before = self._done
@@ -136,36 +134,3 @@ class _Watched:
         if metric not in self._center:
             return ""
         return "not finite" if self._center[metric] is None else f"{self._center[metric]:{form}}{unit}"
-
-
-class _Lines:
-    """The rows of a metrics.jsonl that grows, is not there yet, or is replaced."""
-
-    def __init__(self, path: Path):
-        self._path, self._file, self._at = path, 0, 0
-
-    def new(self) -> tuple[list[Row], bool]:
-        """The whole lines since the last call, and whether they begin another file."""
-        try:
-            with open(self._path, "rb") as f:
-                file = os.fstat(f.fileno()).st_ino
-                replaced = file != self._file
-                if replaced:
-                    self._file, self._at = file, 0
-                f.seek(self._at)
-                data = f.read()
-        except OSError:
-            return [], False
-        whole = data[: data.rfind(b"\n") + 1]
-        self._at += len(whole)
-        return list(_rows(whole)), replaced
-
-
-def _rows(lines: bytes) -> Iterator[Row]:
-    for line in lines.splitlines():
-        try:
-            row = json.loads(line)
-            row["party"], row["step"] + row["seconds"]
-        except (ValueError, TypeError, KeyError):  # damaged: whoever reads the record to go on with it says so
-            continue
-        yield row

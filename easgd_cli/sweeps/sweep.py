@@ -25,6 +25,7 @@ from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import OF_SWEEPS
 from easgd_cli.sweeps import hydra_plugins as hydra_sweep
@@ -54,7 +55,7 @@ class Row:
     def told(cls, name: str, said: Mapping[str, Any]) -> Row:
         """The row of a job by what it has said in a process of its own (`tell`)."""
         path = Path(said["path"]) if said.get("path") else None
-        return cls(name, said["status"], rundir.summary_of(path) if path else {}, said.get("reason"), path, said.get("before", False))
+        return cls(name, said["status"], reader.summary_of(path) if path else {}, said.get("reason"), path, said.get("before", False))
 
     def tell(self) -> dict[str, Any]:
         return {"status": self.status, "reason": self.reason, "path": str(self.path) if self.path else None, "before": self.before}
@@ -238,7 +239,7 @@ def _alone(member: Member, place: Place, asked: Arguments) -> list[str]:
 
 def over(member: Member, place: Place) -> Row:
     """The row of a job that is not run now."""
-    return Row(member.name, place.standing, rundir.summary_of(place.path), place.reason, place.path, before=place.standing != placing.ELSEWHERE)
+    return Row(member.name, place.standing, reader.summary_of(place.path), place.reason, place.path, before=place.standing != placing.ELSEWHERE)
 
 
 def run_job(root: Path, name: str, words: Sequence[str]) -> tuple[Row, int]:
@@ -296,9 +297,9 @@ def _tell_tensorboard(root: Path, members: list[Member], command: str) -> None:
 
     known = {json.dumps(asdict(m.settings), sort_keys=True): m.settings for m in members}
     for path in sorted(root.glob("*/config.yaml")):
-        if json.dumps(rundir.config_of(path.parent), sort_keys=True) in known:  # composing takes ten times as long
-            continue
         try:
+            if json.dumps(reader.config_of(path.parent), sort_keys=True) in known:  # composing takes ten times as long
+                continue
             settings = compose.resumed(str(path), [], {})
             hparams(settings)  # which looks at its method, that of a user's module perhaps
         except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
