@@ -183,7 +183,9 @@ def test_rows_that_the_recorder_could_write_are_none_damaged(tmp_path: Path) -> 
     run = make(tmp_path / "a", [90])
     moment = '{"seconds": 1e-05, "step": 2.5, "exchanges": 3, "party": "center", '
     rows = ['"test_error": -1.5E+3}', '"a \\"b\\" {c}": 1, "test_error": null}', '"said": "\\u00e9\\n", "test_error": 7}', '"test_error": 8, "f": true}']
-    (run / "metrics.jsonl").write_text("".join(f"{moment}{row}\n" for row in rows))
+    texts = rows.pop(2)  # the recorder has none of the center
+    rows.insert(2, '"test_error": 7}')
+    (run / "metrics.jsonl").write_text("".join(f"{moment}{row}\n" for row in rows) + f"{moment}{texts}\n".replace("center", "system"))
     read = reading.read(run)
     assert read.damaged == []
     assert np.array_equal(read.curve["test_error"], [-1500, math.nan, 7, 8], equal_nan=True)
@@ -657,8 +659,8 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/sweep/e0/config.yaml"], "is a file"),
         (["{0}/new"], "nothing has been evaluated yet"),
         (["{0}/queued"], "no run has begun yet. queued: of 2 jobs 2 queued, and no process is at them."),
-        (["{0}/all bare"], "its config.yaml is missing"),
-        (["{0}/bare"], "its config.yaml is missing"),
+        (["{0}/all bare"], "config.yaml: is missing"),
+        (["{0}/bare"], "config.yaml: is missing"),
         (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
         (["{0}/sweep", "--levels", "3,x"], "--levels 3,x: x is no number; levels are numbers with commas between"),
         (["{0}/sweep", "--levels", "20%"], "--levels 20%: 20% is no number; levels are numbers with commas between, without a unit, such as"),
