@@ -19,6 +19,8 @@ import torch
 from easgd_cli.errors import RunError
 from easgd_cli.experiment.build import Prepared
 from easgd_cli.launcher.job import Job
+from easgd_cli.problems.classification import METRICS
+from easgd_cli.problems.double_well import DoubleWell
 from easgd_cli.record import checkpoint, metrics, reader
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.initial_record import hparams, open_record, up_to
@@ -201,9 +203,9 @@ def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path: Path, monkeyp
 
 
 def test_a_line_that_was_half_written_is_taken_back_and_written_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from easgd_cli.record.append_file import GrowingFile
+    from easgd_cli.record.append_file import AppendFile
 
-    file = GrowingFile(tmp_path / "lines")
+    file = AppendFile(tmp_path / "lines")
     file.add(b"first\n")
     file.flush()
     file.add(b"second\n")
@@ -389,9 +391,9 @@ def test_a_full_disk_is_told_as_such_and_leaves_no_torn_file(tmp_path: Path, mon
 
 def test_every_metric_has_its_sentence_in_the_documentation() -> None:
     text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
-    for table in (metrics.CENTER, metrics.WORKER, metrics.SYSTEM):
-        for name, sentence in table.items():
-            assert f"| `{name}` | {sentence} |" in text
+    told = {**metrics.WORKER, **metrics.SYSTEM}
+    for name, sentence in [*told.items(), *((m.name, m.description) for m in (*METRICS.known(), *DoubleWell.metrics))]:
+        assert f"| `{name}` | {sentence} |" in text
 
 
 def test_reading_stops_at_an_unfinished_line(tmp_path: Path) -> None:

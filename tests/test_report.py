@@ -358,7 +358,7 @@ def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     c = compared(tmp_path)
-    assert c.metric == "train_loss" and c.levels == [2, 1, 0.5]
+    assert c.metric.name == "train_loss" and c.levels == [2, 1, 0.5]
     assert table.numbers(c)["configurations"][0]["final"]["mean"] == 0.6
     assert compared(tmp_path, metric="coordinate_0").metric == "coordinate_0"
 

@@ -20,7 +20,7 @@ from easgd_cli.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from easgd_cli.report.comparison import Comparison
-    from easgd_cli.report.table import Table
+    from easgd_cli.report.table import ResultTable
 
 _HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,...] [--metric NAME] [--x AXIS]
                            [--rows KEY,...] [--out DIR] [--json FILE]
@@ -33,7 +33,7 @@ how sure that is, prints what each reached and what it cost; writes report.html 
   --baseline   the configuration that speed-ups are over: algo=msgd, or algo=easgd,tau=10. Without it the first with one worker,
                best one that exchanges with nobody, where there is one. A speed-up is the baseline's seconds to a level over
                those of the configuration; none where not every run of both reached it
-  --metric     what runs are judged by, lower is better: test_error where there is one, else train_loss; any metric of the
+  --metric     what runs are judged by: their primary metric, test_error of a classification, else train_loss; any metric of the
                center in metrics.jsonl. It is that of the average where a run keeps one
   --x          what curves are drawn against: seconds (of training, virtual ones where simulated), steps, or bytes
   --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary beside others
@@ -178,7 +178,7 @@ def _level(text: str, value: str) -> float:
     return level
 
 
-def _show(t: Table) -> None:
+def _show(t: ResultTable) -> None:
     """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings take several lines."""
     from rich.console import Console
     from rich.table import Table as Drawn
@@ -200,7 +200,7 @@ def _show(t: Table) -> None:
     console.print()
 
 
-def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[Table], notes: list[str], x: str, rows: list[str]) -> list[str]:
+def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[ResultTable], notes: list[str], x: str, rows: list[str]) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
     from easgd_cli.report import figures, page

@@ -19,13 +19,15 @@ from torch import Tensor
 from easgd_cli.errors import RunError
 from easgd_cli.experiment.build import Prepared
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record import checkpoint as checkpoints
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState
 from easgd_cli.record.initial_record import open_record
 from easgd_cli.record.metrics import worker_name
-from easgd_cli.record.progress import Progress
 from easgd_cli.record.reader import newest_checkpoint
 from easgd_cli.record.recorder import Recorder
+from easgd_cli.record.run_view import RunView
+from easgd_cli.settings.schema import levels
 from easgd_cli.training.snapshot import EVALUATED, Moment
 
 _RECORD = ("metrics.jsonl", "exchanges.bin")
@@ -44,8 +46,9 @@ class Journal:
         self.status = "completed"
         self.reason: str | None = None
         self.signal: int | None = None
-        self.progress = Progress(steps=prepared.steps, minutes=job.settings.minutes, workers=job.settings.workers)
-        self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached until.test_error
+        self._metrics = metrics_of(prepared.problem)
+        self.progress = RunView(prepared.steps, job.settings.minutes, job.settings.workers, self._metrics)
+        self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._last_checkpoint = False
         self._record: Recorder | None = None
         logs = self._dir / "logs"
@@ -108,14 +111,16 @@ class Journal:
             row = self._recorder.row(row)
             self.progress.center(row)
             log.info("%s at step %g: %s", party, moment.step, dict(figures))
-        level, center = self._job.settings.until.test_error, metrics["center"]
+        center = metrics["center"]
         last = metrics.get("average", center)
+        reached = [(name, level) for name, level in levels(self._job.settings).items() if self._metrics[name].reached(last.get(name), level)]
         if not all(math.isfinite(value) for name, value in center.items() if name.endswith("_loss")):
             self._diverge(f"the center's loss is not finite at step {moment.step:g}")
-        elif level is not None and self._hit is None and last.get("test_error", math.inf) <= level:
+        elif reached and self._hit is None:
             self._hit = (moment, {name: v.clone() for name, v in vectors().items()})
             self.status, self.reason = "completed", None  # whatever came later
-            self.note(f"test error {last['test_error']:.2f} % reached the level {level:g} % at step {moment.step:g}")
+            [(name, level), *_], of = reached, self._metrics[reached[0][0]]
+            self.note(f"{of.title} {of.shown(last[name])} reached the level {of.with_unit(f'{level:g}')} at step {moment.step:g}")
 
     def note(self, text: str) -> None:
         """Something the user should know."""

@@ -11,6 +11,7 @@ import yaml
 
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
 from easgd_cli.record.reader import BadFile, read_order, read_rows
 from easgd_cli.record.recorder import Recorder
@@ -40,7 +41,7 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
         **getattr(prepared.problem, "facts", {}),
         "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.parameters,
         "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed, "precision": s.precision,
-        "length": length(s), "until": asdict(s.until),
+        "length": length(s), "until": asdict(s.until), "symbols": sorted(_symbols(s)), "metrics": metrics_of(prepared.problem).told(),
     }  # fmt: skip
     texts = {"command": as_is(job.command), "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
     if resumed is None:
@@ -68,7 +69,7 @@ def check_record(run: Path, resumed: Checkpoint, workers: int) -> None:
 def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
     exchanges = bool(build.method(s).center)
-    uses = {*makers.signature(makers.locate("algo", s.algo["target"])), *makers.signature(makers.locate("schedule", s.schedule["target"]))}
+    uses = _symbols(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")}
     found |= {
         "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
@@ -85,6 +86,12 @@ def hparams(s: Settings) -> dict[str, Value]:
         # Of a data set only the numbers: the rest says where it lies, not what it is.
         found |= {key: value for key, value in options.items() if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))}
     return {key: value if value is None or isinstance(value, str | int | float) else str(value) for key, value in found.items()}
+
+
+def _symbols(s: Settings) -> set[str]:
+    """Those of the paper's symbols that its method and schedule ask for."""
+    asked = [makers.signature(makers.locate(group, getattr(s, group)["target"])) for group in ("algo", "schedule")]
+    return {name for names in asked for name in names} & build.symbols(s).keys()
 
 
 def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:

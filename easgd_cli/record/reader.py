@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import yaml
 
 from easgd_cli.errors import UsageError
-from easgd_cli.record.metrics import CENTER, MOMENT, PARTIES, WORKER, Row
+from easgd_cli.problems.classification import METRICS as CLASSIFICATION
+from easgd_cli.problems.metric import Metrics
+from easgd_cli.record.metrics import MEASURED, MOMENT, PARTIES, SYSTEM, WORKER, Row
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 
@@ -36,11 +38,13 @@ _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSO
 
 # What readers use of summary.json, where it is there. It may say more.
 _SUMMARY: dict[str, Any] = {
-    "status": str, "reason": str | None, "algo": str, "workers": int, "batch_size": int, "parameters": int, "threads": int,
-    "steps": dict[str, int], "exchanges": int, "bytes_exchanged": int, "wall_seconds": float, "samples_per_second": float,
-    "center": dict[str, float | None], "average": dict[str, float | None], "evaluated": dict[str, float], "seconds": dict[str, float],
-    "lost": dict[str, str], "lost_before": dict[str, list[float]], "length": dict[str, float | None], "until": dict[str, float | None],
-    "hardware": dict[str, Any], "versions": dict[str, Any], "communication": dict[str, Any], "communication.staleness": dict[str, float],
+    **dict.fromkeys(("status", "algo"), str), "reason": str | None,
+    **dict.fromkeys(("workers", "batch_size", "parameters", "threads", "exchanges", "bytes_exchanged"), int),
+    **dict.fromkeys(("wall_seconds", "samples_per_second"), float),
+    "steps": dict[str, int], **dict.fromkeys(("evaluated", "seconds", "communication.staleness"), dict[str, float]),
+    **dict.fromkeys(("center", "average", "length", "until"), dict[str, float | None]),
+    "lost": dict[str, str], "lost_before": dict[str, list[float]], "metrics": list[dict[str, Any]], "symbols": list[str],
+    **dict.fromkeys(("hardware", "versions", "communication"), dict[str, Any]),
 }  # fmt: skip
 
 
@@ -134,6 +138,15 @@ def summary_of(run: Path) -> dict[str, Any]:
     summary = _renamed(content)
     _check(path, summary, _SUMMARY)
     return summary
+
+
+def metrics_of(run: Path) -> Metrics:
+    """What the run's problem declares that it measures; what classification does in directories of before. Raises BadFile."""
+    said = summary_of(run).get("metrics")
+    try:
+        return CLASSIFICATION if said is None else Metrics.read(said)
+    except (TypeError, ValueError) as e:
+        raise BadFile(run / "summary.json", f"declares metrics that are none ({e})") from e
 
 
 def status_of(run: Path) -> str | None:
@@ -268,7 +281,6 @@ def _wrong(row: dict[str, Any], workers: int | None) -> str | None:
     party = row.get("party")
     if not isinstance(party, str):
         return "it has no party"
-    known = PARTIES.get(party, WORKER)
     if party not in PARTIES:
         number = _WORKER.fullmatch(party)
         if number is None or (workers is not None and int(number[1]) >= workers):
@@ -276,11 +288,12 @@ def _wrong(row: dict[str, Any], workers: int | None) -> str | None:
     lost = row.get("lost", 0)
     if type(lost) is not int or not 0 <= lost < (workers or _MOST):
         return f"there is no worker {_shown(lost)} to be lost"
+    numbers = SYSTEM if party == "system" else WORKER
     for name, value in row.items():
         kind = type(value)
         if kind is float or value is None or kind is bool or (kind is int and -_MOST < value < _MOST):
             continue
-        if kind is not str or (name != "party" and (known is CENTER or name in known)):
+        if kind is not str or (name != "party" and (party in MEASURED or name in numbers)):
             return f"its {name} is {_shown(value)}"
     return None
 

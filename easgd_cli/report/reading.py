@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from easgd_cli.errors import UsageError
-from easgd_cli.record import lost_workers as losses
-from easgd_cli.record import reader
+from easgd_cli.problems.metric import Metrics
+from easgd_cli.record import lost_workers, reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.record.metrics import PARTIES, Row
 from easgd_cli.settings.schema import OF_SWEEPS
@@ -37,7 +37,8 @@ class Run:
     `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or not there.
     `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
     `cores`: CPU cores that it had, None where they are not known or did not do the computing.
-    `lost`: a line for every loss of a worker.
+    `lost`: a line for every loss of a worker. `metrics`: what its problem declares.
+    `symbols`: those of the paper's symbols that its method and schedule use, None where nothing says so.
     `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1.
     """
 
@@ -57,6 +58,8 @@ class Run:
     cores: int | None
     lost: list[str]
     damaged: list[int]
+    metrics: Metrics
+    symbols: list[str] | None
 
     @property
     def bytes_exchanged(self) -> float:
@@ -75,15 +78,17 @@ class Run:
         """The metric at the last evaluation, None where that is not finite."""
         return float(self.curve[metric][-1]) if len(self.curve["seconds"]) and self.finite(metric)[-1] else None
 
-    def lowest(self, metric: str) -> int | None:
-        """Which evaluation was the first with the lowest value of the metric."""
-        return int(np.nanargmin(np.where(there, self.curve[metric], np.nan))) if (there := self.finite(metric)).any() else None
+    def best(self, metric: str) -> int | None:
+        """Which evaluation was the first with the best value of the metric."""
+        there, sign = self.finite(metric), self.metrics[metric].sign
+        return int(np.nanargmin(np.where(there, sign * self.curve[metric], np.nan))) if there.any() else None
 
     def seconds_to(self, metric: str, level: float) -> float | None:
-        """Training seconds after which the metric was first at most `level`."""
+        """Training seconds after which the metric was first as good as `level`."""
         if metric not in self.curve:
             return None
-        reached = np.flatnonzero(self.curve[metric] <= level)  # NaN is not
+        sign = self.metrics[metric].sign
+        reached = np.flatnonzero(sign * self.curve[metric] <= sign * level)  # NaN is not
         return float(self.curve["seconds"][reached[0]]) if len(reached) else None
 
 
@@ -209,7 +214,8 @@ def read(path: Path) -> Run:
         path, settings, reader.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers), bytes_per_exchange=per_exchange, exchanges=exchanges,
         staleness=_staleness(summary, workers), virtual=settings.get("launcher", "local") != "local",
-        cores=_cores(summary), lost=losses.told(summary), damaged=damaged,
+        cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
+        metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
     )  # fmt: skip
 
 

@@ -87,15 +87,14 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     best = [name for name, value in measured.items() if value == min(measured.values())]
     name = best[0]
     path = Path(told[name]["path"])
-    errors = objective.errors(path)
-    others = [f"{of} {error:.2f} %" for of, error in errors.items() if objective.what == "seconds_to_error" or of not in str(objective)]
+    others = objective.others(path)
     print(f"The best of {len(measured)} by {objective}:")
     print("  " + " ".join(o for o in reader.overrides_of(path) if o.partition("=")[0] in plan.varying))
     print("  " + "; at that evaluation ".join([objective.shown(measured[name]), *([", ".join(others)] if others else [])]))
     print(f"  {os.path.relpath(path)}", flush=True)
     if len(best) > 1:
         print(f"The same value have {', '.join(best[1:])}; the first that reached it is taken.", flush=True)
-    return {"job": name, "objective": str(objective), "value": measured[name], "errors": errors}
+    return {"job": name, "objective": str(objective), "value": measured[name], "errors": objective.errors(path)}
 
 
 def _launch(config_name: str, words: list[str], job: Job, members: Sequence[Member]) -> None:

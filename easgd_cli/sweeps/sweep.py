@@ -305,7 +305,7 @@ def _tell_tensorboard(root: Path, members: list[Member], command: str) -> None:
         except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
             continue
         known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
-    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)})
+    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)}, [build.declared_metrics(s) for s in known.values()])
 
 
 def _warn_ineffective(members: list[Member]) -> None:
