@@ -360,7 +360,7 @@ def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
     c = compared(tmp_path)
     assert c.metric.name == "train_loss" and c.levels == [2, 1, 0.5]
     assert table.numbers(c)["configurations"][0]["final"]["mean"] == 0.6
-    assert compared(tmp_path, metric="coordinate_0").metric == "coordinate_0"
+    assert compared(tmp_path, metric="coordinate_0").metric.name == "coordinate_0"
 
 
 def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
