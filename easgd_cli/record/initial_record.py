@@ -68,7 +68,7 @@ def check_record(run: Path, resumed: Checkpoint, workers: int) -> None:
 
 def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
-    exchanges = bool(build.method(s).center)
+    exchanges = build.method(s).shared is not None
     uses = _symbols(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")}
     found |= {
