@@ -219,7 +219,7 @@ def _data(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.data.stored import StoredImages
 
     s = _settings(asked)
-    images = build.prepare(s).images
+    images = build.prepare(s).data
     if images is None:
         raise UsageError(f"bench data problem={s.problem['name']}: this problem has no data set; use problem=dataset.")
     if isinstance(images, Images):

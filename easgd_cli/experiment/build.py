@@ -164,14 +164,14 @@ def asked_by_problem(s: Settings) -> set[str]:
 class Prepared:
     """A run that has been checked to the end: everything a launcher needs, made once.
 
-    `images`: None where the problem asks for none. `start` [size]: where what is evaluated begins, the center or, in a method
+    `data`: None where the problem asks for none. `start` [size]: where what is evaluated begins, the center or, in a method
     without one, the worker. `steps`: local steps of each worker, None when the clock on the wall ends the run. `memory`: bytes
     that the run needs at its peak, as far as they are known before.
     """
 
     method: Method
     average: Average | None
-    images: Dataset | None
+    data: Dataset | None
     problem: Problem
     start: Tensor
     steps: int | None

@@ -64,8 +64,8 @@ class Journal:
         """Begins the record, or takes it back to the checkpoint. Raises RunError."""
         if self.resumed is not None:
             self._take_back_record()
-        if self._prepared.images is not None and self._prepared.images.about is not None:
-            self.note(self._prepared.images.about)
+        if self._prepared.data is not None and self._prepared.data.about is not None:
+            self.note(self._prepared.data.about)
         self._record = open_record(self._job, self._prepared, self.resumed)
 
     # ---------------------------------------------------------------- what happens
@@ -119,8 +119,9 @@ class Journal:
         elif reached and self._hit is None:
             self._hit = (moment, {name: v.clone() for name, v in vectors().items()})
             self.status, self.reason = "completed", None  # whatever came later
-            [(name, level), *_], of = reached, self._metrics[reached[0][0]]
-            self.note(f"{of.title} {of.shown(last[name])} reached the level {of.with_unit(f'{level:g}')} at step {moment.step:g}")
+            name, level = reached[0]
+            metric = self._metrics[name]
+            self.note(f"{metric.title} {metric.shown(last[name])} reached the level {metric.with_unit(f'{level:g}')} at step {moment.step:g}")
 
     def note(self, text: str) -> None:
         """Something the user should know."""

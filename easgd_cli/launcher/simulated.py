@@ -87,7 +87,7 @@ class VirtualCluster:
         if s.deterministic:
             torch.use_deterministic_algorithms(True)
         device = self._device = torch.device(deal_devices(s.device, 1)[0])
-        self._problem = prepared.problem if device.type == "cpu" else build.problem(s, prepared.images, device)
+        self._problem = prepared.problem if device.type == "cpu" else build.problem(s, prepared.data, device)
         self._gradients = ProblemGradients(self._problem, s.clip)
         self._events = Events()
         self._wire = Wire(cluster.network(prepared.size * prepared.dtype.itemsize), self._events)

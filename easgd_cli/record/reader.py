@@ -12,7 +12,7 @@ import re
 import stat
 import struct
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -142,11 +142,21 @@ def summary_of(run: Path) -> dict[str, Any]:
 
 def metrics_of(run: Path) -> Metrics:
     """What the run's problem declares that it measures; what classification does in directories of before. Raises BadFile."""
-    said = summary_of(run).get("metrics")
     try:
-        return CLASSIFICATION if said is None else Metrics.read(said)
+        return declared(summary_of(run))
     except (TypeError, ValueError) as e:
         raise BadFile(run / "summary.json", f"declares metrics that are none ({e})") from e
+
+
+def declared(summary: Mapping[str, Any]) -> Metrics:
+    """The metrics that a summary declares. Raises TypeError or ValueError where they are none."""
+    return Metrics.read(summary["metrics"]) if "metrics" in summary else CLASSIFICATION
+
+
+def result_of(summary: Mapping[str, Any]) -> str | None:
+    """The primary metric of the last evaluation in words, such as `test error 2.31 %`; None without one."""
+    primary, center = declared(summary).primary, summary.get("center") or {}
+    return None if primary is None or center.get(primary.name) is None else f"{primary.title} {primary.shown(center[primary.name])}"
 
 
 def status_of(run: Path) -> str | None:

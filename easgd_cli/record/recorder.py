@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from easgd_cli.errors import RunError
-from easgd_cli.problems.classification import METRICS as CLASSIFICATION
-from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import lost_workers
 from easgd_cli.record.append_file import AppendFile
 from easgd_cli.record.best_values import BestValues
 from easgd_cli.record.metrics import Row, worker_name
-from easgd_cli.record.reader import ENTRY, BadFile, read_rows
+from easgd_cli.record.reader import ENTRY, BadFile, declared, read_rows
 from easgd_cli.record.summary import summarize, surroundings, write_summary
 from easgd_cli.record.tensorboard import EventWriter, Value, started_at
 
@@ -37,7 +35,7 @@ class Recorder:
 
         `texts`: TensorBoard's Text page, Markdown by title; `facts`: what summary.json says of the run from its start, its `metrics` among them.
         """
-        self._begin(run_dir, EventWriter(run_dir, workers, hparams, texts, time.time(), _declared(facts)), facts, [], 0)
+        self._begin(run_dir, EventWriter(run_dir, workers, hparams, texts, time.time(), declared(facts)), facts, [], 0)
         self.row({"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": workers})
         self.flush()
 
@@ -62,7 +60,7 @@ class Recorder:
         if lost := lost_workers.lost_before(rows):
             facts = {**facts, "lost_before": lost}
         started = started_at(run_dir) or time.time() - max((row["seconds"] for row in rows), default=0.0)
-        recorder._begin(run_dir, EventWriter(run_dir, workers, hparams, texts, started, _declared(facts)), facts, rows, exchanges)
+        recorder._begin(run_dir, EventWriter(run_dir, workers, hparams, texts, started, declared(facts)), facts, rows, exchanges)
         recorder.flush()
         return recorder
 
@@ -81,7 +79,7 @@ class Recorder:
             there = order.stat().st_size // ENTRY if order.exists() else 0
         if there < exchanges:
             raise RunError(f"{order}: holds {there} exchanges, and {exchanges} are needed to go on from the checkpoint; start the run again instead.")
-        self._best = BestValues(_declared(self._facts).primary)
+        self._best = BestValues(declared(self._facts).primary)
         rows = [self._best.take(row) for row in rows]
         with _told(metrics, "written"):
             beside = metrics.with_name(f".{metrics.name}.{os.getpid()}")
@@ -178,10 +176,6 @@ class Recorder:
     def _close_files(self) -> None:
         self._metrics.close()
         self._order.close()
-
-
-def _declared(facts: Mapping[str, Any]) -> Metrics:
-    return Metrics.read(facts["metrics"]) if "metrics" in facts else CLASSIFICATION
 
 
 def _line(row: Row) -> bytes:

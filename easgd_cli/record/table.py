@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from easgd_cli.problems.classification import METRICS as CLASSIFICATION
 from easgd_cli.problems.metric import SECONDS_TO_BEST, Metric, Metrics
 from easgd_cli.record import lost_workers
 from easgd_cli.record.display import Screen, count
+from easgd_cli.record.reader import declared
 
 STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
 WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
@@ -23,7 +23,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
     """One run's end: a label and a value a line."""
     console = console or Console()
     center, steps = summary["center"], sorted(summary["steps"].values())
-    metrics = _metrics(summary)
+    metrics = declared(summary)
     workers = f"{summary['workers']} worker{'' if summary['workers'] == 1 else 's'}"
     lines: list[tuple[str, str | Text]] = [
         (
@@ -53,7 +53,7 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     table.add_column("run", overflow="fold")
     table.add_column("status", no_wrap=True)
     centers = [summary.get("center") or {} for _, _, summary, _ in rows]
-    columns = _columns([(_metrics(summary), center) for (_, _, summary, _), center in zip(rows, centers, strict=True)])
+    columns = _columns([(declared(summary), center) for (_, _, summary, _), center in zip(rows, centers, strict=True)])
     summaries = [summary for _, _, summary, _ in rows]
     further = [("average", _average)] if any(summary.get("average") for summary in summaries) else []
     further += [("until", _until)] if any(_level(summary) is not None for summary in summaries) else []
@@ -74,10 +74,6 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
 def job_line(title: str, status: str, said: str) -> Text:
     """One job of a sweep in a line, coloured by its status."""
     return Text(f"{title}: ").append(said, style=STYLES.get(status, ""))
-
-
-def _metrics(summary: dict[str, Any]) -> Metrics:
-    return Metrics.read(summary["metrics"]) if "metrics" in summary else CLASSIFICATION
 
 
 def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]:
@@ -128,14 +124,14 @@ def _measured_before_the_end(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _average(summary: dict[str, Any]) -> str:
     """The primary metric of the average, or the loss where it has none."""
-    average, primary = summary.get("average") or {}, _metrics(summary).primary
+    average, primary = summary.get("average") or {}, declared(summary).primary
     return primary.shown(average[primary.name]) if primary is not None and primary.name in average else _number(average.get("train_loss"))
 
 
 def _level(summary: dict[str, Any]) -> tuple[Metric, float] | None:
     """What ends the run: a metric, and the level it is to reach."""
     asked = {name: level for name, level in (summary.get("until") or {}).items() if level is not None}
-    return next(((_metrics(summary)[name], level) for name, level in asked.items()), None)
+    return next(((declared(summary)[name], level) for name, level in asked.items()), None)
 
 
 def _until(summary: dict[str, Any]) -> str:

@@ -73,8 +73,8 @@ class Row:
             return "already done"
         if self.why:
             return f"{self.status}: {self.why}"
-        error = (self.summary.get("center") or {}).get("test_error")
-        return f"{self.status}, test error {error:.2f} %" if error is not None else self.status
+        result = reader.result_of(self.summary)
+        return self.status if result is None else f"{self.status}, {result}"
 
 
 def run(plan: Plan, asked: Arguments, command: str) -> int:
