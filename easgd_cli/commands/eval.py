@@ -18,6 +18,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record import reader
 from easgd_cli.settings.schema import Settings
+from easgd_cli.system.terminal import help_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ class _Asked:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints and writes; returns the exit status. Raises UsageError and RunError."""
     if not argv or "-h" in argv or "--help" in argv:
-        print(_HELP, end="")
+        print(help_text(_HELP), end="")
         return 0
     asked = _parse(argv)
     settings = _settings(asked)

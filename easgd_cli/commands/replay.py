@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader
 from easgd_cli.settings.schema import Until
+from easgd_cli.system.terminal import for_terminal
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
 _OPTION = "launcher"  # whose option may be any virtual cluster
@@ -58,7 +60,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
     outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, through=asked)
     if outcome.status == "completed":
-        print(_compared(source, path), flush=True)
+        print(for_terminal(_compared(source, path), sys.stdout), flush=True)
     return outcome, path
 
 

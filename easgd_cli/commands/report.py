@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.system.terminal import for_terminal, help_text, tell
 
 if TYPE_CHECKING:
     from easgd_cli.report.comparison import Comparison
@@ -64,7 +65,7 @@ class _Asked:
 def main(argv: Sequence[str]) -> int:
     """Reads, prints and writes; returns the exit status. Raises UsageError."""
     if not argv or "-h" in argv or "--help" in argv:
-        print(_HELP, end="")
+        print(help_text(_HELP), end="")
         return 0
     _make(_asked(argv))
     return 0
@@ -83,7 +84,7 @@ def at_the_end_of(root: Path, options: str) -> None:
     except Exception as e:
         reason = str(e) if isinstance(e, UsageError | RunError) else f"{type(e).__name__}: {e}"
         again = f"{shlex.join(['easgd', 'report', str(root)])} {options}".rstrip()
-        print(f"easgd: the report on the sweep could not be made: {reason} The runs are as they were; {again} tries again.", file=sys.stderr)
+        tell(f"the report on the sweep could not be made: {reason} The runs are as they were; {again} tries again.")
 
 
 def _of_sweep(root: Path, options: str) -> _Asked:
@@ -126,15 +127,15 @@ def _make(asked: _Asked) -> None:
     if asked.json is not None:
         output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"))
     for sentence in said:
-        print(sentence)
+        print(for_terminal(sentence, sys.stdout))
     print("\n" if said else "", end="")
     for t in tables:
         _show(t)
     for note in told:
-        print(note)
+        print(for_terminal(note, sys.stdout))
     if len(written) == 1:
         print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
-    print(f"Wrote {', '.join(written)} in {out}", flush=True)
+    print(for_terminal(f"Wrote {', '.join(written)} in {out}", sys.stdout), flush=True)
 
 
 def _asked(argv: Sequence[str]) -> _Asked:

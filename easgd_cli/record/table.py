@@ -42,8 +42,15 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         *(("lost", line) for line in lost_workers.lines(summary)),
     ]
     width = max(len(label) for label, _ in lines)
+    if not console.is_terminal:
+        for label, value in lines:
+            console.print(Text(f"{label:{width}}  ").append(value), highlight=False, soft_wrap=True)
+        return
+    narrow = Table.grid(padding=(0, 2, 0, 0))
+    narrow.add_column(no_wrap=True)
     for label, value in lines:
-        console.print(Text(f"{label:{width}}  ").append(value), highlight=False, soft_wrap=True)
+        narrow.add_row(label, value if isinstance(value, Text) else Text(value))
+    console.print(narrow, highlight=False)
 
 
 def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], console: Console | None = None) -> None:
@@ -68,7 +75,9 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     console.print(table, highlight=False)
     for name, status, _, reason in rows:
         if reason and status != "completed":
-            console.print(Text(f"{name}: ").append(status, style=STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=True)
+            console.print(
+                Text(f"{name}: ").append(status, style=STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=not console.is_terminal
+            )
 
 
 def job_line(title: str, status: str, said: str) -> Text:

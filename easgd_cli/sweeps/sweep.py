@@ -10,7 +10,6 @@ import math
 import os
 import shlex
 import signal
-import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -35,6 +34,7 @@ from easgd_cli.sweeps import side_by_side as packing
 from easgd_cli.sweeps.board import Board, refuse_another
 from easgd_cli.sweeps.job_directory import Place
 from easgd_cli.system import interruption
+from easgd_cli.system.terminal import tell
 
 _NOT_STARTED = "not started"
 _GO_ON = "to go on with it, give the same command again."
@@ -80,7 +80,7 @@ class Row:
 def run(plan: Plan, asked: Arguments, command: str) -> int:
     """Runs the jobs one after another and shows how each ended; returns the exit status."""
     for words, sentence in plan.left_out:
-        print(f"easgd: {words}. {sentence}", file=sys.stderr)
+        tell(f"{words}. {sentence}")
     _warn_ineffective(plan.members)
     root = plan.root
     if plan.named:
@@ -315,4 +315,4 @@ def _warn_ineffective(members: list[Member]) -> None:
         for line in single_run.ineffective(member.settings, member.overrides):
             seen[line] = None
     for line in seen:
-        print(f"easgd: {line}", file=sys.stderr)
+        tell(line)
