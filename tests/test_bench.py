@@ -138,7 +138,7 @@ def test_table4_tells_where_the_seconds_of_real_runs_went(here: Path) -> None:
     for r in found:
         seconds = [r[part] for part in ("compute", "data", "communication", "other")]
         assert all(value > 0 for value in seconds)
-        assert 20 * 8 / sum(seconds) * r["workers"] >= 0.99 * r["images_per_second"]  # nobody's loop is longer than the run
+        assert 20 * 8 / sum(seconds) * r["workers"] >= 0.99 * r["samples_per_second"]  # nobody's loop is longer than the run
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_table4_quotes_the_papers_row_for_its_net_and_batch(
 ) -> None:
     @contextmanager
     def recorded(s: Settings, prepared: Any) -> Iterator[Any]:
-        yield here, {"seconds": {"compute": 6.0, "data": 1.0, "communication": 2.0, "other": 1.0}, "images_per_second": 1000.0}
+        yield here, {"seconds": {"compute": 6.0, "data": 1.0, "communication": 2.0, "other": 1.0}, "samples_per_second": 1000.0}
 
     monkeypatch.setattr(table4, "recorded", recorded)
     s = settings("easgd", workers=workers, tau=tau, batch_size=batch_size, steps=100)

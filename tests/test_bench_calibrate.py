@@ -14,7 +14,7 @@ from conftest import Said
 from test_simulated import on_a_function, virtual
 
 from easgd_cli.bench import calibrate
-from easgd_cli.record.recorder import read_rows
+from easgd_cli.record.reader import read_rows
 from easgd_cli.settings.schema import Settings
 
 LOCAL = {"name": "local", "target": "easgd_cli.launcher.kinds:Local"}

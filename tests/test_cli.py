@@ -192,7 +192,7 @@ def test_a_mistake_is_one_sentence_before_anything_is_started_or_made(words: str
 
 def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.MonkeyPatch) -> None:
     s = composed("dataset=synthetic", "model=small", "dataset.train=9000", "workers=2", "batch_size=16", "eval.every=null")
-    fits = build.prepare(s).images
+    fits = build.prepare(s).data
     assert fits is not None
     monkeypatch.setattr(memory, "available_memory", lambda: fits.nbytes)
     with pytest.raises(UsageError, match=r"dataset=synthetic: this run needs .* for the copy of the data set"):
@@ -286,7 +286,7 @@ def test_every_method_has_defaults_for_every_function_and_neither_data_nor_net(a
     assert s.dataset == s.model == {"name": "none", "target": None}
     assert s.tau == (1 if "downpour" in algo else 10) and s.workers == (4 if build.method(s).center else 1)
     prepared = build.prepare(s)
-    assert prepared.images is None and prepared.start.dtype == torch.float64
+    assert prepared.data is None and prepared.start.dtype == torch.float64
     assert composed(f"problem={problem}", "eta=0.5", "steps=7", f"algo={algo}").eta == 0.5
 
 

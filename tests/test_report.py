@@ -54,7 +54,7 @@ def make(path: Path, errors: list[float | None], *, summary: dict[str, Any] | No
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "overrides.yaml").write_text(yaml.safe_dump(overrides or [f"seed={config['seed']}"]))
     exchanges = rows[-1]["exchanges"] if rows else 0
-    said = {"status": "completed", "reason": None, "exchanges": exchanges, "bytes_exchanged": 2 * exchanges * 4 * PARAMETERS, "images_per_second": 800.0,
+    said = {"status": "completed", "reason": None, "exchanges": exchanges, "bytes_exchanged": 2 * exchanges * 4 * PARAMETERS, "samples_per_second": 800.0,
             "seconds": SECONDS, "parameters": PARAMETERS, "batch_size": 32, "workers": config["workers"]}  # fmt: skip
     (path / "summary.json").write_text(json.dumps(said if summary is None else summary))
     return path
@@ -183,7 +183,9 @@ def test_rows_that_the_recorder_could_write_are_none_damaged(tmp_path: Path) -> 
     run = make(tmp_path / "a", [90])
     moment = '{"seconds": 1e-05, "step": 2.5, "exchanges": 3, "party": "center", '
     rows = ['"test_error": -1.5E+3}', '"a \\"b\\" {c}": 1, "test_error": null}', '"said": "\\u00e9\\n", "test_error": 7}', '"test_error": 8, "f": true}']
-    (run / "metrics.jsonl").write_text("".join(f"{moment}{row}\n" for row in rows))
+    texts = rows.pop(2)  # the recorder has none of the center
+    rows.insert(2, '"test_error": 7}')
+    (run / "metrics.jsonl").write_text("".join(f"{moment}{row}\n" for row in rows) + f"{moment}{texts}\n".replace("center", "system"))
     read = reading.read(run)
     assert read.damaged == []
     assert np.array_equal(read.curve["test_error"], [-1500, math.nan, 7, 8], equal_nan=True)
@@ -196,11 +198,11 @@ def test_a_run_that_cannot_be_read_is_left_out_unless_it_is_named(
     (sweep / "e1" / name).write_bytes(content)
     assert main(["report", str(sweep), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
-    assert f"Left out: {sweep / 'e1'}: its {name}" in told and f"its {name}" in (tmp_path / "out/report.html").read_text()
+    assert f"Left out: {sweep / 'e1' / name}: " in told and f"e1/{name}: " in (tmp_path / "out/report.html").read_text()
     runs, _ = reading.read_all([str(sweep)])
     assert sorted(run.path.name for run in runs) == ["d0", "e0", "m0"]
     assert main(["report", str(sweep / "e1"), str(sweep / "e0")]) == 2
-    assert f"its {name}" in capsys.readouterr().err
+    assert f"e1/{name}: " in capsys.readouterr().err
 
 
 def said(root: Path, **options: Any) -> list[str]:
@@ -356,9 +358,9 @@ def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     c = compared(tmp_path)
-    assert c.metric == "train_loss" and c.levels == [2, 1, 0.5]
+    assert c.metric.name == "train_loss" and c.levels == [2, 1, 0.5]
     assert table.numbers(c)["configurations"][0]["final"]["mean"] == 0.6
-    assert compared(tmp_path, metric="coordinate_0").metric == "coordinate_0"
+    assert compared(tmp_path, metric="coordinate_0").metric.name == "coordinate_0"
 
 
 def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -657,8 +659,8 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/sweep/e0/config.yaml"], "is a file"),
         (["{0}/new"], "nothing has been evaluated yet"),
         (["{0}/queued"], "no run has begun yet. queued: of 2 jobs 2 queued, and no process is at them."),
-        (["{0}/all bare"], "its config.yaml is missing"),
-        (["{0}/bare"], "its config.yaml is missing"),
+        (["{0}/all bare"], "config.yaml: is missing"),
+        (["{0}/bare"], "config.yaml: is missing"),
         (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
         (["{0}/sweep", "--levels", "3,x"], "--levels 3,x: x is no number; levels are numbers with commas between"),
         (["{0}/sweep", "--levels", "20%"], "--levels 20%: 20% is no number; levels are numbers with commas between, without a unit, such as"),

@@ -39,7 +39,7 @@ class Spent:
     data: float
     communication: float
     other: float
-    images_per_second: float  # of all workers
+    samples_per_second: float  # of all workers
     paper: tuple[int, int, int] | None
     paper_steps: int | None
 
@@ -59,7 +59,7 @@ def spent(s: Settings) -> Spent:
     if prepared.steps is None:
         raise UsageError(f"bench table4 minutes={s.minutes}: give steps=, since seconds of equally many steps are compared.")
     with recorded(s, prepared) as (_, summary):
-        seconds, speed = summary["seconds"], summary["images_per_second"]
+        seconds, speed = summary["seconds"], summary["samples_per_second"]
     papers_steps, papers_rows = _PAPER.get(s.model["name"], (None, {})) if s.batch_size == _PAPERS_BATCH else (None, {})
     paper = papers_rows.get((s.workers, s.tau))
     beside = f"; the paper's: {papers_steps:,} of {_PAPERS_BATCH}" if papers_steps is not None else ""
@@ -71,7 +71,7 @@ def spent(s: Settings) -> Spent:
         batch_size=s.batch_size,
         steps=prepared.steps,
         **{part: seconds[part] for part in ("compute", "data", "communication", "other")},
-        images_per_second=speed,
+        samples_per_second=speed,
         paper=paper,
         paper_steps=papers_steps if paper is not None else None,
     )

@@ -20,6 +20,7 @@ from easgd_cli.commands import arguments, compose, plan, single_run
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
+from easgd_cli.system.terminal import help_text, tell
 
 if TYPE_CHECKING:
     from easgd_cli.bench.calibrate import Calibration, Measured
@@ -73,7 +74,7 @@ class _Asked:
 def main(argv: Sequence[str]) -> int:
     """Measures and prints tables; returns the exit status. Raises UsageError, and RunError when a run that is measured fails."""
     if not argv or "-h" in argv or "--help" in argv:
-        print(_HELP, end="")
+        print(help_text(_HELP), end="")
         return 0
     what, *rest = argv
     if what == "calibrate":
@@ -219,7 +220,7 @@ def _data(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.data.stored import StoredImages
 
     s = _settings(asked)
-    images = build.prepare(s).images
+    images = build.prepare(s).data
     if images is None:
         raise UsageError(f"bench data problem={s.problem['name']}: this problem has no data set; use problem=dataset.")
     if isinstance(images, Images):
@@ -282,7 +283,7 @@ def _several(asked: _Asked) -> list[Settings]:
         planned = plan.make(parsed, arguments.parse_overrides(parsed.overrides), composed)
     assert isinstance(planned, plan.Plan)  # which --multirun asks for
     for words, sentence in planned.left_out:
-        print(f"easgd: left out: {words}. {sentence}", file=sys.stderr)
+        tell(f"left out: {words}. {sentence}")
     return [_timed(asked, member.settings) for member in planned.members]
 
 

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,6 +27,7 @@ from easgd_cli.commands import configs, plugins
 from easgd_cli.commands.arguments import GROUPS
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import targets as makers
 from easgd_cli.settings.schema import Settings
@@ -102,10 +104,10 @@ def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | No
 def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Settings:
     """The settings of the config.yaml at `path` with `changes` made to them. Raises UsageError."""
     try:
-        saved = OmegaConf.load(path)
-    except FileNotFoundError as e:
+        saved = OmegaConf.create(reader.read_text(Path(path)))
+    except reader.MissingFile as e:
         raise UsageError(f"{path}: there is no such file, so this is not the directory of a run.") from e
-    except (OSError, yaml.YAMLError) as e:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as e:
         raise UsageError(f"{path}: cannot be read: {' '.join(str(e).split())}.") from e
     try:
         cfg = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), saved))

@@ -24,6 +24,7 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings import targets as makers
@@ -114,15 +115,21 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
     """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and RunError."""
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
-    from easgd_cli.record import checkpoint  # here, since it loads torch, for which a refusal does not wait
+    from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
     from easgd_cli.record.initial_record import check_record
 
     with rundir.held(path):
-        resumed = checkpoint.newest(path, prepared.steps)
-        taken = resumed.owner.moment.seconds / 60
-        if settings.minutes is not None and settings.minutes < taken:
-            raise UsageError(f"resume={path} minutes={settings.minutes:g}: its workers have trained for {taken:.2f} minutes already; give more.")
-        check_record(path, resumed)
+        try:
+            resumed = reader.newest_checkpoint(path)
+            taken = steps_taken(resumed)
+        except reader.BadFile as e:
+            raise UsageError(f"resume={e}") from e
+        if prepared.steps is not None and prepared.steps < taken:
+            raise UsageError(f"resume={path}: its workers have taken up to {taken} steps and would have to end after {prepared.steps}; give a greater length.")
+        minutes = resumed.owner.moment.seconds / 60
+        if settings.minutes is not None and settings.minutes < minutes:
+            raise UsageError(f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes already; give more.")
+        check_record(path, resumed, settings.workers)
         rundir.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
         return launcher(Job(settings, path.absolute(), overrides, command, resume=True), prepared)
 

@@ -22,10 +22,12 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps import sweep
+from easgd_cli.system.terminal import tell, with_command
 
 _CHANGEABLE = ("steps", "epochs", "minutes")
 _CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     settings = planned.settings
     single_run.checked(settings)
     for line in single_run.ineffective(settings, asked.overrides):
-        print(f"easgd: {line}", file=sys.stderr)
+        tell(line)
     launcher = kinds.launcher(settings)
     outcome, path = single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), through=asked)
     _tell_where(path, outcome)
@@ -91,7 +93,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     if left is not None:
         print(left)
         return 0
-    kept = [o for o in rundir.overrides_of(path) if o.partition("=")[0] not in changes]
+    kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
     outcome = single_run.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
     _tell_where(path, outcome)
     return outcome.exit_code
@@ -113,10 +115,10 @@ def _nothing_left(path: Path, now: Settings) -> str | None:
 
     Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
     """
-    summary = rundir.summary_of(path)
+    summary = reader.summary_of(path)
     if summary.get("status") == "diverged":
         raise UsageError(f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta.")
-    if summary.get("status") != "completed":
+    if summary.get("status") != "completed" or not summary.get("steps"):
         return None
     [(unit, many)], before = config.length(now).items(), summary.get("length", {})
     if asdict(now.until) != summary.get("until") or unit not in before or many > before[unit]:
@@ -133,10 +135,10 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
     shown = os.path.relpath(path)
     shown = str(path) if shown.startswith("..") else shown
     if outcome.status == "failed" and outcome.reason:
-        print(f"easgd: {outcome.reason}", file=sys.stderr)
-    print(f"The run is in {shown}; to look at it: {single_run.looked_at(shown)}", flush=True)
+        tell(outcome.reason)
+    print(with_command(f"The run is in {shown}; to look at it:", single_run.looked_at(shown)), flush=True)
     if outcome.status == "interrupted" and (path / "checkpoint").is_dir():
-        print(f"To go on with it: {single_run.program('easgd')} train {shlex.quote(f'resume={shown}')}", flush=True)
+        print(with_command("To go on with it:", f"{single_run.program('easgd')} train {shlex.quote(f'resume={shown}')}"), flush=True)
 
 
 def _shown_by_hydra(asked: Arguments) -> int:
@@ -149,5 +151,5 @@ def _shown_by_hydra(asked: Arguments) -> int:
 
 def _warned(asked: Arguments) -> Arguments:
     for name in configs.shadowed(Path(asked.config_dir)) if asked.config_dir else []:
-        print(f"easgd: --config-dir {asked.config_dir}: its {name} is not used, since easgd has a file of that name; give yours another.", file=sys.stderr)
+        tell(f"--config-dir {asked.config_dir}: its {name} is not used, since easgd has a file of that name; give yours another.")
     return asked

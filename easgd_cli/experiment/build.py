@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import UsageError
 from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
-from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta
+from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta, levels
 from easgd_cli.settings.targets import convert, locate, make, ours, signature, written
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from easgd_cli.algorithms.schedule import Schedule
     from easgd_cli.data.dataset import Dataset
     from easgd_cli.problems.base import Problem
+    from easgd_cli.problems.metric import Metrics
 
 
 def symbols(s: Settings) -> dict[str, Any]:
@@ -147,6 +148,13 @@ def problem(s: Settings, images: Dataset | None, device: torch.device) -> Proble
     return make("problem", s.problem, offered)
 
 
+def declared_metrics(s: Settings) -> Metrics:
+    """What the problem declares that it measures, known before it is made. Raises UsageError."""
+    from easgd_cli.problems.classification import metrics_of
+
+    return metrics_of(locate("problem", s.problem["target"]))
+
+
 def asked_by_problem(s: Settings) -> set[str]:
     """The names among OFFERED_TO_PROBLEMS that its maker has as parameters. Raises UsageError."""
     return set(OFFERED_TO_PROBLEMS) & set(signature(locate("problem", s.problem["target"])))
@@ -156,14 +164,14 @@ def asked_by_problem(s: Settings) -> set[str]:
 class Prepared:
     """A run that has been checked to the end: everything a launcher needs, made once.
 
-    `images`: None where the problem asks for none. `start` [size]: where what is evaluated begins, the center or, in a method
+    `data`: None where the problem asks for none. `start` [size]: where what is evaluated begins, the center or, in a method
     without one, the worker. `steps`: local steps of each worker, None when the clock on the wall ends the run. `memory`: bytes
     that the run needs at its peak, as far as they are known before.
     """
 
     method: Method
     average: Average | None
-    images: Dataset | None
+    data: Dataset | None
     problem: Problem
     start: Tensor
     steps: int | None
@@ -213,8 +221,9 @@ def prepare(s: Settings) -> Prepared:
     minimised = problem(s, images, torch.device("cpu"))
     if images is None or not ours(s.problem):  # measuring our own on a whole data set would take seconds
         figures = check_problem(minimised, s.problem["name"], s.workers)
-        if s.until.test_error is not None and "test_error" not in figures:
-            raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
+        for name, level in levels(s).items():
+            if name not in figures:
+                raise UsageError(f"until.{name}={level:g}: problem={s.problem['name']} has no {name}, so the run would not end by it.")
     start = minimised.start(None if rules.shared is not None else 0)
     memory = check_memory(s, rules, kept, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s))
     return Prepared(on_vectors_of(minimised, rules, s.workers), kept, images, minimised, start, steps, memory)

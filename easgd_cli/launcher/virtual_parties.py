@@ -17,7 +17,7 @@ from easgd_cli.launcher.virtual_master import VirtualMaster
 from easgd_cli.launcher.virtual_worker import VirtualWorker
 from easgd_cli.problems.base import statistics_of
 from easgd_cli.record.checkpoint import Checkpoint, WorkerState
-from easgd_cli.record.recorder import read_order
+from easgd_cli.record.reader import read_order
 from easgd_cli.system.devices import deal_devices
 from easgd_cli.training.center import Center
 from easgd_cli.training.drive import ProblemGradients
@@ -38,7 +38,7 @@ class VirtualParties:
         self._prepared, self._costs = prepared, costs
         self.average, shared = prepared.average, prepared.method.shared
         self.device = torch.device(deal_devices(s.device, 1)[0])
-        self.problem = prepared.problem if self.device.type == "cpu" else build.problem(s, prepared.images, self.device)
+        self.problem = prepared.problem if self.device.type == "cpu" else build.problem(s, prepared.data, self.device)
         self._gradients = ProblemGradients(self.problem, s.clip)
         self.events = Events()
         self.wire = Wire(costs.network(prepared.size * prepared.dtype.itemsize), self.events)
@@ -73,7 +73,7 @@ class VirtualParties:
     def _gathering(self, shared: Variable, resumed: Checkpoint | None) -> Gathering:
         s = self._settings
         if s.replay is not None:  # of one that is resumed, the checkpoint has what is left of the order
-            order = [] if resumed is not None else read_order(Path(str(s.replay)) / "exchanges.bin")
+            order = [] if resumed is not None else read_order(Path(str(s.replay)) / "exchanges.bin", s.workers)
             return Recorded(order, shared.in_rounds)
         return Round(range(s.workers)) if shared.in_rounds else Each()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from easgd_cli.data.dataset import Batch, Dataset, Split
 from easgd_cli.problems.batch_norm import RunningStatistics
+from easgd_cli.problems.classification import METRICS
 from easgd_cli.problems.flat import Flat
 from easgd_cli.problems.precision import autocast, use_tf32
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
@@ -65,6 +66,8 @@ class ImageProblem:
     `top5` measures top-5 errors; None: with a hundred classes or more.
     Raises ValueError for a setting out of its range.
     """
+
+    metrics = METRICS.declared
 
     def __init__(
         self, model: nn.Module, images: Dataset, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,

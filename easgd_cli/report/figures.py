@@ -18,7 +18,6 @@ from easgd_cli.report.comparison import Comparison, Configuration, label, order,
 from easgd_cli.report.reading import Run
 
 NAMES = ("curves", "seconds_to_level")
-_ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from left to right
 _ROWS = ("tau", "workers")  # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked for
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
 _DASHES = ("-", "--", ":", "-.")  # of curves with one colour; further ones are paler
@@ -51,7 +50,7 @@ def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
         over = f"the mean over the runs that reached the level, with {'their range' if most > 1 else 'no range: one run each'}"
         over += f"; neither range nor number where more than {_RANGES} bars stand side by side" if len(c.configurations) > _RANGES else ""
         few = "Above a bar: how many of the runs, where not all reached it; no bar: none did. A method has one colour in all figures."
-        return f"{_seconds(c).capitalize()} until the {table.plainly(c.metric)} was first at most the level: {over}. {few}"
+        return f"{_seconds(c).capitalize()} until the {c.metric.title} was first at most the level: {over}. {few}"
     crowded = f"; no range where more than {_RANGES} curves share a panel" if len(c.configurations) > _RANGES else ""
     over = f"Mean and range of up to {most} runs, up to the end of the shortest{crowded}." if most > 1 else "One run each."
     against = {"seconds": _seconds(c), "steps": "local steps of each worker", "bytes": "bytes exchanged by all workers"}[x]
@@ -100,7 +99,7 @@ def _curves(c: Comparison, x: str, keys: Sequence[str]) -> Figure | None:
                 _draw(panel, of, metric, x, len(those) <= _RANGES, **lines[_line(of, keys)])
             panel.grid(True, color="0.9")
             panel.set_axisbelow(True)
-            panel.set_ylabel(table.name(metric))
+            panel.set_ylabel(c.metrics[metric].labelled)
         if len(rows) > 1:
             picture.letter(across[0], _text(", ".join(f"{_SYMBOLS.get(key, key)} = {written(v)}" for key, v in zip(keys, values, strict=True))))
     for down in panels.T:
@@ -163,8 +162,10 @@ def _looks(c: Comparison, names: Mapping[int, str], without: Sequence[str]) -> d
 
 def _metrics(c: Comparison) -> list[str]:
     measured = {key for run in c.runs for key in run.curve}
-    wanted = _ON_DATA if "test_error" in measured else (c.metric, "train_loss", "distance_to_optimum")
-    return [m for m in dict.fromkeys([*wanted, c.metric]) if m in measured]
+    primary, losses = c.metrics.primary, ("train_loss", "test_loss")  # the paper's panels, from left to right
+    judged = primary is not None and primary.name in measured
+    wanted = (*losses, primary.name) if primary is not None and judged else (c.metric.name, "train_loss", "distance_to_optimum")
+    return [m for m in dict.fromkeys([*wanted, c.metric.name]) if m in measured]
 
 
 def _draw(panel: Axes, of: Configuration, metric: str, x: str, ranges: bool, **look: Any) -> None:
@@ -249,7 +250,7 @@ def _bars(c: Comparison) -> Figure | None:
         panel.set_xlabel("p (workers)")
         panel.grid(True, axis="y", color="0.9")
         panel.set_axisbelow(True)
-        picture.letter(panel, f"to {table.level(c, level)} {table.plainly(c.metric)}")
+        picture.letter(panel, f"to {table.level(c, level)} {c.metric.title}")
     panels[0].set_ylabel(_seconds(c).rstrip(","))
     if len(groups) > 1:
         handles = [Rectangle((0, 0), 1, 1, edgecolor="white", **look) for look in looks]

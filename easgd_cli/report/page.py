@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from easgd_cli.report.comparison import Comparison, written
-from easgd_cli.report.table import Table
+from easgd_cli.report.table import ResultTable
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -22,7 +22,9 @@ figure { margin: 1.2rem 0; } figure img { width: 100%; max-width: 62rem; } figca
 """
 
 
-def page(title: str, c: Comparison, findings: Sequence[str], tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str, tuple[Path, str]]) -> str:
+def page(
+    title: str, c: Comparison, findings: Sequence[str], tables: Sequence[ResultTable], notes: Sequence[str], figures: Mapping[str, tuple[Path, str]]
+) -> str:
     """`figures`: by name the SVG file and what it shows. Every text from a run is escaped."""
     parts = [f"<h1>{escape(title)}</h1>", _list(findings)]
     for table in tables:

@@ -16,28 +16,29 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from easgd_cli.problems.metric import TRAIN_LOSS, Metric, Metrics
 from easgd_cli.record.display import Display, Screen, clock, count
 from easgd_cli.record.metrics import Row, measured
 from easgd_cli.record.table import show_run
 
 _LINE_SECONDS = 10.0
-_SMOOTH_SECONDS = 2.0  # over which images a second are averaged
-_SHOWN = 4  # figures of an evaluation without a test error
+_SMOOTH_SECONDS = 2.0  # over which samples a second are averaged
+_SHOWN = 4  # figures of an evaluation
 _FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its own intervals
 
 
-class Progress:
-    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends; `samples`: what a gradient is the mean of."""
+class RunView:
+    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends; `metrics`: what is measured of the center."""
 
-    def __init__(self, steps: int | None, minutes: float | None, workers: int, console: Screen | None = None, samples: str = "images"):
-        self._steps, self._minutes, self._workers, self._samples = steps, minutes, workers, samples
+    def __init__(self, steps: int | None, minutes: float | None, workers: int, metrics: Metrics, console: Screen | None = None):
+        self._steps, self._minutes, self._workers, self._metrics = steps, minutes, workers, metrics
         self._display = Display(console)
         self._said = 0.0
         self._began: tuple[float, float] | None = None  # where this process began: training seconds, mean local step
         self._elapsed = self._seconds = self._step = 0.0
         self._exchanges = self._pending = 0
         self._center: Row = {}
-        self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: seconds of its last row, since the one before, images/s
+        self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: seconds of its last row, since the one before, samples a second
         self._finishing = False
         self._show(f"starting {count(workers, 'worker')}", now=True)
 
@@ -59,7 +60,7 @@ class Progress:
 
     def worker(self, row: Row) -> None:
         """A worker's row has come."""
-        now, rate = row["seconds"], row["images_per_second"]
+        now, rate = row["seconds"], row["samples_per_second"]
         before, _, mean = self._rates.get(row["party"], (self._elapsed, 0.0, rate))
         weight = -math.expm1((before - now) / _SMOOTH_SECONDS)
         self._rates[row["party"]] = (now, now - before, mean + weight * (rate - mean))
@@ -70,7 +71,7 @@ class Progress:
         if self._display.redraws:
             self._show(None, now=True)
         else:
-            self._display.line(f"{clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center)}")
+            self._display.line(f"{clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center, self._metrics)}")
 
     def finishing(self, evaluations: int) -> None:
         """Training is over and so many snapshots are still to be evaluated."""
@@ -119,14 +120,14 @@ class Progress:
         line.add_row(*cells)
         rows: list[Any] = [line, Text("  ".join(self._facts(with_left=False)), no_wrap=True, overflow="ellipsis")]
         if self._center:
-            rows.append(Text(_evaluation(self._center), no_wrap=True, overflow="ellipsis"))
+            rows.append(Text(_evaluation(self._center, self._metrics), no_wrap=True, overflow="ellipsis"))
         return Group(*rows)
 
     def _done(self) -> str:
         return f"{self._step:,.0f}" + (f"/{self._steps:,}" if self._steps is not None else "")
 
     def _facts(self, with_left: bool = True) -> list[str]:
-        facts = [f"{self._images_per_second():,.0f} {self._samples}/s"]
+        facts = [f"{self._samples_per_second():,.0f} samples/s"]
         if self._exchanges:
             facts.append(f"{self._exchanges:,} exchanges")
         if self._pending:
@@ -134,7 +135,7 @@ class Progress:
         left = self._left()
         return [*facts, left] if with_left and left else facts
 
-    def _images_per_second(self) -> float:
+    def _samples_per_second(self) -> float:
         """Of all workers that have lately said something: one that is lost or stands still does not count."""
         newest = max((seconds for seconds, _, _ in self._rates.values()), default=0.0)
         return sum(rate for seconds, interval, rate in self._rates.values() if newest - seconds <= max(_FRESH_SECONDS, 3 * interval))
@@ -155,12 +156,14 @@ class Progress:
         return f"{clock((self._steps - self._step) / speed)} left" if speed > 0 else None
 
 
-def _evaluation(row: Row) -> str:
-    def number(name: str, form: str) -> str:
-        return "not finite" if row.get(name) is None else format(row[name], form)
+def _evaluation(row: Row, metrics: Metrics) -> str:
+    """The loss and the declared metrics of an evaluation; where none of these was measured, what there is, by its name."""
+    names = measured(row)
+    shown = [TRAIN_LOSS, *metrics.errors(names)] if metrics.primary is not None and metrics.primary.name in names else [Metric(name) for name in names]
+    return f"{row['party']}: " + ", ".join(_figure(row, metric, metrics) for metric in shown[:_SHOWN])
 
-    if "test_error" in row:
-        best = f" (best {row['best_test_error']:.2f} %)" if row.get("best_test_error") is not None else ""
-        top5 = f", top-5 {number('test_error_top5', '.2f')} %" if "test_error_top5" in row else ""
-        return f"{row['party']}: train loss {number('train_loss', '.4f')}, test error {number('test_error', '.2f')} %{best}{top5}"
-    return f"{row['party']}: " + ", ".join(f"{name.replace('_', ' ')} {number(name, '.4g')}" for name in measured(row)[:_SHOWN])
+
+def _figure(row: Row, metric: Metric, metrics: Metrics) -> str:
+    best = row.get(metric.best.name) if metric is metrics.primary else None
+    value = metric.shown(row.get(metric.name), without="not finite" + (f" {metric.unit}" if metric.unit else ""))
+    return f"{metric.title if metric is metrics.primary else metric.short} {value}" + ("" if best is None else f" (best {metric.shown(best)})")
