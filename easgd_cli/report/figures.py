@@ -148,7 +148,7 @@ def _spans_decades(those: Sequence[Curve]) -> bool:
     values = np.concatenate([np.zeros(0), *(curve.mean for curve in those)])
     values = values[np.isfinite(values)]
     above = values[values > 0]
-    return bool(len(above)) and values.min() >= 0 and above.max() > 10 * above.min()
+    return bool(len(above) and values.min() >= 0 and above.max() > 10 * above.min())
 
 
 def _draw(shown: Curves) -> Figure:
@@ -305,5 +305,5 @@ def _bars(c: Comparison) -> Figure | None:
 
 
 def _text(name: str) -> str:
-    """As it stands: a dollar sign begins no formula."""
-    return name.replace("$", r"\$")
+    """As it stands: a dollar sign begins no formula, and no control character breaks the file."""
+    return picture.printable(name).replace("$", r"\$")
