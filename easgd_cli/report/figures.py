@@ -153,14 +153,16 @@ def _spans_decades(those: Sequence[Curve]) -> bool:
 
 def _draw(shown: Curves) -> Figure:
     wide = len(shown.metrics) > 1
-    looks: dict[str, dict[str, Any]] = {name: {"color": colour, "linestyle": dash} for name, (colour, dash) in shown.lines.items()}
+    looks: dict[str, dict[str, Any]] = {}
+    for name, (colour, dash) in shown.lines.items():
+        looks[name] = {"color": colour, "linestyle": dash, "linewidth": 1.2}
     height = 1.9 * len(shown.rows) + 0.35 + 0.15 * len(looks)
     figure = picture.new(picture.WIDTH if wide else picture.WIDTH / 2, height)
     panels = figure.subplots(len(shown.rows), len(shown.metrics), squeeze=False, sharex=shown.shares_x, sharey="col")
     for across, (title, row) in zip(panels, shown.rows, strict=True):
         for panel, those, (metric, _) in zip(across, row, shown.metrics, strict=True):
             for curve in those:
-                panel.plot(curve.at, curve.mean, linewidth=1.2, **looks[curve.line])
+                panel.plot(curve.at, curve.mean, **looks[curve.line])
                 if curve.range is not None and len(those) <= _RANGES:
                     colour = looks[curve.line]["color"]
                     panel.fill_between(curve.at, *curve.range, color=colour, alpha=0.15, linewidth=0)
@@ -174,7 +176,7 @@ def _draw(shown: Curves) -> Figure:
     for panel in panels[-1]:
         panel.set_xlabel(shown.x)
     if len(looks) > 1:
-        handles = [Line2D([], [], linewidth=1.2, **look) for look in looks.values()]
+        handles = [Line2D([], [], **look) for look in looks.values()]
         columns = max(1, min(len(looks), int((100 if wide else 50) / (max(map(len, looks)) + 8))))
         figure.legend(handles, [_text(name) for name in looks], loc="outside lower center", ncols=columns)
     return figure

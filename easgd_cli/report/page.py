@@ -18,7 +18,7 @@ import numpy as np
 
 from easgd_cli.picture import printable
 from easgd_cli.report.comparison import Comparison, written
-from easgd_cli.report.figures import Curves
+from easgd_cli.report.figures import Curve, Curves
 from easgd_cli.report.table import Table
 
 
@@ -40,21 +40,24 @@ def page(
         parts.append(f"<h2>{_text(table.title)}</h2>{_table(table.headings, table.rows, table.numbers)}")
     parts.append(_list(notes))
     for name, (path, caption) in figures.items():
-        numbers = f'<script type="application/json" id="data">{_data(curves)}</script>' if curves and name == "curves" else ""
+        data = _data(curves) if curves and name == "curves" else ""
         parts.append(
-            f'<figure id="{_text(name)}">{numbers}<img alt="{_text(caption)}" src="{_picture(path)}"/>'
+            f'<figure id="{_text(name)}">{data}'
+            f'<div class="wide"><img alt="{_text(caption)}" src="{_picture(path)}"/></div>'
             f"<figcaption>{_text(caption)} <code>{_text(path.name)}</code></figcaption></figure>"
         )
     parts += [f"<h2>Differences</h2>{_differences(c)}", f"<h2>Runs</h2>{_runs(c)}"]
     style = _asset("uplot/uPlot.min.css") + _asset("report.css")
     # CDATA hides the script's < and & from readers of XML. uPlot's licence has to go with every copy of it.
-    script = f"//<![CDATA[\n/*! uPlot: {_asset('uplot/LICENSE')}*/\n{_asset('uplot/uPlot.iife.min.js')}{_asset('report.js')}//]]>"
+    library = f"/*! uPlot: {_asset('uplot/LICENSE')}*/\n{_asset('uplot/uPlot.iife.min.js')}"
+    script = f"//<![CDATA[\n{library}{_asset('report.js')}//]]>"
     # A browser neither loads anything from elsewhere nor runs any script but this one.
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     body = "\n".join(parts)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>
-<meta http-equiv="Content-Security-Policy" content="{policy}"/><title>{_text(title)}</title><style>{style}</style></head>
+<meta http-equiv="Content-Security-Policy" content="{policy}"/>
+<title>{_text(title)}</title><style>{style}</style></head>
 <body>
 {body}
 <script>{script}</script></body></html>
@@ -88,29 +91,28 @@ def _hash(text: str) -> str:
 
 
 def _data(shown: Curves) -> str:
-    """The curves as JSON that is no markup: report.js reads it."""
-    names = list(shown.lines)
+    """The curves for report.js: JSON in which nothing is markup."""
+    numbers = {name: number for number, name in enumerate(shown.lines)}
 
-    def panel(curves: Sequence[Any]) -> list[dict[str, Any]]:
-        return [
-            {
-                "line": names.index(curve.line),
-                "x": _numbers(curve.at),
-                "mean": _numbers(curve.mean),
-                "range": None if curve.range is None else [_numbers(edge) for edge in curve.range],
-            }
-            for curve in curves
-        ]
+    def written_out(curve: Curve) -> dict[str, Any]:
+        edges = None if curve.range is None else [_numbers(edge) for edge in curve.range]
+        line = numbers[curve.line]
+        return {"line": line, "x": _numbers(curve.at), "mean": _numbers(curve.mean), "range": edges}
 
+    def panels(row: Sequence[Sequence[Curve]]) -> list[list[dict[str, Any]]]:
+        return [[written_out(curve) for curve in panel] for panel in row]
+
+    lines = [{"name": printable(name), "colour": colour, "dash": dash} for name, (colour, dash) in shown.lines.items()]
     data = {
         "x": shown.x,
         "shares_x": shown.shares_x,
-        "metrics": [{"name": printable(name), "logarithmic": log} for name, log in shown.metrics],
-        "lines": [{"name": printable(name), "colour": colour, "dash": dash} for name, (colour, dash) in shown.lines.items()],
-        "rows": [{"title": printable(title), "panels": [*map(panel, panels)]} for title, panels in shown.rows],
+        "metrics": [{"name": printable(name), "logarithmic": logarithmic} for name, logarithmic in shown.metrics],
+        "lines": lines,
+        "rows": [{"title": printable(title), "panels": panels(row)} for title, row in shown.rows],
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # in ASCII
-    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"})
+    text = text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"})
+    return f'<script type="application/json" id="data">{text}</script>'
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
@@ -125,7 +127,8 @@ def _list(sentences: Sequence[str]) -> str:
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         marks = ["" if i < numbers else ' class="number"' for i in range(len(cells))]
-        return f"<tr>{''.join(f'<{tag}{mark}>{_text(cell)}</{tag}>' for mark, cell in zip(marks, cells, strict=True))}</tr>"
+        inside = [f"<{tag}{mark}>{_text(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True)]
+        return f"<tr>{''.join(inside)}</tr>"
 
     body = "".join(line("td", row) for row in rows)
     return f'<div class="wide"><table><thead>{line("th", headings)}</thead><tbody>{body}</tbody></table></div>'
@@ -140,13 +143,13 @@ def _differences(c: Comparison) -> str:
 
 
 def _runs(c: Comparison) -> str:
-    cells = []
+    rows = []
     for of in c.configurations:
         for run in of.runs:
             reason = f": {run.reason}" if run.reason else ""
             left_out = "" if run in of.counted else " (not counted)"
-            cells.append(
-                f"<tr><td>{_text(run.path.name)}</td><td>{_text(run.status + reason + left_out)}</td><td><code>{_text(command(run.overrides))}</code></td></tr>"
-            )
+            name, status = _text(run.path.name), _text(run.status + reason + left_out)
+            again = _text(command(run.overrides))
+            rows.append(f"<tr><td>{name}</td><td>{status}</td><td><code>{again}</code></td></tr>")
     heading = "<thead><tr><th>run</th><th>status</th><th>command</th></tr></thead>"
-    return f'<div class="wide"><table>{heading}<tbody>{"".join(cells)}</tbody></table></div>'
+    return f'<div class="wide"><table>{heading}<tbody>{"".join(rows)}</tbody></table></div>'

@@ -107,10 +107,9 @@
       requestAnimationFrame(draw); // not within an event of the plot that it removes
     }
 
-    function nearest(values, i) { // where the value nearest to position i is: a curve has none between its own
+    function nearest(values, i) { // to position i; undefined is between a curve's own, null is not finite
       for (let away = 0; away < values.length; away++) {
-        if (values[i - away] != null) return i - away;
-        if (values[i + away] != null) return i + away;
+        for (const at of [i - away, i + away]) if (values[at] !== undefined) return at;
       }
       return null;
     }
@@ -155,7 +154,7 @@
     function tell(u, those, title) { // the values beside the pointer
       const found = those.flatMap((c, k) => {
         const at = u.cursor.idxs[3 * k + 1];
-        if (at == null) return [];
+        if (u.data[3 * k + 1][at] == null) return [];
         const [x, value, least, most] = [0, 3 * k + 1, 3 * k + 2, 3 * k + 3].map((s) => u.data[s][at]);
         return {c, x, value, least, most, away: Math.abs(u.valToPos(value, "y") - u.cursor.top)};
       });
