@@ -114,16 +114,19 @@
       return null;
     }
 
-    function plot(cell, row, r, m) { // three series a curve: its mean, and the edges of its range, seen as a band only
+    function plot(cell, row, r, m) { // series: of each curve its mean, and the edges of its range, seen as a band only
       const those = visible(row, m);
-      const tables = those.map((c) => [c.x, c.mean, ...(c.range ?? [c.mean, c.mean])]);
+      const tables = those.map((c) => [c.x, c.mean, ...(c.range ?? [])]);
+      const before = (k) => tables.slice(0, k).reduce((sum, table) => sum + table.length - 1, 0);
+      const firsts = tables.map((_, k) => 1 + before(k)); // the series of the means; series 0 is x
       const [text, grey] = [getComputedStyle(root).color, getComputedStyle(grid).borderColor];
       const points = {show: false};
       const edge = {stroke: "transparent", width: 0, points};
       const look = (c) => data.lines[c.line];
       const line = (c) => ({stroke: colour(look(c)), width: 2, dash: DASHES[look(c).dash], points});
-      const band = (c, k) => (
-        {series: [3 * k + 3, 3 * k + 2], fill: `color-mix(in srgb, ${colour(look(c))} 18%, transparent)`});
+      const band = (c, first) => (
+        {series: [first + 2, first + 1], fill: `color-mix(in srgb, ${colour(look(c))} 18%, transparent)`});
+      const bands = those.flatMap((c, k) => (c.range && those.length <= RANGES ? [band(c, firsts[k])] : []));
       const values = (u, at) => at.map(number);
       const axis = {stroke: text, grid: {stroke: grey, width: 1}, ticks: {show: false}, font: FONT, values};
       const size = (u, texts) => 14 + 7 * Math.max(3, ...(texts ?? []).map((t) => t.length));
@@ -132,15 +135,14 @@
         width: cell.clientWidth, height: 250, legend: {show: false},
         scales: {x: {time: false, range: () => extent(r)}, y: {distr: log ? 3 : 1, range: () => limits(m)}},
         axes: [{...axis, label: data.x, labelFont: FONT, labelSize: 18, size: 32, space: 60}, {...axis, size, ...log}],
-        series: [{}, ...those.flatMap((c) => [line(c), edge, edge])],
-        bands: those.length > RANGES ? [] : those.map(band),
+        series: [{}, ...those.flatMap((c) => (c.range ? [line(c), edge, edge] : [line(c)]))], bands,
         cursor: {
           y: false, sync: {key: group(r)}, drag: {x: true, y: false, setScale: false},
           bind: {dblclick: () => () => zoom(r)},
           dataIdx: (u, s, i) => (s ? nearest(u.data[s], i) : i),
         },
         hooks: {
-          setCursor: [(u) => u === pointed && tell(u, those, [row.title, data.metrics[m].name])],
+          setCursor: [(u) => u === pointed && tell(u, those, firsts, [row.title, data.metrics[m].name])],
           setSelect: [(u) => {
             const {left, width} = u.select;
             if (u === pointed && width > 5) zoom(r, [left, left + width].map((at) => u.posToVal(at, "x")));
@@ -151,11 +153,11 @@
       return made;
     }
 
-    function tell(u, those, title) { // the values beside the pointer
+    function tell(u, those, firsts, title) { // the values beside the pointer
       const found = those.flatMap((c, k) => {
-        const at = u.cursor.idxs[3 * k + 1];
-        if (u.data[3 * k + 1][at] == null) return [];
-        const [x, value, least, most] = [0, 3 * k + 1, 3 * k + 2, 3 * k + 3].map((s) => u.data[s][at]);
+        const at = u.cursor.idxs[firsts[k]];
+        const [x, value, least, most] = [0, firsts[k], firsts[k] + 1, firsts[k] + 2].map((s) => u.data[s]?.[at]);
+        if (value == null) return [];
         return {c, x, value, least, most, away: Math.abs(u.valToPos(value, "y") - u.cursor.top)};
       });
       tip.hidden = u.cursor.left < 0 || !found.length;
