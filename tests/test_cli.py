@@ -293,7 +293,7 @@ def test_every_method_has_defaults_for_every_function_and_neither_data_nor_net(a
 def test_experiments_of_the_paper_s_figures_have_its_rates() -> None:
     for algo in ("easgd", "eamsgd"):
         assert composed("experiment=fig9", f"algo={algo}").eta == 0.01  # Figure 9, p. 23: both methods at .01
-    for figure in ("fig4", "fig7", "fig11"):  # p. 7: eta divided by 5, then by 2
+    for figure in ("fig4", "fig7", "fig11"):  # ImageNet: eta divided by 5, then by 2
         assert composed(f"experiment={figure}", "algo=sgd").schedule["factor"] == [0.2, 0.5]
     for figure, first in (("fig7", 100092), ("fig7_small", 400)):  # averages begin when eta first falls
         for algo in ("asgd", "mvasgd"):
