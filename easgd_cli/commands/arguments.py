@@ -135,7 +135,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         if override.key_or_group in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
             raise UsageError(f"{line}: is not a name; write one of the names that easgd train --help lists for {override.key_or_group}.")
         if override.key_or_group == "default_steps":
-            raise UsageError(f"{line}: default_steps is the length that configs/tuning gives where none is asked for; write steps={value}.")
+            raise UsageError(f"{line}: default_steps is the length that configs/tuning.yaml gives where none is asked for; write steps={value}.")
         seen[override.key_or_group] = line
         parsed.append(override)
     return parsed

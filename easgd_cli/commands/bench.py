@@ -39,7 +39,8 @@ median over the windows, with its range.
   scaling    runs of 1, 2, ... up to the given number of workers, each against as many plain loops: the efficiency. A list,
              workers=1,4,16, has these numbers only; lists of other settings as in a sweep
   table4     seconds of a worker that compute, load data and communicate, by number of workers and tau, as in the paper's
-             Table 4; lists of values as in a sweep; each run once
+             Table 4, whose own stand beside DOWNPOUR's at tau=1 and EASGD's at tau=10 with its net and batches; lists of
+             values as in a sweep; each run once
   exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a GPU
   data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core; of
              photos in files against its ImageFolder on the originals
@@ -47,7 +48,7 @@ median over the windows, with its range.
 
   easgd bench step algo=easgd dataset=synthetic model=convnet7 workers=2 batch_size=128 steps=30
   easgd bench scaling algo=easgd dataset=synthetic model=convnet7 workers=4 tau=10 batch_size=128 steps=40
-  easgd bench table4 dataset=synthetic workers=1,2,4 tau=1,10 steps=400
+  easgd bench table4 algo=downpour,easgd dataset=synthetic model=convnet7 workers=1,4 tau=1,10 batch_size=128 steps=20
   easgd bench exchange
   easgd bench startup workers=8
 

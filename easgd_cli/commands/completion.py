@@ -46,7 +46,7 @@ def main(words: Sequence[str], commands: Sequence[str]) -> int:
 def _is_for_users(offered: str, words: Sequence[str]) -> bool:
     """Whether a setting is there to be written: no maker's place, and no name but where the option chosen in `words` asks for one."""
     group, _, key = offered.removesuffix("=").rpartition(".")
-    if key in ("target", "_target_"):
+    if key in ("target", "_target_") or offered.startswith("tuning"):  # which follows from method and data set
         return False
     if key != "name" or group not in arguments.GROUPS:
         return True

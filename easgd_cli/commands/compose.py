@@ -33,6 +33,8 @@ from easgd_cli.settings import targets as makers
 from easgd_cli.settings.schema import Settings
 
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
+for _pair, _row in configs.tuning().items():
+    ConfigStore.instance().store(group="tuning/table", name=_pair, node=_row)
 OmegaConf.register_new_resolver("named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True)
 
 
