@@ -6,10 +6,12 @@ called, so that its callbacks, environment and run-time values (`${hydra:...}`) 
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,11 @@ def main(argv: Sequence[str]) -> int:
     if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
+    if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
+        print(
+            f"easgd: {verbose.input_line} has no effect: easgd logs nothing through logging; HYDRA_FULL_ERROR=1 shows what a refusal comes from.",
+            file=sys.stderr,
+        )
     command = shlex.join(["easgd", "train", *argv])
     if not asked.show and (resumed := arguments.directory(overrides.get("resume"))) is not None:
         return _resume(resumed, asked, {k: o for k, o in overrides.items() if k != "resume"}, command)
@@ -141,9 +148,15 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
 
 def _shown_by_hydra(asked: Arguments) -> int:
     """Hydra's own printing options, and its scripts for completion."""
-    with single_run.unchanged_process():
+    said = io.StringIO()  # printed at once: a logger that finds no reader any more tells of each line
+    with single_run.unchanged_process(), redirect_stdout(said), redirect_stderr(said):
         sys.argv = ["easgd", "--config-name", asked.config_name, *asked.show, *asked.overrides]
-        hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()
+        try:
+            hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()
+        except SystemExit as e:
+            if e.code:
+                raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.") from e
+    print(said.getvalue(), end="", flush=True)
     return 0
 
 
