@@ -1,6 +1,6 @@
 """From overrides to typed settings: Hydra composes, and each of its refusals becomes a sentence about the key.
 
-Hydra stops here. What leaves this file is `Settings` and plain strings.
+What leaves this file is `Settings` and plain strings, and the whole configuration for Hydra alone, which runs a job by it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Composed:
     multirun: bool  # an experiment may sweep by itself
     swept: dict[str, str]  # parameters of a sweep that an experiment brings, as key -> values
     choices: dict[str, str | None]  # which option of each group was taken
+    config: DictConfig  # all of it, as Hydra has composed it, for Hydra to run the job by
 
 
 @contextmanager
@@ -92,7 +93,7 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
     try:
         multirun = cfg.hydra.mode is not None and cfg.hydra.mode.name == "MULTIRUN"
         swept = {str(k): str(v) for k, v in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items()}
-        return Composed(settings, str(cfg.hydra.run.dir), str(cfg.hydra.sweep.dir), multirun, swept, choices)
+        return Composed(settings, str(cfg.hydra.run.dir), str(cfg.hydra.sweep.dir), multirun, swept, choices, cfg)
     except OmegaConfBaseException as e:
         raise UsageError(refusals.sentence(e, overrides)) from e
 

@@ -186,7 +186,7 @@ def _no_setting(key: str, overrides: Sequence[str], parent: str = "", siblings: 
     near = _of_a_group(typed, overrides) or _ELSEWHERE.get(typed)
     if not near and parent:
         near = (beside := _near(key.rpartition(".")[2], siblings)) and f"{parent}.{beside}"
-    if not near:
+    if not near and not parent.startswith("hydra."):
         near = _near(typed, _all_keys(), cutoff=0.6) or next((k for k in _all_keys() if k.endswith(f".{typed}")), None)
     if near:
         return f"{written}: there is no setting {key}; did you mean {near}?"

@@ -1,7 +1,7 @@
 """`easgd train`: compose, check everything, make the run's directory, call the launcher.
 
-Whatever a user can get wrong is found before the first process or directory is made. Only then is Hydra's own main
-called, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
+Whatever a user can get wrong is found before the first process or directory is made. Only then does the run begin, as a job of
+Hydra's, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
 """
 
 from __future__ import annotations
@@ -42,10 +42,8 @@ def main(argv: Sequence[str]) -> int:
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
     if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
-        print(
-            f"easgd: {verbose.input_line} has no effect: easgd logs nothing through logging; HYDRA_FULL_ERROR=1 shows what a refusal comes from.",
-            file=sys.stderr,
-        )
+        line = f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a refusal comes from."
+        print(f"easgd: {line}", file=sys.stderr)
     command = shlex.join(["easgd", "train", *argv])
     if not asked.show and (resumed := arguments.directory(overrides.get("resume"))) is not None:
         return _resume(resumed, asked, {k: o for k, o in overrides.items() if k != "resume"}, command)
@@ -64,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     for line in single_run.ineffective(settings, asked.overrides):
         print(f"easgd: {line}", file=sys.stderr)
     launcher = kinds.launcher(settings)
-    outcome, path = single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), through=asked)
+    outcome, path = single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), planned)
     _tell_where(path, outcome)
     return outcome.exit_code
 
