@@ -62,7 +62,7 @@ def missing(e: MissingConfigException, config_name: str) -> str:
         return f"launcher={name}: launcher= says where a run's processes are; the runs of a sweep are handed on with -m hydra/launcher={far}."
     listed = f" There are: {', '.join(known)}." if known else f" There is no {group} yet; add a directory of your own with --config-dir."
     own = f" Your own: {makers.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
-    near = _near(name, [o for o in known if o != "none"])
+    near = _near(name, [o for o in known if o != "none"], cutoff=0.51)
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
 
 
@@ -87,11 +87,11 @@ def sentence(e: BaseException, overrides: Sequence[str]) -> str:
         return f"The defaults of a file choose {twice[1]} once more; write - override /{twice[1]}: {twice[2]} there."
     if gone := re.match(r"provider=.* path=(.*) is not available", str(e)):
         return (
-            f"{_written('hydra.searchpath', overrides)}: there is no directory {gone[1]}; one that is there is written hydra.searchpath=[file:///path/to/it]."
+            f"{_written('hydra.searchpath', overrides)}: there is no directory {gone[1]}; one that is there is written 'hydra.searchpath=[file:///path/to/it]'."
         )
     if "hydra.searchpath must be a list" in str(e):
         line = _written("hydra.searchpath", overrides)
-        return f"{line}: must be a list, such as hydra.searchpath=[{line.partition('=')[2]}]."
+        return f"{line}: must be a list, such as 'hydra.searchpath=[{line.partition('=')[2]}]'."
     if merging := re.match("Error merging override (.*)", str(e)):
         return no_place(merging[1])
     return f"{first_line(e)}."
@@ -268,7 +268,7 @@ def _all_keys() -> list[str]:
     return [f"{k}.{f.name}" for k, kind in nested.items() if is_dataclass(kind) for f in fields(kind)] + list(nested)
 
 
-def _near(word: str, known: Iterable[str], cutoff: float = 0.51) -> str | None:
+def _near(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The one of `known` that is most like `word`, whatever its capitals and hyphens."""
     folded = {_folded(k): k for k in known}
     found = difflib.get_close_matches(_folded(word), folded, 1, cutoff)

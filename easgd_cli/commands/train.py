@@ -18,7 +18,7 @@ from typing import Any
 
 import hydra
 
-from easgd_cli.commands import arguments, compose, configs, plan, replay, single_run
+from easgd_cli.commands import arguments, completion, compose, configs, plan, replay, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -38,6 +38,9 @@ def main(argv: Sequence[str]) -> int:
     if "${" in os.getcwd():
         raise UsageError(f"{os.getcwd()}: a working directory with ${{ in its name cannot be used, since Hydra takes it for an interpolation; go to another.")
     asked = arguments.with_search_path(_warned(arguments.parse(argv)))
+    if "--shell-completion" in asked.show and (script := completion.ZSH.get(" ".join(asked.overrides))):
+        print(script, end="")
+        return 0
     if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}

@@ -137,7 +137,7 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
         [annotation] = kinds
     if typing.get_origin(annotation) in (list, tuple):
         if not isinstance(value, list | tuple):
-            example = f", such as {key}=[{value}]" if re.fullmatch(r"[\w.,-]+", str(value)) else ""
+            example = f", such as '{key}=[{value}]'" if re.fullmatch(r"[\w.,-]+", str(value)) else ""
             raise UsageError(f"{key}={value}: must be a list{example}.")
         kind = typing.get_args(annotation)[0]
         items = [convert(key, v, kind) for v in value]
