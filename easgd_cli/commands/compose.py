@@ -193,6 +193,6 @@ def _store(group: str, target: str) -> None:
     if group == "dataset":
         node["validation"] = 0
     if group == "problem":  # what it does not ask for is none, and brings no learning rate with it
-        unused = [] if "model" in parameters else ["model"] if "images" in parameters else ["dataset", "model"]
+        unused = [group for group, asked in (("dataset", "images"), ("model", "model")) if asked not in parameters]
         node["defaults"] = [{f"override /{other}@_global_.{other}": "none"} for other in unused] + ["_self_"]
     ConfigStore.instance().store(group=group, name=target, node=node)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     if "--shell-completion" in asked.show and (script := completion.ZSH.get(" ".join(asked.overrides))):
         print(script, end="")
         return 0
+    if "--shell-completion" in asked.show and not re.fullmatch("(un)?install=(bash|fish|zsh)|query=.*", " ".join(asked.overrides)):
+        raise UsageError("-sc: goes with install=bash, install=fish or install=zsh, which print what a shell needs, or uninstall= with one of them.")
     if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
