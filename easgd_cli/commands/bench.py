@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from easgd_cli.commands import arguments, compose, plan, single_run
+from easgd_cli.commands import arguments, compose, output, plan, single_run
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
@@ -132,8 +132,8 @@ def _calibrate(words: list[str]) -> int:
         raise UsageError("bench calibrate: name the directory of a finished run of launcher=local.")
     if not run.is_dir():
         raise UsageError(f"bench calibrate {run}: there is no such directory.")
-    if out is not None and (out.suffix != ".yaml" or not out.parent.is_dir()):
-        raise UsageError(f"--yaml {out}: is a file that ends in .yaml, in a directory that is there; options are found in one called launcher.")
+    if out is not None and out.suffix != ".yaml":
+        raise UsageError(f"--yaml {out}: is a file that ends in .yaml; options are found in a directory called launcher.")
     settings = compose.resumed(str(run / "config.yaml"), [], {})
 
     from easgd_cli.bench import calibrate
@@ -153,7 +153,8 @@ def _calibrate(words: list[str]) -> int:
     print(shlex.join(["launcher=simulated", *(f"launcher.{name}={value}" for name, value in written.items())]))
     if out is not None:
         lines = [f"# What {run.name} measured: {settings.algo['name']}, {settings.workers} workers, tau={settings.tau}.", "defaults: [simulated]"]
-        out.write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in written.items())]) + "\n", encoding="utf-8")
+        text = "\n".join([*lines, *(f"{name}: {value}" for name, value in written.items())]) + "\n"
+        output.put(out, lambda path: path.write_text(text, encoding="utf-8"))
     return 0
 
 

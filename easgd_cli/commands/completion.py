@@ -1,6 +1,7 @@
 """What a shell offers where a command line ends, when TAB is pressed: settings and their values from Hydra, the rest from here.
 
-Hydra's scripts (`easgd train -sc install=bash`) call `easgd -sc query=bash` with the line in COMP_LINE. Where nothing is offered they offer files.
+Hydra's scripts (`easgd train -sc install=bash`), and the one for zsh below, call `easgd -sc query=bash` with the line in COMP_LINE.
+Where nothing is offered they offer files.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ from easgd_cli.commands import (
     configs,
     single_run,
 )
+
+# Hydra prints bash's for zsh, which has no `complete`.
+ZSH = {
+    "install=zsh": """_easgd() {
+    local -a offered
+    offered=(${(f)"$(COMP_LINE="${(j: :)words[1,CURRENT-1]} $PREFIX" $words[1] -sc query=bash)"})
+    if (( $#offered )); then compadd -S '' -- $offered; else _files; fi
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
+compdef _easgd easgd
+""",
+    "uninstall=zsh": "compdef -d easgd\nunfunction _easgd\n",
+}
 
 
 def main(words: Sequence[str], commands: Sequence[str]) -> int:
