@@ -1,6 +1,6 @@
 """What is the same on a device as on a CPU, and runs whose workers compute there: pytest -m device, on a CUDA device, or skipped.
 
-`test_lazy_device.py` runs them on the device of its name instead.
+`test_late_device.py` runs them on the device of its name instead.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
 NAME = os.environ.get("EASGD_TEST_DEVICE", "cuda:0")
-if NAME == "lazy:0":
-    import lazy_device  # noqa: F401  # which registers it, here and in the server that a run's processes are forked from
+if NAME == "late:0":
+    import late_device  # noqa: F401  # which registers it, here and in the server that a run's processes are forked from
 
-    processes._PRELOAD.append("lazy_device")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    processes._PRELOAD.append("late_device")
 pytestmark = [pytest.mark.device, pytest.mark.skipif(NAME == "cuda:0" and not torch.cuda.is_available(), reason="this machine shows no CUDA device")]
 
 DEVICE = torch.device(NAME)

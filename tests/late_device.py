@@ -1,4 +1,4 @@
-"""A device `lazy:0` for tests of what runs on a GPU, where there is none: it does its work as late as it may.
+"""A device `late:0` for tests of what runs on a GPU, where there is none: it does its work as late as it may.
 
 Its tensors are torch's own, at addresses where nothing lies: what is in them is kept here, and reached by copies alone. Whatever is asked of it
 waits in the queue of a stream, and is carried out when somebody waits for it: for an event, a stream, the device, or a number. A wait that is left
@@ -188,7 +188,7 @@ def _host_waits() -> None:
 # Memory
 
 _device_memory: dict[int, tuple[StorageWeakRef, Tensor]] = {}  # by address: the storage, and its bytes
-_pinned: dict[int, tuple[int, StorageWeakRef | None]] = {}  # by address of the host: bytes, and the storage that they end with
+_pinned: dict[int, StorageWeakRef | None] = {}  # by address of the host: the storage that it ends with
 _next = 1 << 46  # addresses that no process has
 
 
@@ -202,7 +202,7 @@ def _new(size: Any, stride: Any, dtype: torch.dtype, content: Tensor | None = No
         if len(_device_memory) % 500 == 0:
             for gone in [at for at, (storage, _) in _device_memory.items() if storage.expired()]:
                 del _device_memory[gone]
-        storage = torch._C._construct_storage_from_data_pointer(address, torch.device("lazy:0"), nbytes)
+        storage = torch._C._construct_storage_from_data_pointer(address, torch.device("late:0"), nbytes)
         _device_memory[address] = StorageWeakRef(storage), torch.full((nbytes,), 255, dtype=torch.uint8) if content is None else content
     made = torch._C._acc.create_empty_tensor(list(size), dtype)
     return aten.set_.source_Storage_storage_offset.redispatch(CPU, made, storage, 0, list(size), list(stride))
@@ -212,7 +212,7 @@ def _content(t: Any) -> Any:
     """What is in a tensor of the device, as one of the CPU; anything else as it is."""
     if isinstance(t, torch.device):
         return torch.device("cpu")
-    if not isinstance(t, Tensor) or t.device.type != "lazy":
+    if not isinstance(t, Tensor) or t.device.type != "late":
         return t
     content = _device_memory[t.untyped_storage().data_ptr()][1].untyped_storage()
     return torch.empty(0, dtype=t.dtype).set_(content, t.storage_offset(), t.size(), t.stride())
@@ -220,7 +220,7 @@ def _content(t: Any) -> Any:
 
 def _handed_over(t: Tensor) -> Any:
     """How a tensor is sent to another process, which then has the same memory: a whole one, not a view."""
-    if t.device.type != "lazy":
+    if t.device.type != "late":
         return reduce_tensor(t)
     return _new, (tuple(t.size()), t.stride(), t.dtype, _device_memory[t.untyped_storage().data_ptr()][1].share_memory_())
 
@@ -229,11 +229,11 @@ class _Runtime:
     """What is used of CUDA's."""
 
     def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
-        _pinned[address] = nbytes, None
+        _pinned[address] = None
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
-        return 0 if _pinned.pop(address, None) is not None else 1
+        return _pinned.pop(address, 0) or 0
 
 
 def cudart() -> _Runtime:
@@ -245,14 +245,14 @@ def check_error(status: int) -> None:
 
 
 def _is_pinned(t: Tensor, device: Any = None) -> bool:
-    begin = t.untyped_storage().data_ptr()
-    return any(at <= begin < at + nbytes and not (storage and storage.expired()) for at, (nbytes, storage) in list(_pinned.items()))
+    storage = _pinned.get(begin := t.untyped_storage().data_ptr())
+    return begin in _pinned and (storage is None or not storage.expired())
 
 
 def _pin_memory(t: Tensor, device: Any = None) -> Tensor:
     copy = t.clone()
     storage = copy.untyped_storage()
-    _pinned[storage.data_ptr()] = storage.nbytes(), StorageWeakRef(storage)
+    _pinned[storage.data_ptr()] = StorageWeakRef(storage)
     return copy
 
 
@@ -280,7 +280,7 @@ def _operation(op: Any, *args: Any, **kwargs: Any) -> Any:
     args = tuple(torch.tensor(v, dtype=torch.float64 if isinstance(v, float) else None) if n else v for v, n in zip(args, numbers, strict=True))
     flat, spec = tree_flatten((args, kwargs))
     if any(isinstance(t, Tensor) and t.device.type == "cpu" and t.dim() for t in flat):
-        raise RuntimeError(f"{op}: expected all tensors to be on the same device, but found lazy:0 and cpu")
+        raise RuntimeError(f"{op}: expected all tensors to be on the same device, but found late:0 and cpu")
     if not all(str(r.type) in ("Tensor", "List[Tensor]") for r in op._schema.returns):  # a number, or whether two are equal
         _host_waits()
         cpu_args, cpu_kwargs = tree_unflatten([_content(t) for t in flat], spec)
@@ -290,15 +290,16 @@ def _operation(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _later(op: Any, flat: list[Any], spec: Any) -> Any:
     """Has the operation carried out in its turn; its results' shapes are known now."""
-    metas = [_meta(t) for t in flat]
-    args, kwargs = tree_unflatten(metas, spec)
-    given = {id(m): t for m, t in zip(metas, flat, strict=True) if isinstance(m, Tensor)}
-    results = tree_map(lambda m: given[id(m)] if id(m) in given else _made(m), op(*args, **kwargs))
-    for m, t in zip(metas, flat, strict=True):
-        if isinstance(m, Tensor) and m.shape != t.shape:  # an `out` that was made without its size
-            made = _new(m.shape, m.stride(), m.dtype)
-            aten.set_.source_Storage_storage_offset.redispatch(CPU, t, made.untyped_storage(), 0, made.shape, made.stride())
-    contents, targets = [_content(t) for t in flat], [_content(t) for t in tree_flatten(results)[0]]
+    key = (op, str(spec), *((t.shape, t.stride(), t.dtype) if isinstance(t, Tensor) else repr(t) for t in flat))
+    if key not in _shapes:
+        _shapes[key] = _results(op, flat, spec)
+    given, made, tree = _shapes[key]
+    for i, (size, stride) in given.items():
+        if size != flat[i].shape:  # an `out` that was made without its size
+            new = _new(size, stride, flat[i].dtype)
+            aten.set_.source_Storage_storage_offset.redispatch(CPU, flat[i], new.untyped_storage(), 0, size, stride)
+    results = [flat[m] if isinstance(m, int) else _new(*m) if isinstance(m, tuple) else m for m in made]
+    contents, targets = [_content(t) for t in flat], [_content(t) for t in results]
     seed = int(torch.randint(2**62, (), generator=default_generators[0])) if SEEDED in op.tags else None
 
     def work() -> None:
@@ -311,21 +312,30 @@ def _later(op: Any, flat: list[Any], spec: Any) -> Any:
                     target.copy_(value)
 
     current_stream().ask(work)
-    return results
+    return tree_unflatten(results, tree)
+
+
+_shapes: dict[Any, Any] = {}  # what `_results` told
+
+
+def _results(op: Any, flat: list[Any], spec: Any) -> tuple[dict[int, Any], list[Any], Any]:
+    """Sizes and strides of the given tensors afterwards; each result as the number of a given one, or its size, stride and dtype."""
+    metas = [_meta(t) for t in flat]
+    args, kwargs = tree_unflatten(metas, spec)
+    numbers = {id(m): i for i, m in enumerate(metas) if isinstance(m, Tensor)}
+    results, tree = tree_flatten(op(*args, **kwargs))
+    made = [numbers.get(id(m), (m.shape, m.stride(), m.dtype)) if isinstance(m, Tensor) else m for m in results]
+    return {i: (metas[i].shape, metas[i].stride()) for i in numbers.values()}, made, tree
 
 
 def _meta(t: Any) -> Any:
     if isinstance(t, torch.device):
         return torch.device("meta")
-    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") if isinstance(t, Tensor) and t.device.type == "lazy" else t
-
-
-def _made(m: Any) -> Any:
-    return _new(m.shape, m.stride(), m.dtype) if isinstance(m, Tensor) else m
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") if isinstance(t, Tensor) and t.device.type == "late" else t
 
 
 def _register() -> list[torch.library.Library]:
-    backend_registration._setup_privateuseone_for_python_backend("lazy", backend_module=sys.modules[__name__])
+    backend_registration._setup_privateuseone_for_python_backend("late", backend_module=sys.modules[__name__])
     everything, ours = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     everything.fallback(_operation, "PrivateUse1")
     for op in (aten.convolution.default, aten.convolution_backward.default):  # torch would look for a library of the device's
