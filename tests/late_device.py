@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef, reduce_tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 aten = torch.ops.aten
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 VIEWS = {aten.as_strided.default, aten.view.default, aten._reshape_alias.default, aten.unfold.default, aten.set_.source_Storage_storage_offset}
 SEEDED = torch.Tag.nondeterministic_seeded
 lock = threading.RLock()
+prompt = False  # whether the stream that a process begins with works at once: then it is ahead of the others, unless it waits for them
 default_generators = (torch.Generator(),)
 
 
@@ -43,8 +44,8 @@ class Stream:
     """A queue of work, each piece of which takes a microsecond."""
 
     def __init__(self, device: Any = None):
-        process = device if isinstance(device, Process) else here.process
-        process.streams.append(self)
+        self.process = device if isinstance(device, Process) else here.process
+        self.process.streams.append(self)
         self.work: deque[Callable[[], object]] = deque()
         self.asked = self.done = 0
         self.clock = 0.0  # milliseconds
@@ -53,6 +54,8 @@ class Stream:
         with lock:
             self.work.append(task)
             self.asked += 1
+            if prompt and self is self.process.default:
+                self.synchronize()
             return self.asked
 
     def run_to(self, place: int) -> None:
@@ -233,7 +236,7 @@ class _Runtime:
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
-        return _pinned.pop(address, 0) or 0
+        return 0 if _pinned.pop(address, 1) is None else 1
 
 
 def cudart() -> _Runtime:

@@ -1,6 +1,6 @@
 """What is the same on a device as on a CPU, and runs whose workers compute there: pytest -m device, on a CUDA device, or skipped.
 
-`test_late_device.py` runs them on the device of its name instead.
+With EASGD_TEST_DEVICE=late:0 on the device of late_device.py, and that this one shows mistakes: test_late_device.py does so.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_runs import run, saved_center, settings
+from test_runs import POLYAK, by_hand, on_function, recorded_order, run, saved_center, settings
 from test_transport import serve
+from torch import Tensor
 
 from easgd_cli.algorithms.base import Worker
 from easgd_cli.data.images import Images
@@ -26,19 +28,22 @@ from easgd_cli.training import drive
 from easgd_cli.training.center import Center
 from easgd_cli.training.meter import Tally
 from easgd_cli.training.stopwatch import Timed
+from easgd_cli.transport.on_device import Handed, hand_out
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
 NAME = os.environ.get("EASGD_TEST_DEVICE", "cuda:0")
-if NAME == "late:0":
-    import late_device  # noqa: F401  # which registers it, here and in the server that a run's processes are forked from
+LATE = NAME == "late:0"
+if LATE:
+    import late_device  # which registers it, here and in the server that a run's processes are forked from
 
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     processes._PRELOAD.append("late_device")
-pytestmark = [pytest.mark.device, pytest.mark.skipif(NAME == "cuda:0" and not torch.cuda.is_available(), reason="this machine shows no CUDA device")]
 
 DEVICE = torch.device(NAME)
 THERE: Any = torch.get_device_module(DEVICE)
+pytestmark = [pytest.mark.device, pytest.mark.skipif(not LATE and not torch.cuda.is_available(), reason="this machine shows no CUDA device")]
+on_late = pytest.mark.skipif(not LATE, reason="only of the device that is late")
 
 
 @pytest.fixture
@@ -103,9 +108,10 @@ def test_a_center_on_the_device_is_the_one_on_the_host_within_rounding(algo: str
 
 
 def test_two_workers_exchange_with_a_center_on_the_device(tmp_path: Path) -> None:
-    s = settings("easgd", workers=2, steps=200, device=NAME, center_device=NAME, tau=1)
+    steps = 20 if LATE else 200
+    s = settings("easgd", workers=2, steps=steps, device=NAME, center_device=NAME, tau=1)
     outcome = run(s, tmp_path)
-    assert (outcome.status, outcome.summary["exchanges"]) == ("completed", 400)
+    assert (outcome.status, outcome.summary["exchanges"]) == ("completed", 2 * steps)
 
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour", "msgd"])
@@ -171,7 +177,7 @@ def test_the_seconds_of_a_worker_are_the_devices_and_add_up(tmp_path: Path) -> N
 
 
 def test_one_worker_repeats_bit_for_bit_when_deterministic(tmp_path: Path) -> None:
-    s = settings("eamsgd", workers=1, device=NAME, deterministic=True)
+    s = settings("eamsgd", workers=1, steps=8 if LATE else 40, device=NAME, deterministic=True)
     s.dataset = {"name": "synthetic", "target": "easgd_cli.data.synthetic:synthetic", "train": 200, "test": 20, "crop": 28}
     s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
     prepared = build.prepare(s)
@@ -189,3 +195,119 @@ def test_two_workers_share_a_device_and_the_evaluator_uses_it_too(tmp_path: Path
     state = torch.load(tmp_path / "center.pt", weights_only=True)
     assert all(v.device.type == "cpu" for v in state.values())
     net.load_state_dict(state)
+
+
+@pytest.mark.parametrize("where", ["cpu", NAME])
+@pytest.mark.parametrize("algo", ["sync_eamsgd", "gauss_seidel_easgd"])
+def test_rounds_on_a_device_are_the_same_rounds_on_a_cpu_within_rounding(algo: str, where: str, tmp_path: Path) -> None:
+    s = settings(algo, workers=2, steps=9, tau=2, average=POLYAK, **on_function("quadratic:Quadratic", dimension=5, spectrum=[0.5, 2.0]))
+    assert run(replace(s, device=NAME, center_device=where, eval=Eval(every="4 steps", device=NAME)), tmp_path).status == "completed"
+    driver = by_hand(s, build.prepare(s))
+    for _ in range(9):
+        driver.round()
+    for party, name in (("center", "x"), ("average", "average")):
+        saved = torch.load(tmp_path / f"{party}.pt", weights_only=True)["x"]
+        torch.testing.assert_close(saved, driver.vectors()[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("where", ["cpu", NAME])
+@pytest.mark.parametrize("algo", ["eamsgd", "msgd"])
+def test_a_run_on_a_device_that_was_stopped_goes_on_as_if_nothing_had_been(algo: str, where: str, tmp_path: Path) -> None:
+    s = settings(algo, workers=1, steps=12, average=POLYAK, deterministic=True, device=NAME, center_device=where if algo == "eamsgd" else "cpu")
+    run(s, tmp_path / "whole")
+    run(replace(s, steps=5), tmp_path / "parts")
+    assert run(s, tmp_path / "parts", resume=True).status == "completed"
+    assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "parts")
+    for file in ("center.pt", "average.pt"):
+        a, b = (torch.load(tmp_path / d / file, weights_only=True) for d in ("whole", "parts"))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@on_late
+def test_a_device_of_its_own_is_not_mixed_with_the_cpu_nor_read_unasked() -> None:
+    x, host = torch.arange(6.0, device=DEVICE), torch.full((6,), -1.0).pin_memory()
+    for mixed in (lambda: x + host, lambda: torch.cat([x, torch.empty(0)]), lambda: x[torch.tensor([1])], lambda: torch.dot(x, host)):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+    with pytest.raises(TypeError, match="can't convert"):
+        x.numpy()
+    host.copy_(x, non_blocking=True)
+    assert host.tolist() == [-1] * 6
+    THERE.synchronize()
+    assert host.tolist() == [0, 1, 2, 3, 4, 5]
+    sent = torch.ones(6).pin_memory()
+    there = sent.to(DEVICE, non_blocking=True)
+    sent.fill_(2)
+    assert there.sum().item() == 12  # it was sent later than it was changed
+    THERE.set_sync_debug_mode("error")
+    try:
+        for waits in (lambda: x.sum().item(), lambda: x.cpu(), lambda: torch.ones(6).to(DEVICE, non_blocking=True), lambda: torch.equal(x, x)):
+            with pytest.raises(RuntimeError, match="waits"):
+                waits()
+    finally:
+        THERE.set_sync_debug_mode("default")
+
+
+def exchanged(where: str) -> Tensor:
+    """The center after some steps of EASGD with one worker on the device, `where` its vectors are, served by a thread that is another process."""
+    s = settings("easgd", workers=1, tau=2, **on_function("quadratic:Quadratic", dimension=5, spectrum=[0.5, 2.0]))
+    method, problem = build.method(s), build.problem(s, None, DEVICE)
+    start = problem.start()
+    link = Link.new(0, method, len(start), start.dtype)
+    link.memory["x"].copy_(start)
+    handed = threading.Event()
+
+    def master() -> None:
+        with late_device.process():
+            center = Center(method, {"x": start.to(DEVICE if where == "handed out" else "cpu", copy=True)})
+            made.append(center)
+            end = SharedMasterEnd([link.for_master()], center, hand_out([link.for_master()], DEVICE) if where == "handed out" else None)
+            handed.set()
+            serve(center, end, [])
+
+    made: list[Center] = []
+    thread = threading.Thread(target=master)
+    thread.start()
+    handed.wait(10)
+    elsewhere = Staging(link.memory.tensors, DEVICE) if where == "staged" else Handed(link.for_worker(), DEVICE)
+    session = SharedWorkerEnd(link.for_worker(), elsewhere)
+    w = Worker(session.vectors, s.tau, build.schedule(s, 12), 0, 0)
+    for _ in range(12):
+        drive.take_step(method, w, problem, session)
+    session.close(w.t)
+    thread.join(10)
+    return made[0].vectors["x"].cpu()
+
+
+@on_late
+@pytest.mark.parametrize("where", ["staged", "handed out"])
+def test_an_exchange_with_a_device_waits_where_it_must(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait that the transports owe is left out in turn, and the center shows it."""
+    s = settings("easgd", workers=1, tau=2, **on_function("quadratic:Quadratic", dimension=5, spectrum=[0.5, 2.0]))
+    expected = by_hand(s, build.prepare(s))
+    for _ in range(12):
+        expected.step(0)
+    x = expected.vectors()["x"]
+
+    def right(prompt: bool) -> bool:
+        monkeypatch.setattr(late_device, "prompt", prompt)
+        return torch.allclose(exchanged(where), x, rtol=1e-10)
+
+    assert right(prompt=False) and right(prompt=True)
+    down, main = late_device.Stream.wait_stream, late_device.here.process.default
+
+    def only(waits: Callable[[Any], bool]) -> Callable[[Any, Any], None]:
+        return lambda stream, other: down(stream, other) if waits(stream) else None
+
+    left_out: list[tuple[Any, str, Any]] = [(late_device.Event, "synchronize", lambda event: None)]
+    if where == "staged":
+        left_out += [
+            (late_device.Stream, "wait_stream", only(lambda stream: stream is main)),
+            (late_device.Stream, "wait_stream", only(lambda stream: stream is not main)),
+        ]
+    else:
+        left_out += [(late_device, "synchronize", lambda device=None: None)]
+    for owner, name, instead in left_out:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, instead)
+            assert not (right(prompt=False) and right(prompt=True)), (owner, name)
