@@ -311,7 +311,7 @@ def _later(op: Any, flat: list[Any], spec: Any) -> Any:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
             for target, value in zip(targets, tree_flatten(op(*args, **kwargs))[0], strict=True):
-                if isinstance(value, Tensor) and value.data_ptr() != target.data_ptr():
+                if isinstance(value, Tensor) and value.numel() and value.data_ptr() != target.data_ptr():
                     target.copy_(value)
 
     current_stream().ask(work)
@@ -334,7 +334,7 @@ def _results(op: Any, flat: list[Any], spec: Any) -> tuple[dict[int, Any], list[
 def _meta(t: Any) -> Any:
     if isinstance(t, torch.device):
         return torch.device("meta")
-    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") if isinstance(t, Tensor) and t.device.type == "late" else t
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") if isinstance(t, Tensor) else t
 
 
 def _register() -> list[torch.library.Library]:

@@ -33,13 +33,14 @@ def _checked(key: str, given: str, device: str) -> str:
     """`device`, one of those `given`, with its number: cuda is cuda:0."""
     try:
         d = torch.device(device)
+        there = torch.get_device_module(d)
     except RuntimeError:
-        d = None
-    if d is None or d.type not in ("cpu", "cuda", torch._C._get_privateuse1_backend_name()):
+        there = None
+    if not all(hasattr(there, needed) for needed in ("device_count", "set_device", "Stream", "Event")):
         raise UsageError(f"{key}={given}: is auto, cpu, cuda, or a list of devices such as cuda:0,cuda:1.")
     if d.type == "cpu":
         return "cpu"
-    count = torch.get_device_module(d).device_count()
+    count = there.device_count()
     if (d.index or 0) >= count:
         raise UsageError(f"{key}={given}: this machine shows {count} {d.type.upper()} devices; use {key}=cpu.")
     return f"{d.type}:{d.index or 0}"
