@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from test_runs import POLYAK, by_hand, on_function, recorded_order, run, saved_center, settings
-from test_transport import serve
+from test_transport import RealStar
 from torch import Tensor
 
-from easgd_cli.algorithms.base import Worker
+from easgd_cli.algorithms.base import Method, Worker
 from easgd_cli.data.images import Images
 from easgd_cli.experiment import build
 from easgd_cli.launcher import processes
@@ -40,7 +39,7 @@ if LATE:
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     processes._PRELOAD.append("late_device")
 
-DEVICE = torch.device(NAME)
+CPU, DEVICE = torch.device("cpu"), torch.device(NAME)
 THERE: Any = torch.get_device_module(DEVICE)
 pytestmark = [pytest.mark.device, pytest.mark.skipif(not LATE and not torch.cuda.is_available(), reason="this machine shows no CUDA device")]
 on_late = pytest.mark.skipif(not LATE, reason="only of the device that is late")
@@ -72,7 +71,7 @@ def in_float64(**values: Any) -> Settings:
 def test_gradient_loss_and_evaluation_are_the_cpus_within_rounding() -> None:
     s = in_float64()
     data = build.data(s)
-    ours, theirs = (build.problem(s, data, device) for device in (torch.device("cpu"), DEVICE))
+    ours, theirs = (build.problem(s, data, device) for device in (CPU, DEVICE))
     x = ours.start()
     for t in range(3):
         ours.load(1, t)
@@ -122,7 +121,7 @@ def test_no_step_waits_for_the_device_but_for_its_message(algo: str) -> None:
     s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
     method, problem = build.method(s), build.problem(s, build.data(s), DEVICE)
     start = problem.start()
-    hand = drive.ByHand(method, drive.clipped(problem, s.clip), start=start, workers=1, tau=s.tau, schedule=build.schedule(s, 20))
+    hand = drive.ByHand(method, problem, clip=s.clip, start=start, workers=1, tau=s.tau, schedule=build.schedule(s, 20))
     hand.step(0)
     THERE.set_sync_debug_mode("error")
     try:
@@ -132,23 +131,41 @@ def test_no_step_waits_for_the_device_but_for_its_message(algo: str) -> None:
         THERE.set_sync_debug_mode("default")
 
 
+class OtherProcess(RealStar):
+    """A master in a thread, which has streams of its own on the device, where that can be had."""
+
+    def _serve(self) -> None:
+        with late_device.process() if LATE else nullcontext():
+            super()._serve()
+
+
+def begun(method: Method, start: Tensor, where: str) -> OtherProcess:
+    """A center and one worker on the device that begin at `start`: its messages are staged through the host, or both have been handed out."""
+    link = Link.new(0, method, len(start), start.dtype)
+    link.memory["x"].copy_(start)
+    at = DEVICE if where == "handed out" else CPU
+    center = Center(method, {name: torch.zeros_like(start, device=at) for name in method.shared.state})
+    center.vectors["x"].copy_(start)
+    master = SharedMasterEnd([link.for_master()], center, hand_out([link.for_master()], DEVICE) if where == "handed out" else None)
+    elsewhere = Handed(link.for_worker(), DEVICE) if where == "handed out" else Staging(link.memory.tensors, DEVICE)
+    star = OtherProcess(method, 1, center, master, [SharedWorkerEnd(link.for_worker(), elsewhere)])
+    star.begin()
+    return star
+
+
 @pytest.mark.parametrize("algo", ["easgd", "downpour"])
 def test_a_staged_exchange_is_what_the_host_makes_of_it_and_no_step_waits_for_more(algo: str) -> None:
     """A worker's own session and clock against a master in a thread, with torch raising as above."""
     s = settings(algo, workers=1, device=NAME, tau=1)
     method, problem = build.method(s), build.problem(s, build.data(s), DEVICE)
     start = problem.start()
-    link = Link.new(0, method, start.numel(), start.dtype)
-    link.memory["x"].copy_(start)
-    center = Center(method, {name: torch.zeros_like(start, device="cpu") for name in method.center})
-    center.vectors["x"].copy_(start)
-    expected = drive.ByHand(method, build.problem(s, build.data(s), torch.device("cpu")), start=start.cpu(), workers=1, tau=1, schedule=build.schedule(s, 20))
-    thread = threading.Thread(target=serve, args=(center, SharedMasterEnd([link.for_master()], center), []))
-    thread.start()
-    session = SharedWorkerEnd(link.for_worker(), Staging(link.memory.tensors, DEVICE))
-    assert link.memory["x"].is_pinned() and link.memory["reply"].is_pinned()
+    expected = drive.ByHand(method, build.problem(s, build.data(s), CPU), start=start.cpu(), workers=1, tau=1, schedule=build.schedule(s, 20))
+    star = begun(method, start, "staged")
+    session = star.workers[0]
+    assert isinstance(session, SharedWorkerEnd)
+    assert session._memory["x"].is_pinned() and session._memory["reply"].is_pinned()
     w, tally = Worker(session.vectors, 1, build.schedule(s, 20), 0, 0), Tally()
-    timed = Timed(problem, session, tally, DEVICE)
+    timed = Timed(drive.ProblemGradients(problem), session, tally, DEVICE)
     drive.take_step(method, w, timed, timed)
     THERE.set_sync_debug_mode("error")
     try:
@@ -158,10 +175,10 @@ def test_a_staged_exchange_is_what_the_host_makes_of_it_and_no_step_waits_for_mo
         THERE.set_sync_debug_mode("default")
     timed.settle()
     session.close(w.t)
-    thread.join(10)
+    star.wait()
     for _ in range(6):
         expected.step(0)
-    torch.testing.assert_close(center.vectors["x"], expected.vectors()["x"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(star.center.vectors["x"], expected.vectors()["x"], rtol=1e-3, atol=1e-4)
     assert tally.seconds_compute > 0 and tally.seconds_communication > 0
 
 
@@ -248,66 +265,42 @@ def test_a_device_of_its_own_is_not_mixed_with_the_cpu_nor_read_unasked() -> Non
         THERE.set_sync_debug_mode("default")
 
 
-def exchanged(where: str) -> Tensor:
-    """The center after some steps of EASGD with one worker on the device, `where` its vectors are, served by a thread that is another process."""
-    s = settings("easgd", workers=1, tau=2, **on_function("quadratic:Quadratic", dimension=5, spectrum=[0.5, 2.0]))
+def exchanged(s: Settings, where: str) -> Tensor:
+    """The center after 12 steps of a worker whose messages are `where`."""
     method, problem = build.method(s), build.problem(s, None, DEVICE)
-    start = problem.start()
-    link = Link.new(0, method, len(start), start.dtype)
-    link.memory["x"].copy_(start)
-    handed = threading.Event()
-
-    def master() -> None:
-        with late_device.process():
-            center = Center(method, {"x": start.to(DEVICE if where == "handed out" else "cpu", copy=True)})
-            made.append(center)
-            end = SharedMasterEnd([link.for_master()], center, hand_out([link.for_master()], DEVICE) if where == "handed out" else None)
-            handed.set()
-            serve(center, end, [])
-
-    made: list[Center] = []
-    thread = threading.Thread(target=master)
-    thread.start()
-    handed.wait(10)
-    elsewhere = Staging(link.memory.tensors, DEVICE) if where == "staged" else Handed(link.for_worker(), DEVICE)
-    session = SharedWorkerEnd(link.for_worker(), elsewhere)
-    w = Worker(session.vectors, s.tau, build.schedule(s, 12), 0, 0)
+    star = begun(method, problem.start(), where)
+    [session] = star.workers
+    w, gradients = Worker(session.vectors, s.tau, build.schedule(s, 12), 0, 0), drive.ProblemGradients(problem)
     for _ in range(12):
-        drive.take_step(method, w, problem, session)
+        drive.take_step(method, w, gradients, session)
     session.close(w.t)
-    thread.join(10)
-    return made[0].vectors["x"].cpu()
+    star.wait()
+    return star.center.vectors["x"].cpu()
 
 
 @on_late
-@pytest.mark.parametrize("where", ["staged", "handed out"])
-def test_an_exchange_with_a_device_waits_where_it_must(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each wait that the transports owe is left out in turn, and the center shows it."""
+@pytest.mark.parametrize(
+    ("where", "left_out"),
+    [("staged", None), ("staged", "message down"), ("staged", "gradient before message"), ("staged", "reply up"),
+     ("handed out", None), ("handed out", "message down"), ("handed out", "rule before reply")],
+)  # fmt: skip
+def test_an_exchange_with_a_device_waits_where_it_must(where: str, left_out: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait that a transport owes is left out in turn, and the center shows it: with work done as late as it may, or with the gradient ahead."""
     s = settings("easgd", workers=1, tau=2, **on_function("quadratic:Quadratic", dimension=5, spectrum=[0.5, 2.0]))
     expected = by_hand(s, build.prepare(s))
     for _ in range(12):
         expected.step(0)
-    x = expected.vectors()["x"]
-
-    def right(prompt: bool) -> bool:
+    wait, own = late_device.Stream.wait_stream, late_device.here.process.default
+    if left_out == "message down":
+        monkeypatch.setattr(late_device.Event, "synchronize", lambda event: None)
+    elif left_out == "gradient before message":
+        monkeypatch.setattr(late_device.Stream, "wait_stream", lambda stream, other: wait(stream, other) if stream is own else None)
+    elif left_out == "reply up":
+        monkeypatch.setattr(late_device.Stream, "wait_stream", lambda stream, other: None if stream is own else wait(stream, other))
+    elif left_out == "rule before reply":
+        monkeypatch.setattr(late_device, "synchronize", lambda device=None: None)
+    right = []
+    for prompt in (False, True):
         monkeypatch.setattr(late_device, "prompt", prompt)
-        return torch.allclose(exchanged(where), x, rtol=1e-10)
-
-    assert right(prompt=False) and right(prompt=True)
-    down, main = late_device.Stream.wait_stream, late_device.here.process.default
-
-    def only(waits: Callable[[Any], bool]) -> Callable[[Any, Any], None]:
-        return lambda stream, other: down(stream, other) if waits(stream) else None
-
-    left_out: list[tuple[Any, str, Any]] = [(late_device.Event, "synchronize", lambda event: None)]
-    if where == "staged":
-        left_out += [
-            (late_device.Stream, "wait_stream", only(lambda stream: stream is main)),
-            (late_device.Stream, "wait_stream", only(lambda stream: stream is not main)),
-        ]
-    else:
-        left_out += [(late_device, "synchronize", lambda device=None: None)]
-    for owner, name, instead in left_out:
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, instead)
-            assert not (right(prompt=False) and right(prompt=True)), (owner, name)
+        right.append(torch.allclose(exchanged(s, where), expected.vectors()["x"], rtol=1e-10))
+    assert all(right) == (left_out is None)
