@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from test_runs import POLYAK, by_hand, on_function, recorded_order, run, saved_center, settings
+from test_simulated import virtual
 from test_transport import RealStar
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from easgd_cli.algorithms.base import Method, Worker
 from easgd_cli.data.images import Images
 from easgd_cli.experiment import build
 from easgd_cli.launcher import processes
+from easgd_cli.record import checkpoint
 from easgd_cli.settings.schema import Eval, Settings
 from easgd_cli.training import drive
 from easgd_cli.training.center import Center
@@ -62,14 +64,14 @@ def test_a_batch_cut_on_the_device_is_the_cpus(images: Images, cropped: bool) ->
         assert theirs.device == DEVICE and torch.equal(theirs.cpu(), ours) and torch.equal(their_labels.cpu(), labels)
 
 
-def in_float64(**values: Any) -> Settings:
-    s = settings("easgd", **values)
-    s.model = {"name": "double", "target": "nets:double"}
-    return s
+def in_float64(algo: str, net: str = "double", **values: Any) -> Settings:
+    return settings(algo, **values, model={"name": net, "target": f"nets:{net}"})
 
 
-def test_gradient_loss_and_evaluation_are_the_cpus_within_rounding() -> None:
-    s = in_float64()
+@pytest.mark.parametrize(("net", "batch_norm"), [("double", "estimate"), ("double_residual", "estimate"), ("double_residual", "average")])
+def test_gradient_loss_and_evaluation_are_the_cpus_within_rounding(net: str, batch_norm: str) -> None:
+    s = in_float64("easgd", net)
+    s.problem |= {"batch_norm": batch_norm}
     data = build.data(s)
     ours, theirs = (build.problem(s, data, device) for device in (CPU, DEVICE))
     x = ours.start()
@@ -81,12 +83,15 @@ def test_gradient_loss_and_evaluation_are_the_cpus_within_rounding() -> None:
         torch.testing.assert_close(theirs.loss.cpu(), ours.loss, rtol=1e-10, atol=0.0)
         x -= 0.1 * g
     assert theirs.evaluate(x.to(DEVICE)) == pytest.approx(ours.evaluate(x), rel=1e-8)
+    assert torch.equal(theirs.confusion(x.to(DEVICE)), ours.confusion(x))
+    saved = theirs.state_dict(x.to(DEVICE))
+    torch.testing.assert_close(saved, ours.state_dict(x), rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour", "msgd"])
 def test_one_worker_on_the_device_gives_the_cpus_center_within_rounding(algo: str, tmp_path: Path) -> None:
     """Messages and replies are staged through the host, and what comes out is what the CPU computes."""
-    s = in_float64(workers=1, steps=9) if algo == "easgd" else replace(settings(algo, workers=1, steps=9), model={"name": "double", "target": "nets:double"})
+    s = in_float64(algo, workers=1, steps=9)
     prepared = build.prepare(s)
     centers = []
     for device in ("cpu", NAME):
@@ -99,7 +104,7 @@ def test_one_worker_on_the_device_gives_the_cpus_center_within_rounding(algo: st
 @pytest.mark.parametrize("algo", ["easgd", "downpour", "mdownpour"])
 def test_a_center_on_the_device_is_the_one_on_the_host_within_rounding(algo: str, tmp_path: Path) -> None:
     """No vector goes over the bus, and the run is the same."""
-    s = replace(settings(algo, workers=1, steps=9), model={"name": "double", "target": "nets:double"}, device=NAME)
+    s = in_float64(algo, workers=1, steps=9, device=NAME)
     prepared = build.prepare(s)
     for where in ("cpu", NAME):
         assert run(replace(s, center_device=where), tmp_path / where.partition(":")[0]).status == "completed"
@@ -238,6 +243,18 @@ def test_a_run_on_a_device_that_was_stopped_goes_on_as_if_nothing_had_been(algo:
     for file in ("center.pt", "average.pt"):
         a, b = (torch.load(tmp_path / d / file, weights_only=True) for d in ("whole", "parts"))
         assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_virtual_cluster_on_a_device_goes_on_from_a_checkpoint_that_needs_none(tmp_path: Path) -> None:
+    s = in_float64("eamsgd", workers=2, steps=9)
+    assert virtual(s, tmp_path / "cpu").status == "completed"
+    s.device = NAME
+    assert virtual(replace(s, steps=4), tmp_path / "there").status == "completed"
+    content = torch.load(checkpoint.find(tmp_path / "there" / "checkpoint")[-1], weights_only=True)
+    assert all(v.device == CPU for v in content["workers"][0]["vectors"].values()) and content["owner"]["vectors"]["x"].device == CPU
+    assert virtual(s, tmp_path / "there", resume=True).status == "completed"
+    centers = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("there", "cpu"))
+    torch.testing.assert_close(*centers, rtol=1e-7, atol=1e-9)
 
 
 @on_late
