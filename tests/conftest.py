@@ -35,8 +35,8 @@ children._PRELOAD.append("torch._dynamo")  # torch.optim imports it at its first
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Shows the tests no GPU, unless those that need one are asked for (-m cuda): the others hold runs against the CPU's bits."""
-    if "cuda" not in config.option.markexpr:
+    """Shows the tests no GPU, unless those that need one are asked for (-m device): the others hold runs against the CPU's bits."""
+    if "device" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

@@ -83,8 +83,7 @@ class Loop:
                 nn.utils.clip_grad_norm_(self._net.parameters(), self._start.settings.clip)
             self._optimizer.step()
             self._channel.receive()  # a microsecond; without it the loop would outlive a launcher that was killed
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        torch.get_device_module(self._device).synchronize(self._device)
 
 
 class PlainLoop:

@@ -254,7 +254,9 @@ def _whole_batches(indices: Tensor) -> Tensor:
 
 def _default_generator(device: torch.device) -> torch.Generator:
     """The generator that layers such as dropout draw from on `device`. Seeding it directly costs a microsecond, torch.manual_seed 70."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return torch.default_generator
-    torch.cuda.init()
-    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    there = torch.get_device_module(device)
+    there.init()  # makes the generators
+    generator: torch.Generator = there.default_generators[there.current_device() if device.index is None else device.index]
+    return generator
