@@ -200,6 +200,15 @@ def test_messages_queue_at_the_master(tmp_path: Path) -> None:
     assert queue["waiting"] == pytest.approx(100 * (0.1 + 0.2 + 0.3 + 0.4) / (0.1 + 0.2 + 0.3 + 0.4 + 4.0))
 
 
+def test_a_round_is_served_at_the_price_of_each_of_its_messages(tmp_path: Path) -> None:
+    """p messages of service s take p s, whether one after another or together; the gradient is taken meanwhile, or after."""
+    for algo, step in (("sync_easgd", max(1.0, 0.8)), ("pull_then_step", 1.0 + 0.8)):
+        outcome = virtual(on_a_function(algo, workers=4, tau=1, steps=5), tmp_path / algo, compute=1.0, service=0.2)
+        assert outcome.summary["wall_seconds"] == pytest.approx(5 * step)
+        assert outcome.summary["communication"]["master_busy"] == pytest.approx(100 * 0.8 / step)
+        assert outcome.summary["communication"]["queue_seconds"]["max"] == 0
+
+
 def test_a_straggler_holds_up_rounds_and_nobody_else(tmp_path: Path) -> None:
     speeds = [1.0, 1.0, 1.0, 0.25]
     alone = virtual(on_a_function("easgd", tau=1, steps=40), tmp_path / "easgd", compute=1.0, speeds=speeds)
