@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 240  # for one mutant's tests; on an idle machine they take 1 to 15
 PARTS = ("easgd_cli", "tests", "configs", "pyproject.toml")
 
-ALGORITHMS = ("tests/test_algorithms.py",)
+ALGORITHMS = ("tests/test_algorithms.py", "tests/test_transport.py::test_staleness_counts_the_updates_of_others_between_two_exchanges")
 TRANSPORT = ("tests/test_transport.py",)
-VIRTUAL = ("tests/test_simulated.py", "-k", "price or queue or trace or step_lasts or straggler or staleness or goes_on or by_hand or clock or level")
+VIRTUAL = ("tests/test_simulated.py", "--deselect=tests/test_simulated.py::test_one_worker_gives_the_bits_of_a_real_run")
 THEORY = ("tests/test_theory.py", "tests/test_theory_simulation.py")
 TESTS = {
     "algorithms/": ALGORITHMS,
@@ -27,7 +27,9 @@ TESTS = {
     "transport/shared.py": TRANSPORT,
     "transport/staging.py": TRANSPORT,
     "transport/on_device.py": TRANSPORT,
-    "transport/simulated.py": VIRTUAL,
+    "transport/simulated.py": (*TRANSPORT, *VIRTUAL),
+    "training/gathering.py": VIRTUAL,
+    "launcher/virtual_master.py": VIRTUAL,
     "theory/": THEORY,
 }
 
@@ -41,7 +43,7 @@ MUTANTS = [
     ("algorithms/eamsgd.py", "w.x.lerp_(center, self.alpha)  # a)", "w.x.lerp_(center, self.alpha / w.tau)"),
     ("algorithms/eamsgd.py", "w.v.mul_(self.delta).sub_(g, alpha=w.eta)", "w.v.mul_(self.delta).sub_(g, alpha=w.schedule(w.t + 1))"),
     ("algorithms/eamsgd.py", "w.v.mul_(self.delta).sub_(g, alpha=w.eta)", "w.v.sub_(g, alpha=w.eta).mul_(self.delta)"),
-    ("algorithms/eamsgd.py", "center.x.lerp_(m, n * self.alpha)  # b)", "center.x.lerp_(m, self.alpha)"),
+    ("algorithms/eamsgd.py", "return EASGD(self.alpha).variables", "return EASGD(self.alpha * self.delta).variables"),
     ("algorithms/eamsgd.py", "Gradient(w.y), Exchange(w.x) if w.due", "Gradient(w.y), Exchange(w.y) if w.due"),
     ("algorithms/downpour.py", "g = yield Gradient(w.x if pulled is None else pulled)", "g = yield Gradient(w.x)"),
     ("algorithms/downpour.py", "w.v.zero_()  # c)", "pass"),
@@ -61,13 +63,17 @@ MUTANTS = [
     ("algorithms/pull_then_step.py", "w.x.copy_(w.y).sub_(g, alpha=w.eta)", "w.x.sub_(g, alpha=w.eta)"),
     ("algorithms/pull_then_step.py", "w.x.copy_(w.y).sub_(g, alpha=w.eta)", "w.x.copy_(w.y).sub_(g, alpha=w.schedule(w.t + 1))"),
     ("algorithms/pull_then_step.py", "n * self.beta / self.workers", "n * self.alpha"),
-    ("algorithms/sync_easgd.py", 'gathers = "round"', 'gathers = "each"'),
-    ("algorithms/sync_eamsgd.py", 'gathers = "round"', 'gathers = "each"'),
+    ("algorithms/sync_easgd.py", "[CENTER].synchronous()}", "[CENTER]}"),
+    ("algorithms/sync_eamsgd.py", "[CENTER].synchronous()}", "[CENTER]}"),
+    ("algorithms/pull_then_step.py", 'gathers = "round"', 'gathers = "each"'),
+    ("algorithms/base.py", "staleness = clock - 1 - self.clock", "staleness = clock - self.clock"),
+    ("algorithms/base.py", "        self.exchanges += 1\n", "        self.exchanges = served\n"),
+    ("algorithms/base.py", "return [(size - entries, self.receive), (size, rule)]", "return [(size - entries, rule), (size, rule)]"),
     ("algorithms/base.py", "return self.t % self.tau == 0", "return (self.t + 1) % self.tau == 0"),
     ("algorithms/base.py", "return self.schedule(self.t)", "return self.schedule(self.t + 1)"),
     ("algorithms/base.py", "if not 0 <= alpha <= 1:", "if not 0 <= alpha <= 2:"),
     ("algorithms/base.py", "if not 0 <= alpha <= 1:", "if not alpha <= 1:"),
-    ("algorithms/base.py", "if not method.center and workers != 1:", "if not method.center and workers < 1:"),
+    ("algorithms/base.py", "if center is None and workers != 1:", "if center is None and workers < 1:"),
     ("algorithms/statistics.py", "center.x.lerp_(m, n / self.workers)", "center.x.lerp_(m, 1 / self.workers)"),
     ("algorithms/statistics.py", "reply.copy_(m)  # so that", "reply.copy_(center.x)  # so that"),
     ("algorithms/statistics.py", "if v is not w.x and v is not reply:", "if v is not w.x:"),
@@ -115,11 +121,8 @@ MUTANTS = [
     ("problems/flat.py", "(tensor if slot is None else values[slot]).copy_(state[name])", "values[slot or 0].copy_(state[name])"),
     ("problems/flat.py", 'value.detach().to("cpu", copy=True,', 'value.detach().to("cpu",'),
     # the transports
-    ("transport/shared.py", "self.staleness = clock - 1 - self.center_clock", "self.staleness = clock - self.center_clock"),
-    ("transport/shared.py", "self.center_clock, self.served, self.cut = clock, served,", "self.center_clock, self.served, self.cut = clock, clock,"),
     ("transport/shared.py", "if len(data) < _REPLY.size:", "if len(data) < 0:"),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
-    ("transport/shared.py", "mark == Mark.CHECKPOINT\n", "mark == Mark.NONE\n"),
     ("transport/shared.py", "key = (request.worker, request.vector)", "key = (request.worker, 0)"),
     ("transport/shared.py", "if request.kind in (Kind.CLOSE, Kind.LOST):", "if request.kind is Kind.LOST:"),
     ("transport/shared.py", "            data = b\"\"\n", "            raise\n"),
@@ -129,19 +132,30 @@ MUTANTS = [
     ("transport/staging.py", 'self.vectors["reply"].copy_(self._shared["reply"], non_blocking=True)', "pass"),
     ("transport/staging.py", "v.to(device, copy=True)", "v.to(device)"),
     ("transport/on_device.py", "self.vectors[name].copy_(v)", "pass"),
-    ("transport/simulated.py", "self._network.service * len(members)", "self._network.service"),
-    ("transport/simulated.py", "self.latency[0] + (nbytes / self.bandwidth[0]", "self.latency[1] + (nbytes / self.bandwidth[0]"),
-    ("transport/simulated.py", "self.latency[1] + (nbytes / self.bandwidth[1]", "self.latency[1] + (nbytes / self.bandwidth[0]"),
-    ("transport/simulated.py", "session.staleness = self._center.clock - 1 - session.center_clock", "session.staleness = self._center.clock - session.center_clock"),
-    ("transport/simulated.py", "self.longest = max(self.longest, *waited)", "self.longest = max(*waited, 0.0)"),
-    ("transport/simulated.py", "self.busy += service", "self.busy += service / len(waited)"),
-    ("transport/simulated.py", "return sorted(self._arrived) if", "return list(self._arrived) if"),
-    ("transport/simulated.py", "self._arrived.keys() >= self._live else []", "self._arrived else []"),
-    ("transport/simulated.py", "given_back = list(self._arrived)", "given_back = list(self._arrived)[1:]"),
-    ("transport/simulated.py", "self.served += len(members)", "self.served += 1"),
-    ("transport/simulated.py", "return [next(iter(self._arrived))] if", "return [max(self._arrived)] if"),
-    ("transport/simulated.py", "self._events.add(now + self._network.down(self._nbytes)", "self._events.add(now + self._network.up(self._nbytes)"),
-    ("transport/simulated.py", "if seen >= share * total:", "if seen > share * total:"),
+    ("transport/shared.py", "return Reply(self._reply, clock, served, Mark(mark))", "return Reply(self._reply, clock, clock + 1, Mark(mark))"),
+    ("transport/shared.py", "self._send(Kind.EXCHANGE, t, index)", "self._send(Kind.EXCHANGE, 0, index)"),
+    ("transport/shared.py", "self._untold = (t, index)", "self._untold = (0, index)"),
+    ("transport/simulated.py", "return self.latency[0] + (self.nbytes / self.bandwidth[0]", "return self.latency[1] + (self.nbytes / self.bandwidth[0]"),
+    ("transport/simulated.py", "return self.latency[1] + (self.nbytes / self.bandwidth[1]", "return self.latency[1] + (self.nbytes / self.bandwidth[0]"),
+    ("transport/simulated.py", "self._events.now + self._network.overhead + self._network.up()", "self._events.now + self._network.up()"),
+    ("transport/simulated.py", "self._events.now + self._network.down()", "self._events.now + self._network.up()"),
+    ("transport/simulated.py", "        self._numbers += 1\n", "        self._numbers -= 1\n"),
+    ("transport/simulated.py", "self._posted = Request(self._number, Kind.EXCHANGE, t, index)", "self._posted = Request(self._number, Kind.EXCHANGE, 0, index)"),
+    ("transport/simulated.py", "if self._reply.mark is Mark.WITHDRAWN:", "if self._reply.mark is Mark.CHECKPOINT:"),
+    ("transport/simulated.py", "self._wire.at_once(Request(self._number, Kind.LOST, -1, 0))", "pass"),
+    ("transport/simulated.py", "key = (request.worker, request.vector)", "key = (request.worker, 0)"),
+    ("transport/simulated.py", "self._posted, self._reply = None, Reply", "self._reply = Reply"),
+    ("transport/simulated.py", "heapq.heapify(self._heap)", "self._heap.reverse()"),
+    ("launcher/virtual_master.py", "self._service * len(members)", "self._service"),
+    ("launcher/virtual_master.py", "self.longest = max(self.longest, *waited)", "self.longest = max(*waited, 0.0)"),
+    ("launcher/virtual_master.py", "self.busy += service", "self.busy += service / len(waited)"),
+    ("launcher/virtual_master.py", "self.served += len(members)", "self.served += 1"),
+    ("launcher/virtual_master.py", "self._center.clock - 1 - self._told", "self._center.clock - self._told"),
+    ("launcher/virtual_master.py", "if seen >= share * total:", "if seen > share * total:"),
+    ("training/gathering.py", "        members = sorted(self._arrived)\n", "        members = sorted(self._arrived, reverse=True)\n"),
+    ("training/gathering.py", "not self._arrived or not self._arrived >= self._live", "not self._arrived"),
+    ("training/gathering.py", "        for worker in self._arrived:\n", "        for worker in sorted(self._arrived):\n"),
+    ("training/gathering.py", "not self._in_rounds or worker <= members[-1]", "not self._in_rounds or worker < members[-1]"),
     # the analysis
     ("theory/linear.py", "covariance = a @ covariance @ _transposed(a) + q", "covariance = a @ covariance @ a + q"),
     ("theory/linear.py", 'if bit == "1":', 'if bit == "0":'),
@@ -228,24 +242,38 @@ def main(words: list[str]) -> int:
         importlib.import_module(library)  # what takes seconds, once for all
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    survived = []
     with tempfile.TemporaryDirectory() as temporary:
         copy, log = copied(Path(temporary)), Path(temporary) / "log"
         for tests in dict.fromkeys(tests_of(file) for file, _, _ in chosen):
             if not passes(copy, tests, log):
                 print(f"fails without a mutant: {' '.join(tests)}\n{log.read_text()}")
                 return 2
-        for number, (file, old, new) in enumerate(chosen, 1):
+    several = max(1, min(os.cpu_count() or 1, 4, len(chosen)))
+    sharing = []
+    for part in range(several):
+        if (pid := os.fork()) == 0:
+            os._exit(try_all(chosen[part::several]))
+        sharing.append(pid)
+    survived = sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in sharing)
+    print(f"{len(chosen) - survived} of {len(chosen)} killed")
+    return 1 if survived else 0
+
+
+def try_all(mutants: list[tuple[str, str, str]]) -> int:
+    """Says of each whether the tests see it. Returns how many they do not."""
+    survived = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = copied(Path(temporary))
+        for file, old, new in mutants:
             path = copy / "easgd_cli" / file
             whole = path.read_text()
             path.write_text(whole.replace(old, new))
-            alive = passes(copy, tests_of(file), log)
+            alive = passes(copy, tests_of(file), copy / "log")
             path.write_text(whole)
-            said = f"{file}: {' / '.join(old.split(chr(10)))}  ->  {' / '.join(new.split(chr(10)))}"
-            print(f"{number:3}/{len(chosen)} {'SURVIVED' if alive else 'killed  '} {said}", flush=True)
-            survived += [said] if alive else []
-    print(f"{len(chosen) - len(survived)} of {len(chosen)} killed")
-    return 1 if survived else 0
+            shown = "  ->  ".join(" / ".join(line.strip() for line in lines.splitlines()) for lines in (old, new))
+            print(f"{'SURVIVED' if alive else 'killed  '}  {file}: {shown}", flush=True)
+            survived += alive
+    return survived
 
 
 if __name__ == "__main__":
