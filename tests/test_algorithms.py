@@ -258,8 +258,23 @@ def test_a_warm_up_scales_any_schedule() -> None:
 def test_a_stepwise_rate_changes_at_its_milestones() -> None:
     schedule = Stepwise(eta=1.0, milestones=[3, 5], factor=0.2)
     assert [schedule(t) for t in range(7)] == pytest.approx([1, 1, 1, 0.2, 0.2, 0.04, 0.04])
-    with pytest.raises(ValueError, match="rising order"):
-        Stepwise(eta=1.0, milestones=[5, 3])
+    assert Stepwise(eta=1.0, milestones=[1])(1) == 0.1 and Cosine(eta=1.0, steps=4, warmup=0)(4) == 0.0  # what the docs say of both where nothing is given
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Stepwise(eta=1.0, milestones=[5, 3]), "rising order"),
+        (lambda: Stepwise(eta=1.0, milestones=[3, 3]), "rising order"),
+        (lambda: Stepwise(eta=1.0, milestones=[0, 3]), "each at least 1"),
+        (lambda: Stepwise(eta=1.0, milestones=[3], factor=0.0), r"schedule\.factor=0"),
+        (lambda: Cosine(eta=1.0, steps=4, warmup=0, final=1.1), r"schedule\.final=1\.1"),
+        (lambda: Cosine(eta=1.0, steps=4, warmup=0, final=-0.1), r"schedule\.final=-0\.1"),
+    ],
+)
+def test_a_rate_that_makes_no_sense_is_refused(make: Callable[[], Schedule], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 @pytest.mark.parametrize("name", ["easgd", "eamsgd"])
@@ -466,7 +481,7 @@ class PullAndStep(Method):
 
     def step(self, w: Worker) -> Any:
         pulled = (yield Exchange(w.x)) if w.due else None
-        g = yield Gradient(w.x * 1 if pulled is None else pulled)
+        g = yield Gradient(w.x * 0.5 if pulled is None else pulled)
         w.x.sub_(g, alpha=w.eta)
 
     def receive(self, center: Any, m: Tensor, reply: Tensor, n: int) -> None:
