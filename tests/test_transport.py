@@ -154,6 +154,21 @@ def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method, wh
     assert sorted((worker, t) for worker, kind, t in run.seen if kind is Kind.CLOSE) == [(0, 7), (1, 7), (2, 7)]
 
 
+@pytest.mark.parametrize("where", ["shared", "staged", "handed out"])
+def test_a_worker_begins_with_what_was_put_into_its_memory(where: str) -> None:
+    """Where its vectors are not the shared ones, too; from then on they are its own."""
+    link = Link.new(0, EAMSGD(alpha=0.3, delta=0.5), SIZE, torch.float32)
+    for name in ("x", "v"):
+        link.memory[name].normal_()
+    before = {name: v.clone() for name, v in link.memory.tensors.items()}
+    handed = hand_out([link.for_master()], CPU) if where == "handed out" else None
+    elsewhere = Staging(link.memory.tensors, CPU) if where == "staged" else Handed(link.for_worker(), CPU) if handed is not None else None
+    end = SharedWorkerEnd(link.for_worker(), elsewhere)
+    assert all(torch.equal(end.vectors[name], before[name]) for name in ("x", "v"))
+    end.vectors["x"].zero_()
+    assert torch.equal(link.memory["x"], torch.zeros(SIZE) if where == "shared" else before["x"])
+
+
 @EVERYWHERE
 def test_a_mark_for_a_checkpoint_keeps_its_place_between_two_exchanges(where: str) -> None:
     run = star(where, EASGD(alpha=0.5), 1)
