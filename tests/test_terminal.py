@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import pytest
-from test_record import ENDED, FACTS, center, worker
+from test_record import ENDED, FACTS, worker
 from test_record_progress import Terminal
 
 from easgd_cli.__main__ import COMMANDS, main
@@ -78,7 +78,10 @@ def test_notes_above_the_view_and_the_closing_table_are_broken_between_words() -
     display = Display(Screen(file=shown, force_terminal=True, width=40, highlight=False))
     display.line(SENTENCE)
     summary: dict[str, Any] = {**FACTS, **ENDED, "status": "interrupted", "reason": SENTENCE, "bytes_exchanged": 10**6}
-    summary |= {"center": center(30, 4.0), "seconds": {part: worker(0, 9)[f"seconds_{part}"] for part in ("compute", "data", "communication", "other")}}
+    summary |= {
+        "center": {"train_loss": 0.5, "test_error": 4.0},
+        "seconds": {part: worker(0, 9)[f"seconds_{part}"] for part in ("compute", "data", "communication", "other")},
+    }
     display.show(lambda console: show_run(summary, console))
     display.close()
     lines = [line.rstrip() for line in shown.lines()]
