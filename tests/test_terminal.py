@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import pytest
-from test_record import ENDED, FACTS, worker
+from test_record import ENDED, FACTS
 from test_record_progress import Terminal
 
 from easgd_cli.__main__ import COMMANDS, main
