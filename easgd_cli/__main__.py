@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from easgd_cli import __version__
@@ -38,12 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with interruption.ending_the_process():
             return _dispatch(words)
-    except UsageError as e:
+    except (UsageError, RunError) as e:
+        if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":  # Hydra's way of asking where a refusal comes from
+            traceback.print_exc()
         tell(str(e))
-        return 2
-    except RunError as e:
-        tell(str(e))
-        return 1
+        return 2 if isinstance(e, UsageError) else 1
     except KeyboardInterrupt:
         tell("interrupted.")
         return 130

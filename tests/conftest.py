@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import http.server
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,9 +38,47 @@ children._PRELOAD.append("torch._dynamo")  # torch.optim imports it at its first
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Shows the tests no GPU, unless those that need one are asked for (-m cuda): the others hold runs against the CPU's bits."""
-    if "cuda" not in config.option.markexpr:
+    """Shows the tests no GPU, unless those that need one are asked for (-m device): the others hold runs against the CPU's bits."""
+    if "device" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Notes at a test whether it has failed, for the fixture below."""
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives_a_failing_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kills the processes that a failing test has started and left. Pytest's own end would wait for them, which may take minutes."""
+    before = descendants()
+    yield
+    if request.node.stash.get(FAILED, False):
+        kept = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # later tests use them
+        for pid in descendants() - before - kept:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for child in multiprocessing.active_children():
+            child.join(10)
+
+
+def descendants() -> set[int]:
+    """The processes that this one has started, and those that they have; none where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    found, new = set[int](), [os.getpid()]
+    while new:
+        new = [child for pid in new for child in children.get(pid, ())]
+        found.update(new)
+    return found
 
 
 @dataclass
@@ -115,8 +156,8 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def straight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs without the two compositions that Hydra's own main does around each: for tests of what comes before and after."""
-    monkeypatch.setattr(running, "_within_hydra", lambda asked, overrides, path, task: task())
+    """Jobs without what Hydra does around each: for tests of what comes before and after."""
+    monkeypatch.setattr(running, "_as_hydras_job", lambda job, path, task: task())
 
 
 @pytest.fixture

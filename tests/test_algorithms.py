@@ -29,7 +29,7 @@ from easgd_cli.algorithms import (
     Worker,
 )  # fmt: skip
 from easgd_cli.algorithms.average import Average, Moving, Polyak
-from easgd_cli.algorithms.schedule import Constant, Cosine, Decay, Stepwise, Warmup
+from easgd_cli.algorithms.schedule import Constant, Cosine, Decay, Schedule, Stepwise, Warmup
 from easgd_cli.algorithms.statistics import WithStatistics
 from easgd_cli.errors import UsageError
 from easgd_cli.training.drive import ByHand, ProblemGradients, Turn, take_step
@@ -62,6 +62,7 @@ class FunctionOf:
 
 START = torch.linspace(-1, 2, D, dtype=torch.float64)
 ETA, ALPHA, DELTA = 0.07, 0.225, 0.8
+CONSTANT = Constant(ETA)
 METHODS: dict[str, Method] = {
     "easgd": EASGD(alpha=ALPHA),
     "eamsgd": EAMSGD(alpha=ALPHA, delta=DELTA),
@@ -77,9 +78,14 @@ METHODS: dict[str, Method] = {
 ROUNDS = ["sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step"]
 
 
-def pair(name: str, p: int, tau: int, eta: float = ETA) -> tuple[ByHand, Listing]:
-    driver = ByHand(METHODS[name], FunctionOf(), workers=p, tau=tau, schedule=Constant(eta), start=START)
-    return driver, Listing(START, p, eta, tau, noisy, ALPHA, DELTA, beta=0.6)
+def pair(name: str, p: int, tau: int, schedule: Schedule = CONSTANT) -> tuple[ByHand, Listing]:
+    driver = ByHand(METHODS[name], FunctionOf(), workers=p, tau=tau, schedule=schedule, start=START)
+    return driver, Listing(START, p, schedule(0), tau, noisy, ALPHA, DELTA, beta=0.6)
+
+
+def falling(t: int) -> float:
+    """A rate that no two steps share: a rule that looks at another's clock, or at its own a step late or early, is seen at once."""
+    return ETA * 0.97**t
 
 
 def same(driver: ByHand, listing: Listing) -> None:
@@ -96,11 +102,12 @@ def same(driver: ByHand, listing: Listing) -> None:
 def test_equals_the_listing_after_every_step_in_any_order(name: str, tau: int) -> None:
     if name == "mdownpour" and tau > 1:
         pytest.skip("defined for tau = 1 only")
-    driver, listing = pair(name, p=3, tau=tau)
+    driver, listing = pair(name, p=3, tau=tau, schedule=falling)
     order = random.Random(tau)
     exchanges = []
     for _ in range(90):
         i = order.randrange(3)
+        listing.eta = falling(listing.t[i])
         driver.step(i)
         if getattr(listing, name)(i):
             exchanges.append(i)
@@ -111,8 +118,9 @@ def test_equals_the_listing_after_every_step_in_any_order(name: str, tau: int) -
 
 @pytest.mark.parametrize("name", ["sgd", "msgd"])
 def test_a_sequential_method_equals_its_listing(name: str) -> None:
-    driver, listing = pair(name, p=1, tau=10)
-    for _ in range(50):
+    driver, listing = pair(name, p=1, tau=10, schedule=falling)
+    for t in range(50):
+        listing.eta = falling(t)
         driver.step(0)
         assert not getattr(listing, name)(0)
         same(driver, listing)
@@ -250,8 +258,32 @@ def test_a_warm_up_scales_any_schedule() -> None:
 def test_a_stepwise_rate_changes_at_its_milestones() -> None:
     schedule = Stepwise(eta=1.0, milestones=[3, 5], factor=0.2)
     assert [schedule(t) for t in range(7)] == pytest.approx([1, 1, 1, 0.2, 0.2, 0.04, 0.04])
-    with pytest.raises(ValueError, match="rising order"):
-        Stepwise(eta=1.0, milestones=[5, 3])
+    assert Stepwise(eta=1.0, milestones=[1])(1) == 0.1 and Cosine(eta=1.0, steps=4, warmup=0)(4) == 0.0  # what the docs say of both where nothing is given
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Stepwise(eta=1.0, milestones=[5, 3]), "rising order"),
+        (lambda: Stepwise(eta=1.0, milestones=[3, 3]), "rising order"),
+        (lambda: Stepwise(eta=1.0, milestones=[0, 3]), "each at least 1"),
+        (lambda: Stepwise(eta=1.0, milestones=[3], factor=0.0), r"schedule\.factor=0"),
+        (lambda: Cosine(eta=1.0, steps=4, warmup=0, final=1.1), r"schedule\.final=1\.1"),
+        (lambda: Cosine(eta=1.0, steps=4, warmup=0, final=-0.1), r"schedule\.final=-0\.1"),
+    ],
+)
+def test_a_rate_that_makes_no_sense_is_refused(make: Callable[[], Schedule], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_a_stepwise_rate_may_have_a_factor_for_each_milestone() -> None:
+    schedule = Stepwise(eta=1.0, milestones=[3, 5], factor=[0.2, 0.5])
+    assert [schedule(t) for t in range(7)] == pytest.approx([1, 1, 1, 0.2, 0.2, 0.1, 0.1])
+    with pytest.raises(ValueError, match="one for each of 2 milestones"):
+        Stepwise(eta=1.0, milestones=[3, 5], factor=[0.2])
+    with pytest.raises(ValueError, match="greater than 0"):
+        Stepwise(eta=1.0, milestones=[3, 5], factor=[0.2, 0.0])
 
 
 @pytest.mark.parametrize("name", ["easgd", "eamsgd"])
@@ -333,8 +365,9 @@ def test_a_second_gradient_or_exchange_in_a_step_is_refused(ask: type[Gradient |
 @pytest.mark.parametrize("tau", [1, 3])
 @pytest.mark.parametrize("name", ROUNDS)
 def test_rounds_equal_their_equations_after_every_step(name: str, tau: int) -> None:
-    driver, listing = pair(name, p=3, tau=tau)
+    driver, listing = pair(name, p=3, tau=tau, schedule=falling)
     for t in range(40):
+        listing.eta = falling(t)
         driver.round()
         getattr(listing, name)()
         same(driver, listing)
@@ -386,6 +419,14 @@ def test_rounds_and_turns_are_not_mixed_up() -> None:
         turns.round()
 
 
+def moving(xs: list[Tensor], rate: float, start: int) -> Tensor:
+    """z of the values x_0 .. x_t: x itself up to x_start, from then on a share of each new one."""
+    z = xs[min(start, len(xs) - 1)]
+    for x in xs[start + 1 :]:
+        z = (1 - rate) * z + rate * x
+    return z
+
+
 @pytest.mark.parametrize(
     ("average", "mean"),
     [
@@ -393,6 +434,8 @@ def test_rounds_and_turns_are_not_mixed_up() -> None:
         (Polyak(start=4), lambda xs: sum(xs[4:]) / len(xs[4:]) if len(xs) > 4 else xs[-1]),
         (Moving(rate=0.2), lambda xs: sum(0.2 * 0.8 ** (len(xs) - 1 - k) * x for k, x in enumerate(xs) if k) + 0.8 ** (len(xs) - 1) * xs[0]),
         (Moving(rate=0.2, start=90), lambda xs: xs[-1]),
+        (Moving(rate=0.2, start=4), lambda xs: moving(xs, rate=0.2, start=4)),
+        (Moving(), lambda xs: moving(xs, rate=0.001, start=0)),
     ],
 )
 def test_an_average_of_the_center_is_that_of_its_values_after_every_update(average: Average, mean: Callable[[list[Tensor]], Tensor]) -> None:
@@ -447,7 +490,7 @@ class PullAndStep(Method):
 
     def step(self, w: Worker) -> Any:
         pulled = (yield Exchange(w.x)) if w.due else None
-        g = yield Gradient(w.x * 1 if pulled is None else pulled)
+        g = yield Gradient(w.x * 0.5 if pulled is None else pulled)
         w.x.sub_(g, alpha=w.eta)
 
     def receive(self, center: Any, m: Tensor, reply: Tensor, n: int) -> None:

@@ -110,13 +110,16 @@ def test_a_training_batch_is_made_of_patches_of_its_images(root: Path) -> None:
     assert {m for _, _, m in seen} == {False, True} and {t for t, _, _ in seen} >= {0, 4} and len({left for _, left, _ in seen}) > 5
 
 
-def test_the_whole_range_of_places_is_drawn_evenly() -> None:
-    """A gradient from left to right tells where each patch began."""
-    ramp = Image.fromarray(np.broadcast_to(np.arange(12, dtype=np.uint8)[None, :, None], (8, 12, 3)).copy())
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_the_whole_range_of_places_is_drawn_evenly(axis: int) -> None:
+    """A gradient from top to bottom, or from left to right, tells where each patch began; across the other axis it is the middle one of 3."""
+    ramp = np.arange(12, dtype=np.uint8) + 100 * np.arange(3, dtype=np.uint8)[np.array([0, 1, 2] + 7 * [2])][:, None]  # [10, 12]
+    image = Image.fromarray(np.stack([ramp if axis else ramp.T] * 3, axis=-1))
     out, counts = np.empty((3, 8, 8), np.uint8), np.zeros(5)
     for n in range(1000):
-        decoding.patch(ramp, (0.5, n / 1000), False, out)
-        counts[out[0, 0, 0]] += 1
+        decoding.patch(image, (0.5, n / 1000) if axis else (n / 1000, 0.5), False, out)
+        assert out[0, 0, 0] // 100 == 1
+        counts[out[0, 0, 0] % 100] += 1
     assert counts.tolist() == [200] * 5
 
 

@@ -170,7 +170,7 @@ def test_a_mistake_has_its_sentence_before_anything_is_made(
 @pytest.mark.parametrize("words", ["hydra/sweeper=mine", "hydra/launcher=mine"])
 def test_what_runs_the_jobs_of_a_sweep_is_refused_for_a_single_run(words: str, elsewhere: Path, easgd: Callable[..., Said]) -> None:
     said = easgd("train", "-cd", "own", words, "eta=0.1")
-    assert (said.status, said.err) == (2, f"easgd: {words}: runs the jobs of a sweep, and this is a single run; add -m, or leave it out.\n")
+    assert (said.status, said.err) == (2, f"easgd: {words}: is about a sweep, and this is a single run; add -m, or leave it out.\n")
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
 
 
 def recorded_order(directory: Path) -> list[int]:
-    data = (directory / "exchanges.bin").read_bytes()
+    file = directory / "exchanges.bin"
+    data = file.read_bytes() if file.exists() else b""
     return [int.from_bytes(data[i : i + 2], "little") for i in range(0, len(data), 2)]
 
 
@@ -352,9 +353,10 @@ def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> Non
 def test_a_killed_worker_leaves_the_rounds_of_the_others(tmp_path: Path) -> None:
     def kill_one(pids: dict[str, int]) -> None:
         os.kill(pids["worker_01"], signal.SIGKILL)
-        interrupt_after(60, tmp_path)
+        wait_until_others_go_on(tmp_path, 1)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    outcome = disturbed(unhurried("sync_easgd"), tmp_path, kill_one, lambda d: evaluated_at(d) > 0)
+    outcome = disturbed(unhurried("sync_easgd"), tmp_path, kill_one, exchanging)
     assert outcome.status == "interrupted" and outcome.summary["lost"] == {"worker_01": "killed by SIGKILL"}
     order = recorded_order(tmp_path)
     last = len(order) - 1 - order[::-1].index(1)  # worker 1's last exchange, in a round of four
@@ -414,28 +416,49 @@ def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_be
         assert one == other
 
 
+class Watch(threading.Thread):
+    """Does `act` while a run is going on in the main thread. `raised`: what it raised, after which the run is interrupted."""
+
+    def __init__(self, act: Callable[[], None]):
+        super().__init__(daemon=True)
+        self._act, self.over, self.raised = act, threading.Event(), list[BaseException]()
+
+    def run(self) -> None:
+        try:
+            self._act()
+        except BaseException as e:
+            self.raised.append(e)
+            if not self.over.is_set():  # afterwards nobody but pytest would listen
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Of a Watch: returns when something is reached, however long that takes. Raises AssertionError when the run has ended without it."""
+    watch = threading.current_thread()
+    assert isinstance(watch, Watch)
+    while not reached():
+        if watch.over.wait(0.01) and not reached():
+            raise AssertionError("the run has ended before what was waited for")
+
+
 def disturbed(s: Settings, directory: Path, act: Callable[[dict[str, int]], None], when: Callable[[Path], bool], resume: bool = False) -> Outcome:
     """Runs, and lets `act` do something to the processes, once training and `when`."""
-
     log = directory / "logs" / "launcher.log"
     before = len(log.read_text()) if log.exists() else 0  # of a run that goes on
-    raised: list[BaseException] = []
 
     def later() -> None:
-        try:
-            while not (log.exists() and "training begins" in log.read_text()[before:] and when(directory)):
-                time.sleep(0.01)
-            act({name: int(pid) for name, pid in re.findall(r"INFO (\w+): process (\d+)", log.read_text()[before:])})
-        except BaseException as e:
-            raised.append(e)
-            os.kill(os.getpid(), signal.SIGINT)  # or the run would go on for ever
+        wait_until(lambda: log.exists() and "training begins" in log.read_text()[before:] and when(directory))
+        act({name: int(pid) for name, pid in re.findall(r"INFO (\w+): process (\d+)", log.read_text()[before:])})
 
-    thread = threading.Thread(target=later, daemon=True)
-    thread.start()
-    outcome = run(s, directory, resume=resume)
-    thread.join(30)
-    if raised:
-        raise raised[0]
+    watch = Watch(later)
+    watch.start()
+    try:
+        outcome = run(s, directory, resume=resume)
+    finally:
+        watch.over.set()
+        watch.join()
+    if watch.raised:
+        raise watch.raised[0]
     return outcome
 
 
@@ -451,27 +474,30 @@ def evaluated_at(directory: Path) -> float:
 def interrupt_after(steps: int, directory: Path) -> None:
     """Ctrl-C when evaluations have gone on by so many steps: a run of any speed is then where it is wanted."""
     so_far = evaluated_at(directory)
-    while evaluated_at(directory) < so_far + steps:
-        time.sleep(0.01)
+    wait_until(lambda: evaluated_at(directory) >= so_far + steps)
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def wait_until_others_go_on(directory: Path, worker: int, exchanges: int = 15) -> None:
     """Returns when each of four workers but that one has exchanged so often since its last exchange."""
-    deadline = time.monotonic() + 60
-    while True:
+
+    def gone_on() -> bool:
         order = recorded_order(directory)
         since = order[len(order) - order[::-1].index(worker) :] if worker in order else order
-        if all(since.count(other) >= exchanges for other in range(4) if other != worker):
-            return
-        assert time.monotonic() < deadline, "the others do not go on"
-        time.sleep(0.01)
+        return all(since.count(other) >= exchanges for other in range(4) if other != worker)
+
+    wait_until(gone_on)
 
 
 def training(directory: Path) -> bool:
     """Each of four workers has told of steps."""
     told = rows(directory) if (directory / "metrics.jsonl").exists() else []
     return len({r["party"] for r in told if r["party"].startswith("worker")}) == 4
+
+
+def exchanging(directory: Path) -> bool:
+    """Each of four workers has exchanged."""
+    return set(recorded_order(directory)) == {0, 1, 2, 3}
 
 
 def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
@@ -501,8 +527,7 @@ def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) ->
     def lose_one(pids: dict[str, int]) -> None:
         os.kill(pids["worker_03"], signal.SIGKILL)
         so_far = evaluated_at(tmp_path)
-        while evaluated_at(tmp_path) < 2 * so_far + 300:
-            time.sleep(0.02)
+        wait_until(lambda: evaluated_at(tmp_path) >= 2 * so_far + 300)
         os.kill(os.getpid(), signal.SIGINT)
 
     stopped = disturbed(s, tmp_path, lose_one, lambda d: evaluated_at(d) > 0)
@@ -676,13 +701,15 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 
     def kill_each(pids: dict[str, int]) -> None:
         killed: set[str] = set()
-        log = ""
-        while "evaluator died 3 times" not in log:  # one that had measured something first does not count
+
+        def died_3_times() -> bool:  # one that had measured something first does not count
             log = (tmp_path / "logs" / "launcher.log").read_text()
             for pid in set(re.findall(r"INFO evaluator: process (\d+)", log)) - killed:
                 os.kill(int(pid), signal.SIGKILL)
                 killed.add(pid)
-            time.sleep(0.01)
+            return "evaluator died 3 times" in log
+
+        wait_until(died_3_times)
 
     outcome = disturbed(s, tmp_path, kill_each, training)
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
@@ -701,8 +728,7 @@ def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: 
         os.kill(pids["worker_03"], signal.SIGSTOP)
         try:
             before = checkpoints_written(tmp_path)
-            while checkpoints_written(tmp_path) < before + 2:
-                time.sleep(0.01)
+            wait_until(lambda: checkpoints_written(tmp_path) >= before + 2)
         finally:
             os.kill(pids["worker_03"], signal.SIGCONT)
         os.kill(os.getpid(), signal.SIGINT)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_algorithms import rates
-from test_runs import MOVING, ROUNDS, by_hand, disturbed, four_workers, one_worker, recorded_order, rows, run, saved_center, settings, training, unhurried
+from test_runs import MOVING, ROUNDS, by_hand, disturbed, exchanging, four_workers, one_worker, recorded_order, rows, run, saved_center, settings
 
 from easgd_cli.algorithms import EASGD, Exchange, Gradient, Rule, Worker
 from easgd_cli.experiment import build
@@ -107,8 +107,16 @@ def test_the_recorded_order_of_real_processes_replayed_gives_their_center_bit_fo
 
 @pytest.mark.parametrize("algo", ["easgd", "sync_easgd"])
 def test_a_run_that_lost_a_worker_is_replayed_too(algo: str, tmp_path: Path) -> None:
-    s = unhurried(algo, steps=400)
-    outcome = disturbed(s, tmp_path / "real", lambda pids: os.kill(pids["worker_01"], signal.SIGKILL), training)
+    """Nobody is past a gate in mid-run before that one is dead, so that it cannot have finished."""
+    gate = tmp_path / "gate"
+    s = settings(algo, steps=100, model={"name": "gated", "target": "nets:Gated", "gate": str(gate), "at": 50})
+
+    def kill_one(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_01"], signal.SIGKILL)
+        gate.touch()
+
+    outcome = disturbed(s, tmp_path / "real", kill_one, exchanging)
+    assert 0 < recorded_order(tmp_path / "real").count(1) <= 17 < recorded_order(tmp_path / "real").count(0)
     assert (outcome.status, outcome.summary["lost"]) == ("completed", {"worker_01": "killed by SIGKILL"})
     s.replay = str(tmp_path / "real")
     assert virtual(s, tmp_path / "again").status == "completed"
@@ -190,6 +198,15 @@ def test_messages_queue_at_the_master(tmp_path: Path) -> None:
     assert queue["queue_seconds"]["mean"] == pytest.approx((0.1 + 0.2 + 0.3) / 4)
     assert outcome.summary["wall_seconds"] == pytest.approx(0.4 + 1.0)
     assert queue["waiting"] == pytest.approx(100 * (0.1 + 0.2 + 0.3 + 0.4) / (0.1 + 0.2 + 0.3 + 0.4 + 4.0))
+
+
+def test_a_round_is_served_at_the_price_of_each_of_its_messages(tmp_path: Path) -> None:
+    """p messages of service s take p s, whether one after another or together; the gradient is taken meanwhile, or after."""
+    for algo, step in (("sync_easgd", max(1.0, 0.8)), ("pull_then_step", 1.0 + 0.8)):
+        outcome = virtual(on_a_function(algo, workers=4, tau=1, steps=5), tmp_path / algo, compute=1.0, service=0.2)
+        assert outcome.summary["wall_seconds"] == pytest.approx(5 * step)
+        assert outcome.summary["communication"]["master_busy"] == pytest.approx(100 * 0.8 / step)
+        assert outcome.summary["communication"]["queue_seconds"]["max"] == 0
 
 
 def test_a_straggler_holds_up_rounds_and_nobody_else(tmp_path: Path) -> None:

@@ -269,8 +269,12 @@ def test_the_split_state_is_stationary_and_a_minimum_below_two_thirds(rho: float
     def objective(v: Array) -> float:
         return float(sum((1 - x * x) ** 2 / 4 + rho / 2 * (x - v[2]) ** 2 for x in v[:2]))
 
+    def slopes(at: Array) -> list[float]:
+        return [(objective(at + step * e) - objective(at - step * e)) / (2 * step) for e in unit]
+
     step, unit = 1e-4, np.eye(3)
-    slope = [(objective(state + step * e) - objective(state - step * e)) / (2 * step) for e in unit]
+    slope, elsewhere = slopes(state), np.array([0.3, -1.1, 0.7])
+    np.testing.assert_allclose(doublewell.gradient(elsewhere, rho), slopes(elsewhere), atol=1e-6)
     curvature = [
         [
             (objective(state + step * (e + f)) - objective(state + step * (e - f)) - objective(state - step * (e - f)) + objective(state - step * (e + f)))

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     from easgd_cli.system.devices import cores, deal_devices
 
     torch.set_num_threads(cores())
-    images = build.data(settings)
+    images = build.data(settings) if build.asks_for_images(settings, needed) else None
     [device] = deal_devices(settings.eval.device, 1, "eval.device")
     try:
         problem = build.problem(settings, images, torch.device(device))
@@ -95,12 +95,12 @@ def main(argv: Sequence[str]) -> int:
     if asked.export is not None:
         _export(asked.export, problem.state_dict(x), said)
     if asked.json is not None:
-        content = said | ({"classes": list(images.classes or ()), "confusion": counts.tolist()} if counts is not None else {})
+        content = said | ({"classes": list(images.classes or () if images else ()), "confusion": counts.tolist()} if counts is not None else {})
         output.put(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
     console = Console()
     console.print(_figures(said))
     if counts is not None:
-        console.print(_confusion(counts, images.classes, console))
+        console.print(_confusion(counts, images.classes if images is not None else None, console))
     return 0
 
 

@@ -58,7 +58,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until=Until())
     single_run.checked(settings)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-    outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, through=asked)
+    outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, virtual)
     if outcome.status == "completed":
         print(for_terminal(_compared(source, path), sys.stdout), flush=True)
     return outcome, path

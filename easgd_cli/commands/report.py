@@ -215,7 +215,8 @@ def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[R
             on_page[name] = (out / f"{name}.svg", figures.caption(c, name, x))
     for name in set(figures.NAMES) - on_page.keys():
         _remove_earlier(out, name)
-    output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, said, tables, notes, on_page), encoding="utf-8"))
+    text = page.page(title, c, said, tables, notes, on_page, figures.curves(c, x, rows))
+    output.put(out / "report.html", lambda path: path.write_text(text, encoding="utf-8"))
     return ["report.html", *written]
 
 

@@ -1,22 +1,25 @@
 """`easgd train`: compose, check everything, make the run's directory, call the launcher.
 
-Whatever a user can get wrong is found before the first process or directory is made. Only then is Hydra's own main
-called, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
+Whatever a user can get wrong is found before the first process or directory is made. Only then does the run begin, as a job of
+Hydra's, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import hydra
 
-from easgd_cli.commands import arguments, compose, configs, plan, replay, single_run
+from easgd_cli.commands import arguments, completion, compose, configs, plan, replay, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -38,9 +41,17 @@ def main(argv: Sequence[str]) -> int:
     if "${" in os.getcwd():
         raise UsageError(f"{os.getcwd()}: a working directory with ${{ in its name cannot be used, since Hydra takes it for an interpolation; go to another.")
     asked = arguments.with_search_path(_warned(arguments.parse(argv)))
+    if "--shell-completion" in asked.show and (script := completion.ZSH.get(" ".join(asked.overrides))):
+        print(script, end="")
+        return 0
+    if "--shell-completion" in asked.show and not re.fullmatch("(un)?install=(bash|fish|zsh)|query=.*", " ".join(asked.overrides)):
+        raise UsageError("-sc: goes with install=bash, install=fish or install=zsh, which print what a shell needs, or uninstall= with one of them.")
     if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
+    if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
+        line = f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a refusal comes from."
+        print(f"easgd: {line}", file=sys.stderr)
     command = shlex.join(["easgd", "train", *argv])
     if not asked.show and (resumed := arguments.directory(overrides.get("resume"))) is not None:
         return _resume(resumed, asked, {k: o for k, o in overrides.items() if k != "resume"}, command)
@@ -59,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     for line in single_run.ineffective(settings, asked.overrides):
         tell(line)
     launcher = kinds.launcher(settings)
-    outcome, path = single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), through=asked)
+    outcome, path = single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), planned)
     _tell_where(path, outcome)
     return outcome.exit_code
 
@@ -143,9 +154,15 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
 
 def _shown_by_hydra(asked: Arguments) -> int:
     """Hydra's own printing options, and its scripts for completion."""
-    with single_run.unchanged_process():
+    said = io.StringIO()  # printed at once: a logger that finds no reader any more tells of each line
+    with single_run.unchanged_process(), redirect_stdout(said), redirect_stderr(said):
         sys.argv = ["easgd", "--config-name", asked.config_name, *asked.show, *asked.overrides]
-        hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()
+        try:
+            hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()
+        except SystemExit as e:
+            if e.code:
+                raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.") from e
+    print(said.getvalue(), end="", flush=True)
     return 0
 
 

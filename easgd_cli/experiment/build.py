@@ -108,22 +108,26 @@ def data(s: Settings) -> Dataset:
     return images.hold_out(held_out) if held_out else images
 
 
-def model(s: Settings, images: Dataset) -> nn.Module:
-    """A net for these images, initialised from the one seed, or as `init` says. Raises UsageError."""
+def model(s: Settings, images: Dataset | None, checked: bool = True) -> nn.Module:
+    """A net for these images, `checked` on two of them, initialised from the one seed, or as `init` says. Raises UsageError.
+
+    Without images, or where the problem feeds it with something else, it is what its maker makes of it.
+    """
     from easgd_cli.models import check_model
     from easgd_cli.problems.flat import Flat
 
     if s.model["target"] is None:
         raise UsageError(f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as model=small.")
-    offered = {"num_classes": images.num_classes, "input_shape": images.input_shape}
+    offered = {} if images is None else {"num_classes": images.num_classes, "input_shape": images.input_shape}
     with seeded(s.seed, INIT):
         net = make("model", s.model, offered)
-    check_model(net, written("model", s.model), images, s.batch_size)
+    check_model(net, written("model", s.model), images if checked else None, s.batch_size)
     if s.init_without and s.init is None:
         raise UsageError(f"init_without={_listed(s.init_without)}: there is no file to leave these out of; give init=, or leave it out.")
     if s.init is not None:
         state = _without(_state_dict(s.init), net, s)
-        _check_outputs(net, state, s, images.num_classes)
+        if images is not None and checked:
+            _check_outputs(net, state, s, images.num_classes)
         Flat(net).load(state, f"init={s.init}")
         net.load_state_dict(dict(state))  # without the versions of layers that came with it: names and shapes have been checked
         net.zero_grad(set_to_none=True)
@@ -143,8 +147,8 @@ def problem(s: Settings, images: Dataset | None, device: torch.device) -> Proble
     }  # fmt: skip
     if images is not None:
         offered["images"] = images
-        if "model" in asked:
-            offered["model"] = model(s, images)
+    if "model" in asked:
+        offered["model"] = model(s, images, checked="images" in asked)
     return make("problem", s.problem, offered)
 
 
@@ -158,6 +162,17 @@ def declared_metrics(s: Settings) -> Metrics:
 def asked_by_problem(s: Settings) -> set[str]:
     """The names among OFFERED_TO_PROBLEMS that its maker has as parameters. Raises UsageError."""
     return set(OFFERED_TO_PROBLEMS) & set(signature(locate("problem", s.problem["target"])))
+
+
+def asks_for_images(s: Settings, asked: set[str]) -> bool:
+    """Whether the problem, which has `asked` for so much, is given a data set, or its net the shape of one. Raises UsageError."""
+    shaped = "model" in asked and s.model["target"] and {"num_classes", "input_shape"} & set(signature(locate("model", s.model["target"])))
+    if shaped and "images" not in asked and s.dataset["target"] is None:
+        raise UsageError(
+            f"problem={s.problem['name']} model={s.model['name']}: this net asks for the shape of images, and there are none; choose a net of your own "
+            "with sizes of its own, or a data set whose shape it is to have, such as dataset=digits."
+        )
+    return "images" in asked or bool(shaped)
 
 
 @dataclass(frozen=True)
@@ -215,7 +230,7 @@ def prepare(s: Settings) -> Prepared:
         check_compiler()
     asked = asked_by_problem(s)
     _refuse_unused(s, asked)
-    images = data(s) if asked & {"images", "model"} else None
+    images = data(s) if asks_for_images(s, asked) else None
     steps = total_steps(s, None if images is None else images.count("train"))
     schedule(s, steps)
     minimised = problem(s, images, torch.device("cpu"))

@@ -68,10 +68,19 @@ def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "pending": [(asdict(moment), vectors) for moment, vectors in checkpoint.pending],
         "simulated": checkpoint.simulated,
     }
-    save(content, path)
+    save(_on_host(content), path)
     for old in reader.checkpoints(directory)[:-keep]:
         old.unlink()
     return path
+
+
+def _on_host(content: Any) -> Any:
+    """The same with every tensor on the CPU, so that it can be read where no such device is."""
+    if isinstance(content, dict):
+        return {key: _on_host(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_on_host(value) for value in content)
+    return content.cpu() if isinstance(content, Tensor) else content
 
 
 def save(content: Any, path: Path) -> None:

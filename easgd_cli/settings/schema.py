@@ -74,7 +74,7 @@ class Settings:
     steps: Optional[int] = None  # local steps of each worker; or ...
     epochs: Optional[float] = None  # ... passes over the training images by each worker; or ...
     minutes: Optional[float] = None  # ... minutes of training
-    default_steps: Optional[int] = None  # what configs/tuning gives where none of the three is set
+    default_steps: Optional[int] = None  # what configs/tuning.yaml gives where none of the three is set
     until: Until = field(default_factory=Until)
 
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 import traceback
 import types
@@ -132,11 +133,12 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
                 return convert(key, value, kind)
         kinds = tuple(k for k in kinds if k is not type(None))
         if len(kinds) > 1:
-            raise UsageError(f"{key}={value}: must be {' or '.join(_word(k) for k in kinds)}.")
+            raise UsageError(f"{key}={value}: must be {' or '.join(word(k) for k in kinds)}.")
         [annotation] = kinds
     if typing.get_origin(annotation) in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise UsageError(f"{key}={value}: must be a list, such as {key}=[{value}].")
+            example = f", such as '{key}=[{value}]'" if re.fullmatch(r"[\w.,-]+", str(value)) else ""
+            raise UsageError(f"{key}={value}: must be a list{example}.")
         kind = typing.get_args(annotation)[0]
         items = [convert(key, v, kind) for v in value]
         return tuple(items) if typing.get_origin(annotation) is tuple else items
@@ -152,7 +154,7 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list", dict: "a dictionary"}
 
 
-def _word(kind: Any) -> str:
+def word(kind: Any) -> str:
     return _WORDS.get(typing.get_origin(kind) or kind, str(kind))
 
 

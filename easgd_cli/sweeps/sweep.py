@@ -276,7 +276,10 @@ def _run(member: Member, place: Place, asked: Arguments) -> tuple[Row, int]:
                 outcome = single_run.go_on(path, member.settings, single_run.own(member.overrides), command)
             else:
                 launcher = kinds.launcher(member.settings)
-                outcome, path = single_run.launch(member.settings, path, member.overrides, command, launcher, build.prepare(member.settings), asked, alone=True)
+                with compose.composing(asked.config_name) as composed:
+                    job = composed(member.overrides)
+                prepared = build.prepare(member.settings)
+                outcome, path = single_run.launch(member.settings, path, member.overrides, command, launcher, prepared, job, alone=True)
     except FileExistsError:
         raise
     except (UsageError, RunError) as e:

@@ -1,0 +1,306 @@
+"""What scripts/mutants breaks, as a table: file, a line of it, what the line becomes. Whoever changes such a line changes its row."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 240  # for one mutant's tests; on an idle machine they take 1 to 15
+PARTS = ("easgd_cli", "tests", "configs", "pyproject.toml")
+
+ALGORITHMS = ("tests/test_algorithms.py", "tests/test_transport.py::test_staleness_counts_the_updates_of_others_between_two_exchanges")
+TRANSPORT = ("tests/test_transport.py",)
+VIRTUAL = ("tests/test_simulated.py", "-k", "not real_run and not real_processes and not lost_a_worker and not killed_at_any_moment")
+THEORY = ("tests/test_theory.py", "tests/test_theory_simulation.py")
+TESTS = {
+    "algorithms/": ALGORITHMS,
+    "training/center.py": ALGORITHMS,
+    "problems/flat.py": ("tests/test_flat.py",),
+    "transport/shared.py": TRANSPORT,
+    "transport/staging.py": TRANSPORT,
+    "transport/on_device.py": TRANSPORT,
+    "transport/simulated.py": (*TRANSPORT, *VIRTUAL),
+    "training/gathering.py": VIRTUAL,
+    "launcher/virtual_master.py": VIRTUAL,
+    "theory/": THEORY,
+}
+
+MUTANTS = [
+    # the methods, beside their listings
+    ("algorithms/easgd.py", "w.x.lerp_(center, self.alpha)  # a)", "w.x.lerp_(center, self.alpha * self.alpha)"),
+    ("algorithms/easgd.py", "w.x.sub_(g, alpha=w.eta)", "w.x.sub_(g, alpha=w.schedule(w.t + 1))"),
+    (
+        "algorithms/easgd.py",
+        "        reply.copy_(center.x)  # a) takes the center as it is before b)\n        center.x.lerp_(m, n * self.alpha)  # b)",
+        "        center.x.lerp_(m, n * self.alpha)\n        reply.copy_(center.x)",
+    ),
+    ("algorithms/easgd.py", "center.x.lerp_(m, n * self.alpha)", "center.x.lerp_(m, self.alpha)"),
+    ("algorithms/eamsgd.py", "w.y.copy_(w.x).add_(w.v, alpha=self.delta)", "w.y.copy_(w.x)"),
+    ("algorithms/eamsgd.py", "w.x.lerp_(center, self.alpha)  # a)", "w.x.lerp_(center, self.alpha / w.tau)"),
+    ("algorithms/eamsgd.py", "w.v.mul_(self.delta).sub_(g, alpha=w.eta)", "w.v.mul_(self.delta).sub_(g, alpha=w.schedule(w.t + 1))"),
+    ("algorithms/eamsgd.py", "w.v.mul_(self.delta).sub_(g, alpha=w.eta)", "w.v.sub_(g, alpha=w.eta).mul_(self.delta)"),
+    ("algorithms/eamsgd.py", "return EASGD(self.alpha).variables", "return EASGD(self.alpha * self.delta).variables"),
+    ("algorithms/eamsgd.py", "Gradient(w.y), Exchange(w.x) if w.due", "Gradient(w.y), Exchange(w.y) if w.due"),
+    ("algorithms/downpour.py", "g = yield Gradient(w.x if pulled is None else pulled)", "g = yield Gradient(w.x)"),
+    ("algorithms/downpour.py", "w.v.zero_()  # c)", "pass"),
+    ("algorithms/downpour.py", "w.x.copy_(pulled)  # b)", "pass"),
+    ("algorithms/downpour.py", "w.x.sub_(g, alpha=w.eta)", "w.x.sub_(g, alpha=w.schedule(w.t + 1))"),
+    ("algorithms/downpour.py", "w.v.sub_(g, alpha=w.eta)", "w.v.sub_(g, alpha=w.schedule(w.t + 1))"),
+    (
+        "algorithms/downpour.py",
+        "        center.x.add_(m, alpha=n)  # a)\n        reply.copy_(center.x)",
+        "        reply.copy_(center.x)\n        center.x.add_(m, alpha=n)",
+    ),
+    ("algorithms/downpour.py", "center.x.add_(m, alpha=n)", "center.x.add_(m, alpha=n / 2)"),
+    ("algorithms/mdownpour.py", "w.m.copy_(g).mul_(w.eta)", "w.m.copy_(g).mul_(w.schedule(w.t + 1))"),
+    ("algorithms/mdownpour.py", "center.x.add_(center.v, alpha=self.delta)", "center.x.add_(center.v)"),
+    ("algorithms/mdownpour.py", "center.v.mul_(self.delta).sub_(m, alpha=n)", "center.v.sub_(m, alpha=n).mul_(self.delta)"),
+    ("algorithms/mdownpour.py", "if self.tau != 1:", "if self.tau < 1:"),
+    ("algorithms/sgd.py", "w.x.sub_(g, alpha=w.eta)", "w.x.sub_(g, alpha=w.schedule(w.t + 1))"),
+    ("algorithms/msgd.py", "w.y.copy_(w.x).add_(w.v, alpha=self.delta)", "w.y.copy_(w.x)"),
+    ("algorithms/msgd.py", "w.v.mul_(self.delta).sub_(g, alpha=w.eta)", "w.v.mul_(self.delta).sub_(g, alpha=w.schedule(w.t + 1))"),
+    (
+        "algorithms/gauss_seidel_easgd.py",
+        "        center.x.lerp_(m, n * self.alpha)\n        reply.copy_(center.x)",
+        "        reply.copy_(center.x)\n        center.x.lerp_(m, n * self.alpha)",
+    ),
+    ("algorithms/pull_then_step.py", "w.x.copy_(w.y).sub_(g, alpha=w.eta)", "w.x.sub_(g, alpha=w.eta)"),
+    ("algorithms/pull_then_step.py", "w.x.copy_(w.y).sub_(g, alpha=w.eta)", "w.x.copy_(w.y).sub_(g, alpha=w.schedule(w.t + 1))"),
+    ("algorithms/pull_then_step.py", "n * self.beta / self.workers", "n * self.alpha"),
+    ("algorithms/sync_easgd.py", "[CENTER].synchronous()}", "[CENTER]}"),
+    ("algorithms/sync_eamsgd.py", "[CENTER].synchronous()}", "[CENTER]}"),
+    ("algorithms/pull_then_step.py", 'gathers = "round"', 'gathers = "each"'),
+    ("algorithms/base.py", "staleness = clock - 1 - self.clock", "staleness = clock - self.clock"),
+    ("algorithms/base.py", "        self.exchanges += 1\n", "        self.exchanges = served\n"),
+    ("algorithms/base.py", "return [(size - entries, self.receive), (size, rule)]", "return [(size - entries, rule), (size, rule)]"),
+    ("algorithms/base.py", "return self.t % self.tau == 0", "return (self.t + 1) % self.tau == 0"),
+    ("algorithms/base.py", "return self.schedule(self.t)", "return self.schedule(self.t + 1)"),
+    ("algorithms/base.py", "if not 0 <= alpha <= 1:", "if not 0 <= alpha <= 2:"),
+    ("algorithms/base.py", "if not 0 <= alpha <= 1:", "if not alpha <= 1:"),
+    ("algorithms/base.py", "if center is None and workers != 1:", "if center is None and workers < 1:"),
+    ("algorithms/statistics.py", "center.x.lerp_(m, n / self.workers)", "center.x.lerp_(m, 1 / self.workers)"),
+    ("algorithms/statistics.py", "reply.copy_(m)  # so that", "reply.copy_(center.x)  # so that"),
+    ("algorithms/statistics.py", "if v is not w.x and v is not reply:", "if v is not w.x:"),
+    ("algorithms/statistics.py", "moved = ask.at[d:] - given[d:]", "moved = ask.at[d:] + given[d:]"),
+    ("algorithms/statistics.py", "v = w.x.clone()", "v = w.x"),
+    # averages
+    ("algorithms/average.py", "1.0 / (max(t - self.start, 0) + 1)", "1.0 / max(t - self.start, 1)"),
+    ("algorithms/average.py", "1.0 / (max(t - self.start, 0) + 1)", "1.0 / (max(t - self.start, 0) + 2)"),
+    ("algorithms/average.py", "return self.rate if t > self.start else 1.0", "return self.rate if t >= self.start else 1.0"),
+    ("algorithms/average.py", "rate: float = 0.001", "rate: float = 0.01"),
+    ("algorithms/average.py", "if not 0 < self.rate <= 1:", "if not 0 <= self.rate <= 1:"),
+    ("algorithms/average.py", "if start < 0:", "if start < -1:"),
+    # learning rates
+    ("algorithms/schedule.py", "(1 + self.gamma * t) ** 0.5", "(1 + self.gamma * t)"),
+    ("algorithms/schedule.py", "bisect_right(self.milestones, t)", "bisect_right(self.milestones, t - 1)"),
+    ("algorithms/schedule.py", "factor: float = 0.1", "factor: float = 0.2"),
+    ("algorithms/schedule.py", "any(b <= a for a, b", "any(b < a for a, b"),
+    ("algorithms/schedule.py", "any(m < 1 for m in self.milestones)", "any(m < 0 for m in self.milestones)"),
+    ("algorithms/schedule.py", "if not self.factor > 0:", "if not self.factor >= 0:"),
+    ("algorithms/schedule.py", "max(t - self.warmup, 0) / (self.steps - self.warmup)", "max(t - self.warmup, 0) / self.steps"),
+    ("algorithms/schedule.py", "max(t - self.warmup, 0)", "max(t, 0)"),
+    ("algorithms/schedule.py", "(self.steps - self.warmup), 1.0)", "(self.steps - self.warmup), 2.0)"),
+    ("algorithms/schedule.py", "final: float = 0.0", "final: float = 0.01"),
+    ("algorithms/schedule.py", "if not 0 <= self.final <= 1:", "if not 0 <= self.final:"),
+    ("algorithms/schedule.py", "min((t + 1) / (self.warmup + 1), 1.0)", "min(t / (self.warmup + 1), 1.0)"),
+    ("algorithms/schedule.py", "min((t + 1) / (self.warmup + 1), 1.0)", "min((t + 1) / (self.warmup + 2), 1.0)"),
+    # the center
+    ("training/center.py", "min(at + block, end)", "min(at + block - 1, end)"),
+    ("training/center.py", "rule(block, message, reply, 1)", "rule(block, message, reply, 2)"),
+    ("training/center.py", "self._average(self.clock + 1)", "self._average(self.clock)"),
+    ("training/center.py", "mean.div_(n)", "mean.div_(n + 1)"),
+    ("training/center.py", "rule(block, mean, reply, n)", "rule(block, mean, reply, 1)"),
+    ("training/center.py", "other.copy_(reply)", "pass"),
+    (
+        "training/center.py",
+        "            mean.div_(n)\n            rule(block, mean, reply, n)\n            if weight:\n                block.average.lerp_(block.x, weight)",
+        "            mean.div_(n)\n            rule(block, mean, reply, n)",
+    ),
+    ("training/center.py", "begin = end", "begin = 0"),
+    # flat vectors
+    ("problems/flat.py", "if p.requires_grad]", "]"),
+    ("problems/flat.py", "if address == self._bound:", "if self._bound:"),
+    ("problems/flat.py", "weakref.finalize(vector, self._views.pop, address, None).atexit = False", "pass"),
+    (
+        "problems/flat.py",
+        "value = values[slot] if slot is not None else (buffers or {}).get(name, tensor)",
+        "value = values[slot] if slot is not None else tensor",
+    ),
+    ("problems/flat.py", 'not name.endswith("num_batches_tracked")', "True"),
+    ("problems/flat.py", "if not bool(torch.isfinite(vector).all()):", "if False:"),
+    ("problems/flat.py", "if state[name].shape != tensor.shape:", "if state[name].numel() != tensor.numel():"),
+    ("problems/flat.py", "(tensor if slot is None else values[slot]).copy_(state[name])", "values[slot or 0].copy_(state[name])"),
+    ("problems/flat.py", 'value.detach().to("cpu", copy=True,', 'value.detach().to("cpu",'),
+    # the transports
+    ("transport/shared.py", "if len(data) < _REPLY.size:", "if len(data) < 0:"),
+    ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
+    ("transport/shared.py", "key = (request.worker, request.vector)", "key = (request.worker, 0)"),
+    ("transport/shared.py", "if request.kind in (Kind.CLOSE, Kind.LOST):", "if request.kind is Kind.LOST:"),
+    ("transport/shared.py", '            data = b""\n', "            raise\n"),
+    ("transport/shared.py", "self._send(Kind.CHECKPOINT, t, 0)", "self._send(Kind.CLOSE, t, 0)"),
+    ("transport/shared.py", "self._send(Kind.CLOSE, t, 0)", "self._send(Kind.CLOSE, 0, 0)"),
+    ("transport/staging.py", "self._shared[name].copy_(self.vectors[name], non_blocking=True)", "pass"),
+    ("transport/staging.py", 'self.vectors["reply"].copy_(self._shared["reply"], non_blocking=True)', "pass"),
+    ("transport/staging.py", "v.to(device, copy=True)", "v.to(device)"),
+    ("transport/on_device.py", "self.vectors[name].copy_(v)", "pass"),
+    ("transport/shared.py", "return Reply(self._reply, clock, served, Mark(mark))", "return Reply(self._reply, clock, clock + 1, Mark(mark))"),
+    ("transport/shared.py", "self._send(Kind.EXCHANGE, t, index)", "self._send(Kind.EXCHANGE, 0, index)"),
+    ("transport/shared.py", "self._untold = (t, index)", "self._untold = (0, index)"),
+    ("transport/simulated.py", "return self.latency[0] + (self.nbytes / self.bandwidth[0]", "return self.latency[1] + (self.nbytes / self.bandwidth[0]"),
+    ("transport/simulated.py", "return self.latency[1] + (self.nbytes / self.bandwidth[1]", "return self.latency[1] + (self.nbytes / self.bandwidth[0]"),
+    ("transport/simulated.py", "self._events.now + self._network.overhead + self._network.up()", "self._events.now + self._network.up()"),
+    ("transport/simulated.py", "self._events.now + self._network.down()", "self._events.now + self._network.up()"),
+    ("transport/simulated.py", "        self._numbers += 1\n", "        self._numbers -= 1\n"),
+    (
+        "transport/simulated.py",
+        "self._posted = Request(self._number, Kind.EXCHANGE, t, index)",
+        "self._posted = Request(self._number, Kind.EXCHANGE, 0, index)",
+    ),
+    ("transport/simulated.py", "if self._reply.mark is Mark.WITHDRAWN:", "if self._reply.mark is Mark.CHECKPOINT:"),
+    ("transport/simulated.py", "self._wire.at_once(Request(self._number, Kind.LOST, -1, 0))", "pass"),
+    ("transport/simulated.py", "key = (request.worker, request.vector)", "key = (request.worker, 0)"),
+    ("transport/simulated.py", "self._posted, self._reply = None, Reply", "self._reply = Reply"),
+    ("transport/simulated.py", "heapq.heapify(self._heap)", "self._heap.reverse()"),
+    ("launcher/virtual_master.py", "self._service * len(members)", "self._service"),
+    ("launcher/virtual_master.py", "self.longest = max(self.longest, *waited)", "self.longest = max(*waited, 0.0)"),
+    ("launcher/virtual_master.py", "self.busy += service", "self.busy += service / len(waited)"),
+    ("launcher/virtual_master.py", "self.served += len(members)", "self.served += 1"),
+    ("launcher/virtual_master.py", "self._center.clock - 1 - self._told", "self._center.clock - self._told"),
+    ("launcher/virtual_master.py", "if seen >= share * total:", "if seen > share * total:"),
+    ("training/gathering.py", "        members = sorted(self._arrived)\n", "        members = sorted(self._arrived, reverse=True)\n"),
+    ("training/gathering.py", "not self._arrived or not self._arrived >= self._live", "not self._arrived"),
+    ("training/gathering.py", "        for worker in self._arrived:\n", "        for worker in sorted(self._arrived):\n"),
+    ("training/gathering.py", "not self._in_rounds or worker <= members[-1]", "not self._in_rounds or worker < members[-1]"),
+    # the analysis
+    ("theory/linear.py", "covariance = a @ covariance @ _transposed(a) + q", "covariance = a @ covariance @ a + q"),
+    ("theory/linear.py", 'if bit == "1":', 'if bit == "0":'),
+    ("theory/moments.py", "eta_h + alpha + beta, eta_h * beta", "eta_h + alpha, eta_h * beta"),
+    ("theory/moments.py", "(2 - eta_h) * (2 - beta) - 2 * beta /", "(2 - eta_h) * (2 - beta) - beta /"),
+    ("theory/moments.py", "((2 - eta_h) + (2 - beta) > alpha)", "((2 - eta_h) + (2 - beta) > -9)"),
+    ("theory/moments.py", "u = eta * h + beta / p + beta - c2", "u = eta * h + beta - c2"),
+    ("theory/moments.py", "a = _matrix([[1 - alpha - eta * h, alpha], [beta, 1 - beta]])", "a = _matrix([[1 - alpha - eta * h, alpha], [alpha, 1 - beta]])"),
+    ("theory/moments.py", "(2 - beta - eta_h + both)", "(2 - beta - eta_h)"),
+    ("theory/moments.py", "[beta, 1 - beta, one]])", "[zero, one, one]])"),
+    ("theory/moments.py", "mean[..., 2] / (t + 1)", "mean[..., 2] / max(t, 1)"),
+    ("theory/roundrobin.py", "m[..., i, i] = 1 - eta - alpha", "m[..., i, i] = 1 - eta"),
+    ("theory/roundrobin.py", "(1 - eta) / (1 + eta * rho)", "(1 - eta)"),
+    ("theory/roundrobin.py", "return f3 @ f2 @ f1", "return f3 @ f1 @ f2"),
+    ("theory/roundrobin.py", "(4 - 2 * eta) / (4 - eta)", "(4 - 2 * eta) / 4"),
+    ("theory/roundrobin.py", "product = m @ product", "product = product @ m"),
+    ("theory/doublewell.py", "np.sqrt(1 - rho)", "1 - rho"),
+    ("theory/doublewell.py", "[-rho, -rho, 2 * rho]", "[-rho, -rho, rho]"),
+    ("theory/doublewell.py", "1 - 4 * rho + 6 * rho**2", "1 - 4 * rho + 5 * rho**2"),
+    ("theory/doublewell.py", "np.append(x**3 - x + pull, -pull.sum())", "np.append(x**3 - x + pull, pull.sum())"),
+    ("theory/family.py", "= eta_h + beta - eta_h * beta + self.slope(eta_h, beta) * alpha", "= eta_h + beta + self.slope(eta_h, beta) * alpha"),
+    ("theory/family.py", "mean = self.alpha(2 * c - c * c, eta_h, beta)", "mean = self.alpha(2 * c, eta_h, beta)"),
+    ("theory/family.py", "self.alpha(2 - np.sqrt(np.multiply(eta_h, beta)), eta_h, beta)", "self.alpha(1.9 - np.sqrt(np.multiply(eta_h, beta)), eta_h, beta)"),
+    ("theory/family.py", "c2 * (2 - u) / (u * s)", "c2 * (2 - u) / (u + s)"),
+    ("theory/family.py", "lambda eta_h, beta: 1 - beta + 0 * eta_h", "lambda eta_h, beta: 1 + 0 * eta_h + 0 * beta"),
+    ("theory/family.py", "lambda eta_h, alpha: (1 - eta_h) * (1 - alpha)", "lambda eta_h, alpha: 1 - eta_h - alpha"),
+    ("theory/family.py", "np.sqrt(np.maximum(1 - u, 0))", "np.maximum(1 - u, 0)"),
+    ("theory/simulate.py", "mul_(-sigma).add_(x, alpha=h)", "mul_(-sigma).add_(x)"),
+    ("theory/simulate.py", "(2 / (self.runs - 1)) ** 0.5", "(1 / (self.runs - 1)) ** 0.5"),
+    ("theory/simulate.py", "return runs if runs >= min(asked, FEWEST_RUNS) else 0", "return runs"),
+]
+
+
+def beside(file: str) -> tuple[str, ...]:
+    """The tests beside a file, as pytest's arguments."""
+    return next(tests for beginning, tests in TESTS.items() if file.startswith(beginning))
+
+
+def copied(directory: Path) -> Path:
+    """What the tests need, without compiled files, of which a stale one would hide a mutant."""
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, directory / part)
+    return directory
+
+
+def tried(copy: Path, tests: tuple[str, ...], log: Path) -> str:
+    """Runs tests on the copy in a process of its own, forked from this one, which has imported what is large and not what is broken.
+
+    SURVIVED: they pass; killed: they do not; endless: they have not ended within SECONDS.
+    """
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.chdir(copy)
+        sys.path.insert(0, str(copy))
+        os.environ["PYTHONPATH"] = str(copy)
+        import pytest
+
+        with log.open("w") as out, redirect_stdout(out), redirect_stderr(out):
+            status = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line", *tests])
+        os._exit(int(status))
+    deadline = time.monotonic() + SECONDS
+    status = None
+    while status is None and time.monotonic() < deadline:
+        ended, code = os.waitpid(pid, os.WNOHANG)
+        status = code if ended else None
+        time.sleep(0.02)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # itself, and what it has left
+    if status is None:
+        os.waitpid(pid, 0)
+        return "endless"
+    return "killed" if status else "SURVIVED"
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTANTS if not words or any(word in part for word in words for part in m[:2])]
+    unfit = [(file, old) for file, old, _ in chosen if (ROOT / "easgd_cli" / file).read_text().count(old) != 1]
+    for file, old in unfit:
+        print(f"does not occur once in {file}: {old}")
+    if unfit:
+        return 2
+    for library in ("hydra", "pytest", "tensorboard.compat.proto.summary_pb2", "torch._dynamo", "torch.testing"):
+        importlib.import_module(library)  # what takes seconds, once for all
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    with tempfile.TemporaryDirectory() as temporary:
+        copy, log = copied(Path(temporary)), Path(temporary) / "log"
+        for tests in dict.fromkeys(beside(file) for file, _, _ in chosen):
+            if tried(copy, tests, log) != "SURVIVED":
+                print(f"fails without a mutant: {' '.join(tests)}\n{log.read_text()}")
+                return 2
+    several = max(1, min(os.cpu_count() or 1, 4, len(chosen)))
+    sharing = []
+    for part in range(several):
+        if (pid := os.fork()) == 0:
+            os._exit(try_all(chosen[part::several]))
+        sharing.append(pid)
+    survived = sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in sharing)
+    print(f"{len(chosen) - survived} of {len(chosen)} killed")
+    return 1 if survived else 0
+
+
+def try_all(mutants: list[tuple[str, str, str]]) -> int:
+    """Says of each whether the tests see it. Returns how many they do not."""
+    survived = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = copied(Path(temporary))
+        for file, old, new in mutants:
+            path = copy / "easgd_cli" / file
+            whole = path.read_text()
+            path.write_text(whole.replace(old, new))
+            found = tried(copy, beside(file), copy / "log")
+            path.write_text(whole)
+            shown = "  ->  ".join(" / ".join(line.strip() for line in lines.splitlines()) for lines in (old, new))
+            print(f"{found:8}  {file}: {shown}", flush=True)
+            survived += found == "SURVIVED"
+    return survived
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
