@@ -38,8 +38,8 @@ children._PRELOAD.append("torch._dynamo")  # torch.optim imports it at its first
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Shows the tests no GPU, unless those that need one are asked for (-m cuda): the others hold runs against the CPU's bits."""
-    if "cuda" not in config.option.markexpr:
+    """Shows the tests no GPU, unless those that need one are asked for (-m device): the others hold runs against the CPU's bits."""
+    if "device" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
@@ -156,8 +156,8 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def straight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs without the two compositions that Hydra's own main does around each: for tests of what comes before and after."""
-    monkeypatch.setattr(running, "_within_hydra", lambda asked, overrides, path, task: task())
+    """Jobs without what Hydra does around each: for tests of what comes before and after."""
+    monkeypatch.setattr(running, "_as_hydras_job", lambda job, path, task: task())
 
 
 @pytest.fixture

@@ -16,6 +16,11 @@ def double(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return ConvNetDigits(input_shape, num_classes).double()
 
 
+def double_residual(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A net with batch norm in float64."""
+    return Residual(input_shape, num_classes).double()
+
+
 class Unhurried(ConvNetDigits):
     """The small net, which in a worker's process takes at least 2 ms over a step: whoever watches or measures the run finds a core to do so."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import leave_checkpoint
 
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps.job_directory import FAILED, NEW, STOPPED, Place, leave_failure, place
@@ -162,7 +163,7 @@ def test_a_failed_job_is_tried_again_only_if_asked(tmp_path: Path) -> None:
     for path in (never_made, without):
         leave_failure(path, OURS, ["eta=0.1"], "the disk is full.")
         assert place(path, OURS, retry=False) == Place(path, FAILED, "the disk is full.")
-    assert rundir.summary_of(without) == {"status": "failed", "reason": "the disk is full.", "workers": 2}
+    assert reader.summary_of(without) == {"status": "failed", "reason": "the disk is full.", "workers": 2}
     assert place(stopped, OURS, retry=False) == Place(stopped, FAILED, "no")
     assert place(never_made, OURS, retry=True) == Place(never_made, NEW)
     assert place(without, OURS, retry=True) == Place(without, NEW)

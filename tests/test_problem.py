@@ -640,19 +640,3 @@ def test_a_problem_that_is_not_is_told_so(name, member, sentence):
 def test_a_problem_that_lacks_something_is_told_all_of_it():
     with pytest.raises(UsageError, match=r"problem=mine: made a object, which lacks batch_size, start, load, gradient, evaluate, state_dict; a problem has"):
         check_problem(object(), "mine", workers=1)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_sees_the_same_batches():
-    device = torch.device("cuda:0")
-    data = images(crop=(8, 8), flip=True).with_shifts(1)
-    with seeded(0, INIT):
-        there = ImageProblem(perceptron(), data, batch_size=8, seed=0, l2=0.1, device=device, train_images=50)
-    here = problem(None, data, l2=0.1)
-    x = here.start()
-    for t in range(10):
-        here.load(1, t)
-        there.load(1, t)
-        torch.testing.assert_close(there.gradient(x.to(device)).cpu(), here.gradient(x), rtol=1e-4, atol=1e-5)
-    ours, theirs = here.evaluate(x), there.evaluate(x.to(device))
-    assert ours == pytest.approx(theirs, rel=1e-4)

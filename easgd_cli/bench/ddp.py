@@ -40,11 +40,10 @@ class DataParallelLoop:
         loop, many = start.loop, start.loop.settings.workers
         torch.set_num_threads(loop.threads)
         device = torch.device(loop.device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        torch.get_device_module(device).set_device(device)
         net = build.model(loop.settings, loop.images).to(device).train()
         dist.init_process_group(start.backend, store=dist.FileStore(start.meeting, many), rank=loop.worker, world_size=many, timeout=_TIMEOUT)
-        grouped = DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+        grouped = DistributedDataParallel(net, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True)
         self._loop = Loop(loop, grouped, channel)
 
     def run(self, began: float) -> None:

@@ -152,7 +152,7 @@ class StoredImages:
         return fixed_subset(self.count("train"), n)
 
     def _begun(self, split: Split, places: Tensor, cuts: Sequence[Callable[..., None]], device: torch.device, dtype: torch.dtype) -> Callable[[], Batch]:
-        source, pixels = self._source(split), torch.empty(len(places), *self.input_shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        source, pixels = self._source(split), torch.empty(len(places), *self.input_shape, dtype=torch.uint8, pin_memory=device.type != "cpu")
         into, numbers = pixels.numpy(), places.tolist()
 
         def decode(first: int) -> None:

@@ -18,7 +18,8 @@ class RunningStatistics:
     def __init__(self, model: nn.Module):
         self.layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
         buffers = [(layer, name, getattr(layer, name)) for layer in self.layers for name in ("running_mean", "running_var")]
-        self.vector = torch.cat([buffer.reshape(-1) for _, _, buffer in buffers]) if buffers else torch.empty(0)
+        anything = next(model.parameters(), torch.empty(0))  # on whose device an empty vector must lie, too
+        self.vector = torch.cat([buffer.reshape(-1) for _, _, buffer in buffers]) if buffers else anything.new_empty(0)
         self.size = self.vector.numel()
         for (layer, name, buffer), view in zip(buffers, self.vector.split([b.numel() for _, _, b in buffers]), strict=True):
             setattr(layer, name, view.view(buffer.shape))

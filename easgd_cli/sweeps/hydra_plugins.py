@@ -31,6 +31,7 @@ from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.objective import Objective
 from easgd_cli.commands.plan import Member, Plan
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import OF_SWEEPS
 from easgd_cli.sweeps import job_status as standing
@@ -86,15 +87,14 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     best = [name for name, value in measured.items() if value == min(measured.values())]
     name = best[0]
     path = Path(told[name]["path"])
-    errors = objective.errors(path)
-    others = [f"{of} {error:.2f} %" for of, error in errors.items() if objective.what == "seconds_to_error" or of not in str(objective)]
+    others = objective.others(path)
     print(f"The best of {len(measured)} by {objective}:")
-    print("  " + " ".join(o for o in rundir.overrides_of(path) if o.partition("=")[0] in plan.varying))
+    print("  " + " ".join(o for o in reader.overrides_of(path) if o.partition("=")[0] in plan.varying))
     print("  " + "; at that evaluation ".join([objective.shown(measured[name]), *([", ".join(others)] if others else [])]))
     print(f"  {os.path.relpath(path)}", flush=True)
     if len(best) > 1:
         print(f"The same value have {', '.join(best[1:])}; the first that reached it is taken.", flush=True)
-    return {"job": name, "objective": str(objective), "value": measured[name], "errors": errors}
+    return {"job": name, "objective": str(objective), "value": measured[name], "errors": objective.errors(path)}
 
 
 def _launch(config_name: str, words: list[str], job: Job, members: Sequence[Member]) -> None:
@@ -190,7 +190,7 @@ class Job:
 
     def _name(self, name: str, overrides: list[str]) -> str:
         """`name`, or where a run with another value has it, one with a hash: a sweeper may draw values that are nearly the same."""
-        there = dict(o.split("=", 1) for o in rundir.overrides_of(self.root / name) if "=" in o)
+        there = dict(o.split("=", 1) for o in reader.overrides_of(self.root / name) if "=" in o)
         drawn = dict(o.split("=", 1) for o in overrides if "=" in o)
         if self.objective is None or all(there.get(key, value) == value for key, value in drawn.items()):
             return name

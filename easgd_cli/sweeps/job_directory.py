@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from easgd_cli.errors import UsageError
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
 
@@ -48,7 +49,9 @@ def _place(path: Path, settings: Settings, retry: bool) -> Place:
     there = list(itertools.takewhile(Path.exists, rundir.candidates(path)))
     own, unknown = [], []  # runs with these settings; directories without settings, which a killed start may have made
     for candidate in there:
-        config = rundir.config_of(candidate)
+        config = None
+        with suppress(reader.BadFile):
+            config = reader.config_of(candidate)
         if config is not None and _compared(config) == wanted:
             own.append(candidate)
         elif config is None and candidate.is_dir():
@@ -74,11 +77,10 @@ def _place(path: Path, settings: Settings, retry: bool) -> Place:
 
 def _standing(path: Path, retry: bool) -> Place:
     """How the run there stands; NEW where it has come to nothing."""
-    from easgd_cli.record import checkpoint  # here, since it loads torch, for which a refusal does not wait
-
+    summary: dict[str, Any] = {}
     try:
-        with rundir.held(path):
-            summary = rundir.summary_of(path)
+        with rundir.held(path), suppress(reader.BadFile):
+            summary = reader.summary_of(path)
     except UsageError:
         return Place(path, ELSEWHERE)
     status = summary.get("status")
@@ -86,7 +88,7 @@ def _standing(path: Path, retry: bool) -> Place:
         return Place(path, status)
     if status == FAILED and not retry:
         return Place(path, FAILED, summary.get("reason"))
-    return Place(path, STOPPED if checkpoint.find(path / "checkpoint") else NEW)
+    return Place(path, STOPPED if reader.checkpoints(path / "checkpoint") else NEW)
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,4 +105,4 @@ def leave_failure(path: Path, settings: Settings, overrides: list[str], reason: 
             path = rundir.create(path)
             rundir.write_config(path, settings, overrides)
         with rundir.held(path):
-            write_summary(path, {"status": FAILED, "reason": reason} | {k: v for k, v in rundir.summary_of(path).items() if k not in ("status", "reason")})
+            write_summary(path, {"status": FAILED, "reason": reason} | {k: v for k, v in reader.summary_of(path).items() if k not in ("status", "reason")})

@@ -10,7 +10,6 @@ import math
 import os
 import shlex
 import signal
-import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -25,6 +24,7 @@ from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import OF_SWEEPS
 from easgd_cli.sweeps import hydra_plugins as hydra_sweep
@@ -34,6 +34,7 @@ from easgd_cli.sweeps import side_by_side as packing
 from easgd_cli.sweeps.board import Board, refuse_another
 from easgd_cli.sweeps.job_directory import Place
 from easgd_cli.system import interruption
+from easgd_cli.system.terminal import tell
 
 _NOT_STARTED = "not started"
 _GO_ON = "to go on with it, give the same command again."
@@ -54,7 +55,7 @@ class Row:
     def told(cls, name: str, said: Mapping[str, Any]) -> Row:
         """The row of a job by what it has said in a process of its own (`tell`)."""
         path = Path(said["path"]) if said.get("path") else None
-        return cls(name, said["status"], rundir.summary_of(path) if path else {}, said.get("reason"), path, said.get("before", False))
+        return cls(name, said["status"], reader.summary_of(path) if path else {}, said.get("reason"), path, said.get("before", False))
 
     def tell(self) -> dict[str, Any]:
         return {"status": self.status, "reason": self.reason, "path": str(self.path) if self.path else None, "before": self.before}
@@ -72,14 +73,14 @@ class Row:
             return "already done"
         if self.why:
             return f"{self.status}: {self.why}"
-        error = (self.summary.get("center") or {}).get("test_error")
-        return f"{self.status}, test error {error:.2f} %" if error is not None else self.status
+        result = reader.result_of(self.summary)
+        return self.status if result is None else f"{self.status}, {result}"
 
 
 def run(plan: Plan, asked: Arguments, command: str) -> int:
     """Runs the jobs one after another and shows how each ended; returns the exit status."""
     for words, sentence in plan.left_out:
-        print(f"easgd: {words}. {sentence}", file=sys.stderr)
+        tell(f"{words}. {sentence}")
     _warn_ineffective(plan.members)
     root = plan.root
     if plan.named:
@@ -238,7 +239,7 @@ def _alone(member: Member, place: Place, asked: Arguments) -> list[str]:
 
 def over(member: Member, place: Place) -> Row:
     """The row of a job that is not run now."""
-    return Row(member.name, place.standing, rundir.summary_of(place.path), place.reason, place.path, before=place.standing != placing.ELSEWHERE)
+    return Row(member.name, place.standing, reader.summary_of(place.path), place.reason, place.path, before=place.standing != placing.ELSEWHERE)
 
 
 def run_job(root: Path, name: str, words: Sequence[str]) -> tuple[Row, int]:
@@ -275,7 +276,10 @@ def _run(member: Member, place: Place, asked: Arguments) -> tuple[Row, int]:
                 outcome = single_run.go_on(path, member.settings, single_run.own(member.overrides), command)
             else:
                 launcher = kinds.launcher(member.settings)
-                outcome, path = single_run.launch(member.settings, path, member.overrides, command, launcher, build.prepare(member.settings), asked, alone=True)
+                with compose.composing(asked.config_name) as composed:
+                    job = composed(member.overrides)
+                prepared = build.prepare(member.settings)
+                outcome, path = single_run.launch(member.settings, path, member.overrides, command, launcher, prepared, job, alone=True)
     except FileExistsError:
         raise
     except (UsageError, RunError) as e:
@@ -296,15 +300,15 @@ def _tell_tensorboard(root: Path, members: list[Member], command: str) -> None:
 
     known = {json.dumps(asdict(m.settings), sort_keys=True): m.settings for m in members}
     for path in sorted(root.glob("*/config.yaml")):
-        if json.dumps(rundir.config_of(path.parent), sort_keys=True) in known:  # composing takes ten times as long
-            continue
         try:
+            if json.dumps(reader.config_of(path.parent), sort_keys=True) in known:  # composing takes ten times as long
+                continue
             settings = compose.resumed(str(path), [], {})
             hparams(settings)  # which looks at its method, that of a user's module perhaps
         except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
             continue
         known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
-    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)})
+    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)}, [build.declared_metrics(s) for s in known.values()])
 
 
 def _warn_ineffective(members: list[Member]) -> None:
@@ -314,4 +318,4 @@ def _warn_ineffective(members: list[Member]) -> None:
         for line in single_run.ineffective(member.settings, member.overrides):
             seen[line] = None
     for line in seen:
-        print(f"easgd: {line}", file=sys.stderr)
+        tell(line)

@@ -33,13 +33,17 @@ def _checked(key: str, given: str, device: str) -> str:
     """`device`, one of those `given`, with its number: cuda is cuda:0."""
     try:
         d = torch.device(device)
+        there = torch.get_device_module(d)
     except RuntimeError:
-        d = None
-    if d is None or d.type not in ("cpu", "cuda"):
+        there = None
+    if not all(hasattr(there, needed) for needed in ("device_count", "set_device", "Stream", "Event")):
         raise UsageError(f"{key}={given}: is auto, cpu, cuda, or a list of devices such as cuda:0,cuda:1.")
-    if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"{key}={given}: this machine shows {torch.cuda.device_count()} CUDA devices; use {key}=cpu.")
-    return f"cuda:{d.index or 0}" if d.type == "cuda" else "cpu"
+    if d.type == "cpu":
+        return "cpu"
+    count = there.device_count()
+    if (d.index or 0) >= count:
+        raise UsageError(f"{key}={given}: this machine shows {count} {d.type.upper()} devices; use {key}=cpu.")
+    return f"{d.type}:{d.index or 0}"
 
 
 def visible_devices() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +25,8 @@ class Timed:
 
     def __init__(self, gradients: Gradients, session: Session, tally: Tally, device: torch.device):
         self._gradients, self._session = gradients, session
-        self._watch: Watch = ByEvents(tally, lambda: torch.cuda.Event(enable_timing=True)) if device.type == "cuda" else ByClock(tally)
+        event = partial(torch.get_device_module(device).Event, enable_timing=True)
+        self._watch: Watch = ByClock(tally) if device.type == "cpu" else ByEvents(tally, event)
 
     def load(self, worker: int, t: int) -> None:
         before = self._watch.now()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ class Staging:
         self.vectors = {name: v.to(device, copy=True) for name, v in shared.items()}
         self._stream = self._streams.Stream() if device.type == "cpu" else self._streams.Stream(device)
         self._down = self._streams.Event()
-        if device.type == "cuda":
-            _pin(self, list(shared.values()))
+        if hasattr(self._streams, "cudart"):
+            _pin(self, list(shared.values()), self._streams)
 
     def send(self, name: str) -> None:
         """Begins to copy that vector down, as it is after all that has been asked of the device so far."""
@@ -54,15 +55,14 @@ class Staging:
         self._streams.current_stream(self._device).wait_stream(self._stream)
 
 
-def _pin(owner: Staging, tensors: list[Tensor]) -> None:
+def _pin(owner: Staging, tensors: list[Tensor], cuda: Any) -> None:
     """Pins the memory of `tensors` for as long as `owner` lives: without it a copy takes twice as long, and the host waits for it."""
-    runtime = torch.cuda.cudart()
     for v in tensors:
         if v.numel():
-            torch.cuda.check_error(runtime.cudaHostRegister(v.data_ptr(), v.nbytes, 0))
+            cuda.check_error(cuda.cudart().cudaHostRegister(v.data_ptr(), v.nbytes, 0))
             # The finalizer holds v, so that its memory is not given back while it is pinned. A process that ends needs none.
-            weakref.finalize(owner, _unpin, v).atexit = False
+            weakref.finalize(owner, _unpin, v, cuda).atexit = False
 
 
-def _unpin(v: Tensor) -> None:
-    torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(v.data_ptr()))
+def _unpin(v: Tensor, cuda: Any) -> None:
+    cuda.check_error(cuda.cudart().cudaHostUnregister(v.data_ptr()))
