@@ -452,6 +452,18 @@ def test_an_average_of_the_center_is_that_of_its_values_after_every_update(avera
         torch.testing.assert_close(driver.center.vectors["average"], mean(values), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ROUNDS)
+def test_an_average_of_a_center_of_rounds_is_of_its_values_after_each_round(name: str) -> None:
+    driver = ByHand(METHODS[name], FunctionOf(), workers=3, tau=2, schedule=CONSTANT, start=START, average=Moving(rate=0.2))
+    assert driver.center is not None
+    values = [START.clone()]
+    for t in range(20):
+        driver.round()
+        if t % 2 == 0:
+            values.append(driver.center.vectors["x"].clone())
+        torch.testing.assert_close(driver.center.vectors["average"], moving(values, rate=0.2, start=0), rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("make", [lambda: Moving(rate=0.0), lambda: Moving(rate=1.5), lambda: Moving(start=-1), lambda: Polyak(start=-1)])
 def test_an_average_that_makes_no_sense_is_refused(make: Callable[[], Average]) -> None:
     with pytest.raises(ValueError, match=r"average\.(rate|start)="):

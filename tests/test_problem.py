@@ -328,9 +328,10 @@ def test_dropout_draws_from_its_own_key():
 
 
 def test_one_worker_by_plain_descent_equals_torch_optim_sgd():
-    p = problem(ConvNetDigits, images(classes=10), l2=0.01, batch_size=16)
+    """In float64: in float32 ReLU and pooling turn a last bit, which kernels differ in, into more some steps later."""
+    p = problem(lambda: ConvNetDigits().double(), images(classes=10), l2=0.01, batch_size=16)
     with seeded(0, INIT):
-        twin = ConvNetDigits()
+        twin = ConvNetDigits().double()
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, weight_decay=0.01)
     x = p.start()
     for t in range(30):
@@ -338,9 +339,9 @@ def test_one_worker_by_plain_descent_equals_torch_optim_sgd():
         x.sub_(p.gradient(x), alpha=0.1)
         indices = Batches(50, 16, seed=0).indices(0, t)
         optimizer.zero_grad()
-        F.cross_entropy(twin(images().train[indices] / 255), images(classes=10).train_labels[indices]).backward()
+        F.cross_entropy(twin(images().train[indices].double() / 255), images(classes=10).train_labels[indices]).backward()
         optimizer.step()
-    torch.testing.assert_close(x, torch.cat([p.detach().flatten() for p in twin.parameters()]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(x, torch.cat([p.detach().flatten() for p in twin.parameters()]), rtol=1e-9, atol=1e-12)
 
 
 def test_the_start_is_the_models_and_stays():
