@@ -16,9 +16,13 @@ from pathlib import Path
 import pytest
 from conftest import Launcher, Said
 from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 import easgd_cli
 from easgd_cli.commands import configs, plugins
+from easgd_cli.commands.arguments import Arguments
+from easgd_cli.commands.plan import Plan
 from easgd_cli.sweeps import hydra_plugins
 
 Easgd = Callable[..., Said]

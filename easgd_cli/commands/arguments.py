@@ -172,7 +172,7 @@ def _as_meant(line: str) -> list[str]:
     """`line` without what Hydra's grammar tells apart and settings do not: +, ++ and ~, and values of a sweep under hydra.sweeper.params."""
     key, _, value = line.partition("=")
     name = key.lstrip("+~")
-    if line == "experiment=null" or (key.startswith("~") and (name == "experiment" or "/" in name)):
+    if line == "experiment=null" or (key.startswith("~") and (name == "experiment" or name.startswith("hydra/"))):
         return []  # of these a run has none unless one is given
     if not name.startswith("hydra"):
         return [f"{name}=null" if key.startswith("~") else f"{name}{line[len(key) :]}"]

@@ -67,7 +67,8 @@ def run(plan: Plan, members: Sequence[Member], asked: Arguments, tell: Callable[
                 print("easgd: jobs that SLURM has queued or that run on other machines go on; scancel ends them.", file=sys.stderr, flush=True)
         except (Exception, Unheard) as e:
             code = 1
-            print(f"easgd: {by(plan)}: {_reason(e)}", file=sys.stderr, flush=True)
+            given = " ".join([by(plan), *(o for o in asked.overrides if o.startswith(("hydra.launcher.", "hydra.sweeper.")))])
+            print(f"easgd: {given}: {_reason(e)}", file=sys.stderr, flush=True)
     return watch.said, code
 
 
