@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Launcher, Said, leave_checkpoint
+from easgd_cli.sweeps.board import Board
 
 from easgd_cli.commands.plan import Plan
 from easgd_cli.errors import RunError, UsageError
@@ -18,7 +19,6 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import Settings
-from easgd_cli.sweeps.board import Board
 
 Easgd = Callable[..., Said]
 pytestmark = pytest.mark.usefixtures("unprepared")

@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Said
+from easgd_cli.commands.objective import Objective
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from easgd_cli.commands import configs, objective, plugins
-from easgd_cli.commands.objective import Objective
 from easgd_cli.commands.plan import Plan
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build

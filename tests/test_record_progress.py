@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from easgd_cli.sweeps.progress import SweepProgress
 from rich.console import Console
 from test_record import ENDED, FACTS, center, recorder, worker
 
@@ -16,7 +17,6 @@ from easgd_cli.record import progress
 from easgd_cli.record.progress import Progress, Screen
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.table import show_run, show_sweep
-from easgd_cli.sweeps.progress import SweepProgress
 
 
 class Clock:

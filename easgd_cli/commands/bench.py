@@ -283,7 +283,7 @@ def _several(asked: _Asked) -> list[Settings]:
     assert isinstance(planned, plan.Plan)  # which --multirun asks for
     for words, sentence in planned.left_out:
         print(f"easgd: left out: {words}. {sentence}", file=sys.stderr)
-    return [_timed(asked, member.settings) for member in planned.members]
+    return [_timed(asked, member.settings) for member in planned.jobs]
 
 
 def _windows(asked: _Asked) -> int:

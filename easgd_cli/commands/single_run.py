@@ -27,6 +27,7 @@ from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings import targets as makers
+from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
 
@@ -39,11 +40,6 @@ def checked(settings: Settings) -> None:
         build.schedule(settings, config.total_steps(settings, None))
     build.average(settings)
     kinds.launcher(settings)
-
-
-def own(overrides: Sequence[str]) -> list[str]:
-    """The overrides that are not Hydra's."""
-    return [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
 
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:

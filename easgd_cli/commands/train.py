@@ -16,7 +16,7 @@ from typing import Any
 
 import hydra
 
-from easgd_cli.commands import arguments, compose, configs, plan, replay, single_run
+from easgd_cli.commands import arguments, compose, configs, plan, replay, single_run, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -25,7 +25,6 @@ from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings.schema import Settings
-from easgd_cli.sweeps import sweep
 
 _CHANGEABLE = ("steps", "epochs", "minutes")
 _CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
