@@ -34,10 +34,11 @@ def main(argv: Sequence[str]) -> int:
     WORDS are its settings, as after `easgd train`, and retry= of the sweep.
     """
     root, name, words = Path(argv[0]), argv[1], argv[2:]
+    here = root.absolute()  # Hydra may change the working directory (hydra.job.chdir)
 
     def interrupted() -> None:
         with suppress(RunError):
-            job_status.write(root, name, JobStatus(INTERRUPTED))
+            job_status.write(here, name, JobStatus(INTERRUPTED))
 
     try:
         with interruption.ending_the_process(), interruption.undone_by(interrupted):
