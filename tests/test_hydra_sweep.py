@@ -23,12 +23,10 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Said
-from easgd_cli.commands.objective import Objective
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from easgd_cli.commands import configs, objective, plugins
-from easgd_cli.commands.plan import Plan
+from easgd_cli.commands import configs, plugins, sweep, sweep_job
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record import run_directory as rundir
@@ -285,7 +283,7 @@ def test_a_job_that_says_nothing_has_failed_whatever_an_earlier_start_of_it_said
     assert all(f"{name}: failed: its process ended with status 1" in said.out for name in ("tau=4", "tau=5"))
     job_status.file(root, "tau=5").unlink()
     (root / "logs/tau=5.json").mkdir()
-    said = easgd(*words)
+    said = easgd(*words, "retry=true")
     assert said.status == 1
     assert f"easgd: hydra/launcher=mine: {root}/logs/tau=5.json: how the job stands cannot be written there (Is a directory)" in said.err
 
