@@ -32,7 +32,8 @@ from easgd_cli.algorithms.average import Average, Moving, Polyak
 from easgd_cli.algorithms.schedule import Constant, Cosine, Decay, Stepwise, Warmup
 from easgd_cli.algorithms.statistics import WithStatistics
 from easgd_cli.errors import UsageError
-from easgd_cli.training.drive import ByHand, Turn, take_step
+from easgd_cli.training.drive import ByHand, ProblemGradients, Turn, take_step
+from easgd_cli.transport.base import Reply
 
 D = 7
 CURVATURE = torch.linspace(0.3, 1.7, D, dtype=torch.float64)
@@ -45,7 +46,9 @@ def noisy(i: int, t: int, x: Tensor) -> Tensor:
 
 
 class FunctionOf:
-    """The problem of every worker for the driver."""
+    """The problem of every worker for the driver; its loss is not looked at."""
+
+    loss = torch.zeros(())
 
     def __init__(self, gradient: Callable[[int, int, Tensor], Tensor] = noisy):
         self.i, self.t, self.of = -1, -1, gradient
@@ -263,7 +266,7 @@ def test_gradient_and_exchange_are_asked_for_at_once_and_the_message_is_lent_unt
     assert turn.message.data_ptr() == w.x.data_ptr()
     torch.testing.assert_close(w.x, before, rtol=0, atol=0)
     assert w.t == 0
-    turn.answer(noisy(0, 0, turn.at), START * 0)
+    turn.answer((noisy(0, 0, turn.at), FunctionOf.loss), Reply(START * 0, clock=1))
     assert w.t == 1 and turn.ended
 
 
@@ -471,7 +474,7 @@ def test_statistics_are_averaged_and_the_parameters_follow_the_method(name: str)
     r, center = [start[D:].clone() for start in starts], starts[0][D:].clone()
     order = random.Random(3)
     for step in range(40):
-        if method.gathers == "round":
+        if method.shared is not None and method.shared.in_rounds:
             plain.round()
             whole.round()
             turn = range(p)
@@ -500,5 +503,5 @@ def test_statistics_are_averaged_and_the_parameters_follow_the_method(name: str)
 
 def test_a_step_without_exchange_needs_no_session() -> None:
     w = Worker({"x": START.clone()}, tau=10, schedule=Constant(ETA), t=1)
-    take_step(EASGD(alpha=0.1), w, FunctionOf(), None)
+    take_step(EASGD(alpha=0.1), w, ProblemGradients(FunctionOf()), None)
     torch.testing.assert_close(w.x, START - ETA * noisy(0, 1, START))

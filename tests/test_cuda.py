@@ -104,7 +104,7 @@ def test_no_step_waits_for_the_device_but_for_its_message(algo: str) -> None:
     s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
     method, problem = build.method(s), build.problem(s, build.data(s), CUDA)
     start = problem.start()
-    hand = drive.ByHand(method, drive.clipped(problem, s.clip), start=start, workers=1, tau=s.tau, schedule=build.schedule(s, 20))
+    hand = drive.ByHand(method, problem, clip=s.clip, start=start, workers=1, tau=s.tau, schedule=build.schedule(s, 20))
     hand.step(0)
     torch.cuda.set_sync_debug_mode("error")
     try:

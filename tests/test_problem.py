@@ -23,7 +23,7 @@ from easgd_cli.problems.function import FunctionProblem
 from easgd_cli.problems.images import Batches, ImageProblem
 from easgd_cli.randomness import DROPOUT, INIT, key, seeded
 from easgd_cli.system.devices import check_compiler
-from easgd_cli.training.drive import ByHand, clipped
+from easgd_cli.training.drive import ByHand, ProblemGradients
 
 CPU = torch.device("cpu")
 
@@ -182,7 +182,7 @@ def test_clipping_is_torchs_with_the_l2_term_in_the_loss(l2):
         (loss + l2 / 2 * sum(w.square().sum() for w in twin.parameters())).backward()
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.2)
         whole = p.gradient(x).clone()
-        g = clipped(p, 1.2).gradient(x)
+        g = ProblemGradients(p, 1.2).gradient(x)[0]
         # torch divides by the norm + 1e-6, so that a clipped gradient is that much shorter.
         torch.testing.assert_close(g, torch.cat([w.grad.flatten() for w in twin.parameters()]), rtol=2e-6, atol=1e-12)
         assert torch.equal(p.flat.gradient, whole) and float(g.norm()) <= 1.2 * (1 + 1e-12)
@@ -255,9 +255,9 @@ def test_a_net_of_float64_keeps_its_precision():
 
 def test_a_gradient_of_zero_stays_and_one_that_is_not_finite_shows():
     still = FunctionProblem(torch.zeros(3), lambda x, worker, t, out: out.copy_(x))
-    objective = clipped(still, 1.0)
-    assert torch.equal(objective.gradient(torch.zeros(3, dtype=torch.float64)), torch.zeros(3, dtype=torch.float64))
-    assert not objective.gradient(torch.full((3,), torch.nan, dtype=torch.float64)).isfinite().any()
+    gradients = ProblemGradients(still, 1.0)
+    assert torch.equal(gradients.gradient(torch.zeros(3, dtype=torch.float64))[0], torch.zeros(3, dtype=torch.float64))
+    assert not gradients.gradient(torch.full((3,), torch.nan, dtype=torch.float64))[0].isfinite().any()
 
 
 def test_a_step_is_a_function_of_seed_worker_and_t():
@@ -286,6 +286,10 @@ def test_one_problem_serves_every_worker_as_one_of_its_own_would(method):
     """Bit for bit, with more workers' vectors in turn than a net's views are kept of."""
 
     class EachItsOwn:
+        @property
+        def loss(self):
+            return self.problems[self.worker].loss
+
         def __init__(self):
             self.problems = [make() for _ in range(6)]
 
@@ -474,7 +478,7 @@ def test_statistics_that_are_exchanged_are_those_a_net_gathers_by_itself():
     torch.testing.assert_close(p.start()[plain.size :], torch.cat([torch.tensor([float(i)]).expand(n) for n in (64, 6) for i in (0, 1)]))
     twins = [net(), net()]
     xs = [p.start() for _ in twins]
-    clip = clipped(p, 0.05)
+    clip = ProblemGradients(p, 0.05)
     for t in range(5):
         for worker, (x, twin) in enumerate(zip(xs, twins, strict=True)):
             torch.nn.utils.vector_to_parameters(x[: plain.size], twin.parameters())
@@ -488,7 +492,7 @@ def test_statistics_that_are_exchanged_are_those_a_net_gathers_by_itself():
             x[plain.size :] -= g[plain.size :]
             gathered = torch.cat([b.reshape(-1) for name, b in twin.named_buffers() if "running" in name])
             torch.testing.assert_close(x[plain.size :], gathered)
-            clipped_g = clip.gradient(before)
+            clipped_g, _ = clip.gradient(before)
             assert float(clipped_g[: plain.size].norm()) == pytest.approx(0.05) and torch.equal(clipped_g[plain.size :], g[plain.size :])
             x[: plain.size] -= 0.1 * g[: plain.size]
     for x, twin in zip(xs, twins, strict=True):

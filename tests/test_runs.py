@@ -27,13 +27,13 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
-from easgd_cli.launcher.local import Run, launch
-from easgd_cli.launcher.signals import Signals
+from easgd_cli.launcher.local import Processes, launch
+from easgd_cli.launcher.supervisor import Patience
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.images import ImageProblem
 from easgd_cli.record.checkpoint import newest
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings, Until
-from easgd_cli.training.drive import ByHand, clipped
+from easgd_cli.training.drive import ByHand
 
 METHODS = {
     "easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD", "msgd": "MSGD",
@@ -89,7 +89,7 @@ def one_worker(algo: str, kept: Path) -> tuple[Settings, Path]:
 def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
     starts = [prepared.problem.start(i) for i in range(s.workers)]
     return ByHand(
-        prepared.method, clipped(prepared.problem, s.clip), workers=s.workers, tau=s.tau, schedule=build.schedule(s, prepared.steps),
+        prepared.method, prepared.problem, clip=s.clip, workers=s.workers, tau=s.tau, schedule=build.schedule(s, prepared.steps),
         start=prepared.start, starts=starts, average=prepared.average,
     )  # fmt: skip
 
@@ -165,8 +165,8 @@ def test_batch_norms_statistics_are_averaged_between_processes_bit_for_bit(algo:
     assert json.loads((tmp_path / "summary.json").read_text())["parameters"] == d
     for w, session in zip(driver.workers, driver._sessions, strict=True) if algo == "sync_eamsgd" else ():
         distance = rows(tmp_path, f"worker_{w.number:02d}")[-1]["distance_to_center"]
-        assert distance == pytest.approx(float(torch.dist(w.x[:d], session.collect()[:d])))
-        assert distance != pytest.approx(float(torch.dist(w.x, session.collect())), rel=1e-3)
+        assert distance == pytest.approx(float(torch.dist(w.x[:d], session.collect().vector[:d])))
+        assert distance != pytest.approx(float(torch.dist(w.x, session.collect().vector)), rel=1e-3)
 
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
@@ -532,16 +532,16 @@ def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:
 
 def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything has been said and the master and the workers have ended before it listens again."""
-    listen = Run.turn
+    listen = Processes.turn
 
-    def late(run: Run, signals: Signals) -> None:
+    def late(run: Processes) -> None:
         if "training begins" in (tmp_path / "logs" / "launcher.log").read_text():
             for child in multiprocessing.active_children():
                 if child.name != "easgd-evaluator":
                     child.join(60)
-        listen(run, signals)
+        listen(run)
 
-    monkeypatch.setattr(Run, "turn", late)
+    monkeypatch.setattr(Processes, "turn", late)
     outcome = run(settings("easgd", eval=Eval(every="1 step", train_images=10)), tmp_path)
     assert outcome.status == "completed", outcome.reason
     evaluated = [r["step"] for r in rows(tmp_path, "center")]
@@ -694,7 +694,7 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 
 
 def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=0.5))
     s = unhurried("easgd", checkpoint=Checkpoint(every="100 steps"))
 
     def freeze(pids: dict[str, int]) -> None:
@@ -714,7 +714,7 @@ def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: 
 
 
 def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=2.0))
     s = unhurried("eamsgd", until=Until(test_error=15.0), batch_size=32)
     outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGSTOP), lambda _: True)
     assert (outcome.status, outcome.exit_code) == ("completed", 0)
@@ -727,7 +727,7 @@ def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: P
 
 def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It owns what is kept at an end, so there is no checkpoint of that, but the center that reached the level is saved."""
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=0.5))
     s = unhurried("msgd", until=Until(test_error=50.0), batch_size=32)
     evaluated = Journal.evaluation
 
@@ -746,7 +746,7 @@ def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_th
 
 def test_a_silent_worker_does_not_take_the_others_of_its_round_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They wait for its message when the end comes, and are given theirs back."""
-    monkeypatch.setattr("easgd_cli.launcher.local._GRACE_SECONDS", 2.0)
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=2.0))
 
     def freeze_and_interrupt(pids: dict[str, int]) -> None:
         os.kill(pids["worker_02"], signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The shared-memory transport keeps the contract of transport/base.py: order, wholeness, and a lost worker harms nobody."""
+"""Every transport keeps the contract of transport/base.py: order, wholeness, and a lost worker harms nobody."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,21 +18,101 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, Method
+from easgd_cli.algorithms.base import Seen
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.center import Center
-from easgd_cli.transport.base import Kind, Reply, SessionEnded
+from easgd_cli.transport.base import Kind, Mark, MasterEnd, Reply, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.on_device import Handed, hand_out
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
+from easgd_cli.transport.simulated import Events, Network, Wire
 from easgd_cli.transport.staging import Staging
 
 SIZE = 70_001  # more than one block, and not a multiple of anything
 CPU = torch.device("cpu")
 
 
-def sessions(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedMasterEnd, list[SharedWorkerEnd]]:
+class Star:
+    """A master, its sessions, and somebody who serves: every request on any transport, in the order in which they come. `seen` notes them."""
+
+    def __init__(self, method: Method, p: int, center: Center, master: MasterEnd, workers: Sequence[WorkerEnd]):
+        self.center, self.master, self.workers, self.seen = center, master, workers, list[tuple[int, Kind, int]]()
+
+    def serve(self, timeout: float) -> None:
+        for request in self.master.requests(timeout):
+            self.seen.append((request.worker, request.kind, request.t))
+            if request.kind is Kind.EXCHANGE:
+                self.center.receive(self.master.lent(request))
+                self.master.reply(request, self.center.clock, self.center.clock)
+
+    def exchange(self, worker: int, name: str = "x", t: int = 0) -> Reply:
+        """One exchange of that worker's vector, to its end."""
+        end = self.workers[worker]
+        end.post(end.vectors[name], t)
+        return end.collect()
+
+    def lose(self, worker: int) -> None:
+        """The worker is gone without a word."""
+        end = self.workers[worker]
+        assert isinstance(end, SharedWorkerEnd)
+        end._socket.close()
+
+    def wait(self) -> None:
+        """Until every session has ended."""
+
+
+class RealStar(Star):
+    """Served in a thread."""
+
+    def begin(self) -> RealStar:
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        return self
+
+    def _serve(self) -> None:
+        while self.master.open:
+            self.serve(0.05)
+
+    def wait(self) -> None:
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+class VirtualStar(Star):
+    """Served event by event."""
+
+    def __init__(self, method: Method, p: int):
+        self.events = Events()
+        wire = Wire(Network(4 * SIZE, latency=(0.25, 0.5), bandwidth=(4.0 * SIZE, None)), self.events)
+        names = (*method.state, *method.scratch)
+        workers = [wire.end(i, {name: torch.zeros(SIZE) for name in names}, torch.zeros(SIZE)) for i in range(p)]
+        center = Center(method, {name: torch.zeros(SIZE) for name in method.shared.state})
+        self.wire = wire
+        super().__init__(method, p, center, wire.master(center), workers)
+
+    def exchange(self, worker: int, name: str = "x", t: int = 0) -> Reply:
+        end = self.workers[worker]
+        end.post(end.vectors[name], t)
+        kinds = []
+        while self.events:
+            event = self.events.next()
+            kinds.append(event.kind)
+            self.wire.deliver(event)
+            self.serve(0)
+        assert kinds == ["arrive", "reply"]
+        return end.collect()
+
+    def lose(self, worker: int) -> None:
+        self.workers[worker].lose()
+
+    def wait(self) -> None:
+        self.serve(0)
+
+
+def ends(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedMasterEnd, list[SharedWorkerEnd]]:
     links = [Link.new(i, method, SIZE, torch.float32) for i in range(p)]
-    center = Center(method, {name: torch.zeros(SIZE) for name in method.center})
+    assert method.shared is not None
+    center = Center(method, {name: torch.zeros(SIZE) for name in method.shared.state})
     theirs, own = [link.for_master() for link in links], [link.for_worker() for link in links]
     master = SharedMasterEnd(theirs, center, hand_out(theirs, CPU) if where == "handed out" else None)
     elsewhere: dict[str, Callable[[Link], Elsewhere | None]] = {
@@ -41,91 +121,121 @@ def sessions(method: Method, p: int, where: str = "shared") -> tuple[Center, Sha
     return center, master, [SharedWorkerEnd(link, elsewhere[where](link)) for link in own]
 
 
-def serve(center: Center, master: SharedMasterEnd, seen: list[tuple[int, Kind, int]]) -> None:
-    while master.open:
-        for request in master.requests(0.05):
-            seen.append((request.worker, request.kind, request.t))
-            if request.kind is Kind.EXCHANGE:
-                center.receive(master.lent(request))
-                master.reply(request, Reply(center.clock, center.clock))
+def star(where: str, method: Method, p: int) -> Star:
+    """Of each transport there is; the next one belongs here."""
+    return VirtualStar(method, p) if where == "simulated" else RealStar(method, p, *ends(method, p, where)).begin()
 
 
-@pytest.mark.parametrize("where", ["shared", "staged", "handed out"])
+EVERYWHERE = pytest.mark.parametrize("where", ["shared", "staged", "handed out", "simulated"])
+
+
+@EVERYWHERE
 @pytest.mark.parametrize("method", [EASGD(alpha=0.3), EAMSGD(alpha=0.3, delta=0.5), DOWNPOUR(), MDOWNPOUR(delta=0.5, tau=1)])
 def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method, where: str) -> None:
     """Also where a worker's vectors are not the shared ones: its messages and replies are copied, or lie where the master has handed them out."""
-    center, master, workers = sessions(method, 3, where)
-    seen: list[tuple[int, Kind, int]] = []
-    thread = threading.Thread(target=serve, args=(center, master, seen))
-    thread.start()
+    run = star(where, method, 3)
     expected = Center(method, {name: torch.zeros(SIZE) for name in method.center})
     lent = "m" if method.scratch == ("m",) else "v" if isinstance(method, DOWNPOUR) else "x"
     order = random.Random(0)
     for t in range(40):
         i = order.randrange(3)
-        w = workers[i]
-        w.t = t
+        w = run.workers[i]
         w.vectors[lent].normal_()
-        w.post(w.vectors[lent])
-        reply = w.collect()
+        reply = run.exchange(i, lent, t)
         wanted = torch.empty(SIZE)
         expected.receive(expected.lend(w.vectors[lent], wanted))
-        assert torch.equal(reply, wanted)
-        assert w.center_clock == expected.clock
-    for w in workers:
+        assert torch.equal(reply.vector, wanted) and reply.vector is w.reply
+        assert (reply.clock, reply.served, reply.mark) == (expected.clock, t + 1, Mark.NONE)
+    for w in run.workers:
         w.close(7)
-    thread.join(10)
-    assert torch.equal(center.vectors["x"], expected.vectors["x"])
-    assert [t for _, kind, t in seen if kind is Kind.EXCHANGE] == list(range(40))
-    assert sorted(worker for worker, kind, _ in seen if kind is Kind.CLOSE) == [0, 1, 2]
+    run.wait()
+    assert torch.equal(run.center.vectors["x"], expected.vectors["x"])
+    assert [t for _, kind, t in run.seen if kind is Kind.EXCHANGE] == list(range(40))
+    assert sorted((worker, t) for worker, kind, t in run.seen if kind is Kind.CLOSE) == [(0, 7), (1, 7), (2, 7)]
+
+
+@EVERYWHERE
+def test_a_mark_for_a_checkpoint_keeps_its_place_between_two_exchanges(where: str) -> None:
+    run = star(where, EASGD(alpha=0.5), 1)
+    run.exchange(0, t=4)
+    run.workers[0].checkpoint(5)
+    run.exchange(0, t=8)
+    run.workers[0].close(9)
+    run.wait()
+    assert run.seen == [(0, Kind.EXCHANGE, 4), (0, Kind.CHECKPOINT, 5), (0, Kind.EXCHANGE, 8), (0, Kind.CLOSE, 9)]
+
+
+@EVERYWHERE
+def test_a_worker_that_ends_without_a_word_is_one_lost_session_and_disturbs_no_other(where: str) -> None:
+    run = star(where, EASGD(alpha=0.5), 2)
+    run.exchange(0)
+    run.exchange(1)
+    run.lose(1)
+    assert run.exchange(0).clock == 3
+    run.workers[0].close(2)
+    run.wait()
+    assert [worker for worker, kind, _ in run.seen if kind is Kind.LOST] == [1]
+    assert not run.master.open
+
+
+@EVERYWHERE
+def test_a_message_that_is_not_the_workers_own_vector_is_refused(where: str) -> None:
+    run = star(where, EASGD(alpha=0.5), 1)
+    with pytest.raises(ValueError, match="own vectors"):
+        run.workers[0].post(torch.zeros(SIZE), 0)
+    run.workers[0].close(0)
+    run.wait()
+
+
+def test_a_message_that_is_given_back_raises_withdrawn() -> None:
+    for where in ("shared", "simulated"):
+        virtual = VirtualStar(EASGD(alpha=0.5), 1) if where == "simulated" else None
+        master, worker = (virtual.master, virtual.workers[0]) if virtual is not None else (lambda e: (e[1], e[2][0]))(ends(EASGD(alpha=0.5), 1))
+        worker.post(worker.vectors["x"], 3)
+        if virtual is not None:
+            virtual.wire.deliver(virtual.events.next())
+        [request] = master.requests(5)
+        master.reply(request, 0, 0, Mark.WITHDRAWN)
+        with pytest.raises(Withdrawn):
+            worker.collect()
+
+
+def test_a_message_on_a_virtual_link_takes_its_latency_and_its_bytes_and_arrives_in_that_order() -> None:
+    run = VirtualStar(EASGD(alpha=0.5), 1)
+    run.exchange(0)
+    assert run.events.now == pytest.approx(0.25 + 1.0 + 0.5)  # up, 4 SIZE bytes at 4 SIZE bytes a second, down
 
 
 @pytest.mark.parametrize("where", ["staged", "handed out"])
 def test_a_message_from_a_device_is_told_of_once_it_is_there_and_a_worker_that_ends_before_is_lost(where: str) -> None:
     """Between post and collect the device may still be copying, so the master must not read the message yet."""
-    _, master, workers = sessions(EASGD(alpha=0.5), 1, where)
-    workers[0].post(workers[0].vectors["x"])
+    _, master, workers = ends(EASGD(alpha=0.5), 1, where)
+    workers[0].post(workers[0].vectors["x"], 0)
     assert master.requests(0.05) == []
     workers[0]._socket.close()
     assert [request.kind for request in master.requests(5)] == [Kind.LOST]
 
 
 def test_staleness_counts_the_updates_of_others_between_two_exchanges() -> None:
-    center, master, workers = sessions(EASGD(alpha=0.5), 2)
-    thread = threading.Thread(target=serve, args=(center, master, []))
-    thread.start()
-    for i in (0, 1, 1, 1, 0, 0):
-        workers[i].post(workers[i].vectors["x"])
-        workers[i].collect()
-    assert (workers[0].staleness, workers[1].staleness) == (0, 0)
-    workers[1].post(workers[1].vectors["x"])
-    workers[1].collect()
-    assert workers[1].staleness == 2
-    for w in workers:
-        w.close(0)
-    thread.join(10)
-
-
-def test_a_message_that_is_not_the_workers_own_vector_is_refused() -> None:
-    _, _, workers = sessions(EASGD(alpha=0.5), 1)
-    with pytest.raises(ValueError, match="own vectors"):
-        workers[0].post(torch.zeros(SIZE))
+    seen = Seen()
+    assert [seen.note(clock, served) for clock, served in ((1, 1), (4, 4), (5, 5))] == [0, 2, 0]
+    assert (seen.clock, seen.served, seen.exchanges) == (5, 5, 3)
 
 
 def test_the_end_of_the_master_is_seen_by_a_waiting_worker() -> None:
-    _, master, workers = sessions(EASGD(alpha=0.5), 1)
-    workers[0].post(workers[0].vectors["x"])
+    _, master, workers = ends(EASGD(alpha=0.5), 1)
+    workers[0].post(workers[0].vectors["x"], 0)
     for sock in master._sockets.values():
         sock.close()
     with pytest.raises(SessionEnded):
         workers[0].collect()
-        workers[0].post(workers[0].vectors["x"])
+        workers[0].post(workers[0].vectors["x"], 0)
 
 
 def _exchange_for_ever(link: Link) -> None:
     w = SharedWorkerEnd(link)
     while True:
-        w.post(w.vectors["x"])
+        w.post(w.vectors["x"], 0)
         w.collect()
 
 
@@ -144,9 +254,8 @@ def test_a_worker_killed_at_any_moment_is_one_lost_session_and_every_exchange_is
             v.start()
             assert link.worker_socket is not None
             link.worker_socket.close()
-        seen: list[tuple[int, Kind, int]] = []
-        thread = threading.Thread(target=serve, args=(center, master, seen))
-        thread.start()
+        run = RealStar(method, 2, center, master, []).begin()
+        seen = run.seen
         while not any(kind is Kind.EXCHANGE for _, kind, _ in seen):
             time.sleep(0.001)
         victims[0].join(delay)
@@ -154,8 +263,7 @@ def test_a_worker_killed_at_any_moment_is_one_lost_session_and_every_exchange_is
             assert v.pid is not None
             os.kill(v.pid, signal.SIGKILL)
             v.join()
-        thread.join(10)
-        assert not thread.is_alive()
+        run.wait()
         assert sorted(worker for worker, kind, _ in seen if kind is Kind.LOST) == [0, 1]
         chain = Center(method, {"x": torch.zeros(SIZE)})
         reply = torch.empty(SIZE)

@@ -6,6 +6,9 @@ the same two boxes, so that a file can be ticked off against the printed listing
     step(w)                        the worker's rule for one local step, a generator
     receive(center, m, reply, n)   the center's rule for one update
 
+A party has one state, one rule and one process that writes it. It is a *worker* or a *variable*, which workers share; the center
+is a variable. Most methods have the center alone, and say so by `receive` and the class attributes beside it.
+
 Symbols (Zhang, Choromanska, LeCun 2015, pp. 2-4 and 20)
 
     x       a worker's variable (the paper's x^i), float vector of shape [d]
@@ -37,6 +40,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from easgd_cli.errors import UsageError
@@ -56,13 +60,17 @@ class Gradient:
         self.at: Final = at
 
 
+CENTER: Final = "center"  # the variable that is evaluated and saved
+
+
 class Exchange:
-    """Asks for an exchange: `message` [d], one of the worker's own vectors, goes up; the answer is the reply [d]."""
+    """Asks for an exchange: `message` [d], one of the worker's own vectors, goes to the variable `to`; the answer is the reply [d]."""
 
-    __slots__ = ("message",)
+    __slots__ = ("message", "to")
 
-    def __init__(self, message: Tensor):
+    def __init__(self, message: Tensor, to: str = CENTER):
         self.message: Final = message
+        self.to: Final = to
 
 
 Rule = Generator[Any, Any, None]
@@ -80,19 +88,36 @@ class Vectors:
         self.__dict__.update(vectors)
 
 
-class Worker(Vectors):
-    """A worker as its rule sees it: its vectors, its `number`, its clock `t`, and what follows from the clock.
+@dataclass
+class Seen:
+    """What a worker knows of the center from its last reply: the center's clock and the exchanges it had served, and how many replies it has had."""
 
-    The driver advances `t` when a step's rule has ended; no rule does. What a rule draws is to depend on seed, `number` and
+    clock: int = 0
+    served: int = 0
+    exchanges: int = 0
+
+    def note(self, clock: int, served: int) -> int:
+        """The reply of one more exchange; returns its staleness, the updates by others since the one before."""
+        staleness = clock - 1 - self.clock
+        self.clock, self.served = clock, served
+        self.exchanges += 1
+        return staleness
+
+
+class Worker(Vectors):
+    """A worker as its rule sees it: its vectors, its `number`, its clock `t`, what follows from the clock, and what it has `seen` of the center.
+
+    The driver advances `t` and `seen` when a step's rule has ended; no rule does. What a rule draws is to depend on seed, `number` and
     `t` alone.
     """
 
-    def __init__(self, vectors: Mapping[str, Tensor], tau: int, schedule: Schedule, t: int = 0, number: int = 0):
+    def __init__(self, vectors: Mapping[str, Tensor], tau: int, schedule: Schedule, t: int = 0, number: int = 0, seen: Seen | None = None):
         super().__init__(vectors)
         self.tau: Final = tau
         self.schedule: Final = schedule
         self.t = t
         self.number: Final = number
+        self.seen: Final = seen or Seen()
 
     @property
     def due(self) -> bool:
@@ -106,7 +131,38 @@ class Worker(Vectors):
 
 
 Receive = Callable[[Vectors, "Tensor", "Tensor", int], None]
-Part = tuple[int, Receive]  # the entry before which it ends, and the center's rule there
+Part = tuple[int, Receive]  # the entry before which it ends, and the variable's rule there
+Gathers = Literal["each", "round"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A vector that workers share: its rule, the vectors of its `state`, and how it takes messages.
+
+    It gathers `each` as it comes (asynchronous), or those of all workers together, a `round`. `tail`: how many of its last
+    entries are no parameters, and the rule of those (statistics.py).
+    """
+
+    receive: Receive
+    state: tuple[str, ...] = ("x",)
+    gathers: Gathers = "each"
+    tail: tuple[int, Receive] | None = None
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether it takes the messages of all workers together."""
+        return self.gathers == "round"
+
+    def synchronous(self) -> Variable:
+        """The same variable, that takes rounds."""
+        return replace(self, gathers="round")
+
+    def parts(self, size: int) -> Sequence[Part]:
+        """The parts of its vectors [size] in their order, each with its rule."""
+        if self.tail is None:
+            return [(size, self.receive)]
+        entries, rule = self.tail
+        return [(size - entries, self.receive), (size, rule)]
 
 
 class Method(ABC):
@@ -120,8 +176,7 @@ class Method(ABC):
     state: ClassVar[tuple[str, ...]] = ("x",)  # a worker's vectors that last; x starts at the common start, others at 0
     scratch: ClassVar[tuple[str, ...]] = ()  # a worker's vectors that need not outlive a step
     center: ClassVar[tuple[str, ...]] = ("x",)  # the center's vectors; empty for a method of one worker without exchange
-    # How the center takes messages: each as it comes (asynchronous), or those of all workers together, a round.
-    gathers: ClassVar[Literal["each", "round"]] = "each"
+    gathers: ClassVar[Gathers] = "each"  # how the center takes messages
 
     @abstractmethod
     def step(self, w: Worker) -> Rule:
@@ -134,25 +189,38 @@ class Method(ABC):
         """
         raise TypeError(f"{type(self).__name__} has no center")
 
-    def parts(self, size: int) -> Sequence[Part]:
-        """The parts of the center's vectors [size] in their order, each with its rule: all of them follow `receive`."""
-        return [(size, self.receive)]
+    @property
+    def variables(self) -> Mapping[str, Variable]:
+        """What the workers share, by name; nothing in a method of one worker, whose own x is then evaluated and saved.
+
+        The center alone, of `receive`, `center` and `gathers`, unless a method says otherwise.
+        """
+        return {CENTER: Variable(self.receive, self.center, self.gathers)} if self.center else {}
+
+    @property
+    def shared(self) -> Variable | None:
+        """The variable that is evaluated and saved; None where that is the single worker's x."""
+        return self.variables.get(CENTER)
 
 
 def check_method(method: Any, name: str, workers: int) -> None:
     """Raises UsageError unless `method` is a method and can run with that many workers."""
     if not isinstance(method, Method):
         raise UsageError(f"algo={name}: makes a {type(method).__name__}; a method is a subclass of easgd_cli.algorithms.base.Method.")
-    if "x" not in method.state or (method.center and "x" not in method.center):
+    variables = method.variables
+    center = variables.get(CENTER)
+    if variables.keys() - {CENTER}:
+        raise UsageError(f"algo={name}: has the variables {', '.join(variables)}; exchanges go to one variable, named {CENTER}.")
+    if "x" not in method.state or (center is not None and "x" not in center.state):
         raise UsageError(f"algo={name}: state and center must each name the vector x, which is what starts, is evaluated and is saved.")
     both = set(method.state) & set(method.scratch)
     if both or "reply" in (*method.state, *method.scratch):
         raise UsageError(
             f"algo={name}: {', '.join(sorted(both)) or 'reply'} is named twice; every vector of a worker has a name of its own, and reply is taken."
         )
-    if method.center and type(method).receive is Method.receive:
+    if center is not None and getattr(center.receive, "__func__", None) is Method.receive:
         raise UsageError(f"algo={name}: has a center but no rule for it; write receive(self, center, m, reply, n).")
-    if not method.center and workers != 1:
+    if center is None and workers != 1:
         raise UsageError(f"algo={name} workers={workers}: {name} is one worker without exchange; use workers=1, or a method with a center such as algo=easgd.")
 
 

@@ -14,13 +14,11 @@ is EASGD.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Vectors, Worker, check_moving_rate
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Variable, Worker, check_moving_rate
+from easgd_cli.algorithms.easgd import EASGD
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,6 @@ class EAMSGD(Method):
         w.v.mul_(self.delta).sub_(g, alpha=w.eta)
         w.x.add_(w.v)
 
-    def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
-        reply.copy_(center.x)  # a) takes the center as it is before b)
-        center.x.lerp_(m, n * self.alpha)  # b)
+    @property
+    def variables(self) -> Mapping[str, Variable]:
+        return EASGD(self.alpha).variables  # b) the center's line is that of Algorithm 1

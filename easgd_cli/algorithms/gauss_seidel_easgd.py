@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from easgd_cli.algorithms.base import Vectors
+from easgd_cli.algorithms.base import Method, Rule, Vectors, Worker, check_moving_rate
 from easgd_cli.algorithms.easgd import EASGD
 
 if TYPE_CHECKING:
@@ -20,10 +20,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GaussSeidelEASGD(EASGD):
+class GaussSeidelEASGD(Method):
     """Elastic averaging SGD in rounds, toward the center after its update. `alpha`: moving rate."""
 
+    alpha: float
+
     gathers = "round"
+
+    def __post_init__(self) -> None:
+        check_moving_rate(self.alpha)
+
+    def step(self, w: Worker) -> Rule:
+        return EASGD(self.alpha).step(w)
 
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         center.x.lerp_(m, n * self.alpha)

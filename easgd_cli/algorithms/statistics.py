@@ -12,11 +12,11 @@ at the reply do they go on from the round's mean, which everybody gets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.algorithms.base import Exchange, Gradient, Method, Part, Rule, Vectors, Worker
+from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Variable, Vectors, Worker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,11 +31,13 @@ class WithStatistics(Method):
     workers: int
 
     def __post_init__(self) -> None:
-        for name in ("state", "scratch", "center", "gathers"):
+        for name in ("state", "scratch"):
             object.__setattr__(self, name, getattr(self.method, name))
 
-    def parts(self, size: int) -> Sequence[Part]:
-        return [*self.method.parts(size - self.statistics), (size, self.receive)]
+    @property
+    def variables(self) -> Mapping[str, Variable]:
+        tail = (self.statistics, self.receive)
+        return {name: replace(variable, tail=tail) for name, variable in self.method.variables.items()}
 
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         center.x.lerp_(m, n / self.workers)
@@ -59,7 +61,7 @@ class WithStatistics(Method):
                 v[d:].copy_(r)
             return v
 
-        rule = self.method.step(Worker({name: v[:d] for name, v in own.items()}, w.tau, w.schedule, w.t, w.number))
+        rule = self.method.step(Worker({name: v[:d] for name, v in own.items()}, w.tau, w.schedule, w.t, w.number, w.seen))
         answer: Any = None
         while True:
             try:
@@ -68,7 +70,7 @@ class WithStatistics(Method):
                 break
             asks = asked if isinstance(asked, tuple) else (asked,)
             wanted = [
-                Gradient(carrying(ask.at)) if isinstance(ask, Gradient) else Exchange(carrying(ask.message)) if isinstance(ask, Exchange) else ask
+                Gradient(carrying(ask.at)) if isinstance(ask, Gradient) else Exchange(carrying(ask.message), ask.to) if isinstance(ask, Exchange) else ask
                 for ask in asks
             ]
             answered = yield tuple(wanted) if isinstance(asked, tuple) else wanted[0]

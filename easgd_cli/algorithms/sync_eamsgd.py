@@ -10,13 +10,29 @@ is synchronous EASGD.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from easgd_cli.algorithms.base import CENTER, Method, Rule, Variable, Worker, check_moving_rate
 from easgd_cli.algorithms.eamsgd import EAMSGD
 
 
 @dataclass(frozen=True)
-class SyncEAMSGD(EAMSGD):
+class SyncEAMSGD(Method):
     """Elastic averaging SGD with Nesterov momentum, in rounds. `alpha`: moving rate; `delta`: momentum."""
 
-    gathers = "round"
+    alpha: float
+    delta: float
+
+    state = EAMSGD.state
+    scratch = EAMSGD.scratch
+
+    def __post_init__(self) -> None:
+        check_moving_rate(self.alpha)
+
+    def step(self, w: Worker) -> Rule:
+        return EAMSGD(self.alpha, self.delta).step(w)
+
+    @property
+    def variables(self) -> Mapping[str, Variable]:
+        return {CENTER: EAMSGD(self.alpha, self.delta).variables[CENTER].synchronous()}

@@ -9,13 +9,25 @@ that the center takes the mean of all messages at once. With tau > 1 only every 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from easgd_cli.algorithms.base import CENTER, Method, Rule, Variable, Worker, check_moving_rate
 from easgd_cli.algorithms.easgd import EASGD
 
 
 @dataclass(frozen=True)
-class SyncEASGD(EASGD):
+class SyncEASGD(Method):
     """Elastic averaging SGD in rounds. `alpha`: moving rate."""
 
-    gathers = "round"
+    alpha: float
+
+    def __post_init__(self) -> None:
+        check_moving_rate(self.alpha)
+
+    def step(self, w: Worker) -> Rule:
+        return EASGD(self.alpha).step(w)
+
+    @property
+    def variables(self) -> Mapping[str, Variable]:
+        return {CENTER: EASGD(self.alpha).variables[CENTER].synchronous()}

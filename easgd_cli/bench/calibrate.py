@@ -121,7 +121,7 @@ def read(run: Path, s: Settings) -> Measured:
         wall_seconds=summary["wall_seconds"],
         nbytes=summary["bytes_exchanged"] // (2 * summary["exchanges"]),
         waits=_waits(method, s),
-        rounds=method.gathers == "round",
+        rounds=_in_rounds(method),
     )
 
 
@@ -162,13 +162,17 @@ def _not_overlapped(exchange: float, compute: list[float]) -> float:
     return math.fsum(max(0.0, exchange - seconds) for seconds in compute) / len(compute)
 
 
+def _in_rounds(method: Method) -> bool:
+    return method.shared is not None and method.shared.in_rounds
+
+
 def _waits(method: Method, s: Settings) -> bool:
     """Whether a worker does nothing else while it exchanges, so that its loop's seconds are those of the exchange."""
-    if method.gathers == "round":
+    if _in_rounds(method):
         return False  # it waits for the slowest worker
     one = torch.zeros(1)
     w = Worker({name: one.clone() for name in (*method.state, *method.scratch)}, 1, Constant(s.eta), number=0)
     turn = Turn(method, w)
     while turn.message is None and not turn.ended:
-        turn.answer(one, None)
+        turn.answer((one, one), None)
     return turn.at is None and turn.message is not None

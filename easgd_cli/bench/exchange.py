@@ -62,7 +62,7 @@ def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -
         for _ in range(exchanges):
             _compute()  # a worker comes from its gradient
             before = time.perf_counter()
-            worker.post(message)
+            worker.post(message, 0)
             worker.collect()
             spent.append(time.perf_counter() - before)
     return statistics.median(spent)
@@ -81,6 +81,11 @@ class _Computing:
             self._channel.receive()  # raises when the launcher has ended
 
 
+def _center(method: Method) -> tuple[str, ...]:
+    """The vectors of the method's center, by name."""
+    return method.shared.state if method.shared is not None else ()
+
+
 def _compute() -> None:
     """About a millisecond of a core."""
     a = torch.ones(256, 256)
@@ -89,7 +94,7 @@ def _compute() -> None:
 
 
 def _rule(method: Method, name: str, size: int, windows: int) -> Row:
-    vectors = SharedTensors.of({n: torch.rand(size) for n in method.center})
+    vectors = SharedTensors.of({n: torch.rand(size) for n in _center(method)})
     center = Center(method, vectors.tensors)
     lent = SharedTensors.of({"message": torch.rand(size), "reply": torch.rand(size)})
     blocks = center.lend(lent["message"], lent["reply"])
@@ -102,8 +107,8 @@ def _exchange(method: Method, name: str, size: int, device: torch.device, window
         x = worker.vectors["x"]
 
         def exchange() -> None:
-            worker.post(x)
-            x.lerp_(worker.collect(), 0.1)
+            worker.post(x, 0)
+            x.lerp_(worker.collect().vector, 0.1)
 
         on = "" if device.type == "cpu" else f" with its center on {device},"
         return _against_copy(f"a whole exchange with its pull,{on} {name}", exchange, _RULE_STREAMS + _PULL_STREAMS, size, windows, 0.7, device)
@@ -117,8 +122,8 @@ def _exchange_over_bus(method: Method, name: str, size: int, device: torch.devic
         copied = torch.empty_like(x)
 
         def exchange() -> None:
-            worker.post(x)
-            x.lerp_(worker.collect(), 0.1)
+            worker.post(x, 0)
+            x.lerp_(worker.collect().vector, 0.1)
             torch.cuda.synchronize(device)
 
         def copies() -> None:
@@ -162,7 +167,7 @@ def _served(method: Method, size: int, device: torch.device, center: torch.devic
         link = Link.new(0, method, size, torch.float32)
         for v in link.memory.tensors.values():
             v.uniform_()
-        vectors = SharedTensors.of({n: torch.rand(size) for n in method.center})
+        vectors = SharedTensors.of({n: torch.rand(size) for n in _center(method)})
         master = Child("master", Master, MasterStart(method, None, vectors, [link.for_master()], None, device=str(center)), logs / "master.log")
         assert link.master_socket is not None
         link.master_socket.close()

@@ -204,7 +204,7 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench.exchange import run
 
     s = _settings(asked)
-    if not build.method(s).center:
+    if build.method(s).shared is None:
         raise UsageError(f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with a center.")
     import torch
 

@@ -54,9 +54,9 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         lines.append(f"{given['delta']} has no effect: algo={settings.algo['name']} has no momentum.")
     if "gamma" in given and "gamma" not in uses:
         lines.append(f"{given['gamma']} has no effect: schedule={settings.schedule['name']} does not use it.")
-    if "tau" in given and not method.center:
+    if "tau" in given and method.shared is None:
         lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
-    if "center_device" in given and not method.center:
+    if "center_device" in given and method.shared is None:
         lines.append(f"{given['center_device']} has no effect: algo={settings.algo['name']} has no center beside its worker.")
     elif "center_device" in given and not build.launched_in_processes(settings):
         lines.append(f"{given['center_device']} has no effect: launcher={settings.launcher['name']} keeps the center where its workers compute.")
@@ -67,7 +67,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         if key in given and name not in asked:
             lines.append(f"{given[key]} has no effect: problem={settings.problem['name']} does not use it.")
     steps = settings.steps if settings.steps is not None else settings.default_steps
-    if method.center and steps is not None and 1 < settings.tau >= steps and settings.epochs is None and settings.minutes is None:
+    if method.shared is not None and steps is not None and 1 < settings.tau >= steps and settings.epochs is None and settings.minutes is None:
         lines.append(f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns nothing; give more steps.")
     return lines
 

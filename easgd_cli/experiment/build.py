@@ -199,7 +199,7 @@ def prepare(s: Settings) -> Prepared:
     devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
     [owner] = deal_devices(s.center_device, 1, "center_device")
-    if owner != "cpu" and rules.center and launched_in_processes(s) and set(devices) != {owner}:
+    if owner != "cpu" and rules.shared is not None and launched_in_processes(s) and set(devices) != {owner}:
         raise UsageError(f"center_device={s.center_device} device={s.device}: a center on a GPU is for workers that all compute there; write device={owner}.")
     if s.precision == "tf32" and any(not d.startswith("cuda") for d in devices):
         raise UsageError(f"precision=tf32 device={s.device}: tf32 is how CUDA devices multiply, and a worker would be on a CPU; use fp32, or bf16.")
@@ -215,7 +215,7 @@ def prepare(s: Settings) -> Prepared:
         figures = check_problem(minimised, s.problem["name"], s.workers)
         if s.until.test_error is not None and "test_error" not in figures:
             raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
-    start = minimised.start(None if rules.center else 0)
+    start = minimised.start(None if rules.shared is not None else 0)
     memory = check_memory(s, rules, kept, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s))
     return Prepared(on_vectors_of(minimised, rules, s.workers), kept, images, minimised, start, steps, memory)
 

@@ -49,8 +49,9 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, on_cpu: int, in_p
     """How many vectors of the size of x, beside those of the prepared problem."""
     average = kept is not None
     evaluated = 1 + average  # of a snapshot
-    owner = len(rules.center) + average if rules.center else 0
-    lasting = s.workers * (len(rules.state) + bool(rules.center) + (average and not rules.center))  # of the workers, replies among them
+    shared = rules.shared
+    owner = len(shared.state) + average if shared is not None else 0
+    lasting = s.workers * (len(rules.state) + (average if shared is None else 1))  # of the workers, replies among them
     scratch = s.workers * len(rules.scratch)
     closing = lasting + max(owner, evaluated) + 1  # the last checkpoint, all of it at once, and the state_dict that is saved
     if not in_processes:

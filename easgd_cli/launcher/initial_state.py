@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from easgd_cli.algorithms.base import Seen
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.experiment.build import Prepared
 from easgd_cli.launcher.job import Job
@@ -20,7 +21,7 @@ from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.shared import Link
 
 
-class Beginning:
+class InitialState:
     """What each process is given. `resumed`: the checkpoint to go on from.
 
     `moment`: where the run as a whole begins; `threads`: of each worker.
@@ -43,7 +44,7 @@ class Beginning:
 
     def links(self) -> list[Link]:
         """A session for every worker, its vectors in shared memory. Raises MemoryError."""
-        own_average = not self._method.center and self._prepared.average is not None
+        own_average = self._method.shared is None and self._prepared.average is not None
         links = [Link.new(i, self._method, self._prepared.size, self._prepared.dtype, average=own_average) for i in range(self._settings.workers)]
         for link in links:
             for name, v in self._vectors(link.worker).items():
@@ -54,27 +55,28 @@ class Beginning:
         """Of those a worker lastingly has, all but zeros."""
         if self._resumed is not None and worker in self._resumed.workers:
             return self._resumed.workers[worker].vectors
-        if not self._method.center:
+        if self._method.shared is None:
             return self.evaluated()
         return {"x": self._prepared.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]}
 
     def worker(self, link: Link, images: Dataset | None) -> WorkerStart:
         """Of the worker of this session; `images`: the data set as workers share it."""
         s, number = self._settings, link.worker
-        interval = None if self._method.center else self._interval
+        interval = self._interval if self._method.shared is None else None
         start = WorkerStart(s, images, link.for_worker(), self._devices[number], self.threads, self._prepared.steps, s.minutes, interval)
         start.t, start.pace, start.center_device = self.moment.clocks[number], self._pace, self._center_device
         if self._resumed is None:
             if number == 0:  # a run that goes on has its trace
                 start.trace = (self._job.run_dir / "logs" / "trace_worker_00.json").absolute()
         elif (state := self._resumed.workers.get(number)) is not None:
-            start.t, start.center_clock, start.served = state.t, state.center_clock, state.served
-            start.exchanges, start.meter = state.exchanges, state.tally
+            start.t, start.seen, start.meter = state.t, Seen(state.center_clock, state.served, state.exchanges), state.tally
         return start
 
     def master(self, links: list[Link], clocks: dict[int, int]) -> MasterStart:
         """Of the master of these sessions, whose workers begin at `clocks`. Its center is the caller's to close. Raises MemoryError."""
-        names = (*self._method.center, *(("average",) if self._prepared.average is not None else ()))
+        shared = self._method.shared
+        assert shared is not None
+        names = (*shared.state, *(("average",) if self._prepared.average is not None else ()))
         center = SharedTensors.allocate({name: ((self._prepared.size,), self._prepared.dtype) for name in names})
         start = MasterStart(self._method, self._prepared.average, center, [link.for_master() for link in links], self._interval, clocks=clocks)
         start.pace, start.device = self._pace, self._center_device

@@ -1,4 +1,4 @@
-"""A checkpoint being gathered from the processes of a run."""
+"""A checkpoint of which the parts are still being said."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from easgd_cli.record.checkpoint import OwnerState, WorkerState
 
 
 @dataclass
-class Cut:
-    """`lead`: the worker in whose session the mark for the master travels; `begun`: when it was asked for, on the monotonic clock."""
+class PendingCheckpoint:
+    """`lead`: the worker in whose session the mark for the master travels; `begun`: the second of training at which it was asked for."""
 
     lead: int
     begun: float

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +20,34 @@ from easgd_cli.training.snapshot import IN_MEMORY, Moment
 log = logging.getLogger("easgd.launcher")
 
 
+class Vectors(Protocol):
+    """What a snapshot holds in memory."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Its vectors by name."""
+
+    def close(self) -> None:
+        """Gives the memory back."""
+
+
+class InPlace:
+    """The vectors themselves, of an owner that waits until they have been measured."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.tensors = tensors
+
+    def close(self) -> None:
+        """They are the owner's."""
+
+
 @dataclass
 class Snapshot:
     """One of them. `tensors` in memory, or a file at `path`."""
 
     number: int
     moment: Moment
-    tensors: SharedTensors | None
+    tensors: Vectors | None
     path: Path | None = None
 
     def vectors(self) -> dict[str, Tensor]:
@@ -37,7 +59,7 @@ class Snapshot:
 
     def shared(self) -> SharedTensors:
         """The same in anonymous memory, to be given away."""
-        return self.tensors.again() if self.tensors is not None else SharedTensors.of(self.vectors())
+        return self.tensors.again() if isinstance(self.tensors, SharedTensors) else SharedTensors.of(self.vectors())
 
     def drop(self) -> None:
         """Frees what it holds."""
@@ -47,7 +69,7 @@ class Snapshot:
             self.path.unlink(missing_ok=True)
 
 
-class Waiting:
+class SnapshotQueue:
     """The queue. `directory` is made when snapshots go to disk."""
 
     def __init__(self, directory: Path):
@@ -64,13 +86,17 @@ class Waiting:
         """Whether the evaluator has one."""
         return self._measured is not None
 
-    def add(self, moment: Moment, tensors: SharedTensors) -> None:
+    def add(self, moment: Moment, tensors: Vectors) -> None:
         """Takes a snapshot, whose memory is the queue's from now on."""
         self._numbers += 1
         snapshot = Snapshot(self._numbers, moment, tensors)
         if sum(s.tensors is not None for s in self._queue) >= IN_MEMORY:
             self._spill(snapshot)
         self._queue.append(snapshot)
+
+    def add_copies(self, moment: Moment, vectors: Mapping[str, Tensor]) -> None:
+        """Takes copies of these."""
+        self.add(moment, SharedTensors.of(vectors))
 
     def next(self) -> Snapshot | None:
         """The one to be measured now; none while another is."""
@@ -106,7 +132,7 @@ class Waiting:
     def restore(self, pending: Sequence[tuple[Moment, Mapping[str, Tensor]]]) -> None:
         """What a checkpoint has of them."""
         for moment, vectors in pending:
-            self.add(moment, SharedTensors.of(vectors))
+            self.add_copies(moment, vectors)
 
     def clear(self) -> None:
         """Leaves nothing on disk."""

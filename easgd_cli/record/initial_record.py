@@ -67,7 +67,7 @@ def check_record(run_dir: Path, resumed: Checkpoint) -> None:
 
 def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
-    exchanges = bool(build.method(s).center)
+    exchanges = build.method(s).shared is not None
     uses = {*makers.signature(makers.locate("algo", s.algo["target"])), *makers.signature(makers.locate("schedule", s.schedule["target"]))}
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")}
     found |= {

@@ -19,22 +19,24 @@ Lent = list[tuple[Receive, Vectors, Tensor, Tensor]]
 
 
 class Center:
-    """`vectors`: the method's center vectors by name, each [d], and `average` where one is kept; `clock` counts updates."""
+    """`vectors`: those of the method's center by name, each [d], and `average` where one is kept; `clock` counts updates."""
 
     def __init__(self, method: Method, vectors: Mapping[str, Tensor], clock: int = 0, average: Average | None = None):
-        self.method, self.vectors, self.clock, self._average = method, dict(vectors), clock, average
+        variable = method.shared
+        assert variable is not None, "this method has no center"
+        self.variable, self.vectors, self.clock, self._average = variable, dict(vectors), clock, average
         self.size = self.vectors["x"].numel()
         x = self.vectors["x"]
         block = BLOCK if x.device.type == "cpu" else max(1, self.size)  # a GPU takes a call a block, and those cost more than what its cache saves
         self._slices: list[slice] = []
         self._rules: list[Receive] = []
         begin = 0
-        for end, rule in method.parts(self.size):
+        for end, rule in variable.parts(self.size):
             slices = [slice(at, min(at + block, end)) for at in range(begin, end, block)]
             self._slices += slices
             self._rules += [rule] * len(slices)
             begin = end
-        self._mean = torch.empty(min(block, self.size) if method.gathers == "round" else 0, dtype=x.dtype, device=x.device)  # of a round's messages
+        self._mean = torch.empty(min(block, self.size) if variable.in_rounds else 0, dtype=x.dtype, device=x.device)  # of a round's messages
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
 
     def lend(self, message: Tensor, reply: Tensor) -> Lent:

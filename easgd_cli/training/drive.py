@@ -8,6 +8,7 @@ hold a method against its printed listing, and what replays the recorded order o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,87 +16,101 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.average import Average
-from easgd_cli.algorithms.base import Exchange, Gradient, Method, Worker
+from easgd_cli.algorithms.base import CENTER, Exchange, Gradient, Method, Worker
 from easgd_cli.algorithms.schedule import Schedule
-from easgd_cli.problems.base import statistics_of
+from easgd_cli.problems.base import Problem, statistics_of
 from easgd_cli.training.center import Center, Lent
+from easgd_cli.transport.base import Mark, Reply, Session
 
 
-class Objective(Protocol):
-    """What a step needs of a problem (problems/base.py): a batch, and gradients at the vectors a rule names."""
+class Gradients(Protocol):
+    """What a step needs of a problem: its batch, and gradients at the vectors a rule names."""
 
     def load(self, worker: int, t: int) -> None:
         """Makes the batch of that worker's local step t."""
 
-    def gradient(self, x: Tensor) -> Tensor:
-        """Gradient of the loaded batch's loss at x [d], l2 term included; valid until the next call."""
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient [d] of the loaded batch's loss at x [d], l2 term included, and that loss [] without it; valid until the next call."""
 
 
-class Clipped:
-    """Another objective's gradients, scaled down to the norm `clip` where they are longer: g min(1, clip / ||g||).
+class ProblemGradients:
+    """The gradients of a problem (problems/base.py), scaled down to the norm `clip` where they are longer: g min(1, clip / ||g||).
 
     Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is that of the whole gradient as a rule gets it, l2 term included; what is no
-    gradient, the last `statistics` entries, stays as it is.
+    gradient, the last entries of a problem with statistics, stays as it is. None: nothing is scaled.
     """
 
-    def __init__(self, objective: Objective, clip: float, statistics: int = 0):
-        self._objective, self._clip, self._statistics = objective, clip, statistics
+    def __init__(self, problem: Problem, clip: float | None = None):
+        self._problem, self._clip, self._statistics = problem, clip, statistics_of(problem)
         self._g: Tensor | None = None
 
     def load(self, worker: int, t: int) -> None:
-        """The other's."""
-        self._objective.load(worker, t)
+        """Makes the batch of that worker's local step t."""
+        self._problem.load(worker, t)
 
-    def gradient(self, x: Tensor) -> Tensor:
-        """The clipped gradient [d] at x [d], in a buffer of its own; valid until the next call."""
-        g = self._objective.gradient(x)
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient [d] at x [d], in a buffer of its own where it is clipped, and the loss [] of the batch; valid until the next call."""
+        g = self._problem.gradient(x)
+        if self._clip is not None:
+            g = self._clipped(g, self._clip)
+        return g, self._problem.loss
+
+    def _clipped(self, g: Tensor, clip: float) -> Tensor:
         # A tensor, not a number: on a GPU nobody waits for it. Of a gradient 0 the ratio is infinite, and 1 after the clamp.
         d = len(g) - self._statistics
-        self._g = torch.mul(g, (self._clip / torch.linalg.vector_norm(g[:d])).clamp_(max=1), out=self._g)
+        self._g = torch.mul(g, (clip / torch.linalg.vector_norm(g[:d])).clamp_(max=1), out=self._g)
         if self._statistics:
             self._g[d:] = g[d:]
         return self._g
 
 
-def clipped(objective: Objective, clip: float | None) -> Objective:
-    """`objective` with its gradients clipped to the norm `clip`; as it is where None."""
-    return objective if clip is None else Clipped(objective, clip, statistics_of(objective))
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step brings back: the loss [] of its batch; of its exchange, None where it had none, the staleness and what the reply was marked with."""
 
+    loss: Tensor | None
+    staleness: int | None = None
+    mark: Mark = Mark.NONE
 
-class Session(Protocol):
-    """A worker's connection to a center: one request, one reply."""
-
-    def post(self, message: Tensor) -> None:
-        """Lends `message` to the center and returns at once."""
-
-    def collect(self) -> Tensor:
-        """Waits for the reply [d], valid until the next `post`."""
+    @property
+    def exchanged(self) -> bool:
+        """Whether the step had an exchange."""
+        return self.staleness is not None
 
 
 class Turn:
     """One step of one worker in progress, and what its rule waits for now: a gradient, a reply, or both at once.
 
     A worker in mid-step is its state, its clock and the answers it has had: run the rule again with the same answers
-    and it stands at the same place.
+    and it stands at the same place. `result`: what the step brought back, once it has ended.
     """
 
-    __slots__ = ("_asked", "_had", "_rule", "at", "ended", "message", "w")
+    __slots__ = ("_asked", "_had", "_loss", "_reply", "_rule", "at", "ended", "message", "result", "w")
 
     def __init__(self, method: Method, w: Worker):
         self.w = w
         self._rule = method.step(w)
         self._asked: Any = None
         self._had: list[type[Gradient | Exchange]] = []
+        self._loss: Tensor | None = None
+        self._reply: Reply | None = None
         self.at: Tensor | None = None  # where the gradient is wanted
         self.message: Tensor | None = None  # what is to be exchanged
         self.ended = False
+        self.result = StepResult(None)
         self._go_on(None)
 
-    def answer(self, g: Tensor | None, reply: Tensor | None) -> None:
-        """Hands the rule the gradient at `at` and the reply to `message`; None for what it has not asked for."""
+    def answer(self, gradient: tuple[Tensor, Tensor] | None, reply: Reply | None) -> None:
+        """Hands the rule the gradient at `at`, which comes with its loss, and the reply to `message`; None for what it has not asked for."""
+        g = None
+        if gradient is not None:
+            g, self._loss = gradient
+        if reply is not None:
+            self._reply = reply
+        vector = None if reply is None else reply.vector
 
         def to(ask: Gradient | Exchange | None) -> Tensor | None:
-            return g if isinstance(ask, Gradient) else reply if isinstance(ask, Exchange) else None
+            return g if isinstance(ask, Gradient) else vector if isinstance(ask, Exchange) else None
 
         self._go_on(tuple(map(to, self._asked)) if isinstance(self._asked, tuple) else to(self._asked))
 
@@ -104,8 +119,7 @@ class Turn:
         try:
             self._asked = self._rule.send(answer)
         except StopIteration:
-            self.ended = True
-            self.w.t += 1
+            self._end()
             return
         for ask in self._asked if isinstance(self._asked, tuple) else (self._asked,):
             if not isinstance(ask, Gradient | Exchange | None):
@@ -117,23 +131,32 @@ class Turn:
             self._had.append(type(ask))
             if isinstance(ask, Gradient):
                 self.at = ask.at
+            elif ask.to != CENTER:
+                raise TypeError(f"an exchange goes to a variable of the method; this one names {ask.to}")
             else:
                 self.message = ask.message
 
+    def _end(self) -> None:
+        self.ended = True
+        w, reply = self.w, self._reply
+        self.result = StepResult(self._loss) if reply is None else StepResult(self._loss, w.seen.note(reply.clock, reply.served), reply.mark)
+        w.t += 1
 
-def take_step(method: Method, w: Worker, problem: Objective, session: Session | None) -> None:
+
+def take_step(method: Method, w: Worker, gradients: Gradients, session: Session | None) -> StepResult:
     """One local step of `w`. What a rule asks for at once overlaps: the message is on its way while the gradient is computed."""
     turn = Turn(method, w)
     loaded = False
     while not turn.ended:
         if turn.message is not None:
             assert session is not None, "only a method with a center exchanges"
-            session.post(turn.message)
+            session.post(turn.message, w.t)
         if not loaded:  # a batch depends on the clock alone, so making it overlaps every method's exchange
-            problem.load(w.number, w.t)
+            gradients.load(w.number, w.t)
             loaded = True
-        g = None if turn.at is None else problem.gradient(turn.at)
-        turn.answer(g, None if turn.message is None or session is None else session.collect())
+        gradient = None if turn.at is None else gradients.gradient(turn.at)
+        turn.answer(gradient, None if turn.message is None or session is None else session.collect())
+    return turn.result
 
 
 def new_vectors(names: Iterable[str], start: Tensor) -> dict[str, Tensor]:
@@ -145,17 +168,20 @@ class ByHand:
     """All parties of a run in one process; the caller names whose turn it is.
 
     `problem` serves all of them. `start` [d]: where the center and every worker begin, or `starts`: the workers' own
-    beginnings. `average` is of the center; a method without one keeps none here. `order` records the exchanges as a real run
+    beginnings. `average` is of the center; a method without one keeps none here. `clip`: greatest norm
+    of a gradient. `order` records the exchanges as a real run
     does: a worker number each.
     """
 
     def __init__(
-        self, method: Method, problem: Objective, *, workers: int, tau: int, schedule: Schedule, start: Tensor,
-        starts: Sequence[Tensor] | None = None, average: Average | None = None,
+        self, method: Method, problem: Problem, *, workers: int, tau: int, schedule: Schedule, start: Tensor,
+        starts: Sequence[Tensor] | None = None, average: Average | None = None, clip: float | None = None,
     ):  # fmt: skip
-        self.method, self.problem = method, problem
-        vectors = new_vectors(method.center, start) | ({"average": start.clone()} if average is not None else {})
-        self.center = Center(method, vectors, average=average) if method.center else None
+        self.method, self._gradients, self._shared = method, ProblemGradients(problem, clip), method.shared
+        self.center: Center | None = None
+        if self._shared is not None:
+            vectors = new_vectors(self._shared.state, start) | ({"average": start.clone()} if average is not None else {})
+            self.center = Center(method, vectors, average=average)
         self.order: list[int] = []
         self.workers: list[Worker] = []
         self._sessions: list[_Direct | None] = []
@@ -165,16 +191,16 @@ class ByHand:
 
     def step(self, worker: int) -> None:
         """One local step of that worker, its exchange included when one is due. Raises TypeError for a method that exchanges in rounds."""
-        if self.method.gathers == "round":
+        if self._in_rounds:
             raise TypeError(f"{type(self.method).__name__} exchanges in rounds: call round()")
-        take_step(self.method, self.workers[worker], self.problem, self._sessions[worker])
+        take_step(self.method, self.workers[worker], self._gradients, self._sessions[worker])
 
     def round(self) -> None:
         """One local step of every worker, all at the same clock; what they exchange, they exchange together.
 
         Raises TypeError for a method whose center takes each message by itself.
         """
-        if self.method.gathers != "round":
+        if not self._in_rounds:
             raise TypeError(f"{type(self.method).__name__} has no rounds: call step(worker)")
         turns = [Turn(self.method, w) for w in self.workers]
         while not all(turn.ended for turn in turns):
@@ -184,13 +210,17 @@ class ByHand:
                 self.order += [turn.w.number for turn in turns if turn.message is not None]
             for session, turn in zip(self._sessions, turns, strict=True):  # no gradient outlives the next worker's
                 if not turn.ended:
-                    g = None
+                    gradient = None
                     if turn.at is not None:
-                        self.problem.load(turn.w.number, turn.w.t)
-                        g = self.problem.gradient(turn.at)
-                        if turn.message is None:
-                            g = g.clone()  # the rule may exchange before it uses it, and the buffer is everybody's
-                    turn.answer(g, None if turn.message is None or session is None else session.collect())
+                        self._gradients.load(turn.w.number, turn.w.t)
+                        gradient = self._gradients.gradient(turn.at)
+                        if turn.message is None:  # the rule may exchange before it uses it, and the buffer is everybody's
+                            gradient = gradient[0].clone(), gradient[1]
+                    turn.answer(gradient, None if turn.message is None or session is None else session.collect())
+
+    @property
+    def _in_rounds(self) -> bool:
+        return self._shared is not None and self._shared.in_rounds
 
     def exchange(self, worker: int) -> None:
         """That worker's steps up to and including the next one in which it exchanges."""
@@ -223,9 +253,9 @@ class _Direct:
             lent = self._lent[message.data_ptr()] = self._center.lend(message, self._reply)
         return lent
 
-    def post(self, message: Tensor) -> None:
+    def post(self, message: Tensor, t: int) -> None:
         self._center.receive(self.lend(message))
         self._note()
 
-    def collect(self) -> Tensor:
-        return self._reply
+    def collect(self) -> Reply:
+        return Reply(self._reply, self._center.clock)

@@ -18,8 +18,9 @@ from easgd_cli.settings.schema import Interval
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.center import Center
+from easgd_cli.training.gathering import Each, Gathering, Round
 from easgd_cli.training.snapshot import Moment, Snapshots
-from easgd_cli.transport.base import Kind, Mark, Reply, Request
+from easgd_cli.transport.base import Kind, Mark, Request
 from easgd_cli.transport.on_device import hand_out
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 
@@ -59,10 +60,10 @@ class Master:
         self._center = Center(start.method, {name: v.to(device) for name, v in start.center.tensors.items()}, start.clock, start.average)
         self._sessions = SharedMasterEnd(start.links, self._center, None if device.type == "cpu" else hand_out(start.links, device))
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
-        self._in_rounds = start.method.gathers == "round"
-        self._round: dict[int, Request] = {}  # messages waiting for those of the others
-        self._finished = False  # no round will be complete any more
-        self._cut = False  # whether the next round belongs to a checkpoint
+        self._in_rounds = self._center.variable.in_rounds
+        self._gathering: Gathering = Round(self._clocks) if self._in_rounds else Each()
+        self._waiting: dict[int, Request] = {}  # messages that have no reply yet
+        self._checkpoint_due = False  # whether the next round belongs to a checkpoint
         self._served = start.served
         self._lost: set[int] = set()
         self._step = max(start.step, self._mean_step())
@@ -85,56 +86,56 @@ class Master:
                     if message["kind"] == "snapshot":
                         self._snapshots.take("evaluate", self._moment())
                     elif message["kind"] == "checkpoint":
-                        self._cut = True
+                        self._checkpoint_due = True
                     elif message["kind"] == "stop":
-                        self._finish_rounds()
+                        self._give_back(self._gathering.finish())
         self._keep("final")
 
     def _answer(self, request: Request) -> None:
+        worker = request.worker
         if request.kind is Kind.LOST:
-            self._lost.add(request.worker)
-            self._round.pop(request.worker, None)
-            self._channel.post({"kind": "lost", "worker": request.worker})
+            self._lost.add(worker)
+            self._waiting.pop(worker, None)
+            self._gathering.lose(worker)
+            self._channel.post({"kind": "lost", "worker": worker})
         else:
-            self._clocks[request.worker] = request.t
+            self._clocks[worker] = request.t
             self._step = max(self._step, self._mean_step())  # it must not step back when a worker is lost, nor when one has come back with its old clock
-        if not self._in_rounds:
-            if request.kind is Kind.EXCHANGE:
-                self._center.receive(self._sessions.lent(request))
-                self._serve([request])
-            elif request.kind is Kind.CHECKPOINT:
-                self._keep("checkpoint")
-            return
         if request.kind is Kind.EXCHANGE:
-            self._round[request.worker] = request
-        if self._finished or request.kind is Kind.CLOSE:
-            self._finish_rounds()
-        elif self._round and self._round.keys() >= set(self._sessions.open):
-            self._serve_round()
-
-    def _finish_rounds(self) -> None:
-        """Gives back the messages that wait for a round, as a worker has finished or is about to: none will be complete any more."""
-        self._finished = True
-        for waiting in self._round.values():
-            self._sessions.reply(waiting, Reply(self._center.clock, self._served, Mark.WITHDRAWN))
-        self._round.clear()
-
-    def _serve_round(self) -> None:
-        members = [request for _, request in sorted(self._round.items())]
-        self._round.clear()
-        self._center.receive_round([self._sessions.lent(request) for request in members])
-        mark, self._cut = Mark.CHECKPOINT if self._cut else Mark.NONE, False
-        self._serve(members, mark)
-        if mark is Mark.CHECKPOINT:
+            self._waiting[worker] = request
+            if self._gathering.over:
+                self._give_back([worker])
+                return
+            self._gathering.arrive(worker)
+        elif request.kind is Kind.CHECKPOINT:
             self._keep("checkpoint")
+        elif request.kind is Kind.CLOSE:
+            self._give_back(self._gathering.finish())
+        while members := self._gathering.next():
+            self._serve([self._waiting.pop(member) for member in members])
 
-    def _serve(self, members: Sequence[Request], mark: Mark = Mark.NONE) -> None:
-        """Replies to those whose messages the center has just received, and notes it."""
+    def _give_back(self, workers: Sequence[int]) -> None:
+        """Their messages wait for a round that will not be complete any more."""
+        for worker in workers:
+            self._sessions.reply(self._waiting.pop(worker), self._center.clock, self._served, Mark.WITHDRAWN)
+
+    def _serve(self, members: Sequence[Request]) -> None:
+        """One update by these messages, their replies, and the note of it."""
+        lent = [self._sessions.lent(request) for request in members]
+        mark = Mark.NONE
+        if self._in_rounds:
+            self._center.receive_round(lent)
+            if self._checkpoint_due:
+                mark, self._checkpoint_due = Mark.CHECKPOINT, False
+        else:
+            self._center.receive(lent[0])
         self._served += len(members)
         for request in members:  # before anything else: they may be waiting
-            self._sessions.reply(request, Reply(self._center.clock, self._served, mark))
+            self._sessions.reply(request, self._center.clock, self._served, mark)
         self._order += [request.worker for request in members]
         self._snapshots.changed(self._step, self._served, self._clocks)
+        if mark is Mark.CHECKPOINT:
+            self._keep("checkpoint")
 
     def _mean_step(self) -> float:
         live = [t for worker, t in self._clocks.items() if worker not in self._lost]

@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from easgd_cli.settings.schema import UNPROFILED_STEPS
 from easgd_cli.system.files import put
-from easgd_cli.training.drive import Objective, Session
+from easgd_cli.training.drive import Gradients
+from easgd_cli.transport.base import Reply, Session
 
 
 class Trace:
@@ -53,7 +54,7 @@ class Trace:
             print(f"{self._path} could not be written: {e}", flush=True)
 
 
-class Both(Objective, Session, Protocol):
+class Both(Gradients, Session, Protocol):
     """All that a step asks."""
 
 
@@ -67,14 +68,14 @@ class Named:
         with record_function("load"):
             self._asked.load(worker, t)
 
-    def gradient(self, x: Tensor) -> Tensor:
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with record_function("gradient"):
             return self._asked.gradient(x)
 
-    def post(self, message: Tensor) -> None:
+    def post(self, message: Tensor, t: int) -> None:
         with record_function("post"):
-            self._asked.post(message)
+            self._asked.post(message, t)
 
-    def collect(self) -> Tensor:
+    def collect(self) -> Reply:
         with record_function("collect"):
             return self._asked.collect()

@@ -1,4 +1,4 @@
-"""Where the seconds of a worker's step loop go: its objective and session, measured.
+"""Where the seconds of a worker's step loop go: its gradients and its session, measured.
 
 On a CPU by the clock. A GPU is told what to do long before it does it, so there by events on its stream: how long the device computes,
 loads, and stands still for an exchange. They are read when they have passed; no step waits for one.
@@ -14,34 +14,35 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from easgd_cli.training.drive import Objective, Session
+from easgd_cli.training.drive import Gradients
 from easgd_cli.training.meter import Tally
+from easgd_cli.transport.base import Reply, Session
 
 
 class Timed:
-    """The `objective` and the `session` of a worker whose vectors lie on `device`; adds to `tally` the seconds spent in each."""
+    """The `gradients` and the `session` of a worker whose vectors lie on `device`; adds to `tally` the seconds spent in each."""
 
-    def __init__(self, objective: Objective, session: Session, tally: Tally, device: torch.device):
-        self._objective, self._session = objective, session
+    def __init__(self, gradients: Gradients, session: Session, tally: Tally, device: torch.device):
+        self._gradients, self._session = gradients, session
         self._watch: Watch = ByEvents(tally, lambda: torch.cuda.Event(enable_timing=True)) if device.type == "cuda" else ByClock(tally)
 
     def load(self, worker: int, t: int) -> None:
         before = self._watch.now()
-        self._objective.load(worker, t)
+        self._gradients.load(worker, t)
         self._watch.spent("seconds_data", before)
 
-    def gradient(self, x: Tensor) -> Tensor:
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         before = self._watch.now()
-        g = self._objective.gradient(x)
+        gradient = self._gradients.gradient(x)
         self._watch.spent("seconds_compute", before)
-        return g
+        return gradient
 
-    def post(self, message: Tensor) -> None:
+    def post(self, message: Tensor, t: int) -> None:
         before = self._watch.now()
-        self._session.post(message)
+        self._session.post(message, t)
         self._watch.spent("seconds_communication", before)
 
-    def collect(self) -> Tensor:
+    def collect(self) -> Reply:
         before = self._watch.now()
         reply = self._session.collect()
         self._watch.spent("seconds_communication", before)

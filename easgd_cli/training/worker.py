@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import Worker
+from easgd_cli.algorithms.base import Seen, Worker
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.experiment import build
 from easgd_cli.problems.base import statistics_of
@@ -27,7 +27,7 @@ from easgd_cli.training.meter import Meter
 from easgd_cli.training.profile import Named, Trace
 from easgd_cli.training.snapshot import Moment, Snapshots
 from easgd_cli.training.stopwatch import Timed
-from easgd_cli.transport.base import Withdrawn
+from easgd_cli.transport.base import Mark, Withdrawn, WorkerEnd
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
@@ -48,9 +48,7 @@ class WorkerStart:
     minutes: float | None
     interval: Interval | None  # of snapshots, for a worker that owns what is evaluated
     t: int = 0
-    center_clock: int = 0
-    served: int = 0
-    exchanges: int = 0
+    seen: Seen = field(default_factory=Seen)  # of the center
     meter: dict[str, Any] | None = None
     pace: Sequence[float] | None = None
     center_device: str = "cpu"  # where the master has the center
@@ -71,13 +69,12 @@ class WorkerLoop:
         self._runtime.set_device(self._device)
         self._problem = build.problem(s, start.images, self._device)
         self._method = build.on_vectors_of(self._problem, build.method(s), s.workers)
-        self._objective = drive.clipped(self._problem, s.clip)
-        self._session = SharedWorkerEnd(start.link, self._elsewhere())
-        self._session.center_clock, self._session.served, self._session.exchanges = start.center_clock, start.served, start.exchanges
-        self._w = Worker(self._session.vectors, s.tau, build.schedule(s, start.steps), start.t, start.link.worker)
+        self._gradients = drive.ProblemGradients(self._problem, s.clip)
+        self._sequential = self._method.shared is None
+        self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere())
+        self._w = Worker(self._session.vectors, s.tau, build.schedule(s, start.steps), start.t, start.link.worker, start.seen)
         self._meter = Meter(start.link.worker, s.batch_size, s.workers, start.steps, self._device, statistics_of(self._problem), start.meter)
-        self._timed = Timed(self._objective, self._session, self._meter.tally, self._device)
-        self._sequential = not self._method.center
+        self._timed = Timed(self._gradients, self._session, self._meter.tally, self._device)
         self._average = build.average(s) if self._sequential else None
         self._stop = False
         self._rows: list[dict[str, Any]] = []
@@ -85,8 +82,8 @@ class WorkerLoop:
 
     def _warm_up(self) -> None:
         """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""
-        self._objective.load(self._w.number, self._w.t)
-        self._objective.gradient(self._w.x)
+        self._gradients.load(self._w.number, self._w.t)
+        self._gradients.gradient(self._w.x)
         self._runtime.synchronize()
 
     def run(self, began: float) -> None:
@@ -102,14 +99,13 @@ class WorkerLoop:
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
         while not self._stop and (start.steps is None or w.t < start.steps) and (start.minutes is None or snapshots.seconds() < start.minutes * 60):
-            session.t = w.t
-            exchanged = session.exchanges
             try:
-                drive.take_step(self._method, w, asked, None if self._sequential else asked)
+                step = drive.take_step(self._method, w, asked, None if self._sequential else asked)
             except Withdrawn:  # the step has not happened: a rule changes its state only after its last yield
                 self._stop = start.minutes is None or snapshots.seconds() < start.minutes * 60
                 break
-            meter.step(self._problem.loss, session.staleness if session.exchanges != exchanged else None)
+            assert step.loss is not None
+            meter.step(step.loss, step.staleness)
             if meter.due(w.t):
                 self._timed.settle()  # a row waits for the device in any case: it tells a loss
             tally.seconds_loop = loop_before + time.perf_counter() - loop_began
@@ -124,8 +120,7 @@ class WorkerLoop:
             if snapshots.seconds() - news >= _NEWS_SECONDS:
                 news = snapshots.seconds()
                 self._post_rows()
-            if session.cut:
-                session.cut = False
+            if step.mark is Mark.CHECKPOINT:
                 self._post_state("checkpoint", snapshots)
             self._listen(snapshots)
         self._timed.settle()
@@ -144,7 +139,7 @@ class WorkerLoop:
         """Where its vectors lie if not in the shared memory."""
         if self._device.type == "cpu":
             return None
-        if self._method.center and self._start.center_device != "cpu":
+        if not self._sequential and self._start.center_device != "cpu":
             return Handed(self._start.link, self._device)
         return Staging(self._start.link.memory.tensors, self._device)
 
@@ -186,16 +181,18 @@ class WorkerLoop:
         self._post_rows()
         self._timed.settle()
         kept = self._lasting()
-        if self._session.reply is not None:
-            kept["reply"] = self._session.reply  # only to measure distances from it
+        if (reply := self._last_reply()) is not None:
+            kept["reply"] = reply  # only to measure distances from it
+        w, seen = self._w, self._w.seen
+        state = {"t": w.t, "center_clock": seen.clock, "served": seen.served, "exchanges": seen.exchanges, "tally": self._meter.state()}
         self._channel.post(
-            {
-                "kind": "state", "purpose": purpose, "t": self._w.t, "center_clock": self._session.center_clock, "served": self._session.served,
-                "exchanges": self._session.exchanges, "seconds": snapshots.seconds(), "tally": self._meter.state(),
-            },
+            {"kind": "state", "purpose": purpose, "state": state},
             SharedTensors.of(kept),
-        )  # fmt: skip
+        )
 
     def _row(self, seconds: float) -> None:
         """Notes what happened since the last row."""
-        self._rows.append(self._meter.row(self._w, seconds, self._session.served, self._session.reply))
+        self._rows.append(self._meter.row(self._w, seconds, self._w.seen.served, self._last_reply()))
+
+    def _last_reply(self) -> Tensor | None:
+        return self._session.reply if self._w.seen.exchanges else None

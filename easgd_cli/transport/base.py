@@ -2,23 +2,23 @@
 
 A *session* is one worker's connection to one master. It carries one request at a time and one reply to it.
 
-The worker's end (`drive.Session`, with a beginning and an end):
+The worker's end:
 
-- `vectors`: the transport allocates all of the worker's vectors, so that any of them can be lent as a message.
-- `post(m)` lends m and returns at once. Until `collect` returns, the worker leaves m alone; it may compute meanwhile.
-- `collect()` returns the reply, which is read-only and stays as it is until the next `post`. It raises `Withdrawn` when the
-  message was given back: nothing has happened, and nothing will.
-- `center_clock` is the center's clock in the last reply and `served` how many exchanges there had been; `staleness` how
-  many updates by others came between this worker's last two exchanges; `cut` says that the last reply's round belongs to
-  a checkpoint.
+- `vectors`: the transport allocates all of the worker's vectors, so that any of them can be lent as a message. `reply` is
+  where it finds replies, None where there is no center.
+- `post(m, t)` lends m, at the worker's clock t, and returns at once. Until `collect` returns, the worker leaves m alone; it
+  may compute meanwhile.
+- `collect()` returns the `Reply`. Its vector is read-only and stays as it is until the next `post`. It raises `Withdrawn`
+  when the message was given back: nothing has happened, and nothing will.
 - `checkpoint(t)` marks a moment in the order of requests; it has no reply.
 - `close(t)` says that the worker has finished at its clock t. Ending without it means that the worker was lost.
 - A master that has ended raises `SessionEnded` from any of these, within a moment.
 
 The master's end:
 
+- `open`: the workers whose sessions are open.
 - `requests(timeout)` returns what has arrived, in the order in which it is to be served.
-- A request of kind EXCHANGE is answered by applying the rule to `lent(request)` and then `reply(request, reply)`: the
+- A request of kind EXCHANGE is answered by applying the rule to `lent(request)` and then `reply(request, ...)`: the
   exchange is whole or has not happened. The order in which a master serves exchanges is the run's order of exchanges; a
   round's are in the order of the workers' numbers.
 - A worker that ends without `close`, at any moment, killed or not, is seen as one request of kind LOST and disturbs no
@@ -29,14 +29,15 @@ One writer: only the master writes the center and the replies; only a worker wri
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from easgd_cli.training.center import Lent
-from easgd_cli.training.drive import Session
+if TYPE_CHECKING:
+    from easgd_cli.training.center import Lent
 
 
 class SessionEnded(Exception):
@@ -76,32 +77,54 @@ class Mark(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What goes back with the vector: the center's clock after the update, and exchanges served so far, this one included."""
+    """What an exchange brings back: the reply's `vector` [d], the center's clock after the update, and exchanges served so far, this one included."""
 
+    vector: Tensor
     clock: int
-    served: int
+    served: int = 0
     mark: Mark = Mark.NONE
+
+
+class Session(Protocol):
+    """What a step uses of a worker's end: one request, one reply."""
+
+    def post(self, message: Tensor, t: int) -> None:
+        """Lends `message` to the center, at the worker's clock t, and returns at once."""
+
+    def collect(self) -> Reply:
+        """Waits for the reply, valid until the next `post`. Raises Withdrawn and SessionEnded."""
 
 
 class WorkerEnd(Session, Protocol):
     """A worker's end of its session."""
 
-    vectors: dict[str, Tensor]
-    center_clock: int
-    served: int
-    staleness: int
-    cut: bool
+    @property
+    def vectors(self) -> Mapping[str, Tensor]:
+        """The worker's own vectors by name, each [d]."""
 
-    def checkpoint(self, t: int) -> None: ...
+    @property
+    def reply(self) -> Tensor | None:
+        """Where replies are found [d]; None where there is no center."""
 
-    def close(self, t: int) -> None: ...
+    def checkpoint(self, t: int) -> None:
+        """Asks the master to keep the center as it is between this worker's last exchange and its next. Raises SessionEnded."""
+
+    def close(self, t: int) -> None:
+        """The worker has finished. Raises SessionEnded."""
 
 
 class MasterEnd(Protocol):
     """A master's end of all its sessions."""
 
-    def requests(self, timeout: float | None) -> list[Request]: ...
+    @property
+    def open(self) -> Collection[int]:
+        """The workers whose sessions are open."""
 
-    def lent(self, request: Request) -> Lent: ...
+    def requests(self, timeout: float | None) -> list[Request]:
+        """What has arrived, in the order in which it is to be served; waits at most `timeout` seconds for it, None: for ever."""
 
-    def reply(self, request: Request, reply: Reply) -> None: ...
+    def lent(self, request: Request) -> Lent:
+        """The blocks of the message that this request lends, and of the reply to it."""
+
+    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
+        """The reply has been written, or the message is given back; see `Reply`."""

@@ -39,7 +39,7 @@ class Link:
     @classmethod
     def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype, *, average: bool = False) -> Link:
         """Allocates the worker's vectors [size], its reply, and an average of its own to keep where asked. Raises MemoryError."""
-        names = (*method.state, *method.scratch, *(("reply",) if method.center else ()), *(("average",) if average else ()))
+        names = (*method.state, *method.scratch, *(("reply",) if method.variables else ()), *(("average",) if average else ()))
         a, b = socket.socketpair()
         return cls(worker, SharedTensors.allocate({name: ((size,), dtype) for name in names}), a, b)
 
@@ -80,32 +80,30 @@ class SharedWorkerEnd:
         self._memory = link.memory  # whose tensors are lent
         self._names = list(link.memory.tensors)
         self._elsewhere = elsewhere
-        self._untold: int | None = None  # the message posted of which the master is yet to be told
+        self._untold: tuple[int, int] | None = None  # clock and message posted, of which the master is yet to be told
         own = dict(link.memory.tensors if elsewhere is None else elsewhere.vectors)
         self._reply = own.pop("reply", None)
         self.vectors: dict[str, Tensor] = own
         self._index = {v.data_ptr(): self._names.index(name) for name, v in self.vectors.items()}
-        self.center_clock = 0
-        self.served = 0
-        self.staleness = 0
-        self.cut = False
-        self.exchanges = 0
-        self.t = 0  # the worker's clock, for the master to see; set by the loop that takes the steps
 
-    def post(self, message: Tensor) -> None:
+    @property
+    def reply(self) -> Tensor | None:
+        return self._reply
+
+    def post(self, message: Tensor, t: int) -> None:
         index = self._index.get(message.data_ptr())
         if index is None:
             raise ValueError("an exchange lends one of the worker's own vectors, named in state or scratch; this message is another tensor.")
         if self._elsewhere is None:
-            self._send(Kind.EXCHANGE, self.t, index)
+            self._send(Kind.EXCHANGE, t, index)
         else:
             self._elsewhere.send(self._names[index])
-            self._untold = index
+            self._untold = (t, index)
 
-    def collect(self) -> Tensor:
+    def collect(self) -> Reply:
         if self._elsewhere is not None and self._untold is not None:
             self._elsewhere.sent()
-            self._send(Kind.EXCHANGE, self.t, self._untold)
+            self._send(Kind.EXCHANGE, *self._untold)
             self._untold = None
         try:
             data = self._socket.recv(_REPLY.size, socket.MSG_WAITALL)
@@ -116,18 +114,10 @@ class SharedWorkerEnd:
         clock, served, mark = _REPLY.unpack(data)
         if mark == Mark.WITHDRAWN:
             raise Withdrawn
-        self.staleness = clock - 1 - self.center_clock
-        self.center_clock, self.served, self.cut = clock, served, mark == Mark.CHECKPOINT
-        self.exchanges += 1
         assert self._reply is not None
         if self._elsewhere is not None:
             self._elsewhere.receive()
-        return self._reply
-
-    @property
-    def reply(self) -> Tensor | None:
-        """The last reply, None before the first."""
-        return self._reply if self.exchanges else None
+        return Reply(self._reply, clock, served, Mark(mark))
 
     def checkpoint(self, t: int) -> None:
         self._send(Kind.CHECKPOINT, t, 0)
@@ -183,13 +173,13 @@ class SharedMasterEnd:
             self._lent[key] = self._center.lend(memory[self._names[request.worker][request.vector]], memory["reply"])
         return self._lent[key]
 
-    def reply(self, request: Request, reply: Reply) -> None:
+    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
         sock = self._sockets.get(request.worker)  # None: its end has been found beside the message that completed its round, and is yet to be told
         if sock is not None:
             if self._device is not None:
                 self._device.synchronize()  # the rule has been asked for, but is it done?
             with suppress(BrokenPipeError, ConnectionResetError):  # killed after posting: the exchange has happened, and the next poll says LOST
-                sock.sendall(_REPLY.pack(reply.clock, reply.served, reply.mark))
+                sock.sendall(_REPLY.pack(clock, served, mark))
 
     def _request(self, worker: int) -> Request:
         sock = self._sockets[worker]

@@ -1,22 +1,27 @@
-"""The transport of a virtual cluster: messages take virtual time on their way, and a master serves them one after another.
+"""The transport of a virtual cluster: messages take virtual time on their way.
 
 Everything is in one process and nothing waits. What happens is a heap of events, taken in the order of their virtual time,
 at equal times in the order in which they were made. A message is lent, as on one machine: a worker does not change it
-before it has its reply, so it need not be copied for its way. It is applied at the end of its service, when it would have
-been received as a whole.
+before it has its reply, so it need not be copied for its way.
+
+Whoever takes the events hands those of the transport back to it (`Wire.deliver`); then a message is among the master's
+requests, or a reply can be collected. A mark, an end and what is given back carry no vector and take no time.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
 from easgd_cli.training.center import Center, Lent
+from easgd_cli.transport.base import Kind, Mark, Reply, Request, Withdrawn
+
+ARRIVE: Final = "arrive"  # a message reaches the master
+REPLY: Final = "reply"  # a reply reaches its worker
 
 
 class Event(NamedTuple):
@@ -29,11 +34,12 @@ class Event(NamedTuple):
 
 
 class Events:
-    """What is still to happen."""
+    """What is still to happen. `now`: the virtual second of the event that was taken last."""
 
     def __init__(self) -> None:
         self._heap: list[Event] = []
         self._numbers = 0
+        self.now = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._heap)
@@ -46,208 +52,188 @@ class Events:
         """Puts an event back that has been taken: it is the next again."""
         heapq.heappush(self._heap, event)
 
+    def peek(self) -> Event:
+        """The next, which stays."""
+        return self._heap[0]
+
     def next(self) -> Event:
-        return heapq.heappop(self._heap)
+        """Takes the next."""
+        event = heapq.heappop(self._heap)
+        self.now = event.time
+        return event
+
+    def drop(self) -> None:
+        """Takes the next as if it had never been; its second has not come."""
+        heapq.heappop(self._heap)
 
     def state(self) -> dict[str, Any]:
-        return {"events": [tuple(event) for event in self._heap], "numbers": self._numbers}
+        return {"events": [tuple(event) for event in self._heap], "numbers": self._numbers, "now": self.now}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._heap = [Event(*event) for event in state["events"]]
         heapq.heapify(self._heap)
-        self._numbers = state["numbers"]
+        self._numbers, self.now = state["numbers"], state["now"]
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a message costs, in seconds and bytes a second; a bandwidth of None takes no time. `service`: of the master, for each message."""
+    """What a message of `nbytes` costs on its way, in seconds and bytes a second; a bandwidth of None takes no time.
 
-    latency: tuple[float, float]  # up, down
-    bandwidth: tuple[float | None, float | None]
-    service: float
-
-    def up(self, nbytes: int) -> float:
-        """Seconds from a worker to the master."""
-        return self.latency[0] + (nbytes / self.bandwidth[0] if self.bandwidth[0] is not None else 0.0)
-
-    def down(self, nbytes: int) -> float:
-        """Seconds back."""
-        return self.latency[1] + (nbytes / self.bandwidth[1] if self.bandwidth[1] is not None else 0.0)
-
-
-@dataclass
-class Session:
-    """One worker's connection: what it lends now, and what its last reply said (transport/base.py)."""
-
-    reply: Tensor
-    message: Tensor | None = None
-    t: int = 0  # the worker's clock when it posted
-    arrived: float = 0.0  # when its message reached the master
-    center_clock: int = 0
-    served: int = 0
-    staleness: int = 0
-    exchanges: int = 0
-
-
-@dataclass
-class Queueing:
-    """What the master has seen of its queue, summed since the start."""
-
-    waited: float = 0.0  # seconds that messages waited before their service, of all messages
-    longest: float = 0.0
-    busy: float = 0.0  # seconds in service
-    served: int = 0
-    staleness: Counter[int] = field(default_factory=Counter)  # updates by others between two exchanges of a worker: how often
-
-    def add(self, waited: Sequence[float], service: float) -> None:
-        """Messages have been served together, having waited so long each."""
-        self.waited += sum(waited)
-        self.longest = max(self.longest, *waited)
-        self.busy += service
-        self.served += len(waited)
-
-    def figures(self, seconds: float) -> dict[str, Any]:
-        """Staleness, seconds that a message waited, and for what share of `seconds`, all that have passed, the master was busy, in percent."""
-        return {
-            "staleness": dict(zip(("mean", "median", "p90", "p99", "max"), _distribution(self.staleness), strict=True)),
-            "queue_seconds": {"mean": self.waited / self.served if self.served else 0.0, "max": self.longest},
-            "master_busy": 100 * self.busy / seconds if seconds else 0.0,
-        }
-
-    def state(self) -> dict[str, Any]:
-        return vars(self) | {"staleness": dict(self.staleness)}
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Queueing:
-        return cls(**{**state, "staleness": Counter(state["staleness"])})
-
-
-class SimulatedMaster:
-    """The owner of the center on the virtual clock: the only writer of the center and the replies.
-
-    `order`: the worker numbers of a recorded run, whose exchanges are then served in that order whatever arrives first.
+    `overhead`: seconds of the worker's own before its message leaves.
     """
 
-    def __init__(self, center: Center, sessions: list[Session], network: Network, events: Events, nbytes: int, order: Iterable[int] | None = None):
-        self._center, self._sessions, self._network, self._events, self._nbytes = center, sessions, network, events, nbytes
-        self._in_rounds = center.method.gathers == "round"
-        self._order = None if order is None else deque(order)
-        self._arrived: dict[int, None] = {}  # workers whose messages wait, in the order of arrival
-        self._in_service: list[int] = []
-        self._began = 0.0  # when their service did
-        self._live = set(range(len(sessions)))
-        self._lent: dict[tuple[int, int], Lent] = {}
-        self.served = 0
-        self.queueing = Queueing()
+    nbytes: int
+    latency: tuple[float, float] = (0.0, 0.0)  # up, down
+    bandwidth: tuple[float | None, float | None] = (None, None)
+    overhead: float = 0.0
 
-    def post(self, worker: int, message: Tensor, t: int, now: float) -> None:
-        """The worker sends `message` [d] at its clock t; it arrives later."""
-        session = self._sessions[worker]
-        session.message, session.t = message, t
-        self._events.add(now + self._network.up(self._nbytes), "arrive", worker)
+    def up(self) -> float:
+        """Seconds from a worker to the master."""
+        return self.latency[0] + (self.nbytes / self.bandwidth[0] if self.bandwidth[0] is not None else 0.0)
 
-    def arrive(self, worker: int, now: float) -> None:
-        """A message has reached the master."""
-        self._sessions[worker].arrived = now
-        self._arrived[worker] = None
-        self._begin(now)
+    def down(self) -> float:
+        """Seconds back."""
+        return self.latency[1] + (self.nbytes / self.bandwidth[1] if self.bandwidth[1] is not None else 0.0)
 
-    def serve(self, now: float) -> list[int]:
-        """The service of a message, or of a round, ends: the rule is applied and the replies leave. Returns whose exchanges they were."""
-        members, self._in_service = self._in_service, []
-        lent = [self._lend(worker) for worker in members]
-        self.queueing.add([self._began - self._sessions[worker].arrived for worker in members], now - self._began)
-        if self._in_rounds:
-            self._center.receive_round(lent)
-        else:
-            self._center.receive(lent[0])
-        self.served += len(members)
-        for worker in members:
-            session = self._sessions[worker]
-            session.staleness = self._center.clock - 1 - session.center_clock
-            session.center_clock, session.served, session.message = self._center.clock, self.served, None
-            session.exchanges += 1
-            self.queueing.staleness[session.staleness] += 1
-            self._events.add(now + self._network.down(self._nbytes), "reply", worker)
-        self._begin(now)
-        return members
 
-    def leave(self, worker: int) -> list[int]:
-        """The worker has finished. Returns those whose messages are given back, since their round will not be complete any more."""
-        self._live.discard(worker)
-        if not self._in_rounds:
-            return []
-        given_back = list(self._arrived)
-        self._arrived.clear()
-        return given_back
+class SimulatedWorkerEnd:
+    """A worker's session (transport/base.py)."""
 
-    @property
-    def rounds_are_over(self) -> bool:
-        """Whether a message that arrives could only wait for ever: its round lacks a worker that has finished."""
-        return self._in_rounds and len(self._live) < len(self._sessions)
+    def __init__(self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None, wire: Wire):
+        self.vectors, self.reply = dict(vectors), reply
+        self._number, self._wire = number, wire
+        self._names = list(vectors)
+        self._index = {v.data_ptr(): i for i, v in enumerate(vectors.values())}
+        self._posted: Request | None = None  # until its reply has been written
+        self._reply: Reply | None = None  # written, though it may still be on its way
 
-    def _begin(self, now: float) -> None:
-        """Takes what is next into service, if the master is free and it is there."""
-        if self._in_service or not (members := self._next()):
-            return
-        self._in_service = members
-        for worker in members:
-            del self._arrived[worker]
-        self._began = now
-        self._events.add(now + self._network.service * len(members), "serve", members[0])
+    def post(self, message: Tensor, t: int) -> None:
+        index = self._index.get(message.data_ptr())
+        if index is None:
+            raise ValueError("an exchange lends one of the worker's own vectors, named in state or scratch; this message is another tensor.")
+        self._posted = Request(self._number, Kind.EXCHANGE, t, index)
+        self._wire.up(self._number)
 
-    def _next(self) -> list[int]:
-        """Whose messages are served next; empty while they have not all arrived."""
-        if self._order is not None:
-            members = self._recorded()
-            if not members or not self._arrived.keys() >= set(members):
-                return []
-            return [self._order.popleft() for _ in members]
-        if self._in_rounds:
-            return sorted(self._arrived) if self._arrived.keys() >= self._live else []
-        return [next(iter(self._arrived))] if self._arrived else []
+    def collect(self) -> Reply:
+        assert self._reply is not None, "nothing waits on a virtual clock: the reply is collected when it is there"
+        if self._reply.mark is Mark.WITHDRAWN:
+            raise Withdrawn
+        return self._reply
 
-    def _recorded(self) -> list[int]:
-        """Whose exchanges came next in the recorded run: one, or the members of a round, which are in rising order."""
-        members: list[int] = []
-        for worker in self._order or ():
-            if members and (not self._in_rounds or worker <= members[-1]):
-                break
-            members.append(worker)
-        return members
+    def checkpoint(self, t: int) -> None:
+        self._wire.at_once(Request(self._number, Kind.CHECKPOINT, t, 0))
 
-    def _lend(self, worker: int) -> Lent:
-        session = self._sessions[worker]
-        assert session.message is not None
-        key = (worker, session.message.data_ptr())
-        if key not in self._lent:
-            self._lent[key] = self._center.lend(session.message, session.reply)
-        return self._lent[key]
+    def close(self, t: int) -> None:
+        self._wire.at_once(Request(self._number, Kind.CLOSE, t, 0))
+
+    def lose(self) -> None:
+        """The worker is killed: whatever of its session is still on its way counts no more."""
+        self._posted = None
+        self._wire.at_once(Request(self._number, Kind.LOST, -1, 0))
+
+    def take(self) -> Request | None:
+        """The message that has reached the master."""
+        return self._posted
+
+    def message(self, request: Request) -> Tensor:
+        """The vector that this request lends [d]."""
+        return self.vectors[self._names[request.vector]]
+
+    def answer(self, clock: int, served: int, mark: Mark) -> None:
+        """The reply has been written."""
+        assert self.reply is not None
+        self._posted, self._reply = None, Reply(self.reply, clock, served, mark)
 
     def state(self) -> dict[str, Any]:
-        """Everything but the vectors."""
+        """What is under way, as plain numbers."""
+        posted, reply = self._posted, self._reply
         return {
-            "arrived": list(self._arrived), "in_service": self._in_service, "began": self._began, "live": sorted(self._live), "served": self.served,
-            "queueing": self.queueing.state(), "order": None if self._order is None else list(self._order),
-        }  # fmt: skip
+            "posted": None if posted is None else [posted.t, posted.vector],
+            "reply": None if reply is None else [reply.clock, reply.served, int(reply.mark)],
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._arrived = dict.fromkeys(state["arrived"])
-        self._in_service, self._began = list(state["in_service"]), state["began"]
-        self._live, self.served = set(state["live"]), state["served"]
-        self.queueing = Queueing.of(state["queueing"])
-        self._order = None if state["order"] is None else deque(state["order"])
+        """Puts it where it was."""
+        if state["posted"] is not None:
+            self._posted = Request(self._number, Kind.EXCHANGE, *state["posted"])
+        if state["reply"] is not None:
+            self.answer_restored(*state["reply"])
+
+    def answer_restored(self, clock: int, served: int, mark: int) -> None:
+        """A reply that had been written, beside a message that may have been posted since."""
+        assert self.reply is not None
+        self._reply = Reply(self.reply, clock, served, Mark(mark))
 
 
-def _distribution(counts: Mapping[int, int]) -> Iterator[float]:
-    """Mean, median, 90th and 99th percentile and maximum of numbers counted."""
-    total = sum(counts.values())
-    ordered = sorted(counts.items())
-    yield sum(number * count for number, count in ordered) / total if total else 0.0
-    for share in (0.5, 0.9, 0.99, 1.0):
-        seen, value = 0, 0
-        for number, count in ordered:
-            seen, value = seen + count, number
-            if seen >= share * total:
-                break
-        yield float(value)
+class Wire:
+    """What lies between the ends: the network, and the events of messages on their way."""
+
+    def __init__(self, network: Network, events: Events):
+        self._network, self._events = network, events
+        self._ends: dict[int, SimulatedWorkerEnd] = {}
+        self._inbox: list[Request] = []
+
+    def end(self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None) -> SimulatedWorkerEnd:
+        """A new session of the worker `number`, whose `vectors` [d] the caller has allocated for it."""
+        end = self._ends[number] = SimulatedWorkerEnd(number, vectors, reply, self)
+        return end
+
+    def master(self, center: Center) -> SimulatedMasterEnd:
+        """The other end of all sessions made so far."""
+        return SimulatedMasterEnd(self._ends, center, self)
+
+    def deliver(self, event: Event) -> None:
+        """An event of the transport has been taken: a message arrives. Of a reply there is nothing to do but to collect it."""
+        if event.kind == ARRIVE and (request := self._ends[event.worker].take()) is not None:
+            self._inbox.append(request)
+
+    def up(self, worker: int) -> None:
+        """A message leaves now."""
+        self._events.add(self._events.now + self._network.overhead + self._network.up(), ARRIVE, worker)
+
+    def down(self, worker: int) -> None:
+        """A reply leaves now."""
+        self._events.add(self._events.now + self._network.down(), REPLY, worker)
+
+    def at_once(self, request: Request) -> None:
+        """What takes no time is there."""
+        self._inbox.append(request)
+
+    def taken(self) -> list[Request]:
+        """What has reached the master since the last call."""
+        found, self._inbox = self._inbox, []
+        return found
+
+
+class SimulatedMasterEnd:
+    """A master's sessions (transport/base.py)."""
+
+    def __init__(self, ends: Mapping[int, SimulatedWorkerEnd], center: Center, wire: Wire):
+        self._ends, self._center, self._wire = ends, center, wire
+        self._open = dict.fromkeys(ends)
+        self._lent: dict[tuple[int, int], Lent] = {}
+
+    @property
+    def open(self) -> Collection[int]:
+        return self._open.keys()
+
+    def requests(self, timeout: float | None) -> Sequence[Request]:
+        found = self._wire.taken()
+        for request in found:
+            if request.kind in (Kind.CLOSE, Kind.LOST):
+                del self._open[request.worker]
+        return found
+
+    def lent(self, request: Request) -> Lent:
+        key = (request.worker, request.vector)
+        if key not in self._lent:
+            end = self._ends[request.worker]
+            assert end.reply is not None
+            self._lent[key] = self._center.lend(end.message(request), end.reply)
+        return self._lent[key]
+
+    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
+        if request.worker in self._open:
+            self._ends[request.worker].answer(clock, served, mark)
+            if mark is not Mark.WITHDRAWN:
+                self._wire.down(request.worker)

@@ -1,0 +1,69 @@
+"""From a job to its outcome: a supervisor, driven by processes or by a virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from easgd_cli.errors import RunError
+from easgd_cli.experiment.build import Prepared
+from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.journal import Journal
+from easgd_cli.launcher.signals import Signals
+from easgd_cli.launcher.supervisor import Supervisor
+
+
+class Driver(Protocol):
+    """What happens in the world, told to a supervisor, and its commands carried out."""
+
+    supervisor: Supervisor
+
+    def start(self) -> None:
+        """Starts all parties. Raises RunError, MemoryError or OSError."""
+
+    def turn(self) -> None:
+        """Waits for what happens next, at most a moment, and does what the supervisor asks for."""
+
+    def end(self) -> None:
+        """Leaves no party behind, whatever has happened."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else the summary says."""
+
+    def release(self) -> None:
+        """Gives back what the driver holds beside its parties."""
+
+
+def run(job: Job, prepared: Prepared, make: Callable[[Journal], Driver]) -> Outcome:
+    """Runs the job to its end. Raises RunError when it could not be started or recorded."""
+    with Signals() as signals:  # from the log's first line on, and to the very end: no Ctrl-C may cost the summary or what is being written
+        journal = Journal(job, prepared)
+        try:
+            driver = make(journal)
+            try:
+                return _to_the_end(driver, signals)
+            finally:
+                driver.release()
+        finally:
+            journal.release()
+
+
+def _to_the_end(driver: Driver, signals: Signals) -> Outcome:
+    supervisor = driver.supervisor
+    try:
+        driver.start()
+        while not supervisor.over:
+            driver.turn()
+            for number in signals.taken():
+                supervisor.interrupted(number)
+    except (RunError, MemoryError, OSError) as e:  # the record cannot be written, say
+        supervisor.fail(str(e))
+    except Exception as e:  # a defect: the record says so before it is shown
+        supervisor.fail(f"{type(e).__name__}: {e}")
+        driver.end()
+        with suppress(Exception):
+            supervisor.outcome(**driver.facts())
+        raise
+    driver.end()
+    return supervisor.outcome(**driver.facts())

@@ -1,0 +1,142 @@
+"""The owner of the center on the virtual clock: serves messages one after another, each service taking virtual time.
+
+A message, or a round, is applied at the end of its service, when it would have been received as a whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from easgd_cli.training.center import Center
+from easgd_cli.training.gathering import Gathering
+from easgd_cli.transport.base import Kind, Mark, Request
+from easgd_cli.transport.simulated import Events, SimulatedMasterEnd
+
+SERVE: Final = "serve"  # the event of a service that ends
+
+
+@dataclass
+class Queueing:
+    """What the master has seen of its queue, summed since the start."""
+
+    waited: float = 0.0  # seconds that messages waited before their service, of all messages
+    longest: float = 0.0
+    busy: float = 0.0  # seconds in service
+    served: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)  # updates by others between two exchanges of a worker: how often
+
+    def add(self, waited: Sequence[float], service: float) -> None:
+        """Messages have been served together, having waited so long each."""
+        self.waited += sum(waited)
+        self.longest = max(self.longest, *waited)
+        self.busy += service
+        self.served += len(waited)
+
+    def figures(self, seconds: float) -> dict[str, Any]:
+        """Staleness, seconds that a message waited, and for what share of `seconds`, all that have passed, the master was busy, in percent."""
+        return {
+            "staleness": dict(zip(("mean", "median", "p90", "p99", "max"), _distribution(self.staleness), strict=True)),
+            "queue_seconds": {"mean": self.waited / self.served if self.served else 0.0, "max": self.longest},
+            "master_busy": 100 * self.busy / seconds if seconds else 0.0,
+        }
+
+    def state(self) -> dict[str, Any]:
+        return vars(self) | {"staleness": dict(self.staleness)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Queueing:
+        return cls(**{**state, "staleness": Counter(state["staleness"])})
+
+
+class VirtualMaster:
+    """The only writer of the center and the replies. `service`: virtual seconds for each message."""
+
+    def __init__(self, center: Center, sessions: SimulatedMasterEnd, gathering: Gathering, events: Events, service: float):
+        self._center, self._sessions, self._gathering, self._events, self._service = center, sessions, gathering, events, service
+        self._waiting: dict[int, tuple[Request, float]] = {}  # messages without a reply, and when they arrived
+        self._in_service: list[int] = []
+        self._began = 0.0  # when their service did
+        self._told = {worker: 0 for worker in sessions.open}  # the center's clock in the last reply to each
+        self.served = 0
+        self.queueing = Queueing()
+
+    @property
+    def rounds_are_over(self) -> bool:
+        """Whether a message that arrives could only wait for ever: its round lacks a worker that has finished."""
+        return self._gathering.over
+
+    def listen(self) -> list[int]:
+        """Takes what has arrived. Returns the workers whose messages are given back."""
+        given_back: list[int] = []
+        for request in self._sessions.requests(0):
+            if request.kind is Kind.EXCHANGE:
+                self._waiting[request.worker] = (request, self._events.now)
+                self._gathering.arrive(request.worker)
+            elif request.kind is Kind.LOST:
+                self._waiting.pop(request.worker, None)
+                self._gathering.lose(request.worker)
+            elif request.kind is Kind.CLOSE:
+                given_back += self._gathering.finish()
+        for worker in given_back:
+            self._sessions.reply(self._waiting.pop(worker)[0], self._center.clock, self.served, Mark.WITHDRAWN)
+        self._begin()
+        return given_back
+
+    def serve(self) -> list[Request]:
+        """The service of a message, or of a round, ends: the rule is applied and the replies leave. Returns whose exchanges they were."""
+        served = [self._waiting.pop(worker) for worker in self._in_service]
+        self._in_service = []
+        members = [request for request, _ in served]
+        lent = [self._sessions.lent(request) for request in members]
+        self.queueing.add([self._began - arrived for _, arrived in served], self._events.now - self._began)
+        if self._center.variable.in_rounds:
+            self._center.receive_round(lent)
+        else:
+            self._center.receive(lent[0])
+        self.served += len(members)
+        for request in members:
+            self.queueing.staleness[self._center.clock - 1 - self._told[request.worker]] += 1
+            self._told[request.worker] = self._center.clock
+            self._sessions.reply(request, self._center.clock, self.served)
+        self._begin()
+        return members
+
+    def _begin(self) -> None:
+        """Takes what is next into service, if the master is free and it is there."""
+        if self._in_service or not (members := self._gathering.next()):
+            return
+        self._in_service, self._began = members, self._events.now
+        self._events.add(self._events.now + self._service * len(members), SERVE, members[0])
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the vectors."""
+        return {
+            "waiting": [(worker, request.t, request.vector, arrived) for worker, (request, arrived) in self._waiting.items()],
+            "in_service": self._in_service, "began": self._began, "told": self._told, "served": self.served,
+            "queueing": self.queueing.state(), "gathering": self._gathering.state(),
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts everything where it was."""
+        self._waiting = {worker: (Request(worker, Kind.EXCHANGE, t, vector), arrived) for worker, t, vector, arrived in state["waiting"]}
+        self._in_service, self._began = list(state["in_service"]), state["began"]
+        self._told, self.served = dict(state["told"]), state["served"]
+        self.queueing = Queueing.of(state["queueing"])
+        self._gathering.restore(state["gathering"])
+
+
+def _distribution(counts: Mapping[int, int]) -> Iterator[float]:
+    """Mean, median, 90th and 99th percentile and maximum of numbers counted."""
+    total = sum(counts.values())
+    ordered = sorted(counts.items())
+    yield sum(number * count for number, count in ordered) / total if total else 0.0
+    for share in (0.5, 0.9, 0.99, 1.0):
+        seen, value = 0, 0
+        for number, count in ordered:
+            seen, value = seen + count, number
+            if seen >= share * total:
+                break
+        yield float(value)

@@ -1,0 +1,141 @@
+"""Which messages make the next update of a center: each by itself, those of all live workers, or as a recorded run had them.
+
+Owners ask the same of all three: a message `arrives`, a worker is `lost`, what is served `next`. None of them knows time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+
+class Gathering(Protocol):
+    """Messages by the numbers of their workers."""
+
+    over: bool  # whether no update will be complete any more: messages that arrive now are given back
+
+    def arrive(self, worker: int) -> None:
+        """That worker's message is there."""
+
+    def lose(self, worker: int) -> None:
+        """The worker is gone, and its message with it."""
+
+    def finish(self) -> list[int]:
+        """A worker has finished, or all are told to. Returns those whose messages are given back."""
+
+    def next(self) -> list[int]:
+        """Whose messages make the next update, in the order of their sum; empty while they have not all arrived."""
+
+    def state(self) -> dict[str, object]:
+        """Everything, as plain numbers and lists."""
+
+    def restore(self, state: dict[str, list[int]]) -> None:
+        """Puts it where it was."""
+
+
+class Each:
+    """Every message is an update, in the order of arrival."""
+
+    over = False
+
+    def __init__(self) -> None:
+        self._arrived: dict[int, None] = {}
+
+    def arrive(self, worker: int) -> None:
+        self._arrived[worker] = None
+
+    def lose(self, worker: int) -> None:
+        self._arrived.pop(worker, None)
+
+    def finish(self) -> list[int]:
+        return []
+
+    def next(self) -> list[int]:
+        for worker in self._arrived:
+            del self._arrived[worker]
+            return [worker]
+        return []
+
+    def state(self) -> dict[str, object]:
+        return {"arrived": list(self._arrived)}
+
+    def restore(self, state: dict[str, list[int]]) -> None:
+        self._arrived = dict.fromkeys(state["arrived"])
+
+
+class Round:
+    """The messages of all live workers together are an update. The first that finishes ends the rounds."""
+
+    def __init__(self, workers: Iterable[int]):
+        self._live = set(workers)
+        self._arrived: set[int] = set()
+        self.over = False
+
+    def arrive(self, worker: int) -> None:
+        self._arrived.add(worker)
+
+    def lose(self, worker: int) -> None:
+        self._live.discard(worker)
+        self._arrived.discard(worker)
+
+    def finish(self) -> list[int]:
+        self.over = True
+        given_back = sorted(self._arrived)
+        self._arrived.clear()
+        return given_back
+
+    def next(self) -> list[int]:
+        if self.over or not self._arrived or not self._arrived >= self._live:
+            return []
+        members = sorted(self._arrived)
+        self._arrived.clear()
+        return members
+
+    def state(self) -> dict[str, object]:
+        return {"arrived": sorted(self._arrived), "live": sorted(self._live), "over": self.over}
+
+    def restore(self, state: dict[str, list[int]]) -> None:
+        self._arrived, self._live, self.over = set(state["arrived"]), set(state["live"]), bool(state["over"])
+
+
+class Recorded:
+    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in rising order."""
+
+    def __init__(self, order: Sequence[int], in_rounds: bool):
+        self._order, self._in_rounds = deque(order), in_rounds
+        self._arrived: set[int] = set()
+        self.over = False
+
+    def arrive(self, worker: int) -> None:
+        self._arrived.add(worker)
+
+    def lose(self, worker: int) -> None:
+        self._arrived.discard(worker)
+
+    def finish(self) -> list[int]:
+        if not self._in_rounds:
+            return []
+        self.over = True
+        given_back = sorted(self._arrived)
+        self._arrived.clear()
+        return given_back
+
+    def next(self) -> list[int]:
+        members: list[int] = []
+        for worker in self._order:
+            if members and (not self._in_rounds or worker <= members[-1]):
+                break
+            members.append(worker)
+        if self.over or not members or not self._arrived >= set(members):
+            return []
+        for worker in members:
+            self._order.popleft()
+            self._arrived.discard(worker)
+        return members
+
+    def state(self) -> dict[str, object]:
+        return {"arrived": sorted(self._arrived), "order": list(self._order), "over": self.over}
+
+    def restore(self, state: dict[str, list[int]]) -> None:
+        self._arrived, self._order, self.over = set(state["arrived"]), deque(state["order"]), bool(state["over"])
