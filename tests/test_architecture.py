@@ -26,7 +26,7 @@ ONLY_IN = {
     "hydra": {"commands", "sweeps/hydra_executor.py"},
     "omegaconf": {"commands", "sweeps/hydra_executor.py"},
     "torchvision": {"data/vision.py"},
-    "multiprocessing": {"launcher", "transport", "system/shared_memory.py", "data/preparation.py"},
+    "multiprocessing": {"launcher", "transport", "system/shared_memory.py", "data/preparation.py", "sweeps"},
     "PIL": {"data", "bench"},
     "tensorboard": {"record"},
     "rich": {"record", "commands", "sweeps/view.py"},

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Protocol
 
@@ -97,13 +97,13 @@ class JobServer:
 
     def __init__(self, slot: Slot, devices: Devices, program: str, log: Path):
         self.devices = devices
-        self._socket, theirs = socket.socketpair()
-        module, signals = "easgd_cli.sweeps.job_server", {signal.SIGINT, signal.SIGTERM}
+        self._connection, theirs = Pipe()
         words = [str(os.getpid()), str(theirs.fileno()), json.dumps(sorted(slot.cores)), program]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # it inherits this, and passes on what comes meanwhile
+        # It inherits this, and passes on what comes meanwhile.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         with theirs, open(log, "wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *words],
+                [sys.executable, "-m", "easgd_cli.sweeps.job_server", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -120,20 +120,14 @@ class JobServer:
     def give(self, arguments: list[str], log: Path, in_processes: bool) -> None:
         """Has a job forked. `in_processes`: its run has processes of its own."""
         with suppress(OSError):  # the server has just been killed, which `ended` tells
-            self._socket.sendall(json.dumps([arguments, str(log), in_processes]).encode() + b"\n")
+            self._connection.send((arguments, str(log), in_processes))
 
     def ended(self) -> tuple[int | None, int] | None:
-        """Once the job has ended: the number of its process and its exit status, or the server's own where that has ended."""
+        """The number of the job's process and its exit status once it has ended, or the server's own where that has."""
         try:
-            line = self._socket.recv(1024, socket.MSG_DONTWAIT)  # short enough to come whole
-        except BlockingIOError:
-            return None
-        except OSError:
-            line = b""
-        if line:
-            pid, code = json.loads(line)
-            return pid, code
-        return None, self._process.wait()
+            return self._connection.recv() if self._connection.poll() else None
+        except (EOFError, OSError):
+            return None, self._process.wait()
 
     def send_signal(self, number: int) -> None:
         """To the job."""
@@ -142,4 +136,4 @@ class JobServer:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._socket.close()
+        self._connection.close()

@@ -4,8 +4,8 @@
 needs is imported once, here, since that takes longer than a short job; nothing else happens, so each job is a process as
 clean as one just started. A local run's own processes come from one server of theirs, too.
 
-FD is a socket to the sweep, PARENT. A job comes on it as a line of JSON: arguments of PROGRAM, the file for what it prints,
-and whether its run has processes. When it has ended its process number and exit status go back. Signals are for the job.
+FD is a connection to the sweep, PARENT. A job comes on it as the arguments of PROGRAM, the file for what it prints, and
+whether its run has processes. When it has ended its process number and exit status go back. Signals are for the job.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import importlib
 import json
 import os
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import NoReturn
 
@@ -72,10 +72,10 @@ def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
     from easgd_cli.launcher import local, processes, simulated  # noqa: F401
 
     run = importlib.import_module(program)
-    with socket.socket(fileno=descriptor) as sock, sock.makefile("rw", encoding="utf-8") as sweep:
-        sock.set_inheritable(False)
-        for line in sweep:
-            arguments, log, in_processes = json.loads(line)
+    os.set_inheritable(descriptor, False)
+    with Connection(descriptor) as sweep, suppress(EOFError):
+        while True:
+            arguments, log, in_processes = sweep.recv()
             if in_processes:
                 processes.begin()
             server, pid = os.getpid(), job.fork()
@@ -83,7 +83,7 @@ def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
                 interruption.end_with(server, signal.SIGKILL)
                 processes.share_server()
                 _be(run, arguments, log)
-            print(json.dumps([pid, job.wait()]), file=sweep, flush=True)
+            sweep.send((pid, job.wait()))
 
 
 def _be(program: ModuleType, arguments: Sequence[str], log: str) -> NoReturn:

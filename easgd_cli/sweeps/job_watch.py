@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from easgd_cli.sweeps import job_status
-from easgd_cli.sweeps.job_status import INTERRUPTED, KILLED, RUNNING, JobStatus
+from easgd_cli.sweeps.job_status import INTERRUPTED, KILLED, QUEUED, RUNNING, JobStatus
 
 _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 60.0  # for a job that is asked to end to save what it has, and for a network to show its file
@@ -24,9 +24,9 @@ class JobWatch:
 
     def __init__(self, root: Path, tell: Callable[[str, JobStatus], None], look: Callable[[], None] = lambda: None):
         self.said: dict[str, JobStatus] = {}
-        self._root, self._tell, self._look_too = root, tell, look
-        self._seen = {name: self._changed(name) for name in job_status.names(root)}
-        self._dead: set[str] | None = None  # once jobs are being ended: those here that had ended before without a word
+        self._root, self._tell, self._view = root, tell, look
+        self._before = self._read()
+        self._dead: list[str] | None = None  # once jobs are being ended: those here that had ended before without a word
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -57,31 +57,28 @@ class JobWatch:
 
         What began them may begin others meanwhile, and kill those when it is told: they count as interrupted, too.
         """
-        self._dead = set(self._silent())
-        jobs = {name: job_status.read(self._root, name) for name in job_status.names(self._root) if self._new(name)}
-        here = {name: said.pid for name, said in (dict(self.said) | jobs).items() if said.runs_here}
+        self._dead = self._silent()
+        here = {name: said.pid for name, said in self._read().items() if said.runs_here and said != self._before.get(name)}
         for pid in here.values():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid or 0, signal.SIGTERM)
         _wait_until(lambda: not any(job_status.read(self._root, name).runs_here for name in here))
 
-    def _silent(self) -> list[str]:
-        """The jobs of this machine that have ended, but for all that has been read still run."""
-        running = [(name, said) for name, said in list(self.said.items()) if said.status == RUNNING]
-        return [name for name, said in running if said.host == platform.node() and not said.runs_here]
+    def _read(self) -> dict[str, JobStatus]:
+        said = {name: job_status.read(self._root, name) for name in job_status.names(self._root)}
+        return {name: s for name, s in said.items() if s.status != QUEUED}
 
     def _look(self) -> None:
-        for name in job_status.names(self._root):
-            if self._new(name) and (said := job_status.read(self._root, name)).status != job_status.QUEUED:
-                self._seen[name] = self._changed(name)
+        for name, said in self._read().items():
+            if said != self._before.get(name):
+                self._before[name] = said
                 self._say(name, said)
-        self._look_too()
+        self._view()
 
-    def _new(self, name: str) -> bool:
-        return self._changed(name) != self._seen.get(name)
-
-    def _changed(self, name: str) -> int:
-        return job_status.changed(job_status.file(self._root, name))
+    def _silent(self) -> list[str]:
+        """The jobs of this machine that have ended, but for all that they have said still run."""
+        running = [(name, said) for name, said in list(self.said.items()) if said.status == RUNNING]
+        return [name for name, said in running if said.host == platform.node() and not said.runs_here]
 
     def _say(self, name: str, said: JobStatus) -> None:
         here = said.status == KILLED and said.host == platform.node()

@@ -1,4 +1,4 @@
-"""Jobs of a sweep side by side: real processes, held against the same jobs in turn; killed, interrupted and failing ones."""
+"""Jobs of a sweep in slots: real processes, side by side and in turn; killed, interrupted and failing ones."""
 
 from __future__ import annotations
 
@@ -48,6 +48,20 @@ def failing(workers, seed, l2, device):
     return made
 """
 
+NOTING = """
+import multiprocessing
+import os
+
+from easgd_cli.problems.quadratic import Quadratic
+
+class Noting(Quadratic):
+    def load(self, worker, t):
+        if t == 5 and multiprocessing.parent_process() is not None:
+            with open("parents", "a") as f:
+                f.write(f"{os.getppid()} ")
+        super().load(worker, t)
+"""
+
 
 def command(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "easgd_cli", "train", *words], cwd=here, capture_output=True, text=True, timeout=90)
@@ -71,9 +85,9 @@ def until(true: Callable[[], bool]) -> None:
     raise AssertionError("it has not happened for 30 s")
 
 
-def begin(here: Path, *more: str) -> tuple[subprocess.Popen[str], list[int]]:
-    """A sweep of two jobs that take for ever, both in training, and their process numbers."""
-    words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=long", "jobs=2", "seed=0,1", *LONG, *more]
+def begin(here: Path, *more: str, at_once: int = 2) -> tuple[subprocess.Popen[str], list[int]]:
+    """A sweep of two jobs that take for ever, those that run at once in training, and their process numbers."""
+    words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=long", f"jobs={at_once}", "seed=0,1", *LONG, *more]
     sweep = subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     root = here / "runs" / "sweeps" / "long"
 
@@ -85,8 +99,8 @@ def begin(here: Path, *more: str) -> tuple[subprocess.Popen[str], list[int]]:
             return False
         return alive(pid) and f"process {pid}:" in said and (root / f"seed={seed}" / "metrics.jsonl").exists()
 
-    until(lambda: trains(0) and trains(1))
-    return sweep, [int(str(job["pid"])) for job in statuses(root).values()]
+    until(lambda: all(trains(seed) for seed in range(at_once)))
+    return sweep, [int(str(job["pid"])) for job in statuses(root).values() if "pid" in job]
 
 
 def alive(pid: int) -> bool:
@@ -170,28 +184,58 @@ def test_a_job_that_fails_or_dies_is_a_line_with_its_reason_and_touches_no_other
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed process")
-def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_were(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_were(at_once: int, tmp_path: Path) -> None:
     root = tmp_path / "runs" / "sweeps" / "long"
+    jobs = [f"seed={seed}" for seed in range(at_once)]
     for _ in range(2):
-        sweep, pids = begin(tmp_path)
+        sweep, pids = begin(tmp_path, at_once=at_once)
+        assert len(pids) == at_once
         sweep.kill()
         sweep.wait()
         until(lambda pids=pids: not any(map(alive, pids)))  # type: ignore[misc]
-    assert all((root / f"seed={seed}" / "logs" / "launcher.log").read_text().count("process") == 1 for seed in (0, 1))
-    assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1"]
+    assert all((root / job / "logs" / "launcher.log").read_text().count("process") == 1 for job in jobs)
+    assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", *jobs]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    sweep, pids = begin(tmp_path)
+@pytest.mark.parametrize(("number", "code", "at_once"), [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 1)])
+def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(number: signal.Signals, code: int, at_once: int, tmp_path: Path) -> None:
+    sweep, pids = begin(tmp_path, at_once=at_once)
     sweep.send_signal(number)
     out, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == code
     assert not any(map(alive, pids))
     root = tmp_path / "runs" / "sweeps" / "long"
-    assert {str(job["status"]) for job in statuses(root).values()} == {"interrupted"}
-    assert all(any((root / f"seed={seed}" / "checkpoint").iterdir()) for seed in (0, 1))
+    assert [job["status"] for job in statuses(root).values()] == ["interrupted"] * at_once + ["queued"] * (2 - at_once)
+    assert all(any((root / f"seed={seed}" / "checkpoint").iterdir()) for seed in range(at_once))
     assert "To go on with it, give the same command again." in out
+    assert out.count("not started") == 2 - at_once
+
+
+def test_a_killed_server_takes_its_job_with_it_and_the_next_job_has_a_new_one(tmp_path: Path) -> None:
+    sweep, [job] = begin(tmp_path, at_once=1)
+    server = int(Path(f"/proc/{job}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGKILL)
+    until(lambda: not alive(job) and statuses(tmp_path / "runs/sweeps/long")["seed=1"]["status"] == "running")
+    sweep.send_signal(signal.SIGTERM)
+    out, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143
+    assert "[1/2] seed=0: killed: its process was ended by SIGKILL" in out and "[2/2] seed=1: interrupted" in out
+
+
+def test_jobs_in_turn_have_their_workers_from_one_server_and_end_as_a_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(NOTING)
+    local = ["problem=mine:Noting", "workers=1", "threads=1", "algo=msgd", "eta=0.1", "steps=10"]
+    said = command(tmp_path, "-m", "sweep=one", "seed=0,1", *local)
+    assert said.returncode == 0, said.stderr
+    assert command(tmp_path, "seed=1", "hydra.run.dir=alone", *local).returncode == 0
+    root = tmp_path / "runs/sweeps/one"
+    one, other = (torch.load(path / "center.pt", weights_only=True) for path in (root / "seed=1", tmp_path / "alone"))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert len(set((tmp_path / "parents").read_text().split())) == 2  # one server for both jobs of the sweep, one for the run alone
+    lines = [line.partition(",")[0] for line in said.stdout.splitlines() if line.startswith("[")]
+    assert lines == ["[1/2] seed=0: begun", "[1/2] seed=0: completed", "[2/2] seed=1: begun", "[2/2] seed=1: completed"]
+    assert "training begins" in (root / "logs/seed=1.log").read_text()
 
 
 LOCAL, SIMULATED = ({"name": name.lower(), "target": f"easgd_cli.launcher.kinds:{name}"} for name in ("Local", "Simulated"))
