@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from easgd_cli import __version__
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.system import interruption
+from easgd_cli.system.terminal import help_text, tell
 
 COMMANDS = {
     "train": "train a model with many workers; -m sweeps",
@@ -37,14 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with interruption.ending_the_process():
             return _dispatch(words)
-    except UsageError as e:
-        print(f"easgd: {e}", file=sys.stderr)
-        return 2
-    except RunError as e:
-        print(f"easgd: {e}", file=sys.stderr)
-        return 1
+    except (UsageError, RunError) as e:
+        if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":  # Hydra's way of asking where a refusal comes from
+            traceback.print_exc()
+        tell(str(e))
+        return 2 if isinstance(e, UsageError) else 1
     except KeyboardInterrupt:
-        print("easgd: interrupted.", file=sys.stderr)
+        tell("interrupted.")
         return 130
     except BrokenPipeError:  # the reader of our output has left, as in `easgd train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS)) + 2
-        print(_HELP.format(version=__version__, commands="\n".join(f"  {name:<{width}}{what}" for name, what in COMMANDS.items())), end="")
+        commands = "\n".join(f"  {name:<{width}}{what}" for name, what in COMMANDS.items())
+        print(help_text(_HELP.format(version=__version__, commands=commands)), end="")
         return 0
     if words[0] in ("-V", "--version"):
         print(f"easgd {__version__}")
@@ -70,7 +72,7 @@ def _dispatch(words: list[str]) -> int:
             raise UsageError(f"{name}: is a setting, not a command; write easgd train {name}.")
         raise UsageError(f"{name}: there is no such command; " + (f"did you mean easgd {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}."))
     if name == "train" and {"-h", "--help"} & set(rest):  # answered before Hydra is loaded
-        print(importlib.import_module("easgd_cli.commands.help").train(), end="")
+        print(help_text(importlib.import_module("easgd_cli.commands.help").train()), end="")
         return 0
     return importlib.import_module(f"easgd_cli.commands.{name}").main(rest)
 

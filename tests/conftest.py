@@ -148,8 +148,8 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def straight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs without the two compositions that Hydra's own main does around each: for tests of what comes before and after."""
-    monkeypatch.setattr(running, "_within_hydra", lambda asked, overrides, path, task: task())
+    """Jobs without what Hydra does around each: for tests of what comes before and after."""
+    monkeypatch.setattr(running, "_as_hydras_job", lambda job, path, task: task())
 
 
 @pytest.fixture

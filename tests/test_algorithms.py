@@ -254,6 +254,15 @@ def test_a_stepwise_rate_changes_at_its_milestones() -> None:
         Stepwise(eta=1.0, milestones=[5, 3])
 
 
+def test_a_stepwise_rate_may_have_a_factor_for_each_milestone() -> None:
+    schedule = Stepwise(eta=1.0, milestones=[3, 5], factor=[0.2, 0.5])
+    assert [schedule(t) for t in range(7)] == pytest.approx([1, 1, 1, 0.2, 0.2, 0.1, 0.1])
+    with pytest.raises(ValueError, match="one for each of 2 milestones"):
+        Stepwise(eta=1.0, milestones=[3, 5], factor=[0.2])
+    with pytest.raises(ValueError, match="greater than 0"):
+        Stepwise(eta=1.0, milestones=[3, 5], factor=[0.2, 0.0])
+
+
 @pytest.mark.parametrize("name", ["easgd", "eamsgd"])
 def test_gradient_and_exchange_are_asked_for_at_once_and_the_message_is_lent_untouched(name: str) -> None:
     """The overlap of Algorithms 1 and 2: neither the order of the answers nor what the center does meanwhile matters to x."""

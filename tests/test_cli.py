@@ -124,7 +124,7 @@ MISTAKES = [
     ("model=torchvision model.name=resnet18", ["model.name=resnet18: takes images of 3 channels, and these have 1"]),
     ("model.name=resnet18", ["model.name=resnet18: model=small takes no name; write model=NAME"]),
     ("init_without=[fc]", ["init_without=[fc]: there is no file to leave these out of; give init="]),
-    ("init_without=fc", ["init_without=fc: must be a list, such as init_without=[fc]"]),
+    ("init_without=fc", ["init_without=fc: must be a list, such as 'init_without=[fc]'"]),
     ("init=nofile.pt", ["init=nofile.pt: there is no such file"]),
     ("device=tpu", ["device=tpu: is auto, cpu, cuda"]),
     ("device=cuda:7,cuda:8", ["device=cuda:7,cuda:8: this machine shows"]),
@@ -152,15 +152,36 @@ MISTAKES = [
     ("alpha=5", ["alpha=5: the moving rate", "lies in [0, 1]"]),
     ("ümlaut=3", ["ümlaut=3: ümlaut is not a key; settings are written key=value"]),
     ("layers=3", ["layers=3: there is no setting layers; easgd train --help lists all of them"]),  # half of it is in launcher
-    ("default_steps=3", ["default_steps=3: default_steps is the length that configs/tuning gives", "write steps=3"]),
+    ("default_steps=3", ["default_steps=3: default_steps is the length that configs/tuning.yaml gives", "write steps=3"]),
     ("--resolve", ["--resolve: says how --cfg prints the settings", "write --cfg job --resolve"]),
     ("--package algo", ["--package algo: says how --cfg prints the settings", "write --cfg job --package algo"]),
     ("resume=", ["resume=: names no directory; write resume=RUN_DIR"]),
     ("resume=12", ["resume=12: there is no such directory"]),
     ("replay=", ["replay=: names no directory; write replay=RUN_DIR"]),
     ("hydra.run.dir=/dev/null", ["hydra.run.dir=/dev/null: is a file, and a run needs a directory"]),
-    ("+new=1", ["+new=1: settings cannot be added"]),
-    ("~tau", ["~tau: a setting cannot be removed"]),
+    ("+new=1", ["new=1: there is no setting new"]),
+    ("+a.b=1", ["a.b=1: there is no setting a"]),
+    ("~tau", ["tau=null: must be a whole number"]),
+    ("~hydra.run.dir", ["~hydra.run.dir: cannot be removed; leave it out"]),
+    ("hydra=3", ["hydra=3: hydra is a section"]),
+    ("hydra.run.dir=", ["hydra.run.dir=: names no directory"]),
+    ("hydra.job.chdir=maybe", ["hydra.job.chdir=maybe: must be true or false"]),
+    ("hydra.mode=BOTH", ["hydra.mode=BOTH: must be one of RUN, MULTIRUN"]),
+    ("+hydra.run.dr=x", ["+hydra.run.dr=x: there is no setting hydra.run.dr; did you mean hydra.run.dir?"]),
+    ("hydra.sweep.subdir=", ["hydra.sweep.subdir=: is about a sweep, and this is a single run; add -m, or leave it out"]),
+    ("hydra.launcher.cpus_per_task=8", ["easgd itself has no such setting; choose the plugin that has it with hydra/launcher="]),
+    ("model=mlp model.hidden.x=3", ["model.hidden.x=3: has no place in the configuration"]),
+    ("model=mlp model.hidden={a:3}", ["model.hidden={a:3}: must be a list"]),
+    ("init_without=[null]", ["init_without=[null]: must be a list of texts"]),
+    ("until=[3]", ["until=[3]: until is a section; write one of until.test_error="]),
+    ("'algo=glob(*easgd)'", ["algo=glob(*easgd): several values are a sweep, which -m asks for"]),
+    ("optimizer=adam", ["optimizer=adam: there is no setting optimizer", "algo="]),
+    ("nodes=2", ["nodes=2: there is no setting nodes; a run is on one machine", "workers="]),
+    ("schedule=cosin", ["did you mean cosine?"]),
+    ("--cfg job --package nope", ["--cfg job --package nope: package 'nope' not found"]),
+    ("--config-name algo/easgd", ["--config-name algo/easgd: is an option of algo, and no root configuration; write algo=easgd"]),
+    ("-sc", ["-sc: goes with install=bash"]),
+    ("-sc install=tcsh", ["-sc: goes with install=bash"]),
     ("tau=1 tau=2", ["tau=1 tau=2: tau is given twice"]),
     ("algo=easgd algo=downpour", ["algo is given twice"]),
     ("tau", ["tau: settings are written key=value, such as tau=10"]),
@@ -192,7 +213,7 @@ def test_a_mistake_is_one_sentence_before_anything_is_started_or_made(words: str
 
 def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.MonkeyPatch) -> None:
     s = composed("dataset=synthetic", "model=small", "dataset.train=9000", "workers=2", "batch_size=16", "eval.every=null")
-    fits = build.prepare(s).images
+    fits = build.prepare(s).data
     assert fits is not None
     monkeypatch.setattr(memory, "available_memory", lambda: fits.nbytes)
     with pytest.raises(UsageError, match=r"dataset=synthetic: this run needs .* for the copy of the data set"):
@@ -286,8 +307,19 @@ def test_every_method_has_defaults_for_every_function_and_neither_data_nor_net(a
     assert s.dataset == s.model == {"name": "none", "target": None}
     assert s.tau == (1 if "downpour" in algo else 10) and s.workers == (4 if build.method(s).center else 1)
     prepared = build.prepare(s)
-    assert prepared.images is None and prepared.start.dtype == torch.float64
+    assert prepared.data is None and prepared.start.dtype == torch.float64
     assert composed(f"problem={problem}", "eta=0.5", "steps=7", f"algo={algo}").eta == 0.5
+
+
+def test_experiments_of_the_paper_s_figures_have_its_rates() -> None:
+    for algo in ("easgd", "eamsgd"):
+        assert composed("experiment=fig9", f"algo={algo}").eta == 0.01  # Figure 9, p. 23: both methods at .01
+    for figure in ("fig4", "fig7", "fig11"):  # ImageNet: eta divided by 5, then by 2
+        assert composed(f"experiment={figure}", "algo=sgd").schedule["factor"] == [0.2, 0.5]
+    for figure, first in (("fig7", 100092), ("fig7_small", 400)):  # averages begin when eta first falls
+        for algo in ("asgd", "mvasgd"):
+            s = composed(f"experiment={figure}", f"algo={algo}")
+            assert (s.average["start"], s.schedule["milestones"][0]) == (first, first)
 
 
 def test_the_command_line_wins_over_what_methods_data_sets_and_tuning_set() -> None:
@@ -708,6 +740,23 @@ def test_the_documented_configurations_of_ones_own_are_what_they_are_said_to_be(
     assert (images.count("train"), images.count("test"), images.num_classes, images.input_shape) == (600, 300, 3, (1, 8, 8))
 
 
+def test_own_tuning_lies_over_a_shipped_row_and_below_experiments(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+    for name, text in {
+        "tuning/eamsgd_digits.yaml": "eta: 0.031\ntau: 3\n",
+        "tuning/easgd_mnist.yaml": "defaults: [table/sgd_cifar10@_global_, _self_]\neta: 0.032\n",
+        "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /algo: eamsgd\ntau: 6\n",
+    }.items():
+        (here / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "own" / name).write_text(text)
+    for words in (["experiment=mine", "batch_size=8"], ["algo=easgd", "dataset=mnist"], ["algo=sgd"]):
+        said = easgd("train", "--config-dir", "own", *words)
+        assert (said.status, said.err) == (0, "")
+    over, taken, shipped = [job.settings for job in launcher.jobs]
+    assert (over.eta, over.tau, over.batch_size, over.delta, over.default_steps) == (0.031, 6, 8, 0.9, 1500)
+    assert (taken.eta, taken.l2, taken.default_steps) == (0.032, 1e-4, 3900)
+    assert shipped.eta == 0.2
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -767,6 +816,7 @@ def test_completion_in_a_shell_that_has_just_started(here: Path) -> None:
         asked = subprocess.run([sys.executable, "-m", "easgd_cli", "-sc", "query=bash"], env=line, capture_output=True, text=True, timeout=60, check=True)
         return asked.stdout.split()
 
+    assert offered("easgd train t") == ["tau=", "threads="]
     assert offered("easgd train eval.") == ["eval.device=", "eval.every=", "eval.train_images=", "eval.when="]
     assert offered("easgd train model=torchvision model.") == ["model.name="]  # model.target= is the program's own
 

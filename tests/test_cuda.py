@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_runs import run, saved_center, settings
-from test_transport import serve
+from test_transport import RealStar
 
 from easgd_cli.algorithms.base import Worker
 from easgd_cli.data.images import Images
@@ -125,12 +124,11 @@ def test_a_staged_exchange_is_what_the_host_makes_of_it_and_no_step_waits_for_mo
     center = Center(method, {name: torch.zeros_like(start, device="cpu") for name in method.center})
     center.vectors["x"].copy_(start)
     expected = drive.ByHand(method, build.problem(s, build.data(s), torch.device("cpu")), start=start.cpu(), workers=1, tau=1, schedule=build.schedule(s, 20))
-    thread = threading.Thread(target=serve, args=(center, SharedMasterEnd([link.for_master()], center), []))
-    thread.start()
+    star = RealStar(method, 1, center, SharedMasterEnd([link.for_master()]), []).begin()
     session = SharedWorkerEnd(link.for_worker(), Staging(link.memory.tensors, CUDA))
     assert link.memory["x"].is_pinned() and link.memory["reply"].is_pinned()
     w, tally = Worker(session.vectors, 1, build.schedule(s, 20), 0, 0), Tally()
-    timed = Timed(problem, session, tally, CUDA)
+    timed = Timed(drive.ProblemGradients(problem), session, tally, CUDA)
     drive.take_step(method, w, timed, timed)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -140,7 +138,7 @@ def test_a_staged_exchange_is_what_the_host_makes_of_it_and_no_step_waits_for_mo
         torch.cuda.set_sync_debug_mode("default")
     timed.settle()
     session.close(w.t)
-    thread.join(10)
+    star.wait()
     for _ in range(6):
         expected.step(0)
     torch.testing.assert_close(center.vectors["x"], expected.vectors()["x"], rtol=1e-3, atol=1e-4)

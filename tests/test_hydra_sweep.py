@@ -29,7 +29,8 @@ from omegaconf import OmegaConf
 from easgd_cli.commands import configs, plugins, sweep, sweep_job
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.problems.classification import METRICS
+from easgd_cli.record import reader
 from easgd_cli.settings.schema import NO_AVERAGE, Settings
 from easgd_cli.sweeps import hydra_executor, job_directory, job_status, job_watch, objective
 from easgd_cli.sweeps.hydra_executor import HydraExecutor, HydraJob
@@ -119,14 +120,14 @@ def test_the_value_of_a_run_is_that_of_its_record(text: str | None, value: float
 
 
 def test_where_an_average_is_kept_it_is_judged(tmp_path: Path) -> None:
-    assert Objective("best_error").value(left(tmp_path / "run", [90.0, 3.0], average="polyak")) == 8.0
+    assert Objective("best", METRICS.primary).value(left(tmp_path / "run", [90.0, 3.0], average="polyak")) == 8.0
 
 
 def test_a_run_without_what_is_asked_for_is_no_trial(tmp_path: Path) -> None:
     run = left(tmp_path / "run", [])
     (run / "metrics.jsonl").write_text('{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "center", "train_loss": 1.0}\n')
     with pytest.raises(RunError, match="no evaluation has a validation_error"):
-        Objective("best_error").value(run)
+        Objective("best", METRICS.primary).value(run)
     assert Objective("train_loss").value(run) == 1.0
 
 
@@ -141,9 +142,9 @@ def test_an_objective_is_one_of_a_few(text: str) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("hydra/sweeper=mine eta=0.1,0.2", "dataset.validation=0: a search chooses settings by images held out of training"),
+        ("hydra/sweeper=mine eta=0.1,0.2", "dataset.validation=0: a search chooses settings by what is held out of training"),
         ("hydra/sweeper=mine eta=0.1,0.2 objective=best", "objective=best: is best_error, final_error"),
-        ("hydra/sweeper=mine eta=0.1,0.2 problem=quadratic objective=best_error", "problem=quadratic classifies no images"),
+        ("hydra/sweeper=mine eta=0.1,0.2 problem=quadratic objective=best_error", "problem=quadratic has no data set"),
         ("hydra/sweeper=mine eta=interval(-1,0.1) objective=test:best_error", "eta=-1: a learning rate is not negative"),
         ("hydra/sweeper=mine tau=4 algo=easgd,mdownpuor objective=test:best_error", "did you mean mdownpour?"),
         ("hydra/sweeper=mine eta=0.1 objective=test:best_error", "hydra/sweeper=mine: there is nothing to draw"),
@@ -168,7 +169,7 @@ def test_a_mistake_has_its_sentence_before_anything_is_made(
 @pytest.mark.parametrize("words", ["hydra/sweeper=mine", "hydra/launcher=mine"])
 def test_what_runs_the_jobs_of_a_sweep_is_refused_for_a_single_run(words: str, elsewhere: Path, easgd: Callable[..., Said]) -> None:
     said = easgd("train", "-cd", "own", words, "eta=0.1")
-    assert (said.status, said.err) == (2, f"easgd: {words}: runs the jobs of a sweep, and this is a single run; add -m, or leave it out.\n")
+    assert (said.status, said.err) == (2, f"easgd: {words}: is about a sweep, and this is a single run; add -m, or leave it out.\n")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere
     assert said.status == 0, said.err
     root = elsewhere / "runs/sweeps/search"
     losses = {path.parent.name: json.loads(path.read_text())["center"]["train_loss"] for path in root.glob("*/summary.json")}
-    exact = {name: next(o for o in rundir.overrides_of(root / name) if o.startswith("eta=")) for name in losses}
+    exact = {name: next(o for o in reader.overrides_of(root / name) if o.startswith("eta=")) for name in losses}
     assert sorted(losses) == ["eta=0.412346", next(name for name in losses if name.startswith("eta=0.412346-"))]  # which the name of one and the other is
     assert sorted(exact.values()) == ["eta=0.41234567", "eta=0.412345678901"]
     told = json.loads((root / "sweep.json").read_text())
@@ -221,7 +222,7 @@ def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere
 
 
 def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    by = Objective("best_error")
+    by = Objective("best", METRICS.primary)
     for name, error in (("eta=1", 4.0), ("eta=2", 3.0), ("eta=3", 3.0), (".7.eta=4", 2.0)):
         said = JobStatus("completed", path=str(left(tmp_path / name, [90.0, error])), objective=str(by), value=error)
         job_status.write(tmp_path, name, said)
@@ -372,10 +373,10 @@ def test_a_trial_whose_record_cannot_be_read_has_failed(tmp_path: Path, monkeypa
     )  # fmt: skip
     monkeypatch.setattr(hydra_executor.HydraConfig, "get", lambda: told)
     monkeypatch.setattr(HydraJob, "_run", lambda *_: JobStatus("completed", path=str(tmp_path / "eta=1")))
-    with pytest.raises(RunError, match=r"its config\.yaml is missing or cannot be read"):
-        HydraJob(tmp_path, sweep.PROGRAM, Objective("best_error"))(OmegaConf.create())
+    with pytest.raises(RunError, match=r"config\.yaml: is not a dictionary of settings"):
+        HydraJob(tmp_path, sweep.PROGRAM, Objective("best", METRICS.primary))(OmegaConf.create())
     said = job_status.read(tmp_path, "eta=1")
-    assert said.status == "failed" and "its config.yaml" in str(said.reason)
+    assert said.status == "failed" and "config.yaml: is not" in str(said.reason)
 
 
 def test_what_a_launcher_begins_while_the_sweep_is_ended_and_then_kills_is_interrupted(tmp_path: Path) -> None:

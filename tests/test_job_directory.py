@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import leave_checkpoint
 
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps.job_directory import NEW, STOPPED, JobDirectory, find, leave_failure
@@ -163,7 +164,7 @@ def test_a_failed_job_is_tried_again_only_if_asked(tmp_path: Path) -> None:
     for path in (never_made, without):
         leave_failure(path, OURS, ["eta=0.1"], "the disk is full.")
         assert find(path, OURS, retry=False) == JobDirectory(path, FAILED, "the disk is full.")
-    assert rundir.summary_of(without) == {"status": "failed", "reason": "the disk is full.", "workers": 2}
+    assert reader.summary_of(without) == {"status": "failed", "reason": "the disk is full.", "workers": 2}
     assert find(stopped, OURS, retry=False) == JobDirectory(stopped, FAILED, "no")
     assert find(never_made, OURS, retry=True) == JobDirectory(never_made, NEW)
     assert find(without, OURS, retry=True) == JobDirectory(without, NEW)

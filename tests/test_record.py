@@ -16,13 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import RunError
 from easgd_cli.experiment.build import Prepared
 from easgd_cli.launcher.job import Job
-from easgd_cli.record import checkpoint, metrics
+from easgd_cli.problems.classification import METRICS
+from easgd_cli.problems.double_well import DoubleWell
+from easgd_cli.record import checkpoint, metrics, reader
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.initial_record import hparams, open_record, up_to
-from easgd_cli.record.recorder import Recorder, read_rows
+from easgd_cli.record.reader import read_rows
+from easgd_cli.record.recorder import Recorder
 from easgd_cli.settings.schema import Settings
 from easgd_cli.training.snapshot import Moment
 
@@ -44,7 +47,7 @@ def center(step: float, error: float, seconds: float | None = None, exchanges: i
 
 def worker(number: int, step: int, **values: Any) -> dict[str, Any]:
     return {
-        "seconds": step / 10, "step": step, "exchanges": step, "party": f"worker_{number:02d}", "train_loss": 1.0, "eta": 0.1, "images_per_second": 100.0,
+        "seconds": step / 10, "step": step, "exchanges": step, "party": f"worker_{number:02d}", "train_loss": 1.0, "eta": 0.1, "samples_per_second": 100.0,
         "seconds_compute": step / 20, "seconds_data": 0.1, "seconds_communication": 0.2, "seconds_other": 0.3, **values,
     }  # fmt: skip
 
@@ -153,7 +156,7 @@ def test_a_record_that_is_missing_damaged_or_too_short_is_refused(tmp_path: Path
     def reopen(exchanges: int = 0) -> None:
         Recorder.reopen(tmp_path, 2, {}, {}, FACTS, keep=lambda _: True, exchanges=exchanges)
 
-    with pytest.raises(RunError, match=r"metrics\.jsonl could not be read: No such file"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl: cannot be read \(No such file"):
         reopen()
     r = recorder(tmp_path)
     r.order([0, 1])
@@ -200,9 +203,9 @@ def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path: Path, monkeyp
 
 
 def test_a_line_that_was_half_written_is_taken_back_and_written_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from easgd_cli.record.append_file import GrowingFile
+    from easgd_cli.record.append_file import AppendFile
 
-    file = GrowingFile(tmp_path / "lines")
+    file = AppendFile(tmp_path / "lines")
     file.add(b"first\n")
     file.flush()
     file.add(b"second\n")
@@ -230,7 +233,7 @@ def test_the_summary_says_how_the_run_stands_and_ended(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["center"] == {"train_loss": None, "test_loss": 0.125, "test_error": 5.0, "best_test_error": 4.0, "seconds_to_best": 5.0}
     assert summary["seconds"] == pytest.approx({"compute": 2.5, "data": 0.1, "communication": 0.2, "other": 0.3})
-    assert summary["images_per_second"] == (40 + 60) * 10 / 4.0
+    assert summary["samples_per_second"] == (40 + 60) * 10 / 4.0
     assert summary["bytes_exchanged"] == 7 * 2 * 1000
     assert summary["versions"]["torch"] == torch.__version__
     assert summary["hardware"]["cores"] >= 1 and summary["threads"] == 1 and summary["seed"] == 0
@@ -339,19 +342,15 @@ def test_the_newest_checkpoint_is_the_last_written_and_the_older_ones_go(tmp_pat
     directory = tmp_path / "checkpoint"
     for seconds, step in ((1.0, 500.0), (2.0, 60.0), (3.0, 60.0), (4.0, 7.0)):
         written = checkpoint.write(directory, Checkpoint(OwnerState(Moment(seconds, step, 0), 0, {}), {}), keep=2)
-        assert checkpoint.find(directory)[-1] == written
-        assert checkpoint.newest(tmp_path).owner.moment.seconds == seconds
-    assert len(checkpoint.find(directory)) == 2
-    checkpoint.find(directory)[-1].unlink()
-    assert checkpoint.newest(tmp_path).owner.moment.seconds == 3.0
+        assert reader.checkpoints(directory)[-1] == written
+        assert reader.newest_checkpoint(tmp_path).owner.moment.seconds == seconds
+    assert len(reader.checkpoints(directory)) == 2
+    reader.checkpoints(directory)[-1].unlink()
+    assert reader.newest_checkpoint(tmp_path).owner.moment.seconds == 3.0
 
 
-def test_a_run_does_not_go_on_to_a_length_it_is_past(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path / "checkpoint", CHECKPOINT, keep=1)
-    for enough in (53, 54, None):
-        assert checkpoint.newest(tmp_path, enough).workers[1].t == 53
-    with pytest.raises(UsageError, match="its workers have taken up to 53 steps and would have to end after 52; give a greater length"):
-        checkpoint.newest(tmp_path, 52)
+def test_the_steps_of_a_checkpoint_are_those_of_the_worker_that_is_furthest() -> None:
+    assert checkpoint.steps_taken(CHECKPOINT) == 53
 
 
 def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:
@@ -392,9 +391,9 @@ def test_a_full_disk_is_told_as_such_and_leaves_no_torn_file(tmp_path: Path, mon
 
 def test_every_metric_has_its_sentence_in_the_documentation() -> None:
     text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
-    for table in (metrics.CENTER, metrics.WORKER, metrics.SYSTEM):
-        for name, sentence in table.items():
-            assert f"| `{name}` | {sentence} |" in text
+    told = {**metrics.WORKER, **metrics.SYSTEM}
+    for name, sentence in [*told.items(), *((m.name, m.description) for m in (*METRICS.known(), *DoubleWell.metrics))]:
+        assert f"| `{name}` | {sentence} |" in text
 
 
 def test_reading_stops_at_an_unfinished_line(tmp_path: Path) -> None:

@@ -12,9 +12,13 @@ import pytest
 from rich.console import Console
 from test_record import ENDED, FACTS, center, recorder, worker
 
-from easgd_cli.record import progress
-from easgd_cli.record.progress import Progress, Screen
+from easgd_cli.problems.classification import METRICS
+from easgd_cli.problems.metric import Metrics
+from easgd_cli.problems.noisy import NoisyFunction
+from easgd_cli.record import run_view
+from easgd_cli.record.display import Screen
 from easgd_cli.record.recorder import Recorder
+from easgd_cli.record.run_view import RunView
 from easgd_cli.record.table import show_run, show_sweep
 from easgd_cli.sweeps.view import SweepView
 
@@ -31,7 +35,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(progress.time, "monotonic", found)
+    monkeypatch.setattr(run_view.time, "monotonic", found)
     return found
 
 
@@ -56,7 +60,7 @@ def said(console: Console) -> list[str]:
     return file.getvalue().splitlines()
 
 
-def train(view: Progress, clock: Clock, seconds: int) -> None:
+def train(view: RunView, clock: Clock, seconds: int) -> None:
     view.begin(0.0)
     for tenth in range(1, seconds * 10):
         clock.now = 100 + tenth / 10
@@ -67,12 +71,12 @@ def train(view: Progress, clock: Clock, seconds: int) -> None:
 
 def test_lines_where_there_is_no_terminal_are_few_and_tell_what_is_known(clock: Clock) -> None:
     console = plain()
-    view = Progress(steps=1000, minutes=None, workers=4, console=console)
+    view = RunView(steps=1000, minutes=None, workers=4, metrics=METRICS, console=console)
     train(view, clock, 60)
     view.center(center(500, 12.34) | {"best_test_error": 11.0})
     lines = said(console)
     assert lines[:2] == ["starting 4 workers", "training begins: 4 workers, 1,000 steps each"]
-    assert lines[2] == "0:00:10  step 100/1,000  400 images/s  400 exchanges  0:01:30 left"
+    assert lines[2] == "0:00:10  step 100/1,000  400 samples/s  400 exchanges  0:01:30 left"
     assert len(lines) == 2 + 5 + 1
     assert lines[-1] == "0:00:50  step 500: center: train loss 0.2468, test error 12.34 % (best 11.00 %)"
     assert not any("\x1b" in line for line in lines)
@@ -80,19 +84,19 @@ def test_lines_where_there_is_no_terminal_are_few_and_tell_what_is_known(clock: 
 
 def test_a_run_by_the_clock_and_one_that_goes_on(clock: Clock) -> None:
     console = plain()
-    view = Progress(steps=None, minutes=2.0, workers=1, console=console)
+    view = RunView(steps=None, minutes=2.0, workers=1, metrics=METRICS, console=console)
     view.begin(30.0)
     clock.now += 11
     view.update(seconds=41.0, step=900, exchanges=0, evaluations_pending=3)
     assert said(console)[1:] == [
         "training begins: 1 worker, 2 minutes, going on after 0:00:30",
-        "0:00:41  step 900  0 images/s  3 evaluations waiting  0:01:19 left",
+        "0:00:41  step 900  0 samples/s  3 evaluations waiting  0:01:19 left",
     ]
 
 
 def test_a_worker_that_says_nothing_does_not_count_for_speed(clock: Clock) -> None:
     console = plain()
-    view = Progress(steps=1000, minutes=None, workers=2, console=console)
+    view = RunView(steps=1000, minutes=None, workers=2, metrics=METRICS, console=console)
     view.begin(0.0)
     for t in range(1, 400):
         view.worker(worker(0, t))
@@ -100,17 +104,17 @@ def test_a_worker_that_says_nothing_does_not_count_for_speed(clock: Clock) -> No
             view.worker(worker(1, t))
     clock.now += 40
     view.update(seconds=40.0, step=400, exchanges=100, evaluations_pending=0)
-    assert "  100 images/s  " in said(console)[-1]
+    assert "  100 samples/s  " in said(console)[-1]
 
 
 def test_the_view_in_a_terminal_is_never_wider_and_is_gone_at_the_end(clock: Clock, tmp_path: Path) -> None:
     terminal = Terminal()
-    view = Progress(steps=123_456_789, minutes=None, workers=4, console=Screen(file=terminal, force_terminal=True, width=80, highlight=False))
+    view = RunView(steps=123_456_789, minutes=None, workers=4, metrics=METRICS, console=Screen(file=terminal, force_terminal=True, width=80, highlight=False))
     view.begin(0.0)
     for n in range(1, 30):
         clock.now += 1
         view.update(seconds=40_000.0 * n, step=4e6 * n, exchanges=400_000_000 * n, evaluations_pending=123_456)
-        view.worker(worker(0, 400_000 * n, images_per_second=123_456_789.0))
+        view.worker(worker(0, 400_000 * n, samples_per_second=123_456_789.0))
         view.center(center(4e6 * n, 12.34) | {"best_test_error": 11.0, "train_loss": None})
     view.note("worker 2 died (killed by SIGKILL); the run goes on with 3 of 4 [not markup]")
     view.finishing(2)
@@ -128,7 +132,7 @@ def test_the_view_in_a_terminal_is_never_wider_and_is_gone_at_the_end(clock: Clo
 
 def test_redrawing_is_a_few_times_a_second(clock: Clock) -> None:
     terminal = Terminal()
-    view = Progress(steps=1000, minutes=None, workers=4, console=Screen(file=terminal, force_terminal=True, width=80))
+    view = RunView(steps=1000, minutes=None, workers=4, metrics=METRICS, console=Screen(file=terminal, force_terminal=True, width=80))
     view.begin(0.0)
     before = len(terminal.getvalue())
     for _ in range(1000):
@@ -144,7 +148,7 @@ def test_a_terminal_that_is_gone_does_not_end_the_run(clock: Clock) -> None:
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    view = Progress(steps=1000, minutes=None, workers=4, console=Screen(file=Gone()))
+    view = RunView(steps=1000, minutes=None, workers=4, metrics=METRICS, console=Screen(file=Gone()))
     train(view, clock, 20)
     view.note("something")
     view.center(center(1, 5.0))
@@ -223,7 +227,7 @@ def test_the_end_of_a_run(tmp_path: Path) -> None:
         "loss             train 0.1, test 0.125",
         "steps            40 to 60",
         "exchanges        7 (14.0 kB)",
-        "speed            250 images/s for 4.0 s",
+        "speed            250 samples/s for 4.0 s",
         "a worker's time  compute 76.9 %, data 3.8 %, communication 7.7 %, other 11.5 %",
     ]
 
@@ -265,17 +269,18 @@ def test_top5_errors_are_told_beside_the_others(tmp_path: Path) -> None:
     console = plain()
     show_sweep([("tau=1", "completed", ended, None), ("tau=2", "completed", {"center": {"test_error": 6.0}, "wall_seconds": 1.0}, None)], console)
     lines = [line.split() for line in said(console)]
-    assert lines[0] == ["run", "status", "test", "error", "best", "top-5", "held-out", "seconds"]
-    assert lines[1][-3:] == ["7.00", "%", "4.0"]
-    assert "1.25" in lines[1] and lines[2].count("-") == 3
+    assert lines[0] == ["run", "status", "test", "error", "best", "top-5", "held-out", "held-out", "top-5", "seconds"]
+    assert lines[1][-7:] == ["1.25", "%", "7.00", "%", "2.50", "%", "4.0"]
+    assert lines[2].count("-") == 4
 
 
+ON_FUNCTIONS = Metrics(NoisyFunction.metrics)
 ON_FUNCTION = {"seconds": 1.0, "step": 10, "exchanges": 7, "party": "center", "train_loss": 0.123456, "distance_to_optimum": 2.0, "coordinate_0": -2.0}
 
 
 def test_a_run_without_test_error_shows_what_its_problem_measures(tmp_path: Path, clock: Clock) -> None:
     console = plain()
-    view = Progress(steps=100, minutes=None, workers=2, console=console, samples="samples")
+    view = RunView(steps=100, minutes=None, workers=2, metrics=ON_FUNCTIONS, console=console)
     view.begin(0.0)
     view.center(ON_FUNCTION)
     assert said(console)[-1] == "0:00:01  step 10: center: train loss 0.1235, distance to optimum 2, coordinate 0 -2"
@@ -288,7 +293,7 @@ def test_a_run_without_test_error_shows_what_its_problem_measures(tmp_path: Path
 
     r = recorder(tmp_path)
     r.row(ON_FUNCTION)
-    ended = r.close({**ENDED, "dataset": "none"})
+    ended = r.close({**ENDED, "metrics": ON_FUNCTIONS.told()})
     assert ended["center"] == {"train_loss": 0.123456, "distance_to_optimum": 2.0, "coordinate_0": -2.0}
     console = plain()
     show_run(ended, console)
@@ -299,7 +304,7 @@ def test_a_run_without_test_error_shows_what_its_problem_measures(tmp_path: Path
 def test_a_sweep_over_functions_shows_their_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     r = recorder(tmp_path)
     r.row(ON_FUNCTION)
-    on_function = r.close({**ENDED, "dataset": "none"})
+    on_function = r.close({**ENDED, "metrics": ON_FUNCTIONS.told()})
     show_sweep([("a", "completed", on_function, None), ("b", "failed", {}, None)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["run", "status", "train", "loss", "distance", "to", "optimum", "seconds"]

@@ -16,6 +16,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 from test_record import ENDED, FACTS, center, recorder, worker
 
+from easgd_cli.problems.classification import METRICS
+from easgd_cli.problems.metric import Metrics
+from easgd_cli.problems.noisy import NoisyFunction
 from easgd_cli.record import tensorboard
 from easgd_cli.record.points import Points
 from easgd_cli.record.recorder import Recorder
@@ -57,7 +60,7 @@ def test_each_metric_is_a_curve_under_its_tag_and_begins_at_step_0(tmp_path: Pat
     assert scalars(found, "center/seconds_to_best") == [(0, 0.0), (4, 0.4), (8, 0.8)]
     assert scalars(found, "train_loss/worker_01") == [(0, 3.6), (4, 3.6), (8, 3.2)]  # begins with its first value
     assert scalars(found, "distance_to_center/worker_00") == [(0, 0.0), (4, 4.0), (8, 8.0)]  # begins with 0
-    assert scalars(found, "images_per_second/worker_00") == [(0, 0.0), (4, 100.0), (8, 100.0)]
+    assert scalars(found, "samples_per_second/worker_00") == [(0, 0.0), (4, 100.0), (8, 100.0)]
     for kind, value in (("mean", 3.1), ("min", 2.6), ("max", 3.6)):
         assert scalars(found, f"workers/train_loss_{kind}")[:2] == [(0, value), (4, value)]
     assert scalars(found, "workers/staleness_mean") == [(0, 0.0), (4, 1.5), (8, 1.5)]
@@ -105,7 +108,7 @@ def test_every_chart_of_the_layout_has_curves_as_soon_as_they_come(tmp_path: Pat
     r = recorder(tmp_path)
     r.row(center(0, 90.0))
     r.flush()
-    assert [c.title for c in charts(tmp_path)["The center"]] == ["test error (%)", "best test error so far (%)", "training loss", "test loss"]
+    assert [c.title for c in charts(tmp_path)["The center"]] == ["test error (%)", "best test error (%)", "training loss", "test loss"]
     assert charts(tmp_path).keys() == {"The center", "Speed"}
     for t in (4, 8):
         for i in range(2):
@@ -114,7 +117,7 @@ def test_every_chart_of_the_layout_has_curves_as_soon_as_they_come(tmp_path: Pat
         r.row({**center(t, 60.0 - t), "party": "average"})
     r.close(ENDED)
     found, curves = charts(tmp_path), read(tmp_path).Tags()["scalars"]
-    assert [c.title for c in found["The center"]][2] == "validation error (%)"
+    assert [c.title for c in found["The center"]][2] == "held-out error (%)"
     assert found["The center and its average"][0].multiline.tag == ["^center/test_error$", "^average/test_error$"]
     assert [c.title for c in found["The workers"]] == [
         "training loss of every worker", "distance to the center: mean and range", "training loss: mean and range",
@@ -208,8 +211,8 @@ def scalars_or_none(directory: Path, tag: str) -> list[tuple[int, float]] | None
 
 def test_a_sweep_tells_what_differs_and_what_is_compared(tmp_path: Path) -> None:
     runs = [{"algo": a, "tau": t, "eta": 0.1, "gamma": None, "delta": 0.9 if a == "eamsgd" else None} for a in ("easgd", "eamsgd") for t in (1, 16)]
-    write_sweep(tmp_path, runs[:2], {})
-    write_sweep(tmp_path, runs, {"command": "    easgd train -m"})
+    write_sweep(tmp_path, runs[:2], {}, [METRICS])
+    write_sweep(tmp_path, runs, {"command": "    easgd train -m"}, [METRICS])
     (tmp_path / "a run").mkdir()
     recorder(tmp_path / "a run").close(ENDED)
     found = read(tmp_path)
@@ -228,7 +231,8 @@ def test_a_sweep_tells_what_differs_and_what_is_compared(tmp_path: Path) -> None
 
 def test_runs_on_functions_are_compared_by_their_distance_to_the_optimum(tmp_path: Path) -> None:
     def compared(*datasets: str) -> list[str]:
-        write_sweep(tmp_path, [{"dataset": d, "seed": i} for i, d in enumerate(datasets)], {})
+        metrics = [METRICS if d == "digits" else Metrics(NoisyFunction.metrics) for d in datasets]
+        write_sweep(tmp_path, [{"dataset": d, "seed": i} for i, d in enumerate(datasets)], {}, metrics)
         experiment = metadata.parse_experiment_plugin_data(read(tmp_path).SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
         return [info.name.tag for info in experiment.metric_infos if info.name.tag.startswith("center/")]
 
@@ -238,7 +242,7 @@ def test_runs_on_functions_are_compared_by_their_distance_to_the_optimum(tmp_pat
 
 
 def test_whatever_a_problem_measures_of_the_center_is_plotted_under_its_name(tmp_path: Path) -> None:
-    r = recorder(tmp_path)
+    r = Recorder(tmp_path, 2, {"algo": "easgd"}, {}, {**FACTS, "metrics": Metrics(NoisyFunction.metrics).told()})
     for step, loss in ((0, 3.0), (10, math.nan)):
         r.row({"seconds": step / 10, "step": step, "exchanges": 0, "party": "center", "train_loss": loss, "distance_to_optimum": 2.0, "roundness": 0.5})
     r.close(ENDED)

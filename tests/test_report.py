@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import math
+import os
 import re
 import shutil
 import statistics
 import sys
 import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from easgd_cli import picture
 from easgd_cli.__main__ import main
 from easgd_cli.record import run_directory as rundir
-from easgd_cli.report import figures, findings, notes, page, reading, table
+from easgd_cli.report import figures, findings, notes, reading, table
 from easgd_cli.report.comparison import compare
 
 PARAMETERS = 1000
@@ -54,7 +58,7 @@ def make(path: Path, errors: list[float | None], *, summary: dict[str, Any] | No
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "overrides.yaml").write_text(yaml.safe_dump(overrides or [f"seed={config['seed']}"]))
     exchanges = rows[-1]["exchanges"] if rows else 0
-    said = {"status": "completed", "reason": None, "exchanges": exchanges, "bytes_exchanged": 2 * exchanges * 4 * PARAMETERS, "images_per_second": 800.0,
+    said = {"status": "completed", "reason": None, "exchanges": exchanges, "bytes_exchanged": 2 * exchanges * 4 * PARAMETERS, "samples_per_second": 800.0,
             "seconds": SECONDS, "parameters": PARAMETERS, "batch_size": 32, "workers": config["workers"]}  # fmt: skip
     (path / "summary.json").write_text(json.dumps(said if summary is None else summary))
     return path
@@ -183,7 +187,9 @@ def test_rows_that_the_recorder_could_write_are_none_damaged(tmp_path: Path) -> 
     run = make(tmp_path / "a", [90])
     moment = '{"seconds": 1e-05, "step": 2.5, "exchanges": 3, "party": "center", '
     rows = ['"test_error": -1.5E+3}', '"a \\"b\\" {c}": 1, "test_error": null}', '"said": "\\u00e9\\n", "test_error": 7}', '"test_error": 8, "f": true}']
-    (run / "metrics.jsonl").write_text("".join(f"{moment}{row}\n" for row in rows))
+    texts = rows.pop(2)  # the recorder has none of the center
+    rows.insert(2, '"test_error": 7}')
+    (run / "metrics.jsonl").write_text("".join(f"{moment}{row}\n" for row in rows) + f"{moment}{texts}\n".replace("center", "system"))
     read = reading.read(run)
     assert read.damaged == []
     assert np.array_equal(read.curve["test_error"], [-1500, math.nan, 7, 8], equal_nan=True)
@@ -196,11 +202,11 @@ def test_a_run_that_cannot_be_read_is_left_out_unless_it_is_named(
     (sweep / "e1" / name).write_bytes(content)
     assert main(["report", str(sweep), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
-    assert f"Left out: {sweep / 'e1'}: its {name}" in told and f"its {name}" in (tmp_path / "out/report.html").read_text()
+    assert f"Left out: {sweep / 'e1' / name}: " in told and f"e1/{name}: " in (tmp_path / "out/report.html").read_text()
     runs, _ = reading.read_all([str(sweep)])
     assert sorted(run.path.name for run in runs) == ["d0", "e0", "m0"]
     assert main(["report", str(sweep / "e1"), str(sweep / "e0")]) == 2
-    assert f"its {name}" in capsys.readouterr().err
+    assert f"e1/{name}: " in capsys.readouterr().err
 
 
 def said(root: Path, **options: Any) -> list[str]:
@@ -356,9 +362,9 @@ def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     c = compared(tmp_path)
-    assert c.metric == "train_loss" and c.levels == [2, 1, 0.5]
+    assert c.metric.name == "train_loss" and c.levels == [2, 1, 0.5]
     assert table.numbers(c)["configurations"][0]["final"]["mean"] == 0.6
-    assert compared(tmp_path, metric="coordinate_0").metric == "coordinate_0"
+    assert compared(tmp_path, metric="coordinate_0").metric.name == "coordinate_0"
 
 
 def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -597,23 +603,99 @@ def test_a_figure_of_an_earlier_report_goes_but_nobody_elses(tmp_path: Path, cap
     assert "seconds_to_level" not in (out / "report.html").read_text()
 
 
-def test_the_page_is_well_formed_escapes_everything_and_needs_no_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evil = "<script>alert('&\"$x$')</script>"
+class Page(HTMLParser):
+    """A page as a browser reads it: the attributes of every element, and the texts of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.cdata_elem == "script":
+            self.scripts.append(data)
+        elif self.cdata_elem == "style":
+            self.styles.append(data)
+
+
+EVIL = "<script>alert('&\"$x$')</script>\x1b[31m\u202e\u2028"
+SEEN = "<script>alert('&\"$x$')</script>\\x1b[31m\\u202e\\u2028"
+
+
+def test_the_page_is_well_formed_and_escapes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "a <b> & c"
-    make(root / "one", [90, 20], algo=evil, overrides=[f"algo={evil}"], summary={"status": "failed", "reason": evil})
+    make(root / "one", [90, 20], algo=EVIL, overrides=[f"algo={EVIL}"], summary={"status": "failed", "reason": EVIL})
     make(root / "two", [90, 30])
+    unwritable = os.path.join(os.fsencode(root), b"\xff<i>")  # no text in any encoding of names
+    os.rename(make(root / "three", [90, 40], tau=4), unwritable)
     assert main(["report", str(root)]) == 0
     text = (root / "report" / "report.html").read_text()
-    assert "http" not in text and "<script" not in text
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]", text)
     html = ET.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
     cells = [cell.text for cell in html.iter("td")]
-    assert evil in cells and f"failed: {evil}" in cells
-    assert page.command([f"algo={evil}"]) in [code.text for code in html.iter("code")]
+    assert SEEN in cells and f"failed: {SEEN}" in cells and "\\udcff<i>" in cells
+    command = SEEN.replace("'", "'\"'\"'")
+    assert f"easgd train 'algo={command}'" in [code.text for code in html.iter("code")]
     assert [image.get("src", "")[:26] for image in html.iter("img")] == ["data:image/svg+xml;base64,"]
     assert {path.name for path in (root / "report").iterdir()} == {"report.html", "curves.png", "curves.svg"}
-    paths = [path.get("d", "") for path in ET.parse(root / "report/curves.svg").iter("{http://www.w3.org/2000/svg}path")]
-    assert any("." in path for path in paths) and not any(re.search(r"\.\d{3}", path) for path in paths)  # no finer than it can be seen
+    svg = ET.parse(root / "report/curves.svg")
+    assert any(SEEN in (text.text or "") for text in svg.iter("{http://www.w3.org/2000/svg}text"))
+    paths = [path.get("d", "") for path in svg.iter("{http://www.w3.org/2000/svg}path")]
+    # no finer than it can be seen
+    assert any("." in path for path in paths) and not any(re.search(r"\.\d{3}", path) for path in paths)
     assert "one: failed" in capsys.readouterr().out
+    numbers, code = Page(text).scripts
+    assert not set("<>&") & set(numbers) and numbers.isascii()
+    assert any(SEEN in line["name"] for line in json.loads(numbers)["lines"])
+    assert "alert" not in code
+
+
+def test_the_page_loads_nothing_and_runs_its_own_script_only(sweep: Path) -> None:
+    assert main(["report", str(sweep)]) == 0
+    text = (sweep / "report/report.html").read_text()
+    page = Page(text)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"link", "iframe", "object", "embed", "base", "form", "a", "noscript"}
+    attributes = [(name, value or "") for _, found in page.elements for name, value in found.items()]
+    assert all(value.startswith("data:image/svg+xml;base64,") for name, value in attributes if name in ("src", "href"))
+    assert not [name for name, _ in attributes if name.startswith("on") or name == "style"]
+    [style], [_, code] = page.styles, page.scripts
+    assert "url(" not in style and "@import" not in style
+    assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|EventSource|sendBeacon|importScripts)\b|\bimport\(", code)
+    assert re.findall(r"https?://\S+", text) == ["https://github.com/leeoniya/uPlot"]  # in a comment
+    assert "Permission is hereby granted, free of charge" in code
+    [policy] = [found["content"] for _, found in page.elements if "http-equiv" in found]
+    rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in (style, code)]
+    assert rules == {"default-src": "'none'", "img-src": "data:", "style-src": hashes[0], "script-src": hashes[1]}
+
+
+def test_the_curves_of_the_page_are_those_of_the_figure(sweep: Path) -> None:
+    make(sweep / "s0", [90, 1], algo="sgd", workers=1)
+    assert main(["report", str(sweep)]) == 0
+    data = json.loads(Page((sweep / "report/report.html").read_text()).scripts[0])
+    assert data["x"] == "seconds of training" and [row["title"] for row in data["rows"]] == [""]
+    names = ["training loss", "test loss", "test error (%)"]
+    assert data["metrics"] == [{"name": name, "logarithmic": True} for name in names]  # from 90 to 1 %
+    assert [line["name"] for line in data["lines"]] == ["algo=downpour", "algo=easgd", "algo=msgd", "algo=sgd"]
+    downpour, easgd, msgd, _ = data["rows"][0]["panels"][2]
+    assert easgd["x"] == [0, 1, 2, 3, 4] and easgd["mean"] == [89, 35, 20, 14, 10]
+    assert easgd["range"] == [[88, 30, 18, 9, 8], [90, 40, 22, 19, 12]]
+    assert downpour["mean"] == [90, 60, 50, 45, None] and msgd["range"] is None
+    with picture.style():
+        drawn = figures.figures(compared(sweep))["curves"]
+    for panel, those in zip(drawn.axes, data["rows"][0]["panels"], strict=True):
+        for line, curve in zip(panel.get_lines(), those, strict=True):
+            assert np.allclose(np.asarray(line.get_xdata(), float), curve["x"], rtol=1e-8)
+            mean = np.array(curve["mean"], float)  # None is NaN
+            assert np.allclose(np.asarray(line.get_ydata(), float), mean, rtol=1e-8, equal_nan=True)
+            assert to_hex(line.get_color()) == data["lines"][curve["line"]]["colour"]
+            assert line.get_linestyle() == data["lines"][curve["line"]]["dash"]
 
 
 def test_several_paths_and_patterns(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,8 +739,8 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/sweep/e0/config.yaml"], "is a file"),
         (["{0}/new"], "nothing has been evaluated yet"),
         (["{0}/queued"], "no run has begun yet. queued: of 2 jobs 2 queued, and no process is at them."),
-        (["{0}/all bare"], "its config.yaml is missing"),
-        (["{0}/bare"], "its config.yaml is missing"),
+        (["{0}/all bare"], "config.yaml: is missing"),
+        (["{0}/bare"], "config.yaml: is missing"),
         (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
         (["{0}/sweep", "--levels", "3,x"], "--levels 3,x: x is no number; levels are numbers with commas between"),
         (["{0}/sweep", "--levels", "20%"], "--levels 20%: 20% is no number; levels are numbers with commas between, without a unit, such as"),

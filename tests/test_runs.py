@@ -31,7 +31,7 @@ from easgd_cli.launcher.local import Processes, launch
 from easgd_cli.launcher.supervisor import Patience
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.images import ImageProblem
-from easgd_cli.record.checkpoint import newest
+from easgd_cli.record.reader import newest_checkpoint as newest
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings, Until
 from easgd_cli.training.drive import ByHand
 
@@ -240,7 +240,7 @@ def test_processes_on_a_function_begin_where_they_are_told_and_give_the_replayed
     assert evaluated[-1] == {**evaluated[-1], **prepared.problem.evaluate(center["x"])}
     assert outcome.summary["average"] == prepared.problem.evaluate(average["x"])
     assert outcome.summary["center"] == prepared.problem.evaluate(center["x"])
-    assert outcome.summary["images_per_second"] == pytest.approx(p * 40 / outcome.summary["wall_seconds"])
+    assert outcome.summary["samples_per_second"] == pytest.approx(p * 40 / outcome.summary["wall_seconds"])
 
 
 def test_a_run_of_one_worker_on_a_function_goes_on_bit_for_bit(tmp_path: Path) -> None:

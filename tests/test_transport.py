@@ -42,7 +42,7 @@ class Star:
         for request in self.master.requests(timeout):
             self.seen.append((request.worker, request.kind, request.t))
             if request.kind is Kind.EXCHANGE:
-                self.center.receive(self.master.lent(request))
+                self.center.receive(self.center.lend(*self.master.lent(request)))
                 self.master.reply(request, self.center.clock, self.center.clock)
 
     def exchange(self, worker: int, name: str = "x", t: int = 0) -> Reply:
@@ -88,7 +88,7 @@ class VirtualStar(Star):
         workers = [wire.end(i, {name: torch.zeros(SIZE) for name in names}, torch.zeros(SIZE)) for i in range(p)]
         center = Center(method, {name: torch.zeros(SIZE) for name in method.shared.state})
         self.wire = wire
-        super().__init__(method, p, center, wire.master(center), workers)
+        super().__init__(method, p, center, wire.master(), workers)
 
     def exchange(self, worker: int, name: str = "x", t: int = 0) -> Reply:
         end = self.workers[worker]
@@ -114,7 +114,7 @@ def ends(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedM
     assert method.shared is not None
     center = Center(method, {name: torch.zeros(SIZE) for name in method.shared.state})
     theirs, own = [link.for_master() for link in links], [link.for_worker() for link in links]
-    master = SharedMasterEnd(theirs, center, hand_out(theirs, CPU) if where == "handed out" else None)
+    master = SharedMasterEnd(theirs, hand_out(theirs, CPU) if where == "handed out" else None)
     elsewhere: dict[str, Callable[[Link], Elsewhere | None]] = {
         "shared": lambda link: None, "staged": lambda link: Staging(link.memory.tensors, CPU), "handed out": lambda link: Handed(link, CPU),
     }  # fmt: skip
@@ -248,7 +248,7 @@ def test_a_worker_killed_at_any_moment_is_one_lost_session_and_every_exchange_is
         for i, link in enumerate(links):
             link.memory["x"].fill_(i + 1.0)
         center = Center(method, {"x": torch.zeros(SIZE)})
-        master = SharedMasterEnd([link.for_master() for link in links], center)
+        master = SharedMasterEnd([link.for_master() for link in links])
         victims = [context.Process(target=_exchange_for_ever, args=(link.for_worker(),), daemon=True) for link in links]
         for v, link in zip(victims, links, strict=True):
             v.start()

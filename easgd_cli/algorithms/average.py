@@ -18,8 +18,8 @@ class Average(Protocol):
     def __call__(self, t: int) -> float: ...
 
 
-def none() -> None:
-    """No average is kept."""
+def none(start: int = 0) -> None:
+    """No average is kept, whatever `start` an experiment sets for those of its methods that keep one."""
 
 
 @dataclass(frozen=True)

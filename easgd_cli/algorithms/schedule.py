@@ -37,20 +37,29 @@ class Decay:
 
 @dataclass(frozen=True)
 class Stepwise:
-    """eta times factor^k, k the number of milestones (local steps) reached. Raises ValueError for milestones out of order."""
+    """eta times `factor` for every milestone (local steps) reached; a list has a factor for each.
+
+    Raises ValueError for milestones out of order, or factors that are not as many or not positive.
+    """
 
     eta: float
     milestones: list[int]
-    factor: float = 0.1
+    factor: float | list[float] = 0.1
 
     def __post_init__(self) -> None:
         if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)) or any(m < 1 for m in self.milestones):
             raise ValueError(f"schedule.milestones={self.milestones}: local steps in rising order, each at least 1, such as schedule.milestones=[500,1000].")
-        if not self.factor > 0:
+        factors = self.factor if isinstance(self.factor, list) else [self.factor] * len(self.milestones)
+        if len(factors) != len(self.milestones):
+            raise ValueError(f"schedule.factor={self.factor}: give one factor, or one for each of {len(self.milestones)} milestones.")
+        if not all(factor > 0 for factor in factors):
             raise ValueError(f"schedule.factor={self.factor}: must be greater than 0.")
 
     def __call__(self, t: int) -> float:
-        return self.eta * self.factor ** bisect_right(self.milestones, t)
+        reached = bisect_right(self.milestones, t)
+        if isinstance(self.factor, list):
+            return self.eta * math.prod(self.factor[:reached])
+        return self.eta * self.factor**reached
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,8 @@ from easgd_cli.algorithms.base import Method, Worker
 from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
-from easgd_cli.record import run_directory as rundir
 from easgd_cli.record.metrics import Row, worker_name
-from easgd_cli.record.recorder import read_rows
+from easgd_cli.record.reader import read_rows, summary_of
 from easgd_cli.settings.schema import Settings
 from easgd_cli.training.drive import Turn
 
@@ -92,22 +91,17 @@ class Calibration:
 
 def read(run: Path, s: Settings) -> Measured:
     """What the record of the run in this directory, with these settings, has to say. Raises UsageError where it is not enough."""
-    summary = rundir.summary_of(run)
+    summary = summary_of(run)
     if s.launcher["name"] != "local":
         raise UsageError(f"bench calibrate {run}: is a run of launcher={s.launcher['name']}; give one of launcher=local, which measures real time.")
     if summary.get("status") not in ("completed", "interrupted", "diverged"):
         raise UsageError(f"bench calibrate {run}: this run has not ended (its status is {summary.get('status', 'not known')}); give one that has.")
     if lost := {**summary.get("lost", {}), **summary.get("lost_before", {})}:
         raise UsageError(f"bench calibrate {run}: {', '.join(lost)} died in this run, which changed what the others had of the machine; give another.")
-    if not summary["exchanges"]:
+    if not summary.get("exchanges"):
         raise UsageError(f"bench calibrate {run}: nothing was exchanged in this run, so it says nothing of the master; give one of a method with a center.")
-    try:
-        rows = list(read_rows(run / "metrics.jsonl"))
-    except OSError as e:
-        raise UsageError(f"{run / 'metrics.jsonl'}: cannot be read ({e.strerror}); it holds what is measured of a run.") from e
-    except ValueError as e:
-        raise UsageError(f"{e}; give another run.") from e
-    workers = [[row for row in rows if row["party"] == worker_name(i)] for i in range(s.workers)]
+    rows = list(read_rows(run / "metrics.jsonl", s.workers))
+    workers = [[row for row in rows if row["party"] == worker_name(i) and "seconds_other" in row] for i in range(s.workers)]
     served = [row for row in rows if row.get("master_cpu_seconds") and row["exchanges"]]
     if not all(workers) or not served:
         raise UsageError(f"bench calibrate {run}: there are no rows of {'the master' if all(workers) else 'every worker'} in its record; give a longer run.")

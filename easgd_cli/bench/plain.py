@@ -18,7 +18,7 @@ from easgd_cli.errors import RunError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.processes import Child, PartyMaker
 from easgd_cli.problems.images import Batches
-from easgd_cli.problems.precision import autocast, use_tf32
+from easgd_cli.problems.precision import autocast, compiled, use_tf32
 from easgd_cli.settings import targets as makers
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.channel import Channel, ChannelClosed
@@ -49,7 +49,7 @@ class Loop:
     def __init__(self, start: LoopStart, net: nn.Module, channel: Channel):
         s = start.settings
         self._start, self._net, self._channel = start, net, channel
-        self._called = torch.compile(net) if s.compile else net
+        self._called = compiled(net) if s.compile else net
         self._smoothing, self._dtype = s.problem.get("label_smoothing", 0.0), next(net.parameters()).dtype
         self._device = torch.device(start.device)
         use_tf32(self._device, s.precision == "tf32")

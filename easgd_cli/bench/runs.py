@@ -19,7 +19,7 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job
 from easgd_cli.record.metrics import Row, worker_name
-from easgd_cli.record.recorder import read_rows
+from easgd_cli.record.reader import read_rows
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.system.files import scratch_directory
 
@@ -34,7 +34,7 @@ def recorded(s: Settings, prepared: build.Prepared) -> Iterator[tuple[Path, dict
     """
     # Two training images, since the variances of a batch norm take as many.
     quiet = replace(s, eval=Eval(when="deferred", device=s.eval.device, train_images=2), checkpoint=Checkpoint())
-    few = replace(prepared, images=_little_to_test(prepared.images))
+    few = replace(prepared, data=_little_to_test(prepared.data))
     with scratch_directory() as directory:
         with redirect_stdout(io.StringIO()):
             outcome = kinds.launcher(s)(Job(quiet, directory), few)
@@ -59,9 +59,9 @@ def steps_and_images(what: str, s: Settings, prepared: build.Prepared) -> tuple[
         raise UsageError(f"bench {what} minutes={s.minutes}: give steps=, the length of a window.")
     if prepared.steps <= WARM_UP:
         raise UsageError(f"bench {what} steps={prepared.steps}: the first {WARM_UP} steps of a window do not count; give more.")
-    if prepared.images is None:
+    if prepared.data is None:
         raise UsageError(f"bench {what} problem={s.problem['name']}: the loops it is held against learn from images; use problem=dataset.")
-    return prepared.steps, prepared.images
+    return prepared.steps, prepared.data
 
 
 def _little_to_test(images: Dataset | None) -> Dataset | None:

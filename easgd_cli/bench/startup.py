@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 import statistics
 import subprocess
@@ -12,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from easgd_cli.errors import RunError
+from easgd_cli.record.reader import read_rows
 from easgd_cli.system.files import scratch_directory
 
 _TARGET = 3.0  # seconds, for 8 workers
@@ -60,7 +60,7 @@ def _seconds_to_first_steps(overrides: list[str], workers: int) -> float:
         found = re.search(r"^(\S+ \S+) INFO training begins$", log, re.MULTILINE)
         assert found is not None
         training = datetime.datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = list(read_rows(run / "metrics.jsonl"))
         first = {r["party"]: r["seconds"] for r in reversed(rows) if r["party"].startswith("worker_") and r["step"] >= 1}
         assert len(first) == workers
         return training - began + max(first.values())

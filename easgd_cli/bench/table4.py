@@ -11,7 +11,7 @@ from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
 
 # By model, the paper's steps of 128 images (CIFAR, ImageNet); by workers and tau, the seconds of computation, data loading and
-# communication that they took on its GPU cluster. With one worker it gives one row.
+# communication that they took on its GPU cluster. Its rows of tau = 1 are DOWNPOUR's, those of tau = 10 EASGD's.
 _PAPER = {
     "convnet7": (400, {
         (1, 1): (12, 1, 0), (4, 1): (11, 2, 3), (8, 1): (11, 2, 5), (16, 1): (11, 2, 9),
@@ -22,6 +22,7 @@ _PAPER = {
         (4, 10): (1254, 58, 7), (8, 10): (1266, 84, 11),
     }),
 }  # fmt: skip
+_PAPERS_TAU = {"downpour": 1, "easgd": 10}
 _PAPERS_BATCH = 128
 
 
@@ -39,7 +40,7 @@ class Spent:
     data: float
     communication: float
     other: float
-    images_per_second: float  # of all workers
+    samples_per_second: float  # of all workers
     paper: tuple[int, int, int] | None
     paper_steps: int | None
 
@@ -59,9 +60,9 @@ def spent(s: Settings) -> Spent:
     if prepared.steps is None:
         raise UsageError(f"bench table4 minutes={s.minutes}: give steps=, since seconds of equally many steps are compared.")
     with recorded(s, prepared) as (_, summary):
-        seconds, speed = summary["seconds"], summary["images_per_second"]
+        seconds, speed = summary["seconds"], summary["samples_per_second"]
     papers_steps, papers_rows = _PAPER.get(s.model["name"], (None, {})) if s.batch_size == _PAPERS_BATCH else (None, {})
-    paper = papers_rows.get((s.workers, s.tau))
+    paper = papers_rows.get((s.workers, s.tau)) if _PAPERS_TAU.get(s.algo["name"]) == s.tau else None
     beside = f"; the paper's: {papers_steps:,} of {_PAPERS_BATCH}" if papers_steps is not None else ""
     return Spent(
         what=f"Seconds of a worker, {prepared.steps:,} steps of {s.batch_size} images, {s.model['name']}{beside}",
@@ -71,7 +72,7 @@ def spent(s: Settings) -> Spent:
         batch_size=s.batch_size,
         steps=prepared.steps,
         **{part: seconds[part] for part in ("compute", "data", "communication", "other")},
-        images_per_second=speed,
+        samples_per_second=speed,
         paper=paper,
         paper_steps=papers_steps if paper is not None else None,
     )

@@ -24,6 +24,8 @@ PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.swe
 _LISTS = ("device",)
 _TEXTS = ("report",)  # one value, whatever is in it
 
+_SWEPT = "hydra.sweeper.params"  # where Hydra keeps the values of a sweep
+
 ROOT = "config"  # the configuration that settings are composed from unless --config-name names another
 
 
@@ -85,7 +87,9 @@ def parse(argv: Sequence[str]) -> Arguments:
         show += ["--hydra-help"]
     if found.shell_completion:
         show += ["--shell-completion"]
-    overrides = found.overrides if found.shell_completion else [_quoted_path(o, found.multirun) for o in found.overrides]
+    overrides = found.overrides
+    if not found.shell_completion:
+        overrides = [_quoted_path(meant, found.multirun) for o in found.overrides for meant in _as_meant(o)]
     return Arguments(overrides, found.multirun, found.config_dir, found.config_name, show)
 
 
@@ -117,26 +121,28 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     seen: dict[str, str] = {}
     for line in overrides:
         key, equals, value = line.partition("=")
-        if line.startswith("~") and not line.startswith("~hydra"):
-            raise UsageError(f"{line}: a setting cannot be removed; leave it out to have its default, or write {key[1:]}=null where it may be empty.")
         if os.path.isdir(line):
             raise UsageError(f"{line}: is a directory, not a setting; to go on with a run write resume={line}.")
-        if not equals:
+        if not equals and not line.startswith("~"):
             raise UsageError(f"{line}: settings are written key=value, such as tau=10.")
         if not key.strip():
             raise UsageError(f"{line}: there is no key before the =; write key=value, such as tau=10.")
-        if line.startswith("+") and not line.lstrip("+").startswith("hydra"):
-            raise UsageError(f"{line}: settings cannot be added, only given a value; write {line.lstrip('+')} without the +. easgd train --help lists them.")
         try:
             [override] = parser.parse_overrides([line])
         except OverrideParseException:
             raise UsageError(_unreadable(line, key, value)) from None
+        if override.package is not None:
+            raise UsageError(f"{line}: every group has its place; write {override.key_or_group}={value} without the @.")
+        if key == "hydra":
+            raise UsageError(f"{line}: hydra is a section; write what is in it, such as hydra.run.dir=PATH.")
+        if key == "hydra.run.dir" and not value:
+            raise UsageError(f"{line}: names no directory; write hydra.run.dir=PATH, or leave it out.")
         if override.key_or_group in seen:
             raise UsageError(f"{seen[override.key_or_group]} {line}: {override.key_or_group} is given twice; keep one of the two.")
-        if override.key_or_group in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
+        if (override.key_or_group in GROUPS or "/" in key) and not (override.is_sweep_override() or isinstance(override.value(), str)):
             raise UsageError(f"{line}: is not a name; write one of the names that easgd train --help lists for {override.key_or_group}.")
         if override.key_or_group == "default_steps":
-            raise UsageError(f"{line}: default_steps is the length that configs/tuning gives where none is asked for; write steps={value}.")
+            raise UsageError(f"{line}: default_steps is the length that configs/tuning.yaml gives where none is asked for; write steps={value}.")
         seen[override.key_or_group] = line
         parsed.append(override)
     return parsed
@@ -156,6 +162,29 @@ def run_dir(path: Path) -> str:
     """The override that makes `path` a run's directory, in quotes only where `parse` would not give it any."""
     plain = re.fullmatch(r"[\w./=,-]+", str(path), re.ASCII)
     return f"hydra.run.dir={path if plain else quote(str(path))}"
+
+
+def _as_meant(line: str) -> list[str]:
+    """`line` without what Hydra's grammar tells apart and settings do not: +, ++ and ~, and values of a sweep under hydra.sweeper.params."""
+    key, _, value = line.partition("=")
+    name = key.lstrip("+~")
+    if line == "experiment=null" or (key.startswith("~") and (name == "experiment" or "/" in name)):
+        return []  # of these a run has none unless one is given
+    if not name.startswith("hydra"):
+        return [f"{name}=null" if key.startswith("~") else f"{name}{line[len(key) :]}"]
+    _, is_swept, swept = name.partition(_SWEPT)
+    if not is_swept or not value or key.startswith("~"):
+        return [line]
+    try:
+        [override] = OverridesParser.create().parse_overrides([f"{_SWEPT}={value}"])
+    except OverrideParseException:
+        return [line]
+    given = override.value()
+    if swept:
+        return [f"{swept[1:]}={given if isinstance(given, str) else value}"]
+    if not isinstance(given, dict):
+        return [line]
+    return [f"{k}={v if isinstance(v, str) else Override._get_value_element_as_str(v)}" for k, v in given.items()]
 
 
 def _quoted_path(line: str, multirun: bool) -> str:

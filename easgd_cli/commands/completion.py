@@ -1,6 +1,7 @@
 """What a shell offers where a command line ends, when TAB is pressed: settings and their values from Hydra, the rest from here.
 
-Hydra's scripts (`easgd train -sc install=bash`) call `easgd -sc query=bash` with the line in COMP_LINE. Where nothing is offered they offer files.
+Hydra's scripts (`easgd train -sc install=bash`), and the one for zsh below, call `easgd -sc query=bash` with the line in COMP_LINE.
+Where nothing is offered they offer files.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ from easgd_cli.commands import (
     configs,
     single_run,
 )
+
+# Hydra prints bash's for zsh, which has no `complete`.
+ZSH = {
+    "install=zsh": """_easgd() {
+    local -a offered
+    offered=(${(f)"$(COMP_LINE="${(j: :)words[1,CURRENT-1]} $PREFIX" $words[1] -sc query=bash)"})
+    if (( $#offered )); then compadd -S '' -- $offered; else _files; fi
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
+compdef _easgd easgd
+""",
+    "uninstall=zsh": "compdef -d easgd\nunfunction _easgd\n",
+}
 
 
 def main(words: Sequence[str], commands: Sequence[str]) -> int:
@@ -46,7 +60,7 @@ def main(words: Sequence[str], commands: Sequence[str]) -> int:
 def _is_for_users(offered: str, words: Sequence[str]) -> bool:
     """Whether a setting is there to be written: no maker's place, and no name but where the option chosen in `words` asks for one."""
     group, _, key = offered.removesuffix("=").rpartition(".")
-    if key in ("target", "_target_"):
+    if key in ("target", "_target_") or offered.startswith("tuning"):  # which follows from method and data set
         return False
     if key != "name" or group not in arguments.GROUPS:
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -41,6 +42,16 @@ def defaults() -> dict[str, str | None]:
     entries = yaml.safe_load((directory() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     chosen = {key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items() if " " not in key}
     return dict(sorted(chosen.items(), key=lambda item: _ORDER.index(item[0])))
+
+
+def tuning() -> dict[str, dict[str, Any]]:
+    """The settings of each pair of method and data set in tuning.yaml, by METHOD_DATASET."""
+    table = yaml.safe_load((directory() / "tuning.yaml").read_text(encoding="utf-8"))
+    same_as, rows = table.pop("same_as"), {}
+    for dataset, methods in table.items():
+        for method in sorted({*methods, *same_as} - {"all"}):
+            rows[f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)]
+    return rows
 
 
 def shadowed(other: Path) -> list[str]:

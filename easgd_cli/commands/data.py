@@ -16,6 +16,7 @@ from easgd_cli.experiment import build
 from easgd_cli.settings import targets as makers
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
+from easgd_cli.system.terminal import help_text
 
 if TYPE_CHECKING:
     from easgd_cli.data.preparation import Finished
@@ -45,7 +46,7 @@ _SECONDS = 5.0  # between two lines of progress
 def main(argv: Sequence[str]) -> int:
     """Prepares or verifies; returns the exit status. Raises UsageError and RunError."""
     if not argv or "-h" in argv or "--help" in argv:
-        print(_HELP, end="")
+        print(help_text(_HELP), end="")
         return 0
     what, *rest = argv
     if what not in _WHAT:

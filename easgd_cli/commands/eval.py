@@ -16,8 +16,9 @@ from rich.table import Table
 from easgd_cli.commands import arguments, compose, output, single_run
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import reader
 from easgd_cli.settings.schema import Settings
+from easgd_cli.system.terminal import help_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ class _Asked:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints and writes; returns the exit status. Raises UsageError and RunError."""
     if not argv or "-h" in argv or "--help" in argv:
-        print(_HELP, end="")
+        print(help_text(_HELP), end="")
         return 0
     asked = _parse(argv)
     settings = _settings(asked)
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     from easgd_cli.system.devices import cores, deal_devices
 
     torch.set_num_threads(cores())
-    images = build.data(settings)
+    images = build.data(settings) if build.asks_for_images(settings, needed) else None
     [device] = deal_devices(settings.eval.device, 1, "eval.device")
     try:
         problem = build.problem(settings, images, torch.device(device))
@@ -94,12 +95,12 @@ def main(argv: Sequence[str]) -> int:
     if asked.export is not None:
         _export(asked.export, problem.state_dict(x), said)
     if asked.json is not None:
-        content = said | ({"classes": list(images.classes or ()), "confusion": counts.tolist()} if counts is not None else {})
+        content = said | ({"classes": list(images.classes or () if images else ()), "confusion": counts.tolist()} if counts is not None else {})
         output.put(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
     console = Console()
     console.print(_figures(said))
     if counts is not None:
-        console.print(_confusion(counts, images.classes, console))
+        console.print(_confusion(counts, images.classes if images is not None else None, console))
     return 0
 
 
@@ -145,7 +146,7 @@ def _settings(asked: _Asked) -> Settings:
             raise UsageError(
                 f"{o.input_line}: a run is measured with the settings it had; only dataset=, dataset.*, eval.train_images and eval.device may be given."
             )
-    if not (asked.run / "config.yaml").is_file():
+    if not (asked.run / "config.yaml").exists():
         raise UsageError(f"eval {asked.run}: holds no config.yaml, so this is not the directory of a run.")
     path = str(asked.run / "config.yaml")
     other = given.get("dataset")
@@ -160,7 +161,7 @@ def _settings(asked: _Asked) -> Settings:
     if asked.what.startswith("worker_"):
         return settings
     if not file.is_file():
-        status = rundir.status_of(asked.run) or "not known"
+        status = reader.status_of(asked.run) or "not known"
         reason = "this run keeps no average" if asked.what == "average" and settings.average["name"] == "none" else f"its status is {status}"
         raise UsageError(f"eval {asked.run} {asked.what}: there is no {file.name} ({reason}); a worker of its newest checkpoint can be measured as worker_00.")
     return replace(settings, init=str(file), init_without=[])
@@ -170,9 +171,7 @@ def _saved(asked: _Asked, start: Tensor) -> Tensor:
     """The vector [d] that is measured; `start`: what `init` has brought."""
     if not asked.what.startswith("worker_"):
         return start
-    from easgd_cli.record import checkpoint
-
-    workers = checkpoint.newest(asked.run).workers
+    workers = reader.newest_checkpoint(asked.run).workers
     number = int(asked.what[7:])
     if number not in workers:
         raise UsageError(f"eval {asked.run} {asked.what}: the newest checkpoint has no such worker; it has {', '.join(f'worker_{i:02d}' for i in workers)}.")

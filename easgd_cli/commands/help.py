@@ -40,7 +40,7 @@ _OPTIONS = """Options (Hydra's)
 _OWN = """Your own code comes in as module:callable, from the working directory or an installed package: algo=my_module:MyMethod,
 model=my_module:MyNet, dataset=my_module:my_data, problem=my_module:MyProblem. Its own parameters are settings: algo.mu=0.9."""
 
-_SETTINGS = "Settings (eta, delta, batch_size and steps have defaults for each method and data set, in configs/tuning/, or problem)"
+_SETTINGS = "Settings (eta, delta, batch_size and steps have defaults for each method and data set, in configs/tuning.yaml, or problem)"
 
 _WIDTH, _INDENT = 120, 28
 

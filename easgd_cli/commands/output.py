@@ -21,8 +21,9 @@ def directory(out: Path) -> Path:
 
 
 def put(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `path` written, whole or not at all. Raises RunError."""
+    """Has `path` written, whole or not at all, in a directory that is made where it is missing. Raises RunError."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         scratch.put(path, write)
     except OSError as e:
         raise RunError(f"{path}: cannot be written ({e.strerror or e}).") from e

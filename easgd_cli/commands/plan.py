@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
-from easgd_cli.commands import arguments, plugins, report, single_run
+from easgd_cli.commands import arguments, compose, plugins, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
 from easgd_cli.errors import UsageError
@@ -24,6 +24,8 @@ from easgd_cli.settings import schema as config
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
 from easgd_cli.sweeps import objective
 from easgd_cli.sweeps.plan import Plan, SweepJob
+
+_OF_HYDRAS_SWEEPS = ("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.", "hydra/sweeper", "hydra/launcher")
 
 Compose = Callable[[Sequence[str]], Composed]
 
@@ -37,14 +39,9 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
         if several is not None:
             raise UsageError(f"{several.input_line}: several values are a sweep, which -m asks for; a single value with a comma in it goes into quotes.")
         assert first is not None
-        for key in OF_SWEEPS:
-            given = next((o for o in overrides if o.key_or_group == key), None)
-            if given is not None:
-                raise UsageError(f"{given.input_line}: is about a sweep; add -m, or leave it out.")
-        for key in ("hydra/launcher", "hydra/sweeper"):
-            given = next((o for o in overrides if o.key_or_group == key and o.value() != "basic"), None)
-            if given is not None:
-                raise UsageError(f"{given.input_line}: runs the jobs of a sweep, and this is a single run; add -m, or leave it out.")
+        for o in overrides:
+            if o.key_or_group in OF_SWEEPS or (o.key_or_group.startswith(_OF_HYDRAS_SWEEPS) and o.value() not in ("basic", None)):
+                raise UsageError(f"{o.input_line}: is about a sweep, and this is a single run; add -m, or leave it out.")
         return replace(first, settings=apart(first.settings))
     return _sweep(axes, overrides, first, composed)
 
@@ -213,7 +210,7 @@ def _refuse_wrong_by_itself(combinations: list[list[str]], fails: dict[int, str]
                 raise UsageError(sentence)
 
 
-def _axes(overrides: Iterable[Override]) -> dict[str, list[str]]:
+def _axes(overrides: Sequence[Override]) -> dict[str, list[str]]:
     """Every key with its values as overrides, in the order given; of an interval, its ends."""
     axes: dict[str, list[str]] = {}
     for o in overrides:
@@ -221,7 +218,12 @@ def _axes(overrides: Iterable[Override]) -> dict[str, list[str]]:
         if o.is_sweep_override() and o.is_discrete_sweep():
             if o.is_hydra_override():
                 raise UsageError(f"{o.input_line}: Hydra's own settings cannot be swept.")
-            axes[key] = [f"{key}={value}".replace("\\:", ":") for value in o.sweep_string_iterator()]  # it escapes what needs no escape
+            given = o.value()
+            if isinstance(given, Glob):
+                names = given.filter(compose.options(key, [w.input_line or "" for w in overrides]))
+                axes[key] = [f"{key}={name}" for name in names]
+            else:
+                axes[key] = [f"{key}={value}".replace("\\:", ":") for value in o.sweep_string_iterator()]  # it escapes what needs no escape
             if not axes[key]:
                 raise UsageError(f"{o.input_line}: has no values, so there is nothing to run.")
             twice = next((v for v in axes[key] if axes[key].count(v) > 1), None)

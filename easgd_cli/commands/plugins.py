@@ -14,6 +14,7 @@ _EXTRAS = {
     ("launcher", "submitit_slurm"): ("slurm", "hydra_submitit_launcher"),
     ("sweeper", "optuna"): ("optuna", "hydra_optuna_sweeper"),
 }
+LAUNCHERS = [option for part, option in _EXTRAS if part == "launcher"]
 
 
 def check(launcher: str, sweeper: str) -> None:

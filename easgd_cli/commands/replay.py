@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import reader
 from easgd_cli.settings.schema import Until
+from easgd_cli.system.terminal import for_terminal
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
 _OPTION = "launcher"  # whose option may be any virtual cluster
@@ -35,7 +37,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     if not source.is_dir():
         raise UsageError(f"{given}: there is no such directory; give that of a run.")
     source = source.resolve()
-    if not (source / "exchanges.bin").is_file():
+    if not (source / "exchanges.bin").exists():
         raise UsageError(f"{given}: holds no exchanges.bin, so this is not the directory of a run.")
     with compose.composing(asked.config_name) as composed:
         words = asked.overrides if _OPTION in others else ["launcher=simulated", *asked.overrides]
@@ -47,7 +49,8 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     others.pop(_OPTION, None)
     changes = {key: o.value() for key, o in others.items() if not key.startswith(("launcher.", "hydra."))}
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes)
-    recorded = rundir.summary_of(source)
+    recorded = reader.summary_of(source)
+    reader.read_order(source / "exchanges.bin", settings.workers)  # so that a damaged one is found before anything is started
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
@@ -55,9 +58,9 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until=Until())
     single_run.checked(settings)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-    outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, through=asked)
+    outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, virtual)
     if outcome.status == "completed":
-        print(_compared(source, path), flush=True)
+        print(for_terminal(_compared(source, path), sys.stdout), flush=True)
     return outcome, path
 
 
@@ -66,14 +69,15 @@ def _compared(source: Path, path: Path) -> str:
     import torch
 
     try:
-        theirs, ours = (torch.load(p / "center.pt", weights_only=True) for p in (source, path))
+        files = [reader.open_file(p / "center.pt") for p in (source, path)]
+        theirs, ours = (torch.load(file, weights_only=True) for file in files)
         apart = max((float((theirs[k].double() - v.double()).abs().max()) for k, v in ours.items()), default=0.0)
         same = theirs.keys() == ours.keys() and all(torch.equal(theirs[k], v) for k, v in ours.items())
     except Exception as e:  # another file of theirs than this program writes
         return f"The center cannot be held against that of {source} ({type(e).__name__})."
     if same:
         return f"The center is that of {source}, bit for bit."
-    ours_said, theirs_said = rundir.summary_of(path), rundir.summary_of(source)
+    ours_said, theirs_said = reader.summary_of(path), reader.summary_of(source)
     changed = [name for name in ("versions", "hardware", "threads", "exchanges", "steps") if ours_said.get(name) != theirs_said.get(name)]
     because = (
         f"the two differ in {', '.join(changed)} (summary.json)" if changed else "that run was resumed with several workers, say, which is not recorded exactly"

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.system.terminal import for_terminal, help_text, tell
 
 if TYPE_CHECKING:
     from easgd_cli.report.comparison import Comparison
-    from easgd_cli.report.table import Table
+    from easgd_cli.report.table import ResultTable
 
 _HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,...] [--metric NAME] [--x AXIS]
                            [--rows KEY,...] [--out DIR] [--json FILE]
@@ -33,7 +34,7 @@ how sure that is, prints what each reached and what it cost; writes report.html 
   --baseline   the configuration that speed-ups are over: algo=msgd, or algo=easgd,tau=10. Without it the first with one worker,
                best one that exchanges with nobody, where there is one. A speed-up is the baseline's seconds to a level over
                those of the configuration; none where not every run of both reached it
-  --metric     what runs are judged by, lower is better: test_error where there is one, else train_loss; any metric of the
+  --metric     what runs are judged by: their primary metric, test_error of a classification, else train_loss; any metric of the
                center in metrics.jsonl. It is that of the average where a run keeps one
   --x          what curves are drawn against: seconds (of training, virtual ones where simulated), steps, or bytes
   --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary beside others
@@ -64,7 +65,7 @@ class _Asked:
 def main(argv: Sequence[str]) -> int:
     """Reads, prints and writes; returns the exit status. Raises UsageError."""
     if not argv or "-h" in argv or "--help" in argv:
-        print(_HELP, end="")
+        print(help_text(_HELP), end="")
         return 0
     _make(_asked(argv))
     return 0
@@ -83,7 +84,7 @@ def at_the_end_of(root: Path, options: str) -> None:
     except Exception as e:
         reason = str(e) if isinstance(e, UsageError | RunError) else f"{type(e).__name__}: {e}"
         again = f"{shlex.join(['easgd', 'report', str(root)])} {options}".rstrip()
-        print(f"easgd: the report on the sweep could not be made: {reason} The runs are as they were; {again} tries again.", file=sys.stderr)
+        tell(f"the report on the sweep could not be made: {reason} The runs are as they were; {again} tries again.")
 
 
 def _of_sweep(root: Path, options: str) -> _Asked:
@@ -126,15 +127,15 @@ def _make(asked: _Asked) -> None:
     if asked.json is not None:
         output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"))
     for sentence in said:
-        print(sentence)
+        print(for_terminal(sentence, sys.stdout))
     print("\n" if said else "", end="")
     for t in tables:
         _show(t)
     for note in told:
-        print(note)
+        print(for_terminal(note, sys.stdout))
     if len(written) == 1:
         print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
-    print(f"Wrote {', '.join(written)} in {out}", flush=True)
+    print(for_terminal(f"Wrote {', '.join(written)} in {out}", sys.stdout), flush=True)
 
 
 def _asked(argv: Sequence[str]) -> _Asked:
@@ -178,7 +179,7 @@ def _level(text: str, value: str) -> float:
     return level
 
 
-def _show(t: Table) -> None:
+def _show(t: ResultTable) -> None:
     """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings take several lines."""
     from rich.console import Console
     from rich.table import Table as Drawn
@@ -200,7 +201,7 @@ def _show(t: Table) -> None:
     console.print()
 
 
-def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[Table], notes: list[str], x: str, rows: list[str]) -> list[str]:
+def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[ResultTable], notes: list[str], x: str, rows: list[str]) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
     from easgd_cli.report import figures, page
@@ -214,7 +215,8 @@ def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[T
             on_page[name] = (out / f"{name}.svg", figures.caption(c, name, x))
     for name in set(figures.NAMES) - on_page.keys():
         _remove_earlier(out, name)
-    output.put(out / "report.html", lambda path: path.write_text(page.page(title, c, said, tables, notes, on_page), encoding="utf-8"))
+    text = page.page(title, c, said, tables, notes, on_page, figures.curves(c, x, rows))
+    output.put(out / "report.html", lambda path: path.write_text(text, encoding="utf-8"))
     return ["report.html", *written]
 
 

@@ -1,4 +1,4 @@
-"""One run: what is checked before it, its directory, and the launcher called within Hydra."""
+"""One run: what is checked before it, its directory, and the launcher called as a job of Hydra's."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import run_job
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, open_dict
 
-from easgd_cli.commands import arguments, configs
-from easgd_cli.commands.arguments import Arguments
+from easgd_cli.commands import configs
+from easgd_cli.commands.compose import Composed
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings import targets as makers
@@ -73,9 +78,9 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
 
 
 def launch(
-    settings: Settings, path: Path, overrides: list[str], command: str, launcher: Launcher, prepared: Any, through: Arguments, alone: bool = False
+    settings: Settings, path: Path, overrides: list[str], command: str, launcher: Launcher, prepared: Any, job: Composed, alone: bool = False
 ) -> tuple[Outcome, Path]:
-    """Makes a directory for a new run, `path` or the next that is free, and runs it there within Hydra.
+    """Makes a directory for a new run, `path` or the next that is free, and runs it there, as the `job` of Hydra's that was composed.
 
     With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no directory, and RunError.
     """
@@ -99,7 +104,7 @@ def launch(
         try:
             rundir.write_config(path, settings, own(overrides))
             launcher.begin()
-            outcome = _within_hydra(through, overrides, path, lambda: launcher(Job(settings, path, own(overrides), command), prepared))
+            outcome = _as_hydras_job(job, path, lambda: launcher(Job(settings, path, own(overrides), command), prepared))
         except UsageError:
             discard()
             raise
@@ -110,15 +115,21 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
     """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and RunError."""
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
-    from easgd_cli.record import checkpoint  # here, since it loads torch, for which a refusal does not wait
+    from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
     from easgd_cli.record.initial_record import check_record
 
     with rundir.held(path):
-        resumed = checkpoint.newest(path, prepared.steps)
-        taken = resumed.owner.moment.seconds / 60
-        if settings.minutes is not None and settings.minutes < taken:
-            raise UsageError(f"resume={path} minutes={settings.minutes:g}: its workers have trained for {taken:.2f} minutes already; give more.")
-        check_record(path, resumed)
+        try:
+            resumed = reader.newest_checkpoint(path)
+            taken = steps_taken(resumed)
+        except reader.BadFile as e:
+            raise UsageError(f"resume={e}") from e
+        if prepared.steps is not None and prepared.steps < taken:
+            raise UsageError(f"resume={path}: its workers have taken up to {taken} steps and would have to end after {prepared.steps}; give a greater length.")
+        minutes = resumed.owner.moment.seconds / 60
+        if settings.minutes is not None and settings.minutes < minutes:
+            raise UsageError(f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes already; give more.")
+        check_record(path, resumed, settings.workers)
         rundir.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
         return launcher(Job(settings, path.absolute(), overrides, command, resume=True), prepared)
 
@@ -134,22 +145,26 @@ def looked_at(path: str) -> str:
     return f"{program('tensorboard')} --logdir {shlex.quote(path)}"
 
 
-def _within_hydra(asked: Arguments, overrides: Sequence[str], path: Path, task: Callable[[], Outcome]) -> Outcome:
-    """`task` as the task of hydra.main, in the directory made for it; leaves this process as it was."""
+def _as_hydras_job(job: Composed, path: Path, task: Callable[[], Outcome]) -> Outcome:
+    """`task` as Hydra runs one, in the directory made for it; leaves this process as it was."""
     ended: list[Outcome] = []
     raised: list[Exception] = []
 
     def task_function(_: DictConfig) -> None:
         try:
             ended.append(task())
-        except Exception as e:  # Hydra would print it and exit with a status of its own
+        except Exception as e:  # Hydra would keep it
             raised.append(e)
 
-    words = [o for o in overrides if not o.startswith(("hydra.run.dir=", "hydra.mode="))]
-    with unchanged_process():
-        sys.argv = ["easgd", "--config-name", asked.config_name, *words, f"hydra.run.dir={arguments.quote(str(path.absolute()))}", "hydra.mode=RUN"]
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # let what is raised through, instead of printing it and exiting
-        hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(task_function)()
+    config, name = job.config, job.config.hydra.job.config_name
+    with open_dict(config):
+        config.hydra.run.dir, config.hydra.mode = str(path), RunMode.RUN
+    # A run may log, change directory, seed generators and set threads.
+    with unchanged_process(), initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
+        callbacks = Callbacks(config)
+        callbacks.on_run_start(config=config, config_name=name)
+        done = run_job(task_function, config, "hydra.run.dir", None, HydraContext(GlobalHydra.instance().config_loader(), callbacks))
+        callbacks.on_run_end(config=config, config_name=name, job_return=done)
     if raised:
         raise raised[0]
     return ended[0]
@@ -159,7 +174,7 @@ def _within_hydra(asked: Arguments, overrides: Sequence[str], path: Path, task: 
 def unchanged_process() -> Iterator[None]:
     """Puts back what a run may leave in this process: arguments, environment, directory, logging, signals, generators, threads.
 
-    Runs of a sweep share the process, and none may notice the one before.
+    What comes after a run, or after a plugin of Hydra's that ran a sweep, may not notice it.
     """
     root = logging.getLogger()
     argv, environment, directory, path = sys.argv, dict(os.environ), os.getcwd(), list(sys.path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 from easgd_cli.commands import compose, configs, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.overrides import own
 from easgd_cli.sweeps import job_directory, job_status
@@ -26,6 +27,7 @@ from easgd_cli.sweeps.plan import Plan, SweepJob
 from easgd_cli.sweeps.slots import slots
 from easgd_cli.sweeps.sweep_file import SweepFile, refuse_another
 from easgd_cli.system import interruption
+from easgd_cli.system.terminal import tell
 
 PROGRAM = "easgd_cli.commands.sweep_job"
 _GO_ON = "to go on with it, give the same command again."
@@ -34,7 +36,7 @@ _GO_ON = "to go on with it, give the same command again."
 def run(plan: Plan, asked: Arguments, command: str) -> int:
     """Runs the jobs and shows how each ended; returns the exit status. Raises UsageError and RunError."""
     for words, sentence in plan.left_out:
-        print(f"easgd: {words}. {sentence}", file=sys.stderr)
+        tell(f"{words}. {sentence}")
     _warn_ineffective(plan.jobs)
     if plan.named:
         refuse_another(plan)
@@ -151,8 +153,8 @@ def line(said: JobStatus, objective: Objective | None = None) -> str:
         return "already done"
     if why := _why(said):
         return f"{said.status}: {why}"
-    error = (_summary(said).get("center") or {}).get("test_error")
-    return f"{said.status}, test error {error:.2f} %" if error is not None else said.status
+    result = reader.result_of(_summary(said))
+    return said.status if result is None else f"{said.status}, {result}"
 
 
 def _why(said: JobStatus) -> str | None:
@@ -163,7 +165,7 @@ def _why(said: JobStatus) -> str | None:
 
 
 def _summary(said: JobStatus) -> dict[str, Any]:
-    return rundir.summary_of(Path(said.path)) if said.path else {}
+    return reader.summary_of(Path(said.path)) if said.path else {}
 
 
 def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
@@ -176,17 +178,15 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
         print("No run has a value to choose by.", flush=True)
         return None
     name, *equals = [name for name, value in measured.items() if value == min(measured.values())]
-    errors = objective.errors(paths[name])
-    about_seconds = objective.what == "seconds_to_error"
-    others = [f"{of} {error:.2f} %" for of, error in errors.items() if about_seconds or of not in str(objective)]
+    others = objective.others(paths[name])
     print(f"The best of {len(measured)} by {objective}:")
-    print("  " + " ".join(o for o in rundir.overrides_of(paths[name]) if o.partition("=")[0] in plan.varying))
+    print("  " + " ".join(o for o in reader.overrides_of(paths[name]) if o.partition("=")[0] in plan.varying))
     shown = [objective.shown(measured[name]), *([", ".join(others)] if others else [])]
     print("  " + "; at that evaluation ".join(shown))
     print(f"  {os.path.relpath(paths[name])}", flush=True)
     if equals:
         print(f"The same value have {', '.join(equals)}; the first that reached it is taken.", flush=True)
-    return {"job": name, "objective": str(objective), "value": measured[name], "errors": errors}
+    return {"job": name, "objective": str(objective), "value": measured[name], "errors": objective.errors(paths[name])}
 
 
 def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
@@ -196,18 +196,18 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
 
     known = {json.dumps(asdict(job.settings), sort_keys=True): job.settings for job in jobs}
     for path in sorted(root.glob("*/config.yaml")):
-        if json.dumps(rundir.config_of(path.parent), sort_keys=True) in known:  # composing takes ten times as long
-            continue
         try:
+            if json.dumps(reader.config_of(path.parent), sort_keys=True) in known:  # composing takes ten times as long
+                continue
             settings = compose.resumed(str(path), [], {})
             hparams(settings)  # which looks at its method, that of a user's module perhaps
         except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
             continue
         known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
-    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)})
+    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)}, [build.declared_metrics(s) for s in known.values()])
 
 
 def _warn_ineffective(jobs: list[SweepJob]) -> None:
     """Once for each setting and method, however many jobs have both."""
     for text in dict.fromkeys(line for job in jobs for line in single_run.ineffective(job.settings, job.words)):
-        print(f"easgd: {text}", file=sys.stderr)
+        tell(text)

@@ -11,17 +11,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from easgd_cli.commands import arguments, compose, single_run
-from easgd_cli.commands.arguments import Arguments
+from easgd_cli.commands.compose import Composed
 from easgd_cli.commands.plan import apart
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.settings.overrides import own
-from easgd_cli.settings.schema import OF_SWEEPS, Settings
+from easgd_cli.settings.schema import OF_SWEEPS
 from easgd_cli.sweeps import job_directory, job_status
 from easgd_cli.sweeps.job_directory import STOPPED, JobDirectory
 from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, INTERRUPTED, RUNNING, JobStatus
@@ -43,12 +44,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         with interruption.ending_the_process(), interruption.undone_by(interrupted):
             asked = arguments.parse(words)
-            arguments.parse_overrides(asked.overrides)
+            overrides = [o.input_line or "" for o in arguments.parse_overrides(asked.overrides) if o.key_or_group not in OF_SWEEPS]
             with compose.composing(asked.config_name) as composed:
-                given = composed(asked.overrides).settings
-            settings = apart(given)
-            single_run.checked(settings)
-            said, code = _run(root, name, settings, given.retry, asked)
+                job = composed(overrides)
+            job = replace(job, settings=apart(job.settings))
+            single_run.checked(job.settings)
+            said, code = _run(root, name, job, overrides, asked.config_name, retry="retry=true" in words)
     except (UsageError, RunError) as e:
         print(f"easgd: {e}", file=sys.stderr)
         with suppress(RunError):  # which it may be
@@ -59,29 +60,29 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def _run(root: Path, name: str, settings: Settings, retry: bool, asked: Arguments) -> tuple[JobStatus | None, int]:
+def _run(root: Path, name: str, job: Composed, overrides: list[str], config_name: str, retry: bool) -> tuple[JobStatus | None, int]:
     """The job where its directory is. Nothing is to be said of one that another sweep runs, or has just run."""
     while True:
-        found = job_directory.find(root / name, settings, retry)
+        found = job_directory.find(root / name, job.settings, retry)
         if found.over:
             known = found.status == ELSEWHERE or job_status.read(root, name).status == found.status
             return None if known else found.said, int(found.status == FAILED)
         job_status.write(root, name, JobStatus(RUNNING, path=str(found.path)))
         with suppress(FileExistsError):  # another sweep has just taken it
-            return _launch(found, settings, asked)
+            return _launch(found, job, overrides, config_name)
 
 
-def _launch(found: JobDirectory, settings: Settings, asked: Arguments) -> tuple[JobStatus, int]:
+def _launch(found: JobDirectory, job: Composed, overrides: list[str], config_name: str) -> tuple[JobStatus, int]:
     """A new run in the directory, or the one that was stopped there, whatever becomes of it. Raises FileExistsError."""
-    path, overrides = found.path, [o for o in asked.overrides if o.partition("=")[0] not in OF_SWEEPS]
+    path, settings = found.path, job.settings
     try:
         if found.status == STOPPED:
             command = shlex.join(["easgd", "train", f"resume={path}"])
             outcome = single_run.go_on(path, settings, own(overrides), command)
         else:
-            command = shlex.join(["easgd", "train", *_alone(path, overrides, asked.config_name)])
+            command = shlex.join(["easgd", "train", *_alone(path, overrides, config_name)])
             launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-            outcome, path = single_run.launch(settings, path, overrides, command, launcher, prepared, asked, alone=True)
+            outcome, path = single_run.launch(settings, path, overrides, command, launcher, prepared, job, alone=True)
     except FileExistsError:
         raise
     except (UsageError, RunError) as e:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.system.terminal import help_text
 from easgd_cli.theory.settings import STUDIES, default, read
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ figures as PNG and SVG into DIR (runs/theory); files of an earlier call are repl
 def main(argv: Sequence[str]) -> int:
     """Computes, prints and writes; returns the exit status. A point that diverges is a result. Raises UsageError."""
     if "-h" in argv or "--help" in argv:
-        print(_HELP.format(studies="\n".join(map(_described, STUDIES))), end="")
+        print(help_text(_HELP.format(studies="\n".join(map(_described, STUDIES)))), end="")
         return 0
     out, words = _out(argv)
     what = words.pop(0) if words and "=" not in words[0] and not words[0].startswith("-") else "all"

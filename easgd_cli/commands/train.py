@@ -1,30 +1,35 @@
 """`easgd train`: compose, check everything, make the run's directory, call the launcher.
 
-Whatever a user can get wrong is found before the first process or directory is made. Only then is Hydra's own main
-called, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
+Whatever a user can get wrong is found before the first process or directory is made. Only then does the run begin, as a job of
+Hydra's, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import hydra
 
-from easgd_cli.commands import arguments, compose, configs, plan, replay, single_run, sweep
+from easgd_cli.commands import arguments, completion, compose, configs, plan, replay, single_run, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings.schema import Settings
+from easgd_cli.system.terminal import tell, with_command
 
 _CHANGEABLE = ("steps", "epochs", "minutes")
 _CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
@@ -35,9 +40,17 @@ def main(argv: Sequence[str]) -> int:
     if "${" in os.getcwd():
         raise UsageError(f"{os.getcwd()}: a working directory with ${{ in its name cannot be used, since Hydra takes it for an interpolation; go to another.")
     asked = arguments.with_search_path(_warned(arguments.parse(argv)))
+    if "--shell-completion" in asked.show and (script := completion.ZSH.get(" ".join(asked.overrides))):
+        print(script, end="")
+        return 0
+    if "--shell-completion" in asked.show and not re.fullmatch("(un)?install=(bash|fish|zsh)|query=.*", " ".join(asked.overrides)):
+        raise UsageError("-sc: goes with install=bash, install=fish or install=zsh, which print what a shell needs, or uninstall= with one of them.")
     if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
+    if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
+        line = f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a refusal comes from."
+        print(f"easgd: {line}", file=sys.stderr)
     command = shlex.join(["easgd", "train", *argv])
     if not asked.show and (resumed := arguments.directory(overrides.get("resume"))) is not None:
         return _resume(resumed, asked, {k: o for k, o in overrides.items() if k != "resume"}, command)
@@ -54,9 +67,9 @@ def main(argv: Sequence[str]) -> int:
     settings = planned.settings
     single_run.checked(settings)
     for line in single_run.ineffective(settings, asked.overrides):
-        print(f"easgd: {line}", file=sys.stderr)
+        tell(line)
     launcher = kinds.launcher(settings)
-    outcome, path = single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), through=asked)
+    outcome, path = single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), planned)
     _tell_where(path, outcome)
     return outcome.exit_code
 
@@ -90,7 +103,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     if left is not None:
         print(left)
         return 0
-    kept = [o for o in rundir.overrides_of(path) if o.partition("=")[0] not in changes]
+    kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
     outcome = single_run.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
     _tell_where(path, outcome)
     return outcome.exit_code
@@ -112,10 +125,10 @@ def _nothing_left(path: Path, now: Settings) -> str | None:
 
     Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
     """
-    summary = rundir.summary_of(path)
+    summary = reader.summary_of(path)
     if summary.get("status") == "diverged":
         raise UsageError(f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta.")
-    if summary.get("status") != "completed":
+    if summary.get("status") != "completed" or not summary.get("steps"):
         return None
     [(unit, many)], before = config.length(now).items(), summary.get("length", {})
     if asdict(now.until) != summary.get("until") or unit not in before or many > before[unit]:
@@ -132,21 +145,27 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
     shown = os.path.relpath(path)
     shown = str(path) if shown.startswith("..") else shown
     if outcome.status == "failed" and outcome.reason:
-        print(f"easgd: {outcome.reason}", file=sys.stderr)
-    print(f"The run is in {shown}; to look at it: {single_run.looked_at(shown)}", flush=True)
+        tell(outcome.reason)
+    print(with_command(f"The run is in {shown}; to look at it:", single_run.looked_at(shown)), flush=True)
     if outcome.status == "interrupted" and (path / "checkpoint").is_dir():
-        print(f"To go on with it: {single_run.program('easgd')} train {shlex.quote(f'resume={shown}')}", flush=True)
+        print(with_command("To go on with it:", f"{single_run.program('easgd')} train {shlex.quote(f'resume={shown}')}"), flush=True)
 
 
 def _shown_by_hydra(asked: Arguments) -> int:
     """Hydra's own printing options, and its scripts for completion."""
-    with single_run.unchanged_process():
+    said = io.StringIO()  # printed at once: a logger that finds no reader any more tells of each line
+    with single_run.unchanged_process(), redirect_stdout(said), redirect_stderr(said):
         sys.argv = ["easgd", "--config-name", asked.config_name, *asked.show, *asked.overrides]
-        hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()
+        try:
+            hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()
+        except SystemExit as e:
+            if e.code:
+                raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.") from e
+    print(said.getvalue(), end="", flush=True)
     return 0
 
 
 def _warned(asked: Arguments) -> Arguments:
     for name in configs.shadowed(Path(asked.config_dir)) if asked.config_dir else []:
-        print(f"easgd: --config-dir {asked.config_dir}: its {name} is not used, since easgd has a file of that name; give yours another.", file=sys.stderr)
+        tell(f"--config-dir {asked.config_dir}: its {name} is not used, since easgd has a file of that name; give yours another.")
     return asked

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import UsageError
 from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
-from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta
+from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta, levels
 from easgd_cli.settings.targets import convert, locate, make, ours, signature, written
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from easgd_cli.algorithms.schedule import Schedule
     from easgd_cli.data.dataset import Dataset
     from easgd_cli.problems.base import Problem
+    from easgd_cli.problems.metric import Metrics
 
 
 def symbols(s: Settings) -> dict[str, Any]:
@@ -107,22 +108,26 @@ def data(s: Settings) -> Dataset:
     return images.hold_out(held_out) if held_out else images
 
 
-def model(s: Settings, images: Dataset) -> nn.Module:
-    """A net for these images, initialised from the one seed, or as `init` says. Raises UsageError."""
+def model(s: Settings, images: Dataset | None, checked: bool = True) -> nn.Module:
+    """A net for these images, `checked` on two of them, initialised from the one seed, or as `init` says. Raises UsageError.
+
+    Without images, or where the problem feeds it with something else, it is what its maker makes of it.
+    """
     from easgd_cli.models import check_model
     from easgd_cli.problems.flat import Flat
 
     if s.model["target"] is None:
         raise UsageError(f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as model=small.")
-    offered = {"num_classes": images.num_classes, "input_shape": images.input_shape}
+    offered = {} if images is None else {"num_classes": images.num_classes, "input_shape": images.input_shape}
     with seeded(s.seed, INIT):
         net = make("model", s.model, offered)
-    check_model(net, written("model", s.model), images, s.batch_size)
+    check_model(net, written("model", s.model), images if checked else None, s.batch_size)
     if s.init_without and s.init is None:
         raise UsageError(f"init_without={_listed(s.init_without)}: there is no file to leave these out of; give init=, or leave it out.")
     if s.init is not None:
         state = _without(_state_dict(s.init), net, s)
-        _check_outputs(net, state, s, images.num_classes)
+        if images is not None and checked:
+            _check_outputs(net, state, s, images.num_classes)
         Flat(net).load(state, f"init={s.init}")
         net.load_state_dict(dict(state))  # without the versions of layers that came with it: names and shapes have been checked
         net.zero_grad(set_to_none=True)
@@ -142,9 +147,16 @@ def problem(s: Settings, images: Dataset | None, device: torch.device) -> Proble
     }  # fmt: skip
     if images is not None:
         offered["images"] = images
-        if "model" in asked:
-            offered["model"] = model(s, images)
+    if "model" in asked:
+        offered["model"] = model(s, images, checked="images" in asked)
     return make("problem", s.problem, offered)
+
+
+def declared_metrics(s: Settings) -> Metrics:
+    """What the problem declares that it measures, known before it is made. Raises UsageError."""
+    from easgd_cli.problems.classification import metrics_of
+
+    return metrics_of(locate("problem", s.problem["target"]))
 
 
 def asked_by_problem(s: Settings) -> set[str]:
@@ -152,18 +164,29 @@ def asked_by_problem(s: Settings) -> set[str]:
     return set(OFFERED_TO_PROBLEMS) & set(signature(locate("problem", s.problem["target"])))
 
 
+def asks_for_images(s: Settings, asked: set[str]) -> bool:
+    """Whether the problem, which has `asked` for so much, is given a data set, or its net the shape of one. Raises UsageError."""
+    shaped = "model" in asked and s.model["target"] and {"num_classes", "input_shape"} & set(signature(locate("model", s.model["target"])))
+    if shaped and "images" not in asked and s.dataset["target"] is None:
+        raise UsageError(
+            f"problem={s.problem['name']} model={s.model['name']}: this net asks for the shape of images, and there are none; choose a net of your own "
+            "with sizes of its own, or a data set whose shape it is to have, such as dataset=digits."
+        )
+    return "images" in asked or bool(shaped)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A run that has been checked to the end: everything a launcher needs, made once.
 
-    `images`: None where the problem asks for none. `start` [size]: where what is evaluated begins, the center or, in a method
+    `data`: None where the problem asks for none. `start` [size]: where what is evaluated begins, the center or, in a method
     without one, the worker. `steps`: local steps of each worker, None when the clock on the wall ends the run. `memory`: bytes
     that the run needs at its peak, as far as they are known before.
     """
 
     method: Method
     average: Average | None
-    images: Dataset | None
+    data: Dataset | None
     problem: Problem
     start: Tensor
     steps: int | None
@@ -207,14 +230,15 @@ def prepare(s: Settings) -> Prepared:
         check_compiler()
     asked = asked_by_problem(s)
     _refuse_unused(s, asked)
-    images = data(s) if asked & {"images", "model"} else None
+    images = data(s) if asks_for_images(s, asked) else None
     steps = total_steps(s, None if images is None else images.count("train"))
     schedule(s, steps)
     minimised = problem(s, images, torch.device("cpu"))
     if images is None or not ours(s.problem):  # measuring our own on a whole data set would take seconds
         figures = check_problem(minimised, s.problem["name"], s.workers)
-        if s.until.test_error is not None and "test_error" not in figures:
-            raise UsageError(f"until.test_error={s.until.test_error:g}: problem={s.problem['name']} has no test_error, so the run would not end by it.")
+        for name, level in levels(s).items():
+            if name not in figures:
+                raise UsageError(f"until.{name}={level:g}: problem={s.problem['name']} has no {name}, so the run would not end by it.")
     start = minimised.start(None if rules.shared is not None else 0)
     memory = check_memory(s, rules, kept, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s))
     return Prepared(on_vectors_of(minimised, rules, s.workers), kept, images, minimised, start, steps, memory)

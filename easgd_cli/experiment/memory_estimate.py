@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from easgd_cli.errors import UsageError
 from easgd_cli.system import shared_memory as memory
 from easgd_cli.system.devices import cores
-from easgd_cli.training.snapshot import IN_MEMORY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
     from easgd_cli.data.dataset import Dataset
     from easgd_cli.settings.schema import Settings
+
+
+SNAPSHOTS_IN_MEMORY = 8  # that wait there to be measured; more wait on disk
 
 
 def check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor, images: Dataset | None, *, on_cpu: int, in_processes: bool) -> int:
@@ -58,7 +60,7 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, on_cpu: int, in_p
         return owner + lasting + scratch + closing + 2  # what backward adds to the gradient, and the evaluator's copy
     problems = 3 * on_cpu + (s.workers - on_cpu)  # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
     evaluator = 3  # gradient, start, and its copy of a snapshot
-    waiting = (2 if s.eval.every is None else IN_MEMORY + 1) * evaluated
+    waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated
     return owner + lasting + scratch + problems + evaluator + waiting + closing
 
 

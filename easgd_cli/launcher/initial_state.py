@@ -59,11 +59,11 @@ class InitialState:
             return self.evaluated()
         return {"x": self._prepared.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]}
 
-    def worker(self, link: Link, images: Dataset | None) -> WorkerStart:
-        """Of the worker of this session; `images`: the data set as workers share it."""
+    def worker(self, link: Link, data: Dataset | None) -> WorkerStart:
+        """Of the worker of this session; `data`: the data set as workers share it."""
         s, number = self._settings, link.worker
         interval = self._interval if self._method.shared is None else None
-        start = WorkerStart(s, images, link.for_worker(), self._devices[number], self.threads, self._prepared.steps, s.minutes, interval)
+        start = WorkerStart(s, data, link.for_worker(), self._devices[number], self.threads, self._prepared.steps, s.minutes, interval)
         start.t, start.pace, start.center_device = self.moment.clocks[number], self._pace, self._center_device
         if self._resumed is None:
             if number == 0:  # a run that goes on has its trace

@@ -19,12 +19,15 @@ from torch import Tensor
 from easgd_cli.errors import RunError
 from easgd_cli.experiment.build import Prepared
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record import checkpoint as checkpoints
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState
 from easgd_cli.record.initial_record import open_record
 from easgd_cli.record.metrics import worker_name
-from easgd_cli.record.progress import Progress
+from easgd_cli.record.reader import newest_checkpoint
 from easgd_cli.record.recorder import Recorder
+from easgd_cli.record.run_view import RunView
+from easgd_cli.settings.schema import levels
 from easgd_cli.training.snapshot import EVALUATED, Moment
 
 _RECORD = ("metrics.jsonl", "exchanges.bin")
@@ -39,13 +42,13 @@ class Journal:
         """Opens the launcher's log; with `job.resume` reads the checkpoint to go on from. Raises UsageError."""
         self._job, self._prepared = job, prepared
         self._dir = job.run_dir
-        self.resumed: Checkpoint | None = checkpoints.newest(job.run_dir, prepared.steps) if job.resume else None
+        self.resumed: Checkpoint | None = newest_checkpoint(job.run_dir) if job.resume else None
         self.status = "completed"
         self.reason: str | None = None
         self.signal: int | None = None
-        samples = "samples" if prepared.images is None else "images"
-        self.progress = Progress(steps=prepared.steps, minutes=job.settings.minutes, workers=job.settings.workers, samples=samples)
-        self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached until.test_error
+        self._metrics = metrics_of(prepared.problem)
+        self.progress = RunView(prepared.steps, job.settings.minutes, job.settings.workers, self._metrics)
+        self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._last_checkpoint = False
         self._record: Recorder | None = None
         logs = self._dir / "logs"
@@ -61,8 +64,8 @@ class Journal:
         """Begins the record, or takes it back to the checkpoint. Raises RunError."""
         if self.resumed is not None:
             self._take_back_record()
-        if self._prepared.images is not None and self._prepared.images.about is not None:
-            self.note(self._prepared.images.about)
+        if self._prepared.data is not None and self._prepared.data.about is not None:
+            self.note(self._prepared.data.about)
         self._record = open_record(self._job, self._prepared, self.resumed)
 
     # ---------------------------------------------------------------- what happens
@@ -108,14 +111,17 @@ class Journal:
             row = self._recorder.row(row)
             self.progress.center(row)
             log.info("%s at step %g: %s", party, moment.step, dict(figures))
-        level, center = self._job.settings.until.test_error, metrics["center"]
+        center = metrics["center"]
         last = metrics.get("average", center)
+        reached = [(name, level) for name, level in levels(self._job.settings).items() if self._metrics[name].reached(last.get(name), level)]
         if not all(math.isfinite(value) for name, value in center.items() if name.endswith("_loss")):
             self._diverge(f"the center's loss is not finite at step {moment.step:g}")
-        elif level is not None and self._hit is None and last.get("test_error", math.inf) <= level:
+        elif reached and self._hit is None:
             self._hit = (moment, {name: v.clone() for name, v in vectors().items()})
             self.status, self.reason = "completed", None  # whatever came later
-            self.note(f"test error {last['test_error']:.2f} % reached the level {level:g} % at step {moment.step:g}")
+            name, level = reached[0]
+            metric = self._metrics[name]
+            self.note(f"{metric.title} {metric.shown(last[name])} reached the level {metric.with_unit(f'{level:g}')} at step {moment.step:g}")
 
     def note(self, text: str) -> None:
         """Something the user should know."""

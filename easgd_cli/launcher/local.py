@@ -87,11 +87,11 @@ class Processes:
     def start(self) -> None:
         """Starts master, workers and evaluator, where their run begins. Raises RunError, MemoryError or OSError."""
         s, initial, resumed = self._job.settings, self._initial, self._journal.resumed
-        images = self._prepared.images.share() if self._prepared.images is not None else None
+        data = self._prepared.data.share() if self._prepared.data is not None else None
         links = initial.links()
         clocks = {}
         for link in links:
-            start = initial.worker(link, images)
+            start = initial.worker(link, data)
             clocks[link.worker] = start.t
             self._start(link.worker, worker_name(link.worker), WorkerLoop, start)
             self.supervisor.advanced(link.worker, start.t)
@@ -102,7 +102,7 @@ class Processes:
         for link in links:
             link.close_sockets()  # or no end would ever be seen by the other
             link.memory.close()
-        self._evaluator_start = EvaluatorStart(s, images, evaluator_threads(s))
+        self._evaluator_start = EvaluatorStart(s, data, evaluator_threads(s))
         self._journal.open()
         if s.eval.when == "running":
             self.supervisor.start_evaluator()

@@ -47,7 +47,6 @@ class Child:
         ours, theirs = socket.socketpair()
         self.name, self.log = name, log
         self.channel = Channel(ours)
-        self.ready = False  # built and waiting for the start
         self.done = False  # ended by itself, everything said
         self.error: str | None = None  # what it raised, if it could still say
         self.refused = False  # it was the data's fault, so that the next would end in the same way

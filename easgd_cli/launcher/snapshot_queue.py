@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from easgd_cli.experiment.memory_estimate import SNAPSHOTS_IN_MEMORY
 from easgd_cli.record import checkpoint as checkpoints
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.training.snapshot import IN_MEMORY, Moment
+from easgd_cli.training.snapshot import Moment
 
 log = logging.getLogger("easgd.launcher")
 
@@ -90,7 +91,7 @@ class SnapshotQueue:
         """Takes a snapshot, whose memory is the queue's from now on."""
         self._numbers += 1
         snapshot = Snapshot(self._numbers, moment, tensors)
-        if sum(s.tensors is not None for s in self._queue) >= IN_MEMORY:
+        if sum(s.tensors is not None for s in self._queue) >= SNAPSHOTS_IN_MEMORY:
             self._spill(snapshot)
         self._queue.append(snapshot)
 

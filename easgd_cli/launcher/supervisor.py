@@ -137,7 +137,7 @@ class Supervisor:
         self.now = moment.seconds
         self.final: OwnerState | None = None
         self._commands: list[Command] = []
-        self._master: Literal["absent", "starting", "ready"] = "starting" if plan.has_master else "absent"
+        self._master: Literal["absent", "starting", "ready", "killed"] = "starting" if plan.has_master else "absent"
         self._evaluator: Literal["absent", "starting", "ready"] = "absent"
         self._evaluator_deaths = 0
         self._asked_snapshot, self._next_ask = False, 0.0
@@ -152,7 +152,7 @@ class Supervisor:
     def commands(self) -> list[Command]:
         """What is to be done now, in this order; each is given once."""
         commands, self._commands = self._commands, []
-        return commands
+        return [] if self.over else commands
 
     # ---------------------------------------------------------------- what is known
 
@@ -227,7 +227,7 @@ class Supervisor:
     def tick(self, now: float) -> None:
         """Time has passed."""
         self.now = now
-        if self.began:
+        if self.began and not self.over:
             self._keep_time()
         self._feed_evaluator()
         self._end_when_done()
@@ -258,12 +258,13 @@ class Supervisor:
         grace = self.plan.patience.interrupted
         patience = grace if self.journal.signal is not None else self.plan.patience.usual
         for i, m in self.members.items():
-            if waited > patience and m.live and not m.silent:
+            if waited > patience and self._waits_for(m) and not m.silent:
                 self.journal.note(f"worker {i} has not finished its step within {patience:g} s; the run ends without it")
                 m.silent = True
                 self._commands.append(Kill(i))
-        if waited > patience + grace and self._master != "absent" and self.final is None and not any(m.live for m in self.members.values()):
-            self._commands.append(Kill(MASTER))  # it has had its time after the last of them; its end is told as any master's
+        if waited > patience + grace and self._master == "ready" and self.final is None and not any(m.live for m in self.members.values()):
+            self._master = "killed"  # it has had its time after the last of them; its end is told as any master's
+            self._commands.append(Kill(MASTER))
 
     # ---------------------------------------------------------------- states: checkpoints and the end
 
@@ -273,9 +274,9 @@ class Supervisor:
         if final:
             self.members[worker].final = state
             self.journal.ended(worker, Tally(**(state.tally or {})).seconds)
-        if self._pending is not None:
-            self._pending.workers[worker] = state
-            self._finish_checkpoint()
+        if self._pending is not None and not self._pending.say(worker, state, final):
+            self._pending = None
+        self._finish_checkpoint()
         self._end_when_done()
 
     def owner_state(self, state: OwnerState, final: bool) -> None:
@@ -304,15 +305,17 @@ class Supervisor:
         live = tuple(i for i, m in self.members.items() if m.live)
         if not live:
             return  # the end keeps everything anyway
-        self._pending = PendingCheckpoint(live[0], self.now, {i: m.final for i, m in self.members.items() if m.final is not None})
-        self._commands.append(TakeCheckpoint(live, None if self.plan.in_rounds else live[0]))
+        lead = None if self.plan.in_rounds else live[0]
+        self._pending = PendingCheckpoint(self.now, lead, {i: m.final for i, m in self.members.items() if m.final is not None})
+        self._commands.append(TakeCheckpoint(live, lead))
 
     def _finish_checkpoint(self, late: bool = False) -> None:
         """Writes the checkpoint when everybody has said its part; `late`: without those that have not, who would come back as lost ones do."""
         pending = self._pending
         if pending is None:
             return
-        silent = [i for i, m in self.members.items() if m.lost is None and i not in pending.workers]
+        parts = pending.parts()
+        silent = [i for i, m in self.members.items() if m.lost is None and i not in parts]
         if (pending.owner is None or silent) and not late:
             return
         self._pending = None
@@ -320,7 +323,7 @@ class Supervisor:
             return
         if silent:
             log.warning("the checkpoint does not wait for workers %s any longer", silent)
-        self.journal.checkpoint(Checkpoint(pending.owner, pending.workers, self.queue.until(pending.owner.moment)))
+        self.journal.checkpoint(Checkpoint(pending.owner, parts, self.queue.until(pending.owner.moment)))
 
     # ---------------------------------------------------------------- evaluation
 
@@ -370,14 +373,15 @@ class Supervisor:
         `refused`: by the data's fault, so that the next would end in the same way.
         """
         log.warning("%s: %s", _name(party), how)
-        if refused:  # an image that cannot be decoded is missing for all of them
+        if self.over:
+            return
+        if refused and not self.journal.reached:  # an image that cannot be decoded is missing for all of them
             self.fail(how)
         if party == EVALUATOR:
             self._evaluator_ended(how, raised, log_file)
         elif party == MASTER:
-            if self.final is None:
-                self.fail(f"the master died ({how}); {self.journal.how_to_go_on()}")
-        elif self._member(party).live:
+            self._master_ended(how)
+        elif self._waits_for(self._member(party)):
             self._lose(party, how, refused, log_file)
         self._end_when_done()
 
@@ -398,19 +402,31 @@ class Supervisor:
                 self.journal.note(f"worker {worker} died ({how}) while the run was ending")
             self.over = self.over or not self.plan.has_master  # with it went the owner of what is kept at an end
             self.journal.system(self._told, workers_alive=self._alive, lost=worker)
-            pending = self._pending
-            if pending is not None and pending.lead == worker and pending.owner is None and not self.plan.in_rounds:
-                self._pending = None  # nobody will mark its place in the order any more
+            if self._pending is not None and not self._pending.can_lose(worker):
+                self._pending = None
             self._finish_checkpoint()
+
+    def _master_ended(self, how: str) -> None:
+        if self.final is not None:
+            return
+        if self.journal.reached:  # the run has its result
+            self.over = True
+        else:
+            self.fail(f"the master died ({how}); {self.journal.how_to_go_on()}")
 
     def _evaluator_ended(self, how: str, raised: bool, log_file: str) -> None:
         self._evaluator = "absent"
-        self._evaluator_deaths += 1
         self.queue.give_back()
+        if self.over or not self._evaluates:
+            return
+        self._evaluator_deaths += 1
+        often = f"the evaluator died {EVALUATOR_LIVES} times in a row ({how}); see {log_file}"
         if not self.began and raised:
             self.fail(f"the evaluator could not start: {how}; see {log_file}")
+        elif self._evaluator_deaths >= EVALUATOR_LIVES and not self.began:
+            self.fail(often)
         elif self._evaluator_deaths >= EVALUATOR_LIVES:
-            self.journal.fail(f"the evaluator died {EVALUATOR_LIVES} times in a row ({how}); see {log_file}")
+            self.journal.fail(often)
             self.journal.note(f"{self.journal.reason}; the workers stop, and a checkpoint is written")
             self._stop_workers()
         else:
@@ -420,7 +436,9 @@ class Supervisor:
     # ---------------------------------------------------------------- ends
 
     def interrupted(self, number: int) -> None:
-        """A signal has come that ends the run."""
+        """A signal has come that ends the run; one that is over has its result."""
+        if self.over:
+            return
         name = signal.Signals(number).name
         if self.journal.signal is not None:
             self.journal.note(f"{name} again: ending at once, without a checkpoint of this moment")
@@ -446,7 +464,8 @@ class Supervisor:
     def _stop_workers(self) -> None:
         if not self.stopping:
             self._stopping = self.now
-            self._commands.append(Stop(tuple(i for i, m in self.members.items() if m.live)))
+            if live := tuple(i for i, m in self.members.items() if m.live):
+                self._commands.append(Stop(live))
 
     def _end_when_done(self) -> None:
         """Closes the run when nothing more is to come."""
@@ -473,6 +492,10 @@ class Supervisor:
         lost = {worker_name(i): m.lost for i, m in self.members.items() if m.lost}
         steps = {i: m.t for i, m in self.members.items()}
         return self.journal.close(self.final, last, steps, self._told.exchanges, seconds, {"lost": lost, **facts})
+
+    def _waits_for(self, member: Member) -> bool:
+        """Whether a worker has something to say yet: its last state or, where it owns what is kept, that."""
+        return member.live or (self.final is None and member.lost is None and not self.plan.has_master)
 
     def _member(self, party: Party) -> Member:
         assert isinstance(party, int), f"{party} is no worker"

@@ -76,7 +76,8 @@ class VirtualMaster:
                 self._waiting[request.worker] = (request, self._events.now)
                 self._gathering.arrive(request.worker)
             elif request.kind is Kind.LOST:
-                self._waiting.pop(request.worker, None)
+                if request.worker not in self._in_service:  # else its message has been received, and its update is whole
+                    self._waiting.pop(request.worker, None)
                 self._gathering.lose(request.worker)
             elif request.kind is Kind.CLOSE:
                 given_back += self._gathering.finish()
@@ -90,7 +91,7 @@ class VirtualMaster:
         served = [self._waiting.pop(worker) for worker in self._in_service]
         self._in_service = []
         members = [request for request, _ in served]
-        lent = [self._sessions.lent(request) for request in members]
+        lent = [self._center.lend(*self._sessions.lent(request)) for request in members]
         self.queueing.add([self._began - arrived for _, arrived in served], self._events.now - self._began)
         if self._center.variable.in_rounds:
             self._center.receive_round(lent)

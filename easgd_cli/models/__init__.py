@@ -17,8 +17,8 @@ from easgd_cli.errors import UsageError
 from easgd_cli.system import shared_memory as memory
 
 
-def check_model(net: object, written: str, images: Dataset, batch_size: int) -> None:
-    """Measures and differentiates `net`, chosen as `written`, on two images (one where `batch_size` is 1), and leaves it as it was.
+def check_model(net: object, written: str, images: Dataset | None, batch_size: int) -> None:
+    """Measures and differentiates `net`, chosen as `written`, on two images (one where `batch_size` is 1) if any, and leaves it as it was.
 
     Raises UsageError, beginning with `written`, when what comes out is not one finite number a class and image, has no gradient, or
     the gradient does not fit into memory, and for running statistics other than batch norm's.
@@ -44,6 +44,8 @@ def check_model(net: object, written: str, images: Dataset, batch_size: int) -> 
             f"{written}: has {sum(p.numel() for p in trained):,} parameters; to train it takes {needed / 2**30:,.1f} GiB more than there is of it "
             f"already, and {available / 2**30:,.1f} GiB are free; use a smaller net."
         )
+    if images is None:  # only the problem knows what goes in
+        return
     was_training, before = net.training, torch.random.get_rng_state()
     buffers = {n: b.clone() for n, b in net.named_buffers()}  # training writes to them
     try:

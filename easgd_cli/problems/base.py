@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from easgd_cli.errors import UsageError
+from easgd_cli.problems.classification import metrics_of
+from easgd_cli.problems.metric import SECONDS_TO_BEST, Metric, Metrics
 
 
 class Problem(Protocol):
     """A function of a vector x [d] with stochastic gradients: a batch for each worker's local step t.
 
     One object serves any number of workers in turn: it knows none of them, and what it draws is a function of (seed, worker, t).
-    All vectors are of the type of `start()`, float32 or float64. It may also have `facts`, a dictionary of texts or numbers:
+    All vectors are of the type of `start()`, float32 or float64. It may also have `metrics`, what `evaluate` measures (problems/metric.py); without
+    them names are those of classification (problems/classification.py). It may have `facts`, a dictionary of texts or numbers:
     what summary.json says of it; and `statistics`, the number of last entries of its vectors that are gathered from batches instead of
     descended (algorithms/statistics.py): there a gradient holds minus the change that the batch makes of them.
     """
@@ -51,7 +54,7 @@ def statistics_of(problem: Any) -> int:
 
 
 _MEMBERS = ("batch_size", "start", "load", "gradient", "evaluate", "state_dict")
-_TAKEN = ("seconds", "step", "exchanges", "party", "best_test_error", "seconds_to_best")  # what a row of the record says beside them
+_TAKEN = ("seconds", "step", "exchanges", "party", SECONDS_TO_BEST.name)  # what a row of the record says beside them
 
 
 def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
@@ -80,7 +83,10 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
     loss = getattr(problem, "loss", None)
     if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.requires_grad:
         raise UsageError(f"{said}: after gradient(x), its loss is {_kind(loss)}; it must be a tensor without dimensions, detached from any graph.")
-    figures = _figures(said, _called(said, "evaluate(x)", problem.evaluate, x))
+    metrics = getattr(problem, "metrics", ())
+    if not isinstance(metrics, list | tuple) or not all(isinstance(m, Metric) for m in metrics) or sum(m.primary for m in metrics) > 1:
+        raise UsageError(f"{said}: its metrics are {_kind(metrics)}; they must be a list of easgd_cli.problems.metric.Metric, at most one of them primary.")
+    figures = _figures(said, _called(said, "evaluate(x)", problem.evaluate, x), metrics_of(problem))
     state = _called(said, "state_dict(x)", problem.state_dict, x)
     if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UsageError(f"{said}: state_dict(x) must return a dictionary of tensors by name, such as {{'x': x.clone()}}.")
@@ -112,7 +118,7 @@ def _same_kind(what: str, v: Tensor, start: Tensor) -> None:
         raise UsageError(f"{what} returned {_kind(v)}, where start() returned {_kind(start)}; the two must agree.")
 
 
-def _figures(said: str, figures: Any) -> dict[str, float]:
+def _figures(said: str, figures: Any, metrics: Metrics) -> dict[str, float]:
     if not isinstance(figures, dict) or not all(isinstance(k, str) for k in figures):
         raise UsageError(f"{said}: evaluate(x) returned {_kind(figures)}; it must be a dictionary of numbers by name, train_loss among them.")
     if "train_loss" not in figures:
@@ -120,7 +126,7 @@ def _figures(said: str, figures: Any) -> dict[str, float]:
     for key, value in figures.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UsageError(f"{said}: evaluate(x) returned {_kind(value)} as {key}; it must be a number, such as float(value).")
-        if key in _TAKEN:
+        if key in _TAKEN or (metrics.primary is not None and key == metrics.primary.best.name):
             raise UsageError(f"{said}: evaluate(x) returned {key}, which the record says itself; give it another name.")
     if not math.isfinite(figures["train_loss"]):
         raise UsageError(f"{said}: its train_loss at the start is {figures['train_loss']}; it must be a finite number.")

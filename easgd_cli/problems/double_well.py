@@ -9,11 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from easgd_cli.problems.metric import Metric
 from easgd_cli.problems.noisy import NoisyFunction, Point
 
 
 class DoubleWell(NoisyFunction):
     """A double well in every coordinate; the minima are the points whose coordinates are all +1 or -1."""
+
+    metrics = (
+        *NoisyFunction.metrics,
+        Metric("well", description="Mean sign of the center's coordinates on a double well: 1 with all in the wells at +1, -1 with all in those at -1."),
+    )
 
     def __init__(
         self,

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from easgd_cli.data.dataset import Batch, Dataset, Split
 from easgd_cli.problems.batch_norm import RunningStatistics
+from easgd_cli.problems.classification import METRICS
 from easgd_cli.problems.flat import Flat
-from easgd_cli.problems.precision import autocast, use_tf32
+from easgd_cli.problems.precision import autocast, compiled, use_tf32
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, PERMUTATION, key
 
 _EVALUATION_BATCH = 250  # images; larger ones fall out of a CPU's cache
@@ -66,6 +67,8 @@ class ImageProblem:
     Raises ValueError for a setting out of its range.
     """
 
+    metrics = METRICS.declared
+
     def __init__(
         self, model: nn.Module, images: Dataset, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,
         precision: str = "fp32", compile: bool = False, label_smoothing: float = 0.0,
@@ -99,7 +102,7 @@ class ImageProblem:
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
         self._model, self._l2, self._seed, self._label_smoothing = model, l2, seed, label_smoothing
         # Bound to one vector after another it stays one graph: a parameter's address is no part of what is compiled.
-        self._differentiated = torch.compile(model) if compile else model
+        self._differentiated = compiled(model) if compile else model
         self._tf32 = precision == "tf32"
         self._autocast = autocast(device, precision)
         self._top5 = images.num_classes >= _MANY_CLASSES if top5 is None else top5

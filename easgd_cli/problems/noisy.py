@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.data.conversion import sent
+from easgd_cli.problems.metric import Metric
 from easgd_cli.randomness import NOISE, key
 
 _SHOWN = 8  # coordinates of the center that an evaluation tells, where there are no more
@@ -26,6 +27,9 @@ class NoisyFunction(ABC):
     """
 
     batch_size = 1
+    metrics: tuple[Metric, ...] = (
+        Metric("distance_to_optimum", description="Euclidean distance between the center and the nearest minimum of the problem's function."),
+    )
 
     def __init__(self, dimension: int, noise: float, start: Point, starts: list[Point] | None, *, seed: int, workers: int, l2: float, device: torch.device):
         if dimension < 1:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-class GrowingFile:
+class AppendFile:
     """Collects entries and appends them together.
 
     When a write fails (a full disk), the file is cut back to its last whole entry and what could not be written is kept

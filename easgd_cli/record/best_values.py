@@ -1,4 +1,4 @@
-"""Where a run stands by its rows: the last and the best."""
+"""The last and the best values of a run's rows."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from easgd_cli.record.metrics import CENTER, MOMENT, PARTIES, Row, measured, worker_name
+from easgd_cli.problems.metric import SECONDS_TO_BEST, Metric
+from easgd_cli.record.metrics import MEASURED, MOMENT, PARTIES, Row, measured, worker_name
 
 _PARTS = ("compute", "data", "communication", "other")
 
 
-class Standing:
-    """The last and best of a run's rows."""
+class BestValues:
+    """Those of one run, whose metric `primary` it is judged by; None: by none."""
 
-    def __init__(self) -> None:
+    def __init__(self, primary: Metric | None) -> None:
+        self._primary = primary
         self.reached: dict[str, int] = {}  # the local step of each worker's last row
         self._evaluated: dict[str, Any] | None = None  # when the last evaluation was: seconds, step and exchanges
         self._measured: dict[str, Row] = {}  # of the center and of its average: the last value of each metric
         self._seconds: dict[str, dict[str, float]] = {}  # of each worker that has not been lost: where its seconds have gone
 
     def take(self, row: Row) -> Row:
-        """The row as it is recorded: not-finite numbers None, the best test error so far in those of the center."""
+        """The row as it is recorded: not-finite numbers None, the best value so far in those of the center."""
         row = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         party = row["party"]
-        if PARTIES.get(party) is CENTER:
-            error, last = row.get("test_error"), self._measured.get(party, {})
-            best, when = last.get("best_test_error"), last.get("seconds_to_best")
-            if error is not None and (best is None or error < best):
-                best, when = error, row["seconds"]
-            if best is not None:
-                row |= {"best_test_error": best, "seconds_to_best": when}
+        if party in MEASURED:
+            last = self._measured.get(party, {})
+            if self._primary is not None:
+                row |= self._best(self._primary, row, last)
             self._evaluated = {key: row[key] for key in MOMENT if key != "party"}
             self._measured[party] = last | {m: row[m] for m in measured(row)}
         elif party not in PARTIES:
@@ -40,6 +39,13 @@ class Standing:
         elif "lost" in row:  # its seconds have stopped; after it has come back they go on
             self._seconds.pop(worker_name(row["lost"]), None)
         return row
+
+    def _best(self, metric: Metric, row: Row, last: Row) -> Row:
+        """The best value up to this row, and when it was first reached; nothing where there is none."""
+        value, best, when = row.get(metric.name), last.get(metric.best.name), last.get(SECONDS_TO_BEST.name)
+        if value is not None and (best is None or metric.sign * value < metric.sign * best):
+            best, when = value, row["seconds"]
+        return {} if best is None else {metric.best.name: best, SECONDS_TO_BEST.name: when}
 
     @property
     def evaluated(self) -> tuple[float, int] | None:

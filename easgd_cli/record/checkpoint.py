@@ -7,18 +7,15 @@ With one worker the two fall together, and the run goes on bit for bit as if it 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from easgd_cli.errors import UsageError
+from easgd_cli.record import reader
 from easgd_cli.training.snapshot import Moment
-
-_NAME = re.compile(r"(\d+)_step_\d+\.pt")  # counted as they are written: which is the newest does not hang on what is in them
 
 
 @dataclass
@@ -63,7 +60,8 @@ class Checkpoint:
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes the checkpoint and removes all but the newest `keep`. Raises OSError, leaving the older ones as they were."""
     directory.mkdir(exist_ok=True)
-    path = directory / f"{1 + max(map(_number, find(directory)), default=0):06d}_step_{int(checkpoint.owner.moment.step)}.pt"
+    number = 1 + max(map(reader.checkpoint_number, reader.checkpoints(directory)), default=0)
+    path = directory / f"{number:06d}_step_{int(checkpoint.owner.moment.step)}.pt"
     content = {
         "owner": vars(checkpoint.owner) | {"moment": asdict(checkpoint.owner.moment)},
         "workers": {i: vars(w) for i, w in checkpoint.workers.items()},
@@ -71,7 +69,7 @@ def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "simulated": checkpoint.simulated,
     }
     save(content, path)
-    for old in find(directory)[:-keep]:
+    for old in reader.checkpoints(directory)[:-keep]:
         old.unlink()
     return path
 
@@ -92,40 +90,18 @@ def save(content: Any, path: Path) -> None:
         raise e if isinstance(e, OSError) else OSError(f"{path}: {e}") from e
 
 
-def find(directory: Path) -> list[Path]:
-    """The checkpoints there, oldest first."""
-    if not directory.is_dir():
-        return []
-    return sorted((p for p in directory.iterdir() if _NAME.fullmatch(p.name)), key=_number)
+def load(file: BinaryIO) -> Checkpoint:
+    """The checkpoint in a file. Raises whatever torch and a content of another form raise."""
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    owner = found["owner"]
+    return Checkpoint(
+        OwnerState(**owner | {"moment": Moment(**owner["moment"])}),
+        {i: WorkerState(**w) for i, w in found["workers"].items()},
+        [(Moment(**moment), vectors) for moment, vectors in found["pending"]],
+        found["simulated"],
+    )
 
 
-def _number(path: Path) -> int:
-    return int(path.name.partition("_")[0])
-
-
-def newest(run_dir: Path, steps: int | None = None) -> Checkpoint:
-    """The last checkpoint of a run, whose workers are to take `steps` local steps in all (None: any number).
-
-    Raises UsageError when there is none, it cannot be read, or a worker has taken more.
-    """
-    found = find(run_dir / "checkpoint")
-    if not found:
-        raise UsageError(
-            f"resume={run_dir}: holds no checkpoint; one is written at the end, on interruption and at every checkpoint.every. Start the run again instead."
-        )
-    path = found[-1]
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        owner = content["owner"]
-        checkpoint = Checkpoint(
-            OwnerState(**owner | {"moment": Moment(**owner["moment"])}),
-            {i: WorkerState(**w) for i, w in content["workers"].items()},
-            [(Moment(**moment), vectors) for moment, vectors in content["pending"]],
-            content["simulated"],
-        )
-    except Exception as e:
-        raise UsageError(f"resume={run_dir}: {path} cannot be read ({type(e).__name__}); remove it to go on from an older checkpoint, if there is one.") from e
-    taken = max([*checkpoint.owner.moment.clocks.values(), *(w.t for w in checkpoint.workers.values())], default=0)
-    if steps is not None and steps < taken:
-        raise UsageError(f"resume={run_dir}: its workers have taken up to {taken} steps and would have to end after {steps}; give a greater length.")
-    return checkpoint
+def steps_taken(checkpoint: Checkpoint) -> int:
+    """The most local steps that one of its workers has taken."""
+    return max([*checkpoint.owner.moment.clocks.values(), *(w.t for w in checkpoint.workers.values())], default=0)

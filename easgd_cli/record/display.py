@@ -16,6 +16,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from easgd_cli.system.terminal import for_terminal
+
 _REDRAW_SECONDS = 0.2
 
 
@@ -26,13 +28,20 @@ class Screen(Console):
         raise BrokenPipeError
 
 
+def screen() -> Screen:
+    """Standard output: on a terminal lines are broken between words, elsewhere they stay whole."""
+    made = Screen(highlight=False)
+    made.soft_wrap = not made.is_terminal
+    return made
+
+
 def say(what: str | Text | Callable[[], object]) -> None:
     """Prints a line, or calls what prints, on standard output. Where nobody reads that any more it goes nowhere, and so does all that follows."""
     try:
         if isinstance(what, str):
-            print(what, flush=True)
+            print(for_terminal(what, sys.stdout), flush=True)
         elif isinstance(what, Text):
-            Screen(highlight=False, soft_wrap=True).print(what)
+            screen().print(what, overflow="ignore")
         else:
             what()
     except (OSError, ValueError):
@@ -43,7 +52,7 @@ class Display:
     """A view with lines above it, or without a terminal only lines."""
 
     def __init__(self, console: Screen | None = None):
-        self._console: Screen | None = console or Screen(highlight=False, soft_wrap=True)
+        self._console: Screen | None = console or screen()
         self._live: Live | None = None
         self._redrawn = 0.0
         if self._console.is_terminal and not self._console.is_dumb_terminal and self._console.file.isatty():
@@ -65,7 +74,7 @@ class Display:
 
     def line(self, text: str | Text) -> None:
         """A line above the view. A `str` is Rich's markup."""
-        self.show(lambda console: console.print(text))
+        self.show(lambda console: console.print(text, overflow="ignore"))  # a path is not broken
 
     def show(self, what: Callable[[Screen], object]) -> None:
         """Whatever else is to be printed."""

@@ -11,8 +11,10 @@ import yaml
 
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
-from easgd_cli.record.recorder import ENTRY, Recorder, read_rows
+from easgd_cli.record.reader import BadFile, read_order, read_rows
+from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.tensorboard import Value
 from easgd_cli.settings import targets as makers
 from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta, length
@@ -39,7 +41,7 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
         **getattr(prepared.problem, "facts", {}),
         "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.parameters,
         "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed, "precision": s.precision,
-        "length": length(s), "until": asdict(s.until),
+        "length": length(s), "until": asdict(s.until), "symbols": sorted(_symbols(s)), "metrics": metrics_of(prepared.problem).told(),
     }  # fmt: skip
     texts = {"command": as_is(job.command), "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
     if resumed is None:
@@ -47,20 +49,19 @@ def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | N
     return Recorder.reopen(job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.owner.moment.exchanges)
 
 
-def check_record(run_dir: Path, resumed: Checkpoint) -> None:
+def check_record(run: Path, resumed: Checkpoint, workers: int) -> None:
     """Reads what a run is to go on from, so that a damaged record is found before anything is started. Raises UsageError."""
-    metrics, order = (kept if (kept := run_dir / "checkpoint" / name).exists() else run_dir / name for name in ("metrics.jsonl", "exchanges.bin"))
+    metrics, order = (kept if (kept := run / "checkpoint" / name).exists() else run / name for name in ("metrics.jsonl", "exchanges.bin"))
     try:
-        for _ in read_rows(metrics):
+        for _ in read_rows(metrics, workers):
             pass
-        there = order.stat().st_size // ENTRY
-    except OSError as e:
-        raise UsageError(f"resume={run_dir}: {e.filename} cannot be read ({e.strerror}), and a run goes on with its record; start it again instead.") from e
-    except ValueError as e:
-        raise UsageError(f"resume={run_dir}: {e}, and a run goes on with its record; mend or remove that line, or start the run again.") from e
+        there = len(read_order(order, workers))
+    except BadFile as e:
+        remedy = "start it again instead" if e.line is None else "mend or remove that line, or start the run again"
+        raise UsageError(f"resume={run}: {e.fact}, and a run goes on with its record; {remedy}.") from e
     if there < resumed.owner.moment.exchanges:
         raise UsageError(
-            f"resume={run_dir}: {order} holds {there} exchanges, and {resumed.owner.moment.exchanges} are needed to go on from the checkpoint; "
+            f"resume={run}: {order} holds {there} exchanges, and {resumed.owner.moment.exchanges} are needed to go on from the checkpoint; "
             "start the run again instead."
         )
 
@@ -68,7 +69,7 @@ def check_record(run_dir: Path, resumed: Checkpoint) -> None:
 def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
     exchanges = build.method(s).shared is not None
-    uses = {*makers.signature(makers.locate("algo", s.algo["target"])), *makers.signature(makers.locate("schedule", s.schedule["target"]))}
+    uses = _symbols(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")}
     found |= {
         "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
@@ -87,6 +88,12 @@ def hparams(s: Settings) -> dict[str, Value]:
     return {key: value if value is None or isinstance(value, str | int | float) else str(value) for key, value in found.items()}
 
 
+def _symbols(s: Settings) -> set[str]:
+    """Those of the paper's symbols that its method and schedule ask for."""
+    asked = [makers.signature(makers.locate(group, getattr(s, group)["target"])) for group in ("algo", "schedule")]
+    return {name for names in asked for name in names} & build.symbols(s).keys()
+
+
 def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
     """Tells which rows came before the checkpoint and will not come again when a run goes on from it."""
     moment = checkpoint.owner.moment
@@ -97,7 +104,7 @@ def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
 
     def keep(row: Row) -> bool:
         if row["party"] not in PARTIES:
-            return bool(row["step"] <= reached[row["party"]])
+            return bool(row["step"] <= reached.get(row["party"], 0))
         before = row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges and row["step"] <= moment.step
         return before and (row["party"] == "system" or (row["seconds"], row["step"], row["exchanges"]) not in pending)
 

@@ -8,7 +8,7 @@ from typing import Any
 from easgd_cli.record.metrics import Row, worker_name
 
 
-def before(rows: Iterable[Row]) -> dict[str, list[float]]:
+def lost_before(rows: Iterable[Row]) -> dict[str, list[float]]:
     """By worker, the mean local steps at which it was lost, by the rows of a run that is resumed."""
     found: dict[str, list[float]] = {}
     for row in rows:
@@ -17,7 +17,7 @@ def before(rows: Iterable[Row]) -> dict[str, list[float]]:
     return found
 
 
-def told(summary: Mapping[str, Any]) -> list[str]:
+def lines(summary: Mapping[str, Any]) -> list[str]:
     """A line for every loss: how, or when it was."""
     earlier = [f"{worker}: at step {step:,.0f}, until the run was resumed" for worker, steps in summary.get("lost_before", {}).items() for step in steps]
     return earlier + [f"{worker}: {how}" for worker, how in summary.get("lost", {}).items()]

@@ -1,4 +1,4 @@
-"""The metrics that are plotted, with one sentence each: shown by TensorBoard beside the curve and in docs/metrics.md.
+"""The metrics of workers and of the run, with one sentence each: shown by TensorBoard beside the curve and in docs/metrics.md.
 
 A row may hold more; that is recorded in metrics.jsonl and, but for what a problem measures of the center, not plotted.
 """
@@ -10,20 +10,7 @@ from typing import Any
 Row = dict[str, Any]  # {"seconds", "step", "exchanges", "party", then metrics by bare name: a number, None (not finite) or a text}
 MOMENT = ("seconds", "step", "exchanges", "party")
 
-# Of the center x~, and likewise of its average: one point at every evaluation of a snapshot, dropout off, center patches.
-CENTER = {
-    "train_loss": "Cross-entropy of the center on a fixed subset of the training images, or the problem's function, without the l2 term.",
-    "test_loss": "Cross-entropy of the center on the test images, without the l2 term.",
-    "test_error": "Test images that the center gets wrong, in percent.",
-    "test_error_top5": "Test images whose label is not among the five largest outputs of the center, in percent.",
-    "best_test_error": "The lowest test error of the center so far, in percent.",
-    "seconds_to_best": "Training seconds after which the lowest test error so far was reached.",
-    "validation_loss": "Cross-entropy of the center on the training images held out by dataset.validation.",
-    "validation_error": "Held-out training images that the center gets wrong, in percent.",
-    "validation_error_top5": "Held-out training images whose label is not among the five largest outputs of the center, in percent.",
-    "distance_to_optimum": "Euclidean distance between the center and the nearest minimum of the problem's function.",
-    "well": "Mean sign of the center's coordinates on a double well: 1 with all in the wells at +1, -1 with all in those at -1.",
-}
+MEASURED = ("center", "average")  # parties with a row at every evaluation of a snapshot, of what the problem declares (problems/metric.py)
 
 # Of each worker, at fixed local steps.
 WORKER = {
@@ -31,7 +18,7 @@ WORKER = {
     "distance_to_center": "Euclidean distance between the worker's parameters and the center it was last told.",
     "staleness": "Updates of the center by others between two exchanges of the worker, the mean since the last point.",
     "eta": "Learning rate at the worker's clock.",
-    "images_per_second": "Images, or a problem's samples, that the worker has differentiated a second since the last point, all waiting included.",
+    "samples_per_second": "Samples that the worker has differentiated a second since the last point, all waiting included.",
     "seconds_compute": "Seconds of the worker's step loop spent on gradients, since the start.",
     "seconds_data": "Seconds of the worker's step loop spent on making batches, since the start.",
     "seconds_communication": "Seconds the worker's step loop itself spent sending, waiting and pulling, since the start.",
@@ -47,7 +34,7 @@ SYSTEM = {
     "master_busy": "Share of the virtual time in which the master was serving, since the start, in percent (simulated).",
 }
 
-PARTIES = {"center": CENTER, "average": CENTER, "system": SYSTEM}  # everybody else is a worker
+PARTIES = (*MEASURED, "system")  # everybody else is a worker
 
 # Where a worker's or the system's curve begins, at step 0, nothing has been spent or done: 0. These begin with their first value.
 BEGIN_WITH_THEIR_FIRST = {"train_loss", "eta"}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from easgd_cli.record.metrics import BEGIN_WITH_THEIR_FIRST, CENTER, PARTIES, WORKER, Row, measured, worker_name
+from easgd_cli.record.metrics import BEGIN_WITH_THEIR_FIRST, MEASURED, PARTIES, SYSTEM, WORKER, Row, measured, worker_name
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Points:
         """The points that `row` adds."""
         party = row["party"]
         if party in PARTIES:
-            names = measured(row) if PARTIES[party] is CENTER else PARTIES[party]  # a problem says itself what it measures
+            names = measured(row) if party in MEASURED else SYSTEM  # a problem says itself what it measures
             yield from self._points(row, {m: f"{party}/{m}" for m in names})
             if party == "system" and "lost" in row:
                 self._live.discard(worker_name(row["lost"]))
@@ -79,7 +79,7 @@ class Points:
         last = self._last.get(row["party"], Point(0.0, 0, {}))
         point = Point(max(row["seconds"], last.seconds), max(int(row["step"]), last.step), values)
         new = {tag: value for tag, value in values.items() if tag not in last.values}
-        if new and point.step > 0 and PARTIES.get(row["party"]) is not CENTER:  # the center's start is measured like all others
+        if new and point.step > 0 and row["party"] not in MEASURED:  # the center's start is measured like all others
             yield Point(0.0, 0, {tag: _at_zero(tag, first) for tag, first in new.items()})
         self._last[row["party"]] = Point(point.seconds, point.step, last.values | values)
         yield point

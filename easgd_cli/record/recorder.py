@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from easgd_cli.errors import RunError
-from easgd_cli.record import lost_workers as losses
-from easgd_cli.record.append_file import GrowingFile
-from easgd_cli.record.best_values import Standing
+from easgd_cli.record import lost_workers
+from easgd_cli.record.append_file import AppendFile
+from easgd_cli.record.best_values import BestValues
 from easgd_cli.record.metrics import Row, worker_name
+from easgd_cli.record.reader import ENTRY, BadFile, declared, read_rows
 from easgd_cli.record.summary import summarize, surroundings, write_summary
-from easgd_cli.record.tensorboard import Board, Value, started_at
+from easgd_cli.record.tensorboard import EventWriter, Value, started_at
 
 _FLUSH_SECONDS = 0.2
-ENTRY = 2  # bytes of a worker's number in exchanges.bin, little-endian
 
 
 class Recorder:
@@ -33,9 +33,9 @@ class Recorder:
     def __init__(self, run_dir: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str], facts: Mapping[str, Any]):
         """Begins the record of a new run.
 
-        `texts`: TensorBoard's Text page, Markdown by title; `facts`: what summary.json says of the run from its start.
+        `texts`: TensorBoard's Text page, Markdown by title; `facts`: what summary.json says of the run from its start, its `metrics` among them.
         """
-        self._begin(run_dir, Board(run_dir, workers, hparams, texts, time.time()), facts, [], 0)
+        self._begin(run_dir, EventWriter(run_dir, workers, hparams, texts, time.time(), declared(facts)), facts, [], 0)
         self.row({"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": workers})
         self.flush()
 
@@ -57,20 +57,20 @@ class Recorder:
         recorder = cls.__new__(cls)
         with _told(run_dir / "metrics.jsonl", "read"):
             rows = [row for row in read_rows(run_dir / "metrics.jsonl") if keep(row)]
-        if lost := losses.before(rows):
+        if lost := lost_workers.lost_before(rows):
             facts = {**facts, "lost_before": lost}
         started = started_at(run_dir) or time.time() - max((row["seconds"] for row in rows), default=0.0)
-        recorder._begin(run_dir, Board(run_dir, workers, hparams, texts, started), facts, rows, exchanges)
+        recorder._begin(run_dir, EventWriter(run_dir, workers, hparams, texts, started, declared(facts)), facts, rows, exchanges)
         recorder.flush()
         return recorder
 
-    def _begin(self, run_dir: Path, board: Board, facts: Mapping[str, Any], rows: list[Row], exchanges: int) -> None:
-        self._dir, self._board = run_dir, board
+    def _begin(self, run_dir: Path, events: EventWriter, facts: Mapping[str, Any], rows: list[Row], exchanges: int) -> None:
+        self._dir, self._events = run_dir, events
         self._facts = {**facts, **surroundings()}
         self._failed, self._flushed = False, 0.0
         self._replace(rows, exchanges)
         with _told(run_dir / "summary.json", "written"):
-            write_summary(run_dir, summarize({"status": "running", **self._facts}, self._standing.stats()))
+            write_summary(run_dir, summarize({"status": "running", **self._facts}, self._best.stats()))
 
     def _replace(self, rows: Iterable[Row], exchanges: int) -> None:
         """Makes these rows, and the first `exchanges` exchanges there are, the whole record."""
@@ -79,8 +79,8 @@ class Recorder:
             there = order.stat().st_size // ENTRY if order.exists() else 0
         if there < exchanges:
             raise RunError(f"{order}: holds {there} exchanges, and {exchanges} are needed to go on from the checkpoint; start the run again instead.")
-        self._standing = Standing()
-        rows = [self._standing.take(row) for row in rows]
+        self._best = BestValues(declared(self._facts).primary)
+        rows = [self._best.take(row) for row in rows]
         with _told(metrics, "written"):
             beside = metrics.with_name(f".{metrics.name}.{os.getpid()}")
             try:
@@ -92,31 +92,31 @@ class Recorder:
             except OSError:
                 beside.unlink(missing_ok=True)
                 raise
-            self._metrics = GrowingFile(metrics)
+            self._metrics = AppendFile(metrics)
         with _told(order, "written"):
-            self._order = GrowingFile(order, keep=ENTRY * exchanges)
-        self._board.replace(rows)
+            self._order = AppendFile(order, keep=ENTRY * exchanges)
+        self._events.replace(rows)
 
     def row(self, row: Row) -> Row:
-        """Records a row and returns it as recorded: with `best_test_error` and `seconds_to_best` where it is of the center."""
-        row = self._standing.take(row)
+        """Records a row and returns it as recorded: with the best value so far, and when it was, where it is of the center."""
+        row = self._best.take(row)
         self._metrics.add(_line(row))
-        self._board.row(row)
+        self._events.row(row)
         return row
 
     @property
     def evaluated(self) -> tuple[float, int] | None:
         """Step and exchanges of the last evaluation."""
-        return self._standing.evaluated
+        return self._best.evaluated
 
     @property
     def reached(self) -> dict[str, int]:
         """The local step of each worker's last row."""
-        return self._standing.reached
+        return self._best.reached
 
     def spent(self, worker: int, seconds: Mapping[str, float]) -> None:
         """Tells summary.json where all seconds of a worker's loop have gone, by the names they have in its rows."""
-        self._standing.spent(worker_name(worker), seconds)
+        self._best.spent(worker_name(worker), seconds)
 
     def order(self, workers: Sequence[int]) -> None:
         """Records whose exchanges the master has served, in this order."""
@@ -127,14 +127,14 @@ class Recorder:
         now = time.monotonic()
         if now - self._flushed >= _FLUSH_SECONDS:
             self._flushed = now
-            self._write(GrowingFile.flush)
+            self._write(AppendFile.flush)
 
     def flush(self) -> None:
         """Returns when the disk has everything recorded so far. Raises RunError."""
-        self._write(GrowingFile.sync)
+        self._write(AppendFile.sync)
 
-    def _write(self, how: Callable[[GrowingFile], None]) -> None:
-        self._board.flush()
+    def _write(self, how: Callable[[AppendFile], None]) -> None:
+        self._events.flush()
         if self._failed:
             return
         for file in (self._metrics, self._order):
@@ -146,7 +146,7 @@ class Recorder:
 
     def cut(self, keep: Callable[[Row], bool], exchanges: int) -> None:
         """Takes back all rows but these, and all exchanges but the first `exchanges`. Raises RunError."""
-        self._write(GrowingFile.flush)
+        self._write(AppendFile.flush)
         self._close_files()
         with _told(self._dir / "metrics.jsonl", "read"):
             rows = [row for row in read_rows(self._dir / "metrics.jsonl") if keep(row)]
@@ -162,9 +162,9 @@ class Recorder:
             self.flush()
         except RunError as e:
             failure, facts = e, {**facts, "status": "failed", "reason": str(e)}
-        self._board.close(facts["status"])
+        self._events.close(facts["status"])
         self._close_files()
-        summary = summarize({**self._facts, **facts}, self._standing.stats())
+        summary = summarize({**self._facts, **facts}, self._best.stats())
         try:
             write_summary(self._dir, summary)
         except OSError as e:
@@ -178,31 +178,6 @@ class Recorder:
         self._order.close()
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a metrics.jsonl, but for an unfinished last line. Raises OSError, and ValueError for a damaged line."""
-    with open(path, encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            if not line.endswith("\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as e:
-                raise ValueError(f"{path}: line {number} is not a row of the record ({e})") from e
-            if not _is_row(row):
-                raise ValueError(f"{path}: line {number} is not a row of the record, which has seconds, step, exchanges and party")
-            yield row
-
-
-def read_order(path: Path) -> list[int]:
-    """The worker numbers of an exchanges.bin, but for an unfinished last one. Raises OSError."""
-    data = path.read_bytes()
-    return list(struct.unpack(f"<{len(data) // ENTRY}H", data[: len(data) // ENTRY * ENTRY]))
-
-
-def _is_row(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("party"), str) and all(isinstance(row.get(k), int | float) for k in ("seconds", "step", "exchanges"))
-
-
 def _line(row: Row) -> bytes:
     return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -214,8 +189,8 @@ def _told(path: Path, done: str) -> Iterator[None]:
         yield
     except OSError as e:
         raise _failure(path, done, e) from e
-    except ValueError as e:
-        raise RunError(f"{e}; the run cannot go on with it.") from e
+    except BadFile as e:
+        raise RunError(f"{e.fact}; the run cannot go on with it.") from e
 
 
 def _failure(path: Path, done: str, e: OSError) -> RunError:

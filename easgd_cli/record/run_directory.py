@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from easgd_cli.errors import UsageError
+from easgd_cli.record import reader
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.files import put
 
@@ -101,37 +100,6 @@ def write_config(path: Path, settings: Settings, overrides: Sequence[str]) -> No
         raise UsageError(f"{path}: the run's configuration cannot be written there ({_why(e)}); choose another place with hydra.run.dir=PATH.") from e
 
 
-def overrides_of(path: Path) -> list[str]:
-    """What overrides.yaml of a run says; nothing where there is none."""
-    try:
-        return [str(o) for o in yaml.safe_load((path / "overrides.yaml").read_text(encoding="utf-8")) or []]
-    except (OSError, ValueError, yaml.YAMLError, TypeError):
-        return []
-
-
-def config_of(path: Path) -> dict[str, Any] | None:
-    """What config.yaml of a run says; None where there is none to read."""
-    try:
-        content = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):  # ValueError: it is not text
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def summary_of(path: Path) -> dict[str, Any]:
-    """What summary.json of a run says; nothing where there is none to read."""
-    try:
-        content = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def status_of(path: Path) -> str | None:
-    """How the run there ended: running, completed, diverged, interrupted or failed; None where nothing says so."""
-    return summary_of(path).get("status")
-
-
 @contextmanager
 def held(path: Path, shared: bool = False) -> Iterator[None]:
     """Keeps every other process out of `path` for as long as it lasts, or with `shared` those that would keep others out. Raises UsageError when one is in it.
@@ -174,7 +142,10 @@ def clear(path: Path) -> bool:
     files = [file for entry in inside for file in ([entry] if entry.is_symlink() or not entry.is_dir() else entry.rglob("*"))]
     if path.is_symlink() or not all(_UNFINISHED.fullmatch(file.name) or any(file.match(pattern) for pattern in known) for file in files):
         return False
-    if (path / "summary.json").exists() and not summary_of(path):  # nobody knows what it said
+    try:
+        if (path / "summary.json").exists() and not reader.summary_of(path):
+            return False
+    except reader.BadFile:  # nobody knows what it said
         return False
     for entry in inside:
         if entry.is_dir() and not entry.is_symlink():

@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensor
 
 # What is looked for first comes first.
 _ORDER = (
-    "status", "reason", "algo", "problem", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds", "images_per_second",
+    "status", "reason", "algo", "problem", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds", "samples_per_second",
     "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before",
 )  # fmt: skip
 
@@ -31,7 +31,7 @@ def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> di
     facts = dict(facts)
     vector_bytes = facts.pop("vector_bytes", None)
     if facts.get("wall_seconds"):
-        facts["images_per_second"] = sum(facts["steps"].values()) * facts["batch_size"] / facts["wall_seconds"]
+        facts["samples_per_second"] = sum(facts["steps"].values()) * facts["batch_size"] / facts["wall_seconds"]
     if vector_bytes is not None:
         facts["bytes_exchanged"] = 2 * facts["exchanges"] * vector_bytes  # a message up and a reply down
     told = {**facts, **recorder_stats}

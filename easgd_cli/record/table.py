@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from easgd_cli.record import lost_workers as losses
+from easgd_cli.problems.metric import SECONDS_TO_BEST, Metric, Metrics
+from easgd_cli.record import lost_workers
 from easgd_cli.record.display import Screen, count
+from easgd_cli.record.reader import declared
 
 STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
 WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
@@ -21,6 +23,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
     """One run's end: a label and a value a line."""
     console = console or Console()
     center, steps = summary["center"], sorted(summary["steps"].values())
+    metrics = declared(summary)
     workers = f"{summary['workers']} worker{'' if summary['workers'] == 1 else 's'}"
     lines: list[tuple[str, str | Text]] = [
         (
@@ -28,19 +31,26 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
             Text(summary["status"], style=STYLES.get(summary["status"], "")).append(f": {summary['reason']}" if summary.get("reason") else "", style=""),
         ),
         ("method", f"{summary['algo']}, {workers}" + (f", tau={summary['tau']}" if summary["exchanges"] else "")),
-        *_measured(center, on_data=summary.get("dataset") != "none"),
-        *_of_average(summary.get("average")),
+        *_measured(center, metrics),
+        *_of_average(summary.get("average"), metrics),
         *_measured_before_the_end(summary),
         ("steps", f"{steps[0]:,}" + (" each" if len(steps) > 1 else "") if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"),
         ("exchanges", f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none"),
         ("speed", _speed(summary)),
         ("a worker's time", _shares(summary["seconds"])),
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
-        *(("lost", line) for line in losses.told(summary)),
+        *(("lost", line) for line in lost_workers.lines(summary)),
     ]
     width = max(len(label) for label, _ in lines)
+    if not console.is_terminal:
+        for label, value in lines:
+            console.print(Text(f"{label:{width}}  ").append(value), highlight=False, soft_wrap=True)
+        return
+    narrow = Table.grid(padding=(0, 2, 0, 0))
+    narrow.add_column(no_wrap=True)
     for label, value in lines:
-        console.print(Text(f"{label:{width}}  ").append(value), highlight=False, soft_wrap=True)
+        narrow.add_row(label, value if isinstance(value, Text) else Text(value))
+    console.print(narrow, highlight=False)
 
 
 def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], console: Console | None = None) -> None:
@@ -50,26 +60,24 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     table.add_column("run", overflow="fold")
     table.add_column("status", no_wrap=True)
     centers = [summary.get("center") or {} for _, _, summary, _ in rows]
-    on_data = {"test_error" in center for center in centers if center} or {True}
-    functions = [column for column in _ON_FUNCTIONS if False in on_data and any(column[1] in center for center in centers)]
-    top5 = [_TOP5] if any(_TOP5[1] in center for center in centers) else []
-    held_out = [_HELD_OUT] if any(_HELD_OUT[1] in center for center in centers) else []
-    columns = (_ON_DATA + top5 + held_out if True in on_data else []) + functions
+    columns = _columns([(declared(summary), center) for (_, _, summary, _), center in zip(rows, centers, strict=True)])
     summaries = [summary for _, _, summary, _ in rows]
     further = [("average", _average)] if any(summary.get("average") for summary in summaries) else []
     further += [("until", _until)] if any(_level(summary) is not None for summary in summaries) else []
-    for heading in (*(heading for heading, _, _ in columns), *(heading for heading, _ in further), "seconds"):
+    for heading in (*(metric.short for metric in columns), *(heading for heading, _ in further), "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for (name, status, summary, _), center in zip(rows, centers, strict=True):
         wall = summary.get("wall_seconds")
         table.add_row(
-            Text(name), Text(status, style=STYLES.get(status, "")), *(show(center.get(metric)) for _, metric, show in columns),
+            Text(name), Text(status, style=STYLES.get(status, "")), *(metric.shown(center.get(metric.name)) for metric in columns),
             *(show(summary) for _, show in further), "-" if wall is None else f"{wall:,.1f}",
         )  # fmt: skip
     console.print(table, highlight=False)
     for name, status, _, reason in rows:
         if reason and status != "completed":
-            console.print(Text(f"{name}: ").append(status, style=STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=True)
+            console.print(
+                Text(f"{name}: ").append(status, style=STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=not console.is_terminal
+            )
 
 
 def job_line(title: str, status: str, said: str) -> Text:
@@ -77,31 +85,40 @@ def job_line(title: str, status: str, said: str) -> Text:
     return Text(f"{title}: ").append(said, style=STYLES.get(status, ""))
 
 
-def _measured(center: dict[str, Any], on_data: bool) -> list[tuple[str, str]]:
-    """What the last evaluation says, a label and a value each: first what there is of a data set, then the rest under its own name."""
-    lines = []
-    if "test_error" in center or (on_data and not center):
-        lines.append(("test error", f"{_percent(center.get('test_error'))}{_best(center)}"))
-    if "test_error_top5" in center:
-        lines.append(("top-5 error", _percent(center["test_error_top5"])))
-    if "validation_error" in center:
-        lines.append(("held-out error", _percent(center["validation_error"])))
-    if "validation_error_top5" in center:
-        lines.append(("held-out top-5", _percent(center["validation_error_top5"])))
+def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]:
+    """What a sweep's table shows of the centers: the primary metric, its best and the other errors; of runs without one their loss and what they declare."""
+    columns: dict[str, Metric] = {}
+    for metrics, center in measured:
+        judged = metrics.primary is not None and metrics.primary.name in center
+        shown = metrics.errors(center)
+        if judged and metrics.primary is not None:
+            shown = [metrics.primary, metrics.primary.best, *(metric for metric in shown if metric is not metrics.primary)]
+        elif center:
+            shown = [Metric("train_loss"), *shown]
+        columns |= {metric.name: metric for metric in shown}
+    if not columns and (primary := next((metrics.primary for metrics, _ in measured), None)) is not None:
+        columns = {metric.name: metric for metric in (primary, primary.best)}
+    return list(columns.values())
+
+
+def _measured(center: dict[str, Any], metrics: Metrics) -> list[tuple[str, str]]:
+    """What the last evaluation says, a label and a value each: the declared metrics, losses in a line, then the rest under its own name."""
+    errors = metrics.errors(center) if center or metrics.primary is None else [metrics.primary]
+    lines = [(m.title, m.shown(center.get(m.name)) + (_best(center, m) if m is metrics.primary else "")) for m in errors]
     losses = [f"{split} {_number(center[f'{split}_loss'])}" for split in ("train", "test") if f"{split}_loss" in center]
-    lines.append(("loss", ", ".join(losses) or "-"))
-    told = (
-        "test_error", "test_error_top5", "best_test_error", "seconds_to_best", "train_loss", "test_loss",
-        "validation_loss", "validation_error", "validation_error_top5",
-    )  # fmt: skip
-    return lines + [(name.replace("_", " "), _number(value)) for name, value in center.items() if name not in told]
+    told = {metric.name for metric in metrics.known()}
+    loss = [("loss", ", ".join(losses) or "-")]
+    rest = [(name.replace("_", " "), _number(value)) for name, value in center.items() if name not in told]
+    return [*lines, *loss, *rest] if metrics.primary is not None else [*loss, *lines, *rest]
 
 
-def _of_average(average: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _of_average(average: dict[str, Any] | None, metrics: Metrics) -> list[tuple[str, str]]:
     if not average:
         return []
-    on_data = f"test error {_percent(average['test_error'])}{_best(average)}" if "test_error" in average else None
-    return [("of the average", on_data or f"train loss {_number(average.get('train_loss'))}")]
+    primary = metrics.primary
+    if primary is None or primary.name not in average:
+        return [("of the average", f"train loss {_number(average.get('train_loss'))}")]
+    return [("of the average", f"{primary.title} {primary.shown(average[primary.name])}{_best(average, primary)}")]
 
 
 def _measured_before_the_end(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -115,31 +132,31 @@ def _measured_before_the_end(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _average(summary: dict[str, Any]) -> str:
-    """The error of the average, or the loss where there is no error."""
-    average = summary.get("average") or {}
-    return _percent(average["test_error"]) if "test_error" in average else _number(average.get("train_loss"))
+    """The primary metric of the average, or the loss where it has none."""
+    average, primary = summary.get("average") or {}, declared(summary).primary
+    return primary.shown(average[primary.name]) if primary is not None and primary.name in average else _number(average.get("train_loss"))
 
 
-def _level(summary: dict[str, Any]) -> float | None:
-    """The test error that ends the run."""
-    level: float | None = (summary.get("until") or {}).get("test_error")
-    return level
+def _level(summary: dict[str, Any]) -> tuple[Metric, float] | None:
+    """What ends the run: a metric, and the level it is to reach."""
+    asked = {name: level for name, level in (summary.get("until") or {}).items() if level is not None}
+    return next(((declared(summary)[name], level) for name, level in asked.items()), None)
 
 
 def _until(summary: dict[str, Any]) -> str:
     """Whether the run reached its level: its record then ends with the evaluation that did, of the average where one is kept."""
-    level = _level(summary)
-    if level is None:
+    asked = _level(summary)
+    if asked is None:
         return "-"
-    error = (summary.get("average") or summary.get("center") or {}).get("test_error")
-    reached = summary.get("status") == "completed" and error is not None and error <= level
-    return f"{level:g} % {'reached' if reached else 'not reached'}"
+    metric, level = asked
+    value = (summary.get("average") or summary.get("center") or {}).get(metric.name)
+    reached = summary.get("status") == "completed" and metric.reached(value, level)
+    return f"{metric.with_unit(f'{level:g}')} {'reached' if reached else 'not reached'}"
 
 
-def _best(center: dict[str, Any]) -> str:
-    if center.get("best_test_error") is None:
-        return ""
-    return f", at best {_percent(center['best_test_error'])} after {center['seconds_to_best']:.1f} s"
+def _best(center: dict[str, Any], metric: Metric) -> str:
+    best = center.get(metric.best.name)
+    return "" if best is None else f", at best {metric.shown(best)} after {SECONDS_TO_BEST.shown(center[SECONDS_TO_BEST.name])}"
 
 
 def _shares(seconds: dict[str, float]) -> str:
@@ -149,9 +166,8 @@ def _shares(seconds: dict[str, float]) -> str:
 
 
 def _speed(summary: dict[str, Any]) -> str:
-    samples = "samples" if summary.get("dataset") == "none" else "images"
     real = f" (virtual; {summary['real_seconds']:.1f} s of real time)" if "real_seconds" in summary else ""
-    return f"{summary.get('images_per_second', 0.0):,.0f} {samples}/s for {summary['wall_seconds']:.1f} s{real}"
+    return f"{summary.get('samples_per_second', 0.0):,.0f} samples/s for {summary['wall_seconds']:.1f} s{real}"
 
 
 def _communication(said: dict[str, Any]) -> str:
@@ -177,20 +193,3 @@ def _bytes(count: float) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} %"
-
-
-# Columns of a sweep's table: heading, metric of the center, how it is written.
-_ON_DATA = [
-    ("test error", "test_error", _percent),
-    ("best", "best_test_error", _percent),
-]
-_TOP5 = ("top-5", "test_error_top5", _percent)
-_HELD_OUT = ("held-out", "validation_error", _percent)
-_ON_FUNCTIONS = [
-    ("train loss", "train_loss", _number),
-    ("distance to optimum", "distance_to_optimum", _number),
-]

@@ -26,8 +26,9 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from easgd_cli.record.append_file import GrowingFile
-from easgd_cli.record.metrics import CENTER, SYSTEM, WORKER, Row
+from easgd_cli.problems.metric import SECONDS_TO_BEST, TRAIN_LOSS, Metrics
+from easgd_cli.record.append_file import AppendFile
+from easgd_cli.record.metrics import SYSTEM, WORKER, Row
 from easgd_cli.record.points import Point, Points
 
 Value = str | float | int | bool | None  # of a hyperparameter; None: a number that this run's method does not use
@@ -36,30 +37,22 @@ log = logging.getLogger("easgd.launcher.record")
 
 _NAME = re.compile(r"events\.out\.tfevents\.\d+\.\d+")
 
-# What a sweep is compared by, as the columns of the HParams table: on a data set, on a function, and on both.
-_COMPARED_ON_DATA = {
-    "center/best_test_error": "best test error (%)",
-    "center/test_error": "final test error (%)",
-    "center/seconds_to_best": "seconds to best",
-}
-_COMPARED_ON_FUNCTIONS = {
-    "center/distance_to_optimum": "final distance to the optimum",
-}
+# What a sweep is compared by beside the metrics of its runs, as columns of the HParams table.
 _COMPARED = {
-    "center/train_loss": "final training loss",
-    "workers/images_per_second_mean": "images/s per worker",
+    "workers/samples_per_second_mean": "samples/s per worker",
     "workers/seconds_communication_mean": "seconds of communication",
 }
 
 
-class Board:
+class EventWriter:
     """The event file of one run.
 
     `started`: the wall-clock time of training second 0, in Unix seconds; with it the page's relative axis shows training
     seconds. A failed write is told once and tried again at the next flush.
     """
 
-    def __init__(self, directory: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str], started: float):
+    def __init__(self, directory: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str], started: float, metrics: Metrics):
+        self._metrics = metrics
         self._directory, self._workers, self._hparams, self._texts = directory, workers, dict(hparams), dict(texts)
         self._started = float(int(started))  # whole seconds, as the file's name says it, so that a run that goes on has the same
         self._complained = False
@@ -73,7 +66,7 @@ class Board:
         self._laid_out = 0  # how many tags were plotted when the layout was told
         start = [_session_start(self._hparams, self._directory.name, self._started)]
         if not _event_files(self._directory.parent):  # a run of its own; in a sweep the page might read this one instead of the sweep's
-            start.append(_experiment([self._hparams], domains=False))
+            start.append(_experiment([self._hparams], [self._metrics], domains=False))
         self._events.add(0.0, 0, [*start, *(_text(title, text) for title, text in self._texts.items())])
 
     def replace(self, rows: Iterable[Row]) -> None:
@@ -96,7 +89,7 @@ class Board:
         for point in points:
             values = []
             for tag, value in point.values.items():
-                described = None if tag in self._described else _about(tag)
+                described = None if tag in self._described else _about(tag, self._metrics)
                 values.append(Summary.Value(tag=tag, simple_value=value, metadata=described))
                 self._described.add(tag)
             self._events.add(point.seconds, point.step, values)
@@ -105,7 +98,7 @@ class Board:
         """Writes what has been added. Never raises for want of space or permission."""
         if self._laid_out < len(self._described):  # a chart may have come with them; the page takes the last layout it reads
             self._laid_out = len(self._described)
-            self._events.add(0.0, 0, [_layout(self._described)])
+            self._events.add(0.0, 0, [_layout(self._described, self._metrics)])
         try:
             self._events.flush()
             while self._outdated:
@@ -134,7 +127,7 @@ class _EventFile:
         self._started = started
         self._framed = io.BytesIO()
         self._records = RecordWriter(self._framed)
-        self._file: GrowingFile | None = None
+        self._file: AppendFile | None = None
         self._write(Event(wall_time=started, file_version="brain.Event:2"))
         # A page without TensorBoard's fast loader forgets what it has read upon the second of these; the fast one goes by steps.
         self._write(Event(wall_time=started, session_log=SessionLog(status=SessionLog.START)))
@@ -150,7 +143,7 @@ class _EventFile:
     def flush(self) -> None:
         """Raises OSError; nothing is lost then."""
         if self._file is None:
-            self._file = GrowingFile(self._path)
+            self._file = AppendFile(self._path)
         self._file.add(self._framed.getvalue())
         self._framed.seek(0)
         self._framed.truncate()
@@ -174,23 +167,20 @@ def _event_files(directory: Path) -> list[Path]:
 # --- what is not a curve ---------------------------------------------------------------------------------------------
 
 
-def _about(tag: str) -> SummaryMetadata:
+def _about(tag: str, metrics: Metrics) -> SummaryMetadata:
     """What the page says of a curve. A tag's first value alone has it."""
-    return SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), summary_description=_description(tag))
+    return SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), summary_description=_description(tag, metrics))
 
 
-def _description(tag: str) -> str:
+def _description(tag: str, metrics: Metrics) -> str:
     group, _, name = tag.partition("/")
     if group == "workers":
         metric, _, kind = name.rpartition("_")
         word = {"mean": "Mean", "min": "Least", "max": "Greatest"}[kind]
         return f"{word} over the workers at the same local step: {WORKER[metric]}"
     if group == "average":
-        return f"The same for the average of the center: {CENTER.get(name, _MEASURED)}"
-    return CENTER.get(name, _MEASURED) if group == "center" else SYSTEM[name] if group == "system" else WORKER[group]
-
-
-_MEASURED = "What the problem's own evaluation says under this name."
+        return f"The same for the average of the center: {metrics[name].description}"
+    return metrics[name].description if group == "center" else SYSTEM[name] if group == "system" else WORKER[group]
 
 
 def _text(tag: str, markdown: str) -> Summary.Value:
@@ -203,17 +193,6 @@ def _strings(values: Sequence[bytes]) -> TensorProto:
     return TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))]), string_val=values)
 
 
-# The charts of the center on the Custom Scalars page, in order; of what a run measures.
-_CHARTS = {
-    "test_error": "test error (%)",
-    "best_test_error": "best test error so far (%)",
-    "test_error_top5": "top-5 test error (%)",
-    "validation_error": "validation error (%)",
-    "train_loss": "training loss",
-    "test_loss": "test loss",
-    "validation_loss": "validation loss",
-    "distance_to_optimum": "distance to the optimum",
-}
 _PARTS = {
     "compute": "seconds of compute",
     "data": "seconds of data",
@@ -222,7 +201,7 @@ _PARTS = {
 }
 
 
-def _layout(plotted: Collection[str]) -> Summary.Value:
+def _layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
     """The Custom Scalars page: every chart for which there are curves, `plotted` being their tags.
 
     The page joins the layouts of all runs it shows, category by category, and draws a chart without curves as an empty frame.
@@ -240,10 +219,11 @@ def _layout(plotted: Collection[str]) -> Summary.Value:
             return all(series.value in plotted for series in chart.margin.series)
         return all(any(re.match(wanted, tag) for tag in plotted) for wanted in chart.multiline.tag)
 
+    charts = _charts(metrics)
     # Of a category the page shows the line charts first, and after them those with a range, the last of them first.
     categories = {
-        "The center": [lines(title, f"center/{metric}") for metric, title in _CHARTS.items()],
-        "The center and its average": [lines(title, f"center/{metric}", f"average/{metric}") for metric, title in _CHARTS.items()],
+        "The center": [lines(title, f"center/{metric}") for metric, title in charts.items()],
+        "The center and its average": [lines(title, f"center/{metric}", f"average/{metric}") for metric, title in charts.items()],
         "The workers": [
             lines("training loss of every worker", "train_loss/worker_.*"),
             range_of("staleness", "staleness"),
@@ -259,7 +239,7 @@ def _layout(plotted: Collection[str]) -> Summary.Value:
             lines("workers alive", "system/workers_alive"),
             lines("master busy (%)", "system/master_busy"),
             lines("seconds a message waits for the master", "system/queue_seconds"),
-            range_of("images a second of a worker", "images_per_second"),
+            range_of("samples a second of a worker", "samples_per_second"),
         ],
     }
     shown = {title: [chart for chart in charts if drawn(chart)] for title, charts in categories.items()}
@@ -267,6 +247,25 @@ def _layout(plotted: Collection[str]) -> Summary.Value:
     return Summary.Value(
         tag=custom_scalars.CONFIG_SUMMARY_TAG, tensor=_scalar_string(layout.SerializeToString()), metadata=custom_scalars.create_summary_metadata()
     )
+
+
+def _charts(metrics: Metrics) -> dict[str, str]:
+    """The title of each chart of the center: the primary metric and its best, then the others, losses last."""
+    primary = [metrics.primary, metrics.primary.best] if metrics.primary is not None else []
+    losses = [TRAIN_LOSS, *(m for m in metrics.declared if m.name.endswith("_loss"))]
+    others = [m for m in metrics.declared if m not in (*primary, *losses)]
+    return {m.name: m.labelled for m in (*primary, *others, *losses)}
+
+
+def _compared(metrics: Metrics) -> dict[str, str]:
+    """The columns of the HParams table that are not settings: tag and heading."""
+    primary = metrics.primary
+    if primary is not None:
+        of_center = {primary.best.name: primary.best.labelled, primary.name: f"final {primary.labelled}", SECONDS_TO_BEST.name: SECONDS_TO_BEST.title}
+    else:
+        of_center = {m.name: f"final {m.labelled}" for m in metrics.declared}
+    of_center |= {TRAIN_LOSS.name: f"final {TRAIN_LOSS.title}"}
+    return {f"center/{name}": heading for name, heading in of_center.items()} | _COMPARED
 
 
 def _scalar_string(value: bytes) -> TensorProto:
@@ -297,15 +296,15 @@ def _hparams(tag: str, content: HParamsPluginData) -> Summary.Value:
     return Summary.Value(tag=tag, tensor=hparams_metadata.NULL_TENSOR, metadata=hparams_metadata.create_summary_metadata(content))
 
 
-def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]], texts: Mapping[str, str]) -> None:
+def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]], texts: Mapping[str, str], metrics: Sequence[Metrics]) -> None:
     """Tells TensorBoard, in an event file at the sweep's root, what the runs differ in and what they are compared by.
 
-    `runs`: the hyperparameters of each; `texts`: of the sweep, for the Text page, Markdown by title. To be called before the
+    `runs`: the hyperparameters of each; `texts`: of the sweep, for the Text page, Markdown by title; `metrics`: what each measures. To be called before the
     first run begins; replaces what an earlier start of the same sweep has told. Never raises for want of space or permission.
     """
     old = _event_files(root)
     events = _EventFile(root, time.time())
-    events.add(0.0, 0, [_experiment(runs, domains=True), *(_text(title, text) for title, text in texts.items())])
+    events.add(0.0, 0, [_experiment(runs, metrics, domains=True), *(_text(title, text) for title, text in texts.items())])
     try:
         events.flush()
         for path in old:
@@ -315,7 +314,7 @@ def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]], texts: Mapping[
     events.close()
 
 
-def _experiment(runs: Sequence[Mapping[str, Value]], domains: bool) -> Summary.Value:
+def _experiment(runs: Sequence[Mapping[str, Value]], metrics: Sequence[Metrics], domains: bool) -> Summary.Value:
     """The columns of the HParams table: settings, and what runs are compared by.
 
     `domains`: whether these runs are all there will be. Then the settings are those that differ between runs that use them, with the values to
@@ -336,12 +335,11 @@ def _experiment(runs: Sequence[Mapping[str, Value]], domains: bool) -> Summary.V
         for value in sorted(set(values)) if domains else ():
             info.domain_discrete.values.add(**{_FIELDS[info.type]: value})
         infos.append(info)
-    on_data = {run.get("dataset") != "none" for run in runs}
-    compared = (_COMPARED_ON_DATA if True in on_data else {}) | (_COMPARED_ON_FUNCTIONS if False in on_data else {}) | _COMPARED
-    metrics = [
-        api_pb2.MetricInfo(name=api_pb2.MetricName(group="", tag=tag), display_name=title, description=_description(tag)) for tag, title in compared.items()
+    columns = {tag: (title, _description(tag, measured)) for measured in metrics for tag, title in _compared(measured).items()}
+    infos_of_metrics = [
+        api_pb2.MetricInfo(name=api_pb2.MetricName(group="", tag=tag), display_name=title, description=said) for tag, (title, said) in columns.items()
     ]
-    content = api_pb2.Experiment(time_created_secs=time.time(), hparam_infos=infos, metric_infos=metrics)
+    content = api_pb2.Experiment(time_created_secs=time.time(), hparam_infos=infos, metric_infos=infos_of_metrics)
     return _hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=content))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from easgd_cli.errors import UsageError
+from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.report.reading import MOMENT, Run
 from easgd_cli.settings import targets as makers
@@ -81,11 +83,12 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`metric`: what is judged, lower is better. `told_apart`: the settings that tell configurations apart, as few as do;
-    `also_differ`: the others that differ. `levels` of the metric, highest first, with how they were chosen, and `ladder`, lowest first: those that
+    """`metric`: what is judged; `metrics`: those that the runs declare. `told_apart`: the settings that tell configurations apart, as few as do;
+    `also_differ`: the others that differ. `levels` of the metric, the easiest first, with how they were chosen, and `ladder`, the hardest first: those that
     could have been."""
 
-    metric: str
+    metric: Metric
+    metrics: Metrics
     configurations: list[Configuration]
     told_apart: list[str]
     also_differ: list[str]
@@ -100,7 +103,7 @@ class Comparison:
         return [run for c in self.configurations for run in c.runs]
 
     def seconds_to(self, c: Configuration, level: float) -> Spread | None:
-        return c.over(lambda run: run.seconds_to(self.metric, level))
+        return c.over(lambda run: run.seconds_to(self.metric.name, level))
 
     def speed_up(self, c: Configuration, level: float) -> float | None:
         """Mean seconds of the baseline to the level over those of `c`, on one task and one kind of seconds; None unless every counted run reached it."""
@@ -114,7 +117,8 @@ class Comparison:
 
 def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[float] = (), baseline: str | None = None) -> Comparison:
     """Raises UsageError where the metric was not measured, or the baseline is not one configuration."""
-    metric = _metric(runs, metric)
+    metrics = functools.reduce(Metrics.together_with, (run.metrics for run in runs))
+    judged = metrics[_metric(runs, metrics, metric)]
     runs = _without_unused(runs)
     keys = [key for key in dict.fromkeys([*_FIRST, *(k for run in runs for k in run.settings)]) if key != "seed"]
     differ = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
@@ -128,14 +132,15 @@ def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[flo
         those = sorted(those, key=lambda run: (order(run.settings.get("seed")), str(run.path)))
         ended = [run for run in those if run.status in rundir.ENDED]
         configurations.append(Configuration(values, label(values), those, ended or those))
-    ladder = sorted(levels) or _ladder(configurations, metric)
-    chosen = None if levels else _levels(configurations, metric, ladder)
+    ladder = sorted(levels, key=lambda level: judged.sign * level) or _ladder(configurations, judged)
+    chosen = None if levels else _levels(configurations, judged, ladder)
     base = _asked(baseline, configurations) if baseline is not None else _sequential(configurations)
     also = [key for key in differ if key not in told_apart and not key.endswith(".target") and _differs_where_used(runs, key)]
     told = None
     if chosen:
-        told = "the lowest of 1, 2, 5, 10, 20, 50 and so on that at least half of the configurations reached"
-    return Comparison(metric, configurations, told_apart, also, sorted(levels or chosen or (), reverse=True), ladder, told, base, baseline is not None)
+        told = f"the {judged.lowest} of 1, 2, 5, 10, 20, 50 and so on that at least half of the configurations reached"
+    easiest_first = sorted(levels or chosen or (), key=lambda level: -judged.sign * level)
+    return Comparison(judged, metrics, configurations, told_apart, also, easiest_first, ladder, told, base, baseline is not None)
 
 
 def _without_unused(runs: Sequence[Run]) -> list[Run]:
@@ -143,28 +148,31 @@ def _without_unused(runs: Sequence[Run]) -> list[Run]:
     differing = [key for key in _ASKED_FOR if len({repr(run.settings.get(key)) for run in runs}) > 1]
     if not differing:
         return list(runs)
-    used = {targets: _uses(targets) for targets in {_targets(run) for run in runs}}
-    return [replace(run, settings=run.settings | {key: None for key in differing if not _is_used(used[_targets(run)], key)}) for run in runs]
+    return [replace(run, settings=run.settings | {key: None for key in differing if not _is_used(_uses(run), key)}) for run in runs]
 
 
 def _differs_where_used(runs: Sequence[Run], key: str) -> bool:
     """Whether the runs that use it have it in several values."""
-    return len({repr(run.settings.get(key)) for run in runs if key not in _ASKED_FOR or _is_used(_uses(_targets(run)), key)}) > 1
+    return len({repr(run.settings.get(key)) for run in runs if key not in _ASKED_FOR or _is_used(_uses(run), key)}) > 1
 
 
-def _is_used(uses: set[str] | None, key: str) -> bool:
+def _is_used(uses: frozenset[str] | None, key: str) -> bool:
     return uses is None or bool(uses & _ASKED_FOR[key])
 
 
-def _targets(run: Run) -> tuple[str, str]:
-    return str(run.settings.get("algo.target")), str(run.settings.get("schedule.target"))
+def _uses(run: Run) -> frozenset[str] | None:
+    """Which symbols the run's method and schedule use. A run of before does not say so; then it is known of this package's own only."""
+    if run.symbols is not None:
+        return frozenset(run.symbols)
+    named = [str(run.settings.get(f"{group}.target")) for group in ("algo", "schedule")]
+    return _own(*named) if all(target.startswith("easgd_cli.") for target in named) else None
 
 
-def _uses(targets: tuple[str, str]) -> set[str] | None:
-    """What the makers of a method and its schedule ask for by name; None where one of them is not to be found here, as a user's own may be."""
+@functools.cache
+def _own(method: str, schedule: str) -> frozenset[str] | None:
     try:
-        return {name for group, target in zip(("algo", "schedule"), targets, strict=True) for name in makers.signature(makers.locate(group, target))}
-    except UsageError:
+        return frozenset({*makers.signature(makers.locate("algo", method)), *makers.signature(makers.locate("schedule", schedule))})
+    except UsageError:  # of another version
         return None
 
 
@@ -182,7 +190,7 @@ def written(value: Any) -> str:
     return "-" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def _metric(runs: Sequence[Run], asked: str | None) -> str:
+def _metric(runs: Sequence[Run], metrics: Metrics, asked: str | None) -> str:
     measured = dict.fromkeys(key for run in runs for key in run.curve if key not in MOMENT)
     if not measured:
         raise UsageError("report: nothing has been evaluated yet in these runs; the first evaluation is at step 0, so wait until training begins.")
@@ -190,7 +198,8 @@ def _metric(runs: Sequence[Run], asked: str | None) -> str:
         if asked not in measured:
             raise UsageError(f"--metric {asked}: was not measured in these runs; there are: {', '.join(measured)}.")
         return asked
-    return next(m for m in ("test_error", "train_loss", *measured) if m in measured)
+    primary = [run.metrics.primary.name for run in runs if run.metrics.primary is not None]
+    return next(m for m in (*primary, "train_loss", *measured) if m in measured)
 
 
 def _split(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
@@ -206,24 +215,27 @@ def order(value: Any) -> tuple[int, float, str]:
     return (0, 0.0, "") if value is None else (1, float(value), "") if number else (2, 0.0, str(value))
 
 
-def _ladder(configurations: Sequence[Configuration], metric: str) -> list[float]:
-    """Of the series 1, 2, 5, 10 and so on what some run reached and under which none began."""
-    starts = [float(run.curve[metric][0]) for c in configurations for run in c.counted if len(run.finite(metric)) and run.finite(metric)[0]]
-    reached = [best for c in configurations if (best := _best(c, metric)) is not None]
-    if not starts or min(starts) <= 0:
+def _ladder(configurations: Sequence[Configuration], metric: Metric) -> list[float]:
+    """Of the series 1, 2, 5, 10 and so on what some run reached and none had at its start."""
+    name, sign = metric.name, metric.sign
+    starts = [sign * float(run.curve[name][0]) for c in configurations for run in c.counted if len(run.finite(name)) and run.finite(name)[0]]
+    reached = [sign * best for c in configurations if (best := _best(c, metric)) is not None]
+    if not starts or (sign > 0 and min(starts) <= 0):
         return []
-    return [level for power in range(-12, 13) for digit in (1, 2, 5) if min(reached) <= (level := digit * 10.0**power) < min(starts)]
+    series = [digit * 10.0**power for power in range(-12, 13) for digit in (1, 2, 5)]
+    return [level for level in series[::sign] if min(reached) <= sign * level < min(starts)]
 
 
-def _levels(configurations: Sequence[Configuration], metric: str, ladder: Sequence[float]) -> list[float]:
-    """The lowest of them that at least half of the configurations reached."""
+def _levels(configurations: Sequence[Configuration], metric: Metric, ladder: Sequence[float]) -> list[float]:
+    """The hardest of them that at least half of the configurations reached."""
     reached = [best for c in configurations if (best := _best(c, metric)) is not None]
-    return [level for level in ladder if 2 * sum(best <= level for best in reached) >= len(configurations)][:_LEVELS]
+    return [level for level in ladder if 2 * sum(metric.reached(best, level) for best in reached) >= len(configurations)][:_LEVELS]
 
 
-def _best(c: Configuration, metric: str) -> float | None:
-    """The lowest value that one of its runs reached."""
-    return min((float(run.curve[metric][at]) for run in c.counted if (at := run.lowest(metric)) is not None), default=None)
+def _best(c: Configuration, metric: Metric) -> float | None:
+    """The best value that one of its runs reached."""
+    values = [float(run.curve[metric.name][at]) for run in c.counted if (at := run.best(metric.name)) is not None]
+    return min(values, key=lambda value: metric.sign * value, default=None)
 
 
 def _sequential(configurations: Sequence[Configuration]) -> Configuration | None:

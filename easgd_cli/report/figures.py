@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -18,7 +20,6 @@ from easgd_cli.report.comparison import Comparison, Configuration, label, order,
 from easgd_cli.report.reading import Run
 
 NAMES = ("curves", "seconds_to_level")
-_ON_DATA = ("train_loss", "test_loss", "test_error")  # the paper's panels, from left to right
 _ROWS = ("tau", "workers")  # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked for
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
 _DASHES = ("-", "--", ":", "-.")  # of curves with one colour; further ones are paler
@@ -32,8 +33,9 @@ def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict
 
     `rows`: the settings whose values make the rows of panels, or none for a choice. To be called and saved within picture.style().
     """
+    shown = curves(c, x, rows)
     found = {
-        "curves": _curves(c, x, rows or _chosen_rows(c)),
+        "curves": _draw(shown) if shown else None,
         "seconds_to_level": _bars(c) if "workers" in c.told_apart and c.levels else None,
     }
     return {name: figure for name, figure in found.items() if figure is not None}
@@ -51,7 +53,7 @@ def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
         over = f"the mean over the runs that reached the level, with {'their range' if most > 1 else 'no range: one run each'}"
         over += f"; neither range nor number where more than {_RANGES} bars stand side by side" if len(c.configurations) > _RANGES else ""
         few = "Above a bar: how many of the runs, where not all reached it; no bar: none did. A method has one colour in all figures."
-        return f"{_seconds(c).capitalize()} until the {table.plainly(c.metric)} was first at most the level: {over}. {few}"
+        return f"{_seconds(c).capitalize()} until the {c.metric.title} was first at most the level: {over}. {few}"
     crowded = f"; no range where more than {_RANGES} curves share a panel" if len(c.configurations) > _RANGES else ""
     over = f"Mean and range of up to {most} runs, up to the end of the shortest{crowded}." if most > 1 else "One run each."
     against = {"seconds": _seconds(c), "steps": "local steps of each worker", "bytes": "bytes exchanged by all workers"}[x]
@@ -82,37 +84,112 @@ def _x_of(run: Run, x: str) -> np.ndarray:
 # --- curves ----------------------------------------------------------------------------------------------------------
 
 
-def _curves(c: Comparison, x: str, keys: Sequence[str]) -> Figure | None:
-    drawn = _drawn(c, x)
+@dataclass(frozen=True)
+class Curve:
+    """A configuration in one panel: positions `at` [n], the `mean` over its runs there [n], and their least and
+    greatest values `range` [2, n], None of a single run. NaN where a run was not finite. `line`: its name."""
+
+    line: str
+    at: np.ndarray
+    mean: np.ndarray
+    range: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the figure of curves shows: `rows` of a title and, for each metric, the curves of one panel.
+
+    `x`: what the positions are; `shares_x`: whether all rows have one axis of them. `metrics`: as they are spoken of,
+    and whether their axis is logarithmic. `lines`: the colour, #rrggbb, and the dashes of every name.
+    """
+
+    x: str
+    shares_x: bool
+    metrics: list[tuple[str, bool]]
+    lines: dict[str, tuple[str, str]]
+    rows: list[tuple[str, list[list[Curve]]]]
+
+
+def curves(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> Curves | None:
+    """The same as numbers; None where nothing was evaluated twice. `rows` as those of figures()."""
+    drawn, keys = _drawn(c, x), rows or _chosen_rows(c)
     if not drawn:
         return None
-    rows = _rows(drawn, keys)
-    metrics = _metrics(c)
     looks = _looks(c, {id(of): _line(of, keys) for of in c.configurations}, keys)
-    names = dict.fromkeys(_line(of, keys) for _, those in rows for of in those)
-    lines = {name: {"color": colour, "linestyle": _DASHES[i], "linewidth": 1.2} for name in names for colour, i in [looks[name]]}
-    height = 1.9 * len(rows) + 0.35 + 0.15 * len(lines)
-    figure = picture.new(picture.WIDTH if len(metrics) > 1 else picture.WIDTH / 2, height)
-    panels = figure.subplots(len(rows), len(metrics), squeeze=False, sharex=x != "bytes", sharey="col")  # bytes fall with tau
-    for across, (values, those) in zip(panels, rows, strict=True):
-        for panel, metric in zip(across, metrics, strict=True):
-            for of in those:
-                _draw(panel, of, metric, x, len(those) <= _RANGES, **lines[_line(of, keys)])
+    metrics = _metrics(c)
+    found: list[tuple[str, list[list[Curve]]]] = []
+    names: dict[str, None] = {}
+    for values, those in _rows(drawn, keys):
+        title = ", ".join(f"{_SYMBOLS.get(key, key)} = {written(v)}" for key, v in zip(keys, values, strict=False))
+        lines = [(of, _line(of, keys)) for of in those]
+        names |= dict.fromkeys(line for _, line in lines)
+        found.append((title, [[u for of, line in lines if (u := _curve(of, metric, x, line))] for metric in metrics]))
+    down = [[curve for _, panels in found for curve in panels[i]] for i in range(len(metrics))]
+    return Curves(
+        _x_label(c, x),
+        x != "bytes",  # they fall with tau
+        [(c.metrics[metric].labelled, _spans_decades(those)) for metric, those in zip(metrics, down, strict=True)],
+        {name: (to_hex(looks[name][0]), _DASHES[looks[name][1]]) for name in names},
+        found,
+    )
+
+
+def _curve(of: Configuration, metric: str, x: str, line: str) -> Curve | None:
+    found = [(_x_of(r, x), r.curve[metric]) for r in of.counted if metric in r.curve and len(r.curve[metric]) > 1]
+    if len(found) < 2:
+        return Curve(line, *found[0], None) if found else None
+    at, values = on_a_common_axis(found)
+    return Curve(line, at, values.mean(axis=0), np.array([values.min(axis=0), values.max(axis=0)]))
+
+
+def _spans_decades(those: Sequence[Curve]) -> bool:
+    """Whether one axis of these is logarithmic: their values span more than a factor of ten, and none is below 0."""
+    values = np.concatenate([np.zeros(0), *(curve.mean for curve in those)])
+    values = values[np.isfinite(values)]
+    above = values[values > 0]
+    return bool(len(above) and values.min() >= 0 and above.max() > 10 * above.min())
+
+
+def _draw(shown: Curves) -> Figure:
+    wide = len(shown.metrics) > 1
+    looks: dict[str, dict[str, Any]] = {}
+    for name, (colour, dash) in shown.lines.items():
+        looks[name] = {"color": colour, "linestyle": dash, "linewidth": 1.2}
+    height = 1.9 * len(shown.rows) + 0.35 + 0.15 * len(looks)
+    figure = picture.new(picture.WIDTH if wide else picture.WIDTH / 2, height)
+    panels = figure.subplots(len(shown.rows), len(shown.metrics), squeeze=False, sharex=shown.shares_x, sharey="col")
+    for across, (title, row) in zip(panels, shown.rows, strict=True):
+        for panel, those, (metric, _) in zip(across, row, shown.metrics, strict=True):
+            for curve in those:
+                panel.plot(curve.at, curve.mean, **looks[curve.line])
+                if curve.range is not None and len(those) <= _RANGES:
+                    colour = looks[curve.line]["color"]
+                    panel.fill_between(curve.at, *curve.range, color=colour, alpha=0.15, linewidth=0)
             panel.grid(True, color="0.9")
             panel.set_axisbelow(True)
-            panel.set_ylabel(table.name(metric))
-        if len(rows) > 1:
-            picture.letter(across[0], _text(", ".join(f"{_SYMBOLS.get(key, key)} = {written(v)}" for key, v in zip(keys, values, strict=True))))
-    for down in panels.T:
-        _scale(down)
+            panel.set_ylabel(metric)
+        picture.letter(across[0], _text(title))
+    for down, (_, logarithmic) in zip(panels.T, shown.metrics, strict=True):
+        if logarithmic:
+            _scale(down)
     for panel in panels[-1]:
-        panel.set_xlabel(_x_label(c, x))
-    if len(lines) > 1:
-        handles = [Line2D([], [], **look) for look in lines.values()]
-        longest = max(map(len, lines))
-        columns = max(1, min(len(lines), int((100 if len(metrics) > 1 else 50) / (longest + 8))))
-        figure.legend(handles, [_text(name) for name in lines], loc="outside lower center", ncols=columns)
+        panel.set_xlabel(shown.x)
+    if len(looks) > 1:
+        handles = [Line2D([], [], **look) for look in looks.values()]
+        columns = max(1, min(len(looks), int((100 if wide else 50) / (max(map(len, looks)) + 8))))
+        figure.legend(handles, [_text(name) for name in looks], loc="outside lower center", ncols=columns)
     return figure
+
+
+def _scale(panels: Sequence[Axes]) -> None:
+    """Panels with one logarithmic axis; a 0 lies below it."""
+    least, most = min(panel.dataLim.minposy for panel in panels), max(panel.dataLim.y1 for panel in panels)
+    panels[0].set_yscale("log", nonpositive="clip")  # the others share it
+    for panel in panels:
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 500 * least else (1,)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_ylim(least / 1.2, most * 1.2)
 
 
 def _drawn(c: Comparison, x: str) -> list[Configuration]:
@@ -163,21 +240,10 @@ def _looks(c: Comparison, names: Mapping[int, str], without: Sequence[str]) -> d
 
 def _metrics(c: Comparison) -> list[str]:
     measured = {key for run in c.runs for key in run.curve}
-    wanted = _ON_DATA if "test_error" in measured else (c.metric, "train_loss", "distance_to_optimum")
-    return [m for m in dict.fromkeys([*wanted, c.metric]) if m in measured]
-
-
-def _draw(panel: Axes, of: Configuration, metric: str, x: str, ranges: bool, **look: Any) -> None:
-    curves = [(_x_of(run, x), run.curve[metric]) for run in of.counted if metric in run.curve and len(run.curve[metric]) > 1]
-    if not curves:
-        return
-    if len(curves) == 1:
-        panel.plot(*curves[0], **look)
-        return
-    at, values = on_a_common_axis(curves)
-    panel.plot(at, values.mean(axis=0), **look)
-    if ranges:
-        panel.fill_between(at, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0)
+    primary, losses = c.metrics.primary, ("train_loss", "test_loss")  # the paper's panels, from left to right
+    judged = primary is not None and primary.name in measured
+    wanted = (*losses, primary.name) if primary is not None and judged else (c.metric.name, "train_loss", "distance_to_optimum")
+    return [m for m in dict.fromkeys([*wanted, c.metric.name]) if m in measured]
 
 
 def on_a_common_axis(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -192,23 +258,6 @@ def on_a_common_axis(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[n
             at.append(x)
     at.append(end)
     return np.array(at), np.array([np.interp(at, xs, ys) for xs, ys in curves])
-
-
-def _scale(panels: Sequence[Axes]) -> None:
-    """Of panels with one metric: logarithmic where its values span more than a factor of ten; a 0 then lies below the panel."""
-    values = np.concatenate([np.zeros(0), *(np.asarray(line.get_ydata(), dtype=float) for panel in panels for line in panel.get_lines())])
-    values = values[np.isfinite(values)]
-    above = values[values > 0]
-    if not len(above) or values.min() < 0 or above.max() <= 10 * above.min():
-        return
-    panels[0].set_yscale("log", nonpositive="clip")  # the others share it
-    for panel in panels:
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if above.max() < 200 * above.min() else (1,)))
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter(NullFormatter())
-    ranges = [box for panel in panels if np.isfinite(box := panel.dataLim.intervaly).all()]
-    least, most = min([above.min(), *(low for low, _ in ranges if low > 0)]), max([above.max(), *(high for _, high in ranges)])
-    panels[0].set_ylim(least / 1.2, most * 1.2)
 
 
 # --- bars ------------------------------------------------------------------------------------------------------------
@@ -249,7 +298,7 @@ def _bars(c: Comparison) -> Figure | None:
         panel.set_xlabel("p (workers)")
         panel.grid(True, axis="y", color="0.9")
         panel.set_axisbelow(True)
-        picture.letter(panel, f"to {table.level(c, level)} {table.plainly(c.metric)}")
+        picture.letter(panel, f"to {table.level(c, level)} {c.metric.title}")
     panels[0].set_ylabel(_seconds(c).rstrip(","))
     if len(groups) > 1:
         handles = [Rectangle((0, 0), 1, 1, edgecolor="white", **look) for look in looks]
@@ -259,5 +308,5 @@ def _bars(c: Comparison) -> Figure | None:
 
 
 def _text(name: str) -> str:
-    """As it stands: a dollar sign begins no formula."""
-    return name.replace("$", r"\$")
+    """As it stands: a dollar sign begins no formula, and no control character breaks the file."""
+    return picture.printable(name).replace("$", r"\$")

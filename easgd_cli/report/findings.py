@@ -25,7 +25,7 @@ def findings(c: Comparison) -> list[str]:
     said, tasks = [], dict.fromkeys(of.task for of in c.configurations)
     for task in tasks:
         those = [of for of in c.configurations if of.task == task]
-        about = [*_diverged(those), *_lowest(c, those), *_soonest(c, those), *_with_more_workers(c, those), *_communication(c, those)]
+        about = [*_diverged(those), *_best(c, those), *_soonest(c, those), *_with_more_workers(c, those), *_communication(c, those)]
         said += [f"{task}: {sentence}" for sentence in about] if len(tasks) > 1 else about
     return said
 
@@ -36,24 +36,24 @@ def _diverged(those: Sequence[Configuration]) -> list[str]:
     return [f"Diverged: {_listed(named)}."] if named else []
 
 
-def _lowest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """Which ended lowest, of all and of each method, among those whose every run has ended, with a number."""
-    if any(of.setting("until.test_error") is not None for of in those):
+def _best(c: Comparison, those: Sequence[Configuration]) -> list[str]:
+    """Which ended with the best value, of all and of each method, among those whose every run has ended, with a number."""
+    if any(of.setting(f"until.{c.metric.name}") is not None for of in those):
         return []  # they ended where they were told to
     ended = [of for of in those if all(run.status in rundir.ENDED for run in of.counted)]
-    said = _least(_all_there(ended, lambda of: table.final(c, of)), f"Lowest final {table.plainly(c.metric)}", _unit(c), _name)
+    said = _least(_all_there(ended, lambda of: table.final(c, of)), f"{c.metric.lowest.capitalize()} final {c.metric.title}", _unit(c), _name, c.metric.sign)
     groups, named, numbered = _by_name(c, ended)
     for group in groups:
         there = _all_there(group, lambda of: table.final(c, of))
-        said += _least(there, f"Lowest with {_label(group[0], named)}", _unit(c), lambda of: _label(of, numbered))
+        said += _least(there, f"{c.metric.lowest.capitalize()} with {_label(group[0], named)}", _unit(c), lambda of: _label(of, numbered), c.metric.sign)
     return said
 
 
 def _soonest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """Which was first at the lowest level that two configurations reached with every run."""
+    """Which was first at the hardest level that two configurations reached with every run."""
     if len({of.virtual for of in those}) > 1:
         return []  # virtual seconds are not those of a clock
-    for level in sorted(c.levels):
+    for level in reversed(c.levels):
         there = _at(c, those, level)
         if len(there) > 1:
             return _least(there, f"Soonest at {_level(c, level)}", f" {_seconds(those[0])}", _name)
@@ -101,11 +101,11 @@ def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _least(those: Measured, before: str, unit: str, name: Callable[[Configuration], str]) -> list[str]:
-    """The one with the lowest mean, or all that share it, and those that are not told apart from it; nothing where there is nothing to choose."""
+def _least(those: Measured, before: str, unit: str, name: Callable[[Configuration], str], sign: int = 1) -> list[str]:
+    """The one with the lowest mean times `sign`, or all that share it, and those that are not told apart from it; nothing where there is nothing to choose."""
     if len(those) < 2:
         return []
-    _, s = min(those, key=lambda one: one[1].mean)
+    _, s = min(those, key=lambda one: sign * one[1].mean)
     alike = [of for of, other in those if math.isclose(other.mean, s.mean, rel_tol=1e-9, abs_tol=0)]
     same = all(table.shown(other) == table.shown(s) for of, other in those if of in alike)  # else their deviations differ
     number = table.shown(s) if same else f"{table.digits(s.mean)} in the mean"
@@ -114,7 +114,7 @@ def _least(those: Measured, before: str, unit: str, name: Callable[[Configuratio
         return [said]
     if s.std is None:
         return [f"{said} It may be chance: of a single run no deviation is known."]
-    close = [name(of) for of, other in those if of not in alike and other.mean - max(other.std or 0, s.std) <= s.mean + s.std]
+    close = [name(of) for of, other in those if of not in alike and sign * other.mean - max(other.std or 0, s.std) <= sign * s.mean + s.std]
     it = "them" if len(alike) > 1 else "it"
     return [f"{said} {f'Not told apart from {it} by mean ± deviation: {_listed(close)}' if close else f'No other overlaps with {it} in mean ± deviation'}."]
 
@@ -167,11 +167,11 @@ def _groups(those: Sequence[Configuration], keys: Sequence[str]) -> list[list[Co
 
 
 def _level(c: Comparison, level: float) -> str:
-    return f"{level:g} % {table.plainly(c.metric)}" if c.metric in table.PERCENT else f"a {table.plainly(c.metric)} of {level:g}"
+    return f"{level:g} {c.metric.unit} {c.metric.title}" if c.metric.unit else f"a {c.metric.title} of {level:g}"
 
 
 def _unit(c: Comparison) -> str:
-    return " %" if c.metric in table.PERCENT else ""
+    return f" {c.metric.unit}" if c.metric.unit else ""
 
 
 def _seconds(of: Configuration) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from easgd_cli.report import table
 from easgd_cli.report.comparison import Comparison
 from easgd_cli.report.reading import MOMENT, Run
 
@@ -23,10 +22,10 @@ def notes(c: Comparison) -> list[str]:
     if len(tasks := dict.fromkeys(of.task for of in c.configurations)) > 1:
         said.append(f"Runs of different problems are here ({'; '.join(tasks)}): what they reached cannot be compared.")
     evaluated = [run for run in c.runs if len(run.curve["seconds"])]
-    if without := [of.label for of in c.configurations if any(len(run.curve["seconds"]) and c.metric not in run.curve for run in of.runs)]:
+    if without := [of.label for of in c.configurations if any(len(run.curve["seconds"]) and c.metric.name not in run.curve for run in of.runs)]:
         others = [m for m in evaluated[0].curve if m not in MOMENT and all(m in run.curve for run in evaluated)]
         instead = f"; --metric {others[0]} is in all" if others else ""
-        said.append(f"No {table.plainly(c.metric)} was measured in: {'; '.join(without)}{instead}.")
+        said.append(f"No {c.metric.title} was measured in: {'; '.join(without)}{instead}.")
     parties = {run.party for run in c.runs}
     if "average" in parties:
         said.append("Measured of the average of the center" + (" where a run keeps one, else of the center." if len(parties) > 1 else "."))
@@ -54,8 +53,8 @@ def notes(c: Comparison) -> list[str]:
             if run.status not in ("completed", "running") and run.reason:
                 said.append(f"{run.path.name}: {run.status}: {run.reason}{_last_measured(run)}")
             said += [f"{run.path.name}: lost {line}." for line in run.lost]
-    if c.metric not in table.PERCENT:
-        said.append(f"Judged by {c.metric}, lower is better.")
+    if not c.metric.primary:
+        said.append(f"Judged by {c.metric.name}, {c.metric.direction} is better.")
     return said
 
 

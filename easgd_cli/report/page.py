@@ -1,43 +1,67 @@
-"""The report as one HTML page that needs nothing else: tables, figures, what differs, commands, how each run ended."""
+"""The report as one HTML page that needs nothing else: tables, figures, what differs, commands, how each run ended.
+
+Curves are drawn in the browser (report.js, with uPlot); on paper and without scripts the page shows the SVG figures.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from easgd_cli.picture import printable
 from easgd_cli.report.comparison import Comparison, written
-from easgd_cli.report.table import Table
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.87rem; }
-th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-th { vertical-align: bottom; border-bottom: 2px solid #666; } .number { text-align: right; white-space: nowrap; }
-code { font: 0.85rem ui-monospace, monospace; overflow-wrap: anywhere; }
-figure { margin: 1.2rem 0; } figure img { width: 100%; max-width: 62rem; } figcaption { color: #555; }
-"""
+from easgd_cli.report.figures import Curve, Curves
+from easgd_cli.report.table import ResultTable
 
 
-def page(title: str, c: Comparison, findings: Sequence[str], tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str, tuple[Path, str]]) -> str:
-    """`figures`: by name the SVG file and what it shows. Every text from a run is escaped."""
-    parts = [f"<h1>{escape(title)}</h1>", _list(findings)]
+def page(
+    title: str,
+    c: Comparison,
+    findings: Sequence[str],
+    tables: Sequence[ResultTable],
+    notes: Sequence[str],
+    figures: Mapping[str, tuple[Path, str]],
+    curves: Curves | None,
+) -> str:
+    """`figures`: by name the SVG file and what it shows; `curves`: the figure of that name as numbers, or None.
+
+    Every text from a run is escaped.
+    """
+    parts = [f"<h1>{_text(title)}</h1>", _list(findings)]
     for table in tables:
-        parts.append(f"<h2>{escape(table.title)}</h2>{_table(table.headings, table.rows, table.numbers)}")
+        parts.append(f"<h2>{_text(table.title)}</h2>{_table(table.headings, table.rows, table.numbers)}")
     parts.append(_list(notes))
     for name, (path, caption) in figures.items():
+        data = _data(curves) if curves and name == "curves" else ""
         parts.append(
-            f'<figure id="{escape(name)}"><img alt="{escape(caption)}" src="{_picture(path)}"/>'
-            f"<figcaption>{escape(caption)} <code>{escape(path.name)}</code></figcaption></figure>"
+            f'<figure id="{_text(name)}">{data}'
+            f'<div class="wide"><img alt="{_text(caption)}" src="{_picture(path)}"/></div>'
+            f"<figcaption>{_text(caption)} <code>{_text(path.name)}</code></figcaption></figure>"
         )
     parts += [f"<h2>Differences</h2>{_differences(c)}", f"<h2>Runs</h2>{_runs(c)}"]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>{escape(title)}</title><style>{_STYLE}</style></head>\n'
-        f"<body>\n{chr(10).join(parts)}\n</body></html>\n"
-    )
+    style = _asset("uplot/uPlot.min.css") + _asset("report.css")
+    # CDATA hides the script's < and & from readers of XML. uPlot's licence has to go with every copy of it.
+    library = f"/*! uPlot: {_asset('uplot/LICENSE')}*/\n{_asset('uplot/uPlot.iife.min.js')}"
+    script = f"//<![CDATA[\n{library}{_asset('report.js')}//]]>"
+    # A browser neither loads anything from elsewhere nor runs any script but this one.
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
+    body = "\n".join(parts)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>
+<meta http-equiv="Content-Security-Policy" content="{policy}"/>
+<title>{_text(title)}</title><style>{style}</style></head>
+<body>
+{body}
+<script>{script}</script></body></html>
+"""
 
 
 def has(written: str, svg: Path) -> bool:
@@ -45,25 +69,69 @@ def has(written: str, svg: Path) -> bool:
     return _picture(svg) in written
 
 
-def _picture(svg: Path) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
-
-
-def _list(sentences: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>" if sentences else ""
-
-
 def command(overrides: Sequence[str]) -> str:
     """The command that starts such a run again."""
     return shlex.join(["easgd", "train", *overrides])
 
 
+def _text(text: str) -> str:
+    return escape(printable(text))
+
+
+def _picture(path: Path) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _data(shown: Curves) -> str:
+    """The curves for report.js: JSON in which nothing is markup."""
+    numbers = {name: number for number, name in enumerate(shown.lines)}
+
+    def written_out(curve: Curve) -> dict[str, Any]:
+        edges = None if curve.range is None else [_numbers(edge) for edge in curve.range]
+        line = numbers[curve.line]
+        return {"line": line, "x": _numbers(curve.at), "mean": _numbers(curve.mean), "range": edges}
+
+    def panels(row: Sequence[Sequence[Curve]]) -> list[list[dict[str, Any]]]:
+        return [[written_out(curve) for curve in panel] for panel in row]
+
+    lines = [{"name": printable(name), "colour": colour, "dash": dash} for name, (colour, dash) in shown.lines.items()]
+    data = {
+        "x": shown.x,
+        "shares_x": shown.shares_x,
+        "metrics": [{"name": printable(name), "logarithmic": logarithmic} for name, logarithmic in shown.metrics],
+        "lines": lines,
+        "rows": [{"title": printable(title), "panels": panels(row)} for title, row in shown.rows],
+    }
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # in ASCII
+    text = text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"})
+    return f'<script type="application/json" id="data">{text}</script>'
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """With nine digits, finer than anyone can see; None where not finite."""
+    return [float(f"{v:.9g}") if np.isfinite(v) else None for v in values]
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_text(sentence)}</li>' for sentence in sentences)}</ul>" if sentences else ""
+
+
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         marks = ["" if i < numbers else ' class="number"' for i in range(len(cells))]
-        return f"<tr>{''.join(f'<{tag}{mark}>{escape(cell)}</{tag}>' for mark, cell in zip(marks, cells, strict=True))}</tr>"
+        inside = [f"<{tag}{mark}>{_text(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True)]
+        return f"<tr>{''.join(inside)}</tr>"
 
-    return f'<div class="wide"><table><thead>{line("th", headings)}</thead><tbody>{"".join(line("td", row) for row in rows)}</tbody></table></div>'
+    body = "".join(line("td", row) for row in rows)
+    return f'<div class="wide"><table><thead>{line("th", headings)}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _differences(c: Comparison) -> str:
@@ -75,13 +143,13 @@ def _differences(c: Comparison) -> str:
 
 
 def _runs(c: Comparison) -> str:
-    cells = []
+    rows = []
     for of in c.configurations:
         for run in of.runs:
             reason = f": {run.reason}" if run.reason else ""
             left_out = "" if run in of.counted else " (not counted)"
-            cells.append(
-                f"<tr><td>{escape(run.path.name)}</td><td>{escape(run.status + reason + left_out)}</td>"
-                f"<td><code>{escape(command(run.overrides))}</code></td></tr>"
-            )
-    return f'<div class="wide"><table><thead><tr><th>run</th><th>status</th><th>command</th></tr></thead><tbody>{"".join(cells)}</tbody></table></div>'
+            name, status = _text(run.path.name), _text(run.status + reason + left_out)
+            again = _text(command(run.overrides))
+            rows.append(f"<tr><td>{name}</td><td>{status}</td><td><code>{again}</code></td></tr>")
+    heading = "<thead><tr><th>run</th><th>status</th><th>command</th></tr></thead>"
+    return f'<div class="wide"><table>{heading}<tbody>{"".join(rows)}</tbody></table></div>'

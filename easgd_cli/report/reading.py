@@ -1,11 +1,10 @@
-"""Runs as a report needs them, read from their directories fast: every line is looked at, only those of the party that is judged are parsed."""
+"""Runs as a report needs them, and which directories are runs."""
 
 from __future__ import annotations
 
 import glob
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,18 +15,15 @@ from typing import Any
 import numpy as np
 
 from easgd_cli.errors import UsageError
-from easgd_cli.record import lost_workers as losses
+from easgd_cli.problems.metric import Metrics
+from easgd_cli.record import lost_workers, reader
 from easgd_cli.record import run_directory as rundir
+from easgd_cli.record.metrics import PARTIES, Row
 from easgd_cli.settings.schema import OF_SWEEPS
 
 _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
 MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve has are metrics
 _PARTS = ("compute", "data", "communication", "other")
-_NUMBER = rb"-?[0-9]++(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+"
-_ROW = re.compile(  # as the recorder writes them; a third of the time that parsing takes
-    rb'\{"seconds": N, "step": N, "exchanges": N, "party": "(\w++)"(?:, "[^"\\]++": (?:N|null|"[^"\\]*+"))*+\}'.replace(b"N", _NUMBER)
-)
-_STALENESS = re.compile(rb'"party": "worker_.*"staleness": ([-+.eE0-9]+)')
 
 # Settings that say where and how a run is kept and started, not what it does.
 _ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", *OF_SWEEPS}
@@ -41,7 +37,8 @@ class Run:
     `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or not there.
     `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
     `cores`: CPU cores that it had, None where they are not known or did not do the computing.
-    `lost`: a line for every loss of a worker.
+    `lost`: a line for every loss of a worker. `metrics`: what its problem declares.
+    `symbols`: those of the paper's symbols that its method and schedule use, None where nothing says so.
     `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1.
     """
 
@@ -61,6 +58,8 @@ class Run:
     cores: int | None
     lost: list[str]
     damaged: list[int]
+    metrics: Metrics
+    symbols: list[str] | None
 
     @property
     def bytes_exchanged(self) -> float:
@@ -79,15 +78,17 @@ class Run:
         """The metric at the last evaluation, None where that is not finite."""
         return float(self.curve[metric][-1]) if len(self.curve["seconds"]) and self.finite(metric)[-1] else None
 
-    def lowest(self, metric: str) -> int | None:
-        """Which evaluation was the first with the lowest value of the metric."""
-        return int(np.nanargmin(np.where(there, self.curve[metric], np.nan))) if (there := self.finite(metric)).any() else None
+    def best(self, metric: str) -> int | None:
+        """Which evaluation was the first with the best value of the metric."""
+        there, sign = self.finite(metric), self.metrics[metric].sign
+        return int(np.nanargmin(np.where(there, sign * self.curve[metric], np.nan))) if there.any() else None
 
     def seconds_to(self, metric: str, level: float) -> float | None:
-        """Training seconds after which the metric was first at most `level`."""
+        """Training seconds after which the metric was first as good as `level`."""
         if metric not in self.curve:
             return None
-        reached = np.flatnonzero(self.curve[metric] <= level)  # NaN is not
+        sign = self.metrics[metric].sign
+        reached = np.flatnonzero(sign * self.curve[metric] <= sign * level)  # NaN is not
         return float(self.curve["seconds"][reached[0]]) if len(reached) else None
 
 
@@ -155,9 +156,10 @@ def _unattended(path: Path, status: str) -> str:
     """How a job stands that nobody looks after any more: not as was last said of it, but by its own directory, where it has one."""
     if status not in ("queued", "running"):
         return status
+    said: str | None = None
     try:
-        with rundir.held(path):
-            said = rundir.status_of(path)
+        with rundir.held(path), suppress(reader.BadFile):
+            said = reader.status_of(path)
     except UsageError:
         return "running"
     except FileNotFoundError:
@@ -168,9 +170,9 @@ def _unattended(path: Path, status: str) -> str:
 def _sweep(root: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
     """The jobs of a sweep by sweep.json, and its command; no jobs where it is no sweep."""
     try:
-        content = json.loads((root / "sweep.json").read_text(encoding="utf-8"))
+        content = json.loads(reader.read_text(root / "sweep.json"))
         jobs = {name: job for name, job in content["jobs"].items() if isinstance(job["status"], str)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (reader.BadFile, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return {}, None
     return jobs, content.get("command")
 
@@ -189,35 +191,31 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> Run:
-    """The run in this directory, as it stands. Raises UsageError where its files cannot be read."""
-    config, summary = rundir.config_of(path), rundir.summary_of(path)
+    """The run in this directory, as it stands. Raises BadFile where its files cannot be read."""
+    config, summary = reader.config_of(path), reader.summary_of(path)
     if config is None:
-        raise UsageError(f"report {path}: its config.yaml is missing or cannot be read, and without it nobody knows what was run.")
-    if not summary and (path / "summary.json").exists():
-        raise UsageError(f"report {path}: its summary.json cannot be read, so nobody knows how the run ended; mend or remove that file.")
-    settings = _flat(config)
+        raise reader.MissingFile(path / "config.yaml", "is missing, and without it nobody knows what was run")
+    if not isinstance(config.get("workers"), int):
+        raise reader.BadFile(path / "config.yaml", "does not say how many workers the run has")
+    settings, damaged = _flat(config), list[int]()
     party = "center" if settings.get("average", "none") == "none" else "average"
     try:
-        data = (path / "metrics.jsonl").read_bytes()
-    except FileNotFoundError:
-        data = b""
-    except OSError as e:
-        raise UsageError(f"report {path}: metrics.jsonl cannot be read ({e.strerror}).") from e
-    lines, own, damaged = _sorted(data.split(b"\n")[:-1], party)  # a last line that is being written is not a row yet
-    rows = [json.loads(line) for line in own]
-    last_row = json.loads(lines[-1]) if lines else {}
-    exchanges = summary.get("exchanges", last_row.get("exchanges", 0))
-    workers = _last_of_workers(lines, settings.get("workers", 1)) if "images_per_second" not in summary else []
-    curve = _curve(rows)
-    if settings.get("workers") == 1 and not exchanges and len(curve["step"]) and curve["step"][-1] > settings.get("tau", 0):
+        rows = list(reader.read_rows(path / "metrics.jsonl", config["workers"], damaged))
+    except reader.MissingFile:
+        rows = []
+    exchanges: int = summary["exchanges"] if "exchanges" in summary else int(rows[-1]["exchanges"]) if rows else 0
+    workers = [row for row in rows if row["party"] not in PARTIES]
+    curve = _curve([row for row in rows if row["party"] == party])
+    if settings.get("workers") == 1 and not exchanges and len(curve["step"]) and curve["step"][-1] > (settings.get("tau") or 0):
         settings["tau"] = None  # a method that exchanges nothing has no period, whatever the setting says
     status, reason = _status(path, summary)
     per_exchange = summary["bytes_exchanged"] / exchanges if summary.get("bytes_exchanged") and exchanges else 8.0 * summary.get("parameters", 0)
     return Run(
-        path, settings, rundir.overrides_of(path), status, reason, party, curve,
+        path, settings, reader.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers), bytes_per_exchange=per_exchange, exchanges=exchanges,
-        staleness=_staleness(summary, lines), virtual=settings.get("launcher", "local") != "local",
-        cores=_cores(summary), lost=losses.told(summary), damaged=damaged,
+        staleness=_staleness(summary, workers), virtual=settings.get("launcher", "local") != "local",
+        cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
+        metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
     )  # fmt: skip
 
 
@@ -234,67 +232,37 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in _ABOUT_KEEPING}
 
 
-def _sorted(lines: Sequence[bytes], party: str) -> tuple[list[bytes], list[bytes], list[int]]:
-    """The lines that are rows, those of them that are this party's, and the numbers of the others, from 1."""
-    rows, own, damaged = [], [], []
-    wanted = party.encode()
-    for number, line in enumerate(lines, 1):
-        whose = found[1] if (found := _ROW.fullmatch(line)) else _party(line)
-        if whose is None:
-            damaged.append(number)
-            continue
-        rows.append(line)
-        if whose == wanted:
-            own.append(line)
-    return rows, own, damaged
-
-
-def _party(line: bytes) -> bytes | None:
-    """Whose row this is, by parsing it; None where it is none."""
-    try:
-        row = json.loads(line)
-        row["seconds"] + row["step"] + row["exchanges"]
-        return str(row["party"]).encode()
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
 def _curve(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     names = dict.fromkeys([*MOMENT, *(key for row in rows for key, value in row.items() if not isinstance(value, str))])
     return {name: np.array([np.nan if (value := row.get(name)) is None else value for row in rows], dtype=float) for name in names}
 
 
-def _last_of_workers(lines: Sequence[bytes], workers: int) -> list[dict[str, Any]]:
-    """The last row of every worker that has one."""
-    last: dict[str, dict[str, Any]] = {}
-    for line in reversed(lines):
-        if len(last) == workers:
-            break
-        if b'"worker_' in line and (row := json.loads(line))["party"] not in last and "seconds_compute" in row:
-            last[row["party"]] = row
-    return list(last.values())
-
-
-def _seconds(summary: dict[str, Any], workers: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+def _seconds(summary: dict[str, Any], workers: Sequence[Row]) -> dict[str, float] | None:
     said: dict[str, float] = summary.get("seconds") or {}
     if sum(said.values()) > 0:
         return said
-    return {part: float(np.mean([row[f"seconds_{part}"] for row in workers])) for part in _PARTS} if workers else None
+    last = [row for row in _last(workers) if all(f"seconds_{part}" in row for part in _PARTS)]
+    return {part: float(np.mean([row[f"seconds_{part}"] for row in last])) for part in _PARTS} if last else None
 
 
-def _speed(summary: dict[str, Any], workers: Sequence[dict[str, Any]]) -> float | None:
-    """Images, or samples, of all workers a second since the start."""
-    if "images_per_second" in summary:
-        return float(summary["images_per_second"])
-    return sum(row["step"] * summary["batch_size"] / row["seconds"] for row in workers if row["seconds"]) or None if "batch_size" in summary else None
+def _speed(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
+    """Samples of all workers a second since the start."""
+    if "samples_per_second" in summary:
+        return float(summary["samples_per_second"])
+    return sum(row["step"] * summary["batch_size"] / row["seconds"] for row in _last(workers) if row["seconds"]) or None if "batch_size" in summary else None
 
 
-def _staleness(summary: dict[str, Any], lines: Sequence[bytes]) -> float | None:
+def _last(workers: Sequence[Row]) -> list[Row]:
+    """The last row of each worker."""
+    return list({row["party"]: row for row in workers}.values())
+
+
+def _staleness(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
     """Updates of the center by others between two exchanges of a worker: the mean, over exchanges where simulated, over the workers' points else."""
     if mean := summary.get("communication", {}).get("staleness", {}).get("mean"):
         return float(mean)
-    found = np.array([match[1] for line in lines if (match := _STALENESS.search(line))], dtype=float)
-    return float(found.mean()) if len(found) else None
+    found = [row["staleness"] for row in workers if row.get("staleness") is not None]
+    return float(np.mean(found)) if found else None
 
 
 def _cores(summary: dict[str, Any]) -> int | None:

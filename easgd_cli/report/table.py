@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from easgd_cli.report.comparison import Comparison, Configuration, Spread, written
 from easgd_cli.report.reading import Run
 
-PERCENT = ("test_error", "best_test_error", "validation_error")  # metrics in percent
-
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """Texts under their headings; the columns from `numbers` on are numbers."""
 
     title: str
@@ -23,25 +21,16 @@ class Table:
     numbers: int
 
 
-def tables(c: Comparison) -> list[Table]:
+def tables(c: Comparison) -> list[ResultTable]:
     """What the configurations reached, how soon, and what it cost."""
     found = [_table(c, "Reached", [("status", lambda of: of.statuses)], _reached(c))]
     if c.levels:
-        found.append(_table(c, f"Seconds to a {plainly(c.metric)} of", [], _seconds_to(c)))
+        found.append(_table(c, f"Seconds to a {c.metric.title} of", [], _seconds_to(c)))
     return [*found, _table(c, "Cost", [], _cost(c))]
 
 
-def name(metric: str) -> str:
-    """A metric as it is spoken of, with its unit."""
-    return f"{plainly(metric)} (%)" if metric in PERCENT else plainly(metric)
-
-
-def plainly(metric: str) -> str:
-    return {"train_loss": "training loss", "validation_error": "held-out error"}.get(metric, metric.replace("_", " "))
-
-
 def level(c: Comparison, value: float) -> str:
-    return f"{value:g} %" if c.metric in PERCENT else f"{value:g}"
+    return c.metric.with_unit(f"{value:g}")
 
 
 def numbers(c: Comparison) -> dict[str, Any]:
@@ -54,36 +43,38 @@ def numbers(c: Comparison) -> dict[str, Any]:
             "party": of.runs[0].party, "baseline": of is c.baseline,
             "final": _plain(final(c, of)), "best": _plain(_best(c, of)), "seconds_to_best": _plain(_seconds_to_best(c, of)),
             "seconds_to": {f"{v:g}": _plain(c.seconds_to(of, v)) for v in c.levels}, "speed_up": {f"{v:g}": c.speed_up(of, v) for v in c.levels},
-            **({"held_out": _plain(_held_out(of)), "test_error_at_lowest_held_out": _plain(_error_there(of))} if _holds_out(c) else {}),
-            "images_per_second": _plain(of.over(lambda run: run.samples_per_second)),
+            **({"held_out": _plain(_held_out(c, of)), f"{c.metric.name}_at_{c.metric.lowest}_held_out": _plain(_there(c, of))} if _holds_out(c) else {}),
+            "samples_per_second": _plain(of.over(lambda run: run.samples_per_second)),
             "percent": {part: _plain(share(of, part)) for part in ("compute", "data", "communication", "other")},
             "bytes_exchanged": _plain(of.over(lambda run: run.bytes_exchanged)), "staleness": _plain(of.over(lambda run: run.staleness)),
             "train_seconds": _plain(of.over(_last_second)),
         })  # fmt: skip
-    return {"metric": c.metric, "told_apart": c.told_apart, "also_differ": c.also_differ, "levels": c.levels, "configurations": rows}
+    return {"metric": c.metric.name, "told_apart": c.told_apart, "also_differ": c.also_differ, "levels": c.levels, "configurations": rows}
 
 
 Column = tuple[str, Callable[[Configuration], str]]
 
 
-def _table(c: Comparison, title: str, texts: Sequence[Column], columns: Sequence[Column]) -> Table:
+def _table(c: Comparison, title: str, texts: Sequence[Column], columns: Sequence[Column]) -> ResultTable:
     def named(of: Configuration) -> list[str]:
         return [written(of.values[key]) for key in c.told_apart] or [of.runs[0].path.name]
 
     headings = [*(c.told_apart or ["run"]), *(heading for heading, _ in texts)]
     rows = [[*named(of), *(show(of) for _, show in (*texts, *columns))] for of in c.configurations]
-    return Table(title, [*headings, *(heading for heading, _ in columns)], rows, len(headings))
+    return ResultTable(title, [*headings, *(heading for heading, _ in columns)], rows, len(headings))
 
 
 def _reached(c: Comparison) -> list[Column]:
     columns: list[Column] = [
         ("n", lambda of: str(len(of.counted))),
-        (f"final {name(c.metric)}", lambda of: shown(final(c, of))),
-        (f"best {name(c.metric)}", lambda of: shown(_best(c, of))),
+        (f"final {c.metric.labelled}", lambda of: shown(final(c, of))),
+        (f"best {c.metric.labelled}", lambda of: shown(_best(c, of))),
         ("seconds to best", lambda of: shown(_seconds_to_best(c, of))),
     ]
     if _holds_out(c):
-        columns += [("lowest held-out error (%)", lambda of: shown(_held_out(of))), ("test error there (%)", lambda of: shown(_error_there(of)))]
+        held_out = f"{c.metric.lowest} {c.metrics[c.metric.held_out].labelled}"
+        there = replace(c.metric, title=f"{c.metric.title} there").labelled
+        columns += [(held_out, lambda of: shown(_held_out(c, of))), (there, lambda of: shown(_there(c, of)))]
     return columns
 
 
@@ -97,13 +88,11 @@ def _seconds_to(c: Comparison) -> list[Column]:
 
 
 def _cost(c: Comparison) -> list[Column]:
-    samples = "samples/s" if all(run.settings.get("dataset") == "none" for run in c.runs) else "images/s"
-
     def in_percent(part: str) -> Column:
         return f"{part} (%)", lambda of: "-" if (s := share(of, part)) is None else f"{s.mean:.1f}"
 
     return [
-        (samples, lambda of: shown(of.over(lambda run: run.samples_per_second))),
+        ("samples/s", lambda of: shown(of.over(lambda run: run.samples_per_second))),
         *map(in_percent, ("compute", "data", "communication", "other")),
         ("exchanged (MB)", lambda of: shown(of.over(lambda run: run.bytes_exchanged / 1e6))),
         ("staleness", lambda of: shown(of.over(lambda run: run.staleness))),
@@ -112,32 +101,32 @@ def _cost(c: Comparison) -> list[Column]:
 
 
 def final(c: Comparison, of: Configuration) -> Spread | None:
-    return of.over(lambda run: run.last(c.metric))
+    return of.over(lambda run: run.last(c.metric.name))
 
 
 def _best(c: Comparison, of: Configuration) -> Spread | None:
-    return of.over(lambda run: _at_lowest(run, c.metric, c.metric))
+    return of.over(lambda run: _at_best(run, c.metric.name, c.metric.name))
 
 
 def _seconds_to_best(c: Comparison, of: Configuration) -> Spread | None:
-    return of.over(lambda run: _at_lowest(run, c.metric, "seconds"))
+    return of.over(lambda run: _at_best(run, c.metric.name, "seconds"))
 
 
 def _holds_out(c: Comparison) -> bool:
-    return c.metric == "test_error" and any("validation_error" in run.curve for run in c.runs)
+    return c.metric.primary and c.metric.held_out != c.metric.name and any(c.metric.held_out in run.curve for run in c.runs)
 
 
-def _held_out(of: Configuration) -> Spread | None:
-    return of.over(lambda run: _at_lowest(run, "validation_error", "validation_error"))
+def _held_out(c: Comparison, of: Configuration) -> Spread | None:
+    return of.over(lambda run: _at_best(run, c.metric.held_out, c.metric.held_out))
 
 
-def _error_there(of: Configuration) -> Spread | None:
-    """The test error at the evaluation with the lowest held-out error: chosen without the test set, so it does not flatter."""
-    return of.over(lambda run: _at_lowest(run, "validation_error", "test_error"))
+def _there(c: Comparison, of: Configuration) -> Spread | None:
+    """The metric at the evaluation with the best held-out value: chosen without the test set, so it does not flatter."""
+    return of.over(lambda run: _at_best(run, c.metric.held_out, c.metric.name))
 
 
-def _at_lowest(run: Run, metric: str, what: str) -> float | None:
-    return None if (at := run.lowest(metric)) is None else float(run.curve[what][at])
+def _at_best(run: Run, metric: str, what: str) -> float | None:
+    return None if (at := run.best(metric)) is None or what not in run.curve else float(run.curve[what][at])
 
 
 def share(of: Configuration, part: str) -> Spread | None:

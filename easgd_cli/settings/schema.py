@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Optional  # Optional: OmegaConf reads these annotations at run time
 
 from easgd_cli.errors import UsageError
@@ -74,7 +74,7 @@ class Settings:
     steps: Optional[int] = None  # local steps of each worker; or ...
     epochs: Optional[float] = None  # ... passes over the training images by each worker; or ...
     minutes: Optional[float] = None  # ... minutes of training
-    default_steps: Optional[int] = None  # what configs/tuning gives where none of the three is set
+    default_steps: Optional[int] = None  # what configs/tuning.yaml gives where none of the three is set
     until: Until = field(default_factory=Until)
 
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin
@@ -203,6 +203,11 @@ def length(s: Settings) -> dict[str, float | None]:
     """The unit in which a run's length is given (steps, epochs or minutes) and how many of it."""
     unit = next((key for key in ("steps", "epochs", "minutes") if _get(s, key) is not None), None)
     return {unit: _get(s, unit)} if unit else {"steps": s.default_steps}
+
+
+def levels(s: Settings) -> dict[str, float]:
+    """The metrics that end the run, each with the level that it is to reach."""
+    return {name: level for name, level in asdict(s.until).items() if level is not None}
 
 
 def total_steps(s: Settings, train_images: int | None) -> int | None:

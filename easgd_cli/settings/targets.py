@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 import traceback
 import types
@@ -117,7 +118,7 @@ def signature(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def convert(key: str, value: Any, annotation: Any) -> Any:
-    """`value` as `annotation` asks (int, float, str, bool, list of these, or one of them with None).
+    """`value` as `annotation` asks (int, float, str, bool, list or dictionary of these, or one of them with None).
 
     A whole number passes for a float; nothing else is bent. Raises UsageError.
     """
@@ -132,23 +133,28 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
                 return convert(key, value, kind)
         kinds = tuple(k for k in kinds if k is not type(None))
         if len(kinds) > 1:
-            raise UsageError(f"{key}={value}: must be {' or '.join(_word(k) for k in kinds)}.")
+            raise UsageError(f"{key}={value}: must be {' or '.join(word(k) for k in kinds)}.")
         [annotation] = kinds
     if typing.get_origin(annotation) in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise UsageError(f"{key}={value}: must be a list, such as {key}=[{value}].")
+            example = f", such as '{key}=[{value}]'" if re.fullmatch(r"[\w.,-]+", str(value)) else ""
+            raise UsageError(f"{key}={value}: must be a list{example}.")
         kind = typing.get_args(annotation)[0]
         items = [convert(key, v, kind) for v in value]
         return tuple(items) if typing.get_origin(annotation) is tuple else items
+    if typing.get_origin(annotation) is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{key}={value}: must be {_WORDS[dict]}.")
+        return {name: convert(f"{key}.{name}", v, typing.get_args(annotation)[1]) for name, v in value.items()}
     if annotation in (int, float, str, bool) and not _fits(value, annotation):
         raise UsageError(f"{key}={value}: must be {_WORDS[annotation]}.")
     return float(value) if annotation is float else value
 
 
-_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list"}
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list", dict: "a dictionary"}
 
 
-def _word(kind: Any) -> str:
+def word(kind: Any) -> str:
     return _WORDS.get(typing.get_origin(kind) or kind, str(kind))
 
 

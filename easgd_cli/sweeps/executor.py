@@ -31,12 +31,12 @@ Tell = Callable[[str, JobStatus], None]
 class Executor(Protocol):
     """Runs jobs.
 
-    `begin` is asked when a job's turn has come whether it is to run, `tell` is told of a job that runs and of one that has
+    `begin` is asked when a job's turn has come whether it is to run, `on_change` is told of a job that runs and of one that has
     ended, and `look` is called often in between. A signal ends the jobs as it ends a run alone. Returns 128 + the number of
     the signal that came first, 1 where the executor itself has failed, else 0.
     """
 
-    def run(self, jobs: Sequence[SweepJob], begin: Begin, tell: Tell, look: Callable[[], None]) -> int: ...
+    def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int: ...
 
 
 class SlotExecutor:
@@ -51,7 +51,7 @@ class SlotExecutor:
         self._servers: dict[int, JobServer] = {}
         self._running: dict[int, SweepJob] = {}
 
-    def run(self, jobs: Sequence[SweepJob], begin: Begin, tell: Tell, look: Callable[[], None]) -> int:
+    def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int:
         """As the interface says. Raises RunError where a job has nowhere to say how it stands."""
         waiting, told, came = deque(jobs), set[str](), 0
         with Signals() as signals, ExitStack() as ending:
@@ -68,10 +68,10 @@ class SlotExecutor:
                 for at, job in list(self._running.items()):
                     if job.name not in told and (said := job_status.read(self._root, job.name)).status == RUNNING:
                         told.add(job.name)
-                        tell(job.name, said)
+                        on_change(job.name, said)
                     if (ended := self._servers[at].ended()) is not None:
                         del self._running[at]
-                        tell(job.name, job_status.settle(self._root, job.name, *ended))
+                        on_change(job.name, job_status.settle(self._root, job.name, *ended))
                 look()
         return 128 + came if came else 0
 

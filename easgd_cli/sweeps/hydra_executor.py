@@ -25,6 +25,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.overrides import own, quote
 from easgd_cli.settings.schema import OF_SWEEPS
@@ -35,6 +36,7 @@ from easgd_cli.sweeps.job_watch import JobWatch
 from easgd_cli.sweeps.objective import Objective
 from easgd_cli.sweeps.plan import Plan, SweepJob
 from easgd_cli.system import interruption
+from easgd_cli.system.terminal import tell
 
 _DIGITS = 6  # of a drawn value in a name: sixteen tell no more apart, but for values that come to the same name
 
@@ -52,10 +54,10 @@ class HydraExecutor:
         self._plan, self._config_name, self._configs = plan, config_name, configs
         self._job = HydraJob(root, program, plan.objective, plan.retry)
 
-    def run(self, jobs: Sequence[SweepJob], begin: Begin, tell: Tell, look: Callable[[], None]) -> int:
+    def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int:
         """Runs `jobs`, or where the sweeper draws them whatever that draws. It leaves traces in this process."""
         jobs = [job for job in jobs if begin(job)]
-        watch, plan = JobWatch(self._job.root, tell, look), self._plan
+        watch, plan = JobWatch(self._job.root, on_change, look), self._plan
         composing = initialize_config_dir(str(self._configs), job_name="train", version_base="1.3")
         # The jobs on this machine end before the signal is raised: joblib would kill them.
         with watch.watching(), interruption.raised() as came, interruption.undone_by(watch.end), composing:
@@ -67,10 +69,10 @@ class HydraExecutor:
                 watch.settle(self._last)
             except KeyboardInterrupt:
                 if plan.launcher == "submitit_slurm":
-                    _tell("jobs that SLURM has queued or that run on other machines go on; scancel ends them.")
+                    tell("jobs that SLURM has queued or that run on other machines go on; scancel ends them.")
                 return 128 + came[0]
             except (Exception, CannotSay) as e:
-                _tell(f"{plan.plugins}: {_reason(e)}")
+                tell(f"{plan.plugins}: {_reason(e)}")
                 return 1
         return 0
 
@@ -153,7 +155,7 @@ class HydraJob:
 
     def _name(self, name: str, overrides: list[str]) -> str:
         """`name`, or with a hash where a run with another value has it: a sweeper may draw nearly the same values."""
-        there = dict(o.split("=", 1) for o in rundir.overrides_of(self.root / name) if "=" in o)
+        there = dict(o.split("=", 1) for o in reader.overrides_of(self.root / name) if "=" in o)
         drawn = dict(o.split("=", 1) for o in overrides if "=" in o)
         if self.objective is None or all(there.get(key, value) == value for key, value in drawn.items()):
             return name
@@ -192,10 +194,6 @@ def _hydra() -> Hydra:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     return hydra
-
-
-def _tell(text: str) -> None:
-    print(f"easgd: {text}", file=sys.stderr, flush=True)
 
 
 def _reason(e: BaseException) -> str:

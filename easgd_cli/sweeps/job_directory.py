@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from easgd_cli.errors import UsageError
+from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
 from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, JobStatus
@@ -55,7 +56,9 @@ def _find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
     there = list(itertools.takewhile(Path.exists, rundir.candidates(path)))
     own, unknown = [], []  # runs with these settings; directories without settings, which a killed start may have made
     for candidate in there:
-        config = rundir.config_of(candidate)
+        config = None
+        with suppress(reader.BadFile):
+            config = reader.config_of(candidate)
         if config is not None and _compared(config) == wanted:
             own.append(candidate)
         elif config is None and candidate.is_dir():
@@ -83,11 +86,10 @@ def _find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
 
 def _run(path: Path, retry: bool) -> JobDirectory:
     """The run there; NEW where it has come to nothing."""
-    from easgd_cli.record import checkpoint  # here, since it loads torch, for which a refusal does not wait
-
+    summary: dict[str, Any] = {}
     try:
-        with rundir.held(path):
-            summary = rundir.summary_of(path)
+        with rundir.held(path), suppress(reader.BadFile):
+            summary = reader.summary_of(path)
     except UsageError:
         return JobDirectory(path, ELSEWHERE)
     status = summary.get("status")
@@ -95,7 +97,7 @@ def _run(path: Path, retry: bool) -> JobDirectory:
         return JobDirectory(path, status)
     if status == FAILED and not retry:
         return JobDirectory(path, FAILED, summary.get("reason"))
-    return JobDirectory(path, STOPPED if checkpoint.find(path / "checkpoint") else NEW)
+    return JobDirectory(path, STOPPED if reader.checkpoints(path / "checkpoint") else NEW)
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,4 +114,4 @@ def leave_failure(path: Path, settings: Settings, overrides: list[str], reason: 
             path = rundir.create(path)
             rundir.write_config(path, settings, overrides)
         with rundir.held(path):
-            write_summary(path, rundir.summary_of(path) | {"status": FAILED, "reason": reason})
+            write_summary(path, reader.summary_of(path) | {"status": FAILED, "reason": reason})

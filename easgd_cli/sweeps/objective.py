@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.experiment import build
+from easgd_cli.problems.metric import TRAIN_LOSS, Metric
 from easgd_cli.settings.schema import Settings
 
 if TYPE_CHECKING:
@@ -21,27 +23,30 @@ _SPLITS = {"validation": "held-out", "test": "test"}
 class Objective:
     """Of the center, or of its average where one is kept.
 
-    `what`: best_error and final_error, in percent; seconds_to_error, training seconds until the error is at most `level`
-    percent; train_loss, that of the last evaluation. `split`: whose error, validation (images held out of training) or test.
+    `what`: best and final, of the `primary` metric of the problem; seconds_to, training seconds until that is as good as
+    `level`; train_loss, that of the last evaluation. `split`: whose metric, validation (held out of training) or test.
     """
 
     what: str
+    primary: Metric | None = None
     split: str = "validation"
     level: float | None = None
 
     def __str__(self) -> str:
-        if self.what == "train_loss":
+        if self.primary is None:
             return "train loss at the end"
-        error = f"{_SPLITS[self.split]} error"
-        if self.what == "seconds_to_error":
-            return f"seconds to {self.level:g} % {error}"
-        return f"lowest {error}" if self.what == "best_error" else f"{error} at the end"
+        metric = f"{_SPLITS[self.split]} {_base(self.primary).replace('_', ' ')}"
+        if self.what == "seconds_to":
+            return f"seconds to {self.primary.with_unit(f'{self.level:g}')} {metric}"
+        return f"{self.primary.lowest} {metric}" if self.what == "best" else f"{metric} at the end"
 
     def shown(self, value: float) -> str:
         """A value of it, with what it is."""
         if not math.isfinite(value):
             return f"{self}: never"
-        return f"{self} {value:.2f} %" if self.what in ("best_error", "final_error") else f"{self} {value:.4g}"
+        if self.primary is None or self.what == "seconds_to":
+            return f"{self} {value:.4g}"
+        return f"{self} {self.primary.shown(self.primary.sign * value)}"
 
     def value(self, path: Path) -> float:
         """Of the run in `path`: what is to be small. Infinite where it diverged or has not come to the level. Raises RunError."""
@@ -51,53 +56,70 @@ class Objective:
         at = self._evaluation(run)
         if run.status == "diverged" or at is None:
             return math.inf
-        value = float(run.curve["seconds" if self.what == "seconds_to_error" else self._metric][at])
+        if self.what == "seconds_to":
+            return float(run.curve["seconds"][at])
+        value = float(run.curve[self._metric][at]) * (self.primary.sign if self.primary is not None else 1)
         return value if math.isfinite(value) else math.inf
 
     def errors(self, path: Path) -> dict[str, float]:
-        """Held-out and test error, in percent, of the evaluation that `value` is about; those that there are."""
+        """Held-out and test value of the primary metric at the evaluation that `value` is about; those that there are."""
         run = _read(path)
         at = self._evaluation(run)
-        metrics = {f"{name} error": f"{split}_error" for split, name in _SPLITS.items()}
+        base = _base(self.primary or run.metrics.primary or TRAIN_LOSS)
+        metrics = {f"{name} {base.replace('_', ' ')}": f"{split}_{base}" for split, name in _SPLITS.items()}
         return {name: float(run.curve[m][at]) for name, m in metrics.items() if m in run.curve and at is not None and run.finite(m)[at]}
+
+    def others(self, path: Path) -> list[str]:
+        """The same as texts, but for the value itself."""
+        shown = (self.primary or _read(path).metrics.primary or TRAIN_LOSS).shown
+        return [f"{name} {shown(value)}" for name, value in self.errors(path).items() if self.what == "seconds_to" or name not in str(self)]
 
     @property
     def _metric(self) -> str:
-        return "train_loss" if self.what == "train_loss" else f"{self.split}_error"
+        return TRAIN_LOSS.name if self.primary is None else f"{self.split}_{_base(self.primary)}"
 
     def _evaluation(self, run: Run) -> int | None:
         """Which one is judged."""
-        if self.what == "best_error":
-            return run.lowest(self._metric)
-        if self.what == "seconds_to_error":
-            return next((i for i, error in enumerate(run.curve[self._metric]) if error <= (self.level or 0.0)), None)
+        if self.what == "best":
+            return run.best(self._metric)
+        if self.what == "seconds_to" and self.primary is not None:
+            reached = (i for i, value in enumerate(run.curve[self._metric]) if self.primary.reached(float(value), self.level or 0.0))
+            return next(reached, None)
         return len(run.curve["seconds"]) - 1 if len(run.curve["seconds"]) else None
 
 
 def of(s: Settings) -> Objective:
     """The objective that these settings ask for, or the usual one of their problem. Raises UsageError."""
     on_data = s.dataset["name"] != "none"
-    text = s.objective or ("best_error" if on_data else "train_loss")
-    found = re.fullmatch(r"(test:)?(?:(best_error|final_error)|(seconds_to_error):([0-9.]+)|(train_loss))", text)
+    primary = build.declared_metrics(s).primary if on_data else None
+    base = "error" if primary is None else _base(primary)
+    text = s.objective or (TRAIN_LOSS.name if primary is None else f"best_{base}")
+    found = re.fullmatch(rf"(test:)?(?:(best|final)_{base}|(seconds_to)_{base}:([0-9.]+)|(train_loss))", text)
     level = float(found[4]) if found and found[4] and found[4].count(".") < 2 and found[4] != "." else None
     if found is None or (found[3] and level is None) or (found[1] and found[5]):
+        unit = "" if primary is None or primary.unit != "%" else " (in percent)"
         raise UsageError(
-            f"objective={text}: is best_error, final_error, seconds_to_error:LEVEL (in percent), each of held-out images or with test: before it "
-            "of the test images, or train_loss."
+            f"objective={text}: is best_{base}, final_{base}, seconds_to_{base}:LEVEL{unit}, each of what is held out of training or with test: before it "
+            "of the test set, or train_loss."
         )
-    what = found[2] or found[3] or found[5]
-    if what == "train_loss":
-        return Objective(what)
-    if not on_data:
-        raise UsageError(f"objective={text}: problem={s.problem['name']} classifies no images, so it has no error; write objective=train_loss.")
+    if found[5]:
+        return Objective(found[5])
+    if primary is None:
+        raise UsageError(f"objective={text}: problem={s.problem['name']} has no data set, so it has no {base}; write objective=train_loss.")
+    what = found[2] or found[3]
     if found[1]:
-        return Objective(what, "test", level)
+        return Objective(what, primary, "test", level)
     if not s.dataset.get("validation"):
         raise UsageError(
-            f"dataset.validation=0: a search chooses settings by images held out of training; hold some out, such as dataset.validation=200, or let it "
-            f"choose by the test images with objective=test:{text}, which flatters the error they give."
+            f"dataset.validation=0: a search chooses settings by what is held out of training; hold some out, such as dataset.validation=200, or let it "
+            f"choose by the test set with objective=test:{text}, which flatters the {base} it gives."
         )
-    return Objective(what, "validation", level)
+    return Objective(what, primary, "validation", level)
+
+
+def _base(primary: Metric) -> str:
+    """The metric's name without the data that it is of."""
+    return primary.name.removeprefix("test_")
 
 
 def _read(path: Path) -> Run:

@@ -5,19 +5,19 @@ Jobs are other processes, perhaps on other machines; how far they are is read fr
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from easgd_cli.problems.metric import TRAIN_LOSS
 from easgd_cli.record.display import Display, Screen, clock
 from easgd_cli.record.metrics import PARTIES, Row
+from easgd_cli.record.reader import BadFile, NewRows, declared, metrics_of
 from easgd_cli.record.table import job_line
 
 _LOOK_SECONDS = 1.0
@@ -62,8 +62,9 @@ class SweepView:
         self._display.close(keep=False)
 
     def _view(self) -> Group:
-        jobs = [[title, job.step, job.left, job.measured("train_loss", ".4f"), job.measured("test_error", ".2f", " %")] for title, job in self._running.items()]
-        rows = [("running", "step", "left", "train loss", "test error"), *jobs]
+        jobs = [[title, job.step, job.left, *job.measured()] for title, job in self._running.items()]
+        primary = next((job.metrics.primary.title for job in self._running.values() if job.metrics.primary is not None), "")
+        rows = [("running", "step", "left", "train loss", primary), *jobs]
         table = Table.grid(padding=(0, 2), expand=False)
         for number in range(len(rows[0])):
             table.add_column(justify="right" if number else "left", no_wrap=number > 0)
@@ -80,8 +81,9 @@ class _Watched:
     """How far a job is, by the lines that its record has gained since the last look."""
 
     def __init__(self, run_dir: Path, steps: int | None, minutes: float | None):
-        self._record, self._steps = _Lines(run_dir / "metrics.jsonl"), steps
+        self._record, self._steps = NewRows(run_dir / "metrics.jsonl"), steps
         self._length = steps if steps is not None else None if minutes is None else 60 * minutes
+        self._run_dir, self.metrics = run_dir, declared({})
         self._forget()
 
     def _forget(self) -> None:
@@ -92,13 +94,16 @@ class _Watched:
 
     def look(self, moment: float) -> None:
         """Reads what is new."""
-        lines, others = self._record.new()
+        lines, others = self._record.take()
         if others:  # taken back to a checkpoint
             self._forget()
         before = self._done
         for row in lines:
             self._seconds = max(self._seconds, row["seconds"])
             if row["party"] == "center":
+                if not self._center:
+                    with suppress(BadFile):
+                        self.metrics = metrics_of(self._run_dir)
                 self._center = row
             elif row["party"] not in PARTIES:
                 self._reached[row["party"]] = row["step"]
@@ -131,41 +136,7 @@ class _Watched:
         (began, at_first), (moment, done) = self._points
         return clock((self._length - done) * (moment - began) / (done - at_first))
 
-    def measured(self, metric: str, form: str, unit: str = "") -> str:
-        """A metric of the last evaluation of the center."""
-        if metric not in self._center:
-            return ""
-        return "not finite" if self._center[metric] is None else f"{self._center[metric]:{form}}{unit}"
-
-
-class _Lines:
-    """The rows of a metrics.jsonl that grows, is not there yet, or is replaced."""
-
-    def __init__(self, path: Path):
-        self._path, self._file, self._at = path, 0, 0
-
-    def new(self) -> tuple[list[Row], bool]:
-        """The whole lines since the last call, and whether they begin another file."""
-        try:
-            with open(self._path, "rb") as f:
-                file = os.fstat(f.fileno()).st_ino
-                replaced = file != self._file
-                if replaced:
-                    self._file, self._at = file, 0
-                f.seek(self._at)
-                data = f.read()
-        except OSError:
-            return [], False
-        whole = data[: data.rfind(b"\n") + 1]
-        self._at += len(whole)
-        return list(_rows(whole)), replaced
-
-
-def _rows(lines: bytes) -> Iterator[Row]:
-    for line in lines.splitlines():
-        try:
-            row = json.loads(line)
-            row["party"], row["step"] + row["seconds"]
-        except (ValueError, TypeError, KeyError):  # damaged: whoever reads the record to go on with it says so
-            continue
-        yield row
+    def measured(self) -> list[str]:
+        """Loss and primary metric at the last evaluation of the center, as texts."""
+        shown = [TRAIN_LOSS, *([self.metrics.primary] if self.metrics.primary is not None else [])]
+        return ([m.shown(self._center[m.name], "not finite") if m.name in self._center else "" for m in shown] + [""])[:2]

@@ -37,11 +37,16 @@ class Center:
             self._rules += [rule] * len(slices)
             begin = end
         self._mean = torch.empty(min(block, self.size) if variable.in_rounds else 0, dtype=x.dtype, device=x.device)  # of a round's messages
+        self._lent: dict[tuple[int, int], Lent] = {}  # whose views keep the vectors alive, so that no other can come to lie there
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
 
     def lend(self, message: Tensor, reply: Tensor) -> Lent:
         """The blocks of one exchange, made once per pair of vectors: slicing costs more than the arithmetic of a small net."""
-        return [(rule, block, message[part], reply[part]) for rule, block, part in zip(self._rules, self._blocks, self._slices, strict=True)]
+        pair = (message.data_ptr(), reply.data_ptr())
+        if pair not in self._lent:
+            parts = zip(self._rules, self._blocks, self._slices, strict=True)
+            self._lent[pair] = [(rule, block, message[part], reply[part]) for rule, block, part in parts]
+        return self._lent[pair]
 
     def receive(self, lent: Lent) -> None:
         """One update by one message: the method's rule on every block; the clock advances by one."""

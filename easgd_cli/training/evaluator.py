@@ -27,7 +27,7 @@ class EvaluatorStart:
     """What an evaluator begins with."""
 
     settings: Settings
-    images: Dataset | None
+    data: Dataset | None
     threads: int
 
 
@@ -40,7 +40,7 @@ class Evaluator:
         s = start.settings
         [device] = deal_devices(s.eval.device, 1, "eval.device")
         self._channel, self._device = channel, torch.device(device)
-        self._problem = build.problem(s, start.images, self._device)
+        self._problem = build.problem(s, start.data, self._device)
 
     def run(self, began: float) -> None:
         """Measures until told to stop. Raises ChannelClosed when the launcher has ended."""

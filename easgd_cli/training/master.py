@@ -58,7 +58,7 @@ class Master:
         device = torch.device(start.device)
         torch.get_device_module(device).set_device(device)
         self._center = Center(start.method, {name: v.to(device) for name, v in start.center.tensors.items()}, start.clock, start.average)
-        self._sessions = SharedMasterEnd(start.links, self._center, None if device.type == "cpu" else hand_out(start.links, device))
+        self._sessions = SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
         self._in_rounds = self._center.variable.in_rounds
         self._gathering: Gathering = Round(self._clocks) if self._in_rounds else Each()
@@ -121,7 +121,7 @@ class Master:
 
     def _serve(self, members: Sequence[Request]) -> None:
         """One update by these messages, their replies, and the note of it."""
-        lent = [self._sessions.lent(request) for request in members]
+        lent = [self._center.lend(*self._sessions.lent(request)) for request in members]
         mark = Mark.NONE
         if self._in_rounds:
             self._center.receive_round(lent)

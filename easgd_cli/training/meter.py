@@ -79,7 +79,7 @@ class Meter:
         row = {
             "seconds": seconds, "step": w.t, "exchanges": served, "party": self._party,
             "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
-            "images_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0, **tally.seconds,
+            "samples_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0, **tally.seconds,
         }  # fmt: skip
         if reply is not None:
             row["distance_to_center"] = _distance(w.x, reply, len(reply) - self._statistics)

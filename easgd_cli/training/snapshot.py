@@ -18,7 +18,6 @@ from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 
 EVALUATED = {"x": "center", "average": "average"}  # the vectors that are measured, and the name of the result in the record
-IN_MEMORY = 8  # snapshots that wait there to be measured; more wait on disk
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class WorkerStart:
     """What a worker begins with. `link.memory` holds its vectors as they are to be at clock `t`."""
 
     settings: Settings
-    images: Dataset | None
+    data: Dataset | None
     link: Link
     device: str
     threads: int
@@ -67,7 +67,7 @@ class WorkerLoop:
         self._device = torch.device(start.device)
         self._runtime = torch.get_device_module(self._device)  # torch.cuda, or torch.cpu, which has the same names and nothing to do
         self._runtime.set_device(self._device)
-        self._problem = build.problem(s, start.images, self._device)
+        self._problem = build.problem(s, start.data, self._device)
         self._method = build.on_vectors_of(self._problem, build.method(s), s.workers)
         self._gradients = drive.ProblemGradients(self._problem, s.clip)
         self._sequential = self._method.shared is None

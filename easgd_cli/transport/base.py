@@ -18,7 +18,7 @@ The master's end:
 
 - `open`: the workers whose sessions are open.
 - `requests(timeout)` returns what has arrived, in the order in which it is to be served.
-- A request of kind EXCHANGE is answered by applying the rule to `lent(request)` and then `reply(request, ...)`: the
+- A request of kind EXCHANGE is answered by applying the rule to the two vectors of `lent(request)` and then `reply(request, ...)`: the
   exchange is whole or has not happened. The order in which a master serves exchanges is the run's order of exchanges; a
   round's are in the order of the workers' numbers.
 - A worker that ends without `close`, at any moment, killed or not, is seen as one request of kind LOST and disturbs no
@@ -32,12 +32,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from easgd_cli.training.center import Lent
 
 
 class SessionEnded(Exception):
@@ -123,8 +120,8 @@ class MasterEnd(Protocol):
     def requests(self, timeout: float | None) -> list[Request]:
         """What has arrived, in the order in which it is to be served; waits at most `timeout` seconds for it, None: for ever."""
 
-    def lent(self, request: Request) -> Lent:
-        """The blocks of the message that this request lends, and of the reply to it."""
+    def lent(self, request: Request) -> tuple[Tensor, Tensor]:
+        """The message that this request lends [d], and where the reply to it is to be written [d]."""
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
         """The reply has been written, or the message is given back; see `Reply`."""

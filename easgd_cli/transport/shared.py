@@ -20,7 +20,6 @@ from torch import Tensor
 
 from easgd_cli.algorithms.base import Method
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.training.center import Center, Lent
 from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
 
 _REQUEST = struct.Struct("<HHxxxxq")  # kind, vector, t
@@ -139,14 +138,13 @@ class SharedMasterEnd:
     `handed`: the vectors of each worker where they lie on the center's device (`on_device.hand_out`), else those of the shared memory.
     """
 
-    def __init__(self, links: Sequence[Link], center: Center, handed: Mapping[int, Mapping[str, Tensor]] | None = None):
-        self._center = center
-        self._device = None if handed is None else torch.get_device_module(center.vectors["x"].device)
+    def __init__(self, links: Sequence[Link], handed: Mapping[int, Mapping[str, Tensor]] | None = None):
+        replies = [vectors["reply"] for vectors in (handed or {}).values()]
+        self._device = torch.get_device_module(replies[0].device) if replies else None
         self._memory = handed if handed is not None else {link.worker: link.memory.tensors for link in links}
         self._names = {link.worker: list(link.memory.tensors) for link in links}
         self._sockets: dict[int, socket.socket] = {}
         self._worker_of: dict[int, int] = {}
-        self._lent: dict[tuple[int, int], Lent] = {}
         self._poll = select.poll()
         for link in links:
             assert link.master_socket is not None
@@ -166,12 +164,9 @@ class SharedMasterEnd:
             found.append(self._request(self._worker_of[fd]))
         return found
 
-    def lent(self, request: Request) -> Lent:
-        key = (request.worker, request.vector)
-        if key not in self._lent:
-            memory = self._memory[request.worker]
-            self._lent[key] = self._center.lend(memory[self._names[request.worker][request.vector]], memory["reply"])
-        return self._lent[key]
+    def lent(self, request: Request) -> tuple[Tensor, Tensor]:
+        memory = self._memory[request.worker]
+        return memory[self._names[request.worker][request.vector]], memory["reply"]
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
         sock = self._sockets.get(request.worker)  # None: its end has been found beside the message that completed its round, and is yet to be told

@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from easgd_cli.training.center import Center, Lent
 from easgd_cli.transport.base import Kind, Mark, Reply, Request, Withdrawn
 
 ARRIVE: Final = "arrive"  # a message reaches the master
@@ -178,9 +177,9 @@ class Wire:
         end = self._ends[number] = SimulatedWorkerEnd(number, vectors, reply, self)
         return end
 
-    def master(self, center: Center) -> SimulatedMasterEnd:
+    def master(self) -> SimulatedMasterEnd:
         """The other end of all sessions made so far."""
-        return SimulatedMasterEnd(self._ends, center, self)
+        return SimulatedMasterEnd(self._ends, self)
 
     def deliver(self, event: Event) -> None:
         """An event of the transport has been taken: a message arrives. Of a reply there is nothing to do but to collect it."""
@@ -208,10 +207,9 @@ class Wire:
 class SimulatedMasterEnd:
     """A master's sessions (transport/base.py)."""
 
-    def __init__(self, ends: Mapping[int, SimulatedWorkerEnd], center: Center, wire: Wire):
-        self._ends, self._center, self._wire = ends, center, wire
+    def __init__(self, ends: Mapping[int, SimulatedWorkerEnd], wire: Wire):
+        self._ends, self._wire = ends, wire
         self._open = dict.fromkeys(ends)
-        self._lent: dict[tuple[int, int], Lent] = {}
 
     @property
     def open(self) -> Collection[int]:
@@ -224,13 +222,10 @@ class SimulatedMasterEnd:
                 del self._open[request.worker]
         return found
 
-    def lent(self, request: Request) -> Lent:
-        key = (request.worker, request.vector)
-        if key not in self._lent:
-            end = self._ends[request.worker]
-            assert end.reply is not None
-            self._lent[key] = self._center.lend(end.message(request), end.reply)
-        return self._lent[key]
+    def lent(self, request: Request) -> tuple[Tensor, Tensor]:
+        end = self._ends[request.worker]
+        assert end.reply is not None
+        return end.message(request), end.reply
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
         if request.worker in self._open:

@@ -42,7 +42,7 @@ def main(sweep: Path, out: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel(r"communication period $\tau$ (local steps)")
     axes.set_ylabel("test error of the center (%)")
-    axes.set_title(f"digits, 4 workers, 600 steps each; mean and range of {'-'.join(map(str, sorted(n)))} seeds", fontsize=9)
+    axes.set_title(f"digits, 4 virtual workers, 600 steps each; mean and range of {'-'.join(map(str, sorted(n)))} seeds", fontsize=9)
     axes.grid(True, color="0.9")
     axes.legend(frameon=False)
     for suffix in ("svg", "png"):

@@ -1,0 +1,169 @@
+"""What a run shows while it goes on: a view that is redrawn in a terminal, plain lines everywhere else.
+
+No thread: the launcher's loop says often how far the run is, and here it is decided what of that is worth showing. A terminal
+that is gone does not end a run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from easgd_cli.problems.metric import TRAIN_LOSS, Metric, Metrics
+from easgd_cli.record.display import Display, Screen, clock, count
+from easgd_cli.record.metrics import Row, measured
+from easgd_cli.record.table import show_run
+
+_LINE_SECONDS = 10.0
+_SMOOTH_SECONDS = 2.0  # over which samples a second are averaged
+_SHOWN = 4  # figures of an evaluation
+_FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its own intervals
+
+
+class RunView:
+    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends; `metrics`: what is measured of the center."""
+
+    def __init__(self, steps: int | None, minutes: float | None, workers: int, metrics: Metrics, console: Screen | None = None):
+        self._steps, self._minutes, self._workers, self._metrics = steps, minutes, workers, metrics
+        self._display = Display(console)
+        self._said = 0.0
+        self._began: tuple[float, float] | None = None  # where this process began: training seconds, mean local step
+        self._elapsed = self._seconds = self._step = 0.0
+        self._exchanges = self._pending = 0
+        self._center: Row = {}
+        self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: seconds of its last row, since the one before, samples a second
+        self._finishing = False
+        self._show(f"starting {count(workers, 'worker')}", now=True)
+
+    # ---------------------------------------------------------------- what happens
+
+    def begin(self, elapsed: float) -> None:
+        """Training begins, or goes on after `elapsed` seconds of it."""
+        self._seconds = self._elapsed = elapsed
+        length = f", {self._steps:,} steps each" if self._steps is not None else f", {self._minutes:g} minutes" if self._minutes is not None else ""
+        again = f", going on after {clock(elapsed)}" if elapsed else ""
+        self._show(f"training begins: {count(self._workers, 'worker')}{length}{again}", now=True)
+
+    def update(self, seconds: float, step: float, exchanges: int, evaluations_pending: int) -> None:
+        """How far the run is: training seconds, mean local step, exchanges, snapshots waiting to be evaluated."""
+        self._seconds, self._step, self._exchanges, self._pending = seconds, step, exchanges, evaluations_pending
+        if self._began is None and step > 0:
+            self._began = (seconds, step)
+        self._show(None)
+
+    def worker(self, row: Row) -> None:
+        """A worker's row has come."""
+        now, rate = row["seconds"], row["samples_per_second"]
+        before, _, mean = self._rates.get(row["party"], (self._elapsed, 0.0, rate))
+        weight = -math.expm1((before - now) / _SMOOTH_SECONDS)
+        self._rates[row["party"]] = (now, now - before, mean + weight * (rate - mean))
+
+    def center(self, row: Row) -> None:
+        """The center has been evaluated."""
+        self._center = row
+        if self._display.redraws:
+            self._show(None, now=True)
+        else:
+            self._display.line(f"{clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center, self._metrics)}")
+
+    def finishing(self, evaluations: int) -> None:
+        """Training is over and so many snapshots are still to be evaluated."""
+        self._pending = evaluations
+        first, self._finishing = not self._finishing, True
+        self._show(f"training is over, {count(evaluations, 'evaluation')} to go" if first and not self._display.redraws else None)
+
+    def note(self, text: str) -> None:
+        """Something the user should know, kept above the view."""
+        self._display.line(f"[yellow]{escape(text)}[/]")
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """The end of the run, in the place of the view."""
+        self._display.close(keep=False)
+        self._display.show(lambda console: show_run(summary, console))
+
+    def close(self) -> None:
+        """Leaves the terminal to others, the view as it last was; harmless when repeated."""
+        self._display.close()
+
+    # ---------------------------------------------------------------- showing it
+
+    def _show(self, text: str | None, now: bool = False) -> None:
+        """In a terminal redraws, elsewhere says a line: `text`, or how far the run is once in a while."""
+        now_is = time.monotonic()
+        if self._display.redraws:
+            self._display.redraw(self._view, now)
+        elif text is not None:
+            self._said = now_is
+            self._display.line(text)
+        elif now_is - self._said >= _LINE_SECONDS and self._step > 0 and not self._finishing:
+            self._said = now_is
+            self._display.line("  ".join([clock(self._seconds), f"step {self._done()}", *self._facts()]))
+
+    def _view(self) -> Group:
+        if self._step == 0 and not self._center:
+            return Group(Text(f"starting {count(self._workers, 'worker')} ..."))
+        line = Table.grid(padding=(0, 2), expand=False)
+        fraction = self._fraction()
+        if self._finishing:
+            cells: list[Any] = [Text(f"training is over, {count(self._pending, 'evaluation')} to go")]
+        else:
+            bar = [] if fraction is None else [ProgressBar(total=1.0, completed=fraction, width=24)]
+            left = self._left()
+            cells = [*bar, Text(f"step {self._done()}"), Text(f"{clock(self._seconds)}" + (f", {left}" if left else ""))]
+        line.add_row(*cells)
+        rows: list[Any] = [line, Text("  ".join(self._facts(with_left=False)), no_wrap=True, overflow="ellipsis")]
+        if self._center:
+            rows.append(Text(_evaluation(self._center, self._metrics), no_wrap=True, overflow="ellipsis"))
+        return Group(*rows)
+
+    def _done(self) -> str:
+        return f"{self._step:,.0f}" + (f"/{self._steps:,}" if self._steps is not None else "")
+
+    def _facts(self, with_left: bool = True) -> list[str]:
+        facts = [f"{self._samples_per_second():,.0f} samples/s"]
+        if self._exchanges:
+            facts.append(f"{self._exchanges:,} exchanges")
+        if self._pending:
+            facts.append(f"{count(self._pending, 'evaluation')} waiting")
+        left = self._left()
+        return [*facts, left] if with_left and left else facts
+
+    def _samples_per_second(self) -> float:
+        """Of all workers that have lately said something: one that is lost or stands still does not count."""
+        newest = max((seconds for seconds, _, _ in self._rates.values()), default=0.0)
+        return sum(rate for seconds, interval, rate in self._rates.values() if newest - seconds <= max(_FRESH_SECONDS, 3 * interval))
+
+    def _fraction(self) -> float | None:
+        if self._steps is not None:
+            return min(1.0, self._step / self._steps)
+        return min(1.0, self._seconds / (60 * self._minutes)) if self._minutes is not None else None
+
+    def _left(self) -> str | None:
+        """Time left at the speed since this process began."""
+        if self._minutes is not None and self._steps is None:
+            return f"{clock(max(0.0, 60 * self._minutes - self._seconds))} left"
+        if self._steps is None or self._began is None or self._step <= self._began[1]:
+            return None
+        seconds, step = self._began
+        speed = (self._step - step) / max(1e-9, self._seconds - seconds)
+        return f"{clock((self._steps - self._step) / speed)} left" if speed > 0 else None
+
+
+def _evaluation(row: Row, metrics: Metrics) -> str:
+    """The loss and the declared metrics of an evaluation; where none of these was measured, what there is, by its name."""
+    names = measured(row)
+    shown = [TRAIN_LOSS, *metrics.errors(names)] if metrics.primary is not None and metrics.primary.name in names else [Metric(name) for name in names]
+    return f"{row['party']}: " + ", ".join(_figure(row, metric, metrics) for metric in shown[:_SHOWN])
+
+
+def _figure(row: Row, metric: Metric, metrics: Metrics) -> str:
+    best = row.get(metric.best.name) if metric is metrics.primary else None
+    value = metric.shown(row.get(metric.name), without="not finite" + (f" {metric.unit}" if metric.unit else ""))
+    return f"{metric.title if metric is metrics.primary else metric.short} {value}" + ("" if best is None else f" (best {metric.shown(best)})")
