@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from easgd_cli.errors import UsageError
+from easgd_cli.settings.overrides import quote as quote
 
 GROUPS = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")
 
@@ -155,11 +156,6 @@ def directory(override: Override | None) -> Path | None:
         raise UsageError(f"{override.input_line}: names no directory; write {override.key_or_group}=RUN_DIR, such as {override.key_or_group}=runs/my_run.")
     written = override.value()
     return Path(written if isinstance(written, str) else str(override.input_line).partition("=")[2])  # 123 is read as a number
-
-
-def quote(text: str) -> str:
-    """`text` in single quotes, as Hydra's grammar wants them: runs of backslashes before a quote or at the end are doubled."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
 def run_dir(path: Path) -> str:
