@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -29,6 +30,8 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.record import checkpoint
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
 from easgd_cli.settings.schema import Settings
+from easgd_cli.sweeps import executor
+from easgd_cli.sweeps.slots import Devices, Slot
 from easgd_cli.training.snapshot import Moment
 
 # What the workers of real runs have: sums round differently with more. Two that wait for each other also cost a busy machine most of its time.
@@ -96,6 +99,33 @@ class Launcher:
         return self.behave(job)
 
 
+class JobServerHere:
+    """Stands in for the process that the jobs of a sweep are forked from: each runs in this process, at once.
+
+    A job that a signal has ended was ended by one that came to the sweep.
+    """
+
+    lives = True
+
+    def __init__(self, slot: Slot, devices: Devices, program: str, log: Path):
+        self.devices, self._program = devices, importlib.import_module(program)
+
+    def give(self, arguments: list[str], log: Path, in_processes: bool) -> None:
+        with open(log, "w") as out, redirect_stdout(out), redirect_stderr(out):
+            self._code = self._program.main(arguments)
+        if self._code >= 128:
+            signal.raise_signal(self._code - 128)
+
+    def ended(self) -> tuple[int, int]:
+        return os.getpid(), self._code
+
+    def send_signal(self, number: int) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Said:
     """What a command answered."""
@@ -139,6 +169,8 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Launcher:
         return stand_in
 
     monkeypatch.setattr(kinds, "launcher", checked)
+    monkeypatch.setattr(executor, "JobServer", JobServerHere)
+    monkeypatch.setattr(executor, "_LOOK_SECONDS", 0)
     return stand_in
 
 

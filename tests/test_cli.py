@@ -609,6 +609,17 @@ class OnNet(Bowl):
     def __init__(self, images, model, train_images, device, batch_size):
         self.width = sum(p.numel() for p in model.parameters())
 
+class OnNetAlone(Bowl):
+    def __init__(self, model):
+        self.width = sum(p.numel() for p in model.parameters())
+
+class Words(torch.nn.Module):
+    def __init__(self, words: int = 7):
+        super().__init__()
+        self.table = torch.nn.Embedding(words, 2)
+    def forward(self, indices):
+        return self.table(indices)  # of images it can make nothing
+
 class Wide(Bowl):
     def __init__(self):
         self.width = 1.0
@@ -632,7 +643,12 @@ def test_a_users_own_problem_brings_its_settings_and_only_what_it_asks_for(easgd
     on_images, on_net = (job.settings for job in launcher.jobs[1:])
     assert (on_images.dataset["name"], on_images.model["name"]) == ("digits", "none")
     assert (on_net.dataset["name"], on_net.model["name"]) == ("digits", "small")
+    assert easgd(*words, "problem=mine:OnNetAlone", "model=mine:Words", "model.words=9").status == 0
+    assert (launcher.jobs[-1].settings.dataset["name"], launcher.jobs[-1].settings.model["words"]) == ("none", 9)
+    assert easgd(*words, "problem=mine:OnNetAlone", "dataset=digits").status == 0  # whose shape `small` asks for
     for more, sentence in {
+        "problem=mine:OnNetAlone": "problem=mine:OnNetAlone model=small: this net asks for the shape of images, and there are none",
+        "problem=mine:OnNetAlone model=mine:Nothing": "mine has no Nothing",
         "problem=mine:Bowl": "problem=mine:Bowl needs problem.width",
         "problem=mine:Wide": "problem=mine:Wide: gradient(x) returned a tensor [4] of type torch.float32, where start() returned a tensor [3]",
         "problem=mine:Nothing": "problem=mine:Nothing: mine has no Nothing",

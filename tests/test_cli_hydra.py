@@ -10,16 +10,22 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Launcher, Said
 from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 import easgd_cli
-from easgd_cli.commands import configs, plugins
-from easgd_cli.sweeps import hydra_plugins
+from easgd_cli.commands import configs, plugins, sweep
+from easgd_cli.sweeps.executor import Begin, Tell
+from easgd_cli.sweeps.hydra_executor import HydraExecutor
+from easgd_cli.sweeps.job_status import JobStatus
+from easgd_cli.sweeps.plan import Plan, SweepJob
 
 Easgd = Callable[..., Said]
 
@@ -38,11 +44,17 @@ def handed(here: Path, monkeypatch: pytest.MonkeyPatch, unprepared: None) -> lis
     monkeypatch.setattr(plugins.shutil, "which", lambda program: program)  # type: ignore[attr-defined]
     asked: list[list[str]] = []
 
-    def run(plan: Plan, members: object, by: Arguments, tell: object) -> tuple[dict[str, object], int]:
-        asked.append(by.overrides)
-        return {m.name: {"status": "completed"} for m in plan.members}, 0
+    class Noting(HydraExecutor):
+        def __init__(self, plan: Plan, words: Sequence[str], *others: Any):
+            asked.append(list(words))
+            super().__init__(plan, words, *others)
 
-    monkeypatch.setattr(hydra_plugins, "run", run)
+        def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int:
+            for job in jobs:
+                on_change(job.name, JobStatus("completed"))
+            return 0
+
+    monkeypatch.setattr(sweep, "HydraExecutor", Noting)
     return asked
 
 

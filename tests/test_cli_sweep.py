@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import pytest
 from conftest import Launcher, Said, leave_checkpoint
 
-from easgd_cli.commands.plan import Plan
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import Settings
-from easgd_cli.sweeps.board import Board
+from easgd_cli.sweeps.job_status import JobStatus
+from easgd_cli.sweeps.plan import Plan
+from easgd_cli.sweeps.sweep_file import SweepFile
 
 Easgd = Callable[..., Said]
 pytestmark = pytest.mark.usefixtures("unprepared")
@@ -117,7 +118,7 @@ def test_data_and_models_are_tried_before_the_first_run(easgd: Easgd, launcher: 
 
 
 @pytest.mark.usefixtures("straight")
-def test_a_failing_job_neither_stops_the_rest_nor_hides_its_reason(easgd: Easgd, launcher: Launcher, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_job_neither_stops_the_rest_nor_hides_its_reason(easgd: Easgd, launcher: Launcher, here: Path) -> None:
     def behave(job: Job) -> Outcome:
         match job.settings.seed:
             case 0:
@@ -132,13 +133,15 @@ def test_a_failing_job_neither_stops_the_rest_nor_hides_its_reason(easgd: Easgd,
                 return finish(job)
 
     launcher.behave = behave
-    said = easgd("train", "-m", "seed=range(0,5)")
+    said = easgd("train", "-m", "seed=range(0,5)", "hydra.sweep.dir=mine")
     assert said.status == 1
     assert len(launcher.jobs) == 5
-    for reason in ("the disk is full.", "ZeroDivisionError", "every worker has died", "no memory."):
-        assert reason in said.err
-        assert reason.rstrip(".") in said.out  # the closing table
-    assert "Traceback" in said.err
+    reasons = ("the disk is full.", "ZeroDivisionError: a defect", "every worker has died", "no memory.")
+    for seed, reason in enumerate(reasons):
+        assert said.out.count(f"seed={seed}: failed: {reason}") == 2  # its line, and the closing table
+        assert reason in (here / f"mine/logs/seed={seed}.log").read_text()
+    assert said.out.count("[5/5] seed=4: completed, test error 2.50 %") == 1
+    assert "Traceback" in (here / "mine/logs/seed=1.log").read_text()
 
 
 @pytest.mark.usefixtures("straight")
@@ -192,7 +195,7 @@ def test_jobs_that_failed_are_told_again_and_tried_again_only_if_asked(easgd: Ea
     assert json.loads((here / "mine/sweep.json").read_text())["jobs"]["seed=1"] == {"status": "failed", "reason": "there is no memory."}
     assert easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine", "retry=true").status == 0
     assert names(launcher) == ["seed=1", "seed=2"]
-    assert sorted(p.name for p in (here / "mine").iterdir() if p.is_dir()) == ["seed=0", "seed=1", "seed=2"]
+    assert sorted(p.name for p in (here / "mine").iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1", "seed=2"]
 
 
 @pytest.mark.usefixtures("straight")
@@ -301,9 +304,9 @@ def test_jobs_leave_no_state_in_each_other(easgd: Easgd, launcher: Launcher) -> 
 
 def test_two_sweeps_that_share_the_jobs_lose_no_word_of_each_other(tmp_path: Path) -> None:
     plan = Plan(tmp_path, {"tau": "tau=4"}, ["seed"], True, "1", False, None, [], [], "basic", "basic", None)
-    one, other = Board(plan, "easgd train -m"), Board(plan, "easgd train -m")
+    one, other = SweepFile(plan, "easgd train -m"), SweepFile(plan, "easgd train -m")
     with one._alone() as jobs:  # between its reading and its writing
-        meanwhile = threading.Thread(target=other.note, args=("seed=1", "completed"))
+        meanwhile = threading.Thread(target=other.note, args=("seed=1", JobStatus("completed")))
         meanwhile.start()
         meanwhile.join(0.2)
         jobs["seed=0"] = {"status": "completed"}

@@ -26,20 +26,19 @@ from conftest import Said
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from easgd_cli.commands import configs, objective, plugins
-from easgd_cli.commands.objective import Objective
-from easgd_cli.commands.plan import Plan
+from easgd_cli.commands import configs, plugins, sweep, sweep_job
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.problems.classification import METRICS
 from easgd_cli.record import reader
 from easgd_cli.settings.schema import NO_AVERAGE, Settings
-from easgd_cli.sweeps import hydra_plugins as hydra_sweep
-from easgd_cli.sweeps import job_directory as placing
-from easgd_cli.sweeps import job_process as job
-from easgd_cli.sweeps import job_status as standing
-from easgd_cli.sweeps import sweep
-from easgd_cli.sweeps.job_directory import Place
+from easgd_cli.sweeps import hydra_executor, job_directory, job_status, job_watch, objective
+from easgd_cli.sweeps.hydra_executor import HydraExecutor, HydraJob
+from easgd_cli.sweeps.job_directory import JobDirectory
+from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, JobStatus
+from easgd_cli.sweeps.job_watch import JobWatch
+from easgd_cli.sweeps.objective import Objective
+from easgd_cli.sweeps.plan import Plan
 
 ON_DIGITS = Settings(eta=0.1, dataset={"name": "digits", "validation": 200})
 QUICK = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=40"]
@@ -225,9 +224,10 @@ def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere
 def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by = Objective("best", METRICS.primary)
     for name, error in (("eta=1", 4.0), ("eta=2", 3.0), ("eta=3", 3.0), (".7.eta=4", 2.0)):
-        standing.write(tmp_path, name, "completed", path=str(left(tmp_path / name, [90.0, error])), objective=str(by), value=error)
+        said = JobStatus("completed", path=str(left(tmp_path / name, [90.0, error])), objective=str(by), value=error)
+        job_status.write(tmp_path, name, said)
     plan = Plan(tmp_path, {}, ["eta"], False, "1", False, None, [], [], "basic", "optuna", by)
-    best = hydra_sweep.tell_best(plan, by)
+    best = sweep.tell_best(plan, by)
     assert best is not None and (best["job"], best["value"]) == ("eta=2", 3.0)
     assert "The best of 3 by" in (out := capsys.readouterr().out)
     assert "The same value have eta=3; the first that reached it is taken." in out
@@ -241,7 +241,7 @@ def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_c
     def begun(seed: int) -> int:
         for _ in range(1200):
             if (root / f"seed={seed}/metrics.jsonl").exists():
-                return int(standing.read(root, f"seed={seed}")["pid"])
+                return job_status.read(root, f"seed={seed}").pid or 0
             time.sleep(0.05)
         raise AssertionError("it has not begun for a minute")
 
@@ -251,7 +251,7 @@ def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_c
     out, _ = begun_sweep.communicate(timeout=60)
     assert begun_sweep.returncode == 143
     assert "seed=0: killed: its process was ended by SIGKILL" in out
-    assert standing.read(root, "seed=1")["status"] == "interrupted"
+    assert job_status.read(root, "seed=1").status == "interrupted"
     assert any((root / "seed=1/checkpoint").iterdir())
     assert "seed=2  not started" in out and not (root / "seed=2").exists()
     assert "To go on with it, give the same command again." in out
@@ -262,12 +262,12 @@ def test_a_sweep_that_is_terminated_while_a_job_starts_interrupts_it_at_once(els
     words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=slow", "seed=0,1", "launcher=noting", *QUICK[1:]]
     begun_sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
     root = elsewhere / "runs/sweeps/slow"
-    while begun_sweep.poll() is None and not standing.read(root, "seed=0"):
+    while begun_sweep.poll() is None and job_status.read(root, "seed=0").status != "running":
         time.sleep(0.05)
     begun_sweep.send_signal(signal.SIGTERM)
-    out, _ = begun_sweep.communicate(timeout=standing._PATIENCE_SECONDS / 2)  # not as long as one waits for a process that does not end
+    out, _ = begun_sweep.communicate(timeout=job_watch._PATIENCE_SECONDS / 2)  # not as long as one waits for a process that does not end
     assert begun_sweep.returncode == 143
-    assert standing.read(root, "seed=0")["status"] == "interrupted"
+    assert job_status.read(root, "seed=0").status == "interrupted"
     assert "seed=0  interrupted" in out and "seed=1  not started" in out
 
 
@@ -277,14 +277,14 @@ def test_a_job_that_says_nothing_has_failed_whatever_an_earlier_start_of_it_said
 ) -> None:
     root = elsewhere / "swept"
     words = ["train", "-m", "-cd", "own", "launcher=noting", "hydra/launcher=mine", "hydra.sweep.dir=swept", "tau=4,5"]
-    standing.write(root, "tau=4", "completed")
+    job_status.write(root, "tau=4", JobStatus("completed"))
     monkeypatch.setattr(sys, "executable", shutil.which("false"))  # in place of the job's program
     said = easgd(*words)
     assert said.status == 1
     assert all(f"{name}: failed: its process ended with status 1" in said.out for name in ("tau=4", "tau=5"))
-    standing.forget(root, "tau=5")
+    job_status.file(root, "tau=5").unlink()
     (root / "logs/tau=5.json").mkdir()
-    said = easgd(*words)
+    said = easgd(*words, "retry=true")
     assert said.status == 1
     assert f"easgd: hydra/launcher=mine: {root}/logs/tau=5.json: how the job stands cannot be written there (Is a directory)" in said.err
 
@@ -313,13 +313,13 @@ def test_a_search_ends_with_status_1_where_a_job_cannot_say_how_it_stands(elsewh
 def test_a_sweep_whose_output_nobody_reads_any_more_goes_on(elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))  # in place of the job's program
     reader, writer = os.pipe()
-    begin = hydra_sweep.run
+    begin = HydraExecutor.run
 
-    def run(*given: Any) -> Any:
+    def run(*given: Any) -> int:
         os.close(reader)  # not before the sweep has said what it is
         return begin(*given)
 
-    monkeypatch.setattr(hydra_sweep, "run", run)
+    monkeypatch.setattr(HydraExecutor, "run", run)
     with os.fdopen(writer, "w") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
         said = easgd("train", "-m", "-cd", "own", "launcher=noting", "hydra/launcher=mine", "hydra.sweep.dir=swept", "tau=4,5")
@@ -329,30 +329,39 @@ def test_a_sweep_whose_output_nobody_reads_any_more_goes_on(elsewhere: Path, eas
 
 
 @pytest.mark.parametrize(
-    ("standing_before", "said", "code"),
+    ("found", "said", "code"),
     [
-        (Place(Path("run"), "completed"), "already done", 0),
-        (Place(Path("run"), placing.FAILED, "no memory."), "failed: no memory. That was before; retry=true tries it again.", 1),
-        (Place(Path("run"), placing.ELSEWHERE), "running elsewhere", 0),
+        (JobDirectory(Path("run"), "completed"), "already done", 0),
+        (JobDirectory(Path("run"), FAILED, "no memory."), "failed: no memory. That was before; retry=true tries it again.", 1),
+        (JobDirectory(Path("run"), ELSEWHERE), "running elsewhere", 0),
     ],
 )
 def test_a_job_that_has_ended_before_it_begins_says_that_it_was_before(
-    standing_before: Place, said: str, code: int, here: Path, monkeypatch: pytest.MonkeyPatch
+    found: JobDirectory, said: str, code: int, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placing, "place", lambda path, settings, retry: standing_before)
-    monkeypatch.setattr(job, "_live_with", lambda parent: None)  # which would be pytest's
-    watch = standing.Watch(here, lambda name, said: None)
-    with watch.watching():
-        assert job.main(["0", str(here), "tau=4", "tau=4"]) == code
-    assert sweep.Row.told("tau=4", watch.said["tau=4"]).said() == said
+    monkeypatch.setattr(job_directory, "find", lambda path, settings, retry: found)
+    assert sweep_job.main([str(here), "tau=4", "tau=4"]) == code
+    assert sweep.line(job_status.settle(here, "tau=4", os.getpid(), code)) == said
 
 
-def test_a_job_that_is_refused_has_failed_and_says_why(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(job, "_live_with", lambda parent: None)
-    assert job.main(["0", str(here), "tau=0", "tau=0"]) == 2
-    told = standing.read(here, "tau=0")
-    assert told["status"] == "failed" and told["reason"].startswith("tau=0: must be a whole number of at least 1")
-    assert capsys.readouterr().err == f"easgd: {told['reason']}\n"
+def test_a_job_that_two_sweeps_take_at_once_is_told_as_done_by_the_one_that_ran_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's job finds it while it runs, or just after its end, and says nothing over what it said."""
+    job_status.write(here, "tau=4", JobStatus("running", pid=1))
+    monkeypatch.setattr(job_directory, "find", lambda path, settings, retry: JobDirectory(path, ELSEWHERE))
+    assert sweep_job.main([str(here), "tau=4", "tau=4"]) == 0
+    assert job_status.settle(here, "tau=4", os.getpid(), 0).status == ELSEWHERE
+    job_status.write(here, "tau=4", JobStatus("completed", pid=1))
+    monkeypatch.setattr(job_directory, "find", lambda path, settings, retry: JobDirectory(path, "completed"))
+    assert sweep_job.main([str(here), "tau=4", "tau=4"]) == 0
+    assert job_status.settle(here, "tau=4", os.getpid(), 0).before
+    assert not job_status.settle(here, "tau=4", 1, 0).before
+
+
+def test_a_job_that_is_refused_has_failed_and_says_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep_job.main([str(here), "tau=0", "tau=0"]) == 2
+    told = job_status.read(here, "tau=0")
+    assert told.status == "failed" and str(told.reason).startswith("tau=0: must be a whole number of at least 1")
+    assert capsys.readouterr().err == f"easgd: {told.reason}\n"
 
 
 def test_a_trial_whose_record_cannot_be_read_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,27 +371,28 @@ def test_a_trial_whose_record_cannot_be_read_has_failed(tmp_path: Path, monkeypa
         sweep=SimpleNamespace(subdir="eta=1"), runtime=SimpleNamespace(output_dir=str(tmp_path / "eta=1"), cwd=str(tmp_path)),
         job=SimpleNamespace(config_name="config"), overrides=SimpleNamespace(task=["eta=1"]), searchpath=[],
     )  # fmt: skip
-    monkeypatch.setattr(hydra_sweep.HydraConfig, "get", lambda: told)
-    monkeypatch.setattr(hydra_sweep.Job, "_run", lambda *_: {"status": "completed", "path": str(tmp_path / "eta=1")})
+    monkeypatch.setattr(hydra_executor.HydraConfig, "get", lambda: told)
+    monkeypatch.setattr(HydraJob, "_run", lambda *_: JobStatus("completed", path=str(tmp_path / "eta=1")))
     with pytest.raises(RunError, match=r"config\.yaml: is not a dictionary of settings"):
-        hydra_sweep.Job(tmp_path, Objective("best", METRICS.primary))(OmegaConf.create())
-    assert standing.read(tmp_path, "eta=1")["status"] == "failed" and "config.yaml: is not" in standing.read(tmp_path, "eta=1")["reason"]
+        HydraJob(tmp_path, sweep.PROGRAM, Objective("best", METRICS.primary))(OmegaConf.create())
+    said = job_status.read(tmp_path, "eta=1")
+    assert said.status == "failed" and "config.yaml: is not" in str(said.reason)
 
 
 def test_what_a_launcher_begins_while_the_sweep_is_ended_and_then_kills_is_interrupted(tmp_path: Path) -> None:
     killed = subprocess.Popen(["true"])
     killed.wait()
     told: list[tuple[str, str]] = []
-    watch = standing.Watch(tmp_path, lambda name, said: told.append((name, said["status"])))
+    watch = JobWatch(tmp_path, lambda name, said: told.append((name, said.status)))
     with watch.watching():
-        standing.write(tmp_path, "before", "running", pid=killed.pid)
+        job_status.write(tmp_path, "before", JobStatus("running", pid=killed.pid))
         while ("before", "running") not in told:
             time.sleep(0.01)
         watch.end()
-        standing.write(tmp_path, "begun", "running", pid=killed.pid)
-        standing.write(tmp_path, "noticed", "killed", reason="its process was ended by SIGKILL")  # by what began it
-    assert {name: said["status"] for name, said in watch.said.items()} == {"before": "killed", "begun": "interrupted", "noticed": "interrupted"}
-    assert "reason" not in watch.said["noticed"]
+        job_status.write(tmp_path, "begun", JobStatus("running", pid=killed.pid))
+        job_status.write(tmp_path, "noticed", JobStatus("killed", reason="its process was ended by SIGKILL"))  # by what began it
+    assert {name: said.status for name, said in watch.said.items()} == {"before": "killed", "begun": "interrupted", "noticed": "interrupted"}
+    assert watch.said["noticed"].reason is None
     assert told[-1][1] != "running"
 
 
@@ -420,4 +430,4 @@ def test_submitit_runs_jobs_in_processes_of_its_own(tmp_path: Path) -> None:
     root = tmp_path / "runs/sweeps/handed"
     [job] = json.loads((root / "sweep.json").read_text())["jobs"].items()
     assert job[1] == {"status": "completed"}
-    assert "completed" in standing.log(root, job[0]).read_text()
+    assert "completed" in job_status.log(root, job[0]).read_text()

@@ -21,6 +21,7 @@ from easgd_cli.experiment.build import Prepared
 from easgd_cli.launcher.job import Job
 from easgd_cli.problems.classification import METRICS
 from easgd_cli.problems.double_well import DoubleWell
+from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import checkpoint, metrics, reader
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.initial_record import hparams, open_record, up_to
@@ -96,6 +97,18 @@ def test_best_error_and_when_it_was_reached_are_in_the_centers_rows(tmp_path: Pa
     assert [row["best_test_error"] for row in rows] == [min(errors[: i + 1]) for i in range(len(errors))]
     assert [row["seconds_to_best"] for row in rows] == [0.0, 0.1, 0.1, 0.1, 0.4, 0.4]  # the first time it was reached
     assert "best_test_error" not in r.row(worker(0, 1))
+
+
+def test_the_best_follows_the_metric_that_is_declared_and_its_direction(tmp_path: Path) -> None:
+    accuracy = Metrics([Metric("test_accuracy", unit="%", direction="higher", primary=True)])
+    r = Recorder(tmp_path, 2, {}, {}, {**FACTS, "metrics": accuracy.told()})
+    for i, value in enumerate([10.0, 80.0, 70.0]):
+        r.row({"seconds": float(i), "step": i, "exchanges": 0, "party": "center", "train_loss": 1.0, "test_accuracy": value, "test_error": 100 - value})
+    ended = r.close(ENDED)
+    assert [row["best_test_accuracy"] for row in recorded(tmp_path, "center")] == [10.0, 80.0, 80.0]
+    assert ended["center"]["seconds_to_best"] == 1.0 and "best_test_error" not in ended["center"]
+    assert reader.metrics_of(tmp_path).primary == accuracy.primary
+    assert reader.result_of(reader.summary_of(tmp_path)) == "test accuracy 70 %"
 
 
 def test_the_order_of_exchanges_is_two_bytes_each(tmp_path: Path) -> None:

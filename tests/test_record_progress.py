@@ -20,7 +20,7 @@ from easgd_cli.record.display import Screen
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.run_view import RunView
 from easgd_cli.record.table import show_run, show_sweep
-from easgd_cli.sweeps.progress import SweepProgress
+from easgd_cli.sweeps.view import SweepView
 
 
 class Clock:
@@ -162,9 +162,9 @@ def append(record: Path, *rows: dict[str, Any], rest: str = "") -> None:
         f.write("".join(json.dumps(row) + "\n" for row in rows) + rest)
 
 
-def test_jobs_side_by_side_are_a_line_each_by_what_their_records_have_gained(clock: Clock, tmp_path: Path) -> None:
+def test_jobs_of_a_sweep_are_a_line_each_by_what_their_records_have_gained(clock: Clock, tmp_path: Path) -> None:
     terminal, record = Terminal(), tmp_path / "a" / "metrics.jsonl"
-    view = SweepProgress(4, Screen(file=terminal, force_terminal=True, width=72, highlight=False))
+    view = SweepView(4, Screen(file=terminal, force_terminal=True, width=72, highlight=False))
 
     def frame() -> list[str]:
         clock.now += 10
@@ -196,9 +196,9 @@ def test_jobs_side_by_side_are_a_line_each_by_what_their_records_have_gained(clo
     view.close()
 
 
-def test_jobs_side_by_side_without_a_terminal_are_a_line_when_they_begin_and_one_when_they_end(clock: Clock, tmp_path: Path) -> None:
+def test_jobs_of_a_sweep_without_a_terminal_are_a_line_when_they_begin_and_one_when_they_end(clock: Clock, tmp_path: Path) -> None:
     console = plain()
-    view = SweepProgress(2, console)
+    view = SweepView(2, console)
     view.begun("[1/2] a", tmp_path, steps=100, minutes=None)
     for _ in range(100):
         clock.now += 1

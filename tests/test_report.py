@@ -13,6 +13,7 @@ import shutil
 import statistics
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from easgd_cli import picture
 from easgd_cli.__main__ import main
+from easgd_cli.commands.objective import Objective
+from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.report import figures, findings, notes, reading, table
 from easgd_cli.report.comparison import compare
@@ -425,6 +428,31 @@ def test_numbers_are_those_of_the_record_and_of_tensorboard(tmp_path: Path, caps
     assert {part: p["mean"] for part, p in row["percent"].items()} == pytest.approx({part: 100 * s / sum(spent.values()) for part, s in spent.items()})
     assert row["bytes_exchanged"]["mean"] == 2 * 4 * 13706 * (run / "exchanges.bin").stat().st_size // 2
     assert row["train_seconds"]["mean"] == center[-1]["seconds"]
+
+
+def test_a_metric_of_which_more_is_better_is_judged_by_the_highest(tmp_path: Path) -> None:
+    declared = [asdict(Metric("test_accuracy", unit="%", direction="higher", primary=True))]
+    for algo, values in (("easgd", [10, 60, 92, 85]), ("downpour", [8, 30, 55, 70])):
+        run = make(tmp_path / algo, [float(value) for value in values], algo=algo)
+        text = (run / "metrics.jsonl").read_text().replace("test_error", "test_accuracy")
+        (run / "metrics.jsonl").write_text(text)
+        (run / "summary.json").write_text(json.dumps({**json.loads((run / "summary.json").read_text()), "metrics": declared}))
+    c = compared(tmp_path)
+    assert c.metric.name == "test_accuracy" and c.levels == [20, 50]  # above both starts, the easiest first, reached by half or more
+    rows = {row["settings"]["algo"]: row for row in table.numbers(c)["configurations"]}
+    assert rows["easgd"]["best"]["mean"] == 92 and rows["easgd"]["seconds_to_best"]["mean"] == 2
+    assert rows["easgd"]["seconds_to"]["50"]["mean"] == 1 and rows["downpour"]["seconds_to"]["50"]["mean"] == 2
+    assert any("Highest final test accuracy: algo=easgd, 85 %" in sentence for sentence in findings.findings(c))
+    search = Objective("best", Metrics.read(declared).primary, "test")
+    assert search.value(tmp_path / "easgd") == -92 and search.shown(-92) == "highest test accuracy 92 %"
+
+
+def test_reading_a_run_asks_no_method_of_a_users_own(tmp_path: Path) -> None:
+    """Which symbols it uses stands in its summary."""
+    for seed, delta in enumerate((0.9, 0.99)):
+        run = make(tmp_path / f"run{seed}", [90, 10], algo="mine", delta=delta, seed=seed)
+        (run / "summary.json").write_text(json.dumps({**json.loads((run / "summary.json").read_text()), "symbols": ["alpha", "tau"]}))
+    assert [len(of.runs) for of in compared(tmp_path).configurations] == [2]
 
 
 def test_different_problems_stand_side_by_side_and_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

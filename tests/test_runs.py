@@ -28,7 +28,7 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.local import Processes, launch
-from easgd_cli.launcher.supervisor import Patience
+from easgd_cli.launcher.parties import Patience
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.images import ImageProblem
 from easgd_cli.record.reader import newest_checkpoint as newest

@@ -24,23 +24,9 @@ from torch import Tensor
 
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.journal import Journal
+from easgd_cli.launcher.parties import EVALUATOR, MASTER, Begin, Command, Kill, Measure, Party, Patience, StartEvaluator, Stop, TakeCheckpoint, TakeSnapshot
 from easgd_cli.launcher.snapshot_queue import InPlace, Snapshot, SnapshotQueue
-from easgd_cli.launcher.supervisor import (
-    EVALUATOR,
-    MASTER,
-    Begin,
-    Command,
-    Kill,
-    Measure,
-    Party,
-    Patience,
-    Plan,
-    StartEvaluator,
-    Stop,
-    Supervisor,
-    TakeCheckpoint,
-    TakeSnapshot,
-)
+from easgd_cli.launcher.supervisor import Plan, Supervisor
 from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.metrics import worker_name
@@ -223,7 +209,7 @@ class World:
         self.signals = 0
         self.had_result = False
         if shape.evaluation != "deferred":
-            self.supervisor.start_evaluator()
+            self.supervisor.evaluation.start()
         self.queue.add_copies(start, X)
         self.after()
 
@@ -560,11 +546,11 @@ class World:
         left = [self.heard[w] for w in self.heard if w not in self.lost]
         if left:
             self.greatest = max(self.greatest, sum(left) / len(left))
-        assert self.supervisor.step == self.greatest, "the mean step is that of the workers that are left, and never falls"
-        assert self.supervisor.alive == len(left), "a dead worker is counted once"
+        assert self.supervisor.members.step == self.greatest, "the mean step is that of the workers that are left, and never falls"
+        assert self.supervisor.members.alive == len(left), "a dead worker is counted once"
         assert self.journal.measured == self.taken[: len(self.journal.measured)], "snapshots are measured in the order in which they were taken"
         assert self.journal.finished == list(self.finals), "a worker's end is told once"
-        if self.supervisor.stopping and self.stop_at is None:
+        if self.supervisor._stopping.begun and self.stop_at is None:
             self.stop_at = self.now
         status = self.journal.status
         if self.had_result:
@@ -595,7 +581,7 @@ class World:
 
     def check_Kill(self, command: Kill, live: tuple[int, ...]) -> None:
         self.once(f"kill {command.party}")
-        assert self.supervisor.stopping and self.there(command.party), "only who is there and does not stop is killed"
+        assert self.supervisor._stopping.begun and self.there(command.party), "only who is there and does not stop is killed"
         grace = PATIENCE.interrupted
         patience = grace if self.signals else PATIENCE.usual
         if command.party == MASTER:
@@ -607,7 +593,7 @@ class World:
 
     def check_TakeSnapshot(self, _: Command, live: tuple[int, ...]) -> None:
         assert self.shape.evaluation == "asked" and not self.snapshot_asked and self.owner_final is None, "one snapshot is asked for at a time"
-        assert self.there(0 if self.alone else MASTER) and not self.supervisor.stopping, "of an owner that is there"
+        assert self.there(0 if self.alone else MASTER) and not self.supervisor._stopping.begun, "of an owner that is there"
         assert len(self.taken) == len(self.journal.measured), "when nothing waits to be measured"
         self.snapshot_asked = True
 
@@ -1000,7 +986,7 @@ def test_a_signal_after_the_end_changes_nothing() -> None:
 def test_when_all_workers_are_dead_the_run_says_how_each_died() -> None:
     world = run_of(2)
     world.supervisor.ended(0, "killed by SIGKILL")
-    assert not world.supervisor.over and world.supervisor.alive == 1
+    assert not world.supervisor.over and world.supervisor.members.alive == 1
     assert world.journal.notes == ["worker 0 died (killed by SIGKILL); the run goes on with 1 of 2"]
     world.supervisor.ended(1, "MemoryError: no more", log_file="logs/worker_01.log")
     assert world.supervisor.over

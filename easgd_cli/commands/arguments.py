@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from easgd_cli.errors import UsageError
+from easgd_cli.settings.overrides import quote as quote
 
 GROUPS = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")
 
@@ -157,11 +158,6 @@ def directory(override: Override | None) -> Path | None:
     return Path(written if isinstance(written, str) else str(override.input_line).partition("=")[2])  # 123 is read as a number
 
 
-def quote(text: str) -> str:
-    """`text` in single quotes, as Hydra's grammar wants them: runs of backslashes before a quote or at the end are doubled."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
-
-
 def run_dir(path: Path) -> str:
     """The override that makes `path` a run's directory, in quotes only where `parse` would not give it any."""
     plain = re.fullmatch(r"[\w./=,-]+", str(path), re.ASCII)
@@ -172,7 +168,7 @@ def _as_meant(line: str) -> list[str]:
     """`line` without what Hydra's grammar tells apart and settings do not: +, ++ and ~, and values of a sweep under hydra.sweeper.params."""
     key, _, value = line.partition("=")
     name = key.lstrip("+~")
-    if line == "experiment=null" or (key.startswith("~") and (name == "experiment" or "/" in name)):
+    if line == "experiment=null" or (key.startswith("~") and (name == "experiment" or name.startswith("hydra/"))):
         return []  # of these a run has none unless one is given
     if not name.startswith("hydra"):
         return [f"{name}=null" if key.startswith("~") else f"{name}{line[len(key) :]}"]

@@ -286,7 +286,7 @@ def _several(asked: _Asked) -> list[Settings]:
     assert isinstance(planned, plan.Plan)  # which --multirun asks for
     for words, sentence in planned.left_out:
         tell(f"left out: {words}. {sentence}")
-    return [_timed(asked, member.settings) for member in planned.members]
+    return [_timed(asked, member.settings) for member in planned.jobs]
 
 
 def _windows(asked: _Asked) -> int:

@@ -94,13 +94,14 @@ def main(argv: Sequence[str]) -> int:
     said = {"run": str(asked.run), "what": asked.what, "dataset": settings.dataset["name"]} | figures
     if asked.export is not None:
         _export(asked.export, problem.state_dict(x), said)
+    classes = images.classes if images is not None else None
     if asked.json is not None:
-        content = said | ({"classes": list(images.classes or () if images else ()), "confusion": counts.tolist()} if counts is not None else {})
+        content = said | ({"classes": list(classes or ()), "confusion": counts.tolist()} if counts is not None else {})
         output.put(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
     console = Console()
     console.print(_figures(said))
     if counts is not None:
-        console.print(_confusion(counts, images.classes if images is not None else None, console))
+        console.print(_confusion(counts, classes, console))
     return 0
 
 

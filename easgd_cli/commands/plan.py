@@ -14,56 +14,20 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
-from easgd_cli.commands import arguments, compose, objective, plugins, report, single_run
+from easgd_cli.commands import arguments, compose, plugins, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
-from easgd_cli.commands.objective import Objective
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
+from easgd_cli.sweeps import objective
+from easgd_cli.sweeps.plan import Plan, SweepJob
 
 _OF_HYDRAS_SWEEPS = ("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.", "hydra/sweeper", "hydra/launcher")
 
 Compose = Callable[[Sequence[str]], Composed]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One job of a sweep: its overrides, and its directory's name, made of those of them that make the difference.
-
-    `steps`: local steps of each worker, None where minutes end it. `memory`: bytes it needs at its peak, beside its processes.
-    """
-
-    overrides: list[str]
-    name: str
-    settings: Settings
-    steps: int | None
-    memory: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A sweep whose every job can run."""
-
-    root: Path
-    fixed: dict[str, str]  # overrides that all jobs share, by key
-    varying: list[str]  # keys that are swept
-    named: bool  # whether sweep= chose the directory
-    jobs: str  # how many at a time
-    retry: bool  # whether those that failed before are tried again
-    report: str | None  # the options of the report at its end, None for no report
-    members: list[Member]
-    left_out: list[tuple[str, str]]  # what is said of combinations that cannot run, and why they cannot
-    launcher: str  # Hydra's: basic, which is to say ours, or a plugin's
-    sweeper: str  # the same
-    objective: Objective | None  # where a sweeper draws the values, and there are no members yet: what it minimises
-
-    @property
-    def basic(self) -> bool:
-        """Whether easgd runs the jobs itself."""
-        return self.launcher == self.sweeper == "basic"
 
 
 def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan | Composed:
@@ -108,7 +72,7 @@ def _sweep(axes: dict[str, list[str]], overrides: list[Override], first: Compose
     plugins.check(launcher, sweeper)
     if of_sweep.jobs != Settings.jobs and (launcher, sweeper) != ("basic", "basic"):
         raise UsageError(f"jobs={of_sweep.jobs}: is for jobs that easgd runs itself; a plugin of Hydra's has a setting of its own for that.")
-    minimised, members, left_out = None, list[Member](), list[tuple[str, str]]()
+    minimised, jobs, left_out = None, list[SweepJob](), list[tuple[str, str]]()
     if first is not None and sweeper != "basic":
         minimised = objective.of(first.settings)
         if all(len(values) == 1 for values in axes.values()):
@@ -121,13 +85,11 @@ def _sweep(axes: dict[str, list[str]], overrides: list[Override], first: Compose
             raise UsageError(f"objective={of_sweep.objective}: is what a search minimises; add hydra/sweeper=optuna, or leave it out.")
         if first is not None and (interval := next((o.input_line for o in overrides if o.is_interval_sweep()), None)):
             raise UsageError(f"{interval}: an interval has no end of values; write them out, or choose a sweeper that draws, hydra/sweeper=optuna.")
-        members, left_out = _checked([list(words) for words in itertools.product(*axes.values())], axes, composed)
+        jobs, left_out = _checked([list(words) for words in itertools.product(*axes.values())], axes, composed)
     fixed = {key: values[0] for key, values in axes.items() if len(values) == 1 and single_run.own(values)}
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
     root = _root(axes, first) if of_sweep.sweep is None else Path("runs", "sweeps", _name(of_sweep.sweep))
-    return Plan(
-        root, fixed, varying, of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, members, left_out, launcher, sweeper, minimised
-    )
+    return Plan(root, fixed, varying, of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, jobs, left_out, launcher, sweeper, minimised)
 
 
 def _one_by_one(axes: dict[str, list[str]]) -> list[list[str]]:
@@ -141,7 +103,7 @@ def _name(name: str) -> str:
     return name
 
 
-def _checked(combinations: list[list[str]], axes: dict[str, list[str]], composed: Compose) -> tuple[list[Member], list[tuple[str, str]]]:
+def _checked(combinations: list[list[str]], axes: dict[str, list[str]], composed: Compose) -> tuple[list[SweepJob], list[tuple[str, str]]]:
     """The jobs that can run, and the combinations that cannot, each with the reason. Raises UsageError for what is wrong by itself."""
     varying = {key for key, values in axes.items() if len(values) > 1}
     checks = _Checks(composed)
@@ -151,7 +113,7 @@ def _checked(combinations: list[list[str]], axes: dict[str, list[str]], composed
     _refuse_wrong_by_itself(combinations, fails, checks.deep)
     if len(fails) == len(combinations):
         raise UsageError("\n".join(dict.fromkeys(fails.values())))
-    members: list[Member] = []
+    jobs: list[SweepJob] = []
     for words in combinations:
         settings, extent = checks.settings(words), checks.extent(words)
         if isinstance(settings, str) or isinstance(extent, str):
@@ -159,11 +121,11 @@ def _checked(combinations: list[list[str]], axes: dict[str, list[str]], composed
         settings = apart(settings)
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or single_run.own(words)
         name = rundir.named_by(swept) or "default"
-        if any(m.name == name for m in members):
+        if any(job.name == name for job in jobs):
             name = f"{name}-{rundir.digest(swept)}"
         steps = extent.steps if settings.epochs is not None else config.total_steps(settings, None)
-        members.append(Member(words, name, settings, steps, extent.memory))
-    return members, list(_left_out({i: single_run.own(combinations[i]) for i in fails}, fails, len(axes.get("seed", []))))
+        jobs.append(SweepJob(words, name, settings, steps, extent.memory))
+    return jobs, list(_left_out({i: single_run.own(combinations[i]) for i in fails}, fails, len(axes.get("seed", []))))
 
 
 def _left_out(words: dict[int, list[str]], fails: dict[int, str], seeds: int) -> Iterator[tuple[str, str]]:
@@ -192,7 +154,7 @@ def apart(settings: Settings) -> Settings:
 
 
 class _Checks:
-    """What is wrong with a combination, in a sentence, or None; remembers, since combinations share their values."""
+    """What is wrong with a combination, in a sentence, or None; rejobs, since combinations share their values."""
 
     def __init__(self, composed: Compose):
         self._composed = composed

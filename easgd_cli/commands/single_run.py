@@ -32,6 +32,7 @@ from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings import targets as makers
+from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
 
@@ -44,11 +45,6 @@ def checked(settings: Settings) -> None:
         build.schedule(settings, config.total_steps(settings, None))
     build.average(settings)
     kinds.launcher(settings)
-
-
-def own(overrides: Sequence[str]) -> list[str]:
-    """The overrides that are not Hydra's."""
-    return [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
 
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
@@ -163,7 +159,7 @@ def _as_hydras_job(job: Composed, path: Path, task: Callable[[], Outcome]) -> Ou
     config, name = job.config, job.config.hydra.job.config_name
     with open_dict(config):
         config.hydra.run.dir, config.hydra.mode = str(path), RunMode.RUN
-    # A run may log, change directory, seed generators and set threads, and those of a sweep share this process.
+    # A run may log, change directory, seed generators and set threads.
     with unchanged_process(), initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
         callbacks = Callbacks(config)
         callbacks.on_run_start(config=config, config_name=name)
@@ -178,7 +174,7 @@ def _as_hydras_job(job: Composed, path: Path, task: Callable[[], Outcome]) -> Ou
 def unchanged_process() -> Iterator[None]:
     """Puts back what a run may leave in this process: arguments, environment, directory, logging, signals, generators, threads.
 
-    Runs of a sweep share the process, and none may notice the one before.
+    What comes after a run, or after a plugin of Hydra's that ran a sweep, may not notice it.
     """
     root = logging.getLogger()
     argv, environment, directory, path = sys.argv, dict(os.environ), os.getcwd(), list(sys.path)

@@ -19,7 +19,7 @@ from typing import Any
 
 import hydra
 
-from easgd_cli.commands import arguments, completion, compose, configs, plan, replay, single_run
+from easgd_cli.commands import arguments, completion, compose, configs, plan, replay, single_run, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -29,7 +29,6 @@ from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings import schema as config
 from easgd_cli.settings.schema import Settings
-from easgd_cli.sweeps import sweep
 from easgd_cli.system.terminal import tell, with_command
 
 _CHANGEABLE = ("steps", "epochs", "minutes")

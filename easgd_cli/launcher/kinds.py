@@ -49,7 +49,7 @@ class Local:
     def begin(self) -> None:
         from easgd_cli.launcher import processes as children
 
-        children.begin()  # torch is imported there while Hydra composes here
+        children.begin()  # torch is imported there meanwhile
 
     def __call__(self, job: Job, prepared: Prepared) -> Outcome:
         from easgd_cli.launcher.local import launch

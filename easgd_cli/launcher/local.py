@@ -18,9 +18,7 @@ from easgd_cli.launcher import driver
 from easgd_cli.launcher.initial_state import InitialState
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal, log
-from easgd_cli.launcher.processes import Child
-from easgd_cli.launcher.snapshot_queue import SnapshotQueue
-from easgd_cli.launcher.supervisor import (
+from easgd_cli.launcher.parties import (
     EVALUATOR,
     MASTER,
     Begin,
@@ -29,13 +27,14 @@ from easgd_cli.launcher.supervisor import (
     Measure,
     Party,
     Patience,
-    Plan,
     StartEvaluator,
     Stop,
-    Supervisor,
     TakeCheckpoint,
     TakeSnapshot,
 )  # fmt: skip
+from easgd_cli.launcher.processes import Child
+from easgd_cli.launcher.snapshot_queue import SnapshotQueue
+from easgd_cli.launcher.supervisor import Plan, Supervisor
 from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
 from easgd_cli.record.metrics import worker_name
@@ -105,7 +104,7 @@ class Processes:
         self._evaluator_start = EvaluatorStart(s, data, evaluator_threads(s))
         self._journal.open()
         if s.eval.when == "running":
-            self.supervisor.start_evaluator()
+            self.supervisor.evaluation.start()
         if resumed is None:
             self._queue.add_copies(initial.moment, initial.evaluated())
         else:

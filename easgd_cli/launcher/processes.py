@@ -76,9 +76,19 @@ def begin() -> None:
     ignored = {signal.SIGINT, signal.SIGTERM}  # a terminal sends Ctrl-C to every process, and the server may still be importing
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)  # it inherits this mask, and its children do
     try:
-        forkserver.ensure_running()
+        forkserver._forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def share_server() -> None:
+    """In a process forked from one that has called `begin`: children come from that server, which is there already.
+
+    multiprocessing means it to be so, but looks whether the server lives by waiting for it, which only its parent can.
+    """
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        server.ensure_running = resource_tracker.ensure_running
 
 
 def _context() -> ForkServerContext:

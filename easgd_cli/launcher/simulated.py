@@ -16,8 +16,9 @@ from easgd_cli.launcher import driver
 from easgd_cli.launcher.cost_model import CostModel
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
+from easgd_cli.launcher.parties import EVALUATOR, MASTER, Command, Measure, Stop, TakeCheckpoint
 from easgd_cli.launcher.snapshot_queue import InPlace, SnapshotQueue
-from easgd_cli.launcher.supervisor import EVALUATOR, MASTER, Command, Measure, Plan, Stop, Supervisor, TakeCheckpoint
+from easgd_cli.launcher.supervisor import Plan, Supervisor
 from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.launcher.virtual_master import SERVE
 from easgd_cli.launcher.virtual_parties import VirtualParties
@@ -178,7 +179,7 @@ class VirtualCluster:
     def _changed(self) -> None:
         """What is evaluated has changed."""
         master, now = self._parties.master, self._events.now
-        if self._pace.due(self.supervisor.step, now):
+        if self._pace.due(self.supervisor.members.step, now):
             self._snapshot()
             self._obey()
         if master is not None and self._system_rows.due(now):

@@ -41,7 +41,7 @@ def say(what: str | Text | Callable[[], object]) -> None:
         if isinstance(what, str):
             print(for_terminal(what, sys.stdout), flush=True)
         elif isinstance(what, Text):
-            screen().print(what, overflow="ignore")
+            screen().print(what)
         else:
             what()
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ class Display:
 
     def line(self, text: str | Text) -> None:
         """A line above the view. A `str` is Rich's markup."""
-        self.show(lambda console: console.print(text, overflow="ignore"))  # a path is not broken
+        self.show(lambda console: console.print(text))
 
     def show(self, what: Callable[[Screen], object]) -> None:
         """Whatever else is to be printed."""

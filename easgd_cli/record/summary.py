@@ -59,13 +59,15 @@ def surroundings() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    import torch
+
     found = {"python": platform.python_version()}
     for package in ("easgd", *_PACKAGES):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return found | {"torch": str(torch.__version__)}  # with its build, +cpu or +cu130, which not every wheel's metadata has
 
 
 def _hardware() -> dict[str, Any]:

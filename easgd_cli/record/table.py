@@ -75,9 +75,8 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     console.print(table, highlight=False)
     for name, status, _, reason in rows:
         if reason and status != "completed":
-            console.print(
-                Text(f"{name}: ").append(status, style=STYLES.get(status, "")).append(f": {reason}"), highlight=False, soft_wrap=not console.is_terminal
-            )
+            line = Text(f"{name}: ").append(status, style=STYLES.get(status, "")).append(f": {reason}")
+            console.print(line, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def job_line(title: str, status: str, said: str) -> Text:

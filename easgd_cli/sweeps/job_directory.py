@@ -19,32 +19,39 @@ from easgd_cli.errors import UsageError
 from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
+from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, JobStatus
 
 NEW, STOPPED = "new", "stopped"  # a run is to begin there; to go on from its checkpoint
-FAILED, ELSEWHERE = "failed", "running elsewhere"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A directory and how the job stands there: NEW, STOPPED, or for this start of the sweep over: completed, diverged, FAILED (with the reason), ELSEWHERE."""
+class JobDirectory:
+    """Where a job runs, and what is there: NEW, STOPPED, or something that leaves nothing to run in this start of the sweep:
+    completed, diverged, FAILED (with the reason), ELSEWHERE.
+    """
 
     path: Path
-    standing: str
+    status: str
     reason: str | None = None
 
     @property
     def over(self) -> bool:
-        return self.standing not in (NEW, STOPPED)
+        return self.status not in (NEW, STOPPED)
+
+    @property
+    def said(self) -> JobStatus:
+        """How the job stands that is over."""
+        return JobStatus(self.status, self.reason, str(self.path), before=self.status != ELSEWHERE)
 
 
-def place(path: Path, settings: Settings, retry: bool) -> Place:
-    """Where the job that is named `path` runs with these settings. A run without a checkpoint is cleared away, a failed one only to `retry`."""
+def find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
+    """The directory of the job that is named `path`. A run without a checkpoint is cleared away, a failed one only to `retry`."""
     while True:
         with suppress(FileNotFoundError):  # another sweep has just removed what we looked at
-            return _place(path, settings, retry)
+            return _find(path, settings, retry)
 
 
-def _place(path: Path, settings: Settings, retry: bool) -> Place:
+def _find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
     wanted = _compared(yaml.safe_load(yaml.safe_dump(asdict(settings))))
     there = list(itertools.takewhile(Path.exists, rundir.candidates(path)))
     own, unknown = [], []  # runs with these settings; directories without settings, which a killed start may have made
@@ -56,39 +63,41 @@ def _place(path: Path, settings: Settings, retry: bool) -> Place:
             own.append(candidate)
         elif config is None and candidate.is_dir():
             unknown.append(candidate)
-    places = [_standing(candidate, retry) for candidate in own]
-    for standing in (*rundir.ENDED, ELSEWHERE, STOPPED, FAILED):  # what has a result counts, wherever it is
-        found = next((found for found in places if found.standing == standing), None)
+    runs = [_run(candidate, retry) for candidate in own]
+    for status in (*rundir.ENDED, ELSEWHERE, STOPPED, FAILED):  # what has a result counts, wherever it is
+        found = next((found for found in runs if found.status == status), None)
         if found is not None:
             return found
     for candidate in sorted([*own, *unknown], key=there.index):
         try:
             with rundir.held(candidate):
                 if rundir.clear(candidate):
-                    return Place(candidate, NEW)
+                    return JobDirectory(candidate, NEW)
         except UsageError:
-            return Place(candidate, ELSEWHERE)
+            return JobDirectory(candidate, ELSEWHERE)
         except FileNotFoundError:
             raise
         except OSError as e:
-            return Place(candidate, FAILED, f"{e.filename or candidate} is left of a killed start and cannot be removed: {e.strerror or e}.")
-    return Place(next(candidate for candidate in rundir.candidates(path) if candidate not in there), NEW)
+            left = e.filename or candidate
+            reason = f"{left} is left of a killed start and cannot be removed: {e.strerror or e}."
+            return JobDirectory(candidate, FAILED, reason)
+    return JobDirectory(next(candidate for candidate in rundir.candidates(path) if candidate not in there), NEW)
 
 
-def _standing(path: Path, retry: bool) -> Place:
-    """How the run there stands; NEW where it has come to nothing."""
+def _run(path: Path, retry: bool) -> JobDirectory:
+    """The run there; NEW where it has come to nothing."""
     summary: dict[str, Any] = {}
     try:
         with rundir.held(path), suppress(reader.BadFile):
             summary = reader.summary_of(path)
     except UsageError:
-        return Place(path, ELSEWHERE)
+        return JobDirectory(path, ELSEWHERE)
     status = summary.get("status")
     if status in rundir.ENDED:
-        return Place(path, status)
+        return JobDirectory(path, status)
     if status == FAILED and not retry:
-        return Place(path, FAILED, summary.get("reason"))
-    return Place(path, STOPPED if reader.checkpoints(path / "checkpoint") else NEW)
+        return JobDirectory(path, FAILED, summary.get("reason"))
+    return JobDirectory(path, STOPPED if reader.checkpoints(path / "checkpoint") else NEW)
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,4 +114,4 @@ def leave_failure(path: Path, settings: Settings, overrides: list[str], reason: 
             path = rundir.create(path)
             rundir.write_config(path, settings, overrides)
         with rundir.held(path):
-            write_summary(path, {"status": FAILED, "reason": reason} | {k: v for k, v in reader.summary_of(path).items() if k not in ("status", "reason")})
+            write_summary(path, reader.summary_of(path) | {"status": FAILED, "reason": reason})

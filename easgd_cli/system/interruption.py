@@ -6,6 +6,7 @@ else. So until a launcher listens, nothing is raised: what was begun is undone a
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -73,6 +74,14 @@ def raised() -> Iterator[list[int]]:
 
     with _reacting({number: react for number in _NUMBERS}):
         yield came
+
+
+def end_with(parent: int, number: signal.Signals) -> None:
+    """From here on this process is sent signal `number` when process `parent`, which has started it, ends. On Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended before
+            signal.raise_signal(number)
 
 
 def tell(text: str) -> None:

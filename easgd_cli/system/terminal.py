@@ -10,6 +10,7 @@ from typing import TextIO
 
 _ENTRY = re.compile(r"( *\S.*?  +)(\S.*)")  # a word of a help text and what it means
 _COMMAND = re.compile(r"(usage:)? *(easgd|\$) ")
+_EXAMPLE = re.compile(r" +(easgd|\$) (?!.*  )")  # nothing but a command, to be copied
 
 
 def tell(text: str) -> None:
@@ -44,7 +45,7 @@ def help_text(text: str) -> str:
             continue
         filled.append(line)
         hang = None if command or not line else len(entry[1]) if entry else indent
-    return "\n".join(_wrapped(line, _hang(line)) for line in filled)
+    return "\n".join(_wrapped(line, _hang(line), " \\" if _EXAMPLE.match(line) else "") for line in filled)
 
 
 def _hang(line: str) -> int:
@@ -54,15 +55,16 @@ def _hang(line: str) -> int:
     return hang if hang <= _width() // 2 else indent + 4
 
 
-def _wrapped(line: str, hang: int) -> str:
+def _wrapped(line: str, hang: int, broken: str = "") -> str:
+    """The line as several where it is too long, each but the last with `broken` at its end."""
     if len(line) <= _width():
         return line
     indent = len(line) - len(line.lstrip())
     parts = textwrap.wrap(
-        line.lstrip(), _width(), initial_indent=line[:indent], subsequent_indent=" " * hang,
+        line.lstrip(), _width() - len(broken), initial_indent=line[:indent], subsequent_indent=" " * hang,
         break_long_words=False, break_on_hyphens=False, replace_whitespace=False,
     )  # fmt: skip
-    return "\n".join(parts)
+    return f"{broken}\n".join(parts)
 
 
 def _width() -> int:

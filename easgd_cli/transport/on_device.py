@@ -4,7 +4,8 @@ The master allocates all of them and hands each worker its own through CUDA's in
 killed stays valid for the master that may be reading it. Each side waits for its own device before it tells the other, in the few bytes
 that go through the socket as ever; no stream or event is shared.
 
-Not run on a GPU yet; the tests go through it with the shared memory of a CPU, which torch hands out by the same calls.
+Not run on a GPU yet; the tests go through it with the shared memory of a CPU, which torch hands out by the same calls, and on a device
+that works as late as it may.
 """
 
 from __future__ import annotations

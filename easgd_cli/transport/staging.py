@@ -4,7 +4,7 @@ The copies run on a stream of their own, beside the gradient. Nobody waits for t
 down, which is when it may be told of, and the device for the reply to be up. So an exchange posted before a gradient is launched is
 carried out while the device computes it.
 
-Not run on a GPU yet; on a CPU, where a stream does nothing, the tests go through it.
+Not run on a GPU yet; the tests go through it on a CPU, where a stream does nothing, and on a device that works as late as it may.
 """
 
 from __future__ import annotations

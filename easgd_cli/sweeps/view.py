@@ -1,6 +1,6 @@
-"""What a sweep shows while its jobs run side by side: a line for each in a terminal, a line when one begins or ends everywhere else.
+"""What a sweep shows while its jobs run: a line for each that runs in a terminal, a line when one begins or ends elsewhere.
 
-Jobs are other processes; how far they are is read from their records.
+Jobs are other processes, perhaps on other machines; how far they are is read from their records.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from easgd_cli.record.table import job_line
 _LOOK_SECONDS = 1.0
 
 
-class SweepProgress:
-    """The view of a sweep of so many jobs."""
+class SweepView:
+    """The view of a sweep of so many jobs, or of as many as come where that is None."""
 
-    def __init__(self, jobs: int, console: Screen | None = None):
+    def __init__(self, jobs: int | None, console: Screen | None = None):
         self._jobs = jobs
         self._display = Display(console)
         self._running: dict[str, _Watched] = {}
@@ -71,7 +71,7 @@ class SweepProgress:
         for number, (title, *cells) in enumerate(rows):
             # Where it is narrow names are cut.
             table.add_row(Text(title, no_wrap=True, overflow="ellipsis"), *cells, style="" if number else "dim")
-        queued = self._jobs - len(self._running) - self._ended.total()
+        queued = 0 if self._jobs is None else self._jobs - len(self._running) - self._ended.total()
         counts = {"running": len(self._running), "queued": queued, **self._ended}
         told = Text(", ".join(f"{n} {status}" for status, n in counts.items() if n), no_wrap=True, overflow="ellipsis")
         return Group(*([table] if jobs else []), told)

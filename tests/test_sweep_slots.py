@@ -1,4 +1,4 @@
-"""Jobs of a sweep side by side: real processes, held against the same jobs in turn; killed, interrupted and failing ones."""
+"""Jobs of a sweep in slots: real processes, side by side and in turn; killed, interrupted and failing ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from conftest import Said
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from easgd_cli.__main__ import main
-from easgd_cli.commands.plan import Member
 from easgd_cli.errors import UsageError
 from easgd_cli.settings.schema import Settings
-from easgd_cli.sweeps import side_by_side as packing
+from easgd_cli.sweeps import slots
+from easgd_cli.sweeps.plan import SweepJob
+from easgd_cli.sweeps.slots import Devices, Slot, dealt
 
 # Cheap and the same bits on any number of cores.
 QUICK = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=40"]
+Begin = Callable[..., tuple[subprocess.Popen[str], list[int]]]
 LONG = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=100000000", "eval.every=1000000 steps"]
 FAILING = """
 import os
@@ -47,6 +50,20 @@ def failing(workers, seed, l2, device):
     return made
 """
 
+NOTING = """
+import multiprocessing
+import os
+
+from easgd_cli.problems.quadratic import Quadratic
+
+class Noting(Quadratic):
+    def load(self, worker, t):
+        if t == 5 and multiprocessing.parent_process() is not None:
+            with open("parents", "a") as f:
+                f.write(f"{os.getppid()} ")
+        super().load(worker, t)
+"""
+
 
 def command(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "easgd_cli", "train", *words], cwd=here, capture_output=True, text=True, timeout=90)
@@ -58,34 +75,43 @@ def told(directory: Path) -> list[str]:
     return shlex.split(text.decode())
 
 
-def standing(root: Path) -> dict[str, dict[str, object]]:
+def statuses(root: Path) -> dict[str, dict[str, object]]:
     return json.loads((root / "sweep.json").read_text())["jobs"]
 
 
 def until(true: Callable[[], bool]) -> None:
-    for _ in range(600):
+    for _ in range(2000):
         if true():
             return
         time.sleep(0.05)
-    raise AssertionError("it has not happened for 30 s")
+    raise AssertionError("it has not happened for 100 s")
 
 
-def begin(here: Path, *more: str) -> tuple[subprocess.Popen[str], list[int]]:
-    """A sweep of two jobs that take for ever, both in training, and their process numbers."""
-    words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=long", "jobs=2", "seed=0,1", *LONG, *more]
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """A function that begins a sweep; what it has begun ends with the test."""
+    with ExitStack() as ending:
+        yield lambda *more, at_once=2: begun(ending, tmp_path, *more, at_once=at_once)
+
+
+def begun(ending: ExitStack, here: Path, *more: str, at_once: int) -> tuple[subprocess.Popen[str], list[int]]:
+    """A sweep of two jobs that take for ever, those that run at once in training, and their process numbers."""
+    words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=long", f"jobs={at_once}", "seed=0,1", *LONG, *more]
     sweep = subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ending.enter_context(sweep)
+    ending.callback(sweep.kill)
     root = here / "runs" / "sweeps" / "long"
 
     def trains(seed: int) -> bool:
         try:
-            pid = int(str(standing(root)[f"seed={seed}"]["pid"]))
+            pid = int(str(statuses(root)[f"seed={seed}"]["pid"]))
             said = (root / f"seed={seed}" / "logs" / "launcher.log").read_text()
         except (OSError, KeyError):
             return False
         return alive(pid) and f"process {pid}:" in said and (root / f"seed={seed}" / "metrics.jsonl").exists()
 
-    until(lambda: trains(0) and trains(1))
-    return sweep, [int(str(job["pid"])) for job in standing(root).values()]
+    until(lambda: all(trains(seed) for seed in range(at_once)))
+    return sweep, [int(str(job["pid"])) for job in statuses(root).values() if "pid" in job]
 
 
 def alive(pid: int) -> bool:
@@ -105,7 +131,7 @@ def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path, 
         one, other = (torch.load(root / job / "center.pt", weights_only=True) for root in (beside, in_turn))
         assert all(torch.equal(one[k], other[k]) for k in one)
         assert (beside / "logs" / f"{job}.log").read_text().count("completed")
-        assert standing(beside)[job] == {"status": "completed"}
+        assert statuses(beside)[job] == {"status": "completed"}
         for root in (beside, in_turn):  # what TensorBoard shows of a job is the command that runs it by itself
             assert told(root / job) == ["easgd", "train", job, *QUICK, f"hydra.run.dir=runs/sweeps/{root.name}/{job}", "hydra.mode=RUN"]
     assert told(beside) == ["easgd", "train", "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK]
@@ -122,19 +148,19 @@ def test_two_sweeps_at_once_run_each_job_once(tmp_path: Path) -> None:
     assert [sweep.returncode for sweep in sweeps] == [0, 0]
     root = tmp_path / "runs" / "sweeps" / "shared"
     assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1", "seed=2"]
-    assert standing(root) == {f"seed={seed}": {"status": "completed"} for seed in range(3)}
+    assert statuses(root) == {f"seed={seed}": {"status": "completed"} for seed in range(3)}
     ends = [line.partition(": ")[2] for out in outs for line in out.splitlines() if line.startswith("[") and not line.endswith("begun")]
     assert ends.count("completed") == 3 and set(ends) <= {"completed", "running elsewhere", "already done"}
 
 
-def test_jobs_ended_from_outside_are_interrupted_and_the_sweep_has_not_ended(tmp_path: Path) -> None:
-    sweep, pids = begin(tmp_path, "report=")
+def test_jobs_ended_from_outside_are_interrupted_and_the_sweep_has_not_ended(begin: Begin, tmp_path: Path) -> None:
+    sweep, pids = begin("report=")
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
     out = sweep.communicate(timeout=60)[0]
     assert sweep.returncode == 1 and "To go on with it, give the same command again." in out
     root = tmp_path / "runs" / "sweeps" / "long"
-    assert {job["status"] for job in standing(root).values()} == {"interrupted"}
+    assert {job["status"] for job in statuses(root).values()} == {"interrupted"}
     assert not (root / "report").exists()  # there is more to come
     assert all(any((root / f"seed={seed}" / "checkpoint").iterdir()) for seed in (0, 1))
 
@@ -147,7 +173,7 @@ def test_a_sweep_that_nobody_reads_runs_its_jobs(tmp_path: Path) -> None:
         sweep.stdout.close()
         assert sweep.communicate(timeout=60)[1] == b""
         assert sweep.returncode == 0
-        assert standing(tmp_path / "runs" / "sweeps" / f"unread{jobs}") == {"seed=0": {"status": "completed"}, "seed=1": {"status": "completed"}}
+        assert statuses(tmp_path / "runs" / "sweeps" / f"unread{jobs}") == {"seed=0": {"status": "completed"}, "seed=1": {"status": "completed"}}
 
 
 def test_a_job_that_fails_or_dies_is_a_line_with_its_reason_and_touches_no_other(tmp_path: Path) -> None:
@@ -155,7 +181,7 @@ def test_a_job_that_fails_or_dies_is_a_line_with_its_reason_and_touches_no_other
     words = ["-m", "sweep=one", "jobs=2", "seed=0,1,2,3,4", "problem=mine:failing", "launcher=simulated", "threads=1", "eta=0.1", "steps=20"]
     said = command(tmp_path, *words)
     assert said.returncode == 1
-    jobs = standing(tmp_path / "runs" / "sweeps" / "one")
+    jobs = statuses(tmp_path / "runs" / "sweeps" / "one")
     assert jobs["seed=0"] == jobs["seed=3"] == jobs["seed=4"] == {"status": "completed"}
     assert jobs["seed=1"]["status"] == "failed"
     assert "the day is wrong" in str(jobs["seed=1"]["reason"])
@@ -169,35 +195,67 @@ def test_a_job_that_fails_or_dies_is_a_line_with_its_reason_and_touches_no_other
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed process")
-def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_were(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_were(begin: Begin, at_once: int, tmp_path: Path) -> None:
     root = tmp_path / "runs" / "sweeps" / "long"
+    jobs = [f"seed={seed}" for seed in range(at_once)]
     for _ in range(2):
-        sweep, pids = begin(tmp_path)
+        sweep, pids = begin(at_once=at_once)
+        assert len(pids) == at_once
         sweep.kill()
         sweep.wait()
         until(lambda pids=pids: not any(map(alive, pids)))  # type: ignore[misc]
-    assert all((root / f"seed={seed}" / "logs" / "launcher.log").read_text().count("process") == 1 for seed in (0, 1))
-    assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1"]
+    assert all((root / job / "logs" / "launcher.log").read_text().count("process") == 1 for job in jobs)
+    assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", *jobs]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    sweep, pids = begin(tmp_path)
+@pytest.mark.parametrize(("number", "code", "at_once"), [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 1)])
+def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(
+    begin: Begin, number: signal.Signals, code: int, at_once: int, tmp_path: Path
+) -> None:
+    sweep, pids = begin(at_once=at_once)
     sweep.send_signal(number)
     out, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == code
     assert not any(map(alive, pids))
     root = tmp_path / "runs" / "sweeps" / "long"
-    assert {str(job["status"]) for job in standing(root).values()} == {"interrupted"}
-    assert all(any((root / f"seed={seed}" / "checkpoint").iterdir()) for seed in (0, 1))
+    assert [job["status"] for job in statuses(root).values()] == ["interrupted"] * at_once + ["queued"] * (2 - at_once)
+    assert all(any((root / f"seed={seed}" / "checkpoint").iterdir()) for seed in range(at_once))
     assert "To go on with it, give the same command again." in out
+    assert out.count("not started") == 2 - at_once
+
+
+def test_a_killed_server_takes_its_job_with_it_and_the_next_job_has_a_new_one(begin: Begin, tmp_path: Path) -> None:
+    sweep, [job] = begin(at_once=1)
+    server = int(Path(f"/proc/{job}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGKILL)
+    until(lambda: not alive(job) and statuses(tmp_path / "runs/sweeps/long")["seed=1"]["status"] == "running")
+    sweep.send_signal(signal.SIGTERM)
+    out, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143
+    assert "[1/2] seed=0: killed: its process was ended by SIGKILL" in out and "[2/2] seed=1: interrupted" in out
+
+
+def test_jobs_in_turn_have_their_workers_from_one_server_and_end_as_a_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(NOTING)
+    local = ["problem=mine:Noting", "workers=1", "threads=1", "algo=msgd", "eta=0.1", "steps=10"]
+    said = command(tmp_path, "-m", "sweep=one", "seed=0,1", *local)
+    assert said.returncode == 0, said.stderr
+    assert command(tmp_path, "seed=1", "hydra.run.dir=alone", *local).returncode == 0
+    root = tmp_path / "runs/sweeps/one"
+    one, other = (torch.load(path / "center.pt", weights_only=True) for path in (root / "seed=1", tmp_path / "alone"))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert len(set((tmp_path / "parents").read_text().split())) == 2  # one server for both jobs of the sweep, one for the run alone
+    lines = [line.partition(",")[0] for line in said.stdout.splitlines() if line.startswith("[")]
+    assert lines == ["[1/2] seed=0: begun", "[1/2] seed=0: completed", "[2/2] seed=1: begun", "[2/2] seed=1: completed"]
+    assert "training begins" in (root / "logs/seed=1.log").read_text()
 
 
 LOCAL, SIMULATED = ({"name": name.lower(), "target": f"easgd_cli.launcher.kinds:{name}"} for name in ("Local", "Simulated"))
 
 
-def jobs(number: int, memory: int = 0, **settings: Any) -> list[Member]:
-    return [Member([], str(i), Settings(eta=0.1, **{"launcher": LOCAL, **settings}), steps=10, memory=memory) for i in range(number)]
+def jobs(number: int, memory: int = 0, **settings: Any) -> list[SweepJob]:
+    return [SweepJob([], str(i), Settings(eta=0.1, **{"launcher": LOCAL, **settings}), steps=10, memory=memory) for i in range(number)]
 
 
 @pytest.fixture
@@ -205,7 +263,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A function that makes this a machine with so many cores and CUDA devices and so much memory."""
 
     def like(cores: int, devices: int = 0, memory: int | None = None) -> None:
-        monkeypatch.setattr(packing, "_cores", lambda: list(range(cores)))
+        monkeypatch.setattr(slots, "_cores", lambda: list(range(cores)))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
         monkeypatch.setattr("easgd_cli.system.shared_memory.available_memory", lambda: memory)
 
@@ -213,45 +271,45 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return like
 
 
-def cores(lanes: list[packing.Lane]) -> list[set[int]]:
-    return [lane.cores for lane in lanes]
+def cores(of: list[Slot]) -> list[set[int]]:
+    return [slot.cores for slot in of]
 
 
-def test_lanes_share_the_cores(machine: Callable[..., None]) -> None:
+def test_slots_share_the_cores(machine: Callable[..., None]) -> None:
     machine(cores=8)
     of = jobs(5, workers=2) + jobs(5, workers=4)
-    assert cores(packing.lanes("auto", of)) == [{0, 1, 2, 3}, {4, 5, 6, 7}]  # the greatest has four workers
-    assert cores(packing.lanes("3", of)) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
-    assert cores(packing.lanes("auto", jobs(3, launcher=SIMULATED, threads=1))) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
-    assert cores(packing.lanes("auto", jobs(3, launcher=SIMULATED))) == [set(range(8))]  # one job uses every core
-    assert cores(packing.lanes("auto", jobs(3, workers=16))) == [set(range(8))]
-    assert cores(packing.lanes("20", of)) == [set(range(8))] * 10
+    assert cores(slots.slots("auto", of)) == [{0, 1, 2, 3}, {4, 5, 6, 7}]  # the greatest has four workers
+    assert cores(slots.slots("3", of)) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
+    assert cores(slots.slots("auto", jobs(3, launcher=SIMULATED, threads=1))) == [{0, 1}, {2, 3, 4}, {5, 6, 7}]
+    assert cores(slots.slots("auto", jobs(3, launcher=SIMULATED))) == [set(range(8))]  # one job uses every core
+    assert cores(slots.slots("auto", jobs(3, workers=16))) == [set(range(8))]
+    assert cores(slots.slots("20", of)) == [set(range(8))] * 10
     for wrong in ("0", "-1", "two", "1.5"):
         with pytest.raises(UsageError, match=f"jobs={wrong}: is how many"):
-            packing.lanes(wrong, of)
+            slots.slots(wrong, of)
 
 
-def test_lanes_share_the_memory(machine: Callable[..., None]) -> None:
+def test_slots_share_the_memory(machine: Callable[..., None]) -> None:
     gib = 2**30
     machine(cores=64, memory=16 * gib)
-    assert [len(packing.lanes("auto", jobs(9, workers=2, memory=m * gib))) for m in (0, 1, 3, 7, 15, 20)] == [9, 9, 4, 2, 1, 1]
-    assert len(packing.lanes("auto", jobs(8, workers=2) + jobs(1, workers=2, memory=7 * gib))) == 2  # the greatest
-    assert len(packing.lanes("5", jobs(9, workers=2, memory=7 * gib))) == 5  # whoever says how many knows
+    assert [len(slots.slots("auto", jobs(9, workers=2, memory=m * gib))) for m in (0, 1, 3, 7, 15, 20)] == [9, 9, 4, 2, 1, 1]
+    assert len(slots.slots("auto", jobs(8, workers=2) + jobs(1, workers=2, memory=7 * gib))) == 2  # the greatest
+    assert len(slots.slots("5", jobs(9, workers=2, memory=7 * gib))) == 5  # whoever says how many knows
 
 
-def test_devices_are_dealt_to_lanes(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, lanes in ((1, 1), (4, 2), (5, 3), (8, 8), (3, 5)):
-        shares = packing.dealt(range(number), lanes)
-        assert len(shares) == lanes and all(shares)
+def test_devices_are_dealt_to_slots(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, count in ((1, 1), (4, 2), (5, 3), (8, 8), (3, 5)):
+        shares = dealt(range(number), count)
+        assert len(shares) == count and all(shares)
         assert sorted({d for share in shares for d in share}) == list(range(number))
-        if lanes <= number:
+        if count <= number:
             assert sum(map(len, shares)) == number and max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert packing.dealt("ab", 5) == [["a"], ["b"], ["a"], ["b"], ["a"]]
-    assert packing.dealt([], 2) == [[], []]
+    assert dealt("ab", 5) == [["a"], ["b"], ["a"], ["b"], ["a"]]
+    assert dealt([], 2) == [[], []]
 
-    def shown(jobs_: str, of: list[Member]) -> list[str | None]:
-        wanted = packing.Devices.of(of[0].settings)
-        return [lane.environment(wanted).get("CUDA_VISIBLE_DEVICES") for lane in packing.lanes(jobs_, of)]
+    def shown(jobs_: str, of: list[SweepJob]) -> list[str | None]:
+        wanted = Devices.of(of[0].settings)
+        return [slot.environment(wanted).get("CUDA_VISIBLE_DEVICES") for slot in slots.slots(jobs_, of)]
 
     machine(cores=64, devices=8)
     assert shown("auto", jobs(9, workers=4)) == ["0,1,2,3", "4,5,6,7"]  # a device for each worker
@@ -259,8 +317,8 @@ def test_devices_are_dealt_to_lanes(machine: Callable[..., None], monkeypatch: p
     assert shown("3", jobs(9, workers=4, device="cuda")) == ["0,1", "2,3,4", "5,6,7"]
     assert shown("2", jobs(9, device="cpu")) == ["", ""]
     assert shown("2", jobs(9, device="cuda:0,cuda:1")) == [None, None]  # numbered among all
-    assert len(packing.lanes("auto", jobs(9, workers=1, device="cuda:3"))) == 1
-    assert len(packing.lanes("auto", jobs(20, workers=1, device="cpu"))) == 20
+    assert len(slots.slots("auto", jobs(9, workers=1, device="cuda:3"))) == 1
+    assert len(slots.slots("auto", jobs(20, workers=1, device="cpu"))) == 20
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8932f937")
     machine(cores=64, devices=2)
     assert shown("2", jobs(9, workers=1)) == ["5", "GPU-8932f937"]

@@ -16,7 +16,8 @@ from conftest import leave_checkpoint
 from easgd_cli.record import reader
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.settings.schema import Settings
-from easgd_cli.sweeps.job_directory import FAILED, NEW, STOPPED, Place, leave_failure, place
+from easgd_cli.sweeps.job_directory import NEW, STOPPED, JobDirectory, find, leave_failure
+from easgd_cli.sweeps.job_status import FAILED
 
 OURS = Settings(algo={"name": "easgd"}, dataset={"name": "digits"}, model={"name": "small"}, schedule={"name": "decay"}, launcher={"name": "local"}, eta=0.1)
 
@@ -42,7 +43,7 @@ def test_a_run_without_a_checkpoint_is_cleared_away_for_a_new_one(status: str | 
     path = run(tmp_path / "job", status)
     (path / "checkpoint").mkdir()
     (path / "checkpoint" / ".000001_step_5.pt.1234").write_text("half of one")
-    assert place(path, OURS, retry=False) == Place(path, NEW)
+    assert find(path, OURS, retry=False) == JobDirectory(path, NEW)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -68,12 +69,12 @@ def test_whatever_moment_the_clearing_is_killed_at_the_next_start_clears_the_res
             for module, name in ((os, "unlink"), (os, "rmdir"), (shutil, "rmtree")):
                 patched.setattr(module, name, until_killed(getattr(module, name)))
             try:
-                place(path, OURS, retry=False)
+                find(path, OURS, retry=False)
                 break
             except Killed:
                 moments += 1
         assert path.is_dir()
-        assert place(path, OURS, retry=False) == Place(path, NEW)
+        assert find(path, OURS, retry=False) == JobDirectory(path, NEW)
         assert list(tmp_path.iterdir()) == []
     assert moments > 8
 
@@ -83,9 +84,9 @@ def test_a_directory_that_was_being_made_is_the_jobs(inside: list[str], tmp_path
     (tmp_path / "job").mkdir()
     for name in inside:
         (tmp_path / "job" / name).write_text("half of it")
-    assert place(tmp_path / "job", OURS, retry=False) == Place(tmp_path / "job", NEW)
+    assert find(tmp_path / "job", OURS, retry=False) == JobDirectory(tmp_path / "job", NEW)
     with rundir.held(rundir.create(tmp_path / "job")):
-        assert place(tmp_path / "job", OURS, retry=False).standing == "running elsewhere"
+        assert find(tmp_path / "job", OURS, retry=False).status == "running elsewhere"
 
 
 def test_what_is_not_the_jobs_own_is_left_as_it_is(tmp_path: Path) -> None:
@@ -96,10 +97,10 @@ def test_what_is_not_the_jobs_own_is_left_as_it_is(tmp_path: Path) -> None:
     (run(tmp_path / "d", "running") / "notes.txt").write_text("what I think of it")
     before = everything(tmp_path)
     for name in "abcd":
-        assert place(tmp_path / name, OURS, retry=True) == Place(tmp_path / f"{name}.2", NEW)
+        assert find(tmp_path / name, OURS, retry=True) == JobDirectory(tmp_path / f"{name}.2", NEW)
     with rundir.held(run(tmp_path / "e", "running")):
         here = everything(tmp_path / "e")
-        assert place(tmp_path / "e", OURS, retry=True).standing == "running elsewhere"
+        assert find(tmp_path / "e", OURS, retry=True).status == "running elsewhere"
         assert everything(tmp_path / "e") == here
     shutil.rmtree(tmp_path / "e")
     assert everything(tmp_path) == before
@@ -116,7 +117,7 @@ def test_nothing_of_a_users_is_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "linked").rename(tmp_path / "elsewhere")
     (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
     for name in ("noted", "linked", "unread"):
-        assert place(tmp_path / name, OURS, retry=True) == Place(tmp_path / f"{name}.2", NEW)
+        assert find(tmp_path / name, OURS, retry=True) == JobDirectory(tmp_path / f"{name}.2", NEW)
         assert (tmp_path / name / "logs" / "launcher.log").read_text() == "begun"
 
 
@@ -138,13 +139,13 @@ def test_a_directory_that_is_removed_before_it_can_be_held_is_not_held(tmp_path:
 def test_what_has_a_result_stands_and_what_was_stopped_goes_on(tmp_path: Path) -> None:
     for status in ("completed", "diverged"):
         path = run(tmp_path / status, status)
-        assert place(path, OURS, retry=True) == Place(path, status)
+        assert find(path, OURS, retry=True) == JobDirectory(path, status)
     for status in ("running", "interrupted"):
         path = run(tmp_path / status, status)
         leave_checkpoint(path, 5)
-        assert place(path, OURS, retry=False) == Place(path, STOPPED)
+        assert find(path, OURS, retry=False) == JobDirectory(path, STOPPED)
     asked = Settings(**{**vars(OURS), "jobs": "2", "retry": True, "sweep": "mine"})  # which make no run another
-    assert place(tmp_path / "completed", asked, retry=True).standing == "completed"
+    assert find(tmp_path / "completed", asked, retry=True).status == "completed"
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])
@@ -153,7 +154,7 @@ def test_a_result_beside_the_jobs_own_directory_counts(status: str, tmp_path: Pa
     run(tmp_path / "job", status)
     run(tmp_path / "job.2", "completed")
     before = everything(tmp_path)
-    assert place(tmp_path / "job", OURS, retry=True) == Place(tmp_path / "job.2", "completed")
+    assert find(tmp_path / "job", OURS, retry=True) == JobDirectory(tmp_path / "job.2", "completed")
     assert everything(tmp_path) == before
 
 
@@ -162,9 +163,9 @@ def test_a_failed_job_is_tried_again_only_if_asked(tmp_path: Path) -> None:
     leave_checkpoint(stopped, 5)
     for path in (never_made, without):
         leave_failure(path, OURS, ["eta=0.1"], "the disk is full.")
-        assert place(path, OURS, retry=False) == Place(path, FAILED, "the disk is full.")
+        assert find(path, OURS, retry=False) == JobDirectory(path, FAILED, "the disk is full.")
     assert reader.summary_of(without) == {"status": "failed", "reason": "the disk is full.", "workers": 2}
-    assert place(stopped, OURS, retry=False) == Place(stopped, FAILED, "no")
-    assert place(never_made, OURS, retry=True) == Place(never_made, NEW)
-    assert place(without, OURS, retry=True) == Place(without, NEW)
-    assert place(stopped, OURS, retry=True) == Place(stopped, STOPPED)
+    assert find(stopped, OURS, retry=False) == JobDirectory(stopped, FAILED, "no")
+    assert find(never_made, OURS, retry=True) == JobDirectory(never_made, NEW)
+    assert find(without, OURS, retry=True) == JobDirectory(without, NEW)
+    assert find(stopped, OURS, retry=True) == JobDirectory(stopped, STOPPED)

@@ -1,0 +1,213 @@
+"""`easgd train -m`: the jobs of a plan, each in a directory of its own, a line for each, and a table of how each ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.commands import compose, configs, report, single_run
+from easgd_cli.commands.arguments import Arguments
+from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.record import reader
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.settings.overrides import own
+from easgd_cli.sweeps import job_directory, job_status
+from easgd_cli.sweeps.executor import Executor, SlotExecutor
+from easgd_cli.sweeps.hydra_executor import HydraExecutor
+from easgd_cli.sweeps.job_directory import JobDirectory
+from easgd_cli.sweeps.job_status import FAILED, INTERRUPTED, KILLED, NOT_STARTED, RUNNING, JobStatus
+from easgd_cli.sweeps.objective import Objective
+from easgd_cli.sweeps.plan import Plan, SweepJob
+from easgd_cli.sweeps.slots import slots
+from easgd_cli.sweeps.sweep_file import SweepFile, refuse_another
+from easgd_cli.system import interruption
+from easgd_cli.system.terminal import tell
+
+PROGRAM = "easgd_cli.commands.sweep_job"
+_GO_ON = "to go on with it, give the same command again."
+
+
+def run(plan: Plan, asked: Arguments, command: str) -> int:
+    """Runs the jobs and shows how each ended; returns the exit status. Raises UsageError and RunError."""
+    for words, sentence in plan.left_out:
+        tell(f"{words}. {sentence}")
+    _warn_ineffective(plan.jobs)
+    if plan.named:
+        refuse_another(plan)
+    executor, how = _executor(plan, asked)
+    root = _made(plan.root)
+    _tell_tensorboard(root, plan.jobs, command)
+    from easgd_cli.record.display import say
+    from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
+
+    count = f"{len(plan.jobs)} run{'s' if len(plan.jobs) > 1 else ''}"
+    say(f"{f'Runs to minimise {plan.objective}' if plan.objective else count} in {root}{how}")
+    go_on = f"the sweep is in {root}; {_GO_ON}"
+    with interruption.undone_by(lambda: interruption.tell(go_on)), single_run.unchanged_process(), ExitStack() as held:
+        with suppress(UsageError):  # somebody is looking just now
+            held.enter_context(rundir.held(root, shared=True))  # by which `easgd report` knows whether the sweep goes on
+        sweep_file = SweepFile(plan, command)
+        jobs = _Jobs(plan, sweep_file)
+        try:
+            code = executor.run(plan.jobs, jobs.begin, jobs.tell, jobs.view.look)
+        finally:
+            jobs.view.close()
+    ended = jobs.all()
+    if ended:
+        say("")
+        say(lambda: show_sweep([(name, said.status, _summary(said), _why(said)) for name, said in ended.items()]))
+    if plan.objective is not None:
+        _tell_tensorboard(root, [], command)  # what was drawn is known only now
+        sweep_file.choose(tell_best(plan, plan.objective))
+    say(f"The sweep is in {root}; to look at it: {single_run.looked_at(str(root))}")
+    statuses = {said.status for said in ended.values()}
+    if statuses & {INTERRUPTED, KILLED}:
+        say(_GO_ON[0].upper() + _GO_ON[1:])
+    if any(said.status == FAILED and not said.before for said in ended.values()):
+        say("To try again what failed, give the same command with retry=true.")
+    whole = not statuses & {INTERRUPTED, NOT_STARTED}
+    if plan.report is not None and whole:  # else it goes on
+        report.at_the_end_of(root, plan.report)
+    return code or (0 if whole and not statuses & {FAILED, KILLED} else 1)
+
+
+def _executor(plan: Plan, asked: Arguments) -> tuple[Executor, str]:
+    """Who runs the jobs, and how, in words. Raises UsageError."""
+    if not plan.basic:
+        hydra = HydraExecutor(plan, asked.overrides, asked.config_name, configs.directory(), PROGRAM)
+        return hydra, f", by {plan.plugins}"
+    shares = slots(plan.at_once, plan.jobs)
+
+    def words(job: SweepJob) -> list[str]:
+        return ["--config-name", asked.config_name, *job.words, f"retry={str(plan.retry).lower()}"]
+
+    at_once = f", {len(shares)} at a time" if len(shares) > 1 else ""
+    return SlotExecutor(plan.root, shares, PROGRAM, words), at_once
+
+
+def _made(root: Path) -> Path:
+    """The sweep's directory. Raises UsageError."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
+    if (root / "config.yaml").exists():
+        raise UsageError(f"hydra.sweep.dir={root}: is the directory of a run, and a sweep needs one of its own; choose another.")
+    return root
+
+
+class _Jobs:
+    """What is known of the jobs: told to sweep.json and to the view as it changes."""
+
+    def __init__(self, plan: Plan, sweep_file: SweepFile):
+        from easgd_cli.sweeps.view import SweepView
+
+        self._plan, self._file = plan, sweep_file
+        self._planned = {job.name: job for job in plan.jobs}
+        numbers = enumerate(self._planned, 1)
+        self._titles = {name: f"[{number}/{len(self._planned)}] {name}" for number, name in numbers}
+        self._directories: dict[str, JobDirectory] = {}
+        self._ended: dict[str, JobStatus] = {}
+        self.view = SweepView(len(self._planned) if plan.objective is None else None)
+
+    def begin(self, job: SweepJob) -> bool:
+        """Whether a job whose turn has come is to run."""
+        found = self._directories[job.name] = job_directory.find(self._plan.root / job.name, job.settings, self._plan.retry)
+        if found.over:
+            self.tell(job.name, found.said)
+        return not found.over
+
+    def tell(self, name: str, said: JobStatus) -> None:
+        """A job runs, or has ended."""
+        title, job, objective = self._titles.get(name, name), self._planned.get(name), self._plan.objective
+        if said.status == RUNNING:
+            self._file.note(name, said)
+            path = Path(said.path) if said.path else self._plan.root / name
+            self.view.begun(title, path, job.steps if job else None, job.settings.minutes if job else None)
+            return
+        self._ended[name] = said
+        if said.status == FAILED and said.path is None and job is not None:  # it could not leave that itself
+            path = self._directories[name].path
+            job_directory.leave_failure(path, job.settings, own(job.words), said.reason or "no reason is known")
+        if objective is None or said.objective is not None or said.status not in rundir.ENDED:  # else the value follows
+            self._file.note(name, said)
+            self.view.ended(title, said.status, line(said, objective))
+
+    def all(self) -> dict[str, JobStatus]:
+        """How every job that was planned or drawn has ended, in their order."""
+        names = dict.fromkeys([*self._planned, *self._ended])
+        return {name: self._ended.get(name, JobStatus(NOT_STARTED)) for name in names}
+
+
+def line(said: JobStatus, objective: Objective | None = None) -> str:
+    """How a job ended, in a line; where it was judged by an `objective`, its value."""
+    if objective is not None and said.objective is not None:
+        return f"{said.status}, {objective.shown(math.inf if said.value is None else said.value)}"
+    if said.before and said.status != FAILED:
+        return "already done"
+    if why := _why(said):
+        return f"{said.status}: {why}"
+    result = reader.result_of(_summary(said))
+    return said.status if result is None else f"{said.status}, {result}"
+
+
+def _why(said: JobStatus) -> str | None:
+    """What to know of a job that has no result."""
+    if said.status == FAILED and said.before:
+        return f"{(said.reason or 'no reason is known').rstrip('.')}. That was before; retry=true tries it again."
+    return said.reason
+
+
+def _summary(said: JobStatus) -> dict[str, Any]:
+    return reader.summary_of(Path(said.path)) if said.path else {}
+
+
+def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
+    """Says which job of this sweep has the smallest value, earlier starts' among them; returns it, None where none has one."""
+    said = {name: job_status.read(plan.root, name) for name in job_status.names(plan.root)}
+    paths = {name: Path(s.path) for name, s in said.items() if s.path and Path(s.path).is_dir()}  # a user may have removed one
+    judged = {name: said[name].value for name in paths if said[name].objective == str(objective)}
+    measured = {name: value for name, value in judged.items() if value is not None}
+    if not measured:
+        print("No run has a value to choose by.", flush=True)
+        return None
+    name, *equals = [name for name, value in measured.items() if value == min(measured.values())]
+    others = objective.others(paths[name])
+    print(f"The best of {len(measured)} by {objective}:")
+    print("  " + " ".join(o for o in reader.overrides_of(paths[name]) if o.partition("=")[0] in plan.varying))
+    shown = [objective.shown(measured[name]), *([", ".join(others)] if others else [])]
+    print("  " + "; at that evaluation ".join(shown))
+    print(f"  {os.path.relpath(paths[name])}", flush=True)
+    if equals:
+        print(f"The same value have {', '.join(equals)}; the first that reached it is taken.", flush=True)
+    return {"job": name, "objective": str(objective), "value": measured[name], "errors": objective.errors(paths[name])}
+
+
+def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
+    """What the HParams tab compares, of these jobs and of those of an earlier start; and the sweep's command."""
+    from easgd_cli.record.initial_record import as_is, hparams
+    from easgd_cli.record.tensorboard import write_sweep
+
+    known = {json.dumps(asdict(job.settings), sort_keys=True): job.settings for job in jobs}
+    for path in sorted(root.glob("*/config.yaml")):
+        try:
+            if json.dumps(reader.config_of(path.parent), sort_keys=True) in known:  # composing takes ten times as long
+                continue
+            settings = compose.resumed(str(path), [], {})
+            hparams(settings)  # which looks at its method, that of a user's module perhaps
+        except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
+            continue
+        known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
+    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)}, [build.declared_metrics(s) for s in known.values()])
+
+
+def _warn_ineffective(jobs: list[SweepJob]) -> None:
+    """Once for each setting and method, however many jobs have both."""
+    for text in dict.fromkeys(line for job in jobs for line in single_run.ineffective(job.settings, job.words)):
+        tell(text)

@@ -1,0 +1,112 @@
+"""One job of a sweep, in a process of its own: `python -m easgd_cli.commands.sweep_job PARENT ROOT NAME WORDS`.
+
+It says how it stands in logs/NAME.json of the sweep in ROOT (sweeps/job_status.py).
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from easgd_cli.commands import arguments, compose, single_run
+from easgd_cli.commands.compose import Composed
+from easgd_cli.commands.plan import apart
+from easgd_cli.errors import RunError, UsageError
+from easgd_cli.experiment import build
+from easgd_cli.launcher import kinds
+from easgd_cli.launcher.job import Outcome
+from easgd_cli.settings.overrides import own
+from easgd_cli.settings.schema import OF_SWEEPS
+from easgd_cli.sweeps import job_directory, job_status
+from easgd_cli.sweeps.job_directory import STOPPED, JobDirectory
+from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, INTERRUPTED, RUNNING, JobStatus
+from easgd_cli.system import interruption
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the job NAME, the second of `argv`, goes on with it, or finds that it has ended; returns the run's exit status.
+
+    WORDS are its settings, as after `easgd train`, and retry= of the sweep.
+    """
+    root, name, words = Path(argv[0]), argv[1], argv[2:]
+    here = root.absolute()  # Hydra may change the working directory (hydra.job.chdir)
+
+    def interrupted() -> None:
+        with suppress(RunError):
+            job_status.write(here, name, JobStatus(INTERRUPTED))
+
+    try:
+        with interruption.ending_the_process(), interruption.undone_by(interrupted):
+            asked = arguments.parse(words)
+            overrides = [o.input_line or "" for o in arguments.parse_overrides(asked.overrides) if o.key_or_group not in OF_SWEEPS]
+            with compose.composing(asked.config_name) as composed:
+                job = composed(overrides)
+            job = replace(job, settings=apart(job.settings))
+            single_run.checked(job.settings)
+            said, code = _run(root, name, job, overrides, asked.config_name, retry="retry=true" in words)
+    except (UsageError, RunError) as e:
+        print(f"easgd: {e}", file=sys.stderr)
+        with suppress(RunError):  # which it may be
+            job_status.write(root, name, JobStatus(FAILED, str(e)))
+        return 2 if isinstance(e, UsageError) else 1
+    if said is not None:
+        job_status.write(root, name, said)
+    return code
+
+
+def _run(root: Path, name: str, job: Composed, overrides: list[str], config_name: str, retry: bool) -> tuple[JobStatus | None, int]:
+    """The job where its directory is. Nothing is to be said of one that another sweep runs, or has just run."""
+    while True:
+        found = job_directory.find(root / name, job.settings, retry)
+        if found.over:
+            known = found.status == ELSEWHERE or job_status.read(root, name).status == found.status
+            return None if known else found.said, int(found.status == FAILED)
+        job_status.write(root, name, JobStatus(RUNNING, path=str(found.path)))
+        with suppress(FileExistsError):  # another sweep has just taken it
+            return _launch(found, job, overrides, config_name)
+
+
+def _launch(found: JobDirectory, job: Composed, overrides: list[str], config_name: str) -> tuple[JobStatus, int]:
+    """A new run in the directory, or the one that was stopped there, whatever becomes of it. Raises FileExistsError."""
+    path, settings = found.path, job.settings
+    try:
+        if found.status == STOPPED:
+            command = shlex.join(["easgd", "train", f"resume={path}"])
+            outcome = single_run.go_on(path, settings, own(overrides), command)
+        else:
+            command = shlex.join(["easgd", "train", *_alone(path, overrides, config_name)])
+            launcher, prepared = kinds.launcher(settings), build.prepare(settings)
+            outcome, path = single_run.launch(settings, path, overrides, command, launcher, prepared, job, alone=True)
+    except FileExistsError:
+        raise
+    except (UsageError, RunError) as e:
+        outcome = Outcome(FAILED, 1, {}, str(e))
+    except Exception as e:
+        traceback.print_exc()
+        outcome = Outcome(FAILED, 1, {}, f"{type(e).__name__}: {e}")
+    if outcome.status == FAILED:
+        reason = outcome.reason or "no reason is known"
+        print(f"easgd: {reason}", file=sys.stderr)
+        job_directory.leave_failure(path, settings, own(overrides), reason)
+    return JobStatus(outcome.status, outcome.reason, str(path)), outcome.exit_code
+
+
+def _alone(path: Path, overrides: list[str], config_name: str) -> list[str]:
+    """The words after `easgd train` that run this job by itself."""
+    root = [] if config_name == arguments.ROOT else ["--config-name", config_name]
+    words = [w for w in overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    return [*root, *words, arguments.run_dir(path), "hydra.mode=RUN"]  # the last since an experiment may ask for a sweep
+
+
+if __name__ == "__main__":
+    # SLURM sends a job's time running out, or its preemption, as SIGUSR2 to every process of it. submitit, which has
+    # started this one, reacts; unheeded, the signal would kill the workers.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    interruption.end_with(int(sys.argv[1]), signal.SIGTERM)  # with a checkpoint
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,78 @@
+"""The checkpoints of a run that goes on: when one is taken, and what becomes of its parts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from easgd_cli.launcher.journal import Journal
+from easgd_cli.launcher.members import Members
+from easgd_cli.launcher.parties import Command, TakeCheckpoint
+from easgd_cli.launcher.pending_checkpoint import PendingCheckpoint
+from easgd_cli.launcher.snapshot_queue import SnapshotQueue
+from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
+from easgd_cli.training.snapshot import Pace
+
+log = logging.getLogger("easgd.launcher")
+
+
+class Checkpoints:
+    """One at a time. `last_taken`: what comes after the last one, a run that goes on does again."""
+
+    def __init__(self, journal: Journal, queue: SnapshotQueue, members: Members, ask: Callable[[Command], None], pace: Pace, *, in_rounds: bool):
+        self._journal, self._queue, self._members, self._ask = journal, queue, members, ask
+        self._pace, self._in_rounds = pace, in_rounds
+        self._pending: PendingCheckpoint | None = None
+        self.last_taken = False
+
+    def begin_when_due(self, now: float) -> None:
+        """Asks for one, if it is time and there is anybody: the end keeps everything anyway."""
+        if self._pending is not None or self.last_taken or not self._pace.due(self._members.step, now) or not (live := self._members.live):
+            return
+        lead = None if self._in_rounds else live[0]
+        self._pending = PendingCheckpoint(now, lead, self._members.finals)
+        self._ask(TakeCheckpoint(live, lead))
+
+    def worker_state(self, worker: int, state: WorkerState, final: bool) -> None:
+        """A worker's part."""
+        if self._pending is not None and not self._pending.say(worker, state, final):
+            self._pending = None
+        self._finish()
+
+    def owner_state(self, state: OwnerState) -> None:
+        """The owner's part."""
+        if self._pending is not None:
+            self._pending.owner = state
+            self._finish()
+
+    def lose(self, worker: int) -> None:
+        """Nobody waits for that worker's part any more; a lead that has made no mark takes the checkpoint along."""
+        if self._pending is not None and not self._pending.can_lose(worker):
+            self._pending = None
+        self._finish()
+
+    def write(self, checkpoint: Checkpoint, last: bool) -> None:
+        """All parts of one at once."""
+        self._pending = None
+        self.last_taken = self.last_taken or last
+        self._journal.checkpoint(checkpoint)
+
+    def give_up_late(self, now: float, patience: float) -> None:
+        """Writes what there is of one that has taken too long, without the workers that are late, who would come back as lost ones do."""
+        if self._pending is not None and now - self._pending.begun > patience:
+            self._finish(late=True)
+
+    def _finish(self, late: bool = False) -> None:
+        pending = self._pending
+        if pending is None:
+            return
+        parts = pending.parts()
+        silent = [i for i, m in self._members.items() if m.lost is None and i not in parts]
+        if (pending.owner is None or silent) and not late:
+            return
+        self._pending = None
+        if pending.owner is None:
+            return
+        if silent:
+            log.warning("the checkpoint does not wait for workers %s any longer", silent)
+        self._journal.checkpoint(Checkpoint(pending.owner, parts, self._queue.until(pending.owner.moment)))

@@ -1,0 +1,69 @@
+"""The workers of a run as its supervisor knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from easgd_cli.record.checkpoint import WorkerState
+from easgd_cli.training.snapshot import Moment
+
+
+@dataclass
+class Member:
+    """A worker: its clock `t` as far as it is known, and how it ended."""
+
+    t: int
+    ready: bool = False
+    final: WorkerState | None = None  # said at its end
+    silent: bool = False  # killed, since it did not stop when told to
+    lost: str | None = None  # how it was lost
+
+    @property
+    def live(self) -> bool:
+        return self.final is None and self.lost is None
+
+
+class Members(dict[int, Member]):
+    """All of them by number. `alive`: how many have not been lost."""
+
+    def __init__(self, moment: Moment):
+        super().__init__({worker: Member(t) for worker, t in moment.clocks.items()})
+        self.alive = len(self)
+        self._clocks = sum(moment.clocks.values())  # of those
+        self._step = moment.step  # the greatest mean local step so far
+
+    @property
+    def step(self) -> float:
+        """Mean local step of those that have not been lost. It does not step back when one is, nor when one has come back with its old clock."""
+        if self.alive:
+            self._step = max(self._step, self._clocks / self.alive)
+        return self._step
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Those that still train."""
+        return tuple(worker for worker, m in self.items() if m.live)
+
+    @property
+    def finals(self) -> dict[int, WorkerState]:
+        """The last states that have been said."""
+        return {worker: m.final for worker, m in self.items() if m.final is not None}
+
+    @property
+    def lost(self) -> dict[int, str]:
+        """How the others were lost."""
+        return {worker: m.lost for worker, m in self.items() if m.lost is not None}
+
+    def advance(self, worker: int, t: int) -> None:
+        """Its clock stands at `t`."""
+        m = self[worker]
+        if m.lost is None:
+            self._clocks += t - m.t
+        m.t = t
+
+    def lose(self, worker: int, how: str) -> None:
+        """It is lost; a silent one because it had to be."""
+        m = self[worker]
+        m.lost = "did not finish its step when the run ended" if m.silent else how
+        self._clocks -= m.t
+        self.alive -= 1

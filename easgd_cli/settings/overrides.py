@@ -1,0 +1,16 @@
+"""Overrides as text: Hydra's quotes, and which of them are Hydra's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def quote(text: str) -> str:
+    """`text` in single quotes, as Hydra's grammar wants them: runs of backslashes before a quote or at the end are doubled."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
+
+
+def own(overrides: Sequence[str]) -> list[str]:
+    """The overrides that are not Hydra's."""
+    return [o for o in overrides if not o.lstrip("+~").startswith("hydra")]

@@ -1,0 +1,108 @@
+"""A process from which the jobs of one slot are forked, one after another (executor.py).
+
+`python -m easgd_cli.sweeps.job_server PARENT FD CORES PROGRAM`: PROGRAM is the module whose main runs a job. What every job
+needs is imported once, here, since that takes longer than a short job; nothing else happens, so each job is a process as
+clean as one just started. A local run's own processes come from one server of theirs, too.
+
+FD is a connection to the sweep, PARENT. A job comes on it as the arguments of PROGRAM, the file for what it prints, and
+whether its run has processes. When it has ended its process number and exit status go back. Signals are for the job.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from types import ModuleType
+from typing import NoReturn
+
+from easgd_cli.system import interruption
+
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class _Job:
+    """The job that runs now, to which signals are passed on; before there is one they wait for it."""
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+        self._due: list[int] = []
+        for number in _SIGNALS:
+            signal.signal(number, lambda number, _: self._pass_on(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # the sweep has started this process with them blocked
+
+    def _pass_on(self, number: int) -> None:
+        if self._pid is None:
+            self._due.append(number)
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, number)
+
+    def fork(self) -> int:
+        """As os.fork; in the job signals are blocked."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        pid = os.fork()
+        if pid:
+            self._pid = pid
+            for number in self._due:
+                os.kill(pid, number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        return pid
+
+    def wait(self) -> int:
+        """Its exit status, below 0 where a signal has killed it."""
+        assert self._pid is not None
+        _, status = os.waitpid(self._pid, 0)
+        self._pid, self._due = None, []
+        return os.waitstatus_to_exitcode(status)
+
+
+def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
+    """Forks what comes until the sweep has ended."""
+    interruption.end_with(parent, signal.SIGKILL)
+    job = _Job()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    from easgd_cli.launcher import local, processes, simulated  # noqa: F401
+
+    run = importlib.import_module(program)
+    os.set_inheritable(descriptor, False)
+    with Connection(descriptor) as sweep, suppress(EOFError):
+        while True:
+            arguments, log, in_processes = sweep.recv()
+            if in_processes:
+                processes.begin()
+            server, pid = os.getpid(), job.fork()
+            if pid == 0:
+                interruption.end_with(server, signal.SIGKILL)
+                processes.share_server()
+                _be(run, arguments, log)
+            sweep.send((pid, job.wait()))
+
+
+def _be(program: ModuleType, arguments: Sequence[str], log: str) -> NoReturn:
+    """The job, whatever becomes of it."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    status = 1
+    try:
+        with interruption.ending_the_process():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # one that came since the fork comes now
+            status = program.main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # what the process it was forked from has to do at its end is not the job's affair
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,93 @@
+"""sweep.json: what a sweep is made of and how its jobs stand, for whoever looks, and for the sweep that is given again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.errors import UsageError
+from easgd_cli.record import run_directory as rundir
+from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, QUEUED, RUNNING, JobStatus
+from easgd_cli.sweeps.plan import Plan
+from easgd_cli.system.files import put
+
+
+class SweepFile:
+    """Written anew at every change. Where two sweeps share the jobs, each tells of its own, one at a time.
+
+    Jobs of an earlier start with other values stay in it, and what has ended stays so until its turn comes.
+    """
+
+    def __init__(self, plan: Plan, command: str):
+        self._path = plan.root / "sweep.json"
+        self._about: dict[str, Any] = {"command": command, "fixed": plan.fixed, "swept": plan.varying}
+        with self._alone() as jobs:
+            jobs |= {job.name: {"status": QUEUED} for job in plan.jobs if not _stays(jobs.get(job.name, {}))}
+
+    def note(self, name: str, said: JobStatus) -> None:
+        """How a job stands now."""
+        if said.status != ELSEWHERE:  # which the sweep tells that runs it
+            facts = {"reason": said.reason, "value": said.value}
+            if said.status == RUNNING:
+                facts = {"pid": said.pid, "host": said.host}
+            with self._alone() as jobs:
+                jobs[name] = {"status": said.status} | {key: value for key, value in facts.items() if value is not None}
+
+    def choose(self, best: dict[str, Any] | None) -> None:
+        """Says which run a search has found to be the best."""
+        self._about["best"] = best
+        with self._alone():
+            pass  # of the jobs there is nothing new
+
+    @contextmanager
+    def _alone(self) -> Iterator[dict[str, Any]]:
+        """The jobs as they are in the file, to be changed and written. Another sweep waits: it would undo what it had not read."""
+        with ExitStack() as held:
+            with suppress(OSError):  # a file system without locks, as some networks have, or one that cannot be written
+                lock = self._path.with_name(f".{self._path.name}.lock")
+                fcntl.flock(held.enter_context(open(lock, "a", encoding="utf-8")), fcntl.LOCK_EX)
+            jobs = _read(self._path).get("jobs")
+            jobs = {name: job for name, job in jobs.items() if isinstance(job, dict)} if isinstance(jobs, dict) else {}
+            yield jobs
+            content = json.dumps({**self._about, "jobs": jobs}, indent=1) + "\n"
+            with suppress(OSError):  # the runs' own records are what counts
+                put(self._path, lambda beside: beside.write_text(content, encoding="utf-8"))
+
+
+def refuse_another(plan: Plan) -> None:
+    """Raises UsageError for a name that a sweep of other settings has: its runs would not be comparable.
+
+    More values of what is swept are welcome.
+    """
+    before = _read(plan.root / "sweep.json")
+    if not before:
+        return
+    had, swept = before.get("fixed", {}), before.get("swept", [])
+    for key in sorted({*had, *plan.fixed, *swept, *plan.varying}):
+        then = f"{key} was swept" if key in swept else f"it had {had[key]}" if key in had else f"it had no {key}="
+        now = f"{key} is swept" if key in plan.varying else plan.fixed.get(key, f"there is no {key}=")
+        if (key in swept, had.get(key)) != (key in plan.varying, plan.fixed.get(key)):
+            raise UsageError(
+                f"sweep={plan.root.name}: is the name of another sweep, where {then}, and now {now}; choose another name, or leave the settings as they were."
+            )
+
+
+def _stays(job: dict[str, Any]) -> bool:
+    """Whether what is said of a job is so until its turn comes: it has ended, or another sweep is at it."""
+    pid, host = job.get("pid"), job.get("host", platform.node())
+    said = JobStatus(str(job.get("status")), pid=pid if isinstance(pid, int) else None, host=host)
+    elsewhere = said.status == RUNNING and host != platform.node()
+    return said.status in (*rundir.ENDED, FAILED) or elsewhere or said.runs_here
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
