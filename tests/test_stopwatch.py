@@ -82,7 +82,7 @@ def test_on_a_cpu_seconds_are_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> N
             clock[0] += 10
             return x
 
-        def post(self, message: Tensor) -> None:
+        def post(self, message: Tensor, t: int) -> None:
             clock[0] += 100
 
         def collect(self) -> Tensor:
@@ -92,7 +92,7 @@ def test_on_a_cpu_seconds_are_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> N
     tally = Tally()
     timed = Timed(Takes(), Takes(), tally, torch.device("cpu"))
     timed.load(0, 0)
-    timed.post(torch.zeros(1))
+    timed.post(torch.zeros(1), 0)
     timed.gradient(torch.zeros(1))
     timed.collect()
     assert (tally.seconds_data, tally.seconds_compute, tally.seconds_communication) == (1, 10, 1100)
