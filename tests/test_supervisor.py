@@ -158,10 +158,11 @@ class Due:
     """In place of a pace: a checkpoint is due when the world says so."""
 
     def __init__(self) -> None:
-        self.now = False
+        self.now, self.times = False, 0
 
     def due(self, step: float, seconds: float) -> bool:
         due, self.now = self.now, False
+        self.times += due
         return due
 
 
@@ -603,6 +604,8 @@ class World:
         assert command.workers == live and live and self.owner_final is None, "a checkpoint is taken of those that train"
         assert command.lead is None if self.rounds else command.lead in live, "with a lead among them, where there are no rounds"
         assert self.stop_at is None, "before they are told to stop"
+        self.given["checkpoints"] += 1
+        assert self.given["checkpoints"] <= self.due.times, "when one is due"
         self.asked = SimpleNamespace(at=self.now, states=list(self.finals.values()), owners=[])
 
     def check_StartEvaluator(self, _: Command, live: tuple[int, ...]) -> None:
@@ -842,6 +845,9 @@ def test_a_lead_that_dies_before_its_mark_takes_its_checkpoint_along_and_the_nex
     world = run_of(3)
     supervisor = world.supervisor
     assert checkpoint_asked(world) == TakeCheckpoint((0, 1, 2), 0)
+    world.due.now = True
+    supervisor.tick(supervisor.now)
+    assert not any(isinstance(command, TakeCheckpoint) for command in supervisor.commands()), "one at a time"
     supervisor.worker_state(1, WorkerState(4, X), False)
     supervisor.ended(0, "killed by SIGKILL")
     supervisor.worker_state(2, WorkerState(4, X), False)
