@@ -103,7 +103,7 @@ def test_a_message_that_is_in_service_when_its_worker_is_lost_is_an_update_all_t
     wire = Wire(Network(8), events)
     ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
     center = Center(method, {"x": torch.zeros(1)})
-    master = VirtualMaster(center, wire.master(center), Each(), events, 1.0)
+    master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
     ends[0].post(ends[0].vectors["x"], 0)
     wire.deliver(events.next())
     master.listen()
@@ -119,7 +119,7 @@ def test_a_message_that_waits_when_its_worker_is_lost_is_no_update() -> None:
     wire = Wire(Network(8), events)
     ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
     center = Center(method, {"x": torch.zeros(1)})
-    master = VirtualMaster(center, wire.master(center), Each(), events, 1.0)
+    master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
     for end in ends:
         end.post(end.vectors["x"], 0)
         wire.deliver(events.next())
