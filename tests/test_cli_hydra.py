@@ -66,7 +66,7 @@ REMEDIES = [
     ("test_error=3", "did you mean until.test_error?", "until.test_error=3"),
     ("algo=EASGD", "did you mean easgd?", "algo=easgd"),
     ("dataset=CIFAR10", "did you mean cifar10?", "dataset=cifar10"),
-    ("dataset=fashion-mnist eta=1 steps=9", "did you mean fashion_mnist?", "dataset=fashion_mnist eta=1 steps=9"),
+    ("dataset=fashion-mnist eta=1 steps=99", "did you mean fashion_mnist?", "dataset=fashion_mnist eta=1 steps=99"),
     ("model=ResNet-18", "write model=torchvision model.name=resnet18", "model=torchvision model.name=resnet18"),
     ("optimizer=adam", "such as algo=eamsgd", "algo=eamsgd"),
     ("gpus=2", "did you mean device?", "device=cpu"),

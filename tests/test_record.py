@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from easgd_cli.algorithms import EASGD
+from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.errors import RunError
-from easgd_cli.experiment.build import Prepared
+from easgd_cli.experiment.build import Experiment, Parts, Recipe
 from easgd_cli.launcher.job import Job
 from easgd_cli.problems.classification import METRICS
 from easgd_cli.problems.double_well import DoubleWell
@@ -368,8 +370,9 @@ def test_the_steps_of_a_checkpoint_are_those_of_the_worker_that_is_furthest() ->
 
 def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:
     s = settings()
-    prepared = Prepared(None, None, None, SimpleNamespace(batch_size=32), torch.zeros(5), 40, 0)  # type: ignore[arg-type]
-    job = Job(s, tmp_path, command="easgd train algo=easgd")
+    parts = Parts(SimpleNamespace(batch_size=32), EASGD(alpha=0.3), Constant(0.1), None)  # type: ignore[arg-type]
+    prepared = Experiment(Recipe(s, None, 40), parts, torch.zeros(5), 0)  # type: ignore[arg-type]
+    job = Job(tmp_path, command="easgd train algo=easgd")
     r = open_record(job, prepared, None)
     for t in range(1, 60):
         r.row(worker(0, t))

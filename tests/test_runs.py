@@ -67,7 +67,7 @@ def unhurried(algo: str, **values: Any) -> Settings:
 
 def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
     directory.mkdir(exist_ok=True)
-    return launch(Job(s, directory, resume=resume), build.prepare(s))
+    return launch(Job(directory, resume=resume), build.prepare(s))
 
 
 @cache
@@ -86,7 +86,7 @@ def one_worker(algo: str, kept: Path) -> tuple[Settings, Path]:
     return s, directory
 
 
-def by_hand(s: Settings, prepared: build.Prepared) -> ByHand:
+def by_hand(s: Settings, prepared: build.Experiment) -> ByHand:
     starts = [prepared.problem.start(i) for i in range(s.workers)]
     return ByHand(
         prepared.method, prepared.problem, clip=s.clip, workers=s.workers, tau=s.tau, schedule=build.schedule(s, prepared.steps),
@@ -100,11 +100,11 @@ def recorded_order(directory: Path) -> list[int]:
     return [int.from_bytes(data[i : i + 2], "little") for i in range(0, len(data), 2)]
 
 
-def saved_center(directory: Path, prepared: build.Prepared) -> Tensor:
+def saved_center(directory: Path, prepared: build.Experiment) -> Tensor:
     return saved(directory, "center", prepared)
 
 
-def saved(directory: Path, party: str, prepared: build.Prepared) -> Tensor:
+def saved(directory: Path, party: str, prepared: build.Experiment) -> Tensor:
     assert isinstance(prepared.problem, ImageProblem)
     return prepared.problem.flat.load(torch.load(directory / f"{party}.pt", weights_only=True))
 
@@ -114,13 +114,13 @@ def rows(directory: Path, party: str | None = None) -> list[dict[str, Any]]:
     return [r for r in found if party is None or r["party"] == party]
 
 
-def what_four_processes_did(s: Settings, directory: Path) -> tuple[build.Prepared, list[int], Tensor]:
+def what_four_processes_did(s: Settings, directory: Path) -> tuple[build.Experiment, list[int], Tensor]:
     """The run prepared again, the order of its exchanges and its center."""
     assert run(s, directory).status == "completed"
     return what_was_recorded(s, directory)
 
 
-def what_was_recorded(s: Settings, directory: Path) -> tuple[build.Prepared, list[int], Tensor]:
+def what_was_recorded(s: Settings, directory: Path) -> tuple[build.Experiment, list[int], Tensor]:
     """The same of a run that has been."""
     order = recorded_order(directory)
     assert sorted(set(order)) == [0, 1, 2, 3] and len(order) == 4 * -(-40 // s.tau)
@@ -289,7 +289,7 @@ def test_a_profile_is_of_as_many_steps_of_one_worker_as_asked_for_and_shows_its_
         assert torch.equal(driver.vectors()["x"], saved_center(tmp_path, prepared))
 
 
-def assert_measured(row: dict[str, Any], prepared: build.Prepared, x: Tensor) -> None:
+def assert_measured(row: dict[str, Any], prepared: build.Experiment, x: Tensor) -> None:
     expected = prepared.problem.evaluate(x)
     assert row["test_error"] == pytest.approx(expected["test_error"], abs=1e-9)
     assert row["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
@@ -686,7 +686,7 @@ def test_ctrl_c_while_processes_are_starting_ends_cleanly(tmp_path: Path) -> Non
 def test_ctrl_c_from_the_first_line_of_the_log_on_leaves_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Journal.__init__
 
-    def interrupted(journal: Journal, job: Job, prepared: build.Prepared) -> None:
+    def interrupted(journal: Journal, job: Job, prepared: build.Experiment) -> None:
         begin(journal, job, prepared)
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -40,7 +40,7 @@ UNEVEN = {
 def virtual(s: Settings, directory: Path, *, resume: bool = False, **cluster: Any) -> Outcome:
     directory.mkdir(exist_ok=True)
     s.launcher = {"name": "simulated", "target": "easgd_cli.launcher.kinds:Simulated", **cluster}
-    return kinds.launcher(s)(Job(s, directory, resume=resume), build.prepare(s))
+    return kinds.launcher(s)(Job(directory, resume=resume), build.prepare(s))
 
 
 def on_a_function(algo: str, **values: Any) -> Settings:

@@ -27,17 +27,17 @@ _TESTED = 16  # images, at the beginning and the end of a run
 
 
 @contextmanager
-def recorded(s: Settings, prepared: build.Prepared) -> Iterator[tuple[Path, dict[str, Any]]]:
+def recorded(s: Settings, prepared: build.Experiment) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The directory of a finished run, for as long as this lasts, and its summary. Nothing is evaluated beside the workers, and little after them.
 
     Raises RunError when it does not complete.
     """
     # Two training images, since the variances of a batch norm take as many.
     quiet = replace(s, eval=Eval(when="deferred", device=s.eval.device, train_images=2), checkpoint=Checkpoint())
-    few = replace(prepared, data=_little_to_test(prepared.data))
+    few = replace(prepared, recipe=replace(prepared.recipe, settings=quiet, data=_little_to_test(prepared.data)))
     with scratch_directory() as directory:
         with redirect_stdout(io.StringIO()):
-            outcome = kinds.launcher(s)(Job(quiet, directory), few)
+            outcome = kinds.launcher(s)(Job(directory), few)
         if outcome.status == "interrupted":
             signal.raise_signal(outcome.exit_code - 128)  # its launcher took the signal, and the benchmark is to end by it, too
         if outcome.status != "completed":
@@ -46,14 +46,14 @@ def recorded(s: Settings, prepared: build.Prepared) -> Iterator[tuple[Path, dict
         yield directory, outcome.summary
 
 
-def images_per_second(s: Settings, prepared: build.Prepared) -> float:
+def images_per_second(s: Settings, prepared: build.Experiment) -> float:
     """Of all workers' step loops together, their first steps left out as those of the plain loops are."""
     with recorded(s, prepared) as (directory, _):
         rows = list(read_rows(directory / "metrics.jsonl"))
     return sum(_rate([r for r in rows if r["party"] == worker_name(i)], s.batch_size) for i in range(s.workers))
 
 
-def steps_and_images(what: str, s: Settings, prepared: build.Prepared) -> tuple[int, Dataset]:
+def steps_and_images(what: str, s: Settings, prepared: build.Experiment) -> tuple[int, Dataset]:
     """The length of a window, and what it learns from. Raises UsageError for a run that has no such."""
     if prepared.steps is None:
         raise UsageError(f"bench {what} minutes={s.minutes}: give steps=, the length of a window.")

@@ -104,7 +104,7 @@ def launch(
         try:
             rundir.write_config(path, settings, own(overrides))
             launcher.begin()
-            outcome = _as_hydras_job(job, path, lambda: launcher(Job(settings, path, own(overrides), command), prepared))
+            outcome = _as_hydras_job(job, path, lambda: launcher(Job(path, own(overrides), command), prepared))
         except UsageError:
             discard()
             raise
@@ -131,7 +131,7 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
             raise UsageError(f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes already; give more.")
         check_record(path, resumed, settings.workers)
         rundir.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
-        return launcher(Job(settings, path.absolute(), overrides, command, resume=True), prepared)
+        return launcher(Job(path.absolute(), overrides, command, resume=True), prepared)
 
 
 def program(name: str) -> str:

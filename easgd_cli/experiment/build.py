@@ -6,12 +6,11 @@ symbols, a problem the data and the model, a model the shape of the data.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment.initial_parameters import listed, read_into
 from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
 from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta, levels
 from easgd_cli.settings.targets import convert, locate, make, ours, signature, written
@@ -114,7 +113,6 @@ def model(s: Settings, images: Dataset | None, checked: bool = True) -> nn.Modul
     Without images, or where the problem feeds it with something else, it is what its maker makes of it.
     """
     from easgd_cli.models import check_model
-    from easgd_cli.problems.flat import Flat
 
     if s.model["target"] is None:
         raise UsageError(f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as model=small.")
@@ -122,15 +120,7 @@ def model(s: Settings, images: Dataset | None, checked: bool = True) -> nn.Modul
     with seeded(s.seed, INIT):
         net = make("model", s.model, offered)
     check_model(net, written("model", s.model), images if checked else None, s.batch_size)
-    if s.init_without and s.init is None:
-        raise UsageError(f"init_without={_listed(s.init_without)}: there is no file to leave these out of; give init=, or leave it out.")
-    if s.init is not None:
-        state = _without(_state_dict(s.init), net, s)
-        if images is not None and checked:
-            _check_outputs(net, state, s, images.num_classes)
-        Flat(net).load(state, f"init={s.init}")
-        net.load_state_dict(dict(state))  # without the versions of layers that came with it: names and shapes have been checked
-        net.zero_grad(set_to_none=True)
+    read_into(net, s, images.num_classes if images is not None and checked else None)
     return net
 
 
@@ -176,21 +166,76 @@ def asks_for_images(s: Settings, asked: set[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run that has been checked to the end: everything a launcher needs, made once.
+class Parts:
+    """What one process of a run works with: the problem on its device, the method on that problem's vectors, and what follows from the settings."""
 
-    `data`: None where the problem asks for none. `start` [size]: where what is evaluated begins, the center or, in a method
-    without one, the worker. `steps`: local steps of each worker, None when the clock on the wall ends the run. `memory`: bytes
-    that the run needs at its peak, as far as they are known before.
+    problem: Problem
+    method: Method
+    schedule: Schedule
+    average: Average | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """From which every process of a run makes its own parts: the settings, the data they share, and how many local steps each worker takes.
+
+    `data`: None where the problem asks for none. `steps`: None when the clock on the wall ends the run.
     """
 
-    method: Method
-    average: Average | None
+    settings: Settings
     data: Dataset | None
-    problem: Problem
-    start: Tensor
     steps: int | None
+
+    def problem(self, device: torch.device) -> Problem:
+        """What is minimised, on `device`. Raises UsageError."""
+        return problem(self.settings, self.data, device)
+
+    def parts(self, device: torch.device) -> Parts:
+        """All of it, on `device`. Raises UsageError."""
+        s, minimised = self.settings, self.problem(device)
+        return Parts(minimised, on_vectors_of(minimised, method(s), s.workers), schedule(s, self.steps), average(s))
+
+    def shared(self) -> Recipe:
+        """The same, its data where all processes of this machine find them."""
+        return self if self.data is None else replace(self, data=self.data.share())
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run that has been checked to the end: everything a launcher needs, made once.
+
+    `parts`: on the CPU. `start` [size]: where what is evaluated begins, the center or, in a method without one, the worker.
+    `memory`: bytes that the run needs at its peak, as far as they are known before.
+    """
+
+    recipe: Recipe
+    parts: Parts
+    start: Tensor
     memory: int
+
+    @property
+    def settings(self) -> Settings:
+        return self.recipe.settings
+
+    @property
+    def data(self) -> Dataset | None:
+        return self.recipe.data
+
+    @property
+    def steps(self) -> int | None:
+        return self.recipe.steps
+
+    @property
+    def problem(self) -> Problem:
+        return self.parts.problem
+
+    @property
+    def method(self) -> Method:
+        return self.parts.method
+
+    @property
+    def average(self) -> Average | None:
+        return self.parts.average
 
     @property
     def size(self) -> int:
@@ -207,17 +252,42 @@ class Prepared:
     def dtype(self) -> torch.dtype:
         return self.start.dtype
 
+    def parts_on(self, device: torch.device) -> Parts:
+        """The parts of the one process of a simulated run, which are these where it computes on the CPU. Raises UsageError."""
+        return self.parts if device.type == "cpu" else self.recipe.parts(device)
 
-def prepare(s: Settings) -> Prepared:
+
+def prepare(s: Settings) -> Experiment:
     """Loads the data, builds the problem and checks all that could fail later. Raises UsageError."""
     import torch
 
     from easgd_cli.experiment.memory_estimate import check_memory
     from easgd_cli.problems.base import check_problem
     from easgd_cli.settings.schema import total_steps
+
+    rules = method(s)
+    devices = _check_devices(s, rules)
+    asked = asked_by_problem(s)
+    _refuse_unused(s, asked)
+    images = data(s) if asks_for_images(s, asked) else None
+    steps = total_steps(s, None if images is None else images.count("train"))
+    schedule(s, steps)  # said before the data set is measured
+    recipe = Recipe(s, images, steps)
+    parts = recipe.parts(torch.device("cpu"))
+    if images is None or not ours(s.problem):  # measuring our own on a whole data set would take seconds
+        figures = check_problem(parts.problem, s.problem["name"], s.workers)
+        for name, level in levels(s).items():
+            if name not in figures:
+                raise UsageError(f"until.{name}={level:g}: problem={s.problem['name']} has no {name}, so the run would not end by it.")
+    start = parts.problem.start(None if rules.shared is not None else 0)
+    memory = check_memory(s, rules, parts.average, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s))
+    return Experiment(recipe, parts, start, memory)
+
+
+def _check_devices(s: Settings, rules: Method) -> list[str]:
+    """The devices of the workers. Raises UsageError for what this machine has not, or cannot do."""
     from easgd_cli.system.devices import check_compiler, check_threads, deal_devices
 
-    rules, kept = method(s), average(s)
     check_threads(s)
     devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
@@ -228,20 +298,7 @@ def prepare(s: Settings) -> Prepared:
         raise UsageError(f"precision=tf32 device={s.device}: tf32 is how CUDA devices multiply, and a worker would be on a CPU; use fp32, or bf16.")
     if s.compile and any(not d.startswith("cuda") for d in devices):
         check_compiler()
-    asked = asked_by_problem(s)
-    _refuse_unused(s, asked)
-    images = data(s) if asks_for_images(s, asked) else None
-    steps = total_steps(s, None if images is None else images.count("train"))
-    schedule(s, steps)
-    minimised = problem(s, images, torch.device("cpu"))
-    if images is None or not ours(s.problem):  # measuring our own on a whole data set would take seconds
-        figures = check_problem(minimised, s.problem["name"], s.workers)
-        for name, level in levels(s).items():
-            if name not in figures:
-                raise UsageError(f"until.{name}={level:g}: problem={s.problem['name']} has no {name}, so the run would not end by it.")
-    start = minimised.start(None if rules.shared is not None else 0)
-    memory = check_memory(s, rules, kept, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s))
-    return Prepared(on_vectors_of(minimised, rules, s.workers), kept, images, minimised, start, steps, memory)
+    return devices
 
 
 def _refuse_unused(s: Settings, asked: set[str]) -> None:
@@ -251,60 +308,9 @@ def _refuse_unused(s: Settings, asked: set[str]) -> None:
         spec = getattr(s, group)
         if spec["target"] is not None and not asked & wanted:
             raise UsageError(f"problem={name} {group}={spec['name']}: this problem uses no {group}; leave out {group}=, or use problem=dataset.")
-    for key, given in (("init", s.init), ("init_without", _listed(s.init_without) if s.init_without else None)):
+    for key, given in (("init", s.init), ("init_without", listed(s.init_without) if s.init_without else None)):
         if given is not None and "model" not in asked:
             raise UsageError(f"problem={name} {key}={given}: this problem has no model whose parameters could be read; leave out {key}=.")
-
-
-def _state_dict(path: str) -> dict[str, Any]:
-    """A saved state_dict. Raises UsageError."""
-    import torch
-
-    if not os.path.isfile(path):
-        raise UsageError(f"init={path}: there is no such file; give a state_dict saved with torch.save, such as a run's center.pt.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise UsageError(f"init={path}: cannot be read as a file of parameters ({type(e).__name__}); it must be a state_dict saved with torch.save.") from e
-    if not isinstance(content, dict):
-        raise UsageError(f"init={path}: holds a {type(content).__name__}; it must be a state_dict saved with torch.save.")
-    return content
-
-
-def _without(state: Mapping[Any, Any], net: nn.Module, s: Settings) -> dict[Any, Any]:
-    """What is in the file, but of the modules and parameters in `init_without` what is in the net."""
-    own = net.state_dict()
-    for name in s.init_without:
-        if not any(_within(key, name) for key in (*state, *own)):
-            raise UsageError(
-                f"init_without={_listed(s.init_without)}: neither init={s.init} nor the net has a module or parameter {name}; the net's are "
-                f"{', '.join(dict.fromkeys(key.split('.')[0] for key in own))}."
-            )
-    left_out = {key for key in (*state, *own) if any(_within(key, name) for name in s.init_without)}
-    return {key: value for key, value in state.items() if key not in left_out} | {key: value for key, value in own.items() if key in left_out}
-
-
-def _listed(names: Sequence[str]) -> str:
-    """As they are written on the command line."""
-    return f"[{','.join(names)}]"
-
-
-def _within(key: Any, name: str) -> bool:
-    """Whether that entry of a state_dict is the parameter `name`, or one of the module `name`."""
-    return key == name or str(key).startswith(f"{name}.")
-
-
-def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_classes: int) -> None:
-    """Refuses a file of parameters of the same net with another number of classes."""
-    others = {name: (getattr(state[name], "shape", own.shape), own.shape) for name, own in net.state_dict().items() if name in state}
-    others = {name: shapes for name, shapes in others.items() if shapes[0] != shapes[1]}
-    if others and all(len(theirs) and theirs[1:] == own[1:] and own[:1] == (num_classes,) for theirs, own in others.values()):
-        name, (theirs, own) = next(iter(others.items()))
-        raise UsageError(
-            f"init={s.init}: {name} is {list(theirs)} in the file and {list(own)} in the net: the file is of a net for {theirs[0]} classes, and "
-            f"dataset={s.dataset['name']} has {num_classes}; "
-            f"give init_without=[{name.rpartition('.')[0] or name}] to begin with a new last layer, or use a data set with {theirs[0]} classes."
-        )
 
 
 def launched_in_processes(s: Settings) -> bool:

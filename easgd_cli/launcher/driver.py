@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from easgd_cli.errors import RunError
-from easgd_cli.experiment.build import Prepared
+from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.signals import Signals
@@ -35,10 +35,10 @@ class Driver(Protocol):
         """Gives back what the driver holds beside its parties."""
 
 
-def run(job: Job, prepared: Prepared, make: Callable[[Journal], Driver]) -> Outcome:
+def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> Outcome:
     """Runs the job to its end. Raises RunError when it could not be started or recorded."""
     with Signals() as signals:  # from the log's first line on, and to the very end: no Ctrl-C may cost the summary or what is being written
-        journal = Journal(job, prepared)
+        journal = Journal(job, experiment)
         try:
             driver = make(journal)
             try:

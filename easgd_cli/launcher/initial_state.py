@@ -8,8 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from easgd_cli.algorithms.base import Seen
-from easgd_cli.data.dataset import Dataset
-from easgd_cli.experiment.build import Prepared
+from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher.job import Job
 from easgd_cli.record.checkpoint import Checkpoint
 from easgd_cli.settings.schema import Interval
@@ -27,8 +26,8 @@ class InitialState:
     `moment`: where the run as a whole begins; `threads`: of each worker.
     """
 
-    def __init__(self, job: Job, prepared: Prepared, resumed: Checkpoint | None):
-        self._job, self._settings, self._prepared, self._method, self._resumed = job, job.settings, prepared, prepared.method, resumed
+    def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None):
+        self._job, self._settings, self._experiment, self._method, self._resumed = job, experiment.settings, experiment, experiment.method, resumed
         s = self._settings
         self.moment = resumed.owner.moment if resumed is not None else Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0))
         self.threads = worker_threads(s)
@@ -39,13 +38,13 @@ class InitialState:
 
     def evaluated(self) -> dict[str, Tensor]:
         """The vectors that are evaluated, by name: x [size] and its average where one is kept."""
-        x = self._resumed.owner.vectors["x"] if self._resumed is not None else self._prepared.start
-        return {"x": x} | ({"average": x} if self._prepared.average is not None else {})
+        x = self._resumed.owner.vectors["x"] if self._resumed is not None else self._experiment.start
+        return {"x": x} | ({"average": x} if self._experiment.average is not None else {})
 
     def links(self) -> list[Link]:
         """A session for every worker, its vectors in shared memory. Raises MemoryError."""
-        own_average = self._method.shared is None and self._prepared.average is not None
-        links = [Link.new(i, self._method, self._prepared.size, self._prepared.dtype, average=own_average) for i in range(self._settings.workers)]
+        own_average = self._method.shared is None and self._experiment.average is not None
+        links = [Link.new(i, self._method, self._experiment.size, self._experiment.dtype, average=own_average) for i in range(self._settings.workers)]
         for link in links:
             for name, v in self._vectors(link.worker).items():
                 link.memory[name].copy_(v)
@@ -57,13 +56,13 @@ class InitialState:
             return self._resumed.workers[worker].vectors
         if self._method.shared is None:
             return self.evaluated()
-        return {"x": self._prepared.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]}
+        return {"x": self._experiment.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]}
 
-    def worker(self, link: Link, data: Dataset | None) -> WorkerStart:
-        """Of the worker of this session; `data`: the data set as workers share it."""
-        s, number = self._settings, link.worker
+    def worker(self, link: Link, recipe: Recipe) -> WorkerStart:
+        """Of the worker of this session; `recipe`: of its parts, as workers share it."""
+        number = link.worker
         interval = self._interval if self._method.shared is None else None
-        start = WorkerStart(s, data, link.for_worker(), self._devices[number], self.threads, self._prepared.steps, s.minutes, interval)
+        start = WorkerStart(recipe, link.for_worker(), self._devices[number], self.threads, interval)
         start.t, start.pace, start.center_device = self.moment.clocks[number], self._pace, self._center_device
         if self._resumed is None:
             if number == 0:  # a run that goes on has its trace
@@ -76,9 +75,9 @@ class InitialState:
         """Of the master of these sessions, whose workers begin at `clocks`. Its center is the caller's to close. Raises MemoryError."""
         shared = self._method.shared
         assert shared is not None
-        names = (*shared.state, *(("average",) if self._prepared.average is not None else ()))
-        center = SharedTensors.allocate({name: ((self._prepared.size,), self._prepared.dtype) for name in names})
-        start = MasterStart(self._method, self._prepared.average, center, [link.for_master() for link in links], self._interval, clocks=clocks)
+        names = (*shared.state, *(("average",) if self._experiment.average is not None else ()))
+        center = SharedTensors.allocate({name: ((self._experiment.size,), self._experiment.dtype) for name in names})
+        start = MasterStart(self._method, self._experiment.average, center, [link.for_master() for link in links], self._interval, clocks=clocks)
         start.pace, start.device = self._pace, self._center_device
         for name, v in (self.evaluated() if self._resumed is None else self._resumed.owner.vectors).items():
             center[name].copy_(v)

@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.settings.schema import Settings
-
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its settings, checked, and its directory, made for it and locked."""
+    """Where a run is kept, in a directory made for it and locked, and what it was asked for by."""
 
-    settings: Settings
     run_dir: Path
     overrides: list[str] = field(default_factory=list)
     command: str = ""

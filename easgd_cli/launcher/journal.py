@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from easgd_cli.errors import RunError
-from easgd_cli.experiment.build import Prepared
+from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record import checkpoint as checkpoints
@@ -38,16 +38,16 @@ log = logging.getLogger("easgd.launcher")
 class Journal:
     """One run from its start to its summary. `status` is completed, diverged, interrupted or failed, as far as is known."""
 
-    def __init__(self, job: Job, prepared: Prepared):
+    def __init__(self, job: Job, experiment: Experiment):
         """Opens the launcher's log; with `job.resume` reads the checkpoint to go on from. Raises UsageError."""
-        self._job, self._prepared = job, prepared
+        self._job, self._experiment = job, experiment
         self._dir = job.run_dir
         self.resumed: Checkpoint | None = newest_checkpoint(job.run_dir) if job.resume else None
         self.status = "completed"
         self.reason: str | None = None
         self.signal: int | None = None
-        self._metrics = metrics_of(prepared.problem)
-        self.progress = RunView(prepared.steps, job.settings.minutes, job.settings.workers, self._metrics)
+        self._metrics = metrics_of(experiment.problem)
+        self.progress = RunView(experiment.steps, experiment.settings.minutes, experiment.settings.workers, self._metrics)
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._last_checkpoint = False
         self._record: Recorder | None = None
@@ -64,9 +64,9 @@ class Journal:
         """Begins the record, or takes it back to the checkpoint. Raises RunError."""
         if self.resumed is not None:
             self._take_back_record()
-        if self._prepared.data is not None and self._prepared.data.about is not None:
-            self.note(self._prepared.data.about)
-        self._record = open_record(self._job, self._prepared, self.resumed)
+        if self._experiment.data is not None and self._experiment.data.about is not None:
+            self.note(self._experiment.data.about)
+        self._record = open_record(self._job, self._experiment, self.resumed)
 
     # ---------------------------------------------------------------- what happens
 
@@ -113,7 +113,7 @@ class Journal:
             log.info("%s at step %g: %s", party, moment.step, dict(figures))
         center = metrics["center"]
         last = metrics.get("average", center)
-        reached = [(name, level) for name, level in levels(self._job.settings).items() if self._metrics[name].reached(last.get(name), level)]
+        reached = [(name, level) for name, level in levels(self._experiment.settings).items() if self._metrics[name].reached(last.get(name), level)]
         if not all(math.isfinite(value) for name, value in center.items() if name.endswith("_loss")):
             self._diverge(f"the center's loss is not finite at step {moment.step:g}")
         elif reached and self._hit is None:
@@ -137,7 +137,7 @@ class Journal:
         """Writes a checkpoint with the record up to it. A full disk is noted, no more. Raises RunError when the record cannot be written."""
         try:
             self._recorder.flush()
-            path = checkpoints.write(self._dir / "checkpoint", checkpoint, self._job.settings.checkpoint.keep)
+            path = checkpoints.write(self._dir / "checkpoint", checkpoint, self._experiment.settings.checkpoint.keep)
             self._last_checkpoint = True
             log.info("checkpoint %s", path.name)
         except OSError as e:
@@ -197,7 +197,7 @@ class Journal:
         summary = self._record.close(
             {
                 "status": self.status, "reason": self.reason, "steps": {f"worker_{i:02d}": t for i, t in steps.items()}, "exchanges": exchanges,
-                "wall_seconds": seconds, "vector_bytes": self._prepared.size * self._prepared.dtype.itemsize, **facts,
+                "wall_seconds": seconds, "vector_bytes": self._experiment.size * self._experiment.dtype.itemsize, **facts,
             }
         )  # fmt: skip
         if summary:
@@ -223,7 +223,7 @@ class Journal:
         for name, vector in vectors.items():
             path = self._dir / f"{EVALUATED[name]}.pt"
             try:
-                checkpoints.save(self._prepared.problem.state_dict(vector), path)
+                checkpoints.save(self._experiment.problem.state_dict(vector), path)
             except OSError as e:
                 self.fail(f"{path} could not be written: {e.strerror or e}.")
 

@@ -11,7 +11,7 @@ from easgd_cli.settings import targets as makers
 from easgd_cli.settings.schema import Settings
 
 if TYPE_CHECKING:
-    from easgd_cli.experiment.build import Prepared
+    from easgd_cli.experiment.build import Experiment
     from easgd_cli.launcher.job import Job, Outcome
 
 
@@ -23,7 +23,7 @@ class Launcher(Protocol):
     def begin(self) -> None:
         """Everything has been checked and a job is about to come: what takes long may begin."""
 
-    def __call__(self, job: Job, prepared: Prepared) -> Outcome:
+    def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         """Runs a job to its end. Raises RunError when it could not be started or recorded."""
 
 
@@ -51,10 +51,10 @@ class Local:
 
         children.begin()  # torch is imported there meanwhile
 
-    def __call__(self, job: Job, prepared: Prepared) -> Outcome:
+    def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher.local import launch
 
-        return launch(job, prepared)
+        return launch(job, experiment)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Simulated(CostModel):
     def begin(self) -> None:
         """Nothing takes long."""
 
-    def __call__(self, job: Job, prepared: Prepared) -> Outcome:
+    def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher.simulated import launch
 
-        return launch(job, prepared, self)
+        return launch(job, experiment, self)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from easgd_cli.experiment.build import Prepared
+from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import driver
 from easgd_cli.launcher.initial_state import InitialState
 from easgd_cli.launcher.job import Job, Outcome
@@ -53,18 +53,18 @@ _CLOSING_SECONDS = 2.0  # for processes to end by themselves after a run that wa
 _ABORTING_SECONDS = 0.2  # and after one that was
 
 
-def launch(job: Job, prepared: Prepared) -> Outcome:
+def launch(job: Job, experiment: Experiment) -> Outcome:
     """Runs the job to its end. Raises RunError when it could not be started."""
-    return driver.run(job, prepared, lambda journal: Processes(job, prepared, journal))
+    return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal))
 
 
 class Processes:
     """The processes of a run, and their supervisor's ears and hands."""
 
-    def __init__(self, job: Job, prepared: Prepared, journal: Journal):
-        self._job, self._prepared, self._journal = job, prepared, journal
-        s, resumed, shared = job.settings, journal.resumed, prepared.method.shared
-        self._initial = InitialState(job, prepared, resumed)
+    def __init__(self, job: Job, experiment: Experiment, journal: Journal):
+        self._job, self._experiment, self._journal = job, experiment, journal
+        s, resumed, shared = experiment.settings, journal.resumed, experiment.method.shared
+        self._initial = InitialState(job, experiment, resumed)
         moment = self._initial.moment
         pace = Pace(Interval.parse("checkpoint.every", s.checkpoint.every))
         if resumed is not None:
@@ -85,12 +85,12 @@ class Processes:
 
     def start(self) -> None:
         """Starts master, workers and evaluator, where their run begins. Raises RunError, MemoryError or OSError."""
-        s, initial, resumed = self._job.settings, self._initial, self._journal.resumed
-        data = self._prepared.data.share() if self._prepared.data is not None else None
+        s, initial, resumed = self._experiment.settings, self._initial, self._journal.resumed
+        recipe = self._experiment.recipe.shared()
         links = initial.links()
         clocks = {}
         for link in links:
-            start = initial.worker(link, data)
+            start = initial.worker(link, recipe)
             clocks[link.worker] = start.t
             self._start(link.worker, worker_name(link.worker), WorkerLoop, start)
             self.supervisor.advanced(link.worker, start.t)
@@ -101,7 +101,7 @@ class Processes:
         for link in links:
             link.close_sockets()  # or no end would ever be seen by the other
             link.memory.close()
-        self._evaluator_start = EvaluatorStart(s, data, evaluator_threads(s))
+        self._evaluator_start = EvaluatorStart(recipe, evaluator_threads(s))
         self._journal.open()
         if s.eval.when == "running":
             self.supervisor.evaluation.start()

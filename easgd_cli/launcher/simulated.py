@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from easgd_cli.experiment.build import Prepared
+from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import driver
 from easgd_cli.launcher.cost_model import CostModel
 from easgd_cli.launcher.job import Job, Outcome
@@ -36,23 +36,23 @@ _LOOK_UP_SECONDS = 0.1  # of the real clock, between two looks at signals and at
 _SYSTEM_POINTS = 200  # rows of the run as a whole
 
 
-def launch(job: Job, prepared: Prepared, costs: CostModel) -> Outcome:
+def launch(job: Job, experiment: Experiment, costs: CostModel) -> Outcome:
     """Runs the job to its end. Raises RunError when the record cannot be written."""
     keep_freed_memory()
-    return driver.run(job, prepared, lambda journal: VirtualCluster(job, prepared, costs, journal))
+    return driver.run(job, experiment, lambda journal: VirtualCluster(job, experiment, costs, journal))
 
 
 class VirtualCluster:
     """One simulated run: the events of its parties, told to a supervisor."""
 
-    def __init__(self, job: Job, prepared: Prepared, costs: CostModel, journal: Journal):
-        s, resumed, shared = job.settings, journal.resumed, prepared.method.shared
-        self._settings, self._steps, self._costs, self._journal = s, prepared.steps, costs, journal
+    def __init__(self, job: Job, experiment: Experiment, costs: CostModel, journal: Journal):
+        s, resumed, shared = experiment.settings, journal.resumed, experiment.method.shared
+        self._settings, self._steps, self._costs, self._journal = s, experiment.steps, costs, journal
         self._threads = s.threads if s.threads is not None else cores()  # one worker computes at a time
         torch.set_num_threads(self._threads)
         if s.deterministic:
             torch.use_deterministic_algorithms(True)
-        self._parties = VirtualParties(job, prepared, costs, resumed)
+        self._parties = VirtualParties(job, experiment, costs, resumed)
         self._events = self._parties.events
         self._pace = Pace(Interval.parse("eval.every", s.eval.every) or self._default_interval())
         every = self._length() / _SYSTEM_POINTS

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.base import Variable, Worker
-from easgd_cli.experiment import build
-from easgd_cli.experiment.build import Prepared
+from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.cost_model import CostModel
 from easgd_cli.launcher.job import Job
 from easgd_cli.launcher.virtual_master import VirtualMaster
@@ -33,15 +32,16 @@ class VirtualParties:
     `clocks`: the workers' as the owner of what is evaluated has seen them. `resumed`: the checkpoint to go on from.
     """
 
-    def __init__(self, job: Job, prepared: Prepared, costs: CostModel, resumed: Checkpoint | None):
-        s = self._settings = job.settings
-        self._prepared, self._costs = prepared, costs
-        self.average, shared = prepared.average, prepared.method.shared
+    def __init__(self, job: Job, experiment: Experiment, costs: CostModel, resumed: Checkpoint | None):
+        s = self._settings = experiment.settings
+        self._experiment, self._costs = experiment, costs
+        self.average, shared = experiment.average, experiment.method.shared
         self.device = torch.device(deal_devices(s.device, 1)[0])
-        self.problem = prepared.problem if self.device.type == "cpu" else build.problem(s, prepared.data, self.device)
+        self._parts = experiment.parts_on(self.device)
+        self.problem = self._parts.problem
         self._gradients = ProblemGradients(self.problem, s.clip)
         self.events = Events()
-        self.wire = Wire(costs.network(prepared.size * prepared.dtype.itemsize), self.events)
+        self.wire = Wire(costs.network(experiment.size * experiment.dtype.itemsize), self.events)
         self.workers = [self._worker(i) for i in range(s.workers)]
         self.master: VirtualMaster | None = None
         if shared is not None:
@@ -50,22 +50,22 @@ class VirtualParties:
         self.clocks = dict.fromkeys(range(s.workers), 0)
 
     def _worker(self, i: int) -> VirtualWorker:
-        s, method = self._settings, self._prepared.method
-        start = self._prepared.problem.start(i).to(self.device)
+        s, method = self._settings, self._parts.method
+        start = self._experiment.problem.start(i).to(self.device)
         vectors = self._vectors_from(start, (*method.state, *method.scratch))
         if method.shared is None and self.average is not None:
             vectors["average"] = start.clone()
         session = None if method.shared is None else self.wire.end(i, vectors, torch.zeros_like(start))
-        w = Worker(vectors, s.tau, build.schedule(s, self._prepared.steps), number=i)
+        w = Worker(vectors, s.tau, self._parts.schedule, number=i)
         return VirtualWorker(method, w, session, self._meter(i), self._gradients, self._costs, s.seed, self.events)
 
     def _meter(self, worker: int, tally: dict[str, Any] | None = None) -> Meter:
         s = self._settings
-        return Meter(worker, s.batch_size, s.workers, self._prepared.steps, self.device, statistics_of(self.problem), tally)
+        return Meter(worker, s.batch_size, s.workers, self._experiment.steps, self.device, statistics_of(self.problem), tally)
 
     def _new_center(self, shared: Variable) -> Center:
         names = (*shared.state, *(("average",) if self.average is not None else ()))
-        return Center(self._prepared.method, self._vectors_from(self._prepared.start.to(self.device), names), average=self.average)
+        return Center(self._parts.method, self._vectors_from(self._experiment.start.to(self.device), names), average=self.average)
 
     def _vectors_from(self, start: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         return {name: start.clone() if name in EVALUATED else torch.zeros_like(start) for name in names}

@@ -27,21 +27,19 @@ class Recorded(Protocol):
     """What a recorder needs to know of a job."""
 
     @property
-    def settings(self) -> Settings: ...
-    @property
     def run_dir(self) -> Path: ...
     @property
     def command(self) -> str: ...
 
 
-def open_record(job: Recorded, prepared: build.Prepared, resumed: Checkpoint | None) -> Recorder:
+def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint | None) -> Recorder:
     """The recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
-    s = job.settings
+    s = experiment.settings
     facts = {
-        **getattr(prepared.problem, "facts", {}),
-        "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": prepared.parameters,
-        "workers": s.workers, "tau": s.tau, "batch_size": prepared.problem.batch_size, "seed": s.seed, "precision": s.precision,
-        "length": length(s), "until": asdict(s.until), "symbols": sorted(_symbols(s)), "metrics": metrics_of(prepared.problem).told(),
+        **getattr(experiment.problem, "facts", {}),
+        "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": experiment.parameters,
+        "workers": s.workers, "tau": s.tau, "batch_size": experiment.problem.batch_size, "seed": s.seed, "precision": s.precision,
+        "length": length(s), "until": asdict(s.until), "symbols": sorted(_symbols(s)), "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
     texts = {"command": as_is(job.command), "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
     if resumed is None:

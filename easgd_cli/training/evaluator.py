@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from easgd_cli.data.dataset import Dataset
-from easgd_cli.experiment import build
-from easgd_cli.settings.schema import Settings
+from easgd_cli.experiment.build import Recipe
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.devices import deal_devices
 from easgd_cli.system.shared_memory import SharedTensors
@@ -26,8 +24,7 @@ _NICE = 10
 class EvaluatorStart:
     """What an evaluator begins with."""
 
-    settings: Settings
-    data: Dataset | None
+    recipe: Recipe
     threads: int
 
 
@@ -37,10 +34,9 @@ class Evaluator:
     def __init__(self, start: EvaluatorStart, channel: Channel):
         os.nice(_NICE)
         torch.set_num_threads(start.threads)
-        s = start.settings
-        [device] = deal_devices(s.eval.device, 1, "eval.device")
+        [device] = deal_devices(start.recipe.settings.eval.device, 1, "eval.device")
         self._channel, self._device = channel, torch.device(device)
-        self._problem = build.problem(s, start.data, self._device)
+        self._problem = start.recipe.problem(self._device)
 
     def run(self, began: float) -> None:
         """Measures until told to stop. Raises ChannelClosed when the launcher has ended."""

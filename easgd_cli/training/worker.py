@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.base import Seen, Worker
-from easgd_cli.data.dataset import Dataset
-from easgd_cli.experiment import build
+from easgd_cli.experiment.build import Recipe
 from easgd_cli.problems.base import statistics_of
-from easgd_cli.settings.schema import Interval, Settings, profiled_steps
+from easgd_cli.settings.schema import Interval, profiled_steps
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
@@ -39,13 +38,10 @@ _NEWS_SECONDS = 0.2  # how often it tells the launcher its clock and its rows: e
 class WorkerStart:
     """What a worker begins with. `link.memory` holds its vectors as they are to be at clock `t`."""
 
-    settings: Settings
-    data: Dataset | None
+    recipe: Recipe
     link: Link
     device: str
     threads: int
-    steps: int | None  # local steps to take in all; None: until told to stop
-    minutes: float | None
     interval: Interval | None  # of snapshots, for a worker that owns what is evaluated
     t: int = 0
     seen: Seen = field(default_factory=Seen)  # of the center
@@ -60,22 +56,23 @@ class WorkerLoop:
 
     def __init__(self, start: WorkerStart, channel: Channel):
         torch.set_num_threads(start.threads)
-        s = start.settings
+        s, self._steps = start.recipe.settings, start.recipe.steps
+        self._minutes = s.minutes
         if s.deterministic:
             torch.use_deterministic_algorithms(True)
         self._start, self._channel = start, channel
         self._device = torch.device(start.device)
         self._runtime = torch.get_device_module(self._device)  # torch.cuda, or torch.cpu, which has the same names and nothing to do
         self._runtime.set_device(self._device)
-        self._problem = build.problem(s, start.data, self._device)
-        self._method = build.on_vectors_of(self._problem, build.method(s), s.workers)
-        self._gradients = drive.ProblemGradients(self._problem, s.clip)
+        parts = start.recipe.parts(self._device)
+        self._method = parts.method
+        self._gradients = drive.ProblemGradients(parts.problem, s.clip)
         self._sequential = self._method.shared is None
         self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere())
-        self._w = Worker(self._session.vectors, s.tau, build.schedule(s, start.steps), start.t, start.link.worker, start.seen)
-        self._meter = Meter(start.link.worker, s.batch_size, s.workers, start.steps, self._device, statistics_of(self._problem), start.meter)
+        self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
+        self._meter = Meter(start.link.worker, s.batch_size, s.workers, self._steps, self._device, statistics_of(parts.problem), start.meter)
         self._timed = Timed(self._gradients, self._session, self._meter.tally, self._device)
-        self._average = build.average(s) if self._sequential else None
+        self._average = parts.average if self._sequential else None
         self._stop = False
         self._rows: list[dict[str, Any]] = []
         self._warm_up()
@@ -98,11 +95,11 @@ class WorkerLoop:
         asked = self._timed if trace is None else Named(self._timed)
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
-        while not self._stop and (start.steps is None or w.t < start.steps) and (start.minutes is None or snapshots.seconds() < start.minutes * 60):
+        while not self._stop and (self._steps is None or w.t < self._steps) and (self._minutes is None or snapshots.seconds() < self._minutes * 60):
             try:
                 step = drive.take_step(self._method, w, asked, None if self._sequential else asked)
             except Withdrawn:  # the step has not happened: a rule changes its state only after its last yield
-                self._stop = start.minutes is None or snapshots.seconds() < start.minutes * 60
+                self._stop = self._minutes is None or snapshots.seconds() < self._minutes * 60
                 break
             assert step.loss is not None
             meter.step(step.loss, step.staleness)
@@ -145,7 +142,7 @@ class WorkerLoop:
 
     def _trace(self) -> Trace | None:
         """The profile that is asked of this worker."""
-        steps = profiled_steps(self._start.settings)
+        steps = profiled_steps(self._start.recipe.settings)
         return Trace(self._start.trace, steps, self._device) if self._start.trace is not None and steps is not None else None
 
     def _listen(self, snapshots: Snapshots) -> None:
