@@ -268,6 +268,8 @@ def test_a_stepwise_rate_changes_at_its_milestones() -> None:
         (lambda: Stepwise(eta=1.0, milestones=[3, 3]), "rising order"),
         (lambda: Stepwise(eta=1.0, milestones=[0, 3]), "each at least 1"),
         (lambda: Stepwise(eta=1.0, milestones=[3], factor=0.0), r"schedule\.factor=0"),
+        (lambda: Stepwise(eta=1.0, milestones=[3], factor=[0.1, 0.1]), "one for each of 1 milestones"),
+        (lambda: Stepwise(eta=1.0, milestones=[3, 4], factor=[0.1]), "one for each of 2 milestones"),
         (lambda: Cosine(eta=1.0, steps=4, warmup=0, final=1.1), r"schedule\.final=1\.1"),
         (lambda: Cosine(eta=1.0, steps=4, warmup=0, final=-0.1), r"schedule\.final=-0\.1"),
     ],

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from easgd_cli.algorithms import EASGD
+from easgd_cli.algorithms import EASGD, SyncEASGD
+from easgd_cli.launcher import virtual_master
 from easgd_cli.launcher.virtual_master import SERVE, VirtualMaster
 from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Each, Gathering, Recorded, Round
@@ -103,7 +104,7 @@ def test_a_message_that_is_in_service_when_its_worker_is_lost_is_an_update_all_t
     wire = Wire(Network(8), events)
     ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
     center = Center(method, {"x": torch.zeros(1)})
-    master = VirtualMaster(center, wire.master(center), Each(), events, 1.0)
+    master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
     ends[0].post(ends[0].vectors["x"], 0)
     wire.deliver(events.next())
     master.listen()
@@ -119,7 +120,7 @@ def test_a_message_that_waits_when_its_worker_is_lost_is_no_update() -> None:
     wire = Wire(Network(8), events)
     ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
     center = Center(method, {"x": torch.zeros(1)})
-    master = VirtualMaster(center, wire.master(center), Each(), events, 1.0)
+    master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
     for end in ends:
         end.post(end.vectors["x"], 0)
         wire.deliver(events.next())
@@ -129,3 +130,22 @@ def test_a_message_that_waits_when_its_worker_is_lost_is_no_update() -> None:
     events.next()
     assert [request.worker for request in master.serve()] == [0] and master.served == 1
     assert events.next().kind == REPLY and not events
+
+
+def test_a_round_counts_as_many_exchanges_as_it_has_messages() -> None:
+    events, method = Events(), SyncEASGD(alpha=0.5)
+    wire = Wire(Network(8), events)
+    ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
+    master = VirtualMaster(Center(method, {"x": torch.zeros(1)}), wire.master(), Round([0, 1]), events, 1.0)
+    for end in ends:
+        end.post(end.vectors["x"], 0)
+        wire.deliver(events.next())
+        master.listen()
+    assert events.next().kind == SERVE and len(master.serve()) == master.served == 2
+    assert [end.collect().served for end in ends] == [2, 2]
+
+
+def test_a_distribution_is_that_of_the_numbers_counted() -> None:
+    """The median of an even number of them is the lower of the two in the middle."""
+    assert list(virtual_master._distribution({5: 1, 1: 9})) == [1.4, 1.0, 1.0, 5.0, 5.0]
+    assert list(virtual_master._distribution({0: 1, 2: 1})) == [1.0, 0.0, 2.0, 2.0, 2.0]

@@ -200,6 +200,13 @@ def test_messages_queue_at_the_master(tmp_path: Path) -> None:
     assert queue["waiting"] == pytest.approx(100 * (0.1 + 0.2 + 0.3 + 0.4) / (0.1 + 0.2 + 0.3 + 0.4 + 4.0))
 
 
+def test_the_longest_wait_is_that_of_the_whole_run(tmp_path: Path) -> None:
+    """After the first exchange, where all come at once, they come one after another and nobody waits."""
+    outcome = virtual(on_a_function("downpour", workers=4, tau=1, steps=3), tmp_path, compute=1.0, service=0.1)
+    queue = outcome.summary["communication"]["queue_seconds"]
+    assert queue["max"] == pytest.approx(0.3) and queue["mean"] == pytest.approx((0.1 + 0.2 + 0.3) / 12)
+
+
 def test_a_round_is_served_at_the_price_of_each_of_its_messages(tmp_path: Path) -> None:
     """p messages of service s take p s, whether one after another or together; the gradient is taken meanwhile, or after."""
     for algo, step in (("sync_easgd", max(1.0, 0.8)), ("pull_then_step", 1.0 + 0.8)):
