@@ -30,6 +30,7 @@ from easgd_cli.launcher.supervisor import Plan, Supervisor
 from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.metrics import worker_name
+from easgd_cli.settings.schema import Until
 from easgd_cli.training.gathering import Each, Gathering, Round
 from easgd_cli.training.snapshot import Moment
 
@@ -57,7 +58,7 @@ class Notes(Journal):
     """A journal without files: how a run ends is decided as ever, what is recorded is kept in lists."""
 
     def __init__(self, written: Callable[[Checkpoint], None]):
-        self._job: Any = SimpleNamespace(settings=SimpleNamespace(until=SimpleNamespace(test_error=1.0)), run_dir=Path("run"))
+        self._experiment: Any = SimpleNamespace(settings=SimpleNamespace(until=Until(test_error=1.0)))
         self.resumed, self.status, self.reason, self.signal = None, "completed", None, None
         self.progress: Any = Nothing()
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None
