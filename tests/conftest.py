@@ -84,19 +84,39 @@ def descendants() -> set[int]:
     return found
 
 
+@dataclass(frozen=True)
+class AskedJob(Job):
+    """A job with the settings of its run."""
+
+    settings: Settings = field(kw_only=True)
+
+
 @dataclass
 class Launcher:
     """Stands in for the real launcher: remembers its jobs and ends them as `behave` says."""
 
-    jobs: list[Job] = field(default_factory=list)
-    behave: Callable[[Job], Outcome] = lambda job: Outcome("completed", 0, {"status": "completed", "center": {"test_error": 1.5}})
+    jobs: list[AskedJob] = field(default_factory=list)
+    behave: Callable[[AskedJob], Outcome] = lambda job: Outcome("completed", 0, {"status": "completed", "center": {"test_error": 1.5}})
+
+    def of(self, settings: Settings) -> LauncherOf:
+        """The launcher of a run with these settings."""
+        return LauncherOf(self, settings)
+
+
+@dataclass
+class LauncherOf:
+    """What is called with a job."""
+
+    launcher: Launcher
+    settings: Settings
 
     def begin(self) -> None:
         """Nothing to begin."""
 
-    def __call__(self, job: Job, prepared: Any) -> Outcome:
-        self.jobs.append(job)
-        return self.behave(job)
+    def __call__(self, job: Job, experiment: Any) -> Outcome:
+        asked = AskedJob(**vars(job), settings=self.settings)
+        self.launcher.jobs.append(asked)
+        return self.launcher.behave(asked)
 
 
 class JobServerHere:
@@ -164,9 +184,9 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Launcher:
     """Every run goes here instead of to processes."""
     stand_in, launcher = Launcher(), kinds.launcher
 
-    def checked(settings: Settings) -> Launcher:
+    def checked(settings: Settings) -> LauncherOf:
         launcher(settings)  # what is asked of the real one
-        return stand_in
+        return stand_in.of(settings)
 
     monkeypatch.setattr(kinds, "launcher", checked)
     monkeypatch.setattr(executor, "JobServer", JobServerHere)

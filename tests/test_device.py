@@ -151,7 +151,7 @@ def begun(method: Method, start: Tensor, where: str) -> OtherProcess:
     at = DEVICE if where == "handed out" else CPU
     center = Center(method, {name: torch.zeros_like(start, device=at) for name in method.shared.state})
     center.vectors["x"].copy_(start)
-    master = SharedMasterEnd([link.for_master()], center, hand_out([link.for_master()], DEVICE) if where == "handed out" else None)
+    master = SharedMasterEnd([link.for_master()], hand_out([link.for_master()], DEVICE) if where == "handed out" else None)
     elsewhere = Handed(link.for_worker(), DEVICE) if where == "handed out" else Staging(link.memory.tensors, DEVICE)
     star = OtherProcess(method, 1, center, master, [SharedWorkerEnd(link.for_worker(), elsewhere)])
     star.begin()

@@ -26,11 +26,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from easgd_cli import picture
 from easgd_cli.__main__ import main
-from easgd_cli.commands.objective import Objective
 from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import run_directory as rundir
 from easgd_cli.report import figures, findings, notes, reading, table
 from easgd_cli.report.comparison import compare
+from easgd_cli.sweeps.objective import Objective
 
 PARAMETERS = 1000
 SECONDS = {"compute": 6.0, "data": 1.0, "communication": 2.0, "other": 1.0}

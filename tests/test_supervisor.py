@@ -28,6 +28,7 @@ from easgd_cli.launcher.parties import EVALUATOR, MASTER, Begin, Command, Kill, 
 from easgd_cli.launcher.snapshot_queue import InPlace, Snapshot, SnapshotQueue
 from easgd_cli.launcher.supervisor import Plan, Supervisor
 from easgd_cli.launcher.system_rows import SystemRows
+from easgd_cli.problems.classification import METRICS
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.settings.schema import Until
@@ -58,6 +59,7 @@ class Notes(Journal):
     """A journal without files: how a run ends is decided as ever, what is recorded is kept in lists."""
 
     def __init__(self, written: Callable[[Checkpoint], None]):
+        self._metrics = METRICS
         self._experiment: Any = SimpleNamespace(settings=SimpleNamespace(until=Until(test_error=1.0)))
         self.resumed, self.status, self.reason, self.signal = None, "completed", None, None
         self.progress: Any = Nothing()

@@ -334,8 +334,8 @@ def test_devices_are_dealt_to_slots(machine: Callable[..., None], monkeypatch: p
         ("-m seed=0,1 jobs=0", "jobs=0: is how many jobs of a sweep run at a time"),
         ("-m seed=0,1 jobs=1,2", "jobs: is about the whole sweep and has one value"),
         ("-m seed=0,1 sweep=a/b", "sweep=a/b: is the name of a directory"),
-        ("jobs=2", "jobs=2: is about a sweep; add -m"),
-        ("sweep=mine", "sweep=mine: is about a sweep; add -m"),
+        ("jobs=2", "jobs=2: is about a sweep, and this is a single run; add -m"),
+        ("sweep=mine", "sweep=mine: is about a sweep, and this is a single run; add -m"),
     ],
 )
 @pytest.mark.usefixtures("unprepared")
