@@ -677,7 +677,8 @@ def test_the_problem_of_the_documentation_runs_in_processes_of_its_own_and_goes_
         assert "distance to optimum" in said and "test error" not in said
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     measured = [r for r in rows if r["party"] == "center"]
-    assert [r["step"] for r in measured] == [0, 100, 200, 250, 300, 400]
+    steps = [r["step"] for r in measured]  # each at the first exchange at which the mean of both workers is there
+    assert [step // 100 * 100 for step in steps] == [0, 100, 200, 200, 300, 400] and (steps[0], steps[3], steps[5]) == (0, 250, 400)
     x = torch.load(run / "center.pt", weights_only=True)["x"]
     loss = float((1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2)
     assert measured[-1]["train_loss"] == pytest.approx(loss, rel=1e-12) and loss < measured[0]["train_loss"]

@@ -23,7 +23,7 @@ from easgd_cli.algorithms.base import Method, Worker
 from easgd_cli.data.images import Images
 from easgd_cli.experiment import build
 from easgd_cli.launcher import processes
-from easgd_cli.record import checkpoint
+from easgd_cli.record.reader import checkpoints
 from easgd_cli.settings.schema import Eval, Settings
 from easgd_cli.training import drive
 from easgd_cli.training.center import Center
@@ -250,7 +250,7 @@ def test_a_virtual_cluster_on_a_device_goes_on_from_a_checkpoint_that_needs_none
     assert virtual(s, tmp_path / "cpu").status == "completed"
     s.device = NAME
     assert virtual(replace(s, steps=4), tmp_path / "there").status == "completed"
-    content = torch.load(checkpoint.find(tmp_path / "there" / "checkpoint")[-1], weights_only=True)
+    content = torch.load(checkpoints(tmp_path / "there" / "checkpoint")[-1], weights_only=True)
     assert all(v.device == CPU for v in content["workers"][0]["vectors"].values()) and content["owner"]["vectors"]["x"].device == CPU
     assert virtual(s, tmp_path / "there", resume=True).status == "completed"
     centers = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("there", "cpu"))

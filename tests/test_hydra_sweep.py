@@ -48,10 +48,10 @@ from easgd_cli.launcher.job import Outcome
 class Noting:
     def begin(self): pass
 
-    def __call__(self, job, prepared):
+    def __call__(self, job, experiment):
         with open(job.run_dir.parent / "ran", "a") as f:
             f.write(f"{job.run_dir.name}\\n")
-        status = "completed" if job.settings.tau > 3 else "failed"
+        status = "completed" if experiment.settings.tau > 3 else "failed"
         (job.run_dir / "summary.json").write_text(f'{{"status": "{status}"}}')
         return Outcome(status, int(status == "failed"), {}, None if status == "completed" else "tau is too short")
 """
