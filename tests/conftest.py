@@ -22,10 +22,9 @@ import pytest
 import torch
 
 from easgd_cli.__main__ import main
-from easgd_cli.commands import single_run as running
+from easgd_cli.commands import single_run
 from easgd_cli.experiment import build
-from easgd_cli.launcher import kinds
-from easgd_cli.launcher import processes as children
+from easgd_cli.launcher import kinds, processes
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.record import checkpoint
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
@@ -37,7 +36,7 @@ from easgd_cli.training.snapshot import Moment
 # What the workers of real runs have: sums round differently with more. Two that wait for each other also cost a busy machine most of its time.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # and commands in processes of their own
-children._PRELOAD.append("torch._dynamo")  # torch.optim imports it at its first step: over a second in every process of a benchmark, or once
+processes._PRELOAD.append("torch._dynamo")  # torch.optim imports it at its first step: over a second in every process of a benchmark, or once
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -209,7 +208,7 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture
 def straight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs without what Hydra does around each: for tests of what comes before and after."""
-    monkeypatch.setattr(running, "_as_hydras_job", lambda job, path, task: task())
+    monkeypatch.setattr(single_run, "_as_hydras_job", lambda job, path, task: task())
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from easgd_cli.commands import arguments, compose, configs
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import run_directory
 from easgd_cli.settings.schema import Group, Settings
-from easgd_cli.system import shared_memory as memory
+from easgd_cli.system import shared_memory
 from easgd_cli.system.devices import deal_devices
 
 Easgd = Callable[..., Said]
@@ -215,11 +215,11 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
     s = composed("dataset=synthetic", "model=small", "dataset.train=9000", "workers=2", "batch_size=16", "eval.every=null")
     fits = build.prepare(s).data
     assert fits is not None
-    monkeypatch.setattr(memory, "available_memory", lambda: fits.nbytes)
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: fits.nbytes)
     with pytest.raises(UsageError, match=r"dataset=synthetic: this run needs .* for the copy of the data set"):
         build.prepare(s)
     one = 3 * 28 * 28 * 4 + 24  # bytes of an image in a batch
-    monkeypatch.setattr(memory, "available_memory", lambda: 9000 * one)
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: 9000 * one)
     with pytest.raises(UsageError, match=r"batch_size=9000: this run needs .* for batches"):
         build.prepare(replace(s, batch_size=9000))
     assert build.prepare(replace(s, batch_size=900)).steps
@@ -241,9 +241,9 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
 )
 def test_vectors_that_do_not_fit_are_refused(words: list[str], vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     s = composed("problem=quadratic", "problem.dimension=1000", "eta=0.1", "steps=3", *words)
-    monkeypatch.setattr(memory, "available_memory", lambda: vectors * 8000)
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: vectors * 8000)
     assert build.prepare(s).size == 1000
-    monkeypatch.setattr(memory, "available_memory", lambda: vectors * 8000 - 1)
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: vectors * 8000 - 1)
     with pytest.raises(UsageError, match=rf"workers={s.workers}: this run needs .* for vectors, .* use fewer workers or a smaller model"):
         build.prepare(s)
 
@@ -385,13 +385,13 @@ def test_resume_null_is_a_new_run(easgd: Easgd, launcher: Launcher, unprepared: 
 
 
 def test_names_hold_what_every_file_system_takes() -> None:
-    assert rundir.named_by(["tau=4", "init='a b/ü.pt'", "eta=1e+3"]) == "eta=1e3,init=a-b-.pt,tau=4"
+    assert run_directory.named_by(["tau=4", "init='a b/ü.pt'", "eta=1e+3"]) == "eta=1e3,init=a-b-.pt,tau=4"
     long = [f"algo.parameter_{i}=0.123456789" for i in range(20)]
     drawn = ["eta=0.00012345678901234567", "tau=4", "l2=1.2345678901e-05", "model.hidden=[2.50,1234567.8901]", "init=a1.23456789.pt"]
-    assert rundir.named_by(drawn, digits=6) == "eta=0.000123457,init=a1.23456789.pt,l2=1.23457e-05,model.hidden=-2.50,1.23457e06-,tau=4"
-    assert rundir.named_by(long) != rundir.named_by([*long[:-1], "algo.parameter_19=0.2"])
-    assert len(rundir.named_by(long)) == 120 + 1 + 8
-    assert len("2026-11-23_22-30-00" + rundir.named_by(long, prefix="_")) == 120 + 1 + 8
+    assert run_directory.named_by(drawn, digits=6) == "eta=0.000123457,init=a1.23456789.pt,l2=1.23457e-05,model.hidden=-2.50,1.23457e06-,tau=4"
+    assert run_directory.named_by(long) != run_directory.named_by([*long[:-1], "algo.parameter_19=0.2"])
+    assert len(run_directory.named_by(long)) == 120 + 1 + 8
+    assert len("2026-11-23_22-30-00" + run_directory.named_by(long, prefix="_")) == 120 + 1 + 8
 
 
 def test_settings_without_effect_are_told_once(easgd: Easgd, unprepared: None) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import Launcher, Said, leave_checkpoint
 
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import run_directory
 
 Easgd = Callable[..., Said]
 pytestmark = pytest.mark.usefixtures("unprepared")
@@ -113,7 +113,7 @@ def test_a_run_that_diverged_does_not_go_on(stopped: Path, easgd: Easgd) -> None
 
 
 def test_a_second_process_is_kept_out(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
-    with rundir.held(stopped):
+    with run_directory.held(stopped):
         said = easgd("train", f"resume={NAME}")
     assert said.status == 2
     assert "another process is running this run" in said.err

@@ -15,7 +15,7 @@ from conftest import Launcher, Said, leave_checkpoint
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import run_directory
 from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps.job_status import JobStatus
 from easgd_cli.sweeps.plan import Plan
@@ -214,7 +214,7 @@ def test_a_job_of_other_settings_has_a_directory_of_its_own(easgd: Easgd, launch
 def test_two_sweeps_at_once_share_the_jobs(easgd: Easgd, launcher: Launcher, here: Path) -> None:
     easgd("train", "-m", "seed=0,1", "hydra.sweep.dir=mine")
     launcher.jobs.clear()
-    with rundir.held(here / "mine" / "seed=0"):
+    with run_directory.held(here / "mine" / "seed=0"):
         said = easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine")
     assert "running elsewhere" in said.out
     assert "seed=2" in names(launcher)

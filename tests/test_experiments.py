@@ -11,8 +11,7 @@ import yaml
 from conftest import Launcher, Said
 from hydra.core.override_parser.types import IntervalSweep, Override
 
-from easgd_cli.commands import arguments, compose, configs, report
-from easgd_cli.commands import single_run as running
+from easgd_cli.commands import arguments, compose, configs, report, single_run
 
 EXPERIMENTS = sorted((configs.directory() / "experiment").glob("*.yaml"))
 REPRODUCE = Path(__file__).parents[1] / "scripts" / "reproduce"
@@ -59,7 +58,7 @@ def test_what_it_sweeps_can_run(path: Path) -> None:
             for value in swept[key] if key == "algo" else swept[key][-1:]:
                 others = [v for v in fixed if not v.startswith(f"{key}=")]
                 first = [] if key == "algo" else swept.get("algo", [])[:1]
-                running.checked(composed([f"experiment={path.stem}", *first, *others, value]).settings)
+                single_run.checked(composed([f"experiment={path.stem}", *first, *others, value]).settings)
 
 
 @pytest.mark.usefixtures("straight")

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from conftest import leave_checkpoint
 
-from easgd_cli.record import reader
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps.job_directory import NEW, STOPPED, JobDirectory, find, leave_failure
 from easgd_cli.sweeps.job_status import FAILED
@@ -26,7 +25,7 @@ def run(path: Path, status: str | None, settings: Settings = OURS, **summary: An
     """A run's directory with everything but a checkpoint."""
     for inside in ("logs", "snapshots", "report"):
         (path / inside).mkdir(parents=True)
-    rundir.write_config(path, settings, ["eta=0.1"])
+    run_directory.write_config(path, settings, ["eta=0.1"])
     for name in ("metrics.jsonl", "exchanges.bin", "events.out.tfevents.1.host", "logs/master.log", ".1234.config.yaml", ".summary.json.1234"):
         (path / name).write_text("...")
     if status:
@@ -85,7 +84,7 @@ def test_a_directory_that_was_being_made_is_the_jobs(inside: list[str], tmp_path
     for name in inside:
         (tmp_path / "job" / name).write_text("half of it")
     assert find(tmp_path / "job", OURS, retry=False) == JobDirectory(tmp_path / "job", NEW)
-    with rundir.held(rundir.create(tmp_path / "job")):
+    with run_directory.held(run_directory.create(tmp_path / "job")):
         assert find(tmp_path / "job", OURS, retry=False).status == "running elsewhere"
 
 
@@ -98,7 +97,7 @@ def test_what_is_not_the_jobs_own_is_left_as_it_is(tmp_path: Path) -> None:
     before = everything(tmp_path)
     for name in "abcd":
         assert find(tmp_path / name, OURS, retry=True) == JobDirectory(tmp_path / f"{name}.2", NEW)
-    with rundir.held(run(tmp_path / "e", "running")):
+    with run_directory.held(run(tmp_path / "e", "running")):
         here = everything(tmp_path / "e")
         assert find(tmp_path / "e", OURS, retry=True).status == "running elsewhere"
         assert everything(tmp_path / "e") == here
@@ -132,7 +131,7 @@ def test_a_directory_that_is_removed_before_it_can_be_held_is_not_held(tmp_path:
 
     (tmp_path / "job").mkdir()
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(FileNotFoundError), rundir.held(tmp_path / "job"):
+    with pytest.raises(FileNotFoundError), run_directory.held(tmp_path / "job"):
         pass
 
 

@@ -15,7 +15,7 @@ from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.models.mlp import MLP
 from easgd_cli.models.torchvision import classifier
 from easgd_cli.randomness import INIT, seeded
-from easgd_cli.system import shared_memory as memory
+from easgd_cli.system import shared_memory
 
 
 def images(shape=(1, 6, 6), classes=3) -> Images:
@@ -285,12 +285,12 @@ def test_a_net_that_does_not_fit_into_memory_is_refused_before_it_is_made_or_dif
     """One byte less than is needed: 36 pixels, 1,000 and 3 units."""
     many = 37 * 1000 + 1001 * 3
     net = MLP((1, 6, 6), 3, (1000,))
-    monkeypatch.setattr(memory, "available_memory", lambda: 8 * many)
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: 8 * many)
     check_model(net, "model=mlp", images(), 2)
-    monkeypatch.setattr(memory, "available_memory", lambda: 8 * many - 1)
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: 8 * many - 1)
     with pytest.raises(UsageError, match="model=mlp: has 40,003 parameters; to train it takes"):
         check_model(net, "model=mlp", images(), 2)
-    monkeypatch.setattr(memory, "available_memory", lambda: 4 * many - 1)
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: 4 * many - 1)
     with pytest.raises(ValueError, match=r"model.hidden=\[1000\]: these are 40,003 parameters"):
         MLP((1, 6, 6), 3, (1000,))
 

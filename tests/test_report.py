@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from easgd_cli import picture
 from easgd_cli.__main__ import main
 from easgd_cli.problems.metric import Metric, Metrics
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import run_directory
 from easgd_cli.report import figures, findings, notes, reading, table
 from easgd_cli.report.comparison import compare
 from easgd_cli.sweeps.objective import Objective
@@ -331,7 +331,7 @@ def test_bytes_have_an_axis_in_each_row(tmp_path: Path) -> None:
 def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = {"a": {"status": "completed"}, "b": {"status": "running", "pid": 1}, "c": {"status": "queued"}, "d": {"status": "failed", "reason": "no data"}}
     (sweep / "sweep.json").write_text(json.dumps({"command": "easgd train -m seed=0,1", "jobs": jobs}))
-    with rundir.held(sweep, shared=True), rundir.held(sweep, shared=True):  # two sweeps share the jobs
+    with run_directory.held(sweep, shared=True), run_directory.held(sweep, shared=True):  # two sweeps share the jobs
         assert next(iter(reading.unfinished([str(sweep)]))) == "sweep: of 4 jobs 1 completed, 1 failed, 1 queued, 1 running."
     assert main(["report", str(sweep)]) == 0
     out = capsys.readouterr().out
@@ -340,7 +340,7 @@ def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path
     make(sweep / "c", [90, 40])  # a launcher's job that has begun and ended since
     make(sweep / "b", [90, 40], summary={"status": "running"})
     gone = "sweep: of 4 jobs 2 completed, 1 failed, 1 running, and the command that began them is gone. To go on: easgd train -m seed=0,1"
-    with rundir.held(sweep / "b"):
+    with run_directory.held(sweep / "b"):
         assert next(iter(reading.unfinished([str(sweep)]))) == gone
     assert next(iter(reading.unfinished([str(sweep)]))) == gone.replace("running, and the command that began them is gone", "killed, and no process is at them")
     (tmp_path / "begun").mkdir()

@@ -19,7 +19,7 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher.processes import Child, PartyMaker
 from easgd_cli.problems.images import Batches
 from easgd_cli.problems.precision import autocast, compiled, use_tf32
-from easgd_cli.settings import targets as makers
+from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.devices import deal_devices, worker_threads
@@ -55,7 +55,7 @@ class Loop:
         use_tf32(self._device, s.precision == "tf32")
         self._autocast = autocast(self._device, s.precision)
         self._images = start.images.training_on(self._device)
-        momentum = s.delta if "delta" in makers.signature(makers.locate("algo", s.algo["target"])) else 0.0
+        momentum = s.delta if "delta" in targets.signature(targets.locate("algo", s.algo["target"])) else 0.0
         self._optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=momentum, nesterov=momentum > 0, weight_decay=s.l2)
         self._batches = Batches(start.images.count("train"), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)

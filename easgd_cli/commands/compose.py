@@ -27,9 +27,8 @@ from easgd_cli.commands import configs, refusals
 from easgd_cli.commands.arguments import GROUPS, ROOT
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
-from easgd_cli.record import reader
-from easgd_cli.record import run_directory as rundir
-from easgd_cli.settings import targets as makers
+from easgd_cli.record import reader, run_directory
+from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
@@ -41,7 +40,7 @@ OmegaConf.register_new_resolver("named_by", lambda prefix, overrides, but=(), di
 def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable[str], digits: int | None) -> str:
     """A directory's name after `prefix`, by all overrides but those of the keys in `but`."""
     left_out = set(but)
-    return rundir.named_by([o for o in overrides if o.partition("=")[0] not in left_out], prefix, digits)
+    return run_directory.named_by([o for o in overrides if o.partition("=")[0] not in left_out], prefix, digits)
 
 
 _STUMBLES = (AssertionError, AttributeError, TypeError, ValueError)  # what OmegaConf raises without a word of the key
@@ -166,7 +165,7 @@ def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[s
         if group not in GROUPS or key != "name":
             continue
         target = getattr(settings, group)["target"]
-        if target is not None and "name" not in makers.signature(makers.locate(group, target)):
+        if target is not None and "name" not in targets.signature(targets.locate(group, target)):
             raise UsageError(f"{line}: {group}={choices.get(group)} takes no name; write {group}=NAME to choose another.")
 
 
@@ -185,7 +184,7 @@ _OFFERED = {
 
 def _store(group: str, target: str) -> None:
     """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises UsageError."""
-    parameters = makers.signature(makers.locate(group, target))
+    parameters = targets.signature(targets.locate(group, target))
     node: dict[str, Any] = {"name": target, "target": target}
     for name, parameter in parameters.items():
         if name in _OFFERED[group]:

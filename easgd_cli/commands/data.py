@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from easgd_cli.commands import arguments, compose
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
-from easgd_cli.settings import targets as makers
+from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
 from easgd_cli.system.terminal import help_text
@@ -137,9 +137,9 @@ def _place(s: Settings) -> tuple[str, int, Path]:
     """Root, smallest side and place of the copy. Raises UsageError."""
     from easgd_cli.data import photos
 
-    root = makers.convert("dataset.root", s.dataset.get("root"), str)
-    side = makers.convert("dataset.resize", s.dataset.get("resize"), int)
-    return root, side, photos.prepared_directory(root, side, makers.convert("dataset.prepared", s.dataset.get("prepared"), str | None))
+    root = targets.convert("dataset.root", s.dataset.get("root"), str)
+    side = targets.convert("dataset.resize", s.dataset.get("resize"), int)
+    return root, side, photos.prepared_directory(root, side, targets.convert("dataset.prepared", s.dataset.get("prepared"), str | None))
 
 
 def _settings(what: str, words: Sequence[str]) -> Settings:

@@ -10,7 +10,7 @@ import typing
 from dataclasses import MISSING, Field, fields, is_dataclass
 
 from easgd_cli.commands import configs
-from easgd_cli.settings import schema as config
+from easgd_cli.settings import schema
 
 _OPENING = """usage: easgd train [KEY=VALUE ...]       one run
        easgd train -m [KEY=V1,V2 ...]    a sweep: every combination, one after another
@@ -47,13 +47,13 @@ _WIDTH, _INDENT = 120, 28
 
 def train() -> str:
     """The whole text."""
-    parts = [_OPENING, "Groups (the first is the default)", *_groups(), "", _OWN, "", _SETTINGS, *_settings(config.Settings, ""), "", _OPTIONS]
+    parts = [_OPENING, "Groups (the first is the default)", *_groups(), "", _OWN, "", _SETTINGS, *_settings(schema.Settings, ""), "", _OPTIONS]
     return "\n".join(parts)
 
 
 def _groups() -> list[str]:
     lines = []
-    comments = _comments(config.Settings)
+    comments = _comments(schema.Settings)
     defaults = configs.defaults()
     for group, default in defaults.items():
         names = configs.options(group)
@@ -73,7 +73,7 @@ def _settings(section: type, prefix: str) -> list[str]:
     kinds = typing.get_type_hints(section)
     for f in fields(section):
         kind = kinds[f.name]
-        if kind == config.Group or f.name == "default_steps":
+        if kind == schema.Group or f.name == "default_steps":
             continue
         if is_dataclass(kind):
             lines += _settings(typing.cast(type, kind), f"{prefix}{f.name}.")
@@ -83,7 +83,7 @@ def _settings(section: type, prefix: str) -> list[str]:
 
 
 def _default(f: Field[typing.Any]) -> str:
-    if f.default is MISSING or f.default in (config.MISSING, None):
+    if f.default is MISSING or f.default in (schema.MISSING, None):
         return ""
     return str(f.default).lower() if isinstance(f.default, bool) else str(f.default)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from easgd_cli.errors import RunError, UsageError
-from easgd_cli.system import files as scratch
+from easgd_cli.system import files
 
 
 def directory(out: Path) -> Path:
@@ -24,6 +24,6 @@ def put(path: Path, write: Callable[[Path], object]) -> None:
     """Has `path` written, whole or not at all, in a directory that is made where it is missing. Raises RunError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.put(path, write)
+        files.put(path, write)
     except OSError as e:
         raise RunError(f"{path}: cannot be written ({e.strerror or e}).") from e

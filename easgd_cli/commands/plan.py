@@ -19,8 +19,8 @@ from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
-from easgd_cli.record import run_directory as rundir
-from easgd_cli.settings import schema as config
+from easgd_cli.record import run_directory
+from easgd_cli.settings import schema
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
 from easgd_cli.sweeps import objective
 from easgd_cli.sweeps.plan import Plan, SweepJob
@@ -98,7 +98,7 @@ def _one_by_one(axes: dict[str, list[str]]) -> list[list[str]]:
 
 
 def _name(name: str) -> str:
-    if not name or name != rundir.clean(name) or name.startswith("."):
+    if not name or name != run_directory.clean(name) or name.startswith("."):
         raise UsageError(f"sweep={name}: is the name of a directory, of letters, digits and =,._- only.")
     return name
 
@@ -120,10 +120,10 @@ def _checked(combinations: list[list[str]], axes: dict[str, list[str]], composed
             continue
         settings = apart(settings)
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or single_run.own(words)
-        name = rundir.named_by(swept) or "default"
+        name = run_directory.named_by(swept) or "default"
         if any(job.name == name for job in jobs):
-            name = f"{name}-{rundir.digest(swept)}"
-        steps = extent.steps if settings.epochs is not None else config.total_steps(settings, None)
+            name = f"{name}-{run_directory.digest(swept)}"
+        steps = extent.steps if settings.epochs is not None else schema.total_steps(settings, None)
         jobs.append(SweepJob(words, name, settings, steps, extent.memory))
     return jobs, list(_left_out({i: single_run.own(combinations[i]) for i in fails}, fails, len(axes.get("seed", []))))
 
@@ -259,6 +259,6 @@ def _root(axes: dict[str, list[str]], first: Composed | None) -> Path:
     fixed = single_run.own([values[0] for key, values in axes.items() if len(values) == 1 and key != "experiment"])
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
     if experiment is not None and not fixed:
-        return Path("runs", "sweeps", rundir.clean(experiment))
-    name = rundir.digest([*sorted(fixed), *varying])
-    return Path("runs", "sweeps", f"{rundir.clean(experiment)}-{name}" if experiment else name)
+        return Path("runs", "sweeps", run_directory.clean(experiment))
+    name = run_directory.digest([*sorted(fixed), *varying])
+    return Path("runs", "sweeps", f"{run_directory.clean(experiment)}-{name}" if experiment else name)

@@ -19,7 +19,7 @@ from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, Omeg
 from easgd_cli.commands import configs, plugins
 from easgd_cli.commands.arguments import GROUPS
 from easgd_cli.errors import UsageError
-from easgd_cli.settings import targets as makers
+from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 
 # What other programs call our settings.
@@ -61,7 +61,7 @@ def missing(e: MissingConfigException, config_name: str) -> str:
     if group == "launcher" and (far := _near(name, plugins.LAUNCHERS)):
         return f"launcher={name}: launcher= says where a run's processes are; the runs of a sweep are handed on with -m hydra/launcher={far}."
     listed = f" There are: {', '.join(known)}." if known else f" There is no {group} yet; add a directory of your own with --config-dir."
-    own = f" Your own: {makers.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
+    own = f" Your own: {targets.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
     near = _near(name, [o for o in known if o != "none"], cutoff=0.51)
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
 
@@ -224,7 +224,7 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
         return f"{line}: {full} is a single value, not a section; write {full}=."
     try:
         if not item:
-            makers.convert(full, value, kind)
+            targets.convert(full, value, kind)
     except UsageError as e:
         if "number" in str(e) and (united := re.fullmatch(r"([0-9.]+) ?[a-z%]+", value)):
             return f"{str(e).rstrip('.')}, without a unit: {full}={united[1]}."
@@ -233,7 +233,7 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
         return str(e)
     if one_of := re.search(r"expected one of \[(.*)\]", str(cause)):
         return f"{line}: must be one of {one_of[1]}."
-    return f"{line}: must be {makers.word(kind)}{' of texts' if item else ''}."
+    return f"{line}: must be {targets.word(kind)}{' of texts' if item else ''}."
 
 
 def _section(written: str, key: str, kind: Any) -> str:

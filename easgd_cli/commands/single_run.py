@@ -28,10 +28,8 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
-from easgd_cli.record import reader
-from easgd_cli.record import run_directory as rundir
-from easgd_cli.settings import schema as config
-from easgd_cli.settings import targets as makers
+from easgd_cli.record import reader, run_directory
+from easgd_cli.settings import schema, targets
 from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
@@ -39,17 +37,19 @@ from easgd_cli.system import interruption
 
 def checked(settings: Settings) -> None:
     """All that can be said before data and model are loaded. Raises UsageError."""
-    config.check(settings)
+    schema.check(settings)
     build.method(settings)
     if settings.epochs is None:  # how many steps these are is known once the data are loaded
-        build.schedule(settings, config.total_steps(settings, None))
+        build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)
     kinds.launcher(settings)
 
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """A sentence for every setting given in `overrides` that this method, schedule and problem do not use."""
-    uses = set(makers.signature(makers.locate("algo", settings.algo["target"]))) | set(makers.signature(makers.locate("schedule", settings.schedule["target"])))
+    uses = set(targets.signature(targets.locate("algo", settings.algo["target"]))) | set(
+        targets.signature(targets.locate("schedule", settings.schedule["target"]))
+    )
     given = {o.partition("=")[0]: o for o in overrides}
     method = build.method(settings)
     lines = []
@@ -90,19 +90,19 @@ def launch(
     def discard() -> None:
         for directory in made:
             if not (directory / "summary.json").exists():  # which says that a run has begun there
-                rundir.discard(directory, above)
+                run_directory.discard(directory, above)
 
     with interruption.undone_by(discard), ExitStack() as holding:
         with interruption.held_back():
-            path = rundir.create(path, alone).absolute()  # Hydra may change the working directory (hydra.job.chdir)
+            path = run_directory.create(path, alone).absolute()  # Hydra may change the working directory (hydra.job.chdir)
             made.append(path)
         try:  # from the first moment: who looks for a place for the same run knows that this one is taken, and for what
-            holding.enter_context(rundir.held(path))
+            holding.enter_context(run_directory.held(path))
         except (UsageError, FileNotFoundError) as e:  # it was taken for what a killed process had left
             made.clear()
             raise FileExistsError(f"{path}: another process has taken this directory at the same moment.") from e
         try:
-            rundir.write_config(path, settings, own(overrides))
+            run_directory.write_config(path, settings, own(overrides))
             launcher.begin()
             outcome = _as_hydras_job(job, path, lambda: launcher(Job(path, own(overrides), command), prepared))
         except UsageError:
@@ -118,7 +118,7 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
     from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
     from easgd_cli.record.initial_record import check_record
 
-    with rundir.held(path):
+    with run_directory.held(path):
         try:
             resumed = reader.newest_checkpoint(path)
             taken = steps_taken(resumed)
@@ -130,7 +130,7 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
         if settings.minutes is not None and settings.minutes < minutes:
             raise UsageError(f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes already; give more.")
         check_record(path, resumed, settings.workers)
-        rundir.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
+        run_directory.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
         return launcher(Job(path.absolute(), overrides, command, resume=True), prepared)
 
 

@@ -14,8 +14,7 @@ from easgd_cli.commands import compose, configs, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
-from easgd_cli.record import reader
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.overrides import own
 from easgd_cli.sweeps import job_directory, job_status
 from easgd_cli.sweeps.executor import Executor, SlotExecutor
@@ -51,7 +50,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     go_on = f"the sweep is in {root}; {_GO_ON}"
     with interruption.undone_by(lambda: interruption.tell(go_on)), single_run.unchanged_process(), ExitStack() as held:
         with suppress(UsageError):  # somebody is looking just now
-            held.enter_context(rundir.held(root, shared=True))  # by which `easgd report` knows whether the sweep goes on
+            held.enter_context(run_directory.held(root, shared=True))  # by which `easgd report` knows whether the sweep goes on
         sweep_file = SweepFile(plan, command)
         jobs = _Jobs(plan, sweep_file)
         try:
@@ -135,7 +134,7 @@ class _Jobs:
         if said.status == FAILED and said.path is None and job is not None:  # it could not leave that itself
             path = self._directories[name].path
             job_directory.leave_failure(path, job.settings, own(job.words), said.reason or "no reason is known")
-        if objective is None or said.objective is not None or said.status not in rundir.ENDED:  # else the value follows
+        if objective is None or said.objective is not None or said.status not in run_directory.ENDED:  # else the value follows
             self._file.note(name, said)
             self.view.ended(title, said.status, line(said, objective))
 

@@ -25,9 +25,8 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.record import reader
-from easgd_cli.record import run_directory as rundir
-from easgd_cli.settings import schema as config
+from easgd_cli.record import reader, run_directory
+from easgd_cli.settings import schema
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import tell, with_command
 
@@ -98,7 +97,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
         )
     single_run.checked(settings)
     _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
-    with rundir.held(path):  # before anything is said about a run that another process may be changing
+    with run_directory.held(path):  # before anything is said about a run that another process may be changing
         left = _nothing_left(path, settings)
     if left is not None:
         print(left)
@@ -111,9 +110,9 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
 
 def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
     """Raises UsageError where the schedule follows the run's length and this is another: the steps taken would have had other rates."""
-    [(unit, many)] = config.length(now).items()
-    if config.length(now) != config.length(before) and build.follows_the_length(now):
-        [(old_unit, old)] = config.length(before).items()
+    [(unit, many)] = schema.length(now).items()
+    if schema.length(now) != schema.length(before) and build.follows_the_length(now):
+        [(old_unit, old)] = schema.length(before).items()
         raise UsageError(
             f"{given} {unit}={many:g}: schedule={now.schedule['name']} follows the run's length, so with another than {old_unit}={old:g} the steps taken would "
             "have had other rates; start a new run (of a net, from this one's center with init=)."
@@ -130,7 +129,7 @@ def _nothing_left(path: Path, now: Settings) -> str | None:
         raise UsageError(f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta.")
     if summary.get("status") != "completed" or not summary.get("steps"):
         return None
-    [(unit, many)], before = config.length(now).items(), summary.get("length", {})
+    [(unit, many)], before = schema.length(now).items(), summary.get("length", {})
     if asdict(now.until) != summary.get("until") or unit not in before or many > before[unit]:
         return None
     lost = summary.get("lost", {})

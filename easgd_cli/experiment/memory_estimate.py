@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from easgd_cli.errors import UsageError
-from easgd_cli.system import shared_memory as memory
+from easgd_cli.system import shared_memory
 from easgd_cli.system.devices import cores
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor
     # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
     batches += s.workers * s.batch_size * math.prod(images.input_shape) * (images.ahead + 1) if images is not None and images.ahead else 0
     copied = images.nbytes if images is not None else 0
-    available = memory.available_memory()
+    available = shared_memory.available_memory()
     if available is None or vectors + batches + copied <= available:
         return vectors + batches + copied
     said = {

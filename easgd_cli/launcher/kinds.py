@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from easgd_cli.experiment import build
 from easgd_cli.launcher.cost_model import CostModel
-from easgd_cli.settings import targets as makers
+from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Launcher(Protocol):
 
 def launcher(s: Settings) -> Launcher:
     """The one that these settings name. Raises UsageError."""
-    return makers.make("launcher", s.launcher, build.symbols(s))
+    return targets.make("launcher", s.launcher, build.symbols(s))
 
 
 _MOST_LOCAL = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
@@ -47,9 +47,9 @@ class Local:
             raise ValueError(f"workers={self.workers}: launcher=local starts at most {_MOST_LOCAL} workers on one machine; use fewer, or launcher=simulated.")
 
     def begin(self) -> None:
-        from easgd_cli.launcher import processes as children
+        from easgd_cli.launcher import processes
 
-        children.begin()  # torch is imported there meanwhile
+        processes.begin()  # torch is imported there meanwhile
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher.local import launch

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.errors import UsageError
-from easgd_cli.system import shared_memory as memory
+from easgd_cli.system import shared_memory
 
 
 def check_model(net: object, written: str, images: Dataset | None, batch_size: int) -> None:
@@ -38,7 +38,7 @@ def check_model(net: object, written: str, images: Dataset | None, batch_size: i
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
         raise UsageError(f"{written}: has no trainable parameters; at least one must have requires_grad=True.")
-    needed, available = 2 * sum(p.nbytes for p in trained), memory.available_memory()  # gradients here, and where a problem begins
+    needed, available = 2 * sum(p.nbytes for p in trained), shared_memory.available_memory()  # gradients here, and where a problem begins
     if available is not None and needed > available:
         raise UsageError(
             f"{written}: has {sum(p.numel() for p in trained):,} parameters; to train it takes {needed / 2**30:,.1f} GiB more than there is of it "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from easgd_cli.models import initialise
-from easgd_cli.system import shared_memory as memory
+from easgd_cli.system import shared_memory
 
 
 class MLP(nn.Module):
@@ -26,7 +26,7 @@ class MLP(nn.Module):
             raise ValueError(f"model.dropout={dropout}: is a share, from 0 to less than 1.")
         widths = [math.prod(input_shape), *hidden]
         many = sum((ins + 1) * outs for ins, outs in zip(widths, [*hidden, num_classes], strict=True))
-        needed, available = many * torch.get_default_dtype().itemsize, memory.available_memory()
+        needed, available = many * torch.get_default_dtype().itemsize, shared_memory.available_memory()
         if available is not None and needed > available:
             raise ValueError(
                 f"model.hidden={list(hidden)}: these are {many:,} parameters, {needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} GiB are free; "

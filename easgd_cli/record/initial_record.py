@@ -16,7 +16,7 @@ from easgd_cli.record.metrics import PARTIES, Row, worker_name
 from easgd_cli.record.reader import BadFile, read_order, read_rows
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.tensorboard import Value
-from easgd_cli.settings import targets as makers
+from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta, length
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def hparams(s: Settings) -> dict[str, Value]:
 
 def _symbols(s: Settings) -> set[str]:
     """Those of the paper's symbols that its method and schedule ask for."""
-    asked = [makers.signature(makers.locate(group, getattr(s, group)["target"])) for group in ("algo", "schedule")]
+    asked = [targets.signature(targets.locate(group, getattr(s, group)["target"])) for group in ("algo", "schedule")]
     return {name for names in asked for name in names} & build.symbols(s).keys()
 
 

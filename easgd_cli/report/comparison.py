@@ -12,9 +12,9 @@ from typing import Any
 
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metric, Metrics
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import run_directory
 from easgd_cli.report.reading import MOMENT, Run
-from easgd_cli.settings import targets as makers
+from easgd_cli.settings import targets
 
 # Named first where they differ; the rest in the order of config.yaml.
 _FIRST = ("problem", "dataset", "model", "algo", "average", "tau", "workers")
@@ -130,7 +130,7 @@ def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[flo
     for those in sorted(_split(runs, told_apart), key=lambda g: [order(g[0].settings.get(k)) for k in told_apart]):
         values = {key: those[0].settings.get(key) for key in told_apart}
         those = sorted(those, key=lambda run: (order(run.settings.get("seed")), str(run.path)))
-        ended = [run for run in those if run.status in rundir.ENDED]
+        ended = [run for run in those if run.status in run_directory.ENDED]
         configurations.append(Configuration(values, label(values), those, ended or those))
     ladder = sorted(levels, key=lambda level: judged.sign * level) or _ladder(configurations, judged)
     chosen = None if levels else _levels(configurations, judged, ladder)
@@ -171,7 +171,7 @@ def _uses(run: Run) -> frozenset[str] | None:
 @functools.cache
 def _own(method: str, schedule: str) -> frozenset[str] | None:
     try:
-        return frozenset({*makers.signature(makers.locate("algo", method)), *makers.signature(makers.locate("schedule", schedule))})
+        return frozenset({*targets.signature(targets.locate("algo", method)), *targets.signature(targets.locate("schedule", schedule))})
     except UsageError:  # of another version
         return None
 

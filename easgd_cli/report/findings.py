@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import run_directory
 from easgd_cli.report import table
 from easgd_cli.report.comparison import Comparison, Configuration, Spread, label
 
@@ -40,7 +40,7 @@ def _best(c: Comparison, those: Sequence[Configuration]) -> list[str]:
     """Which ended with the best value, of all and of each method, among those whose every run has ended, with a number."""
     if any(of.setting(f"until.{c.metric.name}") is not None for of in those):
         return []  # they ended where they were told to
-    ended = [of for of in those if all(run.status in rundir.ENDED for run in of.counted)]
+    ended = [of for of in those if all(run.status in run_directory.ENDED for run in of.counted)]
     said = _least(_all_there(ended, lambda of: table.final(c, of)), f"{c.metric.lowest.capitalize()} final {c.metric.title}", _unit(c), _name, c.metric.sign)
     groups, named, numbered = _by_name(c, ended)
     for group in groups:

@@ -16,8 +16,7 @@ import numpy as np
 
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metrics
-from easgd_cli.record import lost_workers, reader
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import lost_workers, reader, run_directory
 from easgd_cli.record.metrics import PARTIES, Row
 from easgd_cli.settings.schema import OF_SWEEPS
 
@@ -142,7 +141,7 @@ def unfinished(words: Sequence[str]) -> Iterator[str]:
         counts = Counter(job["status"] for job in jobs.values())
         if counts["queued"] or counts["running"]:
             stopped = ""
-            with suppress(UsageError), rundir.held(root):  # which nobody holds, but a launcher's jobs may have outlived the command
+            with suppress(UsageError), run_directory.held(root):  # which nobody holds, but a launcher's jobs may have outlived the command
                 counts = Counter(_unattended(root / name, job["status"]) for name, job in jobs.items())
                 whose = "the command that began them is gone" if counts["running"] else "no process is at them"
                 stopped = f", and {whose}. To go on: {command or 'give the same command again.'}"
@@ -158,7 +157,7 @@ def _unattended(path: Path, status: str) -> str:
         return status
     said: str | None = None
     try:
-        with rundir.held(path), suppress(reader.BadFile):
+        with run_directory.held(path), suppress(reader.BadFile):
             said = reader.status_of(path)
     except UsageError:
         return "running"
@@ -276,7 +275,7 @@ def _status(path: Path, summary: dict[str, Any]) -> tuple[str, str | None]:
         return status, "there is no summary.json to say how it ended"
     if status == "running":
         try:
-            with rundir.held(path):
+            with run_directory.held(path):
                 return "killed", "it says that it is running, but no process is in it"
         except UsageError:  # somebody is in it
             pass

@@ -25,8 +25,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from easgd_cli.errors import RunError, UsageError
-from easgd_cli.record import reader
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.overrides import own, quote
 from easgd_cli.settings.schema import OF_SWEEPS
 from easgd_cli.sweeps import job_status
@@ -79,7 +78,7 @@ class HydraExecutor:
 
     def _last(self, said: JobStatus) -> bool:
         """Whether a job says no more: of one that has ended a search is still told the value."""
-        searching = self._plan.objective is not None and said.status in rundir.ENDED
+        searching = self._plan.objective is not None and said.status in run_directory.ENDED
         return said.status != RUNNING and (not searching or said.objective is not None)
 
     def _launch(self, hydra: Hydra, jobs: Sequence[SweepJob]) -> None:
@@ -131,7 +130,7 @@ class HydraJob:
 
     def __call__(self, _: DictConfig) -> float | None:
         info = HydraConfig.get()
-        name = self._name(rundir.clean(str(info.sweep.subdir)) or "default", own(info.overrides.task))
+        name = self._name(run_directory.clean(str(info.sweep.subdir)) or "default", own(info.overrides.task))
         with suppress(OSError):
             Path(info.runtime.output_dir).rmdir()  # Hydra has made it; the run makes its own, or goes on in the one it had
         words = ["--config-name", str(info.job.config_name), *info.overrides.task, *(["retry=true"] if self.retry else [])]
@@ -141,7 +140,7 @@ class HydraJob:
             said = self._run(name, words, info.runtime.cwd)
         if self.objective is None:
             return None
-        if said.status not in rundir.ENDED:
+        if said.status not in run_directory.ENDED:
             raise RunError(f"{name}: {said.status}: {said.reason or 'no reason is known'}")
         try:
             value = self.objective.value(Path(said.path or ""))
@@ -160,7 +159,7 @@ class HydraJob:
         drawn = dict(o.split("=", 1) for o in overrides if "=" in o)
         if self.objective is None or all(there.get(key, value) == value for key, value in drawn.items()):
             return name
-        return f"{name}-{rundir.digest(sorted(overrides))}"
+        return f"{name}-{run_directory.digest(sorted(overrides))}"
 
     def _run(self, name: str, words: list[str], cwd: str) -> JobStatus:
         """Runs it and returns what it said last. Raises RunError where it has nowhere to say it."""

@@ -16,8 +16,7 @@ from typing import Any
 import yaml
 
 from easgd_cli.errors import UsageError
-from easgd_cli.record import reader
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
 from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, JobStatus
 
@@ -53,7 +52,7 @@ def find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
 
 def _find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
     wanted = _compared(yaml.safe_load(yaml.safe_dump(asdict(settings))))
-    there = list(itertools.takewhile(Path.exists, rundir.candidates(path)))
+    there = list(itertools.takewhile(Path.exists, run_directory.candidates(path)))
     own, unknown = [], []  # runs with these settings; directories without settings, which a killed start may have made
     for candidate in there:
         config = None
@@ -64,14 +63,14 @@ def _find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
         elif config is None and candidate.is_dir():
             unknown.append(candidate)
     runs = [_run(candidate, retry) for candidate in own]
-    for status in (*rundir.ENDED, ELSEWHERE, STOPPED, FAILED):  # what has a result counts, wherever it is
+    for status in (*run_directory.ENDED, ELSEWHERE, STOPPED, FAILED):  # what has a result counts, wherever it is
         found = next((found for found in runs if found.status == status), None)
         if found is not None:
             return found
     for candidate in sorted([*own, *unknown], key=there.index):
         try:
-            with rundir.held(candidate):
-                if rundir.clear(candidate):
+            with run_directory.held(candidate):
+                if run_directory.clear(candidate):
                     return JobDirectory(candidate, NEW)
         except UsageError:
             return JobDirectory(candidate, ELSEWHERE)
@@ -81,19 +80,19 @@ def _find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
             left = e.filename or candidate
             reason = f"{left} is left of a killed start and cannot be removed: {e.strerror or e}."
             return JobDirectory(candidate, FAILED, reason)
-    return JobDirectory(next(candidate for candidate in rundir.candidates(path) if candidate not in there), NEW)
+    return JobDirectory(next(candidate for candidate in run_directory.candidates(path) if candidate not in there), NEW)
 
 
 def _run(path: Path, retry: bool) -> JobDirectory:
     """The run there; NEW where it has come to nothing."""
     summary: dict[str, Any] = {}
     try:
-        with rundir.held(path), suppress(reader.BadFile):
+        with run_directory.held(path), suppress(reader.BadFile):
             summary = reader.summary_of(path)
     except UsageError:
         return JobDirectory(path, ELSEWHERE)
     status = summary.get("status")
-    if status in rundir.ENDED:
+    if status in run_directory.ENDED:
         return JobDirectory(path, status)
     if status == FAILED and not retry:
         return JobDirectory(path, FAILED, summary.get("reason"))
@@ -111,7 +110,7 @@ def leave_failure(path: Path, settings: Settings, overrides: list[str], reason: 
 
     with suppress(OSError, UsageError):  # a full disk, say, which may be the reason
         if not path.exists():
-            path = rundir.create(path)
-            rundir.write_config(path, settings, overrides)
-        with rundir.held(path):
+            path = run_directory.create(path)
+            run_directory.write_config(path, settings, overrides)
+        with run_directory.held(path):
             write_summary(path, reader.summary_of(path) | {"status": FAILED, "reason": reason})

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from easgd_cli.errors import RunError
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import run_directory
 from easgd_cli.system.files import put
 
 QUEUED, RUNNING, INTERRUPTED, FAILED, KILLED = "queued", "running", "interrupted", "failed", "killed"
@@ -26,7 +26,7 @@ _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # with a line, or be
 
 @dataclass(frozen=True)
 class JobStatus:
-    """One of the statuses above, or rundir.ENDED: completed, diverged. `pid`: the process on `host` that says so.
+    """One of the statuses above, or run_directory.ENDED: completed, diverged. `pid`: the process on `host` that says so.
 
     `before`: the job had ended so in an earlier start of the sweep. `value`: of `objective`, None where it is infinite.
     """
@@ -42,7 +42,7 @@ class JobStatus:
 
     @property
     def ended(self) -> bool:
-        return self.status in (*rundir.ENDED, INTERRUPTED, FAILED, KILLED)
+        return self.status in (*run_directory.ENDED, INTERRUPTED, FAILED, KILLED)
 
     @property
     def runs_here(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from easgd_cli.errors import UsageError
-from easgd_cli.record import run_directory as rundir
+from easgd_cli.record import run_directory
 from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, QUEUED, RUNNING, JobStatus
 from easgd_cli.sweeps.plan import Plan
 from easgd_cli.system.files import put
@@ -82,7 +82,7 @@ def _stays(job: dict[str, Any]) -> bool:
     pid, host = job.get("pid"), job.get("host", platform.node())
     said = JobStatus(str(job.get("status")), pid=pid if isinstance(pid, int) else None, host=host)
     elsewhere = said.status == RUNNING and host != platform.node()
-    return said.status in (*rundir.ENDED, FAILED) or elsewhere or said.runs_here
+    return said.status in (*run_directory.ENDED, FAILED) or elsewhere or said.runs_here
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from easgd_cli import picture
-from easgd_cli.system import files as scratch
+from easgd_cli.system import files
 
 Cell = float | int | str | None
 
@@ -49,7 +49,7 @@ class Study:
         written = []
 
         def put(name: str, write: Callable[[Path], object]) -> None:
-            scratch.put(out / name, write)
+            files.put(out / name, write)
             written.append(out / name)
 
         content = {
