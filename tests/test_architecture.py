@@ -10,18 +10,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "easgd_cli"
 
-# From the top: a module imports from its own layer and those after it (docs/design.md).
+# From the top, the map of docs/design.md: a module imports from its own room and from lines after its own.
 LAYERS = [
     {"__main__"},
     {"commands"},
     {"sweeps"},
-    {"launcher", "bench", "report", "theory"},
+    {"report", "theory", "bench"},
+    {"launcher"},
     {"record"},
     {"training"},
     {"transport", "experiment"},
-    {"problems"},
-    {"algorithms", "models", "data"},
-    {"settings", "system", "errors", "randomness", "picture"},
+    {"problems", "models"},
+    {"algorithms", "data"},
+    {"system"},
+    {"settings"},
+    {"errors", "randomness", "picture"},
 ]
 ONLY_IN = {
     "hydra": {"commands", "sweeps/hydra_executor.py"},
@@ -67,7 +70,7 @@ def test_imports_point_one_way(path: Path) -> None:
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "easgd_cli" and len(parts) > 1 and (theirs := layer(parts[1])) is not None:
-            assert theirs >= mine, f"{inside} imports {name}, which lies above it"
+            assert theirs > mine or parts[1] == own, f"{inside} imports {name}, which does not lie below it"
         allowed = ONLY_IN.get(parts[0])
         assert allowed is None or any(str(inside) == a or inside.parts[0] == a for a in allowed), f"{inside} imports {name}"
 
