@@ -555,7 +555,7 @@ class World:
         assert self.supervisor.members.alive == len(left), "a dead worker is counted once"
         assert self.journal.measured == self.taken[: len(self.journal.measured)], "snapshots are measured in the order in which they were taken"
         assert self.journal.finished == list(self.finals), "a worker's end is told once"
-        if self.supervisor._stopping.begun and self.stop_at is None:
+        if self.supervisor._shutdown.begun and self.stop_at is None:
             self.stop_at = self.now
         assert self.stop_at is not None or not self.journal.decided, "a run that is decided tells its workers to stop"
         status = self.journal.status
@@ -587,7 +587,7 @@ class World:
 
     def check_Kill(self, command: Kill, live: tuple[int, ...]) -> None:
         self.once(f"kill {command.party}")
-        assert self.supervisor._stopping.begun and self.there(command.party), "only who is there and does not stop is killed"
+        assert self.supervisor._shutdown.begun and self.there(command.party), "only who is there and does not stop is killed"
         grace = PATIENCE.interrupted
         patience = grace if self.signals else PATIENCE.usual
         if command.party == MASTER:
@@ -599,7 +599,7 @@ class World:
 
     def check_TakeSnapshot(self, _: Command, live: tuple[int, ...]) -> None:
         assert self.shape.evaluation == "asked" and not self.snapshot_asked and self.owner_final is None, "one snapshot is asked for at a time"
-        assert self.there(0 if self.alone else MASTER) and not self.supervisor._stopping.begun, "of an owner that is there"
+        assert self.there(0 if self.alone else MASTER) and not self.supervisor._shutdown.begun, "of an owner that is there"
         assert len(self.taken) == len(self.journal.measured), "when nothing waits to be measured"
         self.snapshot_asked = True
 

@@ -23,8 +23,8 @@ from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.members import Member, Members
 from easgd_cli.launcher.parties import EVALUATOR, MASTER, Begin, Command, Party, Patience
+from easgd_cli.launcher.shutdown import Shutdown
 from easgd_cli.launcher.snapshot_queue import SnapshotQueue, Vectors
-from easgd_cli.launcher.stopping import Stopping
 from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.metrics import worker_name
@@ -65,7 +65,7 @@ class Supervisor:
         self._master: Literal["absent", "starting", "ready"] = "starting" if plan.has_master else "absent"
         self.evaluation = Evaluation(journal, queue, self._commands.append, asks=plan.asks_for_snapshots, deferred=plan.deferred)
         self._checkpoints = Checkpoints(journal, queue, self.members, self._commands.append, plan.checkpoint_pace, in_rounds=plan.in_rounds)
-        self._stopping = Stopping(journal, self.members, self._commands.append, plan.patience)
+        self._shutdown = Shutdown(journal, self.members, self._commands.append, plan.patience)
         self._simulated: dict[str, Any] | None = None  # where a virtual cluster stands at its end
         self._told = moment  # where the owner last said it was
 
@@ -103,7 +103,7 @@ class Supervisor:
         """A worker's row for the record."""
         self.journal.worker(row)
         if self.journal.decided:
-            self._stopping.begin(self.now)
+            self._shutdown.begin(self.now)
 
     def served(self, workers: list[int]) -> None:
         """The exchanges of these workers have been served, in this order."""
@@ -136,13 +136,13 @@ class Supervisor:
         if self.final is None:
             pending = len(self.queue) - self.queue.busy
             self.journal.progress.update(seconds=self.now, step=self.members.step, exchanges=self._told.exchanges, evaluations_pending=pending)
-        if not self._stopping.begun and self.final is None:
+        if not self._shutdown.begun and self.final is None:
             if self.plan.patience is not None:
                 self._checkpoints.give_up_late(self.now, self.plan.patience.usual)
             self.pace()
             self.evaluation.ask_snapshot(self.now)
         else:
-            self._stopping.keep_time(self.now, self._waits_for, master_awaited=self.plan.has_master and self.final is None)
+            self._shutdown.keep_time(self.now, self._waits_for, master_awaited=self.plan.has_master and self.final is None)
 
     # ---------------------------------------------------------------- states: checkpoints and the end
 
@@ -185,7 +185,7 @@ class Supervisor:
         """The snapshot of this number has been measured."""
         self.evaluation.measured(number, metrics)
         if self.journal.decided:
-            self._stopping.begin(self.now)
+            self._shutdown.begin(self.now)
         self._feed_evaluator()
         self._end_when_done()
 
@@ -221,10 +221,10 @@ class Supervisor:
         members.lose(worker, how)
         if not self.began:
             self.fail(f"worker {worker} could not start: {how}; see {log_file}")
-        elif not members.alive and not self._stopping.begun:
+        elif not members.alive and not self._shutdown.begun:
             self.fail(f"every worker has died ({'; '.join(sorted(set(members.lost.values())))}); see {log_file}. {self.journal.how_to_go_on()}")
         else:
-            if not self._stopping.begun and not refused:
+            if not self._shutdown.begun and not refused:
                 self.journal.note(f"worker {worker} died ({how}); the run goes on with {members.alive} of {len(members)}")
             elif not member.silent and not refused:
                 self.journal.note(f"worker {worker} died ({how}) while the run was ending")
@@ -244,7 +244,7 @@ class Supervisor:
         elif follows == "too often":
             self.journal.fail(often)
             self.journal.note(f"{self.journal.reason}; the workers stop, and a checkpoint is written")
-            self._stopping.begin(self.now)
+            self._shutdown.begin(self.now)
         else:
             self.journal.note(f"the evaluator died ({how}); starting it again")
             self.evaluation.start()
@@ -266,7 +266,7 @@ class Supervisor:
             return
         if self.plan.patience is not None:
             self.journal.note(f"{name}: workers finish their step, then a checkpoint is written; once more ends at once")
-        self._stopping.begin(self.now)
+        self._shutdown.begin(self.now)
 
     def fail(self, reason: str) -> None:
         """Ends the run at once; its table and the command say why."""

@@ -9,7 +9,7 @@ from easgd_cli.launcher.members import Member, Members
 from easgd_cli.launcher.parties import MASTER, Command, Kill, Patience, Stop
 
 
-class Stopping:
+class Shutdown:
     """Since when workers have been told to stop, and who has been killed since. `patience`: None where nobody can be silent."""
 
     def __init__(self, journal: Journal, members: Members, ask: Callable[[Command], None], patience: Patience | None):
