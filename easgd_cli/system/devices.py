@@ -36,7 +36,7 @@ def _checked(key: str, given: str, device: str) -> str:
         there = torch.get_device_module(d)
     except RuntimeError:
         there = None
-    if not all(hasattr(there, needed) for needed in ("device_count", "set_device", "Stream", "Event")):
+    if there is None or not all(hasattr(there, needed) for needed in ("device_count", "set_device", "Stream", "Event")):
         raise UsageError(f"{key}={given}: is auto, cpu, cuda, or a list of devices such as cuda:0,cuda:1.")
     if d.type == "cpu":
         return "cpu"
