@@ -742,7 +742,7 @@ def random_order(seed: int) -> World:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_whatever_happens_in_whatever_order_a_run_ends_as_it_should(part: int) -> None:
-    number = int(os.environ.get("EASGD_SUPERVISOR_ORDERS", 5_000)) // PARTS
+    number = int(os.environ.get("EASGD_SUPERVISOR_ORDERS", 10_000)) // PARTS
     first = int(os.environ.get("EASGD_SUPERVISOR_FIRST", 0)) + part * number
     ends: Counter[str] = Counter()
     for seed in range(first, first + number):
