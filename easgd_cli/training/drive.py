@@ -72,11 +72,6 @@ class StepResult:
     staleness: int | None = None
     mark: Mark = Mark.NONE
 
-    @property
-    def exchanged(self) -> bool:
-        """Whether the step had an exchange."""
-        return self.staleness is not None
-
 
 class Turn:
     """One step of one worker in progress, and what its rule waits for now: a gradient, a reply, or both at once.

@@ -155,13 +155,10 @@ class SimulatedWorkerEnd:
         """Puts it where it was."""
         if state["posted"] is not None:
             self._posted = Request(self._number, Kind.EXCHANGE, *state["posted"])
-        if state["reply"] is not None:
-            self.answer_restored(*state["reply"])
-
-    def answer_restored(self, clock: int, served: int, mark: int) -> None:
-        """A reply that had been written, beside a message that may have been posted since."""
-        assert self.reply is not None
-        self._reply = Reply(self.reply, clock, served, Mark(mark))
+        if state["reply"] is not None:  # beside a message that may have been posted since
+            assert self.reply is not None
+            clock, served, mark = state["reply"]
+            self._reply = Reply(self.reply, clock, served, Mark(mark))
 
 
 class Wire:
