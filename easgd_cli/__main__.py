@@ -34,7 +34,9 @@ usage: easgd COMMAND ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 1 failed while running, 2 bad usage, 130 interrupted, 143 terminated."""
+    """Runs one command and returns its exit status: 0 done, 1 failed while running, 2 bad usage, 130 interrupted, 143
+    terminated.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         with interruption.ending_the_process():
@@ -61,7 +63,8 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(f"easgd {__version__}")
         return 0
-    if words[0] in ("-sc", "--shell-completion"):  # what the shell calls back; it knows the program's name but no command
+    # what the shell calls back; it knows the program's name but no command
+    if words[0] in ("-sc", "--shell-completion"):
         return importlib.import_module("easgd_cli.commands.completion").main(words[1:], list(COMMANDS))
     name, *rest = words
     if name not in COMMANDS:
@@ -70,7 +73,10 @@ def _dispatch(words: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0.5)
         if "=" in name:
             raise UsageError(f"{name}: is a setting, not a command; write easgd train {name}.")
-        raise UsageError(f"{name}: there is no such command; " + (f"did you mean easgd {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}."))
+        raise UsageError(
+            f"{name}: there is no such command; "
+            + (f"did you mean easgd {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}.")
+        )
     if name == "train" and {"-h", "--help"} & set(rest):  # answered before Hydra is loaded
         print(help_text(importlib.import_module("easgd_cli.commands.help").train()), end="")
         return 0

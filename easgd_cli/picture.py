@@ -1,4 +1,6 @@
-"""How the pictures look and are saved: matplotlib's objects without pyplot, so no window system and no global state of ours."""
+"""How the pictures look and are saved: matplotlib's objects without pyplot, so no window system and no global state of
+ours.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ def style() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
-            {"font.size": 8, "axes.titlesize": 8, "axes.grid": False, "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "easgd"}
+            {
+                "font.size": 8,
+                "axes.titlesize": 8,
+                "axes.grid": False,
+                "legend.frameon": False,
+                "svg.fonttype": "none",
+                "svg.hashsalt": "easgd",
+            }
         )
         yield
 
@@ -43,7 +52,9 @@ def save(figure: Figure, path: Path) -> None:
     """As PNG or SVG, by the ending; the same picture gives the same bytes."""
     if path.suffix == ".svg":
         figure.savefig(path, metadata={"Date": None})
-        path.write_text(_PATH.sub(lambda drawn: _FINER.sub(r"\1", drawn[0]), path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(
+            _PATH.sub(lambda drawn: _FINER.sub(r"\1", drawn[0]), path.read_text(encoding="utf-8")), encoding="utf-8"
+        )
     else:
         figure.savefig(path, dpi=200, metadata={"Software": None})
 

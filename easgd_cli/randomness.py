@@ -40,11 +40,11 @@ def key(seed: int, stream: int, worker: int = 0, n: int = 0) -> int:
 
 @contextmanager
 def seeded(seed: int, stream: int) -> Iterator[None]:
-    """Within it, the global generators of torch (its CPU's), numpy and Python begin where `seed` and `stream` say; afterwards
-    they are as they were before.
+    """Within it, the global generators of torch (its CPU's), numpy and Python begin where `seed` and `stream` say;
+    afterwards they are as they were before.
 
-    For what draws without being handed a generator: nets, so that every worker starts from the same parameters (paper p. 6,
-    footnote 7), and users' data sets, so that a run that goes on sees the data it had.
+    For what draws without being handed a generator: nets, so that every worker starts from the same parameters (paper
+    p. 6, footnote 7), and users' data sets, so that a run that goes on sees the data it had.
     """
     import numpy  # here, since torch and numpy are slow to load, and keys are wanted without them
     import torch

@@ -1,4 +1,6 @@
-"""What tests share: of the command line a directory of their own and a launcher that only notes what it was asked for; of data a local server."""
+"""What tests share: of the command line a directory of their own and a launcher that only notes what it was asked for;
+of data a local server.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,18 @@ from easgd_cli.sweeps import executor
 from easgd_cli.sweeps.slots import Devices, Slot
 from easgd_cli.training.snapshot import Moment
 
-# What the workers of real runs have: sums round differently with more. Two that wait for each other also cost a busy machine most of its time.
+# What the workers of real runs have: sums round differently with more. Two that wait for each other also cost a busy
+# machine most of its time.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # and commands in processes of their own
-processes._PRELOAD.append("torch._dynamo")  # torch.optim imports it at its first step: over a second in every process of a benchmark, or once
+# torch.optim imports it at its first step: over a second in every process of a benchmark, or once
+processes._PRELOAD.append("torch._dynamo")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Shows the tests no GPU, unless those that need one are asked for (-m device): the others hold runs against the CPU's bits."""
+    """Shows the tests no GPU, unless those that need one are asked for (-m device): the others hold runs against the
+    CPU's bits.
+    """
     if "device" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -58,7 +64,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_outlives_a_failing_test(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kills the processes that a failing test has started and left. Pytest's own end would wait for them, which may take minutes."""
+    """Kills the processes that a failing test has started and left. Pytest's own end would wait for them, which may
+    take minutes.
+    """
     before = descendants()
     yield
     if request.node.stash.get(FAILED, False):
@@ -95,7 +103,9 @@ class Launcher:
     """Stands in for the real launcher: remembers its jobs and ends them as `behave` says."""
 
     jobs: list[AskedJob] = field(default_factory=list)
-    behave: Callable[[AskedJob], Outcome] = lambda job: Outcome("completed", 0, {"status": "completed", "center": {"test_error": 1.5}})
+    behave: Callable[[AskedJob], Outcome] = lambda job: Outcome(
+        "completed", 0, {"status": "completed", "center": {"test_error": 1.5}}
+    )
 
     def of(self, settings: Settings) -> LauncherOf:
         """The launcher of a run with these settings."""
@@ -228,12 +238,16 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
-    """A function that offers the files of a directory on this machine, for as long as the test lasts, and tells the address."""
+    """A function that offers the files of a directory on this machine, for as long as the test lasts, and tells the
+    address.
+    """
     monkeypatch.setenv("no_proxy", "*")
     with ExitStack() as stack:
 
         def serve(folder: Path) -> str:
-            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))))
+            server = stack.enter_context(
+                http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+            )
             stack.callback(server.shutdown)
             threading.Thread(target=server.serve_forever, daemon=True).start()
             return f"http://127.0.0.1:{server.server_port}/"
@@ -242,9 +256,17 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
 
 
 def leave_checkpoint(run_dir: Path, step: int, seconds: float = 1.5, exchanges: int = 3) -> Path:
-    """What a run of one worker that was stopped leaves to go on from: a checkpoint and its record. Returns the checkpoint."""
+    """What a run of one worker that was stopped leaves to go on from: a checkpoint and its record. Returns the
+    checkpoint.
+    """
     moment = Moment(seconds, step, exchanges, {0: step})
     x = {"x": torch.zeros(2)}
-    (run_dir / "metrics.jsonl").write_text('{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": 1}\n')
+    (run_dir / "metrics.jsonl").write_text(
+        '{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": 1}\n'
+    )
     (run_dir / "exchanges.bin").write_bytes(bytes(2 * exchanges))
-    return checkpoint.write(run_dir / "checkpoint", checkpoint.Checkpoint(OwnerState(moment, exchanges, x), {0: WorkerState(step, x)}), keep=1)
+    return checkpoint.write(
+        run_dir / "checkpoint",
+        checkpoint.Checkpoint(OwnerState(moment, exchanges, x), {0: WorkerState(step, x)}),
+        keep=1,
+    )

@@ -1,10 +1,11 @@
 """A device `late:0` for tests of what runs on a GPU, where there is none: it does its work as late as it may.
 
-Its tensors are torch's own, at addresses where nothing lies: what is in them is kept here, and reached by copies alone. Whatever is asked of it
-waits in the queue of a stream, and is carried out when somebody waits for it: for an event, a stream, the device, or a number. A wait that is left
-out leaves old values, or NaN where nothing has been written yet. As on CUDA, a copy from or to memory that is not pinned makes the host
-wait, and so does a number that is read; after `set_sync_debug_mode("error")` both raise. An operation on tensors of the device and of the CPU
-raises. Importing this registers the device, which torch takes once in a process and before its first backward pass.
+Its tensors are torch's own, at addresses where nothing lies: what is in them is kept here, and reached by copies alone.
+Whatever is asked of it waits in the queue of a stream, and is carried out when somebody waits for it: for an event, a
+stream, the device, or a number. A wait that is left out leaves old values, or NaN where nothing has been written yet.
+As on CUDA, a copy from or to memory that is not pinned makes the host wait, and so does a number that is read; after
+`set_sync_debug_mode("error")` both raise. An operation on tensors of the device and of the CPU raises. Importing this
+registers the device, which torch takes once in a process and before its first backward pass.
 """
 
 from __future__ import annotations
@@ -25,15 +26,24 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 aten = torch.ops.aten
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-VIEWS = {aten.as_strided.default, aten.view.default, aten._reshape_alias.default, aten.unfold.default, aten.set_.source_Storage_storage_offset}
+VIEWS = {
+    aten.as_strided.default,
+    aten.view.default,
+    aten._reshape_alias.default,
+    aten.unfold.default,
+    aten.set_.source_Storage_storage_offset,
+}
 SEEDED = torch.Tag.nondeterministic_seeded
 lock = threading.RLock()
-prompt = False  # whether the stream that a process begins with works at once: then it is ahead of the others, unless it waits for them
+# whether the stream that a process begins with works at once: then it is ahead of the others, unless it waits for them
+prompt = False
 default_generators = (torch.Generator(),)
 
 
 class Process:
-    """What a process has of the device: streams of its own. A test's threads are processes where they say so (`process`)."""
+    """What a process has of the device: streams of its own. A test's threads are processes where they say so
+    (`process`).
+    """
 
     def __init__(self) -> None:
         self.streams: list[Stream] = []
@@ -105,7 +115,9 @@ class Event:
         self.at[0].run_to(self.at[1])
 
     def elapsed_time(self, end_event: Event) -> float:
-        assert self.timed and end_event.timed and self.clock is not None and end_event.clock is not None, "an event that has not passed"
+        assert self.timed and end_event.timed and self.clock is not None and end_event.clock is not None, (
+            "an event that has not passed"
+        )
         return end_event.clock - self.clock
 
 
@@ -206,7 +218,10 @@ def _new(size: Any, stride: Any, dtype: torch.dtype, content: Tensor | None = No
             for gone in [at for at, (storage, _) in _device_memory.items() if storage.expired()]:
                 del _device_memory[gone]
         storage = torch._C._construct_storage_from_data_pointer(address, torch.device("late:0"), nbytes)
-        _device_memory[address] = StorageWeakRef(storage), torch.full((nbytes,), 255, dtype=torch.uint8) if content is None else content
+        _device_memory[address] = (
+            StorageWeakRef(storage),
+            torch.full((nbytes,), 255, dtype=torch.uint8) if content is None else content,
+        )
     made = torch._C._acc.create_empty_tensor(list(size), dtype)
     return aten.set_.source_Storage_storage_offset.redispatch(CPU, made, storage, 0, list(size), list(stride))
 
@@ -225,7 +240,12 @@ def _handed_over(t: Tensor) -> Any:
     """How a tensor is sent to another process, which then has the same memory: a whole one, not a view."""
     if t.device.type != "late":
         return reduce_tensor(t)
-    return _new, (tuple(t.size()), t.stride(), t.dtype, _device_memory[t.untyped_storage().data_ptr()][1].share_memory_())
+    return _new, (
+        tuple(t.size()),
+        t.stride(),
+        t.dtype,
+        _device_memory[t.untyped_storage().data_ptr()][1].share_memory_(),
+    )
 
 
 class _Runtime:
@@ -279,12 +299,19 @@ def _operation(op: Any, *args: Any, **kwargs: Any) -> Any:
         return _new(like.shape, like.stride(), like.dtype)
     if op is aten._copy_from.default:
         return _copy(*args, **kwargs)
-    numbers = (isinstance(a.type, torch.TensorType) and isinstance(v, int | float) for a, v in zip(op._schema.arguments, args, strict=False))
-    args = tuple(torch.tensor(v, dtype=torch.float64 if isinstance(v, float) else None) if n else v for v, n in zip(args, numbers, strict=True))
+    numbers = (
+        isinstance(a.type, torch.TensorType) and isinstance(v, int | float)
+        for a, v in zip(op._schema.arguments, args, strict=False)
+    )
+    args = tuple(
+        torch.tensor(v, dtype=torch.float64 if isinstance(v, float) else None) if n else v
+        for v, n in zip(args, numbers, strict=True)
+    )
     flat, spec = tree_flatten((args, kwargs))
     if any(isinstance(t, Tensor) and t.device.type == "cpu" and t.dim() for t in flat):
         raise RuntimeError(f"{op}: expected all tensors to be on the same device, but found late:0 and cpu")
-    if not all(str(r.type) in ("Tensor", "List[Tensor]") for r in op._schema.returns):  # a number, or whether two are equal
+    # a number, or whether two are equal
+    if not all(str(r.type) in ("Tensor", "List[Tensor]") for r in op._schema.returns):
         _host_waits()
         cpu_args, cpu_kwargs = tree_unflatten([_content(t) for t in flat], spec)
         return op(*cpu_args, **cpu_kwargs)
@@ -322,7 +349,9 @@ _shapes: dict[Any, Any] = {}  # what `_results` told
 
 
 def _results(op: Any, flat: list[Any], spec: Any) -> tuple[dict[int, Any], list[Any], Any]:
-    """Sizes and strides of the given tensors afterwards; each result as the number of a given one, or its size, stride and dtype."""
+    """Sizes and strides of the given tensors afterwards; each result as the number of a given one, or its size, stride
+    and dtype.
+    """
     metas = [_meta(t) for t in flat]
     args, kwargs = tree_unflatten(metas, spec)
     numbers = {id(m): i for i, m in enumerate(metas) if isinstance(m, Tensor)}
@@ -341,7 +370,8 @@ def _register() -> list[torch.library.Library]:
     backend_registration._setup_privateuseone_for_python_backend("late", backend_module=sys.modules[__name__])
     everything, ours = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     everything.fallback(_operation, "PrivateUse1")
-    for op in (aten.convolution.default, aten.convolution_backward.default):  # torch would look for a library of the device's
+    # torch would look for a library of the device's
+    for op in (aten.convolution.default, aten.convolution_backward.default):
         ours.impl(op, lambda *args, op=op, **kwargs: _operation(op, *args, **kwargs), "PrivateUse1")
     ForkingPickler.register(Tensor, _handed_over)
     ours.impl("is_pinned", _is_pinned, "CPU")

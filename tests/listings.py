@@ -1,4 +1,5 @@
-"""The paper's listings transcribed to the letter, in plain float64 tensors: no in-place tricks, no generators, no blocks.
+"""The paper's listings transcribed to the letter, in plain float64 tensors: no in-place tricks, no generators, no
+blocks.
 
 An independent second implementation. `gradient(i, t, x)` is worker i's stochastic gradient at its local step t.
 Every function takes one whole local step of worker i and says whether it exchanged.

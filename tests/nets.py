@@ -12,7 +12,9 @@ from easgd_cli.models.convnet_digits import ConvNetDigits
 
 
 def double(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The small net in float64. ReLU and pooling turn a last bit in float32 into a visible difference some steps later; not so here."""
+    """The small net in float64. ReLU and pooling turn a last bit in float32 into a visible difference some steps later;
+    not so here.
+    """
     return ConvNetDigits(input_shape, num_classes).double()
 
 
@@ -22,7 +24,9 @@ def double_residual(input_shape: tuple[int, int, int], num_classes: int) -> nn.M
 
 
 class Unhurried(ConvNetDigits):
-    """The small net, which in a worker's process takes at least 2 ms over a step: whoever watches or measures the run finds a core to do so."""
+    """The small net, which in a worker's process takes at least 2 ms over a step: whoever watches or measures the run
+    finds a core to do so.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and multiprocessing.parent_process() is not None:
@@ -31,7 +35,9 @@ class Unhurried(ConvNetDigits):
 
 
 class Gated(ConvNetDigits):
-    """The small net, whose workers wait before their gradient at step `at` until there is a file `gate`: nobody is past it before a test says so."""
+    """The small net, whose workers wait before their gradient at step `at` until there is a file `gate`: nobody is past
+    it before a test says so.
+    """
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, gate: str, at: int):
         super().__init__(input_shape, num_classes)
@@ -46,12 +52,16 @@ class Gated(ConvNetDigits):
 
 
 class Residual(nn.Module):
-    """A residual net in small: a convolution, two blocks of two with batch norm, the mean over all pixels, a linear layer."""
+    """A residual net in small: a convolution, two blocks of two with batch norm, the mean over all pixels, a linear
+    layer.
+    """
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, width: int = 8):
         super().__init__()
         self.stem = self._normalised(input_shape[0], width)
-        self.blocks = nn.ModuleList(nn.Sequential(self._normalised(width, width), nn.ReLU(), self._normalised(width, width)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(self._normalised(width, width), nn.ReLU(), self._normalised(width, width)) for _ in range(2)
+        )
         self.head = nn.Linear(width, num_classes)
 
     @staticmethod

@@ -84,7 +84,9 @@ def pair(name: str, p: int, tau: int, schedule: Schedule = CONSTANT) -> tuple[By
 
 
 def falling(t: int) -> float:
-    """A rate that no two steps share: a rule that looks at another's clock, or at its own a step late or early, is seen at once."""
+    """A rate that no two steps share: a rule that looks at another's clock, or at its own a step late or early, is seen
+    at once.
+    """
     return ETA * 0.97**t
 
 
@@ -131,7 +133,15 @@ def test_the_printed_trace_of_algorithm_1() -> None:
     """Round robin on F = x^2 / 2 with p = 2, tau = 1, eta = .1, alpha = .45: three rounds by hand."""
     one = torch.ones(1, dtype=torch.float64)
     quadratic = FunctionOf(lambda i, t, x: x.clone())
-    driver = ByHand(EASGD(alpha=0.45), quadratic, workers=2, tau=1, schedule=Constant(0.1), start=0.2 * one, starts=[1.0 * one, -0.5 * one])
+    driver = ByHand(
+        EASGD(alpha=0.45),
+        quadratic,
+        workers=2,
+        tau=1,
+        schedule=Constant(0.1),
+        start=0.2 * one,
+        starts=[1.0 * one, -0.5 * one],
+    )
     rows = [(0.54, 0.027, 0.083), (0.28035, 0.1420425, 0.1709075), (0.20306587, 0.16298961, 0.18500527)]
     for row in rows:
         driver.step(0)
@@ -215,7 +225,15 @@ def test_sgd_is_torch_sgd_with_a_decaying_rate_and_alpha_does_not_decay() -> Non
         decayed.step()
         driver.step(0)
         torch.testing.assert_close(driver.workers[0].x, x.detach(), rtol=1e-12, atol=1e-13)
-    frozen = ByHand(EASGD(alpha=0.5), FunctionOf(), workers=1, tau=1, schedule=Decay(eta=0.0, gamma=9.0), start=START * 0, starts=[START])
+    frozen = ByHand(
+        EASGD(alpha=0.5),
+        FunctionOf(),
+        workers=1,
+        tau=1,
+        schedule=Decay(eta=0.0, gamma=9.0),
+        start=START * 0,
+        starts=[START],
+    )
     frozen.step(0)
     frozen.step(0)
     torch.testing.assert_close(frozen.workers[0].x, START / 2)  # 1 -> 1/2 with the center at 1/2, then they agree
@@ -247,7 +265,9 @@ def test_a_warm_up_and_a_cosine_are_torchs_one_after_the_other(warmup: int) -> N
     schedule = Warmup(Cosine(eta=0.3, steps=40, warmup=warmup), warmup)
     linear = lambda o: torch.optim.lr_scheduler.LinearLR(o, 1 / (warmup + 1), total_iters=warmup)  # noqa: E731
     cosine = lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 40 - warmup)  # noqa: E731
-    assert [schedule(t) for t in range(40)] == pytest.approx(rates(linear, cosine, steps=40, milestone=warmup), rel=1e-9)
+    assert [schedule(t) for t in range(40)] == pytest.approx(
+        rates(linear, cosine, steps=40, milestone=warmup), rel=1e-9
+    )
 
 
 def test_a_warm_up_scales_any_schedule() -> None:
@@ -258,7 +278,8 @@ def test_a_warm_up_scales_any_schedule() -> None:
 def test_a_stepwise_rate_changes_at_its_milestones() -> None:
     schedule = Stepwise(eta=1.0, milestones=[3, 5], factor=0.2)
     assert [schedule(t) for t in range(7)] == pytest.approx([1, 1, 1, 0.2, 0.2, 0.04, 0.04])
-    assert Stepwise(eta=1.0, milestones=[1])(1) == 0.1 and Cosine(eta=1.0, steps=4, warmup=0)(4) == 0.0  # what the docs say of both where nothing is given
+    # what the docs say of both where nothing is given
+    assert Stepwise(eta=1.0, milestones=[1])(1) == 0.1 and Cosine(eta=1.0, steps=4, warmup=0)(4) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -290,7 +311,9 @@ def test_a_stepwise_rate_may_have_a_factor_for_each_milestone() -> None:
 
 @pytest.mark.parametrize("name", ["easgd", "eamsgd"])
 def test_gradient_and_exchange_are_asked_for_at_once_and_the_message_is_lent_untouched(name: str) -> None:
-    """The overlap of Algorithms 1 and 2: neither the order of the answers nor what the center does meanwhile matters to x."""
+    """The overlap of Algorithms 1 and 2: neither the order of the answers nor what the center does meanwhile matters to
+    x.
+    """
     method = METHODS[name]
     driver, _ = pair(name, p=1, tau=1)
     w = driver.workers[0]
@@ -318,7 +341,9 @@ def test_a_rule_changes_no_state_before_its_last_yield(name: str) -> None:
         for v, value in before.items():
             torch.testing.assert_close(getattr(w, v), value, rtol=0, atol=0)
         asks = ask if isinstance(ask, tuple) else (ask,)
-        answers = tuple(noisy(0, 1, a.at) if isinstance(a, Gradient) else reply if isinstance(a, Exchange) else None for a in asks)
+        answers = tuple(
+            noisy(0, 1, a.at) if isinstance(a, Gradient) else reply if isinstance(a, Exchange) else None for a in asks
+        )
         try:
             ask = rule.send(answers if isinstance(ask, tuple) else answers[0])
         except StopIteration:
@@ -400,9 +425,18 @@ def test_jacobi_is_neither_gauss_seidel_nor_pulling_first() -> None:
 
 
 def test_pull_then_step_at_its_corners_is_synchronous_downpour_and_model_averaging() -> None:
-    """alpha = 1: with beta = p the center moves by the sum of the workers' steps, with beta = 1 to the mean of the workers."""
+    """alpha = 1: with beta = p the center moves by the sum of the workers' steps, with beta = 1 to the mean of the
+    workers.
+    """
     for beta in (3.0, 1.0):
-        driver = ByHand(PullThenStep(alpha=1.0, beta=beta, workers=3), FunctionOf(), workers=3, tau=1, schedule=Constant(ETA), start=START)
+        driver = ByHand(
+            PullThenStep(alpha=1.0, beta=beta, workers=3),
+            FunctionOf(),
+            workers=3,
+            tau=1,
+            schedule=Constant(ETA),
+            start=START,
+        )
         center, steps = START.clone(), [torch.zeros(D, dtype=torch.float64)] * 3
         for t in range(20):
             driver.round()
@@ -434,13 +468,20 @@ def moving(xs: list[Tensor], rate: float, start: int) -> Tensor:
     [
         (Polyak(), lambda xs: sum(xs) / len(xs)),
         (Polyak(start=4), lambda xs: sum(xs[4:]) / len(xs[4:]) if len(xs) > 4 else xs[-1]),
-        (Moving(rate=0.2), lambda xs: sum(0.2 * 0.8 ** (len(xs) - 1 - k) * x for k, x in enumerate(xs) if k) + 0.8 ** (len(xs) - 1) * xs[0]),
+        (
+            Moving(rate=0.2),
+            lambda xs: (
+                sum(0.2 * 0.8 ** (len(xs) - 1 - k) * x for k, x in enumerate(xs) if k) + 0.8 ** (len(xs) - 1) * xs[0]
+            ),
+        ),
         (Moving(rate=0.2, start=90), lambda xs: xs[-1]),
         (Moving(rate=0.2, start=4), lambda xs: moving(xs, rate=0.2, start=4)),
         (Moving(), lambda xs: moving(xs, rate=0.001, start=0)),
     ],
 )
-def test_an_average_of_the_center_is_that_of_its_values_after_every_update(average: Average, mean: Callable[[list[Tensor]], Tensor]) -> None:
+def test_an_average_of_the_center_is_that_of_its_values_after_every_update(
+    average: Average, mean: Callable[[list[Tensor]], Tensor]
+) -> None:
     """On the master's clock: one more value at every update by any worker."""
     driver = ByHand(DOWNPOUR(), FunctionOf(), workers=3, tau=2, schedule=Constant(ETA), start=START, average=average)
     assert driver.center is not None
@@ -456,17 +497,23 @@ def test_an_average_of_the_center_is_that_of_its_values_after_every_update(avera
 
 @pytest.mark.parametrize("name", ROUNDS)
 def test_an_average_of_a_center_of_rounds_is_of_its_values_after_each_round(name: str) -> None:
-    driver = ByHand(METHODS[name], FunctionOf(), workers=3, tau=2, schedule=CONSTANT, start=START, average=Moving(rate=0.2))
+    driver = ByHand(
+        METHODS[name], FunctionOf(), workers=3, tau=2, schedule=CONSTANT, start=START, average=Moving(rate=0.2)
+    )
     assert driver.center is not None
     values = [START.clone()]
     for t in range(20):
         driver.round()
         if t % 2 == 0:
             values.append(driver.center.vectors["x"].clone())
-        torch.testing.assert_close(driver.center.vectors["average"], moving(values, rate=0.2, start=0), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(
+            driver.center.vectors["average"], moving(values, rate=0.2, start=0), rtol=1e-12, atol=1e-13
+        )
 
 
-@pytest.mark.parametrize("make", [lambda: Moving(rate=0.0), lambda: Moving(rate=1.5), lambda: Moving(start=-1), lambda: Polyak(start=-1)])
+@pytest.mark.parametrize(
+    "make", [lambda: Moving(rate=0.0), lambda: Moving(rate=1.5), lambda: Moving(start=-1), lambda: Polyak(start=-1)]
+)
 def test_an_average_that_makes_no_sense_is_refused(make: Callable[[], Average]) -> None:
     with pytest.raises(ValueError, match=r"average\.(rate|start)="):
         make()
@@ -514,7 +561,9 @@ class PullAndStep(Method):
 
 @pytest.mark.parametrize("name", [*METHODS, "pull_and_step"])
 def test_statistics_are_averaged_and_the_parameters_follow_the_method(name: str) -> None:
-    """A step moves them by a share to what it sees; the center's by 1/p to a worker's at each exchange, to their mean in a round."""
+    """A step moves them by a share to what it sees; the center's by 1/p to a worker's at each exchange, to their mean
+    in a round.
+    """
     method, share, statistics = METHODS.get(name, PullAndStep()), 0.3, 2
     p, tau = (1 if name in ("sgd", "msgd") else 3), (1 if name == "mdownpour" else 2)
 
@@ -527,7 +576,9 @@ def test_statistics_are_averaged_and_the_parameters_follow_the_method(name: str)
     starts = [torch.cat([START, torch.tensor([float(i), -1.0], dtype=torch.float64)]) for i in range(p)]
     plain = ByHand(method, FunctionOf(), workers=p, tau=tau, schedule=Constant(ETA), start=START)
     averaging = WithStatistics(method, statistics, p)
-    whole = ByHand(averaging, FunctionOf(gradient), workers=p, tau=tau, schedule=Constant(ETA), start=starts[0], starts=starts)
+    whole = ByHand(
+        averaging, FunctionOf(gradient), workers=p, tau=tau, schedule=Constant(ETA), start=starts[0], starts=starts
+    )
     r, center = [start[D:].clone() for start in starts], starts[0][D:].clone()
     order = random.Random(3)
     for step in range(40):

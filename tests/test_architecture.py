@@ -72,7 +72,9 @@ def test_imports_point_one_way(path: Path) -> None:
         if parts[0] == "easgd_cli" and len(parts) > 1 and (theirs := layer(parts[1])) is not None:
             assert theirs > mine or parts[1] == own, f"{inside} imports {name}, which does not lie below it"
         allowed = ONLY_IN.get(parts[0])
-        assert allowed is None or any(str(inside) == a or inside.parts[0] == a for a in allowed), f"{inside} imports {name}"
+        assert allowed is None or any(str(inside) == a or inside.parts[0] == a for a in allowed), (
+            f"{inside} imports {name}"
+        )
 
 
 def test_torch_distributed_is_used_by_the_benchmark_against_it_only() -> None:
@@ -84,7 +86,9 @@ def test_torch_distributed_is_used_by_the_benchmark_against_it_only() -> None:
 
 
 def test_a_problem_is_known_by_its_members_only() -> None:
-    """Workers, evaluator, launcher and record see what problems/base.py says; which problem it is stands in the settings."""
+    """Workers, evaluator, launcher and record see what problems/base.py says; which problem it is stands in the
+    settings.
+    """
     for path in MODULES:
         inside = path.relative_to(PACKAGE)
         if inside.parts[0] not in ("problems", "bench", "theory"):
@@ -99,6 +103,15 @@ def test_a_methods_name_occurs_in_its_own_file_and_one_import_line() -> None:
             if inside.parts[0] in ("algorithms", "bench", "theory"):  # the last two are about particular methods
                 continue
             code = nodes(path)
-            names = {node.id for node in code if isinstance(node, ast.Name)} | {node.attr for node in code if isinstance(node, ast.Attribute)}
-            texts = {node.value for node in code if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 12}
-            assert method not in names and (method == "EASGD" or method.lower() not in texts), f"{inside} knows {method}"  # easgd is the program, too
+            names = {node.id for node in code if isinstance(node, ast.Name)} | {
+                node.attr for node in code if isinstance(node, ast.Attribute)
+            }
+            texts = {
+                node.value
+                for node in code
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 12
+            }
+            # easgd is the program, too
+            assert method not in names and (method == "EASGD" or method.lower() not in texts), (
+                f"{inside} knows {method}"
+            )

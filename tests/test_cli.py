@@ -1,4 +1,6 @@
-"""`easgd train` as a user meets it: what it understands, what it refuses and in which words, and the directory it makes."""
+"""`easgd train` as a user meets it: what it understands, what it refuses and in which words, and the directory it
+makes.
+"""
 
 from __future__ import annotations
 
@@ -67,12 +69,15 @@ MISTAKES = [
     ("algo=sgd workers=4", ["algo=sgd workers=4: sgd is one worker without exchange; use workers=1"]),
     ("problem=foo", ["problem=foo: there is no such problem", "double_well, quadratic", "problem=my_module:MyProblem"]),
     ("problem=quadratic problem.dimension=0", ["problem.dimension=0: must be a whole number of at least 1"]),
-    ("problem=quadratic problem.dimension=4 problem.spectrum=[1,2,3]", ["problem.spectrum=[1,2,3]: is a list of 3", "problem.dimension=4"]),
+    ("problem=quadratic problem.dimension=4 problem.spectrum=[1,2,3]",
+    ["problem.spectrum=[1,2,3]: is a list of 3", "problem.dimension=4"]),
     ("problem=quadratic problem.spectrum=big", ["problem.spectrum=big: must be a number or a list"]),
     ("problem=double_well problem.starts=[1,-1]", ["problem.starts=[1,-1]: is a list of 2", "workers=4"]),
     ("problem=quadratic problem.nose=1", ["quadratic has no such setting; did you mean problem.noise?"]),
-    ("problem=quadratic dataset=cifar10", ["problem=quadratic dataset=cifar10: this problem uses no dataset; leave out dataset="]),
-    ("problem=double_well model=small", ["problem=double_well model=small: this problem uses no model; leave out model="]),
+    ("problem=quadratic dataset=cifar10", ["problem=quadratic dataset=cifar10: this problem uses no dataset; "
+    "leave out dataset="]),
+    ("problem=double_well model=small",
+    ["problem=double_well model=small: this problem uses no model; leave out model="]),
     ("problem=quadratic init_without=[fc]", ["init_without=[fc]: this problem has no model"]),
     ("problem=quadratic init=center.pt", ["init=center.pt: this problem has no model"]),
     ("problem=quadratic epochs=2", ["epochs=2: are passes over a data set", "use steps= or minutes="]),
@@ -98,29 +103,37 @@ MISTAKES = [
     ("problem.label_smoothing=1", ["problem.label_smoothing=1: ", "it lies in [0, 1)"]),
     ("problem.label_smoothing=-0.1", ["problem.label_smoothing=-0.1: ", "it lies in [0, 1)"]),
     ("problem.batch_norm_images=1", ["problem.batch_norm_images=1: a variance takes at least 2 images"]),
-    ("problem.batch_norm=averages", ["problem.batch_norm=averages: is estimate, over training images, or average, with the workers' parameters"]),
-    ("problem.batch_norm=average", ["problem.batch_norm=average: this net has no batch norm", "use problem.batch_norm=estimate"]),
-    ("problem.batch_norm=average problem.batch_norm_images=9", ["problem.batch_norm_images=9: nothing is estimated; leave out one"]),
+    ("problem.batch_norm=averages", ["problem.batch_norm=averages: is estimate, over training images, or average, "
+    "with the workers' parameters"]),
+    ("problem.batch_norm=average",
+    ["problem.batch_norm=average: this net has no batch norm", "use problem.batch_norm=estimate"]),
+    ("problem.batch_norm=average problem.batch_norm_images=9", ["problem.batch_norm_images=9: nothing is "
+    "estimated; leave out one"]),
     ("problem.top5=5", ["problem.top5=5: must be true or false"]),
     ("warmup=-1", ["warmup=-1: must be a whole number of at least 0"]),
     ("warmup=100 steps=100", ["warmup=100: the run has 100 local steps; a warm-up is shorter than the run"]),
     ("warmup=900 epochs=1", ["warmup=900: the run has 43 local steps"]),
     ("schedule.warmup=5", ["warmup is a setting of the run, not of schedule; write warmup="]),
-    ("schedule=cosine minutes=2", ["schedule=cosine minutes=2: this schedule follows the run's local steps", "give steps= or epochs="]),
+    ("schedule=cosine minutes=2",
+    ["schedule=cosine minutes=2: this schedule follows the run's local steps", "give steps= or epochs="]),
     ("schedule=cosine schedule.final=2", ["schedule.final=2: ", "it lies in [0, 1]"]),
     ("profile='30 s'", ["profile=30 s: a trace is as long as a number of steps, such as profile='10 steps'"]),
     ("profile=10", ["profile=10: a trace is as long as a number of steps, such as profile='10 steps'"]),
     ("profile='10 steps' steps=14", ["profile=10 steps: the first 5 steps are not recorded, and the run has 14"]),
     ("precision=fp16", ["precision=fp16: is fp32, tf32 or bf16"]),
-    ("precision=tf32 device=cpu", ["precision=tf32 device=cpu: tf32 is how CUDA devices multiply", "use fp32, or bf16"]),
+    ("precision=tf32 device=cpu",
+    ["precision=tf32 device=cpu: tf32 is how CUDA devices multiply", "use fp32, or bf16"]),
     ("schedule=stepwise", ["schedule=stepwise needs schedule.milestones"]),
     ("schedule=stepwise schedule.milestones=5", ["schedule.milestones=5: must be a list"]),
     ("dataset=mnist steps=9", ["There is no default eta for algo=easgd with dataset=mnist: write eta="]),
     ("dataset=fashion_mnist eta=0.1", ["There is no default length", "write steps=, epochs= or minutes="]),
-    ("dataset=cifar100 dataset.download=false", ["dataset.root=data: there is no data/cifar-100-python", "dataset.download=true fetches CIFAR-100"]),
-    ("dataset=mnist dataset.download=false eta=0.1 steps=99", ["dataset.root=data: there is no data/MNIST", "dataset.download=true fetches MNIST"]),
+    ("dataset=cifar100 dataset.download=false",
+    ["dataset.root=data: there is no data/cifar-100-python", "dataset.download=true fetches CIFAR-100"]),
+    ("dataset=mnist dataset.download=false eta=0.1 steps=99",
+    ["dataset.root=data: there is no data/MNIST", "dataset.download=true fetches MNIST"]),
     ("model=torchvision dataset=synthetic", ["model=torchvision needs model.name", "write model.name="]),
-    ("model=torchvision model.name=resent18 dataset=synthetic", ["model.name=resent18: is no net of torchvision; did you mean resnet18"]),
+    ("model=torchvision model.name=resent18 dataset=synthetic", ["model.name=resent18: is no net of torchvision; "
+    "did you mean resnet18"]),
     ("model=torchvision model.name=resnet18", ["model.name=resnet18: takes images of 3 channels, and these have 1"]),
     ("model.name=resnet18", ["model.name=resnet18: model=small takes no name; write model=NAME"]),
     ("init_without=[fc]", ["init_without=[fc]: there is no file to leave these out of; give init="]),
@@ -130,9 +143,11 @@ MISTAKES = [
     ("device=cuda:7,cuda:8", ["device=cuda:7,cuda:8: this machine shows"]),
     ("center_device=cuda:1", ["center_device=cuda:1: this machine shows", "use center_device=cpu"]),
     ("=5", ["=5: there is no key before the ="]),
-    ("batch_size=99999999999", ["batch_size=99999999999: this run needs", "for batches", "are free; use smaller batches"]),
+    ("batch_size=99999999999",
+    ["batch_size=99999999999: this run needs", "for batches", "are free; use smaller batches"]),
     ("launcher=simulated launcher.compute=0", ["launcher.compute=0", "greater than 0"]),
-    ("launcher=simulated launcher.speed=[1,2]", ["launcher.speed=[1,2]: simulated has no such setting; did you mean launcher.speeds?"]),
+    ("launcher=simulated launcher.speed=[1,2]", ["launcher.speed=[1,2]: simulated has no such setting; did you "
+    "mean launcher.speeds?"]),
     ("launcher=simulated launcher.speeds=4", ["launcher.speeds=4: must be a list"]),
     ("launcher=simulated launcher.latency=fast", ["launcher.latency=fast: must be"]),
     ("launcher=simulated launcher.latency=[1,2,3]", ["launcher.latency=[1.0, 2.0, 3.0]", "[up,down]"]),
@@ -144,15 +159,19 @@ MISTAKES = [
     ("replay=nowhere", ["replay=nowhere: there is no such directory"]),
     ("replay=.", ["replay=.: holds no exchanges.bin"]),
     ("replay=. eta=0.1", ["replay=. eta=0.1: a run is replayed with the settings it had"]),
-    ("workers=9999999 launcher=simulated", ["workers=9999999: this run needs", "for vectors", "are free; use fewer workers"]),
+    ("workers=9999999 launcher=simulated",
+    ["workers=9999999: this run needs", "for vectors", "are free; use fewer workers"]),
     ("workers=99999999", ["workers=99999999: launcher=local starts at most 120 workers", "launcher=simulated"]),
     ("threads=100000", ["threads=100000: must be at most", "this machine has"]),
-    ("dataset=synthetic dataset.shape=[3,1000000,1000000]", ["dataset.shape=[3, 1000000, 1000000]", "need", "are free; make them smaller or fewer"]),
+    ("dataset=synthetic dataset.shape=[3,1000000,1000000]",
+    ["dataset.shape=[3, 1000000, 1000000]", "need", "are free; make them smaller or fewer"]),
     ("beta=5", ["beta=5 with workers=4 makes alpha=1.25: the moving rate", "lies in [0, 1]"]),
     ("alpha=5", ["alpha=5: the moving rate", "lies in [0, 1]"]),
     ("ümlaut=3", ["ümlaut=3: ümlaut is not a key; settings are written key=value"]),
-    ("layers=3", ["layers=3: there is no setting layers; easgd train --help lists all of them"]),  # half of it is in launcher
-    ("default_steps=3", ["default_steps=3: default_steps is the length that configs/tuning.yaml gives", "write steps=3"]),
+    # half of it is in launcher
+    ("layers=3", ["layers=3: there is no setting layers; easgd train --help lists all of them"]),
+    ("default_steps=3",
+    ["default_steps=3: default_steps is the length that configs/tuning.yaml gives", "write steps=3"]),
     ("--resolve", ["--resolve: says how --cfg prints the settings", "write --cfg job --resolve"]),
     ("--package algo", ["--package algo: says how --cfg prints the settings", "write --cfg job --package algo"]),
     ("resume=", ["resume=: names no directory; write resume=RUN_DIR"]),
@@ -168,8 +187,10 @@ MISTAKES = [
     ("hydra.job.chdir=maybe", ["hydra.job.chdir=maybe: must be true or false"]),
     ("hydra.mode=BOTH", ["hydra.mode=BOTH: must be one of RUN, MULTIRUN"]),
     ("+hydra.run.dr=x", ["+hydra.run.dr=x: there is no setting hydra.run.dr; did you mean hydra.run.dir?"]),
-    ("hydra.sweep.subdir=", ["hydra.sweep.subdir=: is about a sweep, and this is a single run; add -m, or leave it out"]),
-    ("hydra.launcher.cpus_per_task=8", ["easgd itself has no such setting; choose the plugin that has it with hydra/launcher="]),
+    ("hydra.sweep.subdir=",
+    ["hydra.sweep.subdir=: is about a sweep, and this is a single run; add -m, or leave it out"]),
+    ("hydra.launcher.cpus_per_task=8", ["easgd itself has no such setting; choose the plugin that has it with "
+    "hydra/launcher="]),
     ("model=mlp model.hidden.x=3", ["model.hidden.x=3: has no place in the configuration"]),
     ("model=mlp model.hidden={a:3}", ["model.hidden={a:3}: must be a list"]),
     ("init_without=[null]", ["init_without=[null]: must be a list of texts"]),
@@ -179,7 +200,8 @@ MISTAKES = [
     ("nodes=2", ["nodes=2: there is no setting nodes; a run is on one machine", "workers="]),
     ("schedule=cosin", ["did you mean cosine?"]),
     ("--cfg job --package nope", ["--cfg job --package nope: package 'nope' not found"]),
-    ("--config-name algo/easgd", ["--config-name algo/easgd: is an option of algo, and no root configuration; write algo=easgd"]),
+    ("--config-name algo/easgd", ["--config-name algo/easgd: is an option of algo, and no root configuration; "
+    "write algo=easgd"]),
     ("-sc", ["-sc: goes with install=bash"]),
     ("-sc install=tcsh", ["-sc: goes with install=bash"]),
     ("tau=1 tau=2", ["tau=1 tau=2: tau is given twice"]),
@@ -191,16 +213,20 @@ MISTAKES = [
     ("--config-dir nowhere", ["--config-dir nowhere: there is no such directory"]),
     ("hydra.run.dr=x", ["did you mean hydra.run.dir?"]),
     ("hydra/launcher=slurm", ["hydra/launcher=slurm", "There are: basic"]),
-    ("hydra.run.dir=/dev/null/run", ["hydra.run.dir=/dev/null/run: the directory of the run cannot be made", "choose another with hydra.run.dir="]),
+    ("hydra.run.dir=/dev/null/run",
+    ["hydra.run.dir=/dev/null/run: the directory of the run cannot be made", "choose another with hydra.run.dir="]),
     ("resume=nowhere", ["resume=nowhere: there is no such directory"]),
     ("algo=nomodule:M", ["algo=nomodule:M: there is no module nomodule"]),
     ("algo=easgd_cli.algorithms:EASDG eta=1 steps=1", ["did you mean easgd_cli.algorithms:EASGD?"]),
-    ("algo=easgd_cli.algorithms:EASGD steps=1", ["There is no default eta for algo=easgd_cli.algorithms:EASGD with dataset=digits: write eta="]),
+    ("algo=easgd_cli.algorithms:EASGD steps=1", ["There is no default eta for algo=easgd_cli.algorithms:EASGD "
+    "with dataset=digits: write eta="]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("words", "parts"), MISTAKES, ids=[w for w, _ in MISTAKES])
-def test_a_mistake_is_one_sentence_before_anything_is_started_or_made(words: str, parts: list[str], easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_a_mistake_is_one_sentence_before_anything_is_started_or_made(
+    words: str, parts: list[str], easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     said = easgd("train", *shlex.split(words))
     assert said.status == 2
     assert all(part in said.err for part in parts), said.err
@@ -212,7 +238,9 @@ def test_a_mistake_is_one_sentence_before_anything_is_started_or_made(words: str
 
 
 def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    s = composed("dataset=synthetic", "model=small", "dataset.train=9000", "workers=2", "batch_size=16", "eval.every=null")
+    s = composed(
+        "dataset=synthetic", "model=small", "dataset.train=9000", "workers=2", "batch_size=16", "eval.every=null"
+    )
     fits = build.prepare(s).data
     assert fits is not None
     monkeypatch.setattr(shared_memory, "available_memory", lambda: fits.nbytes)
@@ -228,15 +256,18 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("words", "vectors"),
     [
-        # workers: x, v, scratch, reply, gradient, start, what backward adds; the center; the evaluator; snapshots; at the end x, v, reply, the center, its file
+        # workers: x, v, scratch, reply, gradient, start, what backward adds; the center; the evaluator; snapshots; at
+        # the end x, v, reply, the center, its file
         (["algo=eamsgd", "workers=2", "eval.every=null"], 2 * 7 + 1 + 3 + 2 + (2 * 3 + 1 + 1)),
         (
             ["algo=easgd", "workers=2", "average=polyak", "eval.every=null"],
             2 * 5 + 2 + 3 + 2 * 2 + (2 * 2 + 2 + 1),
         ),  # no v, no scratch; center and snapshots with the average
-        (["algo=easgd", "workers=2", "eval.every='1 steps'"], 2 * 5 + 1 + 3 + 9 + (2 * 2 + 1 + 1)),  # eight snapshots wait, one is measured
+        # eight snapshots wait, one is measured
+        (["algo=easgd", "workers=2", "eval.every='1 steps'"], 2 * 5 + 1 + 3 + 9 + (2 * 2 + 1 + 1)),
         (["algo=sgd", "workers=1", "eval.every=null"], 4 + 3 + 2 + (1 + 1 + 1)),
-        (["algo=eamsgd", "workers=2", "launcher=simulated"], 2 * 4 + 1 + 2 + (2 * 3 + 1 + 1)),  # one problem for all, which is there already
+        # one problem for all, which is there already
+        (["algo=eamsgd", "workers=2", "launcher=simulated"], 2 * 4 + 1 + 2 + (2 * 3 + 1 + 1)),
     ],
 )
 def test_vectors_that_do_not_fit_are_refused(words: list[str], vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +275,11 @@ def test_vectors_that_do_not_fit_are_refused(words: list[str], vectors: int, mon
     monkeypatch.setattr(shared_memory, "available_memory", lambda: vectors * 8000)
     assert build.prepare(s).size == 1000
     monkeypatch.setattr(shared_memory, "available_memory", lambda: vectors * 8000 - 1)
-    with pytest.raises(UsageError, match=rf"workers={s.workers}: this run needs .* for vectors, .* use fewer workers or a smaller model"):
+    with pytest.raises(
+        UsageError,
+        match=rf"workers={s.workers}: this run needs .* for vectors, .* use fewer "
+        r"workers or a smaller model",
+    ):
         build.prepare(s)
 
 
@@ -253,11 +288,16 @@ def test_a_refusal_does_not_wait_for_torch(here: Path) -> None:
     code = (
         "import sys; from easgd_cli.__main__ import main\n"
         "assert main(['--help']) == main(['--version']) == 0 and 'hydra' not in sys.modules\n"
-        "assert main(['train', '--help']) == 0 and main(['train', 'tau=0']) == 2 and main(['train', 'algo=mdownpour', 'tau=4']) == 2\n"
+        "assert main(['train', '--help']) == 0 and main(['train', 'tau=0']) == 2 and main(['train', "
+        "'algo=mdownpour', 'tau=4']) == 2\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=here, env={**os.environ, "PYTHONPATH": str(configs.directory().parent)}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(configs.directory().parent)},
     )
     assert done.returncode == 0, done.stderr
     assert __version__ in done.stdout
@@ -336,24 +376,34 @@ def test_paths_need_no_quotes(easgd: Easgd, launcher: Launcher, here: Path, unpr
     assert job.run_dir == here / "out" / "x=1,y=(2) # z"
 
 
-@pytest.mark.parametrize("text", ["plain", "it's", "back\\slash", "end\\", "quote\\'s", "a=b,c", "${x}", "ümlaut #;()[]{}", '"double"'])
+@pytest.mark.parametrize(
+    "text", ["plain", "it's", "back\\slash", "end\\", "quote\\'s", "a=b,c", "${x}", "ümlaut #;()[]{}", '"double"']
+)
 def test_quoting_is_undone_by_hydra(text: str) -> None:
     [override] = arguments.parse_overrides([f"init={arguments.quote(text)}"])
     assert override.value() == text
 
 
-def test_a_run_has_a_directory_of_its_own_with_its_settings(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+def test_a_run_has_a_directory_of_its_own_with_its_settings(
+    easgd: Easgd, launcher: Launcher, here: Path, unprepared: None
+) -> None:
     for _ in range(3):
         assert easgd("train", "algo=eamsgd", "eval.every=30 s", "tau=4", "hydra.run.dir=out/run").status == 0
     assert sorted(p.name for p in (here / "out").iterdir()) == ["run", "run.2", "run.3"]
     assert [j.run_dir.name for j in launcher.jobs] == ["run", "run.2", "run.3"]
     job = launcher.jobs[0]
     assert compose.resumed("out/run/config.yaml", [], {}) == job.settings
-    assert yaml.safe_load((here / "out/run/overrides.yaml").read_text()) == job.overrides == ["algo=eamsgd", "eval.every=30 s", "tau=4"]
+    assert (
+        yaml.safe_load((here / "out/run/overrides.yaml").read_text())
+        == job.overrides
+        == ["algo=eamsgd", "eval.every=30 s", "tau=4"]
+    )
     assert job.command == "easgd train algo=eamsgd 'eval.every=30 s' tau=4 hydra.run.dir=out/run"
 
 
-def test_the_default_directory_is_named_by_date_and_overrides(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+def test_the_default_directory_is_named_by_date_and_overrides(
+    easgd: Easgd, launcher: Launcher, here: Path, unprepared: None
+) -> None:
     said = easgd("train", "tau=4", "algo=eamsgd")
     [path] = (here / "runs").iterdir()
     assert path.name[19:] == "_algo=eamsgd,tau=4"
@@ -387,8 +437,17 @@ def test_resume_null_is_a_new_run(easgd: Easgd, launcher: Launcher, unprepared: 
 def test_names_hold_what_every_file_system_takes() -> None:
     assert run_directory.named_by(["tau=4", "init='a b/ü.pt'", "eta=1e+3"]) == "eta=1e3,init=a-b-.pt,tau=4"
     long = [f"algo.parameter_{i}=0.123456789" for i in range(20)]
-    drawn = ["eta=0.00012345678901234567", "tau=4", "l2=1.2345678901e-05", "model.hidden=[2.50,1234567.8901]", "init=a1.23456789.pt"]
-    assert run_directory.named_by(drawn, digits=6) == "eta=0.000123457,init=a1.23456789.pt,l2=1.23457e-05,model.hidden=-2.50,1.23457e06-,tau=4"
+    drawn = [
+        "eta=0.00012345678901234567",
+        "tau=4",
+        "l2=1.2345678901e-05",
+        "model.hidden=[2.50,1234567.8901]",
+        "init=a1.23456789.pt",
+    ]
+    assert (
+        run_directory.named_by(drawn, digits=6)
+        == "eta=0.000123457,init=a1.23456789.pt,l2=1.23457e-05,model.hidden=-2.50,1.23457e06-,tau=4"
+    )
     assert run_directory.named_by(long) != run_directory.named_by([*long[:-1], "algo.parameter_19=0.2"])
     assert len(run_directory.named_by(long)) == 120 + 1 + 8
     assert len("2026-11-23_22-30-00" + run_directory.named_by(long, prefix="_")) == 120 + 1 + 8
@@ -397,7 +456,12 @@ def test_names_hold_what_every_file_system_takes() -> None:
 def test_settings_without_effect_are_told_once(easgd: Easgd, unprepared: None) -> None:
     said = easgd("train", "algo=sgd", "tau=3", "delta=0.5", "alpha=0.2", "schedule=constant", "gamma=0.1")
     assert said.status == 0
-    assert [line.split(" has no effect")[0] for line in said.err.splitlines()] == ["easgd: alpha=0.2", "easgd: delta=0.5", "easgd: gamma=0.1", "easgd: tau=3"]
+    assert [line.split(" has no effect")[0] for line in said.err.splitlines()] == [
+        "easgd: alpha=0.2",
+        "easgd: delta=0.5",
+        "easgd: gamma=0.1",
+        "easgd: tau=3",
+    ]
     assert easgd("train", "algo=eamsgd", "tau=3", "delta=0.5", "alpha=0.2", "gamma=0.1").err == ""
     simulated = easgd("train", "launcher=simulated", "profile=3 steps", "clip=1")
     assert simulated.err == "easgd: profile=3 steps has no effect: launcher=simulated has no worker processes.\n"
@@ -405,7 +469,10 @@ def test_settings_without_effect_are_told_once(easgd: Easgd, unprepared: None) -
     assert easgd("train", "launcher=simulated", "center_device=cuda").err == (
         "easgd: center_device=cuda has no effect: launcher=simulated keeps the center where its workers compute.\n"
     )
-    assert easgd("train", "problem=quadratic", "precision=bf16").err == "easgd: precision=bf16 has no effect: problem=quadratic does not use it.\n"
+    assert (
+        easgd("train", "problem=quadratic", "precision=bf16").err == "easgd: precision=bf16 has no effect: "
+        "problem=quadratic does not use it.\n"
+    )
     assert "only exchange is before the first step" in easgd("train", "steps=10", "tau=10").err
 
 
@@ -415,7 +482,11 @@ def test_a_center_on_a_gpu_is_for_workers_that_are_there(easgd: Easgd, monkeypat
     for device in ("cuda:0", "cuda:0,cuda:1", "cpu"):
         said = easgd("train", "center_device=cuda:1", f"device={device}")
         assert said.status == 2
-        assert said.err == f"easgd: center_device=cuda:1 device={device}: a center on a GPU is for workers that all compute there; write device=cuda:1.\n"
+        assert (
+            said.err
+            == f"easgd: center_device=cuda:1 device={device}: a center on a GPU is for workers that all compute "
+            "there; write device=cuda:1.\n"
+        )
 
 
 def test_the_exit_status_is_the_launchers(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
@@ -436,7 +507,9 @@ def test_an_interrupted_run_says_how_to_go_on(easgd: Easgd, launcher: Launcher, 
     assert "train resume=run" in easgd("train", "hydra.run.dir=run").out
 
 
-def test_a_run_refused_by_its_launcher_leaves_no_directory_and_one_that_failed_does(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+def test_a_run_refused_by_its_launcher_leaves_no_directory_and_one_that_failed_does(
+    easgd: Easgd, launcher: Launcher, here: Path, unprepared: None
+) -> None:
     def refuse(job: Job) -> Outcome:
         raise UsageError("workers=4: no memory for so many.")
 
@@ -462,7 +535,9 @@ def test_a_defect_shows_where_it_is(easgd: Easgd, launcher: Launcher, unprepared
         easgd("train")
 
 
-def test_a_configuration_that_cannot_be_written_is_a_refusal(easgd: Easgd, here: Path, unprepared: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_that_cannot_be_written_is_a_refusal(
+    easgd: Easgd, here: Path, unprepared: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Path, *_: object, **__: object) -> int:
         raise OSError(28, "No space left on device", str(self))
 
@@ -475,7 +550,15 @@ def test_a_configuration_that_cannot_be_written_is_a_refusal(easgd: Easgd, here:
 
 def test_a_run_leaves_this_process_as_it_was(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
     root = logging.getLogger()
-    before = (list(root.handlers), root.level, list(sys.argv), dict(os.environ), os.getcwd(), torch.get_num_threads(), torch.get_rng_state())
+    before = (
+        list(root.handlers),
+        root.level,
+        list(sys.argv),
+        dict(os.environ),
+        os.getcwd(),
+        torch.get_num_threads(),
+        torch.get_rng_state(),
+    )
 
     def untidy(job: Job) -> Outcome:
         root.addHandler(logging.FileHandler(job.run_dir / "log"))
@@ -488,7 +571,15 @@ def test_a_run_leaves_this_process_as_it_was(easgd: Easgd, launcher: Launcher, h
 
     launcher.behave = untidy
     assert easgd("train").status == 0
-    after = (list(root.handlers), root.level, list(sys.argv), dict(os.environ), os.getcwd(), torch.get_num_threads(), torch.get_rng_state())
+    after = (
+        list(root.handlers),
+        root.level,
+        list(sys.argv),
+        dict(os.environ),
+        os.getcwd(),
+        torch.get_num_threads(),
+        torch.get_rng_state(),
+    )
     assert after[:-1] == before[:-1]
     assert torch.equal(after[-1], before[-1])
 
@@ -517,7 +608,8 @@ class Net(torch.nn.Sequential):
 
 def data(n: int = 40, side: int = 6):
     g = torch.Generator().manual_seed(0)
-    return torch.rand(n, 1, side, side, generator=g), torch.arange(n) % 3, torch.rand(n, 1, side, side, generator=g), torch.arange(n) % 3
+    labels = torch.arange(n) % 3
+    return torch.rand(n, 1, side, side, generator=g), labels, torch.rand(n, 1, side, side, generator=g), labels
 """
 
 
@@ -544,15 +636,25 @@ def test_a_net_of_torchvision_is_chosen_by_its_name(easgd: Easgd, launcher: Laun
     assert said.status == 0, said.err
     assert [job.settings.model["name"] for job in launcher.jobs] == ["shufflenet_v2_x0_5", "squeezenet1_1"]
     assert [job.run_dir.name for job in launcher.jobs] == ["model.name=shufflenet_v2_x0_5", "model.name=squeezenet1_1"]
-    assert launcher.jobs[0].settings.eta == composed("dataset=synthetic").eta, "rates are the data set's and the method's, whatever the net"
+    assert launcher.jobs[0].settings.eta == composed("dataset=synthetic").eta, (
+        "rates are the data set's and the method's, whatever the net"
+    )
     s = compose.resumed(str(launcher.jobs[0].run_dir / "config.yaml"), [], {})
     assert s == launcher.jobs[0].settings
     images = build.data(s)
-    assert sum(p.numel() for p in build.model(s, images).parameters()) == 352_042  # 341,792 and 10 outputs of 1,025 numbers each
+    # 341,792 and 10 outputs of 1,025 numbers each
+    assert sum(p.numel() for p in build.model(s, images).parameters()) == 352_042
 
 
 def test_parameters_are_read_from_a_file_with_what_batch_norms_have_seen(here: Path) -> None:
-    s = composed("dataset=synthetic", "dataset.train=20", "dataset.test=20", "model=torchvision", "model.name=shufflenet_v2_x0_5", "init=net.pt")
+    s = composed(
+        "dataset=synthetic",
+        "dataset.train=20",
+        "dataset.test=20",
+        "model=torchvision",
+        "model.name=shufflenet_v2_x0_5",
+        "init=net.pt",
+    )
     images = build.data(s)
     saved = build.model(replace(s, init=None, seed=5), images)
     saved.conv1[1].running_mean.fill_(0.25)
@@ -568,14 +670,30 @@ def test_parameters_are_read_from_a_file_with_what_batch_norms_have_seen(here: P
     assert all(torch.equal(value, read[name]) for name, value in old.items())
     thousand = build.model(replace(s, init=None), replace(images, num_classes=1000))
     torch.save(thousand.state_dict(), here / "net.pt")
-    sentence = r"init=net.pt: fc.weight is \[1000, 1024\] in the file and \[10, 1024\] in the net: .* 1000 classes, .* has 10; give init_without=\[fc\]"
+    sentence = (
+        r"init=net.pt: fc.weight is \[1000, 1024\] in the file and \[10, 1024\] in the net: .* 1000 classes, .* "
+        r"has 10; give init_without=\[fc\]"
+    )
     with pytest.raises(UsageError, match=sentence):
         build.model(s, images)
-    tuned, fresh = (build.model(with_init, images).state_dict() for with_init in (replace(s, init_without=["fc"]), replace(s, init=None)))
-    assert all(torch.equal(value, (fresh if name.startswith("fc.") else thousand.state_dict())[name]) for name, value in tuned.items())
+    tuned, fresh = (
+        build.model(with_init, images).state_dict()
+        for with_init in (replace(s, init_without=["fc"]), replace(s, init=None))
+    )
+    assert all(
+        torch.equal(value, (fresh if name.startswith("fc.") else thousand.state_dict())[name])
+        for name, value in tuned.items()
+    )
     torch.save(thousand.state_dict() | {"aux.weight": torch.ones(3)}, here / "net.pt")
-    assert torch.equal(build.model(replace(s, init_without=["fc.weight", "fc.bias", "aux"]), images).state_dict()["fc.weight"], fresh["fc.weight"])
-    with pytest.raises(UsageError, match=r"init_without=\[head\]: neither init=net.pt nor the net has .* head; the net's are conv1, .* conv5, fc"):
+    assert torch.equal(
+        build.model(replace(s, init_without=["fc.weight", "fc.bias", "aux"]), images).state_dict()["fc.weight"],
+        fresh["fc.weight"],
+    )
+    with pytest.raises(
+        UsageError,
+        match=r"init_without=\[head\]: neither init=net.pt nor the net has .* head; "
+        r"the net's are conv1, .* conv5, fc",
+    ):
         build.model(replace(s, init_without=["head"]), images)
     torch.save({**saved.state_dict(), "fc.bias": torch.tensor(0.0)}, here / "net.pt")
     with pytest.raises(UsageError, match=r"init=net.pt: fc.bias is \[\] in the file and \[10\] in the model"):
@@ -629,7 +747,9 @@ class Wide(Bowl):
 """
 
 
-def test_a_users_own_problem_brings_its_settings_and_only_what_it_asks_for(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_a_users_own_problem_brings_its_settings_and_only_what_it_asks_for(
+    easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     (here / "mine.py").write_text(OWN_PROBLEM)
     words = ["train", "eta=0.1", "steps=20"]
     said = easgd(*words, "problem=mine:Bowl", "problem.width=2", "batch_size=7", "l2=0.1")
@@ -639,7 +759,11 @@ def test_a_users_own_problem_brings_its_settings_and_only_what_it_asks_for(easgd
     assert s.problem == {"name": "mine:Bowl", "target": "mine:Bowl", "width": 2}  # l2 and workers are the run's
     assert (s.dataset["name"], s.model["name"]) == ("none", "none")
     assert compose.resumed(str(launcher.jobs[0].run_dir / "config.yaml"), [], {}) == s
-    assert easgd(*words, "problem=mine:OnImages").status == easgd(*words, "problem=mine:OnNet", "dataset=digits").status == 0
+    assert (
+        easgd(*words, "problem=mine:OnImages").status
+        == easgd(*words, "problem=mine:OnNet", "dataset=digits").status
+        == 0
+    )
     on_images, on_net = (job.settings for job in launcher.jobs[1:])
     assert (on_images.dataset["name"], on_images.model["name"]) == ("digits", "none")
     assert (on_net.dataset["name"], on_net.model["name"]) == ("digits", "small")
@@ -647,10 +771,13 @@ def test_a_users_own_problem_brings_its_settings_and_only_what_it_asks_for(easgd
     assert (launcher.jobs[-1].settings.dataset["name"], launcher.jobs[-1].settings.model["words"]) == ("none", 9)
     assert easgd(*words, "problem=mine:OnNetAlone", "dataset=digits").status == 0  # whose shape `small` asks for
     for more, sentence in {
-        "problem=mine:OnNetAlone": "problem=mine:OnNetAlone model=small: this net asks for the shape of images, and there are none",
+        "problem=mine:OnNetAlone": "problem=mine:OnNetAlone model=small: this net asks for the shape of images, "
+        "and there are none",
         "problem=mine:OnNetAlone model=mine:Nothing": "mine has no Nothing",
         "problem=mine:Bowl": "problem=mine:Bowl needs problem.width",
-        "problem=mine:Wide": "problem=mine:Wide: gradient(x) returned a tensor [4] of type torch.float32, where start() returned a tensor [3]",
+        "problem=mine:Wide": "problem=mine:Wide: gradient(x) returned a tensor [4] of type torch.float32, where "
+        "start() returned "
+        "a tensor [3]",
         "problem=mine:Nothing": "problem=mine:Nothing: mine has no Nothing",
         "problem=mine:Bowls": "mine has no Bowls; did you mean mine:Bowl?",
         "problem=mine:OnImages model=small": "problem=mine:OnImages model=small: this problem uses no model",
@@ -659,12 +786,19 @@ def test_a_users_own_problem_brings_its_settings_and_only_what_it_asks_for(easgd
     }.items():
         said = easgd(*words, *more.split())
         assert (said.status, len(said.err.splitlines())) == (2, 1) and sentence in said.err, said.err
-    assert "There is no default eta for algo=easgd with problem=mine:Wide: write eta=." in easgd("train", "problem=mine:Wide", "steps=1").err
+    assert (
+        "There is no default eta for algo=easgd with problem=mine:Wide: write eta=."
+        in easgd("train", "problem=mine:Wide", "steps=1").err
+    )
 
 
-def test_the_problem_of_the_documentation_runs_in_processes_of_its_own_and_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_problem_of_the_documentation_runs_in_processes_of_its_own_and_goes_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = (configs.directory().parent / "docs" / "algorithms.md").read_text()
-    found = re.search(r"\n((?:    import torch\n)(?:    .*\n|\n)*?)    \$ (easgd train problem=my_module:Rosenbrock .*)\n", text)
+    found = re.search(
+        r"\n((?:    import torch\n)(?:    .*\n|\n)*?)    \$ (easgd train problem=my_module:Rosenbrock .*)\n", text
+    )
     assert found is not None
     (here / "my_module.py").write_text(textwrap.dedent(found[1]))
     run = here / "run"
@@ -678,7 +812,11 @@ def test_the_problem_of_the_documentation_runs_in_processes_of_its_own_and_goes_
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     measured = [r for r in rows if r["party"] == "center"]
     steps = [r["step"] for r in measured]  # each at the first exchange at which the mean of both workers is there
-    assert [step // 100 * 100 for step in steps] == [0, 100, 200, 200, 300, 400] and (steps[0], steps[3], steps[5]) == (0, 250, 400)
+    assert [step // 100 * 100 for step in steps] == [0, 100, 200, 200, 300, 400] and (steps[0], steps[3], steps[5]) == (
+        0,
+        250,
+        400,
+    )
     x = torch.load(run / "center.pt", weights_only=True)["x"]
     loss = float((1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2)
     assert measured[-1]["train_loss"] == pytest.approx(loss, rel=1e-12) and loss < measured[0]["train_loss"]
@@ -690,12 +828,26 @@ def test_the_problem_of_the_documentation_runs_in_processes_of_its_own_and_goes_
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        ("model=broken:Net", "import sys\nsys.exit(3)\n", "model=broken:Net: importing broken raised SystemExit: 3 ({file}, line 2)."),
-        ("model=broken:Net", "def f(:\n    pass\n", "model=broken:Net: importing broken raised SyntaxError: invalid syntax ({file}, line 1)."),
-        ("dataset=broken:f eta=1 steps=20", "def f():\n    raise SystemExit(4)\n", "dataset=broken:f: calling it raised SystemExit: 4 ({file}, line 2)."),
+        (
+            "model=broken:Net",
+            "import sys\nsys.exit(3)\n",
+            "model=broken:Net: importing broken raised SystemExit: 3 ({file}, line 2).",
+        ),
+        (
+            "model=broken:Net",
+            "def f(:\n    pass\n",
+            "model=broken:Net: importing broken raised SyntaxError: invalid syntax ({file}, line 1).",
+        ),
+        (
+            "dataset=broken:f eta=1 steps=20",
+            "def f():\n    raise SystemExit(4)\n",
+            "dataset=broken:f: calling it raised SystemExit: 4 ({file}, line 2).",
+        ),
     ],
 )
-def test_whatever_an_own_module_raises_is_one_sentence(words: str, code: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_whatever_an_own_module_raises_is_one_sentence(
+    words: str, code: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     (here / "broken.py").write_text(code)
     said = easgd("train", *words.split())
     assert (said.status, said.err) == (2, f"easgd: {sentence.format(file=here / 'broken.py')}\n")
@@ -710,7 +862,9 @@ def documented(name: str) -> str:
     return textwrap.dedent(block.partition("    $ ")[0])
 
 
-def test_the_documented_data_set_runs_as_it_is_printed_and_follows_from_the_seed(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_the_documented_data_set_runs_as_it_is_printed_and_follows_from_the_seed(
+    easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     (here / "my_module.py").write_text(documented("my_data"))
     for seed in (0, 0, 1):
         said = easgd("train", "dataset=my_module:my_data", "eta=0.05", "steps=500", f"seed={seed}")
@@ -734,10 +888,17 @@ def test_a_directory_of_own_configurations(easgd: Easgd, launcher: Launcher, her
     assert (s.algo["name"], s.tau, s.steps, s.seed, s.eta) == ("downpour", 6, 77, 3, composed("algo=downpour").eta)
 
 
-def test_the_documented_configurations_of_ones_own_are_what_they_are_said_to_be(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+def test_the_documented_configurations_of_ones_own_are_what_they_are_said_to_be(
+    easgd: Easgd, launcher: Launcher, here: Path, unprepared: None
+) -> None:
     text = (configs.directory().parent / "docs" / "configuration.md").read_text()
     files = re.findall(r"^    # ([\w/]+\.(?:py|yaml))\n((?:(?!    # [\w/]+\.)(?:    .*)?\n)*)", text, re.MULTILINE)
-    assert [name for name, _ in files] == ["stripes.py", "mine/dataset/stripes.yaml", "mine/tuning/eamsgd_stripes.yaml", "mine/experiment/noise.yaml"]
+    assert [name for name, _ in files] == [
+        "stripes.py",
+        "mine/dataset/stripes.yaml",
+        "mine/tuning/eamsgd_stripes.yaml",
+        "mine/experiment/noise.yaml",
+    ]
     for name, block in files:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(textwrap.dedent(block))
@@ -754,10 +915,17 @@ def test_the_documented_configurations_of_ones_own_are_what_they_are_said_to_be(
     assert (last.tau, last.workers, last.dataset["noise"], last.eta) == (4, 2, 1.5, 0.01)
     assert launcher.jobs[1].run_dir.parent == here / "runs" / "sweeps" / "noise"
     images = build.data(first)
-    assert (images.count("train"), images.count("test"), images.num_classes, images.input_shape) == (600, 300, 3, (1, 8, 8))
+    assert (images.count("train"), images.count("test"), images.num_classes, images.input_shape) == (
+        600,
+        300,
+        3,
+        (1, 8, 8),
+    )
 
 
-def test_own_tuning_lies_over_a_shipped_row_and_below_experiments(easgd: Easgd, launcher: Launcher, here: Path, unprepared: None) -> None:
+def test_own_tuning_lies_over_a_shipped_row_and_below_experiments(
+    easgd: Easgd, launcher: Launcher, here: Path, unprepared: None
+) -> None:
     for name, text in {
         "tuning/eamsgd_digits.yaml": "eta: 0.031\ntau: 3\n",
         "tuning/easgd_mnist.yaml": "defaults: [table/sgd_cifar10@_global_, _self_]\neta: 0.032\n",
@@ -784,7 +952,9 @@ def test_own_tuning_lies_over_a_shipped_row_and_below_experiments(easgd: Easgd, 
         ("tau: {a: 1}", "tau={'a': 1}: must be a whole number."),
     ],
 )
-def test_a_mistake_in_an_own_configuration_is_told_with_its_file(text: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_a_mistake_in_an_own_configuration_is_told_with_its_file(
+    text: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     (here / "own" / "experiment").mkdir(parents=True)
     (here / "own" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
     said = easgd("train", "experiment=mine", "--config-dir", "own", "eta=0.1")
@@ -829,8 +999,19 @@ def test_completion_in_a_shell_that_has_just_started(here: Path) -> None:
     """In this process others have told Hydra of the settings already."""
 
     def offered(typed: str) -> list[str]:
-        line = os.environ | {"COMP_LINE": typed, "COMP_POINT": str(len(typed)), "PYTHONPATH": str(Path(easgd_cli.__file__).parent.parent)}
-        asked = subprocess.run([sys.executable, "-m", "easgd_cli", "-sc", "query=bash"], env=line, capture_output=True, text=True, timeout=60, check=True)
+        line = os.environ | {
+            "COMP_LINE": typed,
+            "COMP_POINT": str(len(typed)),
+            "PYTHONPATH": str(Path(easgd_cli.__file__).parent.parent),
+        }
+        asked = subprocess.run(
+            [sys.executable, "-m", "easgd_cli", "-sc", "query=bash"],
+            env=line,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
         return asked.stdout.split()
 
     assert offered("easgd train t") == ["tau=", "threads="]
@@ -871,12 +1052,20 @@ class Late(AtOnce):
         ("launcher=interrupted:Late", "SIGINT", 130, "interrupted", True),
     ],
 )
-def test_a_signal_before_training_ends_the_command(word: str, number: str, status: int, line: str, left: bool, here: Path) -> None:
+def test_a_signal_before_training_ends_the_command(
+    word: str, number: str, status: int, line: str, left: bool, here: Path
+) -> None:
     """While data are loaded, when the directory has been made, and once a summary in it says that a run has begun."""
     (here / "mine.py").write_text(OWN)
     (here / "interrupted.py").write_text(INTERRUPTED.format(number=number))
     words = [word] if word.startswith("dataset") else ["dataset=mine:data", word]
     command = [sys.executable, "-m", "easgd_cli", "train", *words, "eta=0.1", "steps=50", "hydra.run.dir=run"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env={**os.environ, "PYTHONPATH": str(configs.directory().parent)})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(configs.directory().parent)},
+    )
     assert (done.returncode, done.stderr) == (status, f"easgd: {line}.\n")
     assert (here / "run").exists() == left

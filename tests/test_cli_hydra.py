@@ -1,4 +1,6 @@
-"""Habits and mistakes of Hydra's users: what works as they write it, and that every remedy which a sentence proposes is one."""
+"""Habits and mistakes of Hydra's users: what works as they write it, and that every remedy which a sentence proposes is
+one.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,20 @@ Easgd = Callable[..., Said]
 
 @pytest.fixture
 def handed(here: Path, monkeypatch: pytest.MonkeyPatch, unprepared: None) -> list[list[str]]:
-    """Hydra's basic plugins under the names of others, so that no test needs one. What they were asked to run, which is dropped."""
+    """Hydra's basic plugins under the names of others, so that no test needs one. What they were asked to run, which is
+    dropped.
+    """
     Plugins.instance()  # stores those that are installed
     store = ConfigStore.instance()
     monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
     basic = "hydra._internal.core_plugins.basic_"
     for name in ("submitit_slurm", "joblib"):
         store.store(name, {"_target_": f"{basic}launcher.BasicLauncher", "n_jobs": 1}, group="hydra/launcher")
-    store.store("optuna", {"_target_": f"{basic}sweeper.BasicSweeper", "params": None, "max_batch_size": None}, group="hydra/sweeper")
+    store.store(
+        "optuna",
+        {"_target_": f"{basic}sweeper.BasicSweeper", "params": None, "max_batch_size": None},
+        group="hydra/sweeper",
+    )
     monkeypatch.setattr(plugins, "_installed", lambda module: True)
     monkeypatch.setattr(plugins.shutil, "which", lambda program: program)  # type: ignore[attr-defined]
     asked: list[list[str]] = []
@@ -74,7 +82,11 @@ REMEDIES = [
     ("nodes=2 tau=1,2", "-m hydra/launcher=submitit_slurm", "-m hydra/launcher=submitit_slurm tau=1,2"),
     ("sweeper=optuna", "did you mean hydra/sweeper?", "-m hydra/sweeper=optuna tau=1,2 dataset.validation=9"),
     ("launcher=slurm tau=1,2", "-m hydra/launcher=submitit_slurm", "-m hydra/launcher=submitit_slurm tau=1,2"),
-    ("-m tau=1,2 hydra.launcher=submitit_slurm", "with a slash: hydra/launcher=submitit_slurm", "-m tau=1,2 hydra/launcher=submitit_slurm"),
+    (
+        "-m tau=1,2 hydra.launcher=submitit_slurm",
+        "with a slash: hydra/launcher=submitit_slurm",
+        "-m tau=1,2 hydra/launcher=submitit_slurm",
+    ),
     (
         "-m tau=1,2 hydra.sweeper=optuna dataset.validation=9",
         "with a slash: hydra/sweeper=optuna",
@@ -88,9 +100,17 @@ REMEDIES = [
     ("hydra.job.env_set.A=1", "a + adds it: +hydra.job.env_set.A=1", "+hydra.job.env_set.A=1"),
     ("'hydra.job.env_set={A: 1}'", "a + adds it: +hydra.job.env_set={A: 1}", "'+hydra.job.env_set={A: 1}'"),
     ("hydra.job.env_set=1", "write +hydra.job.env_set.NAME=VALUE", "+hydra.job.env_set.A=1"),
-    ("-m hydra.launcher.n_jobs=2 tau=1,2", "with hydra/launcher=", "-m hydra.launcher.n_jobs=2 tau=1,2 hydra/launcher=joblib"),
+    (
+        "-m hydra.launcher.n_jobs=2 tau=1,2",
+        "with hydra/launcher=",
+        "-m hydra.launcher.n_jobs=2 tau=1,2 hydra/launcher=joblib",
+    ),
     ("hydra.searchpath=own", "such as 'hydra.searchpath=[own]'", "'hydra.searchpath=[own]'"),
-    ("'hydra.searchpath=[nowhere]'", "'hydra.searchpath=[file:///path/to/it]'", "'hydra.searchpath=[file://{here}/own]'"),
+    (
+        "'hydra.searchpath=[nowhere]'",
+        "'hydra.searchpath=[file:///path/to/it]'",
+        "'hydra.searchpath=[file://{here}/own]'",
+    ),
     ("hydra.sweep.dir=x tau=1,2", "-m", "-m hydra.sweep.dir=x tau=1,2"),
     ("algo@x=easgd", "write algo=easgd without the @", "algo=easgd"),
     ("--config-name experiment/fig2_small", "write experiment=fig2_small", "experiment=fig2_small hydra.mode=RUN"),
@@ -106,7 +126,9 @@ REMEDIES = [
 
 
 @pytest.mark.parametrize(("mistake", "proposed", "mended"), REMEDIES, ids=[m for m, _, _ in REMEDIES])
-def test_every_remedy_is_one(mistake: str, proposed: str, mended: str, easgd: Easgd, launcher: Launcher, here: Path, handed: object) -> None:
+def test_every_remedy_is_one(
+    mistake: str, proposed: str, mended: str, easgd: Easgd, launcher: Launcher, here: Path, handed: object
+) -> None:
     (here / "own").mkdir()
     mistake = mistake.replace("{{", "{").replace("}}", "}")
     said = easgd("train", *shlex.split(mistake))
@@ -120,8 +142,16 @@ def test_every_remedy_is_one(mistake: str, proposed: str, mended: str, easgd: Ea
 
 IN_FILES = [
     ("tau: 3\n", "# @package _global_ is its first line", "# @package _global_\ntau: 3\n"),
-    ("algo: eamsgd\n", "# @package _global_ is its first line", "# @package _global_\ndefaults:\n  - override /algo: eamsgd\n"),
-    ("# @package _global_\nalgo: eamsgd\n", "write - override /algo: eamsgd there", "# @package _global_\ndefaults:\n  - override /algo: eamsgd\n"),
+    (
+        "algo: eamsgd\n",
+        "# @package _global_ is its first line",
+        "# @package _global_\ndefaults:\n  - override /algo: eamsgd\n",
+    ),
+    (
+        "# @package _global_\nalgo: eamsgd\n",
+        "write - override /algo: eamsgd there",
+        "# @package _global_\ndefaults:\n  - override /algo: eamsgd\n",
+    ),
     (
         "# @package _global_\ndefaults:\n  - /algo: eamsgd\n",
         "write - override /algo: eamsgd there",
@@ -141,7 +171,9 @@ IN_FILES = [
 
 
 @pytest.mark.parametrize(("text", "proposed", "mended"), IN_FILES)
-def test_every_remedy_for_a_file_is_one(text: str, proposed: str, mended: str, easgd: Easgd, launcher: Launcher, here: Path, handed: object) -> None:
+def test_every_remedy_for_a_file_is_one(
+    text: str, proposed: str, mended: str, easgd: Easgd, launcher: Launcher, here: Path, handed: object
+) -> None:
     file = here / "own/experiment/mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(text)
@@ -171,7 +203,9 @@ def test_every_remedy_for_a_file_is_one(text: str, proposed: str, mended: str, e
         (["hydra.sweeper.params.tau=3"], {"tau": 3}),
     ],
 )
-def test_what_hydra_tells_apart_and_settings_do_not(words: list[str], expected: dict[str, object], easgd: Easgd, launcher: Launcher) -> None:
+def test_what_hydra_tells_apart_and_settings_do_not(
+    words: list[str], expected: dict[str, object], easgd: Easgd, launcher: Launcher
+) -> None:
     said = easgd("train", *words)
     assert (said.status, said.err) == (0, "")
     assert {key: getattr(launcher.jobs[0].settings, key) for key in expected} == expected
@@ -194,9 +228,13 @@ def test_what_hydra_tells_apart_and_settings_do_not(words: list[str], expected: 
         (["+experiment=mine", "hydra.sweeper.params.eta=0.5", "--config-dir", "own"], ["tau=2", "tau=3"]),
     ],
 )
-def test_values_of_a_sweep_in_every_form(words: list[str], values: list[str], easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_values_of_a_sweep_in_every_form(
+    words: list[str], values: list[str], easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     (here / "own/experiment").mkdir(parents=True)
-    text = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      tau: 2,3\n      eta: 0.1,0.2\n"
+    text = (
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      tau: 2,3\n      eta: 0.1,0.2\n"
+    )
     (here / "own/experiment/mine.yaml").write_text(text if "glob" not in words[0] else "# @package _global_\ntau: 3\n")
     said = easgd("train", "-m", *words)
     if values == ["schedule=stepwise"]:  # decay takes no milestones, and is left out
@@ -207,9 +245,13 @@ def test_values_of_a_sweep_in_every_form(words: list[str], values: list[str], ea
     assert [job.run_dir.name for job in launcher.jobs] == values
 
 
-@pytest.mark.parametrize("form", ["params.eta=interval(0.1,0.2)", '++params.eta="interval(0.1,0.2)"', 'params={eta: "interval(0.1,0.2)"}'])
+@pytest.mark.parametrize(
+    "form", ["params.eta=interval(0.1,0.2)", '++params.eta="interval(0.1,0.2)"', 'params={eta: "interval(0.1,0.2)"}']
+)
 def test_a_search_takes_its_values_in_every_form(form: str, easgd: Easgd, handed: list[list[str]]) -> None:
-    said = easgd("train", "-m", "hydra/sweeper=optuna", "dataset.validation=9", form.replace("params", "hydra.sweeper.params"))
+    said = easgd(
+        "train", "-m", "hydra/sweeper=optuna", "dataset.validation=9", form.replace("params", "hydra.sweeper.params")
+    )
     assert (said.status, said.err) == (0, "")
     assert "eta=interval(0.1,0.2)" in handed[0]
 
@@ -222,7 +264,11 @@ def test_nothing_has_no_values(easgd: Easgd, launcher: Launcher) -> None:
 @pytest.mark.usefixtures("unprepared")
 def test_a_run_is_composed_once(easgd: Easgd, launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     real, composed = Hydra.compose_config, []
-    monkeypatch.setattr(Hydra, "compose_config", lambda self, *args, **kwargs: (composed.append(kwargs or args), real(self, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        Hydra,
+        "compose_config",
+        lambda self, *args, **kwargs: (composed.append(kwargs or args), real(self, *args, **kwargs))[1],
+    )
     assert easgd("train", "tau=3").status == 0
     assert len(launcher.jobs) == len(composed) == 1
 
@@ -251,17 +297,26 @@ class Noting(Callback):
 def test_a_run_is_a_job_of_hydras(easgd: Easgd, launcher: Launcher, here: Path) -> None:
     """Its callbacks are called, in the environment that was asked for, which is gone afterwards."""
     (here / "noting.py").write_text(CALLBACK)
-    said = easgd("train", "hydra.run.dir=out", "+hydra.callbacks={noting: {_target_: noting.Noting}}", "+hydra.job.env_set.GIVEN=yes")
+    said = easgd(
+        "train",
+        "hydra.run.dir=out",
+        "+hydra.callbacks={noting: {_target_: noting.Noting}}",
+        "+hydra.job.env_set.GIVEN=yes",
+    )
     assert said.status == 0, said.err
     assert (here / "noted").read_text().splitlines() == ["run start", "job start out yes", "job end", "run end"]
     assert "GIVEN" not in os.environ
 
 
-def test_where_a_refusal_comes_from_is_shown_to_who_asks_as_hydra_has_it(easgd: Easgd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_refusal_comes_from_is_shown_to_who_asks_as_hydra_has_it(
+    easgd: Easgd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "Traceback" not in easgd("train", "tua=3").err
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     said = easgd("train", "tua=3")
-    assert "Could not override 'tua'" in said.err and said.err.endswith("\neasgd: tua=3: there is no setting tua; did you mean tau?\n")
+    assert "Could not override 'tua'" in said.err and said.err.endswith(
+        "\neasgd: tua=3: there is no setting tua; did you mean tau?\n"
+    )
 
 
 @pytest.mark.usefixtures("unprepared")
@@ -275,7 +330,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(easgd_cli.__file__).parent.pa
 
 def test_a_reader_that_leaves_costs_no_error(here: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m easgd_cli train --info | head -1"
-    said = subprocess.run(["bash", "-c", command], cwd=here, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    said = subprocess.run(
+        ["bash", "-c", command], cwd=here, env=ENVIRONMENT, capture_output=True, text=True, timeout=100
+    )
     assert (said.stdout.splitlines()[0].startswith("Hydra"), said.stderr) == (True, "")
 
 
@@ -288,7 +345,9 @@ def test_what_is_to_be_typed_can_be_typed_in_zsh() -> None:
     wrong = []
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]:
         text = path.read_text(encoding="utf-8")
-        commands = re.findall(r"^(?:    |# Command: +)\$? ?((?:scripts/)?easgd [a-z].*?)(?: {2,}[#(].*)?$", text, re.MULTILINE)
+        commands = re.findall(
+            r"^(?:    |# Command: +)\$? ?((?:scripts/)?easgd [a-z].*?)(?: {2,}[#(].*)?$", text, re.MULTILINE
+        )
         inline = [i for i in re.findall(r"`([^`\n]+)`", text) if re.match(r"'?[\w./+]+=", i) or i.startswith("easgd ")]
         for command in [*(c.partition(" #")[0] for c in commands), *inline]:
             unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", command)
@@ -314,5 +373,15 @@ def test_completion_in_zsh(here: Path) -> None:
     whence _easgd || print -r -- gone
     """
     environment = ENVIRONMENT | {"PATH": f"{here}:{os.environ['PATH']}"}
-    said = subprocess.run(["zsh", "-f", "-c", textwrap.dedent(script)], cwd=here, env=environment, capture_output=True, text=True, timeout=100)
-    assert (said.stdout.splitlines(), said.stderr) == (["compdef _easgd easgd", "-S -- algo=eamsgd", "files", "gone"], "")
+    said = subprocess.run(
+        ["zsh", "-f", "-c", textwrap.dedent(script)],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (said.stdout.splitlines(), said.stderr) == (
+        ["compdef _easgd easgd", "-S -- algo=eamsgd", "files", "gone"],
+        "",
+    )

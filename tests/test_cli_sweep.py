@@ -1,4 +1,6 @@
-"""`easgd train -m`: what is refused, what is left out, what runs, and what the same command finds when it is given again."""
+"""`easgd train -m`: what is refused, what is left out, what runs, and what the same command finds when it is given
+again.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def finish(job: Job, status: str = "completed", code: int = 0, reason: str | Non
     return Outcome(status, code, summary, reason)
 
 
-def test_every_combination_runs_in_a_directory_named_by_what_differs(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_every_combination_runs_in_a_directory_named_by_what_differs(
+    easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     said = easgd("train", "-m", "algo=easgd,downpour", "tau=1,4", "steps=50")
     assert said.status == 0, said.err
     assert names(launcher) == ["algo=easgd,tau=1", "algo=easgd,tau=4", "algo=downpour,tau=1", "algo=downpour,tau=4"]
@@ -48,7 +52,9 @@ def test_every_combination_runs_in_a_directory_named_by_what_differs(easgd: Easg
 
 
 @pytest.mark.usefixtures("straight")
-@pytest.mark.parametrize("words", ["tau=5 -m eta=1,2", "-m tau=5 eta=1,2", "tau=5 eta=1,2 --multirun", "tau=5 eta=1,2 hydra.mode=MULTIRUN"])
+@pytest.mark.parametrize(
+    "words", ["tau=5 -m eta=1,2", "-m tau=5 eta=1,2", "tau=5 eta=1,2 --multirun", "tau=5 eta=1,2 hydra.mode=MULTIRUN"]
+)
 def test_options_stand_anywhere(words: str, easgd: Easgd, launcher: Launcher) -> None:
     assert easgd("train", *words.split()).status == 0
     assert names(launcher) == ["eta=1", "eta=2"]
@@ -73,7 +79,9 @@ def test_options_stand_anywhere(words: str, easgd: Easgd, launcher: Launcher) ->
         ("seed=0,1 report=yes", "report=yes: yes is no option; write those of easgd report"),
     ],
 )
-def test_what_is_wrong_by_itself_refuses_the_whole_sweep(words: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_what_is_wrong_by_itself_refuses_the_whole_sweep(
+    words: str, sentence: str, easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     said = easgd("train", "-m", *words.split())
     assert said.status == 2
     assert sentence in said.err
@@ -95,7 +103,9 @@ def test_combinations_that_cannot_run_are_listed_and_left_out(easgd: Easgd, laun
 
 
 @pytest.mark.usefixtures("straight")
-def test_data_and_models_are_tried_before_the_first_run(easgd: Easgd, launcher: Launcher, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_and_models_are_tried_before_the_first_run(
+    easgd: Easgd, launcher: Launcher, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared: list[Settings] = []
 
     def prepare(s: Settings) -> SimpleNamespace:
@@ -114,11 +124,17 @@ def test_data_and_models_are_tried_before_the_first_run(easgd: Easgd, launcher: 
     said = easgd("train", "-m", "model=small,convnet7", "dataset=digits,synthetic")
     assert said.status == 0
     assert "left out: model=convnet7 dataset=digits. model=convnet7: the images are too small." in said.err
-    assert names(launcher) == ["dataset=digits,model=small", "dataset=synthetic,model=small", "dataset=synthetic,model=convnet7"]
+    assert names(launcher) == [
+        "dataset=digits,model=small",
+        "dataset=synthetic,model=small",
+        "dataset=synthetic,model=convnet7",
+    ]
 
 
 @pytest.mark.usefixtures("straight")
-def test_a_failing_job_neither_stops_the_rest_nor_hides_its_reason(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_a_failing_job_neither_stops_the_rest_nor_hides_its_reason(
+    easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     def behave(job: Job) -> Outcome:
         match job.settings.seed:
             case 0:
@@ -169,7 +185,11 @@ def test_an_interrupted_sweep_stops_and_goes_on_when_asked_again(easgd: Easgd, l
     launcher.jobs.clear()
     launcher.behave = finish
     assert easgd("train", "-m", "seed=0,1,2,3").status == 0  # more values are the same sweep
-    assert [(job.run_dir.name, job.resume) for job in launcher.jobs] == [("seed=1", True), ("seed=2", False), ("seed=3", False)]
+    assert [(job.run_dir.name, job.resume) for job in launcher.jobs] == [
+        ("seed=1", True),
+        ("seed=2", False),
+        ("seed=3", False),
+    ]
     launcher.jobs.clear()
     said = easgd("train", "-m", "seed=0,1,2,3")
     assert said.status == 0
@@ -178,7 +198,9 @@ def test_an_interrupted_sweep_stops_and_goes_on_when_asked_again(easgd: Easgd, l
 
 
 @pytest.mark.usefixtures("straight")
-def test_jobs_that_failed_are_told_again_and_tried_again_only_if_asked(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_jobs_that_failed_are_told_again_and_tried_again_only_if_asked(
+    easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     def behave(job: Job) -> Outcome:
         if job.settings.seed == 1:
             raise UsageError("there is no memory.")  # so no directory was left
@@ -192,7 +214,10 @@ def test_jobs_that_failed_are_told_again_and_tried_again_only_if_asked(easgd: Ea
     assert (said.status, launcher.jobs) == (1, [])
     for job, reason in (("seed=1", "there is no memory"), ("seed=2", "every worker has died")):
         assert f"{job}: failed: {reason}. That was before; retry=true tries it again." in said.out
-    assert json.loads((here / "mine/sweep.json").read_text())["jobs"]["seed=1"] == {"status": "failed", "reason": "there is no memory."}
+    assert json.loads((here / "mine/sweep.json").read_text())["jobs"]["seed=1"] == {
+        "status": "failed",
+        "reason": "there is no memory.",
+    }
     assert easgd("train", "-m", "seed=0,1,2", "hydra.sweep.dir=mine", "retry=true").status == 0
     assert names(launcher) == ["seed=1", "seed=2"]
     assert sorted(p.name for p in (here / "mine").iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1", "seed=2"]
@@ -231,10 +256,13 @@ def test_other_settings_are_another_sweep(easgd: Easgd, launcher: Launcher, here
 
 
 @pytest.mark.usefixtures("straight")
-def test_an_experiment_sweeps_by_itself_and_the_command_line_replaces_its_values(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_an_experiment_sweeps_by_itself_and_the_command_line_replaces_its_values(
+    easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     (here / "own/experiment").mkdir(parents=True)
     (here / "own/experiment/fig.yaml").write_text(
-        "# @package _global_\nsteps: 9\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      algo: easgd,eamsgd\n      tau: 1,4\n"
+        "# @package _global_\nsteps: 9\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      algo: "
+        "easgd,eamsgd\n      tau: 1,4\n"
     )
     assert easgd("train", "experiment=fig", "-cd", "own").status == 0
     assert names(launcher) == ["algo=easgd,tau=1", "algo=easgd,tau=4", "algo=eamsgd,tau=1", "algo=eamsgd,tau=4"]
@@ -247,16 +275,22 @@ def test_an_experiment_sweeps_by_itself_and_the_command_line_replaces_its_values
 
 def leave_a_record(job: Job) -> Outcome:
     """Leaves what a run of two evaluations leaves for a report."""
-    rows = [{"seconds": float(s), "step": s, "exchanges": s, "party": "center", "test_error": 90.0 / job.settings.tau**s} for s in (0, 1)]
+    rows = [
+        {"seconds": float(s), "step": s, "exchanges": s, "party": "center", "test_error": 90.0 / job.settings.tau**s}
+        for s in (0, 1)
+    ]
     (job.run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return finish(job)
 
 
 @pytest.mark.usefixtures("straight")
-def test_a_report_at_the_end_of_a_sweep_belongs_to_the_sweep_alone(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_a_report_at_the_end_of_a_sweep_belongs_to_the_sweep_alone(
+    easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     (here / "own/experiment").mkdir(parents=True)
     (here / "own/experiment/fig.yaml").write_text(
-        "# @package _global_\nreport: --levels 20,30\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      tau: 2,4\n"
+        "# @package _global_\nreport: --levels 20,30\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n    "
+        "  tau: 2,4\n"
     )
     launcher.behave = leave_a_record
     words, made = ("train", "experiment=fig", "-cd", "own"), here / "runs/sweeps/fig/report/report.html"
@@ -275,7 +309,9 @@ def test_a_report_at_the_end_of_a_sweep_belongs_to_the_sweep_alone(easgd: Easgd,
 
 
 @pytest.mark.usefixtures("straight")
-def test_a_report_that_cannot_be_made_costs_a_sentence_and_an_interrupted_sweep_has_none(easgd: Easgd, launcher: Launcher, here: Path) -> None:
+def test_a_report_that_cannot_be_made_costs_a_sentence_and_an_interrupted_sweep_has_none(
+    easgd: Easgd, launcher: Launcher, here: Path
+) -> None:
     said = easgd("train", "-m", "seed=0,1", "report=", "hydra.sweep.dir=mine")  # this launcher leaves no record
     assert said.status == 0 and said.err.count("\n") == 1
     assert "the report on the sweep could not be made: " in said.err and "easgd report mine tries again" in said.err

@@ -30,11 +30,27 @@ def test_that_comes_after():
 
 
 def test_what_a_failing_test_started_ends_with_it_and_pytest_does_not_wait(tmp_path: Path) -> None:
-    """A child that ignores SIGTERM, as those of runs do, and one of a child; the server that forks them stays for the tests to come."""
+    """A child that ignores SIGTERM, as those of runs do, and one of a child; the server that forks them stays for the
+    tests to come.
+    """
     (tmp_path / "test_failing.py").write_text(FAILING)
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "test_failing.py"]
-    said = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parent)}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "conftest",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        "test_failing.py",
+    ]
+    said = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parent)}, capture_output=True, text=True
+    )
     assert "on purpose" in said.stdout and "1 failed, 1 passed" in said.stdout, said.stdout + said.stderr
     for note in ("forked", "grandchild"):
         stat = Path("/proc", (tmp_path / note).read_text().strip(), "stat")
-        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"  # nobody has asked how it ended
+        # nobody has asked how it ended
+        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"

@@ -27,10 +27,14 @@ def test_no_image_is_on_both_sides():
 
 def test_pixels_lie_in_0_to_1_and_digits_are_told_apart_by_their_means():
     images = digits()
-    x, y = (torch.cat(parts) for parts in zip(*images.evaluation_batches("train", 500, torch.device("cpu")), strict=True))
+    x, y = (
+        torch.cat(parts) for parts in zip(*images.evaluation_batches("train", 500, torch.device("cpu")), strict=True)
+    )
     assert x.min() == 0 and x.max() == 1
     means = torch.stack([x[y == c].mean(0).flatten() for c in range(10)])
-    tx, ty = (torch.cat(parts) for parts in zip(*images.evaluation_batches("test", 500, torch.device("cpu")), strict=True))
+    tx, ty = (
+        torch.cat(parts) for parts in zip(*images.evaluation_batches("test", 500, torch.device("cpu")), strict=True)
+    )
     nearest = torch.cdist(tx.flatten(1), means).argmin(1)
     assert (nearest == ty).float().mean() > 0.85  # labels belong to their images
 
@@ -38,7 +42,11 @@ def test_pixels_lie_in_0_to_1_and_digits_are_told_apart_by_their_means():
 def test_synthetic_images_are_the_same_every_time_and_can_be_learnt():
     images = as_images(synthetic(train=500, test=100), "synthetic")
     assert torch.equal(images.train, synthetic(train=500, test=100).train)
-    assert images.train.shape == (500, 3, 32, 32) and images.input_shape == (3, 28, 28) and images.test.shape == (100, 3, 32, 32)
+    assert (
+        images.train.shape == (500, 3, 32, 32)
+        and images.input_shape == (3, 28, 28)
+        and images.test.shape == (100, 3, 32, 32)
+    )
     means = torch.stack([images.train[images.train_labels == c].float().mean(0).flatten() for c in range(10)])
     nearest = torch.cdist(images.test.float().flatten(1), means).argmin(1)
     assert (nearest == images.test_labels).float().mean() > 0.95

@@ -1,4 +1,6 @@
-"""MNIST's and Fashion-MNIST's files, small ones in the published format: read, checked, fetched from a local server, or refused."""
+"""MNIST's and Fashion-MNIST's files, small ones in the published format: read, checked, fetched from a local server, or
+refused.
+"""
 
 import gzip
 import hashlib
@@ -20,7 +22,9 @@ TRAIN, TEST = 30, 20
 @pytest.fixture(params=["mnist", "fashion_mnist"])
 def kind(request, monkeypatch):
     """One of the two with fewer images: how to load it, and how it is laid out."""
-    module, load = {"mnist": (mnist, mnist.mnist), "fashion_mnist": (fashion_mnist, fashion_mnist.fashion_mnist)}[request.param]
+    module, load = {"mnist": (mnist, mnist.mnist), "fashion_mnist": (fashion_mnist, fashion_mnist.fashion_mnist)}[
+        request.param
+    ]
     monkeypatch.setattr(module, "LAYOUT", replace(module.LAYOUT, train_rows=TRAIN, test_rows=TEST))
     return SimpleNamespace(load=load, layout=module.LAYOUT)
 
@@ -37,7 +41,11 @@ def arrays() -> dict[str, np.ndarray]:
 
 def as_published(array: np.ndarray) -> bytes:
     """Magic number 2051 for images and 2049 for labels, the sides, the bytes: http://yann.lecun.com/exdb/mnist."""
-    return struct.pack(">i", {3: 2051, 1: 2049}[array.ndim]) + b"".join(struct.pack(">i", side) for side in array.shape) + array.tobytes()
+    return (
+        struct.pack(">i", {3: 2051, 1: 2049}[array.ndim])
+        + b"".join(struct.pack(">i", side) for side in array.shape)
+        + array.tobytes()
+    )
 
 
 @pytest.fixture
@@ -55,7 +63,11 @@ def published(kind, raw, monkeypatch):
     """The same files as the ones whose checksums are published."""
     cls = getattr(vision.torchvision().datasets, kind.layout.torchvisions)
     assert [name for name, _ in cls.resources] == [f"{name}.gz" for name in arrays()]
-    monkeypatch.setattr(cls, "resources", [(f"{name}.gz", hashlib.md5((raw / f"{name}.gz").read_bytes()).hexdigest()) for name in arrays()])
+    monkeypatch.setattr(
+        cls,
+        "resources",
+        [(f"{name}.gz", hashlib.md5((raw / f"{name}.gz").read_bytes()).hexdigest()) for name in arrays()],
+    )
     return cls
 
 
@@ -85,7 +97,10 @@ def test_published_files_are_read_and_others_are_not(kind, raw, published, tmp_p
     assert_is_the_set(kind, kind.load(str(tmp_path), download=False))
     file = raw / "t10k-images-idx3-ubyte.gz"
     file.write_bytes(gzip.compress(as_published(arrays()["t10k-images-idx3-ubyte"]) + b"x"))
-    with pytest.raises(UsageError, match=rf"dataset={kind.layout.dataset}: .*{file.name} is not the published file .*dataset.verify=false"):
+    with pytest.raises(
+        UsageError,
+        match=rf"dataset={kind.layout.dataset}: .*{file.name} is not the published " r"file .*dataset.verify=false",
+    ):
         kind.load(str(tmp_path))
 
 
@@ -97,14 +112,18 @@ def test_torchvision_reads_the_same_from_the_same_directory(kind, raw, published
     for train in (True, False):
         theirs = published(str(tmp_path), train=train)
         images, labels = (ours.train, ours.train_labels) if train else (ours.test, ours.test_labels)
-        assert np.array_equal(theirs.data.numpy(), images[:, 0].numpy()) and np.array_equal(theirs.targets.numpy(), labels.numpy())
+        assert np.array_equal(theirs.data.numpy(), images[:, 0].numpy()) and np.array_equal(
+            theirs.targets.numpy(), labels.numpy()
+        )
 
 
 def test_unpacked_files_are_read_if_they_need_not_be_the_published_ones(kind, raw, published, tmp_path):
     unpack(raw)
     assert_is_the_set(kind, kind.load(str(tmp_path), verify=False))
     with pytest.raises(
-        UsageError, match=r"raw/train-images-idx3-ubyte is unpacked, and only train-images-idx3-ubyte.gz has a published checksum; .*verify=false"
+        UsageError,
+        match=r"raw/train-images-idx3-ubyte is unpacked, and only train-images-idx3-ubyte.gz has a published "
+        r"checksum; .*verify=false",
     ):
         kind.load(str(tmp_path))
 
@@ -131,15 +150,36 @@ LABELS = arrays()["t10k-labels-idx1-ubyte"]
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda raw: (raw / "t10k-labels-idx1-ubyte.gz").unlink(), "raw is incomplete: neither t10k-labels-idx1-ubyte.gz nor t10k-labels-idx1-ubyte is there"),
+        (
+            lambda raw: (raw / "t10k-labels-idx1-ubyte.gz").unlink(),
+            "raw is incomplete: neither t10k-labels-idx1-ubyte.gz nor t10k-labels-idx1-ubyte is there",
+        ),
         (cut, "train-images-idx3-ubyte.gz is truncated; fetch or copy it again"),
         (flipped, "train-images-idx3-ubyte.gz is damaged"),
-        (lambda raw: (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no gzip"), "t10k-labels-idx1-ubyte.gz is damaged .BadGzipFile"),
-        (packed("t10k-labels-idx1-ubyte", as_published(LABELS)[:-3]), "t10k-labels-idx1-ubyte.gz is truncated: 25 bytes, where 28 are due"),
-        (packed("t10k-labels-idx1-ubyte", as_published(LABELS) + bytes(9)), "t10k-labels-idx1-ubyte.gz is too long: more bytes, where 28 are due"),
-        (packed("t10k-labels-idx1-ubyte", as_published(LABELS[:9])), "t10k-labels-idx1-ubyte.gz is not .*: its header must tell of 20 unsigned bytes"),
-        (packed("t10k-images-idx3-ubyte", as_published(LABELS)), "t10k-images-idx3-ubyte.gz is not .*: its header must tell of 20 x 28 x 28 unsigned bytes"),
-        (packed("t10k-labels-idx1-ubyte", as_published(LABELS + 1)), "t10k-labels-idx1-ubyte.gz is not .*: it has the label 10, and the last is 9"),
+        (
+            lambda raw: (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no gzip"),
+            "t10k-labels-idx1-ubyte.gz is damaged .BadGzipFile",
+        ),
+        (
+            packed("t10k-labels-idx1-ubyte", as_published(LABELS)[:-3]),
+            "t10k-labels-idx1-ubyte.gz is truncated: 25 bytes, where 28 are due",
+        ),
+        (
+            packed("t10k-labels-idx1-ubyte", as_published(LABELS) + bytes(9)),
+            "t10k-labels-idx1-ubyte.gz is too long: more bytes, where 28 are due",
+        ),
+        (
+            packed("t10k-labels-idx1-ubyte", as_published(LABELS[:9])),
+            "t10k-labels-idx1-ubyte.gz is not .*: its header must tell of 20 unsigned bytes",
+        ),
+        (
+            packed("t10k-images-idx3-ubyte", as_published(LABELS)),
+            "t10k-images-idx3-ubyte.gz is not .*: its header must tell of 20 x 28 x 28 unsigned bytes",
+        ),
+        (
+            packed("t10k-labels-idx1-ubyte", as_published(LABELS + 1)),
+            "t10k-labels-idx1-ubyte.gz is not .*: it has the label 10, and the last is 9",
+        ),
     ],
 )
 def test_what_is_not_the_set_is_refused(kind, raw, tmp_path, spoil, sentence):
@@ -150,19 +190,29 @@ def test_what_is_not_the_set_is_refused(kind, raw, tmp_path, spoil, sentence):
 
 def test_a_root_without_the_set_is_refused(kind, raw, tmp_path):
     name, title = kind.layout.torchvisions, kind.layout.title
-    with pytest.raises(UsageError, match=rf"there is no .*/none/{name}; dataset.download=true fetches {title}, or say with dataset.root="):
+    with pytest.raises(
+        UsageError,
+        match=rf"there is no .*/none/{name}; dataset.download=true fetches {title}, or " r"say with dataset.root=",
+    ):
         kind.load(str(tmp_path / "none"), download=False)
     for inside in (raw, raw.parent):
-        with pytest.raises(UsageError, match=rf"is the directory of the set itself; write dataset.root={tmp_path}, which holds it"):
+        with pytest.raises(
+            UsageError, match=r"is the directory of the set itself; write " rf"dataset.root={tmp_path}, which holds it"
+        ):
             kind.load(str(inside))
 
 
-def test_a_missing_set_is_fetched_once_and_from_a_second_place_if_the_first_has_it_not(kind, raw, published, served, tmp_path_factory, monkeypatch):
+def test_a_missing_set_is_fetched_once_and_from_a_second_place_if_the_first_has_it_not(
+    kind, raw, published, served, tmp_path_factory, monkeypatch
+):
     address = served(raw)
     monkeypatch.setattr(published, "mirrors", [f"{address}nothing/", address])
     fresh = tmp_path_factory.mktemp("fresh") / "deep"
     assert_is_the_set(kind, kind.load(str(fresh)))
-    assert os.listdir(fresh) == [kind.layout.torchvisions] and len(os.listdir(fresh / kind.layout.torchvisions / "raw")) == 4
+    assert (
+        os.listdir(fresh) == [kind.layout.torchvisions]
+        and len(os.listdir(fresh / kind.layout.torchvisions / "raw")) == 4
+    )
     for file in raw.iterdir():
         file.unlink()
     assert_is_the_set(kind, kind.load(str(fresh)))
@@ -178,7 +228,9 @@ def test_a_damaged_or_missing_file_leaves_nothing_behind(kind, raw, published, s
         kind.load(str(fresh))
     assert not list(place.iterdir())
     last.unlink()
-    with pytest.raises(UsageError, match=rf"dataset={kind.layout.dataset}: could not be fetched from .* \(.*\); without internet"):
+    with pytest.raises(
+        UsageError, match=rf"dataset={kind.layout.dataset}: could not be fetched from .* \(.*\); " r"without internet"
+    ):
         kind.load(str(fresh))
     assert not list(place.iterdir())
 
@@ -189,6 +241,10 @@ def test_without_internet_the_remedy_is_named(kind, published, monkeypatch, tmp_
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setattr(published, "mirrors", [f"http://127.0.0.1:{closed.getsockname()[1]}/"])
         fresh = tmp_path_factory.mktemp("fresh") / "root"
-        with pytest.raises(UsageError, match=rf"could not be fetched from .*; without internet, copy {kind.layout.torchvisions} into .*dataset.root="):
+        with pytest.raises(
+            UsageError,
+            match=r"could not be fetched from .*; without internet, copy "
+            rf"{kind.layout.torchvisions} into .*dataset.root=",
+        ):
             kind.load(str(fresh))
         assert not fresh.exists()

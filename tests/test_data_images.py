@@ -1,4 +1,6 @@
-"""Batches against a slow transcription of what they are to be: patches, mirrors, shifts, center patches, held-out images."""
+"""Batches against a slow transcription of what they are to be: patches, mirrors, shifts, center patches, held-out
+images.
+"""
 
 import multiprocessing
 import pickle
@@ -42,7 +44,8 @@ def test_training_patches_are_patches_everywhere_and_both_ways_round():
         assert len(found) == 1
         seen += found
     counts = {corner: seen.count(corner) for corner in set(seen)}
-    assert len(counts) == 12 and min(counts.values()) > 60 and max(counts.values()) < 145  # 100 each, 5 standard deviations
+    # 100 each, 5 standard deviations
+    assert len(counts) == 12 and min(counts.values()) > 60 and max(counts.values()) < 145
 
 
 def test_torch_and_numpy_cut_the_same_patches():
@@ -51,7 +54,9 @@ def test_torch_and_numpy_cut_the_same_patches():
     i, draws = torch.randint(7, (50,)), torch.randint(4 * 3 * 2, (50,))
     for flip in (True, False):
         d = draws if flip else draws // 2
-        numpy = _patches_in_numpy(np.lib.stride_tricks.sliding_window_view(pixels.numpy(), (5, 7), axis=(2, 3)), i, d, 3, flip)
+        numpy = _patches_in_numpy(
+            np.lib.stride_tricks.sliding_window_view(pixels.numpy(), (5, 7), axis=(2, 3)), i, d, 3, flip
+        )
         assert torch.equal(numpy, _patches(pixels.unfold(2, 5, 1).unfold(3, 7, 1), i, d, 3, flip))
 
 
@@ -73,7 +78,9 @@ def test_shifts_move_zeros_in_and_evaluation_sees_the_image_itself():
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
             moved = torch.zeros(2, 5, 5)
-            moved[:, max(dy, 0) : 5 + min(dy, 0), max(dx, 0) : 5 + min(dx, 0)] = plain.train[0, :, max(-dy, 0) : 5 + min(-dy, 0), max(-dx, 0) : 5 + min(-dx, 0)]
+            moved[:, max(dy, 0) : 5 + min(dy, 0), max(dx, 0) : 5 + min(dx, 0)] = plain.train[
+                0, :, max(-dy, 0) : 5 + min(-dy, 0), max(-dx, 0) : 5 + min(-dx, 0)
+            ]
             shifted[dy, dx] = sum(torch.equal(moved, p) for p in patches)
     assert sum(shifted.values()) == 300 and min(shifted.values()) > 5
     for split, whole in (("train", plain.train), ("test", plain.test)):
@@ -114,7 +121,9 @@ def test_held_out_images_leave_training_class_by_class():
     images = numbered(n=100, side=2)
     held = images.hold_out(25)
     assert (len(held.train), len(held.held_out)) == (75, 25)
-    assert torch.equal(torch.cat([held.train, held.held_out]).flatten().sort().values, images.train.flatten().sort().values)
+    assert torch.equal(
+        torch.cat([held.train, held.held_out]).flatten().sort().values, images.train.flatten().sort().values
+    )
     for label, pixel in zip(held.held_out_labels.tolist(), held.held_out[:, 0, 0, 0].tolist(), strict=True):
         assert images.train_labels[int(pixel) // 8] == label
     shares = torch.bincount(held.held_out_labels).tolist()
@@ -125,7 +134,12 @@ def test_held_out_images_leave_training_class_by_class():
 
 
 @pytest.mark.parametrize(
-    ("n", "sentence"), [(100, "dataset.validation=100: must be from 0 to 99"), (-1, "dataset.validation=-1"), (98, "leaves no training image of some class")]
+    ("n", "sentence"),
+    [
+        (100, "dataset.validation=100: must be from 0 to 99"),
+        (-1, "dataset.validation=-1"),
+        (98, "leaves no training image of some class"),
+    ],
 )
 def test_holding_out_too_many_is_refused(n, sentence):
     with pytest.raises(UsageError, match=sentence):
@@ -151,7 +165,13 @@ def test_images_that_are_not_shared_travel_whole():
     again = pickle.loads(pickle.dumps(images))
     for name in ("train", "train_labels", "test", "test_labels", "held_out", "held_out_labels"):
         assert torch.equal(getattr(again, name), getattr(images, name))
-    assert (again.crop, again.flip, again.scale, again.classes, again.num_classes) == ((3, 3), True, 0.5, ("a", "b", "c"), 3)
+    assert (again.crop, again.flip, again.scale, again.classes, again.num_classes) == (
+        (3, 3),
+        True,
+        0.5,
+        ("a", "b", "c"),
+        3,
+    )
     assert again.nbytes == images.nbytes
 
 
@@ -159,7 +179,12 @@ X, Y = np.zeros((4, 1, 6, 6), np.uint8), np.arange(4) % 2
 
 
 def test_a_users_arrays_become_images():
-    for x, y in ((X, Y), (torch.from_numpy(X), torch.from_numpy(Y).to(torch.int32)), (X.astype(np.float64), Y.astype(np.uint8)), (X[:, :, ::-1], Y.tolist())):
+    for x, y in (
+        (X, Y),
+        (torch.from_numpy(X), torch.from_numpy(Y).to(torch.int32)),
+        (X.astype(np.float64), Y.astype(np.uint8)),
+        (X[:, :, ::-1], Y.tolist()),
+    ):
         images = as_images((x, y, x[:2], y[:2]), "mine")
         assert images.num_classes == 2 and images.train_labels.dtype == torch.int64 and images.input_shape == (1, 6, 6)
         assert images.train.dtype in (torch.uint8, torch.float32) and images.crop is None and not images.flip
@@ -177,7 +202,10 @@ def replaced(place, value):
     [
         (7, "dataset=mine: returned a int; it must return"),
         ((X, Y), "dataset=mine: returned 2 things; it must return"),
-        (replaced(0, X[:, 0]), r"x_train has shape \(4, 6, 6\); images are \[N, channels, rows, columns\]; x_train\[:, None\] adds"),
+        (
+            replaced(0, X[:, 0]),
+            r"x_train has shape \(4, 6, 6\); images are \[N, channels, rows, columns\]; " r"x_train\[:, None\] adds",
+        ),
         (replaced(2, X[0, 0]), r"x_test has shape \(6, 6\)"),
         (replaced(0, X.astype(np.int64)), "x_train is of type int64; pixels are uint8"),
         (replaced(0, X + np.float32(np.nan)), "some train pixels are not finite"),
@@ -186,7 +214,10 @@ def replaced(place, value):
         (replaced(1, Y[:3]), "there are 4 train images and 3 labels"),
         (replaced(1, Y - 1), "has the train label -1; with 2 classes labels run from 0 to 1"),
         (replaced(1, Y * 0.5), "y_train is of type float64; labels are whole numbers"),
-        (replaced(1, np.eye(4)), r"y_train has shape \(4, 4\); labels are \[N\], one number an image; y_train.argmax\(1\)"),
+        (
+            replaced(1, np.eye(4)),
+            r"y_train has shape \(4, 4\); labels are \[N\], one number an image; " r"y_train.argmax\(1\)",
+        ),
         ((X, Y * 0, X, Y * 0), "all labels are 0; there must be at least two classes"),
         (replaced(2, X[..., :5]), "training images are 1x6x6 and test images 1x6x5; without a crop they must agree"),
         (replaced(2, np.repeat(X, 3, 1)), "must agree"),

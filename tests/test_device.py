@@ -1,6 +1,8 @@
-"""What is the same on a device as on a CPU, and runs whose workers compute there: pytest -m device, on a CUDA device, or skipped.
+"""What is the same on a device as on a CPU, and runs whose workers compute there: pytest -m device, on a CUDA device,
+or skipped.
 
-With EASGD_TEST_DEVICE=late:0 on the device of late_device.py, and that this one shows mistakes: test_late_device.py does so.
+With EASGD_TEST_DEVICE=late:0 on the device of late_device.py, and that this one shows mistakes: test_late_device.py
+does so.
 """
 
 from __future__ import annotations
@@ -43,14 +45,20 @@ if LATE:
 
 CPU, DEVICE = torch.device("cpu"), torch.device(NAME)
 THERE: Any = torch.get_device_module(DEVICE)
-pytestmark = [pytest.mark.device, pytest.mark.skipif(not LATE and not torch.cuda.is_available(), reason="this machine shows no CUDA device")]
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.skipif(not LATE and not torch.cuda.is_available(), reason="this machine shows no CUDA device"),
+]
 on_late = pytest.mark.skipif(not LATE, reason="only of the device that is late")
 
 
 @pytest.fixture
 def images() -> Images:
     g = torch.Generator().manual_seed(0)
-    pixels, labels = torch.randint(256, (50, 3, 12, 11), generator=g, dtype=torch.uint8), torch.randint(5, (50,), generator=g)
+    pixels, labels = (
+        torch.randint(256, (50, 3, 12, 11), generator=g, dtype=torch.uint8),
+        torch.randint(5, (50,), generator=g),
+    )
     return Images(pixels, labels, pixels[:9], labels[:9], num_classes=5, crop=(8, 7), flip=True)
 
 
@@ -68,7 +76,9 @@ def in_float64(algo: str, net: str = "double", **values: Any) -> Settings:
     return settings(algo, **values, model={"name": net, "target": f"nets:{net}"})
 
 
-@pytest.mark.parametrize(("net", "batch_norm"), [("double", "estimate"), ("double_residual", "estimate"), ("double_residual", "average")])
+@pytest.mark.parametrize(
+    ("net", "batch_norm"), [("double", "estimate"), ("double_residual", "estimate"), ("double_residual", "average")]
+)
 def test_gradient_loss_and_evaluation_are_the_cpus_within_rounding(net: str, batch_norm: str) -> None:
     s = in_float64("easgd", net)
     s.problem |= {"batch_norm": batch_norm}
@@ -108,7 +118,9 @@ def test_a_center_on_the_device_is_the_one_on_the_host_within_rounding(algo: str
     prepared = build.prepare(s)
     for where in ("cpu", NAME):
         assert run(replace(s, center_device=where), tmp_path / where.partition(":")[0]).status == "completed"
-    torch.testing.assert_close(saved_center(tmp_path / DEVICE.type, prepared), saved_center(tmp_path / "cpu", prepared), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        saved_center(tmp_path / DEVICE.type, prepared), saved_center(tmp_path / "cpu", prepared), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_two_workers_exchange_with_a_center_on_the_device(tmp_path: Path) -> None:
@@ -120,9 +132,19 @@ def test_two_workers_exchange_with_a_center_on_the_device(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour", "msgd"])
 def test_no_step_waits_for_the_device_but_for_its_message(algo: str) -> None:
-    """Torch raises where it makes the host wait for a stream, as for a number, or a copy of which nobody has said that it need not block."""
+    """Torch raises where it makes the host wait for a stream, as for a number, or a copy of which nobody has said that
+    it need not block.
+    """
     s = settings(algo, workers=1, device=NAME, clip=1.0, l2=1e-4)
-    s.dataset = {"name": "synthetic", "target": "easgd_cli.data.synthetic:synthetic", "train": 200, "test": 20, "crop": 28, "mean": [0.5] * 3, "std": [0.2] * 3}
+    s.dataset = {
+        "name": "synthetic",
+        "target": "easgd_cli.data.synthetic:synthetic",
+        "train": 200,
+        "test": 20,
+        "crop": 28,
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+    }
     s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
     method, problem = build.method(s), build.problem(s, build.data(s), DEVICE)
     start = problem.start()
@@ -145,13 +167,17 @@ class OtherProcess(RealStar):
 
 
 def begun(method: Method, start: Tensor, where: str) -> OtherProcess:
-    """A center and one worker on the device that begin at `start`: its messages are staged through the host, or both have been handed out."""
+    """A center and one worker on the device that begin at `start`: its messages are staged through the host, or both
+    have been handed out.
+    """
     link = Link.new(0, method, len(start), start.dtype)
     link.memory["x"].copy_(start)
     at = DEVICE if where == "handed out" else CPU
     center = Center(method, {name: torch.zeros_like(start, device=at) for name in method.shared.state})
     center.vectors["x"].copy_(start)
-    master = SharedMasterEnd([link.for_master()], hand_out([link.for_master()], DEVICE) if where == "handed out" else None)
+    master = SharedMasterEnd(
+        [link.for_master()], hand_out([link.for_master()], DEVICE) if where == "handed out" else None
+    )
     elsewhere = Handed(link.for_worker(), DEVICE) if where == "handed out" else Staging(link.memory.tensors, DEVICE)
     star = OtherProcess(method, 1, center, master, [SharedWorkerEnd(link.for_worker(), elsewhere)])
     star.begin()
@@ -164,7 +190,14 @@ def test_a_staged_exchange_is_what_the_host_makes_of_it_and_no_step_waits_for_mo
     s = settings(algo, workers=1, device=NAME, tau=1)
     method, problem = build.method(s), build.problem(s, build.data(s), DEVICE)
     start = problem.start()
-    expected = drive.ByHand(method, build.problem(s, build.data(s), CPU), start=start.cpu(), workers=1, tau=1, schedule=build.schedule(s, 20))
+    expected = drive.ByHand(
+        method,
+        build.problem(s, build.data(s), CPU),
+        start=start.cpu(),
+        workers=1,
+        tau=1,
+        schedule=build.schedule(s, 20),
+    )
     star = begun(method, start, "staged")
     session = star.workers[0]
     assert isinstance(session, SharedWorkerEnd)
@@ -188,19 +221,29 @@ def test_a_staged_exchange_is_what_the_host_makes_of_it_and_no_step_waits_for_mo
 
 
 def test_the_seconds_of_a_worker_are_the_devices_and_add_up(tmp_path: Path) -> None:
-    """By events: what is left of the loop for the update and for telling rows is no longer than the rest, and nothing is counted twice."""
+    """By events: what is left of the loop for the update and for telling rows is no longer than the rest, and nothing
+    is counted twice.
+    """
     s = settings("easgd", workers=1, steps=60, device=NAME, tau=1)
     assert run(s, tmp_path).status == "completed"
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["party"] == "worker_00"][-1]
-    compute, data, communication, other = (last[f"seconds_{part}"] for part in ("compute", "data", "communication", "other"))
+    compute, data, communication, other = (
+        last[f"seconds_{part}"] for part in ("compute", "data", "communication", "other")
+    )
     assert compute > 0 and data > 0 and communication > 0
     assert compute + data + communication + other <= last["seconds"] + 0.05
 
 
 def test_one_worker_repeats_bit_for_bit_when_deterministic(tmp_path: Path) -> None:
     s = settings("eamsgd", workers=1, steps=8 if LATE else 40, device=NAME, deterministic=True)
-    s.dataset = {"name": "synthetic", "target": "easgd_cli.data.synthetic:synthetic", "train": 200, "test": 20, "crop": 28}
+    s.dataset = {
+        "name": "synthetic",
+        "target": "easgd_cli.data.synthetic:synthetic",
+        "train": 200,
+        "test": 20,
+        "crop": 28,
+    }
     s.model = {"name": "convnet7", "target": "easgd_cli.models.convnet7:ConvNet7"}
     prepared = build.prepare(s)
     for name in ("once", "again"):
@@ -222,8 +265,18 @@ def test_two_workers_share_a_device_and_the_evaluator_uses_it_too(tmp_path: Path
 @pytest.mark.parametrize("where", ["cpu", NAME])
 @pytest.mark.parametrize("algo", ["sync_eamsgd", "gauss_seidel_easgd"])
 def test_rounds_on_a_device_are_the_same_rounds_on_a_cpu_within_rounding(algo: str, where: str, tmp_path: Path) -> None:
-    s = settings(algo, workers=2, steps=9, tau=2, average=POLYAK, **on_function("quadratic:Quadratic", dimension=5, spectrum=[0.5, 2.0]))
-    assert run(replace(s, device=NAME, center_device=where, eval=Eval(every="4 steps", device=NAME)), tmp_path).status == "completed"
+    s = settings(
+        algo,
+        workers=2,
+        steps=9,
+        tau=2,
+        average=POLYAK,
+        **on_function("quadratic:Quadratic", dimension=5, spectrum=[0.5, 2.0]),
+    )
+    assert (
+        run(replace(s, device=NAME, center_device=where, eval=Eval(every="4 steps", device=NAME)), tmp_path).status
+        == "completed"
+    )
     driver = by_hand(s, build.prepare(s))
     for _ in range(9):
         driver.round()
@@ -234,8 +287,18 @@ def test_rounds_on_a_device_are_the_same_rounds_on_a_cpu_within_rounding(algo: s
 
 @pytest.mark.parametrize("where", ["cpu", NAME])
 @pytest.mark.parametrize("algo", ["eamsgd", "msgd"])
-def test_a_run_on_a_device_that_was_stopped_goes_on_as_if_nothing_had_been(algo: str, where: str, tmp_path: Path) -> None:
-    s = settings(algo, workers=1, steps=12, average=POLYAK, deterministic=True, device=NAME, center_device=where if algo == "eamsgd" else "cpu")
+def test_a_run_on_a_device_that_was_stopped_goes_on_as_if_nothing_had_been(
+    algo: str, where: str, tmp_path: Path
+) -> None:
+    s = settings(
+        algo,
+        workers=1,
+        steps=12,
+        average=POLYAK,
+        deterministic=True,
+        device=NAME,
+        center_device=where if algo == "eamsgd" else "cpu",
+    )
     run(s, tmp_path / "whole")
     run(replace(s, steps=5), tmp_path / "parts")
     assert run(s, tmp_path / "parts", resume=True).status == "completed"
@@ -251,7 +314,10 @@ def test_a_virtual_cluster_on_a_device_goes_on_from_a_checkpoint_that_needs_none
     s.device = NAME
     assert virtual(replace(s, steps=4), tmp_path / "there").status == "completed"
     content = torch.load(checkpoints(tmp_path / "there" / "checkpoint")[-1], weights_only=True)
-    assert all(v.device == CPU for v in content["workers"][0]["vectors"].values()) and content["owner"]["vectors"]["x"].device == CPU
+    assert (
+        all(v.device == CPU for v in content["workers"][0]["vectors"].values())
+        and content["owner"]["vectors"]["x"].device == CPU
+    )
     assert virtual(s, tmp_path / "there", resume=True).status == "completed"
     centers = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("there", "cpu"))
     torch.testing.assert_close(*centers, rtol=1e-7, atol=1e-9)
@@ -260,7 +326,12 @@ def test_a_virtual_cluster_on_a_device_goes_on_from_a_checkpoint_that_needs_none
 @on_late
 def test_a_device_of_its_own_is_not_mixed_with_the_cpu_nor_read_unasked() -> None:
     x, host = torch.arange(6.0, device=DEVICE), torch.full((6,), -1.0).pin_memory()
-    for mixed in (lambda: x + host, lambda: torch.cat([x, torch.empty(0)]), lambda: x[torch.tensor([1])], lambda: torch.dot(x, host)):
+    for mixed in (
+        lambda: x + host,
+        lambda: torch.cat([x, torch.empty(0)]),
+        lambda: x[torch.tensor([1])],
+        lambda: torch.dot(x, host),
+    ):
         with pytest.raises(RuntimeError, match="same device"):
             mixed()
     with pytest.raises(TypeError, match="can't convert"):
@@ -275,7 +346,12 @@ def test_a_device_of_its_own_is_not_mixed_with_the_cpu_nor_read_unasked() -> Non
     assert there.sum().item() == 12  # it was sent later than it was changed
     THERE.set_sync_debug_mode("error")
     try:
-        for waits in (lambda: x.sum().item(), lambda: x.cpu(), lambda: torch.ones(6).to(DEVICE, non_blocking=True), lambda: torch.equal(x, x)):
+        for waits in (
+            lambda: x.sum().item(),
+            lambda: x.cpu(),
+            lambda: torch.ones(6).to(DEVICE, non_blocking=True),
+            lambda: torch.equal(x, x),
+        ):
             with pytest.raises(RuntimeError, match="waits"):
                 waits()
     finally:
@@ -301,8 +377,12 @@ def exchanged(s: Settings, where: str) -> Tensor:
     [("staged", None), ("staged", "message down"), ("staged", "gradient before message"), ("staged", "reply up"),
      ("handed out", None), ("handed out", "message down"), ("handed out", "rule before reply")],
 )  # fmt: skip
-def test_an_exchange_with_a_device_waits_where_it_must(where: str, left_out: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each wait that a transport owes is left out in turn, and the center shows it: with work done as late as it may, or with the gradient ahead."""
+def test_an_exchange_with_a_device_waits_where_it_must(
+    where: str, left_out: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wait that a transport owes is left out in turn, and the center shows it: with work done as late as it may,
+    or with the gradient ahead.
+    """
     s = settings("easgd", workers=1, tau=2, **on_function("quadratic:Quadratic", dimension=5, spectrum=[0.5, 2.0]))
     expected = by_hand(s, build.prepare(s))
     for _ in range(12):
@@ -311,9 +391,13 @@ def test_an_exchange_with_a_device_waits_where_it_must(where: str, left_out: str
     if left_out == "message down":
         monkeypatch.setattr(late_device.Event, "synchronize", lambda event: None)
     elif left_out == "gradient before message":
-        monkeypatch.setattr(late_device.Stream, "wait_stream", lambda stream, other: wait(stream, other) if stream is own else None)
+        monkeypatch.setattr(
+            late_device.Stream, "wait_stream", lambda stream, other: wait(stream, other) if stream is own else None
+        )
     elif left_out == "reply up":
-        monkeypatch.setattr(late_device.Stream, "wait_stream", lambda stream, other: None if stream is own else wait(stream, other))
+        monkeypatch.setattr(
+            late_device.Stream, "wait_stream", lambda stream, other: None if stream is own else wait(stream, other)
+        )
     elif left_out == "rule before reply":
         monkeypatch.setattr(late_device, "synchronize", lambda device=None: None)
     right = []

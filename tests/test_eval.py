@@ -23,7 +23,15 @@ RUN = "trained"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated run on digits that keeps an average."""
     path = tmp_path_factory.mktemp("eval") / RUN
-    words = ["launcher=simulated", "algo=downpour", "average=moving", "workers=2", "steps=60", "threads=1", f"hydra.run.dir={path}"]
+    words = [
+        "launcher=simulated",
+        "algo=downpour",
+        "average=moving",
+        "workers=2",
+        "steps=60",
+        "threads=1",
+        f"hydra.run.dir={path}",
+    ]
     assert main(["train", *words]) == 0
     return path
 
@@ -49,7 +57,9 @@ def test_the_figures_are_those_of_the_run(what: str, trained: Path, measured: Ev
 
 
 def test_the_confusion_counts_are_those_of_the_saved_net(trained: Path, measured: Eval, tmp_path: Path) -> None:
-    assert measured("--json", str(tmp_path / "figures.json"), "--export", str(tmp_path / "center.safetensors")).status == 0
+    assert (
+        measured("--json", str(tmp_path / "figures.json"), "--export", str(tmp_path / "center.safetensors")).status == 0
+    )
     found = json.loads((tmp_path / "figures.json").read_text())
     state = torch.load(trained / "center.pt", weights_only=True)
     exported = load_file(tmp_path / "center.safetensors")
@@ -74,9 +84,16 @@ def renamed(more: str = ""):
 """
 
 
-@pytest.mark.parametrize(("more", "columns", "last"), [("", [*(f"[r]{i}" for i in range(9)), "nin?"], ["nin?"]), ("long", [*"0123456789"], ["9", "nin?long"])])
-def test_classes_are_called_what_the_data_set_calls_them(more: str, columns: list[str], last: list[str], measured: Eval, here: Path) -> None:
-    """Names stand above the columns where there is room. The data set is one of the user's, by its name in a directory of configurations."""
+@pytest.mark.parametrize(
+    ("more", "columns", "last"),
+    [("", [*(f"[r]{i}" for i in range(9)), "nin?"], ["nin?"]), ("long", [*"0123456789"], ["9", "nin?long"])],
+)
+def test_classes_are_called_what_the_data_set_calls_them(
+    more: str, columns: list[str], last: list[str], measured: Eval, here: Path
+) -> None:
+    """Names stand above the columns where there is room. The data set is one of the user's, by its name in a directory
+    of configurations.
+    """
     (here / "mine.py").write_text(RENAMED)
     (here / "own" / "dataset").mkdir(parents=True)
     (here / "own" / "dataset" / "renamed.yaml").write_text("name: renamed\ntarget: mine:renamed\nmore: ''\n")
@@ -119,13 +136,19 @@ def test_a_mistake_has_its_sentence(words: list[str], sentence: str, measured: E
 
 
 def test_what_is_not_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, sentence in (([], "usage: easgd eval RUN"), (["nowhere"], "there is no such directory"), ([str(tmp_path)], "holds no config.yaml")):
+    for words, sentence in (
+        ([], "usage: easgd eval RUN"),
+        (["nowhere"], "there is no such directory"),
+        ([str(tmp_path)], "holds no config.yaml"),
+    ):
         assert main(["eval", *words]) == (0 if not words else 2)
         captured = capsys.readouterr()
         assert sentence in captured.out + captured.err
 
 
-def test_code_of_ones_own_is_looked_for_where_the_command_is_given(trained: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_of_ones_own_is_looked_for_where_the_command_is_given(
+    trained: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (here / "run").mkdir()
     (here / "run" / "center.pt").write_bytes((trained / "center.pt").read_bytes())
     config = (trained / "config.yaml").read_text()
@@ -133,10 +156,25 @@ def test_code_of_ones_own_is_looked_for_where_the_command_is_given(trained: Path
     (here / "run" / "config.yaml").write_text(config.replace("easgd_cli.algorithms:DOWNPOUR", "of_mine:Method"))
     assert main(["eval", "run"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert f"algo=of_mine:Method: there is no module of_mine in {here} or among the installed packages; go to the directory that holds it." in line
+    assert (
+        f"algo=of_mine:Method: there is no module of_mine in {here} or among the installed packages; go to the "
+        "directory that holds it." in line
+    )
 
 
 def test_a_function_has_no_net_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "launcher=simulated", "problem=quadratic", "workers=2", "steps=5", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "launcher=simulated",
+                "problem=quadratic",
+                "workers=2",
+                "steps=5",
+                f"hydra.run.dir={tmp_path / 'run'}",
+            ]
+        )
+        == 0
+    )
     assert main(["eval", str(tmp_path / "run")]) == 2
     assert "problem=quadratic has no net to measure" in capsys.readouterr().err

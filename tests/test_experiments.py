@@ -1,4 +1,6 @@
-"""configs/experiment/: each says what it reproduces and how; each composes, what it sweeps can run, and what it reports is swept."""
+"""configs/experiment/: each says what it reproduces and how; each composes, what it sweeps can run, and what it reports
+is swept.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def axes(path: Path) -> dict[str, list[str]]:
 
 def _values(o: Override) -> Iterable[str]:
     interval = o.value()
-    return (str(interval.start), str(interval.end)) if isinstance(interval, IntervalSweep) else o.sweep_string_iterator()
+    return (
+        (str(interval.start), str(interval.end)) if isinstance(interval, IntervalSweep) else o.sweep_string_iterator()
+    )
 
 
 def test_its_header_says_what_a_reader_needs(path: Path) -> None:
@@ -62,10 +66,15 @@ def test_what_it_sweeps_can_run(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("straight")
-def test_its_first_job_is_checked_as_a_command(path: Path, easgd: Callable[..., Said], launcher: Launcher, unprepared: None) -> None:
+def test_its_first_job_is_checked_as_a_command(
+    path: Path, easgd: Callable[..., Said], launcher: Launcher, unprepared: None
+) -> None:
     alone = ["hydra.mode=RUN"] if "/hydra/sweeper:" in path.read_text() else []  # a search's jobs are Hydra's to start
     said = easgd("train", f"experiment={path.stem}", *alone, *(values[0] for values in axes(path).values()))
     assert said.status == 0, said.err
     assert len(launcher.jobs) == 1
     if path.stem.endswith("_small"):
-        assert launcher.jobs[0].settings.dataset["name"] == "digits" and launcher.jobs[0].settings.launcher["name"] != "local"
+        assert (
+            launcher.jobs[0].settings.dataset["name"] == "digits"
+            and launcher.jobs[0].settings.launcher["name"] != "local"
+        )

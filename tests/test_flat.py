@@ -155,7 +155,9 @@ def test_a_file_from_before_batch_norms_counted_batches_is_read():
     del state["1.num_batches_tracked"]
     model = net()
     model[1].num_batches_tracked.fill_(7)
-    assert torch.equal(Flat(model).load(state), Flat(net()).load(dict(state, **{"1.num_batches_tracked": torch.tensor(0)})))
+    assert torch.equal(
+        Flat(model).load(state), Flat(net()).load(dict(state, **{"1.num_batches_tracked": torch.tensor(0)}))
+    )
     assert model[1].num_batches_tracked == 7
 
 
@@ -164,8 +166,14 @@ def test_a_file_from_before_batch_norms_counted_batches_is_read():
     [
         (lambda s: s.pop("4.bias"), "init=a.pt: lacks 4.bias; it must be a state_dict of this model."),
         (lambda s: s.update(head=torch.zeros(1)), "init=a.pt: has head, which the model does not know"),
-        (lambda s: s.update({"4.bias": torch.zeros(3)}), r"init=a.pt: 4.bias is \[3\] in the file and \[2\] in the model"),
-        (lambda s: s.update({"4.weight": s["4.weight"].T}), r"init=a.pt: 4.weight is \[\d+, 2\] in the file and \[2, \d+\] in the model"),
+        (
+            lambda s: s.update({"4.bias": torch.zeros(3)}),
+            r"init=a.pt: 4.bias is \[3\] in the file and \[2\] in " r"the model",
+        ),
+        (
+            lambda s: s.update({"4.weight": s["4.weight"].T}),
+            r"init=a.pt: 4.weight is \[\d+, 2\] in the file and " r"\[2, \d+\] in the model",
+        ),
         (lambda s: s.update({"4.bias": 3}), r"init=a.pt: 4.bias is a int, where the model has a tensor"),
         (lambda s: s.update({"4.bias": torch.full((2,), torch.nan)}), "not finite"),
     ],

@@ -1,4 +1,6 @@
-"""Which messages make an update: each by itself, all live workers' together, or as a recorded run had them, whatever arrives when."""
+"""Which messages make an update: each by itself, all live workers' together, or as a recorded run had them, whatever
+arrives when.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from easgd_cli.transport.simulated import REPLY, Events, Network, Wire
 
 
 def updates(gathering: Gathering, arrivals: str) -> list[list[int]]:
-    """What is served as messages arrive, each named by its worker's digit; `-1` is worker 1 lost, `!` one that has finished."""
+    """What is served as messages arrive, each named by its worker's digit; `-1` is worker 1 lost, `!` one that has
+    finished.
+    """
     served = []
     tokens = iter(arrivals.replace(" ", ""))
     for token in tokens:
@@ -43,7 +47,8 @@ def test_each_message_is_an_update_in_the_order_of_arrival_also_after_one_has_fi
 
 def test_a_round_is_that_of_all_live_workers_in_the_order_of_their_numbers() -> None:
     assert updates(Round(range(3)), "2 0 1  1 2 0") == [[0, 1, 2], [0, 1, 2]]
-    assert updates(Round(range(3)), "2 0 -1  0 2  2 -0 2") == [[0, 2], [0, 2], [2], [2]]  # the last that was waited for may be the one that is lost
+    # the last that was waited for may be the one that is lost
+    assert updates(Round(range(3)), "2 0 -1  0 2  2 -0 2") == [[0, 2], [0, 2], [2], [2]]
     assert updates(Round(range(2)), "0 -0 1") == [[1]]
     assert updates(Round(range(1)), "-0") == []
 
@@ -65,7 +70,12 @@ def test_a_recorded_order_is_served_whatever_arrives_first(in_rounds: bool) -> N
                 continue  # rising on from the round before it: the record cannot tell them apart
             order.append(members)
         flat = [worker for members in order for worker in members]
-        gathering, left, waiting, served = Recorded(flat, in_rounds), {w: flat.count(w) for w in workers}, set[int](), []
+        gathering, left, waiting, served = (
+            Recorded(flat, in_rounds),
+            {w: flat.count(w) for w in workers},
+            set[int](),
+            [],
+        )
         while any(left.values()) or waiting:
             able = [w for w in workers if left[w] and w not in waiting]
             if able:
@@ -86,7 +96,10 @@ def test_a_recorded_order_gives_back_what_waits_only_where_it_is_one_of_rounds()
     assert updates(single, "0 ! 1") == [[], [1], [0]] and not single.over
 
 
-@pytest.mark.parametrize("make", [Each, lambda: Round(range(3)), lambda: Recorded([2, 0, 1, 2, 1], False), lambda: Recorded([0, 2, 0, 1, 2], True)])
+@pytest.mark.parametrize(
+    "make",
+    [Each, lambda: Round(range(3)), lambda: Recorded([2, 0, 1, 2, 1], False), lambda: Recorded([0, 2, 0, 1, 2], True)],
+)
 def test_a_gathering_that_is_restored_goes_on_as_the_other(make: Any) -> None:
     chance = random.Random(1)
     for _ in range(30):

@@ -12,7 +12,9 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check"
 
 def test_without_a_device_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([str(SCRIPT), str(tmp_path / "report")], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [str(SCRIPT), str(tmp_path / "report")], capture_output=True, text=True, env=environment, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "gpu_check: this machine shows no CUDA device; nothing was checked.\n"
     assert not (tmp_path / "report").exists()

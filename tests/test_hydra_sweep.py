@@ -1,4 +1,5 @@
-"""Sweeps through Hydra's plugins: what is refused, what a search minimises, and real jobs in the hands of launchers and sweepers.
+"""Sweeps through Hydra's plugins: what is refused, what a search minimises, and real jobs in the hands of launchers and
+sweepers.
 
 Hydra's own basic launcher and sweeper under other names stand for plugins, so that no test but the last two needs one.
 """
@@ -59,7 +60,9 @@ class Noting:
 
 @pytest.fixture
 def elsewhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of configurations with Hydra's basic launcher and sweeper as `mine`, for jobs that find this package."""
+    """A directory of configurations with Hydra's basic launcher and sweeper as `mine`, for jobs that find
+    this package.
+    """
     monkeypatch.setenv("PYTHONPATH", str(configs.directory().parent))
     for part, target, rest in (
         ("launcher", "basic_launcher.BasicLauncher", ""),
@@ -110,7 +113,9 @@ def left(path: Path, errors: list[float], status: str = "completed", average: st
         ("train_loss", 0.06, (6, 7)),
     ],
 )
-def test_the_value_of_a_run_is_that_of_its_record(text: str | None, value: float, errors: tuple[float, ...], tmp_path: Path) -> None:
+def test_the_value_of_a_run_is_that_of_its_record(
+    text: str | None, value: float, errors: tuple[float, ...], tmp_path: Path
+) -> None:
     asked = objective.of(replace(ON_DIGITS, objective=text))
     run = left(tmp_path / "run", [90.0, 8.0, 3.0, 6.0])
     assert asked.value(run) == pytest.approx(value)
@@ -125,14 +130,25 @@ def test_where_an_average_is_kept_it_is_judged(tmp_path: Path) -> None:
 
 def test_a_run_without_what_is_asked_for_is_no_trial(tmp_path: Path) -> None:
     run = left(tmp_path / "run", [])
-    (run / "metrics.jsonl").write_text('{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "center", "train_loss": 1.0}\n')
+    (run / "metrics.jsonl").write_text(
+        '{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "center", "train_loss": 1.0}\n'
+    )
     with pytest.raises(RunError, match="no evaluation has a validation_error"):
         Objective("best", METRICS.primary).value(run)
     assert Objective("train_loss").value(run) == 1.0
 
 
 @pytest.mark.parametrize(
-    "text", ["best", "error", "seconds_to_error", "seconds_to_error:x", "seconds_to_error:1.2.3", "test:train_loss", "validation:best_error"]
+    "text",
+    [
+        "best",
+        "error",
+        "seconds_to_error",
+        "seconds_to_error:x",
+        "seconds_to_error:1.2.3",
+        "test:train_loss",
+        "validation:best_error",
+    ],
 )
 def test_an_objective_is_one_of_a_few(text: str) -> None:
     with pytest.raises(UsageError, match=f"objective={text}: is best_error, final_error"):
@@ -142,16 +158,31 @@ def test_an_objective_is_one_of_a_few(text: str) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("hydra/sweeper=mine eta=0.1,0.2", "dataset.validation=0: a search chooses settings by what is held out of training"),
+        (
+            "hydra/sweeper=mine eta=0.1,0.2",
+            "dataset.validation=0: a search chooses settings by what is held out of training",
+        ),
         ("hydra/sweeper=mine eta=0.1,0.2 objective=best", "objective=best: is best_error, final_error"),
         ("hydra/sweeper=mine eta=0.1,0.2 problem=quadratic objective=best_error", "problem=quadratic has no data set"),
-        ("hydra/sweeper=mine eta=interval(-1,0.1) objective=test:best_error", "eta=-1: a learning rate is not negative"),
+        (
+            "hydra/sweeper=mine eta=interval(-1,0.1) objective=test:best_error",
+            "eta=-1: a learning rate is not negative",
+        ),
         ("hydra/sweeper=mine tau=4 algo=easgd,mdownpuor objective=test:best_error", "did you mean mdownpour?"),
         ("hydra/sweeper=mine eta=0.1 objective=test:best_error", "hydra/sweeper=mine: there is nothing to draw"),
-        ("hydra/sweeper=mine eta=0.1 hydra.sweeper.direction=maximize", "hydra.sweeper.direction=maximize: every objective= is to be small"),
-        ("eta=0.1,0.2 objective=best_error", "objective=best_error: is what a search minimises; add hydra/sweeper=optuna"),
+        (
+            "hydra/sweeper=mine eta=0.1 hydra.sweeper.direction=maximize",
+            "hydra.sweeper.direction=maximize: every objective= is to be small",
+        ),
+        (
+            "eta=0.1,0.2 objective=best_error",
+            "objective=best_error: is what a search minimises; add hydra/sweeper=optuna",
+        ),
         ("hydra/launcher=mine eta=0.1,0.2 jobs=2", "jobs=2: is for jobs that easgd runs itself"),
-        ("hydra/launcher=mine eta=0.1,0.2 hydra.sweep.subdir=x", "hydra.sweep.subdir=x: runs of a sweep are named by the values"),
+        (
+            "hydra/launcher=mine eta=0.1,0.2 hydra.sweep.subdir=x",
+            "hydra.sweep.subdir=x: runs of a sweep are named by the values",
+        ),
         ("hydra/launcher=mine eta=-1,0.2", "eta=-1: a learning rate is not negative"),
         ("hydra/launcher=myne eta=0.1,0.2", "hydra/launcher=myne: there is no such hydra/launcher; did you mean mine?"),
     ],
@@ -167,19 +198,34 @@ def test_a_mistake_has_its_sentence_before_anything_is_made(
 
 
 @pytest.mark.parametrize("words", ["hydra/sweeper=mine", "hydra/launcher=mine"])
-def test_what_runs_the_jobs_of_a_sweep_is_refused_for_a_single_run(words: str, elsewhere: Path, easgd: Callable[..., Said]) -> None:
+def test_what_runs_the_jobs_of_a_sweep_is_refused_for_a_single_run(
+    words: str, elsewhere: Path, easgd: Callable[..., Said]
+) -> None:
     said = easgd("train", "-cd", "own", words, "eta=0.1")
-    assert (said.status, said.err) == (2, f"easgd: {words}: is about a sweep, and this is a single run; add -m, or leave it out.\n")
+    assert (said.status, said.err) == (
+        2,
+        f"easgd: {words}: is about a sweep, and this is a single run; add -m, or leave it out.\n",
+    )
 
 
 @pytest.mark.parametrize(
-    ("words", "extra"), [("hydra/launcher=joblib", "joblib"), ("hydra/launcher=submitit_local", "slurm"), ("hydra/sweeper=optuna", "optuna")]
+    ("words", "extra"),
+    [
+        ("hydra/launcher=joblib", "joblib"),
+        ("hydra/launcher=submitit_local", "slurm"),
+        ("hydra/sweeper=optuna", "optuna"),
+    ],
 )
-def test_a_plugin_that_is_not_installed_is_named_with_its_extra(words: str, extra: str, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra(
+    words: str, extra: str, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plugins, "_installed", lambda module: False)
     said = easgd("train", "-m", "eta=interval(0.1,1)", words)
     assert said.status == 2
-    assert said.err == f"easgd: {words}: needs a plugin of Hydra's that is not installed; install it with pip install 'easgd[{extra}]'.\n"
+    assert (
+        said.err == f"easgd: {words}: needs a plugin of Hydra's that is not installed; install it with pip install "
+        f"'easgd[{extra}]'.\n"
+    )
 
 
 def test_slurm_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +238,16 @@ def test_slurm_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unprepared")
 def test_a_launcher_gets_the_jobs_that_can_run_and_have_not_ended(elsewhere: Path, easgd: Callable[..., Said]) -> None:
-    words = ["train", "-m", "-cd", "own", "launcher=noting", "hydra/launcher=mine", "hydra.sweep.dir=swept", "algo=easgd,mdownpour"]
+    words = [
+        "train",
+        "-m",
+        "-cd",
+        "own",
+        "launcher=noting",
+        "hydra/launcher=mine",
+        "hydra.sweep.dir=swept",
+        "algo=easgd,mdownpour",
+    ]
     said = easgd(*words, "tau=3,4")
     root = elsewhere / "swept"
     assert said.status == 1
@@ -200,19 +255,29 @@ def test_a_launcher_gets_the_jobs_that_can_run_and_have_not_ended(elsewhere: Pat
     assert "algo=easgd,tau=3: failed: tau is too short" in said.out
     assert (root / "ran").read_text().splitlines() == ["algo=easgd,tau=3", "algo=easgd,tau=4"]
     jobs = json.loads((root / "sweep.json").read_text())["jobs"]
-    assert {name: job["status"] for name, job in jobs.items()} == {"algo=easgd,tau=3": "failed", "algo=easgd,tau=4": "completed"}
+    assert {name: job["status"] for name, job in jobs.items()} == {
+        "algo=easgd,tau=3": "failed",
+        "algo=easgd,tau=4": "completed",
+    }
     said = easgd(*words, "tau=4,5")  # as without a launcher, the same sweep with one more value
     assert (said.status, said.out.count("already done")) == (0, 1)
     assert (root / "ran").read_text().splitlines()[2:] == ["algo=easgd,tau=5"]
 
 
-def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere: Path, easgd: Callable[..., Said]) -> None:
-    said = easgd("train", "-m", "-cd", "own", "hydra/sweeper=mine", "sweep=search", "eta=0.412345678901,0.41234567", *QUICK)
+def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(
+    elsewhere: Path, easgd: Callable[..., Said]
+) -> None:
+    said = easgd(
+        "train", "-m", "-cd", "own", "hydra/sweeper=mine", "sweep=search", "eta=0.412345678901,0.41234567", *QUICK
+    )
     assert said.status == 0, said.err
     root = elsewhere / "runs/sweeps/search"
-    losses = {path.parent.name: json.loads(path.read_text())["center"]["train_loss"] for path in root.glob("*/summary.json")}
+    losses = {
+        path.parent.name: json.loads(path.read_text())["center"]["train_loss"] for path in root.glob("*/summary.json")
+    }
     exact = {name: next(o for o in reader.overrides_of(root / name) if o.startswith("eta=")) for name in losses}
-    assert sorted(losses) == ["eta=0.412346", next(name for name in losses if name.startswith("eta=0.412346-"))]  # which the name of one and the other is
+    # which the name of one and the other is
+    assert sorted(losses) == ["eta=0.412346", next(name for name in losses if name.startswith("eta=0.412346-"))]
     assert sorted(exact.values()) == ["eta=0.41234567", "eta=0.412345678901"]
     told = json.loads((root / "sweep.json").read_text())
     best = min(losses, key=lambda name: losses[name])
@@ -221,7 +286,9 @@ def test_a_sweeper_is_told_what_came_of_its_jobs_and_the_best_is_shown(elsewhere
     assert f"  {exact[best]}\n  train loss at the end {losses[best]:.4g}\n  runs/sweeps/search/{best}\n" in said.out
 
 
-def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     by = Objective("best", METRICS.primary)
     for name, error in (("eta=1", 4.0), ("eta=2", 3.0), ("eta=3", 3.0), (".7.eta=4", 2.0)):
         said = JobStatus("completed", path=str(left(tmp_path / name, [90.0, error])), objective=str(by), value=error)
@@ -234,8 +301,20 @@ def test_of_runs_with_the_same_value_all_are_named_and_what_a_kill_left_is_no_jo
 
 
 def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_checkpoints(elsewhere: Path) -> None:
-    words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=long", "seed=0,1,2", *QUICK[:-1], "steps=100000000", "eval.every=1000000 steps"]
-    begun_sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
+    words = [
+        "-m",
+        "-cd",
+        "own",
+        "hydra/launcher=mine",
+        "sweep=long",
+        "seed=0,1,2",
+        *QUICK[:-1],
+        "steps=100000000",
+        "eval.every=1000000 steps",
+    ]
+    begun_sweep = subprocess.Popen(
+        [sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True
+    )
     root = elsewhere / "runs/sweeps/long"
 
     def begun(seed: int) -> int:
@@ -258,14 +337,18 @@ def test_a_killed_job_is_told_and_a_terminated_sweep_ends_its_jobs_which_leave_c
 
 
 def test_a_sweep_that_is_terminated_while_a_job_starts_interrupts_it_at_once(elsewhere: Path) -> None:
-    (elsewhere / "noting.py").write_text("import time\n\nclass Noting:\n    def begin(self): time.sleep(600)\n")  # no run listens to signals yet
+    # no run listens to signals yet
+    (elsewhere / "noting.py").write_text("import time\n\nclass Noting:\n    def begin(self): time.sleep(600)\n")
     words = ["-m", "-cd", "own", "hydra/launcher=mine", "sweep=slow", "seed=0,1", "launcher=noting", *QUICK[1:]]
-    begun_sweep = subprocess.Popen([sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True)
+    begun_sweep = subprocess.Popen(
+        [sys.executable, "-m", "easgd_cli", "train", *words], stdout=subprocess.PIPE, text=True
+    )
     root = elsewhere / "runs/sweeps/slow"
     while begun_sweep.poll() is None and job_status.read(root, "seed=0").status != "running":
         time.sleep(0.05)
     begun_sweep.send_signal(signal.SIGTERM)
-    out, _ = begun_sweep.communicate(timeout=job_watch._PATIENCE_SECONDS / 2)  # not as long as one waits for a process that does not end
+    # not as long as one waits for a process that does not end
+    out, _ = begun_sweep.communicate(timeout=job_watch._PATIENCE_SECONDS / 2)
     assert begun_sweep.returncode == 143
     assert job_status.read(root, "seed=0").status == "interrupted"
     assert "seed=0  interrupted" in out and "seed=1  not started" in out
@@ -286,11 +369,16 @@ def test_a_job_that_says_nothing_has_failed_whatever_an_earlier_start_of_it_said
     (root / "logs/tau=5.json").mkdir()
     said = easgd(*words, "retry=true")
     assert said.status == 1
-    assert f"easgd: hydra/launcher=mine: {root}/logs/tau=5.json: how the job stands cannot be written there (Is a directory)" in said.err
+    assert (
+        f"easgd: hydra/launcher=mine: {root}/logs/tau=5.json: how the job stands cannot be written there (Is a "
+        "directory)" in said.err
+    )
 
 
 @pytest.mark.usefixtures("unprepared")
-def test_a_search_ends_with_status_1_where_a_job_cannot_say_how_it_stands(elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_ends_with_status_1_where_a_job_cannot_say_how_it_stands(
+    elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sweeper takes every Exception for a failed trial and goes on, as optuna does."""
 
     def sweep(sweeper: Any, arguments: list[str]) -> None:
@@ -299,18 +387,35 @@ def test_a_search_ends_with_status_1_where_a_job_cannot_say_how_it_stands(elsewh
                 for done in sweeper.launcher.launch([["launcher=noting", "tau=4", f"eta={eta}"]], initial_job_idx=0):
                     _ = done.return_value
 
-    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"]  # Hydra loads it once more
+    # Hydra loads it once more
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"]
     monkeypatch.setattr(basic, "sweep", sweep)
     (elsewhere / "swept").mkdir()
     (elsewhere / "swept/logs").touch()  # no directory
-    said = easgd("train", "-m", "-cd", "own", "launcher=noting", "hydra/sweeper=mine", "hydra.sweep.dir=swept", "tau=4", "eta=0.1,0.2", "problem=quadratic")
+    said = easgd(
+        "train",
+        "-m",
+        "-cd",
+        "own",
+        "launcher=noting",
+        "hydra/sweeper=mine",
+        "hydra.sweep.dir=swept",
+        "tau=4",
+        "eta=0.1,0.2",
+        "problem=quadratic",
+    )
     assert said.status == 1
-    assert "easgd: hydra/sweeper=mine: " in said.err and "how the job stands cannot be written there (File exists)" in said.err
+    assert (
+        "easgd: hydra/sweeper=mine: " in said.err
+        and "how the job stands cannot be written there (File exists)" in said.err
+    )
     assert "No run has a value to choose by." in said.out
 
 
 @pytest.mark.usefixtures("unprepared")
-def test_a_sweep_whose_output_nobody_reads_any_more_goes_on(elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_whose_output_nobody_reads_any_more_goes_on(
+    elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))  # in place of the job's program
     reader, writer = os.pipe()
     begin = HydraExecutor.run
@@ -322,7 +427,9 @@ def test_a_sweep_whose_output_nobody_reads_any_more_goes_on(elsewhere: Path, eas
     monkeypatch.setattr(HydraExecutor, "run", run)
     with os.fdopen(writer, "w") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
-        said = easgd("train", "-m", "-cd", "own", "launcher=noting", "hydra/launcher=mine", "hydra.sweep.dir=swept", "tau=4,5")
+        said = easgd(
+            "train", "-m", "-cd", "own", "launcher=noting", "hydra/launcher=mine", "hydra.sweep.dir=swept", "tau=4,5"
+        )
     assert (said.status, "Traceback" in said.err) == (1, False)
     jobs = json.loads((elsewhere / "swept/sweep.json").read_text())["jobs"]
     assert {name: job["status"] for name, job in jobs.items()} == {"tau=4": "failed", "tau=5": "failed"}
@@ -332,7 +439,11 @@ def test_a_sweep_whose_output_nobody_reads_any_more_goes_on(elsewhere: Path, eas
     ("found", "said", "code"),
     [
         (JobDirectory(Path("run"), "completed"), "already done", 0),
-        (JobDirectory(Path("run"), FAILED, "no memory."), "failed: no memory. That was before; retry=true tries it again.", 1),
+        (
+            JobDirectory(Path("run"), FAILED, "no memory."),
+            "failed: no memory. That was before; retry=true tries it again.",
+            1,
+        ),
         (JobDirectory(Path("run"), ELSEWHERE), "running elsewhere", 0),
     ],
 )
@@ -344,7 +455,9 @@ def test_a_job_that_has_ended_before_it_begins_says_that_it_was_before(
     assert sweep.line(job_status.settle(here, "tau=4", os.getpid(), code)) == said
 
 
-def test_a_job_that_two_sweeps_take_at_once_is_told_as_done_by_the_one_that_ran_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_two_sweeps_take_at_once_is_told_as_done_by_the_one_that_ran_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other's job finds it while it runs, or just after its end, and says nothing over what it said."""
     job_status.write(here, "tau=4", JobStatus("running", pid=1))
     monkeypatch.setattr(job_directory, "find", lambda path, settings, retry: JobDirectory(path, ELSEWHERE))
@@ -368,7 +481,8 @@ def test_a_trial_whose_record_cannot_be_read_has_failed(tmp_path: Path, monkeypa
     left(tmp_path / "eta=1", [90.0])
     (tmp_path / "eta=1/config.yaml").write_text("- no settings")
     told = SimpleNamespace(
-        sweep=SimpleNamespace(subdir="eta=1"), runtime=SimpleNamespace(output_dir=str(tmp_path / "eta=1"), cwd=str(tmp_path)),
+        sweep=SimpleNamespace(subdir="eta=1"),
+        runtime=SimpleNamespace(output_dir=str(tmp_path / "eta=1"), cwd=str(tmp_path)),
         job=SimpleNamespace(config_name="config"), overrides=SimpleNamespace(task=["eta=1"]), searchpath=[],
     )  # fmt: skip
     monkeypatch.setattr(hydra_executor.HydraConfig, "get", lambda: told)
@@ -390,21 +504,41 @@ def test_what_a_launcher_begins_while_the_sweep_is_ended_and_then_kills_is_inter
             time.sleep(0.01)
         watch.end()
         job_status.write(tmp_path, "begun", JobStatus("running", pid=killed.pid))
-        job_status.write(tmp_path, "noticed", JobStatus("killed", reason="its process was ended by SIGKILL"))  # by what began it
-    assert {name: said.status for name, said in watch.said.items()} == {"before": "killed", "begun": "interrupted", "noticed": "interrupted"}
+        # by what began it
+        job_status.write(tmp_path, "noticed", JobStatus("killed", reason="its process was ended by SIGKILL"))
+    assert {name: said.status for name, said in watch.said.items()} == {
+        "before": "killed",
+        "begun": "interrupted",
+        "noticed": "interrupted",
+    }
     assert watch.said["noticed"].reason is None
     assert told[-1][1] != "running"
 
 
 def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(configs.directory().parent)}
-    return subprocess.run([sys.executable, "-m", "easgd_cli", "train", *words], cwd=here, env=environment, capture_output=True, text=True, timeout=110)
+    return subprocess.run(
+        [sys.executable, "-m", "easgd_cli", "train", *words],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
 
 
 def test_optuna_searches_through_joblib_and_finds_its_runs_again(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = ["-m", "hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep=search", "eta=tag(log,interval(0.05,0.5))", *QUICK]
+    words = [
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "sweep=search",
+        "eta=tag(log,interval(0.05,0.5))",
+        *QUICK,
+    ]
     said = run(tmp_path, *words, "hydra.sweeper.n_trials=1")
     assert said.returncode == 0, said.stderr
     root = tmp_path / "runs/sweeps/search"

@@ -1,4 +1,6 @@
-"""Where a job of a sweep runs: what every earlier start can have left of it, killed at any moment, and what is not its own."""
+"""Where a job of a sweep runs: what every earlier start can have left of it, killed at any moment, and what is not its
+own.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps.job_directory import NEW, STOPPED, JobDirectory, find, leave_failure
 from easgd_cli.sweeps.job_status import FAILED
 
-OURS = Settings(algo={"name": "easgd"}, dataset={"name": "digits"}, model={"name": "small"}, schedule={"name": "decay"}, launcher={"name": "local"}, eta=0.1)
+OURS = Settings(
+    algo={"name": "easgd"},
+    dataset={"name": "digits"},
+    model={"name": "small"},
+    schedule={"name": "decay"},
+    launcher={"name": "local"},
+    eta=0.1,
+)
 
 
 def run(path: Path, status: str | None, settings: Settings = OURS, **summary: Any) -> Path:
@@ -26,7 +35,14 @@ def run(path: Path, status: str | None, settings: Settings = OURS, **summary: An
     for inside in ("logs", "snapshots", "report"):
         (path / inside).mkdir(parents=True)
     run_directory.write_config(path, settings, ["eta=0.1"])
-    for name in ("metrics.jsonl", "exchanges.bin", "events.out.tfevents.1.host", "logs/master.log", ".1234.config.yaml", ".summary.json.1234"):
+    for name in (
+        "metrics.jsonl",
+        "exchanges.bin",
+        "events.out.tfevents.1.host",
+        "logs/master.log",
+        ".1234.config.yaml",
+        ".summary.json.1234",
+    ):
         (path / name).write_text("...")
     if status:
         (path / "summary.json").write_text(json.dumps({"status": status, **summary}))
@@ -46,7 +62,9 @@ def test_a_run_without_a_checkpoint_is_cleared_away_for_a_new_one(status: str | 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whatever_moment_the_clearing_is_killed_at_the_next_start_clears_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_moment_the_clearing_is_killed_at_the_next_start_clears_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -120,7 +138,9 @@ def test_nothing_of_a_users_is_cleared_away(tmp_path: Path) -> None:
         assert (tmp_path / name / "logs" / "launcher.log").read_text() == "begun"
 
 
-def test_a_directory_that_is_removed_before_it_can_be_held_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_is_removed_before_it_can_be_held_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process clears it, and a new run of that name begins, between opening and locking."""
     flock = fcntl.flock
 
@@ -158,7 +178,11 @@ def test_a_result_beside_the_jobs_own_directory_counts(status: str, tmp_path: Pa
 
 
 def test_a_failed_job_is_tried_again_only_if_asked(tmp_path: Path) -> None:
-    never_made, without, stopped = tmp_path / "never made", run(tmp_path / "without", "running", workers=2), run(tmp_path / "stopped", "failed", reason="no")
+    never_made, without, stopped = (
+        tmp_path / "never made",
+        run(tmp_path / "without", "running", workers=2),
+        run(tmp_path / "stopped", "failed", reason="no"),
+    )
     leave_checkpoint(stopped, 5)
     for path in (never_made, without):
         leave_failure(path, OURS, ["eta=0.1"], "the disk is full.")

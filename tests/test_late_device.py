@@ -12,9 +12,13 @@ import pytest
 
 @pytest.mark.timeout(600)
 def test_what_holds_on_a_device_holds_on_one_that_works_as_late_as_it_may() -> None:
-    """In a process of its own: torch takes a new device before its first backward pass only, and the other tests are to see none."""
+    """In a process of its own: torch takes a new device before its first backward pass only, and the other tests are to
+    see none.
+    """
     tests = Path(__file__).parent / "test_device.py"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-m", "device", str(tests)]
     environment = os.environ | {"EASGD_TEST_DEVICE": "late:0"}
-    done = subprocess.run(command, env=environment, cwd=tests.parent.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=tests.parent.parent, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout

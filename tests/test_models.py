@@ -1,4 +1,6 @@
-"""The paper's nets layer by layer, the digits' net, linear layers, torchvision's nets, how nets begin, and which are refused."""
+"""The paper's nets layer by layer, the digits' net, linear layers, torchvision's nets, how nets begin, and which are
+refused.
+"""
 
 import pytest
 import torch
@@ -31,7 +33,13 @@ def layers_with_parameters(net: nn.Module) -> list[nn.Module]:
 def test_convnet7_has_the_papers_layers():
     """(3,28)C(64,24)P(64,12)C(128,8)P(128,4)C(64,2)D(256,1)S(10,1)."""
     net = ConvNet7()
-    assert [sum(p.numel() for p in m.parameters()) for m in layers_with_parameters(net)] == [4864, 204928, 73792, 65792, 2570]
+    assert [sum(p.numel() for p in m.parameters()) for m in layers_with_parameters(net)] == [
+        4864,
+        204928,
+        73792,
+        65792,
+        2570,
+    ]
     assert sum(p.numel() for p in net.parameters()) == 351_946
     seen, x = [], torch.zeros(2, 3, 28, 28)
     for layer in net.features:
@@ -69,7 +77,9 @@ def test_gradients_of_convnet7_equal_those_of_the_drawn_order():
     y = F.max_pool2d(F.relu(c1(x)), 2)
     y = F.relu(c3(F.max_pool2d(F.relu(c2(y)), 2))).flatten(1)
     expected = torch.autograd.grad(F.cross_entropy(s(F.relu(d(y))), labels), list(net.parameters()))
-    for ours, theirs in zip(torch.autograd.grad(F.cross_entropy(net(x), labels), list(net.parameters())), expected, strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(F.cross_entropy(net(x), labels), list(net.parameters())), expected, strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -90,7 +100,9 @@ def test_convnet11_has_the_papers_layers():
 
 
 def test_convnet11_computes_what_the_paper_draws():
-    """ReLU on every inner layer, before pooling as drawn, and dropout on the outputs of both D layers after their ReLU."""
+    """ReLU on every inner layer, before pooling as drawn, and dropout on the outputs of both D layers after
+    their ReLU.
+    """
     net = ConvNet11(input_shape=(3, 101, 113), num_classes=5).eval()
     c1, c2, c3, c4, c5, d1, d2, s = layers_with_parameters(net)
     x = torch.rand(2, 3, 101, 113)
@@ -130,8 +142,10 @@ def test_linear_layers_compute_what_is_asked_for():
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("resnet18", 11_689_512), ("resnet50", 25_557_032), ("vgg11_bn", 132_868_840), ("alexnet", 61_100_840), ("mobilenet_v2", 3_504_872),
-        ("densenet121", 7_978_856), ("googlenet", 6_624_904), ("swin_t", 28_288_354), ("vit_b_16", 86_567_656), ("maxvit_t", 30_919_624),
+        ("resnet18", 11_689_512), ("resnet50", 25_557_032), ("vgg11_bn", 132_868_840), ("alexnet", 61_100_840),
+        ("mobilenet_v2", 3_504_872),
+        ("densenet121", 7_978_856), ("googlenet", 6_624_904), ("swin_t", 28_288_354), ("vit_b_16", 86_567_656),
+        ("maxvit_t", 30_919_624),
     ],
 )  # fmt: skip
 def test_torchvisions_nets_have_the_published_numbers_of_parameters(name, parameters):
@@ -149,7 +163,10 @@ def test_inception_is_the_published_net_without_its_second_head():
     assert sum(p.numel() for p in net.parameters()) == 27_161_264 - sum(p.numel() for p in both.AuxLogits.parameters())
 
 
-@pytest.mark.parametrize(("name", "side"), [("resnet18", 28), ("googlenet", 28), ("inception_v3", 75), ("vit_b_32", 32), ("shufflenet_v2_x0_5", 32)])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("resnet18", 28), ("googlenet", 28), ("inception_v3", 75), ("vit_b_32", 32), ("shufflenet_v2_x0_5", 32)],
+)
 def test_torchvisions_nets_fit_the_data(name, side):
     check_model(classifier(name, (3, side, side), 7), f"model.name={name}", images((3, side, side), 7), 2)
 
@@ -159,12 +176,30 @@ def test_torchvisions_nets_fit_the_data(name, side):
     [
         ("resnet81", (3, 28, 28), r"model.name=resnet81: is no net of torchvision; did you mean resnet18"),
         ("zzz", (3, 28, 28), r"model.name=zzz: is no net of torchvision; did you mean resnet18 or"),
-        ("fasterrcnn_resnet50_fpn", (3, 28, 28), r"fpn: is none of torchvision's nets for classification that can be trained; did you mean .*resnet50"),
-        ("quantized_resnet18", (3, 28, 28), r"quantized_resnet18: is none of torchvision's nets for classification that can be trained; did you mean resnet18"),
-        ("resnet18", (1, 28, 28), r"model.name=resnet18: takes images of 3 channels, and these have 1; model=small, .* or use a data set in color"),
+        (
+            "fasterrcnn_resnet50_fpn",
+            (3, 28, 28),
+            r"fpn: is none of torchvision's nets for classification that can be trained; did you mean .*resnet50",
+        ),
+        (
+            "quantized_resnet18",
+            (3, 28, 28),
+            r"quantized_resnet18: is none of torchvision's nets for classification that can be trained; did you "
+            r"mean resnet18",
+        ),
+        (
+            "resnet18",
+            (1, 28, 28),
+            r"model.name=resnet18: takes images of 3 channels, and these have 1; model=small, .* or use a data "
+            r"set in color",
+        ),
         ("vit_b_16", (3, 28, 28), r"model.name=vit_b_16: cannot be built for images of 28x28: .*indivisible"),
         ("vit_b_16", (3, 32, 48), r"model.name=vit_b_16: takes square images, and these are 32x48"),
-        ("maxvit_t", (3, 28, 28), r"model.name=maxvit_t: cannot be built for images of 28x28: .*not divisible by partition size 7"),
+        (
+            "maxvit_t",
+            (3, 28, 28),
+            r"model.name=maxvit_t: cannot be built for images of 28x28: .*not divisible by partition size 7",
+        ),
     ],
 )
 def test_what_torchvision_does_not_have_or_cannot_take_is_told(name, shape, sentence):
@@ -174,7 +209,11 @@ def test_what_torchvision_does_not_have_or_cannot_take_is_told(name, shape, sent
 
 
 def test_a_net_for_larger_images_is_refused_in_a_sentence():
-    with pytest.raises(UsageError, match=r"model.name=densenet121: does not take the images of this data set, 3x28x28 .*: RuntimeError: .*too small"):
+    with pytest.raises(
+        UsageError,
+        match=r"model.name=densenet121: does not take the images of this data set, "
+        r"3x28x28 .*: RuntimeError: .*too small",
+    ):
         check_model(classifier("densenet121", (3, 28, 28), 10), "model.name=densenet121", images((3, 28, 28), 10), 2)
 
 
@@ -197,18 +236,28 @@ def test_nets_begin_uniform_with_zero_biases(net):
 
 
 @pytest.mark.parametrize(
-    ("net", "shape", "classes"), [(ConvNet7, (1, 32, 40), 7), (ConvNet7, (3, 24, 24), 2), (ConvNetDigits, (3, 28, 28), 100), (ConvNetDigits, (1, 6, 7), 2)]
+    ("net", "shape", "classes"),
+    [
+        (ConvNet7, (1, 32, 40), 7),
+        (ConvNet7, (3, 24, 24), 2),
+        (ConvNetDigits, (3, 28, 28), 100),
+        (ConvNetDigits, (1, 6, 7), 2),
+    ],
 )
 def test_nets_fit_other_data(net, shape, classes):
     check_model(net(input_shape=shape, num_classes=classes), "model=x", images(shape, classes), 2)
 
 
 def test_nets_say_what_they_cannot_take():
-    with pytest.raises(ValueError, match="model=convnet7: takes images of at least 24x24, and these are 8x8; model=small"):
+    with pytest.raises(
+        ValueError, match="model=convnet7: takes images of at least 24x24, and these are 8x8; model=small"
+    ):
         ConvNet7(input_shape=(1, 8, 8))
     with pytest.raises(ValueError, match="model=small: takes images of at least 6x6, and these are 5x8"):
         ConvNetDigits(input_shape=(1, 5, 8))
-    with pytest.raises(ValueError, match="model=convnet11: takes images of at least 101x101, and these are 100x221; model=convnet7"):
+    with pytest.raises(
+        ValueError, match="model=convnet11: takes images of at least 101x101, and these are 100x221; model=convnet7"
+    ):
         ConvNet11(input_shape=(3, 100, 221))
     with pytest.raises(ValueError, match=r"model.hidden=\[8, 0\]: widths are whole numbers of at least 1"):
         MLP(hidden=(8, 0))
@@ -262,18 +311,30 @@ class InTraining(nn.Module):
     ("net", "sentence"),
     [
         (Bare(), r"model=x: its __init__ does not call super\(\).__init__\(\)"),
-        (InTraining(lambda out: 1 / 0), "model=x: fails in training mode, on 2 images, though not in evaluation: ZeroDivisionError"),
+        (
+            InTraining(lambda out: 1 / 0),
+            "model=x: fails in training mode, on 2 images, though not in evaluation: ZeroDivisionError",
+        ),
         (InTraining(lambda out: (out, out)), "model=x: in training mode returned a tuple"),
         (InTraining(lambda out: out[:1]), r"model=x: in training mode turned images \[2, 1, 6, 6\] into \[1, 3\]"),
         (InTraining(lambda out: out.detach()), "model=x: the gradient of its loss cannot be computed: RuntimeError"),
         (7, "model=x: made a int, which is not a torch.nn.Module"),
         (nn.Flatten(), "model=x: has no trainable parameters"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "model=x: has lazy layers"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), "model=x: does not take the images of this data set, 1x6x6 .*: RuntimeError: mat1 and mat2"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(36, 4)), r"model=x: turned images \[2, 1, 6, 6\] into \[2, 4\]; with 3 classes it must be \[2, 3\]"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(7, 3)),
+            "model=x: does not take the images of this data set, 1x6x6 .*: RuntimeError: mat1 and mat2",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(36, 4)),
+            r"model=x: turned images \[2, 1, 6, 6\] into \[2, 4\]; with 3 classes it must be \[2, 3\]",
+        ),
         (Says(torch.full((2, 3), torch.nan)), "model=x: its outputs at the start are not finite"),
         (Says((torch.zeros(2, 3),)), "model=x: returned a tuple"),
-        (nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(), nn.Linear(36, 3)), "model=x: has an InstanceNorm with track_running"),
+        (
+            nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(), nn.Linear(36, 3)),
+            "model=x: has an InstanceNorm with track_running",
+        ),
     ],
 )
 def test_models_that_do_not_fit_are_refused(net, sentence):
@@ -308,5 +369,7 @@ def test_a_trial_takes_no_more_images_than_a_batch_has():
     """One value a channel is too few for batch norm in training, and two are not."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3))
     check_model(net, "model=x", images(), 2)
-    with pytest.raises(UsageError, match="model=x: fails in training mode, on 1 image, though not in evaluation: ValueError"):
+    with pytest.raises(
+        UsageError, match="model=x: fails in training mode, on 1 image, though not in evaluation: ValueError"
+    ):
         check_model(net, "model=x", images(), 1)

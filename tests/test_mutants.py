@@ -1,4 +1,6 @@
-"""The list of scripts/mutants: each of its lines stands where it says, once. Whether tests see the mutants takes minutes and is the script's affair."""
+"""The list of scripts/mutants: each of its lines stands where it says, once. Whether tests see the mutants takes
+minutes and is the script's affair.
+"""
 
 from mutants import MUTANTS, ROOT, beside
 

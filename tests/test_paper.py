@@ -17,8 +17,9 @@ from easgd_cli.models.convnet7 import ConvNet7
 from easgd_cli.models.convnet11 import ConvNet11
 from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta
 
-# Zhang, Choromanska, LeCun 2015 (arXiv 1412.6651v8): of the three rates tried on CIFAR (Tables 1 and 2) the middle one; on ImageNet Table 3,
-# of two rates that for 4 workers. The synchronous methods take those of their asynchronous forms, which the paper has none for.
+# Zhang, Choromanska, LeCun 2015 (arXiv 1412.6651v8): of the three rates tried on CIFAR (Tables 1 and 2) the middle one;
+# on ImageNet Table 3, of two rates that for 4 workers. The synchronous methods take those of their asynchronous forms,
+# which the paper has none for.
 CIFAR = {"easgd": 0.01, "eamsgd": 0.005, "downpour": 0.001, "mdownpour": 1e-5, "sgd": 0.01, "msgd": 0.0005}
 IMAGENET = {"easgd": 0.1, "eamsgd": 0.001, "downpour": 0.02, "sgd": 0.05, "msgd": 0.0005}
 LIKE = {
@@ -28,10 +29,13 @@ LIKE = {
 RATES = [
     *(("cifar10", algo, eta) for algo, eta in CIFAR.items()), *(("cifar100", algo, eta) for algo, eta in CIFAR.items()),
     *(("imagenet", algo, eta) for algo, eta in IMAGENET.items()),
-    *((data, algo, rates[like]) for data, rates in (("cifar10", CIFAR), ("cifar100", CIFAR), ("imagenet", IMAGENET)) for algo, like in LIKE.items()),
+    *((data, algo, rates[like]) for data,
+    rates in (("cifar10", CIFAR), ("cifar100", CIFAR), ("imagenet", IMAGENET)) for algo, like in LIKE.items()),
     # ours, found on the data themselves
-    *(("digits", algo, eta) for algo, eta in {"easgd": 0.2, "eamsgd": 0.05, "downpour": 0.1, "mdownpour": 0.01, "sgd": 0.2, "msgd": 0.02}.items()),
-    *(("synthetic", algo, eta) for algo, eta in {"easgd": 0.05, "eamsgd": 0.005, "downpour": 0.01, "mdownpour": 0.001, "sgd": 0.05, "msgd": 0.005}.items()),
+    *(("digits", algo, eta) for algo,
+    eta in {"easgd": 0.2, "eamsgd": 0.05, "downpour": 0.1, "mdownpour": 0.01, "sgd": 0.2, "msgd": 0.02}.items()),
+    *(("synthetic", algo, eta) for algo,
+    eta in {"easgd": 0.05, "eamsgd": 0.005, "downpour": 0.01, "mdownpour": 0.001, "sgd": 0.05, "msgd": 0.005}.items()),
 ]  # fmt: skip
 SEQUENTIAL = ("sgd", "asgd", "mvasgd", "msgd")
 AT_TAU_1 = ("downpour", "adownpour", "mvadownpour", "mdownpour")
@@ -58,7 +62,8 @@ def test_rates_are_the_papers(composed: Callable[..., Settings], data: str, algo
         assert s.delta == 0.99  # p. 6
         assert s.batch_size == 128  # p. 6
         assert s.model["dropout"] == 0.5  # p. 6
-        assert s.default_steps == (1_281_167 // 128 + 1 if data == "imagenet" else 10 * (50_000 // 128))  # one pass; ten
+        # one pass; ten
+        assert s.default_steps == (1_281_167 // 128 + 1 if data == "imagenet" else 10 * (50_000 // 128))
     assert s.tau == (1 if algo in AT_TAU_1 else 10)  # p. 7, Figures 3 and 4
     assert s.workers == (1 if algo in SEQUENTIAL else 4)  # p. 6
     assert (effective_beta(s), effective_alpha(s)) == (0.9, 0.9 / s.workers)  # p. 6: beta = 0.9 and alpha = beta / p
@@ -118,7 +123,8 @@ STATED: list[tuple[str, Sequence[str], str, Any]] = [
     ("docs/simulation.md", ["launcher=simulated"], "launcher.latency", 0.0),
     ("docs/simulation.md", ["launcher=simulated"], "launcher.service", 0.0),
     ("docs/experiments.md", ["launcher=table4_cifar"], "launcher.compute", (12 + 1) / 400),  # paper p. 24
-    ("docs/experiments.md", ["launcher=table4_imagenet"], "launcher.compute", round((1248 + 20) / 1024, 2)),  # paper p. 24
+    # paper p. 24
+    ("docs/experiments.md", ["launcher=table4_imagenet"], "launcher.compute", round((1248 + 20) / 1024, 2)),
     ("easgd train --help", [], "seed", 0),
     ("easgd train --help", [], "eval.when", "running"),
     ("easgd train --help", [], "eval.device", "cpu"),
@@ -136,8 +142,14 @@ STATED: list[tuple[str, Sequence[str], str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("page", "words", "key", "value"), STATED, ids=[f"{page}:{' '.join((*words, key))}" for page, words, key, _ in STATED])
-def test_a_default_is_what_the_docs_say(composed: Callable[..., Settings], page: str, words: Sequence[str], key: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("page", "words", "key", "value"),
+    STATED,
+    ids=[f"{page}:{' '.join((*words, key))}" for page, words, key, _ in STATED],
+)
+def test_a_default_is_what_the_docs_say(
+    composed: Callable[..., Settings], page: str, words: Sequence[str], key: str, value: Any
+) -> None:
     node: Any = composed(*words)
     for part in key.split("."):
         node = node[part] if isinstance(node, dict) else getattr(node, part)

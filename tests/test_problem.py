@@ -31,7 +31,9 @@ CPU = torch.device("cpu")
 def images(n=50, classes=4, **options) -> Images:
     generator = torch.Generator().manual_seed(0)
     draw = lambda count: torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)  # noqa: E731
-    return Images(draw(n), torch.arange(n) % classes, draw(20), torch.arange(20) % classes, num_classes=classes, **options)
+    return Images(
+        draw(n), torch.arange(n) % classes, draw(20), torch.arange(20) % classes, num_classes=classes, **options
+    )
 
 
 def perceptron(dropout=0.0) -> nn.Module:
@@ -41,7 +43,9 @@ def perceptron(dropout=0.0) -> nn.Module:
 def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000, **options) -> ImageProblem:
     with seeded(0, INIT):
         net = net() if net else perceptron()
-    return ImageProblem(net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images, **options)
+    return ImageProblem(
+        net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images, **options
+    )
 
 
 # --- which images -----------------------------------------------------------------------------------------------------
@@ -215,7 +219,9 @@ def test_bf16_is_autocast_around_the_net_with_vectors_and_evaluation_in_float32(
 
 
 def test_one_compiled_graph_serves_every_vector(monkeypatch):
-    """A vector is bound by handing parameters other memory, which is to compile nothing anew nor to leave old values in the graph."""
+    """A vector is bound by handing parameters other memory, which is to compile nothing anew nor to leave old values in
+    the graph.
+    """
     from torch._dynamo.backends.debugging import aot_eager  # takes seconds, which only this test needs
 
     graphs = []
@@ -261,7 +267,9 @@ def test_a_gradient_of_zero_stays_and_one_that_is_not_finite_shows():
 
 
 def test_a_step_is_a_function_of_seed_worker_and_t():
-    """Batch, crop, mirror and dropout: the same whatever was computed before, another for another seed, worker or step."""
+    """Batch, crop, mirror and dropout: the same whatever was computed before, another for another seed,
+    worker or step.
+    """
 
     def gradient(seed, worker, t, before=()):
         p = problem(lambda: perceptron(0.5), images(crop=(7, 7), flip=True), seed=seed)
@@ -301,10 +309,16 @@ def test_one_problem_serves_every_worker_as_one_of_its_own_would(method):
             return self.problems[self.worker].gradient(x)
 
     def make():
-        return problem(lambda: nn.Sequential(nn.Flatten(), nn.Linear(49, 12), nn.Dropout(0.5), nn.Linear(12, 4)), images(crop=(7, 7), flip=True), seed=3)
+        return problem(
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(49, 12), nn.Dropout(0.5), nn.Linear(12, 4)),
+            images(crop=(7, 7), flip=True),
+            seed=3,
+        )
 
     start = make().start()
-    shared, apart = (ByHand(method, p, workers=6, tau=2, schedule=Constant(0.1), start=start) for p in (make(), EachItsOwn()))
+    shared, apart = (
+        ByHand(method, p, workers=6, tau=2, schedule=Constant(0.1), start=start) for p in (make(), EachItsOwn())
+    )
     order = random.Random(0)
     for _ in range(60):
         i = order.randrange(6)
@@ -339,7 +353,9 @@ def test_one_worker_by_plain_descent_equals_torch_optim_sgd():
         x.sub_(p.gradient(x), alpha=0.1)
         indices = Batches(50, 16, seed=0).indices(0, t)
         optimizer.zero_grad()
-        F.cross_entropy(twin(images().train[indices].double() / 255), images(classes=10).train_labels[indices]).backward()
+        F.cross_entropy(
+            twin(images().train[indices].double() / 255), images(classes=10).train_labels[indices]
+        ).backward()
         optimizer.step()
     torch.testing.assert_close(x, torch.cat([p.detach().flatten() for p in twin.parameters()]), rtol=1e-9, atol=1e-12)
 
@@ -374,12 +390,18 @@ def test_figures_are_those_of_the_plain_model_without_dropout():
     subset = data.training_subset(100)
     figures = p.evaluate(x)
     assert set(figures) == {"train_loss", "test_loss", "test_error"}
-    assert figures["train_loss"] == pytest.approx(by_hand(twin, data.train[subset], data.train_labels[subset])[0], rel=1e-5)
+    assert figures["train_loss"] == pytest.approx(
+        by_hand(twin, data.train[subset], data.train_labels[subset])[0], rel=1e-5
+    )
     test_loss, test_error = by_hand(twin, data.test, data.test_labels)
-    assert figures["test_loss"] == pytest.approx(test_loss, rel=1e-5) and figures["test_error"] == pytest.approx(test_error)
+    assert figures["test_loss"] == pytest.approx(test_loss, rel=1e-5) and figures["test_error"] == pytest.approx(
+        test_error
+    )
 
 
-@pytest.mark.parametrize(("classes", "asked", "measured"), [(6, None, False), (6, True, True), (100, None, True), (100, False, False)])
+@pytest.mark.parametrize(
+    ("classes", "asked", "measured"), [(6, None, False), (6, True, True), (100, None, True), (100, False, False)]
+)
 def test_top5_errors_are_counted_by_rank(classes, asked, measured):
     data = images(300, classes).hold_out(40)
     p = problem(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), data, top5=asked)
@@ -387,7 +409,10 @@ def test_top5_errors_are_counted_by_rank(classes, asked, measured):
     figures = p.evaluate(x)
     assert ("test_error_top5" in figures) == ("validation_error_top5" in figures) == measured
     if measured:
-        for split, pixels, labels in (("test", data.test, data.test_labels), ("validation", data.held_out, data.held_out_labels)):
+        for split, pixels, labels in (
+            ("test", data.test, data.test_labels),
+            ("validation", data.held_out, data.held_out_labels),
+        ):
             logits = F.linear(pixels.flatten(1) / 255, x[: 64 * classes].view(classes, 64), x[64 * classes :])
             better = (logits > logits.gather(1, labels[:, None])).sum(1)
             assert figures[f"{split}_error_top5"] == pytest.approx(100 * float((better >= 5).double().mean()))
@@ -406,7 +431,9 @@ def test_held_out_images_are_measured_too():
     torch.nn.utils.vector_to_parameters(p.start(), twin.parameters())
     loss, error = by_hand(twin, data.held_out, data.held_out_labels)
     figures = p.evaluate(p.start())
-    assert figures["validation_loss"] == pytest.approx(loss, rel=1e-5) and figures["validation_error"] == pytest.approx(error)
+    assert figures["validation_loss"] == pytest.approx(loss, rel=1e-5) and figures["validation_error"] == pytest.approx(
+        error
+    )
 
 
 def test_evaluating_disturbs_no_gradient():
@@ -443,13 +470,17 @@ def test_batch_norm_is_estimated_anew_for_what_is_evaluated():
         inner = twin[0](images(100).train / 255)
     torch.testing.assert_close(state["1.running_mean"], inner.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state["1.running_var"], inner.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert figures["test_loss"] == pytest.approx(by_hand(twin.eval(), images(100).test, images(100).test_labels)[0], rel=1e-4)
+    assert figures["test_loss"] == pytest.approx(
+        by_hand(twin.eval(), images(100).test, images(100).test_labels)[0], rel=1e-4
+    )
     assert p.evaluate(x) == figures, "whatever was evaluated before"
 
 
 @pytest.mark.parametrize(("asked", "used"), [(None, 250), (100, 100), (600, 500), (5000, 750)])
 def test_batch_norm_is_estimated_as_torchs_own_recipe_does_over_the_images_asked_for(asked, used):
-    """Reset, momentum None, one pass in training mode over whole batches; the subset of train_loss unless told otherwise."""
+    """Reset, momentum None, one pass in training mode over whole batches; the subset of train_loss unless told
+    otherwise.
+    """
     data = images(760)
     p = problem(normalised, data, train_images=300, batch_norm_images=asked)
     assert p.facts == {"batch_norm": f"estimated over {used} training images"}
@@ -471,12 +502,29 @@ def test_batch_norm_is_estimated_as_torchs_own_recipe_does_over_the_images_asked
 
 
 def test_statistics_that_are_exchanged_are_those_a_net_gathers_by_itself():
-    """The gradient's last entries are minus what a batch changes of the running statistics in x, whoever was served before."""
-    net = lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, momentum=0.2), nn.Linear(64, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4))  # noqa: E731
+    """The gradient's last entries are minus what a batch changes of the running statistics in x, whoever was served
+    before.
+    """
+
+    def net():
+        return nn.Sequential(
+            nn.Flatten(),
+            nn.BatchNorm1d(64, momentum=0.2),
+            nn.Linear(64, 6),
+            nn.BatchNorm1d(6, affine=False),
+            nn.Linear(6, 4),
+        )
+
     data = images(100)
     p, plain = problem(net, data, batch_norm="average", l2=0.01), problem(net, data, l2=0.01)
-    assert p.facts == {"batch_norm": "averaged with the parameters"} and p.statistics == 2 * 64 + 2 * 6 and p.size == plain.size + p.statistics
-    torch.testing.assert_close(p.start()[plain.size :], torch.cat([torch.tensor([float(i)]).expand(n) for n in (64, 6) for i in (0, 1)]))
+    assert (
+        p.facts == {"batch_norm": "averaged with the parameters"}
+        and p.statistics == 2 * 64 + 2 * 6
+        and p.size == plain.size + p.statistics
+    )
+    torch.testing.assert_close(
+        p.start()[plain.size :], torch.cat([torch.tensor([float(i)]).expand(n) for n in (64, 6) for i in (0, 1)])
+    )
     twins = [net(), net()]
     xs = [p.start() for _ in twins]
     clip = ProblemGradients(p, 0.05)
@@ -494,18 +542,26 @@ def test_statistics_that_are_exchanged_are_those_a_net_gathers_by_itself():
             gathered = torch.cat([b.reshape(-1) for name, b in twin.named_buffers() if "running" in name])
             torch.testing.assert_close(x[plain.size :], gathered)
             clipped_g, _ = clip.gradient(before)
-            assert float(clipped_g[: plain.size].norm()) == pytest.approx(0.05) and torch.equal(clipped_g[plain.size :], g[plain.size :])
+            assert float(clipped_g[: plain.size].norm()) == pytest.approx(0.05) and torch.equal(
+                clipped_g[plain.size :], g[plain.size :]
+            )
             x[: plain.size] -= 0.1 * g[: plain.size]
     for x, twin in zip(xs, twins, strict=True):
         torch.nn.utils.vector_to_parameters(x[: plain.size], twin.parameters())
         state = {name: value for name, value in twin.state_dict().items() if "num_batches" not in name}
-        torch.testing.assert_close({name: value for name, value in p.state_dict(x).items() if "num_batches" not in name}, state)
-        assert p.evaluate(x)["test_loss"] == pytest.approx(by_hand(twin.eval(), data.test, data.test_labels)[0], rel=1e-5)
+        torch.testing.assert_close(
+            {name: value for name, value in p.state_dict(x).items() if "num_batches" not in name}, state
+        )
+        assert p.evaluate(x)["test_loss"] == pytest.approx(
+            by_hand(twin.eval(), data.test, data.test_labels)[0], rel=1e-5
+        )
 
 
 def test_statistics_that_count_batches_are_not_exchanged():
     net = lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, momentum=None), nn.Linear(64, 4))  # noqa: E731
-    with pytest.raises(ValueError, match=r"problem\.batch_norm=average: a batch norm of this net has momentum=None.*such as 0\.1"):
+    with pytest.raises(
+        ValueError, match=r"problem\.batch_norm=average: a batch norm of this net has " r"momentum=None.*such as 0\.1"
+    ):
         problem(net, batch_norm="average")
 
 
@@ -520,8 +576,10 @@ def test_one_image_over_does_not_keep_a_normalised_vector_from_being_measured():
 def test_the_center_of_a_residual_net_is_as_good_as_its_workers():
     """Its statistics are nobody's running ones: with those of the start, mean 0 and variance 1, it would be far worse.
 
-    Bounds are on losses, which move less than errors do. Over 10 seeds, each with the kernels of SSE 4.1 and of AVX2, the center's was 0.86 to
-    1.02 of the better worker's and 0.59 to 1.01 by itself, with an error of 12 to 32 %; with the start's statistics 2.35 to 2.46, and 90 %.
+    Bounds are on losses, which move less than errors do. Over 10 seeds, each with the kernels of SSE 4.1 and of AVX2,
+    the center's was 0.86 to
+    1.02 of the better worker's and 0.59 to 1.01 by itself, with an error of 12 to 32 %; with the start's statistics
+    2.35 to 2.46, and 90 %.
     """
     with seeded(0, INIT):
         net = Residual((1, 8, 8), 10)
@@ -530,7 +588,9 @@ def test_the_center_of_a_residual_net_is_as_good_as_its_workers():
     for _ in range(150):
         for i in range(2):
             driver.step(i)
-    center, *workers = (p.evaluate(x)["test_loss"] for x in (driver.center.vectors["x"], *(w.x for w in driver.workers)))
+    center, *workers = (
+        p.evaluate(x)["test_loss"] for x in (driver.center.vectors["x"], *(w.x for w in driver.workers))
+    )
     assert center < 1.15 * min(workers) and center < 1.4, (center, workers)
     x = driver.center.vectors["x"]
     state = {name: value for name, value in p.state_dict(x).items() if "running" not in name}
@@ -607,12 +667,24 @@ def _raise(x):
     [
         ("batch_size", 0, "its batch_size is 0; it must be a whole number of at least 1"),
         ("start", lambda worker=None: [1.0], "start() returned a list; it must be a vector"),
-        ("start", lambda worker=None: torch.ones(3, 1), "start() returned a tensor [3, 1] of type torch.float32; it must be a vector"),
-        ("start", lambda worker=None: torch.ones(3, dtype=torch.int64), "of type torch.int64; it must be a vector [d], of type torch.float32 or torch.float64"),
+        (
+            "start",
+            lambda worker=None: torch.ones(3, 1),
+            "start() returned a tensor [3, 1] of type torch.float32; it must be a vector",
+        ),
+        (
+            "start",
+            lambda worker=None: torch.ones(3, dtype=torch.int64),
+            "of type torch.int64; it must be a vector [d], of type torch.float32 or torch.float64",
+        ),
         ("start", lambda worker=None: torch.full((3,), torch.nan), "start() returned numbers that are not finite"),
         ("start", lambda worker=None: torch.ones(3 if worker is None else 2), "start(0) returned a tensor [2]"),
         ("start", lambda: torch.ones(3), "start(0) raised TypeError"),
-        ("gradient", lambda x: torch.ones(4), "gradient(x) returned a tensor [4] of type torch.float32, where start() returned a tensor [3]"),
+        (
+            "gradient",
+            lambda x: torch.ones(4),
+            "gradient(x) returned a tensor [4] of type torch.float32, where start() returned a tensor [3]",
+        ),
         ("gradient", lambda x: x.double(), "gradient(x) returned a tensor [3] of type torch.float64, where"),
         ("gradient", lambda x: x, "gradient(x) returned or changed the x it was given"),
         ("gradient", lambda x: x.mul_(2).clone(), "gradient(x) returned or changed the x it was given"),
@@ -621,8 +693,16 @@ def _raise(x):
         ("gradient", lambda x: x.clone(), "after gradient(x), its loss is a NoneType"),
         ("evaluate", lambda x: 3.0, "evaluate(x) returned a float; it must be a dictionary"),
         ("evaluate", lambda x: {"loss": 1.0}, "evaluate(x) returned no train_loss"),
-        ("evaluate", lambda x: {"train_loss": x.sum()}, "evaluate(x) returned a tensor [] of type torch.float32 as train_loss; it must be a number"),
-        ("evaluate", lambda x: {"train_loss": 1.0, "step": 2}, "evaluate(x) returned step, which the record says itself"),
+        (
+            "evaluate",
+            lambda x: {"train_loss": x.sum()},
+            "evaluate(x) returned a tensor [] of type torch.float32 as train_loss; it must be a number",
+        ),
+        (
+            "evaluate",
+            lambda x: {"train_loss": 1.0, "step": 2},
+            "evaluate(x) returned step, which the record says itself",
+        ),
         ("evaluate", lambda x: {"train_loss": float("nan")}, "its train_loss at the start is nan"),
         ("facts", ["three"], "its facts are a list; they must be a dictionary of texts or numbers by name"),
         ("facts", {"wells": [1, 2]}, "its facts are a dict; they must be a dictionary of texts or numbers by name"),
@@ -638,5 +718,9 @@ def test_a_problem_that_is_not_is_told_so(name, member, sentence):
 
 
 def test_a_problem_that_lacks_something_is_told_all_of_it():
-    with pytest.raises(UsageError, match=r"problem=mine: made a object, which lacks batch_size, start, load, gradient, evaluate, state_dict; a problem has"):
+    with pytest.raises(
+        UsageError,
+        match=r"problem=mine: made a object, which lacks batch_size, start, load, gradient, evaluate, state_dict; a "
+        r"problem has",
+    ):
         check_problem(object(), "mine", workers=1)

@@ -1,4 +1,6 @@
-"""The quadratic and the double well against closed forms, autograd written out by hand, and the statistics of their noise."""
+"""The quadratic and the double well against closed forms, autograd written out by hand, and the statistics of their
+noise.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def test_one_worker_of_sgd_on_the_noiseless_quadratic_decays_as_1_less_eta_h_to_
 
 
 def test_sgd_settles_at_the_stationary_variance_of_an_ar1_process() -> None:
-    """x' = (1 - eta h) x + eta xi has variance eta sigma^2 / (h (2 - eta h)), if xi is independent from step to step."""
+    """x' = (1 - eta h) x + eta xi has variance eta sigma^2 / (h (2 - eta h)), if xi is independent from
+    step to step.
+    """
     problem = quadratic(dimension=20_000, spectrum=2.0, noise=10.0, start=0.0)
     driver = ByHand(SGD(), problem, workers=1, tau=1, schedule=Constant(0.2), start=problem.start())
     for _ in range(60):
@@ -78,8 +82,12 @@ def test_sgd_settles_at_the_stationary_variance_of_an_ar1_process() -> None:
 
 
 @pytest.mark.parametrize(("p", "figure"), [(1, [1, 1.6381, 2.6678, 3.2577]), (10, [1, 0.9091, 0.56804, 0.4712])])
-def test_synchronous_easgd_on_the_quadratic_has_the_mean_squared_error_of_the_papers_figure_5(p: int, figure: list[float]) -> None:
-    """eta = .1, beta = .9, h = 1, sigma = 10, all from 1 (equations 15 and 16) after 1, 2, 10 and 100 rounds; each coordinate is a run of its own."""
+def test_synchronous_easgd_on_the_quadratic_has_the_mean_squared_error_of_the_papers_figure_5(
+    p: int, figure: list[float]
+) -> None:
+    """eta = .1, beta = .9, h = 1, sigma = 10, all from 1 (equations 15 and 16) after 1, 2, 10 and 100 rounds; each
+    coordinate is a run of its own.
+    """
     n = 20_000 if p == 1 else 5000
     problem = quadratic(dimension=n, noise=10.0, workers=p)
     driver = ByHand(SyncEASGD(alpha=0.9 / p), problem, workers=p, tau=1, schedule=Constant(0.1), start=problem.start())
@@ -114,7 +122,9 @@ def test_noise_is_a_function_of_seed_worker_and_step() -> None:
 
 
 def test_noise_is_independent_and_of_the_variance_asked_for() -> None:
-    """One coordinate, 6,000 steps of two workers: mean 0, variance sigma^2, no correlation with the next step, the other worker or the other seed."""
+    """One coordinate, 6,000 steps of two workers: mean 0, variance sigma^2, no correlation with the next step, the
+    other worker or the other seed.
+    """
     n, sigma = 6000, 3.0
     series = {}
     for worker, seed in [(0, 0), (1, 0), (0, 1)]:
@@ -156,8 +166,16 @@ def test_workers_begin_at_the_center_or_where_they_are_told() -> None:
 
 def test_what_is_measured_of_a_point() -> None:
     x = torch.tensor([3.0, -4.0], dtype=torch.float64)
-    assert quadratic(dimension=2).evaluate(x) == {"train_loss": 12.5, "distance_to_optimum": 5.0, "coordinate_0": 3.0, "coordinate_1": -4.0}
-    assert set(quadratic(dimension=9).evaluate(torch.ones(9, dtype=torch.float64))) == {"train_loss", "distance_to_optimum"}
+    assert quadratic(dimension=2).evaluate(x) == {
+        "train_loss": 12.5,
+        "distance_to_optimum": 5.0,
+        "coordinate_0": 3.0,
+        "coordinate_1": -4.0,
+    }
+    assert set(quadratic(dimension=9).evaluate(torch.ones(9, dtype=torch.float64))) == {
+        "train_loss",
+        "distance_to_optimum",
+    }
     figures = double_well(dimension=2).evaluate(x)
     assert figures["distance_to_optimum"] == pytest.approx(math.hypot(3 - 1, 4 - 1)) and figures["well"] == 0
     assert [double_well().evaluate(torch.tensor([at], dtype=torch.float64))["well"] for at in (0.4, -2.0)] == [1, -1]
@@ -170,11 +188,15 @@ def test_they_are_problems(problem: NoisyFunction) -> None:
 
 
 @pytest.mark.parametrize(("rho", "trapped"), [(0.5, True), (0.8, False)])
-def test_two_workers_of_easgd_in_different_wells_hold_the_center_on_the_hill_below_rho_two_thirds(rho: float, trapped: bool) -> None:
+def test_two_workers_of_easgd_in_different_wells_hold_the_center_on_the_hill_below_rho_two_thirds(
+    rho: float, trapped: bool
+) -> None:
     eta, s = 0.01, math.sqrt(1 - rho)
     problem = double_well(noise=0.0, start=0.02, starts=[s, -s])
     starts = [problem.start(w) for w in range(2)]
-    driver = ByHand(EASGD(alpha=rho * eta), problem, workers=2, tau=1, schedule=Constant(eta), start=problem.start(), starts=starts)
+    driver = ByHand(
+        EASGD(alpha=rho * eta), problem, workers=2, tau=1, schedule=Constant(eta), start=problem.start(), starts=starts
+    )
     for _ in range(4000):
         driver.step(0)
         driver.step(1)
@@ -202,7 +224,10 @@ def test_two_workers_of_easgd_in_different_wells_hold_the_center_on_the_hill_bel
         ({"start": math.inf}, "problem.start=inf: must be finite"),
         ({"dimension": 2, "start": [1.0]}, "problem.start=[1]: is a list of 1"),
         ({"starts": [1.0]}, "problem.starts=[1]: is a list of 1; it must have an entry for each of workers=2"),
-        ({"dimension": 3, "starts": [1.0, [2.0, 3.0]]}, "problem.starts[1]=[2,3]: is a list of 2; it must be one number, or a list of problem.dimension=3"),
+        (
+            {"dimension": 3, "starts": [1.0, [2.0, 3.0]]},
+            "problem.starts[1]=[2,3]: is a list of 2; it must be one number, or a list of problem.dimension=3",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(options: dict[str, Any], sentence: str) -> None:

@@ -34,7 +34,8 @@ from easgd_cli.training.snapshot import Moment
 
 FACTS = {"algo": "easgd", "workers": 2, "tau": 4, "batch_size": 10, "seed": 0}
 ENDED: dict[str, Any] = {
-    "status": "completed", "reason": None, "steps": {"worker_00": 40, "worker_01": 60}, "exchanges": 7, "wall_seconds": 4.0,
+    "status": "completed", "reason": None, "steps": {"worker_00": 40, "worker_01": 60}, "exchanges": 7,
+    "wall_seconds": 4.0,
     "lost": {}, "threads": 1, "vector_bytes": 1000,
 }  # fmt: skip
 
@@ -45,12 +46,21 @@ def recorder(directory: Path, workers: int = 2) -> Recorder:
 
 def center(step: float, error: float, seconds: float | None = None, exchanges: int = 0) -> dict[str, Any]:
     at = step / 10 if seconds is None else seconds
-    return {"seconds": at, "step": step, "exchanges": exchanges, "party": "center", "train_loss": error / 50, "test_loss": error / 40, "test_error": error}
+    return {
+        "seconds": at,
+        "step": step,
+        "exchanges": exchanges,
+        "party": "center",
+        "train_loss": error / 50,
+        "test_loss": error / 40,
+        "test_error": error,
+    }
 
 
 def worker(number: int, step: int, **values: Any) -> dict[str, Any]:
     return {
-        "seconds": step / 10, "step": step, "exchanges": step, "party": f"worker_{number:02d}", "train_loss": 1.0, "eta": 0.1, "samples_per_second": 100.0,
+        "seconds": step / 10, "step": step, "exchanges": step, "party": f"worker_{number:02d}", "train_loss": 1.0,
+        "eta": 0.1, "samples_per_second": 100.0,
         "seconds_compute": step / 20, "seconds_data": 0.1, "seconds_communication": 0.2, "seconds_other": 0.3, **values,
     }  # fmt: skip
 
@@ -105,7 +115,17 @@ def test_the_best_follows_the_metric_that_is_declared_and_its_direction(tmp_path
     accuracy = Metrics([Metric("test_accuracy", unit="%", direction="higher", primary=True)])
     r = Recorder(tmp_path, 2, {}, {}, {**FACTS, "metrics": accuracy.told()})
     for i, value in enumerate([10.0, 80.0, 70.0]):
-        r.row({"seconds": float(i), "step": i, "exchanges": 0, "party": "center", "train_loss": 1.0, "test_accuracy": value, "test_error": 100 - value})
+        r.row(
+            {
+                "seconds": float(i),
+                "step": i,
+                "exchanges": 0,
+                "party": "center",
+                "train_loss": 1.0,
+                "test_accuracy": value,
+                "test_error": 100 - value,
+            }
+        )
     ended = r.close(ENDED)
     assert [row["best_test_accuracy"] for row in recorded(tmp_path, "center")] == [10.0, 80.0, 80.0]
     assert ended["center"]["seconds_to_best"] == 1.0 and "best_test_error" not in ended["center"]
@@ -217,7 +237,9 @@ def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path: Path, monkeyp
     assert r.close({**ENDED, "status": "failed"})["status"] == "failed"
 
 
-def test_a_line_that_was_half_written_is_taken_back_and_written_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_was_half_written_is_taken_back_and_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from easgd_cli.record.append_file import AppendFile
 
     file = AppendFile(tmp_path / "lines")
@@ -246,7 +268,13 @@ def test_the_summary_says_how_the_run_stands_and_ended(tmp_path: Path) -> None:
     r.row(center(60, 5.0) | {"train_loss": math.nan})
     summary = r.close(ENDED)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    assert summary["center"] == {"train_loss": None, "test_loss": 0.125, "test_error": 5.0, "best_test_error": 4.0, "seconds_to_best": 5.0}
+    assert summary["center"] == {
+        "train_loss": None,
+        "test_loss": 0.125,
+        "test_error": 5.0,
+        "best_test_error": 4.0,
+        "seconds_to_best": 5.0,
+    }
     assert summary["seconds"] == pytest.approx({"compute": 2.5, "data": 0.1, "communication": 0.2, "other": 0.3})
     assert summary["samples_per_second"] == (40 + 60) * 10 / 4.0
     assert summary["bytes_exchanged"] == 7 * 2 * 1000
@@ -260,12 +288,17 @@ def test_the_seconds_of_the_summary_are_those_of_whole_loops_and_of_workers_that
     for number in range(3):
         r.row(worker(number, 40))
     r.row({"seconds": 5.0, "step": 45, "exchanges": 9, "party": "system", "workers_alive": 2, "lost": 1})
-    r.spent(2, {"seconds_compute": 4.0, "seconds_data": 0.3, "seconds_communication": 0.4, "seconds_other": 0.5})  # beyond its last row
+    # beyond its last row
+    r.spent(2, {"seconds_compute": 4.0, "seconds_data": 0.3, "seconds_communication": 0.4, "seconds_other": 0.5})
     assert r.reached == {"worker_00": 40, "worker_01": 40, "worker_02": 40}
-    assert r.close(ENDED)["seconds"] == pytest.approx({"compute": (2.0 + 4.0) / 2, "data": 0.2, "communication": 0.3, "other": 0.4})
+    assert r.close(ENDED)["seconds"] == pytest.approx(
+        {"compute": (2.0 + 4.0) / 2, "data": 0.2, "communication": 0.3, "other": 0.4}
+    )
 
 
-def test_the_summary_says_that_a_run_failed_even_where_the_disk_is_too_full_for_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_says_that_a_run_failed_even_where_the_disk_is_too_full_for_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     r = recorder(tmp_path)
 
     def full(path: Path, data: bytes) -> int:
@@ -293,7 +326,8 @@ def test_the_summary_names_the_commit_of_this_program() -> None:
 
 def settings(algo: str = "EASGD", **values: Any) -> Settings:
     given: dict[str, Any] = {
-        "eta": 0.1, "steps": 40, "workers": 3, "problem": {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"},
+        "eta": 0.1, "steps": 40, "workers": 3,
+        "problem": {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"},
         "dataset": {"name": "digits", "target": "easgd_cli.data.digits:digits", "root": "somewhere", "validation": 100},
         "model": {"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"}, **values,
     }  # fmt: skip
@@ -306,7 +340,9 @@ def settings(algo: str = "EASGD", **values: Any) -> Settings:
 
 
 def test_hyperparameters_are_those_the_method_uses() -> None:
-    easgd, eamsgd, downpour, sgd = (hparams(settings(a, workers=1 if a == "SGD" else 3)) for a in ("EASGD", "EAMSGD", "DOWNPOUR", "SGD"))
+    easgd, eamsgd, downpour, sgd = (
+        hparams(settings(a, workers=1 if a == "SGD" else 3)) for a in ("EASGD", "EAMSGD", "DOWNPOUR", "SGD")
+    )
     assert easgd["alpha"] == pytest.approx(0.3) and easgd["tau"] == 10 and easgd["delta"] is None
     assert eamsgd["alpha"] == pytest.approx(0.3) and eamsgd["delta"] == 0.99
     assert downpour["alpha"] is None and downpour["delta"] is None and downpour["tau"] == 10
@@ -316,12 +352,23 @@ def test_hyperparameters_are_those_the_method_uses() -> None:
     assert easgd["steps"] == 40 and "epochs" not in easgd
     assert hparams(settings(steps=None, epochs=2.5))["epochs"] == 2.5
     none = {"name": "none", "target": None}
-    quadratic = {"name": "quadratic", "target": "easgd_cli.problems.quadratic:Quadratic", "noise": 3.0, "spectrum": [1.0, 2.0]}
+    quadratic = {
+        "name": "quadratic",
+        "target": "easgd_cli.problems.quadratic:Quadratic",
+        "noise": 3.0,
+        "spectrum": [1.0, 2.0],
+    }
     on_function = hparams(settings(problem=quadratic, dataset=none, model=none))
     assert on_function["problem"] == "quadratic" and on_function["dataset"] == "none"
     assert on_function["problem.noise"] == 3.0 and on_function["problem.spectrum"] == "[1.0, 2.0]"
-    virtual = hparams(replace(settings(threads=2), launcher={"name": "simulated", "target": "easgd_cli.launcher.kinds:Simulated", "latency": 0.1}))
-    assert (virtual["launcher"], virtual["launcher.latency"], virtual["threads"]) == ("simulated", 0.1, 2)  # they make its speed
+    virtual = hparams(
+        replace(
+            settings(threads=2),
+            launcher={"name": "simulated", "target": "easgd_cli.launcher.kinds:Simulated", "latency": 0.1},
+        )
+    )
+    # they make its speed
+    assert (virtual["launcher"], virtual["launcher.latency"], virtual["threads"]) == ("simulated", 0.1, 2)
 
 
 CHECKPOINT = Checkpoint(
@@ -398,7 +445,10 @@ def test_a_full_disk_is_told_as_such_and_leaves_no_torn_file(tmp_path: Path, mon
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().write(data) or 0
 
-    monkeypatch.setattr("builtins.open", lambda path, mode="r", *rest, **named: Full(path, "wb") if mode == "wb" else opened(path, mode, *rest, **named))
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda path, mode="r", *rest, **named: Full(path, "wb") if mode == "wb" else opened(path, mode, *rest, **named),
+    )
     with pytest.raises(OSError) as raised:
         checkpoint.save({"x": torch.zeros(100_000), "y": torch.zeros(100_000)}, tmp_path / "center.pt")
     assert raised.value.strerror == "No space left on device"

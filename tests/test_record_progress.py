@@ -1,4 +1,6 @@
-"""What a run or sweep shows: redrawn in a terminal, lines elsewhere, nothing too wide, and no run ends because nobody looks."""
+"""What a run or sweep shows: redrawn in a terminal, lines elsewhere, nothing too wide, and no run ends because nobody
+looks.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,13 @@ def test_a_worker_that_says_nothing_does_not_count_for_speed(clock: Clock) -> No
 
 def test_the_view_in_a_terminal_is_never_wider_and_is_gone_at_the_end(clock: Clock, tmp_path: Path) -> None:
     terminal = Terminal()
-    view = RunView(steps=123_456_789, minutes=None, workers=4, metrics=METRICS, console=Screen(file=terminal, force_terminal=True, width=80, highlight=False))
+    view = RunView(
+        steps=123_456_789,
+        minutes=None,
+        workers=4,
+        metrics=METRICS,
+        console=Screen(file=terminal, force_terminal=True, width=80, highlight=False),
+    )
     view.begin(0.0)
     for n in range(1, 30):
         clock.now += 1
@@ -132,7 +140,13 @@ def test_the_view_in_a_terminal_is_never_wider_and_is_gone_at_the_end(clock: Clo
 
 def test_redrawing_is_a_few_times_a_second(clock: Clock) -> None:
     terminal = Terminal()
-    view = RunView(steps=1000, minutes=None, workers=4, metrics=METRICS, console=Screen(file=terminal, force_terminal=True, width=80))
+    view = RunView(
+        steps=1000,
+        minutes=None,
+        workers=4,
+        metrics=METRICS,
+        console=Screen(file=terminal, force_terminal=True, width=80),
+    )
     view.begin(0.0)
     before = len(terminal.getvalue())
     for _ in range(1000):
@@ -181,8 +195,10 @@ def test_jobs_of_a_sweep_are_a_line_each_by_what_their_records_have_gained(clock
     assert counts == "2 running, 2 queued"
     record.parent.mkdir()
     append(record, worker(0, 10), worker(1, 20), center(15, 12.34), rest='{"seconds": 4.0, "step": 99, "exch')
-    assert frame()[1].split() == ["[1/4]", "algo=easgd,seed=0", "15/100", "0.2468", "12.34", "%"]  # how fast it is is not known yet
-    append(record, {"party": "worker_01"}, worker(0, 20), worker(1, 30))  # the line that was being written is damaged, and so is the next
+    # how fast it is is not known yet
+    assert frame()[1].split() == ["[1/4]", "algo=easgd,seed=0", "15/100", "0.2468", "12.34", "%"]
+    # the line that was being written is damaged, and so is the next
+    append(record, {"party": "worker_01"}, worker(0, 20), worker(1, 30))
     assert frame()[1].split()[2:4] == ["25/100", "0:01:15"]  # 10 steps in 10 s
     assert max(len(line) for line in terminal.lines()) <= 72
     append(tmp_path / "beside", worker(0, 5), {**center(5, 50.0), "train_loss": None})
@@ -196,7 +212,9 @@ def test_jobs_of_a_sweep_are_a_line_each_by_what_their_records_have_gained(clock
     view.close()
 
 
-def test_jobs_of_a_sweep_without_a_terminal_are_a_line_when_they_begin_and_one_when_they_end(clock: Clock, tmp_path: Path) -> None:
+def test_jobs_of_a_sweep_without_a_terminal_are_a_line_when_they_begin_and_one_when_they_end(
+    clock: Clock, tmp_path: Path
+) -> None:
     console = plain()
     view = SweepView(2, console)
     view.begun("[1/2] a", tmp_path, steps=100, minutes=None)
@@ -240,17 +258,26 @@ def test_an_early_end_says_when_its_figures_were_measured_and_which_workers_had_
     r.row({"seconds": 2.5, "step": 25, "exchanges": 2, "party": "system", "workers_alive": 1, "lost": 1})
     r.row(center(30, 5.0, exchanges=3))
     show_run(r.close(stopped), console)
-    assert {"measured         at step 30, 4 exchanges before the end", "lost             worker_01: killed by SIGKILL"} <= set(said(console))
+    assert {
+        "measured         at step 30, 4 exchanges before the end",
+        "lost             worker_01: killed by SIGKILL",
+    } <= set(said(console))
 
     r, console = Recorder.reopen(tmp_path, 2, {}, {}, FACTS, keep=lambda row: True, exchanges=0), plain()
     r.row({"seconds": 3.5, "step": 35, "exchanges": 4, "party": "system", "workers_alive": 1, "lost": 0})
     ended = r.close({**stopped, "status": "completed", "lost": {"worker_00": "out of memory"}})
     assert ended["lost_before"] == {"worker_01": [25]}
     show_run(ended, console)
-    assert said(console)[-2:] == ["lost             worker_01: at step 25, until the run was resumed", "lost             worker_00: out of memory"]
+    assert said(console)[-2:] == [
+        "lost             worker_01: at step 25, until the run was resumed",
+        "lost             worker_00: out of memory",
+    ]
     assert not any(line.startswith("measured") for line in said(console))  # one that completed has measured its end
 
-    alone, console = {"exchanges": 0, "steps": {"worker_00": 31}, "evaluated": {"seconds": 3.0, "step": 30, "exchanges": 0}}, plain()
+    alone, console = (
+        {"exchanges": 0, "steps": {"worker_00": 31}, "evaluated": {"seconds": 3.0, "step": 30, "exchanges": 0}},
+        plain(),
+    )
     show_run({**ended, "status": "failed", **alone}, console)  # a method without exchange
     assert "measured         at step 30, 1 step before the end" in said(console)
 
@@ -267,7 +294,13 @@ def test_top5_errors_are_told_beside_the_others(tmp_path: Path) -> None:
         "loss             train 0.1, test 0.125",
     ]
     console = plain()
-    show_sweep([("tau=1", "completed", ended, None), ("tau=2", "completed", {"center": {"test_error": 6.0}, "wall_seconds": 1.0}, None)], console)
+    show_sweep(
+        [
+            ("tau=1", "completed", ended, None),
+            ("tau=2", "completed", {"center": {"test_error": 6.0}, "wall_seconds": 1.0}, None),
+        ],
+        console,
+    )
     lines = [line.split() for line in said(console)]
     assert lines[0] == ["run", "status", "test", "error", "best", "top-5", "held-out", "held-out", "top-5", "seconds"]
     assert lines[1][-7:] == ["1.25", "%", "7.00", "%", "2.50", "%", "4.0"]
@@ -275,7 +308,15 @@ def test_top5_errors_are_told_beside_the_others(tmp_path: Path) -> None:
 
 
 ON_FUNCTIONS = Metrics(NoisyFunction.metrics)
-ON_FUNCTION = {"seconds": 1.0, "step": 10, "exchanges": 7, "party": "center", "train_loss": 0.123456, "distance_to_optimum": 2.0, "coordinate_0": -2.0}
+ON_FUNCTION = {
+    "seconds": 1.0,
+    "step": 10,
+    "exchanges": 7,
+    "party": "center",
+    "train_loss": 0.123456,
+    "distance_to_optimum": 2.0,
+    "coordinate_0": -2.0,
+}
 
 
 def test_a_run_without_test_error_shows_what_its_problem_measures(tmp_path: Path, clock: Clock) -> None:
@@ -297,7 +338,11 @@ def test_a_run_without_test_error_shows_what_its_problem_measures(tmp_path: Path
     assert ended["center"] == {"train_loss": 0.123456, "distance_to_optimum": 2.0, "coordinate_0": -2.0}
     console = plain()
     show_run(ended, console)
-    assert said(console)[2:5] == ["loss                 train 0.1235", "distance to optimum  2", "coordinate 0         -2"]
+    assert said(console)[2:5] == [
+        "loss                 train 0.1235",
+        "distance to optimum  2",
+        "coordinate 0         -2",
+    ]
     assert any("250 samples/s" in line for line in said(console))
 
 
@@ -308,7 +353,10 @@ def test_a_sweep_over_functions_shows_their_losses(tmp_path: Path, capsys: pytes
     show_sweep([("a", "completed", on_function, None), ("b", "failed", {}, None)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["run", "status", "train", "loss", "distance", "to", "optimum", "seconds"]
-    assert [line.split() for line in lines[1:3]] == [["a", "completed", "0.1235", "2", "4.0"], ["b", "failed", "-", "-", "-"]]
+    assert [line.split() for line in lines[1:3]] == [
+        ["a", "completed", "0.1235", "2", "4.0"],
+        ["b", "failed", "-", "-", "-"],
+    ]
 
 
 def test_a_sweep_shows_averages_and_levels_where_there_are_any(tmp_path: Path) -> None:
@@ -323,24 +371,43 @@ def test_a_sweep_shows_averages_and_levels_where_there_are_any(tmp_path: Path) -
     show_sweep(rows, console)
     lines = [line.split() for line in said(console)]
     assert lines[0] == ["run", "status", "test", "error", "best", "average", "until", "seconds"]
-    assert [" ".join(line[6:]) for line in lines[1:5]] == ["4.50 % 4.5 % reached 4.0", "4.00 % 4.5 % not reached 4.0", "- 4.5 % not reached 4.0", "- - 4.0"]
+    assert [" ".join(line[6:]) for line in lines[1:5]] == [
+        "4.50 % 4.5 % reached 4.0",
+        "4.00 % 4.5 % not reached 4.0",
+        "- 4.5 % not reached 4.0",
+        "- - 4.0",
+    ]
 
 
 def test_the_end_of_a_run_that_had_hardly_begun(tmp_path: Path) -> None:
     console = plain()
-    ended = {**ENDED, "status": "failed", "reason": "the master died", "wall_seconds": 0.0, "exchanges": 0, "steps": {"worker_00": 0}}
+    ended = {
+        **ENDED,
+        "status": "failed",
+        "reason": "the master died",
+        "wall_seconds": 0.0,
+        "exchanges": 0,
+        "steps": {"worker_00": 0},
+    }
     show_run(recorder(tmp_path).close(ended), console)
     lines = said(console)
     assert lines[0].endswith("failed: the master died")
     assert any(line.startswith("test error") and line.endswith("-") for line in lines)
 
 
-def test_the_end_of_a_sweep_names_every_run_and_every_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_end_of_a_sweep_names_every_run_and_every_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     long = "algo=eamsgd,batch_size=128,dataset.validation=100,eta=0.005,seed=12345,tau=16,workers=16"
     rows = [
         ("algo=easgd", "completed", summary(tmp_path), None),
         (long, "failed", {}, "the master died (killed by SIGKILL); there is no checkpoint to go on from"),
-        ("algo=downpour", "diverged", {**FACTS, "center": {"test_error": 90.0}, "wall_seconds": 1234.5}, "the center's loss is not finite"),
+        (
+            "algo=downpour",
+            "diverged",
+            {**FACTS, "center": {"test_error": 90.0}, "wall_seconds": 1234.5},
+            "the center's loss is not finite",
+        ),
         ("algo=sgd", "not started", {}, None),
     ]
     show_sweep(rows)

@@ -1,4 +1,6 @@
-"""The one reader of a run's directory: every faulty file is one sentence that names it, and nothing hangs or is imported."""
+"""The one reader of a run's directory: every faulty file is one sentence that names it, and nothing hangs or is
+imported.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,15 @@ WORKERS = 2
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run with a checkpoint."""
     path = tmp_path_factory.mktemp("finished") / "run"
-    words = ["algo=easgd", f"workers={WORKERS}", "launcher=simulated", "steps=6", "tau=2", "checkpoint.every=3 steps", "eval.train_images=16"]
+    words = [
+        "algo=easgd",
+        f"workers={WORKERS}",
+        "launcher=simulated",
+        "steps=6",
+        "tau=2",
+        "checkpoint.every=3 steps",
+        "eval.train_images=16",
+    ]
     with redirect_stdout(io.StringIO()):
         assert main(["train", *words, f"hydra.run.dir={path}"]) == 0
     return path
@@ -47,10 +57,15 @@ def test_what_the_recorder_writes_is_read_back(run: Path) -> None:
     rows = list(reader.read_rows(run / "metrics.jsonl", WORKERS))
     assert rows == [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert reader.config_of(run) == yaml.safe_load((run / "config.yaml").read_text())
-    assert reader.summary_of(run) == json.loads((run / "summary.json").read_text()) and reader.status_of(run) == "completed"
+    assert (
+        reader.summary_of(run) == json.loads((run / "summary.json").read_text())
+        and reader.status_of(run) == "completed"
+    )
     assert "steps=6" in reader.overrides_of(run)
     data = (run / "exchanges.bin").read_bytes()
-    assert reader.read_order(run / "exchanges.bin", WORKERS) == [data[i] + 256 * data[i + 1] for i in range(0, len(data), 2)]
+    assert reader.read_order(run / "exchanges.bin", WORKERS) == [
+        data[i] + 256 * data[i + 1] for i in range(0, len(data), 2)
+    ]
     assert reader.newest_checkpoint(run).workers.keys() == {0, 1}
 
 
@@ -89,7 +104,9 @@ def test_a_directory_of_before_is_read_by_todays_names(tmp_path: Path) -> None:
         ({"train_loss": 10**40}, "its train_loss is 1000"),
     ],
 )
-def test_a_row_that_the_recorder_never_writes_is_named_with_its_line(change: dict[str, object], wrong: str, tmp_path: Path) -> None:
+def test_a_row_that_the_recorder_never_writes_is_named_with_its_line(
+    change: dict[str, object], wrong: str, tmp_path: Path
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (ROW, ROW | change, ROW)))
     with pytest.raises(BadFile, match=rf"metrics\.jsonl: line 2 is not a row of the record \({wrong}") as raised:
@@ -136,20 +153,30 @@ def made_a_directory(path: Path) -> None:
     path.mkdir()
 
 
-RESUME, REPLAY, REPORT, EVAL = (["train", "resume=run", "steps=9"], ["train", "replay=run"], ["report", "run"], ["eval", "run"])
+RESUME, REPLAY, REPORT, EVAL = (
+    ["train", "resume=run", "steps=9"],
+    ["train", "replay=run"],
+    ["report", "run"],
+    ["eval", "run"],
+)
 WORKER = ["eval", "run", "worker_00"]
 
 
 @pytest.mark.parametrize(
     ("name", "spoil", "wrong"),
-    [(name, spoil, wrong) for name in ("config.yaml", "summary.json", "metrics.jsonl", "exchanges.bin", "checkpoint") for spoil, wrong in (
+    [(name, spoil, wrong) for name in ("config.yaml", "summary.json", "metrics.jsonl", "exchanges.bin",
+    "checkpoint") for spoil, wrong in (
         (piped, "is a named pipe"), (made_a_directory, "is a directory"),
     )] + [(name, broken(b"ab: \xff\n"), "UTF-8") for name in ("config.yaml", "summary.json", "metrics.jsonl")] + [
-        ("config.yaml", broken(b"workers: four\n"), "config.yaml: "), ("config.yaml", broken(b"a: [\n"), "config.yaml: "),
-        ("config.yaml", broken(b"- 1\n"), "config.yaml: "), ("config.yaml", broken(b"workers: 2\nproblem: 3\n"), "config.yaml: "),
-        ("summary.json", broken(b"[1]"), "summary.json: "), ("summary.json", broken(b'{"status": 3}'), "summary.json: "),
+        ("config.yaml", broken(b"workers: four\n"), "config.yaml: "),
+        ("config.yaml", broken(b"a: [\n"), "config.yaml: "),
+        ("config.yaml", broken(b"- 1\n"), "config.yaml: "),
+        ("config.yaml", broken(b"workers: 2\nproblem: 3\n"), "config.yaml: "),
+        ("summary.json", broken(b"[1]"), "summary.json: "),
+        ("summary.json", broken(b'{"status": 3}'), "summary.json: "),
         ("summary.json", broken(b'{"status": "completed", "steps": {"worker_00": "all"}}'), "summary.json: "),
-        ("exchanges.bin", broken(b"\x00\x00\x07\x00"), "exchange 2 was of worker 7"), ("checkpoint", broken(b"torn"), ".pt: cannot be read"),
+        ("exchanges.bin", broken(b"\x00\x00\x07\x00"), "exchange 2 was of worker 7"),
+        ("checkpoint", broken(b"torn"), ".pt: cannot be read"),
         ("overrides.yaml", broken(b"\xff"), "UTF-8"), ("overrides.yaml", broken(b"a: b"), "is not a list"),
     ],
 )  # fmt: skip
@@ -160,7 +187,8 @@ def test_a_faulty_file_is_one_sentence_of_every_command_that_reads_it(
     path = checkpoint(run) if name == "checkpoint" else run / name
     spoil(path)
     reading = {
-        "config.yaml": [RESUME, REPLAY, REPORT, EVAL], "summary.json": [RESUME, REPLAY, REPORT], "metrics.jsonl": [RESUME],
+        "config.yaml": [RESUME, REPLAY, REPORT, EVAL], "summary.json": [RESUME, REPLAY, REPORT],
+        "metrics.jsonl": [RESUME],
         "exchanges.bin": [RESUME, REPLAY], "checkpoint": [RESUME, WORKER], "overrides.yaml": [RESUME, REPORT],
     }[name]  # fmt: skip
     if name == "metrics.jsonl" and wrong != "UTF-8":
@@ -183,7 +211,8 @@ def test_reading_imports_nothing_that_a_run_names(run: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from easgd_cli.record import reader; run = Path('run'); "
         "reader.config_of(run), reader.summary_of(run), list(reader.read_rows(run / 'metrics.jsonl')); "
-        "from easgd_cli.__main__ import main; before = 'torch' in sys.modules; main(['report', 'run', '--out', 'out']); "
+        "from easgd_cli.__main__ import main; before = 'torch' in sys.modules; main(['report', 'run', "
+        "'--out', 'out']); "
         "print(before, 'mine' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=run.parent, capture_output=True, text=True, check=True)

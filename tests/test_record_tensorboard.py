@@ -45,7 +45,9 @@ def system(step: float, **values: Any) -> dict[str, Any]:
     return {"seconds": step / 10, "step": step, "exchanges": 0, "party": "system", **values}
 
 
-def test_each_metric_is_a_curve_under_its_tag_and_begins_at_step_0(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_metric_is_a_curve_under_its_tag_and_begins_at_step_0(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     r = recorder(tmp_path)
     r.row(center(0, 90.0))
     for t in (4, 8):
@@ -68,7 +70,8 @@ def test_each_metric_is_a_curve_under_its_tag_and_begins_at_step_0(tmp_path: Pat
     assert scalars(found, "system/exchanges_per_second") == [(0, 0.0), (8, 25.0)]
     for tag in found.Tags()["scalars"]:
         assert found.Scalars(tag)[0].step == 0, tag
-        assert found.Scalars(tag)[-1].wall_time - found.Scalars(tag)[0].wall_time == pytest.approx(0.8)  # relative time is training seconds
+        # relative time is training seconds
+        assert found.Scalars(tag)[-1].wall_time - found.Scalars(tag)[0].wall_time == pytest.approx(0.8)
         assert found.SummaryMetadata(tag).summary_description.endswith(".")
     assert not caplog.records  # nothing in it that TensorBoard finds odd
 
@@ -87,10 +90,18 @@ def test_hyperparameters_and_texts(tmp_path: Path) -> None:
     r = Recorder(tmp_path, 2, HPARAMS, {"command": "    easgd train", "config": "    eta: 0.1"}, FACTS)
     r.close(ENDED)
     found = read(tmp_path)
-    start = metadata.parse_session_start_info_plugin_data(found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content)
-    assert start.hparams["algo"].string_value == "easgd" and start.hparams["tau"].number_value == 4 and start.hparams["nesterov"].bool_value
+    start = metadata.parse_session_start_info_plugin_data(
+        found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    )
+    assert (
+        start.hparams["algo"].string_value == "easgd"
+        and start.hparams["tau"].number_value == 4
+        and start.hparams["nesterov"].bool_value
+    )
     assert "delta" not in start.hparams  # this method has none
-    experiment = metadata.parse_experiment_plugin_data(found.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
+    experiment = metadata.parse_experiment_plugin_data(
+        found.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    )
     assert {i.name for i in experiment.hparam_infos} == set(HPARAMS)  # others beside it may have
     assert not any(i.HasField("domain_discrete") for i in experiment.hparam_infos)
     assert {i.name for i in experiment.hparam_infos if i.differs} == {"algo", "tau", "eta"}  # the table opens with them
@@ -100,7 +111,9 @@ def test_hyperparameters_and_texts(tmp_path: Path) -> None:
 
 def charts(directory: Path) -> dict[str, list[Any]]:
     """The Custom Scalars page of one run, as TensorBoard reads it: the last layout."""
-    layout = layout_pb2.Layout.FromString(read(directory).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    layout = layout_pb2.Layout.FromString(
+        read(directory).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    )
     return {category.title: list(category.chart) for category in layout.category}
 
 
@@ -108,7 +121,12 @@ def test_every_chart_of_the_layout_has_curves_as_soon_as_they_come(tmp_path: Pat
     r = recorder(tmp_path)
     r.row(center(0, 90.0))
     r.flush()
-    assert [c.title for c in charts(tmp_path)["The center"]] == ["test error (%)", "best test error (%)", "training loss", "test loss"]
+    assert [c.title for c in charts(tmp_path)["The center"]] == [
+        "test error (%)",
+        "best test error (%)",
+        "training loss",
+        "test loss",
+    ]
     assert charts(tmp_path).keys() == {"The center", "Speed"}
     for t in (4, 8):
         for i in range(2):
@@ -123,7 +141,11 @@ def test_every_chart_of_the_layout_has_curves_as_soon_as_they_come(tmp_path: Pat
         "training loss of every worker", "distance to the center: mean and range", "training loss: mean and range",
     ]  # fmt: skip
     margin = found["The workers"][2].margin.series[0]
-    assert (margin.value, margin.lower, margin.upper) == ("workers/train_loss_mean", "workers/train_loss_min", "workers/train_loss_max")
+    assert (margin.value, margin.lower, margin.upper) == (
+        "workers/train_loss_mean",
+        "workers/train_loss_min",
+        "workers/train_loss_max",
+    )
     for chart in (chart for category in found.values() for chart in category):
         for tag in chart.multiline.tag:
             assert any(re.match(tag, curve) for curve in curves), chart.title
@@ -133,14 +155,21 @@ def test_every_chart_of_the_layout_has_curves_as_soon_as_they_come(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("status", "told"),
-    [("completed", api_pb2.STATUS_SUCCESS), ("diverged", api_pb2.STATUS_SUCCESS), ("failed", api_pb2.STATUS_FAILURE), ("interrupted", None)],
+    [
+        ("completed", api_pb2.STATUS_SUCCESS),
+        ("diverged", api_pb2.STATUS_SUCCESS),
+        ("failed", api_pb2.STATUS_FAILURE),
+        ("interrupted", None),
+    ],
 )
 def test_only_a_final_end_is_told(tmp_path: Path, status: str, told: int | None) -> None:
     recorder(tmp_path).close({**ENDED, "status": status})
     found = read(tmp_path)
     assert (metadata.SESSION_END_INFO_TAG in found.Tags()["tensors"]) == (told is not None)
     if told is not None:
-        end = metadata.parse_session_end_info_plugin_data(found.SummaryMetadata(metadata.SESSION_END_INFO_TAG).plugin_data.content)
+        end = metadata.parse_session_end_info_plugin_data(
+            found.SummaryMetadata(metadata.SESSION_END_INFO_TAG).plugin_data.content
+        )
         assert end.status == told
 
 
@@ -210,13 +239,19 @@ def scalars_or_none(directory: Path, tag: str) -> list[tuple[int, float]] | None
 
 
 def test_a_sweep_tells_what_differs_and_what_is_compared(tmp_path: Path) -> None:
-    runs = [{"algo": a, "tau": t, "eta": 0.1, "gamma": None, "delta": 0.9 if a == "eamsgd" else None} for a in ("easgd", "eamsgd") for t in (1, 16)]
+    runs = [
+        {"algo": a, "tau": t, "eta": 0.1, "gamma": None, "delta": 0.9 if a == "eamsgd" else None}
+        for a in ("easgd", "eamsgd")
+        for t in (1, 16)
+    ]
     write_sweep(tmp_path, runs[:2], {}, [METRICS])
     write_sweep(tmp_path, runs, {"command": "    easgd train -m"}, [METRICS])
     (tmp_path / "a run").mkdir()
     recorder(tmp_path / "a run").close(ENDED)
     found = read(tmp_path)
-    experiment = metadata.parse_experiment_plugin_data(found.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
+    experiment = metadata.parse_experiment_plugin_data(
+        found.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    )
     infos = {i.name: i for i in experiment.hparam_infos}
     assert list(infos) == ["algo", "tau"]  # neither what all have alike, nor what only some methods use, with one value
     assert all(i.differs for i in infos.values())
@@ -233,21 +268,40 @@ def test_runs_on_functions_are_compared_by_their_distance_to_the_optimum(tmp_pat
     def compared(*datasets: str) -> list[str]:
         metrics = [METRICS if d == "digits" else Metrics(NoisyFunction.metrics) for d in datasets]
         write_sweep(tmp_path, [{"dataset": d, "seed": i} for i, d in enumerate(datasets)], {}, metrics)
-        experiment = metadata.parse_experiment_plugin_data(read(tmp_path).SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content)
+        experiment = metadata.parse_experiment_plugin_data(
+            read(tmp_path).SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+        )
         return [info.name.tag for info in experiment.metric_infos if info.name.tag.startswith("center/")]
 
     assert compared("none", "none") == ["center/distance_to_optimum", "center/train_loss"]
-    assert compared("digits") == ["center/best_test_error", "center/test_error", "center/seconds_to_best", "center/train_loss"]
+    assert compared("digits") == [
+        "center/best_test_error",
+        "center/test_error",
+        "center/seconds_to_best",
+        "center/train_loss",
+    ]
     assert set(compared("digits", "none")) == {*compared("digits"), *compared("none")}
 
 
 def test_whatever_a_problem_measures_of_the_center_is_plotted_under_its_name(tmp_path: Path) -> None:
     r = Recorder(tmp_path, 2, {"algo": "easgd"}, {}, {**FACTS, "metrics": Metrics(NoisyFunction.metrics).told()})
     for step, loss in ((0, 3.0), (10, math.nan)):
-        r.row({"seconds": step / 10, "step": step, "exchanges": 0, "party": "center", "train_loss": loss, "distance_to_optimum": 2.0, "roundness": 0.5})
+        r.row(
+            {
+                "seconds": step / 10,
+                "step": step,
+                "exchanges": 0,
+                "party": "center",
+                "train_loss": loss,
+                "distance_to_optimum": 2.0,
+                "roundness": 0.5,
+            }
+        )
     r.close(ENDED)
     found = read(tmp_path)
-    assert {tag for tag in found.Tags()["scalars"] if tag.startswith("center/")} == {f"center/{m}" for m in ("train_loss", "distance_to_optimum", "roundness")}
+    assert {tag for tag in found.Tags()["scalars"] if tag.startswith("center/")} == {
+        f"center/{m}" for m in ("train_loss", "distance_to_optimum", "roundness")
+    }
     assert scalars(found, "center/roundness") == [(0, 0.5), (10, 0.5)]
     assert "Euclidean" in found.SummaryMetadata("center/distance_to_optimum").summary_description
     assert "own evaluation" in found.SummaryMetadata("center/roundness").summary_description
@@ -257,7 +311,12 @@ def test_mean_and_range_wait_for_the_live_workers_and_need_most_of_them() -> Non
     points = Points(3)
 
     def means(*rows: dict[str, Any]) -> list[tuple[int, float]]:
-        found = [(p.step, p.values["workers/train_loss_mean"]) for row in rows for p in points.of(row) if "workers/train_loss_mean" in p.values]
+        found = [
+            (p.step, p.values["workers/train_loss_mean"])
+            for row in rows
+            for p in points.of(row)
+            if "workers/train_loss_mean" in p.values
+        ]
         return [f for f in found if f[0] > 0]
 
     assert means(worker(0, 5, train_loss=1.0), worker(1, 5, train_loss=2.0)) == []
@@ -274,5 +333,9 @@ def test_mean_and_range_wait_for_the_live_workers_and_need_most_of_them() -> Non
 def test_a_step_never_goes_back() -> None:
     """Losing the slowest worker or its late row must not: TensorBoard would drop what it has from there on."""
     points = Points(2)
-    steps = [p.step for row in (system(20, workers_alive=2), system(12.5, workers_alive=1), system(21, workers_alive=1)) for p in points.of(row)]
+    steps = [
+        p.step
+        for row in (system(20, workers_alive=2), system(12.5, workers_alive=1), system(21, workers_alive=1))
+        for p in points.of(row)
+    ]
     assert steps == [0, 20, 20, 21]

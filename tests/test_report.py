@@ -1,4 +1,6 @@
-"""`easgd report`: records made by hand give the numbers computed here by hand; groups, levels, speed-ups, figures, the page, mistakes."""
+"""`easgd report`: records made by hand give the numbers computed here by hand; groups, levels, speed-ups, figures, the
+page, mistakes.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +38,29 @@ PARAMETERS = 1000
 SECONDS = {"compute": 6.0, "data": 1.0, "communication": 2.0, "other": 1.0}
 
 
-def make(path: Path, errors: list[float | None], *, summary: dict[str, Any] | None = None, overrides: list[str] | None = None, **settings: Any) -> Path:
+def make(
+    path: Path,
+    errors: list[float | None],
+    *,
+    summary: dict[str, Any] | None = None,
+    overrides: list[str] | None = None,
+    **settings: Any,
+) -> Path:
     """A run evaluated every second, at `errors` percent."""
     path.mkdir(parents=True)
     config: dict[str, Any] = {
-        "algo": {"name": "easgd", "target": "m:A"}, "problem": {"name": "dataset"}, "dataset": {"name": "digits"}, "average": {"name": "none"},
-        "launcher": {"name": "local"}, "tau": 10, "workers": 4, "eta": 0.1, "seed": 0, "steps": 100, "epochs": None, "minutes": None,
+        "algo": {"name": "easgd", "target": "m:A"}, "problem": {"name": "dataset"}, "dataset": {"name": "digits"},
+        "average": {"name": "none"},
+        "launcher": {"name": "local"}, "tau": 10, "workers": 4, "eta": 0.1, "seed": 0, "steps": 100, "epochs": None,
+        "minutes": None,
         "default_steps": 500, "checkpoint": {"every": None, "keep": 1},
     }  # fmt: skip
     for key, value in settings.items():
-        config[key] = {"name": value, "target": f"m:{value}"} if key in ("algo", "average", "launcher", "dataset", "problem") else value
+        config[key] = (
+            {"name": value, "target": f"m:{value}"}
+            if key in ("algo", "average", "launcher", "dataset", "problem")
+            else value
+        )
     exchanging = config["algo"]["name"] != "msgd"
     rows = []
     for second, error in enumerate(errors):
@@ -53,15 +68,33 @@ def make(path: Path, errors: list[float | None], *, summary: dict[str, Any] | No
         loss = None if error is None else error / 50
         for party in ("center", *(["average"] if config["average"]["name"] != "none" else [])):
             shift = 0.0 if party == "center" or error is None else 1.0
-            rows.append(moment | {"party": party, "train_loss": loss, "test_loss": loss, "test_error": None if error is None else error - shift})
+            rows.append(
+                moment
+                | {
+                    "party": party,
+                    "train_loss": loss,
+                    "test_loss": loss,
+                    "test_error": None if error is None else error - shift,
+                }
+            )
         for w in range(config["workers"]):
             spent = {f"seconds_{part}": value * second for part, value in SECONDS.items()}
-            rows.append(moment | {"party": f"worker_{w:02d}", "train_loss": loss, "staleness": float(w), "distance_to_center": 0.5, **spent})
+            rows.append(
+                moment
+                | {
+                    "party": f"worker_{w:02d}",
+                    "train_loss": loss,
+                    "staleness": float(w),
+                    "distance_to_center": 0.5,
+                    **spent,
+                }
+            )
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "overrides.yaml").write_text(yaml.safe_dump(overrides or [f"seed={config['seed']}"]))
     exchanges = rows[-1]["exchanges"] if rows else 0
-    said = {"status": "completed", "reason": None, "exchanges": exchanges, "bytes_exchanged": 2 * exchanges * 4 * PARAMETERS, "samples_per_second": 800.0,
+    said = {"status": "completed", "reason": None, "exchanges": exchanges,
+    "bytes_exchanged": 2 * exchanges * 4 * PARAMETERS, "samples_per_second": 800.0,
             "seconds": SECONDS, "parameters": PARAMETERS, "batch_size": 32, "workers": config["workers"]}  # fmt: skip
     (path / "summary.json").write_text(json.dumps(said if summary is None else summary))
     return path
@@ -96,10 +129,22 @@ def test_the_table_holds_what_the_records_say(sweep: Path) -> None:
     assert easgd["speed_up"] == {"20": 4 / 2.5, "10": 5 / 3.5}
     assert easgd["bytes_exchanged"]["mean"] == 32 * 8 * PARAMETERS
     assert easgd["staleness"]["mean"] == statistics.fmean([0, 1, 2, 3])
-    assert {part: share["mean"] for part, share in easgd["percent"].items()} == {"compute": 60, "data": 10, "communication": 20, "other": 10}
+    assert {part: share["mean"] for part, share in easgd["percent"].items()} == {
+        "compute": 60,
+        "data": 10,
+        "communication": 20,
+        "other": 10,
+    }
     assert rows["downpour"]["final"] is None and rows["downpour"]["best"]["mean"] == 45  # the last loss was not finite
-    assert rows["downpour"]["seconds_to"] == {"20": None, "10": None} and rows["downpour"]["speed_up"] == {"20": None, "10": None}
-    assert rows["msgd"]["baseline"] and rows["msgd"]["speed_up"] == {"20": 1.0, "10": 1.0} and rows["msgd"]["bytes_exchanged"]["mean"] == 0
+    assert rows["downpour"]["seconds_to"] == {"20": None, "10": None} and rows["downpour"]["speed_up"] == {
+        "20": None,
+        "10": None,
+    }
+    assert (
+        rows["msgd"]["baseline"]
+        and rows["msgd"]["speed_up"] == {"20": 1.0, "10": 1.0}
+        and rows["msgd"]["bytes_exchanged"]["mean"] == 0
+    )
 
 
 def test_only_what_tells_configurations_apart_is_a_column(sweep: Path) -> None:
@@ -149,11 +194,19 @@ def test_a_failed_run_does_not_count_beside_a_completed_one(tmp_path: Path) -> N
     make(tmp_path / "a", [90, 80], summary={"status": "failed", "reason": "no space"})
     make(tmp_path / "a.2", [90, 10])
     (of,) = compared(tmp_path).configurations
-    assert len(of.runs) == 2 and [run.path.name for run in of.counted] == ["a.2"] and of.statuses == "1 failed, 1 completed"
+    assert (
+        len(of.runs) == 2
+        and [run.path.name for run in of.counted] == ["a.2"]
+        and of.statuses == "1 failed, 1 completed"
+    )
 
 
 def test_a_running_run_is_read_as_it_stands(tmp_path: Path) -> None:
-    run = make(tmp_path / "a", [90, 20], summary={"status": "running", "reason": None, "parameters": PARAMETERS, "batch_size": 32})
+    run = make(
+        tmp_path / "a",
+        [90, 20],
+        summary={"status": "running", "reason": None, "parameters": PARAMETERS, "batch_size": 32},
+    )
     with open(run / "metrics.jsonl", "a") as f:
         f.write('{"seconds": 2.0, "step": 40, "exchanges": 16, "party": "center", "test_er')  # being written
     read = reading.read(run)
@@ -170,12 +223,16 @@ def damage(path: Path, number: int) -> None:
 
 
 def test_a_damaged_line_is_told_of_and_the_rest_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make(tmp_path / "a", [90, 40, 20, 10], summary={"status": "running", "parameters": PARAMETERS, "batch_size": 32})
+    run = make(
+        tmp_path / "a", [90, 40, 20, 10], summary={"status": "running", "parameters": PARAMETERS, "batch_size": 32}
+    )
     whole = reading.read(run)
     damage(run / "metrics.jsonl", 8)  # worker_01 at one second takes worker_02 with it
     read = reading.read(run)
     assert (whole.damaged, read.damaged) == ([], [8])
-    assert read.curve["test_error"].tolist() == [90, 40, 20, 10] and read.seconds == whole.seconds == {part: 3 * s for part, s in SECONDS.items()}
+    assert read.curve["test_error"].tolist() == [90, 40, 20, 10] and read.seconds == whole.seconds == {
+        part: 3 * s for part, s in SECONDS.items()
+    }
     assert whole.staleness == 1.5 and read.staleness == statistics.fmean([0, 1, 2, 3] * 3 + [0, 3])
     damage(run / "metrics.jsonl", 10)  # the center at two seconds, and worker_00
     with open(run / "metrics.jsonl", "ab") as f:
@@ -189,16 +246,26 @@ def test_a_damaged_line_is_told_of_and_the_rest_counts(tmp_path: Path, capsys: p
 def test_rows_that_the_recorder_could_write_are_none_damaged(tmp_path: Path) -> None:
     run = make(tmp_path / "a", [90])
     moment = '{"seconds": 1e-05, "step": 2.5, "exchanges": 3, "party": "center", '
-    rows = ['"test_error": -1.5E+3}', '"a \\"b\\" {c}": 1, "test_error": null}', '"said": "\\u00e9\\n", "test_error": 7}', '"test_error": 8, "f": true}']
+    rows = [
+        '"test_error": -1.5E+3}',
+        '"a \\"b\\" {c}": 1, "test_error": null}',
+        '"said": "\\u00e9\\n", "test_error": 7}',
+        '"test_error": 8, "f": true}',
+    ]
     texts = rows.pop(2)  # the recorder has none of the center
     rows.insert(2, '"test_error": 7}')
-    (run / "metrics.jsonl").write_text("".join(f"{moment}{row}\n" for row in rows) + f"{moment}{texts}\n".replace("center", "system"))
+    (run / "metrics.jsonl").write_text(
+        "".join(f"{moment}{row}\n" for row in rows) + f"{moment}{texts}\n".replace("center", "system")
+    )
     read = reading.read(run)
     assert read.damaged == []
     assert np.array_equal(read.curve["test_error"], [-1500, math.nan, 7, 8], equal_nan=True)
 
 
-@pytest.mark.parametrize(("name", "content"), [("config.yaml", b"a: [1"), ("config.yaml", b"\xff\xfe\x00"), ("summary.json", b'{"status": "comp')])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.yaml", b"a: [1"), ("config.yaml", b"\xff\xfe\x00"), ("summary.json", b'{"status": "comp')],
+)
 def test_a_run_that_cannot_be_read_is_left_out_unless_it_is_named(
     name: str, content: bytes, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,25 +287,42 @@ def test_sentences_say_which_is_best_and_which_are_not_told_apart(tmp_path: Path
     for tau, ends in ((1, (12, 14)), (4, (10, 12)), (16, (12.7, 12.7)), (32, (16, 16.5)), (64, (90, None))):
         for seed, end in enumerate(ends):
             make(tmp_path / f"{tau}{seed}", [90, 40, end], tau=tau, seed=seed)
-    assert said(tmp_path, levels=[40]) == [  # deviations: 1.41, 1.41, 0, which counts as 1.41, 0.35; of tau = 64 not every end is a number
-        "Lowest final test error: tau=4, 11.0 ± 1.4 % (n = 2). Not told apart from it by mean ± deviation: tau=1; tau=16.",
+    # deviations: 1.41, 1.41, 0, which counts as 1.41, 0.35; of tau = 64 not every end is a number
+    assert said(tmp_path, levels=[40]) == [
+        "Lowest final test error: tau=4, 11.0 ± 1.4 % (n = 2). Not told apart from it by mean ± deviation: "
+        "tau=1; tau=16.",
         "Soonest at 40 % test error: tau=1; tau=4; tau=16; tau=32 and 1 more alike, 1 ± 0 seconds (n = 2).",
         "Share of communication in a worker's time: 20.0 %. Exchanged: 0.128 MB.",
     ]
     for seed, end in enumerate((1, 1.1)):
         make(tmp_path / f"e{seed}", [90, 5, end], algo="eamsgd", tau=4, seed=seed)
         make(tmp_path / f"e1{seed}", [90, 90, 3 * end], algo="eamsgd", tau=1, seed=seed)
-    make(tmp_path / "waiting", [90, 70], algo="downpour", tau=1, summary={"status": "completed", "seconds": {"compute": 3, "communication": 1}})
-    make(tmp_path / "less", [90, 71], algo="downpour", tau=4, summary={"status": "completed", "seconds": {"compute": 39, "communication": 1}})
+    make(
+        tmp_path / "waiting",
+        [90, 70],
+        algo="downpour",
+        tau=1,
+        summary={"status": "completed", "seconds": {"compute": 3, "communication": 1}},
+    )
+    make(
+        tmp_path / "less",
+        [90, 71],
+        algo="downpour",
+        tau=4,
+        summary={"status": "completed", "seconds": {"compute": 39, "communication": 1}},
+    )
     assert said(tmp_path)[-1].startswith(
-        "Share of communication in a worker's time: algo=downpour 2.5 % (tau=4) to 25.0 % (tau=1); algo=eamsgd 20.0 %; algo=easgd 20.0 %. Exchanged: 0"
+        "Share of communication in a worker's time: algo=downpour 2.5 % (tau=4) to 25.0 % (tau=1); "
+        "algo=eamsgd 20.0 %; algo=easgd 20.0 %. Exchanged: 0"
     )
     lowest = [sentence for sentence in said(tmp_path) if sentence.startswith("Lowest")]
     assert lowest == [
-        "Lowest final test error: algo=eamsgd tau=4, 1.050 ± 0.071 % (n = 2). No other overlaps with it in mean ± deviation.",
+        "Lowest final test error: algo=eamsgd tau=4, 1.050 ± 0.071 % (n = 2). No other overlaps with it in "
+        "mean ± deviation.",
         "Lowest with algo=downpour: tau=1, 70 % (n = 1). It may be chance: of a single run no deviation is known.",
         "Lowest with algo=eamsgd: tau=4, 1.050 ± 0.071 % (n = 2). No other overlaps with it in mean ± deviation.",
-        "Lowest with algo=easgd: tau=4, 11.0 ± 1.4 % (n = 2). Not told apart from it by mean ± deviation: tau=1; tau=16.",
+        "Lowest with algo=easgd: tau=4, 11.0 ± 1.4 % (n = 2). Not told apart from it by mean ± deviation: "
+        "tau=1; tau=16.",
     ]
 
 
@@ -248,7 +332,8 @@ def test_a_sentence_says_how_much_sooner_more_workers_are(tmp_path: Path) -> Non
             errors = [90.0] * at + [10.0, 9.0] if p > 1 or seed else [90.0] * at + [10.0, 4.0]
             make(tmp_path / f"{p}{seed}", errors, workers=p, seed=seed, **{"until": {"test_error": 5.0}})
     assert said(tmp_path, levels=[10, 5])[:2] == [  # nothing of where they ended: they were told to stop at 5 %
-        "Soonest at 10 % test error: workers=2, 3.50 ± 0.71 seconds (n = 2). No other overlaps with it in mean ± deviation.",
+        "Soonest at 10 % test error: workers=2, 3.50 ± 0.71 seconds (n = 2). No other overlaps with it in "
+        "mean ± deviation.",
         "To 10 % test error workers=1 takes 7.0 ± 1.4 seconds (n = 2); "
         "workers=2 is there 2.0 times as soon (1.5 to 2.7 between single runs), after 3.50 ± 0.71; "
         "workers=4 is there 1.4 times as late (1.1 to 1.7 between single runs), after 9.50 ± 0.71.",
@@ -271,11 +356,19 @@ def test_a_single_run_is_no_evidence_and_a_diverged_one_is_named(tmp_path: Path)
 
 
 def test_all_that_share_the_lowest_number_are_named(tmp_path: Path) -> None:
-    make(tmp_path / "a", [90, 10], tau=1, summary={"status": "completed", "seconds": {"compute": 3, "communication": 0.001}})
+    make(
+        tmp_path / "a",
+        [90, 10],
+        tau=1,
+        summary={"status": "completed", "seconds": {"compute": 3, "communication": 0.001}},
+    )
     make(tmp_path / "b", [90, 20], tau=4)
     make(tmp_path / "c", [90, 10], tau=16)
     lowest, *_, share = said(tmp_path, levels=[1])
-    assert lowest == "Lowest final test error: tau=1; tau=16 alike, 10 % (n = 1). It may be chance: of a single run no deviation is known."
+    assert (
+        lowest == "Lowest final test error: tau=1; tau=16 alike, 10 % (n = 1). It may be chance: of a single run no "
+        "deviation is known."
+    )
     assert "0.0 % (tau=1) to 20.0 %" in share and share.endswith(
         "At 0.0 % no worker waits for an exchange: it is hidden behind the gradient, or costs nothing."
     )
@@ -284,19 +377,24 @@ def test_all_that_share_the_lowest_number_are_named(tmp_path: Path) -> None:
         for tau, end in zip((1, 4, 16), ends, strict=True):
             make(tmp_path / f"{tau}{seed}", [90, end], tau=tau, seed=seed)
     assert said(tmp_path, levels=[1])[0] == (
-        "Lowest final test error: tau=1; tau=16 alike, 10.0 ± 2.0 % (n = 3). No other overlaps with them in mean ± deviation."
+        "Lowest final test error: tau=1; tau=16 alike, 10.0 ± 2.0 % (n = 3). No other overlaps with them in "
+        "mean ± deviation."
     )
 
 
 def test_a_setting_that_a_method_does_not_use_tells_nothing_apart(tmp_path: Path) -> None:
     for algo, place, delta, seed in (
         ("easgd", "easgd_cli.algorithms.easgd:EASGD", 0.9, 0), ("easgd", "easgd_cli.algorithms.easgd:EASGD", 0.99, 1),
-        ("eamsgd", "easgd_cli.algorithms.eamsgd:EAMSGD", 0.9, 0), ("eamsgd", "easgd_cli.algorithms.eamsgd:EAMSGD", 0.99, 1),
+        ("eamsgd", "easgd_cli.algorithms.eamsgd:EAMSGD", 0.9, 0),
+        ("eamsgd", "easgd_cli.algorithms.eamsgd:EAMSGD", 0.99, 1),
         ("mine", "nowhere:Mine", 0.9, 0), ("mine", "nowhere:Mine", 0.99, 1),
     ):  # fmt: skip
         run = make(tmp_path / f"{algo}{delta}", [90, 10], algo=algo, delta=delta, seed=seed)
         config = yaml.safe_load((run / "config.yaml").read_text())
-        config |= {"algo": {"name": algo, "target": place}, "schedule": {"name": "constant", "target": "easgd_cli.algorithms.schedule:Constant"}}
+        config |= {
+            "algo": {"name": algo, "target": place},
+            "schedule": {"name": "constant", "target": "easgd_cli.algorithms.schedule:Constant"},
+        }
         (run / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [(of.values["algo"], of.values["delta"], len(of.runs)) for of in compared(tmp_path).configurations]
     assert rows == [("eamsgd", 0.9, 1), ("eamsgd", 0.99, 1), ("easgd", None, 2), ("mine", 0.9, 1), ("mine", 0.99, 1)]
@@ -306,16 +404,27 @@ def test_a_setting_that_a_method_does_not_use_tells_nothing_apart(tmp_path: Path
 
 
 def test_notes_tell_which_workers_were_lost_and_when_a_run_that_ended_early_was_last_measured(tmp_path: Path) -> None:
-    ended = {"status": "interrupted", "reason": "SIGINT received", "lost": {"worker_02": "killed by SIGKILL"}, "lost_before": {"worker_01": [25.5]}}
+    ended = {
+        "status": "interrupted",
+        "reason": "SIGINT received",
+        "lost": {"worker_02": "killed by SIGKILL"},
+        "lost_before": {"worker_01": [25.5]},
+    }
     said = notes.notes(compared(make(tmp_path / "a", [90, 50, 10], summary=ended)))
     assert "a: interrupted: SIGINT received. Its last evaluation was at step 40." in said
-    assert {"a: lost worker_01: at step 26, until the run was resumed.", "a: lost worker_02: killed by SIGKILL."} <= set(said)
+    assert {
+        "a: lost worker_01: at step 26, until the run was resumed.",
+        "a: lost worker_02: killed by SIGKILL.",
+    } <= set(said)
 
 
 def test_notes_tell_the_cores_of_the_run_and_how_far_apart_evaluations_are(tmp_path: Path) -> None:
     cores = {"status": "completed", "hardware": {"cores": 1}}
     said = notes.notes(compared(make(tmp_path / "a", [90, 50, 10], summary=cores), levels=[20]))
-    assert "More workers than the 1 core that a run had, which they shared: a. With a core for each they would be sooner." in said
+    assert (
+        "More workers than the 1 core that a run had, which they shared: a. With a core for each they would be "
+        "sooner." in said
+    )
     assert "Seconds to a level are as fine as the evaluations, which are 1 s apart (eval.every)." in said
 
 
@@ -328,21 +437,39 @@ def test_bytes_have_an_axis_in_each_row(tmp_path: Path) -> None:
             assert (first.get_xlim() == last.get_xlim()) is same
 
 
-def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs = {"a": {"status": "completed"}, "b": {"status": "running", "pid": 1}, "c": {"status": "queued"}, "d": {"status": "failed", "reason": "no data"}}
+def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = {
+        "a": {"status": "completed"},
+        "b": {"status": "running", "pid": 1},
+        "c": {"status": "queued"},
+        "d": {"status": "failed", "reason": "no data"},
+    }
     (sweep / "sweep.json").write_text(json.dumps({"command": "easgd train -m seed=0,1", "jobs": jobs}))
     with run_directory.held(sweep, shared=True), run_directory.held(sweep, shared=True):  # two sweeps share the jobs
-        assert next(iter(reading.unfinished([str(sweep)]))) == "sweep: of 4 jobs 1 completed, 1 failed, 1 queued, 1 running."
+        assert (
+            next(iter(reading.unfinished([str(sweep)]))) == "sweep: of 4 jobs 1 completed, 1 failed, 1 queued, "
+            "1 running."
+        )
     assert main(["report", str(sweep)]) == 0
     out = capsys.readouterr().out
-    assert "sweep: of 4 jobs 1 completed, 1 failed, 1 killed, 1 queued, and no process is at them. To go on: easgd train -m seed=0,1\n" in out
+    assert (
+        "sweep: of 4 jobs 1 completed, 1 failed, 1 killed, 1 queued, and no process is at them. To go on: easgd "
+        "train -m seed=0,1\n" in out
+    )
     assert "d: failed before it began: no data" in out
     make(sweep / "c", [90, 40])  # a launcher's job that has begun and ended since
     make(sweep / "b", [90, 40], summary={"status": "running"})
-    gone = "sweep: of 4 jobs 2 completed, 1 failed, 1 running, and the command that began them is gone. To go on: easgd train -m seed=0,1"
+    gone = (
+        "sweep: of 4 jobs 2 completed, 1 failed, 1 running, and the command that began them is gone. To go on: "
+        "easgd train -m seed=0,1"
+    )
     with run_directory.held(sweep / "b"):
         assert next(iter(reading.unfinished([str(sweep)]))) == gone
-    assert next(iter(reading.unfinished([str(sweep)]))) == gone.replace("running, and the command that began them is gone", "killed, and no process is at them")
+    assert next(iter(reading.unfinished([str(sweep)]))) == gone.replace(
+        "running, and the command that began them is gone", "killed, and no process is at them"
+    )
     (tmp_path / "begun").mkdir()
     shutil.copy(sweep / "sweep.json", tmp_path / "begun")
     assert main(["report", str(tmp_path / "begun")]) == 2
@@ -351,17 +478,26 @@ def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(sweep: Path
 
 def test_the_held_out_images_choose_and_the_test_images_judge(tmp_path: Path) -> None:
     run = make(tmp_path / "a", [])
-    moments = [(90.0, 80.0), (10.0, 30.0), (20.0, 15.0)]  # the least test error is not where the least held-out error is
-    rows = [{"seconds": s, "step": s, "exchanges": 0, "party": "center", "test_error": t, "validation_error": v} for s, (t, v) in enumerate(moments)]
+    # the least test error is not where the least held-out error is
+    moments = [(90.0, 80.0), (10.0, 30.0), (20.0, 15.0)]
+    rows = [
+        {"seconds": s, "step": s, "exchanges": 0, "party": "center", "test_error": t, "validation_error": v}
+        for s, (t, v) in enumerate(moments)
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (row,) = table.numbers(compared(tmp_path))["configurations"]
-    assert row["held_out"]["mean"] == 15 and row["test_error_at_lowest_held_out"]["mean"] == 20 and row["best"]["mean"] == 10
+    assert (
+        row["held_out"]["mean"] == 15
+        and row["test_error_at_lowest_held_out"]["mean"] == 20
+        and row["best"]["mean"] == 10
+    )
 
 
 def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
     run = make(tmp_path / "a", [], dataset="none", problem="quadratic")
     rows = [
-        {"seconds": s, "step": s, "exchanges": 0, "party": "center", "train_loss": loss, "coordinate_0": 1.0} for s, loss in enumerate([4.0, 0.3, None, 0.6])
+        {"seconds": s, "step": s, "exchanges": 0, "party": "center", "train_loss": loss, "coordinate_0": 1.0}
+        for s, loss in enumerate([4.0, 0.3, None, 0.6])
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     c = compared(tmp_path)
@@ -373,11 +509,33 @@ def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
 def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of each run of a sweep; where one keeps an average of the center, that is what is judged."""
     root = tmp_path / "sweep"
-    words = ["algo=downpour", "launcher=simulated", "workers=2", "steps=60", "threads=1", "eval.every=15 steps", f"hydra.sweep.dir={root}"]
+    words = [
+        "algo=downpour",
+        "launcher=simulated",
+        "workers=2",
+        "steps=60",
+        "threads=1",
+        "eval.every=15 steps",
+        f"hydra.sweep.dir={root}",
+    ]
     assert main(["train", "-m", *words, "average=none,polyak", "tau=1"]) == 0
     found = {}
     for metric in ("test_error", "train_loss"):
-        assert main(["report", str(root), "--metric", metric, "--levels", "85,2.28", "--json", str(tmp_path / "numbers.json")]) == 0
+        assert (
+            main(
+                [
+                    "report",
+                    str(root),
+                    "--metric",
+                    metric,
+                    "--levels",
+                    "85,2.28",
+                    "--json",
+                    str(tmp_path / "numbers.json"),
+                ]
+            )
+            == 0
+        )
         found[metric] = json.loads((tmp_path / "numbers.json").read_text())["configurations"]
     judged = 0
     for by_error, by_loss in zip(found["test_error"], found["train_loss"], strict=True):
@@ -385,7 +543,10 @@ def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest
         for i, run in enumerate(by_error["runs"]):
             events = EventAccumulator(run, size_guidance={"scalars": 0}).Reload()
             party = "average" if "average=polyak" in run else "center"
-            curves = {name: events.Scalars(f"{party}/{name}") for name in ("test_error", "train_loss", "best_test_error", "seconds_to_best")}
+            curves = {
+                name: events.Scalars(f"{party}/{name}")
+                for name in ("test_error", "train_loss", "best_test_error", "seconds_to_best")
+            }
             last = {name: curve[-1].value for name, curve in curves.items()}
 
             def first_at(level: float, name: str, curves: dict[str, Any] = curves) -> float:
@@ -404,16 +565,31 @@ def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest
 
 def test_numbers_are_those_of_the_record_and_of_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    words = ["algo=downpour", "launcher=simulated", "launcher.latency=0.01", "workers=2", "steps=30", "eval.every=10 steps"]
+    words = [
+        "algo=downpour",
+        "launcher=simulated",
+        "launcher.latency=0.01",
+        "workers=2",
+        "steps=30",
+        "eval.every=10 steps",
+    ]
     assert main(["train", *words, f"hydra.run.dir={run}"]) == 0
     assert main(["report", str(run), "--levels", "88,0.1", "--json", str(tmp_path / "numbers.json")]) == 0
     (row,) = json.loads((tmp_path / "numbers.json").read_text())["configurations"]
     events = EventAccumulator(str(run)).Reload()
 
     def shown(tag: str) -> float:
-        return events.Tensors(tag)[-1].tensor_proto.float_val[0] if tag in events.Tags()["tensors"] else events.Scalars(tag)[-1].value
+        return (
+            events.Tensors(tag)[-1].tensor_proto.float_val[0]
+            if tag in events.Tags()["tensors"]
+            else events.Scalars(tag)[-1].value
+        )
 
-    for name, tag in (("final", "center/test_error"), ("best", "center/best_test_error"), ("seconds_to_best", "center/seconds_to_best")):
+    for name, tag in (
+        ("final", "center/test_error"),
+        ("best", "center/best_test_error"),
+        ("seconds_to_best", "center/seconds_to_best"),
+    ):
         assert row[name]["mean"] == pytest.approx(shown(tag), rel=1e-6)
     assert (run / "report" / "report.html").is_file() and "virtual" in capsys.readouterr().out
     # The rest by plain Python from the record.
@@ -425,7 +601,9 @@ def test_numbers_are_those_of_the_record_and_of_tensorboard(tmp_path: Path, caps
     assert row["seconds_to"]["88"] and not row["seconds_to"]["0.1"]
     workers = [[r for r in rows if r["party"] == f"worker_{i:02d}"][-1] for i in (0, 1)]
     spent = {part: sum(w[f"seconds_{part}"] for w in workers) for part in SECONDS}
-    assert {part: p["mean"] for part, p in row["percent"].items()} == pytest.approx({part: 100 * s / sum(spent.values()) for part, s in spent.items()})
+    assert {part: p["mean"] for part, p in row["percent"].items()} == pytest.approx(
+        {part: 100 * s / sum(spent.values()) for part, s in spent.items()}
+    )
     assert row["bytes_exchanged"]["mean"] == 2 * 4 * 13706 * (run / "exchanges.bin").stat().st_size // 2
     assert row["train_seconds"]["mean"] == center[-1]["seconds"]
 
@@ -436,9 +614,12 @@ def test_a_metric_of_which_more_is_better_is_judged_by_the_highest(tmp_path: Pat
         run = make(tmp_path / algo, [float(value) for value in values], algo=algo)
         text = (run / "metrics.jsonl").read_text().replace("test_error", "test_accuracy")
         (run / "metrics.jsonl").write_text(text)
-        (run / "summary.json").write_text(json.dumps({**json.loads((run / "summary.json").read_text()), "metrics": declared}))
+        (run / "summary.json").write_text(
+            json.dumps({**json.loads((run / "summary.json").read_text()), "metrics": declared})
+        )
     c = compared(tmp_path)
-    assert c.metric.name == "test_accuracy" and c.levels == [20, 50]  # above both starts, the easiest first, reached by half or more
+    # above both starts, the easiest first, reached by half or more
+    assert c.metric.name == "test_accuracy" and c.levels == [20, 50]
     rows = {row["settings"]["algo"]: row for row in table.numbers(c)["configurations"]}
     assert rows["easgd"]["best"]["mean"] == 92 and rows["easgd"]["seconds_to_best"]["mean"] == 2
     assert rows["easgd"]["seconds_to"]["50"]["mean"] == 1 and rows["downpour"]["seconds_to"]["50"]["mean"] == 2
@@ -451,21 +632,31 @@ def test_reading_a_run_asks_no_method_of_a_users_own(tmp_path: Path) -> None:
     """Which symbols it uses stands in its summary."""
     for seed, delta in enumerate((0.9, 0.99)):
         run = make(tmp_path / f"run{seed}", [90, 10], algo="mine", delta=delta, seed=seed)
-        (run / "summary.json").write_text(json.dumps({**json.loads((run / "summary.json").read_text()), "symbols": ["alpha", "tau"]}))
+        (run / "summary.json").write_text(
+            json.dumps({**json.loads((run / "summary.json").read_text()), "symbols": ["alpha", "tau"]})
+        )
     assert [len(of.runs) for of in compared(tmp_path).configurations] == [2]
 
 
-def test_different_problems_stand_side_by_side_and_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_problems_stand_side_by_side_and_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(tmp_path / "digits", [90, 20, 10])
     make(tmp_path / "cifar", [90, 20, 20, 10], dataset="cifar10", workers=1)
     make(tmp_path / "new", [], seed=1)  # not evaluated yet
     function = make(tmp_path / "function", [], dataset="none", problem="quadratic")
-    (function / "metrics.jsonl").write_text('{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "center", "train_loss": 4.0}\n')
+    (function / "metrics.jsonl").write_text(
+        '{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "center", "train_loss": 4.0}\n'
+    )
     c = compared(tmp_path, levels=[10.0])
-    assert c.baseline is by(c, dataset="cifar10") and c.speed_up(by(c, dataset="digits"), 10) is None  # another task is no baseline
+    # another task is no baseline
+    assert c.baseline is by(c, dataset="cifar10") and c.speed_up(by(c, dataset="digits"), 10) is None
     assert main(["report", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "Runs of different problems are here (problem=dataset dataset=cifar10; problem=dataset dataset=digits; problem=quadratic dataset=none)" in told
+    assert (
+        "Runs of different problems are here (problem=dataset dataset=cifar10; problem=dataset dataset=digits; "
+        "problem=quadratic dataset=none)" in told
+    )
     assert "No test error was measured in: problem=quadratic dataset=none; --metric train_loss is in all." in told
     assert "1 of 4 runs have not been evaluated yet." in told
 
@@ -488,7 +679,8 @@ def test_rows_of_panels_and_legends_name_what_differs(tmp_path: Path) -> None:
     assert {axes.get_xlabel() for axes in drawn.axes[3:]} == {"seconds of training"}
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["algo=downpour", "algo=easgd", "algo=msgd"]
     error = drawn.axes[2]
-    assert len(error.get_lines()) == 3 and len(error.collections) == 2  # the sequential run is in every row; one run has no range
+    # the sequential run is in every row; one run has no range
+    assert len(error.get_lines()) == 3 and len(error.collections) == 2
     middle = np.interp(1.0, *(np.asarray(d, float) for d in error.get_lines()[1].get_data()))
     assert middle == pytest.approx(20.5, rel=1e-3)
 
@@ -497,7 +689,9 @@ def test_curves_that_differ_in_one_setting_share_a_panel(tmp_path: Path) -> None
     for tau in (1, 4):
         make(tmp_path / f"{tau}", [90, 20, 5], tau=tau)
     with picture.style():
-        (panels, rows) = (len(figures.figures(compared(tmp_path), rows=keys)["curves"].axes) // 3 for keys in ([], ["tau"]))
+        (panels, rows) = (
+            len(figures.figures(compared(tmp_path), rows=keys)["curves"].axes) // 3 for keys in ([], ["tau"])
+        )
     assert (panels, rows) == (1, 2)
 
 
@@ -521,11 +715,20 @@ def test_bars_stand_at_the_seconds_to_a_level(tmp_path: Path) -> None:
     assert [bar.get_height() for bar in bars.axes[0].patches] == [4, 2, 1]
     assert [text.get_text() for text in bars.axes[0].texts] == ["1/2"]
     assert [tick.get_text() for tick in bars.axes[0].get_xticklabels()] == ["2", "4", "8"]
-    assert bars.axes[0].get_title(loc="left") == "to 10 % test error" and bars.axes[0].get_ylabel() == "seconds of training"
+    assert (
+        bars.axes[0].get_title(loc="left") == "to 10 % test error"
+        and bars.axes[0].get_ylabel() == "seconds of training"
+    )
 
 
 def test_bars_are_centred_over_their_workers_whoever_does_not_reach_the_level(tmp_path: Path) -> None:
-    for algo, p, least in (("easgd", 2, 5.0), ("eamsgd", 2, 50.0), ("downpour", 2, 5.0), ("easgd", 4, 50.0), ("eamsgd", 8, 5.0)):
+    for algo, p, least in (
+        ("easgd", 2, 5.0),
+        ("eamsgd", 2, 50.0),
+        ("downpour", 2, 5.0),
+        ("easgd", 4, 50.0),
+        ("eamsgd", 8, 5.0),
+    ):
         make(tmp_path / f"{algo}{p}", [90.0, least], workers=p, algo=algo)
     with picture.style():
         panel = figures.figures(compared(tmp_path, levels=[10.0]))["seconds_to_level"].axes[0]
@@ -569,7 +772,10 @@ def test_ranges_are_drawn_where_they_do_not_hide_each_other(tmp_path: Path) -> N
         with picture.style():
             found = figures.figures(compared(tmp_path, levels=[20.0]), rows=["tau"])
         panel, bars = found["curves"].axes[0], found["seconds_to_level"].axes[0]
-        return [len(panel.collections), sum(container.errorbar is not None for container in bars.containers if hasattr(container, "errorbar"))]
+        return [
+            len(panel.collections),
+            sum(container.errorbar is not None for container in bars.containers if hasattr(container, "errorbar")),
+        ]
 
     for i in range(4):
         for p in (2, 4):
@@ -596,9 +802,13 @@ def test_virtual_seconds_are_called_so(tmp_path: Path) -> None:
 
 
 def test_a_mean_of_curves_is_of_all_its_runs() -> None:
-    at, values = figures.on_a_common_axis([(np.linspace(0, 1, 5000), np.zeros(5000)), (np.array([0.0, 2.0]), np.zeros(2))])
+    at, values = figures.on_a_common_axis(
+        [(np.linspace(0, 1, 5000), np.zeros(5000)), (np.array([0.0, 2.0]), np.zeros(2))]
+    )
     assert 150 < len(at) <= 201 and np.all(np.diff(at) > 0) and at[-1] == 1
-    at, values = figures.on_a_common_axis([(np.array([0.0, 4.0]), np.array([0.0, 8.0])), (np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, math.nan]))])
+    at, values = figures.on_a_common_axis(
+        [(np.array([0.0, 4.0]), np.array([0.0, 8.0])), (np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, math.nan]))]
+    )
     assert at[-1] == 2.0 and np.allclose(values[0], 2 * at)
     assert np.isfinite(values[1][at < 1]).all() and np.isnan(values[1][at > 1]).all()
 
@@ -606,7 +816,9 @@ def test_a_mean_of_curves_is_of_all_its_runs() -> None:
 # --- the page and the command ----------------------------------------------------------------------------------------
 
 
-def test_a_figure_of_an_earlier_report_goes_but_nobody_elses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_figure_of_an_earlier_report_goes_but_nobody_elses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, out = tmp_path / "sweep", tmp_path / "sweep/report"
     for p in (2, 4):
         make(root / f"p{p}", [90.0, 5.0], workers=p)
@@ -726,7 +938,9 @@ def test_the_curves_of_the_page_are_those_of_the_figure(sweep: Path) -> None:
             assert line.get_linestyle() == data["lines"][curve["line"]]["dash"]
 
 
-def test_several_paths_and_patterns(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_paths_and_patterns(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(sweep / "e[01]"), str(sweep / "m0"), "--x=steps"]) == 0
     assert (tmp_path / "report" / "report.html").is_file()
@@ -755,7 +969,25 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
     assert main(["report", str(sweep), "--levels", "20"]) == 0
     lines = terminal.getvalue().splitlines()
     (easgd,) = [line for line in lines if line.startswith("easgd") and "60.0" in line]
-    assert easgd.split() == ["easgd", "800", "±", "0", "60.0", "10.0", "20.0", "10.0", "0.256", "±", "0", "1.5", "±", "0", "4", "±", "0"]
+    assert easgd.split() == [
+        "easgd",
+        "800",
+        "±",
+        "0",
+        "60.0",
+        "10.0",
+        "20.0",
+        "10.0",
+        "0.256",
+        "±",
+        "0",
+        "1.5",
+        "±",
+        "0",
+        "4",
+        "±",
+        "0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -771,13 +1003,19 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["{0}/bare"], "config.yaml: is missing"),
         (["{0}/sweep", "--level", "3"], "did you mean --levels?"),
         (["{0}/sweep", "--levels", "3,x"], "--levels 3,x: x is no number; levels are numbers with commas between"),
-        (["{0}/sweep", "--levels", "20%"], "--levels 20%: 20% is no number; levels are numbers with commas between, without a unit, such as"),
+        (
+            ["{0}/sweep", "--levels", "20%"],
+            "--levels 20%: 20% is no number; levels are numbers with commas between, without a unit, such as",
+        ),
         (["{0}/sweep", "--levels", "20,"], "--levels 20,: a number is missing"),
         (["{0}/sweep", "--levels"], "a value is missing"),
         (["{0}/sweep", "--x", "epochs"], "one of seconds, steps, bytes"),
         (["{0}/sweep", "--metric", "accuracy"], "was not measured in these runs; there are: train_loss"),
         (["{0}/sweep", "--baseline", "algo"], "is written as settings"),
-        (["{0}/sweep", "--baseline", "algo=sgd"], "no configuration is like that; there are: algo=downpour; algo=easgd"),
+        (
+            ["{0}/sweep", "--baseline", "algo=sgd"],
+            "no configuration is like that; there are: algo=downpour; algo=easgd",
+        ),
         (["{0}/sweep", "--baseline", "workers=4"], "2 configurations are like that"),
         (["{0}/sweep", "--baseline", "tua=4"], "there is no setting tua"),
         (["{0}/sweep", "--rows", "gamma"], "there is no setting gamma in these runs; those that differ are: algo"),
@@ -786,13 +1024,17 @@ def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monke
         (["--x", "steps"], "name a run"),
     ],
 )
-def test_a_mistake_has_its_sentence(words: list[str], sentence: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_has_its_sentence(
+    words: list[str], sentence: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     make(tmp_path / "new", [])
     (make(tmp_path / "bare", [90]) / "config.yaml").unlink()
     (make(tmp_path / "all bare" / "one", [90]) / "config.yaml").unlink()
     (tmp_path / "queued").mkdir()
-    (tmp_path / "queued/sweep.json").write_text(json.dumps({"jobs": {"a": {"status": "queued"}, "b": {"status": "queued"}}}))
+    (tmp_path / "queued/sweep.json").write_text(
+        json.dumps({"jobs": {"a": {"status": "queued"}, "b": {"status": "queued"}}})
+    )
     assert main(["report", *(word.format(tmp_path) for word in words)]) == 2
     told = capsys.readouterr().err
     assert sentence in told and told.count("\n") == 1

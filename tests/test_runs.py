@@ -36,8 +36,10 @@ from easgd_cli.settings.schema import Checkpoint, Eval, Settings, Until
 from easgd_cli.training.drive import ByHand
 
 METHODS = {
-    "easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD", "msgd": "MSGD",
-    "sync_easgd": "SyncEASGD", "sync_eamsgd": "SyncEAMSGD", "gauss_seidel_easgd": "GaussSeidelEASGD", "pull_then_step": "PullThenStep",
+    "easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD",
+    "msgd": "MSGD",
+    "sync_easgd": "SyncEASGD", "sync_eamsgd": "SyncEAMSGD", "gauss_seidel_easgd": "GaussSeidelEASGD",
+    "pull_then_step": "PullThenStep",
 }  # fmt: skip
 ROUNDS = ["sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step"]
 POLYAK = {"name": "polyak", "target": "easgd_cli.algorithms.average:Polyak"}
@@ -46,8 +48,10 @@ MOVING = {"name": "moving", "target": "easgd_cli.algorithms.average:Moving", "ra
 
 def settings(algo: str, **values: Any) -> Settings:
     given: dict[str, Any] = {
-        "workers": 1 if algo in ("sgd", "msgd") else 4, "tau": 1 if algo == "mdownpour" else 3, "eta": 0.01 if algo == "mdownpour" else 0.05,
-        "delta": 0.9, "batch_size": 16, "steps": 40, "threads": 1, "device": "cpu", "l2": 1e-4, "eval": Eval(every="20 steps", train_images=100),
+        "workers": 1 if algo in ("sgd", "msgd") else 4, "tau": 1 if algo == "mdownpour" else 3,
+        "eta": 0.01 if algo == "mdownpour" else 0.05,
+        "delta": 0.9, "batch_size": 16, "steps": 40, "threads": 1, "device": "cpu", "l2": 1e-4,
+        "eval": Eval(every="20 steps", train_images=100),
         "problem": {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"},
         "dataset": {"name": "digits", "target": "easgd_cli.data.digits:digits"},
         "model": {"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"}, **values,
@@ -89,7 +93,8 @@ def one_worker(algo: str, kept: Path) -> tuple[Settings, Path]:
 def by_hand(s: Settings, prepared: build.Experiment) -> ByHand:
     starts = [prepared.problem.start(i) for i in range(s.workers)]
     return ByHand(
-        prepared.method, prepared.problem, clip=s.clip, workers=s.workers, tau=s.tau, schedule=build.schedule(s, prepared.steps),
+        prepared.method, prepared.problem, clip=s.clip, workers=s.workers, tau=s.tau,
+        schedule=build.schedule(s, prepared.steps),
         start=prepared.start, starts=starts, average=prepared.average,
     )  # fmt: skip
 
@@ -172,7 +177,9 @@ def test_batch_norms_statistics_are_averaged_between_processes_bit_for_bit(algo:
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
 def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(algo: str, kept: Path) -> None:
-    """And the average of its values, and what was measured of it on the way: each evaluation is of the center at that count of exchanges."""
+    """And the average of its values, and what was measured of it on the way: each evaluation is of the center at that
+    count of exchanges.
+    """
     s, directory = four_workers(algo, kept)
     prepared, order, center = what_was_recorded(s, directory)
     evaluated = rows(directory, "center")
@@ -187,7 +194,9 @@ def test_the_recorded_order_of_four_processes_gives_their_center_bit_for_bit(alg
 
 
 @pytest.mark.parametrize("algo", ["easgd", "eamsgd", "downpour", "mdownpour"])
-def test_the_printed_listing_gone_through_in_the_recorded_order_gives_the_center_of_four_processes(algo: str, tmp_path: Path) -> None:
+def test_the_printed_listing_gone_through_in_the_recorded_order_gives_the_center_of_four_processes(
+    algo: str, tmp_path: Path
+) -> None:
     """Within the rounding of float64: the listing is an independent program and sums in another order."""
     s = settings(algo, gamma=1e-2, model={"name": "double", "target": "nets:double"})
     prepared, order, center = what_four_processes_did(s, tmp_path)
@@ -212,14 +221,22 @@ NONE = {"name": "none", "target": None}
 
 def on_function(target: str, **options: Any) -> dict[str, Any]:
     """Settings of a run without data and net."""
-    return {"problem": {"name": "function", "target": f"easgd_cli.problems.{target}", **options}, "dataset": NONE, "model": NONE}
+    return {
+        "problem": {"name": "function", "target": f"easgd_cli.problems.{target}", **options},
+        "dataset": NONE,
+        "model": NONE,
+    }
 
 
 @pytest.mark.parametrize("algo", ["easgd", "downpour", "msgd", "sync_easgd"])
-def test_processes_on_a_function_begin_where_they_are_told_and_give_the_replayed_center_bit_for_bit(algo: str, tmp_path: Path) -> None:
+def test_processes_on_a_function_begin_where_they_are_told_and_give_the_replayed_center_bit_for_bit(
+    algo: str, tmp_path: Path
+) -> None:
     starts = [[1.0, 2.0], 3.0, -1.0, [0.0, 5.0]]
     p = 1 if algo == "msgd" else 4
-    quadratic = on_function("quadratic:Quadratic", dimension=2, spectrum=[0.5, 2.0], noise=0.5, start=4.0, starts=starts[:p])
+    quadratic = on_function(
+        "quadratic:Quadratic", dimension=2, spectrum=[0.5, 2.0], noise=0.5, start=4.0, starts=starts[:p]
+    )
     s = settings(algo, average=POLYAK, **quadratic)
     outcome = run(s, tmp_path)
     assert outcome.status == "completed"
@@ -237,7 +254,8 @@ def test_processes_on_a_function_begin_where_they_are_told_and_give_the_replayed
     if driver.center is not None:
         assert torch.equal(average["x"], driver.vectors()["average"])
     evaluated = rows(tmp_path, "center")
-    assert [evaluated[0][f"coordinate_{i}"] for i in range(2)] == ([1, 2] if algo == "msgd" else [4, 4])  # what begins is what is evaluated
+    # what begins is what is evaluated
+    assert [evaluated[0][f"coordinate_{i}"] for i in range(2)] == ([1, 2] if algo == "msgd" else [4, 4])
     assert evaluated[-1] == {**evaluated[-1], **prepared.problem.evaluate(center["x"])}
     assert outcome.summary["average"] == prepared.problem.evaluate(average["x"])
     assert outcome.summary["center"] == prepared.problem.evaluate(center["x"])
@@ -268,20 +286,30 @@ def test_processes_clip_the_gradients_of_a_net(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("algo", "steps", "recorded"), [("easgd", 40, 7), ("msgd", 40, 7), ("easgd", 9, 4)])
-def test_a_profile_is_of_as_many_steps_of_one_worker_as_asked_for_and_shows_its_parts(algo: str, steps: int, recorded: int, tmp_path: Path) -> None:
+def test_a_profile_is_of_as_many_steps_of_one_worker_as_asked_for_and_shows_its_parts(
+    algo: str, steps: int, recorded: int, tmp_path: Path
+) -> None:
     """Of a run that ends before, what there is of them. The run itself is the same."""
     s = settings(algo, steps=steps, profile="7 steps")
     assert run(s, tmp_path).status == "completed"
     assert [p.name for p in (tmp_path / "logs").glob("*trace*")] == ["trace_worker_00.json"]
-    events = [e for e in json.loads((tmp_path / "logs" / "trace_worker_00.json").read_text())["traceEvents"] if e.get("ph") == "X"]
+    events = [
+        e
+        for e in json.loads((tmp_path / "logs" / "trace_worker_00.json").read_text())["traceEvents"]
+        if e.get("ph") == "X"
+    ]
     names = [e["name"] for e in events]
     marks = sorted(int(name.partition("#")[2]) for name in names if name.startswith("ProfilerStep#"))
-    assert marks == list(range(5, 5 + recorded + (recorded < 7))), "where the run ends, the next step has begun and is empty"
+    assert marks == list(range(5, 5 + recorded + (recorded < 7))), (
+        "where the run ends, the next step has begun and is empty"
+    )
     assert names.count("load") == names.count("gradient") == recorded
     due = sum(t % s.tau == 0 for t in range(5, 5 + recorded)) if algo == "easgd" else 0
     assert names.count("post") == names.count("collect") == due
     convolutions = [e for e in events if e["name"] == "aten::convolution"]
-    assert len(convolutions) == recorded * sum(isinstance(m, torch.nn.Conv2d) for m in ConvNetDigits((1, 8, 8), 10).modules())
+    assert len(convolutions) == recorded * sum(
+        isinstance(m, torch.nn.Conv2d) for m in ConvNetDigits((1, 8, 8), 10).modules()
+    )
     assert convolutions[0]["args"]["Input Dims"][0] == [16, 1, 8, 8]
     if algo == "easgd" and steps == 40:
         driver = by_hand(s, prepared := build.prepare(s))
@@ -311,7 +339,9 @@ def test_what_is_evaluated_of_a_sequential_method_is_its_worker(tmp_path: Path) 
 
 @pytest.mark.parametrize("algo", ROUNDS)
 def test_rounds_of_four_processes_are_the_same_rounds_in_one_bit_for_bit(algo: str, tmp_path: Path) -> None:
-    """Nothing is left to chance, so no order need be known. The order that is recorded is that of the workers' numbers in each round."""
+    """Nothing is left to chance, so no order need be known. The order that is recorded is that of the workers' numbers
+    in each round.
+    """
     s = settings(algo, average=POLYAK)
     assert run(s, tmp_path).status == "completed"
     assert recorded_order(tmp_path) == [0, 1, 2, 3] * -(-40 // s.tau)
@@ -322,7 +352,10 @@ def test_rounds_of_four_processes_are_the_same_rounds_in_one_bit_for_bit(algo: s
     assert driver.center is not None
     assert torch.equal(driver.center.vectors["x"], saved_center(tmp_path, prepared))
     assert torch.equal(driver.center.vectors["average"], saved(tmp_path, "average", prepared))
-    assert [r["step"] for r in rows(tmp_path, "center")] == [r["step"] for r in rows(tmp_path, "average")] == [0, 21, 40]  # the first round after 20
+    # the first round after 20
+    assert (
+        [r["step"] for r in rows(tmp_path, "center")] == [r["step"] for r in rows(tmp_path, "average")] == [0, 21, 40]
+    )
 
 
 def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> None:
@@ -338,7 +371,13 @@ def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> Non
     def another_checkpoint(directory: Path) -> bool:
         return checkpoints_written(directory) > before + 1
 
-    outcome = disturbed(broken, tmp_path / "broken", lambda pids: os.kill(pids["master"], signal.SIGKILL), another_checkpoint, resume=True)
+    outcome = disturbed(
+        broken,
+        tmp_path / "broken",
+        lambda pids: os.kill(pids["master"], signal.SIGKILL),
+        another_checkpoint,
+        resume=True,
+    )
     assert outcome.status == "failed"
     assert run(broken, tmp_path / "broken", resume=True).status == "completed"
     a, b = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("whole", "broken"))
@@ -346,7 +385,9 @@ def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> Non
     assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "broken")
     same = ("step", "train_loss", "test_loss", "distance_to_center", "staleness", "exchanges")
     for party in ("worker_00", "worker_03", "center"):
-        one, other = ([{k: v for k, v in r.items() if k in same} for r in rows(tmp_path / d, party)] for d in ("whole", "broken"))
+        one, other = (
+            [{k: v for k, v in r.items() if k in same} for r in rows(tmp_path / d, party)] for d in ("whole", "broken")
+        )
         assert one == other
 
 
@@ -405,19 +446,25 @@ def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_be
     def kill_the_master_or_worker(pids: dict[str, int]) -> None:
         os.kill(pids.get("master", pids["worker_00"]), signal.SIGKILL)
 
-    outcome = disturbed(broken, tmp_path / "broken", kill_the_master_or_worker, when=lambda d: any((d / "checkpoint").glob("*.pt")))
+    outcome = disturbed(
+        broken, tmp_path / "broken", kill_the_master_or_worker, when=lambda d: any((d / "checkpoint").glob("*.pt"))
+    )
     assert outcome.status == "failed" and outcome.exit_code == 1 and "resume=" in (outcome.reason or "")
     assert run(broken, tmp_path / "broken", resume=True).status == "completed"
     a, b = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("whole", "broken"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     same = ("step", "train_loss", "eta", "test_loss", "test_error", "distance_to_center", "staleness", "party")
     for party in ("worker_00", "center"):
-        one, other = ([{k: v for k, v in r.items() if k in same} for r in rows(tmp_path / d, party)] for d in ("whole", "broken"))
+        one, other = (
+            [{k: v for k, v in r.items() if k in same} for r in rows(tmp_path / d, party)] for d in ("whole", "broken")
+        )
         assert one == other
 
 
 class Watch(threading.Thread):
-    """Does `act` while a run is going on in the main thread. `raised`: what it raised, after which the run is interrupted."""
+    """Does `act` while a run is going on in the main thread. `raised`: what it raised, after which the run is
+    interrupted.
+    """
 
     def __init__(self, act: Callable[[], None]):
         super().__init__(daemon=True)
@@ -433,7 +480,9 @@ class Watch(threading.Thread):
 
 
 def wait_until(reached: Callable[[], bool]) -> None:
-    """Of a Watch: returns when something is reached, however long that takes. Raises AssertionError when the run has ended without it."""
+    """Of a Watch: returns when something is reached, however long that takes. Raises AssertionError when the run has
+    ended without it.
+    """
     watch = threading.current_thread()
     assert isinstance(watch, Watch)
     while not reached():
@@ -441,7 +490,13 @@ def wait_until(reached: Callable[[], bool]) -> None:
             raise AssertionError("the run has ended before what was waited for")
 
 
-def disturbed(s: Settings, directory: Path, act: Callable[[dict[str, int]], None], when: Callable[[Path], bool], resume: bool = False) -> Outcome:
+def disturbed(
+    s: Settings,
+    directory: Path,
+    act: Callable[[dict[str, int]], None],
+    when: Callable[[Path], bool],
+    resume: bool = False,
+) -> Outcome:
     """Runs, and lets `act` do something to the processes, once training and `when`."""
     log = directory / "logs" / "launcher.log"
     before = len(log.read_text()) if log.exists() else 0  # of a run that goes on
@@ -521,7 +576,9 @@ def test_a_killed_worker_is_told_of_and_the_others_go_on(tmp_path: Path) -> None
 
 
 def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) -> None:
-    """The lost worker comes back with its old clock, far behind; neither the record nor the newest checkpoint goes back with it."""
+    """The lost worker comes back with its old clock, far behind; neither the record nor the newest checkpoint goes back
+    with it.
+    """
     s = unhurried("easgd", eval=Eval(every="50 steps", train_images=10))
 
     def lose_one(pids: dict[str, int]) -> None:
@@ -536,11 +593,21 @@ def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) ->
     assert before.moment.clocks[3] < before.moment.step - 100
     last = rows(tmp_path, "center")[-1]
     assert stopped.summary["evaluated"] == {key: last[key] for key in ("seconds", "step", "exchanges")}
-    assert last["exchanges"] < stopped.summary["exchanges"] == before.moment.exchanges  # what is shown is older than center.pt
+    # what is shown is older than center.pt
+    assert last["exchanges"] < stopped.summary["exchanges"] == before.moment.exchanges
 
-    again = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT), lambda d: len(rows(d, "system")) > known, resume=True)
+    again = disturbed(
+        s,
+        tmp_path,
+        lambda _: os.kill(os.getpid(), signal.SIGINT),
+        lambda d: len(rows(d, "system")) > known,
+        resume=True,
+    )
     after = newest(tmp_path).owner
-    assert again.status == "interrupted" and after.moment.clocks[3] == again.summary["steps"]["worker_03"] > before.moment.clocks[3]
+    assert (
+        again.status == "interrupted"
+        and after.moment.clocks[3] == again.summary["steps"]["worker_03"] > before.moment.clocks[3]
+    )
     assert after.moment.exchanges > before.moment.exchanges and after.moment.step >= before.moment.step
     for party in ("center", "system"):
         steps = [r["step"] for r in rows(tmp_path, party)]
@@ -555,7 +622,9 @@ def test_the_end_of_the_master_ends_the_run_and_says_so(tmp_path: Path) -> None:
     assert outcome.reason is not None and "the master died (killed by SIGKILL)" in outcome.reason
 
 
-def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Everything has been said and the master and the workers have ended before it listens again."""
     listen = Processes.turn
 
@@ -572,7 +641,8 @@ def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(tmp_path: Pat
     evaluated = [r["step"] for r in rows(tmp_path, "center")]
     assert len(evaluated) > 35 and evaluated[-1] == 40  # more than is taken in one go
     assert len(recorded_order(tmp_path)) == 4 * 14
-    assert outcome.summary["wall_seconds"] == newest(tmp_path).owner.moment.seconds  # training ended then, not when that was heard
+    # training ended then, not when that was heard
+    assert outcome.summary["wall_seconds"] == newest(tmp_path).owner.moment.seconds
 
 
 def test_a_killed_evaluator_is_started_again_and_no_point_is_missing(tmp_path: Path) -> None:
@@ -602,13 +672,16 @@ def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(number: signal.Signals, code: int, tmp_path: Path) -> None:
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
     s = unhurried("eamsgd")
     outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), number), training)
     assert (outcome.status, outcome.exit_code) == ("interrupted", code)
     told = [rows(tmp_path, f"worker_{i:02d}")[-1] for i in range(4)]
     parts = ("compute", "data", "communication", "other")
-    assert sum(outcome.summary["seconds"].values()) > sum(row[f"seconds_{part}"] for row in told for part in parts) / 4  # also of the steps since
+    # also of the steps since
+    assert sum(outcome.summary["seconds"].values()) > sum(row[f"seconds_{part}"] for row in told for part in parts) / 4
     taken = max(outcome.summary["steps"].values())
     assert steps_taken(newest(tmp_path)) == taken  # a shorter run is refused by it
     s.steps = taken + 50
@@ -671,7 +744,9 @@ def test_no_process_and_no_shared_memory_is_left(tmp_path: Path) -> None:
 def test_ctrl_c_while_processes_are_starting_ends_cleanly(tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to every process of the group, the server that is still importing torch among them."""
     command = [sys.executable, "-m", "easgd_cli", "train", "steps=100000", f"hydra.run.dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     while not (tmp_path / "run" / "logs" / "launcher.log").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -682,7 +757,9 @@ def test_ctrl_c_while_processes_are_starting_ends_cleanly(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
 
 
-def test_ctrl_c_from_the_first_line_of_the_log_on_leaves_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_from_the_first_line_of_the_log_on_leaves_a_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin = Journal.__init__
 
     def interrupted(journal: Journal, job: Job, prepared: build.Experiment) -> None:
@@ -719,7 +796,9 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
     assert [int(step // 100) for step in evaluated][:-1] == sorted({int(step // 100) for step in evaluated[:-1]})
 
 
-def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=0.5))
     s = unhurried("easgd", checkpoint=Checkpoint(every="100 steps"))
 
@@ -738,20 +817,30 @@ def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(tmp_path: 
     assert newest(tmp_path).workers.keys() == {0, 1, 2, 3}  # the last one
 
 
-def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=2.0))
     s = unhurried("eamsgd", until=Until(test_error=15.0), batch_size=32)
     outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGSTOP), lambda _: True)
     assert (outcome.status, outcome.exit_code) == ("completed", 0)
     assert outcome.summary["lost"] == {"worker_02": "did not finish its step when the run ended"}
-    said = [line for line in (tmp_path / "logs" / "launcher.log").read_text().splitlines() if "worker 2" in line and "WARNING" in line]
+    said = [
+        line
+        for line in (tmp_path / "logs" / "launcher.log").read_text().splitlines()
+        if "worker 2" in line and "WARNING" in line
+    ]
     assert len(said) == 1 and "has not finished its step within 2 s; the run ends without it" in said[0]
     assert newest(tmp_path).workers.keys() == {0, 1, 3}
     assert_steps_are_those_of_the_exchanges(outcome, tmp_path)  # far apart, with one silent for nearly all of it
 
 
-def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It owns what is kept at an end, so there is no checkpoint of that, but the center that reached the level is saved."""
+def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It owns what is kept at an end, so there is no checkpoint of that, but the center that reached the level is
+    saved.
+    """
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=0.5))
     s = unhurried("msgd", until=Until(test_error=50.0), batch_size=32)
     evaluated = Journal.evaluation
@@ -764,12 +853,19 @@ def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_th
 
     monkeypatch.setattr(Journal, "evaluation", freeze_when_reached)
     outcome = run(s, tmp_path)
-    assert (outcome.status, outcome.summary["lost"]) == ("completed", {"worker_00": "did not finish its step when the run ended"})
+    assert (outcome.status, outcome.summary["lost"]) == (
+        "completed",
+        {"worker_00": "did not finish its step when the run ended"},
+    )
     prepared = build.prepare(s)
-    assert prepared.problem.evaluate(saved_center(tmp_path, prepared))["test_error"] == pytest.approx(rows(tmp_path, "center")[-1]["test_error"])
+    assert prepared.problem.evaluate(saved_center(tmp_path, prepared))["test_error"] == pytest.approx(
+        rows(tmp_path, "center")[-1]["test_error"]
+    )
 
 
-def test_a_silent_worker_does_not_take_the_others_of_its_round_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_worker_does_not_take_the_others_of_its_round_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They wait for its message when the end comes, and are given theirs back."""
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=2.0))
 

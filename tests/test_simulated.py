@@ -1,4 +1,6 @@
-"""The virtual cluster runs the same rules: real runs bit for bit, virtual seconds by closed forms, and it goes on as if never stopped."""
+"""The virtual cluster runs the same rules: real runs bit for bit, virtual seconds by closed forms, and it goes on as if
+never stopped.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,20 @@ from typing import Any
 import pytest
 import torch
 from test_algorithms import rates
-from test_runs import MOVING, ROUNDS, by_hand, disturbed, exchanging, four_workers, one_worker, recorded_order, rows, run, saved_center, settings
+from test_runs import (
+    MOVING,
+    ROUNDS,
+    by_hand,
+    disturbed,
+    exchanging,
+    four_workers,
+    one_worker,
+    recorded_order,
+    rows,
+    run,
+    saved_center,
+    settings,
+)
 
 from easgd_cli.algorithms import EASGD, Exchange, Gradient, Rule, Worker
 from easgd_cli.experiment import build
@@ -45,7 +60,12 @@ def virtual(s: Settings, directory: Path, *, resume: bool = False, **cluster: An
 
 def on_a_function(algo: str, **values: Any) -> Settings:
     """1-d, g(x) = x, without noise, unless told otherwise."""
-    problem = {"name": "quadratic", "target": "easgd_cli.problems.quadratic:Quadratic", "noise": 0.0, **values.pop("problem", {})}
+    problem = {
+        "name": "quadratic",
+        "target": "easgd_cli.problems.quadratic:Quadratic",
+        "noise": 0.0,
+        **values.pop("problem", {}),
+    }
     none = {"name": "none", "target": None}
     return settings(algo, **{"problem": problem, "dataset": none, "model": none, "l2": 0.0, **values})
 
@@ -87,7 +107,9 @@ def test_taking_turns_reproduces_the_papers_trace(tmp_path: Path) -> None:
     """Algorithm 1 on g(x) = x, p = 2: workers as fast as each other take turns (paper.md's trace, derived by hand)."""
     expected = [(0.54, 0.027, 0.083), (0.28035, 0.1420425, 0.1709075), (0.20306587, 0.16298961, 0.18500527)]
     for steps, (x1, x2, center) in enumerate(expected, 1):
-        s = on_a_function("easgd", problem={"start": 0.2, "starts": [1.0, -0.5]}, workers=2, tau=1, eta=0.1, alpha=0.45, steps=steps)
+        s = on_a_function(
+            "easgd", problem={"start": 0.2, "starts": [1.0, -0.5]}, workers=2, tau=1, eta=0.1, alpha=0.45, steps=steps
+        )
         virtual(s, tmp_path / str(steps))
         [kept] = (tmp_path / str(steps) / "checkpoint").iterdir()
         workers = torch.load(kept, weights_only=True)["workers"]
@@ -98,7 +120,9 @@ def test_taking_turns_reproduces_the_papers_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algo", ASYNCHRONOUS)
-def test_the_recorded_order_of_real_processes_replayed_gives_their_center_bit_for_bit(algo: str, tmp_path: Path, kept: Path) -> None:
+def test_the_recorded_order_of_real_processes_replayed_gives_their_center_bit_for_bit(
+    algo: str, tmp_path: Path, kept: Path
+) -> None:
     s, real = four_workers(algo, kept)
     assert virtual(replace(s, replay=str(real)), tmp_path / "again", spread=0.5, latency=0.01).status == "completed"
     assert recorded_order(tmp_path / "again") == recorded_order(real)
@@ -131,7 +155,9 @@ def test_one_worker_gives_the_bits_of_a_real_run(algo: str, tmp_path: Path, kept
     same_files(real, tmp_path / "virtual", "center.pt", "average.pt")
     same = ("step", "train_loss", "eta", "test_loss", "test_error", "distance_to_center", "staleness", "exchanges")
     for party in ("worker_00", "center", "average"):
-        one, other = ([{k: v for k, v in r.items() if k in same} for r in rows(d, party)] for d in (real, tmp_path / "virtual"))
+        one, other = (
+            [{k: v for k, v in r.items() if k in same} for r in rows(d, party)] for d in (real, tmp_path / "virtual")
+        )
         assert one == other
 
 
@@ -183,7 +209,9 @@ def test_a_step_lasts_as_long_as_its_rule_says(algo: str, step: Any, tau: int, c
     outcome = virtual(on_a_function(algo, workers=1, tau=tau, steps=12), tmp_path, compute=compute, **cluster)
     exchange = 0.1 + BYTES / 16 + 0.05 + 0.2 + BYTES / 8
     exchanges = 12 // tau
-    assert outcome.summary["wall_seconds"] == pytest.approx((12 - exchanges) * compute + exchanges * (0.4 + step(compute, exchange)))
+    assert outcome.summary["wall_seconds"] == pytest.approx(
+        (12 - exchanges) * compute + exchanges * (0.4 + step(compute, exchange))
+    )
     seconds = outcome.summary["seconds"]
     assert seconds["compute"] == pytest.approx(12 * compute)
     assert seconds["communication"] == pytest.approx(outcome.summary["wall_seconds"] - 12 * compute)
@@ -191,7 +219,9 @@ def test_a_step_lasts_as_long_as_its_rule_says(algo: str, step: Any, tau: int, c
 
 
 def test_messages_queue_at_the_master(tmp_path: Path) -> None:
-    """p messages arrive together and each takes s: the k-th waits k s, so p (p - 1) / 2 s in all, at every exchange that is as regular."""
+    """p messages arrive together and each takes s: the k-th waits k s, so p (p - 1) / 2 s in all, at every exchange
+    that is as regular.
+    """
     outcome = virtual(on_a_function("downpour", workers=4, tau=1, steps=1), tmp_path, compute=1.0, service=0.1)
     queue = outcome.summary["communication"]
     assert queue["queue_seconds"]["max"] == pytest.approx(0.3)
@@ -208,7 +238,9 @@ def test_the_longest_wait_is_that_of_the_whole_run(tmp_path: Path) -> None:
 
 
 def test_a_round_is_served_at_the_price_of_each_of_its_messages(tmp_path: Path) -> None:
-    """p messages of service s take p s, whether one after another or together; the gradient is taken meanwhile, or after."""
+    """p messages of service s take p s, whether one after another or together; the gradient is taken meanwhile, or
+    after.
+    """
     for algo, step in (("sync_easgd", max(1.0, 0.8)), ("pull_then_step", 1.0 + 0.8)):
         outcome = virtual(on_a_function(algo, workers=4, tau=1, steps=5), tmp_path / algo, compute=1.0, service=0.2)
         assert outcome.summary["wall_seconds"] == pytest.approx(5 * step)
@@ -224,7 +256,8 @@ def test_a_straggler_holds_up_rounds_and_nobody_else(tmp_path: Path) -> None:
         assert outcome.summary["wall_seconds"] == pytest.approx(160)  # the slow one's 40 steps
     ends = {d: [rows(tmp_path / d, f"worker_{i:02d}")[-1]["seconds"] for i in range(4)] for d in ("easgd", "sync")}
     assert ends["easgd"] == pytest.approx([40, 40, 40, 160])
-    assert ends["sync"] == pytest.approx([156, 156, 156, 160])  # the last round is complete when the slow one begins its last step
+    # the last round is complete when the slow one begins its last step
+    assert ends["sync"] == pytest.approx([156, 156, 156, 160])
     assert together.summary["communication"]["waiting"] > 50 > 1 > alone.summary["communication"]["waiting"]
 
 
@@ -265,8 +298,12 @@ def stopped_after(events: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("algo", [*ASYNCHRONOUS, *ROUNDS, "msgd"])
-def test_interrupted_in_the_middle_of_steps_it_goes_on_bit_for_bit(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    s = settings(algo, workers=1 if algo == "msgd" else 4, steps=30, average=MOVING, eval=Eval(every="10 steps", train_images=50))
+def test_interrupted_in_the_middle_of_steps_it_goes_on_bit_for_bit(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = settings(
+        algo, workers=1 if algo == "msgd" else 4, steps=30, average=MOVING, eval=Eval(every="10 steps", train_images=50)
+    )
     virtual(s, tmp_path / "whole", **UNEVEN)
     for events in (1, 7, 11) if algo == "msgd" else (1, 7, 38, 39, 40, 77):  # each from where the last one stopped
         stopped_after(events, monkeypatch)
@@ -278,7 +315,9 @@ def test_interrupted_in_the_middle_of_steps_it_goes_on_bit_for_bit(algo: str, tm
     assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "parts")
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
     whole, parts = (json.loads((tmp_path / d / "summary.json").read_text()) for d in ("whole", "parts"))
-    assert {k: v for k, v in whole.items() if k != "real_seconds"} == {k: v for k, v in parts.items() if k != "real_seconds"}
+    assert {k: v for k, v in whole.items() if k != "real_seconds"} == {
+        k: v for k, v in parts.items() if k != "real_seconds"
+    }
 
 
 @pytest.mark.parametrize("algo", ["easgd", "mdownpour", "sync_eamsgd"])
@@ -336,7 +375,15 @@ def test_a_gradient_outlives_the_gradients_of_others(tmp_path: Path) -> None:
     virtual(s, tmp_path, latency=0.01)
     prepared = build.prepare(s)
     starts = [prepared.problem.start(i) for i in range(3)]
-    driver = ByHand(prepared.method, prepared.problem, workers=3, tau=1, schedule=build.schedule(s, prepared.steps), start=prepared.start, starts=starts)
+    driver = ByHand(
+        prepared.method,
+        prepared.problem,
+        workers=3,
+        tau=1,
+        schedule=build.schedule(s, prepared.steps),
+        start=prepared.start,
+        starts=starts,
+    )
     driver.replay(recorded_order(tmp_path))
     assert driver.center is not None and torch.equal(driver.center.vectors["x"], center_of(tmp_path)["x"])
 
@@ -347,7 +394,11 @@ def test_minutes_are_virtual_and_a_level_ends_the_run(tmp_path: Path) -> None:
     s = settings("eamsgd", steps=100_000, until=Until(test_error=40.0), batch_size=32)
     outcome = virtual(s, tmp_path / "level")
     assert outcome.status == "completed" and outcome.summary["center"]["test_error"] <= 40.0
-    assert len(recorded_order(tmp_path / "level")) == outcome.summary["exchanges"] == rows(tmp_path / "level", "center")[-1]["exchanges"]
+    assert (
+        len(recorded_order(tmp_path / "level"))
+        == outcome.summary["exchanges"]
+        == rows(tmp_path / "level", "center")[-1]["exchanges"]
+    )
 
 
 def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""A worker's seconds: by the clock, and by events of a device, which are stand-ins here that pass when the test says so."""
+"""A worker's seconds: by the clock, and by events of a device, which are stand-ins here that pass when the test says
+so.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from easgd_cli.training.stopwatch import ByEvents, Timed
 
 
 class Stream:
-    """A device that has done its work up to `done` milliseconds; `asked` is when what it has been asked so far will be done."""
+    """A device that has done its work up to `done` milliseconds; `asked` is when what it has been asked so far will be
+    done.
+    """
 
     asked = done = 0.0
 
@@ -60,7 +64,9 @@ def test_events_are_counted_when_they_have_passed_and_used_again() -> None:
     assert (tally.seconds_data, tally.seconds_compute, tally.seconds_communication) == (0.001, 0.03, 0)
     watch.settle()
     assert stream.done == 85
-    assert tally.seconds == pytest.approx({"seconds_data": 0.001, "seconds_compute": 0.08, "seconds_communication": 0.004, "seconds_other": 0})
+    assert tally.seconds == pytest.approx(
+        {"seconds_data": 0.001, "seconds_compute": 0.08, "seconds_communication": 0.004, "seconds_other": 0}
+    )
     count = len(made)
     for _ in range(100):
         does("seconds_compute", 1)

@@ -1,8 +1,9 @@
 """The supervisor of a run, by lists of events: very many orders of them, and what must hold after each.
 
-`World` holds virtual parties that answer the supervisor's commands at any later moment. At every step one of all that can
-happen is picked: by chance, or in turn until all orders have been seen. What the supervisor must do is kept a second time
-here, from what it has been told. EASGD_SUPERVISOR_ORDERS=1000000 takes as many orders by chance instead of a few thousand.
+`World` holds virtual parties that answer the supervisor's commands at any later moment. At every step one of all that
+can happen is picked: by chance, or in turn until all orders have been seen. What the supervisor must do is kept a
+second time here, from what it has been told. EASGD_SUPERVISOR_ORDERS=1000000 takes as many orders by chance instead of
+a few thousand.
 """
 
 from __future__ import annotations
@@ -24,7 +25,20 @@ from torch import Tensor
 
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.journal import Journal
-from easgd_cli.launcher.parties import EVALUATOR, MASTER, Begin, Command, Kill, Measure, Party, Patience, StartEvaluator, Stop, TakeCheckpoint, TakeSnapshot
+from easgd_cli.launcher.parties import (
+    EVALUATOR,
+    MASTER,
+    Begin,
+    Command,
+    Kill,
+    Measure,
+    Party,
+    Patience,
+    StartEvaluator,
+    Stop,
+    TakeCheckpoint,
+    TakeSnapshot,
+)
 from easgd_cli.launcher.snapshot_queue import InPlace, Snapshot, SnapshotQueue
 from easgd_cli.launcher.supervisor import Plan, Supervisor
 from easgd_cli.launcher.system_rows import SystemRows
@@ -83,7 +97,9 @@ class Notes(Journal):
     def evaluated(self) -> tuple[float, int] | None:
         return (self.measured[-1].step, self.measured[-1].exchanges) if self.measured else None
 
-    def evaluation(self, moment: Moment, vectors: Callable[[], Mapping[str, Tensor]], metrics: Mapping[str, Mapping[str, float]]) -> None:
+    def evaluation(
+        self, moment: Moment, vectors: Callable[[], Mapping[str, Tensor]], metrics: Mapping[str, Mapping[str, float]]
+    ) -> None:
         self.measured.append(moment)
         super().evaluation(moment, vectors, metrics)
 
@@ -107,7 +123,9 @@ class Notes(Journal):
         self._written(checkpoint)
 
     def close(self, final: Any, keep: Any, steps: Any, exchanges: int, seconds: float, facts: Any) -> Outcome:
-        self.closed = SimpleNamespace(final=final, keep=keep, steps=steps, exchanges=exchanges, seconds=seconds, facts=facts)
+        self.closed = SimpleNamespace(
+            final=final, keep=keep, steps=steps, exchanges=exchanges, seconds=seconds, facts=facts
+        )
         return Outcome(self.status, 0, {}, self.reason)
 
 
@@ -126,7 +144,9 @@ class InMemory(SnapshotQueue):
 
 @dataclass(frozen=True)
 class Shape:
-    """A kind of run. `gathers`: alone (one worker, no master), each or round; `evaluation`: interval, asked or deferred."""
+    """A kind of run. `gathers`: alone (one worker, no master), each or round; `evaluation`: interval, asked or
+    deferred.
+    """
 
     workers: int
     gathers: str
@@ -139,7 +159,8 @@ class Process:
     """A virtual party. `said`: what the launcher has not heard yet; `told`: what it has not listened to yet."""
 
     party: Party
-    phase: str = "starting"  # waiting, training, posted, replied, closing, leaving, gone; of an evaluator idle, measuring
+    # waiting, training, posted, replied, closing, leaving, gone; of an evaluator idle, measuring
+    phase: str = "starting"
     said: deque[tuple[Any, ...]] = field(default_factory=deque)
     told: deque[tuple[Any, ...]] = field(default_factory=deque)
     alive: bool = True
@@ -170,7 +191,9 @@ class Due:
 
 
 class World:
-    """A run of virtual parties and the supervisor they are told to. `events`: what it has been told, and what it said."""
+    """A run of virtual parties and the supervisor they are told to. `events`: what it has been told, and
+    what it said.
+    """
 
     def __init__(self, shape: Shape):
         self.shape, self.now, self.events = shape, 0.0, list[Any]()
@@ -178,7 +201,8 @@ class World:
         self.rounds, self.alone = shape.gathers == "round", shape.gathers == "alone"
         self.due = Due()
         self.plan = Plan(
-            not self.alone, self.rounds, shape.evaluation == "asked", shape.evaluation == "deferred", self.due, SystemRows(1.0), PATIENCE
+            not self.alone, self.rounds, shape.evaluation == "asked", shape.evaluation == "deferred", self.due,
+            SystemRows(1.0), PATIENCE
         )  # type: ignore[arg-type]  # fmt: skip
         self.journal, self.queue = Notes(self.check_written), InMemory()
         start = Moment(0.0, 0.0, 0, dict.fromkeys(workers, 0))
@@ -258,7 +282,17 @@ class World:
         if p.party == MASTER:
             if p.phase == "leaving":
                 return "leave"
-            return "serve" if self.requests else "listen" if p.told else "take a snapshot" if self._interval(p) else "" if self.open else "say the last"
+            return (
+                "serve"
+                if self.requests
+                else "listen"
+                if p.told
+                else "take a snapshot"
+                if self._interval(p)
+                else ""
+                if self.open
+                else "say the last"
+            )
         if p.phase == "training":
             return "listen" if p.told else "take a snapshot" if self.alone and self._interval(p) else "step"
         if p.phase == "posted":
@@ -306,7 +340,11 @@ class World:
         if isinstance(command, TakeSnapshot):
             return [(0 if self.alone else MASTER, ("snapshot",))]
         if isinstance(command, TakeCheckpoint):
-            return [(MASTER, ("checkpoint",))] if command.lead is None else [(w, ("checkpoint", w == command.lead)) for w in command.workers]
+            return (
+                [(MASTER, ("checkpoint",))]
+                if command.lead is None
+                else [(w, ("checkpoint", w == command.lead)) for w in command.workers]
+            )
         if isinstance(command, Stop):
             return ([(MASTER, ("stop",))] if self.rounds else []) + [(w, ("stop",)) for w in command.workers]
         return []
@@ -353,7 +391,9 @@ class World:
         elif event == "evaluated":
             self.deaths, self.measuring = 0, False
             losses = args[1]["center"]
-            self.diverged = self.diverged or (losses["test_loss"] == float("inf") and self.journal.status == "completed" and not self.journal.reached)
+            self.diverged = self.diverged or (
+                losses["test_loss"] == float("inf") and self.journal.status == "completed" and not self.journal.reached
+            )
         self.tell(event, *args)
 
     def _hear_its_end(self, p: Process) -> None:
@@ -551,9 +591,13 @@ class World:
         left = [self.heard[w] for w in self.heard if w not in self.lost]
         if left:
             self.greatest = max(self.greatest, sum(left) / len(left))
-        assert self.supervisor.members.step == self.greatest, "the mean step is that of the workers that are left, and never falls"
+        assert self.supervisor.members.step == self.greatest, (
+            "the mean step is that of the workers that are left, and never falls"
+        )
         assert self.supervisor.members.alive == len(left), "a dead worker is counted once"
-        assert self.journal.measured == self.taken[: len(self.journal.measured)], "snapshots are measured in the order in which they were taken"
+        assert self.journal.measured == self.taken[: len(self.journal.measured)], (
+            "snapshots are measured in the order in which they were taken"
+        )
         assert self.journal.finished == list(self.finals), "a worker's end is told once"
         if self.supervisor._shutdown.begun and self.stop_at is None:
             self.stop_at = self.now
@@ -578,7 +622,9 @@ class World:
     def check_Begin(self, _: Command, live: tuple[int, ...]) -> None:
         self.once("began")
         assert len(live) == self.shape.workers and self.stop_at is None, "training begins with everybody"
-        assert all(p.phase != "starting" for p in self.parties.values() if p.party != EVALUATOR), "training begins when all are ready"
+        assert all(p.phase != "starting" for p in self.parties.values() if p.party != EVALUATOR), (
+            "training begins when all are ready"
+        )
 
     def check_Stop(self, command: Stop, live: tuple[int, ...]) -> None:
         self.once("stop")
@@ -587,38 +633,54 @@ class World:
 
     def check_Kill(self, command: Kill, live: tuple[int, ...]) -> None:
         self.once(f"kill {command.party}")
-        assert self.supervisor._shutdown.begun and self.there(command.party), "only who is there and does not stop is killed"
+        assert self.supervisor._shutdown.begun and self.there(command.party), (
+            "only who is there and does not stop is killed"
+        )
         grace = PATIENCE.interrupted
         patience = grace if self.signals else PATIENCE.usual
         if command.party == MASTER:
             assert not live and self.owner_final is None, "the master is killed after the last worker"
             patience += grace
         else:
-            assert command.party in live or (self.alone and self.owner_final is None), "only a worker that has not said its last is killed"
+            assert command.party in live or (self.alone and self.owner_final is None), (
+                "only a worker that has not said its last is killed"
+            )
         assert self.stop_at is not None and self.now - self.stop_at > patience, "everybody gets its time"
 
     def check_TakeSnapshot(self, _: Command, live: tuple[int, ...]) -> None:
-        assert self.shape.evaluation == "asked" and not self.snapshot_asked and self.owner_final is None, "one snapshot is asked for at a time"
-        assert self.there(0 if self.alone else MASTER) and not self.supervisor._shutdown.begun, "of an owner that is there"
+        assert self.shape.evaluation == "asked" and not self.snapshot_asked and self.owner_final is None, (
+            "one snapshot is asked for at a time"
+        )
+        assert self.there(0 if self.alone else MASTER) and not self.supervisor._shutdown.begun, (
+            "of an owner that is there"
+        )
         assert len(self.taken) == len(self.journal.measured), "when nothing waits to be measured"
         self.snapshot_asked = True
 
     def check_TakeCheckpoint(self, command: TakeCheckpoint, live: tuple[int, ...]) -> None:
-        assert command.workers == live and live and self.owner_final is None, "a checkpoint is taken of those that train"
-        assert command.lead is None if self.rounds else command.lead in live, "with a lead among them, where there are no rounds"
+        assert command.workers == live and live and self.owner_final is None, (
+            "a checkpoint is taken of those that train"
+        )
+        assert command.lead is None if self.rounds else command.lead in live, (
+            "with a lead among them, where there are no rounds"
+        )
         assert self.stop_at is None, "before they are told to stop"
         self.given["checkpoints"] += 1
         assert self.given["checkpoints"] <= self.due.times, "when one is due"
         self.asked = SimpleNamespace(at=self.now, states=list(self.finals.values()), owners=[])
 
     def check_StartEvaluator(self, _: Command, live: tuple[int, ...]) -> None:
-        assert not self.there(EVALUATOR) and "evaluator" not in [type(c).__name__ for c in self.orders], "there is one evaluator at a time"
+        assert not self.there(EVALUATOR) and "evaluator" not in [type(c).__name__ for c in self.orders], (
+            "there is one evaluator at a time"
+        )
         assert StartEvaluator() not in self.orders, "it is asked for once"
         assert not self.signals and not self.journal.reached and self.deaths < 3, "and only for something to measure"
 
     def check_Measure(self, command: Measure, live: tuple[int, ...]) -> None:
         evaluator = self.parties[EVALUATOR]
-        assert not self.signals and not self.journal.reached and self.deaths < 3, "nothing is measured after the level is reached or a signal"
+        assert not self.signals and not self.journal.reached and self.deaths < 3, (
+            "nothing is measured after the level is reached or a signal"
+        )
         assert self.there(EVALUATOR) and evaluator.phase != "starting" and self.given["began"], "who measures is ready"
         assert not self.measuring, "one at a time"
         self.measuring = True
@@ -626,9 +688,13 @@ class World:
             assert self.owner_final is not None, "measured at the end"
         moment = command.snapshot.moment
         if len(self.journal.measured) == len(self.taken):
-            assert self.owner_final is not None and moment == self.owner_final.moment, "the last that is measured is the end"
+            assert self.owner_final is not None and moment == self.owner_final.moment, (
+                "the last that is measured is the end"
+            )
             self.taken.append(moment)
-        assert moment == self.taken[len(self.journal.measured)], "snapshots are measured in the order in which they were taken"
+        assert moment == self.taken[len(self.journal.measured)], (
+            "snapshots are measured in the order in which they were taken"
+        )
 
     def check_written(self, checkpoint: Checkpoint) -> None:
         """A checkpoint of a run that goes on."""
@@ -636,14 +702,18 @@ class World:
         assert asked is not None, "a checkpoint is written that was asked for"
         late = self.now - asked.at > PATIENCE.usual
         assert any(checkpoint.owner is owner for owner in asked.owners), "with its owner's part"
-        assert all(any(state is said for said in asked.states) for state in checkpoint.workers.values()), "and parts that were said since"
+        assert all(any(state is said for said in asked.states) for state in checkpoint.workers.values()), (
+            "and parts that were said since"
+        )
         assert late or set(checkpoint.workers) >= set(self.heard) - set(self.lost), "of all that are left and not late"
         if self.rounds:
             clocks = {state.center_clock for state in checkpoint.workers.values()}
             assert clocks <= {checkpoint.owner.clock}, "in rounds all parts are of one moment"
         waiting = self.taken[len(self.journal.measured) :]
         up_to = checkpoint.owner.moment
-        assert [m for m, _ in checkpoint.pending] == [m for m in waiting if m.exchanges <= up_to.exchanges and m.seconds <= up_to.seconds]
+        assert [m for m, _ in checkpoint.pending] == [
+            m for m in waiting if m.exchanges <= up_to.exchanges and m.seconds <= up_to.seconds
+        ]
         self.asked = None
 
     # ---------------------------------------------------------------- the end
@@ -674,17 +744,30 @@ class World:
     def check_end(self) -> None:
         """What follows the end changes nothing, and the outcome is what was done."""
         journal, status, reason = self.journal, self.journal.status, self.journal.reason
-        lost = {worker_name(w): "did not finish its step when the run ended" if self.given[f"kill {w}"] else how for w, how in self.lost.items()}
+        lost = {
+            worker_name(w): "did not finish its step when the run ended" if self.given[f"kill {w}"] else how
+            for w, how in self.lost.items()
+        }
         for p in self.parties.values():
             if p.alive and p.phase != "gone" and p.party != EVALUATOR:
                 self.supervisor.ended(p.party, "killed")
         self.supervisor.interrupted(signal.SIGINT)
         self.supervisor.tick(self.now + 1000)
-        assert (journal.status, journal.reason) == (status, reason) and not self.supervisor.commands(), "nothing changes a run that is over"
+        assert (journal.status, journal.reason) == (status, reason) and not self.supervisor.commands(), (
+            "nothing changes a run that is over"
+        )
         if journal.reached:
             wanted = "completed"
         else:
-            wanted = "failed" if self.must_fail else "diverged" if self.diverged else "interrupted" if self.signals else "completed"
+            wanted = (
+                "failed"
+                if self.must_fail
+                else "diverged"
+                if self.diverged
+                else "interrupted"
+                if self.signals
+                else "completed"
+            )
         assert status == wanted, f"the run is {wanted}"
         if status == "failed":
             assert reason == journal.failures[0], "the first reason of a failure stands"
@@ -697,14 +780,20 @@ class World:
         assert closed.steps == self.heard and closed.final is self.owner_final
         assert journal.order == self.served[: len(journal.order)], "the order of exchanges is as it was served"
         if closed.final is None:
-            assert (closed.keep is None and status != "completed") or journal.reached, "without its owner nothing is kept, nor complete"
+            assert (closed.keep is None and status != "completed") or journal.reached, (
+                "without its owner nothing is kept, nor complete"
+            )
             return
-        assert closed.keep.owner is self.owner_final and closed.keep.workers == self.finals, "the last checkpoint holds all that said their last"
+        assert closed.keep.owner is self.owner_final and closed.keep.workers == self.finals, (
+            "the last checkpoint holds all that said their last"
+        )
         pending, waiting = [m for m, _ in closed.keep.pending], self.taken[len(journal.measured) :]
         assert pending in (waiting, [*waiting, closed.final.moment]), "every snapshot is measured or kept"
         if status == "completed" and not journal.reached:
             assert {*self.finals, *self.lost} == set(self.heard), "an end waits for all that are left"
-            assert not closed.keep.pending and journal.measured[-1].step == self.owner_final.moment.step, "the end is measured"
+            assert not closed.keep.pending and journal.measured[-1].step == self.owner_final.moment.step, (
+                "the end is measured"
+            )
 
 
 # -------------------------------------------------------------------- orders
@@ -718,7 +807,12 @@ def random_order(seed: int) -> World:
     """One order by chance: of a kind of run, how often something goes wrong, and how long chance lasts."""
     chance = random.Random(seed)
     gathers = chance.choice(("alone", "each", "each", "round", "round"))
-    shape = Shape(1 if gathers == "alone" else chance.randint(1, 3), gathers, chance.choice(("interval", "asked", "deferred")), chance.randint(1, 4))
+    shape = Shape(
+        1 if gathers == "alone" else chance.randint(1, 3),
+        gathers,
+        chance.choice(("interval", "asked", "deferred")),
+        chance.randint(1, 4),
+    )
     faults = chance.choice((0.0, 0.02, 0.05, 0.1, 0.3))
     world = World(shape)
     try:
@@ -756,7 +850,9 @@ def test_whatever_happens_in_whatever_order_a_run_ends_as_it_should(part: int) -
 
 
 class Choices:
-    """Picks in turn, until every sequence of the first `depth` picks has been taken: an odometer whose wheels are found on the way."""
+    """Picks in turn, until every sequence of the first `depth` picks has been taken: an odometer whose wheels are found
+    on the way.
+    """
 
     def __init__(self, depth: int):
         self._depth = depth
@@ -798,7 +894,9 @@ class Choices:
     ],
 )
 def test_all_orders_of_a_few_events_end_as_they_should(shape: Shape, prologue: int, depth: int) -> None:
-    """After the first `prologue` events of an undisturbed run anything may happen `depth` times, then the run goes to its end."""
+    """After the first `prologue` events of an undisturbed run anything may happen `depth` times, then the run goes to
+    its end.
+    """
     choices, seen = Choices(depth), 0
     while True:
         world = World(shape)
@@ -872,7 +970,9 @@ def test_a_lead_that_has_taken_its_last_step_before_it_was_asked_makes_room_for_
 
 
 def test_what_a_worker_says_after_its_part_of_a_checkpoint_does_not_replace_it() -> None:
-    """The launcher may hear all of one party before it hears another: of one worker the center and its vectors must agree."""
+    """The launcher may hear all of one party before it hears another: of one worker the center and its vectors must
+    agree.
+    """
     for gathers in ("each", "round"):
         world = run_of(1, gathers)
         checkpoint_asked(world)
@@ -968,7 +1068,11 @@ def test_an_evaluator_that_dies_three_times_in_a_row_ends_the_run_and_what_is_no
     assert supervisor.commands() == [Stop((0,))] and not supervisor.over
     supervisor.worker_state(0, WorkerState(3, X), True)
     supervisor.owner_state(owner_at(3), True)
-    assert supervisor.over and world.journal.status == "failed" and world.journal.reason.startswith("the evaluator died 3 times in a row")
+    assert (
+        supervisor.over
+        and world.journal.status == "failed"
+        and world.journal.reason.startswith("the evaluator died 3 times in a row")
+    )
     supervisor.outcome()
     assert [moment.step for moment, _ in world.journal.closed.keep.pending] == [0.0]
 
@@ -1025,11 +1129,17 @@ def test_when_all_workers_are_dead_the_run_says_how_each_died() -> None:
     assert world.journal.notes == ["worker 0 died (killed by SIGKILL); the run goes on with 1 of 2"]
     world.supervisor.ended(1, "MemoryError: no more", log_file="logs/worker_01.log")
     assert world.supervisor.over and world.journal.rows == [{"workers_alive": 1, "lost": 0}]
-    assert world.journal.reason.startswith("every worker has died (MemoryError: no more; killed by SIGKILL); see logs/worker_01.log. ")
+    assert world.journal.reason.startswith(
+        "every worker has died (MemoryError: no more; killed by SIGKILL); see logs/worker_01.log. "
+    )
 
 
 def test_a_party_that_cannot_start_ends_the_run_at_once() -> None:
-    could_not = {1: "worker 1 could not start: no", EVALUATOR: "the evaluator could not start: no", MASTER: "the master died (no)"}
+    could_not = {
+        1: "worker 1 could not start: no",
+        EVALUATOR: "the evaluator could not start: no",
+        MASTER: "the master died (no)",
+    }
     for party, reason in could_not.items():
         world = run_of(2, begin=False)
         world.supervisor.ended(party, "no", raised=True)

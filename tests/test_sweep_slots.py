@@ -29,7 +29,14 @@ from easgd_cli.sweeps.slots import Devices, Slot, dealt
 # Cheap and the same bits on any number of cores.
 QUICK = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=40"]
 Begin = Callable[..., tuple[subprocess.Popen[str], list[int]]]
-LONG = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=100000000", "eval.every=1000000 steps"]
+LONG = [
+    "launcher=simulated",
+    "threads=1",
+    "problem=quadratic",
+    "workers=2",
+    "steps=100000000",
+    "eval.every=1000000 steps",
+]
 FAILING = """
 import os
 import signal
@@ -66,7 +73,9 @@ class Noting(Quadratic):
 
 
 def command(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "easgd_cli", "train", *words], cwd=here, capture_output=True, text=True, timeout=90)
+    return subprocess.run(
+        [sys.executable, "-m", "easgd_cli", "train", *words], cwd=here, capture_output=True, text=True, timeout=90
+    )
 
 
 def told(directory: Path) -> list[str]:
@@ -96,7 +105,18 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 def begun(ending: ExitStack, here: Path, *more: str, at_once: int) -> tuple[subprocess.Popen[str], list[int]]:
     """A sweep of two jobs that take for ever, those that run at once in training, and their process numbers."""
-    words = [sys.executable, "-m", "easgd_cli", "train", "-m", "sweep=long", f"jobs={at_once}", "seed=0,1", *LONG, *more]
+    words = [
+        sys.executable,
+        "-m",
+        "easgd_cli",
+        "train",
+        "-m",
+        "sweep=long",
+        f"jobs={at_once}",
+        "seed=0,1",
+        *LONG,
+        *more,
+    ]
     sweep = subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     ending.enter_context(sweep)
     ending.callback(sweep.kill)
@@ -119,10 +139,16 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" if Path(f"/proc/{pid}").exists() else False
+    return (
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        if Path(f"/proc/{pid}").exists()
+        else False
+    )
 
 
-def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(
+    tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", "-m", "sweep=in_turn", "jobs=1", "tau=1,4", *QUICK]) == 0
     said = command(tmp_path, "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK)
     assert said.returncode == 0, said.stderr
@@ -133,12 +159,21 @@ def test_jobs_side_by_side_end_as_in_turn_and_are_not_run_twice(tmp_path: Path, 
         assert (beside / "logs" / f"{job}.log").read_text().count("completed")
         assert statuses(beside)[job] == {"status": "completed"}
         for root in (beside, in_turn):  # what TensorBoard shows of a job is the command that runs it by itself
-            assert told(root / job) == ["easgd", "train", job, *QUICK, f"hydra.run.dir=runs/sweeps/{root.name}/{job}", "hydra.mode=RUN"]
+            assert told(root / job) == [
+                "easgd",
+                "train",
+                job,
+                *QUICK,
+                f"hydra.run.dir=runs/sweeps/{root.name}/{job}",
+                "hydra.mode=RUN",
+            ]
     assert told(beside) == ["easgd", "train", "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK]
     again = command(tmp_path, "-m", "sweep=beside", "jobs=2", "tau=1,4,8", *QUICK)  # another value adds a job
     assert (again.returncode, again.stdout.count("already done"), again.stdout.count("begun")) == (0, 2, 1)
     assert main(["train", "-m", "sweep=beside", "jobs=2", "tau=1,4", *QUICK[:-1], "steps=50"]) == 2
-    assert "sweep=beside: is the name of another sweep, where it had steps=40, and now steps=50" in capsys.readouterr().err
+    assert (
+        "sweep=beside: is the name of another sweep, where it had steps=40, and now steps=50" in capsys.readouterr().err
+    )
 
 
 def test_two_sweeps_at_once_run_each_job_once(tmp_path: Path) -> None:
@@ -149,7 +184,12 @@ def test_two_sweeps_at_once_run_each_job_once(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "sweeps" / "shared"
     assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", "seed=0", "seed=1", "seed=2"]
     assert statuses(root) == {f"seed={seed}": {"status": "completed"} for seed in range(3)}
-    ends = [line.partition(": ")[2] for out in outs for line in out.splitlines() if line.startswith("[") and not line.endswith("begun")]
+    ends = [
+        line.partition(": ")[2]
+        for out in outs
+        for line in out.splitlines()
+        if line.startswith("[") and not line.endswith("begun")
+    ]
     assert ends.count("completed") == 3 and set(ends) <= {"completed", "running elsewhere", "already done"}
 
 
@@ -167,18 +207,41 @@ def test_jobs_ended_from_outside_are_interrupted_and_the_sweep_has_not_ended(beg
 
 def test_a_sweep_that_nobody_reads_runs_its_jobs(tmp_path: Path) -> None:
     for jobs in ("1", "2"):
-        words = [sys.executable, "-m", "easgd_cli", "train", "-m", f"sweep=unread{jobs}", f"jobs={jobs}", "seed=0,1", *QUICK]
+        words = [
+            sys.executable,
+            "-m",
+            "easgd_cli",
+            "train",
+            "-m",
+            f"sweep=unread{jobs}",
+            f"jobs={jobs}",
+            "seed=0,1",
+            *QUICK,
+        ]
         sweep = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert sweep.stdout is not None
         sweep.stdout.close()
         assert sweep.communicate(timeout=60)[1] == b""
         assert sweep.returncode == 0
-        assert statuses(tmp_path / "runs" / "sweeps" / f"unread{jobs}") == {"seed=0": {"status": "completed"}, "seed=1": {"status": "completed"}}
+        assert statuses(tmp_path / "runs" / "sweeps" / f"unread{jobs}") == {
+            "seed=0": {"status": "completed"},
+            "seed=1": {"status": "completed"},
+        }
 
 
 def test_a_job_that_fails_or_dies_is_a_line_with_its_reason_and_touches_no_other(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FAILING)
-    words = ["-m", "sweep=one", "jobs=2", "seed=0,1,2,3,4", "problem=mine:failing", "launcher=simulated", "threads=1", "eta=0.1", "steps=20"]
+    words = [
+        "-m",
+        "sweep=one",
+        "jobs=2",
+        "seed=0,1,2,3,4",
+        "problem=mine:failing",
+        "launcher=simulated",
+        "threads=1",
+        "eta=0.1",
+        "steps=20",
+    ]
     said = command(tmp_path, *words)
     assert said.returncode == 1
     jobs = statuses(tmp_path / "runs" / "sweeps" / "one")
@@ -186,17 +249,24 @@ def test_a_job_that_fails_or_dies_is_a_line_with_its_reason_and_touches_no_other
     assert jobs["seed=1"]["status"] == "failed"
     assert "the day is wrong" in str(jobs["seed=1"]["reason"])
     assert jobs["seed=2"] == {"status": "killed", "reason": "its process was ended by SIGKILL"}
-    assert any(line.startswith("[2/5] seed=1: failed: ") and "the day is wrong" in line for line in said.stdout.splitlines())
+    assert any(
+        line.startswith("[2/5] seed=1: failed: ") and "the day is wrong" in line for line in said.stdout.splitlines()
+    )
     (tmp_path / "mine.py").write_text(FAILING.replace("t == 5", "False"))
     again = command(tmp_path, *words, "retry=true")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("already done") == 3
-    assert sorted(p.name for p in (tmp_path / "runs/sweeps/one").iterdir() if p.is_dir()) == ["logs", *(f"seed={i}" for i in range(5))]
+    assert sorted(p.name for p in (tmp_path / "runs/sweeps/one").iterdir() if p.is_dir()) == [
+        "logs",
+        *(f"seed={i}" for i in range(5)),
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed process")
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_were(begin: Begin, at_once: int, tmp_path: Path) -> None:
+def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_were(
+    begin: Begin, at_once: int, tmp_path: Path
+) -> None:
     root = tmp_path / "runs" / "sweeps" / "long"
     jobs = [f"seed={seed}" for seed in range(at_once)]
     for _ in range(2):
@@ -209,7 +279,9 @@ def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_
     assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", *jobs]
 
 
-@pytest.mark.parametrize(("number", "code", "at_once"), [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 1)])
+@pytest.mark.parametrize(
+    ("number", "code", "at_once"), [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 1)]
+)
 def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(
     begin: Begin, number: signal.Signals, code: int, at_once: int, tmp_path: Path
 ) -> None:
@@ -245,17 +317,23 @@ def test_jobs_in_turn_have_their_workers_from_one_server_and_end_as_a_run_alone(
     root = tmp_path / "runs/sweeps/one"
     one, other = (torch.load(path / "center.pt", weights_only=True) for path in (root / "seed=1", tmp_path / "alone"))
     assert all(torch.equal(one[k], other[k]) for k in one)
-    assert len(set((tmp_path / "parents").read_text().split())) == 2  # one server for both jobs of the sweep, one for the run alone
+    # one server for both jobs of the sweep, one for the run alone
+    assert len(set((tmp_path / "parents").read_text().split())) == 2
     lines = [line.partition(",")[0] for line in said.stdout.splitlines() if line.startswith("[")]
     assert lines == ["[1/2] seed=0: begun", "[1/2] seed=0: completed", "[2/2] seed=1: begun", "[2/2] seed=1: completed"]
     assert "training begins" in (root / "logs/seed=1.log").read_text()
 
 
-LOCAL, SIMULATED = ({"name": name.lower(), "target": f"easgd_cli.launcher.kinds:{name}"} for name in ("Local", "Simulated"))
+LOCAL, SIMULATED = (
+    {"name": name.lower(), "target": f"easgd_cli.launcher.kinds:{name}"} for name in ("Local", "Simulated")
+)
 
 
 def jobs(number: int, memory: int = 0, **settings: Any) -> list[SweepJob]:
-    return [SweepJob([], str(i), Settings(eta=0.1, **{"launcher": LOCAL, **settings}), steps=10, memory=memory) for i in range(number)]
+    return [
+        SweepJob([], str(i), Settings(eta=0.1, **{"launcher": LOCAL, **settings}), steps=10, memory=memory)
+        for i in range(number)
+    ]
 
 
 @pytest.fixture
@@ -292,7 +370,14 @@ def test_slots_share_the_cores(machine: Callable[..., None]) -> None:
 def test_slots_share_the_memory(machine: Callable[..., None]) -> None:
     gib = 2**30
     machine(cores=64, memory=16 * gib)
-    assert [len(slots.slots("auto", jobs(9, workers=2, memory=m * gib))) for m in (0, 1, 3, 7, 15, 20)] == [9, 9, 4, 2, 1, 1]
+    assert [len(slots.slots("auto", jobs(9, workers=2, memory=m * gib))) for m in (0, 1, 3, 7, 15, 20)] == [
+        9,
+        9,
+        4,
+        2,
+        1,
+        1,
+    ]
     assert len(slots.slots("auto", jobs(8, workers=2) + jobs(1, workers=2, memory=7 * gib))) == 2  # the greatest
     assert len(slots.slots("5", jobs(9, workers=2, memory=7 * gib))) == 5  # whoever says how many knows
 

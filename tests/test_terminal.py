@@ -18,7 +18,9 @@ from easgd_cli.record.display import Display, Screen
 from easgd_cli.record.table import show_run
 from easgd_cli.system import terminal
 
-SENTENCE = "worker 2 died (killed by SIGKILL) after a while of uneventful training; the run goes on with 3 of 4, as runs do"
+SENTENCE = (
+    "worker 2 died (killed by SIGKILL) after a while of uneventful training; the run goes on with 3 of 4, as runs do"
+)
 
 
 @contextmanager
@@ -43,7 +45,10 @@ def test_an_error_is_broken_between_words() -> None:
 
 
 def test_a_word_longer_than_a_line_stays_whole_and_so_does_a_command() -> None:
-    path, command = "/a/path/that/is/longer/than/any/line/of/this/terminal", "tensorboard --logdir runs/algo=easgd,tau=10"
+    path, command = (
+        "/a/path/that/is/longer/than/any/line/of/this/terminal",
+        "tensorboard --logdir runs/algo=easgd,tau=10",
+    )
     with narrow() as shown:
         assert terminal.for_terminal(f"The run is in {path}", shown).splitlines() == ["The run is in", path]
         assert terminal.with_command("To look at it:", command) == f"To look at it:\n  {command}"

@@ -1,4 +1,6 @@
-"""The closed forms against independent computations: the full linear system iterated, exact fractions, numpy's eigenvalues, brute force."""
+"""The closed forms against independent computations: the full linear system iterated, exact fractions, numpy's
+eigenvalues, brute force.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def full_map(p: int, eta: float, beta: float, h: float) -> Array:
     return m
 
 
-def iterated(t: int, p: int, eta: float, beta: float, h: float, sigma: float, x0: float, center0: float) -> tuple[Array, Array]:
+def iterated(
+    t: int, p: int, eta: float, beta: float, h: float, sigma: float, x0: float, center0: float
+) -> tuple[Array, Array]:
     """Mean and covariance of all p + 1 variables, step by step."""
     m, mean, cov = full_map(p, eta, beta, h), np.array([x0] * p + [center0]), np.zeros((p + 1, p + 1))
     noise = np.diag([(eta * sigma) ** 2] * p + [0.0])
@@ -66,11 +70,15 @@ def test_equations_15_and_16_as_printed(point: tuple, t: int) -> None:
     u0 = p * (x0 - alpha / (1 - p * alpha - phi) * center0)
     mean = gamma**t * center0 + (gamma**t - phi**t) / (gamma - phi) * alpha * u0
     braces = (
-        (gamma**2 - gamma ** (2 * t)) / (1 - gamma**2) + (phi**2 - phi ** (2 * t)) / (1 - phi**2) - 2 * (gamma * phi - (gamma * phi) ** t) / (1 - gamma * phi)
+        (gamma**2 - gamma ** (2 * t)) / (1 - gamma**2)
+        + (phi**2 - phi ** (2 * t)) / (1 - phi**2)
+        - 2 * (gamma * phi - (gamma * phi) ** t) / (1 - gamma * phi)
     )
     found = moments.center(t, *point)
     assert found.mean == pytest.approx(mean, rel=1e-8, abs=1e-12)
-    assert found.variance == pytest.approx(p**2 * alpha**2 * eta**2 / (gamma - phi) ** 2 * braces * sigma**2 / p, rel=1e-8, abs=1e-12)
+    assert found.variance == pytest.approx(
+        p**2 * alpha**2 * eta**2 / (gamma - phi) ** 2 * braces * sigma**2 / p, rel=1e-8, abs=1e-12
+    )
     assert [float(v) for v in moments.eigenvalues(p, eta, beta, h)] == pytest.approx([gamma, phi], rel=1e-9, abs=1e-12)
 
 
@@ -141,7 +149,9 @@ def test_the_papers_table() -> None:
 def test_corollary_7_1_is_the_limit_over_workers() -> None:
     for eta, beta, h, sigma in ((0.1, 0.9, 1.0, 10.0), (1.2, 0.3, 1.4, 2.0), (0.05, 1.9, 3.0, 1.0)):
         p = 10**9
-        assert p * moments.center(math.inf, p, eta, beta, h, sigma).mse == pytest.approx(float(moments.corollary(eta, beta, h, sigma)), rel=1e-6)
+        assert p * moments.center(math.inf, p, eta, beta, h, sigma).mse == pytest.approx(
+            float(moments.corollary(eta, beta, h, sigma)), rel=1e-6
+        )
     assert moments.corollary(2.1, 0.9) == moments.corollary(0.1, 2.0) == np.inf
 
 
@@ -216,8 +226,12 @@ def admm_round(p: int, eta: float, rho: float, state: Array) -> Array:
 
 @pytest.mark.parametrize("p", [1, 2, 3, 8])
 def test_a_round_is_the_printed_rules_in_turn(p: int) -> None:
-    np.testing.assert_allclose(roundrobin.easgd_round(p, 0.3, 0.2), columns(p + 1, lambda s: easgd_round(p, 0.3, 0.2, s)), atol=1e-14)
-    np.testing.assert_allclose(roundrobin.admm_round(p, 0.03, 2.2), columns(2 * p + 1, lambda s: admm_round(p, 0.03, 2.2, s)), atol=1e-14)
+    np.testing.assert_allclose(
+        roundrobin.easgd_round(p, 0.3, 0.2), columns(p + 1, lambda s: easgd_round(p, 0.3, 0.2, s)), atol=1e-14
+    )
+    np.testing.assert_allclose(
+        roundrobin.admm_round(p, 0.03, 2.2), columns(2 * p + 1, lambda s: admm_round(p, 0.03, 2.2, s)), atol=1e-14
+    )
 
 
 def test_the_papers_radii_of_admm() -> None:
@@ -225,7 +239,9 @@ def test_the_papers_radii_of_admm() -> None:
     eta, rho = np.meshgrid(np.arange(1, 100) * 1e-4, np.arange(1, 100) * 0.1)
     radius = spectral_radius(roundrobin.admm_round(3, eta, rho))
     assert radius.max() == pytest.approx(1.00138, abs=5e-6)
-    assert radius[40, 50] == pytest.approx(np.abs(np.linalg.eigvals(columns(7, lambda s: admm_round(3, eta[40, 50], rho[40, 50], s)))).max(), rel=1e-9)
+    assert radius[40, 50] == pytest.approx(
+        np.abs(np.linalg.eigvals(columns(7, lambda s: admm_round(3, eta[40, 50], rho[40, 50], s)))).max(), rel=1e-9
+    )
 
 
 def test_easgds_condition_is_that_of_every_single_map_and_suffices_for_the_round() -> None:
@@ -255,7 +271,8 @@ def test_admm_first_shrinks_then_grows_and_easgd_shrinks() -> None:
     admm = roundrobin.norms(roundrobin.admm_round(3, 0.001, 2.5), np.array([0.0, 1.0] * 3 + [1.0]), 12_000)
     easgd = roundrobin.norms(roundrobin.easgd_round(3, 0.001, 0.0025), np.ones(4), 12_000)
     assert admm[1000] < admm[0] and admm[12_000] > 100 * admm[0]
-    assert np.log(admm[12_000] / admm[10_000]) / 2000 == pytest.approx(np.log(1.000973885), rel=1e-2)  # its complex eigenvalues make it swing
+    # its complex eigenvalues make it swing
+    assert np.log(admm[12_000] / admm[10_000]) / 2000 == pytest.approx(np.log(1.000973885), rel=1e-2)
     assert (np.diff(easgd) < 0).all() and easgd[12_000] < 1e-3
 
 
@@ -277,7 +294,12 @@ def test_the_split_state_is_stationary_and_a_minimum_below_two_thirds(rho: float
     np.testing.assert_allclose(doublewell.gradient(elsewhere, rho), slopes(elsewhere), atol=1e-6)
     curvature = [
         [
-            (objective(state + step * (e + f)) - objective(state + step * (e - f)) - objective(state - step * (e - f)) + objective(state - step * (e + f)))
+            (
+                objective(state + step * (e + f))
+                - objective(state + step * (e - f))
+                - objective(state - step * (e - f))
+                + objective(state - step * (e + f))
+            )
             / (4 * step**2)
             for f in unit
         ]
@@ -318,7 +340,9 @@ def test_radius_and_variance_of_a_form_are_those_of_its_rules(form: family.Form)
         radius = np.abs(np.linalg.eigvals(m)).max()
         assert form.radius(eta_h, alpha, beta, differences=True) == pytest.approx(radius, abs=1e-6)
         one = form_matrix(form, eta_h, alpha, beta, 1)
-        assert form.radius(eta_h, alpha, beta, differences=False) == pytest.approx(np.abs(np.linalg.eigvals(one)).max(), abs=1e-6)
+        assert form.radius(eta_h, alpha, beta, differences=False) == pytest.approx(
+            np.abs(np.linalg.eigvals(one)).max(), abs=1e-6
+        )
         if radius < 0.999:
             compared += 1
             noise = np.diag([eta_h**2] * p + [0.0])
@@ -344,14 +368,20 @@ def test_the_best_alphas_are_the_best_of_a_search(form: family.Form) -> None:
         assert form.variance(eta_h, quiet, beta) <= form.variance(eta_h, alphas, beta).min() * (1 + 1e-9)
         c = math.sqrt(eta_h * beta)
         assert form.variance(eta_h, quiet, beta) == pytest.approx(eta_h * beta / (2 - c) ** 2, rel=1e-9)
-        assert form.radius(eta_h, float(form.fastest(eta_h, beta, differences=False)), beta, differences=False) == pytest.approx(abs(1 - c), abs=1e-6)
+        assert form.radius(
+            eta_h, float(form.fastest(eta_h, beta, differences=False)), beta, differences=False
+        ) == pytest.approx(abs(1 - c), abs=1e-6)
 
 
 def test_jacobis_fastest_alpha_is_never_positive_and_zero_in_a_wedge() -> None:
-    """Mean mode: -(sqrt(beta) - sqrt(eta h))^2. With differences: 0 exactly for eta h <= beta <= 2 - eta h, negative elsewhere."""
+    """Mean mode: -(sqrt(beta) - sqrt(eta h))^2. With differences: 0 exactly for eta h <= beta <= 2 - eta h, negative
+    elsewhere.
+    """
     axis = np.arange(1, 40) / 20 - 0.0125
     eta_h, beta = np.meshgrid(axis, axis)
-    np.testing.assert_allclose(family.JACOBI.fastest(eta_h, beta, differences=False), -((np.sqrt(beta) - np.sqrt(eta_h)) ** 2), atol=1e-12)
+    np.testing.assert_allclose(
+        family.JACOBI.fastest(eta_h, beta, differences=False), -((np.sqrt(beta) - np.sqrt(eta_h)) ** 2), atol=1e-12
+    )
     best = family.JACOBI.fastest(eta_h, beta, differences=True)
     wedge = (eta_h <= beta) & (beta <= 2 - eta_h)
     np.testing.assert_allclose(best[wedge & (eta_h < beta)], 0, atol=1e-9)

@@ -76,9 +76,13 @@ def test_a_radius_at_a_point_of_the_users_own(easgd, here: Path) -> None:
         state[2 * i] -= state[2 * i + 1] - state[8]
         state[2 * i + 1] = (0.996 * state[2 * i + 1] + 0.006 * (state[2 * i] + state[8])) / 1.006
         state[8] = (state[1:8:2] - state[0:8:2]).mean(0)
-    assert easgd("theory", "roundrobin", "p=2", "eta=0.5", "alpha=0.9", "points=5", "rounds=10", "--out", "a").status == 0
+    assert (
+        easgd("theory", "roundrobin", "p=2", "eta=0.5", "alpha=0.9", "points=5", "rounds=10", "--out", "a").status == 0
+    )
     first, second = [[-0.4, 0, 0.9], [0, 1, 0], [0.9, 0, 0.1]], [[1, 0, 0], [0, -0.4, 0.9], [0, 0.9, 0.1]]
-    [radius] = [row["radius_of_a_round"] for row in rows(here / "a/roundrobin.json", "radii") if row["method"] == "EASGD"]
+    [radius] = [
+        row["radius_of_a_round"] for row in rows(here / "a/roundrobin.json", "radii") if row["method"] == "EASGD"
+    ]
     assert radius == pytest.approx(np.abs(np.linalg.eigvals(np.array(second) @ first)).max(), rel=1e-9)
     table = {row["method"]: row for row in rows(here / "runs/theory/roundrobin.json", "radii")}
     assert table["ADMM"]["radius_of_a_round"] == pytest.approx(np.abs(np.linalg.eigvals(state)).max(), rel=1e-9)
@@ -121,7 +125,13 @@ def test_figure5_covers_the_papers_grid() -> None:
     [grid] = figure5.study(Figure5(points=3)).grids
     table = [dict(zip(grid.columns, row, strict=True)) for row in grid.rows]
     assert len(table) == 5 * 5 * 9
-    assert {row["p"] for row in table} == {1, 10, 100, 1000, 10_000} and {row["t"] for row in table} == {1, 2, 10, 100, np.inf}
+    assert {row["p"] for row in table} == {1, 10, 100, 1000, 10_000} and {row["t"] for row in table} == {
+        1,
+        2,
+        10,
+        100,
+        np.inf,
+    }
     assert all(row["log10_mse"] == 0 for row in table if row["t"] == 1)  # V = 0, E = 1
     at = {(row["p"], row["t"], row["eta"], row["beta"]): row["log10_mse"] for row in table}
     assert at[1, np.inf, 1.5, 1.5] == np.inf

@@ -1,4 +1,6 @@
-"""The closed forms against the algorithms' own code, many independent runs at a time: one vector dimension is one run."""
+"""The closed forms against the algorithms' own code, many independent runs at a time: one vector dimension
+is one run.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,39 @@ FAR = 4.0  # standard errors
         (2, 1.6, 1.7, 1.0, 1.0, 1.0, 1.0),  # not stable
     ],
 )
-def test_synchronous_easgd_has_the_moments_of_lemma_7_1(p: int, eta: float, beta: float, h: float, sigma: float, x0: float, center0: float) -> None:
+def test_synchronous_easgd_has_the_moments_of_lemma_7_1(
+    p: int, eta: float, beta: float, h: float, sigma: float, x0: float, center0: float
+) -> None:
     times = [0, 1, 2, 10, 40]
-    found = synchronous(SyncEASGD(alpha=beta / p), p, eta, times, h=h, sigma=sigma, x0=x0, center0=center0, runs=RUNS, seed=3)
+    found = synchronous(
+        SyncEASGD(alpha=beta / p), p, eta, times, h=h, sigma=sigma, x0=x0, center0=center0, runs=RUNS, seed=3
+    )
     for t in times:
         for sample, expected in zip(
-            found[t], (moments.center(t, p, eta, beta, h, sigma, x0, center0), moments.averaged_center(t, p, eta, beta, h, sigma, x0, center0)), strict=True
+            found[t],
+            (
+                moments.center(t, p, eta, beta, h, sigma, x0, center0),
+                moments.averaged_center(t, p, eta, beta, h, sigma, x0, center0),
+            ),
+            strict=True,
         ):
-            assert max(map(abs, sample.deviations(float(expected.mean), float(expected.variance)))) < FAR, (t, sample, expected)
+            assert max(map(abs, sample.deviations(float(expected.mean), float(expected.variance)))) < FAR, (
+                t,
+                sample,
+                expected,
+            )
 
 
 def test_the_averaged_center_of_real_runs_is_at_the_fisher_bound() -> None:
     """For three pairs of rates; at t = 400 the bound is within 3 % of the exact variance."""
     p, sigma, t = 2, 10.0, 400
     for eta, beta in ((0.5, 0.8), (0.9, 0.5), (0.3, 1.2)):
-        sample = synchronous(SyncEASGD(alpha=beta / p), p, eta, [t], h=1.0, sigma=sigma, x0=0.0, center0=0.0, runs=10_000, seed=4)[t][1]
-        assert (t + 1) * sample.variance == pytest.approx(float(moments.fisher(p, 1.0, sigma)), rel=0.03 + FAR * (2 / 10_000) ** 0.5)
+        sample = synchronous(
+            SyncEASGD(alpha=beta / p), p, eta, [t], h=1.0, sigma=sigma, x0=0.0, center0=0.0, runs=10_000, seed=4
+        )[t][1]
+        assert (t + 1) * sample.variance == pytest.approx(
+            float(moments.fisher(p, 1.0, sigma)), rel=0.03 + FAR * (2 / 10_000) ** 0.5
+        )
 
 
 @pytest.mark.parametrize(

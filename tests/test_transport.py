@@ -33,7 +33,9 @@ CPU = torch.device("cpu")
 
 
 class Star:
-    """A master, its sessions, and somebody who serves: every request on any transport, in the order in which they come. `seen` notes them."""
+    """A master, its sessions, and somebody who serves: every request on any transport, in the order in which they come.
+    `seen` notes them.
+    """
 
     def __init__(self, method: Method, p: int, center: Center, master: MasterEnd, workers: Sequence[WorkerEnd]):
         self.center, self.master, self.workers, self.seen = center, master, workers, list[tuple[int, Kind, int]]()
@@ -116,7 +118,8 @@ def ends(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedM
     theirs, own = [link.for_master() for link in links], [link.for_worker() for link in links]
     master = SharedMasterEnd(theirs, hand_out(theirs, CPU) if where == "handed out" else None)
     elsewhere: dict[str, Callable[[Link], Elsewhere | None]] = {
-        "shared": lambda link: None, "staged": lambda link: Staging(link.memory.tensors, CPU), "handed out": lambda link: Handed(link, CPU),
+        "shared": lambda link: None, "staged": lambda link: Staging(link.memory.tensors, CPU),
+        "handed out": lambda link: Handed(link, CPU),
     }  # fmt: skip
     return center, master, [SharedWorkerEnd(link, elsewhere[where](link)) for link in own]
 
@@ -130,9 +133,13 @@ EVERYWHERE = pytest.mark.parametrize("where", ["shared", "staged", "handed out",
 
 
 @EVERYWHERE
-@pytest.mark.parametrize("method", [EASGD(alpha=0.3), EAMSGD(alpha=0.3, delta=0.5), DOWNPOUR(), MDOWNPOUR(delta=0.5, tau=1)])
+@pytest.mark.parametrize(
+    "method", [EASGD(alpha=0.3), EAMSGD(alpha=0.3, delta=0.5), DOWNPOUR(), MDOWNPOUR(delta=0.5, tau=1)]
+)
 def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method, where: str) -> None:
-    """Also where a worker's vectors are not the shared ones: its messages and replies are copied, or lie where the master has handed them out."""
+    """Also where a worker's vectors are not the shared ones: its messages and replies are copied, or lie where the
+    master has handed them out.
+    """
     run = star(where, method, 3)
     expected = Center(method, {name: torch.zeros(SIZE) for name in method.center})
     lent = "m" if method.scratch == ("m",) else "v" if isinstance(method, DOWNPOUR) else "x"
@@ -162,7 +169,13 @@ def test_a_worker_begins_with_what_was_put_into_its_memory(where: str) -> None:
         link.memory[name].normal_()
     before = {name: v.clone() for name, v in link.memory.tensors.items()}
     handed = hand_out([link.for_master()], CPU) if where == "handed out" else None
-    elsewhere = Staging(link.memory.tensors, CPU) if where == "staged" else Handed(link.for_worker(), CPU) if handed is not None else None
+    elsewhere = (
+        Staging(link.memory.tensors, CPU)
+        if where == "staged"
+        else Handed(link.for_worker(), CPU)
+        if handed is not None
+        else None
+    )
     end = SharedWorkerEnd(link.for_worker(), elsewhere)
     assert all(torch.equal(end.vectors[name], before[name]) for name in ("x", "v"))
     end.vectors["x"].zero_()
@@ -205,7 +218,11 @@ def test_a_message_that_is_not_the_workers_own_vector_is_refused(where: str) -> 
 def test_a_message_that_is_given_back_raises_withdrawn() -> None:
     for where in ("shared", "simulated"):
         virtual = VirtualStar(EASGD(alpha=0.5), 1) if where == "simulated" else None
-        master, worker = (virtual.master, virtual.workers[0]) if virtual is not None else (lambda e: (e[1], e[2][0]))(ends(EASGD(alpha=0.5), 1))
+        master, worker = (
+            (virtual.master, virtual.workers[0])
+            if virtual is not None
+            else (lambda e: (e[1], e[2][0]))(ends(EASGD(alpha=0.5), 1))
+        )
         worker.post(worker.vectors["x"], 3)
         if virtual is not None:
             virtual.wire.deliver(virtual.events.next())
@@ -291,12 +308,16 @@ def test_a_worker_killed_at_any_moment_is_one_lost_session_and_every_exchange_is
 
 def test_shared_tensors_start_as_zeros_are_the_same_in_a_child_and_leave_no_name() -> None:
     before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
-    shared = SharedTensors.allocate({"a": ((3, 5), torch.float32), "b": ((7,), torch.uint8), "none": ((0,), torch.float32)})
+    shared = SharedTensors.allocate(
+        {"a": ((3, 5), torch.float32), "b": ((7,), torch.uint8), "none": ((0,), torch.float32)}
+    )
     assert not shared["a"].any() and shared["none"].numel() == 0
     child = multiprocessing.get_context("forkserver").Process(target=_fill, args=(shared,))
     child.start()
     child.join(30)
-    assert torch.equal(shared["a"], torch.full((3, 5), 2.5)) and torch.equal(shared["b"], torch.full((7,), 9, dtype=torch.uint8))
+    assert torch.equal(shared["a"], torch.full((3, 5), 2.5)) and torch.equal(
+        shared["b"], torch.full((7,), 9, dtype=torch.uint8)
+    )
     assert (set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()) == before
 
 

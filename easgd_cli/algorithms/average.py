@@ -2,8 +2,8 @@
 
     z <- (1 - a_t) z + a_t x~          at every update t = 1, 2, ... of x~;  z_0 = x~_0
 
-z is evaluated and saved beside x~ and never fed back. The clock is the center's, which counts the updates by all workers;
-that of a method without exchange is the single worker's.
+z is evaluated and saved beside x~ and never fed back. The clock is the center's, which counts the updates by all
+workers; that of a method without exchange is the single worker's.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Moving:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
-            raise ValueError(f"average.rate={self.rate:g}: is the weight of the newest center, greater than 0 and at most 1; the paper's is 0.001.")
+            raise ValueError(
+                f"average.rate={self.rate:g}: is the weight of the newest center, greater than 0 and at most 1; "
+                "the paper's is 0.001."
+            )
         _check_start(self.start)
 
     def __call__(self, t: int) -> float:
@@ -59,4 +62,6 @@ class Moving:
 
 def _check_start(start: int) -> None:
     if start < 0:
-        raise ValueError(f"average.start={start}: counts updates of the center before the average begins, and is not negative.")
+        raise ValueError(
+            f"average.start={start}: counts updates of the center before the average begins, and is not negative."
+        )

@@ -6,8 +6,9 @@ the same two boxes, so that a file can be ticked off against the printed listing
     step(w)                        the worker's rule for one local step, a generator
     receive(center, m, reply, n)   the center's rule for one update
 
-A party has one state, one rule and one process that writes it. It is a *worker* or a *variable*, which workers share; the center
-is a variable. Most methods have the center alone, and say so by `receive` and the class attributes beside it.
+A party has one state, one rule and one process that writes it. It is a *worker* or a *variable*, which workers share;
+the center is a variable. Most methods have the center alone, and say so by `receive` and the class attributes beside
+it.
 
 Symbols (Zhang, Choromanska, LeCun 2015, pp. 2-4 and 20)
 
@@ -64,7 +65,9 @@ CENTER: Final = "center"  # the variable that is evaluated and saved
 
 
 class Exchange:
-    """Asks for an exchange: `message` [d], one of the worker's own vectors, goes to the variable `to`; the answer is the reply [d]."""
+    """Asks for an exchange: `message` [d], one of the worker's own vectors, goes to the variable `to`; the answer is
+    the reply [d].
+    """
 
     __slots__ = ("message", "to")
 
@@ -90,7 +93,9 @@ class Vectors:
 
 @dataclass
 class Seen:
-    """What a worker knows of the center from its last reply: the center's clock and the exchanges it had served, and how many replies it has had."""
+    """What a worker knows of the center from its last reply: the center's clock and the exchanges it had served, and
+    how many replies it has had.
+    """
 
     clock: int = 0
     served: int = 0
@@ -105,13 +110,22 @@ class Seen:
 
 
 class Worker(Vectors):
-    """A worker as its rule sees it: its vectors, its `number`, its clock `t`, what follows from the clock, and what it has `seen` of the center.
+    """A worker as its rule sees it: its vectors, its `number`, its clock `t`, what follows from the clock, and what it
+    has `seen` of the center.
 
-    The driver advances `t` and `seen` when a step's rule has ended; no rule does. What a rule draws is to depend on seed, `number` and
-    `t` alone.
+    The driver advances `t` and `seen` when a step's rule has ended; no rule does. What a rule draws is to depend on
+    seed, `number` and `t` alone.
     """
 
-    def __init__(self, vectors: Mapping[str, Tensor], tau: int, schedule: Schedule, t: int = 0, number: int = 0, seen: Seen | None = None):
+    def __init__(
+        self,
+        vectors: Mapping[str, Tensor],
+        tau: int,
+        schedule: Schedule,
+        t: int = 0,
+        number: int = 0,
+        seen: Seen | None = None,
+    ):
         super().__init__(vectors)
         self.tau: Final = tau
         self.schedule: Final = schedule
@@ -139,8 +153,8 @@ Gathers = Literal["each", "round"]
 class Variable:
     """A vector that workers share: its rule, the vectors of its `state`, and how it takes messages.
 
-    It gathers `each` as it comes (asynchronous), or those of all workers together, a `round`. `tail`: how many of its last
-    entries are no parameters, and the rule of those (statistics.py).
+    It gathers `each` as it comes (asynchronous), or those of all workers together, a `round`. `tail`: how many of its
+    last entries are no parameters, and the rule of those (statistics.py).
     """
 
     receive: Receive
@@ -175,7 +189,8 @@ class Method(ABC):
 
     state: ClassVar[tuple[str, ...]] = ("x",)  # a worker's vectors that last; x starts at the common start, others at 0
     scratch: ClassVar[tuple[str, ...]] = ()  # a worker's vectors that need not outlive a step
-    center: ClassVar[tuple[str, ...]] = ("x",)  # the center's vectors; empty for a method of one worker without exchange
+    # the center's vectors; empty for a method of one worker without exchange
+    center: ClassVar[tuple[str, ...]] = ("x",)
     gathers: ClassVar[Gathers] = "each"  # how the center takes messages
 
     @abstractmethod
@@ -206,25 +221,38 @@ class Method(ABC):
 def check_method(method: Any, name: str, workers: int) -> None:
     """Raises UsageError unless `method` is a method and can run with that many workers."""
     if not isinstance(method, Method):
-        raise UsageError(f"algo={name}: makes a {type(method).__name__}; a method is a subclass of easgd_cli.algorithms.base.Method.")
+        raise UsageError(
+            f"algo={name}: makes a {type(method).__name__}; a method is a subclass of easgd_cli.algorithms.base.Method."
+        )
     variables = method.variables
     center = variables.get(CENTER)
     if variables.keys() - {CENTER}:
-        raise UsageError(f"algo={name}: has the variables {', '.join(variables)}; exchanges go to one variable, named {CENTER}.")
+        raise UsageError(
+            f"algo={name}: has the variables {', '.join(variables)}; exchanges go to one variable, named {CENTER}."
+        )
     if "x" not in method.state or (center is not None and "x" not in center.state):
-        raise UsageError(f"algo={name}: state and center must each name the vector x, which is what starts, is evaluated and is saved.")
+        raise UsageError(
+            f"algo={name}: state and center must each name the vector x, which is what starts, is evaluated and "
+            "is saved."
+        )
     both = set(method.state) & set(method.scratch)
     if both or "reply" in (*method.state, *method.scratch):
         raise UsageError(
-            f"algo={name}: {', '.join(sorted(both)) or 'reply'} is named twice; every vector of a worker has a name of its own, and reply is taken."
+            f"algo={name}: {', '.join(sorted(both)) or 'reply'} is named twice; every vector of a worker has "
+            "a name of its own, and reply is taken."
         )
     if center is not None and getattr(center.receive, "__func__", None) is Method.receive:
         raise UsageError(f"algo={name}: has a center but no rule for it; write receive(self, center, m, reply, n).")
     if center is None and workers != 1:
-        raise UsageError(f"algo={name} workers={workers}: {name} is one worker without exchange; use workers=1, or a method with a center such as algo=easgd.")
+        raise UsageError(
+            f"algo={name} workers={workers}: {name} is one worker without exchange; use workers=1, or a method "
+            "with a center such as algo=easgd."
+        )
 
 
 def check_moving_rate(alpha: float) -> None:
     """0 <= alpha <= 1: an exchange maps the difference x - x~ to (1 - 2 alpha) times itself, so beyond 1 it grows."""
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha:g}: the moving rate alpha = beta / workers lies in [0, 1]; the paper's is 0.9 / workers.")
+        raise ValueError(
+            f"alpha={alpha:g}: the moving rate alpha = beta / workers lies in [0, 1]; the paper's is 0.9 / workers."
+        )

@@ -8,8 +8,8 @@
     v^i <- v^i - eta g^i(x^i)                   used in both lines
     t^i <- t^i + 1
 
-The center receives the sum over the workers, no 1/p, so the largest stable eta shrinks like 1/p. The gradient belongs to
-the pulled x, so this exchange cannot overlap it; fetching the batch can.
+The center receives the sum over the workers, no 1/p, so the largest stable eta shrinks like 1/p. The gradient belongs
+to the pulled x, so this exchange cannot overlap it; fetching the batch can.
 """
 
 from __future__ import annotations

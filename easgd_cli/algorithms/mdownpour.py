@@ -5,8 +5,8 @@
         compute g^i = g^i(x^i)                      v  <- delta v - eta g^i
         send g^i                                    x~ <- x~ + delta v
 
-One velocity, the master's, for all workers. The last line is printed like that, `+ delta v`; with one worker it is heavy
-ball with step delta eta, that is torch.optim.SGD(lr=delta*eta, momentum=delta), and not Nesterov.
+One velocity, the master's, for all workers. The last line is printed like that, `+ delta v`; with one worker it is
+heavy ball with step delta eta, that is torch.optim.SGD(lr=delta*eta, momentum=delta), and not Nesterov.
 
 A worker's turn is cut so that it ends with the reply to its own push; that reply is the next turn's "receive". eta_t is
 on the sender's clock, so it travels in the message: m = eta_t g.
@@ -35,7 +35,10 @@ class MDOWNPOUR(Method):
 
     def __post_init__(self) -> None:
         if self.tau != 1:
-            raise ValueError(f"tau={self.tau}: MDOWNPOUR is defined for tau = 1 only (paper p. 20); write tau=1, or use algo=downpour for longer periods.")
+            raise ValueError(
+                f"tau={self.tau}: MDOWNPOUR is defined for tau = 1 only (paper p. 20); write tau=1, or use "
+                "algo=downpour for longer periods."
+            )
 
     def step(self, w: Worker) -> Rule:
         g = yield Gradient(w.x)

@@ -4,9 +4,9 @@
     y^i  = x^i + alpha (x~ - x^i)                            the NEW x~
     x^i <- y^i - eta g^i(y^i)                                the gradient at the point pulled to
 
-A family in two rates: alpha = 1, beta = p is synchronous DOWNPOUR (tau = 1), alpha = 1, beta = 1 is model averaging. The
-rates are not bound to [0, 1]: on a quadratic the best alpha may be negative (docs/theory.md).
-The gradient must wait for the exchange. In Gauss-Seidel EASGD it is taken at x^i instead and need not.
+A family in two rates: alpha = 1, beta = p is synchronous DOWNPOUR (tau = 1), alpha = 1, beta = 1 is model averaging.
+The rates are not bound to [0, 1]: on a quadratic the best alpha may be negative (docs/theory.md). The gradient must
+wait for the exchange. In Gauss-Seidel EASGD it is taken at x^i instead and need not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PullThenStep(Method):
-    """Elastic averaging in rounds, gradient after the pull. `alpha`: the workers' rate; `beta`: the center's, by default p alpha."""
+    """Elastic averaging in rounds, gradient after the pull. `alpha`: the workers' rate; `beta`: the center's, by
+    default p alpha.
+    """
 
     alpha: float
     beta: float

@@ -47,11 +47,18 @@ class Stepwise:
     factor: float | list[float] = 0.1
 
     def __post_init__(self) -> None:
-        if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)) or any(m < 1 for m in self.milestones):
-            raise ValueError(f"schedule.milestones={self.milestones}: local steps in rising order, each at least 1, such as schedule.milestones=[500,1000].")
+        if any(b <= a for a, b in zip(self.milestones, self.milestones[1:], strict=False)) or any(
+            m < 1 for m in self.milestones
+        ):
+            raise ValueError(
+                f"schedule.milestones={self.milestones}: local steps in rising order, each at least 1, such as "
+                "schedule.milestones=[500,1000]."
+            )
         factors = self.factor if isinstance(self.factor, list) else [self.factor] * len(self.milestones)
         if len(factors) != len(self.milestones):
-            raise ValueError(f"schedule.factor={self.factor}: give one factor, or one for each of {len(self.milestones)} milestones.")
+            raise ValueError(
+                f"schedule.factor={self.factor}: give one factor, or one for each of {len(self.milestones)} milestones."
+            )
         if not all(factor > 0 for factor in factors):
             raise ValueError(f"schedule.factor={self.factor}: must be greater than 0.")
 
@@ -66,8 +73,8 @@ class Stepwise:
 class Cosine:
     """Half a cosine from eta down to `final` eta over the `steps` of the run that follow `warmup`.
 
-    Loshchilov, Hutter 2017, equation 5, without restarts: eta (final + (1 - final) (1 + cos(pi k / K)) / 2), k of K such steps
-    taken. Raises ValueError for a `final` outside [0, 1].
+    Loshchilov, Hutter 2017, equation 5, without restarts: eta (final + (1 - final) (1 + cos(pi k / K)) / 2), k of K
+    such steps taken. Raises ValueError for a `final` outside [0, 1].
     """
 
     eta: float
@@ -77,7 +84,9 @@ class Cosine:
 
     def __post_init__(self) -> None:
         if not 0 <= self.final <= 1:
-            raise ValueError(f"schedule.final={self.final:g}: is the share of eta that is left at the end; it lies in [0, 1].")
+            raise ValueError(
+                f"schedule.final={self.final:g}: is the share of eta that is left at the end; it lies in [0, 1]."
+            )
 
     def __call__(self, t: int) -> float:
         taken = min(max(t - self.warmup, 0) / (self.steps - self.warmup), 1.0)
@@ -86,7 +95,9 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Warmup:
-    """Another schedule, whose first `warmup` steps are taken at a rate that rises linearly: (t + 1) / (warmup + 1) of what it says."""
+    """Another schedule, whose first `warmup` steps are taken at a rate that rises linearly: (t + 1) / (warmup + 1) of
+    what it says.
+    """
 
     schedule: Schedule
     warmup: int

@@ -1,13 +1,17 @@
-"""Any method on vectors whose last entries are no parameters but statistics of the batches, such as batch norm's running means.
+"""Any method on vectors whose last entries are no parameters but statistics of the batches, such as batch norm's
+running means.
 
-Statistics r are not descended: a step moves them to what its batch shows, and the center's are the average of the workers'. Were they
-left to the method's own lines, momentum, sums over workers and look-ahead would each make another step of the same gradient.
+Statistics r are not descended: a step moves them to what its batch shows, and the center's are the average of the
+workers'. Were they left to the method's own lines, momentum, sums over workers and look-ahead would each make another
+step of the same gradient.
 
-    worker i:  r^i <- r^i - g_r                 the gradient's last entries, which are minus the change that the batch makes of r^i
-    center:    r~  <- r~ + (n/p) (r - r~)       at every exchange, r the mean of the n workers' that come with it, p workers in all
+    worker i:  r^i <- r^i - g_r                 the gradient's last entries, which are minus the change that the batch
+    makes of r^i
+    center:    r~  <- r~ + (n/p) (r - r~)       at every exchange, r the mean of the n workers' that come with it, p
+    workers in all
 
-The parameters follow the method's own rules, to the bit. A worker's statistics stay its own; only where a round's gradient is taken
-at the reply do they go on from the round's mean, which everybody gets.
+The parameters follow the method's own rules, to the bit. A worker's statistics stay its own; only where a round's
+gradient is taken at the reply do they go on from the round's mean, which everybody gets.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WithStatistics(Method):
-    """`method` on vectors [d + statistics] of `workers` workers. r goes with every message and to wherever a gradient is taken."""
+    """`method` on vectors [d + statistics] of `workers` workers. r goes with every message and to wherever a gradient
+    is taken.
+    """
 
     method: Method
     statistics: int
@@ -47,12 +53,15 @@ class WithStatistics(Method):
         d = w.x.numel() - self.statistics
         r = w.x[d:]
         own = {name: getattr(w, name) for name in (*self.state, *self.scratch)}
-        whole: dict[int, Tensor] = {v.data_ptr(): v for v in own.values()}  # by where it begins, which is where its parameters do
+        # by where it begins, which is where its parameters do
+        whole: dict[int, Tensor] = {v.data_ptr(): v for v in own.values()}
         reply: Tensor | None = None
         moved: Tensor | None = None
 
         def carrying(parameters: Tensor) -> Tensor:
-            """The vector [d + statistics] that begins with these, with r behind them; a reply brings what is behind it."""
+            """The vector [d + statistics] that begins with these, with r behind them; a reply brings what
+            is behind it.
+            """
             v = whole.get(parameters.data_ptr())
             if v is None:  # a rule may differentiate at a vector that it has just made
                 v = w.x.clone()
@@ -61,7 +70,9 @@ class WithStatistics(Method):
                 v[d:].copy_(r)
             return v
 
-        rule = self.method.step(Worker({name: v[:d] for name, v in own.items()}, w.tau, w.schedule, w.t, w.number, w.seen))
+        rule = self.method.step(
+            Worker({name: v[:d] for name, v in own.items()}, w.tau, w.schedule, w.t, w.number, w.seen)
+        )
         answer: Any = None
         while True:
             try:
@@ -70,7 +81,11 @@ class WithStatistics(Method):
                 break
             asks = asked if isinstance(asked, tuple) else (asked,)
             wanted = [
-                Gradient(carrying(ask.at)) if isinstance(ask, Gradient) else Exchange(carrying(ask.message), ask.to) if isinstance(ask, Exchange) else ask
+                Gradient(carrying(ask.at))
+                if isinstance(ask, Gradient)
+                else Exchange(carrying(ask.message), ask.to)
+                if isinstance(ask, Exchange)
+                else ask
                 for ask in asks
             ]
             answered = yield tuple(wanted) if isinstance(asked, tuple) else wanted[0]

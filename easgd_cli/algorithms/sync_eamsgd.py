@@ -4,8 +4,8 @@
     x^i <- x^i + v^i - alpha (x^i - x~)                      alpha = eta rho
     x~  <- (1 - beta) x~ + beta (1/p) sum_i x^i              beta = p alpha
 
-The x^i and x~ on the right are those before the round, so the two rules are the asynchronous method's. With delta = 0 it
-is synchronous EASGD.
+The x^i and x~ on the right are those before the round, so the two rules are the asynchronous method's. With delta = 0
+it is synchronous EASGD.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     x^i <- x^i - eta g^i(x^i) - alpha (x^i - x~)
     x~  <- (1 - beta) x~ + beta (1/p) sum_i x^i              beta = p alpha
 
-Both lines use the values before the round, so the two rules are the asynchronous method's, line for line: what differs is
-that the center takes the mean of all messages at once. With tau > 1 only every tau-th step has the elastic terms.
+Both lines use the values before the round, so the two rules are the asynchronous method's, line for line: what differs
+is that the center takes the mean of all messages at once. With tau > 1 only every tau-th step has the elastic terms.
 """
 
 from __future__ import annotations

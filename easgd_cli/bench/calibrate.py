@@ -2,30 +2,35 @@
 
 What is taken from where, all in seconds:
 
-compute   The seconds of a local step that no exchange could shorten: compute, data and other of the workers' rows. Twenty
+compute   The seconds of a local step that no exchange could shorten: compute, data and other of the workers' rows.
+Twenty
           equally likely values, each the mean of a twentieth of all steps by length, so that their mean is exactly the
-          run's. A row is the mean over the steps since the row before; in a run of more than 250 steps the list is narrower
-          than single steps are, which matters to methods in rounds and to nobody else.
+          run's. A row is the mean over the steps since the row before; in a run of more than 250 steps the list is
+          narrower than single steps are, which matters to methods in rounds and to nobody else.
 speeds    The workers' mean steps against each other: the wall-clock of a run is that of its slowest.
-service   The master's CPU seconds for each message, or the exchange's where they are fewer: it looks at its channel five
+service   The master's CPU seconds for each message, or the exchange's where they are fewer: it looks at its channel
+five
           times a second, too, which is much of what it does where exchanges are rare.
 latency   Half of what is left of an exchange. Where the rule waits for its reply, an exchange is what the step loop
-          spent on it, w. Less the service, s, and the wait for others' messages in a queue of Poisson arrivals and constant
-          service (Pollaczek and Khinchine): rho s / (2 (1 - rho)), with rho the share of the time that the others keep the
-          master busy. Where an exchange overlaps a gradient or is a round, the record does not say how long it took, nor does
-          it where the master is busy most of the time; then one is measured here and now, beside p - 1 processes that compute,
-          which means something on the machine of the run and no busier than it was then.
+          spent on it, w. Less the service, s, and the wait for others' messages in a queue of Poisson arrivals and
+          constant
+          service (Pollaczek and Khinchine): rho s / (2 (1 - rho)), with rho the share of the time that the others keep
+          the master busy. Where an exchange overlaps a gradient or is a round, the record does not say how long it
+          took, nor does it where the master is busy most of the time; then one is measured here and now, beside p - 1
+          processes that compute, which means something on the machine of the run and no busier than it was then.
 
-overhead  What the step loop spent on an exchange beyond what was not hidden behind a gradient: a worker's own time for sending and
-          collecting. Nothing where the rule waits for its reply, since it is in the exchange then, nor in rounds, where the
-          loop's seconds are those of waiting for the slowest.
+overhead  What the step loop spent on an exchange beyond what was not hidden behind a gradient: a worker's own time for
+sending and
+          collecting. Nothing where the rule waits for its reply, since it is in the exchange then, nor in rounds, where
+          the loop's seconds are those of waiting for the slowest.
 
 Bandwidth stays unlimited: on one machine no vector travels, and the latency belongs to the size of this one.
 
-Not modelled. The workers and the master share the cores: what they take from each other is in `compute`, and stays what it
-was in this run, so the settings belong to this number of workers, and where exchanges cost much against a step, to a period like
-this one. The simulator takes the batch of DOWNPOUR's step after the pull, where a real worker makes it meanwhile. Starting and
-ending, an evaluator that runs beside the workers, and whatever else the machine does are not there either.
+Not modelled. The workers and the master share the cores: what they take from each other is in `compute`, and stays what
+it was in this run, so the settings belong to this number of workers, and where exchanges cost much against a step, to a
+period like this one. The simulator takes the batch of DOWNPOUR's step after the pull, where a real worker makes it
+meanwhile. Starting and ending, an evaluator that runs beside the workers, and whatever else the machine does are not
+there either.
 """
 
 from __future__ import annotations
@@ -54,7 +59,9 @@ _SPENT = ("seconds_compute", "seconds_data", "seconds_other")
 
 @dataclass(frozen=True)
 class Measured:
-    """What the record of a run says. `steps`: of each worker [rows, 2], how many steps and the seconds of them all, exchanges left out."""
+    """What the record of a run says. `steps`: of each worker [rows, 2], how many steps and the seconds of them all,
+    exchanges left out.
+    """
 
     tau: int
     steps: list[np.ndarray]
@@ -86,25 +93,50 @@ class Calibration:
 
     def settings(self) -> dict[str, float | list[float]]:
         """By name, as launcher=simulated has them."""
-        return {"compute": self.compute, "speeds": self.speeds, "service": self.service, "latency": self.latency, "overhead": self.overhead}
+        return {
+            "compute": self.compute,
+            "speeds": self.speeds,
+            "service": self.service,
+            "latency": self.latency,
+            "overhead": self.overhead,
+        }
 
 
 def read(run: Path, s: Settings) -> Measured:
-    """What the record of the run in this directory, with these settings, has to say. Raises UsageError where it is not enough."""
+    """What the record of the run in this directory, with these settings, has to say. Raises UsageError where it is not
+    enough.
+    """
     summary = summary_of(run)
     if s.launcher["name"] != "local":
-        raise UsageError(f"bench calibrate {run}: is a run of launcher={s.launcher['name']}; give one of launcher=local, which measures real time.")
+        raise UsageError(
+            f"bench calibrate {run}: is a run of launcher={s.launcher['name']}; give one of launcher=local, which "
+            "measures real time."
+        )
     if summary.get("status") not in ("completed", "interrupted", "diverged"):
-        raise UsageError(f"bench calibrate {run}: this run has not ended (its status is {summary.get('status', 'not known')}); give one that has.")
+        raise UsageError(
+            f"bench calibrate {run}: this run has not ended (its status is {summary.get('status', 'not known')}); "
+            "give one that has."
+        )
     if lost := {**summary.get("lost", {}), **summary.get("lost_before", {})}:
-        raise UsageError(f"bench calibrate {run}: {', '.join(lost)} died in this run, which changed what the others had of the machine; give another.")
+        raise UsageError(
+            f"bench calibrate {run}: {', '.join(lost)} died in this run, which changed what the others had of the "
+            "machine; give another."
+        )
     if not summary.get("exchanges"):
-        raise UsageError(f"bench calibrate {run}: nothing was exchanged in this run, so it says nothing of the master; give one of a method with a center.")
+        raise UsageError(
+            f"bench calibrate {run}: nothing was exchanged in this run, so it says nothing of the master; give "
+            "one of a method with a center."
+        )
     rows = list(read_rows(run / "metrics.jsonl", s.workers))
-    workers = [[row for row in rows if row["party"] == worker_name(i) and "seconds_other" in row] for i in range(s.workers)]
+    workers = [
+        [row for row in rows if row["party"] == worker_name(i) and "seconds_other" in row] for i in range(s.workers)
+    ]
     served = [row for row in rows if row.get("master_cpu_seconds") and row["exchanges"]]
     if not all(workers) or not served:
-        raise UsageError(f"bench calibrate {run}: there are no rows of {'the master' if all(workers) else 'every worker'} in its record; give a longer run.")
+        raise UsageError(
+            f"bench calibrate {run}: there are no rows of {'the master' if all(workers) else 'every worker'} in "
+            "its record; give a longer run."
+        )
     method = build.method(s)
     return Measured(
         tau=s.tau,
@@ -120,7 +152,9 @@ def read(run: Path, s: Settings) -> Measured:
 
 
 def calibrate(m: Measured, measured_exchange: Callable[[], float]) -> Calibration:
-    """The settings with which a simulation takes the time that the run took; `measured_exchange`: called where the record does not tell."""
+    """The settings with which a simulation takes the time that the run took; `measured_exchange`: called where the
+    record does not tell.
+    """
     p = len(m.steps)
     means = [float(of[:, 1].sum() / of[:, 0].sum()) for of in m.steps]
     mean = math.fsum(means) / p
@@ -144,9 +178,12 @@ def _steps(rows: list[Row]) -> np.ndarray:
 
 
 def _equally_likely(steps: np.ndarray) -> list[float]:
-    """Seconds of a step as `_VALUES` equally likely ones: the means of as many equal shares of all steps, sorted by length."""
+    """Seconds of a step as `_VALUES` equally likely ones: the means of as many equal shares of all steps, sorted by
+    length.
+    """
     steps = steps[np.argsort(steps[:, 1] / steps[:, 0])]
-    upto = np.vstack([[0.0, 0.0], np.cumsum(steps, axis=0)])  # Lorenz's curve: seconds of the shortest steps, as many as there are
+    # Lorenz's curve: seconds of the shortest steps, as many as there are
+    upto = np.vstack([[0.0, 0.0], np.cumsum(steps, axis=0)])
     at = np.interp(np.linspace(0.0, upto[-1, 0], _VALUES + 1), upto[:, 0], upto[:, 1])
     return [float(seconds) for seconds in np.diff(at) * _VALUES / upto[-1, 0]]
 

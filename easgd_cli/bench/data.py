@@ -27,12 +27,15 @@ _SECONDS_OF_PHOTOS = 1.0
 
 
 def run(images: Images, batch_size: int, windows: int) -> list[Row]:
-    """Images a second, ready for the net: cropped, mirrored and normalised as the set asks, as floats in batches of `batch_size`.
+    """Images a second, ready for the net: cropped, mirrored and normalised as the set asks, as floats in batches of
+    `batch_size`.
 
     Raises UsageError for images that are no pictures.
     """
     if images.train.dtype != torch.uint8 or images.train.shape[1] not in (1, 3):
-        raise UsageError("bench data: torchvision's peer takes uint8 images of 1 or 3 channels, and this data set has others.")
+        raise UsageError(
+            "bench data: torchvision's peer takes uint8 images of 1 or 3 channels, and this data set has others."
+        )
     loader: Any = torch.utils.data.DataLoader(_OneByOne(images), batch_size, shuffle=True)  # type: ignore[arg-type]
     ours, theirs = _batches(images, batch_size), _again_and_again(loader)
     with _one_thread():
@@ -50,7 +53,8 @@ def run(images: Images, batch_size: int, windows: int) -> list[Row]:
 
 
 def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: int) -> list[Row]:
-    """Images a CPU second, ready for the net, against torchvision's ImageFolder on the originals, which it decodes, resizes and crops.
+    """Images a CPU second, ready for the net, against torchvision's ImageFolder on the originals, which it decodes,
+    resizes and crops.
 
     CPU seconds of this process, which does both without threads or loader processes.
     """
@@ -65,9 +69,22 @@ def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: 
     keep_freed_memory()  # as a worker does: a batch of photos is 75 MB
     with _one_thread():
         prepared = isinstance(images.train, Shards)
-        what = f"batches of {batch_size} photos {_by(images.crop)} from {'the resized copy' if prepared else 'the originals'}, one core"
+        what = (
+            f"batches of {batch_size} photos {_by(images.crop)} from "
+            f"{'the resized copy' if prepared else 'the originals'}, one core"
+        )
         target = 4.0 if prepared else None
-        return [alternate(what, lambda: a_second(ours), "torchvision ImageFolder", lambda: a_second(theirs), "images/CPU s", windows, target)]
+        return [
+            alternate(
+                what,
+                lambda: a_second(ours),
+                "torchvision ImageFolder",
+                lambda: a_second(theirs),
+                "images/CPU s",
+                windows,
+                target,
+            )
+        ]
 
 
 def _rate(work: Callable[[], int], clock: Callable[[], float], least_seconds: float) -> float:
@@ -82,7 +99,11 @@ def _rate(work: Callable[[], int], clock: Callable[[], float], least_seconds: fl
 def _seen(images: Images | StoredImages, crop: tuple[int, int]) -> list[Any]:
     """Torchvision's transforms from a picture to what the net is given of it."""
     transforms = vision.torchvision().transforms
-    steps = [transforms.RandomCrop(crop), *([transforms.RandomHorizontalFlip()] if images.flip else []), transforms.ToTensor()]
+    steps = [
+        transforms.RandomCrop(crop),
+        *([transforms.RandomHorizontalFlip()] if images.flip else []),
+        transforms.ToTensor(),
+    ]
     if images.mean is not None or images.std is not None:
         steps.append(transforms.Normalize(images.mean or (0.0,), images.std or (1.0,)))
     return steps
@@ -122,7 +143,9 @@ def _by(sides: tuple[int, ...]) -> str:
 
 
 class _OneByOne:
-    """The set as torchvision keeps it: an array for each image, turned into a picture and through its transforms one at a time."""
+    """The set as torchvision keeps it: an array for each image, turned into a picture and through its transforms one at
+    a time.
+    """
 
     def __init__(self, images: Images):
         self._transform = vision.torchvision().transforms.Compose(_seen(images, images.input_shape[1:]))

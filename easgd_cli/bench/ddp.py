@@ -1,4 +1,6 @@
-"""The synchronous peer: PyTorch's DistributedDataParallel, which averages the gradients of all processes at every step."""
+"""The synchronous peer: PyTorch's DistributedDataParallel, which averages the gradients of all processes at
+every step.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,16 @@ class DataParallelLoop:
         device = torch.device(loop.device)
         torch.get_device_module(device).set_device(device)
         net = build.model(loop.settings, loop.images).to(device).train()
-        dist.init_process_group(start.backend, store=dist.FileStore(start.meeting, many), rank=loop.worker, world_size=many, timeout=_TIMEOUT)
-        grouped = DistributedDataParallel(net, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True)
+        dist.init_process_group(
+            start.backend,
+            store=dist.FileStore(start.meeting, many),
+            rank=loop.worker,
+            world_size=many,
+            timeout=_TIMEOUT,
+        )
+        grouped = DistributedDataParallel(
+            net, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True
+        )
         self._loop = Loop(loop, grouped, channel)
 
     def run(self, began: float) -> None:

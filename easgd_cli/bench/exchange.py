@@ -4,8 +4,8 @@ Counted in streams, each a pass over the vector in main memory: EASGD's rule rea
 center and writes the reply (4); the worker's pull reads the reply, reads and writes x (3); a copy reads and writes (2).
 
 A worker on a GPU sends its message down the bus and gets the reply back up: there the exchange is held against the two
-copies alone, from and to pinned memory, which is as fast as the bus goes. With the center on the same GPU nothing goes over the bus,
-and the exchange is held against copying the GPU's memory, in streams as on the host.
+copies alone, from and to pinned memory, which is as fast as the bus goes. With the center on the same GPU nothing goes
+over the bus, and the exchange is held against copying the GPU's memory, in streams as on the host.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "61 M (the
 
 
 def run(algo: str, method: Method, device: torch.device, windows: int = 10) -> Iterator[Row]:
-    """The rule and the exchange of `method`, whose name is `algo`, at three sizes, in GB/s by EASGD's streams; the worker on `device`."""
+    """The rule and the exchange of `method`, whose name is `algo`, at three sizes, in GB/s by EASGD's streams; the
+    worker on `device`.
+    """
     torch.set_num_threads(1)
     for net, size in _SIZES.items():
         name = f"{algo}, {net}"
@@ -98,7 +100,9 @@ def _rule(method: Method, name: str, size: int, windows: int) -> Row:
     center = Center(method, vectors.tensors)
     lent = SharedTensors.of({"message": torch.rand(size), "reply": torch.rand(size)})
     blocks = center.lend(lent["message"], lent["reply"])
-    return _against_copy(f"the center's rule, {name}", lambda: center.receive(blocks), _RULE_STREAMS, size, windows, 0.8)
+    return _against_copy(
+        f"the center's rule, {name}", lambda: center.receive(blocks), _RULE_STREAMS, size, windows, 0.8
+    )
 
 
 def _exchange(method: Method, name: str, size: int, device: torch.device, windows: int) -> Row:
@@ -111,7 +115,15 @@ def _exchange(method: Method, name: str, size: int, device: torch.device, window
             x.lerp_(worker.collect().vector, 0.1)
 
         on = "" if device.type == "cpu" else f" with its center on {device},"
-        return _against_copy(f"a whole exchange with its pull,{on} {name}", exchange, _RULE_STREAMS + _PULL_STREAMS, size, windows, 0.7, device)
+        return _against_copy(
+            f"a whole exchange with its pull,{on} {name}",
+            exchange,
+            _RULE_STREAMS + _PULL_STREAMS,
+            size,
+            windows,
+            0.7,
+            device,
+        )
 
 
 def _exchange_over_bus(method: Method, name: str, size: int, device: torch.device, windows: int) -> Row:
@@ -138,7 +150,15 @@ def _exchange_over_bus(method: Method, name: str, size: int, device: torch.devic
         )  # fmt: skip
 
 
-def _against_copy(what: str, work: Callable[[], None], streams: int, size: int, windows: int, target: float, device: torch.device = _HOST) -> Row:
+def _against_copy(
+    what: str,
+    work: Callable[[], None],
+    streams: int,
+    size: int,
+    windows: int,
+    target: float,
+    device: torch.device = _HOST,
+) -> Row:
     shared = SharedTensors.of({"from": torch.rand(size), "to": torch.rand(size)})
     source, copied = (shared[name].to(device) for name in ("from", "to"))
     seconds, wait = 0.3 if size > 1_000_000 else 0.1, partial(torch.get_device_module(device).synchronize, device)
@@ -162,19 +182,33 @@ def _against_copy(what: str, work: Callable[[], None], streams: int, size: int, 
 
 @contextmanager
 def _served(method: Method, size: int, device: torch.device, center: torch.device) -> Iterator[SharedWorkerEnd]:
-    """A session of a worker on `device` with a master in a process of its own, whose vectors lie on the device `center`."""
+    """A session of a worker on `device` with a master in a process of its own, whose vectors lie on the device
+    `center`.
+    """
     with scratch_directory() as logs:
         link = Link.new(0, method, size, torch.float32)
         for v in link.memory.tensors.values():
             v.uniform_()
         vectors = SharedTensors.of({n: torch.rand(size) for n in _center(method)})
-        master = Child("master", Master, MasterStart(method, None, vectors, [link.for_master()], None, device=str(center)), logs / "master.log")
+        master = Child(
+            "master",
+            Master,
+            MasterStart(method, None, vectors, [link.for_master()], None, device=str(center)),
+            logs / "master.log",
+        )
         assert link.master_socket is not None
         link.master_socket.close()
         with _started(master):
             own = link.for_worker()
             on_host = device.type == "cpu"
-            yield SharedWorkerEnd(own, None if on_host else Staging(own.memory.tensors, device) if center.type == "cpu" else Handed(own, device))
+            yield SharedWorkerEnd(
+                own,
+                None
+                if on_host
+                else Staging(own.memory.tensors, device)
+                if center.type == "cpu"
+                else Handed(own, device),
+            )
 
 
 @contextmanager

@@ -29,7 +29,8 @@ class Row:
     def columns(self) -> dict[str, str]:
         """What a table shows of it, by heading."""
         return {
-            self.unit: number(self.figure), f"{self.peer_name}, {self.unit}": number(self.peer), "ratio": f"{self.ratio:.3f}",
+            self.unit: number(self.figure), f"{self.peer_name}, {self.unit}": number(self.peer),
+            "ratio": f"{self.ratio:.3f}",
             "range": f"{self.least:.3f} to {self.greatest:.3f}", "windows": str(self.windows),
             "target": "" if self.target is None else f">= {self.target:g}",
         }  # fmt: skip
@@ -52,7 +53,13 @@ def rate(work: Callable[[], object], amount: float, least_seconds: float) -> flo
 
 
 def alternate(
-    what: str, figure: Callable[[], float], peer_name: str, peer: Callable[[], float], unit: str, windows: int = 10, target: float | None = None
+    what: str,
+    figure: Callable[[], float],
+    peer_name: str,
+    peer: Callable[[], float],
+    unit: str,
+    windows: int = 10,
+    target: float | None = None,
 ) -> Row:
     """Measures `figure` and `peer` (rates) in turn, after one window of each that does not count."""
     figure()

@@ -1,4 +1,6 @@
-"""The peer of every step benchmark: a plain hand-written PyTorch loop, on the same net, data and batches, doing what the run is asked for."""
+"""The peer of every step benchmark: a plain hand-written PyTorch loop, on the same net, data and batches, doing what
+the run is asked for.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ class LoopStart:
 
 
 class Loop:
-    """Forward, backward, torch.optim.SGD on `net`, with Nesterov momentum where the method has one; the batches cut where the images are put.
+    """Forward, backward, torch.optim.SGD on `net`, with Nesterov momentum where the method has one; the batches cut
+    where the images are put.
 
     Compiled, clipped and with smoothed labels where the run is.
     """
@@ -56,7 +59,9 @@ class Loop:
         self._autocast = autocast(self._device, s.precision)
         self._images = start.images.training_on(self._device)
         momentum = s.delta if "delta" in targets.signature(targets.locate("algo", s.algo["target"])) else 0.0
-        self._optimizer = torch.optim.SGD(net.parameters(), lr=s.eta, momentum=momentum, nesterov=momentum > 0, weight_decay=s.l2)
+        self._optimizer = torch.optim.SGD(
+            net.parameters(), lr=s.eta, momentum=momentum, nesterov=momentum > 0, weight_decay=s.l2
+        )
         self._batches = Batches(start.images.count("train"), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)
         self._begun: deque[Callable[[], Batch]] = deque()  # batches, from the next step's on
@@ -72,7 +77,11 @@ class Loop:
     def _steps(self, first: int, last: int) -> None:
         for t in range(first, last):
             while self._next <= t + self._images.ahead:  # as many decoded ahead as a worker has
-                self._begun.append(self._images.begin(self._batches.indices(self._start.worker, self._next), self._generator, self._dtype))
+                self._begun.append(
+                    self._images.begin(
+                        self._batches.indices(self._start.worker, self._next), self._generator, self._dtype
+                    )
+                )
                 self._next += 1
             inputs, labels = self._begun.popleft()()
             self._optimizer.zero_grad()
@@ -99,7 +108,10 @@ class PlainLoop:
 
 def loop_starts(s: Settings, images: Dataset, steps: int) -> list[LoopStart]:
     """One for each worker of `s`, with its device and threads. `images` in shared memory."""
-    return [LoopStart(s, images, i, device, worker_threads(s), steps) for i, device in enumerate(deal_devices(s.device, s.workers))]
+    return [
+        LoopStart(s, images, i, device, worker_threads(s), steps)
+        for i, device in enumerate(deal_devices(s.device, s.workers))
+    ]
 
 
 def plain_images_per_second(s: Settings, images: Dataset, steps: int) -> float:
@@ -108,7 +120,8 @@ def plain_images_per_second(s: Settings, images: Dataset, steps: int) -> float:
 
 
 def side_by_side(name: str, maker: PartyMaker, starts: Sequence[Any], batch_size: int) -> float:
-    """Images a second of processes that each run a Loop, begun together. Raises RunError when one fails; leaves none behind.
+    """Images a second of processes that each run a Loop, begun together. Raises RunError when one fails; leaves none
+    behind.
 
     `starts` have a `steps`, which each takes.
     """
@@ -122,7 +135,10 @@ def side_by_side(name: str, maker: PartyMaker, starts: Sequence[Any], batch_size
             _wait(child, "ready")
         for child in children:
             child.channel.post({"kind": "start", "began": time.monotonic()})
-        return sum(start.steps * batch_size / _wait(child, "looped")["seconds"] for start, child in zip(starts, children, strict=True))
+        return sum(
+            start.steps * batch_size / _wait(child, "looped")["seconds"]
+            for start, child in zip(starts, children, strict=True)
+        )
 
 
 def _end(children: list[Child]) -> None:

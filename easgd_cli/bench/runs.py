@@ -28,7 +28,8 @@ _TESTED = 16  # images, at the beginning and the end of a run
 
 @contextmanager
 def recorded(s: Settings, prepared: build.Experiment) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The directory of a finished run, for as long as this lasts, and its summary. Nothing is evaluated beside the workers, and little after them.
+    """The directory of a finished run, for as long as this lasts, and its summary. Nothing is evaluated beside the
+    workers, and little after them.
 
     Raises RunError when it does not complete.
     """
@@ -39,9 +40,13 @@ def recorded(s: Settings, prepared: build.Experiment) -> Iterator[tuple[Path, di
         with redirect_stdout(io.StringIO()):
             outcome = kinds.launcher(s)(Job(directory), few)
         if outcome.status == "interrupted":
-            signal.raise_signal(outcome.exit_code - 128)  # its launcher took the signal, and the benchmark is to end by it, too
+            # its launcher took the signal, and the benchmark is to end by it, too
+            signal.raise_signal(outcome.exit_code - 128)
         if outcome.status != "completed":
-            many, why = f"{s.workers} worker{'s' if s.workers > 1 else ''}", f": {outcome.reason}" if outcome.reason else ""
+            many, why = (
+                f"{s.workers} worker{'s' if s.workers > 1 else ''}",
+                f": {outcome.reason}" if outcome.reason else "",
+            )
             raise RunError(f"{s.algo['name']}, {many}: the run to be measured is {outcome.status}{why}.")
         yield directory, outcome.summary
 
@@ -58,14 +63,21 @@ def steps_and_images(what: str, s: Settings, prepared: build.Experiment) -> tupl
     if prepared.steps is None:
         raise UsageError(f"bench {what} minutes={s.minutes}: give steps=, the length of a window.")
     if prepared.steps <= WARM_UP:
-        raise UsageError(f"bench {what} steps={prepared.steps}: the first {WARM_UP} steps of a window do not count; give more.")
+        raise UsageError(
+            f"bench {what} steps={prepared.steps}: the first {WARM_UP} steps of a window do not count; give more."
+        )
     if prepared.data is None:
-        raise UsageError(f"bench {what} problem={s.problem['name']}: the loops it is held against learn from images; use problem=dataset.")
+        raise UsageError(
+            f"bench {what} problem={s.problem['name']}: the loops it is held against learn from images; use "
+            "problem=dataset."
+        )
     return prepared.steps, prepared.data
 
 
 def _little_to_test(images: Dataset | None) -> Dataset | None:
-    """The same training images with a few test images: a run that is only timed need not be measured on all of ImageNet's at its end."""
+    """The same training images with a few test images: a run that is only timed need not be measured on all of
+    ImageNet's at its end.
+    """
     if isinstance(images, Images):
         return replace(images, test=images.test[:_TESTED], test_labels=images.test_labels[:_TESTED], memory=None)
     if isinstance(images, StoredImages):

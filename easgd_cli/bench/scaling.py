@@ -11,21 +11,32 @@ from easgd_cli.system.devices import worker_threads
 
 
 def against_plain(what: str, s: Settings, windows: int = 10, target: float | None = None) -> Row:
-    """Images a second of the run that `s` describes, as long a window as it has steps, against as many plain loops: the efficiency.
+    """Images a second of the run that `s` describes, as long a window as it has steps, against as many plain loops: the
+    efficiency.
 
-    `what`: the benchmark, for a sentence. Raises UsageError for settings without images or a length, RunError when a run fails.
+    `what`: the benchmark, for a sentence. Raises UsageError for settings without images or a length, RunError when a
+    run fails.
     """
     prepared = build.prepare(s)
     steps, images = steps_and_images(what, s, prepared)
     shared = images.share()
     peer = f"{s.workers} plain loop{'s' if s.workers > 1 else ''}"
-    return alternate(described(s), lambda: images_per_second(s, prepared), peer, lambda: plain_images_per_second(s, shared, steps), "images/s", windows, target)
+    return alternate(
+        described(s),
+        lambda: images_per_second(s, prepared),
+        peer,
+        lambda: plain_images_per_second(s, shared, steps),
+        "images/s",
+        windows,
+        target,
+    )
 
 
 def described(s: Settings) -> str:
     """Everything that a speed depends on, but for the machine."""
     threads, many = worker_threads(s), s.workers
     return (
-        f"{s.algo['name']}, {many} worker{'s' if many > 1 else ''}, tau={s.tau}, batch {s.batch_size}, {s.model['name']}, "
+        f"{s.algo['name']}, {many} worker{'s' if many > 1 else ''}, tau={s.tau}, batch {s.batch_size}, "
+        f"{s.model['name']}, "
         f"{threads} thread{'s' if threads > 1 else ''} each"
     )

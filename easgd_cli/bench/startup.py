@@ -41,7 +41,15 @@ def run(overrides: list[str], workers: int, windows: int) -> Startup:
     """Measures `windows` times. Raises RunError when a run fails."""
     seconds = [_seconds_to_first_steps(overrides, workers) for _ in range(windows)]
     what = f"command to the first step of every one of {workers} worker{'s' if workers > 1 else ''}"
-    return Startup(what, workers, statistics.median(seconds), min(seconds), max(seconds), windows, _TARGET if workers == 8 else None)
+    return Startup(
+        what,
+        workers,
+        statistics.median(seconds),
+        min(seconds),
+        max(seconds),
+        windows,
+        _TARGET if workers == 8 else None,
+    )
 
 
 def _seconds_to_first_steps(overrides: list[str], workers: int) -> float:
@@ -61,6 +69,8 @@ def _seconds_to_first_steps(overrides: list[str], workers: int) -> float:
         assert found is not None
         training = datetime.datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
         rows = list(read_rows(run / "metrics.jsonl"))
-        first = {r["party"]: r["seconds"] for r in reversed(rows) if r["party"].startswith("worker_") and r["step"] >= 1}
+        first = {
+            r["party"]: r["seconds"] for r in reversed(rows) if r["party"].startswith("worker_") and r["step"] >= 1
+        }
         assert len(first) == workers
         return training - began + max(first.values())

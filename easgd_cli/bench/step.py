@@ -17,8 +17,9 @@ _ONE_WORKER = 0.98  # of a plain loop
 
 
 def run(s: Settings, windows: int = 10) -> Iterator[Row]:
-    """Images a second: one worker against one plain loop, `s` as it is against as many, and where there are several workers and a
-    center, `s` at tau=1 against DistributedDataParallel with as many processes, and that against the plain loops.
+    """Images a second: one worker against one plain loop, `s` as it is against as many, and where there are several
+    workers and a center, `s` at tau=1 against DistributedDataParallel with as many processes, and that against the
+    plain loops.
 
     Raises UsageError for settings without images or a length, RunError when a run fails.
     """
@@ -36,5 +37,14 @@ def run(s: Settings, windows: int = 10) -> Iterator[Row]:
     def peer() -> float:
         return data_parallel_images_per_second(often, shared, steps)
 
-    yield alternate(described(often), lambda: images_per_second(often, prepared), name, peer, "images/s", windows, target=1.0)
-    yield alternate(name, peer, f"{s.workers} plain loops", lambda: plain_images_per_second(often, shared, steps), "images/s", windows)
+    yield alternate(
+        described(often), lambda: images_per_second(often, prepared), name, peer, "images/s", windows, target=1.0
+    )
+    yield alternate(
+        name,
+        peer,
+        f"{s.workers} plain loops",
+        lambda: plain_images_per_second(often, shared, steps),
+        "images/s",
+        windows,
+    )

@@ -1,4 +1,6 @@
-"""Where a worker's seconds go, by number of workers and tau, in real runs: the paper's Table 4 (p. 24) on this hardware."""
+"""Where a worker's seconds go, by number of workers and tau, in real runs: the paper's Table 4 (p. 24) on this
+hardware.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
 
-# By model, the paper's steps of 128 images (CIFAR, ImageNet); by workers and tau, the seconds of computation, data loading and
-# communication that they took on its GPU cluster. Its rows of tau = 1 are DOWNPOUR's, those of tau = 10 EASGD's.
+# By model, the paper's steps of 128 images (CIFAR, ImageNet); by workers and tau, the seconds of computation, data
+# loading and communication that they took on its GPU cluster. Its rows of tau = 1 are DOWNPOUR's, those of tau = 10
+# EASGD's.
 _PAPER = {
     "convnet7": (400, {
         (1, 1): (12, 1, 0), (4, 1): (11, 2, 3), (8, 1): (11, 2, 5), (16, 1): (11, 2, 9),
@@ -28,7 +31,9 @@ _PAPERS_BATCH = 128
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of a run's `steps` local steps, the mean of its workers. `paper`: those of the paper's own row, None where it has none."""
+    """Seconds of a run's `steps` local steps, the mean of its workers. `paper`: those of the paper's own row, None
+    where it has none.
+    """
 
     what: str
     algo: str
@@ -45,20 +50,28 @@ class Spent:
     paper_steps: int | None
 
     def columns(self) -> dict[str, str]:
-        """What a table shows of it, by heading. In the order of the paper's: computation, data loading, communication."""
+        """What a table shows of it, by heading. In the order of the paper's: computation, data loading,
+        communication.
+        """
         spent = self.compute + self.data + self.communication + self.other
         return {
             "method": self.algo, "p": str(self.workers), "tau": str(self.tau),
-            "compute / data / comm.": f"{number(self.compute, 3)} / {number(self.data, 2)} / {number(self.communication, 2)}", "other": number(self.other, 2),
-            "comm. %": f"{100 * self.communication / spent:.2g}", "paper": "-" if self.paper is None else " / ".join(map(str, self.paper)),
+            "compute / data / comm.": f"{number(self.compute, 3)} / {number(self.data, 2)} / "
+            f"{number(self.communication, 2)}", "other": number(self.other, 2),
+            "comm. %": f"{100 * self.communication / spent:.2g}",
+            "paper": "-" if self.paper is None else " / ".join(map(str, self.paper)),
         }  # fmt: skip
 
 
 def spent(s: Settings) -> Spent:
-    """Makes one run of `s` and tells where its seconds have gone. Raises UsageError without a length in steps, RunError when it fails."""
+    """Makes one run of `s` and tells where its seconds have gone. Raises UsageError without a length in steps, RunError
+    when it fails.
+    """
     prepared = build.prepare(s)
     if prepared.steps is None:
-        raise UsageError(f"bench table4 minutes={s.minutes}: give steps=, since seconds of equally many steps are compared.")
+        raise UsageError(
+            f"bench table4 minutes={s.minutes}: give steps=, since seconds of equally many steps are compared."
+        )
     with recorded(s, prepared) as (_, summary):
         seconds, speed = summary["seconds"], summary["samples_per_second"]
     papers_steps, papers_rows = _PAPER.get(s.model["name"], (None, {})) if s.batch_size == _PAPERS_BATCH else (None, {})

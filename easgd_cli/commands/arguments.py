@@ -1,4 +1,6 @@
-"""The command line of `easgd train`: Hydra's options, in any order, and overrides, refused where Hydra would let a mistake pass."""
+"""The command line of `easgd train`: Hydra's options, in any order, and overrides, refused where Hydra would let a
+mistake pass.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ ROOT = "config"  # the configuration that settings are composed from unless --co
 
 @dataclass(frozen=True)
 class Arguments:
-    """What was asked for. `overrides` are in Hydra's grammar; `show` are Hydra's own options that print and run nothing."""
+    """What was asked for. `overrides` are in Hydra's grammar; `show` are Hydra's own options that print and run
+    nothing.
+    """
 
     overrides: list[str]
     multirun: bool
@@ -57,7 +61,13 @@ def _parser() -> _Parser:
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--package", "-p")
     parser.add_argument("--resolve", action="store_true")
-    parser.add_argument("--info", "-i", nargs="?", const="all", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
+    parser.add_argument(
+        "--info",
+        "-i",
+        nargs="?",
+        const="all",
+        choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
+    )
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--shell-completion", "-sc", action="store_true")
     return parser
@@ -72,15 +82,25 @@ def parse(argv: Sequence[str]) -> Arguments:
     for word in unknown:
         if word.startswith("-"):
             name = word.lstrip("-").partition("=")[0]
-            raise UsageError(f"{word}: there is no such option; settings are written key=value, such as {name or 'tau'}=VALUE. See easgd train --help.")
+            raise UsageError(
+                f"{word}: there is no such option; settings are written key=value, such as {name or 'tau'}=VALUE. "
+                "See easgd train --help."
+            )
     if found.config_dir is not None and not os.path.isdir(found.config_dir):
         raise UsageError(f"--config-dir {found.config_dir}: there is no such directory.")
     for given, option in ((found.resolve, "--resolve"), (found.package, f"--package {found.package}")):
         if given and found.cfg is None:
-            raise UsageError(f"{option}: says how --cfg prints the settings, and goes with it; write --cfg job {option}.")
+            raise UsageError(
+                f"{option}: says how --cfg prints the settings, and goes with it; write --cfg job {option}."
+            )
     show = []
     if found.cfg is not None:
-        show += ["--cfg", found.cfg, *(["--package", found.package] if found.package else []), *(["--resolve"] if found.resolve else [])]
+        show += [
+            "--cfg",
+            found.cfg,
+            *(["--package", found.package] if found.package else []),
+            *(["--resolve"] if found.resolve else []),
+        ]
     if found.info is not None:
         show += ["--info", found.info]
     if found.hydra_help:
@@ -94,23 +114,34 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def with_search_path(arguments: Arguments) -> Arguments:
-    """`--config-dir` as the setting of Hydra's that does the same, so that composing here and in Hydra see one thing."""
+    """`--config-dir` as the setting of Hydra's that does the same, so that composing here and in Hydra see
+    one thing.
+    """
     if arguments.config_dir is None:
         return arguments
     if any(o.startswith("hydra.searchpath=") for o in arguments.overrides):
-        raise UsageError("--config-dir and hydra.searchpath= both add directories of configurations; put all of them into hydra.searchpath=[...].")
+        raise UsageError(
+            "--config-dir and hydra.searchpath= both add directories of configurations; put all of them into "
+            "hydra.searchpath=[...]."
+        )
     path = quote(f"file://{os.path.abspath(arguments.config_dir)}")
     return replace(arguments, overrides=[*arguments.overrides, f"hydra.searchpath=[{path}]"], config_dir=None)
 
 
 def of_one_run(words: Sequence[str], command: str) -> Arguments:
-    """The settings of one run, for `command`, which makes none as easgd train does. Raises UsageError for what only that takes."""
+    """The settings of one run, for `command`, which makes none as easgd train does. Raises UsageError for what only
+    that takes.
+    """
     asked = with_search_path(parse(words))
     if asked.show or asked.multirun:
-        raise UsageError(f"{command} {asked.show[0] if asked.show else '--multirun'}: is an option of easgd train only.")
+        raise UsageError(
+            f"{command} {asked.show[0] if asked.show else '--multirun'}: is an option of easgd train only."
+        )
     several = next((o.input_line for o in parse_overrides(asked.overrides) if o.is_sweep_override()), None)
     if several is not None:
-        raise UsageError(f"{command} {several}: takes one value of each setting; a single value with a comma in it goes into quotes.")
+        raise UsageError(
+            f"{command} {several}: takes one value of each setting; a single value with a comma in it goes into quotes."
+        )
     return asked
 
 
@@ -138,24 +169,40 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         if key == "hydra.run.dir" and not value:
             raise UsageError(f"{line}: names no directory; write hydra.run.dir=PATH, or leave it out.")
         if override.key_or_group in seen:
-            raise UsageError(f"{seen[override.key_or_group]} {line}: {override.key_or_group} is given twice; keep one of the two.")
-        if (override.key_or_group in GROUPS or "/" in key) and not (override.is_sweep_override() or isinstance(override.value(), str)):
-            raise UsageError(f"{line}: is not a name; write one of the names that easgd train --help lists for {override.key_or_group}.")
+            raise UsageError(
+                f"{seen[override.key_or_group]} {line}: {override.key_or_group} is given twice; keep one of the two."
+            )
+        if (override.key_or_group in GROUPS or "/" in key) and not (
+            override.is_sweep_override() or isinstance(override.value(), str)
+        ):
+            raise UsageError(
+                f"{line}: is not a name; write one of the names that easgd train --help lists for "
+                f"{override.key_or_group}."
+            )
         if override.key_or_group == "default_steps":
-            raise UsageError(f"{line}: default_steps is the length that configs/tuning.yaml gives where none is asked for; write steps={value}.")
+            raise UsageError(
+                f"{line}: default_steps is the length that configs/tuning.yaml gives where none is asked for; "
+                f"write steps={value}."
+            )
         seen[override.key_or_group] = line
         parsed.append(override)
     return parsed
 
 
 def directory(override: Override | None) -> Path | None:
-    """The directory that `resume` or `replay` names, as it was written; None where it is not given, or null. Raises UsageError."""
+    """The directory that `resume` or `replay` names, as it was written; None where it is not given, or null. Raises
+    UsageError.
+    """
     if override is None or override.value() is None:
         return None
     if override.value() == "":
-        raise UsageError(f"{override.input_line}: names no directory; write {override.key_or_group}=RUN_DIR, such as {override.key_or_group}=runs/my_run.")
+        raise UsageError(
+            f"{override.input_line}: names no directory; write {override.key_or_group}=RUN_DIR, such as "
+            f"{override.key_or_group}=runs/my_run."
+        )
     written = override.value()
-    return Path(written if isinstance(written, str) else str(override.input_line).partition("=")[2])  # 123 is read as a number
+    # 123 is read as a number
+    return Path(written if isinstance(written, str) else str(override.input_line).partition("=")[2])
 
 
 def run_dir(path: Path) -> str:
@@ -165,7 +212,9 @@ def run_dir(path: Path) -> str:
 
 
 def _as_meant(line: str) -> list[str]:
-    """`line` without what Hydra's grammar tells apart and settings do not: +, ++ and ~, and values of a sweep under hydra.sweeper.params."""
+    """`line` without what Hydra's grammar tells apart and settings do not: +, ++ and ~, and values of a sweep under
+    hydra.sweeper.params.
+    """
     key, _, value = line.partition("=")
     name = key.lstrip("+~")
     if line == "experiment=null" or (key.startswith("~") and (name == "experiment" or name.startswith("hydra/"))):
@@ -193,7 +242,8 @@ def _quoted_path(line: str, multirun: bool) -> str:
         return f"{key}={quote(value)}"
     if not equals or key not in (PATHS if multirun else PATHS + _LISTS) or not value or value[0] in "'\"":
         return line
-    if "${" in value or re.fullmatch(r"[\w./-]+", value, re.ASCII):  # an interpolation, such as ${now:%Y}, or nothing that needs quotes
+    # an interpolation, such as ${now:%Y}, or nothing that needs quotes
+    if "${" in value or re.fullmatch(r"[\w./-]+", value, re.ASCII):
         return line
     if not multirun or key.startswith("hydra.") or key in ("resume", "replay") or os.path.exists(value):
         return f"{key}={quote(os.path.expanduser(value) if key in PATHS else value)}"
@@ -204,4 +254,7 @@ def _unreadable(line: str, key: str, value: str) -> str:
     if not re.fullmatch(r"[\w@./:-]+", key.lstrip("+~"), re.ASCII):
         return f"{line}: {key} is not a key; settings are written key=value, such as tau=10."
     quoted = shlex.quote(f"{key}={quote(value)}")
-    return f"{line}: the value cannot be read; one with characters such as = # ; ( ) or unpaired quotes goes into quotes of its own: {quoted}."
+    return (
+        f"{line}: the value cannot be read; one with characters such as = # ; ( ) or unpaired quotes goes into "
+        f"quotes of its own: {quoted}."
+    )

@@ -1,4 +1,6 @@
-"""`easgd bench`: what computing, loading data and communicating cost on this hardware, each beside its floor or peer."""
+"""`easgd bench`: what computing, loading data and communicating cost on this hardware, each beside its
+floor or peer.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,16 @@ _HELP = """usage: easgd bench WHAT [KEY=VALUE ...] [--windows N] [--json FILE]
 Each figure is measured in windows that alternate with those of its floor or peer, in the same run; the ratio is the
 median over the windows, with its range.
 
-  step       one worker against a plain PyTorch loop; the given settings against as many of them that never communicate; and
-             with several workers the same at tau=1 against DistributedDataParallel, and that against the plain loops
-  scaling    runs of 1, 2, ... up to the given number of workers, each against as many plain loops: the efficiency. A list,
-             workers=1,4,16, has these numbers only; lists of other settings as in a sweep
-  table4     seconds of a worker that compute, load data and communicate, by number of workers and tau, as in the paper's
-             Table 4, whose own stand beside DOWNPOUR's at tau=1 and EASGD's at tau=10 with its net and batches; lists of
-             values as in a sweep; each run once
-  exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a GPU
+  step       one worker against a plain PyTorch loop; the given settings against as many of them that never communicate;
+             and with several workers the same at tau=1 against DistributedDataParallel, and that against the plain
+             loops
+  scaling    runs of 1, 2, ... up to the given number of workers, each against as many plain loops: the efficiency. A
+             list, workers=1,4,16, has these numbers only; lists of other settings as in a sweep
+  table4     seconds of a worker that compute, load data and communicate, by number of workers and tau, as in the
+             paper's Table 4, whose own stand beside DOWNPOUR's at tau=1 and EASGD's at tau=10 with its net and batches;
+             lists of values as in a sweep; each run once
+  exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a
+             GPU
   data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core; of
              photos in files against its ImageFolder on the originals
   startup    seconds from the command to the first step of every worker
@@ -73,7 +77,9 @@ class _Asked:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures and prints tables; returns the exit status. Raises UsageError, and RunError when a run that is measured fails."""
+    """Measures and prints tables; returns the exit status. Raises UsageError, and RunError when a run that is measured
+    fails.
+    """
     if not argv or "-h" in argv or "--help" in argv:
         print(help_text(_HELP), end="")
         return 0
@@ -83,7 +89,10 @@ def main(argv: Sequence[str]) -> int:
     if what not in _MEASURED:
         known = [*_MEASURED, "calibrate"]
         near = difflib.get_close_matches(what, known, 1)
-        raise UsageError(f"bench {what}: there is no such benchmark; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."))
+        raise UsageError(
+            f"bench {what}: there is no such benchmark; "
+            + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}.")
+        )
     asked = _parsed(what, rest)
     found = []
     console = Console()
@@ -97,7 +106,9 @@ def main(argv: Sequence[str]) -> int:
         try:
             asked.out.write_text(json.dumps([asdict(figures) for figures in found], indent=2) + "\n")
         except OSError as e:
-            raise RunError(f"--json {asked.out}: cannot be written ({e.strerror or e}); the figures are those above.") from e
+            raise RunError(
+                f"--json {asked.out}: cannot be written ({e.strerror or e}); the figures are those above."
+            ) from e
     return 0
 
 
@@ -115,7 +126,10 @@ def _parsed(what: str, rest: Sequence[str]) -> _Asked:
         else:
             overrides.append(word)
     if out is not None and (not out.parent.is_dir() or out.is_dir()):
-        raise UsageError(f"--json {out}: " + ("is a directory; name a file." if out.is_dir() else f"there is no directory {out.parent}."))
+        raise UsageError(
+            f"--json {out}: "
+            + ("is a directory; name a file." if out.is_dir() else f"there is no directory {out.parent}.")
+        )
     return _Asked(what, overrides, windows, out)
 
 
@@ -125,7 +139,9 @@ def _calibrate(words: list[str]) -> int:
         if word == "--yaml" or word.startswith("--yaml="):
             out = Path(word.partition("=")[2] if "=" in word else next(rest, ""))
         elif word.startswith("-") or run is not None:
-            raise UsageError(f"bench calibrate {word}: takes one run directory, and --yaml FILE; see easgd bench --help.")
+            raise UsageError(
+                f"bench calibrate {word}: takes one run directory, and --yaml FILE; see easgd bench --help."
+            )
         else:
             run = Path(word)
     if run is None:
@@ -133,7 +149,9 @@ def _calibrate(words: list[str]) -> int:
     if not run.is_dir():
         raise UsageError(f"bench calibrate {run}: there is no such directory.")
     if out is not None and out.suffix != ".yaml":
-        raise UsageError(f"--yaml {out}: is a file that ends in .yaml; options are found in a directory called launcher.")
+        raise UsageError(
+            f"--yaml {out}: is a file that ends in .yaml; options are found in a directory called launcher."
+        )
     settings = compose.resumed(str(run / "config.yaml"), [], {})
 
     from easgd_cli.bench import calibrate
@@ -152,7 +170,10 @@ def _calibrate(words: list[str]) -> int:
         print(line)
     print(shlex.join(["launcher=simulated", *(f"launcher.{name}={value}" for name, value in written.items())]))
     if out is not None:
-        lines = [f"# What {run.name} measured: {settings.algo['name']}, {settings.workers} workers, tau={settings.tau}.", "defaults: [simulated]"]
+        lines = [
+            f"# What {run.name} measured: {settings.algo['name']}, {settings.workers} workers, tau={settings.tau}.",
+            "defaults: [simulated]",
+        ]
         text = "\n".join([*lines, *(f"{name}: {value}" for name, value in written.items())]) + "\n"
         output.put(out, lambda path: path.write_text(text, encoding="utf-8"))
     return 0
@@ -164,7 +185,12 @@ def _derived(m: Measured, c: Calibration) -> Iterator[str]:
     source = "the step loop's waiting" if c.exchange == m.exchanging else "measured beside processes that compute"
     for name, seconds, said in (
         ("a step", mean, f"from {min(c.compute) * 1000:.4g} to {max(c.compute) * 1000:.4g} ms, exchanges left out"),
-        ("service", c.service, f"the master's CPU time for each of {m.exchanges:,} messages, {m.service * 1000:.4g} ms, or the exchange where that is less"),
+        (
+            "service",
+            c.service,
+            f"the master's CPU time for each of {m.exchanges:,} messages, {m.service * 1000:.4g} ms, or the "
+            "exchange where that is less",
+        ),
         ("an exchange", c.exchange, f"{source}; {c.queueing * 1000:.2g} ms of it behind others"),
         ("latency", c.latency, "half of what an exchange takes beyond service and queue"),
         ("overhead", c.overhead, f"of a worker for each exchange: {100 * c.overhead / m.tau / mean:.2g} % of a step"),
@@ -199,7 +225,9 @@ def _table4(asked: _Asked) -> Iterator[Spent]:
     from easgd_cli.bench.table4 import spent
 
     if asked.windows is not None:
-        raise UsageError(f"--windows {asked.windows}: bench table4 makes each run once; give more steps for steadier figures.")
+        raise UsageError(
+            f"--windows {asked.windows}: bench table4 makes each run once; give more steps for steadier figures."
+        )
     return map(spent, _several(asked))
 
 
@@ -208,7 +236,10 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
 
     s = _settings(asked)
     if build.method(s).shared is None:
-        raise UsageError(f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with a center.")
+        raise UsageError(
+            f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with "
+            "a center."
+        )
     import torch
 
     from easgd_cli.system.devices import deal_devices
@@ -230,16 +261,24 @@ def _data(asked: _Asked) -> Iterator[Row]:
     assert isinstance(images, StoredImages)
     originals = Path(s.dataset.get("root", "")) / "train"
     if not originals.is_dir():
-        raise UsageError(f"bench data dataset={s.dataset['name']}: torchvision's peer reads the originals, and {originals} is not there.")
+        raise UsageError(
+            f"bench data dataset={s.dataset['name']}: torchvision's peer reads the originals, and {originals} is "
+            "not there."
+        )
     return iter(run_stored(images, originals, s.batch_size, _windows(asked)))
 
 
 def _startup(asked: _Asked) -> Iterator[Startup]:
     from easgd_cli.bench.startup import run
 
-    fixed = next((o for o in asked.overrides if o.partition("=")[0] in ("steps", "epochs", "minutes", "hydra.run.dir")), None)
+    fixed = next(
+        (o for o in asked.overrides if o.partition("=")[0] in ("steps", "epochs", "minutes", "hydra.run.dir")), None
+    )
     if fixed is not None:
-        raise UsageError(f"bench startup {fixed}: its runs take one step, in directories of their own; leave out {fixed.partition('=')[0]}=.")
+        raise UsageError(
+            f"bench startup {fixed}: its runs take one step, in directories of their own; leave out "
+            f"{fixed.partition('=')[0]}=."
+        )
     s = _timed(asked, _settings(asked))
     yield run(asked.overrides, s.workers, _windows(asked))
 
@@ -271,7 +310,10 @@ def _settings(asked: _Asked) -> Settings:
 def _timed(asked: _Asked, settings: Settings) -> Settings:
     """Of a benchmark that times real runs. Raises UsageError for what cannot be timed."""
     if not build.launched_in_processes(settings):
-        raise UsageError(f"bench {asked.what} launcher={settings.launcher['name']}: its seconds are virtual, and real ones are due; leave out launcher=.")
+        raise UsageError(
+            f"bench {asked.what} launcher={settings.launcher['name']}: its seconds are virtual, and real ones are "
+            "due; leave out launcher=."
+        )
     for key in ("resume", "replay"):
         if (path := getattr(settings, key)) is not None:
             raise UsageError(f"bench {asked.what} {key}={path}: makes runs of its own; leave out {key}=.")

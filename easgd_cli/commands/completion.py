@@ -1,7 +1,8 @@
-"""What a shell offers where a command line ends, when TAB is pressed: settings and their values from Hydra, the rest from here.
+"""What a shell offers where a command line ends, when TAB is pressed: settings and their values from Hydra, the rest
+from here.
 
-Hydra's scripts (`easgd train -sc install=bash`), and the one for zsh below, call `easgd -sc query=bash` with the line in COMP_LINE.
-Where nothing is offered they offer files.
+Hydra's scripts (`easgd train -sc install=bash`), and the one for zsh below, call `easgd -sc query=bash` with the line
+in COMP_LINE. Where nothing is offered they offer files.
 """
 
 from __future__ import annotations
@@ -52,13 +53,17 @@ def main(words: Sequence[str], commands: Sequence[str]) -> int:
     ):  # a wrong line is told of when it is given
         os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # Hydra completes `easgd key=`
         sys.argv = ["easgd", *_own_configurations(line.split()), "-sc", *words]
-        hydra.main(config_path=str(configs.directory()), config_name=arguments.ROOT, version_base="1.3")(lambda _: None)()
+        hydra.main(config_path=str(configs.directory()), config_name=arguments.ROOT, version_base="1.3")(
+            lambda _: None
+        )()
     print("\n".join(word for word in said.getvalue().split() if _is_for_users(word, line.split())))
     return 0
 
 
 def _is_for_users(offered: str, words: Sequence[str]) -> bool:
-    """Whether a setting is there to be written: no maker's place, and no name but where the option chosen in `words` asks for one."""
+    """Whether a setting is there to be written: no maker's place, and no name but where the option chosen in `words`
+    asks for one.
+    """
     group, _, key = offered.removesuffix("=").rpartition(".")
     if key in ("target", "_target_") or offered.startswith("tuning"):  # which follows from method and data set
         return False
@@ -85,11 +90,19 @@ def offered(line: str, commands: Sequence[str]) -> list[str] | None:
 
 
 def _paths(begun: str) -> list[str]:
-    """What lies where `begun` points, directories with a slash at the end; only names that a shell takes as they are."""
+    """What lies where `begun` points, directories with a slash at the end; only names that a shell takes as
+    they are.
+    """
     directory, name = os.path.split(begun)
     with suppress(OSError), os.scandir(os.path.expanduser(directory) or ".") as entries:
-        found = sorted((e.name, e.is_dir()) for e in entries if e.name.startswith(name) and re.fullmatch(r"[\w.,=+@-]+", e.name))
-        return [os.path.join(directory, f"{own}/" if is_directory else own) for own, is_directory in found if name or not own.startswith(".")]
+        found = sorted(
+            (e.name, e.is_dir()) for e in entries if e.name.startswith(name) and re.fullmatch(r"[\w.,=+@-]+", e.name)
+        )
+        return [
+            os.path.join(directory, f"{own}/" if is_directory else own)
+            for own, is_directory in found
+            if name or not own.startswith(".")
+        ]
     return []
 
 

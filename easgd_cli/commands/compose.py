@@ -1,6 +1,7 @@
 """From overrides to typed settings: Hydra composes, and each of its refusals becomes a sentence about the key.
 
-What leaves this file is `Settings` and plain strings, and the whole configuration for Hydra alone, which runs a job by it.
+What leaves this file is `Settings` and plain strings, and the whole configuration for Hydra alone, which runs a job by
+it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from easgd_cli.settings.schema import Settings
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
 for _pair, _row in configs.tuning().items():
     ConfigStore.instance().store(group="tuning/table", name=_pair, node=_row)
-OmegaConf.register_new_resolver("named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True)
+OmegaConf.register_new_resolver(
+    "named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True
+)
 
 
 def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable[str], digits: int | None) -> str:
@@ -64,7 +67,9 @@ def composing(config_name: str) -> Iterator[typing.Callable[[Sequence[str]], Com
     """A function from overrides (without sweeps) to a job, for as long as the context lasts. It raises UsageError."""
     group, slash, option = config_name.rpartition("/")
     if slash:
-        raise UsageError(f"--config-name {config_name}: is an option of {group}, and no root configuration; write {group}={option}.")
+        raise UsageError(
+            f"--config-name {config_name}: is an option of {group}, and no root configuration; write {group}={option}."
+        )
     with initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
         yield lambda overrides: _compose(config_name, list(overrides))
 
@@ -121,7 +126,9 @@ def options(group: str, overrides: Sequence[str]) -> list[str]:
 
 
 def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | None]) -> Settings:
-    """The dataclasses, every interpolation resolved. Raises UsageError for values that are missing or do not resolve."""
+    """The dataclasses, every interpolation resolved. Raises UsageError for values that are missing or do
+    not resolve.
+    """
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as e:
@@ -131,7 +138,9 @@ def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | No
         raise UsageError(refusals.not_given(missing[0], overrides, choices))
     settings = OmegaConf.to_object(cfg)
     if not isinstance(settings, Settings):
-        raise UsageError("--config-name: is of a configuration that begins with easgd's own; - config is the first of its defaults.")
+        raise UsageError(
+            "--config-name: is of a configuration that begins with easgd's own; - config is the first of its defaults."
+        )
     return settings
 
 
@@ -149,7 +158,10 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
         raise UsageError(f"{path}: is not a configuration of this version of easgd: {refusals.first_line(e)}.") from e
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise UsageError(f"{path}: is not a configuration of this version of easgd: it says nothing of {missing[0]}; start the run again instead.")
+        raise UsageError(
+            f"{path}: is not a configuration of this version of easgd: it says nothing of {missing[0]}; start the "
+            "run again instead."
+        )
     for key, value in changes.items():
         try:
             OmegaConf.update(cfg, key, value)
@@ -159,14 +171,18 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
 
 
 def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[str, str | None]) -> None:
-    """Refuses `model.name=` and the like for all but makers that take a name: for others it would be a label that misleads."""
+    """Refuses `model.name=` and the like for all but makers that take a name: for others it would be a label that
+    misleads.
+    """
     for line in overrides:
         group, _, key = line.partition("=")[0].partition(".")
         if group not in GROUPS or key != "name":
             continue
         target = getattr(settings, group)["target"]
         if target is not None and "name" not in targets.signature(targets.locate(group, target)):
-            raise UsageError(f"{line}: {group}={choices.get(group)} takes no name; write {group}=NAME to choose another.")
+            raise UsageError(
+                f"{line}: {group}={choices.get(group)} takes no name; write {group}=NAME to choose another."
+            )
 
 
 # What a maker of each group is given by name (experiment/build.py), and so is no setting of its own.
@@ -183,7 +199,9 @@ _OFFERED = {
 
 
 def _store(group: str, target: str) -> None:
-    """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises UsageError."""
+    """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises
+    UsageError.
+    """
     parameters = targets.signature(targets.locate(group, target))
     node: dict[str, Any] = {"name": target, "target": target}
     for name, parameter in parameters.items():

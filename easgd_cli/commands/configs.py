@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-_ORDER = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")  # as a newcomer meets them
+# as a newcomer meets them
+_ORDER = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")
 
 
 def directory() -> Path:
@@ -32,7 +33,10 @@ def settings(group: str, option: str) -> dict[str, tuple[str, str]]:
     if text.startswith("# @package _global_"):  # sets that, too; its own are in the section of its group
         section = re.search(rf"^{group}:\n((?:  .*\n?)*)", text, re.MULTILINE)
         text = textwrap.dedent(section[1]) if section else ""
-    found = {m[1]: (m[2].strip(), (m[3] or "").strip()) for m in re.finditer(r"^(\w+):([^#\n]*)(?:#(.*))?$", text, re.MULTILINE)}
+    found = {
+        m[1]: (m[2].strip(), (m[3] or "").strip())
+        for m in re.finditer(r"^(\w+):([^#\n]*)(?:#(.*))?$", text, re.MULTILINE)
+    }
     given = {key for key, (value, _) in found.items() if key in ("name", "target", "defaults") and value != "???"}
     return {key: (value.replace("???", ""), what) for key, (value, what) in found.items() if key not in given}
 
@@ -40,7 +44,9 @@ def settings(group: str, option: str) -> dict[str, tuple[str, str]]:
 def defaults() -> dict[str, str | None]:
     """Every group of the root configuration with the option taken unless told otherwise."""
     entries = yaml.safe_load((directory() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-    chosen = {key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items() if " " not in key}
+    chosen = {
+        key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items() if " " not in key
+    }
     return dict(sorted(chosen.items(), key=lambda item: _ORDER.index(item[0])))
 
 
@@ -56,7 +62,9 @@ def tuning() -> dict[str, dict[str, Any]]:
 
 def shadowed(other: Path) -> list[str]:
     """Files in `other` that have the path of one of ours and so are never read: ours are found first."""
-    return sorted(str(p.relative_to(other)) for p in other.rglob("*.yaml") if (directory() / p.relative_to(other)).is_file())
+    return sorted(
+        str(p.relative_to(other)) for p in other.rglob("*.yaml") if (directory() / p.relative_to(other)).is_file()
+    )
 
 
 def _headline(path: Path) -> str:

@@ -1,4 +1,6 @@
-"""`easgd data`: makes the resized copy of a data set of photos, or decodes everything in a data set and says what is wrong."""
+"""`easgd data`: makes the resized copy of a data set of photos, or decodes everything in a data set and says what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,18 @@ _HELP = """usage: easgd data prepare dataset=imagenet dataset.root=DIR [KEY=VALU
        easgd data verify [dataset=NAME] [KEY=VALUE ...]
 
   prepare   writes a copy of a data set of photos (imagenet, imagefolder) with smallest sides of dataset.resize into
-            DIR/prepared-256, or dataset.prepared=DIR, in as many processes as there are cores. Stopped at any moment, it goes on
-            where it was when called again; images that are new or have changed are done again. Images that cannot be decoded are
-            listed and left out. Training uses the copy when it is there, instead of the originals.
-  verify    decodes everything in a data set and lists what cannot be decoded, and whether a prepared copy is still that of its
-            originals
+            DIR/prepared-256, or dataset.prepared=DIR, in as many processes as there are cores. Stopped at any moment,
+            it goes on where it was when called again; images that are new or have changed are done again. Images that
+            cannot be decoded are listed and left out. Training uses the copy when it is there, instead of the
+            originals.
+  verify    decodes everything in a data set and lists what cannot be decoded, and whether a prepared copy is still that
+            of its originals
 
   easgd data prepare dataset=imagenet dataset.root=/data/imagenet
   easgd data verify dataset=cifar10
 
-Settings are those of easgd train. Exit status: 0 all is well, images left out by prepare included; 1 verify has found something;
-2 the data set cannot be used at all, or a setting is wrong.
+Settings are those of easgd train. Exit status: 0 all is well, images left out by prepare included; 1 verify has found
+something; 2 the data set cannot be used at all, or a setting is wrong.
 """
 
 _WHAT = ("prepare", "verify")
@@ -51,7 +54,10 @@ def main(argv: Sequence[str]) -> int:
     what, *rest = argv
     if what not in _WHAT:
         near = difflib.get_close_matches(what, _WHAT, 1)
-        raise UsageError(f"data {what}: there is no such action; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(_WHAT)}."))
+        raise UsageError(
+            f"data {what}: there is no such action; "
+            + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(_WHAT)}.")
+        )
     settings = _settings(what, rest)
     return _prepare(settings) if what == "prepare" else _verify(settings)
 
@@ -62,15 +68,22 @@ def _prepare(s: Settings) -> int:
 
     name = s.dataset["name"]
     if name not in photos.LISTED:
-        raise UsageError(f"data prepare dataset={name}: only data sets of photos are prepared ({', '.join(photos.LISTED)}); this one needs no preparation.")
+        raise UsageError(
+            f"data prepare dataset={name}: only data sets of photos are prepared ({', '.join(photos.LISTED)}); "
+            "this one needs no preparation."
+        )
     root, side, directory = _place(s)
     photos.check(side, min(side, 1), None, 0)
     found = photos.LISTED[name](root)
     try:
-        with interruption.raised() as came:  # ended where it stands, the pool of processes would leave semaphores behind, and a warning
+        # ended where it stands, the pool of processes would leave semaphores behind, and a warning
+        with interruption.raised() as came:
             done = preparation.prepare(found, directory, side, cores(), _Progress())
     except KeyboardInterrupt:
-        interruption.tell(f"{'terminated' if came[0] == signal.SIGTERM else 'interrupted'}; called again, easgd data prepare goes on where it was.")
+        interruption.tell(
+            f"{'terminated' if came[0] == signal.SIGTERM else 'interrupted'}; called again, easgd data prepare "
+            "goes on where it was."
+        )
         return 128 + came[0]
     _tell(done, directory)
     return 0
@@ -104,7 +117,12 @@ class _Progress:
         self._said = now
         rate = (done - self._first) / max(now - self._began, 1e-9)
         left = int((total - done) / rate) if rate else 0
-        print(f"{done:,} of {total:,} images, {rate:,.0f} a second, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left", file=sys.stderr, flush=True)
+        print(
+            f"{done:,} of {total:,} images, {rate:,.0f} a second, "
+            f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _verify(s: Settings) -> int:
@@ -124,11 +142,18 @@ def _verify(s: Settings) -> int:
                 progress(before + done, total)
             before += done
         root, side, directory = _place(s)
-        both = name in photos.LISTED and (directory / preparation.INDEX).exists() and (Path(root).expanduser() / "train").is_dir()
+        both = (
+            name in photos.LISTED
+            and (directory / preparation.INDEX).exists()
+            and (Path(root).expanduser() / "train").is_dir()
+        )
         if both and not preparation.current(photos.LISTED[name](root), directory, side):
             wrong += 1
             print(f"{directory}: is not the copy of what lies in {root} now; easgd data prepare brings it up to date")
-    counts = f"{images.count('train') + images.count('held_out'):,} training and {images.count('test'):,} test images of {images.num_classes:,} classes"
+    counts = (
+        f"{images.count('train') + images.count('held_out'):,} training and {images.count('test'):,} test images "
+        f"of {images.num_classes:,} classes"
+    )
     print(f"dataset={name}: {counts}; " + (f"{wrong:,} things are wrong" if wrong else "nothing is wrong"))
     return 1 if wrong else 0
 
@@ -139,12 +164,19 @@ def _place(s: Settings) -> tuple[str, int, Path]:
 
     root = targets.convert("dataset.root", s.dataset.get("root"), str)
     side = targets.convert("dataset.resize", s.dataset.get("resize"), int)
-    return root, side, photos.prepared_directory(root, side, targets.convert("dataset.prepared", s.dataset.get("prepared"), str | None))
+    return (
+        root,
+        side,
+        photos.prepared_directory(
+            root, side, targets.convert("dataset.prepared", s.dataset.get("prepared"), str | None)
+        ),
+    )
 
 
 def _settings(what: str, words: Sequence[str]) -> Settings:
     asked = arguments.of_one_run(words, f"data {what}")
     given = {o.key_or_group for o in arguments.parse_overrides(asked.overrides)}
-    without = [o for o in ("eta=0", "steps=1") if o.partition("=")[0] not in given]  # which a data set of one's own may have no default of
+    # which a data set of one's own may have no default of
+    without = [o for o in ("eta=0", "steps=1") if o.partition("=")[0] not in given]
     with compose.composing(asked.config_name) as composed:
         return composed([*without, *asked.overrides]).settings

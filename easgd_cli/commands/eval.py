@@ -1,4 +1,6 @@
-"""`easgd eval`: measures what a run has saved, on its own data set or another, and says which classes it takes for which."""
+"""`easgd eval`: measures what a run has saved, on its own data set or another, and says which classes it takes for
+which.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,21 @@ if TYPE_CHECKING:
 
 _HELP = """usage: easgd eval RUN [WHAT] [KEY=VALUE ...] [--config-dir DIR] [--json FILE] [--export FILE]
 
-Measures what RUN has saved, as the run itself measures: center patches, dropout off, batch norm's statistics estimated anew.
+Measures what RUN has saved, as the run itself measures: center patches, dropout off, batch norm's statistics estimated
+anew.
 
   center     the center, from center.pt (what is measured unless another is named)
   average    the average of the center, from average.pt
   worker_00  a worker, from the newest checkpoint
 
-Settings are dataset=, dataset.*, eval.train_images and eval.device; the others are those of the run. RUN/config.yaml holds
-all of them, so configurations of your own that RUN was started with are not needed again. Code of your own (my_module:MyNet)
-is: it is looked for in the working directory and among the installed packages, as when RUN was started.
+Settings are dataset=, dataset.*, eval.train_images and eval.device; the others are those of the run. RUN/config.yaml
+holds all of them, so configurations of your own that RUN was started with are not needed again. Code of your own
+(my_module:MyNet) is: it is looked for in the working directory and among the installed packages, as when RUN was
+started.
 
   --config-dir DIR  where dataset=NAME is looked for, too
-  --json FILE       the figures, the classes' names and the confusion counts (row: the class, column: what it is taken for), as JSON
+  --json FILE       the figures, the classes' names and the confusion counts (row: the class, column: what it is taken
+                    for), as JSON
   --export FILE     the parameters and buffers as a .safetensors file (needs the package safetensors)
 
   easgd eval runs/my_run
@@ -70,7 +75,10 @@ def main(argv: Sequence[str]) -> int:
     needed = build.asked_by_problem(settings)
     if "model" not in needed:
         name = settings.problem["name"]
-        raise UsageError(f"eval {asked.run}: problem={name} has no net to measure; what its run measured last is in {asked.run / 'summary.json'}.")
+        raise UsageError(
+            f"eval {asked.run}: problem={name} has no net to measure; what its run measured last is in "
+            f"{asked.run / 'summary.json'}."
+        )
 
     import torch  # only now: a mistake is answered in a moment
 
@@ -82,15 +90,22 @@ def main(argv: Sequence[str]) -> int:
     try:
         problem = build.problem(settings, images, torch.device(device))
     except UsageError as e:
-        if asked.what.startswith("worker_") or settings.init is None or not str(e).startswith(given := f"init={settings.init}"):
+        if (
+            asked.what.startswith("worker_")
+            or settings.init is None
+            or not str(e).startswith(given := f"init={settings.init}")
+        ):
             raise
-        fact = str(e).removeprefix(given).partition("; ")[0].removesuffix(".")  # what to do about it is of a run that begins with the file
+        # what to do about it is of a run that begins with the file
+        fact = str(e).removeprefix(given).partition("; ")[0].removesuffix(".")
         raise UsageError(
-            f"eval {asked.run} dataset={settings.dataset['name']}: {asked.what}.pt does not fit these images{fact}; use the data set of the run."
+            f"eval {asked.run} dataset={settings.dataset['name']}: {asked.what}.pt does not fit these "
+            f"images{fact}; use the data set of the run."
         ) from e
     x = _saved(asked, problem.start()).to(device)
     figures: dict[str, Any] = problem.evaluate(x)
-    counts = problem.confusion(x) if hasattr(problem, "confusion") else None  # a problem of one's own may know no classes
+    # a problem of one's own may know no classes
+    counts = problem.confusion(x) if hasattr(problem, "confusion") else None
     said = {"run": str(asked.run), "what": asked.what, "dataset": settings.dataset["name"]} | figures
     if asked.export is not None:
         _export(asked.export, problem.state_dict(x), said)
@@ -130,7 +145,9 @@ def _parse(argv: Sequence[str]) -> _Asked:
         raise UsageError(f"eval {run}: there is no such directory.")
     what = words.pop(0) if words and "=" not in words[0] else "center"
     if what not in ("center", "average") and not (what.startswith("worker_") and what[7:].isdigit()):
-        raise UsageError(f"eval {run} {what}: is center, average or a worker such as worker_00; settings are written key=value.")
+        raise UsageError(
+            f"eval {run} {what}: is center, average or a worker such as worker_00; settings are written key=value."
+        )
     export = files.get("--export")
     if export is not None and export.suffix != ".safetensors":
         raise UsageError(f"--export {export}: is a file that ends in .safetensors.")
@@ -139,13 +156,16 @@ def _parse(argv: Sequence[str]) -> _Asked:
 
 def _settings(asked: _Asked) -> Settings:
     """The run's, with the data set that was asked for."""
-    parsed = arguments.parse([*asked.overrides, *([] if asked.config_dir is None else ["--config-dir", asked.config_dir])])
+    parsed = arguments.parse(
+        [*asked.overrides, *([] if asked.config_dir is None else ["--config-dir", asked.config_dir])]
+    )
     words = parsed.overrides
     given = {o.key_or_group: o for o in arguments.parse_overrides(words)}
     for key, o in given.items():
         if key not in _CHANGEABLE and not key.startswith("dataset."):
             raise UsageError(
-                f"{o.input_line}: a run is measured with the settings it had; only dataset=, dataset.*, eval.train_images and eval.device may be given."
+                f"{o.input_line}: a run is measured with the settings it had; only dataset=, dataset.*, "
+                "eval.train_images and eval.device may be given."
             )
     if not (asked.run / "config.yaml").exists():
         raise UsageError(f"eval {asked.run}: holds no config.yaml, so this is not the directory of a run.")
@@ -163,8 +183,15 @@ def _settings(asked: _Asked) -> Settings:
         return settings
     if not file.is_file():
         status = reader.status_of(asked.run) or "not known"
-        reason = "this run keeps no average" if asked.what == "average" and settings.average["name"] == "none" else f"its status is {status}"
-        raise UsageError(f"eval {asked.run} {asked.what}: there is no {file.name} ({reason}); a worker of its newest checkpoint can be measured as worker_00.")
+        reason = (
+            "this run keeps no average"
+            if asked.what == "average" and settings.average["name"] == "none"
+            else f"its status is {status}"
+        )
+        raise UsageError(
+            f"eval {asked.run} {asked.what}: there is no {file.name} ({reason}); a worker of its newest "
+            "checkpoint can be measured as worker_00."
+        )
     return replace(settings, init=str(file), init_without=[])
 
 
@@ -175,11 +202,15 @@ def _saved(asked: _Asked, start: Tensor) -> Tensor:
     workers = reader.newest_checkpoint(asked.run).workers
     number = int(asked.what[7:])
     if number not in workers:
-        raise UsageError(f"eval {asked.run} {asked.what}: the newest checkpoint has no such worker; it has {', '.join(f'worker_{i:02d}' for i in workers)}.")
+        raise UsageError(
+            f"eval {asked.run} {asked.what}: the newest checkpoint has no such worker; it has "
+            f"{', '.join(f'worker_{i:02d}' for i in workers)}."
+        )
     x = workers[number].vectors["x"]
     if x.numel() != start.numel():
         raise UsageError(
-            f"eval {asked.run} {asked.what}: has {x.numel():,} parameters and the net for this data set {start.numel():,}; use the data set of the run."
+            f"eval {asked.run} {asked.what}: has {x.numel():,} parameters and the net for this data set "
+            f"{start.numel():,}; use the data set of the run."
         )
     return x
 
@@ -188,8 +219,13 @@ def _export(path: Path, state: Mapping[str, Tensor], said: Mapping[str, Any]) ->
     try:
         from safetensors.torch import save_file
     except ImportError:
-        raise UsageError(f"--export {path}: needs the package safetensors; install it with pip install safetensors.") from None
-    output.put(path, lambda beside: save_file(dict(state), str(beside), metadata={key: str(value) for key, value in said.items()}))
+        raise UsageError(
+            f"--export {path}: needs the package safetensors; install it with pip install safetensors."
+        ) from None
+    output.put(
+        path,
+        lambda beside: save_file(dict(state), str(beside), metadata={key: str(value) for key, value in said.items()}),
+    )
 
 
 def _figures(said: Mapping[str, Any]) -> Table:
@@ -201,13 +237,17 @@ def _figures(said: Mapping[str, Any]) -> Table:
 
 
 def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) -> Table:
-    """Of the test images, how many of each class (row) are taken for each (column); of many classes, the pairs most often confused."""
+    """Of the test images, how many of each class (row) are taken for each (column); of many classes, the pairs most
+    often confused.
+    """
     numbers = [str(c) for c in range(len(counts))]
-    names = [escape(name.encode(errors="replace").decode()) for name in classes] if classes is not None else numbers  # a folder may have any bytes
+    # a folder may have any bytes
+    names = [escape(name.encode(errors="replace").decode()) for name in classes] if classes is not None else numbers
     if len(names) <= _WHOLE:
         table = _whole(counts, names, names)
         unbounded = console.options.update(width=10_000)  # since a measure is no wider than it is told
-        if console.measure(table, options=unbounded).minimum > console.width:  # then the columns are numbers, which the rows explain
+        # then the columns are numbers, which the rows explain
+        if console.measure(table, options=unbounded).minimum > console.width:
             table = _whole(counts, [f"{number} {name}" for number, name in zip(numbers, names, strict=True)], numbers)
         return table
     table = Table(title="the classes most often confused", title_justify="left", box=box.SIMPLE_HEAD)
@@ -220,7 +260,11 @@ def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) 
 
 def _whole(counts: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Table:
     table = Table(
-        title="test images of a class (row) by what they are taken for", title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+        title="test images of a class (row) by what they are taken for",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column("", overflow="fold")  # gives way where there is too little room, and the counts do not
     for name in columns:

@@ -1,4 +1,6 @@
-"""`easgd train --help`, made from the comments in config.py and the files in configs/, so that it cannot fall behind them."""
+"""`easgd train --help`, made from the comments in config.py and the files in configs/, so that it cannot fall behind
+them.
+"""
 
 from __future__ import annotations
 
@@ -31,23 +33,41 @@ _OPTIONS = """Options (Hydra's)
   --info                    print how they are composed
   --config-dir DIR          add your own configurations: docs/configuration.md
   --config-name NAME        start from another root configuration
-  --shell-completion        `eval "$(easgd train -sc install=bash)"`, then TAB completes commands, settings, options and paths
+  --shell-completion        `eval "$(easgd train -sc install=bash)"`, then TAB completes commands, settings, options and
+                            paths
   --hydra-help              more about Hydra; hydra.run.dir=PATH and hydra.sweep.dir=PATH choose the directory
-  hydra/launcher=           with -m: joblib (extra joblib), submitit_slurm, submitit_local (extra slurm); their settings are hydra.launcher.*
-  hydra/sweeper=optuna      with -m: draws the values of intervals and lists to make objective= small (extra optuna); hydra.sweeper.*
+  hydra/launcher=           with -m: joblib (extra joblib), submitit_slurm, submitit_local (extra slurm); their settings
+                            are hydra.launcher.*
+  hydra/sweeper=optuna      with -m: draws the values of intervals and lists to make objective= small (extra optuna);
+                            hydra.sweeper.*
 """
 
-_OWN = """Your own code comes in as module:callable, from the working directory or an installed package: algo=my_module:MyMethod,
-model=my_module:MyNet, dataset=my_module:my_data, problem=my_module:MyProblem. Its own parameters are settings: algo.mu=0.9."""
+_OWN = """Your own code comes in as module:callable, from the working directory or an installed package:
+algo=my_module:MyMethod, model=my_module:MyNet, dataset=my_module:my_data, problem=my_module:MyProblem.
+Its own parameters are settings: algo.mu=0.9."""
 
-_SETTINGS = "Settings (eta, delta, batch_size and steps have defaults for each method and data set, in configs/tuning.yaml, or problem)"
+_SETTINGS = (
+    "Settings (eta, delta, batch_size and steps have defaults for each method and data set, in "
+    "configs/tuning.yaml, or problem)"
+)
 
 _WIDTH, _INDENT = 120, 28
 
 
 def train() -> str:
     """The whole text."""
-    parts = [_OPENING, "Groups (the first is the default)", *_groups(), "", _OWN, "", _SETTINGS, *_settings(schema.Settings, ""), "", _OPTIONS]
+    parts = [
+        _OPENING,
+        "Groups (the first is the default)",
+        *_groups(),
+        "",
+        _OWN,
+        "",
+        _SETTINGS,
+        *_settings(schema.Settings, ""),
+        "",
+        _OPTIONS,
+    ]
     return "\n".join(parts)
 
 
@@ -63,7 +83,11 @@ def _groups() -> list[str]:
         lines += _entry(f"{group}=", comments.get(group, "a figure: method, data and sweep in one"))
         for name in ordered:
             lines += _entry(f"  {name}", names[name])
-            lines += [line for key, (value, what) in configs.settings(group, name).items() for line in _entry(f"    {group}.{key}={value}", what)]
+            lines += [
+                line
+                for key, (value, what) in configs.settings(group, name).items()
+                for line in _entry(f"    {group}.{key}={value}", what)
+            ]
     return lines
 
 

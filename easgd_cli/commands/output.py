@@ -16,7 +16,9 @@ def directory(out: Path) -> Path:
         (out / ".writable").touch()
         (out / ".writable").unlink()
     except OSError as e:
-        raise UsageError(f"--out {out}: nothing can be written there ({e.strerror}); choose another directory with --out DIR.") from e
+        raise UsageError(
+            f"--out {out}: nothing can be written there ({e.strerror}); choose another directory with --out DIR."
+        ) from e
     return out
 
 

@@ -1,7 +1,7 @@
 """What a sweep is made of: every combination composed and checked before the first of them runs.
 
-A key or value that is wrong by itself refuses the whole sweep; combinations that cannot run are left out. Where a sweeper
-draws the values, what it draws from is checked.
+A key or value that is wrong by itself refuses the whole sweep; combinations that cannot run are left out. Where a
+sweeper draws the values, what it draws from is checked.
 """
 
 from __future__ import annotations
@@ -37,11 +37,18 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
     if not asked.multirun and not (first and first.multirun):
         several = next((o for o in overrides if o.is_sweep_override()), None)
         if several is not None:
-            raise UsageError(f"{several.input_line}: several values are a sweep, which -m asks for; a single value with a comma in it goes into quotes.")
+            raise UsageError(
+                f"{several.input_line}: several values are a sweep, which -m asks for; a single value with a "
+                "comma in it goes into quotes."
+            )
         assert first is not None
         for o in overrides:
-            if o.key_or_group in OF_SWEEPS or (o.key_or_group.startswith(_OF_HYDRAS_SWEEPS) and o.value() not in ("basic", None)):
-                raise UsageError(f"{o.input_line}: is about a sweep, and this is a single run; add -m, or leave it out.")
+            if o.key_or_group in OF_SWEEPS or (
+                o.key_or_group.startswith(_OF_HYDRAS_SWEEPS) and o.value() not in ("basic", None)
+            ):
+                raise UsageError(
+                    f"{o.input_line}: is about a sweep, and this is a single run; add -m, or leave it out."
+                )
         return replace(first, settings=apart(first.settings))
     return _sweep(axes, overrides, first, composed)
 
@@ -49,14 +56,21 @@ def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan
 def _sweep(axes: dict[str, list[str]], overrides: list[Override], first: Composed | None, composed: Compose) -> Plan:
     for key, instead in (
         ("hydra.run.dir", "names the directory of one run; a sweep's is hydra.sweep.dir=PATH."),
-        ("hydra.sweep.subdir", "runs of a sweep are named by the values they differ in; hydra.sweep.dir=PATH chooses where they are."),
+        (
+            "hydra.sweep.subdir",
+            "runs of a sweep are named by the values they differ in; hydra.sweep.dir=PATH chooses where they are.",
+        ),
         ("hydra.sweeper.direction", "every objective= is to be small; leave this out."),
     ):
         given = next((o for o in overrides if o.key_or_group == key), None)
         if given is not None and given.value() != "minimize":
             raise UsageError(f"{given.input_line}: {instead}")
-    if of_both := [o.input_line for o in overrides if o.key_or_group in ("sweep", "hydra.sweep.dir") and o.value() is not None][1:]:
-        raise UsageError(f"{of_both[0]}: sweep= and hydra.sweep.dir= both say where the sweep is kept; give one of the two.")
+    if of_both := [
+        o.input_line for o in overrides if o.key_or_group in ("sweep", "hydra.sweep.dir") and o.value() is not None
+    ][1:]:
+        raise UsageError(
+            f"{of_both[0]}: sweep= and hydra.sweep.dir= both say where the sweep is kept; give one of the two."
+        )
     if first is not None and first.swept:
         axes = _axes(arguments.parse_overrides([f"{k}={v}" for k, v in first.swept.items()])) | axes
     of_sweep = first.settings if first is not None else Settings()
@@ -66,35 +80,63 @@ def _sweep(axes: dict[str, list[str]], overrides: list[Override], first: Compose
         if len(axes.pop(key, [])) > 1:
             raise UsageError(f"{key}: is about the whole sweep and has one value.")
     for o in overrides:
-        if o.key_or_group in ("hydra/launcher", "hydra/sweeper"):  # asked of before anything is composed, which would be refused for another reason
+        # asked of before anything is composed, which would be refused for another reason
+        if o.key_or_group in ("hydra/launcher", "hydra/sweeper"):
             plugins.refuse_missing(o.key_or_group.removeprefix("hydra/"), str(o.value()))
     launcher, sweeper = ((first and first.choices.get(f"hydra/{part}")) or "basic" for part in ("launcher", "sweeper"))
     plugins.check(launcher, sweeper)
     if of_sweep.jobs != Settings.jobs and (launcher, sweeper) != ("basic", "basic"):
-        raise UsageError(f"jobs={of_sweep.jobs}: is for jobs that easgd runs itself; a plugin of Hydra's has a setting of its own for that.")
+        raise UsageError(
+            f"jobs={of_sweep.jobs}: is for jobs that easgd runs itself; a plugin of Hydra's has a setting of its "
+            "own for that."
+        )
     minimised, jobs, left_out = None, list[SweepJob](), list[tuple[str, str]]()
     if first is not None and sweeper != "basic":
         minimised = objective.of(first.settings)
         if all(len(values) == 1 for values in axes.values()):
             raise UsageError(
-                f"hydra/sweeper={sweeper}: there is nothing to draw; give a setting several values or an interval, such as eta=interval(0.01,0.1)."
+                f"hydra/sweeper={sweeper}: there is nothing to draw; give a setting several values or an "
+                "interval, such as eta=interval(0.01,0.1)."
             )
         _checked(_one_by_one(axes), axes, composed)
     else:
         if of_sweep.objective is not None:
-            raise UsageError(f"objective={of_sweep.objective}: is what a search minimises; add hydra/sweeper=optuna, or leave it out.")
+            raise UsageError(
+                f"objective={of_sweep.objective}: is what a search minimises; add hydra/sweeper=optuna, or leave "
+                "it out."
+            )
         if first is not None and (interval := next((o.input_line for o in overrides if o.is_interval_sweep()), None)):
-            raise UsageError(f"{interval}: an interval has no end of values; write them out, or choose a sweeper that draws, hydra/sweeper=optuna.")
+            raise UsageError(
+                f"{interval}: an interval has no end of values; write them out, or choose a sweeper that draws, "
+                "hydra/sweeper=optuna."
+            )
         jobs, left_out = _checked([list(words) for words in itertools.product(*axes.values())], axes, composed)
     fixed = {key: values[0] for key, values in axes.items() if len(values) == 1 and single_run.own(values)}
     varying = sorted(key for key, values in axes.items() if len(values) > 1)
     root = _root(axes, first) if of_sweep.sweep is None else Path("runs", "sweeps", _name(of_sweep.sweep))
-    return Plan(root, fixed, varying, of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, jobs, left_out, launcher, sweeper, minimised)
+    return Plan(
+        root,
+        fixed,
+        varying,
+        of_sweep.sweep is not None,
+        of_sweep.jobs,
+        of_sweep.retry,
+        of_sweep.report,
+        jobs,
+        left_out,
+        launcher,
+        sweeper,
+        minimised,
+    )
 
 
 def _one_by_one(axes: dict[str, list[str]]) -> list[list[str]]:
     """Every value of every key, with the first of the others."""
-    return [[other[0] if key != at else value for key, other in axes.items()] for at, values in axes.items() for value in values]
+    return [
+        [other[0] if key != at else value for key, other in axes.items()]
+        for at, values in axes.items()
+        for value in values
+    ]
 
 
 def _name(name: str) -> str:
@@ -103,13 +145,19 @@ def _name(name: str) -> str:
     return name
 
 
-def _checked(combinations: list[list[str]], axes: dict[str, list[str]], composed: Compose) -> tuple[list[SweepJob], list[tuple[str, str]]]:
-    """The jobs that can run, and the combinations that cannot, each with the reason. Raises UsageError for what is wrong by itself."""
+def _checked(
+    combinations: list[list[str]], axes: dict[str, list[str]], composed: Compose
+) -> tuple[list[SweepJob], list[tuple[str, str]]]:
+    """The jobs that can run, and the combinations that cannot, each with the reason. Raises UsageError for what is
+    wrong by itself.
+    """
     varying = {key for key, values in axes.items() if len(values) > 1}
     checks = _Checks(composed)
     fails = {i: sentence for i, words in enumerate(combinations) if (sentence := checks.light(words))}
     _refuse_wrong_by_itself(combinations, fails, checks.light)
-    fails |= {i: sentence for i, words in enumerate(combinations) if i not in fails and (sentence := checks.deep(words))}
+    fails |= {
+        i: sentence for i, words in enumerate(combinations) if i not in fails and (sentence := checks.deep(words))
+    }
     _refuse_wrong_by_itself(combinations, fails, checks.deep)
     if len(fails) == len(combinations):
         raise UsageError("\n".join(dict.fromkeys(fails.values())))
@@ -129,7 +177,9 @@ def _checked(combinations: list[list[str]], axes: dict[str, list[str]], composed
 
 
 def _left_out(words: dict[int, list[str]], fails: dict[int, str], seeds: int) -> Iterator[tuple[str, str]]:
-    """A line and its sentence for every combination that fails, or for all those that differ by one of the `seeds` only."""
+    """A line and its sentence for every combination that fails, or for all those that differ by one of the `seeds`
+    only.
+    """
     alike: dict[tuple[str, str], list[int]] = {}
     for i, sentence in fails.items():
         alike.setdefault((" ".join(w for w in words[i] if not w.startswith("seed=")), sentence), []).append(i)
@@ -176,7 +226,8 @@ class _Checks:
             return s
         key = json.dumps(
             [s.problem, s.dataset, s.model, s.init, s.init_without, s.device, s.precision, s.compile,
-             s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo, s.average, s.launcher, s.eval.every is None,
+             s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo, s.average, s.launcher,
+             s.eval.every is None,
              s.epochs and [s.epochs, s.schedule, s.warmup], s.until.test_error]
         )  # fmt: skip
         if key not in self._deep:
@@ -200,13 +251,18 @@ class _Checks:
         return self._light[key]
 
 
-def _refuse_wrong_by_itself(combinations: list[list[str]], fails: dict[int, str], check: Callable[[Sequence[str]], str | None]) -> None:
+def _refuse_wrong_by_itself(
+    combinations: list[list[str]], fails: dict[int, str], check: Callable[[Sequence[str]], str | None]
+) -> None:
     """Raises UsageError for an override that fails wherever it occurs and, alone, for the same reason."""
     for i, sentence in fails.items():
         own = single_run.own(combinations[i])
         about_hydra = [w for w in combinations[i] if w not in own]  # where configurations are looked for, above all
         for word in own:
-            if all(j in fails for j, words in enumerate(combinations) if word in words) and check([*about_hydra, word]) == sentence:
+            if (
+                all(j in fails for j, words in enumerate(combinations) if word in words)
+                and check([*about_hydra, word]) == sentence
+            ):
                 raise UsageError(sentence)
 
 
@@ -223,7 +279,8 @@ def _axes(overrides: Sequence[Override]) -> dict[str, list[str]]:
                 names = given.filter(compose.options(key, [w.input_line or "" for w in overrides]))
                 axes[key] = [f"{key}={name}" for name in names]
             else:
-                axes[key] = [f"{key}={value}".replace("\\:", ":") for value in o.sweep_string_iterator()]  # it escapes what needs no escape
+                # it escapes what needs no escape
+                axes[key] = [f"{key}={value}".replace("\\:", ":") for value in o.sweep_string_iterator()]
             if not axes[key]:
                 raise UsageError(f"{o.input_line}: has no values, so there is nothing to run.")
             twice = next((v for v in axes[key] if axes[key].count(v) > 1), None)

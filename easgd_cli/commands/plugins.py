@@ -23,7 +23,8 @@ def check(launcher: str, sweeper: str) -> None:
     refuse_missing("sweeper", sweeper)
     if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
         raise UsageError(
-            "hydra/launcher=submitit_slurm: there is no sbatch on this machine, so no SLURM to hand jobs to; start it where one is, or leave the launcher out."
+            "hydra/launcher=submitit_slurm: there is no sbatch on this machine, so no SLURM to hand jobs to; "
+            "start it where one is, or leave the launcher out."
         )
 
 
@@ -31,7 +32,10 @@ def refuse_missing(part: str, option: str) -> None:
     """Raises UsageError where hydra/`part`=`option` needs an extra that is not installed."""
     extra, module = _EXTRAS.get((part, option), (None, None))
     if extra is not None and not _installed(f"hydra_plugins.{module}"):
-        raise UsageError(f"hydra/{part}={option}: needs a plugin of Hydra's that is not installed; install it with pip install 'easgd[{extra}]'.")
+        raise UsageError(
+            f"hydra/{part}={option}: needs a plugin of Hydra's that is not installed; install it with pip install "
+            f"'easgd[{extra}]'."
+        )
 
 
 def _installed(module: str) -> bool:

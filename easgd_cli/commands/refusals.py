@@ -1,4 +1,5 @@
-"""What was wrong with a configuration, in a sentence about the key and value as the user wrote them, on the command line or in a file.
+"""What was wrong with a configuration, in a sentence about the key and value as the user wrote them, on the command
+line or in a file.
 
 Hydra and OmegaConf tell what they could not do; here it becomes what to write instead.
 """
@@ -24,23 +25,40 @@ from easgd_cli.settings.schema import Settings
 
 # What other programs call our settings.
 _ELSEWHERE = {
-    "lr": "eta", "learning_rate": "eta", "momentum": "delta", "mu": "delta", "weight_decay": "l2", "wd": "l2", "period": "tau", "moving_rate": "alpha",
+    "lr": "eta", "learning_rate": "eta", "momentum": "delta", "mu": "delta", "weight_decay": "l2", "wd": "l2",
+    "period": "tau", "moving_rate": "alpha",
     "warmup_steps": "warmup", "max_norm": "clip", "clip_norm": "clip", "grad_clip": "clip",
     "label_smoothing": "problem.label_smoothing", "top5": "problem.top5",
-    "p": "workers", "num_workers": "workers", "nproc": "workers", "nproc_per_node": "workers", "batch": "batch_size", "bs": "batch_size",
-    "max_steps": "steps", "iterations": "steps", "max_epochs": "epochs", "algorithm": "algo", "method": "algo", "data": "dataset", "net": "model",
+    "p": "workers", "num_workers": "workers", "nproc": "workers", "nproc_per_node": "workers", "batch": "batch_size",
+    "bs": "batch_size",
+    "max_steps": "steps", "iterations": "steps", "max_epochs": "epochs", "algorithm": "algo", "method": "algo",
+    "data": "dataset", "net": "model",
     "gpu": "device", "gpus": "device", "num_gpus": "device", "cuda": "device", "sweeper": "hydra/sweeper",
     "dir": "hydra.run.dir", "run_dir": "hydra.run.dir", "out": "hydra.run.dir", "output_dir": "hydra.run.dir",
 }  # fmt: skip
 _NO_OPTIMIZER = "a method brings its own local steps, plain or with momentum; choose it with algo=, such as algo=eamsgd"
-_ONE_MACHINE = "a run is on one machine, with workers= processes; the runs of a sweep go to others with -m hydra/launcher=submitit_slurm"
+_ONE_MACHINE = (
+    "a run is on one machine, with workers= processes; the runs of a sweep go to others with -m "
+    "hydra/launcher=submitit_slurm"
+)
 _NOT_HERE = {"optimizer": _NO_OPTIMIZER, "optim": _NO_OPTIMIZER} | dict.fromkeys(
     ("nodes", "nnodes", "num_nodes", "machines", "hosts", "world_size"), _ONE_MACHINE
 )
 
 # Hydra's own groups, each with a section of the same name.
 _HYDRAS_GROUPS = [
-    f"hydra/{name}" for name in ("callbacks", "env", "help", "hydra_help", "hydra_logging", "job_logging", "launcher", "sweeper", "sweeper/sampler")
+    f"hydra/{name}"
+    for name in (
+        "callbacks",
+        "env",
+        "help",
+        "hydra_help",
+        "hydra_logging",
+        "job_logging",
+        "launcher",
+        "sweeper",
+        "sweeper/sampler",
+    )
 ]
 
 
@@ -59,9 +77,18 @@ def missing(e: MissingConfigException, config_name: str) -> str:
         if net := nets.get(_folded(name)):
             return f"model={name}: is a net of torchvision; write model=torchvision model.name={net}."
     if group == "launcher" and (far := _near(name, plugins.LAUNCHERS)):
-        return f"launcher={name}: launcher= says where a run's processes are; the runs of a sweep are handed on with -m hydra/launcher={far}."
-    listed = f" There are: {', '.join(known)}." if known else f" There is no {group} yet; add a directory of your own with --config-dir."
-    own = f" Your own: {targets.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
+        return (
+            f"launcher={name}: launcher= says where a run's processes are; the runs of a sweep are handed on with "
+            f"-m hydra/launcher={far}."
+        )
+    listed = (
+        f" There are: {', '.join(known)}."
+        if known
+        else f" There is no {group} yet; add a directory of your own with --config-dir."
+    )
+    own = (
+        f" Your own: {targets.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
+    )
     near = _near(name, [o for o in known if o != "none"], cutoff=0.51)
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
 
@@ -73,21 +100,28 @@ def sentence(e: BaseException, overrides: Sequence[str]) -> str:
         return f"In {in_file[1]}.yaml: {_of_a_file(in_file[1].partition('/')[0], e.__context__)}"
     cause = e if isinstance(e, OmegaConfBaseException) else e.__cause__
     if isinstance(cause, InterpolationResolutionError):
-        written = _written(cause.full_key, overrides) if cause.full_key else next((o for o in overrides if "${" in o), "A setting")
+        written = (
+            _written(cause.full_key, overrides)
+            if cause.full_key
+            else next((o for o in overrides if "${" in o), "A setting")
+        )
         return f"{written}: its ${{...}} cannot be resolved: {first_line(cause)}."
     if isinstance(cause, ValidationError | ConfigTypeError) and cause.full_key:
         return _wrong_type(cause, overrides)
     if isinstance(cause, AttributeError | KeyError) and getattr(cause, "full_key", None):
         return _unknown(cause, overrides)
     if unknown := re.match(r"(?:In '([^']+)': )?Could not (?:override|delete from config\.) '([^'@]+)", str(e)):
-        return f"In {unknown[1]}.yaml: {_no_setting(unknown[2], [])}" if unknown[1] else _no_setting(unknown[2], overrides)
+        return (
+            f"In {unknown[1]}.yaml: {_no_setting(unknown[2], [])}" if unknown[1] else _no_setting(unknown[2], overrides)
+        )
     if there := re.match(r"Could not append to config\. An item is already at '(.*)'", str(e)):
         return f"{(line := _written(there[1], overrides))}: is there already; write {line[1:]} without the +."
     if twice := re.match(r"Multiple values for ([\w/]+)\. To override a value use 'override [\w/]+: (.*)'", str(e)):
         return f"The defaults of a file choose {twice[1]} once more; write - override /{twice[1]}: {twice[2]} there."
     if gone := re.match(r"provider=.* path=(.*) is not available", str(e)):
         return (
-            f"{_written('hydra.searchpath', overrides)}: there is no directory {gone[1]}; one that is there is written 'hydra.searchpath=[file:///path/to/it]'."
+            f"{_written('hydra.searchpath', overrides)}: there is no directory {gone[1]}; one that is there "
+            "is written 'hydra.searchpath=[file:///path/to/it]'."
         )
     if "hydra.searchpath must be a list" in str(e):
         line = _written("hydra.searchpath", overrides)
@@ -126,10 +160,16 @@ def chosen_with_a_slash(written: str, group: str) -> str:
 
 
 def check_sections(cfg: DictConfig, choices: Iterable[str], overrides: Sequence[str]) -> None:
-    """Raises UsageError where a value stands in the place of a section: untyped ones, which is what a plugin's are, let it."""
+    """Raises UsageError where a value stands in the place of a section: untyped ones, which is what a plugin's are, let
+    it.
+    """
     for group in choices:
         key = group.replace("/", ".")
-        if (node := OmegaConf.select(cfg, key)) is not None and not isinstance(node, DictConfig) and key.startswith("hydra."):
+        if (
+            (node := OmegaConf.select(cfg, key)) is not None
+            and not isinstance(node, DictConfig)
+            and key.startswith("hydra.")
+        ):
             raise UsageError(chosen_with_a_slash(_written(key, overrides), group))
     for line in overrides:
         name = line.partition("=")[0]
@@ -143,7 +183,9 @@ def _of_a_file(group: str, cause: BaseException) -> str:
     """What is wrong with a file of `group`, which OmegaConf could not merge."""
     key, value = getattr(cause, "full_key", None), getattr(cause, "value", None)
     if group == key == "experiment":
-        return "an experiment sets what belongs to other groups, so # @package _global_ is its first line; write it there."
+        return (
+            "an experiment sets what belongs to other groups, so # @package _global_ is its first line; write it there."
+        )
     if key in GROUPS and value is not None:
         return f"{key}: {value}: a name is chosen in the defaults; write - override /{key}: {value} there."
     if stands := re.match(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", str(cause)):
@@ -172,8 +214,13 @@ def _unknown(cause: Any, overrides: Sequence[str]) -> str:
         return f"{written}: {cause.parent_node.get('name')} has no such setting; {having}"
     if parent.startswith("hydra.") and typing.get_origin(cause.ref_type) is dict:
         return f"{written}: {parent} has no {key} yet; a + adds it: +{written}."
-    if parent in ("hydra.launcher", "hydra.sweeper") and not any(o.startswith(f"{parent.replace('.', '/')}=") for o in overrides):
-        return f"{written}: easgd itself has no such setting; choose the plugin that has it with {parent.replace('.', '/')}=."
+    if parent in ("hydra.launcher", "hydra.sweeper") and not any(
+        o.startswith(f"{parent.replace('.', '/')}=") for o in overrides
+    ):
+        return (
+            f"{written}: easgd itself has no such setting; choose the plugin that has it with "
+            f"{parent.replace('.', '/')}=."
+        )
     return _no_setting(full, overrides, parent, siblings)
 
 
@@ -229,7 +276,9 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
         if "number" in str(e) and (united := re.fullmatch(r"([0-9.]+) ?[a-z%]+", value)):
             return f"{str(e).rstrip('.')}, without a unit: {full}={united[1]}."
         if "number" in str(e) and (several := re.fullmatch(r"\[(.*)\]", value)):
-            return f"{str(e).rstrip('.')}; several, of a sweep, have no brackets: -m {full}={several[1].replace(' ', '')}."
+            return (
+                f"{str(e).rstrip('.')}; several, of a sweep, have no brackets: -m {full}={several[1].replace(' ', '')}."
+            )
         return str(e)
     if one_of := re.search(r"expected one of \[(.*)\]", str(cause)):
         return f"{line}: must be one of {one_of[1]}."

@@ -23,7 +23,9 @@ _OPTION = "launcher"  # whose option may be any virtual cluster
 
 
 def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome, Path]:
-    """Runs that of `source` again in a directory of its own and says whether its center is that of the recorded run. Raises UsageError and RunError."""
+    """Runs that of `source` again in a directory of its own and says whether its center is that of the recorded run.
+    Raises UsageError and RunError.
+    """
     given = f"replay={source}"
     if asked.multirun:
         raise UsageError(f"{given}: one run is replayed at a time; leave out -m.")
@@ -44,13 +46,15 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
         virtual = composed(words)  # of which the cluster and the directory are taken
     if not isinstance(kinds.launcher(virtual.settings), kinds.Simulated):
         raise UsageError(
-            f"{given} {others[_OPTION].input_line}: a recorded order is gone through on a virtual cluster; use launcher=simulated, or leave it out."
+            f"{given} {others[_OPTION].input_line}: a recorded order is gone through on a virtual cluster; "
+            "use launcher=simulated, or leave it out."
         )
     others.pop(_OPTION, None)
     changes = {key: o.value() for key, o in others.items() if not key.startswith(("launcher.", "hydra."))}
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes)
     recorded = reader.summary_of(source)
-    reader.read_order(source / "exchanges.bin", settings.workers)  # so that a damaged one is found before anything is started
+    # so that a damaged one is found before anything is started
+    reader.read_order(source / "exchanges.bin", settings.workers)
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
@@ -78,8 +82,14 @@ def _compared(source: Path, path: Path) -> str:
     if same:
         return f"The center is that of {source}, bit for bit."
     ours_said, theirs_said = reader.summary_of(path), reader.summary_of(source)
-    changed = [name for name in ("versions", "hardware", "threads", "exchanges", "steps") if ours_said.get(name) != theirs_said.get(name)]
+    changed = [
+        name
+        for name in ("versions", "hardware", "threads", "exchanges", "steps")
+        if ours_said.get(name) != theirs_said.get(name)
+    ]
     because = (
-        f"the two differ in {', '.join(changed)} (summary.json)" if changed else "that run was resumed with several workers, say, which is not recorded exactly"
+        f"the two differ in {', '.join(changed)} (summary.json)"
+        if changed
+        else "that run was resumed with several workers, say, which is not recorded exactly"
     )
     return f"The center differs from that of {source} by up to {apart:.3g}: {because}."

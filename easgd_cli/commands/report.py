@@ -26,18 +26,20 @@ if TYPE_CHECKING:
 _HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,...] [--metric NAME] [--x AXIS]
                            [--rows KEY,...] [--out DIR] [--json FILE]
 
-Compares runs: a run's directory, several, a sweep's, or a pattern in quotes; also those that run still, were interrupted or
-diverged. Runs that differ by their seed only are one row: mean ± standard deviation over them. Says which configuration is best and
-how sure that is, prints what each reached and what it cost; writes report.html (one page, needs no network) and its figures as PNG and SVG.
+Compares runs: a run's directory, several, a sweep's, or a pattern in quotes; also those that run still, were
+interrupted or diverged. Runs that differ by their seed only are one row: mean ± standard deviation over them. Says
+which configuration is best and how sure that is, prints what each reached and what it cost; writes report.html (one
+page, needs no network) and its figures as PNG and SVG.
 
   --levels     seconds of training to each of these levels of the metric: 20,10,5. Without it a few are chosen and named
-  --baseline   the configuration that speed-ups are over: algo=msgd, or algo=easgd,tau=10. Without it the first with one worker,
-               best one that exchanges with nobody, where there is one. A speed-up is the baseline's seconds to a level over
-               those of the configuration; none where not every run of both reached it
-  --metric     what runs are judged by: their primary metric, test_error of a classification, else train_loss; any metric of the
-               center in metrics.jsonl. It is that of the average where a run keeps one
+  --baseline   the configuration that speed-ups are over: algo=msgd, or algo=easgd,tau=10. Without it the first with one
+               worker, best one that exchanges with nobody, where there is one. A speed-up is the baseline's seconds to
+               a level over those of the configuration; none where not every run of both reached it
+  --metric     what runs are judged by: their primary metric, test_error of a classification, else train_loss; any
+               metric of the center in metrics.jsonl. It is that of the average where a run keeps one
   --x          what curves are drawn against: seconds (of training, virtual ones where simulated), steps, or bytes
-  --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they vary beside others
+  --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they
+               vary beside others
   --out        where the page and figures go: report in the one directory that is named, ./report for several
   --json       the tables' numbers, there, and the sentences
 
@@ -91,13 +93,18 @@ def _of_sweep(root: Path, options: str) -> _Asked:
     try:
         words = shlex.split(options)
     except ValueError as e:
-        raise UsageError(f"report={options}: cannot be read ({e}); write options of easgd report, such as report='--rows tau'.") from e
+        raise UsageError(
+            f"report={options}: cannot be read ({e}); write options of easgd report, such as report='--rows tau'."
+        ) from e
     try:
         asked = _asked([str(root), *words])
     except UsageError as e:
         raise UsageError(f"report={options}: {e}") from e
     if len(asked.paths) > 1:
-        raise UsageError(f"report={options}: {asked.paths[1]} is no option; write those of easgd report, such as report='--rows tau', or report= for none.")
+        raise UsageError(
+            f"report={options}: {asked.paths[1]} is no option; write those of easgd report, such as "
+            "report='--rows tau', or report= for none."
+        )
     return asked
 
 
@@ -117,15 +124,26 @@ def _make(asked: _Asked) -> None:
             there = f"; those that differ are: {', '.join(differ)}" if differ else ""
             raise UsageError(f"--rows {','.join(asked.rows)}: there is no setting {key} in these runs{there}.")
     rows = [key for key in asked.rows if key in differ]
-    out = output.directory(asked.out or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report")
+    out = output.directory(
+        asked.out
+        or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report"
+    )
     said, tables = findings.findings(c), table.tables(c)
     told = [*reading.unfinished(asked.paths), *left_out, *notes.notes(c)]
     if same := [key for key in asked.rows if key not in rows]:
-        told.append(f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs.")
+        told.append(
+            f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs."
+        )
     title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
-    written = _write(out, title, c, said, tables, told, asked.x, rows)  # before anything is printed, of which perhaps only the beginning is read
+    # before anything is printed, of which perhaps only the beginning is read
+    written = _write(out, title, c, said, tables, told, asked.x, rows)
     if asked.json is not None:
-        output.put(asked.json, lambda path: path.write_text(json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"))
+        output.put(
+            asked.json,
+            lambda path: path.write_text(
+                json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"
+            ),
+        )
     for sentence in said:
         print(for_terminal(sentence, sys.stdout))
     print("\n" if said else "", end="")
@@ -147,7 +165,10 @@ def _asked(argv: Sequence[str]) -> _Asked:
         option, given, value = word.partition("=")
         if option not in _OPTIONS:
             near = difflib.get_close_matches(option, _OPTIONS, 1)
-            raise UsageError(f"{word}: there is no such option; " + (f"did you mean {near[0]}?" if near else "see easgd report --help."))
+            raise UsageError(
+                f"{word}: there is no such option; "
+                + (f"did you mean {near[0]}?" if near else "see easgd report --help.")
+            )
         value = value if given else next(words, "")
         if not value:
             raise UsageError(f"{option}: a value is missing; see easgd report --help.")
@@ -175,12 +196,17 @@ def _level(text: str, value: str) -> float:
         level = math.nan
     if not math.isfinite(level):
         what = f"{text.strip()} is no number" if text.strip() else "a number is missing"
-        raise UsageError(f"--levels {value}: {what}; levels are numbers with commas between, without a unit, such as --levels 20,10,5.")
+        raise UsageError(
+            f"--levels {value}: {what}; levels are numbers with commas between, without a unit, such as --levels "
+            "20,10,5."
+        )
     return level
 
 
 def _show(t: ResultTable) -> None:
-    """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings take several lines."""
+    """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings
+    take several lines.
+    """
     from rich.console import Console
     from rich.table import Table as Drawn
     from rich.text import Text
@@ -201,7 +227,16 @@ def _show(t: ResultTable) -> None:
     console.print()
 
 
-def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[ResultTable], notes: list[str], x: str, rows: list[str]) -> list[str]:
+def _write(
+    out: Path,
+    title: str,
+    c: Comparison,
+    said: list[str],
+    tables: list[ResultTable],
+    notes: list[str],
+    x: str,
+    rows: list[str],
+) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
     from easgd_cli.report import figures, page
@@ -221,7 +256,9 @@ def _write(out: Path, title: str, c: Comparison, said: list[str], tables: list[R
 
 
 def _remove_earlier(out: Path, name: str) -> None:
-    """Removes a figure that an earlier report has left here and this one does not draw; not what its page has not, which is somebody's own."""
+    """Removes a figure that an earlier report has left here and this one does not draw; not what its page has not,
+    which is somebody's own.
+    """
     from easgd_cli.report import page
 
     with suppress(OSError, ValueError):

@@ -54,7 +54,11 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     method = build.method(settings)
     lines = []
     if given.keys() & {"alpha", "beta"} and not uses & {"alpha", "beta"}:
-        lines += [f"{given[k]} has no effect: algo={settings.algo['name']} has no moving rate." for k in ("alpha", "beta") if k in given]
+        lines += [
+            f"{given[k]} has no effect: algo={settings.algo['name']} has no moving rate."
+            for k in ("alpha", "beta")
+            if k in given
+        ]
     if "delta" in given and "delta" not in uses:
         lines.append(f"{given['delta']} has no effect: algo={settings.algo['name']} has no momentum.")
     if "gamma" in given and "gamma" not in uses:
@@ -62,27 +66,56 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     if "tau" in given and method.shared is None:
         lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
     if "center_device" in given and method.shared is None:
-        lines.append(f"{given['center_device']} has no effect: algo={settings.algo['name']} has no center beside its worker.")
+        lines.append(
+            f"{given['center_device']} has no effect: algo={settings.algo['name']} has no center beside its worker."
+        )
     elif "center_device" in given and not build.launched_in_processes(settings):
-        lines.append(f"{given['center_device']} has no effect: launcher={settings.launcher['name']} keeps the center where its workers compute.")
+        lines.append(
+            f"{given['center_device']} has no effect: launcher={settings.launcher['name']} keeps the center where "
+            "its workers compute."
+        )
     if "profile" in given and not build.launched_in_processes(settings):
         lines.append(f"{given['profile']} has no effect: launcher={settings.launcher['name']} has no worker processes.")
     asked = build.asked_by_problem(settings)
-    for key, name in (("l2", "l2"), ("batch_size", "batch_size"), ("precision", "precision"), ("compile", "compile"), ("eval.train_images", "train_images")):
+    for key, name in (
+        ("l2", "l2"),
+        ("batch_size", "batch_size"),
+        ("precision", "precision"),
+        ("compile", "compile"),
+        ("eval.train_images", "train_images"),
+    ):
         if key in given and name not in asked:
             lines.append(f"{given[key]} has no effect: problem={settings.problem['name']} does not use it.")
     steps = settings.steps if settings.steps is not None else settings.default_steps
-    if method.shared is not None and steps is not None and 1 < settings.tau >= steps and settings.epochs is None and settings.minutes is None:
-        lines.append(f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns nothing; give more steps.")
+    if (
+        method.shared is not None
+        and steps is not None
+        and 1 < settings.tau >= steps
+        and settings.epochs is None
+        and settings.minutes is None
+    ):
+        lines.append(
+            f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns "
+            "nothing; give more steps."
+        )
     return lines
 
 
 def launch(
-    settings: Settings, path: Path, overrides: list[str], command: str, launcher: Launcher, prepared: Any, job: Composed, alone: bool = False
+    settings: Settings,
+    path: Path,
+    overrides: list[str],
+    command: str,
+    launcher: Launcher,
+    prepared: Any,
+    job: Composed,
+    alone: bool = False,
 ) -> tuple[Outcome, Path]:
-    """Makes a directory for a new run, `path` or the next that is free, and runs it there, as the `job` of Hydra's that was composed.
+    """Makes a directory for a new run, `path` or the next that is free, and runs it there, as the `job` of Hydra's that
+    was composed.
 
-    With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no directory, and RunError.
+    With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no
+    directory, and RunError.
     """
     made: list[Path] = []
     above = [p for p in path.parents if not p.exists()]
@@ -94,7 +127,8 @@ def launch(
 
     with interruption.undone_by(discard), ExitStack() as holding:
         with interruption.held_back():
-            path = run_directory.create(path, alone).absolute()  # Hydra may change the working directory (hydra.job.chdir)
+            # Hydra may change the working directory (hydra.job.chdir)
+            path = run_directory.create(path, alone).absolute()
             made.append(path)
         try:  # from the first moment: who looks for a place for the same run knows that this one is taken, and for what
             holding.enter_context(run_directory.held(path))
@@ -112,7 +146,9 @@ def launch(
 
 
 def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:
-    """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and RunError."""
+    """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and
+    RunError.
+    """
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
     from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
@@ -125,17 +161,25 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
         except reader.BadFile as e:
             raise UsageError(f"resume={e}") from e
         if prepared.steps is not None and prepared.steps < taken:
-            raise UsageError(f"resume={path}: its workers have taken up to {taken} steps and would have to end after {prepared.steps}; give a greater length.")
+            raise UsageError(
+                f"resume={path}: its workers have taken up to {taken} steps and would have to end after "
+                f"{prepared.steps}; give a greater length."
+            )
         minutes = resumed.owner.moment.seconds / 60
         if settings.minutes is not None and settings.minutes < minutes:
-            raise UsageError(f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes already; give more.")
+            raise UsageError(
+                f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
+                "already; give more."
+            )
         check_record(path, resumed, settings.workers)
         run_directory.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
         return launcher(Job(path.absolute(), overrides, command, resume=True), prepared)
 
 
 def program(name: str) -> str:
-    """How the user can call `name`: by its name, or where the environment easgd runs from is not on the path, in full."""
+    """How the user can call `name`: by its name, or where the environment easgd runs from is not on the
+    path, in full.
+    """
     beside = Path(sys.executable).parent / name
     return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
 
@@ -163,7 +207,13 @@ def _as_hydras_job(job: Composed, path: Path, task: Callable[[], Outcome]) -> Ou
     with unchanged_process(), initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
         callbacks = Callbacks(config)
         callbacks.on_run_start(config=config, config_name=name)
-        done = run_job(task_function, config, "hydra.run.dir", None, HydraContext(GlobalHydra.instance().config_loader(), callbacks))
+        done = run_job(
+            task_function,
+            config,
+            "hydra.run.dir",
+            None,
+            HydraContext(GlobalHydra.instance().config_loader(), callbacks),
+        )
         callbacks.on_run_end(config=config, config_name=name, job_return=done)
     if raised:
         raise raised[0]
@@ -172,7 +222,8 @@ def _as_hydras_job(job: Composed, path: Path, task: Callable[[], Outcome]) -> Ou
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Puts back what a run may leave in this process: arguments, environment, directory, logging, signals, generators, threads.
+    """Puts back what a run may leave in this process: arguments, environment, directory, logging, signals, generators,
+    threads.
 
     What comes after a run, or after a plugin of Hydra's that ran a sweep, may not notice it.
     """

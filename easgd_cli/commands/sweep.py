@@ -1,4 +1,6 @@
-"""`easgd train -m`: the jobs of a plan, each in a directory of its own, a line for each, and a table of how each ended."""
+"""`easgd train -m`: the jobs of a plan, each in a directory of its own, a line for each, and a table of how
+each ended.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     go_on = f"the sweep is in {root}; {_GO_ON}"
     with interruption.undone_by(lambda: interruption.tell(go_on)), single_run.unchanged_process(), ExitStack() as held:
         with suppress(UsageError):  # somebody is looking just now
-            held.enter_context(run_directory.held(root, shared=True))  # by which `easgd report` knows whether the sweep goes on
+            # by which `easgd report` knows whether the sweep goes on
+            held.enter_context(run_directory.held(root, shared=True))
         sweep_file = SweepFile(plan, command)
         jobs = _Jobs(plan, sweep_file)
         try:
@@ -95,9 +98,14 @@ def _made(root: Path) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UsageError(f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with hydra.sweep.dir=PATH.") from e
+        raise UsageError(
+            f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with "
+            "hydra.sweep.dir=PATH."
+        ) from e
     if (root / "config.yaml").exists():
-        raise UsageError(f"hydra.sweep.dir={root}: is the directory of a run, and a sweep needs one of its own; choose another.")
+        raise UsageError(
+            f"hydra.sweep.dir={root}: is the directory of a run, and a sweep needs one of its own; choose another."
+        )
     return root
 
 
@@ -117,7 +125,9 @@ class _Jobs:
 
     def begin(self, job: SweepJob) -> bool:
         """Whether a job whose turn has come is to run."""
-        found = self._directories[job.name] = job_directory.find(self._plan.root / job.name, job.settings, self._plan.retry)
+        found = self._directories[job.name] = job_directory.find(
+            self._plan.root / job.name, job.settings, self._plan.retry
+        )
         if found.over:
             self.tell(job.name, found.said)
         return not found.over
@@ -134,7 +144,8 @@ class _Jobs:
         if said.status == FAILED and said.path is None and job is not None:  # it could not leave that itself
             path = self._directories[name].path
             job_directory.leave_failure(path, job.settings, own(job.words), said.reason or "no reason is known")
-        if objective is None or said.objective is not None or said.status not in run_directory.ENDED:  # else the value follows
+        # else the value follows
+        if objective is None or said.objective is not None or said.status not in run_directory.ENDED:
             self._file.note(name, said)
             self.view.ended(title, said.status, line(said, objective))
 
@@ -168,9 +179,12 @@ def _summary(said: JobStatus) -> dict[str, Any]:
 
 
 def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
-    """Says which job of this sweep has the smallest value, earlier starts' among them; returns it, None where none has one."""
+    """Says which job of this sweep has the smallest value, earlier starts' among them; returns it, None where none has
+    one.
+    """
     said = {name: job_status.read(plan.root, name) for name in job_status.names(plan.root)}
-    paths = {name: Path(s.path) for name, s in said.items() if s.path and Path(s.path).is_dir()}  # a user may have removed one
+    # a user may have removed one
+    paths = {name: Path(s.path) for name, s in said.items() if s.path and Path(s.path).is_dir()}
     judged = {name: said[name].value for name in paths if said[name].objective == str(objective)}
     measured = {name: value for name, value in judged.items() if value is not None}
     if not measured:
@@ -203,7 +217,12 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
         except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
             continue
         known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
-    write_sweep(root, [hparams(s) for s in known.values()], {"command": as_is(command)}, [build.declared_metrics(s) for s in known.values()])
+    write_sweep(
+        root,
+        [hparams(s) for s in known.values()],
+        {"command": as_is(command)},
+        [build.declared_metrics(s) for s in known.values()],
+    )
 
 
 def _warn_ineffective(jobs: list[SweepJob]) -> None:

@@ -30,7 +30,8 @@ from easgd_cli.system import interruption
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the job NAME, the second of `argv`, goes on with it, or finds that it has ended; returns the run's exit status.
+    """Runs the job NAME, the second of `argv`, goes on with it, or finds that it has ended; returns the run's exit
+    status.
 
     WORDS are its settings, as after `easgd train`, and retry= of the sweep.
     """
@@ -44,7 +45,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         with interruption.ending_the_process(), interruption.undone_by(interrupted):
             asked = arguments.parse(words)
-            overrides = [o.input_line or "" for o in arguments.parse_overrides(asked.overrides) if o.key_or_group not in OF_SWEEPS]
+            overrides = [
+                o.input_line or ""
+                for o in arguments.parse_overrides(asked.overrides)
+                if o.key_or_group not in OF_SWEEPS
+            ]
             with compose.composing(asked.config_name) as composed:
                 job = composed(overrides)
             job = replace(job, settings=apart(job.settings))
@@ -60,7 +65,9 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def _run(root: Path, name: str, job: Composed, overrides: list[str], config_name: str, retry: bool) -> tuple[JobStatus | None, int]:
+def _run(
+    root: Path, name: str, job: Composed, overrides: list[str], config_name: str, retry: bool
+) -> tuple[JobStatus | None, int]:
     """The job where its directory is. Nothing is to be said of one that another sweep runs, or has just run."""
     while True:
         found = job_directory.find(root / name, job.settings, retry)
@@ -101,7 +108,8 @@ def _alone(path: Path, overrides: list[str], config_name: str) -> list[str]:
     """The words after `easgd train` that run this job by itself."""
     root = [] if config_name == arguments.ROOT else ["--config-name", config_name]
     words = [w for w in overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    return [*root, *words, arguments.run_dir(path), "hydra.mode=RUN"]  # the last since an experiment may ask for a sweep
+    # the last since an experiment may ask for a sweep
+    return [*root, *words, arguments.run_dir(path), "hydra.mode=RUN"]
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 _HELP = """usage: easgd theory [WHAT] [KEY=VALUE ...] [--out DIR]
 
-Without WHAT, or with all: every study below with its defaults. Each prints its tables and writes numbers as JSON and CSV and
-figures as PNG and SVG into DIR (runs/theory); files of an earlier call are replaced. Several values are separated by commas.
+Without WHAT, or with all: every study below with its defaults. Each prints its tables and writes numbers as JSON and
+CSV and figures as PNG and SVG into DIR (runs/theory); files of an earlier call are replaced. Several values are
+separated by commas.
 
 {studies}
   easgd theory
@@ -40,9 +41,15 @@ def main(argv: Sequence[str]) -> int:
     what = words.pop(0) if words and "=" not in words[0] and not words[0].startswith("-") else "all"
     if what != "all" and what not in STUDIES:
         near = difflib.get_close_matches(what, ("all", *STUDIES), 1, cutoff=0.5)
-        raise UsageError(f"theory {what}: there is no such study; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(STUDIES)}."))
+        raise UsageError(
+            f"theory {what}: there is no such study; "
+            + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(STUDIES)}.")
+        )
     if what == "all" and words:
-        raise UsageError(f"{words[0]}: settings belong to one study; name it first, such as easgd theory moments {words[0]}. See easgd theory --help.")
+        raise UsageError(
+            f"{words[0]}: settings belong to one study; name it first, such as easgd theory moments {words[0]}. "
+            "See easgd theory --help."
+        )
     asked = {name: read(name, words) for name in (STUDIES if what == "all" else [what])}
     directory = output.directory(out)
 
@@ -102,12 +109,20 @@ def _text(table: Table) -> str:
     rows = [list(line) for line in zip(*([""] * (deep - len(h)) + h for h in headings), strict=True)]
     rows += [[_cell(row[n], table.columns[n]) for n in kept] for row in table.rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(kept))]
-    return "\n".join([table.title, *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows), ""])
+    return "\n".join(
+        [
+            table.title,
+            *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows),
+            "",
+        ]
+    )
 
 
 def _cell(value: Cell, column: str) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return "diverges" if not math.isfinite(value) else f"{value:.2f}" if column.endswith("_in_se") else f"{value:.7g}"
+        return (
+            "diverges" if not math.isfinite(value) else f"{value:.2f}" if column.endswith("_in_se") else f"{value:.7g}"
+        )
     return str(value)

@@ -1,7 +1,7 @@
 """`easgd train`: compose, check everything, make the run's directory, call the launcher.
 
-Whatever a user can get wrong is found before the first process or directory is made. Only then does the run begin, as a job of
-Hydra's, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
+Whatever a user can get wrong is found before the first process or directory is made. Only then does the run begin, as a
+job of Hydra's, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
 """
 
 from __future__ import annotations
@@ -37,18 +37,29 @@ _CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
 def main(argv: Sequence[str]) -> int:
     """Runs, sweeps, resumes or shows; returns the exit status. Raises UsageError and RunError."""
     if "${" in os.getcwd():
-        raise UsageError(f"{os.getcwd()}: a working directory with ${{ in its name cannot be used, since Hydra takes it for an interpolation; go to another.")
+        raise UsageError(
+            f"{os.getcwd()}: a working directory with ${{ in its name cannot be used, since Hydra takes it for an "
+            "interpolation; go to another."
+        )
     asked = arguments.with_search_path(_warned(arguments.parse(argv)))
     if "--shell-completion" in asked.show and (script := completion.ZSH.get(" ".join(asked.overrides))):
         print(script, end="")
         return 0
-    if "--shell-completion" in asked.show and not re.fullmatch("(un)?install=(bash|fish|zsh)|query=.*", " ".join(asked.overrides)):
-        raise UsageError("-sc: goes with install=bash, install=fish or install=zsh, which print what a shell needs, or uninstall= with one of them.")
+    if "--shell-completion" in asked.show and not re.fullmatch(
+        "(un)?install=(bash|fish|zsh)|query=.*", " ".join(asked.overrides)
+    ):
+        raise UsageError(
+            "-sc: goes with install=bash, install=fish or install=zsh, which print what a shell needs, or "
+            "uninstall= with one of them."
+        )
     if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
     if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
-        line = f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a refusal comes from."
+        line = (
+            f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a "
+            "refusal comes from."
+        )
         print(f"easgd: {line}", file=sys.stderr)
     command = shlex.join(["easgd", "train", *argv])
     if not asked.show and (resumed := arguments.directory(overrides.get("resume"))) is not None:
@@ -68,7 +79,9 @@ def main(argv: Sequence[str]) -> int:
     for line in single_run.ineffective(settings, asked.overrides):
         tell(line)
     launcher = kinds.launcher(settings)
-    outcome, path = single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), planned)
+    outcome, path = single_run.launch(
+        settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), planned
+    )
     _tell_where(path, outcome)
     return outcome.exit_code
 
@@ -76,7 +89,10 @@ def main(argv: Sequence[str]) -> int:
 def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: str) -> int:
     given = f"resume={path}"
     if asked.multirun:
-        raise UsageError(f"{given}: one run is resumed at a time; leave out -m, or start the sweep again, which goes on where it stopped.")
+        raise UsageError(
+            f"{given}: one run is resumed at a time; leave out -m, or start the sweep again, which goes on where "
+            "it stopped."
+        )
     for key, override in overrides.items():
         if key not in _CHANGEABLE and not key.startswith(_CHANGEABLE_SECTIONS):
             raise UsageError(
@@ -93,7 +109,8 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     longer = next((overrides[k] for k in _CHANGEABLE if changes.get(k) is not None), None)
     if settings.replay is not None and longer is not None:
         raise UsageError(
-            f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and ends with them; leave out {longer.key_or_group}=."
+            f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and "
+            f"ends with them; leave out {longer.key_or_group}=."
         )
     single_run.checked(settings)
     _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
@@ -109,12 +126,15 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
 
 
 def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
-    """Raises UsageError where the schedule follows the run's length and this is another: the steps taken would have had other rates."""
+    """Raises UsageError where the schedule follows the run's length and this is another: the steps taken would have had
+    other rates.
+    """
     [(unit, many)] = schema.length(now).items()
     if schema.length(now) != schema.length(before) and build.follows_the_length(now):
         [(old_unit, old)] = schema.length(before).items()
         raise UsageError(
-            f"{given} {unit}={many:g}: schedule={now.schedule['name']} follows the run's length, so with another than {old_unit}={old:g} the steps taken would "
+            f"{given} {unit}={many:g}: schedule={now.schedule['name']} follows the run's length, so with "
+            f"another than {old_unit}={old:g} the steps taken would "
             "have had other rates; start a new run (of a net, from this one's center with init=)."
         )
 
@@ -126,7 +146,9 @@ def _nothing_left(path: Path, now: Settings) -> str | None:
     """
     summary = reader.summary_of(path)
     if summary.get("status") == "diverged":
-        raise UsageError(f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta.")
+        raise UsageError(
+            f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta."
+        )
     if summary.get("status") != "completed" or not summary.get("steps"):
         return None
     [(unit, many)], before = schema.length(now).items(), summary.get("length", {})
@@ -147,7 +169,10 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
         tell(outcome.reason)
     print(with_command(f"The run is in {shown}; to look at it:", single_run.looked_at(shown)), flush=True)
     if outcome.status == "interrupted" and (path / "checkpoint").is_dir():
-        print(with_command("To go on with it:", f"{single_run.program('easgd')} train {shlex.quote(f'resume={shown}')}"), flush=True)
+        print(
+            with_command("To go on with it:", f"{single_run.program('easgd')} train {shlex.quote(f'resume={shown}')}"),
+            flush=True,
+        )
 
 
 def _shown_by_hydra(asked: Arguments) -> int:
@@ -156,7 +181,9 @@ def _shown_by_hydra(asked: Arguments) -> int:
     with single_run.unchanged_process(), redirect_stdout(said), redirect_stderr(said):
         sys.argv = ["easgd", "--config-name", asked.config_name, *asked.show, *asked.overrides]
         try:
-            hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(lambda _: None)()
+            hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(
+                lambda _: None
+            )()
         except SystemExit as e:
             if e.code:
                 raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.") from e
@@ -166,5 +193,8 @@ def _shown_by_hydra(asked: Arguments) -> int:
 
 def _warned(asked: Arguments) -> Arguments:
     for name in configs.shadowed(Path(asked.config_dir)) if asked.config_dir else []:
-        tell(f"--config-dir {asked.config_dir}: its {name} is not used, since easgd has a file of that name; give yours another.")
+        tell(
+            f"--config-dir {asked.config_dir}: its {name} is not used, since easgd has a file of that name; give "
+            "yours another."
+        )
     return asked

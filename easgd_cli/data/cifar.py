@@ -1,4 +1,6 @@
-"""What CIFAR-10 and CIFAR-100 (Krizhevsky 2009) share: files of pickled arrays, read without letting them call anything."""
+"""What CIFAR-10 and CIFAR-100 (Krizhevsky 2009) share: files of pickled arrays, read without letting them call
+anything.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Layout:
 
     dataset: str  # the option
     title: str
-    torchvisions: str  # the name of its class in torchvision, which knows where it is published and with which checksums
+    # the name of its class in torchvision, which knows where it is published and with which checksums
+    torchvisions: str
     folder: str
     train: tuple[str, ...]  # files
     train_rows: int  # images in each of them
@@ -51,19 +54,26 @@ def load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
 def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
     folder = Path(root).expanduser() / layout.folder
     if not folder.exists() and all((folder.parent / name).is_file() for name in (layout.test, layout.names)):
-        raise UsageError(f"dataset.root={root}: is the directory of batches itself; write dataset.root={folder.parent.absolute().parent}, which holds it.")
+        raise UsageError(
+            f"dataset.root={root}: is the directory of batches itself; write "
+            f"dataset.root={folder.parent.absolute().parent}, which holds it."
+        )
     if not folder.exists() and download:
         _download(layout, folder)
     _check_files(layout, folder, root, download)
     if verify:
         _check_sums(layout, folder)
     train, train_labels = _empty(layout.train_rows * len(layout.train))
-    for name, pixels, labels in zip(layout.train, train.split(layout.train_rows), train_labels.split(layout.train_rows), strict=True):
+    for name, pixels, labels in zip(
+        layout.train, train.split(layout.train_rows), train_labels.split(layout.train_rows), strict=True
+    ):
         _read_batch(layout, folder / name, pixels, labels)
     test, test_labels = _empty(layout.test_rows)
     _read_batch(layout, folder / layout.test, test, test_labels)
     names = _read_names(layout, folder / layout.names)
-    return Images(train, train_labels, test, test_labels, num_classes=layout.classes, classes=names, crop=(28, 28), flip=True)
+    return Images(
+        train, train_labels, test, test_labels, num_classes=layout.classes, classes=names, crop=(28, 28), flip=True
+    )
 
 
 def _empty(rows: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +88,8 @@ def _download(layout: Layout, folder: Path) -> None:
     theirs, tools = getattr(torchvision().datasets, layout.torchvisions), torchvision().datasets.utils
     published.download(
         layout.dataset, layout.title, theirs.url, folder,
-        lambda there: tools.download_and_extract_archive(theirs.url, str(there), filename=theirs.filename, md5=theirs.tgz_md5),
+        lambda there: tools.download_and_extract_archive(theirs.url, str(there), filename=theirs.filename,
+        md5=theirs.tgz_md5),
     )  # fmt: skip
 
 
@@ -96,7 +107,8 @@ def _check_files(layout: Layout, folder: Path, root: str, download: bool) -> Non
         size = (folder / name).stat().st_size
         if size < rows * _PIXELS:
             raise UsageError(
-                f"dataset.root={root}: {folder / name} is truncated: {size:,} bytes, where its pixels alone are {rows * _PIXELS:,}; "
+                f"dataset.root={root}: {folder / name} is truncated: {size:,} bytes, where its pixels alone "
+                f"are {rows * _PIXELS:,}; "
                 f"{f'move {folder} away and start again to download it' if download else 'copy it again'}."
             )
 
@@ -109,7 +121,8 @@ def _check_sums(layout: Layout, folder: Path) -> None:
     for name, md5 in (*theirs.train_list, *theirs.test_list, (theirs.meta["filename"], theirs.meta["md5"])):
         if not published.matches(folder / name, md5):
             raise UsageError(
-                f"dataset={layout.dataset}: {folder / name} is not the published file (its MD5 sum is not {md5}); move {folder} away to "
+                f"dataset={layout.dataset}: {folder / name} is not the published file (its MD5 sum is not "
+                f"{md5}); move {folder} away to "
                 "download it again, or write dataset.verify=false if this copy is meant to differ."
             )
 
@@ -123,7 +136,11 @@ def _read_batch(layout: Layout, file: Path, pixels: Tensor, labels: Tensor) -> N
         raise UsageError(f"{not_one}: its data must be {rows} rows of {_PIXELS} bytes.")
     if isinstance(numbers, _Array):
         numbers = numbers.values.tolist()
-    if not isinstance(numbers, list) or len(numbers) != rows or not all(isinstance(n, int) and 0 <= n < layout.classes for n in numbers):
+    if (
+        not isinstance(numbers, list)
+        or len(numbers) != rows
+        or not all(isinstance(n, int) and 0 <= n < layout.classes for n in numbers)
+    ):
         raise UsageError(f"{not_one}: its {layout.labels} must be {rows} whole numbers from 0 to {layout.classes - 1}.")
     pixels.numpy().reshape(rows, _PIXELS)[:] = data.values
     labels.copy_(torch.tensor(numbers))
@@ -132,7 +149,10 @@ def _read_batch(layout: Layout, file: Path, pixels: Tensor, labels: Tensor) -> N
 def _read_names(layout: Layout, file: Path) -> tuple[str, ...]:
     names = _read(layout, file).get(layout.label_names)
     if not isinstance(names, list) or len(names) != layout.classes or not all(isinstance(n, str) for n in names):
-        raise UsageError(f"dataset={layout.dataset}: {file} is not {layout.title}'s: its {layout.label_names} must be {layout.classes} names.")
+        raise UsageError(
+            f"dataset={layout.dataset}: {file} is not {layout.title}'s: its {layout.label_names} must be "
+            f"{layout.classes} names."
+        )
     return tuple(names)
 
 
@@ -149,9 +169,14 @@ def _read(layout: Layout, file: Path) -> dict[Any, Any]:
     except OSError:
         raise
     except Exception as e:  # damaged bytes can decode to any instruction
-        raise UsageError(f"dataset={layout.dataset}: {file} is damaged ({type(e).__name__}: {e}); fetch or copy it again.") from e
+        raise UsageError(
+            f"dataset={layout.dataset}: {file} is damaged ({type(e).__name__}: {e}); fetch or copy it again."
+        ) from e
     if not isinstance(content, dict):
-        raise UsageError(f"dataset={layout.dataset}: {file} is not {layout.title}'s: it holds a {type(content).__name__}, where a dict is due.")
+        raise UsageError(
+            f"dataset={layout.dataset}: {file} is not {layout.title}'s: it holds a {type(content).__name__}, "
+            "where a dict is due."
+        )
     return content
 
 
@@ -165,7 +190,9 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ADMITTED[module.replace("numpy._core", "numpy.core"), name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays and built-in values are read") from None
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, and only arrays and built-in values are read"
+            ) from None
 
 
 class _Dtype:

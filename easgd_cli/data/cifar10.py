@@ -1,4 +1,6 @@
-"""CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3x32x32, seen through 28x28 patches (paper p. 21)."""
+"""CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3x32x32, seen through 28x28 patches (paper p.
+21).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def cifar10(root: str = "data", download: bool = True, verify: bool = True) -> I
     """The set from `root`/cifar-10-batches-py, in the published Python format.
 
     `download`: fetch it through torchvision where it is missing. `verify`: hold the files against the published
-    checksums; False admits a local copy whose checksums differ. Random 28x28 crops and mirroring in training, pixels in [0, 1].
-    Raises UsageError when files are missing, truncated, not the published ones, not CIFAR-10, or cannot be fetched.
+    checksums; False admits a local copy whose checksums differ. Random 28x28 crops and mirroring in training, pixels in
+    [0, 1]. Raises UsageError when files are missing, truncated, not the published ones, not CIFAR-10, or cannot be
+    fetched.
     """
     return cifar.load(LAYOUT, root, download, verify)

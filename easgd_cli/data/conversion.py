@@ -13,8 +13,12 @@ from easgd_cli.errors import UsageError
 Channels = tuple[float, ...]  # a number for each channel
 
 
-def as_input(pixels: Tensor, dtype: torch.dtype, scale: float, mean: Channels | None = None, std: Channels | None = None) -> Tensor:
-    """Contiguous numbers [B, C, H, W] of `dtype`: uint8 pixels times `scale`, others as they are, then (number - mean) / std."""
+def as_input(
+    pixels: Tensor, dtype: torch.dtype, scale: float, mean: Channels | None = None, std: Channels | None = None
+) -> Tensor:
+    """Contiguous numbers [B, C, H, W] of `dtype`: uint8 pixels times `scale`, others as they are, then (number - mean)
+    / std.
+    """
     numbers = pixels.to(dtype, memory_format=torch.contiguous_format)
     if not pixels.is_floating_point():
         numbers.mul_(scale)
@@ -30,7 +34,9 @@ def _along_channels(values: Channels, numbers: Tensor) -> Tensor:
 
 
 def sent(small: Tensor, device: torch.device) -> Tensor:
-    """`small` on `device`. To a GPU through pinned memory: a copy from ordinary memory would wait for all that the GPU has been asked so far."""
+    """`small` on `device`. To a GPU through pinned memory: a copy from ordinary memory would wait for all that the GPU
+    has been asked so far.
+    """
     return small if device.type == "cpu" else small.pin_memory().to(device, non_blocking=True)
 
 
@@ -40,7 +46,13 @@ def checked_channels(name: str, values: Sequence[float] | None, channels: int) -
         return None
     written = f"dataset.{name}=[{','.join(f'{v:g}' for v in values)}]"
     if len(values) != channels:
-        raise UsageError(f"{written}: has {len(values)} numbers and the images have {channels} channels; give one a channel, or null.")
+        raise UsageError(
+            f"{written}: has {len(values)} numbers and the images have {channels} channels; give one a channel, "
+            "or null."
+        )
     if not all(math.isfinite(v) for v in values) or (name == "std" and min(values) <= 0):
-        raise UsageError(f"{written}: must be finite numbers{' greater than 0' if name == 'std' else ''}, of pixels that run from 0 to 1.")
+        raise UsageError(
+            f"{written}: must be finite numbers{' greater than 0' if name == 'std' else ''}, of pixels that run "
+            "from 0 to 1."
+        )
     return tuple(values)

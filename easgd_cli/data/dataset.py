@@ -1,4 +1,6 @@
-"""What a problem asks of labelled images, wherever they are kept: whole in memory (`images.Images`) or in files (`stored.StoredImages`)."""
+"""What a problem asks of labelled images, wherever they are kept: whole in memory (`images.Images`) or in files
+(`stored.StoredImages`).
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,12 @@ class Dataset(Protocol):
         Crops and flips are drawn from `generator` before this returns, so they depend on nothing else.
         """
 
-    def evaluation_batches(self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None) -> Iterator[Batch]:
-        """Center patches of at most `size` images at a time on `device`: of the whole split, or of its images `indices`."""
+    def evaluation_batches(
+        self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
+    ) -> Iterator[Batch]:
+        """Center patches of at most `size` images at a time on `device`: of the whole split, or of its images
+        `indices`.
+        """
 
     def training_subset(self, n: int) -> Tensor:
         """Indices, ascending, of at most `n` training images: the same in every run, whatever its seed."""

@@ -1,4 +1,5 @@
-"""Photos from bytes: decoded to RGB, resized, and cut to patches. No torch, so that processes which only do this start fast.
+"""Photos from bytes: decoded to RGB, resized, and cut to patches. No torch, so that processes which only do this start
+fast.
 
 Pillow lets go of the interpreter's lock while it decodes and resizes, so threads do these at the same time.
 """
@@ -23,15 +24,18 @@ class BrokenImage(Exception):
 
 
 def load_formats() -> None:
-    """To be called before several threads decode: Pillow loads its formats at first use, and not as a thing that threads may do at once."""
+    """To be called before several threads decode: Pillow loads its formats at first use, and not as a thing that
+    threads may do at once.
+    """
     Image.init()
 
 
 def rgb(content: bytes | memoryview | str) -> Image.Image:
     """The image in `content`, its bytes or a file's path, decoded and in RGB. Raises BrokenImage.
 
-    Grey, palette, CMYK and 16-bit images are converted; of 16 bits the upper 8 stay; transparent parts keep the colour that lies
-    under them. The orientation that a camera notes is not applied, as in the paper's time and in torchvision's ImageFolder.
+    Grey, palette, CMYK and 16-bit images are converted; of 16 bits the upper 8 stay; transparent parts keep the colour
+    that lies under them. The orientation that a camera notes is not applied, as in the paper's time and in
+    torchvision's ImageFolder.
     """
     source: str | IO[bytes] = content if isinstance(content, str) else io.BytesIO(content)
     try:
@@ -44,7 +48,8 @@ def rgb(content: bytes | memoryview | str) -> Image.Image:
         raise BrokenImage("is not an image") from e
     except OSError as e:
         raise BrokenImage(e.strerror or str(e)) from e
-    except (ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as e:  # Pillow's plugins raise all of these
+    except (ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as e:
+        # Pillow's plugins raise all of these
         raise BrokenImage(str(e)) from e
 
 
@@ -60,7 +65,9 @@ def _in_rgb(image: Image.Image) -> Image.Image:
 
 
 def resized(image: Image.Image, side: int) -> Image.Image:
-    """With a smallest side of `side` pixels, the other in proportion, rounded down; bilinear over all pixels that fall together."""
+    """With a smallest side of `side` pixels, the other in proportion, rounded down; bilinear over all pixels that fall
+    together.
+    """
     width, height = image.size
     least = min(width, height)
     if least == side:
@@ -70,7 +77,9 @@ def resized(image: Image.Image, side: int) -> Image.Image:
 
 
 def patch(image: Image.Image, across: tuple[float, float], mirrored: bool, out: NDArray[np.uint8]) -> None:
-    """Writes into `out` [3, rows, columns] the patch that lies at the fractions `across` in [0, 1) of all rows and columns at which one can begin."""
+    """Writes into `out` [3, rows, columns] the patch that lies at the fractions `across` in [0, 1) of all rows and
+    columns at which one can begin.
+    """
     _, rows, columns = out.shape
     width, height = image.size
     top, left = int(across[0] * (height - rows + 1)), int(across[1] * (width - columns + 1))
@@ -78,7 +87,9 @@ def patch(image: Image.Image, across: tuple[float, float], mirrored: bool, out: 
 
 
 def center(image: Image.Image, out: NDArray[np.uint8]) -> None:
-    """Writes the center patch into `out` [3, rows, columns]; where a margin is odd, it lies as torchvision's CenterCrop has it."""
+    """Writes the center patch into `out` [3, rows, columns]; where a margin is odd, it lies as torchvision's CenterCrop
+    has it.
+    """
     _, rows, columns = out.shape
     width, height = image.size
     _write(image, round((height - rows) / 2), round((width - columns) / 2), False, out)
@@ -91,7 +102,9 @@ def _write(image: Image.Image, top: int, left: int, mirrored: bool, out: NDArray
 
 
 def encoded(image: Image.Image, quality: int) -> bytes:
-    """As JPEG, with all colours where the pixels are only at the highest qualities; half of them across and down below 95."""
+    """As JPEG, with all colours where the pixels are only at the highest qualities; half of them across and down below
+    95.
+    """
     written = io.BytesIO()
     image.save(written, "JPEG", quality=quality)
     return written.getvalue()

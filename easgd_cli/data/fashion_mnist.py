@@ -1,4 +1,6 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): articles of clothing, 60,000 training and 10,000 test images of 1x28x28."""
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): articles of clothing, 60,000 training and 10,000 test images
+of 1x28x28.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ def fashion_mnist(root: str = "data", download: bool = True, verify: bool = True
 
     `download`: fetch it from where torchvision does if it is missing. `verify`: hold the files against the published
     checksums; False admits unpacked ones and copies that differ. Whole images, mirrored in training, pixels in [0, 1].
-    Raises UsageError when files are missing, truncated, not the published ones, not Fashion-MNIST, or cannot be fetched.
+    Raises UsageError when files are missing, truncated, not the published ones, not Fashion-MNIST, or cannot be
+    fetched.
     """
     return idx.load(LAYOUT, root, download, verify)

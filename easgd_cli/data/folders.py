@@ -1,4 +1,6 @@
-"""Images sorted into folders, a class each: what is where, found by listing directories, and what is wrong with it. No torch."""
+"""Images sorted into folders, a class each: what is where, found by listing directories, and what is wrong with it. No
+torch.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,13 @@ def listed(name: str, root: str) -> Folders:
     train = in_classes(name, found, "train", classes, classes)
     for split in ("val", "test"):
         if (found.top / split).is_dir():
-            return Folders(found.top, classes, train, in_classes(name, found, split, classes, found.subfolders(split)), found.times)
-    raise UsageError(f"dataset.root={root}: has neither val nor test; dataset={name} measures on the images in {found.top / 'val'}/CLASS/.")
+            return Folders(
+                found.top, classes, train, in_classes(name, found, split, classes, found.subfolders(split)), found.times
+            )
+    raise UsageError(
+        f"dataset.root={root}: has neither val nor test; dataset={name} measures on the images in "
+        f"{found.top / 'val'}/CLASS/."
+    )
 
 
 def listed_imagenet(root: str) -> Folders:
@@ -50,7 +57,10 @@ def listed_imagenet(root: str) -> Folders:
     classes = class_folders("imagenet", found)
     strange = next((c for c in classes if not re.fullmatch(r"n\d{8}", c)), None)
     if strange is not None:
-        raise UsageError(f"dataset.root={root}: train/{strange} is not named by a WordNet id such as n01440764; for other classes use dataset=imagefolder.")
+        raise UsageError(
+            f"dataset.root={root}: train/{strange} is not named by a WordNet id such as n01440764; for other "
+            "classes use dataset=imagefolder."
+        )
     train = in_classes("imagenet", found, "train", classes, classes)
     val = found.top / "val"
     if not val.is_dir():
@@ -64,9 +74,15 @@ def checked_root(name: str, root: str) -> Directories:
     """What lies below `root`, which has a folder train. Raises UsageError."""
     found = Directories(root)
     if not found.top.is_dir():
-        raise UsageError(f"dataset.root={root}: there is no such directory as {found.top}; dataset={name} needs one with train/CLASS/ and val/CLASS/ in it.")
+        raise UsageError(
+            f"dataset.root={root}: there is no such directory as {found.top}; dataset={name} needs one with "
+            "train/CLASS/ and val/CLASS/ in it."
+        )
     if not (found.top / "train").is_dir():
-        raise UsageError(f"dataset.root={root}: has no folder train; the training images of dataset={name} lie in {found.top / 'train'}/CLASS/.")
+        raise UsageError(
+            f"dataset.root={root}: has no folder train; the training images of dataset={name} lie in "
+            f"{found.top / 'train'}/CLASS/."
+        )
     return found
 
 
@@ -82,24 +98,36 @@ def class_folders(name: str, found: Directories) -> tuple[str, ...]:
 
 
 def in_classes(name: str, found: Directories, split: str, classes: Sequence[str], folders: Sequence[str]) -> Listed:
-    """The images in the `folders` of a split. Raises UsageError for one that is no class, for one without images, and for none at all."""
+    """The images in the `folders` of a split. Raises UsageError for one that is no class, for one without images, and
+    for none at all.
+    """
     labels = {c: i for i, c in enumerate(classes)}
     parts, empty = [], []
     for folder in told(folders, f"listing the folders in {found.top / split}"):
         if folder not in labels:
             raise UsageError(
-                f"dataset.root={found.root}: {split}/{folder} is no class; the {len(classes)} classes are the folders in train. Rename or move it."
+                f"dataset.root={found.root}: {split}/{folder} is no class; the {len(classes)} classes are the "
+                "folders in train. Rename or move it."
             )
         images = found.images(f"{split}/{folder}")
         if not images:
             empty.append(folder)
         parts.append(Listed.of(images, labels[folder]))
     if empty and split == "train":
-        these, them = (f"train/{empty[0]} and {len(empty) - 1:,} more have", "them") if len(empty) > 1 else (f"train/{empty[0]} has", "it")
-        raise UsageError(f"dataset.root={found.root}: {these} no images ({', '.join(sorted(SUFFIXES))}), and every class needs some; fill or remove {them}.")
+        these, them = (
+            (f"train/{empty[0]} and {len(empty) - 1:,} more have", "them")
+            if len(empty) > 1
+            else (f"train/{empty[0]} has", "it")
+        )
+        raise UsageError(
+            f"dataset.root={found.root}: {these} no images ({', '.join(sorted(SUFFIXES))}), and every class needs "
+            f"some; fill or remove {them}."
+        )
     all_of_them = Listed.joined(parts)
     if not len(all_of_them):
-        raise UsageError(f"dataset.root={found.root}: there are no images in {split}/CLASS/; dataset={name} needs at least one.")
+        raise UsageError(
+            f"dataset.root={found.root}: there are no images in {split}/CLASS/; dataset={name} needs at least one."
+        )
     return all_of_them
 
 
@@ -107,16 +135,24 @@ def _flat(found: Directories, classes: Sequence[str]) -> Listed:
     root = found.root
     images = found.images("val", nested=False)
     if not images:
-        raise UsageError(f"dataset.root={root}: there are no images in val; unpack ILSVRC2012_img_val.tar into {found.top / 'val'}.")
+        raise UsageError(
+            f"dataset.root={root}: there are no images in val; unpack ILSVRC2012_img_val.tar into {found.top / 'val'}."
+        )
     shown = _ground_truth(found)
     labels = {c: i for i, c in enumerate(classes)}
     of_each = []
     for image in images:
         wnid = shown.get(Path(image).stem)
         if wnid is None:
-            raise UsageError(f"dataset.root={root}: the ground truth says nothing of {image}; remove the image, or complete the file.")
+            raise UsageError(
+                f"dataset.root={root}: the ground truth says nothing of {image}; remove the image, or complete "
+                "the file."
+            )
         if wnid not in labels:
-            raise UsageError(f"dataset.root={root}: {image} shows {wnid}, and train has no such folder; classes are the folders in train.")
+            raise UsageError(
+                f"dataset.root={root}: {image} shows {wnid}, and train has no such folder; classes are the "
+                "folders in train."
+            )
         of_each.append(labels[wnid])
     return Listed.of(images, np.array(of_each, dtype=np.int64))
 
@@ -133,7 +169,8 @@ def _ground_truth(found: Directories) -> dict[str, str]:
     file = next((p / name for name in (_SOLUTION, _SYNSETS, _DEVKIT) for p in places if (p / name).is_file()), None)
     if file is None:
         raise UsageError(
-            f"dataset.root={root}: val is not sorted into classes, and there is no file that says what its images show; put {_SOLUTION} (Kaggle's), "
+            f"dataset.root={root}: val is not sorted into classes, and there is no file that says what its "
+            f"images show; put {_SOLUTION} (Kaggle's), "
             f"{_SYNSETS} (a WordNet id a line), or the unpacked ILSVRC2012_devkit_t12 into {top}."
         )
     found.note(str(file.relative_to(top)))
@@ -146,7 +183,9 @@ def _ground_truth(found: Directories) -> dict[str, str]:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(lines)}
     except (OSError, UnicodeDecodeError, KeyError, IndexError, AttributeError, csv.Error) as e:
         what = "lines of ImageId,PredictionString" if file.name == _SOLUTION else "a WordNet id a line"
-        raise UsageError(f"dataset.root={root}: {file} cannot be read ({type(e).__name__}: {e}); it holds {what}.") from e
+        raise UsageError(
+            f"dataset.root={root}: {file} cannot be read ({type(e).__name__}: {e}); it holds {what}."
+        ) from e
 
 
 def _devkits(root: str, file: Path) -> dict[str, str]:
@@ -154,14 +193,23 @@ def _devkits(root: str, file: Path) -> dict[str, str]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise UsageError(f"dataset.root={root}: {file} goes with a MATLAB file, which takes the package scipy to read; pip install scipy.") from None
+        raise UsageError(
+            f"dataset.root={root}: {file} goes with a MATLAB file, which takes the package scipy to read; pip "
+            "install scipy."
+        ) from None
     meta = file.with_name("meta.mat")
     if not meta.is_file():
-        raise UsageError(f"dataset.root={root}: {file} numbers the classes as meta.mat has them, and there is none beside it; put it there.")
+        raise UsageError(
+            f"dataset.root={root}: {file} numbers the classes as meta.mat has them, and there is none beside it; "
+            "put it there."
+        )
     try:
         synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
         numbers = [int(line) for line in file.read_text(encoding="utf-8").split()]
         return {f"ILSVRC2012_val_{n:08d}": wnids[number] for n, number in enumerate(numbers, 1)}
     except Exception as e:  # whatever a damaged file makes the library raise
-        raise UsageError(f"dataset.root={root}: {file} and meta.mat beside it cannot be read ({type(e).__name__}: {e}); unpack the kit again.") from e
+        raise UsageError(
+            f"dataset.root={root}: {file} and meta.mat beside it cannot be read ({type(e).__name__}: {e}); unpack "
+            "the kit again."
+        ) from e

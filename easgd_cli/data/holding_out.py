@@ -17,12 +17,17 @@ def held_out(labels: Tensor, num_classes: int, n: int) -> Tensor:
     counts = torch.bincount(labels, minlength=num_classes)
     total = len(labels)
     if not 0 < n < total:
-        raise UsageError(f"dataset.validation={n}: must be from 0 to {total - 1}, since there are {total} training images.")
+        raise UsageError(
+            f"dataset.validation={n}: must be from 0 to {total - 1}, since there are {total} training images."
+        )
     quotas = counts * n // total
     remainders = counts * n % total
     quotas[remainders.argsort(descending=True, stable=True)[: n - int(quotas.sum())]] += 1
     if bool(((quotas >= counts) & (counts > 0)).any()):
-        raise UsageError(f"dataset.validation={n}: leaves no training image of some class; hold out fewer of the {total} training images.")
+        raise UsageError(
+            f"dataset.validation={n}: leaves no training image of some class; hold out fewer of the {total} "
+            "training images."
+        )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(key(0, HELD_OUT)))
     order = order[labels[order].argsort(stable=True)]  # class by class, in random order within each
     taken = torch.zeros(total, dtype=torch.bool)

@@ -1,4 +1,6 @@
-"""What MNIST and Fashion-MNIST share: four files of bytes with a short header, packed with gzip, as LeCun published them."""
+"""What MNIST and Fashion-MNIST share: four files of bytes with a short header, packed with gzip, as LeCun published
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,14 @@ _SIDE = 28
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the two, kept as torchvision keeps it: in `torchvisions`/raw, the files as published or unpacked, under its names."""
+    """One of the two, kept as torchvision keeps it: in `torchvisions`/raw, the files as published or unpacked, under
+    its names.
+    """
 
     dataset: str  # the option
     title: str
-    torchvisions: str  # the name of its folder and of its class in torchvision, which knows where it is published and with which checksums
+    # the name of its folder and of its class in torchvision, which knows where it is published and with which checksums
+    torchvisions: str
     classes: tuple[str, ...]
     flip: bool  # whether a mirrored image is one of the same class
     train_rows: int = 60_000  # images
@@ -56,7 +61,9 @@ def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
     given = folder.absolute().parent
     own = given.parent if given.name == "raw" else given
     if not folder.exists() and own.name == layout.torchvisions and (own / "raw").is_dir():
-        raise UsageError(f"dataset.root={root}: is the directory of the set itself; write dataset.root={own.parent}, which holds it.")
+        raise UsageError(
+            f"dataset.root={root}: is the directory of the set itself; write dataset.root={own.parent}, which holds it."
+        )
     if not folder.exists() and download:
         _download(layout, folder)
     files = _files(layout, folder, root, download)
@@ -66,7 +73,10 @@ def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
     for name, labels in (("train-labels-idx1-ubyte", train_labels), ("t10k-labels-idx1-ubyte", test_labels)):
         if int(labels.max()) >= len(layout.classes):
             last = len(layout.classes) - 1
-            raise UsageError(f"dataset={layout.dataset}: {files[name]} is not {layout.title}'s: it has the label {int(labels.max())}, and the last is {last}.")
+            raise UsageError(
+                f"dataset={layout.dataset}: {files[name]} is not {layout.title}'s: it has the label "
+                f"{int(labels.max())}, and the last is {last}."
+            )
     return Images(
         train[:, None],
         train_labels.to(torch.int64),
@@ -90,7 +100,9 @@ def _files(layout: Layout, folder: Path, root: str, download: bool) -> dict[str,
         )
     if missing:
         again = f"move {folder} away and start again to download it" if download else "copy the whole directory again"
-        raise UsageError(f"dataset.root={root}: {raw} is incomplete: neither {missing}.gz nor {missing} is there; {again}.")
+        raise UsageError(
+            f"dataset.root={root}: {raw} is incomplete: neither {missing}.gz nor {missing} is there; {again}."
+        )
     return {name: file for name, file in files.items() if file is not None}
 
 
@@ -121,11 +133,13 @@ def _check_sums(layout: Layout, folder: Path, files: dict[str, Path]) -> None:
         file = files[name.removesuffix(".gz")]
         if file.name != name:
             raise UsageError(
-                f"dataset={layout.dataset}: {file} is unpacked, and only {name} has a published checksum; put that beside it, or write dataset.verify=false."
+                f"dataset={layout.dataset}: {file} is unpacked, and only {name} has a published checksum; put "
+                "that beside it, or write dataset.verify=false."
             )
         if not published.matches(file, md5):
             raise UsageError(
-                f"dataset={layout.dataset}: {file} is not the published file (its MD5 sum is not {md5}); move {folder} away to "
+                f"dataset={layout.dataset}: {file} is not the published file (its MD5 sum is not {md5}); move "
+                f"{folder} away to "
                 "download it again, or write dataset.verify=false if this copy is meant to differ."
             )
 
@@ -133,7 +147,8 @@ def _check_sums(layout: Layout, folder: Path, files: dict[str, Path]) -> None:
 def _read(layout: Layout, file: Path, shape: tuple[int, ...]) -> Tensor:
     """The bytes in `file`, uint8 of `shape`. Raises UsageError.
 
-    The header is two zeros, 8 for unsigned bytes, the number of sides, and the sides, 32 bits each, the most significant byte first.
+    The header is two zeros, 8 for unsigned bytes, the number of sides, and the sides, 32 bits each, the most
+    significant byte first.
     """
     header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
     due = len(header) + math.prod(shape)
@@ -143,10 +158,14 @@ def _read(layout: Layout, file: Path, shape: tuple[int, ...]) -> Tensor:
     except EOFError as e:
         raise UsageError(f"dataset={layout.dataset}: {file} is truncated; fetch or copy it again.") from e
     except (gzip.BadGzipFile, zlib.error) as e:
-        raise UsageError(f"dataset={layout.dataset}: {file} is damaged ({type(e).__name__}: {e}); fetch or copy it again.") from e
+        raise UsageError(
+            f"dataset={layout.dataset}: {file} is damaged ({type(e).__name__}: {e}); fetch or copy it again."
+        ) from e
     if content[: len(header)] != header:
         sides = " x ".join(f"{side:,}" for side in shape)
-        raise UsageError(f"dataset={layout.dataset}: {file} is not {layout.title}'s: its header must tell of {sides} unsigned bytes.")
+        raise UsageError(
+            f"dataset={layout.dataset}: {file} is not {layout.title}'s: its header must tell of {sides} unsigned bytes."
+        )
     if len(content) != due:
         what = f"truncated: {len(content):,} bytes" if len(content) < due else "too long: more bytes"
         raise UsageError(f"dataset={layout.dataset}: {file} is {what}, where {due:,} are due; fetch or copy it again.")

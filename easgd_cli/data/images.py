@@ -118,8 +118,11 @@ class Images:
             return self
         return replace(self, train=self.train.to(device), train_labels=self.train_labels.to(device), memory=None)
 
-    def training_batch(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """The training images `indices` [B], cropped and mirrored at random, as [B, *input_shape], and their labels [B].
+    def training_batch(
+        self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """The training images `indices` [B], cropped and mirrored at random, as [B, *input_shape], and their labels
+        [B].
 
         The result lies where the training images do. `generator` and `indices` are the CPU's in any case, so that a
         batch is the same on every device.
@@ -128,7 +131,8 @@ class Images:
         if rows * columns * kinds == 1:
             i = sent(indices, device)
             return self._as_input(self.train[i], dtype), self.train_labels[i]
-        draws = torch.randint(rows * columns * kinds, indices.shape, generator=generator)  # one number says where and which way round
+        # one number says where and which way round
+        draws = torch.randint(rows * columns * kinds, indices.shape, generator=generator)
         if device.type == "cpu":
             patches = _patches_in_numpy(self._windows, indices, draws, columns, self.flip)
             return self._as_input(patches, dtype), self.train_labels[indices]
@@ -141,7 +145,12 @@ class Images:
         return lambda: batch
 
     def evaluation_batches(
-        self, split: Split, size: int, device: torch.device, dtype: torch.dtype = torch.float32, indices: Tensor | None = None
+        self,
+        split: Split,
+        size: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        indices: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Center patches of at most `size` images at a time and their labels, on `device`.
 
@@ -164,7 +173,9 @@ class Images:
 
     @cached_property
     def _windows(self) -> Any:
-        """Views [N, C, row, column, height, width] of every patch of every training image: numpy's on the CPU, else torch's."""
+        """Views [N, C, row, column, height, width] of every patch of every training image: numpy's on the CPU, else
+        torch's.
+        """
         _, height, width = self.input_shape
         if self.train.device.type == "cpu":
             return sliding_window_view(self.train.numpy(), (height, width), axis=(2, 3))
@@ -184,7 +195,9 @@ class Images:
 
 
 def _patches(windows: Tensor, i: Tensor, draws: Tensor, columns: int, flip: bool) -> Tensor:
-    """Patches [B, C, height, width] of the images `i` [B]; `draws` [B] count the corners row by row, each twice with `flip`."""
+    """Patches [B, C, height, width] of the images `i` [B]; `draws` [B] count the corners row by row, each twice with
+    `flip`.
+    """
     corners = draws // 2 if flip else draws
     patches = windows[i, :, corners // columns, corners % columns]
     return torch.where((draws % 2 == 1)[:, None, None, None], patches.flip(3), patches) if flip else patches
@@ -213,7 +226,17 @@ def _rebuild(
 ) -> Images:
     memory = tensors if isinstance(tensors, SharedTensors) else None
     named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
-    return Images(**named, num_classes=num_classes, classes=classes, crop=crop, flip=flip, scale=scale, memory=memory, mean=mean, std=std)
+    return Images(
+        **named,
+        num_classes=num_classes,
+        classes=classes,
+        crop=crop,
+        flip=flip,
+        scale=scale,
+        memory=memory,
+        mean=mean,
+        std=std,
+    )
 
 
 def as_images(given: Any, name: str) -> Images:
@@ -225,7 +248,9 @@ def as_images(given: Any, name: str) -> Images:
     if not isinstance(given, Images):
         if not isinstance(given, tuple | list) or len(given) != 4:
             what = f"{len(given)} things" if isinstance(given, tuple | list) else f"a {type(given).__name__}"
-            raise UsageError(f"dataset={name}: returned {what}; it must return (x_train, y_train, x_test, y_test), or Images.")
+            raise UsageError(
+                f"dataset={name}: returned {what}; it must return (x_train, y_train, x_test, y_test), or Images."
+            )
         train, test = _pixels(given[0], name, "x_train"), _pixels(given[2], name, "x_test")
         train_labels, test_labels = _labels(given[1], name, "y_train"), _labels(given[3], name, "y_test")
         highest = max((int(labels.max()) for labels in (train_labels, test_labels) if len(labels)), default=0)
@@ -243,25 +268,38 @@ def as_images(given: Any, name: str) -> Images:
 
 
 def _check(images: Images, name: str) -> None:
-    if images.crop is not None and not (isinstance(images.crop, tuple) and len(images.crop) == 2 and all(isinstance(side, int) for side in images.crop)):
+    if images.crop is not None and not (
+        isinstance(images.crop, tuple) and len(images.crop) == 2 and all(isinstance(side, int) for side in images.crop)
+    ):
         raise UsageError(f"dataset={name}: crop={images.crop} must be two whole numbers, (rows, columns).")
     for split in ("train", "test"):
         pixels, labels = images._tensors()[split], images._tensors()[f"{split}_labels"]
         if len(pixels) == 0:
             raise UsageError(f"dataset={name}: there are no {split} images; at least one is needed.")
         if len(pixels) != len(labels):
-            raise UsageError(f"dataset={name}: there are {len(pixels)} {split} images and {len(labels)} labels; each image needs one.")
+            raise UsageError(
+                f"dataset={name}: there are {len(pixels)} {split} images and {len(labels)} labels; each image "
+                "needs one."
+            )
         if int(labels.min()) < 0 or int(labels.max()) >= images.num_classes:
             wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-            raise UsageError(f"dataset={name}: has the {split} label {wrong}; with {images.num_classes} classes labels run from 0 to {images.num_classes - 1}.")
+            raise UsageError(
+                f"dataset={name}: has the {split} label {wrong}; with {images.num_classes} classes labels run "
+                f"from 0 to {images.num_classes - 1}."
+            )
         if pixels.is_floating_point() and not bool(torch.isfinite(pixels).all()):
             raise UsageError(f"dataset={name}: some {split} pixels are not finite numbers.")
     if images.num_classes < 2:
         raise UsageError(f"dataset={name}: all labels are 0; there must be at least two classes, labelled 0, 1, ...")
     if images.classes is not None and len(images.classes) != images.num_classes:
-        raise UsageError(f"dataset={name}: there are {len(images.classes)} class names for {images.num_classes} classes.")
+        raise UsageError(
+            f"dataset={name}: there are {len(images.classes)} class names for {images.num_classes} classes."
+        )
     if not (math.isfinite(images.scale) and images.scale > 0):
-        raise UsageError(f"dataset={name}: scale={images.scale} is the value of a pixel of 1; it must be a finite number greater than 0, such as 1 / 255.")
+        raise UsageError(
+            f"dataset={name}: scale={images.scale} is the value of a pixel of 1; it must be a finite number "
+            "greater than 0, such as 1 / 255."
+        )
     for part, values in (("mean", images.mean), ("std", images.std)):
         try:
             checked_channels(part, values, images.train.shape[1])
@@ -269,22 +307,37 @@ def _check(images: Images, name: str) -> None:
             raise UsageError(f"dataset={name}: {e}") from e
     train, test = tuple(images.train.shape[1:]), tuple(images.test.shape[1:])
     if images.crop is None and train != test:
-        raise UsageError(f"dataset={name}: training images are {_by(train)} and test images {_by(test)}; without a crop they must agree.")
+        raise UsageError(
+            f"dataset={name}: training images are {_by(train)} and test images {_by(test)}; without a crop they "
+            "must agree."
+        )
     if train[0] != test[0]:
-        raise UsageError(f"dataset={name}: training images have {train[0]} channels and test images {test[0]}; they must agree.")
-    if images.crop is not None and not all(1 <= side <= min(own) for side, own in zip(images.crop, zip(train[1:], test[1:], strict=True), strict=True)):
-        raise UsageError(f"dataset={name}: crop {_by(images.crop)} does not fit into training images {_by(train)} and test images {_by(test)}.")
+        raise UsageError(
+            f"dataset={name}: training images have {train[0]} channels and test images {test[0]}; they must agree."
+        )
+    if images.crop is not None and not all(
+        1 <= side <= min(own) for side, own in zip(images.crop, zip(train[1:], test[1:], strict=True), strict=True)
+    ):
+        raise UsageError(
+            f"dataset={name}: crop {_by(images.crop)} does not fit into training images {_by(train)} and test "
+            f"images {_by(test)}."
+        )
 
 
 def _pixels(given: Any, name: str, part: str) -> Tensor:
     pixels = _tensor(given, name, part)
     if pixels.dim() != 4:
         remedy = f"; {part}[:, None] adds the missing channel axis" if pixels.dim() == 3 else ""
-        raise UsageError(f"dataset={name}: {part} has shape {tuple(pixels.shape)}; images are [N, channels, rows, columns]{remedy}.")
+        raise UsageError(
+            f"dataset={name}: {part} has shape {tuple(pixels.shape)}; images are [N, channels, rows, columns]{remedy}."
+        )
     if pixels.dtype == torch.uint8:
         return pixels
     if not pixels.is_floating_point():
-        raise UsageError(f"dataset={name}: {part} is of type {_short(pixels.dtype)}; pixels are uint8 (0 to 255) or floating-point numbers.")
+        raise UsageError(
+            f"dataset={name}: {part} is of type {_short(pixels.dtype)}; pixels are uint8 (0 to 255) or "
+            "floating-point numbers."
+        )
     return pixels.to(torch.float32)
 
 
@@ -292,7 +345,9 @@ def _labels(given: Any, name: str, part: str) -> Tensor:
     labels = _tensor(given, name, part)
     if labels.dim() != 1:
         remedy = f"; {part}.argmax(1) turns one-hot rows into numbers" if labels.dim() == 2 else ""
-        raise UsageError(f"dataset={name}: {part} has shape {tuple(labels.shape)}; labels are [N], one number an image{remedy}.")
+        raise UsageError(
+            f"dataset={name}: {part} has shape {tuple(labels.shape)}; labels are [N], one number an image{remedy}."
+        )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UsageError(f"dataset={name}: {part} is of type {_short(labels.dtype)}; labels are whole numbers from 0.")
     return labels.to(torch.int64)
@@ -302,7 +357,9 @@ def _tensor(given: Any, name: str, part: str) -> Tensor:
     try:
         made = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
     except (TypeError, ValueError) as e:
-        raise UsageError(f"dataset={name}: {part} is a {type(given).__name__}, which is neither a tensor nor an array of numbers.") from e
+        raise UsageError(
+            f"dataset={name}: {part} is a {type(given).__name__}, which is neither a tensor nor an array of numbers."
+        ) from e
     return made.detach().to("cpu").contiguous()
 
 

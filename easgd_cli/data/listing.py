@@ -1,4 +1,6 @@
-"""Directories of images read once: names without a system call for each, kept compactly, and when each directory had last changed. No torch."""
+"""Directories of images read once: names without a system call for each, kept compactly, and when each directory had
+last changed. No torch.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ class Listed:
         begins = np.cumsum([0, *(len(part.text) for part in parts)])
         ends = [part.ends + begin for part, begin in zip(parts, begins, strict=False)]
         labels = [part.labels for part in parts]
-        return cls(bytearray().join(part.text for part in parts), np.concatenate([nothing, *ends]), np.concatenate([nothing, *labels]))
+        return cls(
+            bytearray().join(part.text for part in parts),
+            np.concatenate([nothing, *ends]),
+            np.concatenate([nothing, *labels]),
+        )
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -63,7 +69,8 @@ class Listed:
 
 
 class Directories:
-    """What lies below one root, and `times`: when each directory and file that was looked at had last changed, in ns, taken before it was read.
+    """What lies below one root, and `times`: when each directory and file that was looked at had last changed, in ns,
+    taken before it was read.
 
     Raises UsageError, naming dataset.root, for what cannot be read.
     """
@@ -79,10 +86,12 @@ class Directories:
             return sorted(e.name for e in self._entries(folder) if e.is_dir())
 
     def images(self, folder: str, nested: bool = True) -> list[str]:
-        """Paths, relative to the root, of the images in a directory and, unless not `nested`, in those below it; hidden ones are passed over.
+        """Paths, relative to the root, of the images in a directory and, unless not `nested`, in those below it; hidden
+        ones are passed over.
 
-        Directory by directory in the order of their names, as torchvision's ImageFolder has them. What an image is its name says: only
-        entries with other names are asked whether they are directories, and most file systems answer that along with the name.
+        Directory by directory in the order of their names, as torchvision's ImageFolder has them. What an image is its
+        name says: only entries with other names are asked whether they are directories, and most file systems answer
+        that along with the name.
         """
         found: dict[str, list[str]] = {}
         waiting = [folder]
@@ -113,11 +122,16 @@ class Directories:
             yield
         except OSError as e:  # a link that leads back to itself, too
             there = self.top / folder
-            raise UsageError(f"dataset.root={self.root}: {there} cannot be read ({e.strerror}); give yourself the right to, or choose another root.") from e
+            raise UsageError(
+                f"dataset.root={self.root}: {there} cannot be read ({e.strerror}); give yourself the right to, or "
+                "choose another root."
+            ) from e
 
 
 def changed(top: Path, times: Mapping[str, int]) -> list[str]:
-    """Which of the directories and files in `times` have changed since or are gone: a system call for each of them, and none for the images in them."""
+    """Which of the directories and files in `times` have changed since or are gone: a system call for each of them, and
+    none for the images in them.
+    """
     return [path for path, time in times.items() if _time(top / path) != time]
 
 

@@ -20,14 +20,26 @@ _NAMED = 5  # classes in a sentence
 
 
 def imagefolder(
-    root: str, resize: int = 256, crop: int = 224, flip: bool = True, prepared: str | None = None, loaders: int | None = None, ahead: int = 2
+    root: str,
+    resize: int = 256,
+    crop: int = 224,
+    flip: bool = True,
+    prepared: str | None = None,
+    loaders: int | None = None,
+    ahead: int = 2,
 ) -> StoredImages:
     """root/train/CLASS/* to learn from, root/val/CLASS/* or root/test/CLASS/* to measure on. Raises UsageError."""
     return _photos("imagefolder", root, resize, crop, flip, prepared, loaders, ahead)
 
 
 def imagenet(
-    root: str, resize: int = 256, crop: int = 221, flip: bool = True, prepared: str | None = None, loaders: int | None = None, ahead: int = 2
+    root: str,
+    resize: int = 256,
+    crop: int = 221,
+    flip: bool = True,
+    prepared: str | None = None,
+    loaders: int | None = None,
+    ahead: int = 2,
 ) -> StoredImages:
     """ILSVRC2012: smallest side to 256, random 221x221 crops, mirrored (paper p. 21). Raises UsageError."""
     return _photos("imagenet", root, resize, crop, flip, prepared, loaders, ahead)
@@ -42,7 +54,11 @@ LISTED: dict[str, Callable[[str], folders.Folders]] = {
 
 def prepared_directory(root: str, resize: int, prepared: str | None) -> Path:
     """Where the resized copy of `root` is, or goes."""
-    return Path(prepared).expanduser().absolute() if prepared is not None else Path(root).expanduser().absolute() / f"prepared-{resize}"
+    return (
+        Path(prepared).expanduser().absolute()
+        if prepared is not None
+        else Path(root).expanduser().absolute() / f"prepared-{resize}"
+    )
 
 
 def _photos(
@@ -61,22 +77,40 @@ def _photos(
         train, test, classes, times = _read(directory, resize)
         about = [f"training on the resized copy in {directory}.", *_outdated(root, times)]
     elif prepared is not None:
-        raise UsageError(f"dataset.prepared={prepared}: holds no finished copy; easgd data prepare dataset={name} with the same settings makes it.")
+        raise UsageError(
+            f"dataset.prepared={prepared}: holds no finished copy; easgd data prepare dataset={name} with the "
+            "same settings makes it."
+        )
     else:
         found = LISTED[name](root)
         remedy = f"easgd data prepare dataset={name} makes a resized copy without such files, and training uses it"
         train, test = (Files.of(found.root, part, remedy) for part in (found.train, found.test))
         classes = found.classes
-        about = [f"training on the originals in {found.root}; easgd data prepare makes a resized copy that is several times faster to read."]
+        about = [
+            f"training on the originals in {found.root}; easgd data prepare makes a resized copy that is several "
+            "times faster to read."
+        ]
     about += _not_measured(test.labels, classes)
-    return StoredImages(train, test, len(classes), resize, (crop, crop), flip, loaders, ahead, f"dataset={name}: {' '.join(about)}", classes=classes)
+    return StoredImages(
+        train,
+        test,
+        len(classes),
+        resize,
+        (crop, crop),
+        flip,
+        loaders,
+        ahead,
+        f"dataset={name}: {' '.join(about)}",
+        classes=classes,
+    )
 
 
 def _outdated(root: str, times: dict[str, int]) -> list[str]:
-    """A sentence where what the copy was made from has changed since, as far as its directories tell; none where it is gone.
+    """A sentence where what the copy was made from has changed since, as far as its directories tell; none where it is
+    gone.
 
-    A directory changes with the names in it. What was written into a file under its old name, only easgd data verify and prepare see:
-    they look at every file.
+    A directory changes with the names in it. What was written into a file under its old name, only easgd data verify
+    and prepare see: they look at every file.
     """
     top = Path(root).expanduser().absolute()
     if not (top / "train").is_dir():
@@ -86,43 +120,66 @@ def _outdated(root: str, times: dict[str, int]) -> list[str]:
         return []
     more = len(since) - 1
     others = f" and {more:,} other{'s' if more > 1 else ''}" if more else ""
-    return [f"{since[0]}{others} in {top} changed after this copy was made, which is used as it is; easgd data prepare brings it up to date."]
+    return [
+        f"{since[0]}{others} in {top} changed after this copy was made, which is used as it is; easgd data "
+        "prepare brings it up to date."
+    ]
 
 
 def _not_measured(labels: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
-    """A sentence where some of the classes have no image among those with these `labels` [M], on which the center is measured."""
+    """A sentence where some of the classes have no image among those with these `labels` [M], on which the center is
+    measured.
+    """
     without = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero()[:, 0].tolist()
     if not without:
         return []
     named = ", ".join(classes[c] for c in without[:_NAMED]) + (" and others" if len(without) > _NAMED else "")
-    return [f"{len(without):,} of the {len(classes):,} classes have no test image, so the errors say nothing of them: {named}."]
+    return [
+        f"{len(without):,} of the {len(classes):,} classes have no test image, so the errors say nothing of them: "
+        f"{named}."
+    ]
 
 
 def check(resize: int, crop: int, loaders: int | None, ahead: int) -> None:
     """Raises UsageError naming the setting that is out of range."""
     if not 1 <= resize <= 4096:
-        raise UsageError(f"dataset.resize={resize}: is what the smallest side of an image becomes, from 1 to 4096 pixels.")
+        raise UsageError(
+            f"dataset.resize={resize}: is what the smallest side of an image becomes, from 1 to 4096 pixels."
+        )
     if not 1 <= crop <= resize:
-        raise UsageError(f"dataset.crop={crop}: must be from 1 to dataset.resize={resize}, the smallest side that a patch is cut from.")
+        raise UsageError(
+            f"dataset.crop={crop}: must be from 1 to dataset.resize={resize}, the smallest side that a patch is "
+            "cut from."
+        )
     if loaders is not None and not 0 <= loaders <= _LOADERS:
-        raise UsageError(f"dataset.loaders={loaders}: threads that decode in each worker, from 0 to {_LOADERS}; 0 decodes between the steps.")
+        raise UsageError(
+            f"dataset.loaders={loaders}: threads that decode in each worker, from 0 to {_LOADERS}; 0 decodes "
+            "between the steps."
+        )
     if not 0 <= ahead <= 64:
         raise UsageError(f"dataset.ahead={ahead}: batches decoded before they are wanted, from 0 to 64.")
 
 
 def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...], dict[str, int]]:
-    """Training and test images of a prepared copy, the names of the classes, and when what it was made from had last changed. Raises UsageError."""
+    """Training and test images of a prepared copy, the names of the classes, and when what it was made from had last
+    changed. Raises UsageError.
+    """
     again = "call easgd data prepare again"
     try:
         with np.load(directory / preparation.INDEX) as index:
             if int(index["side"]) != resize:
-                raise UsageError(f"dataset.resize={resize}: the copy in {directory} has smallest sides of {int(index['side'])}; write that, or another place.")
+                raise UsageError(
+                    f"dataset.resize={resize}: the copy in {directory} has smallest sides of "
+                    f"{int(index['side'])}; write that, or another place."
+                )
             parts: list[Source] = []
             for split in ("train", "test"):
                 shards, places = tuple(map(str, index[f"{split}_shards"])), index[f"{split}_places"]
                 least = np.zeros(len(shards), np.int64)
                 np.maximum.at(least, places[:, 0], places[:, 1] + places[:, 2])
-                found = Shards.of(directory, shards, torch.from_numpy(index[f"{split}_labels"]), torch.from_numpy(places))
+                found = Shards.of(
+                    directory, shards, torch.from_numpy(index[f"{split}_labels"]), torch.from_numpy(places)
+                )
                 for shard, (size, _), length in zip(shards, found.states, least.tolist(), strict=True):
                     if size < length:
                         raise UsageError(f"{directory / shard}: is shorter than its index says; remove it and {again}.")

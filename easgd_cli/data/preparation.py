@@ -4,10 +4,10 @@
     DIRECTORY/train-0f3c...json   what is in it, and from what it was made
     DIRECTORY/index.npz           everything a run needs to know; written last, so that an unfinished copy is none
 
-The images of a split, in order, are cut into shards where their names say so: an image that comes or goes changes its own shard and moves no
-other. A shard is written beside and renamed, its description after it: whatever is killed, a description stands for a whole shard. A later call
-keeps the shards whose description says that they were made from the same files (path, size, time of change) in the same way.
-Processes, since resizing costs as much as decoding. No torch.
+The images of a split, in order, are cut into shards where their names say so: an image that comes or goes changes its
+own shard and moves no other. A shard is written beside and renamed, its description after it: whatever is killed, a
+description stands for a whole shard. A later call keeps the shards whose description says that they were made from the
+same files (path, size, time of change) in the same way. Processes, since resizing costs as much as decoding. No torch.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Shard:
     side: int
 
     def signature(self) -> str:
-        """Changes when one of the files does, or how they are prepared; a file that is missing is one that cannot be decoded. Raises OSError."""
+        """Changes when one of the files does, or how they are prepared; a file that is missing is one that cannot be
+        decoded. Raises OSError.
+        """
         digest = hashlib.sha256(f"{_FORMAT} {self.side} {_QUALITY}".encode())
         for path in self.images.paths():
             try:
@@ -69,13 +71,20 @@ class Shard:
         return digest.hexdigest()
 
     def described(self) -> dict[str, Any] | None:
-        """What the finished shard holds; None where there is none, it is of other files, or an image that was left out can be decoded by now."""
+        """What the finished shard holds; None where there is none, it is of other files, or an image that was left out
+        can be decoded by now.
+        """
         try:
             description = json.loads(Path(self.directory, f"{self.name}.json").read_text(encoding="utf-8"))
-            same = description["signature"] == self.signature() and os.path.getsize(f"{self.directory}/{self.name}.bin") == description["bytes"]
+            same = (
+                description["signature"] == self.signature()
+                and os.path.getsize(f"{self.directory}/{self.name}.bin") == description["bytes"]
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return description if same and not any(map(self._decodes, (path for path, _ in description["broken"]))) else None
+        return (
+            description if same and not any(map(self._decodes, (path for path, _ in description["broken"]))) else None
+        )
 
     def _decodes(self, path: str) -> bool:
         """Whether an image can be decoded, such as one that nobody had the right to read."""
@@ -86,11 +95,13 @@ class Shard:
         return True
 
 
-_done: MutableSequence[int]  # in each process that makes shards, shared with the one that asked for them: images done of each shard
+# in each process that makes shards, shared with the one that asked for them: images done of each shard
+_done: MutableSequence[int]
 
 
 def make(shard: Shard, number: int) -> dict[str, Any]:
-    """Writes the shard and its description, which is returned. Images that cannot be decoded are left out and listed. Raises OSError.
+    """Writes the shard and its description, which is returned. Images that cannot be decoded are left out and listed.
+    Raises OSError.
 
     Counts in `_done[number]`, since a shard of photos may take minutes.
     """
@@ -123,7 +134,8 @@ def shards(folders: Folders, directory: Path, side: int) -> dict[str, list[Shard
 
 
 def _cut(folders: Folders, split: str, listed: Listed, directory: Path, side: int) -> Iterator[Shard]:
-    """A shard begins at each image whose path has a checksum divisible by a power of 2, and ends after at most twice as many images.
+    """A shard begins at each image whose path has a checksum divisible by a power of 2, and ends after at most twice as
+    many images.
 
     So cuts follow from names, and from how many there are only when these become half as many or twice as many.
     """
@@ -143,46 +155,65 @@ def _bytes(text: str) -> bytes:
 
 
 def existing(planned: Sequence[Shard]) -> dict[str, dict[str, Any]]:
-    """What the finished shards hold, by their names. Every original of theirs is asked for its size and time; a line says so where that takes long."""
+    """What the finished shards hold, by their names. Every original of theirs is asked for its size and time; a line
+    says so where that takes long.
+    """
     asked = told(planned, "comparing the originals with the files of the copy")
     decoding.load_formats()  # what had been left out is tried again
     with ThreadPoolExecutor(_ASKING) as pool:
-        return {shard.name: found for shard, found in zip(asked, pool.map(Shard.described, planned), strict=True) if found is not None}
+        return {
+            shard.name: found
+            for shard, found in zip(asked, pool.map(Shard.described, planned), strict=True)
+            if found is not None
+        }
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What `prepare` has done: images kept from before and written now, and those that cannot be decoded, each with the reason."""
+    """What `prepare` has done: images kept from before and written now, and those that cannot be decoded, each with the
+    reason.
+    """
 
     kept: int
     written: int
     broken: list[tuple[str, str]]
 
 
-def prepare(folders: Folders, directory: Path, side: int, processes: int, progress: Callable[[int, int], None]) -> Finished:
-    """Makes the copy in `directory`, or completes it. `progress` is told images done and images in all, every second and when a shard is finished.
+def prepare(
+    folders: Folders, directory: Path, side: int, processes: int, progress: Callable[[int, int], None]
+) -> Finished:
+    """Makes the copy in `directory`, or completes it. `progress` is told images done and images in all, every second
+    and when a shard is finished.
 
-    Raises UsageError where it cannot be written or another process is at it, RunError when a process dies or the disk is full.
+    Raises UsageError where it cannot be written or another process is at it, RunError when a process dies or the disk
+    is full.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as e:
-        raise UsageError(f"{directory}: the copy cannot be written there ({e.strerror}); choose a directory you can write to with dataset.prepared=DIR.") from e
+        raise UsageError(
+            f"{directory}: the copy cannot be written there ({e.strerror}); choose a directory you can write to "
+            "with dataset.prepared=DIR."
+        ) from e
     with _alone(directory):
         return _prepare(folders, directory, side, processes, progress)
 
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Two at once would write into each other's files. The lock is on the directory itself and dies with the process. Raises UsageError."""
+    """Two at once would write into each other's files. The lock is on the directory itself and dies with the process.
+    Raises UsageError.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise UsageError(f"{directory}: another easgd data prepare is making this copy; wait for it to end, or stop it.") from e
+            raise UsageError(
+                f"{directory}: another easgd data prepare is making this copy; wait for it to end, or stop it."
+            ) from e
         except OSError:
             pass  # a file system without locks, as some networks have: nothing can be known there
         yield
@@ -190,7 +221,9 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _prepare(folders: Folders, directory: Path, side: int, processes: int, progress: Callable[[int, int], None]) -> Finished:
+def _prepare(
+    folders: Folders, directory: Path, side: int, processes: int, progress: Callable[[int, int], None]
+) -> Finished:
     planned = shards(folders, directory, side)
     every = [shard for parts in planned.values() for shard in parts]
     total = sum(len(shard.images) for shard in every)
@@ -202,7 +235,9 @@ def _prepare(folders: Folders, directory: Path, side: int, processes: int, progr
     progress(kept, total)
     context = multiprocessing.get_context("spawn")
     counts = context.RawArray("q", max(1, len(missing)))
-    pool = ProcessPoolExecutor(max(1, min(processes, len(missing))), mp_context=context, initializer=_begin, initargs=(counts,))
+    pool = ProcessPoolExecutor(
+        max(1, min(processes, len(missing))), mp_context=context, initializer=_begin, initargs=(counts,)
+    )
     try:
         running = {pool.submit(make, shard, n): shard for n, shard in enumerate(missing)}
         waiting = set(running)
@@ -211,9 +246,15 @@ def _prepare(folders: Folders, directory: Path, side: int, processes: int, progr
             described |= {running[future].name: future.result() for future in ended}
             progress(kept + sum(counts), total)
     except BrokenProcessPool as e:
-        raise RunError(f"{directory}: a process that prepared images was killed; call easgd data prepare again, and it goes on where it stopped.") from e
+        raise RunError(
+            f"{directory}: a process that prepared images was killed; call easgd data prepare again, and it goes "
+            "on where it stopped."
+        ) from e
     except OSError as e:
-        raise RunError(f"{e.filename or directory}: {e.strerror or e}; call easgd data prepare again, and it goes on where it stopped.") from e
+        raise RunError(
+            f"{e.filename or directory}: {e.strerror or e}; call easgd data prepare again, and it goes on where "
+            "it stopped."
+        ) from e
     finally:
         for child in multiprocessing.active_children():
             child.terminate()  # at the end they are idle; after Ctrl-C or an error none is waited for
@@ -224,7 +265,9 @@ def _prepare(folders: Folders, directory: Path, side: int, processes: int, progr
 
 
 def current(folders: Folders, directory: Path, side: int) -> bool:
-    """Whether the finished copy in `directory` is that of `folders` as they are now: the same files, classes and labels. Raises OSError."""
+    """Whether the finished copy in `directory` is that of `folders` as they are now: the same files, classes and
+    labels. Raises OSError.
+    """
     planned = shards(folders, directory, side)
     every = [shard for parts in planned.values() for shard in parts]
     described = existing(every)
@@ -235,24 +278,40 @@ def current(folders: Folders, directory: Path, side: int) -> bool:
         return all(np.array_equal(index[name], expected[name]) for name in ("classes", "train_labels", "test_labels"))
 
 
-def _index(folders: Folders, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _index(
+    folders: Folders, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """What a run needs to know. Raises UsageError where it could not train or measure with what can be decoded."""
     arrays: dict[str, Any] = {"format": _FORMAT, "side": side, "classes": np.array(folders.classes)}
-    arrays |= {"looked_at": np.array(list(folders.times)), "times": np.array(list(folders.times.values()), dtype=np.int64)}
+    arrays |= {
+        "looked_at": np.array(list(folders.times)),
+        "times": np.array(list(folders.times.values()), dtype=np.int64),
+    }
     for split, parts in planned.items():
         lengths = [np.array(described[shard.name]["lengths"], dtype=np.int64) for shard in parts]
-        places = np.concatenate([np.stack([np.full(len(own), n), own.cumsum() - own, own], 1) for n, own in enumerate(lengths)])
+        places = np.concatenate(
+            [np.stack([np.full(len(own), n), own.cumsum() - own, own], 1) for n, own in enumerate(lengths)]
+        )
         whole = places[:, 2] > 0
         labels = getattr(folders, split).labels[whole]
         absent = set(range(len(folders.classes))) - set(labels.tolist()) if split == "train" else set()
         if absent or not len(labels):
             where = f"train/{folders.classes[min(absent)]}" if absent else split
-            raise UsageError(f"{folders.root}: none of the images in {where} can be decoded; easgd data verify lists them. Replace them, or remove the folder.")
-        arrays |= {f"{split}_places": places[whole], f"{split}_labels": labels, f"{split}_shards": np.array([f"{s.name}.bin" for s in parts])}
+            raise UsageError(
+                f"{folders.root}: none of the images in {where} can be decoded; easgd data verify lists them. "
+                "Replace them, or remove the folder."
+            )
+        arrays |= {
+            f"{split}_places": places[whole],
+            f"{split}_labels": labels,
+            f"{split}_shards": np.array([f"{s.name}.bin" for s in parts]),
+        }
     return arrays
 
 
-def _finish(folders: Folders, directory: Path, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]) -> None:
+def _finish(
+    folders: Folders, directory: Path, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]
+) -> None:
     arrays = _index(folders, side, planned, described)
     beside = directory / f"{INDEX}.part"
     with open(beside, "wb") as out:
@@ -262,7 +321,11 @@ def _finish(folders: Folders, directory: Path, side: int, planned: dict[str, lis
     os.replace(beside, directory / INDEX)
     current = {f"{shard.name}{suffix}" for parts in planned.values() for shard in parts for suffix in (".bin", ".json")}
     for file in directory.iterdir():  # of a larger set that lay here before
-        if file.name.startswith(("train-", "test-")) and file.name.endswith((".bin", ".json", ".part")) and file.name not in current:
+        if (
+            file.name.startswith(("train-", "test-"))
+            and file.name.endswith((".bin", ".json", ".part"))
+            and file.name not in current
+        ):
             file.unlink()
 
 

@@ -26,8 +26,9 @@ def matches(file: Path, md5: str) -> bool:
 def download(dataset: str, title: str, url: str, folder: Path, fetch: Callable[[Path], None]) -> None:
     """Makes `folder` of what `fetch` leaves under that name in the directory it is given, whole or not at all.
 
-    `dataset` is the option and `title` the set's name, for sentences; `url` is where it comes from. Raises UsageError when it cannot
-    be fetched, arrives damaged (for which `fetch` raises RuntimeError, as torchvision does), or cannot be written.
+    `dataset` is the option and `title` the set's name, for sentences; `url` is where it comes from. Raises UsageError
+    when it cannot be fetched, arrives damaged (for which `fetch` raises RuntimeError, as torchvision does), or cannot
+    be written.
     """
     root, before = folder.parent, socket.getdefaulttimeout()
     made = [directory for directory in (root, *root.parents) if not directory.exists()]
@@ -46,15 +47,21 @@ def download(dataset: str, title: str, url: str, folder: Path, fetch: Callable[[
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
         reason = getattr(e, "reason", None) or e
         raise UsageError(
-            f"dataset={dataset}: could not be fetched from {url} ({reason}); without internet, copy {folder.name} into {root}, "
+            f"dataset={dataset}: could not be fetched from {url} ({reason}); without internet, copy "
+            f"{folder.name} into {root}, "
             "or say where it is with dataset.root=."
         ) from e
     except RuntimeError as e:
-        raise UsageError(f"dataset={dataset}: what came from {url} is damaged (its checksum is wrong); start again to fetch it anew.") from e
+        raise UsageError(
+            f"dataset={dataset}: what came from {url} is damaged (its checksum is wrong); start again to fetch it anew."
+        ) from e
     except OSError as e:
         if folder.exists():
             return
-        raise UsageError(f"dataset.root={root}: {title} cannot be written there ({e.strerror or e}); choose another with dataset.root=.") from e
+        raise UsageError(
+            f"dataset.root={root}: {title} cannot be written there ({e.strerror or e}); choose another with "
+            "dataset.root=."
+        ) from e
     finally:
         socket.setdefaulttimeout(before)
         discard()

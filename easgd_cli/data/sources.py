@@ -71,7 +71,9 @@ class Files:
 
     def content(self, i: int) -> str:
         begin = int(self.ends[i - 1]) if i else 0
-        return f"{self.root}/{self.text[begin : int(self.ends[i])].numpy().tobytes().decode('utf-8', 'surrogateescape')}"
+        return (
+            f"{self.root}/{self.text[begin : int(self.ends[i])].numpy().tobytes().decode('utf-8', 'surrogateescape')}"
+        )
 
     def name(self, i: int) -> str:
         return self.content(i)
@@ -79,7 +81,9 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Images one after another in the files `shards` of `directory`, mapped into memory: one copy, the system's, serves all processes."""
+    """Images one after another in the files `shards` of `directory`, mapped into memory: one copy, the system's, serves
+    all processes.
+    """
 
     directory: str
     shards: tuple[str, ...]
@@ -92,7 +96,9 @@ class Shards:
     @classmethod
     def of(cls, directory: Path, shards: Sequence[str], labels: Tensor, places: Tensor) -> Shards:
         """The images at `places` in the `shards` as they are now. Raises OSError."""
-        return cls(str(directory), tuple(shards), tuple(_state(os.stat(directory / name)) for name in shards), labels, places)
+        return cls(
+            str(directory), tuple(shards), tuple(_state(os.stat(directory / name)) for name in shards), labels, places
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         return {"labels": self.labels, "places": self.places}
@@ -110,7 +116,8 @@ class Shards:
         return f"{self.directory}/{self.shards[shard]}, the image at byte {first},"
 
     def _mapped(self, shard: int) -> memoryview:
-        """All are mapped when the first is wanted: what is made anew under their names from then on, as by easgd data prepare, disturbs nobody.
+        """All are mapped when the first is wanted: what is made anew under their names from then on, as by easgd data
+        prepare, disturbs nobody.
 
         Raises UsageError where one has been before.
         """
@@ -123,7 +130,9 @@ class Shards:
                         if _state(os.fstat(file.fileno())) != state:
                             raise _changed(path)
                         # What is empty cannot be mapped, and has no image.
-                        self._maps.setdefault(n, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if state[0] else b""))
+                        self._maps.setdefault(
+                            n, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if state[0] else b"")
+                        )
                 except FileNotFoundError:
                     raise _changed(path) from None
         return self._maps[shard]

@@ -1,8 +1,9 @@
 """Images too many for memory: they lie in files and are decoded when a batch wants them.
 
-A process holds where each image lies and its label, shared by all processes of the machine, and no pixels. Its own threads decode
-the next few batches ahead, which they can, since a batch is a function of (seed, worker, t). Threads only fill places that the
-draws have assigned, so their number changes no bit. uint8 goes to the device and becomes numbers there.
+A process holds where each image lies and its label, shared by all processes of the machine, and no pixels. Its own
+threads decode the next few batches ahead, which they can, since a batch is a function of (seed, worker, t). Threads
+only fill places that the draws have assigned, so their number changes no bit. uint8 goes to the device and becomes
+numbers there.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class StoredImages:
     """RGB images in `train` and `test`, resized so that the smallest side is `resize` unless they already are.
 
     Training sees a random patch of `crop` rows and columns, evaluation the center one; with `flip`, training mirrors an
-    image from left to right in half of all cases, at random (paper p. 21). `loaders` threads decode in each process that asks
-    for batches: None for as many as torch computes with, 0 for none, so that a batch is made when it is wanted.
+    image from left to right in half of all cases, at random (paper p. 21). `loaders` threads decode in each process
+    that asks for batches: None for as many as torch computes with, 0 for none, so that a batch is made when it is
+    wanted.
     """
 
     train: Source
@@ -55,7 +57,8 @@ class StoredImages:
     taken: Tensor | None = None  # [K] int64, which of them are held out
     memory: SharedTensors | None = field(default=None, repr=False)  # where the tensors lie, after share()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training batches
-    _pool: list[ThreadPoolExecutor] = field(default_factory=list, repr=False)  # started by the first batch: a fork never copies threads
+    # started by the first batch: a fork never copies threads
+    _pool: list[ThreadPoolExecutor] = field(default_factory=list, repr=False)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -95,25 +98,36 @@ class StoredImages:
         return replace(self, device=device)
 
     def training_batch(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Batch:
-        """The training images `indices` [B], cropped and mirrored at random, as [B, *input_shape] on `device`, and their labels [B]."""
+        """The training images `indices` [B], cropped and mirrored at random, as [B, *input_shape] on `device`, and
+        their labels [B].
+        """
         return self.begin(indices, generator, dtype)()
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
         """Begins that batch. Called, the result waits for it; it raises UsageError for an image that cannot be decoded.
 
-        Where a patch begins is drawn as a fraction of the places where it can, since the sides of an image are known only when it
-        is decoded.
+        Where a patch begins is drawn as a fraction of the places where it can, since the sides of an image are known
+        only when it is decoded.
         """
         across = torch.rand(len(indices), 2, generator=generator, dtype=torch.float64).tolist()
         mirrored = torch.randint(2, indices.shape, generator=generator).tolist() if self.flip else [0] * len(indices)
         places = indices if self.kept is None else self.kept[indices]
-        cuts = [partial(decoding.patch, across=(a, b), mirrored=bool(m)) for (a, b), m in zip(across, mirrored, strict=True)]
+        cuts = [
+            partial(decoding.patch, across=(a, b), mirrored=bool(m)) for (a, b), m in zip(across, mirrored, strict=True)
+        ]
         return self._begun("train", places, cuts, self.device, dtype)
 
     def evaluation_batches(
-        self, split: Split, size: int, device: torch.device, dtype: torch.dtype = torch.float32, indices: Tensor | None = None
+        self,
+        split: Split,
+        size: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        indices: Tensor | None = None,
     ) -> Iterator[Batch]:
-        """Center patches of at most `size` images at a time and their labels, on `device`; the next are decoded meanwhile."""
+        """Center patches of at most `size` images at a time and their labels, on `device`; the next are decoded
+        meanwhile.
+        """
         chosen = {"train": self.kept, "held_out": self.taken, "test": None}[split]
         wanted = torch.arange(self.count(split)) if indices is None else indices
         places = wanted if chosen is None else chosen[wanted]
@@ -151,8 +165,18 @@ class StoredImages:
         """Indices, ascending, of at most `n` training images: the same in every run, whatever its seed."""
         return fixed_subset(self.count("train"), n)
 
-    def _begun(self, split: Split, places: Tensor, cuts: Sequence[Callable[..., None]], device: torch.device, dtype: torch.dtype) -> Callable[[], Batch]:
-        source, pixels = self._source(split), torch.empty(len(places), *self.input_shape, dtype=torch.uint8, pin_memory=device.type != "cpu")
+    def _begun(
+        self,
+        split: Split,
+        places: Tensor,
+        cuts: Sequence[Callable[..., None]],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Callable[[], Batch]:
+        source, pixels = (
+            self._source(split),
+            torch.empty(len(places), *self.input_shape, dtype=torch.uint8, pin_memory=device.type != "cpu"),
+        )
         into, numbers = pixels.numpy(), places.tolist()
 
         def decode(first: int) -> None:
@@ -160,7 +184,9 @@ class StoredImages:
                 self._decode(source, numbers[j], cuts[j], into[j])
 
         firsts = range(0, len(numbers), _TOGETHER)
-        begun: list[Future[None]] = [] if self.loaders == 0 else [self._threads().submit(decode, first) for first in firsts]
+        begun: list[Future[None]] = (
+            [] if self.loaders == 0 else [self._threads().submit(decode, first) for first in firsts]
+        )
 
         def finish() -> Batch:
             for first in firsts if self.loaders == 0 else ():
@@ -182,7 +208,9 @@ class StoredImages:
     def _threads(self) -> ThreadPoolExecutor:
         if not self._pool:
             decoding.load_formats()
-            self._pool.append(ThreadPoolExecutor(self.loaders or torch.get_num_threads(), thread_name_prefix="decoding"))
+            self._pool.append(
+                ThreadPoolExecutor(self.loaders or torch.get_num_threads(), thread_name_prefix="decoding")
+            )
         return self._pool[0]
 
     def _source(self, split: Split) -> Source:
@@ -190,21 +218,43 @@ class StoredImages:
 
     def _tensors(self) -> dict[str, Tensor]:
         chosen = {name: t for name in ("kept", "taken") if (t := getattr(self, name)) is not None}
-        return {f"{split}.{k}": t for split in ("train", "test") for k, t in getattr(self, split).tensors().items()} | chosen
+        return {
+            f"{split}.{k}": t for split in ("train", "test") for k, t in getattr(self, split).tensors().items()
+        } | chosen
 
     def _with(self, tensors: SharedTensors | dict[str, Tensor]) -> StoredImages:
         """The same with these instead of its own, and threads of its own."""
         memory = tensors if isinstance(tensors, SharedTensors) else None
         named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
-        sources = {s: replace(getattr(self, s), **{k.removeprefix(f"{s}."): t for k, t in named.items() if k.startswith(f"{s}.")}) for s in ("train", "test")}
+        sources = {
+            s: replace(
+                getattr(self, s), **{k.removeprefix(f"{s}."): t for k, t in named.items() if k.startswith(f"{s}.")}
+            )
+            for s in ("train", "test")
+        }
         return replace(self, **sources, kept=named.get("kept"), taken=named.get("taken"), memory=memory, _pool=[])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without what lies in shared memory, and without threads."""
-        sources = [(type(s), {k: v for k, v in vars(s).items() if k not in s.tensors() and k != "_maps"}) for s in (self.train, self.test)]
+        sources = [
+            (type(s), {k: v for k, v in vars(s).items() if k not in s.tensors() and k != "_maps"})
+            for s in (self.train, self.test)
+        ]
         rest = {
             name: getattr(self, name)
-            for name in ("num_classes", "resize", "crop", "flip", "loaders", "most_ahead", "about", "mean", "std", "classes", "device")
+            for name in (
+                "num_classes",
+                "resize",
+                "crop",
+                "flip",
+                "loaders",
+                "most_ahead",
+                "about",
+                "mean",
+                "std",
+                "classes",
+                "device",
+            )
         }
         return _rebuilt, (sources, rest, self.memory if self.memory is not None else self._tensors())
 
@@ -214,5 +264,7 @@ def _rebuilt(sources: Any, rest: dict[str, Any], tensors: SharedTensors | dict[s
     named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
     bare = []
     for (kind, fields), split in zip(sources, ("train", "test"), strict=True):
-        bare.append(kind(**fields, **{k.removeprefix(f"{split}."): nothing for k in named if k.startswith(f"{split}.")}))
+        bare.append(
+            kind(**fields, **{k.removeprefix(f"{split}."): nothing for k in named if k.startswith(f"{split}.")})
+        )
     return StoredImages(*bare, **rest)._with(tensors)

@@ -13,7 +13,12 @@ from easgd_cli.system.shared_memory import available_memory
 
 
 def synthetic(
-    shape: tuple[int, ...] = (3, 32, 32), classes: int = 10, train: int = 10_000, test: int = 1_000, crop: int | None = 28, flip: bool = True
+    shape: tuple[int, ...] = (3, 32, 32),
+    classes: int = 10,
+    train: int = 10_000,
+    test: int = 1_000,
+    crop: int | None = 28,
+    flip: bool = True,
 ) -> Images:
     """`train` and `test` images of `shape` (channels, rows, columns), every class a pattern of its own under noise.
 
@@ -21,20 +26,27 @@ def synthetic(
     Labels take turns, so that the classes are equally frequent. Raises UsageError when a size is out of range.
     """
     if len(shape) != 3 or min(shape) < 1:
-        raise UsageError(f"dataset.shape={list(shape)}: must be three positive whole numbers: channels, rows, columns, such as dataset.shape=[3,32,32].")
+        raise UsageError(
+            f"dataset.shape={list(shape)}: must be three positive whole numbers: channels, rows, columns, such as "
+            "dataset.shape=[3,32,32]."
+        )
     if not 2 <= classes <= 100_000:
         raise UsageError(f"dataset.classes={classes}: must be from 2 to 100000.")
     for name, count in (("train", train), ("test", test)):
         if count < 1:
             raise UsageError(f"dataset.{name}={count}: must be a whole number of at least 1.")
     if crop is not None and not 1 <= crop <= min(shape[1:]):
-        raise UsageError(f"dataset.crop={crop}: must be from 1 to {min(shape[1:])}, the shorter side of dataset.shape, or null for whole images.")
+        raise UsageError(
+            f"dataset.crop={crop}: must be from 1 to {min(shape[1:])}, the shorter side of dataset.shape, or null "
+            "for whole images."
+        )
     # The images and their labels; of each class its pattern, as numbers and as pixels.
     needed = (train + test) * (math.prod(shape) + 8) + classes * 5 * math.prod(shape)
     available = available_memory()
     if available is not None and needed > available:
         raise UsageError(
-            f"dataset.shape={list(shape)} dataset.train={train} dataset.test={test} dataset.classes={classes}: these images need {needed / 2**30:,.1f} GiB "
+            f"dataset.shape={list(shape)} dataset.train={train} dataset.test={test} "
+            f"dataset.classes={classes}: these images need {needed / 2**30:,.1f} GiB "
             f"and {available / 2**30:,.1f} GiB are free; make them smaller or fewer."
         )
     generator = torch.Generator().manual_seed(key(0, CONTENT))
@@ -48,4 +60,12 @@ def synthetic(
         for begin in range(0, len(labels), 1024):  # in pieces, so that the patterns of a whole set never lie in memory
             made[begin : begin + 1024] += patterns[labels[begin : begin + 1024]]
         pixels.append(made)
-    return Images(pixels[0], train_labels, pixels[1], test_labels, num_classes=classes, crop=None if crop is None else (crop, crop), flip=flip)
+    return Images(
+        pixels[0],
+        train_labels,
+        pixels[1],
+        test_labels,
+        num_classes=classes,
+        crop=None if crop is None else (crop, crop),
+        flip=flip,
+    )

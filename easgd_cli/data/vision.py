@@ -30,5 +30,7 @@ def torchvision() -> ModuleType:
 
             package._easgd_declared = declared  # the schemas go when the object does
     except (ImportError, RuntimeError, AttributeError) as e:
-        raise UsageError(f"torchvision, which this needs, cannot be imported beside torch {torch.__version__}: {e}") from e
+        raise UsageError(
+            f"torchvision, which this needs, cannot be imported beside torch {torch.__version__}: {e}"
+        ) from e
     return package

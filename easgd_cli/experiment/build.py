@@ -1,7 +1,7 @@
 """From settings to objects: the method, the schedule, the problem, and the data and model it is made of.
 
-Each comes from the maker that its group names (`settings/targets.py`), which is offered by name what the runner has: a method the paper's
-symbols, a problem the data and the model, a model the shape of the data.
+Each comes from the maker that its group names (`settings/targets.py`), which is offered by name what the runner has: a
+method the paper's symbols, a problem the data and the model, a model the shape of the data.
 """
 
 from __future__ import annotations
@@ -39,8 +39,15 @@ def method(s: Settings) -> Method:
     """The method's two rules, with their constants. Raises UsageError."""
     from easgd_cli.algorithms.base import check_method
 
-    if s.alpha is not None and s.beta is not None and not {"alpha", "beta"} <= signature(locate("algo", s.algo["target"])).keys():
-        raise UsageError(f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from the other.")
+    if (
+        s.alpha is not None
+        and s.beta is not None
+        and not {"alpha", "beta"} <= signature(locate("algo", s.algo["target"])).keys()
+    ):
+        raise UsageError(
+            f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from "
+            "the other."
+        )
     try:
         made = make("algo", s.algo, symbols(s))
     except UsageError as e:
@@ -65,12 +72,15 @@ OFFERED_TO_SCHEDULES = ("steps", "warmup")
 
 
 def schedule(s: Settings, steps: int | None) -> Schedule:
-    """eta as a function of the worker's clock in a run of `steps` local steps of each worker, None: of unknown length. Raises UsageError."""
+    """eta as a function of the worker's clock in a run of `steps` local steps of each worker, None: of unknown length.
+    Raises UsageError.
+    """
     from easgd_cli.algorithms.schedule import Warmup
 
     if steps is None and follows_the_length(s):
         raise UsageError(
-            f"schedule={s.schedule['name']} minutes={s.minutes:g}: this schedule follows the run's local steps, and nobody knows how many minutes hold; "
+            f"schedule={s.schedule['name']} minutes={s.minutes:g}: this schedule follows the run's local "
+            "steps, and nobody knows how many minutes hold; "
             "give steps= or epochs=, or use schedule=decay."
         )
     if steps is not None and s.warmup >= steps:
@@ -80,7 +90,9 @@ def schedule(s: Settings, steps: int | None) -> Schedule:
 
 
 def follows_the_length(s: Settings) -> bool:
-    """Whether the schedule asks how many steps the run has, so that another length is another run from its first step on. Raises UsageError."""
+    """Whether the schedule asks how many steps the run has, so that another length is another run from its first step
+    on. Raises UsageError.
+    """
     return "steps" in signature(locate("schedule", s.schedule["target"]))
 
 
@@ -90,16 +102,24 @@ def average(s: Settings) -> Average | None:
 
 
 def data(s: Settings) -> Dataset:
-    """The data set, normalised as `dataset.mean` and `dataset.std` say, with `dataset.validation` images held out of training. Raises UsageError."""
+    """The data set, normalised as `dataset.mean` and `dataset.std` say, with `dataset.validation` images held out of
+    training. Raises UsageError.
+    """
     from easgd_cli.data.images import as_images
     from easgd_cli.data.stored import StoredImages
 
     if s.dataset["target"] is None:
-        raise UsageError(f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs images; choose a data set, such as dataset=digits.")
+        raise UsageError(
+            f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs images; choose a data "
+            "set, such as dataset=digits."
+        )
     options = dict(s.dataset)
     held_out = convert("dataset.validation", options.pop("validation", 0), int)
     own = signature(locate("dataset", options["target"]))  # a data set of the user's may have such settings itself
-    mean, std = (None if name in own else convert(f"dataset.{name}", options.pop(name, None), list[float] | None) for name in ("mean", "std"))
+    mean, std = (
+        None if name in own else convert(f"dataset.{name}", options.pop(name, None), list[float] | None)
+        for name in ("mean", "std")
+    )
     with seeded(s.seed, MADE_BY_USERS):
         made = make("dataset", options, {"seed": s.seed})
         images: Dataset = made if isinstance(made, StoredImages) else as_images(made, s.dataset["name"])
@@ -108,14 +128,18 @@ def data(s: Settings) -> Dataset:
 
 
 def model(s: Settings, images: Dataset | None, checked: bool = True) -> nn.Module:
-    """A net for these images, `checked` on two of them, initialised from the one seed, or as `init` says. Raises UsageError.
+    """A net for these images, `checked` on two of them, initialised from the one seed, or as `init` says. Raises
+    UsageError.
 
     Without images, or where the problem feeds it with something else, it is what its maker makes of it.
     """
     from easgd_cli.models import check_model
 
     if s.model["target"] is None:
-        raise UsageError(f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as model=small.")
+        raise UsageError(
+            f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as "
+            "model=small."
+        )
     offered = {} if images is None else {"num_classes": images.num_classes, "input_shape": images.input_shape}
     with seeded(s.seed, INIT):
         net = make("model", s.model, offered)
@@ -125,14 +149,26 @@ def model(s: Settings, images: Dataset | None, checked: bool = True) -> nn.Modul
 
 
 # What a problem may ask for by name (see `problem`). Data and net are made only for one that does.
-OFFERED_TO_PROBLEMS = ("seed", "workers", "batch_size", "l2", "device", "precision", "compile", "images", "model", "train_images")
+OFFERED_TO_PROBLEMS = (
+    "seed",
+    "workers",
+    "batch_size",
+    "l2",
+    "device",
+    "precision",
+    "compile",
+    "images",
+    "model",
+    "train_images",
+)
 
 
 def problem(s: Settings, images: Dataset | None, device: torch.device) -> Problem:
     """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
-        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device, "precision": s.precision, "compile": s.compile,
+        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device,
+        "precision": s.precision, "compile": s.compile,
         "train_images": s.eval.train_images,
     }  # fmt: skip
     if images is not None:
@@ -155,11 +191,18 @@ def asked_by_problem(s: Settings) -> set[str]:
 
 
 def asks_for_images(s: Settings, asked: set[str]) -> bool:
-    """Whether the problem, which has `asked` for so much, is given a data set, or its net the shape of one. Raises UsageError."""
-    shaped = "model" in asked and s.model["target"] and {"num_classes", "input_shape"} & set(signature(locate("model", s.model["target"])))
+    """Whether the problem, which has `asked` for so much, is given a data set, or its net the shape of one. Raises
+    UsageError.
+    """
+    shaped = (
+        "model" in asked
+        and s.model["target"]
+        and {"num_classes", "input_shape"} & set(signature(locate("model", s.model["target"])))
+    )
     if shaped and "images" not in asked and s.dataset["target"] is None:
         raise UsageError(
-            f"problem={s.problem['name']} model={s.model['name']}: this net asks for the shape of images, and there are none; choose a net of your own "
+            f"problem={s.problem['name']} model={s.model['name']}: this net asks for the shape of images, and "
+            "there are none; choose a net of your own "
             "with sizes of its own, or a data set whose shape it is to have, such as dataset=digits."
         )
     return "images" in asked or bool(shaped)
@@ -167,7 +210,9 @@ def asks_for_images(s: Settings, asked: set[str]) -> bool:
 
 @dataclass(frozen=True)
 class Parts:
-    """What one process of a run works with: the problem on its device, the method on that problem's vectors, and what follows from the settings."""
+    """What one process of a run works with: the problem on its device, the method on that problem's vectors, and what
+    follows from the settings.
+    """
 
     problem: Problem
     method: Method
@@ -177,7 +222,8 @@ class Parts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """From which every process of a run makes its own parts: the settings, the data they share, and how many local steps each worker takes.
+    """From which every process of a run makes its own parts: the settings, the data they share, and how many local
+    steps each worker takes.
 
     `data`: None where the problem asks for none. `steps`: None when the clock on the wall ends the run.
     """
@@ -204,7 +250,8 @@ class Recipe:
 class Experiment:
     """A run that has been checked to the end: everything a launcher needs, made once.
 
-    `parts`: on the CPU. `start` [size]: where what is evaluated begins, the center or, in a method without one, the worker.
+    `parts`: on the CPU. `start` [size]: where what is evaluated begins, the center or, in a method without one, the
+    worker.
     `memory`: bytes that the run needs at its peak, as far as they are known before.
     """
 
@@ -253,7 +300,9 @@ class Experiment:
         return self.start.dtype
 
     def parts_on(self, device: torch.device) -> Parts:
-        """The parts of the one process of a simulated run, which are these where it computes on the CPU. Raises UsageError."""
+        """The parts of the one process of a simulated run, which are these where it computes on the CPU. Raises
+        UsageError.
+        """
         return self.parts if device.type == "cpu" else self.recipe.parts(device)
 
 
@@ -278,9 +327,14 @@ def prepare(s: Settings) -> Experiment:
         figures = check_problem(parts.problem, s.problem["name"], s.workers)
         for name, level in levels(s).items():
             if name not in figures:
-                raise UsageError(f"until.{name}={level:g}: problem={s.problem['name']} has no {name}, so the run would not end by it.")
+                raise UsageError(
+                    f"until.{name}={level:g}: problem={s.problem['name']} has no {name}, so the run would not end "
+                    "by it."
+                )
     start = parts.problem.start(None if rules.shared is not None else 0)
-    memory = check_memory(s, rules, parts.average, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s))
+    memory = check_memory(
+        s, rules, parts.average, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
+    )
     return Experiment(recipe, parts, start, memory)
 
 
@@ -293,24 +347,38 @@ def _check_devices(s: Settings, rules: Method) -> list[str]:
     deal_devices(s.eval.device, 1, "eval.device")
     [owner] = deal_devices(s.center_device, 1, "center_device")
     if owner != "cpu" and rules.shared is not None and launched_in_processes(s) and set(devices) != {owner}:
-        raise UsageError(f"center_device={s.center_device} device={s.device}: a center on a GPU is for workers that all compute there; write device={owner}.")
+        raise UsageError(
+            f"center_device={s.center_device} device={s.device}: a center on a GPU is for workers that all "
+            f"compute there; write device={owner}."
+        )
     if s.precision == "tf32" and any(not d.startswith("cuda") for d in devices):
-        raise UsageError(f"precision=tf32 device={s.device}: tf32 is how CUDA devices multiply, and a worker would be on a CPU; use fp32, or bf16.")
+        raise UsageError(
+            f"precision=tf32 device={s.device}: tf32 is how CUDA devices multiply, and a worker would be on a "
+            "CPU; use fp32, or bf16."
+        )
     if s.compile and any(not d.startswith("cuda") for d in devices):
         check_compiler()
     return devices
 
 
 def _refuse_unused(s: Settings, asked: set[str]) -> None:
-    """Refuses what a problem does not ask for, instead of warning: a data set would bring its learning rate and length with it."""
+    """Refuses what a problem does not ask for, instead of warning: a data set would bring its learning rate and length
+    with it.
+    """
     name = s.problem["name"]
     for group, wanted in (("dataset", {"images", "model"}), ("model", {"model"})):
         spec = getattr(s, group)
         if spec["target"] is not None and not asked & wanted:
-            raise UsageError(f"problem={name} {group}={spec['name']}: this problem uses no {group}; leave out {group}=, or use problem=dataset.")
+            raise UsageError(
+                f"problem={name} {group}={spec['name']}: this problem uses no {group}; leave out {group}=, or use "
+                "problem=dataset."
+            )
     for key, given in (("init", s.init), ("init_without", listed(s.init_without) if s.init_without else None)):
         if given is not None and "model" not in asked:
-            raise UsageError(f"problem={name} {key}={given}: this problem has no model whose parameters could be read; leave out {key}=.")
+            raise UsageError(
+                f"problem={name} {key}={given}: this problem has no model whose parameters could be read; leave "
+                f"out {key}=."
+            )
 
 
 def launched_in_processes(s: Settings) -> bool:

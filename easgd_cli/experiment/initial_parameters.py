@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def read_into(net: nn.Module, s: Settings, num_classes: int | None) -> None:
-    """Puts what the file `init` holds into `net`, but what `init_without` names; nothing without a file. Raises UsageError.
+    """Puts what the file `init` holds into `net`, but what `init_without` names; nothing without a file. Raises
+    UsageError.
 
     `num_classes`: what the net is for, None where nobody knows.
     """
@@ -22,13 +23,17 @@ def read_into(net: nn.Module, s: Settings, num_classes: int | None) -> None:
 
     if s.init is None:
         if s.init_without:
-            raise UsageError(f"init_without={listed(s.init_without)}: there is no file to leave these out of; give init=, or leave it out.")
+            raise UsageError(
+                f"init_without={listed(s.init_without)}: there is no file to leave these out of; give init=, or "
+                "leave it out."
+            )
         return
     state = _without(_state_dict(s.init), net, s)
     if num_classes is not None:
         _check_outputs(net, state, s, num_classes)
     Flat(net).load(state, f"init={s.init}")
-    net.load_state_dict(dict(state))  # without the versions of layers that came with it: names and shapes have been checked
+    # without the versions of layers that came with it: names and shapes have been checked
+    net.load_state_dict(dict(state))
     net.zero_grad(set_to_none=True)
 
 
@@ -37,13 +42,20 @@ def _state_dict(path: str) -> dict[str, Any]:
     import torch
 
     if not os.path.isfile(path):
-        raise UsageError(f"init={path}: there is no such file; give a state_dict saved with torch.save, such as a run's center.pt.")
+        raise UsageError(
+            f"init={path}: there is no such file; give a state_dict saved with torch.save, such as a run's center.pt."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise UsageError(f"init={path}: cannot be read as a file of parameters ({type(e).__name__}); it must be a state_dict saved with torch.save.") from e
+        raise UsageError(
+            f"init={path}: cannot be read as a file of parameters ({type(e).__name__}); it must be a state_dict "
+            "saved with torch.save."
+        ) from e
     if not isinstance(content, dict):
-        raise UsageError(f"init={path}: holds a {type(content).__name__}; it must be a state_dict saved with torch.save.")
+        raise UsageError(
+            f"init={path}: holds a {type(content).__name__}; it must be a state_dict saved with torch.save."
+        )
     return content
 
 
@@ -53,11 +65,14 @@ def _without(state: Mapping[Any, Any], net: nn.Module, s: Settings) -> dict[Any,
     for name in s.init_without:
         if not any(_within(key, name) for key in (*state, *own)):
             raise UsageError(
-                f"init_without={listed(s.init_without)}: neither init={s.init} nor the net has a module or parameter {name}; the net's are "
+                f"init_without={listed(s.init_without)}: neither init={s.init} nor the net has a module or "
+                f"parameter {name}; the net's are "
                 f"{', '.join(dict.fromkeys(key.split('.')[0] for key in own))}."
             )
     left_out = {key for key in (*state, *own) if any(_within(key, name) for name in s.init_without)}
-    return {key: value for key, value in state.items() if key not in left_out} | {key: value for key, value in own.items() if key in left_out}
+    return {key: value for key, value in state.items() if key not in left_out} | {
+        key: value for key, value in own.items() if key in left_out
+    }
 
 
 def listed(names: Sequence[str]) -> str:
@@ -72,12 +87,20 @@ def _within(key: Any, name: str) -> bool:
 
 def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_classes: int) -> None:
     """Refuses a file of parameters of the same net with another number of classes."""
-    others = {name: (getattr(state[name], "shape", own.shape), own.shape) for name, own in net.state_dict().items() if name in state}
+    others = {
+        name: (getattr(state[name], "shape", own.shape), own.shape)
+        for name, own in net.state_dict().items()
+        if name in state
+    }
     others = {name: shapes for name, shapes in others.items() if shapes[0] != shapes[1]}
-    if others and all(len(theirs) and theirs[1:] == own[1:] and own[:1] == (num_classes,) for theirs, own in others.values()):
+    if others and all(
+        len(theirs) and theirs[1:] == own[1:] and own[:1] == (num_classes,) for theirs, own in others.values()
+    ):
         name, (theirs, own) = next(iter(others.items()))
         raise UsageError(
-            f"init={s.init}: {name} is {list(theirs)} in the file and {list(own)} in the net: the file is of a net for {theirs[0]} classes, and "
+            f"init={s.init}: {name} is {list(theirs)} in the file and {list(own)} in the net: the file is of "
+            f"a net for {theirs[0]} classes, and "
             f"dataset={s.dataset['name']} has {num_classes}; "
-            f"give init_without=[{name.rpartition('.')[0] or name}] to begin with a new last layer, or use a data set with {theirs[0]} classes."
+            f"give init_without=[{name.rpartition('.')[0] or name}] to begin with a new last layer, or use a "
+            f"data set with {theirs[0]} classes."
         )

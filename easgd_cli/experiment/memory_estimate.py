@@ -1,4 +1,6 @@
-"""What a run needs in memory at its peak, counted before it starts; a run that does not fit is refused (docs/design.md, Memory)."""
+"""What a run needs in memory at its peak, counted before it starts; a run that does not fit is refused (docs/design.md,
+Memory).
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,37 @@ if TYPE_CHECKING:
 SNAPSHOTS_IN_MEMORY = 8  # that wait there to be measured; more wait on disk
 
 
-def check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor, images: Dataset | None, *, on_cpu: int, in_processes: bool) -> int:
-    """The bytes of a run's vectors, of the batches of the workers `on_cpu`, and of the copy of the data set that they share.
+def check_memory(
+    s: Settings,
+    rules: Method,
+    kept: Average | None,
+    start: Tensor,
+    images: Dataset | None,
+    *,
+    on_cpu: int,
+    in_processes: bool,
+) -> int:
+    """The bytes of a run's vectors, of the batches of the workers `on_cpu`, and of the copy of the data set that they
+    share.
 
-    `start` [size]: one vector; `in_processes`: whether every worker is a process, with a problem of its own. What a net keeps for
-    its backward pass is not known here and comes on top, and so do the processes themselves. Raises UsageError where less is free.
+    `start` [size]: one vector; `in_processes`: whether every worker is a process, with a problem of its own. What a net
+    keeps for its backward pass is not known here and comes on top, and so do the processes themselves. Raises
+    UsageError where less is free.
     """
     vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, on_cpu, in_processes)
-    # As many as can be computed at once; of each image what the net takes, and 8 bytes each for its number, its draw and its label.
-    batches = min(on_cpu, cores()) * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24) if images is not None else 0
+    # As many as can be computed at once; of each image what the net takes, and 8 bytes each for its number, its draw
+    # and its label.
+    batches = (
+        min(on_cpu, cores()) * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24)
+        if images is not None
+        else 0
+    )
     # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
-    batches += s.workers * s.batch_size * math.prod(images.input_shape) * (images.ahead + 1) if images is not None and images.ahead else 0
+    batches += (
+        s.workers * s.batch_size * math.prod(images.input_shape) * (images.ahead + 1)
+        if images is not None and images.ahead
+        else 0
+    )
     copied = images.nbytes if images is not None else 0
     available = shared_memory.available_memory()
     if available is None or vectors + batches + copied <= available:
@@ -39,11 +61,16 @@ def check_memory(s: Settings, rules: Method, kept: Average | None, start: Tensor
     said = {
         f"workers={s.workers}": (vectors, "vectors", "use fewer workers or a smaller model"),
         f"batch_size={s.batch_size}": (batches, "batches", "use smaller batches or fewer workers"),
-        f"dataset={s.dataset['name']}": (copied, "the copy of the data set that workers share", "use fewer or smaller images"),
+        f"dataset={s.dataset['name']}": (
+            copied,
+            "the copy of the data set that workers share",
+            "use fewer or smaller images",
+        ),
     }
     written, (most, what, remedy) = max(said.items(), key=lambda item: item[1][0])
     raise UsageError(
-        f"{written}: this run needs {_gib(vectors + batches + copied)}, {_gib(most)} of them for {what}, and {_gib(available)} are free; {remedy}."
+        f"{written}: this run needs {_gib(vectors + batches + copied)}, {_gib(most)} of them for {what}, and "
+        f"{_gib(available)} are free; {remedy}."
     )
 
 
@@ -55,10 +82,12 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, on_cpu: int, in_p
     owner = len(shared.state) + average if shared is not None else 0
     lasting = s.workers * (len(rules.state) + (average if shared is None else 1))  # of the workers, replies among them
     scratch = s.workers * len(rules.scratch)
-    closing = lasting + max(owner, evaluated) + 1  # the last checkpoint, all of it at once, and the state_dict that is saved
+    # the last checkpoint, all of it at once, and the state_dict that is saved
+    closing = lasting + max(owner, evaluated) + 1
     if not in_processes:
         return owner + lasting + scratch + closing + 2  # what backward adds to the gradient, and the evaluator's copy
-    problems = 3 * on_cpu + (s.workers - on_cpu)  # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
+    # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
+    problems = 3 * on_cpu + (s.workers - on_cpu)
     evaluator = 3  # gradient, start, and its copy of a snapshot
     waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated
     return owner + lasting + scratch + problems + evaluator + waiting + closing

@@ -19,7 +19,16 @@ log = logging.getLogger("easgd.launcher")
 class Checkpoints:
     """One at a time. `last_taken`: what comes after the last one, a run that goes on does again."""
 
-    def __init__(self, journal: Journal, queue: SnapshotQueue, members: Members, ask: Callable[[Command], None], pace: Pace, *, in_rounds: bool):
+    def __init__(
+        self,
+        journal: Journal,
+        queue: SnapshotQueue,
+        members: Members,
+        ask: Callable[[Command], None],
+        pace: Pace,
+        *,
+        in_rounds: bool,
+    ):
         self._journal, self._queue, self._members, self._ask = journal, queue, members, ask
         self._pace, self._in_rounds = pace, in_rounds
         self._pending: PendingCheckpoint | None = None
@@ -27,7 +36,12 @@ class Checkpoints:
 
     def begin_when_due(self, now: float) -> None:
         """Asks for one, if it is time and there is anybody: the end keeps everything anyway."""
-        if self._pending is not None or self.last_taken or not self._pace.due(self._members.step, now) or not (live := self._members.live):
+        if (
+            self._pending is not None
+            or self.last_taken
+            or not self._pace.due(self._members.step, now)
+            or not (live := self._members.live)
+        ):
             return
         lead = None if self._in_rounds else live[0]
         self._pending = PendingCheckpoint(now, lead, self._members.finals)
@@ -58,7 +72,9 @@ class Checkpoints:
         self._journal.checkpoint(checkpoint)
 
     def give_up_late(self, now: float, patience: float) -> None:
-        """Writes what there is of one that has taken too long, without the workers that are late, who would come back as lost ones do."""
+        """Writes what there is of one that has taken too long, without the workers that are late, who would come back
+        as lost ones do.
+        """
         if self._pending is not None and now - self._pending.begun > patience:
             self._finish(late=True)
 

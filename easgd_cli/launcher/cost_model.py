@@ -20,7 +20,8 @@ class CostModel:
     All times are in seconds, bandwidths in bytes a second. Raises ValueError for what no cluster has.
     """
 
-    compute: float | list[float] = 0.01  # of a step's gradient, batch included, at speed 1; a list: equally likely values
+    # of a step's gradient, batch included, at speed 1; a list: equally likely values
+    compute: float | list[float] = 0.01
     spread: float = 0.0  # its standard deviation from step to step, as a share of it (lognormal)
     speeds: list[float] = field(default_factory=lambda: [1.0])  # of the workers, in turn
     pause_probability: float = 0.0  # that a worker pauses before a step
@@ -33,11 +34,20 @@ class CostModel:
     def __post_init__(self) -> None:
         computes = self.compute if isinstance(self.compute, list) else [self.compute]
         if not computes or not all(math.isfinite(c) and c > 0 for c in computes):
-            raise ValueError(f"launcher.compute={self.compute}: seconds of a step are a number greater than 0, or a list of such, equally likely.")
+            raise ValueError(
+                f"launcher.compute={self.compute}: seconds of a step are a number greater than 0, or a list of "
+                "such, equally likely."
+            )
         if not (math.isfinite(self.spread) and self.spread >= 0) or (self.spread and isinstance(self.compute, list)):
-            raise ValueError(f"launcher.spread={self.spread:g}: is at least 0, and given with one launcher.compute, not with a list, which has its own.")
+            raise ValueError(
+                f"launcher.spread={self.spread:g}: is at least 0, and given with one launcher.compute, not with a "
+                "list, which has its own."
+            )
         if not self.speeds or not all(math.isfinite(v) and v > 0 for v in self.speeds):
-            raise ValueError(f"launcher.speeds={self.speeds}: a list of numbers greater than 0, such as [1,1,1,0.25] with one worker four times slower.")
+            raise ValueError(
+                f"launcher.speeds={self.speeds}: a list of numbers greater than 0, such as [1,1,1,0.25] with one "
+                "worker four times slower."
+            )
         if not 0 <= self.pause_probability <= 1:
             raise ValueError(f"launcher.pause_probability={self.pause_probability:g}: lies in [0, 1].")
         for name in ("pause_seconds", "service", "overhead"):
@@ -48,10 +58,15 @@ class CostModel:
                 raise ValueError(f"launcher.latency={self.latency}: seconds are at least 0, one number or [up,down].")
         for value in self._both(self.bandwidth, "bandwidth") if self.bandwidth is not None else ():
             if not value > 0:
-                raise ValueError(f"launcher.bandwidth={self.bandwidth}: bytes a second are more than 0, one number or [up,down]; null is unlimited.")
+                raise ValueError(
+                    f"launcher.bandwidth={self.bandwidth}: bytes a second are more than 0, one number or "
+                    "[up,down]; null is unlimited."
+                )
 
     def compute_seconds(self, seed: int, worker: int, t: int) -> float:
-        """Virtual seconds of the worker's gradient at its step t: a function of (seed, worker, t), as all randomness is."""
+        """Virtual seconds of the worker's gradient at its step t: a function of (seed, worker, t), as all randomness
+        is.
+        """
         seconds = self._drawn(seed, worker, t) / self.speeds[worker % len(self.speeds)]
         if self.pause_probability and uniform(seed, PAUSES, worker, t) < self.pause_probability:
             seconds += self.pause_seconds
@@ -69,7 +84,9 @@ class CostModel:
         if not self.spread:
             return self.compute
         variance = math.log1p(self.spread**2)  # of the logarithm; the mean stays `compute`
-        return self.compute * math.exp(math.sqrt(variance) * NormalDist().inv_cdf(uniform(seed, COMPUTING, worker, t)) - variance / 2)
+        return self.compute * math.exp(
+            math.sqrt(variance) * NormalDist().inv_cdf(uniform(seed, COMPUTING, worker, t)) - variance / 2
+        )
 
     def network(self, nbytes: int) -> Network:
         """The links, for messages of that many bytes."""

@@ -37,7 +37,8 @@ class Driver(Protocol):
 
 def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> Outcome:
     """Runs the job to its end. Raises RunError when it could not be started or recorded."""
-    with Signals() as signals:  # from the log's first line on, and to the very end: no Ctrl-C may cost the summary or what is being written
+    # from the log's first line on, and to the very end: no Ctrl-C may cost the summary or what is being written
+    with Signals() as signals:
         journal = Journal(job, experiment)
         try:
             driver = make(journal)

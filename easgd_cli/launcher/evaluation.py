@@ -14,9 +14,13 @@ LIVES = 3  # how often in a row an evaluator may die before the run ends
 
 
 class Evaluation:
-    """What is measured, and by whom. `ask` takes commands; `asks`: snapshots are asked for; `deferred`: they are measured at the end."""
+    """What is measured, and by whom. `ask` takes commands; `asks`: snapshots are asked for; `deferred`: they are
+    measured at the end.
+    """
 
-    def __init__(self, journal: Journal, queue: SnapshotQueue, ask: Callable[[Command], None], *, asks: bool, deferred: bool):
+    def __init__(
+        self, journal: Journal, queue: SnapshotQueue, ask: Callable[[Command], None], *, asks: bool, deferred: bool
+    ):
         self._journal, self._queue, self._ask = journal, queue, ask
         self._asks, self._deferred = asks, deferred
         self._evaluator: Literal["absent", "starting", "ready"] = "absent"
@@ -38,7 +42,9 @@ class Evaluation:
         self._evaluator = "ready"
 
     def feed(self, began: bool, at_end: bool) -> None:
-        """Gives the evaluator what is next, if both are there. `began`: training has; `at_end`: the owner has said its last."""
+        """Gives the evaluator what is next, if both are there. `began`: training has; `at_end`: the owner has said its
+        last.
+        """
         if self._queue.busy or not self._queue or not self.goes_on:
             return
         if self._evaluator == "absent":

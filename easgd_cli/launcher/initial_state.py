@@ -27,9 +27,17 @@ class InitialState:
     """
 
     def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None):
-        self._job, self._settings, self._experiment, self._method, self._resumed = job, experiment.settings, experiment, experiment.method, resumed
+        self._job, self._settings, self._experiment, self._method, self._resumed = (
+            job,
+            experiment.settings,
+            experiment,
+            experiment.method,
+            resumed,
+        )
         s = self._settings
-        self.moment = resumed.owner.moment if resumed is not None else Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0))
+        self.moment = (
+            resumed.owner.moment if resumed is not None else Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0))
+        )
         self.threads = worker_threads(s)
         self._devices = deal_devices(s.device, s.workers)
         [self._center_device] = deal_devices(s.center_device, 1, "center_device")
@@ -44,7 +52,10 @@ class InitialState:
     def links(self) -> list[Link]:
         """A session for every worker, its vectors in shared memory. Raises MemoryError."""
         own_average = self._method.shared is None and self._experiment.average is not None
-        links = [Link.new(i, self._method, self._experiment.size, self._experiment.dtype, average=own_average) for i in range(self._settings.workers)]
+        links = [
+            Link.new(i, self._method, self._experiment.size, self._experiment.dtype, average=own_average)
+            for i in range(self._settings.workers)
+        ]
         for link in links:
             for name, v in self._vectors(link.worker).items():
                 link.memory[name].copy_(v)
@@ -56,7 +67,9 @@ class InitialState:
             return self._resumed.workers[worker].vectors
         if self._method.shared is None:
             return self.evaluated()
-        return {"x": self._experiment.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]}
+        return {
+            "x": self._experiment.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]
+        }
 
     def worker(self, link: Link, recipe: Recipe) -> WorkerStart:
         """Of the worker of this session; `recipe`: of its parts, as workers share it."""
@@ -68,22 +81,40 @@ class InitialState:
             if number == 0:  # a run that goes on has its trace
                 start.trace = (self._job.run_dir / "logs" / "trace_worker_00.json").absolute()
         elif (state := self._resumed.workers.get(number)) is not None:
-            start.t, start.seen, start.meter = state.t, Seen(state.center_clock, state.served, state.exchanges), state.tally
+            start.t, start.seen, start.meter = (
+                state.t,
+                Seen(state.center_clock, state.served, state.exchanges),
+                state.tally,
+            )
         return start
 
     def master(self, links: list[Link], clocks: dict[int, int]) -> MasterStart:
-        """Of the master of these sessions, whose workers begin at `clocks`. Its center is the caller's to close. Raises MemoryError."""
+        """Of the master of these sessions, whose workers begin at `clocks`. Its center is the caller's to close. Raises
+        MemoryError.
+        """
         shared = self._method.shared
         assert shared is not None
         names = (*shared.state, *(("average",) if self._experiment.average is not None else ()))
         center = SharedTensors.allocate({name: ((self._experiment.size,), self._experiment.dtype) for name in names})
-        start = MasterStart(self._method, self._experiment.average, center, [link.for_master() for link in links], self._interval, clocks=clocks)
+        start = MasterStart(
+            self._method,
+            self._experiment.average,
+            center,
+            [link.for_master() for link in links],
+            self._interval,
+            clocks=clocks,
+        )
         start.pace, start.device = self._pace, self._center_device
         for name, v in (self.evaluated() if self._resumed is None else self._resumed.owner.vectors).items():
             center[name].copy_(v)
         if self._resumed is not None:
             owner = self._resumed.owner
-            start.clock, start.served, start.step, start.cpu_seconds = owner.clock, owner.moment.exchanges, owner.moment.step, owner.cpu_seconds
+            start.clock, start.served, start.step, start.cpu_seconds = (
+                owner.clock,
+                owner.moment.exchanges,
+                owner.moment.step,
+                owner.cpu_seconds,
+            )
         return start
 
     def _next_points(self) -> list[float] | None:

@@ -1,7 +1,7 @@
 """What every launcher keeps of a run: its record, what is shown of it, its checkpoints, and how it ends.
 
-A launcher says what happens; the journal writes it down, shows it, and knows from it whether the run has its result. It is
-the only writer of the run directory.
+A launcher says what happens; the journal writes it down, shows it, and knows from it whether the run has its result. It
+is the only writer of the run directory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ log = logging.getLogger("easgd.launcher")
 
 
 class Journal:
-    """One run from its start to its summary. `status` is completed, diverged, interrupted or failed, as far as is known."""
+    """One run from its start to its summary. `status` is completed, diverged, interrupted or failed, as far as is
+    known.
+    """
 
     def __init__(self, job: Job, experiment: Experiment):
         """Opens the launcher's log; with `job.resume` reads the checkpoint to go on from. Raises UsageError."""
@@ -47,7 +49,9 @@ class Journal:
         self.reason: str | None = None
         self.signal: int | None = None
         self._metrics = metrics_of(experiment.problem)
-        self.progress = RunView(experiment.steps, experiment.settings.minutes, experiment.settings.workers, self._metrics)
+        self.progress = RunView(
+            experiment.steps, experiment.settings.minutes, experiment.settings.workers, self._metrics
+        )
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._last_checkpoint = False
         self._record: Recorder | None = None
@@ -93,27 +97,51 @@ class Journal:
             self._diverge(f"{row['party']}'s training loss is {row['train_loss']} at step {row['step']}")
 
     def ended(self, worker: int, seconds: Mapping[str, float]) -> None:
-        """A worker has taken its last step; where the seconds of its loop have gone, of which its last row may know but a part."""
+        """A worker has taken its last step; where the seconds of its loop have gone, of which its last row may know but
+        a part.
+        """
         self._recorder.spent(worker, seconds)
 
     def system(self, moment: Moment, **metrics: Any) -> None:
         """Figures of the run as a whole."""
-        self._recorder.row({"seconds": moment.seconds, "step": moment.step, "exchanges": moment.exchanges, "party": "system", **metrics})
+        self._recorder.row(
+            {
+                "seconds": moment.seconds,
+                "step": moment.step,
+                "exchanges": moment.exchanges,
+                "party": "system",
+                **metrics,
+            }
+        )
 
     def served(self, workers: list[int]) -> None:
         """Whose exchanges have been served, in this order."""
         self._recorder.order(workers)
 
-    def evaluation(self, moment: Moment, vectors: Callable[[], Mapping[str, Tensor]], metrics: Mapping[str, Mapping[str, float]]) -> None:
-        """A snapshot has been measured: the metrics of the center and, where one is kept, of its average; `vectors` gives what it holds."""
+    def evaluation(
+        self, moment: Moment, vectors: Callable[[], Mapping[str, Tensor]], metrics: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """A snapshot has been measured: the metrics of the center and, where one is kept, of its average; `vectors`
+        gives what it holds.
+        """
         for party, figures in metrics.items():
-            row = {"seconds": moment.seconds, "step": moment.step, "exchanges": moment.exchanges, "party": party, **figures}
+            row = {
+                "seconds": moment.seconds,
+                "step": moment.step,
+                "exchanges": moment.exchanges,
+                "party": party,
+                **figures,
+            }
             row = self._recorder.row(row)
             self.progress.center(row)
             log.info("%s at step %g: %s", party, moment.step, dict(figures))
         center = metrics["center"]
         last = metrics.get("average", center)
-        reached = [(name, level) for name, level in levels(self._experiment.settings).items() if self._metrics[name].reached(last.get(name), level)]
+        reached = [
+            (name, level)
+            for name, level in levels(self._experiment.settings).items()
+            if self._metrics[name].reached(last.get(name), level)
+        ]
         if not all(math.isfinite(value) for name, value in center.items() if name.endswith("_loss")):
             self._diverge(f"the center's loss is not finite at step {moment.step:g}")
         elif reached and self._hit is None:
@@ -121,7 +149,10 @@ class Journal:
             self.status, self.reason = "completed", None  # whatever came later
             name, level = reached[0]
             metric = self._metrics[name]
-            self.note(f"{metric.title} {metric.shown(last[name])} reached the level {metric.with_unit(f'{level:g}')} at step {moment.step:g}")
+            self.note(
+                f"{metric.title} {metric.shown(last[name])} reached the level {metric.with_unit(f'{level:g}')} at "
+                f"step {moment.step:g}"
+            )
 
     def note(self, text: str) -> None:
         """Something the user should know."""
@@ -134,14 +165,19 @@ class Journal:
             self._record.tick()
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint with the record up to it. A full disk is noted, no more. Raises RunError when the record cannot be written."""
+        """Writes a checkpoint with the record up to it. A full disk is noted, no more. Raises RunError when the record
+        cannot be written.
+        """
         try:
             self._recorder.flush()
             path = checkpoints.write(self._dir / "checkpoint", checkpoint, self._experiment.settings.checkpoint.keep)
             self._last_checkpoint = True
             log.info("checkpoint %s", path.name)
         except OSError as e:
-            self.note(f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written ({e.strerror or e}); the run goes on")
+            self.note(
+                f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written "
+                f"({e.strerror or e}); the run goes on"
+            )
 
     # ---------------------------------------------------------------- how it ends
 
@@ -169,12 +205,19 @@ class Journal:
         return f"go on from the last checkpoint with: easgd train resume={self._dir}"
 
     def close(
-        self, final: OwnerState | None, keep: Checkpoint | None, steps: Mapping[int, int], exchanges: int, seconds: float, facts: Mapping[str, Any]
+        self,
+        final: OwnerState | None,
+        keep: Checkpoint | None,
+        steps: Mapping[int, int],
+        exchanges: int,
+        seconds: float,
+        facts: Mapping[str, Any],
     ) -> Outcome:
         """Writes what remains of the run directory and says how the run ended.
 
-        `final`: what is evaluated and saved, None where the end was not reached; `keep`: the checkpoint to go on from, None
-        where the last one written is that; `steps`: of each worker; `facts`: what else the summary says. Raises RunError.
+        `final`: what is evaluated and saved, None where the end was not reached; `keep`: the checkpoint to go on from,
+        None where the last one written is that; `steps`: of each worker; `facts`: what else the summary says. Raises
+        RunError.
         """
         if self._record is None:
             raise RunError(self.reason or "the run could not be started")
@@ -196,8 +239,10 @@ class Journal:
             steps = {worker: max(moment.clocks[worker], rows.get(worker_name(worker), 0)) for worker in steps}
         summary = self._record.close(
             {
-                "status": self.status, "reason": self.reason, "steps": {f"worker_{i:02d}": t for i, t in steps.items()}, "exchanges": exchanges,
-                "wall_seconds": seconds, "vector_bytes": self._experiment.size * self._experiment.dtype.itemsize, **facts,
+                "status": self.status, "reason": self.reason, "steps": {f"worker_{i:02d}": t for i, t in steps.items()},
+                "exchanges": exchanges,
+                "wall_seconds": seconds, "vector_bytes": self._experiment.size * self._experiment.dtype.itemsize,
+                **facts,
             }
         )  # fmt: skip
         if summary:
@@ -228,7 +273,9 @@ class Journal:
                 self.fail(f"{path} could not be written: {e.strerror or e}.")
 
     def _end_record_at(self, moment: Moment) -> None:
-        """The record of a run that reached its error ends there; what came after is kept for a run that goes on from its checkpoint."""
+        """The record of a run that reached its error ends there; what came after is kept for a run that goes on from
+        its checkpoint.
+        """
         self._recorder.flush()
         try:
             for name in _RECORD if (self._dir / "checkpoint").exists() else ():

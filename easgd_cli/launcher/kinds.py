@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Launcher(Protocol):
     """Runs jobs."""
 
-    forks: ClassVar[bool]  # whether every worker is a process, with all that it needs in memory (experiment/memory_estimate.py)
+    # whether every worker is a process, with all that it needs in memory (experiment/memory_estimate.py)
+    forks: ClassVar[bool]
 
     def begin(self) -> None:
         """Everything has been checked and a job is about to come: what takes long may begin."""
@@ -37,14 +38,19 @@ _MOST_LOCAL = 120  # a child is started with at most 256 descriptors, and the ma
 
 @dataclass(frozen=True)
 class Local:
-    """This machine: a process for the master, for every worker and for the evaluator. Raises ValueError for more workers than it carries."""
+    """This machine: a process for the master, for every worker and for the evaluator. Raises ValueError for more
+    workers than it carries.
+    """
 
     workers: int
     forks: ClassVar[bool] = True  # each worker is a process with a problem of its own
 
     def __post_init__(self) -> None:
         if self.workers > _MOST_LOCAL:
-            raise ValueError(f"workers={self.workers}: launcher=local starts at most {_MOST_LOCAL} workers on one machine; use fewer, or launcher=simulated.")
+            raise ValueError(
+                f"workers={self.workers}: launcher=local starts at most {_MOST_LOCAL} workers on one machine; use "
+                "fewer, or launcher=simulated."
+            )
 
     def begin(self) -> None:
         from easgd_cli.launcher import processes
@@ -59,7 +65,9 @@ class Local:
 
 @dataclass(frozen=True)
 class Simulated(CostModel):
-    """A virtual cluster in this process: the same rules, problem and data on a virtual clock. Its settings are those of the cost model."""
+    """A virtual cluster in this process: the same rules, problem and data on a virtual clock. Its settings are those of
+    the cost model.
+    """
 
     forks: ClassVar[bool] = False  # one problem serves all workers
 

@@ -1,8 +1,8 @@
 """launcher=local: one machine, a process for the master, for every worker and for the evaluator.
 
 The launcher itself computes nothing. It starts the others, listens to them, is the only one that writes the run
-directory, and ends everything: on success, failure, Ctrl-C and SIGTERM. It is single-threaded, one loop over sockets. What
-follows from what is heard is the supervisor's affair.
+directory, and ends everything: on success, failure, Ctrl-C and SIGTERM. It is single-threaded, one loop over sockets.
+What follows from what is heard is the supervisor's affair.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Processes:
             pace.due(moment.step, moment.seconds)
         plan = Plan(
             has_master=shared is not None, in_rounds=shared is not None and shared.in_rounds,
-            asks_for_snapshots=s.eval.every is None and s.eval.when == "running", deferred=s.eval.when == "deferred", checkpoint_pace=pace,
+            asks_for_snapshots=s.eval.every is None and s.eval.when == "running", deferred=s.eval.when == "deferred",
+            checkpoint_pace=pace,
             system_rows=SystemRows(1.0, doubling=True, seconds=moment.seconds, exchanges=moment.exchanges),
             patience=_PATIENCE,
         )  # fmt: skip
@@ -134,7 +135,8 @@ class Processes:
 
     def _hear(self, party: Party) -> None:
         child = self._children[party]
-        ended = child.process.exitcode is not None  # asked before listening: what a child said last has all arrived then
+        # asked before listening: what a child said last has all arrived then
+        ended = child.process.exitcode is not None
         try:
             while messages := child.channel.receive():
                 for message, tensors in messages:
@@ -157,7 +159,9 @@ class Processes:
             self._hear(MASTER)  # if the worker ended because the master did, that is the news
             if self.supervisor.over:
                 return
-        self.supervisor.ended(party, child.ended, refused=child.refused, raised=child.error is not None, log_file=str(child.log))
+        self.supervisor.ended(
+            party, child.ended, refused=child.refused, raised=child.error is not None, log_file=str(child.log)
+        )
 
     def _forget(self, what: Any) -> None:
         if what in self._selector.get_map():
@@ -183,7 +187,9 @@ class Processes:
         elif kind == "lost":
             log.info("master: the session of worker %d has ended", message["worker"])
         elif kind == "state":
-            supervisor.worker_state(_worker(party), WorkerState(vectors=_taken(tensors), **message["state"]), message["purpose"] == "final")
+            supervisor.worker_state(
+                _worker(party), WorkerState(vectors=_taken(tensors), **message["state"]), message["purpose"] == "final"
+            )
         elif kind == "snapshot":
             self._snapshot(message, tensors)
         elif kind == "evaluated":

@@ -34,7 +34,9 @@ class Members(dict[int, Member]):
 
     @property
     def step(self) -> float:
-        """Mean local step of those that have not been lost. It does not step back when one is, nor when one has come back with its old clock."""
+        """Mean local step of those that have not been lost. It does not step back when one is, nor when one has come
+        back with its old clock.
+        """
         if self.alive:
             self._step = max(self._step, self._clocks / self.alive)
         return self._step

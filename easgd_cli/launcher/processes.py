@@ -1,8 +1,8 @@
 """A run's processes: each is forked from one clean server that has imported torch once, and ends with its launcher.
 
-Every child has one socket to the launcher and watches it: when the launcher is gone, whatever killed it, the socket ends
-and so does the child. Children ignore Ctrl-C and SIGTERM, which a terminal or a scheduler sends to all of them; the
-launcher decides.
+Every child has one socket to the launcher and watches it: when the launcher is gone, whatever killed it, the socket
+ends and so does the child. Children ignore Ctrl-C and SIGTERM, which a terminal or a scheduler sends to all of them;
+the launcher decides.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Child:
         self.done = False  # ended by itself, everything said
         self.error: str | None = None  # what it raised, if it could still say
         self.refused = False  # it was the data's fault, so that the next would end in the same way
-        self.process: BaseProcess = _context().Process(target=_child, args=(name, maker, start, theirs, str(log)), name=f"easgd-{name}", daemon=True)
+        self.process: BaseProcess = _context().Process(
+            target=_child, args=(name, maker, start, theirs, str(log)), name=f"easgd-{name}", daemon=True
+        )
         begin()
         self.process.start()
         theirs.close()
@@ -70,10 +72,13 @@ class Child:
 
 
 def begin() -> None:
-    """Starts the server that children are forked from, without waiting for it: it imports torch while the caller goes on."""
+    """Starts the server that children are forked from, without waiting for it: it imports torch while the caller goes
+    on.
+    """
     _context()
     resource_tracker.ensure_running()  # the server starts it otherwise, and it would lift the block below
-    ignored = {signal.SIGINT, signal.SIGTERM}  # a terminal sends Ctrl-C to every process, and the server may still be importing
+    # a terminal sends Ctrl-C to every process, and the server may still be importing
+    ignored = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)  # it inherits this mask, and its children do
     try:
         forkserver._forkserver.ensure_running()
@@ -100,14 +105,16 @@ def _context() -> ForkServerContext:
 def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts: without it deterministic=true is refused there
+    # read when CUDA starts: without it deterministic=true is refused there
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _log_to(log)
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}: process {os.getpid()}", flush=True)
     channel = Channel(sock)
     status = 0
     try:
         party = maker(start, channel)
-        keep_freed_memory()  # from here on: the net's own parameters, replaced while the party was made, have gone back to the system
+        # from here on: the net's own parameters, replaced while the party was made, have gone back to the system
+        keep_freed_memory()
         channel.post({"kind": "ready"})
         party.run(_wait_for_start(channel))
         channel.post({"kind": "done"})

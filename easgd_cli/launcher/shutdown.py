@@ -10,7 +10,9 @@ from easgd_cli.launcher.parties import MASTER, Command, Kill, Patience, Stop
 
 
 class Shutdown:
-    """Since when workers have been told to stop, and who has been killed since. `patience`: None where nobody can be silent."""
+    """Since when workers have been told to stop, and who has been killed since. `patience`: None where nobody can be
+    silent.
+    """
 
     def __init__(self, journal: Journal, members: Members, ask: Callable[[Command], None], patience: Patience | None):
         self._journal, self._members, self._ask, self._patience = journal, members, ask, patience
@@ -36,7 +38,9 @@ class Shutdown:
         patience = grace if self._journal.signal is not None else self._patience.usual
         for i, m in self._members.items():
             if waited > patience and awaited(m) and not m.silent:
-                self._journal.note(f"worker {i} has not finished its step within {patience:g} s; the run ends without it")
+                self._journal.note(
+                    f"worker {i} has not finished its step within {patience:g} s; the run ends without it"
+                )
                 m.silent = True
                 self._ask(Kill(i))
         if waited > patience + grace and master_awaited and not self._master_killed and not self._members.live:

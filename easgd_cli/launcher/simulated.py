@@ -1,7 +1,8 @@
 """launcher=simulated: a virtual cluster in this process.
 
-Workers, master and links live on a virtual clock; the rules, the problem, the data, the supervisor and what is recorded are
-those of real runs. What happens is taken event by event in virtual-time order, so the same seed gives the same bits.
+Workers, master and links live on a virtual clock; the rules, the problem, the data, the supervisor and what is recorded
+are those of real runs. What happens is taken event by event in virtual-time order, so the same seed gives the same
+bits.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class VirtualCluster:
             self._restore(resumed)
             checkpoint_pace.due(resumed.owner.moment.step, resumed.owner.moment.seconds)
         plan = Plan(
-            has_master=shared is not None, in_rounds=shared is not None and shared.in_rounds, asks_for_snapshots=False, deferred=False,
+            has_master=shared is not None, in_rounds=shared is not None and shared.in_rounds, asks_for_snapshots=False,
+            deferred=False,
             checkpoint_pace=checkpoint_pace, system_rows=self._system_rows, patience=None,
         )  # fmt: skip
         self.supervisor = Supervisor(plan, journal, self._queue, self._moment())
@@ -111,7 +113,8 @@ class VirtualCluster:
             event = self._events.peek()
             if event.kind == ARRIVE and master is not None and master.rounds_are_over:
                 self._events.drop()
-                self._parties.workers[event.worker].turn = None  # given back: its step has not happened, and no other will; nor has this second
+                # given back: its step has not happened, and no other will; nor has this second
+                self._parties.workers[event.worker].turn = None
                 continue
             supervisor.now = self._events.next().time
             self._happen(event)
@@ -184,10 +187,14 @@ class VirtualCluster:
             self._obey()
         if master is not None and self._system_rows.due(now):
             queue = master.queueing
-            self.supervisor.system(self._moment(), queue_seconds=queue.waited / queue.served, master_busy=100 * queue.busy / now)
+            self.supervisor.system(
+                self._moment(), queue_seconds=queue.waited / queue.served, master_busy=100 * queue.busy / now
+            )
 
     def _finish(self, m: VirtualWorker, event: Event | None) -> None:
-        """The worker takes no further step. The first to say so ends what a longer run would have in common with this one."""
+        """The worker takes no further step. The first to say so ends what a longer run would have in common with this
+        one.
+        """
         m.turn = None
         if not self._kept and event is not None:
             self._events.again(event._replace(kind=_BEGIN))  # where a run that goes on for longer begins
@@ -208,7 +215,9 @@ class VirtualCluster:
 
     def _snapshot(self) -> None:
         self._report_order()  # what led here is in the record before what it led to
-        self.supervisor.snapshot(self._moment(), InPlace({name: v for name, v in self._parties.vectors.items() if name in EVALUATED}))
+        self.supervisor.snapshot(
+            self._moment(), InPlace({name: v for name, v in self._parties.vectors.items() if name in EVALUATED})
+        )
 
     def _report_order(self) -> None:
         if self._order:  # where the record could not be opened there is none to tell
@@ -236,7 +245,9 @@ class VirtualCluster:
     def _state(self) -> Checkpoint:
         """Everything, between two events. Its tensors are the run's own."""
         parties = self._parties
-        owner = OwnerState(self._moment(), parties.owner_clock, parties.vectors, pace=[self._pace.next_step, self._pace.next_seconds])
+        owner = OwnerState(
+            self._moment(), parties.owner_clock, parties.vectors, pace=[self._pace.next_step, self._pace.next_seconds]
+        )
         simulated = parties.place() | {"system": self._system_rows.state(), "real_seconds": self._real_seconds()}
         return Checkpoint(owner, parties.states(), simulated=simulated)
 

@@ -1,4 +1,6 @@
-"""Snapshots on their way to the evaluator: a few in memory, the others on disk, measured in the order they were taken."""
+"""Snapshots on their way to the evaluator: a few in memory, the others on disk, measured in the order they
+were taken.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ class SnapshotQueue:
         return None
 
     def done(self, number: int) -> Snapshot | None:
-        """The one of this number, measured; None where it is not the one that was given away. To be dropped by the caller."""
+        """The one of this number, measured; None where it is not the one that was given away. To be dropped by the
+        caller.
+        """
         done = self._measured
         if done is None or done.number != number:
             return None
@@ -128,7 +132,11 @@ class SnapshotQueue:
     def until(self, moment: Moment | None = None) -> list[tuple[Moment, dict[str, Tensor]]]:
         """Those not measured yet, taken up to `moment`, in order."""
         found = ([self._measured] if self._measured else []) + list(self._queue)
-        return [(s.moment, s.vectors()) for s in found if moment is None or (s.moment.exchanges <= moment.exchanges and s.moment.seconds <= moment.seconds)]
+        return [
+            (s.moment, s.vectors())
+            for s in found
+            if moment is None or (s.moment.exchanges <= moment.exchanges and s.moment.seconds <= moment.seconds)
+        ]
 
     def restore(self, pending: Sequence[tuple[Moment, Mapping[str, Tensor]]]) -> None:
         """What a checkpoint has of them."""

@@ -1,12 +1,12 @@
 """One run as its launcher sees it: events in, commands out.
 
-The supervisor knows neither processes nor clocks, as a rule knows neither. A driver tells it what has happened and at which
-second of training, and does what it asks for: `local.py` drives it with processes, `simulated.py` with a virtual clock, a test
-with any list of events. Nothing here waits, and nothing is asked twice.
+The supervisor knows neither processes nor clocks, as a rule knows neither. A driver tells it what has happened and at
+which second of training, and does what it asks for: `local.py` drives it with processes, `simulated.py` with a virtual
+clock, a test with any list of events. Nothing here waits, and nothing is asked twice.
 
-How an end goes: workers are told to stop or have taken their last step and say their final state; when the owner of what is
-evaluated has said its own, the last snapshot is measured; then the run is over. Whatever ends a run early only changes where
-this begins.
+How an end goes: workers are told to stop or have taken their last step and say their final state; when the owner of
+what is evaluated has said its own, the last snapshot is measured; then the run is over. Whatever ends a run early only
+changes where this begins.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ log = logging.getLogger("easgd.launcher")
 class Plan:
     """What a supervisor has to know of a run beforehand.
 
-    `has_master`: a master owns what is evaluated, else worker 0 does. `snapshots`: taken by the owner by itself, asked for
-    whenever the evaluator is free, or `deferred`: taken by the owner, measured at the end. `patience`: None where nobody can be silent.
+    `has_master`: a master owns what is evaluated, else worker 0 does. `snapshots`: taken by the owner by itself, asked
+    for whenever the evaluator is free, or `deferred`: taken by the owner, measured at the end. `patience`: None where
+    nobody can be silent.
     """
 
     has_master: bool
@@ -52,7 +53,9 @@ class Plan:
 
 
 class Supervisor:
-    """One run, from the first party that is ready to its summary. `over`: nothing more is to come; `now`: the second of training."""
+    """One run, from the first party that is ready to its summary. `over`: nothing more is to come; `now`: the second of
+    training.
+    """
 
     def __init__(self, plan: Plan, journal: Journal, queue: SnapshotQueue, moment: Moment):
         self.plan, self.journal, self.queue = plan, journal, queue
@@ -63,8 +66,12 @@ class Supervisor:
         self.final: OwnerState | None = None
         self._commands: list[Command] = []
         self._master: Literal["absent", "starting", "ready"] = "starting" if plan.has_master else "absent"
-        self.evaluation = Evaluation(journal, queue, self._commands.append, asks=plan.asks_for_snapshots, deferred=plan.deferred)
-        self._checkpoints = Checkpoints(journal, queue, self.members, self._commands.append, plan.checkpoint_pace, in_rounds=plan.in_rounds)
+        self.evaluation = Evaluation(
+            journal, queue, self._commands.append, asks=plan.asks_for_snapshots, deferred=plan.deferred
+        )
+        self._checkpoints = Checkpoints(
+            journal, queue, self.members, self._commands.append, plan.checkpoint_pace, in_rounds=plan.in_rounds
+        )
         self._shutdown = Shutdown(journal, self.members, self._commands.append, plan.patience)
         self._simulated: dict[str, Any] | None = None  # where a virtual cluster stands at its end
         self._told = moment  # where the owner last said it was
@@ -135,14 +142,18 @@ class Supervisor:
     def _keep_time(self) -> None:
         if self.final is None:
             pending = len(self.queue) - self.queue.busy
-            self.journal.progress.update(seconds=self.now, step=self.members.step, exchanges=self._told.exchanges, evaluations_pending=pending)
+            self.journal.progress.update(
+                seconds=self.now, step=self.members.step, exchanges=self._told.exchanges, evaluations_pending=pending
+            )
         if not self._shutdown.begun and self.final is None:
             if self.plan.patience is not None:
                 self._checkpoints.give_up_late(self.now, self.plan.patience.usual)
             self.pace()
             self.evaluation.ask_snapshot(self.now)
         else:
-            self._shutdown.keep_time(self.now, self._waits_for, master_awaited=self.plan.has_master and self.final is None)
+            self._shutdown.keep_time(
+                self.now, self._waits_for, master_awaited=self.plan.has_master and self.final is None
+            )
 
     # ---------------------------------------------------------------- states: checkpoints and the end
 
@@ -196,7 +207,8 @@ class Supervisor:
     # ---------------------------------------------------------------- losses
 
     def ended(self, party: Party, how: str, *, refused: bool = False, raised: bool = False, log_file: str = "") -> None:
-        """A party has ended without having said that it is done: `how`, for a sentence; `raised`: by an exception of its own.
+        """A party has ended without having said that it is done: `how`, for a sentence; `raised`: by an exception of
+        its own.
 
         `refused`: by the data's fault, so that the next would end in the same way.
         """
@@ -222,10 +234,15 @@ class Supervisor:
         if not self.began:
             self.fail(f"worker {worker} could not start: {how}; see {log_file}")
         elif not members.alive and not self._shutdown.begun:
-            self.fail(f"every worker has died ({'; '.join(sorted(set(members.lost.values())))}); see {log_file}. {self.journal.how_to_go_on()}")
+            self.fail(
+                f"every worker has died ({'; '.join(sorted(set(members.lost.values())))}); see {log_file}. "
+                f"{self.journal.how_to_go_on()}"
+            )
         else:
             if not self._shutdown.begun and not refused:
-                self.journal.note(f"worker {worker} died ({how}); the run goes on with {members.alive} of {len(members)}")
+                self.journal.note(
+                    f"worker {worker} died ({how}); the run goes on with {members.alive} of {len(members)}"
+                )
             elif not member.silent and not refused:
                 self.journal.note(f"worker {worker} died ({how}) while the run was ending")
             self.over = self.over or not self.plan.has_master  # with it went the owner of what is kept at an end
@@ -265,7 +282,9 @@ class Supervisor:
             self.over = True
             return
         if self.plan.patience is not None:
-            self.journal.note(f"{name}: workers finish their step, then a checkpoint is written; once more ends at once")
+            self.journal.note(
+                f"{name}: workers finish their step, then a checkpoint is written; once more ends at once"
+            )
         self._shutdown.begin(self.now)
 
     def fail(self, reason: str) -> None:
@@ -280,7 +299,10 @@ class Supervisor:
         moment = self.final.moment
         if self.evaluation.goes_on:
             newest = self.queue.newest
-            if ((newest.step, newest.exchanges) if newest else self.journal.evaluated) != (moment.step, moment.exchanges):
+            if ((newest.step, newest.exchanges) if newest else self.journal.evaluated) != (
+                moment.step,
+                moment.exchanges,
+            ):
                 self.queue.add_copies(moment, {name: v for name, v in self.final.vectors.items() if name in EVALUATED})
                 self._feed_evaluator()
             if self.queue:
@@ -289,7 +311,9 @@ class Supervisor:
         self.over = True
 
     def outcome(self, **facts: Any) -> Outcome:
-        """Writes what remains of the run directory and says how the run ended; `facts`: what else the summary says. Raises RunError."""
+        """Writes what remains of the run directory and says how the run ended; `facts`: what else the summary says.
+        Raises RunError.
+        """
         last = None
         if self.final is not None and not self._checkpoints.last_taken:
             last = Checkpoint(self.final, self.members.finals, self.queue.until(), self._simulated)

@@ -8,9 +8,13 @@ _ROWS_PER_DOUBLING = 64
 
 
 class SystemRows:
-    """A row every so many seconds; `doubling`: of a run whose length is not known, ever fewer. `exchanges`: had before the run went on."""
+    """A row every so many seconds; `doubling`: of a run whose length is not known, ever fewer. `exchanges`: had before
+    the run went on.
+    """
 
-    def __init__(self, every: float, *, first: float = 0.0, doubling: bool = False, seconds: float = 0.0, exchanges: int = 0):
+    def __init__(
+        self, every: float, *, first: float = 0.0, doubling: bool = False, seconds: float = 0.0, exchanges: int = 0
+    ):
         self._every, self._next, self._doubling = every, first, doubling
         self._before = (seconds, exchanges)  # at the last row
         self._rows = 0

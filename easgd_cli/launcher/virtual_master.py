@@ -26,7 +26,8 @@ class Queueing:
     longest: float = 0.0
     busy: float = 0.0  # seconds in service
     served: int = 0
-    staleness: Counter[int] = field(default_factory=Counter)  # updates by others between two exchanges of a worker: how often
+    # updates by others between two exchanges of a worker: how often
+    staleness: Counter[int] = field(default_factory=Counter)
 
     def add(self, waited: Sequence[float], service: float) -> None:
         """Messages have been served together, having waited so long each."""
@@ -36,7 +37,9 @@ class Queueing:
         self.served += len(waited)
 
     def figures(self, seconds: float) -> dict[str, Any]:
-        """Staleness, seconds that a message waited, and for what share of `seconds`, all that have passed, the master was busy, in percent."""
+        """Staleness, seconds that a message waited, and for what share of `seconds`, all that have passed, the master
+        was busy, in percent.
+        """
         return {
             "staleness": dict(zip(("mean", "median", "p90", "p99", "max"), _distribution(self.staleness), strict=True)),
             "queue_seconds": {"mean": self.waited / self.served if self.served else 0.0, "max": self.longest},
@@ -54,8 +57,16 @@ class Queueing:
 class VirtualMaster:
     """The only writer of the center and the replies. `service`: virtual seconds for each message."""
 
-    def __init__(self, center: Center, sessions: SimulatedMasterEnd, gathering: Gathering, events: Events, service: float):
-        self._center, self._sessions, self._gathering, self._events, self._service = center, sessions, gathering, events, service
+    def __init__(
+        self, center: Center, sessions: SimulatedMasterEnd, gathering: Gathering, events: Events, service: float
+    ):
+        self._center, self._sessions, self._gathering, self._events, self._service = (
+            center,
+            sessions,
+            gathering,
+            events,
+            service,
+        )
         self._waiting: dict[int, tuple[Request, float]] = {}  # messages without a reply, and when they arrived
         self._in_service: list[int] = []
         self._began = 0.0  # when their service did
@@ -76,7 +87,8 @@ class VirtualMaster:
                 self._waiting[request.worker] = (request, self._events.now)
                 self._gathering.arrive(request.worker)
             elif request.kind is Kind.LOST:
-                if request.worker not in self._in_service:  # else its message has been received, and its update is whole
+                # else its message has been received, and its update is whole
+                if request.worker not in self._in_service:
                     self._waiting.pop(request.worker, None)
                 self._gathering.lose(request.worker)
             elif request.kind is Kind.CLOSE:
@@ -87,7 +99,9 @@ class VirtualMaster:
         return given_back
 
     def serve(self) -> list[Request]:
-        """The service of a message, or of a round, ends: the rule is applied and the replies leave. Returns whose exchanges they were."""
+        """The service of a message, or of a round, ends: the rule is applied and the replies leave. Returns whose
+        exchanges they were.
+        """
         served = [self._waiting.pop(worker) for worker in self._in_service]
         self._in_service = []
         members = [request for request, _ in served]
@@ -115,14 +129,18 @@ class VirtualMaster:
     def state(self) -> dict[str, Any]:
         """Everything but the vectors."""
         return {
-            "waiting": [(worker, request.t, request.vector, arrived) for worker, (request, arrived) in self._waiting.items()],
+            "waiting": [(worker, request.t, request.vector, arrived) for worker,
+            (request, arrived) in self._waiting.items()],
             "in_service": self._in_service, "began": self._began, "told": self._told, "served": self.served,
             "queueing": self.queueing.state(), "gathering": self._gathering.state(),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts everything where it was."""
-        self._waiting = {worker: (Request(worker, Kind.EXCHANGE, t, vector), arrived) for worker, t, vector, arrived in state["waiting"]}
+        self._waiting = {
+            worker: (Request(worker, Kind.EXCHANGE, t, vector), arrived)
+            for worker, t, vector, arrived in state["waiting"]
+        }
         self._in_service, self._began = list(state["in_service"]), state["began"]
         self._told, self.served = dict(state["told"]), state["served"]
         self.queueing = Queueing.of(state["queueing"])

@@ -46,7 +46,9 @@ class VirtualParties:
         self.master: VirtualMaster | None = None
         if shared is not None:
             self._center = self._new_center(shared)
-            self.master = VirtualMaster(self._center, self.wire.master(), self._gathering(shared, resumed), self.events, costs.service)
+            self.master = VirtualMaster(
+                self._center, self.wire.master(), self._gathering(shared, resumed), self.events, costs.service
+            )
         self.clocks = dict.fromkeys(range(s.workers), 0)
 
     def _worker(self, i: int) -> VirtualWorker:
@@ -61,11 +63,15 @@ class VirtualParties:
 
     def _meter(self, worker: int, tally: dict[str, Any] | None = None) -> Meter:
         s = self._settings
-        return Meter(worker, s.batch_size, s.workers, self._experiment.steps, self.device, statistics_of(self.problem), tally)
+        return Meter(
+            worker, s.batch_size, s.workers, self._experiment.steps, self.device, statistics_of(self.problem), tally
+        )
 
     def _new_center(self, shared: Variable) -> Center:
         names = (*shared.state, *(("average",) if self.average is not None else ()))
-        return Center(self._parts.method, self._vectors_from(self._experiment.start.to(self.device), names), average=self.average)
+        return Center(
+            self._parts.method, self._vectors_from(self._experiment.start.to(self.device), names), average=self.average
+        )
 
     def _vectors_from(self, start: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         return {name: start.clone() if name in EVALUATED else torch.zeros_like(start) for name in names}
@@ -99,7 +105,9 @@ class VirtualParties:
         return self.problem.evaluate(x.to(self.device))
 
     def communication(self) -> dict[str, Any]:
-        """What exchanging has cost: the master's queue, and the share of the workers' time spent waiting, in percent."""
+        """What exchanging has cost: the master's queue, and the share of the workers' time spent waiting,
+        in percent.
+        """
         if self.master is None:
             return {}
         tallies = [m.meter.tally for m in self.workers]

@@ -1,8 +1,8 @@
 """A worker on the virtual clock: where it is in its step, and what it waits for.
 
-A gradient is computed when its answer is handed to the rule, and not when it was asked for: the point it belongs to cannot
-have changed (a rule changes its state only after its last yield), and so one gradient buffer serves any number of
-workers. For the same reason a worker in mid-step is saved as its state, its clock and the answers it has had.
+A gradient is computed when its answer is handed to the rule, and not when it was asked for: the point it belongs to
+cannot have changed (a rule changes its state only after its last yield), and so one gradient buffer serves any number
+of workers. For the same reason a worker in mid-step is saved as its state, its clock and the answers it has had.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class VirtualWorker:
     """One of them. `gradients` serve all; `session`: None where there is no center."""
 
     def __init__(
-        self, method: Method, w: Worker, session: SimulatedWorkerEnd | None, meter: Meter, gradients: Gradients, costs: CostModel, seed: int, events: Events
+        self, method: Method, w: Worker, session: SimulatedWorkerEnd | None, meter: Meter, gradients: Gradients,
+        costs: CostModel, seed: int, events: Events
     ):  # fmt: skip
         self.w, self.session, self.meter = w, session, meter
         self._method, self._gradients, self._costs, self._seed, self._events = method, gradients, costs, seed, events
@@ -97,7 +98,8 @@ class VirtualWorker:
         if turn.at is not None:
             self._gradients.load(self.number, self.w.t)
             gradient = self._gradients.gradient(turn.at)
-            if self.session is not None and turn.message is None:  # the rule may exchange before it uses it, and the buffer is everybody's
+            # the rule may exchange before it uses it, and the buffer is everybody's
+            if self.session is not None and turn.message is None:
                 gradient = gradient[0].clone(), gradient[1]
         turn.answer(gradient, self.session.collect() if self.session is not None and turn.message is not None else None)
 
@@ -114,7 +116,8 @@ class VirtualWorker:
     def place(self) -> dict[str, Any]:
         """Where it is in its step, as plain numbers."""
         return {
-            "in_step": self.turn is not None, "answered": self._answered, "asked": self._asked, "computed": self._computed,
+            "in_step": self.turn is not None, "answered": self._answered, "asked": self._asked,
+            "computed": self._computed,
             "session": None if self.session is None else self.session.state(),
         }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Nets, one a file, and what holds for all of them, a user's own included.
 
-A model is any callable that returns an nn.Module turning images [B, *input_shape] into one number a class [B, num_classes];
-it may ask for `input_shape` and `num_classes` by name.
+A model is any callable that returns an nn.Module turning images [B, *input_shape] into one number a class [B,
+num_classes]; it may ask for `input_shape` and `num_classes` by name.
 """
 
 from __future__ import annotations
@@ -18,30 +18,38 @@ from easgd_cli.system import shared_memory
 
 
 def check_model(net: object, written: str, images: Dataset | None, batch_size: int) -> None:
-    """Measures and differentiates `net`, chosen as `written`, on two images (one where `batch_size` is 1) if any, and leaves it as it was.
+    """Measures and differentiates `net`, chosen as `written`, on two images (one where `batch_size` is 1) if any, and
+    leaves it as it was.
 
-    Raises UsageError, beginning with `written`, when what comes out is not one finite number a class and image, has no gradient, or
-    the gradient does not fit into memory, and for running statistics other than batch norm's.
+    Raises UsageError, beginning with `written`, when what comes out is not one finite number a class and image, has no
+    gradient, or the gradient does not fit into memory, and for running statistics other than batch norm's.
     """
     if not isinstance(net, nn.Module):
         raise UsageError(f"{written}: made a {type(net).__name__}, which is not a torch.nn.Module.")
     if "_parameters" not in vars(net):
-        raise UsageError(f"{written}: its __init__ does not call super().__init__(), without which it is no torch.nn.Module; make that its first line.")
+        raise UsageError(
+            f"{written}: its __init__ does not call super().__init__(), without which it is no torch.nn.Module; "
+            "make that its first line."
+        )
     if any(is_lazy(p) for p in net.parameters()):
         raise UsageError(
-            f"{written}: has lazy layers, whose parameters do not exist yet; give the layers their sizes (the model can ask for input_shape and num_classes)."
+            f"{written}: has lazy layers, whose parameters do not exist yet; give the layers their sizes (the "
+            "model can ask for input_shape and num_classes)."
         )
     if any(isinstance(m, _InstanceNorm) and m.running_mean is not None for m in net.modules()):
         raise UsageError(
-            f"{written}: has an InstanceNorm with track_running_stats=True, whose statistics nobody keeps for the center; leave them out, as by default."
+            f"{written}: has an InstanceNorm with track_running_stats=True, whose statistics nobody keeps for "
+            "the center; leave them out, as by default."
         )
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
         raise UsageError(f"{written}: has no trainable parameters; at least one must have requires_grad=True.")
-    needed, available = 2 * sum(p.nbytes for p in trained), shared_memory.available_memory()  # gradients here, and where a problem begins
+    # gradients here, and where a problem begins
+    needed, available = 2 * sum(p.nbytes for p in trained), shared_memory.available_memory()
     if available is not None and needed > available:
         raise UsageError(
-            f"{written}: has {sum(p.numel() for p in trained):,} parameters; to train it takes {needed / 2**30:,.1f} GiB more than there is of it "
+            f"{written}: has {sum(p.numel() for p in trained):,} parameters; to train it takes "
+            f"{needed / 2**30:,.1f} GiB more than there is of it "
             f"already, and {available / 2**30:,.1f} GiB are free; use a smaller net."
         )
     if images is None:  # only the problem knows what goes in
@@ -67,7 +75,10 @@ def _measure(net: nn.Module, written: str, images: Dataset, like: Tensor) -> Non
         with torch.no_grad():
             out = net(batch)
     except (Exception, SystemExit) as e:
-        raise UsageError(f"{written}: does not take the images of this data set, {_by(images.input_shape)} (channels, rows, columns): {_said(e)}") from e
+        raise UsageError(
+            f"{written}: does not take the images of this data set, {_by(images.input_shape)} (channels, rows, "
+            f"columns): {_said(e)}"
+        ) from e
     _check_output(out, f"{written}:", len(batch), images)
 
 
@@ -78,7 +89,10 @@ def _differentiate(net: nn.Module, written: str, images: Dataset, like: Tensor, 
     try:
         out = net(batch)
     except (Exception, SystemExit) as e:
-        raise UsageError(f"{written}: fails in training mode, on {count} image{'s' if count > 1 else ''}, though not in evaluation: {_said(e)}") from e
+        raise UsageError(
+            f"{written}: fails in training mode, on {count} image{'s' if count > 1 else ''}, though not in "
+            f"evaluation: {_said(e)}"
+        ) from e
     _check_output(out, f"{written}: in training mode", count, images)
     try:
         F.cross_entropy(out, labels).backward()
@@ -88,10 +102,14 @@ def _differentiate(net: nn.Module, written: str, images: Dataset, like: Tensor, 
 
 def _check_output(out: object, said: str, count: int, images: Dataset) -> None:
     if not isinstance(out, Tensor):
-        raise UsageError(f"{said} returned a {type(out).__name__} for a batch of images; it must return one tensor [B, {images.num_classes}].")
+        raise UsageError(
+            f"{said} returned a {type(out).__name__} for a batch of images; it must return one tensor [B, "
+            f"{images.num_classes}]."
+        )
     if tuple(out.shape) != (count, images.num_classes):
         raise UsageError(
-            f"{said} turned images [{count}, {', '.join(str(side) for side in images.input_shape)}] into {list(out.shape)}; with {images.num_classes} "
+            f"{said} turned images [{count}, {', '.join(str(side) for side in images.input_shape)}] into "
+            f"{list(out.shape)}; with {images.num_classes} "
             f"classes it must be [{count}, {images.num_classes}] (the model can ask for num_classes)."
         )
     if not bool(torch.isfinite(out).all()):
@@ -99,7 +117,9 @@ def _check_output(out: object, said: str, count: int, images: Dataset) -> None:
 
 
 def initialise(net: nn.Module, bias: float = 0.0) -> None:
-    """Weights uniform in +-1/sqrt(fan_in), Torch's default of the paper's time, which prints only the biases: 0, or 0.1 on ImageNet."""
+    """Weights uniform in +-1/sqrt(fan_in), Torch's default of the paper's time, which prints only the biases: 0, or 0.1
+    on ImageNet.
+    """
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             bound = layer.weight[0].numel() ** -0.5

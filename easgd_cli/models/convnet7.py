@@ -25,7 +25,10 @@ class ConvNet7(nn.Module):
         super().__init__()
         channels, *sides = input_shape
         if min(sides) < 24:
-            raise ValueError(f"model=convnet7: takes images of at least 24x24, and these are {sides[0]}x{sides[1]}; model=small takes small ones.")
+            raise ValueError(
+                f"model=convnet7: takes images of at least 24x24, and these are {sides[0]}x{sides[1]}; "
+                "model=small takes small ones."
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"model.dropout={dropout}: is a share, from 0 to less than 1.")
         rows, columns = (((side - 4) // 2 - 4) // 2 - 2 for side in sides)
@@ -36,7 +39,11 @@ class ConvNet7(nn.Module):
             nn.Conv2d(128, 64, 3), nn.ReLU(inplace=True),
         )  # fmt: skip
         self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(64 * rows * columns, 256), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(256, num_classes)
+            nn.Flatten(),
+            nn.Linear(64 * rows * columns, 256),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(256, num_classes),
         )
         initialise(self)
 

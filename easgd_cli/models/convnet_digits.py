@@ -14,7 +14,9 @@ from easgd_cli.models import initialise
 
 
 class ConvNetDigits(nn.Module):
-    """`forward`: images [B, C, H, W], at least 6x6, to logits [B, num_classes]. Raises ValueError for smaller images."""
+    """`forward`: images [B, C, H, W], at least 6x6, to logits [B, num_classes]. Raises ValueError for
+    smaller images.
+    """
 
     def __init__(self, input_shape: tuple[int, int, int] = (1, 8, 8), num_classes: int = 10):
         super().__init__()
@@ -24,9 +26,12 @@ class ConvNetDigits(nn.Module):
         rows, columns = ((side - 4) // 2 for side in sides)
         self.features = nn.Sequential(
             nn.Conv2d(channels, 16, 3), nn.ReLU(inplace=True),
-            nn.Conv2d(16, 32, 3), nn.MaxPool2d(2), nn.ReLU(inplace=True),  # they commute, and after pooling there is a quarter as much to rectify
+            # they commute, and after pooling there is a quarter as much to rectify
+            nn.Conv2d(16, 32, 3), nn.MaxPool2d(2), nn.ReLU(inplace=True),
         )  # fmt: skip
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(32 * rows * columns, 64), nn.ReLU(inplace=True), nn.Linear(64, num_classes))
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(32 * rows * columns, 64), nn.ReLU(inplace=True), nn.Linear(64, num_classes)
+        )
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:

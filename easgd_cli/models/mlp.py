@@ -1,4 +1,6 @@
-"""A net of linear layers, for images of any shape: the pixels in a row, hidden layers with ReLU and dropout, one output a class."""
+"""A net of linear layers, for images of any shape: the pixels in a row, hidden layers with ReLU and dropout, one output
+a class.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,23 @@ from easgd_cli.system import shared_memory
 class MLP(nn.Module):
     """`forward`: images [B, C, H, W] to logits [B, num_classes].
 
-    `hidden`: the widths of the inner layers; none make the net linear. `dropout`: the share of each inner layer's outputs
-    zeroed in training, after their ReLU. Raises ValueError for a width below 1, and for more parameters than memory holds.
+    `hidden`: the widths of the inner layers; none make the net linear. `dropout`: the share of each inner layer's
+    outputs zeroed in training, after their ReLU. Raises ValueError for a width below 1, and for more parameters than
+    memory holds.
     """
 
-    def __init__(self, input_shape: tuple[int, int, int] = (1, 8, 8), num_classes: int = 10, hidden: tuple[int, ...] = (128,), dropout: float = 0.0):
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int] = (1, 8, 8),
+        num_classes: int = 10,
+        hidden: tuple[int, ...] = (128,),
+        dropout: float = 0.0,
+    ):
         super().__init__()
         if any(width < 1 for width in hidden):
-            raise ValueError(f"model.hidden={list(hidden)}: widths are whole numbers of at least 1, such as model.hidden=[256,128].")
+            raise ValueError(
+                f"model.hidden={list(hidden)}: widths are whole numbers of at least 1, such as model.hidden=[256,128]."
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"model.dropout={dropout}: is a share, from 0 to less than 1.")
         widths = [math.prod(input_shape), *hidden]
@@ -29,7 +40,8 @@ class MLP(nn.Module):
         needed, available = many * torch.get_default_dtype().itemsize, shared_memory.available_memory()
         if available is not None and needed > available:
             raise ValueError(
-                f"model.hidden={list(hidden)}: these are {many:,} parameters, {needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} GiB are free; "
+                f"model.hidden={list(hidden)}: these are {many:,} parameters, {needed / 2**30:,.1f} GiB, and "
+                f"{available / 2**30:,.1f} GiB are free; "
                 "use narrower layers."
             )
         self.layers = nn.Sequential(nn.Flatten())

@@ -1,4 +1,6 @@
-"""Any of torchvision's classification nets by its name, as torchvision builds and initialises it, with one output a class."""
+"""Any of torchvision's classification nets by its name, as torchvision builds and initialises it, with one output a
+class.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from torch import nn
 
 from easgd_cli.data.vision import torchvision
 
-# Second heads are for a loss of their own in training, which is none of the methods' here: without them they return one tensor.
+# Second heads are for a loss of their own in training, which is none of the methods' here: without them they return one
+# tensor.
 _ONE_HEAD = {"aux_logits": False, "init_weights": True}
 _OPTIONS: dict[str, dict[str, Any]] = {"googlenet": _ONE_HEAD, "inception_v3": _ONE_HEAD}
 
@@ -17,14 +20,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {"googlenet": _ONE_HEAD, "inception_v3": _
 def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """The untrained net `name`: images [B, 3, H, W] to logits [B, num_classes].
 
-    Made for images of about 224x224; most take smaller ones, down to a size of their own. The transformers that are built
-    for one size (vit, maxvit) are built for that of the images.
-    Raises ValueError for a name that is not one of a classification net, images without 3 channels, and a size that cannot be.
+    Made for images of about 224x224; most take smaller ones, down to a size of their own. The transformers that are
+    built for one size (vit, maxvit) are built for that of the images. Raises ValueError for a name that is not one of a
+    classification net, images without 3 channels, and a size that cannot be.
     """
     models = torchvision().models
     known = models.list_models(module=models)
     if name not in known:
-        other = "is none of torchvision's nets for classification that can be trained" if name in models.list_models() else "is no net of torchvision"
+        other = (
+            "is none of torchvision's nets for classification that can be trained"
+            if name in models.list_models()
+            else "is no net of torchvision"
+        )
         near = difflib.get_close_matches(name, known, 3, 0.4) or ["resnet18", "vgg11_bn", "vit_b_16"]
         raise ValueError(f"model.name={name}: {other}; did you mean {' or '.join(near)}?")
     channels, *sides = input_shape
@@ -37,7 +44,9 @@ def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -
     try:
         return models.get_model(name, weights=None, num_classes=num_classes, **options)
     except (AssertionError, ValueError) as e:  # of a size that patches do not fill
-        raise ValueError(f"model.name={name}: cannot be built for images of {sides[0]}x{sides[1]}: {' '.join(str(e).split())}") from e
+        raise ValueError(
+            f"model.name={name}: cannot be built for images of {sides[0]}x{sides[1]}: {' '.join(str(e).split())}"
+        ) from e
 
 
 def _size(name: str, sides: list[int]) -> dict[str, Any]:

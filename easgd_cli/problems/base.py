@@ -22,15 +22,17 @@ from easgd_cli.problems.metric import SECONDS_TO_BEST, Metric, Metrics
 class Problem(Protocol):
     """A function of a vector x [d] with stochastic gradients: a batch for each worker's local step t.
 
-    One object serves any number of workers in turn: it knows none of them, and what it draws is a function of (seed, worker, t).
-    All vectors are of the type of `start()`, float32 or float64. It may also have `metrics`, what `evaluate` measures (problems/metric.py); without
-    them names are those of classification (problems/classification.py). It may have `facts`, a dictionary of texts or numbers:
-    what summary.json says of it; and `statistics`, the number of last entries of its vectors that are gathered from batches instead of
+    One object serves any number of workers in turn: it knows none of them, and what it draws is a function of (seed,
+    worker, t). All vectors are of the type of `start()`, float32 or float64. It may also have `metrics`, what
+    `evaluate` measures (problems/metric.py); without them names are those of classification
+    (problems/classification.py). It may have `facts`, a dictionary of texts or numbers: what summary.json says of it;
+    and `statistics`, the number of last entries of its vectors that are gathered from batches instead of
     descended (algorithms/statistics.py): there a gradient holds minus the change that the batch makes of them.
     """
 
     batch_size: int  # samples that a gradient is the mean of, from which speeds are told
-    loss: Tensor  # 0-d, of the last gradient's batch, without the l2 term; on the device, so that reading it later costs no wait now
+    # 0-d, of the last gradient's batch, without the l2 term; on the device, so that reading it later costs no wait now
+    loss: Tensor
 
     def start(self, worker: int | None = None) -> Tensor:
         """Where that worker begins, or the center where None: a new vector [d]."""
@@ -39,10 +41,14 @@ class Problem(Protocol):
         """Makes the batch of that worker's local step `t`."""
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Gradient [d] at `x` [d] of the loaded batch's loss + (l2/2)||x||^2; valid until the next call. `x` is only read."""
+        """Gradient [d] at `x` [d] of the loaded batch's loss + (l2/2)||x||^2; valid until the next call. `x` is only
+        read.
+        """
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
-        """Figures of merit of `x` [d], by name: train_loss, the objective without the l2 term, and whatever else there is to tell."""
+        """Figures of merit of `x` [d], by name: train_loss, the objective without the l2 term, and whatever else there
+        is to tell.
+        """
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
         """What is saved of `x` [d]: plain CPU tensors by name."""
@@ -58,19 +64,25 @@ _TAKEN = ("seconds", "step", "exchanges", "party", SECONDS_TO_BEST.name)  # what
 
 
 def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
-    """Takes one gradient, measures once, and returns the figures. Raises UsageError when something is not as `Problem` says."""
+    """Takes one gradient, measures once, and returns the figures. Raises UsageError when something is not as `Problem`
+    says.
+    """
     said = f"problem={name}"
     missing = [member for member in _MEMBERS if not hasattr(problem, member)]
     if missing:
         raise UsageError(
-            f"{said}: made a {type(problem).__name__}, which lacks {', '.join(missing)}; a problem has {', '.join(_MEMBERS)} (docs/algorithms.md)."
+            f"{said}: made a {type(problem).__name__}, which lacks {', '.join(missing)}; a problem has "
+            f"{', '.join(_MEMBERS)} (docs/algorithms.md)."
         )
     if not isinstance(problem.batch_size, int) or problem.batch_size < 1:
         raise UsageError(f"{said}: its batch_size is {problem.batch_size!r}; it must be a whole number of at least 1.")
     start = _vector(f"{said}: start()", _called(said, "start()", problem.start))
     statistics = statistics_of(problem)
     if not isinstance(statistics, int) or not 0 <= statistics < start.numel():
-        raise UsageError(f"{said}: its statistics are {statistics!r}; they are a number of last entries of start(), 0 or more and less than {start.numel()}.")
+        raise UsageError(
+            f"{said}: its statistics are {statistics!r}; they are a number of last entries of start(), 0 or more "
+            f"and less than {start.numel()}."
+        )
     for worker in range(workers):
         own = _vector(f"{said}: start({worker})", _called(said, f"start({worker})", problem.start, worker))
         _same_kind(f"{said}: start({worker})", own, start)
@@ -79,20 +91,42 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
     g = _vector(f"{said}: gradient(x)", _called(said, "gradient(x)", problem.gradient, x))
     _same_kind(f"{said}: gradient(x)", g, start)
     if g.data_ptr() == x.data_ptr() or not torch.equal(x, start):
-        raise UsageError(f"{said}: gradient(x) returned or changed the x it was given; x is only read, and the gradient is a tensor of its own.")
+        raise UsageError(
+            f"{said}: gradient(x) returned or changed the x it was given; x is only read, and the gradient is a "
+            "tensor of its own."
+        )
     loss = getattr(problem, "loss", None)
     if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.requires_grad:
-        raise UsageError(f"{said}: after gradient(x), its loss is {_kind(loss)}; it must be a tensor without dimensions, detached from any graph.")
+        raise UsageError(
+            f"{said}: after gradient(x), its loss is {_kind(loss)}; it must be a tensor without dimensions, "
+            "detached from any graph."
+        )
     metrics = getattr(problem, "metrics", ())
-    if not isinstance(metrics, list | tuple) or not all(isinstance(m, Metric) for m in metrics) or sum(m.primary for m in metrics) > 1:
-        raise UsageError(f"{said}: its metrics are {_kind(metrics)}; they must be a list of easgd_cli.problems.metric.Metric, at most one of them primary.")
+    if (
+        not isinstance(metrics, list | tuple)
+        or not all(isinstance(m, Metric) for m in metrics)
+        or sum(m.primary for m in metrics) > 1
+    ):
+        raise UsageError(
+            f"{said}: its metrics are {_kind(metrics)}; they must be a list of easgd_cli.problems.metric.Metric, "
+            "at most one of them primary."
+        )
     figures = _figures(said, _called(said, "evaluate(x)", problem.evaluate, x), metrics_of(problem))
     state = _called(said, "state_dict(x)", problem.state_dict, x)
-    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise UsageError(f"{said}: state_dict(x) must return a dictionary of tensors by name, such as {{'x': x.clone()}}.")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise UsageError(
+            f"{said}: state_dict(x) must return a dictionary of tensors by name, such as {{'x': x.clone()}}."
+        )
     facts = getattr(problem, "facts", {})
-    if not isinstance(facts, Mapping) or not all(isinstance(k, str) and isinstance(v, str | int | float) for k, v in facts.items()):
-        raise UsageError(f"{said}: its facts are {_kind(facts)}; they must be a dictionary of texts or numbers by name, as summary.json is to say them.")
+    if not isinstance(facts, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, str | int | float) for k, v in facts.items()
+    ):
+        raise UsageError(
+            f"{said}: its facts are {_kind(facts)}; they must be a dictionary of texts or numbers by name, as "
+            "summary.json is to say them."
+        )
     return figures
 
 
@@ -100,14 +134,17 @@ def _called(said: str, what: str, function: Callable[..., Any], *arguments: Any)
     try:
         return function(*arguments)
     except (Exception, SystemExit) as e:
-        frames = traceback.extract_tb(e.__traceback__)[1:]  # without this one: none is left where the call itself does not fit
+        # without this one: none is left where the call itself does not fit
+        frames = traceback.extract_tb(e.__traceback__)[1:]
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         raise UsageError(f"{said}: {what} raised {type(e).__name__}: {' '.join(str(e).split())}{where}.") from e
 
 
 def _vector(what: str, v: Any) -> Tensor:
     if not isinstance(v, Tensor) or v.dim() != 1 or v.numel() == 0 or v.dtype not in (torch.float32, torch.float64):
-        raise UsageError(f"{what} returned {_kind(v)}; it must be a vector [d], of type torch.float32 or torch.float64.")
+        raise UsageError(
+            f"{what} returned {_kind(v)}; it must be a vector [d], of type torch.float32 or torch.float64."
+        )
     if not bool(torch.isfinite(v).all()):
         raise UsageError(f"{what} returned numbers that are not finite.")
     return v.detach()
@@ -120,12 +157,20 @@ def _same_kind(what: str, v: Tensor, start: Tensor) -> None:
 
 def _figures(said: str, figures: Any, metrics: Metrics) -> dict[str, float]:
     if not isinstance(figures, dict) or not all(isinstance(k, str) for k in figures):
-        raise UsageError(f"{said}: evaluate(x) returned {_kind(figures)}; it must be a dictionary of numbers by name, train_loss among them.")
+        raise UsageError(
+            f"{said}: evaluate(x) returned {_kind(figures)}; it must be a dictionary of numbers by name, "
+            "train_loss among them."
+        )
     if "train_loss" not in figures:
-        raise UsageError(f"{said}: evaluate(x) returned no train_loss, which is the objective at x without the l2 term, and is required.")
+        raise UsageError(
+            f"{said}: evaluate(x) returned no train_loss, which is the objective at x without the l2 term, and is "
+            "required."
+        )
     for key, value in figures.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageError(f"{said}: evaluate(x) returned {_kind(value)} as {key}; it must be a number, such as float(value).")
+            raise UsageError(
+                f"{said}: evaluate(x) returned {_kind(value)} as {key}; it must be a number, such as float(value)."
+            )
         if key in _TAKEN or (metrics.primary is not None and key == metrics.primary.best.name):
             raise UsageError(f"{said}: evaluate(x) returned {key}, which the record says itself; give it another name.")
     if not math.isfinite(figures["train_loss"]):

@@ -1,4 +1,6 @@
-"""Batch norm's running statistics, which training gathers and evaluation normalises by: means and variances of each layer's channels."""
+"""Batch norm's running statistics, which training gathers and evaluation normalises by: means and variances of each
+layer's channels.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,30 @@ class RunningStatistics:
 
     def __init__(self, model: nn.Module):
         self.layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        buffers = [(layer, name, getattr(layer, name)) for layer in self.layers for name in ("running_mean", "running_var")]
+        buffers = [
+            (layer, name, getattr(layer, name)) for layer in self.layers for name in ("running_mean", "running_var")
+        ]
         anything = next(model.parameters(), torch.empty(0))  # on whose device an empty vector must lie, too
         self.vector = torch.cat([buffer.reshape(-1) for _, _, buffer in buffers]) if buffers else anything.new_empty(0)
         self.size = self.vector.numel()
-        for (layer, name, buffer), view in zip(buffers, self.vector.split([b.numel() for _, _, b in buffers]), strict=True):
+        for (layer, name, buffer), view in zip(
+            buffers, self.vector.split([b.numel() for _, _, b in buffers]), strict=True
+        ):
             setattr(layer, name, view.view(buffer.shape))
 
     def take(self, r: Tensor) -> None:
-        """Makes them `r` [size], gathered elsewhere: by how many batches is not known here, so the layers' counts are 0."""
+        """Makes them `r` [size], gathered elsewhere: by how many batches is not known here, so the layers' counts are
+        0.
+        """
         self.vector.copy_(r)
         for layer in self.layers:
             if layer.num_batches_tracked is not None:
                 layer.num_batches_tracked.zero_()
 
     def estimate(self, pass_over: Callable[[], None]) -> None:
-        """Resets them and takes the plain average over the batches of one pass: the net is in evaluation, its batch norms in training."""
+        """Resets them and takes the plain average over the batches of one pass: the net is in evaluation, its batch
+        norms in training.
+        """
         momenta = [layer.momentum for layer in self.layers]
         for layer in self.layers:
             layer.reset_running_stats()

@@ -9,7 +9,8 @@ from easgd_cli.problems.metric import Metric, Metrics
 METRICS = Metrics(
     [
         Metric(
-            "test_error", "test error", unit="%", format=".2f", primary=True, description="Test samples that the center gets wrong, in percent."
+            "test_error", "test error", unit="%", format=".2f", primary=True, description="Test samples that the "
+            "center gets wrong, in percent."
         ),
         Metric(
             "test_error_top5", "top-5 error", "top-5", unit="%", format=".2f",
@@ -21,10 +22,12 @@ METRICS = Metrics(
         ),
         Metric(
             "validation_error_top5", "held-out top-5", "held-out top-5", unit="%", format=".2f",
-            description="Held-out training samples whose label is not among the five largest outputs of the center, in percent.",
+            description="Held-out training samples whose label is not among the five largest outputs of the center, in "
+            "percent.",
         ),
         Metric("test_loss", description="Cross-entropy of the center on the test samples, without the l2 term."),
-        Metric("validation_loss", "held-out loss", description="Cross-entropy of the center on the training samples held out by dataset.validation."),
+        Metric("validation_loss", "held-out loss", description="Cross-entropy of the center on the training "
+        "samples held out by dataset.validation."),
     ]
 )  # fmt: skip
 

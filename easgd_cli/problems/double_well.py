@@ -1,7 +1,7 @@
 """f(x) = sum_i (1 - x_i^2)^2 / 4 with noisy gradients: two minima a coordinate, at +1 and -1, and a hill at 0.
 
-Workers in different wells can hold the center on the hill: with p = 2, d = 1, the state x = (+s, -s), s = sqrt(1 - rho),
-center 0 is a local minimum of the elastic objective (paper p. 2) if and only if rho = alpha / eta < 2/3.
+Workers in different wells can hold the center on the hill: with p = 2, d = 1, the state x = (+s, -s), s = sqrt(1 -
+rho), center 0 is a local minimum of the elastic objective (paper p. 2) if and only if rho = alpha / eta < 2/3.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ class DoubleWell(NoisyFunction):
 
     metrics = (
         *NoisyFunction.metrics,
-        Metric("well", description="Mean sign of the center's coordinates on a double well: 1 with all in the wells at +1, -1 with all in those at -1."),
+        Metric(
+            "well",
+            description="Mean sign of the center's coordinates on a double well: 1 with all in the wells at +1, "
+            "-1 with "
+            "all "
+            "in those at -1.",
+        ),
     )
 
     def __init__(
@@ -44,5 +50,7 @@ class DoubleWell(NoisyFunction):
         torch.mul(x, x, out=out).sub_(1).mul_(x)
 
     def position(self, x: Tensor) -> dict[str, float]:
-        """The distance to the nearest minimum, and its well: the mean sign of the coordinates, 1 for all in the wells at +1."""
+        """The distance to the nearest minimum, and its well: the mean sign of the coordinates, 1 for all in the wells
+        at +1.
+        """
         return {"distance_to_optimum": float((x.abs() - 1).norm()), "well": float(x.sign().mean())}

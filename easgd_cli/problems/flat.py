@@ -27,7 +27,9 @@ class Flat:
             raise UsageError("The model has no trainable parameters: at least one must have requires_grad=True.")
         dtypes = sorted({str(p.dtype) for p in self._parameters})
         if len(dtypes) > 1 or self._parameters[0].dtype not in (torch.float32, torch.float64):
-            raise UsageError(f"The model's parameters are of type {' and '.join(dtypes)}: all must be float32, or all float64.")
+            raise UsageError(
+                f"The model's parameters are of type {' and '.join(dtypes)}: all must be float32, or all float64."
+            )
         self._ends: list[int] = []
         end = 0
         for p in self._parameters:
@@ -39,13 +41,15 @@ class Flat:
         self.gradient_and_behind = torch.zeros(self.size + behind, dtype=self.dtype, device=self.device)
         self.gradient = self.gradient_and_behind[: self.size]
         self._bound = 0  # address of the vector the parameters are views of; 0: the model's own tensors
-        # By address, of vectors that are alive: a worker's rule differentiates at two or three in turn, and many workers may be served in turn.
+        # By address, of vectors that are alive: a worker's rule differentiates at two or three in turn, and many
+        # workers may be served in turn.
         self._views: dict[int, list[Tensor]] = {}
         for p, view in zip(self._parameters, self._split(self.gradient), strict=True):
             p.grad = view  # backward adds into existing gradients in place, so they arrive in the flat buffer
 
     def bind(self, vector: Tensor) -> None:
-        """Makes the model's parameters views of the first entries of `vector` [size or more], which must stay where it is; nothing is copied.
+        """Makes the model's parameters views of the first entries of `vector` [size or more], which must stay where it
+        is; nothing is copied.
 
         Cheap for a vector that is bound already, or has been since it was made.
         """
@@ -54,10 +58,12 @@ class Flat:
             return
         views = self._views.get(address)
         if views is None:
-            assert vector.dim() == 1 and len(vector) >= self.size and vector.dtype == self.dtype and vector.is_contiguous()
+            assert (
+                vector.dim() == 1 and len(vector) >= self.size and vector.dtype == self.dtype and vector.is_contiguous()
+            )
             views = self._split(vector.detach())
-            # The views keep the memory alive, so as long as an address is remembered nothing else can come to lie there; and no longer than the
-            # vector itself, since a rule may make a new one at every step.
+            # The views keep the memory alive, so as long as an address is remembered nothing else can come to lie
+            # there; and no longer than the vector itself, since a rule may make a new one at every step.
             self._views[address] = views
             weakref.finalize(vector, self._views.pop, address, None).atexit = False
         for p, view in zip(self._parameters, views, strict=True):
@@ -84,8 +90,9 @@ class Flat:
     def load(self, state: Mapping[str, Tensor], source: str = "init") -> Tensor:
         """The vector [size] that `state` holds; its buffers and frozen parameters are copied into the model.
 
-        Batch norms' counts of batches may be lacking, as in files older than they are, torchvision's among them; torch admits it, too.
-        Raises UsageError, beginning with `source`, when names are missing or unexpected, or a shape is another.
+        Batch norms' counts of batches may be lacking, as in files older than they are, torchvision's among them; torch
+        admits it, too. Raises UsageError, beginning with `source`, when names are missing or unexpected, or a shape is
+        another.
         """
         own = self._named()
         names = {name for name, _ in own}
@@ -95,13 +102,21 @@ class Flat:
             also = f" and has {_some(unexpected)}, which the model does not know" if unexpected else ""
             raise UsageError(f"{source}: lacks {_some(missing)}{also}; it must be a state_dict of this model.")
         if unexpected:
-            raise UsageError(f"{source}: has {_some(unexpected)}, which the model does not know; it must be a state_dict of this model.")
+            raise UsageError(
+                f"{source}: has {_some(unexpected)}, which the model does not know; it must be a state_dict of "
+                "this model."
+            )
         own = [(name, tensor) for name, tensor in own if name in state]
         for name, tensor in own:
             if not isinstance(state[name], Tensor):
-                raise UsageError(f"{source}: {name} is a {type(state[name]).__name__}, where the model has a tensor of shape {tuple(tensor.shape)}.")
+                raise UsageError(
+                    f"{source}: {name} is a {type(state[name]).__name__}, where the model has a tensor of shape "
+                    f"{tuple(tensor.shape)}."
+                )
             if state[name].shape != tensor.shape:
-                raise UsageError(f"{source}: {name} is {list(state[name].shape)} in the file and {list(tensor.shape)} in the model.")
+                raise UsageError(
+                    f"{source}: {name} is {list(state[name].shape)} in the file and {list(tensor.shape)} in the model."
+                )
         vector = torch.empty(self.size, dtype=self.dtype, device=self.device)
         values = self._split(vector)
         with torch.no_grad():
@@ -114,7 +129,9 @@ class Flat:
 
     def _split(self, vector: Tensor) -> list[Tensor]:
         begins = [0, *self._ends[:-1]]
-        return [vector[begin:end].view(p.shape) for p, begin, end in zip(self._parameters, begins, self._ends, strict=True)]
+        return [
+            vector[begin:end].view(p.shape) for p, begin, end in zip(self._parameters, begins, self._ends, strict=True)
+        ]
 
     def _named(self) -> list[tuple[str, Tensor]]:
         """The tensors of a state_dict by name: a parameter used twice has two names."""

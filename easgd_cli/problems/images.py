@@ -34,7 +34,8 @@ class Batches:
     def __init__(self, images: int, batch_size: int, seed: int):
         self._images, self._batch_size, self._seed = images, batch_size, seed
         self._generator = torch.Generator()
-        self._orders: dict[int, tuple[int, Tensor]] = {}  # by worker, the last pass it has reached and its order: all that its next batch may need
+        # by worker, the last pass it has reached and its order: all that its next batch may need
+        self._orders: dict[int, tuple[int, Tensor]] = {}
 
     def indices(self, worker: int, t: int) -> Tensor:
         """Image numbers [batch_size] int64 of that worker's step `t`."""
@@ -50,49 +51,74 @@ class Batches:
         remembered = self._orders.get(worker)
         if remembered is not None and remembered[0] == n:
             return remembered[1]
-        return torch.randperm(self._images, generator=self._generator.manual_seed(key(self._seed, PERMUTATION, worker, n)))
+        return torch.randperm(
+            self._images, generator=self._generator.manual_seed(key(self._seed, PERMUTATION, worker, n))
+        )
 
 
 class ImageProblem:
     """Cross-entropy of `model` on `images`, in the run with `seed` (see problems/base.py).
 
     `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
-    the size of the fixed training subset on which train_loss is measured. `batch_norm` says what batch norm's running statistics are of a
-    vector that is measured or saved: "estimate", over `batch_norm_images` fixed training images (None: as many as `train_images`), or
-    "average", those that workers have gathered and exchanged: then they are the last `statistics` entries of every vector.
-    `label_smoothing` e trains against 1 - e of the label and e of all classes alike (Szegedy et al. 2016, section 7). `precision` is
-    that of the gradient's arithmetic: fp32, tf32 on CUDA, or bf16, which is torch's autocast; vectors and evaluation stay as the
-    parameters are. With `compile` gradients are those of the net as torch.compile makes it, when the first is taken.
-    `top5` measures top-5 errors; None: with a hundred classes or more.
-    Raises ValueError for a setting out of its range.
+    the size of the fixed training subset on which train_loss is measured. `batch_norm` says what batch norm's running
+    statistics are of a vector that is measured or saved: "estimate", over `batch_norm_images` fixed training images
+    (None: as many as `train_images`), or "average", those that workers have gathered and exchanged: then they are the
+    last `statistics` entries of every vector. `label_smoothing` e trains against 1 - e of the label and e of all
+    classes alike (Szegedy et al. 2016, section 7). `precision` is that of the gradient's arithmetic: fp32, tf32 on
+    CUDA, or bf16, which is torch's autocast; vectors and evaluation stay as the parameters are. With `compile`
+    gradients are those of the net as torch.compile makes it, when the first is taken. `top5` measures top-5 errors;
+    None: with a hundred classes or more. Raises ValueError for a setting out of its range.
     """
 
     metrics = METRICS.declared
 
     def __init__(
-        self, model: nn.Module, images: Dataset, *, batch_size: int, seed: int, l2: float, device: torch.device, train_images: int,
+        self, model: nn.Module, images: Dataset, *, batch_size: int, seed: int, l2: float, device: torch.device,
+        train_images: int,
         precision: str = "fp32", compile: bool = False, label_smoothing: float = 0.0,
         batch_norm: str = "estimate", batch_norm_images: int | None = None, top5: bool | None = None,
     ):  # fmt: skip
         if batch_norm not in ("estimate", "average"):
-            raise ValueError(f"problem.batch_norm={batch_norm}: is estimate, over training images, or average, with the workers' parameters.")
+            raise ValueError(
+                f"problem.batch_norm={batch_norm}: is estimate, over training images, or average, with the "
+                "workers' parameters."
+            )
         if batch_norm == "average" and batch_norm_images is not None:
-            raise ValueError(f"problem.batch_norm=average problem.batch_norm_images={batch_norm_images}: nothing is estimated; leave out one of the two.")
+            raise ValueError(
+                f"problem.batch_norm=average problem.batch_norm_images={batch_norm_images}: nothing is estimated; "
+                "leave out one of the two."
+            )
         if batch_norm_images is not None and batch_norm_images < 2:
-            raise ValueError(f"problem.batch_norm_images={batch_norm_images}: a variance takes at least 2 images; null takes eval.train_images.")
+            raise ValueError(
+                f"problem.batch_norm_images={batch_norm_images}: a variance takes at least 2 images; null takes "
+                "eval.train_images."
+            )
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"problem.label_smoothing={label_smoothing:g}: the share of a label that all classes get alike; it lies in [0, 1), such as 0.1.")
+            raise ValueError(
+                f"problem.label_smoothing={label_smoothing:g}: the share of a label that all classes get alike; "
+                "it lies in [0, 1), such as 0.1."
+            )
         if top5 and images.num_classes <= 5:
-            raise ValueError(f"problem.top5=true: there are {images.num_classes} classes, so the right one is always among five; it takes at least 6.")
+            raise ValueError(
+                f"problem.top5=true: there are {images.num_classes} classes, so the right one is always among "
+                "five; it takes at least 6."
+            )
         if precision != "fp32" and any(p.dtype == torch.float64 for p in model.parameters()):
-            raise ValueError(f"precision={precision}: the net's parameters are float64, which stays as it is; use precision=fp32, or a net of float32.")
+            raise ValueError(
+                f"precision={precision}: the net's parameters are float64, which stays as it is; use "
+                "precision=fp32, or a net of float32."
+            )
         self._running = RunningStatistics(model.to(device))
         self.statistics = self._running.size if batch_norm == "average" else 0
         if batch_norm == "average" and not self._running.layers:
-            raise ValueError("problem.batch_norm=average: this net has no batch norm with running statistics; use problem.batch_norm=estimate.")
+            raise ValueError(
+                "problem.batch_norm=average: this net has no batch norm with running statistics; use "
+                "problem.batch_norm=estimate."
+            )
         if self.statistics and any(layer.momentum is None for layer in self._running.layers):
             raise ValueError(
-                "problem.batch_norm=average: a batch norm of this net has momentum=None, so its statistics depend on how many batches it has seen; "
+                "problem.batch_norm=average: a batch norm of this net has momentum=None, so its statistics "
+                "depend on how many batches it has seen; "
                 "give it a number, such as 0.1, or use problem.batch_norm=estimate."
             )
         self.flat = Flat(model, behind=self.statistics)
@@ -112,9 +138,14 @@ class ImageProblem:
         self._dropout = _default_generator(self.device)
         self._subset = images.training_subset(train_images)
         self._start = torch.cat([self.flat.vector(), self._running.vector[: self.statistics]])
-        self._normalising = _whole_batches(images.training_subset(train_images if batch_norm_images is None else batch_norm_images))
+        self._normalising = _whole_batches(
+            images.training_subset(train_images if batch_norm_images is None else batch_norm_images)
+        )
         if self._running.layers and not self.statistics and len(self._normalising) < 2:
-            raise ValueError(f"eval.train_images={train_images}: of this net batch norm's variances are estimated over as many, which takes at least 2 images.")
+            raise ValueError(
+                f"eval.train_images={train_images}: of this net batch norm's variances are estimated over as "
+                "many, which takes at least 2 images."
+            )
         self._worker = self._t = 0  # of the loaded batch
         self._inputs = self._labels = torch.empty(0)
         self._begun: dict[tuple[int, int], Callable[[], Batch]] = {}  # batches ahead, by worker and step
@@ -125,7 +156,9 @@ class ImageProblem:
         """What summary.json says of how this problem is measured."""
         if self.statistics:
             return {"batch_norm": "averaged with the parameters"}
-        return {"batch_norm": f"estimated over {len(self._normalising)} training images"} if self._running.layers else {}
+        return (
+            {"batch_norm": f"estimated over {len(self._normalising)} training images"} if self._running.layers else {}
+        )
 
     def start(self, worker: int | None = None) -> Tensor:
         """The model as it was given [size]: every worker begins where the center does (paper p. 6, footnote 7)."""
@@ -148,7 +181,8 @@ class ImageProblem:
         self._begun[worker, t] = self._images.begin(self._batches.indices(worker, t), self._augmentation, self.dtype)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the next call.
+        """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the
+        next call.
 
         Of statistics that are exchanged, minus the change that this batch makes of them.
         """
@@ -175,12 +209,13 @@ class ImageProblem:
         return self.flat.gradient_and_behind
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
-        """Mean losses, and errors in percent, at `x` [size]: train_loss on the fixed subset of the training images, test_loss
-        and test_error, and validation_loss and validation_error where images are held out. With top-5 errors also
-        test_error_top5 and validation_error_top5, the images whose label is not among the five largest outputs.
+        """Mean losses, and errors in percent, at `x` [size]: train_loss on the fixed subset of the training images,
+        test_loss and test_error, and validation_loss and validation_error where images are held out. With top-5 errors
+        also test_error_top5 and validation_error_top5, the images whose label is not among the five largest outputs.
 
-        Center patches, dropout off, labels as they are, no l2 term. The running statistics of batch norms are those in `x`, where they are
-        exchanged. Otherwise nobody maintains the center's, so they are estimated first: plain averages over one pass of a fixed training subset.
+        Center patches, dropout off, labels as they are, no l2 term. The running statistics of batch norms are those in
+        `x`, where they are exchanged. Otherwise nobody maintains the center's, so they are estimated first: plain
+        averages over one pass of a fixed training subset.
         """
         self._prepare(x)
         figures = {"train_loss": self._measure("train", self._subset)["loss"]}
@@ -191,7 +226,9 @@ class ImageProblem:
 
     @torch.no_grad()
     def confusion(self, x: Tensor) -> Tensor:
-        """How many test images of each class (row) are taken for each class (column) at `x` [size]: [num_classes, num_classes] int64, on the CPU."""
+        """How many test images of each class (row) are taken for each class (column) at `x` [size]: [num_classes,
+        num_classes] int64, on the CPU.
+        """
         self._prepare(x)
         n = self._images.num_classes
         counts = torch.zeros(n * n, dtype=torch.int64)
@@ -200,7 +237,9 @@ class ImageProblem:
         return counts.view(n, n)
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's as in `evaluate`; plain CPU tensors."""
+        """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's as in `evaluate`; plain CPU
+        tensors.
+        """
         if self._running.layers:
             self._prepare(x)
         return self.flat.state_dict(self._parameters(x))
@@ -226,7 +265,9 @@ class ImageProblem:
             self._running.estimate(self._pass)
 
     def _pass(self) -> None:
-        for inputs, _ in self._images.evaluation_batches("train", _EVALUATION_BATCH, self.device, self.dtype, self._normalising):
+        for inputs, _ in self._images.evaluation_batches(
+            "train", _EVALUATION_BATCH, self.device, self.dtype, self._normalising
+        ):
             self._model(inputs)
 
     @torch.no_grad()
@@ -236,7 +277,9 @@ class ImageProblem:
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         missed = torch.zeros_like(wrong)
         count = 0
-        for inputs, labels in self._images.evaluation_batches(split, _EVALUATION_BATCH, self.device, self.dtype, indices):
+        for inputs, labels in self._images.evaluation_batches(
+            split, _EVALUATION_BATCH, self.device, self.dtype, indices
+        ):
             logits = self._model(inputs)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             wrong += (logits.argmax(1) != labels).sum()
@@ -253,10 +296,14 @@ def _whole_batches(indices: Tensor) -> Tensor:
 
 
 def _default_generator(device: torch.device) -> torch.Generator:
-    """The generator that layers such as dropout draw from on `device`. Seeding it directly costs a microsecond, torch.manual_seed 70."""
+    """The generator that layers such as dropout draw from on `device`. Seeding it directly costs a microsecond,
+    torch.manual_seed 70.
+    """
     if device.type == "cpu":
         return torch.default_generator
     there = torch.get_device_module(device)
     there.init()  # makes the generators
-    generator: torch.Generator = there.default_generators[there.current_device() if device.index is None else device.index]
+    generator: torch.Generator = there.default_generators[
+        there.current_device() if device.index is None else device.index
+    ]
     return generator

@@ -1,4 +1,6 @@
-"""What a task measures of a vector, and how that is spoken of. Everything above the problems knows metrics by this alone."""
+"""What a task measures of a vector, and how that is spoken of. Everything above the problems knows metrics by this
+alone.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ LOWER, HIGHER = "lower", "higher"  # is better
 class Metric:
     """A figure of merit, by its `name` in the record's rows.
 
-    `title`: what it is called; `short`: the same where there is little room. `unit`: of a value, such as %; `format`: its
-    digits, as format() takes them. `direction`: which values are better. `primary`: that runs are judged by it. Raises
-    ValueError for a format or a direction that is none.
+    `title`: what it is called; `short`: the same where there is little room. `unit`: of a value, such as %; `format`:
+    its digits, as format() takes them. `direction`: which values are better. `primary`: that runs are judged by it.
+    Raises ValueError for a format or a direction that is none.
     """
 
     name: str
@@ -48,7 +50,9 @@ class Metric:
     def best(self) -> Metric:
         """The best value so far."""
         said = f"The {self.lowest} {self.title} of the center so far."
-        return replace(self, name=f"best_{self.name}", title=f"best {self.title}", short="best", primary=False, description=said)
+        return replace(
+            self, name=f"best_{self.name}", title=f"best {self.title}", short="best", primary=False, description=said
+        )
 
     @property
     def held_out(self) -> str:
@@ -74,13 +78,21 @@ class Metric:
 
 TRAIN_LOSS = Metric(
     "train_loss", title="training loss", short="train loss", format=".4f",
-    description="The objective at the center without the l2 term: on a data set the mean loss of a fixed subset of the training samples.",
+    description="The objective at the center without the l2 term: on a data set the mean loss of a fixed subset of the "
+    "training samples.",
 )  # fmt: skip
-SECONDS_TO_BEST = Metric("seconds_to_best", format=".1f", unit="s", description="Training seconds after which the best value so far was first reached.")
+SECONDS_TO_BEST = Metric(
+    "seconds_to_best",
+    format=".1f",
+    unit="s",
+    description="Training seconds after which the best value so far was first reached.",
+)
 
 
 class Metrics:
-    """Those that a task declares, and train_loss, which every problem measures. What is measured beside them is called by its name."""
+    """Those that a task declares, and train_loss, which every problem measures. What is measured beside them is called
+    by its name.
+    """
 
     def __init__(self, declared: Iterable[Metric]):
         self.declared = tuple(declared)
@@ -107,7 +119,11 @@ class Metrics:
 
     def together_with(self, other: Metrics) -> Metrics:
         """Those of both."""
-        return Metrics({metric.name: metric for metric in (*other.declared, *self.declared)}.values()) if other.declared != self.declared else self
+        return (
+            Metrics({metric.name: metric for metric in (*other.declared, *self.declared)}.values())
+            if other.declared != self.declared
+            else self
+        )
 
     def errors(self, measured: Iterable[str]) -> list[Metric]:
         """The declared ones that were measured and are no losses, in their order."""

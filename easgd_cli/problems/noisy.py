@@ -1,4 +1,6 @@
-"""What known functions of a few numbers have in common: gradients with Gaussian noise, starting points, what is measured."""
+"""What known functions of a few numbers have in common: gradients with Gaussian noise, starting points, what is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +22,48 @@ Point = float | list[float]  # one number for all coordinates, or one for each
 class NoisyFunction(ABC):
     """A function f of x [dimension], in float64, whose gradients are noisy (see problems/base.py).
 
-    The loss of worker i's step t is f(x) - <xi, x>, so its gradient is f'(x) - xi, with xi ~ N(0, noise^2) independent for
-    each coordinate, worker and step (paper p. 10): a function of (seed, i, t), drawn on the CPU whatever the device.
+    The loss of worker i's step t is f(x) - <xi, x>, so its gradient is f'(x) - xi, with xi ~ N(0, noise^2) independent
+    for each coordinate, worker and step (paper p. 10): a function of (seed, i, t), drawn on the CPU whatever the
+    device.
     `start`: where the center begins; `starts`: where each worker does, where that is not the same.
     Raises ValueError for a dimension below 1, negative noise, and points of another size.
     """
 
     batch_size = 1
     metrics: tuple[Metric, ...] = (
-        Metric("distance_to_optimum", description="Euclidean distance between the center and the nearest minimum of the problem's function."),
+        Metric(
+            "distance_to_optimum",
+            description="Euclidean distance between the center and the nearest minimum of the problem's function.",
+        ),
     )
 
-    def __init__(self, dimension: int, noise: float, start: Point, starts: list[Point] | None, *, seed: int, workers: int, l2: float, device: torch.device):
+    def __init__(
+        self,
+        dimension: int,
+        noise: float,
+        start: Point,
+        starts: list[Point] | None,
+        *,
+        seed: int,
+        workers: int,
+        l2: float,
+        device: torch.device,
+    ):
         if dimension < 1:
             raise ValueError(f"problem.dimension={dimension}: must be a whole number of at least 1.")
         if not (math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"problem.noise={noise:g}: is the standard deviation of the gradient's noise, a number of at least 0.")
+            raise ValueError(
+                f"problem.noise={noise:g}: is the standard deviation of the gradient's noise, a number of at least 0."
+            )
         if starts is not None and len(starts) != workers:
-            raise ValueError(f"problem.starts={written(starts)}: is a list of {len(starts)}; it must have an entry for each of workers={workers}.")
+            raise ValueError(
+                f"problem.starts={written(starts)}: is a list of {len(starts)}; it must have an entry for each of "
+                f"workers={workers}."
+            )
         self._start = point("problem.start", start, dimension)
-        self._starts = None if starts is None else [point(f"problem.starts[{i}]", own, dimension) for i, own in enumerate(starts)]
+        self._starts = (
+            None if starts is None else [point(f"problem.starts[{i}]", own, dimension) for i, own in enumerate(starts)]
+        )
         self._noise, self._seed, self._l2, self._device = noise, seed, l2, device
         self._generator = torch.Generator()
         self._xi = torch.zeros(dimension, dtype=torch.float64, device=device)
@@ -96,7 +120,10 @@ class NoisyFunction(ABC):
 def point(key: str, given: Point, dimension: int) -> Tensor:
     """A vector [dimension] from one number or from `dimension` of them. Raises ValueError, naming `key`."""
     if isinstance(given, list) and len(given) != dimension:
-        raise ValueError(f"{key}={written(given)}: is a list of {len(given)}; it must be one number, or a list of problem.dimension={dimension}.")
+        raise ValueError(
+            f"{key}={written(given)}: is a list of {len(given)}; it must be one number, or a list of "
+            f"problem.dimension={dimension}."
+        )
     x = torch.tensor(given, dtype=torch.float64).expand(dimension).clone()
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"{key}={written(given)}: must be finite.")

@@ -11,7 +11,9 @@ from torch import nn
 
 
 def use_tf32(device: torch.device, tf32: bool) -> None:
-    """On CUDA: whether products of float32 are rounded to tf32 from here on. Torch's own default is mixed: yes in convolutions, no in matrices."""
+    """On CUDA: whether products of float32 are rounded to tf32 from here on. Torch's own default is mixed: yes in
+    convolutions, no in matrices.
+    """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
@@ -22,7 +24,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def compiled(net: nn.Module) -> Callable[..., torch.Tensor]:
-    """`net` by torch.compile, which compiles in this process alone: helpers of its would outlive a worker and leave semaphores behind."""
+    """`net` by torch.compile, which compiles in this process alone: helpers of its would outlive a worker and leave
+    semaphores behind.
+    """
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1

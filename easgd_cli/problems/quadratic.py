@@ -14,8 +14,9 @@ from easgd_cli.problems.noisy import NoisyFunction, Point, point, written
 class Quadratic(NoisyFunction):
     """A quadratic with its minimum at 0 and curvatures h [dimension] given by `spectrum`.
 
-    `spectrum`: one number, for all coordinates; two, from the first to the second in equal ratios; or `dimension` of them.
-    For dimension 2 the last two are the same. Raises ValueError for another count and for curvatures that are not positive.
+    `spectrum`: one number, for all coordinates; two, from the first to the second in equal ratios; or `dimension` of
+    them. For dimension 2 the last two are the same. Raises ValueError for another count and for curvatures that are not
+    positive.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ def _curvatures(spectrum: Point, dimension: int) -> Tensor:
     ends = isinstance(spectrum, list) and len(spectrum) == 2 < dimension
     given = point("problem.spectrum", spectrum, 2 if ends else dimension)
     if bool((given <= 0).any()):
-        raise ValueError(f"problem.spectrum={written(spectrum)}: holds the curvatures h of 1/2 h x^2, which are greater than 0.")
+        raise ValueError(
+            f"problem.spectrum={written(spectrum)}: holds the curvatures h of 1/2 h x^2, which are greater than 0."
+        )
     if not ends:
         return given
     low, high = given.tolist()

@@ -20,11 +20,14 @@ class BestValues:
         self.reached: dict[str, int] = {}  # the local step of each worker's last row
         self._evaluated: dict[str, Any] | None = None  # when the last evaluation was: seconds, step and exchanges
         self._measured: dict[str, Row] = {}  # of the center and of its average: the last value of each metric
-        self._seconds: dict[str, dict[str, float]] = {}  # of each worker that has not been lost: where its seconds have gone
+        # of each worker that has not been lost: where its seconds have gone
+        self._seconds: dict[str, dict[str, float]] = {}
 
     def take(self, row: Row) -> Row:
         """The row as it is recorded: not-finite numbers None, the best value so far in those of the center."""
-        row = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        row = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
         party = row["party"]
         if party in MEASURED:
             last = self._measured.get(party, {})
@@ -57,7 +60,14 @@ class BestValues:
         self._seconds[worker] = {part: seconds[f"seconds_{part}"] for part in _PARTS}
 
     def stats(self) -> dict[str, Any]:
-        """The last evaluation of the center (and of its average), when it was, and the mean over the workers not lost of the seconds of their step loops."""
+        """The last evaluation of the center (and of its average), when it was, and the mean over the workers not lost
+        of the seconds of their step loops.
+        """
         count = len(self._seconds)
         seconds = {part: sum(s[part] for s in self._seconds.values()) / count if count else 0.0 for part in _PARTS}
-        return {"center": {}, **self._measured, **({"evaluated": self._evaluated} if self._evaluated is not None else {}), "seconds": seconds}
+        return {
+            "center": {},
+            **self._measured,
+            **({"evaluated": self._evaluated} if self._evaluated is not None else {}),
+            "seconds": seconds,
+        }

@@ -1,7 +1,7 @@
 """Everything a run needs to go on, in one file written beside and renamed: a checkpoint is whole or is not there.
 
-Of an asynchronous run it holds the center at one instant and each worker at the end of its next step: no consistent cut.
-With one worker the two fall together, and the run goes on bit for bit as if it had never stopped.
+Of an asynchronous run it holds the center at one instant and each worker at the end of its next step: no consistent
+cut. With one worker the two fall together, and the run goes on bit for bit as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class WorkerState:
 class OwnerState:
     """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
 
-    `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and in
-    seconds.
+    `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and
+    in seconds.
     """
 
     moment: Moment
@@ -58,7 +58,9 @@ class Checkpoint:
 
 
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes the checkpoint and removes all but the newest `keep`. Raises OSError, leaving the older ones as they were."""
+    """Writes the checkpoint and removes all but the newest `keep`. Raises OSError, leaving the older ones
+    as they were.
+    """
     directory.mkdir(exist_ok=True)
     number = 1 + max(map(reader.checkpoint_number, reader.checkpoints(directory)), default=0)
     path = directory / f"{number:06d}_step_{int(checkpoint.owner.moment.step)}.pt"

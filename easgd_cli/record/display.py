@@ -36,7 +36,9 @@ def screen() -> Screen:
 
 
 def say(what: str | Text | Callable[[], object]) -> None:
-    """Prints a line, or calls what prints, on standard output. Where nobody reads that any more it goes nowhere, and so does all that follows."""
+    """Prints a line, or calls what prints, on standard output. Where nobody reads that any more it goes nowhere, and so
+    does all that follows.
+    """
     try:
         if isinstance(what, str):
             print(for_terminal(what, sys.stdout), flush=True)
@@ -102,7 +104,9 @@ class Display:
 
 
 def _unseen(file: IO[str]) -> None:
-    """From here on what is written to `file`, which nobody reads any more, goes nowhere; or Python's own last flush would fail and change the exit status."""
+    """From here on what is written to `file`, which nobody reads any more, goes nowhere; or Python's own last flush
+    would fail and change the exit status.
+    """
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())

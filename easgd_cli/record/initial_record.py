@@ -37,19 +37,32 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
     s = experiment.settings
     facts = {
         **getattr(experiment.problem, "facts", {}),
-        "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"], "parameters": experiment.parameters,
-        "workers": s.workers, "tau": s.tau, "batch_size": experiment.problem.batch_size, "seed": s.seed, "precision": s.precision,
-        "length": length(s), "until": asdict(s.until), "symbols": sorted(_symbols(s)), "metrics": metrics_of(experiment.problem).told(),
+        "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"],
+        "parameters": experiment.parameters,
+        "workers": s.workers, "tau": s.tau, "batch_size": experiment.problem.batch_size, "seed": s.seed,
+        "precision": s.precision,
+        "length": length(s), "until": asdict(s.until), "symbols": sorted(_symbols(s)),
+        "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
-    texts = {"command": as_is(job.command), "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True))}
+    texts = {
+        "command": as_is(job.command),
+        "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True)),
+    }
     if resumed is None:
         return Recorder(job.run_dir, s.workers, hparams(s), texts, facts)
-    return Recorder.reopen(job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.owner.moment.exchanges)
+    return Recorder.reopen(
+        job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.owner.moment.exchanges
+    )
 
 
 def check_record(run: Path, resumed: Checkpoint, workers: int) -> None:
-    """Reads what a run is to go on from, so that a damaged record is found before anything is started. Raises UsageError."""
-    metrics, order = (kept if (kept := run / "checkpoint" / name).exists() else run / name for name in ("metrics.jsonl", "exchanges.bin"))
+    """Reads what a run is to go on from, so that a damaged record is found before anything is started. Raises
+    UsageError.
+    """
+    metrics, order = (
+        kept if (kept := run / "checkpoint" / name).exists() else run / name
+        for name in ("metrics.jsonl", "exchanges.bin")
+    )
     try:
         for _ in read_rows(metrics, workers):
             pass
@@ -59,21 +72,29 @@ def check_record(run: Path, resumed: Checkpoint, workers: int) -> None:
         raise UsageError(f"resume={run}: {e.fact}, and a run goes on with its record; {remedy}.") from e
     if there < resumed.owner.moment.exchanges:
         raise UsageError(
-            f"resume={run}: {order} holds {there} exchanges, and {resumed.owner.moment.exchanges} are needed to go on from the checkpoint; "
+            f"resume={run}: {order} holds {there} exchanges, and {resumed.owner.moment.exchanges} are needed "
+            "to go on from the checkpoint; "
             "start the run again instead."
         )
 
 
 def hparams(s: Settings) -> dict[str, Value]:
-    """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols its method does not use."""
+    """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols
+    its method does not use.
+    """
     exchanges = build.method(s).shared is not None
     uses = _symbols(s)
-    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")}
+    found: dict[str, Any] = {
+        group: getattr(s, group)["name"]
+        for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")
+    }
     found |= {
-        "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta, "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
+        "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta,
+        "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
         **({"beta": effective_beta(s)} if {"alpha", "beta"} <= uses else {}),  # else either follows from the other
         "delta": s.delta if "delta" in uses else None, "gamma": s.gamma if "gamma" in uses else None,
-        "warmup": s.warmup, "l2": s.l2, "clip": s.clip, "batch_size": s.batch_size, "precision": s.precision, "compile": s.compile,
+        "warmup": s.warmup, "l2": s.l2, "clip": s.clip, "batch_size": s.batch_size, "precision": s.precision,
+        "compile": s.compile,
         "device": s.device, "threads": s.threads, "seed": s.seed,
     }  # fmt: skip
     found |= length(s)
@@ -82,8 +103,15 @@ def hparams(s: Settings) -> dict[str, Value]:
     for group in ("algo", "schedule", "average", "problem", "model", "dataset", "launcher"):
         options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
         # Of a data set only the numbers: the rest says where it lies, not what it is.
-        found |= {key: value for key, value in options.items() if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))}
-    return {key: value if value is None or isinstance(value, str | int | float) else str(value) for key, value in found.items()}
+        found |= {
+            key: value
+            for key, value in options.items()
+            if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))
+        }
+    return {
+        key: value if value is None or isinstance(value, str | int | float) else str(value)
+        for key, value in found.items()
+    }
 
 
 def _symbols(s: Settings) -> set[str]:
@@ -96,14 +124,18 @@ def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
     """Tells which rows came before the checkpoint and will not come again when a run goes on from it."""
     moment = checkpoint.owner.moment
     pending = {(m.seconds, m.step, m.exchanges) for m, _ in checkpoint.pending}
-    # A worker is kept at the end of its own step, which may be later than the center's moment. One that was lost comes back
-    # with its old clock, as the owner of the center has last seen it.
-    reached = {worker_name(i): t for i, t in moment.clocks.items()} | {worker_name(i): w.t for i, w in checkpoint.workers.items()}
+    # A worker is kept at the end of its own step, which may be later than the center's moment. One that was lost comes
+    # back with its old clock, as the owner of the center has last seen it.
+    reached = {worker_name(i): t for i, t in moment.clocks.items()} | {
+        worker_name(i): w.t for i, w in checkpoint.workers.items()
+    }
 
     def keep(row: Row) -> bool:
         if row["party"] not in PARTIES:
             return bool(row["step"] <= reached.get(row["party"], 0))
-        before = row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges and row["step"] <= moment.step
+        before = (
+            row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges and row["step"] <= moment.step
+        )
         return before and (row["party"] == "system" or (row["seconds"], row["step"], row["exchanges"]) not in pending)
 
     return keep

@@ -1,4 +1,6 @@
-"""Workers that were lost: summary.json has `lost`, those of the last start, and `lost_before`, those that came back when the run was resumed."""
+"""Workers that were lost: summary.json has `lost`, those of the last start, and `lost_before`, those that came back
+when the run was resumed.
+"""
 
 from __future__ import annotations
 
@@ -19,5 +21,9 @@ def lost_before(rows: Iterable[Row]) -> dict[str, list[float]]:
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
     """A line for every loss: how, or when it was."""
-    earlier = [f"{worker}: at step {step:,.0f}, until the run was resumed" for worker, steps in summary.get("lost_before", {}).items() for step in steps]
+    earlier = [
+        f"{worker}: at step {step:,.0f}, until the run was resumed"
+        for worker, steps in summary.get("lost_before", {}).items()
+        for step in steps
+    ]
     return earlier + [f"{worker}: {how}" for worker, how in summary.get("lost", {}).items()]

@@ -1,4 +1,5 @@
-"""The metrics of workers and of the run, with one sentence each: shown by TensorBoard beside the curve and in docs/metrics.md.
+"""The metrics of workers and of the run, with one sentence each: shown by TensorBoard beside the curve and in
+docs/metrics.md.
 
 A row may hold more; that is recorded in metrics.jsonl and, but for what a problem measures of the center, not plotted.
 """
@@ -7,21 +8,27 @@ from __future__ import annotations
 
 from typing import Any
 
-Row = dict[str, Any]  # {"seconds", "step", "exchanges", "party", then metrics by bare name: a number, None (not finite) or a text}
+# {"seconds", "step", "exchanges", "party", then metrics by bare name: a number, None (not finite) or a text}
+Row = dict[str, Any]
 MOMENT = ("seconds", "step", "exchanges", "party")
 
-MEASURED = ("center", "average")  # parties with a row at every evaluation of a snapshot, of what the problem declares (problems/metric.py)
+# parties with a row at every evaluation of a snapshot, of what the problem declares (problems/metric.py)
+MEASURED = ("center", "average")
 
 # Of each worker, at fixed local steps.
 WORKER = {
-    "train_loss": "Mean loss of the worker's batches since the last point, at its own parameters, dropout, smoothing and noise on, without the l2 term.",
+    "train_loss": "Mean loss of the worker's batches since the last point, at its own parameters, dropout, "
+    "smoothing and "
+    "noise on, without the l2 term.",
     "distance_to_center": "Euclidean distance between the worker's parameters and the center it was last told.",
     "staleness": "Updates of the center by others between two exchanges of the worker, the mean since the last point.",
     "eta": "Learning rate at the worker's clock.",
-    "samples_per_second": "Samples that the worker has differentiated a second since the last point, all waiting included.",
+    "samples_per_second": "Samples that the worker has differentiated a second since the last point, all waiting "
+    "included.",
     "seconds_compute": "Seconds of the worker's step loop spent on gradients, since the start.",
     "seconds_data": "Seconds of the worker's step loop spent on making batches, since the start.",
-    "seconds_communication": "Seconds the worker's step loop itself spent sending, waiting and pulling, since the start.",
+    "seconds_communication": "Seconds the worker's step loop itself spent sending, waiting and pulling, since the "
+    "start.",
     "seconds_other": "The remaining seconds of the worker's step loop, since the start: its update, above all.",
 }
 
@@ -31,12 +38,13 @@ SYSTEM = {
     "master_cpu_seconds": "CPU seconds the master has used since its start.",
     "exchanges_per_second": "Exchanges the master has served a second since the last point.",
     "queue_seconds": "Virtual seconds that messages waited for the master, the mean since the start (simulated).",
-    "master_busy": "Share of the virtual time in which the master was serving, since the start, in percent (simulated).",
+    "master_busy": "Share of the virtual time in which the master was serving so far, in percent (simulated).",
 }
 
 PARTIES = (*MEASURED, "system")  # everybody else is a worker
 
-# Where a worker's or the system's curve begins, at step 0, nothing has been spent or done: 0. These begin with their first value.
+# Where a worker's or the system's curve begins, at step 0, nothing has been spent or done: 0. These begin with their
+# first value.
 BEGIN_WITH_THEIR_FIRST = {"train_loss", "eta"}
 
 

@@ -6,7 +6,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from easgd_cli.record.metrics import BEGIN_WITH_THEIR_FIRST, MEASURED, PARTIES, SYSTEM, WORKER, Row, measured, worker_name
+from easgd_cli.record.metrics import (
+    BEGIN_WITH_THEIR_FIRST,
+    MEASURED,
+    PARTIES,
+    SYSTEM,
+    WORKER,
+    Row,
+    measured,
+    worker_name,
+)
 
 
 @dataclass(frozen=True)
@@ -21,9 +30,9 @@ class Point:
 class Points:
     """Turns rows into points, one after another, in the order they are recorded.
 
-    Tags: `<metric>/worker_<ii>`, `workers/<metric>_{mean,min,max}`, `center/...`, `average/...`, `system/...`. Every tag
-    begins at step 0, where TensorBoard puts the zero of relative time. A tag's step never goes back, not even when the
-    slowest worker is lost and the mean over workers would: TensorBoard would drop what it has from there on.
+    Tags: `<metric>/worker_<ii>`, `workers/<metric>_{mean,min,max}`, `center/...`, `average/...`, `system/...`. Every
+    tag begins at step 0, where TensorBoard puts the zero of relative time. A tag's step never goes back, not even when
+    the slowest worker is lost and the mean over workers would: TensorBoard would drop what it has from there on.
     """
 
     def __init__(self, workers: int):
@@ -57,7 +66,9 @@ class Points:
         yield from self._gathered(len(self._reached))
 
     def _gathered(self, of: int | None = None) -> Iterator[Point]:
-        """Mean and range over the workers at every step that all live ones have reached, where most of them had a row."""
+        """Mean and range over the workers at every step that all live ones have reached, where most of them
+        had a row.
+        """
         while self._bins and all(self._reached[name] >= min(self._bins) for name in self._live):
             step = min(self._bins)
             rows = self._bins.pop(step)
@@ -68,12 +79,20 @@ class Points:
             for metric in WORKER:
                 values = [r[metric] for r in rows if r.get(metric) is not None]
                 if values:
-                    merged |= {f"{metric}_mean": sum(values) / len(values), f"{metric}_min": min(values), f"{metric}_max": max(values)}
+                    merged |= {
+                        f"{metric}_mean": sum(values) / len(values),
+                        f"{metric}_min": min(values),
+                        f"{metric}_max": max(values),
+                    }
                     tags |= {f"{metric}_{kind}": f"workers/{metric}_{kind}" for kind in ("mean", "min", "max")}
             yield from self._points(merged, tags)
 
     def _points(self, row: Row, tags: dict[str, str]) -> Iterator[Point]:
-        values = {tag: _number(row[metric]) for metric, tag in tags.items() if metric in row and not isinstance(row[metric], str)}
+        values = {
+            tag: _number(row[metric])
+            for metric, tag in tags.items()
+            if metric in row and not isinstance(row[metric], str)
+        }
         if not values:
             return
         last = self._last.get(row["party"], Point(0.0, 0, {}))

@@ -1,7 +1,8 @@
-"""Reads the directory of a run: settings, rows, summary, order of exchanges, checkpoints. Whoever looks at a run reads it here.
+"""Reads the directory of a run: settings, rows, summary, order of exchanges, checkpoints. Whoever looks at a run reads
+it here.
 
-A file that is not there says nothing (None, an empty list or dictionary), where that may be; one that is there and not as the
-recorder writes it raises BadFile. Nothing that a run names is imported, and only a checkpoint takes torch.
+A file that is not there says nothing (None, an empty list or dictionary), where that may be; one that is there and not
+as the recorder writes it raises BadFile. Nothing that a run names is imported, and only a checkpoint takes torch.
 """
 
 from __future__ import annotations
@@ -31,10 +32,17 @@ if TYPE_CHECKING:
 
 ENTRY = 2  # bytes of a worker's number in exchanges.bin, little-endian
 _MOST = 1 << 63  # of a whole number in a row
-_CHECKPOINT = re.compile(r"(\d+)_step_\d+\.pt")  # counted as they are written: the newest does not depend on what is in them
+# counted as they are written: the newest does not depend on what is in them
+_CHECKPOINT = re.compile(r"(\d+)_step_\d+\.pt")
 _WORKER = re.compile(r"worker_(\d{2,5})")
 _RENAMED = {"images_per_second": "samples_per_second"}  # in directories of before
-_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 # What readers use of summary.json, where it is there. It may say more.
 _SUMMARY: dict[str, Any] = {
@@ -43,13 +51,16 @@ _SUMMARY: dict[str, Any] = {
     **dict.fromkeys(("wall_seconds", "samples_per_second"), float),
     "steps": dict[str, int], **dict.fromkeys(("evaluated", "seconds", "communication.staleness"), dict[str, float]),
     **dict.fromkeys(("center", "average", "length", "until"), dict[str, float | None]),
-    "lost": dict[str, str], "lost_before": dict[str, list[float]], "metrics": list[dict[str, Any]], "symbols": list[str],
+    "lost": dict[str, str], "lost_before": dict[str, list[float]], "metrics": list[dict[str, Any]],
+    "symbols": list[str],
     **dict.fromkeys(("hardware", "versions", "communication"), dict[str, Any]),
 }  # fmt: skip
 
 
 class BadFile(UsageError):
-    """A file of a run that cannot be used: `path`, the `line` from 1 (None: the file as a whole), and `fact`, all of it in words."""
+    """A file of a run that cannot be used: `path`, the `line` from 1 (None: the file as a whole), and `fact`, all of it
+    in words.
+    """
 
     def __init__(self, path: Path, wrong: str, line: int | None = None):
         self.path, self.line = path, line
@@ -103,7 +114,9 @@ def config_of(run: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict):
         raise BadFile(path, "is not a dictionary of settings")
-    hints = {key: dict[str, Any] if is_dataclass(hint) else hint for key, hint in typing.get_type_hints(Settings).items()}
+    hints = {
+        key: dict[str, Any] if is_dataclass(hint) else hint for key, hint in typing.get_type_hints(Settings).items()
+    }
     _check(path, content, hints)
     return content
 
@@ -141,7 +154,9 @@ def summary_of(run: Path) -> dict[str, Any]:
 
 
 def metrics_of(run: Path) -> Metrics:
-    """What the run's problem declares that it measures; what classification does in directories of before. Raises BadFile."""
+    """What the run's problem declares that it measures; what classification does in directories of before. Raises
+    BadFile.
+    """
     try:
         return declared(summary_of(run))
     except (TypeError, ValueError) as e:
@@ -156,19 +171,25 @@ def declared(summary: Mapping[str, Any]) -> Metrics:
 def result_of(summary: Mapping[str, Any]) -> str | None:
     """The primary metric of the last evaluation in words, such as `test error 2.31 %`; None without one."""
     primary, center = declared(summary).primary, summary.get("center") or {}
-    return None if primary is None or center.get(primary.name) is None else f"{primary.title} {primary.shown(center[primary.name])}"
+    return (
+        None
+        if primary is None or center.get(primary.name) is None
+        else f"{primary.title} {primary.shown(center[primary.name])}"
+    )
 
 
 def status_of(run: Path) -> str | None:
-    """How the run ended: running, completed, diverged, interrupted or failed; None where nothing says so. Raises BadFile."""
+    """How the run ended: running, completed, diverged, interrupted or failed; None where nothing says so. Raises
+    BadFile.
+    """
     return summary_of(run).get("status")
 
 
 def read_rows(path: Path, workers: int | None = None, damaged: list[int] | None = None) -> Iterator[Row]:
     """The rows of a metrics.jsonl, but for an unfinished last line, by today's names.
 
-    `workers`: how many the run has, others being none of its parties; None: any number. A line that is no row raises BadFile or,
-    with `damaged`, is left out and its number put there.
+    `workers`: how many the run has, others being none of its parties; None: any number. A line that is no row raises
+    BadFile or, with `damaged`, is left out and its number put there.
     """
     for number, line in enumerate(read(path).split(b"\n")[:-1], 1):
         row, wrong = _row(line, workers)
@@ -181,7 +202,9 @@ def read_rows(path: Path, workers: int | None = None, damaged: list[int] | None 
 
 
 class NewRows:
-    """The rows that a metrics.jsonl gains, which may not be there yet, or be replaced. Lines that are no rows are left out."""
+    """The rows that a metrics.jsonl gains, which may not be there yet, or be replaced. Lines that are no rows are left
+    out.
+    """
 
     def __init__(self, path: Path):
         self._path, self._file, self._at = path, 0, 0
@@ -204,7 +227,9 @@ class NewRows:
 
 
 def read_order(path: Path, workers: int | None = None) -> list[int]:
-    """The worker numbers of an exchanges.bin, but for an unfinished last one. Raises BadFile, also for a worker that the run has not."""
+    """The worker numbers of an exchanges.bin, but for an unfinished last one. Raises BadFile, also for a worker that
+    the run has not.
+    """
     data = read(path)
     order = list(struct.unpack(f"<{len(data) // ENTRY}H", data[: len(data) // ENTRY * ENTRY]))
     if workers is not None and order and max(order) >= workers:
@@ -231,7 +256,10 @@ def newest_checkpoint(run: Path) -> Checkpoint:
 
     found = checkpoints(run / "checkpoint")
     if not found:
-        wrong = "holds no checkpoint; one is written at the end, on interruption and at every checkpoint.every. Start the run again instead"
+        wrong = (
+            "holds no checkpoint; one is written at the end, on interruption and at every checkpoint.every. "
+            "Start the run again instead"
+        )
         raise MissingFile(run, wrong)
     with open_file(found[-1]) as f:
         try:

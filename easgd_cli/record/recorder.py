@@ -1,4 +1,6 @@
-"""The recorder: one row at a time into metrics.jsonl and TensorBoard's file, the order of exchanges into exchanges.bin."""
+"""The recorder: one row at a time into metrics.jsonl and TensorBoard's file, the order of exchanges into
+exchanges.bin.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,22 @@ _FLUSH_SECONDS = 0.2
 class Recorder:
     """Writes the record of one run, for the launcher, in its thread.
 
-    Nothing here waits for a disk but `flush`. metrics.jsonl and exchanges.bin are the record: when one cannot be written,
-    RunError is raised, once. TensorBoard's file is a view of it, whose failure is only told in the log.
+    Nothing here waits for a disk but `flush`. metrics.jsonl and exchanges.bin are the record: when one cannot be
+    written, RunError is raised, once. TensorBoard's file is a view of it, whose failure is only told in the log.
     """
 
-    def __init__(self, run_dir: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str], facts: Mapping[str, Any]):
+    def __init__(
+        self,
+        run_dir: Path,
+        workers: int,
+        hparams: Mapping[str, Value],
+        texts: Mapping[str, str],
+        facts: Mapping[str, Any],
+    ):
         """Begins the record of a new run.
 
-        `texts`: TensorBoard's Text page, Markdown by title; `facts`: what summary.json says of the run from its start, its `metrics` among them.
+        `texts`: TensorBoard's Text page, Markdown by title; `facts`: what summary.json says of the run from its start,
+        its `metrics` among them.
         """
         self._begin(run_dir, EventWriter(run_dir, workers, hparams, texts, time.time(), declared(facts)), facts, [], 0)
         self.row({"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": workers})
@@ -60,11 +70,15 @@ class Recorder:
         if lost := lost_workers.lost_before(rows):
             facts = {**facts, "lost_before": lost}
         started = started_at(run_dir) or time.time() - max((row["seconds"] for row in rows), default=0.0)
-        recorder._begin(run_dir, EventWriter(run_dir, workers, hparams, texts, started, declared(facts)), facts, rows, exchanges)
+        recorder._begin(
+            run_dir, EventWriter(run_dir, workers, hparams, texts, started, declared(facts)), facts, rows, exchanges
+        )
         recorder.flush()
         return recorder
 
-    def _begin(self, run_dir: Path, events: EventWriter, facts: Mapping[str, Any], rows: list[Row], exchanges: int) -> None:
+    def _begin(
+        self, run_dir: Path, events: EventWriter, facts: Mapping[str, Any], rows: list[Row], exchanges: int
+    ) -> None:
         self._dir, self._events = run_dir, events
         self._facts = {**facts, **surroundings()}
         self._failed, self._flushed = False, 0.0
@@ -78,7 +92,10 @@ class Recorder:
         with _told(order, "read"):
             there = order.stat().st_size // ENTRY if order.exists() else 0
         if there < exchanges:
-            raise RunError(f"{order}: holds {there} exchanges, and {exchanges} are needed to go on from the checkpoint; start the run again instead.")
+            raise RunError(
+                f"{order}: holds {there} exchanges, and {exchanges} are needed to go on from the checkpoint; "
+                "start the run again instead."
+            )
         self._best = BestValues(declared(self._facts).primary)
         rows = [self._best.take(row) for row in rows]
         with _told(metrics, "written"):
@@ -98,7 +115,9 @@ class Recorder:
         self._events.replace(rows)
 
     def row(self, row: Row) -> Row:
-        """Records a row and returns it as recorded: with the best value so far, and when it was, where it is of the center."""
+        """Records a row and returns it as recorded: with the best value so far, and when it was, where it is of the
+        center.
+        """
         row = self._best.take(row)
         self._metrics.add(_line(row))
         self._events.row(row)
@@ -194,4 +213,6 @@ def _told(path: Path, done: str) -> Iterator[None]:
 
 
 def _failure(path: Path, done: str, e: OSError) -> RunError:
-    return RunError(f"{path} could not be {done}: {e.strerror or e}. It is the run's record, without which the run does not go on.")
+    return RunError(
+        f"{path} could not be {done}: {e.strerror or e}. It is the run's record, without which the run does not go on."
+    )

@@ -50,7 +50,9 @@ def _rounded(override: str, digits: int) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` with everything but letters, digits and `=,._-` replaced; quotes, blanks at the ends and the + of 1e+3 go."""
+    """`text` with everything but letters, digits and `=,._-` replaced; quotes, blanks at the ends and the +
+    of 1e+3 go.
+    """
     return re.sub(r"[^A-Za-z0-9=,._-]+", "-", re.sub(r"['\"+]", "", text).strip())
 
 
@@ -65,7 +67,9 @@ def create(path: Path, alone: bool = False) -> Path:
     With `alone` it raises FileExistsError where `path` is taken. Raises UsageError when it cannot be made.
     """
     if path.exists() and not path.is_dir():
-        raise UsageError(f"hydra.run.dir={path}: is a file, and a run needs a directory; choose another with hydra.run.dir=PATH.")
+        raise UsageError(
+            f"hydra.run.dir={path}: is a file, and a run needs a directory; choose another with hydra.run.dir=PATH."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for candidate in candidates(path):
@@ -79,7 +83,10 @@ def create(path: Path, alone: bool = False) -> Path:
     except OSError as e:
         if alone and isinstance(e, FileExistsError):
             raise
-        raise UsageError(f"hydra.run.dir={path}: the directory of the run cannot be made ({_why(e)}); choose another with hydra.run.dir=PATH.") from e
+        raise UsageError(
+            f"hydra.run.dir={path}: the directory of the run cannot be made ({_why(e)}); choose another with "
+            "hydra.run.dir=PATH."
+        ) from e
 
 
 def candidates(path: Path) -> Iterator[Path]:
@@ -97,15 +104,19 @@ def write_config(path: Path, settings: Settings, overrides: Sequence[str]) -> No
         _put(path / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
         _put(path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
     except OSError as e:
-        raise UsageError(f"{path}: the run's configuration cannot be written there ({_why(e)}); choose another place with hydra.run.dir=PATH.") from e
+        raise UsageError(
+            f"{path}: the run's configuration cannot be written there ({_why(e)}); choose another place with "
+            "hydra.run.dir=PATH."
+        ) from e
 
 
 @contextmanager
 def held(path: Path, shared: bool = False) -> Iterator[None]:
-    """Keeps every other process out of `path` for as long as it lasts, or with `shared` those that would keep others out. Raises UsageError when one is in it.
+    """Keeps every other process out of `path` for as long as it lasts, or with `shared` those that would keep others
+    out. Raises UsageError when one is in it.
 
-    The lock is on the directory itself and dies with the process, so nothing is left to clean up. Raises FileNotFoundError where there is no
-    such directory, or it has been removed before it could be held.
+    The lock is on the directory itself and dies with the process, so nothing is left to clean up. Raises
+    FileNotFoundError where there is no such directory, or it has been removed before it could be held.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -124,23 +135,30 @@ def held(path: Path, shared: bool = False) -> Iterator[None]:
 
 # What a run leaves in its directory, beside config.yaml.
 _LEFT = (
-    "overrides.yaml", "metrics.jsonl", "exchanges.bin", "events.out.tfevents.*", "summary.json", "center.pt", "average.pt",
+    "overrides.yaml", "metrics.jsonl", "exchanges.bin", "events.out.tfevents.*", "summary.json", "center.pt",
+    "average.pt",
     "checkpoint/.*", "logs/*.log", "logs/trace_*.json", "logs/.*", "snapshots/*", "report/*",
 )  # fmt: skip
-_UNFINISHED = re.compile(r"\.\d+\.(config|overrides)\.yaml|\.(metrics\.jsonl|summary\.json|(center|average)\.pt)\.\d+")  # written beside, not yet renamed
+# written beside, not yet renamed
+_UNFINISHED = re.compile(r"\.\d+\.(config|overrides)\.yaml|\.(metrics\.jsonl|summary\.json|(center|average)\.pt)\.\d+")
 
 
 def clear(path: Path) -> bool:
-    """Removes a run that came to nothing, and says whether it could: not where somebody has put something else in its directory.
+    """Removes a run that came to nothing, and says whether it could: not where somebody has put something else in its
+    directory.
 
-    A directory without config.yaml is that of a run killed while it was made, and holds nothing, or a file that was being
-    written. config.yaml, by which the run is known, goes last, so that what is left when this is killed can be cleared again.
-    The caller holds the directory. Raises OSError.
+    A directory without config.yaml is that of a run killed while it was made, and holds nothing, or a file that was
+    being written. config.yaml, by which the run is known, goes last, so that what is left when this is killed can be
+    cleared again. The caller holds the directory. Raises OSError.
     """
     inside = [entry for entry in path.iterdir() if entry.name != "config.yaml"]
     known = _LEFT if (path / "config.yaml").exists() else ()
-    files = [file for entry in inside for file in ([entry] if entry.is_symlink() or not entry.is_dir() else entry.rglob("*"))]
-    if path.is_symlink() or not all(_UNFINISHED.fullmatch(file.name) or any(file.match(pattern) for pattern in known) for file in files):
+    files = [
+        file for entry in inside for file in ([entry] if entry.is_symlink() or not entry.is_dir() else entry.rglob("*"))
+    ]
+    if path.is_symlink() or not all(
+        _UNFINISHED.fullmatch(file.name) or any(file.match(pattern) for pattern in known) for file in files
+    ):
         return False
     try:
         if (path / "summary.json").exists() and not reader.summary_of(path):
@@ -158,7 +176,9 @@ def clear(path: Path) -> bool:
 
 
 def discard(path: Path, above: Sequence[Path] = ()) -> None:
-    """Removes a directory that `create` made for a run that was refused after all, and those `above` it, lowest first, that are empty then."""
+    """Removes a directory that `create` made for a run that was refused after all, and those `above` it, lowest first,
+    that are empty then.
+    """
     shutil.rmtree(path, ignore_errors=True)
     for parent in above:
         with suppress(OSError):

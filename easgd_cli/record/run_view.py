@@ -1,7 +1,7 @@
 """What a run shows while it goes on: a view that is redrawn in a terminal, plain lines everywhere else.
 
-No thread: the launcher's loop says often how far the run is, and here it is decided what of that is worth showing. A terminal
-that is gone does not end a run.
+No thread: the launcher's loop says often how far the run is, and here it is decided what of that is worth showing. A
+terminal that is gone does not end a run.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ _FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its
 
 
 class RunView:
-    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends; `metrics`: what is measured of the center."""
+    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends; `metrics`: what is
+    measured of the center.
+    """
 
-    def __init__(self, steps: int | None, minutes: float | None, workers: int, metrics: Metrics, console: Screen | None = None):
+    def __init__(
+        self, steps: int | None, minutes: float | None, workers: int, metrics: Metrics, console: Screen | None = None
+    ):
         self._steps, self._minutes, self._workers, self._metrics = steps, minutes, workers, metrics
         self._display = Display(console)
         self._said = 0.0
@@ -38,7 +42,8 @@ class RunView:
         self._elapsed = self._seconds = self._step = 0.0
         self._exchanges = self._pending = 0
         self._center: Row = {}
-        self._rates: dict[str, tuple[float, float, float]] = {}  # of each worker: seconds of its last row, since the one before, samples a second
+        # of each worker: seconds of its last row, since the one before, samples a second
+        self._rates: dict[str, tuple[float, float, float]] = {}
         self._finishing = False
         self._show(f"starting {count(workers, 'worker')}", now=True)
 
@@ -47,7 +52,13 @@ class RunView:
     def begin(self, elapsed: float) -> None:
         """Training begins, or goes on after `elapsed` seconds of it."""
         self._seconds = self._elapsed = elapsed
-        length = f", {self._steps:,} steps each" if self._steps is not None else f", {self._minutes:g} minutes" if self._minutes is not None else ""
+        length = (
+            f", {self._steps:,} steps each"
+            if self._steps is not None
+            else f", {self._minutes:g} minutes"
+            if self._minutes is not None
+            else ""
+        )
         again = f", going on after {clock(elapsed)}" if elapsed else ""
         self._show(f"training begins: {count(self._workers, 'worker')}{length}{again}", now=True)
 
@@ -71,13 +82,19 @@ class RunView:
         if self._display.redraws:
             self._show(None, now=True)
         else:
-            self._display.line(f"{clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center, self._metrics)}")
+            self._display.line(
+                f"{clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center, self._metrics)}"
+            )
 
     def finishing(self, evaluations: int) -> None:
         """Training is over and so many snapshots are still to be evaluated."""
         self._pending = evaluations
         first, self._finishing = not self._finishing, True
-        self._show(f"training is over, {count(evaluations, 'evaluation')} to go" if first and not self._display.redraws else None)
+        self._show(
+            f"training is over, {count(evaluations, 'evaluation')} to go"
+            if first and not self._display.redraws
+            else None
+        )
 
     def note(self, text: str) -> None:
         """Something the user should know, kept above the view."""
@@ -116,7 +133,11 @@ class RunView:
         else:
             bar = [] if fraction is None else [ProgressBar(total=1.0, completed=fraction, width=24)]
             left = self._left()
-            cells = [*bar, Text(f"step {self._done()}"), Text(f"{clock(self._seconds)}" + (f", {left}" if left else ""))]
+            cells = [
+                *bar,
+                Text(f"step {self._done()}"),
+                Text(f"{clock(self._seconds)}" + (f", {left}" if left else "")),
+            ]
         line.add_row(*cells)
         rows: list[Any] = [line, Text("  ".join(self._facts(with_left=False)), no_wrap=True, overflow="ellipsis")]
         if self._center:
@@ -138,7 +159,11 @@ class RunView:
     def _samples_per_second(self) -> float:
         """Of all workers that have lately said something: one that is lost or stands still does not count."""
         newest = max((seconds for seconds, _, _ in self._rates.values()), default=0.0)
-        return sum(rate for seconds, interval, rate in self._rates.values() if newest - seconds <= max(_FRESH_SECONDS, 3 * interval))
+        return sum(
+            rate
+            for seconds, interval, rate in self._rates.values()
+            if newest - seconds <= max(_FRESH_SECONDS, 3 * interval)
+        )
 
     def _fraction(self) -> float | None:
         if self._steps is not None:
@@ -157,13 +182,21 @@ class RunView:
 
 
 def _evaluation(row: Row, metrics: Metrics) -> str:
-    """The loss and the declared metrics of an evaluation; where none of these was measured, what there is, by its name."""
+    """The loss and the declared metrics of an evaluation; where none of these was measured, what there is,
+    by its name.
+    """
     names = measured(row)
-    shown = [TRAIN_LOSS, *metrics.errors(names)] if metrics.primary is not None and metrics.primary.name in names else [Metric(name) for name in names]
+    shown = (
+        [TRAIN_LOSS, *metrics.errors(names)]
+        if metrics.primary is not None and metrics.primary.name in names
+        else [Metric(name) for name in names]
+    )
     return f"{row['party']}: " + ", ".join(_figure(row, metric, metrics) for metric in shown[:_SHOWN])
 
 
 def _figure(row: Row, metric: Metric, metrics: Metrics) -> str:
     best = row.get(metric.best.name) if metric is metrics.primary else None
     value = metric.shown(row.get(metric.name), without="not finite" + (f" {metric.unit}" if metric.unit else ""))
-    return f"{metric.title if metric is metrics.primary else metric.short} {value}" + ("" if best is None else f" (best {metric.shown(best)})")
+    return f"{metric.title if metric is metrics.primary else metric.short} {value}" + (
+        "" if best is None else f" (best {metric.shown(best)})"
+    )

@@ -17,7 +17,8 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensor
 
 # What is looked for first comes first.
 _ORDER = (
-    "status", "reason", "algo", "problem", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds", "samples_per_second",
+    "status", "reason", "algo", "problem", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds",
+    "samples_per_second",
     "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before",
 )  # fmt: skip
 
@@ -67,17 +68,21 @@ def _versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found | {"torch": str(torch.__version__)}  # with its build, +cpu or +cu130, which not every wheel's metadata has
+    # with its build, +cpu or +cu130, which not every wheel's metadata has
+    return found | {"torch": str(torch.__version__)}
 
 
 def _hardware() -> dict[str, Any]:
     import torch
 
-    # Sums round differently with another instruction set; nvidia-smi names the devices without starting CUDA in this process.
+    # Sums round differently with another instruction set; nvidia-smi names the devices without starting CUDA in this
+    # process.
     gpus = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") if torch.cuda.device_count() else None
     return {
-        "host": platform.node(), "system": platform.platform(), "cpu": _cpu(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": cores(), "memory_bytes": _memory(), "gpus": gpus.splitlines() if gpus else [], "cuda": torch.version.cuda,
+        "host": platform.node(), "system": platform.platform(), "cpu": _cpu(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores(), "memory_bytes": _memory(), "gpus": gpus.splitlines() if gpus else [],
+        "cuda": torch.version.cuda,
     }  # fmt: skip
 
 
@@ -105,7 +110,8 @@ def _commit() -> str | None:
 
 
 def _said(*command: str) -> str | None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}  # a hook's own repository is not meant
+    # a hook's own repository is not meant
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, env=environment, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -15,7 +15,13 @@ from easgd_cli.record import lost_workers
 from easgd_cli.record.display import Screen, count
 from easgd_cli.record.reader import declared
 
-STYLES = {"completed": "green", "diverged": "bold red", "interrupted": "yellow", "failed": "bold red", "killed": "bold red"}
+STYLES = {
+    "completed": "green",
+    "diverged": "bold red",
+    "interrupted": "yellow",
+    "failed": "bold red",
+    "killed": "bold red",
+}
 WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
 
 
@@ -28,14 +34,24 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
     lines: list[tuple[str, str | Text]] = [
         (
             "status",
-            Text(summary["status"], style=STYLES.get(summary["status"], "")).append(f": {summary['reason']}" if summary.get("reason") else "", style=""),
+            Text(summary["status"], style=STYLES.get(summary["status"], "")).append(
+                f": {summary['reason']}" if summary.get("reason") else "", style=""
+            ),
         ),
         ("method", f"{summary['algo']}, {workers}" + (f", tau={summary['tau']}" if summary["exchanges"] else "")),
         *_measured(center, metrics),
         *_of_average(summary.get("average"), metrics),
         *_measured_before_the_end(summary),
-        ("steps", f"{steps[0]:,}" + (" each" if len(steps) > 1 else "") if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"),
-        ("exchanges", f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none"),
+        (
+            "steps",
+            f"{steps[0]:,}" + (" each" if len(steps) > 1 else "")
+            if steps[0] == steps[-1]
+            else f"{steps[0]:,} to {steps[-1]:,}",
+        ),
+        (
+            "exchanges",
+            f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none",
+        ),
         ("speed", _speed(summary)),
         ("a worker's time", _shares(summary["seconds"])),
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
@@ -69,7 +85,8 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
     for (name, status, summary, _), center in zip(rows, centers, strict=True):
         wall = summary.get("wall_seconds")
         table.add_row(
-            Text(name), Text(status, style=STYLES.get(status, "")), *(metric.shown(center.get(metric.name)) for metric in columns),
+            Text(name), Text(status, style=STYLES.get(status, "")),
+            *(metric.shown(center.get(metric.name)) for metric in columns),
             *(show(summary) for _, show in further), "-" if wall is None else f"{wall:,.1f}",
         )  # fmt: skip
     console.print(table, highlight=False)
@@ -85,13 +102,19 @@ def job_line(title: str, status: str, said: str) -> Text:
 
 
 def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]:
-    """What a sweep's table shows of the centers: the primary metric, its best and the other errors; of runs without one their loss and what they declare."""
+    """What a sweep's table shows of the centers: the primary metric, its best and the other errors; of runs without one
+    their loss and what they declare.
+    """
     columns: dict[str, Metric] = {}
     for metrics, center in measured:
         judged = metrics.primary is not None and metrics.primary.name in center
         shown = metrics.errors(center)
         if judged and metrics.primary is not None:
-            shown = [metrics.primary, metrics.primary.best, *(metric for metric in shown if metric is not metrics.primary)]
+            shown = [
+                metrics.primary,
+                metrics.primary.best,
+                *(metric for metric in shown if metric is not metrics.primary),
+            ]
         elif center:
             shown = [Metric("train_loss"), *shown]
         columns |= {metric.name: metric for metric in shown}
@@ -101,9 +124,13 @@ def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]
 
 
 def _measured(center: dict[str, Any], metrics: Metrics) -> list[tuple[str, str]]:
-    """What the last evaluation says, a label and a value each: the declared metrics, losses in a line, then the rest under its own name."""
+    """What the last evaluation says, a label and a value each: the declared metrics, losses in a line, then the rest
+    under its own name.
+    """
     errors = metrics.errors(center) if center or metrics.primary is None else [metrics.primary]
-    lines = [(m.title, m.shown(center.get(m.name)) + (_best(center, m) if m is metrics.primary else "")) for m in errors]
+    lines = [
+        (m.title, m.shown(center.get(m.name)) + (_best(center, m) if m is metrics.primary else "")) for m in errors
+    ]
     losses = [f"{split} {_number(center[f'{split}_loss'])}" for split in ("train", "test") if f"{split}_loss" in center]
     told = {metric.name for metric in metrics.known()}
     loss = [("loss", ", ".join(losses) or "-")]
@@ -127,13 +154,21 @@ def _measured_before_the_end(summary: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     exchanges, steps = summary["exchanges"] - at["exchanges"], max(summary["steps"].values()) - at["step"]
     later = count(exchanges, "exchange") if summary["exchanges"] else count(round(steps), "step")
-    return [("measured", f"at step {at['step']:,.0f}, {later} before the end")] if (exchanges if summary["exchanges"] else steps) > 0 else []
+    return (
+        [("measured", f"at step {at['step']:,.0f}, {later} before the end")]
+        if (exchanges if summary["exchanges"] else steps) > 0
+        else []
+    )
 
 
 def _average(summary: dict[str, Any]) -> str:
     """The primary metric of the average, or the loss where it has none."""
     average, primary = summary.get("average") or {}, declared(summary).primary
-    return primary.shown(average[primary.name]) if primary is not None and primary.name in average else _number(average.get("train_loss"))
+    return (
+        primary.shown(average[primary.name])
+        if primary is not None and primary.name in average
+        else _number(average.get("train_loss"))
+    )
 
 
 def _level(summary: dict[str, Any]) -> tuple[Metric, float] | None:
@@ -143,7 +178,9 @@ def _level(summary: dict[str, Any]) -> tuple[Metric, float] | None:
 
 
 def _until(summary: dict[str, Any]) -> str:
-    """Whether the run reached its level: its record then ends with the evaluation that did, of the average where one is kept."""
+    """Whether the run reached its level: its record then ends with the evaluation that did, of the average where one is
+    kept.
+    """
     asked = _level(summary)
     if asked is None:
         return "-"
@@ -155,7 +192,11 @@ def _until(summary: dict[str, Any]) -> str:
 
 def _best(center: dict[str, Any], metric: Metric) -> str:
     best = center.get(metric.best.name)
-    return "" if best is None else f", at best {metric.shown(best)} after {SECONDS_TO_BEST.shown(center[SECONDS_TO_BEST.name])}"
+    return (
+        ""
+        if best is None
+        else f", at best {metric.shown(best)} after {SECONDS_TO_BEST.shown(center[SECONDS_TO_BEST.name])}"
+    )
 
 
 def _shares(seconds: dict[str, float]) -> str:
@@ -173,7 +214,8 @@ def _communication(said: dict[str, Any]) -> str:
     """What exchanges met in a simulated run."""
     stale, queue = said["staleness"], said["queue_seconds"]
     return (
-        f"staleness {stale['mean']:.1f} (at most {stale['max']:.0f}), queue {_seconds(queue['mean'])} (at most {_seconds(queue['max'])}), "
+        f"staleness {stale['mean']:.1f} (at most {stale['max']:.0f}), queue {_seconds(queue['mean'])} (at "
+        f"most {_seconds(queue['max'])}), "
         f"master busy {said['master_busy']:.1f} %"
     )
 

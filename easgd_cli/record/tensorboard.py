@@ -1,7 +1,7 @@
 """TensorBoard's view of a run: curves, a layout, hyperparameters and the texts, in one event file.
 
-Written over TensorBoard's own protocol buffers: no thread, no TensorFlow, a few microseconds a value, and a full disk never
-ends a run, since metrics.jsonl is the record and this can be made again from it.
+Written over TensorBoard's own protocol buffers: no thread, no TensorFlow, a few microseconds a value, and a full disk
+never ends a run, since metrics.jsonl is the record and this can be made again from it.
 """
 
 from __future__ import annotations
@@ -47,14 +47,23 @@ _COMPARED = {
 class EventWriter:
     """The event file of one run.
 
-    `started`: the wall-clock time of training second 0, in Unix seconds; with it the page's relative axis shows training
-    seconds. A failed write is told once and tried again at the next flush.
+    `started`: the wall-clock time of training second 0, in Unix seconds; with it the page's relative axis shows
+    training seconds. A failed write is told once and tried again at the next flush.
     """
 
-    def __init__(self, directory: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str], started: float, metrics: Metrics):
+    def __init__(
+        self,
+        directory: Path,
+        workers: int,
+        hparams: Mapping[str, Value],
+        texts: Mapping[str, str],
+        started: float,
+        metrics: Metrics,
+    ):
         self._metrics = metrics
         self._directory, self._workers, self._hparams, self._texts = directory, workers, dict(hparams), dict(texts)
-        self._started = float(int(started))  # whole seconds, as the file's name says it, so that a run that goes on has the same
+        # whole seconds, as the file's name says it, so that a run that goes on has the same
+        self._started = float(int(started))
         self._complained = False
         self._begin()
 
@@ -65,15 +74,17 @@ class EventWriter:
         self._events = _EventFile(self._directory, self._started)
         self._laid_out = 0  # how many tags were plotted when the layout was told
         start = [_session_start(self._hparams, self._directory.name, self._started)]
-        if not _event_files(self._directory.parent):  # a run of its own; in a sweep the page might read this one instead of the sweep's
+        # a run of its own; in a sweep the page might read this one instead of the sweep's
+        if not _event_files(self._directory.parent):
             start.append(_experiment([self._hparams], [self._metrics], domains=False))
         self._events.add(0.0, 0, [*start, *(_text(title, text) for title, text in self._texts.items())])
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Makes these rows all that is shown, after which every worker lives again.
 
-        They go into a new file whose name comes later, upon which the old ones are emptied: a page that is open on the run
-        then shows the new curves. It would never notice that a file it has read was cut, and would stop at one that is gone.
+        They go into a new file whose name comes later, upon which the old ones are emptied: a page that is open on the
+        run then shows the new curves. It would never notice that a file it has read was cut, and would stop at one that
+        is gone.
         """
         self._events.close()
         self._begin()
@@ -96,7 +107,8 @@ class EventWriter:
 
     def flush(self) -> None:
         """Writes what has been added. Never raises for want of space or permission."""
-        if self._laid_out < len(self._described):  # a chart may have come with them; the page takes the last layout it reads
+        # a chart may have come with them; the page takes the last layout it reads
+        if self._laid_out < len(self._described):
             self._laid_out = len(self._described)
             self._events.add(0.0, 0, [_layout(self._described, self._metrics)])
         try:
@@ -106,7 +118,10 @@ class EventWriter:
                 self._outdated.pop()
         except OSError as e:
             if not self._complained:
-                log.warning("TensorBoard's file could not be written (%s); it is tried again, and the run goes on", e.strerror or e)
+                log.warning(
+                    "TensorBoard's file could not be written (%s); it is tried again, and the run goes on",
+                    e.strerror or e,
+                )
             self._complained = True
 
     def close(self, status: str) -> None:
@@ -129,7 +144,8 @@ class _EventFile:
         self._records = RecordWriter(self._framed)
         self._file: AppendFile | None = None
         self._write(Event(wall_time=started, file_version="brain.Event:2"))
-        # A page without TensorBoard's fast loader forgets what it has read upon the second of these; the fast one goes by steps.
+        # A page without TensorBoard's fast loader forgets what it has read upon the second of these; the fast one goes
+        # by steps.
         self._write(Event(wall_time=started, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, seconds: float | None, step: int, values: Sequence[Summary.Value]) -> None:
@@ -155,7 +171,9 @@ class _EventFile:
 
 
 def started_at(directory: Path) -> float | None:
-    """When training second 0 of the run in `directory` was, in Unix seconds, as its event files are named; None without any."""
+    """When training second 0 of the run in `directory` was, in Unix seconds, as its event files are named; None without
+    any.
+    """
     return next((float(p.name.split(".")[3]) for p in _event_files(directory)), None)
 
 
@@ -169,7 +187,9 @@ def _event_files(directory: Path) -> list[Path]:
 
 def _about(tag: str, metrics: Metrics) -> SummaryMetadata:
     """What the page says of a curve. A tag's first value alone has it."""
-    return SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), summary_description=_description(tag, metrics))
+    return SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), summary_description=_description(tag, metrics)
+    )
 
 
 def _description(tag: str, metrics: Metrics) -> str:
@@ -190,7 +210,9 @@ def _text(tag: str, markdown: str) -> Summary.Value:
 
 def _strings(values: Sequence[bytes]) -> TensorProto:
     # The page shows a text only if the tensor has a dimension.
-    return TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))]), string_val=values)
+    return TensorProto(
+        dtype=DT_STRING, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))]), string_val=values
+    )
 
 
 _PARTS = {
@@ -204,14 +226,19 @@ _PARTS = {
 def _layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
     """The Custom Scalars page: every chart for which there are curves, `plotted` being their tags.
 
-    The page joins the layouts of all runs it shows, category by category, and draws a chart without curves as an empty frame.
+    The page joins the layouts of all runs it shows, category by category, and draws a chart without curves as an empty
+    frame.
     """
 
     def lines(title: str, *tags: str) -> layout_pb2.Chart:
-        return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags]))
+        return layout_pb2.Chart(
+            title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags])
+        )
 
     def range_of(title: str, metric: str) -> layout_pb2.Chart:
-        series = layout_pb2.MarginChartContent.Series(value=f"workers/{metric}_mean", lower=f"workers/{metric}_min", upper=f"workers/{metric}_max")
+        series = layout_pb2.MarginChartContent.Series(
+            value=f"workers/{metric}_mean", lower=f"workers/{metric}_min", upper=f"workers/{metric}_max"
+        )
         return layout_pb2.Chart(title=f"{title}: mean and range", margin=layout_pb2.MarginChartContent(series=[series]))
 
     def drawn(chart: layout_pb2.Chart) -> bool:
@@ -223,7 +250,9 @@ def _layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
     # Of a category the page shows the line charts first, and after them those with a range, the last of them first.
     categories = {
         "The center": [lines(title, f"center/{metric}") for metric, title in charts.items()],
-        "The center and its average": [lines(title, f"center/{metric}", f"average/{metric}") for metric, title in charts.items()],
+        "The center and its average": [
+            lines(title, f"center/{metric}", f"average/{metric}") for metric, title in charts.items()
+        ],
         "The workers": [
             lines("training loss of every worker", "train_loss/worker_.*"),
             range_of("staleness", "staleness"),
@@ -243,9 +272,13 @@ def _layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
         ],
     }
     shown = {title: [chart for chart in charts if drawn(chart)] for title, charts in categories.items()}
-    layout = layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=charts) for title, charts in shown.items() if charts])
+    layout = layout_pb2.Layout(
+        category=[layout_pb2.Category(title=title, chart=charts) for title, charts in shown.items() if charts]
+    )
     return Summary.Value(
-        tag=custom_scalars.CONFIG_SUMMARY_TAG, tensor=_scalar_string(layout.SerializeToString()), metadata=custom_scalars.create_summary_metadata()
+        tag=custom_scalars.CONFIG_SUMMARY_TAG,
+        tensor=_scalar_string(layout.SerializeToString()),
+        metadata=custom_scalars.create_summary_metadata(),
     )
 
 
@@ -261,7 +294,11 @@ def _compared(metrics: Metrics) -> dict[str, str]:
     """The columns of the HParams table that are not settings: tag and heading."""
     primary = metrics.primary
     if primary is not None:
-        of_center = {primary.best.name: primary.best.labelled, primary.name: f"final {primary.labelled}", SECONDS_TO_BEST.name: SECONDS_TO_BEST.title}
+        of_center = {
+            primary.best.name: primary.best.labelled,
+            primary.name: f"final {primary.labelled}",
+            SECONDS_TO_BEST.name: SECONDS_TO_BEST.title,
+        }
     else:
         of_center = {m.name: f"final {m.labelled}" for m in metrics.declared}
     of_center |= {TRAIN_LOSS.name: f"final {TRAIN_LOSS.title}"}
@@ -289,22 +326,32 @@ def _session_start(hparams: Mapping[str, Value], name: str, started: float) -> S
 
 def _session_end(failed: bool) -> Summary.Value:
     status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
-    return _hparams(hparams_metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time())))
+    return _hparams(
+        hparams_metadata.SESSION_END_INFO_TAG,
+        HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time())),
+    )
 
 
 def _hparams(tag: str, content: HParamsPluginData) -> Summary.Value:
-    return Summary.Value(tag=tag, tensor=hparams_metadata.NULL_TENSOR, metadata=hparams_metadata.create_summary_metadata(content))
+    return Summary.Value(
+        tag=tag, tensor=hparams_metadata.NULL_TENSOR, metadata=hparams_metadata.create_summary_metadata(content)
+    )
 
 
-def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]], texts: Mapping[str, str], metrics: Sequence[Metrics]) -> None:
+def write_sweep(
+    root: Path, runs: Sequence[Mapping[str, Value]], texts: Mapping[str, str], metrics: Sequence[Metrics]
+) -> None:
     """Tells TensorBoard, in an event file at the sweep's root, what the runs differ in and what they are compared by.
 
-    `runs`: the hyperparameters of each; `texts`: of the sweep, for the Text page, Markdown by title; `metrics`: what each measures. To be called before the
-    first run begins; replaces what an earlier start of the same sweep has told. Never raises for want of space or permission.
+    `runs`: the hyperparameters of each; `texts`: of the sweep, for the Text page, Markdown by title; `metrics`: what
+    each measures. To be called before the first run begins; replaces what an earlier start of the same sweep has told.
+    Never raises for want of space or permission.
     """
     old = _event_files(root)
     events = _EventFile(root, time.time())
-    events.add(0.0, 0, [_experiment(runs, metrics, domains=True), *(_text(title, text) for title, text in texts.items())])
+    events.add(
+        0.0, 0, [_experiment(runs, metrics, domains=True), *(_text(title, text) for title, text in texts.items())]
+    )
     try:
         events.flush()
         for path in old:
@@ -317,10 +364,14 @@ def write_sweep(root: Path, runs: Sequence[Mapping[str, Value]], texts: Mapping[
 def _experiment(runs: Sequence[Mapping[str, Value]], metrics: Sequence[Metrics], domains: bool) -> Summary.Value:
     """The columns of the HParams table: settings, and what runs are compared by.
 
-    `domains`: whether these runs are all there will be. Then the settings are those that differ between runs that use them, with the values to
-    choose from: what is the same in all stands under Text, and would push what one sorts by out of sight.
+    `domains`: whether these runs are all there will be. Then the settings are those that differ between runs that use
+    them, with the values to choose from: what is the same in all stands under Text, and would push what one sorts by
+    out of sight.
     """
-    found = {name: [value for run in runs if (value := run.get(name)) is not None] for name in dict.fromkeys(key for run in runs for key in run)}
+    found = {
+        name: [value for run in runs if (value := run.get(name)) is not None]
+        for name in dict.fromkeys(key for run in runs for key in run)
+    }
     differing = {name: values for name, values in found.items() if len(set(values)) > 1}
     infos = []
     for name, values in ((differing or found) if domains else found).items():
@@ -335,14 +386,22 @@ def _experiment(runs: Sequence[Mapping[str, Value]], metrics: Sequence[Metrics],
         for value in sorted(set(values)) if domains else ():
             info.domain_discrete.values.add(**{_FIELDS[info.type]: value})
         infos.append(info)
-    columns = {tag: (title, _description(tag, measured)) for measured in metrics for tag, title in _compared(measured).items()}
+    columns = {
+        tag: (title, _description(tag, measured)) for measured in metrics for tag, title in _compared(measured).items()
+    }
     infos_of_metrics = [
-        api_pb2.MetricInfo(name=api_pb2.MetricName(group="", tag=tag), display_name=title, description=said) for tag, (title, said) in columns.items()
+        api_pb2.MetricInfo(name=api_pb2.MetricName(group="", tag=tag), display_name=title, description=said)
+        for tag, (title, said) in columns.items()
     ]
     content = api_pb2.Experiment(time_created_secs=time.time(), hparam_infos=infos, metric_infos=infos_of_metrics)
     return _hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=content))
 
 
-# The settings with which the table opens where runs that belong to no sweep are looked at together: it shows five, those that differ first.
+# The settings with which the table opens where runs that belong to no sweep are looked at together: it shows five,
+# those that differ first.
 _FIRST = ("algo", "dataset", "eta", "tau", "workers")
-_FIELDS = {api_pb2.DATA_TYPE_BOOL: "bool_value", api_pb2.DATA_TYPE_FLOAT64: "number_value", api_pb2.DATA_TYPE_STRING: "string_value"}
+_FIELDS = {
+    api_pb2.DATA_TYPE_BOOL: "bool_value",
+    api_pb2.DATA_TYPE_FLOAT64: "number_value",
+    api_pb2.DATA_TYPE_STRING: "string_value",
+}

@@ -19,14 +19,17 @@ from easgd_cli.settings import targets
 # Named first where they differ; the rest in the order of config.yaml.
 _FIRST = ("problem", "dataset", "model", "algo", "average", "tau", "workers")
 _TASK = ("problem", "dataset")
-# Settings that only some methods and schedules use, with the names by which their makers ask for them: alpha follows from beta.
+# Settings that only some methods and schedules use, with the names by which their makers ask for them: alpha follows
+# from beta.
 _ASKED_FOR = {"alpha": {"alpha", "beta"}, "beta": {"alpha", "beta"}, "delta": {"delta"}, "gamma": {"gamma"}}
 _LEVELS = 3  # how many are chosen where none are asked for
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the `n` finite values among `of`: their mean, sample standard deviation (None of one), and range. `values`: all, None where not finite."""
+    """Of the `n` finite values among `of`: their mean, sample standard deviation (None of one), and range. `values`:
+    all, None where not finite.
+    """
 
     mean: float
     std: float | None
@@ -49,7 +52,8 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ by their seed only. `values`: what tells it from the others. `label`: the same as `key=value` words.
+    """Runs that differ by their seed only. `values`: what tells it from the others. `label`: the same as `key=value`
+    words.
 
     Its numbers are those of its completed and diverged runs, where it has any: `counted`.
     """
@@ -83,9 +87,11 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`metric`: what is judged; `metrics`: those that the runs declare. `told_apart`: the settings that tell configurations apart, as few as do;
-    `also_differ`: the others that differ. `levels` of the metric, the easiest first, with how they were chosen, and `ladder`, the hardest first: those that
-    could have been."""
+    """`metric`: what is judged; `metrics`: those that the runs declare. `told_apart`: the settings that tell
+    configurations apart, as few as do;
+    `also_differ`: the others that differ. `levels` of the metric, the easiest first, with how they were chosen, and
+    `ladder`, the hardest first: those that could have been.
+    """
 
     metric: Metric
     metrics: Metrics
@@ -106,7 +112,9 @@ class Comparison:
         return c.over(lambda run: run.seconds_to(self.metric.name, level))
 
     def speed_up(self, c: Configuration, level: float) -> float | None:
-        """Mean seconds of the baseline to the level over those of `c`, on one task and one kind of seconds; None unless every counted run reached it."""
+        """Mean seconds of the baseline to the level over those of `c`, on one task and one kind of seconds; None unless
+        every counted run reached it.
+        """
         if self.baseline is None or self.baseline.task != c.task or self.baseline.virtual != c.virtual:
             return None
         base, own = self.seconds_to(self.baseline, level), self.seconds_to(c, level)
@@ -115,7 +123,9 @@ class Comparison:
         return base.mean / own.mean
 
 
-def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[float] = (), baseline: str | None = None) -> Comparison:
+def compare(
+    runs: Sequence[Run], metric: str | None = None, levels: Sequence[float] = (), baseline: str | None = None
+) -> Comparison:
     """Raises UsageError where the metric was not measured, or the baseline is not one configuration."""
     metrics = functools.reduce(Metrics.together_with, (run.metrics for run in runs))
     judged = metrics[_metric(runs, metrics, metric)]
@@ -135,12 +145,18 @@ def compare(runs: Sequence[Run], metric: str | None = None, levels: Sequence[flo
     ladder = sorted(levels, key=lambda level: judged.sign * level) or _ladder(configurations, judged)
     chosen = None if levels else _levels(configurations, judged, ladder)
     base = _asked(baseline, configurations) if baseline is not None else _sequential(configurations)
-    also = [key for key in differ if key not in told_apart and not key.endswith(".target") and _differs_where_used(runs, key)]
+    also = [
+        key
+        for key in differ
+        if key not in told_apart and not key.endswith(".target") and _differs_where_used(runs, key)
+    ]
     told = None
     if chosen:
         told = f"the {judged.lowest} of 1, 2, 5, 10, 20, 50 and so on that at least half of the configurations reached"
     easiest_first = sorted(levels or chosen or (), key=lambda level: -judged.sign * level)
-    return Comparison(judged, metrics, configurations, told_apart, also, easiest_first, ladder, told, base, baseline is not None)
+    return Comparison(
+        judged, metrics, configurations, told_apart, also, easiest_first, ladder, told, base, baseline is not None
+    )
 
 
 def _without_unused(runs: Sequence[Run]) -> list[Run]:
@@ -148,7 +164,10 @@ def _without_unused(runs: Sequence[Run]) -> list[Run]:
     differing = [key for key in _ASKED_FOR if len({repr(run.settings.get(key)) for run in runs}) > 1]
     if not differing:
         return list(runs)
-    return [replace(run, settings=run.settings | {key: None for key in differing if not _is_used(_uses(run), key)}) for run in runs]
+    return [
+        replace(run, settings=run.settings | {key: None for key in differing if not _is_used(_uses(run), key)})
+        for run in runs
+    ]
 
 
 def _differs_where_used(runs: Sequence[Run], key: str) -> bool:
@@ -161,7 +180,9 @@ def _is_used(uses: frozenset[str] | None, key: str) -> bool:
 
 
 def _uses(run: Run) -> frozenset[str] | None:
-    """Which symbols the run's method and schedule use. A run of before does not say so; then it is known of this package's own only."""
+    """Which symbols the run's method and schedule use. A run of before does not say so; then it is known of this
+    package's own only.
+    """
     if run.symbols is not None:
         return frozenset(run.symbols)
     named = [str(run.settings.get(f"{group}.target")) for group in ("algo", "schedule")]
@@ -171,7 +192,12 @@ def _uses(run: Run) -> frozenset[str] | None:
 @functools.cache
 def _own(method: str, schedule: str) -> frozenset[str] | None:
     try:
-        return frozenset({*targets.signature(targets.locate("algo", method)), *targets.signature(targets.locate("schedule", schedule))})
+        return frozenset(
+            {
+                *targets.signature(targets.locate("algo", method)),
+                *targets.signature(targets.locate("schedule", schedule)),
+            }
+        )
     except UsageError:  # of another version
         return None
 
@@ -193,7 +219,10 @@ def written(value: Any) -> str:
 def _metric(runs: Sequence[Run], metrics: Metrics, asked: str | None) -> str:
     measured = dict.fromkeys(key for run in runs for key in run.curve if key not in MOMENT)
     if not measured:
-        raise UsageError("report: nothing has been evaluated yet in these runs; the first evaluation is at step 0, so wait until training begins.")
+        raise UsageError(
+            "report: nothing has been evaluated yet in these runs; the first evaluation is at step 0, so wait "
+            "until training begins."
+        )
     if asked is not None:
         if asked not in measured:
             raise UsageError(f"--metric {asked}: was not measured in these runs; there are: {', '.join(measured)}.")
@@ -218,7 +247,12 @@ def order(value: Any) -> tuple[int, float, str]:
 def _ladder(configurations: Sequence[Configuration], metric: Metric) -> list[float]:
     """Of the series 1, 2, 5, 10 and so on what some run reached and none had at its start."""
     name, sign = metric.name, metric.sign
-    starts = [sign * float(run.curve[name][0]) for c in configurations for run in c.counted if len(run.finite(name)) and run.finite(name)[0]]
+    starts = [
+        sign * float(run.curve[name][0])
+        for c in configurations
+        for run in c.counted
+        if len(run.finite(name)) and run.finite(name)[0]
+    ]
     reached = [sign * best for c in configurations if (best := _best(c, metric)) is not None]
     if not starts or (sign > 0 and min(starts) <= 0):
         return []
@@ -229,7 +263,9 @@ def _ladder(configurations: Sequence[Configuration], metric: Metric) -> list[flo
 def _levels(configurations: Sequence[Configuration], metric: Metric, ladder: Sequence[float]) -> list[float]:
     """The hardest of them that at least half of the configurations reached."""
     reached = [best for c in configurations if (best := _best(c, metric)) is not None]
-    return [level for level in ladder if 2 * sum(metric.reached(best, level) for best in reached) >= len(configurations)][:_LEVELS]
+    return [
+        level for level in ladder if 2 * sum(metric.reached(best, level) for best in reached) >= len(configurations)
+    ][:_LEVELS]
 
 
 def _best(c: Configuration, metric: Metric) -> float | None:
@@ -241,13 +277,19 @@ def _best(c: Configuration, metric: Metric) -> float | None:
 def _sequential(configurations: Sequence[Configuration]) -> Configuration | None:
     """The first with one worker, best one that exchanges with nobody."""
     alone = [c for c in configurations if c.setting("workers") == 1]
-    return next((c for c in alone if c.runs[0].sequential), alone[0] if alone else None) if len(configurations) > 1 else None
+    return (
+        next((c for c in alone if c.runs[0].sequential), alone[0] if alone else None)
+        if len(configurations) > 1
+        else None
+    )
 
 
 def _asked(text: str, configurations: Sequence[Configuration]) -> Configuration:
     words = _words(text)
     if not all("=" in word for word in words):
-        raise UsageError(f"--baseline {text}: is written as settings, such as --baseline algo=msgd or --baseline algo=easgd,tau=10.")
+        raise UsageError(
+            f"--baseline {text}: is written as settings, such as --baseline algo=msgd or --baseline algo=easgd,tau=10."
+        )
     wanted = {key.strip(): value.strip() for key, _, value in (word.partition("=") for word in words)}
     for key in wanted:
         if all(key not in c.runs[0].settings for c in configurations):
@@ -255,7 +297,11 @@ def _asked(text: str, configurations: Sequence[Configuration]) -> Configuration:
     found = [c for c in configurations if all(_same(c.setting(key), value) for key, value in wanted.items())]
     if len(found) != 1:
         names = "; ".join(c.label for c in (found or configurations)[:6])
-        said = "no configuration is like that; there are" if not found else f"{len(found)} configurations are like that; say which of"
+        said = (
+            "no configuration is like that; there are"
+            if not found
+            else f"{len(found)} configurations are like that; say which of"
+        )
         raise UsageError(f"--baseline {text}: {said}: {names}.")
     return found[0]
 

@@ -1,4 +1,6 @@
-"""A comparison in the form of the paper's figures: curves of the center, and bars of the time to a level (pp. 6-8, 24-29)."""
+"""A comparison in the form of the paper's figures: curves of the center, and bars of the time to a level (pp. 6-8,
+24-29).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from easgd_cli.report.comparison import Comparison, Configuration, label, order,
 from easgd_cli.report.reading import Run
 
 NAMES = ("curves", "seconds_to_level")
-_ROWS = ("tau", "workers")  # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked for
+# the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked
+# for
+_ROWS = ("tau", "workers")
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
 _DASHES = ("-", "--", ":", "-.")  # of curves with one colour; further ones are paler
 _HATCHES = (None, "///", "...", "xxx")  # the same of bars
@@ -29,9 +33,11 @@ _POINTS = 200  # at most, of a curve that is a mean over seeds
 
 
 def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict[str, Figure]:
-    """By name: `curves`, and `seconds_to_level` where the number of workers varies. What has nothing to show is left out.
+    """By name: `curves`, and `seconds_to_level` where the number of workers varies. What has nothing to show is left
+    out.
 
-    `rows`: the settings whose values make the rows of panels, or none for a choice. To be called and saved within picture.style().
+    `rows`: the settings whose values make the rows of panels, or none for a choice. To be called and saved within
+    picture.style().
     """
     shown = curves(c, x, rows)
     found = {
@@ -50,25 +56,55 @@ def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
     """What the figure shows, in sentences."""
     most = max(len(of.counted) for of in c.configurations)
     if figure == "seconds_to_level":
-        over = f"the mean over the runs that reached the level, with {'their range' if most > 1 else 'no range: one run each'}"
-        over += f"; neither range nor number where more than {_RANGES} bars stand side by side" if len(c.configurations) > _RANGES else ""
-        few = "Above a bar: how many of the runs, where not all reached it; no bar: none did. A method has one colour in all figures."
+        over = (
+            "the mean over the runs that reached the level, with "
+            f"{'their range' if most > 1 else 'no range: one run each'}"
+        )
+        over += (
+            f"; neither range nor number where more than {_RANGES} bars stand side by side"
+            if len(c.configurations) > _RANGES
+            else ""
+        )
+        few = (
+            "Above a bar: how many of the runs, where not all reached it; no bar: none did. A method has one "
+            "colour in all figures."
+        )
         return f"{_seconds(c).capitalize()} until the {c.metric.title} was first at most the level: {over}. {few}"
     crowded = f"; no range where more than {_RANGES} curves share a panel" if len(c.configurations) > _RANGES else ""
-    over = f"Mean and range of up to {most} runs, up to the end of the shortest{crowded}." if most > 1 else "One run each."
-    against = {"seconds": _seconds(c), "steps": "local steps of each worker", "bytes": "bytes exchanged by all workers"}[x]
-    left_out = " What exchanges nothing is left out." if x == "bytes" and len(_drawn(c, x)) < len(_drawn(c, "steps")) else ""
+    over = (
+        f"Mean and range of up to {most} runs, up to the end of the shortest{crowded}." if most > 1 else "One run each."
+    )
+    against = {
+        "seconds": _seconds(c),
+        "steps": "local steps of each worker",
+        "bytes": "bytes exchanged by all workers",
+    }[x]
+    left_out = (
+        " What exchanges nothing is left out." if x == "bytes" and len(_drawn(c, x)) < len(_drawn(c, "steps")) else ""
+    )
     return f"{_of(c).capitalize()} against {against}. {over}{left_out}"
 
 
 def _of(c: Comparison) -> str:
     parties = {run.party for run in c.runs}
-    return "the center, or its average where one is kept," if len(parties) > 1 else "the center" if parties == {"center"} else "the average of the center"
+    return (
+        "the center, or its average where one is kept,"
+        if len(parties) > 1
+        else "the center"
+        if parties == {"center"}
+        else "the average of the center"
+    )
 
 
 def _seconds(c: Comparison) -> str:
     virtual = {run.virtual for run in c.runs}
-    return "seconds of training" if virtual == {False} else "virtual seconds of training" if virtual == {True} else "seconds of training, some virtual,"
+    return (
+        "seconds of training"
+        if virtual == {False}
+        else "virtual seconds of training"
+        if virtual == {True}
+        else "seconds of training, some virtual,"
+    )
 
 
 def _x_label(c: Comparison, x: str) -> str:
@@ -194,11 +230,17 @@ def _scale(panels: Sequence[Axes]) -> None:
 
 def _drawn(c: Comparison, x: str) -> list[Configuration]:
     """Those with a curve: two evaluations that are not at the same place."""
-    return [of for of in c.configurations if any(len(run.curve["seconds"]) > 1 and _x_of(run, x)[-1] > 0 for run in of.counted)]
+    return [
+        of
+        for of in c.configurations
+        if any(len(run.curve["seconds"]) > 1 and _x_of(run, x)[-1] > 0 for run in of.counted)
+    ]
 
 
 def _rows(drawn: Sequence[Configuration], keys: Sequence[str]) -> list[tuple[list[Any], list[Configuration]]]:
-    """The values of `keys` and the configurations of each row; a row of tau or p has the sequential ones as well, as in the paper."""
+    """The values of `keys` and the configurations of each row; a row of tau or p has the sequential ones as well, as in
+    the paper.
+    """
     everywhere = [of for of in drawn if keys and set(keys) <= set(_ROWS) and of.runs[0].sequential]
     rows: dict[str, tuple[list[Any], list[Configuration]]] = {}
     for of in drawn:
@@ -221,9 +263,14 @@ def _looks(c: Comparison, names: Mapping[int, str], without: Sequence[str]) -> d
     """The colour of each name, and which dash or hatch it has.
 
     `names`: of each configuration, by its id, in a figure that says the values of `without` elsewhere.
-    A method, and whatever else is no number, has one colour in all figures; where there is one method only, every name has its own.
+    A method, and whatever else is no number, has one colour in all figures; where there is one method only, every name
+    has its own.
     """
-    named = [key for key in c.told_apart if key not in without and any(isinstance(of.values[key], str) for of in c.configurations)]
+    named = [
+        key
+        for key in c.told_apart
+        if key not in without and any(isinstance(of.values[key], str) for of in c.configurations)
+    ]
     groups: dict[str, dict[str, None]] = {}
     for of in c.configurations:
         groups.setdefault(label({key: of.values[key] for key in named}), {})[names[id(of)]] = None
@@ -234,7 +281,10 @@ def _looks(c: Comparison, names: Mapping[int, str], without: Sequence[str]) -> d
     for number, group in enumerate(groups.values()):
         for at, name in enumerate(group):
             among = at * rounds + number // len(picture.COLOURS)
-            found[name] = picture.paler(picture.COLOURS[number % len(picture.COLOURS)], min(0.75, among // len(_DASHES) / 4)), among % len(_DASHES)
+            found[name] = (
+                picture.paler(picture.COLOURS[number % len(picture.COLOURS)], min(0.75, among // len(_DASHES) / 4)),
+                among % len(_DASHES),
+            )
     return found
 
 
@@ -242,7 +292,11 @@ def _metrics(c: Comparison) -> list[str]:
     measured = {key for run in c.runs for key in run.curve}
     primary, losses = c.metrics.primary, ("train_loss", "test_loss")  # the paper's panels, from left to right
     judged = primary is not None and primary.name in measured
-    wanted = (*losses, primary.name) if primary is not None and judged else (c.metric.name, "train_loss", "distance_to_optimum")
+    wanted = (
+        (*losses, primary.name)
+        if primary is not None and judged
+        else (c.metric.name, "train_loss", "distance_to_optimum")
+    )
     return [m for m in dict.fromkeys([*wanted, c.metric.name]) if m in measured]
 
 
@@ -273,11 +327,17 @@ def _bars(c: Comparison) -> Figure | None:
     for of in c.configurations:
         groups.setdefault(label({k: v for k, v in of.values.items() if k != "workers"}), {})[of.setting("workers")] = of
     found = _looks(c, {id(of): name for name, group in groups.items() for of in group.values()}, ["workers"])
-    looks: list[dict[str, Any]] = [{"facecolor": colour, "hatch": _HATCHES[i]} for name in groups for colour, i in [found[name]]]
+    looks: list[dict[str, Any]] = [
+        {"facecolor": colour, "hatch": _HATCHES[i]} for name in groups for colour, i in [found[name]]
+    ]
     figure = picture.new(picture.WIDTH, 2.3 + 0.15 * len(groups))
     panels = figure.subplots(1, len(levels), squeeze=False)[0]
     reached = {
-        (level, p): [(s, look) for group, look in zip(groups.values(), looks, strict=True) if p in group and (s := c.seconds_to(group[p], level))]
+        (level, p): [
+            (s, look)
+            for group, look in zip(groups.values(), looks, strict=True)
+            if p in group and (s := c.seconds_to(group[p], level))
+        ]
         for level in levels
         for p in workers
     }
@@ -288,11 +348,38 @@ def _bars(c: Comparison) -> Figure | None:
             for i, (s, look) in enumerate(reached[level, p]):
                 error = [[s.mean - s.least], [s.most - s.mean]] if s.n > 1 and ranges else None
                 at = j + width * (i + 0.5 - len(reached[level, p]) / 2)
-                panel.bar(at, s.mean, width, yerr=error, capsize=2, error_kw={"lw": 0.7}, edgecolor="white", linewidth=0.3, **look)
+                panel.bar(
+                    at,
+                    s.mean,
+                    width,
+                    yerr=error,
+                    capsize=2,
+                    error_kw={"lw": 0.7},
+                    edgecolor="white",
+                    linewidth=0.3,
+                    **look,
+                )
                 if s.n < s.of and ranges:
-                    panel.annotate(f"{s.n}/{s.of}", (at, s.most), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6)
+                    panel.annotate(
+                        f"{s.n}/{s.of}",
+                        (at, s.most),
+                        (0, 2),
+                        textcoords="offset points",
+                        ha="center",
+                        va="bottom",
+                        fontsize=6,
+                    )
             if not reached[level, p]:
-                panel.annotate("none", (j, 0), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6, color="0.4")
+                panel.annotate(
+                    "none",
+                    (j, 0),
+                    (0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    va="bottom",
+                    fontsize=6,
+                    color="0.4",
+                )
         panel.set_xticks(range(len(workers)), [str(p) for p in workers])
         panel.set_xlim(-0.5, len(workers) - 0.5)
         panel.set_xlabel("p (workers)")
@@ -303,7 +390,12 @@ def _bars(c: Comparison) -> Figure | None:
     if len(groups) > 1:
         handles = [Rectangle((0, 0), 1, 1, edgecolor="white", **look) for look in looks]
         longest = max(map(len, groups))
-        figure.legend(handles, [_text(name) for name in groups], loc="outside lower center", ncols=max(1, min(len(groups), 100 // (longest + 8))))
+        figure.legend(
+            handles,
+            [_text(name) for name in groups],
+            loc="outside lower center",
+            ncols=max(1, min(len(groups), 100 // (longest + 8))),
+        )
     return figure
 
 

@@ -1,8 +1,9 @@
-"""What the tables say, in sentences: which configuration is best, how much sooner more workers are there, what communicating takes.
+"""What the tables say, in sentences: which configuration is best, how much sooner more workers are there, what
+communicating takes.
 
-A configuration is told apart from the best where their intervals mean ± sample standard deviation do not overlap, its deviation
-taken to be no less than that of the best: a few seeds, or one, may agree by chance. That is a rule of thumb, said in every
-sentence that uses it, and no test: of two or three seeds not even the deviation is well known.
+A configuration is told apart from the best where their intervals mean ± sample standard deviation do not overlap, its
+deviation taken to be no less than that of the best: a few seeds, or one, may agree by chance. That is a rule of thumb,
+said in every sentence that uses it, and no test: of two or three seeds not even the deviation is well known.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ def findings(c: Comparison) -> list[str]:
     said, tasks = [], dict.fromkeys(of.task for of in c.configurations)
     for task in tasks:
         those = [of for of in c.configurations if of.task == task]
-        about = [*_diverged(those), *_best(c, those), *_soonest(c, those), *_with_more_workers(c, those), *_communication(c, those)]
+        about = [
+            *_diverged(those),
+            *_best(c, those),
+            *_soonest(c, those),
+            *_with_more_workers(c, those),
+            *_communication(c, those),
+        ]
         said += [f"{task}: {sentence}" for sentence in about] if len(tasks) > 1 else about
     return said
 
@@ -37,15 +44,29 @@ def _diverged(those: Sequence[Configuration]) -> list[str]:
 
 
 def _best(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """Which ended with the best value, of all and of each method, among those whose every run has ended, with a number."""
+    """Which ended with the best value, of all and of each method, among those whose every run has ended,
+    with a number.
+    """
     if any(of.setting(f"until.{c.metric.name}") is not None for of in those):
         return []  # they ended where they were told to
     ended = [of for of in those if all(run.status in run_directory.ENDED for run in of.counted)]
-    said = _least(_all_there(ended, lambda of: table.final(c, of)), f"{c.metric.lowest.capitalize()} final {c.metric.title}", _unit(c), _name, c.metric.sign)
+    said = _least(
+        _all_there(ended, lambda of: table.final(c, of)),
+        f"{c.metric.lowest.capitalize()} final {c.metric.title}",
+        _unit(c),
+        _name,
+        c.metric.sign,
+    )
     groups, named, numbered = _by_name(c, ended)
     for group in groups:
         there = _all_there(group, lambda of: table.final(c, of))
-        said += _least(there, f"{c.metric.lowest.capitalize()} with {_label(group[0], named)}", _unit(c), lambda of: _label(of, numbered), c.metric.sign)
+        said += _least(
+            there,
+            f"{c.metric.lowest.capitalize()} with {_label(group[0], named)}",
+            _unit(c),
+            lambda of: _label(of, numbered),
+            c.metric.sign,
+        )
     return said
 
 
@@ -61,11 +82,15 @@ def _soonest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 
 def _with_more_workers(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """How much sooner more workers are at a level than the fewest, all else equal: at the lowest that the fewest and another reached."""
+    """How much sooner more workers are at a level than the fewest, all else equal: at the lowest that the fewest and
+    another reached.
+    """
     if "workers" not in c.told_apart or not c.ladder:
         return []
     others = [key for key in c.told_apart if key != "workers"]
-    groups = [sorted(group, key=lambda of: int(of.setting("workers"))) for group in _groups(those, others) if len(group) > 1]
+    groups = [
+        sorted(group, key=lambda of: int(of.setting("workers"))) for group in _groups(those, others) if len(group) > 1
+    ]
     return [_sooner(c, group) for group in groups] if len(groups) <= _GROUPS else []
 
 
@@ -75,26 +100,42 @@ def _sooner(c: Comparison, group: Sequence[Configuration]) -> str:
         there = _at(c, group, level)
         if len(there) > 1 and there[0][0] is group[0]:
             (_, base), *more = there
-            compared = "; ".join(f"workers={of.setting('workers')} is there {_times(base, s)}, after {table.shown(s)}" for of, s in more)
-            return f"To {_level(c, level)} {fewest} takes {table.shown(base)} {_seconds(group[0])} (n = {base.n}); {compared}."
-    return f"How much sooner more workers are than {fewest} is not known: at none of the levels was every run of it and of another."
+            compared = "; ".join(
+                f"workers={of.setting('workers')} is there {_times(base, s)}, after {table.shown(s)}" for of, s in more
+            )
+            return (
+                f"To {_level(c, level)} {fewest} takes {table.shown(base)} {_seconds(group[0])} (n = {base.n}); "
+                f"{compared}."
+            )
+    return (
+        f"How much sooner more workers are than {fewest} is not known: at none of the levels was every run of it "
+        "and of another."
+    )
 
 
 def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
     """The least and the greatest share of a worker's time, of those that exchange, for each method."""
 
     def time(several: Sequence[Configuration], name: Callable[[Configuration], str]) -> str:
-        return _from_to(_all_there(several, lambda of: table.share(of, "communication")), lambda percent: f"{percent:.1f} %", name)
+        return _from_to(
+            _all_there(several, lambda of: table.share(of, "communication")), lambda percent: f"{percent:.1f} %", name
+        )
 
     exchanging = [of for of in those if not of.runs[0].sequential and table.share(of, "communication") is not None]
     if not exchanging:
         return []
     groups, named, numbered = _by_name(c, exchanging)
-    times = [f"{_label(group[0], named)} {time(group, lambda of: _label(of, numbered))}" for group in groups] or [time(exchanging, _name)]
+    times = [f"{_label(group[0], named)} {time(group, lambda of: _label(of, numbered))}" for group in groups] or [
+        time(exchanging, _name)
+    ]
     sent = _all_there(exchanging, lambda of: of.over(lambda run: run.bytes_exchanged / 1e6))
     traffic = _from_to(sent, lambda mb: f"{table.digits(mb)} MB", _name)
     hidden = any(round(s.mean, 1) == 0 for _, s in _all_there(exchanging, lambda of: table.share(of, "communication")))
-    why = " At 0.0 % no worker waits for an exchange: it is hidden behind the gradient, or costs nothing." if hidden else ""
+    why = (
+        " At 0.0 % no worker waits for an exchange: it is hidden behind the gradient, or costs nothing."
+        if hidden
+        else ""
+    )
     return [f"Share of communication in a worker's time: {'; '.join(times)}. Exchanged: {traffic}.{why}"]
 
 
@@ -102,21 +143,33 @@ def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 
 def _least(those: Measured, before: str, unit: str, name: Callable[[Configuration], str], sign: int = 1) -> list[str]:
-    """The one with the lowest mean times `sign`, or all that share it, and those that are not told apart from it; nothing where there is nothing to choose."""
+    """The one with the lowest mean times `sign`, or all that share it, and those that are not told apart from it;
+    nothing where there is nothing to choose.
+    """
     if len(those) < 2:
         return []
     _, s = min(those, key=lambda one: sign * one[1].mean)
     alike = [of for of, other in those if math.isclose(other.mean, s.mean, rel_tol=1e-9, abs_tol=0)]
-    same = all(table.shown(other) == table.shown(s) for of, other in those if of in alike)  # else their deviations differ
+    # else their deviations differ
+    same = all(table.shown(other) == table.shown(s) for of, other in those if of in alike)
     number = table.shown(s) if same else f"{table.digits(s.mean)} in the mean"
-    said = f"{before}: {_listed([name(of) for of in alike])}{' alike' if len(alike) > 1 else ''}, {number}{unit} (n = {s.n})."
+    said = (
+        f"{before}: {_listed([name(of) for of in alike])}{' alike' if len(alike) > 1 else ''}, {number}{unit} (n "
+        f"= {s.n})."
+    )
     if len(alike) == len(those):
         return [said]
     if s.std is None:
         return [f"{said} It may be chance: of a single run no deviation is known."]
-    close = [name(of) for of, other in those if of not in alike and sign * other.mean - max(other.std or 0, s.std) <= sign * s.mean + s.std]
+    close = [
+        name(of)
+        for of, other in those
+        if of not in alike and sign * other.mean - max(other.std or 0, s.std) <= sign * s.mean + s.std
+    ]
     it = "them" if len(alike) > 1 else "it"
-    return [f"{said} {f'Not told apart from {it} by mean ± deviation: {_listed(close)}' if close else f'No other overlaps with {it} in mean ± deviation'}."]
+    if close:
+        return [f"{said} Not told apart from {it} by mean ± deviation: {_listed(close)}."]
+    return [f"{said} No other overlaps with {it} in mean ± deviation."]
 
 
 def _from_to(those: Measured, show: Callable[[float], str], name: Callable[[Configuration], str]) -> str:
@@ -152,7 +205,9 @@ def _all_there(those: Sequence[Configuration], of: Callable[[Configuration], Spr
 
 
 def _by_name(c: Comparison, those: Sequence[Configuration]) -> tuple[list[list[Configuration]], list[str], list[str]]:
-    """Groups of the same method and whatever else has a name, if there are several and not too many; these settings, and the others, which are numbers."""
+    """Groups of the same method and whatever else has a name, if there are several and not too many; these settings,
+    and the others, which are numbers.
+    """
     named = [key for key in c.told_apart if any(isinstance(of.values[key], str) for of in those)]
     groups = _groups(those, named)
     return groups if 1 < len(groups) <= _GROUPS else [], named, [key for key in c.told_apart if key not in named]

@@ -12,42 +12,70 @@ def notes(c: Comparison) -> list[str]:
     """Sentences on the runs, the numbers, and where they must not be compared."""
     said = []
     if any(len(of.counted) > 1 for of in c.configurations):
-        said.append("Numbers are mean ± sample standard deviation over the runs of a configuration (n), which differ by their seed only.")
+        said.append(
+            "Numbers are mean ± sample standard deviation over the runs of a configuration (n), which differ by "
+            "their seed only."
+        )
     if c.also_differ:
         said.append(f"Settings that differ as well, along with these: {', '.join(c.also_differ)}.")
     if any(len(of.counted) < len(of.runs) for of in c.configurations):
         said.append("Only completed and diverged runs are counted in a configuration that has any.")
-    if twice := [of for of in c.configurations if len({run.settings.get("seed") for run in of.counted}) < len(of.counted)]:
-        said.append(f"Several runs with the same seed are counted in {'; '.join(of.label or 'the one configuration' for of in twice)}.")
+    if twice := [
+        of for of in c.configurations if len({run.settings.get("seed") for run in of.counted}) < len(of.counted)
+    ]:
+        said.append(
+            "Several runs with the same seed are counted in "
+            f"{'; '.join(of.label or 'the one configuration' for of in twice)}."
+        )
     if len(tasks := dict.fromkeys(of.task for of in c.configurations)) > 1:
         said.append(f"Runs of different problems are here ({'; '.join(tasks)}): what they reached cannot be compared.")
     evaluated = [run for run in c.runs if len(run.curve["seconds"])]
-    if without := [of.label for of in c.configurations if any(len(run.curve["seconds"]) and c.metric.name not in run.curve for run in of.runs)]:
+    if without := [
+        of.label
+        for of in c.configurations
+        if any(len(run.curve["seconds"]) and c.metric.name not in run.curve for run in of.runs)
+    ]:
         others = [m for m in evaluated[0].curve if m not in MOMENT and all(m in run.curve for run in evaluated)]
         instead = f"; --metric {others[0]} is in all" if others else ""
         said.append(f"No {c.metric.title} was measured in: {'; '.join(without)}{instead}.")
     parties = {run.party for run in c.runs}
     if "average" in parties:
-        said.append("Measured of the average of the center" + (" where a run keeps one, else of the center." if len(parties) > 1 else "."))
+        said.append(
+            "Measured of the average of the center"
+            + (" where a run keeps one, else of the center." if len(parties) > 1 else ".")
+        )
     if any(run.virtual for run in c.runs):
         said.append("Seconds of simulated runs (launcher=simulated) are virtual.")
-    crowded = [of for of in c.configurations if any(not run.virtual and run.cores and run.settings.get("workers", 1) > run.cores for run in of.runs)]
+    crowded = [
+        of
+        for of in c.configurations
+        if any(not run.virtual and run.cores and run.settings.get("workers", 1) > run.cores for run in of.runs)
+    ]
     if crowded:
         had = sorted({run.cores for of in crowded for run in of.runs if run.cores})
         cores = f"{' or '.join(map(str, had))} core{'' if had == [1] else 's'}"
         named = "; ".join(of.label or of.runs[0].path.name for of in crowded)
-        said.append(f"More workers than the {cores} that a run had, which they shared: {named}. With a core for each they would be sooner.")
+        said.append(
+            f"More workers than the {cores} that a run had, which they shared: {named}. With a core for each they "
+            "would be sooner."
+        )
     if c.levels_chosen:
         said.append(f"Levels are {c.levels_chosen}; --levels names others.")
     if c.levels and (apart := _seconds_apart(c)):
         said.append(f"Seconds to a level are as fine as the evaluations, which are {apart} s apart (eval.every).")
     if c.baseline is not None and c.levels:
-        said.append(f"Speed-up is over {c.baseline.label or 'the only configuration'}" + ("." if c.baseline_chosen else "; --baseline names another."))
+        said.append(
+            f"Speed-up is over {c.baseline.label or 'the only configuration'}"
+            + ("." if c.baseline_chosen else "; --baseline names another.")
+        )
     if len(evaluated) < len(c.runs):
         said.append(f"{len(c.runs) - len(evaluated)} of {len(c.runs)} runs have not been evaluated yet.")
     for run in c.runs:
         if run.damaged:
-            said.append(f"{run.path.name}: {_lines(run.damaged)} of metrics.jsonl {'are' if len(run.damaged) > 1 else 'is'} damaged and left out.")
+            said.append(
+                f"{run.path.name}: {_lines(run.damaged)} of metrics.jsonl "
+                f"{'are' if len(run.damaged) > 1 else 'is'} damaged and left out."
+            )
     for of in c.configurations:
         for run in of.runs:
             if run.status not in ("completed", "running") and run.reason:
@@ -62,12 +90,19 @@ def _last_measured(run: Run) -> str:
     """When, where the run ended before its final center was measured."""
     if run.status not in ("interrupted", "failed") or not len(run.curve["step"]):
         return ""
-    return f"{'' if str(run.reason).endswith('.') else '.'} Its last evaluation was at step {run.curve['step'][-1]:,.0f}."
+    return (
+        f"{'' if str(run.reason).endswith('.') else '.'} Its last evaluation was at step {run.curve['step'][-1]:,.0f}."
+    )
 
 
 def _seconds_apart(c: Comparison) -> str | None:
     """Between two evaluations: the median of each run, least and most of them."""
-    medians = [float(np.median(np.diff(run.curve["seconds"]))) for of in c.configurations for run in of.counted if len(run.curve["seconds"]) > 1]
+    medians = [
+        float(np.median(np.diff(run.curve["seconds"])))
+        for of in c.configurations
+        for run in of.counted
+        if len(run.curve["seconds"]) > 1
+    ]
     if not medians:
         return None
     least, most = f"{min(medians):.2g}", f"{max(medians):.2g}"

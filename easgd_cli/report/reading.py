@@ -33,7 +33,8 @@ class Run:
     """One run.
 
     `settings` by their names on the command line (a group's name under the group's own), but for those about keeping.
-    `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or not there.
+    `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or
+    not there.
     `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
     `cores`: CPU cores that it had, None where they are not known or did not do the computing.
     `lost`: a line for every loss of a worker. `metrics`: what its problem declares.
@@ -92,7 +93,9 @@ class Run:
 
 
 def find(words: Sequence[str]) -> list[Path]:
-    """The run directories that these paths name: runs, directories with runs somewhere below, patterns. Raises UsageError."""
+    """The run directories that these paths name: runs, directories with runs somewhere below, patterns. Raises
+    UsageError.
+    """
     found: dict[Path, Path] = {}  # by where they really are, so that none counts twice
     for word in words:
         path = Path(word)
@@ -107,7 +110,9 @@ def find(words: Sequence[str]) -> list[Path]:
         else:
             runs = list(_below(path))
         if not runs and not _sweep(path)[0]:
-            raise UsageError(f"report {word}: is no run and holds none; a run's directory has a config.yaml and a metrics.jsonl.")
+            raise UsageError(
+                f"report {word}: is no run and holds none; a run's directory has a config.yaml and a metrics.jsonl."
+            )
         for run in runs:
             found.setdefault(run.resolve(), run)
     if not found:
@@ -135,24 +140,32 @@ def read_all(words: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def unfinished(words: Sequence[str]) -> Iterator[str]:
-    """A sentence for each sweep among these paths that has jobs to go, and for each job that failed before it had a directory."""
+    """A sentence for each sweep among these paths that has jobs to go, and for each job that failed before it had a
+    directory.
+    """
     for root in map(Path, words):
         jobs, command = _sweep(root)
         counts = Counter(job["status"] for job in jobs.values())
         if counts["queued"] or counts["running"]:
             stopped = ""
-            with suppress(UsageError), run_directory.held(root):  # which nobody holds, but a launcher's jobs may have outlived the command
+            # which nobody holds, but a launcher's jobs may have outlived the command
+            with suppress(UsageError), run_directory.held(root):
                 counts = Counter(_unattended(root / name, job["status"]) for name, job in jobs.items())
                 whose = "the command that began them is gone" if counts["running"] else "no process is at them"
                 stopped = f", and {whose}. To go on: {command or 'give the same command again.'}"
-            yield f"{root.name}: of {len(jobs)} jobs {', '.join(f'{n} {status}' for status, n in sorted(counts.items()) if n)}{stopped or '.'}"
+            yield (
+                f"{root.name}: of {len(jobs)} jobs "
+                f"{', '.join(f'{n} {status}' for status, n in sorted(counts.items()) if n)}{stopped or '.'}"
+            )
         for name, job in jobs.items():
             if job["status"] == "failed" and not (root / name).is_dir():
                 yield f"{name}: failed before it began: {job.get('reason', 'no reason is known')}"
 
 
 def _unattended(path: Path, status: str) -> str:
-    """How a job stands that nobody looks after any more: not as was last said of it, but by its own directory, where it has one."""
+    """How a job stands that nobody looks after any more: not as was last said of it, but by its own directory, where it
+    has one.
+    """
     if status not in ("queued", "running"):
         return status
     said: str | None = None
@@ -205,13 +218,23 @@ def read(path: Path) -> Run:
     exchanges: int = summary["exchanges"] if "exchanges" in summary else int(rows[-1]["exchanges"]) if rows else 0
     workers = [row for row in rows if row["party"] not in PARTIES]
     curve = _curve([row for row in rows if row["party"] == party])
-    if settings.get("workers") == 1 and not exchanges and len(curve["step"]) and curve["step"][-1] > (settings.get("tau") or 0):
+    if (
+        settings.get("workers") == 1
+        and not exchanges
+        and len(curve["step"])
+        and curve["step"][-1] > (settings.get("tau") or 0)
+    ):
         settings["tau"] = None  # a method that exchanges nothing has no period, whatever the setting says
     status, reason = _status(path, summary)
-    per_exchange = summary["bytes_exchanged"] / exchanges if summary.get("bytes_exchanged") and exchanges else 8.0 * summary.get("parameters", 0)
+    per_exchange = (
+        summary["bytes_exchanged"] / exchanges
+        if summary.get("bytes_exchanged") and exchanges
+        else 8.0 * summary.get("parameters", 0)
+    )
     return Run(
         path, settings, reader.overrides_of(path), status, reason, party, curve,
-        seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers), bytes_per_exchange=per_exchange, exchanges=exchanges,
+        seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers),
+        bytes_per_exchange=per_exchange, exchanges=exchanges,
         staleness=_staleness(summary, workers), virtual=settings.get("launcher", "local") != "local",
         cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
         metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
@@ -219,7 +242,9 @@ def read(path: Path) -> Run:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings by name: `algo`, `algo.target`, `launcher.latency`, `tau`; the length as the one of steps, epochs and minutes that counts."""
+    """Settings by name: `algo`, `algo.target`, `launcher.latency`, `tau`; the length as the one of steps, epochs and
+    minutes that counts.
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -233,7 +258,10 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 def _curve(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     names = dict.fromkeys([*MOMENT, *(key for row in rows for key, value in row.items() if not isinstance(value, str))])
-    return {name: np.array([np.nan if (value := row.get(name)) is None else value for row in rows], dtype=float) for name in names}
+    return {
+        name: np.array([np.nan if (value := row.get(name)) is None else value for row in rows], dtype=float)
+        for name in names
+    }
 
 
 def _seconds(summary: dict[str, Any], workers: Sequence[Row]) -> dict[str, float] | None:
@@ -248,7 +276,11 @@ def _speed(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
     """Samples of all workers a second since the start."""
     if "samples_per_second" in summary:
         return float(summary["samples_per_second"])
-    return sum(row["step"] * summary["batch_size"] / row["seconds"] for row in _last(workers) if row["seconds"]) or None if "batch_size" in summary else None
+    return (
+        sum(row["step"] * summary["batch_size"] / row["seconds"] for row in _last(workers) if row["seconds"]) or None
+        if "batch_size" in summary
+        else None
+    )
 
 
 def _last(workers: Sequence[Row]) -> list[Row]:
@@ -257,7 +289,9 @@ def _last(workers: Sequence[Row]) -> list[Row]:
 
 
 def _staleness(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
-    """Updates of the center by others between two exchanges of a worker: the mean, over exchanges where simulated, over the workers' points else."""
+    """Updates of the center by others between two exchanges of a worker: the mean, over exchanges where simulated, over
+    the workers' points else.
+    """
     if mean := summary.get("communication", {}).get("staleness", {}).get("mean"):
         return float(mean)
     found = [row["staleness"] for row in workers if row.get("staleness") is not None]

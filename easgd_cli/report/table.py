@@ -38,18 +38,30 @@ def numbers(c: Comparison) -> dict[str, Any]:
     rows = []
     for of in c.configurations:
         rows.append({
-            "settings": of.values, "runs": [str(run.path) for run in of.runs], "seeds": [run.settings.get("seed") for run in of.runs],
-            "status": [run.status for run in of.runs], "counted_seeds": [run.settings.get("seed") for run in of.counted],
+            "settings": of.values, "runs": [str(run.path) for run in of.runs],
+            "seeds": [run.settings.get("seed") for run in of.runs],
+            "status": [run.status for run in of.runs],
+            "counted_seeds": [run.settings.get("seed") for run in of.counted],
             "party": of.runs[0].party, "baseline": of is c.baseline,
-            "final": _plain(final(c, of)), "best": _plain(_best(c, of)), "seconds_to_best": _plain(_seconds_to_best(c, of)),
-            "seconds_to": {f"{v:g}": _plain(c.seconds_to(of, v)) for v in c.levels}, "speed_up": {f"{v:g}": c.speed_up(of, v) for v in c.levels},
-            **({"held_out": _plain(_held_out(c, of)), f"{c.metric.name}_at_{c.metric.lowest}_held_out": _plain(_there(c, of))} if _holds_out(c) else {}),
+            "final": _plain(final(c, of)), "best": _plain(_best(c, of)),
+            "seconds_to_best": _plain(_seconds_to_best(c, of)),
+            "seconds_to": {f"{v:g}": _plain(c.seconds_to(of, v)) for v in c.levels},
+            "speed_up": {f"{v:g}": c.speed_up(of, v) for v in c.levels},
+            **({"held_out": _plain(_held_out(c, of)),
+            f"{c.metric.name}_at_{c.metric.lowest}_held_out": _plain(_there(c, of))} if _holds_out(c) else {}),
             "samples_per_second": _plain(of.over(lambda run: run.samples_per_second)),
             "percent": {part: _plain(share(of, part)) for part in ("compute", "data", "communication", "other")},
-            "bytes_exchanged": _plain(of.over(lambda run: run.bytes_exchanged)), "staleness": _plain(of.over(lambda run: run.staleness)),
+            "bytes_exchanged": _plain(of.over(lambda run: run.bytes_exchanged)),
+            "staleness": _plain(of.over(lambda run: run.staleness)),
             "train_seconds": _plain(of.over(_last_second)),
         })  # fmt: skip
-    return {"metric": c.metric.name, "told_apart": c.told_apart, "also_differ": c.also_differ, "levels": c.levels, "configurations": rows}
+    return {
+        "metric": c.metric.name,
+        "told_apart": c.told_apart,
+        "also_differ": c.also_differ,
+        "levels": c.levels,
+        "configurations": rows,
+    }
 
 
 Column = tuple[str, Callable[[Configuration], str]]
@@ -113,7 +125,11 @@ def _seconds_to_best(c: Comparison, of: Configuration) -> Spread | None:
 
 
 def _holds_out(c: Comparison) -> bool:
-    return c.metric.primary and c.metric.held_out != c.metric.name and any(c.metric.held_out in run.curve for run in c.runs)
+    return (
+        c.metric.primary
+        and c.metric.held_out != c.metric.name
+        and any(c.metric.held_out in run.curve for run in c.runs)
+    )
 
 
 def _held_out(c: Comparison, of: Configuration) -> Spread | None:
@@ -121,7 +137,9 @@ def _held_out(c: Comparison, of: Configuration) -> Spread | None:
 
 
 def _there(c: Comparison, of: Configuration) -> Spread | None:
-    """The metric at the evaluation with the best held-out value: chosen without the test set, so it does not flatter."""
+    """The metric at the evaluation with the best held-out value: chosen without the test set, so it does
+    not flatter.
+    """
     return of.over(lambda run: _at_best(run, c.metric.held_out, c.metric.name))
 
 
@@ -130,7 +148,13 @@ def _at_best(run: Run, metric: str, what: str) -> float | None:
 
 
 def share(of: Configuration, part: str) -> Spread | None:
-    return of.over(lambda run: 100 * run.seconds[part] / sum(run.seconds.values()) if run.seconds and sum(run.seconds.values()) > 0 else None)
+    return of.over(
+        lambda run: (
+            100 * run.seconds[part] / sum(run.seconds.values())
+            if run.seconds and sum(run.seconds.values()) > 0
+            else None
+        )
+    )
 
 
 def _last_second(run: Run) -> float | None:

@@ -16,8 +16,9 @@ from easgd_cli.errors import UsageError
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
 UNPROFILED_STEPS = 5  # of a worker that is profiled: its first steps are not those it goes on with
 
-# A group (algo, problem, dataset, model, schedule, average, launcher) is {"name": ..., "target": "module:callable", **options}; the
-# options are checked against the callable's own signature (settings/targets.py), so an extension brings its settings with it.
+# A group (algo, problem, dataset, model, schedule, average, launcher) is {"name": ..., "target": "module:callable",
+# **options}; the options are checked against the callable's own signature (settings/targets.py), so an extension brings
+# its settings with it.
 Group = dict[str, Any]
 ON_DATA: Group = {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"}
 NO_AVERAGE: Group = {"name": "none", "target": "easgd_cli.algorithms.average:none"}
@@ -32,7 +33,8 @@ class Until:
 
 @dataclass
 class Eval:
-    every: Optional[str] = None  # "200 steps" (mean local step) or "30 s"; none: newest snapshot when the evaluator is free
+    # "200 steps" (mean local step) or "30 s"; none: newest snapshot when the evaluator is free
+    every: Optional[str] = None
     when: str = "running"  # running | deferred (all at the end)
     device: str = "cpu"  # where the evaluator computes
     train_images: int = 5000  # size of the fixed training subset on which train_loss is measured
@@ -49,11 +51,13 @@ class Settings:
     """A run. Symbols as in Zhang, Choromanska, LeCun (2015), pp. 2-4 and 20."""
 
     algo: Group = MISSING  # the method
-    problem: Group = field(default_factory=lambda: dict(ON_DATA))  # what is minimised: a net's loss on a data set, or a function
+    # what is minimised: a net's loss on a data set, or a function
+    problem: Group = field(default_factory=lambda: dict(ON_DATA))
     dataset: Group = MISSING  # what it learns from
     model: Group = MISSING  # the net
     schedule: Group = MISSING  # eta over the worker's clock
-    average: Group = field(default_factory=lambda: dict(NO_AVERAGE))  # of the center over time, evaluated and saved beside it
+    # of the center over time, evaluated and saved beside it
+    average: Group = field(default_factory=lambda: dict(NO_AVERAGE))
     launcher: Group = MISSING  # where the processes run
 
     tau: int = 10  # communication period: local steps between two exchanges
@@ -80,28 +84,38 @@ class Settings:
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin
     center_device: str = "cpu"  # where the center lies: cpu, or a GPU on which all workers compute
     threads: Optional[int] = None  # CPU threads of each worker; max(1, cores // workers) unless given
-    precision: str = "fp32"  # of a net's gradient: fp32 | bf16 (autocast) | tf32 (CUDA only); parameters, center and evaluation are fp32
-    compile: bool = False  # the workers' nets by torch.compile: a minute before training; slower on the CPUs tried, where it takes a C++ compiler
+    # of a net's gradient: fp32 | bf16 (autocast) | tf32 (CUDA only); parameters, center and evaluation are fp32
+    precision: str = "fp32"
+    # the workers' nets by torch.compile: a minute before training; slower on the CPUs tried, where it takes a C++
+    # compiler
+    compile: bool = False
     deterministic: bool = False  # on CUDA: deterministic kernels, slower
 
-    profile: Optional[str] = None  # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json
+    # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json
+    profile: Optional[str] = None
 
     init: Optional[str] = None  # a state_dict file to start from
-    init_without: list[str] = field(default_factory=list)  # modules or parameters that begin as without init=, such as [fc]
+    # modules or parameters that begin as without init=, such as [fc]
+    init_without: list[str] = field(default_factory=list)
     resume: Optional[str] = None  # a run directory to go on with
     replay: Optional[str] = None  # a run directory whose exchanges are made again in their recorded order, simulated
 
     sweep: Optional[str] = None  # name of a sweep, kept in runs/sweeps/NAME
-    jobs: str = "1"  # of a sweep at a time, each on cores and CUDA devices of its own: a number, or auto, as many as the machine carries
-    retry: bool = False  # of a sweep given again: jobs that failed are tried again too; those killed or interrupted always go on
-    report: Optional[str] = None  # of a sweep, made at its end: options of easgd report, such as '--rows tau', or '' for none of them
-    objective: Optional[str] = None  # of a search, hydra/sweeper=optuna: best_error, final_error, seconds_to_error:5, test:best_error, train_loss
+    # of a sweep at a time, each on cores and CUDA devices of its own: a number, or auto, as many as the machine carries
+    jobs: str = "1"
+    # of a sweep given again: jobs that failed are tried again too; those killed or interrupted always go on
+    retry: bool = False
+    # of a sweep, made at its end: options of easgd report, such as '--rows tau', or '' for none of them
+    report: Optional[str] = None
+    # of a search, hydra/sweeper=optuna: best_error, final_error, seconds_to_error:5, test:best_error, train_loss
+    objective: Optional[str] = None
 
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
-OF_SWEEPS = ("sweep", "jobs", "retry", "report", "objective")  # how a sweep is run and looked at: no part of a job's settings
+# how a sweep is run and looked at: no part of a job's settings
+OF_SWEEPS = ("sweep", "jobs", "retry", "report", "objective")
 
 
 @dataclass(frozen=True)
@@ -122,10 +136,15 @@ class Interval:
         found = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(steps?|s|sec|seconds?|min|minutes?)\s*", str(text))
         number = _number(found[1]) if found else None
         if found is None or number is None or not (math.isfinite(number) and number > 0):
-            raise UsageError(f"{key}={text}: an interval is a positive number with a unit, such as {key}='200 steps' or {key}='30 s'.")
+            raise UsageError(
+                f"{key}={text}: an interval is a positive number with a unit, such as {key}='200 steps' or "
+                f"{key}='30 s'."
+            )
         if found[2].startswith("step"):
             if number != int(number):
-                raise UsageError(f"{key}={text}: a number of steps is whole; write {key}='{max(1, round(number))} steps'.")
+                raise UsageError(
+                    f"{key}={text}: a number of steps is whole; write {key}='{max(1, round(number))} steps'."
+                )
             return cls(steps=int(number))
         return cls(seconds=number * (60 if found[2].startswith("min") else 1))
 
@@ -143,7 +162,8 @@ def check(s: Settings) -> None:
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
     for key, least in (
-        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
+        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0),
+        ("eval.train_images", 1), ("checkpoint.keep", 1),
     ):  # fmt: skip
         value = _get(s, key)
         if value is not None and value < least:
@@ -158,7 +178,9 @@ def check(s: Settings) -> None:
         if _get(s, key) < 0:
             raise UsageError(f"{key}={_get(s, key):.15g}: must not be negative; {key}=0 switches it off.")
     if s.clip is not None and s.clip <= 0:
-        raise UsageError(f"clip={s.clip:g}: a greatest norm is greater than 0; leave it out, or write clip=null, to clip nothing.")
+        raise UsageError(
+            f"clip={s.clip:g}: a greatest norm is greater than 0; leave it out, or write clip=null, to clip nothing."
+        )
     for key in ("epochs", "minutes"):
         value = _get(s, key)
         if value is not None and value <= 0:
@@ -169,7 +191,10 @@ def check(s: Settings) -> None:
         raise UsageError(f"seed={s.seed}: must be a whole number from 0 to 2^63 - 1.")
     given = [k for k in ("steps", "epochs", "minutes") if _get(s, k) is not None]
     if len(given) > 1:
-        raise UsageError(f"{' '.join(f'{k}={_get(s, k):g}' for k in given)}: give one of steps, epochs and minutes; it says when the run ends.")
+        raise UsageError(
+            f"{' '.join(f'{k}={_get(s, k):g}' for k in given)}: give one of steps, epochs and minutes; it says "
+            "when the run ends."
+        )
     if not given and s.default_steps is None:
         raise UsageError("There is no default length for this method and problem: write steps=, epochs= or minutes=.")
     if s.precision not in ("fp32", "tf32", "bf16"):
@@ -179,10 +204,21 @@ def check(s: Settings) -> None:
     if s.eval.when not in ("running", "deferred"):
         raise UsageError(f"eval.when={s.eval.when}: is running or deferred.")
     if s.eval.when == "deferred" and s.until.test_error is not None:
-        raise UsageError("eval.when=deferred until.test_error: a run cannot stop at an error that is measured after its end; use eval.when=running.")
+        raise UsageError(
+            "eval.when=deferred until.test_error: a run cannot stop at an error that is measured after its end; "
+            "use eval.when=running."
+        )
     recorded = profiled_steps(s)
-    if recorded is not None and s.epochs is None and s.minutes is None and recorded + UNPROFILED_STEPS > (many := s.steps or s.default_steps or 0):
-        raise UsageError(f"profile={s.profile}: the first {UNPROFILED_STEPS} steps are not recorded, and the run has {many}; give fewer, or a longer run.")
+    if (
+        recorded is not None
+        and s.epochs is None
+        and s.minutes is None
+        and recorded + UNPROFILED_STEPS > (many := s.steps or s.default_steps or 0)
+    ):
+        raise UsageError(
+            f"profile={s.profile}: the first {UNPROFILED_STEPS} steps are not recorded, and the run has {many}; "
+            "give fewer, or a longer run."
+        )
     Interval.parse("eval.every", s.eval.every)
     Interval.parse("checkpoint.every", s.checkpoint.every)
 
@@ -211,12 +247,17 @@ def levels(s: Settings) -> dict[str, float]:
 
 
 def total_steps(s: Settings, train_images: int | None) -> int | None:
-    """Local steps of each worker, or None when minutes end the run. Raises UsageError for passes over images where there are none."""
+    """Local steps of each worker, or None when minutes end the run. Raises UsageError for passes over images where
+    there are none.
+    """
     if s.minutes is not None:
         return None
     if s.epochs is not None:
         if train_images is None:
-            raise UsageError(f"epochs={s.epochs:g}: are passes over a data set, and problem={s.problem['name']} has none; use steps= or minutes=.")
+            raise UsageError(
+                f"epochs={s.epochs:g}: are passes over a data set, and problem={s.problem['name']} has none; use "
+                "steps= or minutes=."
+            )
         return max(1, math.ceil(s.epochs * train_images / s.batch_size))
     return s.steps if s.steps is not None else s.default_steps
 

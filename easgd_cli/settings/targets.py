@@ -1,7 +1,8 @@
-"""Makers: what a group of settings names as `module:callable`, the package's own and a user's alike, found, read and called.
+"""Makers: what a group of settings names as `module:callable`, the package's own and a user's alike, found, read and
+called.
 
-A group's options, and what the runner offers by name, are matched with the callable's signature; whatever does not fit is a
-UsageError.
+A group's options, and what the runner offers by name, are matched with the callable's signature; whatever does not fit
+is a UsageError.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
     for key, value in options.items():
         if key not in parameters:
             near = difflib.get_close_matches(key, parameters, 1)
-            raise UsageError(f"{group}.{key}={value}: {spec['name']} has no such setting" + (f"; did you mean {group}.{near[0]}?" if near else "."))
+            raise UsageError(
+                f"{group}.{key}={value}: {spec['name']} has no such setting"
+                + (f"; did you mean {group}.{near[0]}?" if near else ".")
+            )
         given[key] = convert(f"{group}.{key}", value, parameters[key].annotation)
     for key, parameter in parameters.items():
         if key in given:
@@ -92,9 +96,12 @@ def locate(group: str, target: str) -> Callable[..., Any]:
         missing = e.name or module
         if module == missing or module.startswith(missing + "."):
             raise UsageError(
-                f"{group}={target}: there is no module {missing} in {here} or among the installed packages; go to the directory that holds it."
+                f"{group}={target}: there is no module {missing} in {here} or among the installed packages; "
+                "go to the directory that holds it."
             ) from e
-        raise UsageError(f"{group}={target}: importing {module} failed: it needs the module {missing}, which is not installed.") from e
+        raise UsageError(
+            f"{group}={target}: importing {module} failed: it needs the module {missing}, which is not installed."
+        ) from e
     except (Exception, SystemExit) as e:
         raise UsageError(f"{group}={target}: importing {module} raised {_raised(e)}.") from e
     for part in name.split("."):
@@ -102,7 +109,9 @@ def locate(group: str, target: str) -> Callable[..., Any]:
             found = getattr(found, part)
         except AttributeError:
             near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], 1)
-            raise UsageError(f"{group}={target}: {module} has no {name}" + (f"; did you mean {module}:{near[0]}?" if near else ".")) from None
+            raise UsageError(
+                f"{group}={target}: {module} has no {name}" + (f"; did you mean {module}:{near[0]}?" if near else ".")
+            ) from None
     if not callable(found):
         raise UsageError(f"{group}={target}: is a {type(found).__name__}, not something that can be called.")
     return found
@@ -151,7 +160,15 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
     return float(value) if annotation is float else value
 
 
-_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list", dict: "a dictionary"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    tuple: "a list",
+    dict: "a dictionary",
+}
 
 
 def word(kind: Any) -> str:
@@ -169,7 +186,9 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _raised(e: BaseException) -> str:
-    """What a user's own code raised, and where: the last line that was run, or of a syntax error the line that cannot be read."""
+    """What a user's own code raised, and where: the last line that was run, or of a syntax error the line that cannot
+    be read.
+    """
     if isinstance(e, SyntaxError) and e.filename is not None:
         return f"{type(e).__name__}: {e.msg} ({e.filename}, line {e.lineno})"
     frame = traceback.extract_tb(e.__traceback__)[-1]

@@ -1,4 +1,6 @@
-"""Who runs the jobs of a sweep: the interface, and easgd's own executor, each job a process in a slot of this machine."""
+"""Who runs the jobs of a sweep: the interface, and easgd's own executor, each job a process in a slot of
+this machine.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,9 @@ Tell = Callable[[str, JobStatus], None]
 class Executor(Protocol):
     """Runs jobs.
 
-    `begin` is asked when a job's turn has come whether it is to run, `on_change` is told of a job that runs and of one that has
-    ended, and `look` is called often in between. A signal ends the jobs as it ends a run alone. Returns 128 + the number of
-    the signal that came first, 1 where the executor itself has failed, else 0.
+    `begin` is asked when a job's turn has come whether it is to run, `on_change` is told of a job that runs and of one
+    that has ended, and `look` is called often in between. A signal ends the jobs as it ends a run alone. Returns 128 +
+    the number of the signal that came first, 1 where the executor itself has failed, else 0.
     """
 
     def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int: ...
@@ -93,7 +95,9 @@ class SlotExecutor:
 
 
 class JobServer:
-    """A slot's process, from which one job after another is forked (job_server.py). Killed, it takes its job with it."""
+    """A slot's process, from which one job after another is forked (job_server.py). Killed, it takes its
+    job with it.
+    """
 
     def __init__(self, slot: Slot, devices: Devices, program: str, log: Path):
         self.devices = devices

@@ -1,7 +1,8 @@
-"""Launchers and sweepers of Hydra's other than its basic ones: joblib, submitit and SLURM, optuna, and any other plugin.
+"""Launchers and sweepers of Hydra's other than its basic ones: joblib, submitit and SLURM, optuna, and any other
+plugin.
 
-A launcher is given the jobs of a checked plan. A sweeper draws its own, and is told of each what it is to minimise. Either
-calls `HydraJob`, wherever it likes; the run then has a process of its own, and this one reads how it stands.
+A launcher is given the jobs of a checked plan. A sweeper draws its own, and is told of each what it is to minimise.
+Either calls `HydraJob`, wherever it likes; the run then has a process of its own, and this one reads how it stands.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ class HydraJob:
     """What Hydra calls for each job, perhaps in a thread, in another library's process or on another machine.
 
     Neither signals nor multiprocessing are there as a launcher of runs needs them, so the run has a process of its own.
-    With an `objective` it returns the value of that and raises RunError where the run failed, as sweepers have it; without,
-    nothing. Raises CannotSay. `retry`: also a run that failed before.
+    With an `objective` it returns the value of that and raises RunError where the run failed, as sweepers have it;
+    without, nothing. Raises CannotSay. `retry`: also a run that failed before.
     """
 
     root: Path
@@ -132,8 +133,14 @@ class HydraJob:
         info = HydraConfig.get()
         name = self._name(run_directory.clean(str(info.sweep.subdir)) or "default", own(info.overrides.task))
         with suppress(OSError):
-            Path(info.runtime.output_dir).rmdir()  # Hydra has made it; the run makes its own, or goes on in the one it had
-        words = ["--config-name", str(info.job.config_name), *info.overrides.task, *(["retry=true"] if self.retry else [])]
+            # Hydra has made it; the run makes its own, or goes on in the one it had
+            Path(info.runtime.output_dir).rmdir()
+        words = [
+            "--config-name",
+            str(info.job.config_name),
+            *info.overrides.task,
+            *(["retry=true"] if self.retry else []),
+        ]
         if info.searchpath:
             words.append(f"hydra.searchpath=[{','.join(quote(p) for p in info.searchpath)}]")
         with _or_cannot_say():

@@ -25,8 +25,8 @@ NEW, STOPPED = "new", "stopped"  # a run is to begin there; to go on from its ch
 
 @dataclass(frozen=True)
 class JobDirectory:
-    """Where a job runs, and what is there: NEW, STOPPED, or something that leaves nothing to run in this start of the sweep:
-    completed, diverged, FAILED (with the reason), ELSEWHERE.
+    """Where a job runs, and what is there: NEW, STOPPED, or something that leaves nothing to run in this start of the
+    sweep: completed, diverged, FAILED (with the reason), ELSEWHERE.
     """
 
     path: Path
@@ -44,7 +44,9 @@ class JobDirectory:
 
 
 def find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
-    """The directory of the job that is named `path`. A run without a checkpoint is cleared away, a failed one only to `retry`."""
+    """The directory of the job that is named `path`. A run without a checkpoint is cleared away, a failed one only to
+    `retry`.
+    """
     while True:
         with suppress(FileNotFoundError):  # another sweep has just removed what we looked at
             return _find(path, settings, retry)

@@ -1,8 +1,8 @@
 """A process from which the jobs of one slot are forked, one after another (executor.py).
 
-`python -m easgd_cli.sweeps.job_server PARENT FD CORES PROGRAM`: PROGRAM is the module whose main runs a job. What every job
-needs is imported once, here, since that takes longer than a short job; nothing else happens, so each job is a process as
-clean as one just started. A local run's own processes come from one server of theirs, too.
+`python -m easgd_cli.sweeps.job_server PARENT FD CORES PROGRAM`: PROGRAM is the module whose main runs a job. What every
+job needs is imported once, here, since that takes longer than a short job; nothing else happens, so each job is a
+process as clean as one just started. A local run's own processes come from one server of theirs, too.
 
 FD is a connection to the sweep, PARENT. A job comes on it as the arguments of PROGRAM, the file for what it prints, and
 whether its run has processes. When it has ended its process number and exit status go back. Signals are for the job.

@@ -1,7 +1,7 @@
 """How each job of a sweep stands: logs/NAME.json in the sweep's directory, wherever and by whatever the job is run.
 
-The job's own process writes its file, whole, since it may be on another machine, where neither a pipe nor a lock reaches.
-Only for a job that has ended without a word it is written by whoever has started its process.
+The job's own process writes its file, whole, since it may be on another machine, where neither a pipe nor a lock
+reaches. Only for a job that has ended without a word it is written by whoever has started its process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # with a line, or be
 
 @dataclass(frozen=True)
 class JobStatus:
-    """One of the statuses above, or run_directory.ENDED: completed, diverged. `pid`: the process on `host` that says so.
+    """One of the statuses above, or run_directory.ENDED: completed, diverged. `pid`: the process on `host` that says
+    so.
 
     `before`: the job had ended so in an earlier start of the sweep. `value`: of `objective`, None where it is infinite.
     """
@@ -128,7 +129,8 @@ def writing(path: Path) -> Iterator[Path]:
         yield path
     except OSError as e:
         raise RunError(
-            f"{path}: how the job stands cannot be written there ({e.strerror}); remove what is in the way, or choose another place with hydra.sweep.dir=PATH."
+            f"{path}: how the job stands cannot be written there ({e.strerror}); remove what is in the way, "
+            "or choose another place with hydra.sweep.dir=PATH."
         ) from e
 
 

@@ -26,11 +26,14 @@ class JobWatch:
         self.said: dict[str, JobStatus] = {}
         self._root, self._tell, self._view = root, tell, look
         self._before = self._read()
-        self._dead: list[str] | None = None  # once jobs are being ended: those here that had ended before without a word
+        # once jobs are being ended: those here that had ended before without a word
+        self._dead: list[str] | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Looks every moment in a thread, since this one is in the hands of another program, and once more at the end."""
+        """Looks every moment in a thread, since this one is in the hands of another program, and once more
+        at the end.
+        """
         over = threading.Event()
 
         def look_on() -> None:
@@ -49,7 +52,9 @@ class JobWatch:
                 self._say(name, replace(self.said[name], status=KILLED, reason="its process has ended without a word"))
 
     def settle(self, last: Callable[[JobStatus], bool]) -> None:
-        """Waits until what every job has said is the `last` it will say: all have ended, but a network may show it late."""
+        """Waits until what every job has said is the `last` it will say: all have ended, but a network may show it
+        late.
+        """
         _wait_until(lambda: all(last(said) for said in list(self.said.values())))
 
     def end(self) -> None:
@@ -58,7 +63,9 @@ class JobWatch:
         What began them may begin others meanwhile, and kill those when it is told: they count as interrupted, too.
         """
         self._dead = self._silent()
-        here = {name: said.pid for name, said in self._read().items() if said.runs_here and said != self._before.get(name)}
+        here = {
+            name: said.pid for name, said in self._read().items() if said.runs_here and said != self._before.get(name)
+        }
         for pid in here.values():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid or 0, signal.SIGTERM)

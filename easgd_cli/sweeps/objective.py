@@ -23,8 +23,9 @@ _SPLITS = {"validation": "held-out", "test": "test"}
 class Objective:
     """Of the center, or of its average where one is kept.
 
-    `what`: best and final, of the `primary` metric of the problem; seconds_to, training seconds until that is as good as
-    `level`; train_loss, that of the last evaluation. `split`: whose metric, validation (held out of training) or test.
+    `what`: best and final, of the `primary` metric of the problem; seconds_to, training seconds until that is as good
+    as `level`; train_loss, that of the last evaluation. `split`: whose metric, validation (held out of training) or
+    test.
     """
 
     what: str
@@ -49,10 +50,15 @@ class Objective:
         return f"{self} {self.primary.shown(self.primary.sign * value)}"
 
     def value(self, path: Path) -> float:
-        """Of the run in `path`: what is to be small. Infinite where it diverged or has not come to the level. Raises RunError."""
+        """Of the run in `path`: what is to be small. Infinite where it diverged or has not come to the level. Raises
+        RunError.
+        """
         run = _read(path)
         if self._metric not in run.curve:
-            raise RunError(f"{path}: no evaluation has a {self._metric}, which the search is to judge by; choose another objective=.")
+            raise RunError(
+                f"{path}: no evaluation has a {self._metric}, which the search is to judge by; choose another "
+                "objective=."
+            )
         at = self._evaluation(run)
         if run.status == "diverged" or at is None:
             return math.inf
@@ -62,17 +68,27 @@ class Objective:
         return value if math.isfinite(value) else math.inf
 
     def errors(self, path: Path) -> dict[str, float]:
-        """Held-out and test value of the primary metric at the evaluation that `value` is about; those that there are."""
+        """Held-out and test value of the primary metric at the evaluation that `value` is about; those that
+        there are.
+        """
         run = _read(path)
         at = self._evaluation(run)
         base = _base(self.primary or run.metrics.primary or TRAIN_LOSS)
         metrics = {f"{name} {base.replace('_', ' ')}": f"{split}_{base}" for split, name in _SPLITS.items()}
-        return {name: float(run.curve[m][at]) for name, m in metrics.items() if m in run.curve and at is not None and run.finite(m)[at]}
+        return {
+            name: float(run.curve[m][at])
+            for name, m in metrics.items()
+            if m in run.curve and at is not None and run.finite(m)[at]
+        }
 
     def others(self, path: Path) -> list[str]:
         """The same as texts, but for the value itself."""
         shown = (self.primary or _read(path).metrics.primary or TRAIN_LOSS).shown
-        return [f"{name} {shown(value)}" for name, value in self.errors(path).items() if self.what == "seconds_to" or name not in str(self)]
+        return [
+            f"{name} {shown(value)}"
+            for name, value in self.errors(path).items()
+            if self.what == "seconds_to" or name not in str(self)
+        ]
 
     @property
     def _metric(self) -> str:
@@ -83,7 +99,11 @@ class Objective:
         if self.what == "best":
             return run.best(self._metric)
         if self.what == "seconds_to" and self.primary is not None:
-            reached = (i for i, value in enumerate(run.curve[self._metric]) if self.primary.reached(float(value), self.level or 0.0))
+            reached = (
+                i
+                for i, value in enumerate(run.curve[self._metric])
+                if self.primary.reached(float(value), self.level or 0.0)
+            )
             return next(reached, None)
         return len(run.curve["seconds"]) - 1 if len(run.curve["seconds"]) else None
 
@@ -99,19 +119,24 @@ def of(s: Settings) -> Objective:
     if found is None or (found[3] and level is None) or (found[1] and found[5]):
         unit = "" if primary is None or primary.unit != "%" else " (in percent)"
         raise UsageError(
-            f"objective={text}: is best_{base}, final_{base}, seconds_to_{base}:LEVEL{unit}, each of what is held out of training or with test: before it "
+            f"objective={text}: is best_{base}, final_{base}, seconds_to_{base}:LEVEL{unit}, each of what is "
+            "held out of training or with test: before it "
             "of the test set, or train_loss."
         )
     if found[5]:
         return Objective(found[5])
     if primary is None:
-        raise UsageError(f"objective={text}: problem={s.problem['name']} has no data set, so it has no {base}; write objective=train_loss.")
+        raise UsageError(
+            f"objective={text}: problem={s.problem['name']} has no data set, so it has no {base}; write "
+            "objective=train_loss."
+        )
     what = found[2] or found[3]
     if found[1]:
         return Objective(what, primary, "test", level)
     if not s.dataset.get("validation"):
         raise UsageError(
-            f"dataset.validation=0: a search chooses settings by what is held out of training; hold some out, such as dataset.validation=200, or let it "
+            "dataset.validation=0: a search chooses settings by what is held out of training; hold some out, "
+            "such as dataset.validation=200, or let it "
             f"choose by the test set with objective=test:{text}, which flatters the {base} it gives."
         )
     return Objective(what, primary, "validation", level)

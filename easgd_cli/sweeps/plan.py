@@ -11,7 +11,8 @@ from easgd_cli.sweeps.objective import Objective
 
 @dataclass(frozen=True)
 class SweepJob:
-    """One run of a sweep. `words` are its settings, as after `easgd train`; its directory is named by those that differ.
+    """One run of a sweep. `words` are its settings, as after `easgd train`; its directory is named by those that
+    differ.
 
     `steps`: local steps of each worker, None where minutes end it. `memory`: bytes it needs at its peak, beside its
     processes.

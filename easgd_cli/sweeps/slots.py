@@ -37,7 +37,9 @@ class Slot:
     devices: list[str]
 
     def environment(self, wanted: Devices) -> dict[str, str]:
-        """The environment of a job here. One that names devices counts them as this process does, so it is shown all."""
+        """The environment of a job here. One that names devices counts them as this process does, so it is
+        shown all.
+        """
         if wanted is Devices.NAMED or not self.devices:
             return dict(os.environ)
         return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(self.devices) if wanted is Devices.ANY else ""}
@@ -54,14 +56,17 @@ def slots(at_once: str, jobs: Sequence[SweepJob]) -> list[Slot]:
         count = min(int(at_once), len(jobs))
     else:
         raise UsageError(
-            f"jobs={at_once}: is how many jobs of a sweep run at a time, a whole number of at least 1, or auto for as many as the machine carries."
+            f"jobs={at_once}: is how many jobs of a sweep run at a time, a whole number of at least 1, or "
+            "auto for as many as the machine carries."
         )
     shares = [set(cores)] * count if count > len(cores) else [set(share) for share in dealt(cores, count)]
     return [Slot(own, shown) for own, shown in zip(shares, dealt(devices, count), strict=True)]
 
 
 def dealt(things: Sequence[T], slots: int) -> list[list[T]]:
-    """A share of these for each slot: neighbours, none in two shares; where there are fewer than slots, one each in turn."""
+    """A share of these for each slot: neighbours, none in two shares; where there are fewer than slots, one each in
+    turn.
+    """
     if 0 < len(things) < slots:
         return [[things[i % len(things)]] for i in range(slots)]
     return [list(things[i * len(things) // slots : (i + 1) * len(things) // slots]) for i in range(slots)]
@@ -70,8 +75,8 @@ def dealt(things: Sequence[T], slots: int) -> list[list[T]]:
 def _carried(job: SweepJob, cores: int, devices: int) -> int:
     """How many such jobs the machine carries at a time; 0 where it is small for one.
 
-    A job needs a core for each thread of its workers, a device for each worker, and its memory. A simulated one computes
-    one gradient at a time.
+    A job needs a core for each thread of its workers, a device for each worker, and its memory. A simulated one
+    computes one gradient at a time.
     """
     from easgd_cli.system.shared_memory import available_memory
 

@@ -1,4 +1,6 @@
-"""sweep.json: what a sweep is made of and how its jobs stand, for whoever looks, and for the sweep that is given again."""
+"""sweep.json: what a sweep is made of and how its jobs stand, for whoever looks, and for the sweep that is
+given again.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class SweepFile:
 
     @contextmanager
     def _alone(self) -> Iterator[dict[str, Any]]:
-        """The jobs as they are in the file, to be changed and written. Another sweep waits: it would undo what it had not read."""
+        """The jobs as they are in the file, to be changed and written. Another sweep waits: it would undo what it had
+        not read.
+        """
         with ExitStack() as held:
             with suppress(OSError):  # a file system without locks, as some networks have, or one that cannot be written
                 lock = self._path.with_name(f".{self._path.name}.lock")
@@ -73,7 +77,8 @@ def refuse_another(plan: Plan) -> None:
         now = f"{key} is swept" if key in plan.varying else plan.fixed.get(key, f"there is no {key}=")
         if (key in swept, had.get(key)) != (key in plan.varying, plan.fixed.get(key)):
             raise UsageError(
-                f"sweep={plan.root.name}: is the name of another sweep, where {then}, and now {now}; choose another name, or leave the settings as they were."
+                f"sweep={plan.root.name}: is the name of another sweep, where {then}, and now {now}; choose "
+                "another name, or leave the settings as they were."
             )
 
 

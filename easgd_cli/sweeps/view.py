@@ -1,4 +1,5 @@
-"""What a sweep shows while its jobs run: a line for each that runs in a terminal, a line when one begins or ends elsewhere.
+"""What a sweep shows while its jobs run: a line for each that runs in a terminal, a line when one begins or ends
+elsewhere.
 
 Jobs are other processes, perhaps on other machines; how far they are is read from their records.
 """
@@ -63,7 +64,9 @@ class SweepView:
 
     def _view(self) -> Group:
         jobs = [[title, job.step, job.left, *job.measured()] for title, job in self._running.items()]
-        primary = next((job.metrics.primary.title for job in self._running.values() if job.metrics.primary is not None), "")
+        primary = next(
+            (job.metrics.primary.title for job in self._running.values() if job.metrics.primary is not None), ""
+        )
         rows = [("running", "step", "left", "train loss", primary), *jobs]
         table = Table.grid(padding=(0, 2), expand=False)
         for number in range(len(rows[0])):
@@ -139,4 +142,6 @@ class _Watched:
     def measured(self) -> list[str]:
         """Loss and primary metric at the last evaluation of the center, as texts."""
         shown = [TRAIN_LOSS, *([self.metrics.primary] if self.metrics.primary is not None else [])]
-        return ([m.shown(self._center[m.name], "not finite") if m.name in self._center else "" for m in shown] + [""])[:2]
+        return ([m.shown(self._center[m.name], "not finite") if m.name in self._center else "" for m in shown] + [""])[
+            :2
+        ]

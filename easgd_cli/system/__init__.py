@@ -1,1 +1,3 @@
-"""What is asked of the operating system: shared memory, channels between processes, devices, files, Ctrl-C at the start."""
+"""What is asked of the operating system: shared memory, channels between processes, devices, files, Ctrl-C at the
+start.
+"""

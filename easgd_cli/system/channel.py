@@ -1,7 +1,7 @@
 """A wire between the launcher and one child: JSON lines over a Unix socket, each with at most one descriptor.
 
-Nothing but `wait` blocks. A child posts and goes on training; what the socket does not take stays in a buffer until the next
-flush. One socket per child and nothing shared between children, so that a kill harms no other connection.
+Nothing but `wait` blocks. A child posts and goes on training; what the socket does not take stays in a buffer until the
+next flush. One socket per child and nothing shared between children, so that a kill harms no other connection.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """One end. `post` queues a message, `flush` sends what the socket takes, `receive` and `wait` return what has arrived."""
+    """One end. `post` queues a message, `flush` sends what the socket takes, `receive` and `wait` return what has
+    arrived.
+    """
 
     def __init__(self, sock: socket.socket):
         self._socket = sock
@@ -37,7 +39,8 @@ class Channel:
         self._in = bytearray()
         self._fds: deque[int] = deque()
         self._inbox: deque[Message] = deque()
-        self._poll = select.poll()  # asking costs a worker a microsecond a step; a read that finds nothing, with its buffer, up to a thousand
+        # asking costs a worker a microsecond a step; a read that finds nothing, with its buffer, up to a thousand
+        self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
     def fileno(self) -> int:
@@ -46,12 +49,19 @@ class Channel:
     def post(self, message: dict[str, Any], tensors: SharedTensors | None = None) -> None:
         """Queues a message, `tensors` with it. The memory belongs to the message from now on: this end closes it."""
         if tensors is not None:
-            message = {**message, "layout": {n: [list(shape), str(dtype).removeprefix("torch.")] for n, (shape, dtype) in tensors.layout.items()}}
+            message = {
+                **message,
+                "layout": {
+                    n: [list(shape), str(dtype).removeprefix("torch.")] for n, (shape, dtype) in tensors.layout.items()
+                },
+            }
         self._out.append((memoryview(json.dumps(message).encode() + b"\n"), tensors))
         self.flush()
 
     def flush(self) -> bool:
-        """Sends what the socket takes now; True when nothing is left. Raises ChannelClosed when the other side has ended."""
+        """Sends what the socket takes now; True when nothing is left. Raises ChannelClosed when the other side has
+        ended.
+        """
         while self._out:
             data, tensors = self._out[0]
             try:
@@ -71,9 +81,11 @@ class Channel:
         return True
 
     def receive(self) -> list[Message]:
-        """Whole messages that have arrived; none only when all have been returned. Raises ChannelClosed at the end, after all before it.
+        """Whole messages that have arrived; none only when all have been returned. Raises ChannelClosed at the end,
+        after all before it.
 
-        One call does not return without bound what keeps arriving. Of an other side that has ended, call until there are none.
+        One call does not return without bound what keeps arriving. Of an other side that has ended, call until there
+        are none.
         """
         self._fill()
         messages = list(self._inbox)

@@ -47,7 +47,9 @@ def _checked(key: str, given: str, device: str) -> str:
 
 
 def visible_devices() -> list[str]:
-    """The CUDA devices that this process shows, by the names that CUDA_VISIBLE_DEVICES takes for them. CUDA is asked, but not started."""
+    """The CUDA devices that this process shows, by the names that CUDA_VISIBLE_DEVICES takes for them. CUDA is asked,
+    but not started.
+    """
     count = torch.cuda.device_count()
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(i) for i in range(count)] if given is None else [name.strip() for name in given.split(",")]
@@ -62,13 +64,16 @@ def worker_threads(s: Settings) -> int:
 def check_threads(s: Settings) -> None:
     """Refuses more threads than help or can be had. Raises UsageError.
 
-    Threads beyond the cores wait for each other, and by the thousand cannot be started: the process dies in the attempt. Up to
-    64 are let through on any machine, since sums round differently with another number: a run of a larger machine can be
-    repeated on a smaller one.
+    Threads beyond the cores wait for each other, and by the thousand cannot be started: the process dies in the
+    attempt. Up to 64 are let through on any machine, since sums round differently with another number: a run of a
+    larger machine can be repeated on a smaller one.
     """
     most = max(64, 4 * cores())
     if s.threads is not None and s.threads > most:
-        raise UsageError(f"threads={s.threads}: must be at most {most}, since this machine has {cores()} cores and more threads only wait for each other.")
+        raise UsageError(
+            f"threads={s.threads}: must be at most {most}, since this machine has {cores()} cores and more "
+            "threads only wait for each other."
+        )
 
 
 def check_compiler() -> None:
@@ -76,13 +81,16 @@ def check_compiler() -> None:
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         raise UsageError(
-            f"compile=true: on a CPU torch.compile calls a C++ compiler, and there is no {compiler}; install one, name another by the environment "
+            f"compile=true: on a CPU torch.compile calls a C++ compiler, and there is no {compiler}; install "
+            "one, name another by the environment "
             "variable CXX, or leave compile out."
         )
 
 
 def evaluator_threads(s: Settings) -> int:
-    """CPU threads of the evaluator: one share beside the workers'. Two threads that wait for each other on a busy core crawl."""
+    """CPU threads of the evaluator: one share beside the workers'. Two threads that wait for each other on a busy core
+    crawl.
+    """
     return max(1, cores() // (s.workers + 1))
 
 

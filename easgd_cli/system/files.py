@@ -14,13 +14,20 @@ from easgd_cli.system.interruption import undone_by
 
 @contextmanager
 def scratch_directory(parent: Path | None = None, prefix: str | None = None) -> Iterator[Path]:
-    """A new directory in `parent` (or where the system keeps such), removed at the end, also when a signal is it. Raises OSError."""
-    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as made, undone_by(lambda: shutil.rmtree(made, ignore_errors=True)):
+    """A new directory in `parent` (or where the system keeps such), removed at the end, also when a signal is it.
+    Raises OSError.
+    """
+    with (
+        tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as made,
+        undone_by(lambda: shutil.rmtree(made, ignore_errors=True)),
+    ):
         yield Path(made)
 
 
 def put(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file beside `path` written and renames it, so that whoever looks finds the old one or the new one, whole. Raises OSError."""
+    """Has a file beside `path` written and renames it, so that whoever looks finds the old one or the new one, whole.
+    Raises OSError.
+    """
     beside = path.with_name(f".{os.getpid()}.{path.name}")  # the ending stays: some writers go by it
     try:
         write(beside)

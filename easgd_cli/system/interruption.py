@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM before a launcher has taken over.
 
-A KeyboardInterrupt in the middle of an import, or of another library's callback, is lost there or comes out as something
-else. So until a launcher listens, nothing is raised: what was begun is undone and the process ends where it stands.
+A KeyboardInterrupt in the middle of an import, or of another library's callback, is lost there or comes out as
+something else. So until a launcher listens, nothing is raised: what was begun is undone and the process ends where it
+stands.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def raised() -> Iterator[list[int]]:
-    """While it lasts, SIGINT and SIGTERM are a KeyboardInterrupt, which is what other programs wait for. Yields those that have come."""
+    """While it lasts, SIGINT and SIGTERM are a KeyboardInterrupt, which is what other programs wait for. Yields those
+    that have come.
+    """
     came: list[int] = []
 
     def react(number: int, _: FrameType | None) -> None:
@@ -77,7 +80,9 @@ def raised() -> Iterator[list[int]]:
 
 
 def end_with(parent: int, number: signal.Signals) -> None:
-    """From here on this process is sent signal `number` when process `parent`, which has started it, ends. On Linux only."""
+    """From here on this process is sent signal `number` when process `parent`, which has started it, ends. On Linux
+    only.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it has ended before

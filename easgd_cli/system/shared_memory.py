@@ -1,7 +1,8 @@
 """Anonymous shared memory as tensors: no name to leak, gone with its last holder, whatever was killed.
 
 A `SharedTensors` is a set of tensors laid out in one anonymous file. It travels to a child process started by
-multiprocessing (the descriptor is duplicated for the child) or over a Unix socket (`fileno`, then `SharedTensors.open`).
+multiprocessing (the descriptor is duplicated for the child) or over a Unix socket (`fileno`, then
+`SharedTensors.open`).
 """
 
 from __future__ import annotations
@@ -42,11 +43,14 @@ class SharedTensors:
         _, size = _offsets(layout)
         available = available_memory()
         if available is not None and size > available:
-            raise MemoryError(f"{size / 2**20:.0f} MiB of shared memory could not be had: {available / 2**20:.0f} MiB are free")
+            raise MemoryError(
+                f"{size / 2**20:.0f} MiB of shared memory could not be had: {available / 2**20:.0f} MiB are free"
+            )
         fd = _anonymous_file()
         try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, 0, max(size, 1))  # the pages are had now: a shortage is an error here, not a SIGBUS later
+                # the pages are had now: a shortage is an error here, not a SIGBUS later
+                os.posix_fallocate(fd, 0, max(size, 1))
             else:
                 os.ftruncate(fd, max(size, 1))
         except OSError as e:
@@ -90,10 +94,11 @@ class SharedTensors:
 
 
 def keep_freed_memory() -> None:
-    """From now on what this process frees stays with it, for what it allocates next. Does nothing where the C library is not glibc.
+    """From now on what this process frees stays with it, for what it allocates next. Does nothing where the C library
+    is not glibc.
 
-    The activations of a batch are tens of megabytes. glibc gives them back to the system when they are freed, and at the next
-    step every page is faulted in again: a fifth of a training step of the paper's CIFAR net (docs/results.md).
+    The activations of a batch are tens of megabytes. glibc gives them back to the system when they are freed, and at
+    the next step every page is faulted in again: a fifth of a training step of the paper's CIFAR net (docs/results.md).
     """
     mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     with suppress(AttributeError, OSError):
@@ -103,7 +108,9 @@ def keep_freed_memory() -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say. Asking for more may end in the OOM killer."""
+    """Bytes that can be had without swapping; None where the system does not say. Asking for more may end in the OOM
+    killer.
+    """
     try:
         with open("/proc/meminfo") as f:
             free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))

@@ -24,7 +24,9 @@ def for_terminal(text: str, file: TextIO) -> str:
 
 
 def with_command(text: str, command: str) -> str:
-    """What a command is for, and the command; on a terminal without room for both in a line of its own, unbroken, to be copied."""
+    """What a command is for, and the command; on a terminal without room for both in a line of its own, unbroken, to be
+    copied.
+    """
     if not sys.stdout.isatty() or len(text) + 1 + len(command) <= _width():
         return f"{text} {command}"
     return f"{_wrapped(text, 0)}\n  {command}"

@@ -1,1 +1,3 @@
-"""`easgd theory`: the paper's analysis as numbers and figures, and how it agrees with runs of the algorithms themselves."""
+"""`easgd theory`: the paper's analysis as numbers and figures, and how it agrees with runs of the algorithms
+themselves.
+"""

@@ -1,4 +1,5 @@
-"""Three synchronous forms with alpha and beta independent, negative alpha included: stability, best rate, least variance.
+"""Three synchronous forms with alpha and beta independent, negative alpha included: stability, best rate, least
+variance.
 
 All have the center's line x~' = x~ + beta (y - x~), y the mean of the workers, and noise as in moments.py:
 
@@ -8,21 +9,22 @@ All have the center's line x~' = x~ + beta (y - x~), y the mean of the workers, 
                          alpha = 1, beta = p is synchronous DOWNPOUR, alpha = beta = 1 model averaging
 
 On a quadratic the state splits into the *mean mode* (y, x~), which is all that the center sees, and, for p > 1, the
-*differences* x^i - y, each multiplied by one factor a step. With c^2 = eta h beta and u = 1 - det, the mean mode of every
-form has trace 2 - u - c^2 and det 1 - u: the same c^2 for all three, and u linear in alpha,
+*differences* x^i - y, each multiplied by one factor a step. With c^2 = eta h beta and u = 1 - det, the mean mode of
+every form has trace 2 - u - c^2 and det 1 - u: the same c^2 for all three, and u linear in alpha,
 
     u = 1 - (1 - eta h)(1 - beta) + k alpha     k = 1  |  1 - beta  |  (1 - eta h)(1 - beta)
     factor of the differences                   1 - eta h - alpha  |  the same  |  (1 - eta h)(1 - alpha)
 
-So x~_{t+1} = x~_t - eta beta h x~_t + (1 - u)(x~_t - x~_{t-1}) without noise: heavy-ball momentum 1 - u at learning rate
-eta beta. From this, at fixed eta h and beta and by moving alpha alone:
+So x~_{t+1} = x~_t - eta beta h x~_t + (1 - u)(x~_t - x~_{t-1}) without noise: heavy-ball momentum 1 - u at learning
+rate eta beta. From this, at fixed eta h and beta and by moving alpha alone:
 
     stable (mean mode)   c^2 > 0, 0 < u, 4 - 2u - c^2 > 0
     best rate            at u = 2c - c^2, where the eigenvalues meet in 1 - c: spectral radius |1 - c|
-    center's variance    beta eta / h (2 - u) / (u (4 - 2u - c^2)) sigma^2 / p, least at u = 2 - c: beta eta / (h (2 - c)^2) sigma^2 / p
+    center's variance    beta eta / h (2 - u) / (u (4 - 2u - c^2)) sigma^2 / p, least at u = 2 - c: beta eta / (h (2 -
+    c)^2) sigma^2 / p
 
-For Jacobi the best rate is at alpha = -(sqrt(beta) - sqrt(eta h))^2, which is never positive. With beta = p alpha, as in the paper, a
-negative alpha makes c^2 negative: one eigenvalue is above 1, in every form.
+For Jacobi the best rate is at alpha = -(sqrt(beta) - sqrt(eta h))^2, which is never positive. With beta = p alpha, as
+in the paper, a negative alpha makes c^2 negative: one eigenvalue is above 1, in every form.
 """
 
 from __future__ import annotations
@@ -46,7 +48,11 @@ class Form:
 
     def u(self, eta_h: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> Array:
         """1 - det of the mean mode."""
-        eta_h, alpha, beta = np.asarray(eta_h, dtype=float), np.asarray(alpha, dtype=float), np.asarray(beta, dtype=float)
+        eta_h, alpha, beta = (
+            np.asarray(eta_h, dtype=float),
+            np.asarray(alpha, dtype=float),
+            np.asarray(beta, dtype=float),
+        )
         u: Array = eta_h + beta - eta_h * beta + self.slope(eta_h, beta) * alpha
         return u
 
@@ -62,7 +68,9 @@ class Form:
         mean = mean_radius(np.multiply(eta_h, beta), self.u(eta_h, alpha, beta))
         if not differences:
             return mean
-        return np.maximum(mean, np.abs(self.differences(np.asarray(eta_h, dtype=float), np.asarray(alpha, dtype=float))))
+        return np.maximum(
+            mean, np.abs(self.differences(np.asarray(eta_h, dtype=float), np.asarray(alpha, dtype=float)))
+        )
 
     def fastest(self, eta_h: ArrayLike, beta: ArrayLike, *, differences: bool) -> Array:
         """The alpha of the least `radius` for these eta h and beta (both positive).
@@ -75,7 +83,8 @@ class Form:
         mean = self.alpha(2 * c - c * c, eta_h, beta)
         if not differences:
             return mean
-        still = np.where(self.differences(eta_h, np.ones(eta_h.shape)) == 0, 1.0, 1 - eta_h)  # where the differences vanish in a step
+        # where the differences vanish in a step
+        still = np.where(self.differences(eta_h, np.ones(eta_h.shape)) == 0, 1.0, 1 - eta_h)
         mean = np.where(np.isfinite(mean), mean, still)
         low, high = np.minimum(mean, still), np.maximum(mean, still)
         for _ in range(120):  # (2/3)^120: to the last bit
@@ -93,9 +102,15 @@ class Form:
         return limit_variance(np.multiply(eta_h, beta), self.u(eta_h, alpha, beta))
 
 
-JACOBI = Form("Jacobi EASGD", lambda eta_h, beta: np.ones(np.broadcast(eta_h, beta).shape), lambda eta_h, alpha: 1 - eta_h - alpha)
-GAUSS_SEIDEL = Form("Gauss-Seidel EASGD", lambda eta_h, beta: 1 - beta + 0 * eta_h, lambda eta_h, alpha: 1 - eta_h - alpha)
-PULL_THEN_STEP = Form("pull-then-step", lambda eta_h, beta: (1 - eta_h) * (1 - beta), lambda eta_h, alpha: (1 - eta_h) * (1 - alpha))
+JACOBI = Form(
+    "Jacobi EASGD", lambda eta_h, beta: np.ones(np.broadcast(eta_h, beta).shape), lambda eta_h, alpha: 1 - eta_h - alpha
+)
+GAUSS_SEIDEL = Form(
+    "Gauss-Seidel EASGD", lambda eta_h, beta: 1 - beta + 0 * eta_h, lambda eta_h, alpha: 1 - eta_h - alpha
+)
+PULL_THEN_STEP = Form(
+    "pull-then-step", lambda eta_h, beta: (1 - eta_h) * (1 - beta), lambda eta_h, alpha: (1 - eta_h) * (1 - alpha)
+)
 FORMS = (JACOBI, GAUSS_SEIDEL, PULL_THEN_STEP)
 
 
@@ -110,7 +125,9 @@ def mean_radius(c2: ArrayLike, u: ArrayLike) -> Array:
 
 
 def limit_variance(c2: ArrayLike, u: ArrayLike) -> Array:
-    """Variance of the center as t -> inf, in units of sigma^2 / (p h^2): the solution of the discrete Lyapunov equation; inf where there is none."""
+    """Variance of the center as t -> inf, in units of sigma^2 / (p h^2): the solution of the discrete Lyapunov
+    equation; inf where there is none.
+    """
     c2, u = np.asarray(c2, dtype=float), np.asarray(u, dtype=float)
     s = 4 - 2 * u - c2
     with np.errstate(divide="ignore", invalid="ignore"):

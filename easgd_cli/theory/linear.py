@@ -1,8 +1,9 @@
-"""Linear recursions s' = A s + w with independent noise w of covariance Q: mean and covariance after t steps, spectral radius.
+"""Linear recursions s' = A s + w with independent noise w of covariance Q: mean and covariance after t steps, spectral
+radius.
 
-The sums over time are taken by doubling instead of in closed form. A closed form such as the paper's equation (16) divides
-by the square of a difference of eigenvalues and loses all digits where they meet; doubling adds covariances only, so
-nothing cancels, and any t takes log2(t) steps. All arrays may carry leading axes: grids of recursions at once.
+The sums over time are taken by doubling instead of in closed form. A closed form such as the paper's equation (16)
+divides by the square of a difference of eigenvalues and loses all digits where they meet; doubling adds covariances
+only, so nothing cancels, and any t takes log2(t) steps. All arrays may carry leading axes: grids of recursions at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ Truth = NDArray[np.bool_]
 
 
 def after(t: int, a: Array, q: Array, start: Array) -> tuple[Array, Array]:
-    """Mean [..., n] and covariance [..., n, n] after `t` steps from the certain state `start` [..., n]; a, q: [..., n, n].
+    """Mean [..., n] and covariance [..., n, n] after `t` steps from the certain state `start` [..., n]; a, q: [..., n,
+    n].
 
     What no double holds any more is inf.
     """
@@ -30,7 +32,9 @@ def after(t: int, a: Array, q: Array, start: Array) -> tuple[Array, Array]:
                 covariance = a @ covariance @ _transposed(a) + q
                 power = power @ a
         mean = (power @ start[..., None])[..., 0]
-    return np.nan_to_num(mean, nan=np.inf, posinf=np.inf, neginf=-np.inf), np.nan_to_num(covariance, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    return np.nan_to_num(mean, nan=np.inf, posinf=np.inf, neginf=-np.inf), np.nan_to_num(
+        covariance, nan=np.inf, posinf=np.inf, neginf=-np.inf
+    )
 
 
 def spectral_radius(a: Array) -> Array:

@@ -1,4 +1,5 @@
-"""Synchronous EASGD (Jacobi, tau = 1) on a quadratic: Lemma 7.1, Corollary 7.1, condition (17), and the averaged center.
+"""Synchronous EASGD (Jacobi, tau = 1) on a quadratic: Lemma 7.1, Corollary 7.1, condition (17), and the averaged
+center.
 
 Zhang, Choromanska, LeCun (2015), pp. 10-16. Worker i's stochastic gradient is h x - xi, the noise xi independent with
 variance sigma^2, the optimum at 0:
@@ -11,9 +12,10 @@ The center sees only the mean y of the workers, whose noise has variance sigma^2
     y'  = (1 - alpha - eta h) y + alpha x~ + eta xi
     x~' = beta y + (1 - beta) x~
 
-The eigenvalues gamma, phi of this map have gamma + phi = 2 - a and (1 - gamma)(1 - phi) = c^2, with a = eta h + (p+1) alpha
-and c^2 = eta h beta. Since a - 2c = (sqrt(eta h) - sqrt(beta))^2 + alpha, they are real and distinct for alpha > 0, but
-closer and closer as p grows. For alpha < 0 they are real, too, and gamma > 1; complex ones need beta > 0 > alpha (family.py).
+The eigenvalues gamma, phi of this map have gamma + phi = 2 - a and (1 - gamma)(1 - phi) = c^2, with a = eta h + (p+1)
+alpha and c^2 = eta h beta. Since a - 2c = (sqrt(eta h) - sqrt(beta))^2 + alpha, they are real and distinct for alpha >
+0, but closer and closer as p grows. For alpha < 0 they are real, too, and gamma > 1; complex ones need beta > 0 > alpha
+(family.py).
 
 Arguments: p workers, learning rate eta, beta = p alpha, curvature h, noise sigma; scalars or arrays that broadcast.
 """
@@ -50,7 +52,9 @@ def eigenvalues(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.
     a, c2 = eta_h + alpha + beta, eta_h * beta
     with np.errstate(invalid="ignore", divide="ignore"):
         # a^2 - 4c^2 as (a - 2c)(a + 2c), so that nothing cancels when p is large and eta h close to beta
-        square = np.where(beta >= 0, ((np.sqrt(eta_h) - np.sqrt(beta)) ** 2 + alpha) * (a + 2 * np.sqrt(c2)), a * a - 4 * c2)
+        square = np.where(
+            beta >= 0, ((np.sqrt(eta_h) - np.sqrt(beta)) ** 2 + alpha) * (a + 2 * np.sqrt(c2)), a * a - 4 * c2
+        )
         larger = (a + np.sqrt(square)) / 2  # 1 - phi
         smaller = np.where(larger > 0, c2 / larger, 0.0)  # 1 - gamma
     return 1 - smaller, 1 - larger
@@ -87,7 +91,9 @@ def center(
 
     `x0`: where all workers (or their mean) begin, `center0`: the center.
     """
-    p, eta, beta, h, sigma, x0, center0 = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in (p, eta, beta, h, sigma, x0, center0)))
+    p, eta, beta, h, sigma, x0, center0 = np.broadcast_arrays(
+        *(np.asarray(v, dtype=float) for v in (p, eta, beta, h, sigma, x0, center0))
+    )
     if math.isinf(t):
         finite = stable(p, eta, beta, h)
         return Moments(np.where(finite, 0.0, np.inf), np.where(finite, limit_variance(p, eta, beta, h, sigma), np.inf))
@@ -119,7 +125,13 @@ def corollary(eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayL
     inside = (eta_h > 0) & (eta_h < 2) & (beta > 0) & (beta < 2)
     both = beta * eta_h
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = both / ((2 - beta) * (2 - eta_h)) * (2 - beta - eta_h + both) / (beta + eta_h - both) * (np.divide(sigma, h)) ** 2
+        value = (
+            both
+            / ((2 - beta) * (2 - eta_h))
+            * (2 - beta - eta_h + both)
+            / (beta + eta_h - both)
+            * (np.divide(sigma, h)) ** 2
+        )
     return np.where(inside, value, np.inf)
 
 
@@ -137,7 +149,9 @@ def averaged_center(
 
     (t + 1) V z_t tends to `fisher` for every eta and beta that are stable.
     """
-    p, eta, beta, h, sigma, x0, center0 = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in (p, eta, beta, h, sigma, x0, center0)))
+    p, eta, beta, h, sigma, x0, center0 = np.broadcast_arrays(
+        *(np.asarray(v, dtype=float) for v in (p, eta, beta, h, sigma, x0, center0))
+    )
     alpha, zero, one = beta / p, np.zeros(p.shape), np.ones(p.shape)
     a = _matrix([[1 - alpha - eta * h, alpha, zero], [beta, 1 - beta, zero], [beta, 1 - beta, one]])
     q = np.zeros(a.shape)

@@ -1,6 +1,7 @@
 """Round robin on F(x) = x^2 / 2 without noise: the maps of EASGD and ADMM as matrices (paper p. 4 and supplement).
 
-Only worker i with mod(t, p) = i - 1 acts at step t, so a round is the product of p maps. EASGD's state is (x^1, .., x^p, x~):
+Only worker i with mod(t, p) = i - 1 acts at step t, so a round is the product of p maps. EASGD's state is (x^1, ..,
+x^p, x~):
 
     x^i <- x^i - eta x^i - alpha (x^i - x~)
     x~  <- x~ + alpha (x^i - x~)                              both with the values before the step
@@ -11,9 +12,10 @@ Linearised ADMM's is (lambda^1, x^1, .., lambda^p, x^p, x~), three maps a step:
     F2  x^i <- [x^i - eta x^i + eta rho (lambda^i + x~)] / (1 + eta rho)
     F3  x~  <- (1/p) sum_j (x^j - lambda^j)
 
-EASGD: apart from 1s, a map has the symmetric block [[1 - eta - alpha, alpha], [alpha, 1 - alpha]]. Its eigenvalues lie in [-1, 1] if
-and only if 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta) / (4 - eta). Then every map is a symmetric contraction, and so is
-every product of them in the 2-norm: no round grows. Outside it single maps grow; their product need not.
+EASGD: apart from 1s, a map has the symmetric block [[1 - eta - alpha, alpha], [alpha, 1 - alpha]]. Its eigenvalues lie
+in [-1, 1] if and only if 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta) / (4 - eta). Then every map is a symmetric
+contraction, and so is every product of them in the 2-norm: no round grows. Outside it single maps grow; their product
+need not.
 
 eta and rho or alpha: scalars or arrays that broadcast to leading axes of the matrices.
 """
@@ -59,14 +61,18 @@ def admm_round(p: int, eta: ArrayLike, rho: ArrayLike) -> Array:
 
 
 def easgd_condition(eta: ArrayLike, alpha: ArrayLike) -> Truth:
-    """Whether every single map is stable: 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta)/(4 - eta). Sufficient for the round."""
+    """Whether every single map is stable: 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta)/(4 - eta). Sufficient for the
+    round.
+    """
     eta, alpha = np.asarray(eta, dtype=float), np.asarray(alpha, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((eta >= 0) & (eta <= 2) & (alpha >= 0) & (alpha <= (4 - 2 * eta) / (4 - eta)))
 
 
 def norms(step: Array, start: Array, rounds: int) -> Array:
-    """2-norm of the state [n] after 0, 1, .. `rounds` applications of `step` [n, n]: [rounds + 1]; inf once no double holds it."""
+    """2-norm of the state [n] after 0, 1, .. `rounds` applications of `step` [n, n]: [rounds + 1]; inf once no double
+    holds it.
+    """
     found, state = np.empty(rounds + 1), start
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(rounds + 1):

@@ -1,4 +1,6 @@
-"""What each study of `easgd theory` can be asked: a dataclass a study, read from KEY=VALUE words. Imports nothing heavy."""
+"""What each study of `easgd theory` can be asked: a dataclass a study, read from KEY=VALUE words. Imports nothing
+heavy.
+"""
 
 from __future__ import annotations
 
@@ -77,11 +79,15 @@ _WORKERS, _POINTS = whole(1, 10**6), whole(2, 1000)
 
 @dataclass(frozen=True)
 class Moments:
-    """mean, variance and MSE of the center, equations (15) and (16), their limits, the averaged center; against simulation"""
+    """mean, variance and MSE of the center, equations (15) and (16), their limits, the averaged center; against
+    simulation
+    """
 
     p: tuple[int, ...] = key((1, 10), several(_WORKERS), "workers")
     eta: tuple[float, ...] = key((0.1, 0.3), several(positive), "learning rate")
-    beta: tuple[float, ...] | None = key(None, several(number), "moving rate of the center, p alpha; 0.9 unless alpha is given")
+    beta: tuple[float, ...] | None = key(
+        None, several(number), "moving rate of the center, p alpha; 0.9 unless alpha is given"
+    )
     alpha: tuple[float, ...] | None = key(None, several(number), "moving rate of a worker, instead of beta")
     t: tuple[float, ...] = key((1.0, 2.0, 10.0, 100.0, math.inf), several(time), "rounds; inf for the limit")
     h: float = key(1.0, positive, "curvature of the quadratic")
@@ -93,7 +99,9 @@ class Moments:
 
     def __post_init__(self) -> None:
         if self.alpha is not None and self.beta is not None:
-            raise UsageError("alpha and beta are both given, and one follows from the other (beta = p alpha); give one.")
+            raise UsageError(
+                "alpha and beta are both given, and one follows from the other (beta = p alpha); give one."
+            )
 
     def points(self) -> list[tuple[int, float, float]]:
         """All (p, eta, beta) that are asked for."""
@@ -101,7 +109,9 @@ class Moments:
             (p, eta, beta)
             for p in self.p
             for eta in self.eta
-            for beta in (((0.9,) if self.beta is None else self.beta) if self.alpha is None else (p * a for a in self.alpha))
+            for beta in (
+                ((0.9,) if self.beta is None else self.beta) if self.alpha is None else (p * a for a in self.alpha)
+            )
         ]
 
 
@@ -142,7 +152,9 @@ class RoundRobin:
 class DoubleWell:
     """two workers in different wells of (1 - x^2)^2 / 4: when the center is trapped between them"""
 
-    rho: tuple[float, ...] = key((0.1, 0.3, 0.5, 0.6, 0.65, 0.68, 0.7, 0.8, 0.9), several(positive), "penalties; alpha is eta rho")
+    rho: tuple[float, ...] = key(
+        (0.1, 0.3, 0.5, 0.6, 0.65, 0.68, 0.7, 0.8, 0.9), several(positive), "penalties; alpha is eta rho"
+    )
     eta: float = key(0.1, positive, "learning rate of the runs")
     near: float = key(0.1, positive, "how far from (+1, -1) and center 0 the runs start, at most")
     rounds: int = key(20_000, whole(1, 10**6), "rounds after which a run that has not come to rest is given up")
@@ -150,16 +162,23 @@ class DoubleWell:
     def __post_init__(self) -> None:
         if self.eta * max(self.rho) > 1:
             alpha = self.eta * max(self.rho)
-            raise UsageError(f"eta={self.eta:g} rho={max(self.rho):g}: alpha = eta rho = {alpha:g}, and EASGD takes none above 1; choose a smaller eta.")
+            raise UsageError(
+                f"eta={self.eta:g} rho={max(self.rho):g}: alpha = eta rho = {alpha:g}, and EASGD takes none above "
+                "1; choose a smaller eta."
+            )
 
 
 @dataclass(frozen=True)
 class Family:
-    """Jacobi, Gauss-Seidel and pull-then-step with alpha and beta independent: which alpha is best, and is it negative"""
+    """Jacobi, Gauss-Seidel and pull-then-step with alpha and beta independent: which alpha is best, and is
+    it negative
+    """
 
     eta: float = key(0.5, positive, "learning rate")
     beta: float = key(0.2, number, "moving rate of the center")
-    alpha: tuple[float, ...] = key((-0.1, 0.0, 0.05, 1.0), several(number), "moving rates of a worker; the center's is not tied to them")
+    alpha: tuple[float, ...] = key(
+        (-0.1, 0.0, 0.05, 1.0), several(number), "moving rates of a worker; the center's is not tied to them"
+    )
     p: int = key(4, _WORKERS, "workers; with one there are no differences between them")
     h: float = key(1.0, positive, "curvature of the quadratic")
     sigma: float = key(10.0, not_negative, "standard deviation of the gradient's noise")
@@ -186,10 +205,15 @@ def read(study: str, words: Sequence[str]) -> Any:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            raise UsageError(f"{word}: settings are written key=value, such as {next(iter(known))}=VALUE; see easgd theory --help.")
+            raise UsageError(
+                f"{word}: settings are written key=value, such as {next(iter(known))}=VALUE; see easgd theory --help."
+            )
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-            raise UsageError(f"{word}: {study} has no setting {name}; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."))
+            raise UsageError(
+                f"{word}: {study} has no setting {name}; "
+                + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}.")
+            )
         if name in given:
             raise UsageError(f"{word}: {name} is given twice.")
         try:

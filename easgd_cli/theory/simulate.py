@@ -32,24 +32,32 @@ class Sample:
     runs: int
 
     def deviations(self, mean: float, variance: float) -> tuple[float, float]:
-        """How far this sample's mean and variance lie from these, in standard errors; the variance's is that of a normal law.
+        """How far this sample's mean and variance lie from these, in standard errors; the variance's is that of a
+        normal law.
 
         Where the variance is 0 the mean must agree to rounding: 0 if it does, else inf.
         """
         if variance <= 1e-24 * max(1.0, mean * mean):
-            agrees = abs(self.mean - mean) <= 1e-9 * max(1.0, abs(mean)) and self.variance <= 1e-18 * max(1.0, mean * mean)
+            agrees = abs(self.mean - mean) <= 1e-9 * max(1.0, abs(mean)) and self.variance <= 1e-18 * max(
+                1.0, mean * mean
+            )
             return (0.0, 0.0) if agrees else (np.inf, np.inf)
-        return (self.mean - mean) / (variance / self.runs) ** 0.5, (self.variance / variance - 1) / (2 / (self.runs - 1)) ** 0.5
+        z_mean = (self.mean - mean) / (variance / self.runs) ** 0.5
+        return z_mean, (self.variance / variance - 1) / (2 / (self.runs - 1)) ** 0.5
 
 
 def runs_affordable(asked: int, p: int, t: int) -> int:
-    """`asked` independent runs of p workers over t rounds, or as many as MOST_DRAWS allows; 0 when those are too few."""
+    """`asked` independent runs of p workers over t rounds, or as many as MOST_DRAWS allows; 0 when those
+    are too few.
+    """
     runs = min(asked, MOST_DRAWS // max(1, p * t))
     return runs if runs >= min(asked, FEWEST_RUNS) else 0
 
 
 def quadratic(h: float, sigma: float, start: float, runs: int, seed: int) -> FunctionProblem:
-    """Gradients h x - xi in each of `runs` dimensions, xi normal with standard deviation sigma, a function of (seed, worker, t)."""
+    """Gradients h x - xi in each of `runs` dimensions, xi normal with standard deviation sigma, a function of (seed,
+    worker, t).
+    """
     generator = torch.Generator()
 
     def gradient(x: Tensor, worker: int, t: int, out: Tensor) -> None:
@@ -60,13 +68,25 @@ def quadratic(h: float, sigma: float, start: float, runs: int, seed: int) -> Fun
 
 
 def synchronous(
-    method: Method, p: int, eta: float, times: Iterable[int], *, h: float, sigma: float, x0: float, center0: float, runs: int, seed: int
+    method: Method,
+    p: int,
+    eta: float,
+    times: Iterable[int],
+    *,
+    h: float,
+    sigma: float,
+    x0: float,
+    center0: float,
+    runs: int,
+    seed: int,
 ) -> dict[int, tuple[Sample, Sample]]:
     """Samples of x~_t and of the averaged center z_t at each of the `times`, from rounds of p workers with tau = 1."""
     problem = quadratic(h, sigma, center0, runs, seed)
     start = problem.start()
     starts = [torch.full_like(start, x0)] * p
-    run = ByHand(method, problem, workers=p, tau=1, schedule=Constant(eta), start=start, starts=starts, average=Polyak())
+    run = ByHand(
+        method, problem, workers=p, tau=1, schedule=Constant(eta), start=start, starts=starts, average=Polyak()
+    )
     found, wanted = {}, set(times)
     for t in range(max(wanted, default=0) + 1):
         if t > 0:

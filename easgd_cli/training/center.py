@@ -19,7 +19,9 @@ Lent = list[tuple[Receive, Vectors, Tensor, Tensor]]
 
 
 class Center:
-    """`vectors`: those of the method's center by name, each [d], and `average` where one is kept; `clock` counts updates."""
+    """`vectors`: those of the method's center by name, each [d], and `average` where one is kept; `clock` counts
+    updates.
+    """
 
     def __init__(self, method: Method, vectors: Mapping[str, Tensor], clock: int = 0, average: Average | None = None):
         variable = method.shared
@@ -27,7 +29,8 @@ class Center:
         self.variable, self.vectors, self.clock, self._average = variable, dict(vectors), clock, average
         self.size = self.vectors["x"].numel()
         x = self.vectors["x"]
-        block = BLOCK if x.device.type == "cpu" else max(1, self.size)  # a GPU takes a call a block, and those cost more than what its cache saves
+        # a GPU takes a call a block, and those cost more than what its cache saves
+        block = BLOCK if x.device.type == "cpu" else max(1, self.size)
         self._slices: list[slice] = []
         self._rules: list[Receive] = []
         begin = 0
@@ -36,12 +39,16 @@ class Center:
             self._slices += slices
             self._rules += [rule] * len(slices)
             begin = end
-        self._mean = torch.empty(min(block, self.size) if variable.in_rounds else 0, dtype=x.dtype, device=x.device)  # of a round's messages
-        self._lent: dict[tuple[int, int], Lent] = {}  # whose views keep the vectors alive, so that no other can come to lie there
+        # of a round's messages
+        self._mean = torch.empty(min(block, self.size) if variable.in_rounds else 0, dtype=x.dtype, device=x.device)
+        # whose views keep the vectors alive, so that no other can come to lie there
+        self._lent: dict[tuple[int, int], Lent] = {}
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
 
     def lend(self, message: Tensor, reply: Tensor) -> Lent:
-        """The blocks of one exchange, made once per pair of vectors: slicing costs more than the arithmetic of a small net."""
+        """The blocks of one exchange, made once per pair of vectors: slicing costs more than the arithmetic of a small
+        net.
+        """
         pair = (message.data_ptr(), reply.data_ptr())
         if pair not in self._lent:
             parts = zip(self._rules, self._blocks, self._slices, strict=True)

@@ -30,14 +30,18 @@ class Gradients(Protocol):
         """Makes the batch of that worker's local step t."""
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [d] of the loaded batch's loss at x [d], l2 term included, and that loss [] without it; valid until the next call."""
+        """Gradient [d] of the loaded batch's loss at x [d], l2 term included, and that loss [] without it; valid until
+        the next call.
+        """
 
 
 class ProblemGradients:
-    """The gradients of a problem (problems/base.py), scaled down to the norm `clip` where they are longer: g min(1, clip / ||g||).
+    """The gradients of a problem (problems/base.py), scaled down to the norm `clip` where they are longer: g min(1,
+    clip / ||g||).
 
-    Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is that of the whole gradient as a rule gets it, l2 term included; what is no
-    gradient, the last entries of a problem with statistics, stays as it is. None: nothing is scaled.
+    Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is that of the whole gradient as a rule gets it, l2 term
+    included; what is no gradient, the last entries of a problem with statistics, stays as it is. None: nothing is
+    scaled.
     """
 
     def __init__(self, problem: Problem, clip: float | None = None):
@@ -49,14 +53,17 @@ class ProblemGradients:
         self._problem.load(worker, t)
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [d] at x [d], in a buffer of its own where it is clipped, and the loss [] of the batch; valid until the next call."""
+        """Gradient [d] at x [d], in a buffer of its own where it is clipped, and the loss [] of the batch; valid until
+        the next call.
+        """
         g = self._problem.gradient(x)
         if self._clip is not None:
             g = self._clipped(g, self._clip)
         return g, self._problem.loss
 
     def _clipped(self, g: Tensor, clip: float) -> Tensor:
-        # A tensor, not a number: on a GPU nobody waits for it. Of a gradient 0 the ratio is infinite, and 1 after the clamp.
+        # A tensor, not a number: on a GPU nobody waits for it. Of a gradient 0 the ratio is infinite, and 1 after the
+        # clamp.
         d = len(g) - self._statistics
         self._g = torch.mul(g, (clip / torch.linalg.vector_norm(g[:d])).clamp_(max=1), out=self._g)
         if self._statistics:
@@ -66,7 +73,9 @@ class ProblemGradients:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step brings back: the loss [] of its batch; of its exchange, None where it had none, the staleness and what the reply was marked with."""
+    """What a step brings back: the loss [] of its batch; of its exchange, None where it had none, the staleness and
+    what the reply was marked with.
+    """
 
     loss: Tensor | None
     staleness: int | None = None
@@ -96,7 +105,9 @@ class Turn:
         self._go_on(None)
 
     def answer(self, gradient: tuple[Tensor, Tensor] | None, reply: Reply | None) -> None:
-        """Hands the rule the gradient at `at`, which comes with its loss, and the reply to `message`; None for what it has not asked for."""
+        """Hands the rule the gradient at `at`, which comes with its loss, and the reply to `message`; None for what it
+        has not asked for.
+        """
         g = None
         if gradient is not None:
             g, self._loss = gradient
@@ -118,11 +129,16 @@ class Turn:
             return
         for ask in self._asked if isinstance(self._asked, tuple) else (self._asked,):
             if not isinstance(ask, Gradient | Exchange | None):
-                raise TypeError(f"a rule yields Gradient, Exchange, None or a tuple of these; this one yields {type(ask).__name__}")
+                raise TypeError(
+                    f"a rule yields Gradient, Exchange, None or a tuple of these; this one yields {type(ask).__name__}"
+                )
             if ask is None:
                 continue
             if type(ask) in self._had:  # the answers would share a buffer
-                raise TypeError(f"a step asks for at most one gradient and one exchange; this one yields a second {type(ask).__name__}")
+                raise TypeError(
+                    "a step asks for at most one gradient and one exchange; this one yields a second "
+                    f"{type(ask).__name__}"
+                )
             self._had.append(type(ask))
             if isinstance(ask, Gradient):
                 self.at = ask.at
@@ -134,12 +150,18 @@ class Turn:
     def _end(self) -> None:
         self.ended = True
         w, reply = self.w, self._reply
-        self.result = StepResult(self._loss) if reply is None else StepResult(self._loss, w.seen.note(reply.clock, reply.served), reply.mark)
+        self.result = (
+            StepResult(self._loss)
+            if reply is None
+            else StepResult(self._loss, w.seen.note(reply.clock, reply.served), reply.mark)
+        )
         w.t += 1
 
 
 def take_step(method: Method, w: Worker, gradients: Gradients, session: Session | None) -> StepResult:
-    """One local step of `w`. What a rule asks for at once overlaps: the message is on its way while the gradient is computed."""
+    """One local step of `w`. What a rule asks for at once overlaps: the message is on its way while the gradient is
+    computed.
+    """
     turn = Turn(method, w)
     loaded = False
     while not turn.ended:
@@ -175,17 +197,25 @@ class ByHand:
         self.method, self._gradients, self._shared = method, ProblemGradients(problem, clip), method.shared
         self.center: Center | None = None
         if self._shared is not None:
-            vectors = new_vectors(self._shared.state, start) | ({"average": start.clone()} if average is not None else {})
+            vectors = new_vectors(self._shared.state, start) | (
+                {"average": start.clone()} if average is not None else {}
+            )
             self.center = Center(method, vectors, average=average)
         self.order: list[int] = []
         self.workers: list[Worker] = []
         self._sessions: list[_Direct | None] = []
         for i, begin in zip(range(workers), starts if starts is not None else [start] * workers, strict=True):
             self.workers.append(Worker(new_vectors((*method.state, *method.scratch), begin), tau, schedule, number=i))
-            self._sessions.append(None if self.center is None else _Direct(self.center, torch.empty_like(start), partial(self.order.append, i)))
+            self._sessions.append(
+                None
+                if self.center is None
+                else _Direct(self.center, torch.empty_like(start), partial(self.order.append, i))
+            )
 
     def step(self, worker: int) -> None:
-        """One local step of that worker, its exchange included when one is due. Raises TypeError for a method that exchanges in rounds."""
+        """One local step of that worker, its exchange included when one is due. Raises TypeError for a method that
+        exchanges in rounds.
+        """
         if self._in_rounds:
             raise TypeError(f"{type(self.method).__name__} exchanges in rounds: call round()")
         take_step(self.method, self.workers[worker], self._gradients, self._sessions[worker])
@@ -199,7 +229,11 @@ class ByHand:
             raise TypeError(f"{type(self.method).__name__} has no rounds: call step(worker)")
         turns = [Turn(self.method, w) for w in self.workers]
         while not all(turn.ended for turn in turns):
-            members = [(session, turn.message) for session, turn in zip(self._sessions, turns, strict=True) if session is not None and turn.message is not None]
+            members = [
+                (session, turn.message)
+                for session, turn in zip(self._sessions, turns, strict=True)
+                if session is not None and turn.message is not None
+            ]
             if members and self.center is not None:
                 self.center.receive_round([session.lend(message) for session, message in members])
                 self.order += [turn.w.number for turn in turns if turn.message is not None]
@@ -209,7 +243,8 @@ class ByHand:
                     if turn.at is not None:
                         self._gradients.load(turn.w.number, turn.w.t)
                         gradient = self._gradients.gradient(turn.at)
-                        if turn.message is None:  # the rule may exchange before it uses it, and the buffer is everybody's
+                        # the rule may exchange before it uses it, and the buffer is everybody's
+                        if turn.message is None:
                             gradient = gradient[0].clone(), gradient[1]
                     turn.answer(gradient, None if turn.message is None or session is None else session.collect())
 
@@ -224,7 +259,9 @@ class ByHand:
             self.step(worker)
 
     def replay(self, order: Iterable[int], after: Callable[[int], None] | None = None) -> None:
-        """Exchanges in the recorded order; `after` is told how many there have been after each. Not of a method in rounds: TypeError."""
+        """Exchanges in the recorded order; `after` is told how many there have been after each. Not of a method in
+        rounds: TypeError.
+        """
         for worker in order:
             self.exchange(worker)
             if after is not None:
@@ -232,7 +269,11 @@ class ByHand:
 
     def vectors(self) -> Mapping[str, Tensor]:
         """What is evaluated and saved: the center's vectors, or the single worker's."""
-        return self.center.vectors if self.center is not None else {name: getattr(self.workers[0], name) for name in self.method.state}
+        return (
+            self.center.vectors
+            if self.center is not None
+            else {name: getattr(self.workers[0], name) for name in self.method.state}
+        )
 
 
 class _Direct:

@@ -50,6 +50,8 @@ class Evaluator:
 
     def _measured(self, tensors: SharedTensors) -> dict[str, dict[str, float]]:
         """Of each vector of a snapshot, by its party's name."""
-        metrics = {EVALUATED[name]: self._problem.evaluate(vector.to(self._device)) for name, vector in tensors.tensors.items()}
+        metrics = {
+            EVALUATED[name]: self._problem.evaluate(vector.to(self._device)) for name, vector in tensors.tensors.items()
+        }
         tensors.close()
         return metrics

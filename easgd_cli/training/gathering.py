@@ -1,6 +1,8 @@
-"""Which messages make the next update of a center: each by itself, those of all live workers, or as a recorded run had them.
+"""Which messages make the next update of a center: each by itself, those of all live workers, or as a recorded run had
+them.
 
-Owners ask the same of all three: a message `arrives`, a worker is `lost`, what is served `next`. None of them knows time.
+Owners ask the same of all three: a message `arrives`, a worker is `lost`, what is served `next`. None of them knows
+time.
 """
 
 from __future__ import annotations
@@ -100,7 +102,9 @@ class Round:
 
 
 class Recorded:
-    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in rising order."""
+    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in
+    rising order.
+    """
 
     def __init__(self, order: Sequence[int], in_rounds: bool):
         self._order, self._in_rounds = deque(order), in_rounds

@@ -29,7 +29,8 @@ _REPORT_SECONDS = 0.2  # how often the order of exchanges is posted and the laun
 
 @dataclass
 class MasterStart:
-    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's, `served` exchanges so far.
+    """What a master begins with; `clocks` are the workers' clocks as last seen, `clock` the center's, `served`
+    exchanges so far.
 
     `step`: the mean local step that has been told already, by a run that goes on.
     """
@@ -57,7 +58,9 @@ class Master:
         self._channel = channel
         device = torch.device(start.device)
         torch.get_device_module(device).set_device(device)
-        self._center = Center(start.method, {name: v.to(device) for name, v in start.center.tensors.items()}, start.clock, start.average)
+        self._center = Center(
+            start.method, {name: v.to(device) for name, v in start.center.tensors.items()}, start.clock, start.average
+        )
         self._sessions = SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
         self._in_rounds = self._center.variable.in_rounds
@@ -100,7 +103,8 @@ class Master:
             self._channel.post({"kind": "lost", "worker": worker})
         else:
             self._clocks[worker] = request.t
-            self._step = max(self._step, self._mean_step())  # it must not step back when a worker is lost, nor when one has come back with its old clock
+            # it must not step back when a worker is lost, nor when one has come back with its old clock
+            self._step = max(self._step, self._mean_step())
         if request.kind is Kind.EXCHANGE:
             self._waiting[worker] = request
             if self._gathering.over:

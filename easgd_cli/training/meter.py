@@ -22,7 +22,9 @@ _POINTS_PER_DOUBLING = 64  # and, where the length is not known, before a worker
 
 @dataclass
 class Tally:
-    """Sums of a worker. Seconds are of its step loop and since the start of the run; what follows them is since its last row."""
+    """Sums of a worker. Seconds are of its step loop and since the start of the run; what follows them is since its
+    last row.
+    """
 
     seconds_compute: float = 0.0
     seconds_data: float = 0.0
@@ -39,26 +41,40 @@ class Tally:
     @property
     def seconds(self) -> dict[str, float]:
         """Where the seconds of the whole run have gone, by the names they have in rows."""
-        parts = {"seconds_compute": self.seconds_compute, "seconds_data": self.seconds_data, "seconds_communication": self.seconds_communication}
+        parts = {
+            "seconds_compute": self.seconds_compute,
+            "seconds_data": self.seconds_data,
+            "seconds_communication": self.seconds_communication,
+        }
         other = self.seconds_loop - sum(parts.values())
-        return parts | {"seconds_other": other if other > 1e-9 * self.seconds_loop else 0.0}  # less is rounding: on a virtual clock it is all there is
+        # less is rounding: on a virtual clock it is all there is
+        return parts | {"seconds_other": other if other > 1e-9 * self.seconds_loop else 0.0}
 
 
 class Meter:
-    """One worker's. `steps`: how many it takes in all, None where that is not known; `statistics`: how many last entries of its vectors are no
-    parameters, of which distances are; `tally`: of a run that goes on.
+    """One worker's. `steps`: how many it takes in all, None where that is not known; `statistics`: how many last
+    entries of its vectors are no parameters, of which distances are; `tally`: of a run that goes on.
     """
 
     def __init__(
-        self, number: int, batch_size: int, workers: int, steps: int | None, device: torch.device, statistics: int = 0, tally: Mapping[str, Any] | None = None
+        self,
+        number: int,
+        batch_size: int,
+        workers: int,
+        steps: int | None,
+        device: torch.device,
+        statistics: int = 0,
+        tally: Mapping[str, Any] | None = None,
     ):
         self.tally = Tally(**(tally or {}))
         self._party, self._batch_size, self._length_known = f"worker_{number:02d}", batch_size, steps is not None
         self._statistics = statistics
         if steps is not None:
             points = max(1, min(_POINTS, _POINTS_OF_ALL // workers))
-            self.tally.every = max(self.tally.every, -(-steps // points))  # also of a run that goes on for longer than it was meant to
-        self._loss = torch.tensor(self.tally.loss, dtype=torch.float64, device=device)  # read only when it is told: no wait in a step
+            # also of a run that goes on for longer than it was meant to
+            self.tally.every = max(self.tally.every, -(-steps // points))
+        # read only when it is told: no wait in a step
+        self._loss = torch.tensor(self.tally.loss, dtype=torch.float64, device=device)
 
     def step(self, loss: Tensor, staleness: int | None) -> None:
         """A step has been taken, with this loss [] of its batch; `staleness` of its exchange, if it had one."""
@@ -73,7 +89,9 @@ class Meter:
         return t % self.tally.every == 0
 
     def row(self, w: Worker, seconds: float, served: int, reply: Tensor | None) -> dict[str, Any]:
-        """What happened since the last row, at this second of training; `reply`: the last one, None before the first."""
+        """What happened since the last row, at this second of training; `reply`: the last one, None before
+        the first.
+        """
         tally = self.tally
         loop = tally.seconds_loop - tally.last_loop
         row = {
@@ -99,5 +117,9 @@ class Meter:
 
 
 def _distance(a: Tensor, b: Tensor, d: int) -> float:
-    """||a - b|| of the first `d` entries of two vectors, in blocks: of the whole, the difference would be one vector more."""
-    return float(torch.stack([torch.dist(p, q) for p, q in zip(a[:d].split(_BLOCK), b[:d].split(_BLOCK), strict=True)]).norm())
+    """||a - b|| of the first `d` entries of two vectors, in blocks: of the whole, the difference would be one vector
+    more.
+    """
+    return float(
+        torch.stack([torch.dist(p, q) for p, q in zip(a[:d].split(_BLOCK), b[:d].split(_BLOCK), strict=True)]).norm()
+    )

@@ -19,17 +19,19 @@ from easgd_cli.transport.base import Reply, Session
 
 
 class Trace:
-    """Profiles `steps` steps of this process, after the first `UNPROFILED_STEPS`, and writes them to `path`, beside and renamed.
+    """Profiles `steps` steps of this process, after the first `UNPROFILED_STEPS`, and writes them to `path`, beside and
+    renamed.
 
-    The last unrecorded step runs under the profiler already, which pays its own first costs there. `named` makes the step's parts visible.
-    A trace that cannot be written is told on standard output, and the run goes on.
+    The last unrecorded step runs under the profiler already, which pays its own first costs there. `named` makes the
+    step's parts visible. A trace that cannot be written is told on standard output, and the run goes on.
     """
 
     def __init__(self, path: Path, steps: int, device: torch.device):
         self._path, self._left = path, UNPROFILED_STEPS + steps
         self._profile = profile(
             activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])],
-            schedule=schedule(skip_first=UNPROFILED_STEPS - 1, wait=0, warmup=1, active=steps, repeat=1), on_trace_ready=self._write, record_shapes=True,
+            schedule=schedule(skip_first=UNPROFILED_STEPS - 1, wait=0, warmup=1, active=steps, repeat=1),
+            on_trace_ready=self._write, record_shapes=True,
         )  # fmt: skip
         self._profile.start()
 

@@ -17,12 +17,15 @@ from easgd_cli.settings.schema import Interval
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 
-EVALUATED = {"x": "center", "average": "average"}  # the vectors that are measured, and the name of the result in the record
+# the vectors that are measured, and the name of the result in the record
+EVALUATED = {"x": "center", "average": "average"}
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a snapshot was taken: training seconds, mean local step of the workers, exchanges, and the workers' clocks as the owner has seen them."""
+    """When a snapshot was taken: training seconds, mean local step of the workers, exchanges, and the workers' clocks
+    as the owner has seen them.
+    """
 
     seconds: float
     step: float
@@ -67,9 +70,17 @@ class Pace:
 class Snapshots:
     """An owner's snapshots. `vectors` is what is kept whole in a checkpoint; its x is what is evaluated."""
 
-    def __init__(self, channel: Channel, vectors: Mapping[str, Tensor], interval: Interval | None, began: float, pace: Sequence[float] | None):
+    def __init__(
+        self,
+        channel: Channel,
+        vectors: Mapping[str, Tensor],
+        interval: Interval | None,
+        began: float,
+        pace: Sequence[float] | None,
+    ):
         self._channel, self._vectors, self._began = channel, vectors, began
-        self._pace = Pace(interval, *(pace or (0.0, 0.0)))  # of a run that goes on: the point that was next when it stopped
+        # of a run that goes on: the point that was next when it stopped
+        self._pace = Pace(interval, *(pace or (0.0, 0.0)))
 
     def seconds(self) -> float:
         """Training seconds now."""
@@ -82,9 +93,17 @@ class Snapshots:
             self.take("evaluate", Moment(seconds, step, exchanges, clocks))
 
     def take(self, purpose: str, moment: Moment, **more: Any) -> None:
-        """Posts a copy of x and its average (to evaluate) or of all vectors (`checkpoint`, `final`) with what else is to be kept."""
+        """Posts a copy of x and its average (to evaluate) or of all vectors (`checkpoint`, `final`) with what else is
+        to be kept.
+        """
         names = [name for name in self._vectors if name in EVALUATED] if purpose == "evaluate" else list(self._vectors)
         self._channel.post(
-            {"kind": "snapshot", "purpose": purpose, "moment": asdict(moment), "pace": [self._pace.next_step, self._pace.next_seconds], **more},
+            {
+                "kind": "snapshot",
+                "purpose": purpose,
+                "moment": asdict(moment),
+                "pace": [self._pace.next_step, self._pace.next_seconds],
+                **more,
+            },
             SharedTensors.of({name: self._vectors[name] for name in names}),
         )

@@ -1,7 +1,7 @@
 """Where the seconds of a worker's step loop go: its gradients and its session, measured.
 
-On a CPU by the clock. A GPU is told what to do long before it does it, so there by events on its stream: how long the device computes,
-loads, and stands still for an exchange. They are read when they have passed; no step waits for one.
+On a CPU by the clock. A GPU is told what to do long before it does it, so there by events on its stream: how long the
+device computes, loads, and stands still for an exchange. They are read when they have passed; no step waits for one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from easgd_cli.transport.base import Reply, Session
 
 
 class Timed:
-    """The `gradients` and the `session` of a worker whose vectors lie on `device`; adds to `tally` the seconds spent in each."""
+    """The `gradients` and the `session` of a worker whose vectors lie on `device`; adds to `tally` the seconds spent in
+    each.
+    """
 
     def __init__(self, gradients: Gradients, session: Session, tally: Tally, device: torch.device):
         self._gradients, self._session = gradients, session

@@ -31,7 +31,8 @@ from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
-_NEWS_SECONDS = 0.2  # how often it tells the launcher its clock and its rows: each message wakes a process that wants a core
+# how often it tells the launcher its clock and its rows: each message wakes a process that wants a core
+_NEWS_SECONDS = 0.2
 
 
 @dataclass
@@ -62,7 +63,8 @@ class WorkerLoop:
             torch.use_deterministic_algorithms(True)
         self._start, self._channel = start, channel
         self._device = torch.device(start.device)
-        self._runtime = torch.get_device_module(self._device)  # torch.cuda, or torch.cpu, which has the same names and nothing to do
+        # torch.cuda, or torch.cpu, which has the same names and nothing to do
+        self._runtime = torch.get_device_module(self._device)
         self._runtime.set_device(self._device)
         parts = start.recipe.parts(self._device)
         self._method = parts.method
@@ -70,7 +72,15 @@ class WorkerLoop:
         self._sequential = self._method.shared is None
         self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere())
         self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
-        self._meter = Meter(start.link.worker, s.batch_size, s.workers, self._steps, self._device, statistics_of(parts.problem), start.meter)
+        self._meter = Meter(
+            start.link.worker,
+            s.batch_size,
+            s.workers,
+            self._steps,
+            self._device,
+            statistics_of(parts.problem),
+            start.meter,
+        )
         self._timed = Timed(self._gradients, self._session, self._meter.tally, self._device)
         self._average = parts.average if self._sequential else None
         self._stop = False
@@ -95,7 +105,11 @@ class WorkerLoop:
         asked = self._timed if trace is None else Named(self._timed)
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
-        while not self._stop and (self._steps is None or w.t < self._steps) and (self._minutes is None or snapshots.seconds() < self._minutes * 60):
+        while (
+            not self._stop
+            and (self._steps is None or w.t < self._steps)
+            and (self._minutes is None or snapshots.seconds() < self._minutes * 60)
+        ):
             try:
                 step = drive.take_step(self._method, w, asked, None if self._sequential else asked)
             except Withdrawn:  # the step has not happened: a rule changes its state only after its last yield
@@ -124,7 +138,8 @@ class WorkerLoop:
         tally.seconds_loop = loop_before + time.perf_counter() - loop_began
         if trace is not None:
             trace.close()
-        if tally.steps and not self._stop:  # what an interrupted run has not yet said belongs to the row it goes on with
+        # what an interrupted run has not yet said belongs to the row it goes on with
+        if tally.steps and not self._stop:
             self._row(snapshots.seconds())
         self._post_state("final", snapshots)
         if self._sequential:
@@ -143,7 +158,11 @@ class WorkerLoop:
     def _trace(self) -> Trace | None:
         """The profile that is asked of this worker."""
         steps = profiled_steps(self._start.recipe.settings)
-        return Trace(self._start.trace, steps, self._device) if self._start.trace is not None and steps is not None else None
+        return (
+            Trace(self._start.trace, steps, self._device)
+            if self._start.trace is not None and steps is not None
+            else None
+        )
 
     def _listen(self, snapshots: Snapshots) -> None:
         for message, _ in self._channel.receive():
@@ -156,11 +175,15 @@ class WorkerLoop:
                 if self._sequential:
                     self._keep("checkpoint", snapshots)
                 elif message["lead"]:
-                    self._session.checkpoint(self._w.t)  # between two of this worker's exchanges: alone, it and the center agree
+                    # between two of this worker's exchanges: alone, it and the center agree
+                    self._session.checkpoint(self._w.t)
 
     def _lasting(self) -> dict[str, Tensor]:
         """The vectors this worker goes on from."""
-        return {name: getattr(self._w, name) for name in (*self._method.state, *(("average",) if self._average is not None else ()))}
+        return {
+            name: getattr(self._w, name)
+            for name in (*self._method.state, *(("average",) if self._average is not None else ()))
+        }
 
     def _keep(self, purpose: str, snapshots: Snapshots) -> None:
         """What the owner of a center keeps, where this worker's x takes its place."""
@@ -181,7 +204,13 @@ class WorkerLoop:
         if (reply := self._last_reply()) is not None:
             kept["reply"] = reply  # only to measure distances from it
         w, seen = self._w, self._w.seen
-        state = {"t": w.t, "center_clock": seen.clock, "served": seen.served, "exchanges": seen.exchanges, "tally": self._meter.state()}
+        state = {
+            "t": w.t,
+            "center_clock": seen.clock,
+            "served": seen.served,
+            "exchanges": seen.exchanges,
+            "tally": self._meter.state(),
+        }
         self._channel.post(
             {"kind": "state", "purpose": purpose, "state": state},
             SharedTensors.of(kept),

@@ -4,12 +4,12 @@ A *session* is one worker's connection to one master. It carries one request at 
 
 The worker's end:
 
-- `vectors`: the transport allocates all of the worker's vectors, so that any of them can be lent as a message. `reply` is
-  where it finds replies, None where there is no center.
-- `post(m, t)` lends m, at the worker's clock t, and returns at once. Until `collect` returns, the worker leaves m alone; it
-  may compute meanwhile.
-- `collect()` returns the `Reply`. Its vector is read-only and stays as it is until the next `post`. It raises `Withdrawn`
-  when the message was given back: nothing has happened, and nothing will.
+- `vectors`: the transport allocates all of the worker's vectors, so that any of them can be lent as a message. `reply`
+  is where it finds replies, None where there is no center.
+- `post(m, t)` lends m, at the worker's clock t, and returns at once. Until `collect` returns, the worker leaves m
+  alone; it may compute meanwhile.
+- `collect()` returns the `Reply`. Its vector is read-only and stays as it is until the next `post`. It raises
+  `Withdrawn` when the message was given back: nothing has happened, and nothing will.
 - `checkpoint(t)` marks a moment in the order of requests; it has no reply.
 - `close(t)` says that the worker has finished at its clock t. Ending without it means that the worker was lost.
 - A master that has ended raises `SessionEnded` from any of these, within a moment.
@@ -18,9 +18,9 @@ The master's end:
 
 - `open`: the workers whose sessions are open.
 - `requests(timeout)` returns what has arrived, in the order in which it is to be served.
-- A request of kind EXCHANGE is answered by applying the rule to the two vectors of `lent(request)` and then `reply(request, ...)`: the
-  exchange is whole or has not happened. The order in which a master serves exchanges is the run's order of exchanges; a
-  round's are in the order of the workers' numbers.
+- A request of kind EXCHANGE is answered by applying the rule to the two vectors of `lent(request)` and then
+  `reply(request, ...)`: the exchange is whole or has not happened. The order in which a master serves exchanges is the
+  run's order of exchanges; a round's are in the order of the workers' numbers.
 - A worker that ends without `close`, at any moment, killed or not, is seen as one request of kind LOST and disturbs no
   other session.
 
@@ -42,7 +42,9 @@ class SessionEnded(Exception):
 
 
 class Withdrawn(Exception):
-    """A round cannot be complete any more, since a worker has finished or all are told to; the message that was waiting for it is given back."""
+    """A round cannot be complete any more, since a worker has finished or all are told to; the message that was waiting
+    for it is given back.
+    """
 
 
 class Kind(IntEnum):
@@ -68,13 +70,16 @@ class Mark(IntEnum):
     """What a reply says beside its vector."""
 
     NONE = 0
-    CHECKPOINT = 1  # the center is kept as it is after this round, and the worker as it is after this step: one consistent cut
+    # the center is kept as it is after this round, and the worker as it is after this step: one consistent cut
+    CHECKPOINT = 1
     WITHDRAWN = 2  # there is no reply
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an exchange brings back: the reply's `vector` [d], the center's clock after the update, and exchanges served so far, this one included."""
+    """What an exchange brings back: the reply's `vector` [d], the center's clock after the update, and exchanges served
+    so far, this one included.
+    """
 
     vector: Tensor
     clock: int
@@ -104,7 +109,9 @@ class WorkerEnd(Session, Protocol):
         """Where replies are found [d]; None where there is no center."""
 
     def checkpoint(self, t: int) -> None:
-        """Asks the master to keep the center as it is between this worker's last exchange and its next. Raises SessionEnded."""
+        """Asks the master to keep the center as it is between this worker's last exchange and its next. Raises
+        SessionEnded.
+        """
 
     def close(self, t: int) -> None:
         """The worker has finished. Raises SessionEnded."""
@@ -118,7 +125,9 @@ class MasterEnd(Protocol):
         """The workers whose sessions are open."""
 
     def requests(self, timeout: float | None) -> list[Request]:
-        """What has arrived, in the order in which it is to be served; waits at most `timeout` seconds for it, None: for ever."""
+        """What has arrived, in the order in which it is to be served; waits at most `timeout` seconds for it, None: for
+        ever.
+        """
 
     def lent(self, request: Request) -> tuple[Tensor, Tensor]:
         """The message that this request lends [d], and where the reply to it is to be written [d]."""

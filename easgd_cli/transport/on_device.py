@@ -1,11 +1,11 @@
 """The vectors of a master and its workers on one GPU, so that an exchange moves nothing over the bus.
 
-The master allocates all of them and hands each worker its own through CUDA's interprocess memory: so the memory of a worker that is
-killed stays valid for the master that may be reading it. Each side waits for its own device before it tells the other, in the few bytes
-that go through the socket as ever; no stream or event is shared.
+The master allocates all of them and hands each worker its own through CUDA's interprocess memory: so the memory of a
+worker that is killed stays valid for the master that may be reading it. Each side waits for its own device before it
+tells the other, in the few bytes that go through the socket as ever; no stream or event is shared.
 
-Not run on a GPU yet; the tests go through it with the shared memory of a CPU, which torch hands out by the same calls, and on a device
-that works as late as it may.
+Not run on a GPU yet; the tests go through it with the shared memory of a CPU, which torch hands out by the same calls,
+and on a device that works as late as it may.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _LENGTH = struct.Struct("<q")
 
 
 def hand_out(links: Sequence[Link], device: torch.device) -> dict[int, dict[str, Tensor]]:
-    """A master's part: vectors on `device` for every worker, by its number, whatever is in them; each worker is told where its own lie."""
+    """A master's part: vectors on `device` for every worker, by its number, whatever is in them; each worker is told
+    where its own lie.
+    """
     handed = {}
     for link in links:
         assert link.master_socket is not None
@@ -44,7 +46,8 @@ def hand_out(links: Sequence[Link], device: torch.device) -> dict[int, dict[str,
 
 
 def _unname() -> None:
-    """Torch counts who holds CUDA memory in a named file, and removes the name when all have given it back, which a killed process never does.
+    """Torch counts who holds CUDA memory in a named file, and removes the name when all have given it back, which a
+    killed process never does.
 
     Its mapping stays as it is; processes that look for the name later find nothing, which torch lets pass.
     """
@@ -64,7 +67,8 @@ class Handed:
         self.vectors: dict[str, Tensor] = ForkingPickler.loads(_read(link.worker_socket, length))
         for name, v in link.memory.tensors.items():
             self.vectors[name].copy_(v)
-        self._runtime, self._device = torch.get_device_module(device), device  # torch.cuda; torch.cpu has the same names
+        # torch.cuda; torch.cpu has the same names
+        self._runtime, self._device = torch.get_device_module(device), device
         self._ready = self._runtime.Event()
 
     def send(self, name: str) -> None:

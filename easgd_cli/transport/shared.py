@@ -37,8 +37,15 @@ class Link:
 
     @classmethod
     def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype, *, average: bool = False) -> Link:
-        """Allocates the worker's vectors [size], its reply, and an average of its own to keep where asked. Raises MemoryError."""
-        names = (*method.state, *method.scratch, *(("reply",) if method.variables else ()), *(("average",) if average else ()))
+        """Allocates the worker's vectors [size], its reply, and an average of its own to keep where asked. Raises
+        MemoryError.
+        """
+        names = (
+            *method.state,
+            *method.scratch,
+            *(("reply",) if method.variables else ()),
+            *(("average",) if average else ()),
+        )
         a, b = socket.socketpair()
         return cls(worker, SharedTensors.allocate({name: ((size,), dtype) for name in names}), a, b)
 
@@ -71,7 +78,9 @@ class Elsewhere(Protocol):
 
 
 class SharedWorkerEnd:
-    """A worker's session. Its vectors are the shared ones, or lie `elsewhere`: then the master is told of a message in `collect`."""
+    """A worker's session. Its vectors are the shared ones, or lie `elsewhere`: then the master is told of a message in
+    `collect`.
+    """
 
     def __init__(self, link: Link, elsewhere: Elsewhere | None = None):
         assert link.worker_socket is not None
@@ -92,7 +101,10 @@ class SharedWorkerEnd:
     def post(self, message: Tensor, t: int) -> None:
         index = self._index.get(message.data_ptr())
         if index is None:
-            raise ValueError("an exchange lends one of the worker's own vectors, named in state or scratch; this message is another tensor.")
+            raise ValueError(
+                "an exchange lends one of the worker's own vectors, named in state or scratch; this message is "
+                "another tensor."
+            )
         if self._elsewhere is None:
             self._send(Kind.EXCHANGE, t, index)
         else:
@@ -135,7 +147,8 @@ class SharedWorkerEnd:
 class SharedMasterEnd:
     """A master's sessions, served in the order in which their requests are found.
 
-    `handed`: the vectors of each worker where they lie on the center's device (`on_device.hand_out`), else those of the shared memory.
+    `handed`: the vectors of each worker where they lie on the center's device (`on_device.hand_out`), else those of the
+    shared memory.
     """
 
     def __init__(self, links: Sequence[Link], handed: Mapping[int, Mapping[str, Tensor]] | None = None):
@@ -169,11 +182,13 @@ class SharedMasterEnd:
         return memory[self._names[request.worker][request.vector]], memory["reply"]
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
-        sock = self._sockets.get(request.worker)  # None: its end has been found beside the message that completed its round, and is yet to be told
+        # None: its end has been found beside the message that completed its round, and is yet to be told
+        sock = self._sockets.get(request.worker)
         if sock is not None:
             if self._device is not None:
                 self._device.synchronize()  # the rule has been asked for, but is it done?
-            with suppress(BrokenPipeError, ConnectionResetError):  # killed after posting: the exchange has happened, and the next poll says LOST
+            # killed after posting: the exchange has happened, and the next poll says LOST
+            with suppress(BrokenPipeError, ConnectionResetError):
                 sock.sendall(_REPLY.pack(clock, served, mark))
 
     def _request(self, worker: int) -> Request:

@@ -1,8 +1,8 @@
 """The transport of a virtual cluster: messages take virtual time on their way.
 
-Everything is in one process and nothing waits. What happens is a heap of events, taken in the order of their virtual time,
-at equal times in the order in which they were made. A message is lent, as on one machine: a worker does not change it
-before it has its reply, so it need not be copied for its way.
+Everything is in one process and nothing waits. What happens is a heap of events, taken in the order of their virtual
+time, at equal times in the order in which they were made. A message is lent, as on one machine: a worker does not
+change it before it has its reply, so it need not be copied for its way.
 
 Whoever takes the events hands those of the transport back to it (`Wire.deliver`); then a message is among the master's
 requests, or a reply can be collected. A mark, an end and what is given back carry no vector and take no time.
@@ -24,7 +24,9 @@ REPLY: Final = "reply"  # a reply reaches its worker
 
 
 class Event(NamedTuple):
-    """At virtual second `time` something of kind `kind` happens to `worker`; `number` is the order among equal times."""
+    """At virtual second `time` something of kind `kind` happens to `worker`; `number` is the order among
+    equal times.
+    """
 
     time: float
     number: int
@@ -109,7 +111,10 @@ class SimulatedWorkerEnd:
     def post(self, message: Tensor, t: int) -> None:
         index = self._index.get(message.data_ptr())
         if index is None:
-            raise ValueError("an exchange lends one of the worker's own vectors, named in state or scratch; this message is another tensor.")
+            raise ValueError(
+                "an exchange lends one of the worker's own vectors, named in state or scratch; this message is "
+                "another tensor."
+            )
         self._posted = Request(self._number, Kind.EXCHANGE, t, index)
         self._wire.up(self._number)
 
@@ -179,7 +184,9 @@ class Wire:
         return SimulatedMasterEnd(self._ends, self)
 
     def deliver(self, event: Event) -> None:
-        """An event of the transport has been taken: a message arrives. Of a reply there is nothing to do but to collect it."""
+        """An event of the transport has been taken: a message arrives. Of a reply there is nothing to do but to collect
+        it.
+        """
         if event.kind == ARRIVE and (request := self._ends[event.worker].take()) is not None:
             self._inbox.append(request)
 

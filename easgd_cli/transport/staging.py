@@ -1,10 +1,11 @@
 """A worker's vectors on a device of its own, its messages and replies staged through the shared memory of the host.
 
-The copies run on a stream of their own, beside the gradient. Nobody waits for the gradient: the host waits for the message to be
-down, which is when it may be told of, and the device for the reply to be up. So an exchange posted before a gradient is launched is
-carried out while the device computes it.
+The copies run on a stream of their own, beside the gradient. Nobody waits for the gradient: the host waits for the
+message to be down, which is when it may be told of, and the device for the reply to be up. So an exchange posted before
+a gradient is launched is carried out while the device computes it.
 
-Not run on a GPU yet; the tests go through it on a CPU, where a stream does nothing, and on a device that works as late as it may.
+Not run on a GPU yet; the tests go through it on a CPU, where a stream does nothing, and on a device that works as late
+as it may.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ class Staging:
     def receive(self) -> None:
         """Copies the reply up; what is asked of the device from here on comes after it.
 
-        The last reader of the reply before it was asked of the device before `send`, for which this stream has waited; and the next message
-        follows this copy on the stream, so the master does not write the next reply before this one is up.
+        The last reader of the reply before it was asked of the device before `send`, for which this stream has waited;
+        and the next message follows this copy on the stream, so the master does not write the next reply before this
+        one is up.
         """
         with self._streams.stream(self._stream):
             self.vectors["reply"].copy_(self._shared["reply"], non_blocking=True)
@@ -56,11 +58,14 @@ class Staging:
 
 
 def _pin(owner: Staging, tensors: list[Tensor], cuda: Any) -> None:
-    """Pins the memory of `tensors` for as long as `owner` lives: without it a copy takes twice as long, and the host waits for it."""
+    """Pins the memory of `tensors` for as long as `owner` lives: without it a copy takes twice as long, and the host
+    waits for it.
+    """
     for v in tensors:
         if v.numel():
             cuda.check_error(cuda.cudart().cudaHostRegister(v.data_ptr(), v.nbytes, 0))
-            # The finalizer holds v, so that its memory is not given back while it is pinned. A process that ends needs none.
+            # The finalizer holds v, so that its memory is not given back while it is pinned. A process that ends needs
+            # none.
             weakref.finalize(owner, _unpin, v, cuda).atexit = False
 
 

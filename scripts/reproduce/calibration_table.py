@@ -1,11 +1,23 @@
-"""Prints predicted and measured wall-clock of the runs of scripts/reproduce/calibration: calibration_table.py DIRECTORY."""
+"""Prints predicted and measured wall-clock of the runs of scripts/reproduce/calibration: calibration_table.py
+DIRECTORY.
+"""
 
 import json
 import statistics
 import sys
 from pathlib import Path
 
-SETTINGS = ("easgd:1", "easgd:4", "easgd:10", "easgd:64", "easgd:10:long", "eamsgd:10", "downpour:1", "downpour:4", "mdownpour:1")
+SETTINGS = (
+    "easgd:1",
+    "easgd:4",
+    "easgd:10",
+    "easgd:64",
+    "easgd:10:long",
+    "eamsgd:10",
+    "downpour:1",
+    "downpour:4",
+    "mdownpour:1",
+)
 
 
 def main(directory: Path) -> None:

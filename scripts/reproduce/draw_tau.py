@@ -1,4 +1,6 @@
-"""Draws the final error of the center against tau from a sweep directory: draw_tau.py SWEEP OUT (writes OUT.svg, OUT.png)."""
+"""Draws the final error of the center against tau from a sweep directory: draw_tau.py SWEEP OUT (writes OUT.svg,
+OUT.png).
+"""
 
 import json
 import statistics
@@ -25,11 +27,23 @@ def main(sweep: Path, out: Path) -> None:
         sys.exit(f"{sweep} holds no finished run.")
     plt.rcParams.update({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "easgd"})
     figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
-    for shift, (algo, by_tau) in zip((0.94, 1.0, 1.06), errors.items(), strict=False):  # side by side, so that ranges do not hide each other
+    # side by side, so that ranges do not hide each other
+    for shift, (algo, by_tau) in zip((0.94, 1.0, 1.06), errors.items(), strict=False):
         taus = sorted(by_tau)
         means = [statistics.mean(by_tau[t]) for t in taus]
-        spread = [[m - min(by_tau[t]) for t, m in zip(taus, means, strict=True)], [max(by_tau[t]) - m for t, m in zip(taus, means, strict=True)]]
-        axes.errorbar([shift * t for t in taus], means, yerr=spread, color=COLOURS[algo], marker=MARKERS[algo], capsize=3, label=algo.upper())
+        spread = [
+            [m - min(by_tau[t]) for t, m in zip(taus, means, strict=True)],
+            [max(by_tau[t]) - m for t, m in zip(taus, means, strict=True)],
+        ]
+        axes.errorbar(
+            [shift * t for t in taus],
+            means,
+            yerr=spread,
+            color=COLOURS[algo],
+            marker=MARKERS[algo],
+            capsize=3,
+            label=algo.upper(),
+        )
         for t, m in zip(taus, means, strict=True):
             print(f"{algo:9} tau={t:<3} {m:6.2f} %   ({', '.join(f'{e:.2f}' for e in by_tau[t])})")
     n = {len(e) for by_tau in errors.values() for e in by_tau.values()}
@@ -42,7 +56,10 @@ def main(sweep: Path, out: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel(r"communication period $\tau$ (local steps)")
     axes.set_ylabel("test error of the center (%)")
-    axes.set_title(f"digits, 4 virtual workers, 600 steps each; mean and range of {'-'.join(map(str, sorted(n)))} seeds", fontsize=9)
+    axes.set_title(
+        f"digits, 4 virtual workers, 600 steps each; mean and range of {'-'.join(map(str, sorted(n)))} seeds",
+        fontsize=9,
+    )
     axes.grid(True, color="0.9")
     axes.legend(frameon=False)
     for suffix in ("svg", "png"):

@@ -16,7 +16,10 @@ def main(sweep: Path) -> None:
         error = run["center"].get("validation_error")
         errors[run["algo"], config["eta"], config["delta"]].append(100.0 if error is None else error)
     for (algo, eta, delta), found in sorted(errors.items(), key=lambda item: statistics.mean(item[1])):
-        print(f"{algo:10} eta={eta:<7g} delta={delta:<5g} {statistics.mean(found):6.2f} %   ({', '.join(f'{e:.2f}' for e in sorted(found))})")
+        print(
+            f"{algo:10} eta={eta:<7g} delta={delta:<5g} {statistics.mean(found):6.2f} %   "
+            f"({', '.join(f'{e:.2f}' for e in sorted(found))})"
+        )
 
 
 if __name__ == "__main__":

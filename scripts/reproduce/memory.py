@@ -1,7 +1,9 @@
-"""What a run needs of memory: its processes' proportional set sizes, watched ten times a second while `easgd train` runs.
+"""What a run needs of memory: its processes' proportional set sizes, watched ten times a second while `easgd train`
+runs.
 
-memory.py VECTOR_BYTES [KEY=VALUE ...]: prints the peak of all processes together and of each, in MiB and in vectors of VECTOR_BYTES.
-What the processes take by themselves is in it: take off the same run of a tiny net. Linux only. docs/results.md has what came out.
+memory.py VECTOR_BYTES [KEY=VALUE ...]: prints the peak of all processes together and of each, in MiB and in vectors of
+VECTOR_BYTES. What the processes take by themselves is in it: take off the same run of a tiny net. Linux only.
+docs/results.md has what came out.
 """
 
 from __future__ import annotations

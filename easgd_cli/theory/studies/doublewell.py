@@ -24,7 +24,9 @@ _LOOK = 50  # rounds between looks at that
 
 
 def study(s: DoubleWell) -> Study:
-    """Eigenvalues over rho, and the ends of synchronous and round-robin EASGD from (+1, -1) and from 64 places near it."""
+    """Eigenvalues over rho, and the ends of synchronous and round-robin EASGD from (+1, -1) and from 64
+    places near it.
+    """
     offsets = [(0.0, 0.0, 0.0), *product((-1.0, -1 / 3, 1 / 3, 1.0), repeat=3)]
     starts = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64) + s.near * torch.tensor(offsets, dtype=torch.float64)
     rows: list[tuple[Cell, ...]] = []
@@ -36,15 +38,30 @@ def study(s: DoubleWell) -> Study:
             ends += [(rho, order, *begin, *end) for begin, end in zip(starts.tolist(), found.tolist(), strict=True)]
     at = Table(
         "doublewell",
-        f"f = (1 - x^2)^2 / 4, p = 2, eta={s.eta:g}, alpha = eta rho: the split state, and where EASGD ends that starts near (+1, -1), x~ = 0",
-        ("rho", "s", "least_eigenvalue", "split_state", "synchronous_trapped", "round_robin_trapped", "exact_x1", "exact_x2", "exact_center"),
+        f"f = (1 - x^2)^2 / 4, p = 2, eta={s.eta:g}, alpha = eta rho: the split state, and where EASGD ends "
+        "that starts near (+1, -1), x~ = 0",
+        (
+            "rho",
+            "s",
+            "least_eigenvalue",
+            "split_state",
+            "synchronous_trapped",
+            "round_robin_trapped",
+            "exact_x1",
+            "exact_x2",
+            "exact_center",
+        ),
         rows,
     )
-    last = Table("ends", "start and end of every run", ("rho", "order", "x1_0", "x2_0", "center_0", "x1", "x2", "center"), ends)
+    last = Table(
+        "ends", "start and end of every run", ("rho", "order", "x1_0", "x2_0", "center_0", "x1", "x2", "center"), ends
+    )
     findings = [
         "The split state (+s, -s), s = sqrt(1 - rho), x~ = 0 is a local minimum if and only if rho < 2/3.",
-        f"Trapped: the share of {len(offsets) - 1} starts within {s.near:g} of (+1, -1), x~ = 0 whose workers stay in different wells.",
-        "Exact: where round-robin EASGD ends from (+1, -1), x~ = 0 itself. Its turns shift the fixed points by O(eta), and so the critical rho.",
+        f"Trapped: the share of {len(offsets) - 1} starts within {s.near:g} of (+1, -1), x~ = 0 whose workers "
+        "stay in different wells.",
+        "Exact: where round-robin EASGD ends from (+1, -1), x~ = 0 itself. Its turns shift the fixed points "
+        "by O(eta), and so the critical rho.",
     ]
     return Study("doublewell", s, [at], findings, {"doublewell": _draw(s, rows)}, [last])
 
@@ -103,8 +120,12 @@ def _draw(s: DoubleWell, rows: list[tuple[Cell, ...]]) -> Figure:
     left.legend(fontsize=7, loc="upper left")
     picture.letter(left, r"at $x=(+s,-s)$, $\tilde{x}=0$, $s=\sqrt{1-\rho}$")
     rhos = [float(row[0]) for row in rows]  # type: ignore[arg-type]
-    for column, marker, colour, label in ((4, "o", picture.BLUE, "synchronous"), (5, "^", picture.ORANGE, "round robin")):
-        right.plot(rhos, [float(row[column]) for row in rows], marker + "-", color=colour, markersize=4, linewidth=0.8, label=label)  # type: ignore[arg-type]
+    for column, marker, colour, label in (
+        (4, "o", picture.BLUE, "synchronous"),
+        (5, "^", picture.ORANGE, "round robin"),
+    ):
+        shares = [float(row[column]) for row in rows]  # type: ignore[arg-type]
+        right.plot(rhos, shares, marker + "-", color=colour, markersize=4, linewidth=0.8, label=label)
     right.set_ylim(-0.05, 1.05)
     right.set_xlim(0, max(1.0, max(rhos)))
     right.set_ylabel("share of starts that stay split")

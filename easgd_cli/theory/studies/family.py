@@ -18,7 +18,8 @@ from easgd_cli.theory.simulate import runs_affordable, synchronous
 from easgd_cli.theory.studies.study import Cell, Study, Table
 
 _ALPHA = 1.5  # the maps show alpha between -1 and this
-_SETTLED = 1e-4  # a simulation runs until the spectral radius to the power of 2t is this small: far below its standard error
+# a simulation runs until the spectral radius to the power of 2t is this small: far below its standard error
+_SETTLED = 1e-4
 _LONGEST = 3000  # rounds
 _NONE = 1e-6  # an alpha this close to 0 is 0
 
@@ -28,7 +29,8 @@ def study(s: Family) -> Study:
     unit = s.sigma**2 / (s.p * s.h**2)
     at = Table(
         "forms",
-        f"p={s.p} eta={s.eta:g} beta={s.beta:g}: spectral radius of the mean mode and of all modes, asymptotic variance of the center",
+        f"p={s.p} eta={s.eta:g} beta={s.beta:g}: spectral radius of the mean mode and of all modes, "
+        "asymptotic variance of the center",
         ("form", "alpha", "trace", "det", "radius_mean", "radius_all", "variance"),
         [_row(form, s, alpha, unit) for form in FORMS for alpha in s.alpha],
     )
@@ -38,8 +40,18 @@ def study(s: Family) -> Study:
         tables.append(
             Table(
                 "optimum",
-                "The alpha of the least spectral radius (mean mode; all modes) and of the least variance of the center, at this eta and beta",
-                ("form", "alpha_mean", "radius_mean", "alpha_all", "radius_all", "alpha_variance", "variance", "radius_all_there"),
+                "The alpha of the least spectral radius (mean mode; all modes) and of the least variance of "
+                "the center, at this eta and beta",
+                (
+                    "form",
+                    "alpha_mean",
+                    "radius_mean",
+                    "alpha_all",
+                    "radius_all",
+                    "alpha_variance",
+                    "variance",
+                    "radius_all_there",
+                ),
                 [_optimum(form, s, unit) for form in FORMS],
             )
         )
@@ -47,8 +59,13 @@ def study(s: Family) -> Study:
     if simulated.rows:
         tables.append(simulated)
         deviations = [abs(float(row[-1])) for row in simulated.rows if row[-1] is not None]
-        findings.append(f"Simulated by the algorithms' own code: the farthest sample variance lies {max(deviations):.2f} standard errors away.")
-    findings.append("With beta = p alpha, as in the paper, a negative alpha is unstable in every form: one eigenvalue exceeds 1.")
+        findings.append(
+            f"Simulated by the algorithms' own code: the farthest sample variance lies {max(deviations):.2f} "
+            "standard errors away."
+        )
+    findings.append(
+        "With beta = p alpha, as in the paper, a negative alpha is unstable in every form: one eigenvalue exceeds 1."
+    )
     axis = np.linspace(0, 2, s.points + 2)[1:-1]
     beta, eta = np.meshgrid(axis, axis, indexing="ij")
     several = s.p > 1  # else there are no differences between workers
@@ -63,14 +80,22 @@ def study(s: Family) -> Study:
         [
             (form.name, *(float(f"{v:.9g}") for v in values))
             for form in FORMS
-            for values in zip(*(m.flat for m in (eta, beta, fastest[form.name], radius[form.name], quietest[form.name], noisy[form.name])), strict=True)
+            for values in zip(
+                *(
+                    m.flat
+                    for m in (eta, beta, fastest[form.name], radius[form.name], quietest[form.name], noisy[form.name])
+                ),
+                strict=True,
+            )
         ],
     )
     for form in FORMS:
         a, r = fastest[form.name], radius[form.name]
         findings.append(
-            f"{form.name}, eta h and beta in (0, 2): the fastest alpha is negative in {100 * (a < -_NONE).mean():.0f} % of the plane, "
-            f"0 in {100 * (abs(a) <= _NONE).mean():.0f} %, positive in {100 * (a > _NONE).mean():.0f} %; it is stable in {100 * (r < 1).mean():.0f} %."
+            f"{form.name}, eta h and beta in (0, 2): the fastest alpha is negative in "
+            f"{100 * (a < -_NONE).mean():.0f} % of the plane, "
+            f"0 in {100 * (abs(a) <= _NONE).mean():.0f} %, positive in {100 * (a > _NONE).mean():.0f} %; it "
+            f"is stable in {100 * (r < 1).mean():.0f} %."
         )
     pictures = {"family_rates": _draw_rates(s), "family_optimum": _draw_optimum(axis, fastest, quietest, noisy)}
     return Study("family", s, tables, findings, pictures, [grid])
@@ -95,17 +120,27 @@ def _optimum(form: Form, s: Family, unit: float) -> tuple[Cell, ...]:
     row: list[Cell] = [form.name]
     for differences in (False, s.p > 1):
         alpha = float(form.fastest(eta_h, beta, differences=differences))
-        row += [alpha, float(form.radius(eta_h, alpha, beta, differences=differences))] if np.isfinite(alpha) else [None, None]
+        row += (
+            [alpha, float(form.radius(eta_h, alpha, beta, differences=differences))]
+            if np.isfinite(alpha)
+            else [None, None]
+        )
     alpha = float(form.quietest(eta_h, beta))
     if np.isfinite(alpha):
-        row += [alpha, unit * float(form.variance(eta_h, alpha, beta)), float(form.radius(eta_h, alpha, beta, differences=s.p > 1))]
+        row += [
+            alpha,
+            unit * float(form.variance(eta_h, alpha, beta)),
+            float(form.radius(eta_h, alpha, beta, differences=s.p > 1)),
+        ]
     else:
         row += [None, None, None]
     return tuple(row)
 
 
 def _simulated(s: Family, notes: list[str]) -> Table:
-    """The center's variance when it has settled, where the algorithms' own code can be asked: Jacobi and Gauss-Seidel tie beta to p alpha."""
+    """The center's variance when it has settled, where the algorithms' own code can be asked: Jacobi and Gauss-Seidel
+    tie beta to p alpha.
+    """
     asked: list[tuple[Form, float, float]] = [(JACOBI, s.beta / s.p, s.beta), (GAUSS_SEIDEL, s.beta / s.p, s.beta)]
     asked += [(PULL_THEN_STEP, alpha, s.beta) for alpha in s.alpha]
     rows: list[tuple[Cell, ...]] = []
@@ -123,11 +158,18 @@ def _simulated(s: Family, notes: list[str]) -> Table:
         except ValueError as e:
             notes.append(f"{form.name}: not simulated; the algorithm refuses {e}")
             continue
-        sample = synchronous(method, s.p, s.eta, [rounds], h=s.h, sigma=s.sigma, x0=0.0, center0=0.0, runs=runs, seed=s.seed)[rounds][0]
+        sample = synchronous(
+            method, s.p, s.eta, [rounds], h=s.h, sigma=s.sigma, x0=0.0, center0=0.0, runs=runs, seed=s.seed
+        )[rounds][0]
         variance = s.sigma**2 / (s.p * s.h**2) * float(form.variance(s.eta * s.h, alpha, beta))
         rows.append((form.name, alpha, rounds, variance, sample.variance, sample.deviations(0.0, variance)[1]))
     columns = ("form", "alpha", "rounds", "variance", "sample_variance", "variance_in_se")
-    return Table("simulated", "The center's variance in simulated runs, and how many standard errors it lies from the limit", columns, rows)
+    return Table(
+        "simulated",
+        "The center's variance in simulated runs, and how many standard errors it lies from the limit",
+        columns,
+        rows,
+    )
 
 
 def _method(form: Form, alpha: float, beta: float, p: int) -> Method:
@@ -146,9 +188,19 @@ def _draw_rates(s: Family) -> Figure:
     for (left, right), form in zip(panels, FORMS, strict=True):
         radius = form.radius(eta, alpha, s.beta, differences=s.p > 1)
         variance = np.where(radius < 1, form.variance(eta, alpha, s.beta), np.nan)
-        first = left.imshow(np.where(radius < 1, radius, np.nan), origin="lower", extent=extent, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        first = left.imshow(
+            np.where(radius < 1, radius, np.nan),
+            origin="lower",
+            extent=extent,
+            vmin=0,
+            vmax=1,
+            cmap="viridis",
+            aspect="auto",
+        )
         with np.errstate(divide="ignore"):
-            second = right.imshow(np.log10(variance), origin="lower", extent=extent, vmin=-2, vmax=1, cmap="viridis", aspect="auto")
+            second = right.imshow(
+                np.log10(variance), origin="lower", extent=extent, vmin=-2, vmax=1, cmap="viridis", aspect="auto"
+            )
         if s.beta > 0:
             quiet = form.quietest(etas, s.beta)
             quiet = np.where(form.radius(etas, quiet, s.beta, differences=s.p > 1) < 1, quiet, np.nan)
@@ -167,14 +219,18 @@ def _draw_rates(s: Family) -> Figure:
         picture.letter(right, f"{form.name}: variance of the center")
     for axes in panels[-1]:
         axes.set_xlabel(rf"moving rate of the workers $\alpha$   ($\beta={s.beta:g}$)")
-    figure.colorbar(first, ax=panels[:, 0], location="bottom", shrink=0.8).set_label("spectral radius; line: its least; grey: 1 or more")
+    figure.colorbar(first, ax=panels[:, 0], location="bottom", shrink=0.8).set_label(
+        "spectral radius; line: its least; grey: 1 or more"
+    )
     figure.colorbar(second, ax=panels[:, 1], location="bottom", shrink=0.8, extend="both").set_label(
         r"$\log_{10}$ of $\lim V\tilde{x}_t\; p h^2/\sigma^2$; line: its least"
     )
     return figure
 
 
-def _draw_optimum(axis: Array, fastest: dict[str, Array], quietest: dict[str, Array], noisy: dict[str, Array]) -> Figure:
+def _draw_optimum(
+    axis: Array, fastest: dict[str, Array], quietest: dict[str, Array], noisy: dict[str, Array]
+) -> Figure:
     """The best alpha over eta h and beta, a column a form."""
     figure = picture.new(picture.WIDTH, 5.0)
     panels = figure.subplots(2, len(FORMS), sharex=True, sharey=True)
@@ -187,14 +243,22 @@ def _draw_optimum(axis: Array, fastest: dict[str, Array], quietest: dict[str, Ar
         panels[1, column].set_xlabel(r"$\eta h$")
     for axes in panels[:, 0]:
         axes.set_ylabel(r"$\beta$")
-    figure.colorbar(image, ax=panels, shrink=0.7, extend="both").set_label(r"best $\alpha$ (dashed: where it turns negative; grey: differences grow)")
+    figure.colorbar(image, ax=panels, shrink=0.7, extend="both").set_label(
+        r"best $\alpha$ (dashed: where it " r"turns negative; grey: differences grow)"
+    )
     return figure
 
 
 def _signed(axes: Axes, axis: Array, alpha: Array) -> AxesImage:
     axes.set_facecolor(picture.DIVERGENT)
     image = axes.imshow(
-        alpha, origin="lower", extent=(0, 2, 0, 2), norm=TwoSlopeNorm(0, vmin=-1, vmax=1.5), cmap="PuOr_r", interpolation="nearest", aspect="equal"
+        alpha,
+        origin="lower",
+        extent=(0, 2, 0, 2),
+        norm=TwoSlopeNorm(0, vmin=-1, vmax=1.5),
+        cmap="PuOr_r",
+        interpolation="nearest",
+        aspect="equal",
     )
     if np.nanmin(alpha) < -1e-3 < np.nanmax(alpha):
         axes.contour(axis, axis, np.clip(alpha, -0.1, 0.1), levels=[-1e-3], colors="black", linewidths=0.8)

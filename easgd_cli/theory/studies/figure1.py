@@ -20,15 +20,23 @@ def study(s: Figure1) -> Study:
     maps = {p: spectral_radius(admm_round(p, eta, rho)) for p in s.p}
     summary = Table(
         "figure1",
-        "Round-robin ADMM on F = x^2 / 2: the largest spectral radius of a round, where it is, and the share of the plane above 1",
+        "Round-robin ADMM on F = x^2 / 2: the largest spectral radius of a round, where it is, and the share "
+        "of the plane above 1",
         ("p", "largest_radius", "eta", "rho", "unstable_share"),
-        [(p, float(m.max()), float(eta.flat[m.argmax()]), float(rho.flat[m.argmax()]), float((m > 1).mean())) for p, m in maps.items()],
+        [
+            (p, float(m.max()), float(eta.flat[m.argmax()]), float(rho.flat[m.argmax()]), float((m > 1).mean()))
+            for p, m in maps.items()
+        ],
     )
     grid = Table(
         "maps",
         "spectral radius of a round",
         ("p", "eta", "rho", "radius"),
-        [(p, float(f"{e:.9g}"), float(f"{r:.9g}"), float(v)) for p, m in maps.items() for e, r, v in zip(eta.flat, rho.flat, m.flat, strict=True)],
+        [
+            (p, float(f"{e:.9g}"), float(f"{r:.9g}"), float(v))
+            for p, m in maps.items()
+            for e, r, v in zip(eta.flat, rho.flat, m.flat, strict=True)
+        ],
     )
     return Study("figure1", s, [summary], [], {"figure1": _draw(s, maps, etas, rhos)}, [grid])
 
@@ -39,7 +47,15 @@ def _draw(s: Figure1, maps: dict[int, Array], etas: Array, rhos: Array) -> Figur
     every = np.concatenate([m.ravel() for m in maps.values()]) - 1
     norm = TwoSlopeNorm(0, vmin=min(float(every.min()), -1e-9), vmax=max(float(every.max()), 1e-9))
     for axes, (p, m) in zip(panels, maps.items(), strict=True):
-        image = axes.imshow(m - 1, origin="lower", extent=(0, s.rho_max, 0, s.eta_max), norm=norm, cmap="PuOr_r", interpolation="nearest", aspect="auto")
+        image = axes.imshow(
+            m - 1,
+            origin="lower",
+            extent=(0, s.rho_max, 0, s.eta_max),
+            norm=norm,
+            cmap="PuOr_r",
+            interpolation="nearest",
+            aspect="auto",
+        )
         if m.min() < 1 < m.max():
             axes.contour(rhos, etas, m, levels=[1.0], colors="black", linewidths=0.8)
         axes.set_xlabel(r"penalty $\rho$")

@@ -66,9 +66,20 @@ def _draw(s: Figure5, maps: dict[tuple[int, float], Array], stable: dict[int, Tr
             axes = panels[row, column]
             axes.set_facecolor(picture.DIVERGENT)
             shown = np.where(np.isposinf(maps[p, t]), np.nan, np.maximum(maps[p, t], low))
-            image = axes.imshow(shown, origin="lower", extent=extent, vmin=low, vmax=high, cmap="viridis", interpolation="nearest", aspect="equal")
+            image = axes.imshow(
+                shown,
+                origin="lower",
+                extent=extent,
+                vmin=low,
+                vmax=high,
+                cmap="viridis",
+                interpolation="nearest",
+                aspect="equal",
+            )
             if edge[p].min() < 0 < edge[p].max():
-                axes.contour(axis, axis, edge[p], levels=[0.0], colors="black" if math.isinf(t) else "white", linewidths=0.8)
+                axes.contour(
+                    axis, axis, edge[p], levels=[0.0], colors="black" if math.isinf(t) else "white", linewidths=0.8
+                )
             axes.set_xticks([0, 1, 2])
             axes.set_yticks([0, 1, 2])
             if row == 0:
@@ -78,6 +89,9 @@ def _draw(s: Figure5, maps: dict[tuple[int, float], Array], stable: dict[int, Tr
             if column == 0:
                 axes.set_ylabel(f"$p={p}$\n" + r"$\beta$")
     bar = figure.colorbar(image, ax=panels, shrink=0.5, extend="both")
-    bar.set_label(rf"$\log_{{10}}$ MSE of the center $\tilde{{x}}_t$  ($h={s.h:g}$, $\sigma={s.sigma:g}$, $x_0={s.x0:g}$, $\tilde{{x}}_0={s.center0:g}$)")
+    bar.set_label(
+        rf"$\log_{{10}}$ MSE of the center $\tilde{{x}}_t$  ($h={s.h:g}$, $\sigma={s.sigma:g}$, $x_0={s.x0:g}$, "
+        rf"$\tilde{{x}}_0={s.center0:g}$)"
+    )
     figure.supxlabel("Inside the line: stable, condition (17). Grey: no finite limit.", fontsize=8)
     return figure

@@ -1,4 +1,6 @@
-"""Lemma 7.1 at points: E x~_t and V x~_t, their limits, the averaged center, and samples of the algorithm's own runs."""
+"""Lemma 7.1 at points: E x~_t and V x~_t, their limits, the averaged center, and samples of the algorithm's
+own runs.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,41 @@ def study(s: Moments) -> Study:
     samples = {point: _sampled(s, point, finite, notes) for point in points}
     at = Table(
         "moments",
-        "The center x~_t, equations (15) and (16), and how many standard errors the sample of simulated runs lies from them",
-        ("p", "eta", "beta", "t", "mean", "variance", "mse", "sample_mean", "sample_variance", "mean_in_se", "variance_in_se"),
+        "The center x~_t, equations (15) and (16), and how many standard errors the sample of simulated runs "
+        "lies from them",
+        (
+            "p",
+            "eta",
+            "beta",
+            "t",
+            "mean",
+            "variance",
+            "mse",
+            "sample_mean",
+            "sample_variance",
+            "mean_in_se",
+            "variance_in_se",
+        ),
         [_row(s, point, t, samples[point]) for point in points for t in s.t],
         unprinted=("sample_mean", "sample_variance"),
     )
     averaged = Table(
         "averaged",
-        "The averaged center z_t; of_bound: (t + 1) V z_t in units of the Fisher bound sigma^2 / (p h^2), which is its limit",
-        ("p", "eta", "beta", "t", "mean", "variance", "of_bound", "sample_mean", "sample_variance", "mean_in_se", "variance_in_se"),
+        "The averaged center z_t; of_bound: (t + 1) V z_t in units of the Fisher bound sigma^2 / (p h^2), "
+        "which is its limit",
+        (
+            "p",
+            "eta",
+            "beta",
+            "t",
+            "mean",
+            "variance",
+            "of_bound",
+            "sample_mean",
+            "sample_variance",
+            "mean_in_se",
+            "variance_in_se",
+        ),
         [_averaged_row(s, point, t, samples[point]) for point in points for t in finite[-1:]],
         unprinted=("sample_mean", "sample_variance"),
     )
@@ -49,7 +77,13 @@ def study(s: Moments) -> Study:
         ("p", "eta", "beta", "gamma", "phi", "radius", "stable", "variance", "p_mse", "corollary", "bound"),
         [_limit_row(s, point) for point in points],
     )
-    return Study("moments", s, [at, averaged, limits], [*notes, *_findings(s, points, [at, averaged])], {"moments": _draw(s, points[:_LINES], samples)})
+    return Study(
+        "moments",
+        s,
+        [at, averaged, limits],
+        [*notes, *_findings(s, points, [at, averaged])],
+        {"moments": _draw(s, points[:_LINES], samples)},
+    )
 
 
 def _sampled(s: Moments, point: Point, times: list[int], notes: list[str]) -> Samples:
@@ -121,7 +155,8 @@ def _findings(s: Moments, points: Sequence[Point], tables: Sequence[Table]) -> l
     deviations = [abs(float(d)) for table in tables for row in table.rows for d in row[-2:] if d is not None]
     if deviations:
         said.append(
-            f"Simulated by the algorithm's own code: {len(deviations)} sample means and variances, the farthest {max(deviations):.2f} standard errors away."
+            f"Simulated by the algorithm's own code: {len(deviations)} sample means and variances, the "
+            f"farthest {max(deviations):.2f} standard errors away."
         )
     return said
 
@@ -132,7 +167,10 @@ def _draw(s: Moments, points: Sequence[Point], samples: dict[Point, Samples]) ->
     times = np.unique(np.geomspace(1, min(latest, _LATEST), 120).astype(int))
     figure = picture.new(picture.WIDTH, 3.1)
     left, right = figure.subplots(1, 2)
-    mse = {point: np.array([float(moments.center(t, *point, s.h, s.sigma, s.x0, s.center0).mse) for t in times]) for point in points}
+    mse = {
+        point: np.array([float(moments.center(t, *point, s.h, s.sigma, s.x0, s.center0).mse) for t in times])
+        for point in points
+    }
     for colour, point in zip(picture.COLOURS, points, strict=False):
         label = rf"$p={point[0]}$, $\eta={point[1]:g}$, $\beta={point[2]:g}$"
         left.plot(times, np.where(mse[point] < _LARGEST, mse[point], np.nan), color=colour, label=label)
@@ -145,15 +183,29 @@ def _draw(s: Moments, points: Sequence[Point], samples: dict[Point, Samples]) ->
         if s.sigma > 0 and point in steady:
             bound = float(moments.fisher(point[0], s.h, s.sigma))
             right.plot(
-                times, [(t + 1) * float(moments.averaged_center(int(t), *point, s.h, s.sigma, s.x0, s.center0).variance) / bound for t in times], color=colour
+                times,
+                [
+                    (t + 1)
+                    * float(moments.averaged_center(int(t), *point, s.h, s.sigma, s.x0, s.center0).variance)
+                    / bound
+                    for t in times
+                ],
+                color=colour,
             )
-            right.plot(shown, [(t + 1) * samples[point][t][1].variance / bound for t in shown], "o", color=colour, markersize=3.5)
+            right.plot(
+                shown,
+                [(t + 1) * samples[point][t][1].variance / bound for t in shown],
+                "o",
+                color=colour,
+                markersize=3.5,
+            )
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xlabel("rounds $t$")
     left.set_yscale("log")
     if steady:
-        left.set_ylim(top=3 * max(1e-12, *(float(mse[point].max()) for point in steady)))  # what diverges leaves the picture
+        # what diverges leaves the picture
+        left.set_ylim(top=3 * max(1e-12, *(float(mse[point].max()) for point in steady)))
     right.set_ylim(0, 1.1)
     right.axhline(1, color="0.4", linewidth=0.6, linestyle=":")
     left.set_ylabel(r"MSE of the center, $E\,\tilde{x}_t^2$")

@@ -23,7 +23,9 @@ _CHECKED = 500  # rounds of the algorithm's own code beside the matrices
 
 
 def study(s: RoundRobin) -> Study:
-    """Radii at (eta, rho), the condition of EASGD on a grid over (eta, alpha), and the norm of both states over the rounds."""
+    """Radii at (eta, rho), the condition of EASGD on a grid over (eta, alpha), and the norm of both states over the
+    rounds.
+    """
     alpha = s.eta * s.rho if s.alpha is None else s.alpha
     easgd, admm = roundrobin.easgd_round(s.p, s.eta, alpha), roundrobin.admm_round(s.p, s.eta, s.rho)
     radii = {"EASGD": float(spectral_radius(easgd)), "ADMM": float(spectral_radius(admm))}
@@ -42,14 +44,22 @@ def study(s: RoundRobin) -> Study:
     composites = {p: spectral_radius(roundrobin.easgd_round(p, eta_grid, alpha_grid)) for p in sorted({*_WORKERS, s.p})}
     at = Table(
         "radii",
-        f"F = x^2 / 2, p={s.p} eta={s.eta:g} rho={s.rho:g} (EASGD: alpha={alpha:g}); norm of the state, from x = x~ = 1",
+        f"F = x^2 / 2, p={s.p} eta={s.eta:g} rho={s.rho:g} (EASGD: alpha={alpha:g}); norm of the state, from "
+        "x = x~ = 1",
         ("method", "radius_of_a_map", "radius_of_a_round", "norm_at_0", f"norm_at_{s.rounds}"),
         [(m, single[m], radii[m], float(over_time[m][0]), float(over_time[m][-1])) for m in radii],
     )
     checked = Table(
         "condition",
         "Round-robin EASGD on the grid: 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta)/(4 - eta), against eigenvalues",
-        ("p", "points", "condition_holds", "single_map_disagrees", "holds_but_round_unstable", "fails_but_round_stable"),
+        (
+            "p",
+            "points",
+            "condition_holds",
+            "single_map_disagrees",
+            "holds_but_round_unstable",
+            "fails_but_round_stable",
+        ),
         [
             (
                 p,
@@ -64,26 +74,48 @@ def study(s: RoundRobin) -> Study:
     )
     findings = [
         f"{m}: spectral radius of a round {r:.9f}: "
-        + ("neither grows nor shrinks." if abs(r - 1) < _ROUNDING else f"{'grows' if r > 1 else 'shrinks'} by e every {1 / abs(np.log(r)):,.0f} rounds.")
+        + (
+            "neither grows nor shrinks."
+            if abs(r - 1) < _ROUNDING
+            else f"{'grows' if r > 1 else 'shrinks'} by e every {1 / abs(np.log(r)):,.0f} rounds."
+        )
         for m, r in radii.items()
     ]
     if roundrobin.easgd_condition(s.eta, alpha):
         findings.append(
-            f"EASGD's own code for {min(s.rounds, _CHECKED)} rounds against the matrix: {_difference(s, alpha, easgd):.1e} apart, relative to the state."
+            f"EASGD's own code for {min(s.rounds, _CHECKED)} rounds against the matrix: "
+            f"{_difference(s, alpha, easgd):.1e} apart, relative to the state."
         )
     times = np.unique(np.geomspace(1, s.rounds + 1, 400).astype(int)) - 1
-    norms = Table("norms", "norm of the state", ("round", *over_time), [(int(k), *(float(n[k]) for n in over_time.values())) for k in times])
+    norms = Table(
+        "norms",
+        "norm of the state",
+        ("round", *over_time),
+        [(int(k), *(float(n[k]) for n in over_time.values())) for k in times],
+    )
     grid = Table(
         "maps",
         "spectral radius of a round of EASGD",
         ("eta", "alpha", "radius"),
-        [(float(f"{e:.9g}"), float(f"{a:.9g}"), float(v)) for e, a, v in zip(eta_grid.flat, alpha_grid.flat, composites[s.p].flat, strict=True)],
+        [
+            (float(f"{e:.9g}"), float(f"{a:.9g}"), float(v))
+            for e, a, v in zip(eta_grid.flat, alpha_grid.flat, composites[s.p].flat, strict=True)
+        ],
     )
-    return Study("roundrobin", s, [at, checked], findings, {"roundrobin": _draw(s, alpha, over_time, composites, etas, alphas)}, [norms, grid])
+    return Study(
+        "roundrobin",
+        s,
+        [at, checked],
+        findings,
+        {"roundrobin": _draw(s, alpha, over_time, composites, etas, alphas)},
+        [norms, grid],
+    )
 
 
 def _difference(s: RoundRobin, alpha: float, step: Array) -> float:
-    """Greatest difference between the algorithm's state and the matrix's after some rounds, relative to the state's norm."""
+    """Greatest difference between the algorithm's state and the matrix's after some rounds, relative to the state's
+    norm.
+    """
 
     def gradient(x: torch.Tensor, worker: int, t: int, out: torch.Tensor) -> None:
         out.copy_(x)
@@ -108,11 +140,20 @@ def _difference(s: RoundRobin, alpha: float, step: Array) -> float:
     return float(np.abs(state - expected).max() / np.linalg.norm(expected))
 
 
-def _draw(s: RoundRobin, alpha: float, over_time: dict[str, Array], composites: dict[int, Array], etas: Array, alphas: Array) -> Figure:
+def _draw(
+    s: RoundRobin, alpha: float, over_time: dict[str, Array], composites: dict[int, Array], etas: Array, alphas: Array
+) -> Figure:
     figure = picture.new(picture.WIDTH, 2.9)
     left, right = figure.subplots(1, 2)
     image = left.imshow(
-        np.log10(composites[s.p]), origin="lower", extent=(0, 1.5, 0, 2.5), vmin=-0.6, vmax=0.6, cmap="PuOr_r", interpolation="nearest", aspect="auto"
+        np.log10(composites[s.p]),
+        origin="lower",
+        extent=(0, 1.5, 0, 2.5),
+        vmin=-0.6,
+        vmax=0.6,
+        cmap="PuOr_r",
+        interpolation="nearest",
+        aspect="auto",
     )
     eta = np.linspace(0, 2, 200)
     left.plot((4 - 2 * eta) / (4 - eta), eta, color=picture.BLACK, linewidth=1, label="every single map")
@@ -125,7 +166,9 @@ def _draw(s: RoundRobin, alpha: float, over_time: dict[str, Array], composites: 
     left.set_ylabel(r"learning rate $\eta$")
     picture.letter(left, f"round-robin EASGD on $x^2/2$, $p={s.p}$")
     figure.colorbar(image, ax=left, extend="both").set_label(r"$\log_{10}$ spectral radius of a round")
-    for colour, dashes, (method, norm) in zip((picture.BLUE, picture.ORANGE), ("-", "--"), over_time.items(), strict=True):
+    for colour, dashes, (method, norm) in zip(
+        (picture.BLUE, picture.ORANGE), ("-", "--"), over_time.items(), strict=True
+    ):
         right.plot(np.where(norm < _LARGEST, norm, np.nan), color=colour, linestyle=dashes, label=method)
     right.set_yscale("log")
     right.set_xlabel("rounds (without noise)")

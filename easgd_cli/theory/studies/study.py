@@ -21,7 +21,9 @@ Cell = float | int | str | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under their columns' names; None where there is nothing to say, inf where something diverges. `_in_se`: in standard errors."""
+    """Rows under their columns' names; None where there is nothing to say, inf where something diverges. `_in_se`: in
+    standard errors.
+    """
 
     name: str
     title: str
@@ -32,7 +34,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Study:
-    """`tables` are printed and written, `grids` (the numbers behind the maps) only written; `findings` are sentences."""
+    """`tables` are printed and written, `grids` (the numbers behind the maps) only written; `findings` are
+    sentences.
+    """
 
     name: str
     settings: Any
@@ -56,7 +60,9 @@ class Study:
             "study": self.name,
             "settings": {k: _plain(v) for k, v in asdict(self.settings).items()},
             "findings": self.findings,
-            "tables": {t.name: [dict(zip(t.columns, map(_plain, row), strict=True)) for row in t.rows] for t in self.tables},
+            "tables": {
+                t.name: [dict(zip(t.columns, map(_plain, row), strict=True)) for row in t.rows] for t in self.tables
+            },
         }
         put(f"{self.name}.json", lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
         for table in (*self.tables, *self.grids):
