@@ -530,15 +530,7 @@ def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_optuna_searches_through_joblib_and_finds_its_runs_again(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = [
-        "-m",
-        "hydra/sweeper=optuna",
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=2",
-        "sweep=search",
-        "eta=tag(log,interval(0.05,0.5))",
-        *QUICK,
-    ]
+    words = ["-m", "hydra/sweeper=optuna", "sweep=search", "eta=tag(log,interval(0.05,0.5))", *QUICK]
     said = run(tmp_path, *words, "hydra.sweeper.n_trials=1")
     assert said.returncode == 0, said.stderr
     root = tmp_path / "runs/sweeps/search"
@@ -547,7 +539,9 @@ def test_optuna_searches_through_joblib_and_finds_its_runs_again(tmp_path: Path)
     result = yaml.safe_load((root / "optimization_results.yaml").read_text())
     assert result["best_value"] == min(first.values())
     when = {name: (root / name / "summary.json").stat().st_mtime_ns for name in first}
-    said = run(tmp_path, *words, "hydra.sweeper.n_trials=2")  # draws the first again, then another
+    # draws the first again, then another; other processes have them
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    said = run(tmp_path, *words, *joblib, "hydra.sweeper.n_trials=2")
     assert said.returncode == 0, said.stderr
     assert len(values(root)) == 2
     assert {name: (root / name / "summary.json").stat().st_mtime_ns for name in first} == when
