@@ -12,12 +12,9 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import hydra
 
 from easgd_cli.commands import arguments, completion, compose, configs, plan, replay, single_run, sweep
 from easgd_cli.commands.arguments import Arguments
@@ -178,15 +175,9 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
 def _shown_by_hydra(asked: Arguments) -> int:
     """Hydra's own printing options, and its scripts for completion."""
     said = io.StringIO()  # printed at once: a logger that finds no reader any more tells of each line
-    with single_run.unchanged_process(), redirect_stdout(said), redirect_stderr(said):
-        sys.argv = ["easgd", "--config-name", asked.config_name, *asked.show, *asked.overrides]
-        try:
-            hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(
-                lambda _: None
-            )()
-        except SystemExit as e:
-            if e.code:
-                raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.") from e
+    words = ["--config-name", asked.config_name, *asked.show, *asked.overrides]
+    if single_run.said_by_hydra(asked.config_name, words, said, said):
+        raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.")
     print(said.getvalue(), end="", flush=True)
     return 0
 
