@@ -48,7 +48,11 @@ class JobStatus:
     @property
     def runs_here(self) -> bool:
         """Whether its process runs on this machine."""
-        return self.status == RUNNING and self.host == platform.node() and self.pid is not None and _alive(self.pid)
+        return self.status == RUNNING and self.here and self.pid is not None and _alive(self.pid)
+
+    @property
+    def here(self) -> bool:
+        return self.host == platform.node()
 
 
 def log(root: Path, name: str) -> Path:
