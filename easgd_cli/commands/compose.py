@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import typing
 import warnings
@@ -35,6 +36,8 @@ from easgd_cli.settings.schema import Settings
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
 for _pair, _row in configs.tuning().items():
     ConfigStore.instance().store(group="tuning/table", name=_pair, node=_row)
+# Hydra copies all that is stored for each job it composes, a fifth of the time, and once more what it takes of it.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 OmegaConf.register_new_resolver(
     "named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True
 )
@@ -70,8 +73,10 @@ def composing(config_name: str) -> Iterator[typing.Callable[[Sequence[str]], Com
         raise UsageError(
             f"--config-name {config_name}: is an option of {group}, and no root configuration; write {group}={option}."
         )
+    # the first job of a sweep is asked for twice
+    once = functools.lru_cache(1)(lambda overrides: _compose(config_name, list(overrides)))
     with initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
-        yield lambda overrides: _compose(config_name, list(overrides))
+        yield lambda overrides: once(tuple(overrides))
 
 
 def _compose(config_name: str, overrides: list[str]) -> Composed:

@@ -183,23 +183,19 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     one.
     """
     said = {name: job_status.read(plan.root, name) for name in job_status.names(plan.root)}
-    # a user may have removed one
-    paths = {name: Path(s.path) for name, s in said.items() if s.path and Path(s.path).is_dir()}
-    judged = {name: said[name].value for name in paths if said[name].objective == str(objective)}
-    measured = {name: value for name, value in judged.items() if value is not None}
-    if not measured:
-        print("No run has a value to choose by.", flush=True)
-        return None
+    judged = {name: s for name, s in said.items() if s.objective == str(objective) and s.path and Path(s.path).is_dir()}
+    measured = {name: s.value for name, s in judged.items() if s.value is not None}
     name, *equals = [name for name, value in measured.items() if value == min(measured.values())]
-    others = objective.others(paths[name])
+    path = Path(judged[name].path or "")
+    others = objective.others(path)
     print(f"The best of {len(measured)} by {objective}:")
-    print("  " + " ".join(o for o in reader.overrides_of(paths[name]) if o.partition("=")[0] in plan.varying))
+    print("  " + " ".join(o for o in reader.overrides_of(path) if o.partition("=")[0] in plan.varying))
     shown = [objective.shown(measured[name]), *([", ".join(others)] if others else [])]
     print("  " + "; at that evaluation ".join(shown))
-    print(f"  {os.path.relpath(paths[name])}", flush=True)
+    print(f"  {os.path.relpath(path)}", flush=True)
     if equals:
         print(f"The same value have {', '.join(equals)}; the first that reached it is taken.", flush=True)
-    return {"job": name, "objective": str(objective), "value": measured[name], "errors": objective.errors(paths[name])}
+    return {"job": name, "objective": str(objective), "value": measured[name], "errors": objective.errors(path)}
 
 
 def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
