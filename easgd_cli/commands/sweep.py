@@ -185,6 +185,9 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     said = {name: job_status.read(plan.root, name) for name in job_status.names(plan.root)}
     judged = {name: s for name, s in said.items() if s.objective == str(objective) and s.path and Path(s.path).is_dir()}
     measured = {name: s.value for name, s in judged.items() if s.value is not None}
+    if not measured:
+        print("No run has a value to choose by.", flush=True)
+        return None
     name, *equals = [name for name, value in measured.items() if value == min(measured.values())]
     path = Path(judged[name].path or "")
     others = objective.others(path)
