@@ -6,6 +6,7 @@ Hydra's own basic launcher and sweeper under other names stand for plugins, so t
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -515,6 +516,21 @@ def test_what_a_launcher_begins_while_the_sweep_is_ended_and_then_kills_is_inter
     assert told[-1][1] != "running"
 
 
+def test_a_sweep_that_is_ended_ends_the_jobs_that_it_has_begun_on_this_machine_and_no_others(tmp_path: Path) -> None:
+    with ExitStack() as ending:
+        ours, anothers = (ending.enter_context(subprocess.Popen(["sleep", "600"])) for _ in range(2))
+        ending.callback(ours.kill)
+        ending.callback(anothers.kill)
+        job_status.write(tmp_path, "another's", JobStatus("running", pid=anothers.pid))
+        watch = JobWatch(tmp_path, lambda name, said: None)
+        with watch.watching():
+            job_status.write(tmp_path, "ours", JobStatus("running", pid=ours.pid))
+            while "ours" not in watch.said:
+                time.sleep(0.01)
+            watch.end()
+        assert (ours.poll(), anothers.poll()) == (-signal.SIGTERM, None)
+
+
 def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(configs.directory().parent)}
     return subprocess.run(
@@ -527,13 +543,14 @@ def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_optuna_searches_through_joblib_and_finds_its_runs_again(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Deprecated API features detected")
+def test_optuna_searches_through_joblib_and_finds_its_runs_again(elsewhere: Path, easgd: Callable[..., Said]) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", "hydra/sweeper=optuna", "sweep=search", "eta=tag(log,interval(0.05,0.5))", *QUICK]
-    said = run(tmp_path, *words, "hydra.sweeper.n_trials=1")
-    assert said.returncode == 0, said.stderr
-    root = tmp_path / "runs/sweeps/search"
+    once = easgd("train", *words, "hydra.sweeper.n_trials=1")
+    assert once.status == 0, once.err
+    root = elsewhere / "runs/sweeps/search"
     first = values(root)
     assert len(first) == 1
     result = yaml.safe_load((root / "optimization_results.yaml").read_text())
@@ -541,8 +558,9 @@ def test_optuna_searches_through_joblib_and_finds_its_runs_again(tmp_path: Path)
     when = {name: (root / name / "summary.json").stat().st_mtime_ns for name in first}
     # draws the first again, then another; other processes have them
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    said = run(tmp_path, *words, *joblib, "hydra.sweeper.n_trials=2")
-    assert said.returncode == 0, said.stderr
+    twice = easgd("train", *words, *joblib, "hydra.sweeper.n_trials=2")
+    importlib.import_module("joblib.externals.loky").get_reusable_executor().shutdown(wait=True)
+    assert twice.status == 0, twice.err
     assert len(values(root)) == 2
     assert {name: (root / name / "summary.json").stat().st_mtime_ns for name in first} == when
 
