@@ -531,18 +531,6 @@ def test_a_sweep_that_is_ended_ends_the_jobs_that_it_has_begun_on_this_machine_a
         assert (ours.poll(), anothers.poll()) == (-signal.SIGTERM, None)
 
 
-def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(configs.directory().parent)}
-    return subprocess.run(
-        [sys.executable, "-m", "easgd_cli", "train", *words],
-        cwd=here,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-
-
 @pytest.mark.filterwarnings("ignore:Deprecated API features detected")
 def test_optuna_searches_through_joblib_and_finds_its_runs_again(elsewhere: Path, easgd: Callable[..., Said]) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
@@ -569,11 +557,11 @@ def values(root: Path) -> dict[str, Any]:
     return {name: job["value"] for name, job in json.loads((root / "sweep.json").read_text())["jobs"].items()}
 
 
-def test_submitit_runs_jobs_in_processes_of_its_own(tmp_path: Path) -> None:
+def test_submitit_runs_jobs_in_processes_of_its_own(elsewhere: Path, easgd: Callable[..., Said]) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    said = run(tmp_path, "-m", "hydra/launcher=submitit_local", "sweep=handed", "seed=0", *QUICK)
-    assert said.returncode == 0, said.stderr
-    root = tmp_path / "runs/sweeps/handed"
+    said = easgd("train", "-m", "hydra/launcher=submitit_local", "sweep=handed", "seed=0", *QUICK)
+    assert said.status == 0, said.err
+    root = elsewhere / "runs/sweeps/handed"
     [job] = json.loads((root / "sweep.json").read_text())["jobs"].items()
     assert job[1] == {"status": "completed"}
     assert "completed" in job_status.log(root, job[0]).read_text()
