@@ -29,7 +29,7 @@ from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings import schema, targets
+from easgd_cli.settings import schema
 from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
@@ -49,8 +49,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """A sentence for every setting given in `overrides` that this method, schedule and problem do not use."""
     groups = {name: getattr(settings, name) for name in ("algo", "schedule", "problem", "launcher")}
     algo, schedule, problem, launcher = (f"{name}={group['name']}" for name, group in groups.items())
-    made_of = [targets.signature(targets.locate(name, groups[name]["target"])) for name in ("algo", "schedule")]
-    uses = {word for signature in made_of for word in signature}
+    uses = build.symbols_used(settings)
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
     alone, in_processes = build.method(settings).shared is None, build.launched_in_processes(settings)
     of_problems = ("l2", "batch_size", "precision", "compile", "eval.train_images")
