@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from easgd_cli.picture import printable
 from easgd_cli.report.comparison import Comparison, written
 from easgd_cli.report.figures import Curve, Curves
 from easgd_cli.report.table import ResultTable
+from easgd_cli.system.terminal import printable
 
 
 def page(
