@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from easgd_cli.settings import schema, targets
 from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
+from easgd_cli.system.terminal import tell
 
 
 def checked(settings: Settings) -> None:
@@ -152,11 +154,12 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
     from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
-    from easgd_cli.record.initial_record import check_record
+    from easgd_cli.record.resumption import check
 
     with run_directory.held(path):
         try:
-            resumed = reader.newest_checkpoint(path)
+            damaged: list[reader.BadFile] = []
+            resumed = reader.newest_checkpoint(path, damaged)
             taken = steps_taken(resumed)
         except reader.BadFile as e:
             raise UsageError(f"resume={e}") from e
@@ -171,8 +174,11 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
                 f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
                 "already; give more."
             )
-        check_record(path, resumed, settings.workers)
-        run_directory.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
+        check(path, resumed, settings.workers, prepared.size, settings.new_record)
+        for one in damaged:
+            tell(f"{one.fact.partition(';')[0]}; going on from {resumed.name}, the one before it.")
+        # only now: a run that cannot go on keeps what it had
+        run_directory.write_config(path, replace(settings, new_record=False), overrides)
         return launcher(Job(path.absolute(), overrides, command, resume=True), prepared)
 
 

@@ -31,6 +31,7 @@ from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import tell, with_command
 
 _CHANGEABLE = ("steps", "epochs", "minutes")
+_OF_RESUMING = "new_record"
 _CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
 
 
@@ -68,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
         outcome, path = replay.run(replayed, asked, overrides, command)
         _tell_where(path, outcome)
         return outcome.exit_code
+    if (anew := overrides.get(_OF_RESUMING)) is not None and anew.value() is not False:
+        raise UsageError(f"{anew.input_line}: is for a run that goes on, with resume=; leave it out.")
     with compose.composing(asked.config_name) as composed:
         planned = plan.make(asked, list(overrides.values()), composed)
     if asked.show:
@@ -94,7 +97,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
             "it stopped."
         )
     for key, override in overrides.items():
-        if key not in _CHANGEABLE and not key.startswith(_CHANGEABLE_SECTIONS):
+        if key not in (*_CHANGEABLE, _OF_RESUMING) and not key.startswith(_CHANGEABLE_SECTIONS):
             raise UsageError(
                 f"{given} {override.input_line}: a run goes on with the settings it had; "
                 "only steps, epochs, minutes, until.*, eval.* and checkpoint.* may be changed."
@@ -120,7 +123,8 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
         print(left)
         return 0
     kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
-    outcome = single_run.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
+    kept += [o.input_line for key, o in overrides.items() if key != _OF_RESUMING]
+    outcome = single_run.go_on(path, settings, kept, command)
     _tell_where(path, outcome)
     return outcome.exit_code
 

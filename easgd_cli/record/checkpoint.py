@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def save(content: Any, path: Path, sealed: bool = False) -> Held:
     try:
         with open(beside, "w+b") as f:
             summing = Summing(f)
-            torch.save(content, summing)
+            torch.save(content, cast(IO[bytes], summing))
             if sealed:
                 summing.seal()
             f.flush()
@@ -118,13 +118,29 @@ def load(file: BinaryIO, name: str = "") -> Checkpoint:
     found = torch.load(file, map_location="cpu", weights_only=True)
     owner = found["owner"]
     return Checkpoint(
-        OwnerState(**owner | {"moment": Moment(**owner["moment"])}),
-        {i: WorkerState(**w) for i, w in found["workers"].items()},
-        [(Moment(**moment), vectors) for moment, vectors in found["pending"]],
+        OwnerState(**owner | {"moment": _moment(owner["moment"]), "vectors": _vectors(owner["vectors"])}),
+        {int(i): WorkerState(**w | {"vectors": _vectors(w["vectors"])}) for i, w in found["workers"].items()},
+        [(_moment(moment), _vectors(vectors)) for moment, vectors in found["pending"]],
         found["simulated"],
         {of: Held.read(held) for of, held in found.get("record", {}).items()},
         name,
     )
+
+
+def _moment(said: dict[str, Any]) -> Moment:
+    """Raises TypeError or ValueError for what is none."""
+    moment = Moment(**said)
+    numbers = (moment.seconds, moment.step, moment.exchanges, *moment.clocks, *moment.clocks.values())
+    if not all(type(number) in (int, float) and 0 <= number < float("inf") for number in numbers):
+        raise ValueError("is no moment")
+    return moment
+
+
+def _vectors(said: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Raises TypeError for what is no vectors by name."""
+    if not all(isinstance(name, str) and isinstance(v, Tensor) and v.dim() == 1 for name, v in said.items()):
+        raise TypeError("are no vectors")
+    return said
 
 
 def steps_taken(checkpoint: Checkpoint) -> int:

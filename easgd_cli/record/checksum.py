@@ -30,9 +30,9 @@ DAMAGED = "is damaged: its checksum is not that of its content"
 
 @dataclass(frozen=True)
 class Held:
-    """What a file holds, or its beginning: so many `bytes` with this checksum, eight hexadecimal digits."""
+    """What a file holds, or its beginning: `size` bytes with this checksum, eight hexadecimal digits."""
 
-    bytes: int
+    size: int
     crc32: str
 
     @classmethod
@@ -42,14 +42,14 @@ class Held:
     @classmethod
     def read(cls, said: Any) -> Held:
         """What `vars` gives. Raises ValueError for anything else."""
-        count, crc = (said.get("bytes"), said.get("crc32")) if isinstance(said, dict) else (None, None)
+        count, crc = (said.get("size"), said.get("crc32")) if isinstance(said, dict) else (None, None)
         if type(count) is not int or count < 0 or not isinstance(crc, str) or not _DIGITS.fullmatch(crc):
             raise ValueError("is no length with a checksum")
         return cls(count, crc)
 
     def begins(self, file: BinaryIO) -> bool:
         """Whether the file begins with that. Raises OSError."""
-        return _crc(file, self.bytes) == self.crc32
+        return _crc(file, self.size) == self.crc32
 
 
 def digits(crc: int) -> str:
@@ -90,11 +90,11 @@ class Summing:
     """A file that is written from its beginning to its end; knows what it holds."""
 
     def __init__(self, file: BinaryIO):
-        self._file, self._bytes, self._crc = file, 0, 0
+        self._file, self._size, self._crc = file, 0, 0
 
     def write(self, data: Any) -> int:
         self._crc = zlib.crc32(data, self._crc)
-        self._bytes += memoryview(data).nbytes
+        self._size += memoryview(data).nbytes
         return self._file.write(data)
 
     def flush(self) -> None:
@@ -102,7 +102,7 @@ class Summing:
 
     @property
     def held(self) -> Held:
-        return Held(self._bytes, digits(self._crc))
+        return Held(self._size, digits(self._crc))
 
     def seal(self) -> None:
         """Puts the checksum into a zip file that has been written."""

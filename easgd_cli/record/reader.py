@@ -229,7 +229,7 @@ def wrong_at_the_end(path: Path, held: Held | None) -> str | None:
         try:
             size = f.seek(0, 2)
             f.seek(0)
-            sound = size == held.bytes and held.begins(f)
+            sound = size == held.size and held.begins(f)
         except OSError as e:
             raise BadFile(path, f"cannot be read ({e.strerror})") from e
     return None if sound else "is damaged: it is not what it was when the run ended (summary.json has its checksum)"
@@ -275,5 +275,3 @@ def _check(path: Path, content: dict[Any, Any], hints: dict[str, Any]) -> None:
                 targets.convert(key, there[option], hint)
             except UsageError as e:
                 raise BadFile(path, f"is not as it was written: {str(e).removesuffix('.')}") from e
-
-

@@ -64,7 +64,8 @@ class Recorder:
     ) -> Recorder:
         """Goes on with the record of a run, of which it keeps these rows and the first `exchanges` exchanges.
 
-        `checkpoint`: the name of the one to go on from, which summary.json tells with what the record then holds. An unfinished last line is dropped. Raises RunError when the record is missing, damaged or shorter than that.
+        `checkpoint`: the name of the one to go on from, which summary.json tells with what the record then holds.
+        An unfinished last line is dropped. Raises RunError when the record is missing, damaged or shorter than that.
         """
         recorder = cls.__new__(cls)
         with _told(run_dir / "metrics.jsonl", "read"):

@@ -50,7 +50,9 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
-        with open(path, "r+b") as f:  # its block is there: better than one that says that the run still goes on
+        with open(
+            os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b"
+        ) as f:  # its block is there: better than one that says that the run still goes on
             f.write(text)
             f.truncate()
 

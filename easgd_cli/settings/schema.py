@@ -98,6 +98,8 @@ class Settings:
     # modules or parameters that begin as without init=, such as [fc]
     init_without: list[str] = field(default_factory=list)
     resume: Optional[str] = None  # a run directory to go on with
+    # of a run that goes on, where metrics.jsonl or exchanges.bin is damaged: begin that file anew
+    new_record: bool = False
     replay: Optional[str] = None  # a run directory whose exchanges are made again in their recorded order, simulated
 
     sweep: Optional[str] = None  # name of a sweep, kept in runs/sweeps/NAME
