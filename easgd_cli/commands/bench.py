@@ -21,6 +21,7 @@ from rich.table import Table
 from easgd_cli.commands import arguments, compose, output, plan, single_run
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
+from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import help_text, tell
 
@@ -152,7 +153,10 @@ def _calibrate(words: list[str]) -> int:
         raise UsageError(
             f"--yaml {out}: is a file that ends in .yaml; options are found in a directory called launcher."
         )
-    settings = compose.resumed(str(run / "config.yaml"), [], {})
+    doubts: list[str] = []
+    settings = compose.resumed(str(run / "config.yaml"), [], {}, doubts)
+    for sentence in doubts:
+        tell(sentence)
 
     from easgd_cli.bench import calibrate
 
@@ -161,6 +165,11 @@ def _calibrate(words: list[str]) -> int:
     def exchange() -> float:
         from easgd_cli.bench.exchange import seconds_beside
 
+        if not targets.own(settings.algo["target"]):
+            raise UsageError(
+                f"bench calibrate {run}: the record does not tell how long an exchange took, and measuring one would "
+                f"run the code of algo={settings.algo['name']}; give a run of a method of easgd's own."
+            )
         print("The record does not tell how long an exchange took; measuring one on this machine.", file=sys.stderr)
         return seconds_beside(build.method(settings), measured.nbytes // 4, busy=settings.workers - 1)
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.commands import compose, single_run
+from easgd_cli.commands import compose, foreign_code, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.record import reader
+from easgd_cli.record import reader, resumption
 from easgd_cli.settings.schema import Until
 from easgd_cli.system.terminal import for_terminal
 
@@ -39,7 +40,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     if not source.is_dir():
         raise UsageError(f"{given}: there is no such directory; give that of a run.")
     source = source.resolve()
-    if not (source / "exchanges.bin").exists():
+    if not os.path.lexists(source / "exchanges.bin"):
         raise UsageError(f"{given}: holds no exchanges.bin, so this is not the directory of a run.")
     with compose.composing(asked.config_name) as composed:
         words = asked.overrides if _OPTION in others else ["launcher=simulated", *asked.overrides]
@@ -53,8 +54,8 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     changes = {key: o.value() for key, o in others.items() if not key.startswith(("launcher.", "hydra."))}
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes)
     recorded = reader.summary_of(source)
-    # so that a damaged one is found before anything is started
-    reader.read_order(source / "exchanges.bin", settings.workers)
+    foreign_code.announce(source, settings)
+    _check_order(source, settings.workers)  # so that a damaged one is found before anything is started
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
@@ -66,6 +67,20 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     if outcome.status == "completed":
         print(for_terminal(_compared(source, path), sys.stdout), flush=True)
     return outcome, path
+
+
+def _check_order(source: Path, workers: int) -> None:
+    """Refuses an order of exchanges that is not the one that was recorded, as far as that is known. Raises UsageError.
+
+    A run that was killed has told what it held at its last checkpoint.
+    """
+    path = source / "exchanges.bin"
+    held = reader.held_at_the_end(source).get(path.name)
+    if wrong := reader.wrong_at_the_end(path, held):
+        raise reader.BadFile(path, wrong)
+    if held is None:
+        resumption.check_order(source)
+    reader.read_order(path, workers)
 
 
 def _compared(source: Path, path: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import hydra
 
-from easgd_cli.commands import arguments, completion, compose, configs, plan, replay, single_run, sweep
+from easgd_cli.commands import arguments, completion, compose, configs, foreign_code, plan, replay, single_run, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -115,6 +115,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
             f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and "
             f"ends with them; leave out {longer.key_or_group}=."
         )
+    foreign_code.announce(path, settings)
     single_run.checked(settings)
     _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
     with run_directory.held(path):  # before anything is said about a run that another process may be changing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,8 @@ class Recorded(Protocol):
 
 def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint | None) -> Recorder:
     """The recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
+    from easgd_cli.training.drive import how_it_exchanges  # here, since it loads torch
+
     s = experiment.settings
     facts = {
         **getattr(experiment.problem, "facts", {}),
@@ -40,6 +43,9 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "workers": s.workers, "tau": s.tau, "batch_size": experiment.problem.batch_size, "seed": s.seed,
         "precision": s.precision,
         "length": length(s), "until": asdict(s.until), "symbols": sorted(_symbols(s)),
+        # so that nobody who looks at the run has to run its code
+        "exchange": how_it_exchanges(experiment.method, s.eta),
+        "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in hparams(s).items()},
         "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
     texts = {

@@ -31,7 +31,8 @@ from easgd_cli.record.row_reader import read_rows as read_rows
 from easgd_cli.record.row_reader import renamed
 from easgd_cli.record.run_files import BadFile as BadFile
 from easgd_cli.record.run_files import MissingFile as MissingFile
-from easgd_cli.record.run_files import check_directory, open_file
+from easgd_cli.record.run_files import check_directory
+from easgd_cli.record.run_files import open_file as open_file
 from easgd_cli.record.run_files import read_text as read_text
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from easgd_cli.record.checkpoint import Checkpoint
 
 _CONFIG = 1 << 20  # bytes of a configuration; reading YAML takes a minute for ten times as many
+_DEEPEST = 20
 # counted as they are written: the newest does not depend on what is in them
 _CHECKPOINT = re.compile(r"(\d{1,18})_step_\d{1,18}\.pt")
 
@@ -236,13 +238,23 @@ def wrong_at_the_end(path: Path, held: Held | None) -> str | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without references to what was said before, of which easgd writes none: a few lines could stand for any size."""
+    """Without references to what was said before and deep nesting, of which easgd writes none: a few lines could stand
+    for any size, and who goes through them could come to no end.
+    """
+
+    _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.composer.ComposerError(None, None, f"a reference, *{event.anchor}", event.start_mark)
-        return super().compose_node(parent, index)
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"nested more than {_DEEPEST} deep", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def _yaml(path: Path, doubts: list[str] | None = None) -> Any:

@@ -65,6 +65,19 @@ def sources(run: Path, resumed: Checkpoint, workers: int, new_record: bool) -> d
     return found
 
 
+def check_order(run: Path) -> None:
+    """Refuses an exchanges.bin that does not hold what the newest checkpoint says; without one nobody knows. Raises
+    UsageError.
+    """
+    path = run / "exchanges.bin"
+    try:
+        newest = reader.newest_checkpoint(run, [])
+    except BadFile:
+        return
+    if path.name in newest.record and not any(_begins(path, held) for held in _known(run, newest, path.name)):
+        raise BadFile(path, f"is damaged: it does not hold what it held when {newest.name} was written")
+
+
 def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None]) -> Iterator[str]:
     """Puts the files of `found` in the run's directory, and new ones where there are none; says so of these. Raises
     RunError.
