@@ -153,10 +153,7 @@ def _calibrate(words: list[str]) -> int:
         raise UsageError(
             f"--yaml {out}: is a file that ends in .yaml; options are found in a directory called launcher."
         )
-    doubts: list[str] = []
-    settings = compose.resumed(str(run / "config.yaml"), [], {}, doubts)
-    for sentence in doubts:
-        tell(sentence)
+    settings = compose.resumed(str(run / "config.yaml"), [], {})
 
     from easgd_cli.bench import calibrate
 

@@ -20,7 +20,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record import checksum, reader
 from easgd_cli.settings.schema import Settings
-from easgd_cli.system.terminal import help_text
+from easgd_cli.system.terminal import help_text, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -228,7 +228,10 @@ def _check(asked: _Asked, file: Path) -> None:
     """Refuses a file of parameters that is damaged or holds other than finite numbers. Raises UsageError."""
     import torch
 
-    wrong = reader.wrong_at_the_end(file, reader.held_at_the_end(asked.run).get(file.name))
+    doubts: list[str] = []
+    wrong = reader.wrong_at_the_end(file, reader.held_at_the_end(asked.run, doubts).get(file.name))
+    for sentence in doubts:
+        tell(sentence)
     with reader.open_file(file) as f:
         wrong = wrong or checksum.wrong_archive(f)
         if wrong is not None:

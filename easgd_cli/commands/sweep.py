@@ -215,9 +215,8 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
         # of one of another version, or damaged, the curves are shown all the same; its code is not run to look at it
         with suppress(UsageError):
             summary = reader.summary_of(path.parent)
-            if settings := {
-                k: v for k, v in summary.get("hparams", {}).items() if isinstance(v, str | int | float | None)
-            }:
+            said = summary.get("hparams", {}).items()
+            if settings := {k: v for k, v in said if isinstance(v, str | int | float | None)}:
                 known.setdefault(json.dumps(settings, sort_keys=True), (settings, reader.metrics_of(path.parent)))
     write_sweep(root, [s for s, _ in known.values()], {"command": as_is(command)}, [m for _, m in known.values()])
 

@@ -117,7 +117,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
         )
     foreign_code.announce(path, settings)
     single_run.checked(settings)
-    _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
+    _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}, told=False))
     with run_directory.held(path):  # before anything is said about a run that another process may be changing
         left = _nothing_left(path, settings)
     if left is not None:
@@ -149,7 +149,10 @@ def _nothing_left(path: Path, now: Settings) -> str | None:
 
     Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
     """
-    summary = reader.summary_of(path)
+    doubts: list[str] = []
+    summary = reader.summary_of(path, doubts)
+    for sentence in doubts:
+        tell(sentence)
     if summary.get("status") == "diverged":
         raise UsageError(
             f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta."

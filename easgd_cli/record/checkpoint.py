@@ -8,6 +8,7 @@ cut. With one worker the two fall together, and the run goes on bit for bit as i
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -78,7 +79,8 @@ def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     }
     save(_on_host(content), path, sealed=True)
     for old in reader.checkpoints(directory)[:-keep]:
-        old.unlink()
+        with suppress(OSError):  # a directory of that name, say: the new one is written, whatever becomes of it
+            old.unlink()
     return path
 
 

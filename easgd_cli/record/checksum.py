@@ -9,6 +9,9 @@ checkpoints                   the comment of the zip file that torch writes: of 
 
 center.pt and average.pt stay what torch writes; their checksums, and those of metrics.jsonl and exchanges.bin, are in
 summary.json once the run has ended, and of these two for its moment in each checkpoint. Files of before have none.
+
+A text may be edited by its user. An edit and a flipped bit are told apart by which changes a single bit could have made
+to the checksum; that an edit of one character is taken for one costs its user a line to remove.
 """
 
 from __future__ import annotations
@@ -20,12 +23,21 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 _CHUNK = 1 << 22
+_SEARCHED = 1 << 20  # bytes of a text in which the flipped bit is searched
 _LINE = "# crc32 of the lines below: "
 _ENTRY = ',\n  "crc32": "00000000"\n}\n'
 _DIGITS = re.compile(r"[0-9a-f]{8}")
 _COMMENT = b"easgd crc32 00000000"
 _END = 22  # bytes of the record at a zip file's end, of which the last two are the length of the comment behind it
 DAMAGED = "is damaged: its checksum is not that of its content"
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """What is wrong with a text, and in which line: with a flipped bit it is, otherwise it is as if edited."""
+
+    sentence: str
+    line: int | None
 
 
 @dataclass(frozen=True)
@@ -61,14 +73,17 @@ def with_line(text: str) -> str:
     return f"{_LINE}{digits(zlib.crc32(text.encode()))}\n{text}"
 
 
-def wrong_line(text: str) -> str | None:
+def wrong_line(text: str) -> Wrong | None:
     """What is wrong with the text and its checksum; None also where it has none."""
     first, _, below = text.partition("\n")
     if not _nearly(first[: len(_LINE)], _LINE):
         return None
-    if first == _LINE + digits(zlib.crc32(below.encode())):
+    right = _LINE + digits(zlib.crc32(below.encode()))
+    if first == right:
         return None
-    return "is not as easgd wrote it (its checksum is another); to use it as it is, remove its first line"
+    if _flips(first[: len(right)], right):
+        return Wrong("has a flipped bit in its checksum; remove that line", 1)
+    return _changed(below, first.removeprefix(_LINE), 2, "its first line")
 
 
 def with_entry(text: str) -> str:
@@ -76,14 +91,63 @@ def with_entry(text: str) -> str:
     return text.removesuffix("\n}\n") + _ENTRY.replace("0" * 8, digits(zlib.crc32(text.encode())))
 
 
-def wrong_entry(text: str, content: dict[str, Any]) -> str | None:
+def wrong_entry(text: str, content: dict[str, Any]) -> Wrong | None:
     """What is wrong with the text of an object and its checksum; None also where it has none."""
     tail = text[-len(_ENTRY) :]
     if "crc32" not in content and not _nearly(_DIGITS.sub("0" * 8, tail), _ENTRY):
         return None
-    if text == with_entry(text[: -len(_ENTRY)] + "\n}\n"):
+    body = text[: -len(_ENTRY)] + "\n}\n"
+    right = with_entry(body)
+    if text == right:
         return None
-    return "is not as easgd wrote it (its checksum is another); to use it as it is, remove its entry crc32"
+    if _flips(tail, right[-len(_ENTRY) :]):
+        return Wrong("has a flipped bit in its checksum, crc32; remove that entry", text.count("\n") - 1)
+    return _changed(body, str(content.get("crc32")), 1, "its entry crc32")
+
+
+def _changed(text: str, crc: str, first_line: int, mark: str) -> Wrong:
+    """What is wrong with a text that had this checksum: a flipped bit, or more."""
+    data = text.encode()
+    at = (
+        _flipped(zlib.crc32(data) ^ int(crc, 16), len(data))
+        if _DIGITS.fullmatch(crc) and len(data) <= _SEARCHED
+        else None
+    )
+    if at is None:
+        return Wrong(f"is not as easgd wrote it; without {mark} nothing is said of that", None)
+    byte, bit = at
+    was = data[:byte] + bytes([data[byte] ^ 1 << bit]) + data[byte + 1 :]
+    row = data.count(b"\n", 0, byte)
+    now, then = (of.split(b"\n")[row].strip().decode(errors="replace") for of in (data, was))
+    return Wrong(
+        f"is {now!r}, and was {then!r} when easgd wrote it; to use it as it is, remove {mark}", first_line + row
+    )
+
+
+def _flipped(difference: int, size: int) -> tuple[int, int] | None:
+    """Which bit of so many bytes, (byte, bit), changes their checksum by this; None where no single one does.
+
+    A checksum is linear: what a bit changes depends on its place alone.
+    """
+    changes = [_table(1 << bit) for bit in range(8)]  # by a bit of the last byte, of the one before it, and so on
+    table = [_table(value) for value in range(256)]
+    for byte in reversed(range(size)):
+        if difference in changes:
+            return byte, changes.index(difference)
+        changes = [table[change & 255] ^ change >> 8 for change in changes]
+    return None
+
+
+def _table(value: int) -> int:
+    for _ in range(8):
+        value = value >> 1 ^ 0xEDB88320 * (value & 1)
+    return value
+
+
+def _flips(text: str, right: str) -> bool:
+    """Whether a single bit makes one of the other."""
+    differ = [(a, b) for a, b in zip(text, right, strict=False) if a != b]
+    return len(text) == len(right) and len(differ) == 1 and (ord(differ[0][0]) ^ ord(differ[0][1])).bit_count() == 1
 
 
 class Summing:

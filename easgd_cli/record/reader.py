@@ -22,7 +22,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.problems.classification import METRICS as CLASSIFICATION
 from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import checksum
-from easgd_cli.record.checksum import Held
+from easgd_cli.record.checksum import Held, Wrong
 from easgd_cli.record.row_reader import ENTRY as ENTRY
 from easgd_cli.record.row_reader import NOBODY as NOBODY
 from easgd_cli.record.row_reader import NewRows as NewRows
@@ -62,8 +62,8 @@ _SUMMARY: dict[str, Any] = {
 def config_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any] | None:
     """What config.yaml says, `${...}` in it being a text as any other; None without one.
 
-    Raises BadFile, also for a setting of another type than it has, and for a wrong checksum unless there are `doubts`
-    to put it in.
+    Raises BadFile, also for a setting of another type than it has and for a flipped bit; that the file was edited is
+    put in `doubts`.
     """
     path = run / "config.yaml"
     try:
@@ -99,8 +99,7 @@ def summary_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any]:
     except MissingFile:
         return {}
     content = json_object(path, text)
-    if (wrong := checksum.wrong_entry(text, content)) is not None:
-        _doubt(BadFile(path, wrong), doubts)
+    _doubt(path, checksum.wrong_entry(text, content), doubts)
     content.pop("crc32", None)
     summary = renamed(content)
     _check(path, summary, _SUMMARY)
@@ -259,8 +258,7 @@ class _Loader(yaml.SafeLoader):
 
 def _yaml(path: Path, doubts: list[str] | None = None) -> Any:
     text = read_text(path, _CONFIG)
-    if (wrong := checksum.wrong_line(text)) is not None:
-        _doubt(BadFile(path, wrong), doubts)
+    _doubt(path, checksum.wrong_line(text), doubts)
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as e:
@@ -270,11 +268,15 @@ def _yaml(path: Path, doubts: list[str] | None = None) -> Any:
         raise BadFile(path, f"is not YAML ({' '.join(str(e).split())})") from e
 
 
-def _doubt(e: BadFile, doubts: list[str] | None) -> None:
-    """A file that can be read and has another checksum: raised, or told to whoever only looks."""
-    if doubts is None:
+def _doubt(path: Path, wrong: Wrong | None, doubts: list[str] | None) -> None:
+    """A text that has another checksum: a flipped bit is refused, an edit is told."""
+    if wrong is None:
+        return
+    e = BadFile(path, wrong.sentence, wrong.line)
+    if wrong.line is not None:
         raise e
-    doubts.append(str(e))
+    if doubts is not None:
+        doubts.append(str(e))
 
 
 def _check(path: Path, content: dict[Any, Any], hints: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from easgd_cli.record.checkpoint import Checkpoint
 
 RECORD = ("metrics.jsonl", "exchanges.bin")
+_REPLACED = ("config.yaml", "overrides.yaml", "summary.json", "center.pt", "average.pt")
 _DIRECTORIES = ("checkpoint", "logs", "snapshots")
 _ANEW = "to go on without it, give new_record=true, which puts it aside and begins another"
 
@@ -35,6 +36,9 @@ def check(run: Path, resumed: Checkpoint, workers: int, size: int, new_record: b
             check_directory(run / name)
         for path in (*(run / name for name in RECORD), *_logs(run)):
             check_own(path)
+        for name in _REPLACED:
+            if (run / name).is_dir():
+                raise BadFile(run / name, "is a directory, where a file belongs")
         _check_checkpoint(run, resumed, workers, size)
         sources(run, resumed, workers, new_record)
     except BadFile as e:
@@ -129,33 +133,31 @@ def _check_checkpoint(run: Path, resumed: Checkpoint, workers: int, size: int) -
 
 def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int) -> None:
     """Whether a file of the record is one that this checkpoint goes on with. Raises UsageError."""
-    name, exchanges = path.name, resumed.owner.moment.exchanges
+    name, given = path.name, f"resume={run}"
     try:
-        if name in resumed.record and not any(_begins(path, held) for held in _known(run, resumed, name)):
-            raise UsageError(
-                f"resume={run}: {path} does not hold what it held when {resumed.name} was written, so it is damaged; "
-                f"{_ANEW}."
-            )
         if name == "metrics.jsonl":
             for _ in reader.read_rows(path, workers):
                 pass
-            return
-        there = reader.beginning(path, ENTRY * exchanges)
+        else:
+            _check_exchanges(path, resumed.owner.moment.exchanges, workers)
+        if name in resumed.record and not any(_begins(path, held) for held in _known(run, resumed, name)):
+            raise BadFile(path, f"is damaged: it does not hold what it held when {resumed.name} was written")
     except BadFile as e:
         remedy = "" if e.line is None else "mend or remove that line, or "
-        raise UsageError(f"resume={run}: {e.fact}, and a run goes on with its record; {remedy}{_ANEW}.") from e
+        remedy = "" if name in resumed.record else remedy
+        raise UsageError(f"{given}: {e.fact}, and a run goes on with its record; {remedy}{_ANEW}.") from e
+
+
+def _check_exchanges(path: Path, exchanges: int, workers: int) -> None:
+    """Raises BadFile where there are fewer exchanges, or some of workers that the run has not."""
+    there = reader.beginning(path, ENTRY * exchanges)
     if len(there) < ENTRY * exchanges:
-        raise UsageError(
-            f"resume={run}: {path} holds {len(there) // ENTRY} exchanges, and {exchanges} are needed to go on from the "
-            f"checkpoint; {_ANEW}."
-        )
+        many = f"{len(there) // ENTRY} exchanges, and {exchanges} are needed"
+        raise BadFile(path, f"holds {many} to go on from the checkpoint")
     order = struct.unpack(f"<{exchanges}H", there)
     if strangers := {worker for worker in set(order) if worker >= workers and worker != NOBODY}:
-        number = next(i for i, worker in enumerate(order, 1) if worker in strangers)
-        raise UsageError(
-            f"resume={run}: {path} says that exchange {number} was of worker {order[number - 1]}, and the run has "
-            f"{workers}, from 0, and a run goes on with its record; {_ANEW}."
-        )
+        number, worker = next((i, worker) for i, worker in enumerate(order, 1) if worker in strangers)
+        raise BadFile(path, f"says that exchange {number} was of worker {worker}, and the run has {workers}, from 0")
 
 
 def _known(run: Path, resumed: Checkpoint, name: str) -> Iterator[Held]:
