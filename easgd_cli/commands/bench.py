@@ -153,7 +153,8 @@ def _calibrate(words: list[str]) -> int:
         raise UsageError(
             f"--yaml {out}: is a file that ends in .yaml; options are found in a directory called launcher."
         )
-    settings = compose.resumed(str(run / "config.yaml"), [], {})
+    doubts: list[str] = []
+    settings = compose.resumed(str(run / "config.yaml"), [], {}, doubts)
 
     from easgd_cli.bench import calibrate
 
@@ -170,6 +171,8 @@ def _calibrate(words: list[str]) -> int:
         print("The record does not tell how long an exchange took; measuring one on this machine.", file=sys.stderr)
         return seconds_beside(build.method(settings), measured.nbytes // 4, busy=settings.workers - 1)
 
+    for sentence in doubts:
+        tell(sentence)
     found = calibrate.calibrate(measured, exchange)
     written = {name: _plain(value) for name, value in found.settings().items()}
     for line in _derived(measured, found):

@@ -32,7 +32,6 @@ from easgd_cli.experiment import build
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
-from easgd_cli.system.terminal import tell
 
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
 for _pair, _row in configs.tuning().items():
@@ -146,15 +145,13 @@ def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | No
     return settings
 
 
-def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any], told: bool = True) -> Settings:
+def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any], doubts: list[str] | None = None) -> Settings:
     """The settings of the config.yaml at `path` with `changes` made to them. Raises UsageError.
 
-    An edit of the file is told, unless it has been. Nothing that the file names is imported, and `${...}` in it is a text: it was resolved when it was written.
+    That the file was edited is put in `doubts`. Nothing that it names is imported, and `${...}` in it is a text: it was
+    resolved when it was written.
     """
-    doubts: list[str] = []
     saved = reader.config_of(Path(path).parent, doubts)
-    for sentence in doubts if told else ():
-        tell(sentence)
     if saved is None:
         raise UsageError(f"{path}: there is no such file, so this is not the directory of a run.")
     text = json.dumps(saved, ensure_ascii=False, skipkeys=True, default=str)

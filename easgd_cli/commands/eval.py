@@ -71,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
         print(help_text(_HELP), end="")
         return 0
     asked = _parse(argv)
-    settings = _settings(asked)
+    doubts: list[str] = []
+    settings = _settings(asked, doubts)
     foreign_code.announce(asked.run, settings)
     single_run.checked(settings)
     needed = build.asked_by_problem(settings)
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     import torch  # only now: a mistake is answered in a moment
 
     if settings.init is not None and not asked.what.startswith("worker_"):
-        _check(asked, Path(settings.init))
+        _check(asked, Path(settings.init), doubts)
 
     from easgd_cli.system.devices import cores, deal_devices
 
@@ -108,6 +109,8 @@ def main(argv: Sequence[str]) -> int:
             f"images{fact}; use the data set of the run."
         ) from e
     x = _saved(asked, problem.start()).to(device)
+    for sentence in doubts:
+        tell(sentence)
     figures: dict[str, Any] = problem.evaluate(x)
     # a problem of one's own may know no classes
     counts = problem.confusion(x) if hasattr(problem, "confusion") else None
@@ -159,7 +162,7 @@ def _parse(argv: Sequence[str]) -> _Asked:
     return _Asked(run, what, words, config_dir, files.get("--json"), export)
 
 
-def _settings(asked: _Asked) -> Settings:
+def _settings(asked: _Asked, doubts: list[str]) -> Settings:
     """The run's, with the data set that was asked for."""
     parsed = arguments.parse(
         [*asked.overrides, *([] if asked.config_dir is None else ["--config-dir", asked.config_dir])]
@@ -177,7 +180,7 @@ def _settings(asked: _Asked) -> Settings:
     path = str(asked.run / "config.yaml")
     other = given.get("dataset")
     changes = {key: o.value() for key, o in given.items() if other is None or key.startswith("eval.")}
-    settings = compose.resumed(path, words, changes)
+    settings = compose.resumed(path, words, changes, doubts)
     if other is not None:
         of_data = [str(o.input_line) for key, o in given.items() if key.startswith("dataset")]
         with compose.composing("config") as composed:
@@ -224,14 +227,11 @@ def _saved(asked: _Asked, start: Tensor) -> Tensor:
     return x
 
 
-def _check(asked: _Asked, file: Path) -> None:
+def _check(asked: _Asked, file: Path, doubts: list[str]) -> None:
     """Refuses a file of parameters that is damaged or holds other than finite numbers. Raises UsageError."""
     import torch
 
-    doubts: list[str] = []
     wrong = reader.wrong_at_the_end(file, reader.held_at_the_end(asked.run, doubts).get(file.name))
-    for sentence in doubts:
-        tell(sentence)
     with reader.open_file(file) as f:
         wrong = wrong or checksum.wrong_archive(f)
         if wrong is not None:

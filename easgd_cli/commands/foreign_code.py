@@ -14,6 +14,5 @@ def announce(run: Path, s: Settings) -> None:
     """A line for each module that is not this package's, before it runs."""
     for group, value in vars(s).items():
         target: Any = value.get("target") if isinstance(value, dict) else None
-        if isinstance(target, str) and not targets.own(target):
-            where = targets.file_of(target)
+        if isinstance(target, str) and not targets.own(target) and (where := targets.file_of(target)) is not None:
             tell(f"importing {target.partition(':')[0]} from {where}, which {run / 'config.yaml'} names as {group}.")

@@ -17,7 +17,7 @@ from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader, resumption
 from easgd_cli.settings.schema import Until
-from easgd_cli.system.terminal import for_terminal
+from easgd_cli.system.terminal import for_terminal, tell
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
 _OPTION = "launcher"  # whose option may be any virtual cluster
@@ -52,8 +52,9 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
         )
     others.pop(_OPTION, None)
     changes = {key: o.value() for key, o in others.items() if not key.startswith(("launcher.", "hydra."))}
-    settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes)
-    recorded = reader.summary_of(source)
+    doubts: list[str] = []
+    settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes, doubts)
+    recorded = reader.summary_of(source, doubts)
     foreign_code.announce(source, settings)
     _check_order(source, settings.workers)  # so that a damaged one is found before anything is started
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
@@ -62,6 +63,8 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     # The recorded order ends where the run did, whatever ended it.
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until=Until())
     single_run.checked(settings)
+    for sentence in doubts:
+        tell(sentence)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
     outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, virtual)
     if outcome.status == "completed":

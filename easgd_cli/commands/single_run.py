@@ -147,9 +147,9 @@ def launch(
     return outcome, path
 
 
-def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:
-    """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and
-    RunError.
+def go_on(path: Path, settings: Settings, overrides: list[str], command: str, doubts: Sequence[str] = ()) -> Outcome:
+    """Goes on with the run in `path`, which the caller has found worth going on with, and tells the `doubts` there are
+    of its files. Raises UsageError and RunError.
     """
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
@@ -175,6 +175,8 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
                 "already; give more."
             )
         check(path, resumed, settings.workers, prepared.size, settings.new_record)
+        for sentence in doubts:
+            tell(sentence)
         for one in damaged:
             tell(f"{one.fact.partition(';')[0]}; going on from {resumed.name}, the one before it.")
         # only now: a run that cannot go on keeps what it had

@@ -105,10 +105,10 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     if not path.is_dir():
         raise UsageError(f"{given}: there is no such directory.")
     path = path.resolve()
-    changes = {k: o.value() for k, o in overrides.items()}
+    changes, doubts = {k: o.value() for k, o in overrides.items()}, list[str]()
     if any(changes.get(k) is not None for k in _CHANGEABLE):  # the new length replaces the old one, whatever its unit
         changes = dict.fromkeys(_CHANGEABLE) | changes
-    settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes)
+    settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes, doubts)
     longer = next((overrides[k] for k in _CHANGEABLE if changes.get(k) is not None), None)
     if settings.replay is not None and longer is not None:
         raise UsageError(
@@ -117,15 +117,15 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
         )
     foreign_code.announce(path, settings)
     single_run.checked(settings)
-    _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}, told=False))
+    _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
     with run_directory.held(path):  # before anything is said about a run that another process may be changing
-        left = _nothing_left(path, settings)
+        left = _nothing_left(path, settings, doubts)
     if left is not None:
         print(left)
         return 0
     kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
     kept += [o.input_line for key, o in overrides.items() if key != _OF_RESUMING]
-    outcome = single_run.go_on(path, settings, kept, command)
+    outcome = single_run.go_on(path, settings, kept, command, doubts)
     _tell_where(path, outcome)
     return outcome.exit_code
 
@@ -144,15 +144,12 @@ def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
         )
 
 
-def _nothing_left(path: Path, now: Settings) -> str | None:
+def _nothing_left(path: Path, now: Settings, doubts: list[str]) -> str | None:
     """Why a run has ended for good, or None. Raises UsageError for one that diverged.
 
     Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
     """
-    doubts: list[str] = []
     summary = reader.summary_of(path, doubts)
-    for sentence in doubts:
-        tell(sentence)
     if summary.get("status") == "diverged":
         raise UsageError(
             f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta."

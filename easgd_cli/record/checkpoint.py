@@ -99,7 +99,7 @@ def save(content: Any, path: Path, sealed: bool = False) -> Held:
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(beside, "w+b") as f:
+        with open(beside, "wb") as f:
             summing = Summing(f)
             torch.save(content, cast(IO[bytes], summing))
             if sealed:

@@ -119,9 +119,8 @@ def _changed(text: str, crc: str, first_line: int, mark: str) -> Wrong:
     was = data[:byte] + bytes([data[byte] ^ 1 << bit]) + data[byte + 1 :]
     row = data.count(b"\n", 0, byte)
     now, then = (of.split(b"\n")[row].strip().decode(errors="replace") for of in (data, was))
-    return Wrong(
-        f"is {now!r}, and was {then!r} when easgd wrote it; to use it as it is, remove {mark}", first_line + row
-    )
+    said = f"is {now!r}, and was {then!r} when easgd wrote it"
+    return Wrong(f"{said}; to use it as it is, remove {mark}", first_line + row)
 
 
 def _flipped(difference: int, size: int) -> tuple[int, int] | None:

@@ -151,13 +151,12 @@ def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int) -> Non
 def _check_exchanges(path: Path, exchanges: int, workers: int) -> None:
     """Raises BadFile where there are fewer exchanges, or some of workers that the run has not."""
     there = reader.beginning(path, ENTRY * exchanges)
-    if len(there) < ENTRY * exchanges:
-        many = f"{len(there) // ENTRY} exchanges, and {exchanges} are needed"
-        raise BadFile(path, f"holds {many} to go on from the checkpoint")
-    order = struct.unpack(f"<{exchanges}H", there)
+    order = struct.unpack(f"<{len(there) // ENTRY}H", there[: len(there) // ENTRY * ENTRY])
     if strangers := {worker for worker in set(order) if worker >= workers and worker != NOBODY}:
         number, worker = next((i, worker) for i, worker in enumerate(order, 1) if worker in strangers)
         raise BadFile(path, f"says that exchange {number} was of worker {worker}, and the run has {workers}, from 0")
+    if len(order) < exchanges:
+        raise BadFile(path, f"holds {len(order)} exchanges, and {exchanges} are needed to go on from the checkpoint")
 
 
 def _known(run: Path, resumed: Checkpoint, name: str) -> Iterator[Held]:

@@ -126,8 +126,8 @@ def locate(group: str, target: str) -> Callable[..., Any]:
     return found
 
 
-def file_of(target: str) -> str:
-    """Where the module of `module:name` would be imported from, without importing it."""
+def file_of(target: str) -> str | None:
+    """Where the module of `module:name` would be imported from, without importing it; None where there is none."""
     found: Any = None
     places: list[str] | None = [os.getcwd(), *sys.path]
     module = target.partition(":")[0]
@@ -136,9 +136,9 @@ def file_of(target: str) -> str:
         try:
             found = importlib.machinery.PathFinder.find_spec(".".join(parts[:upto]), places)
         except (ImportError, ValueError, OSError):
-            return "a file that is not there"
+            return None
         if found is None:
-            return "a file that is not there"
+            return None
         places = list(found.submodule_search_locations or [])
     return str(found.origin or (places or ["nowhere"])[0])
 
