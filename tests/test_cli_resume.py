@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_or_order_is_refused_and_nothing_is_changed(
     (stopped / "exchanges.bin").unlink()
     refused(easgd, launcher, stopped, "exchanges.bin: cannot be read (No such file or directory)")
     (stopped / "checkpoint" / "000001_step_60.pt").write_bytes(b"torn")
-    refused(easgd, launcher, stopped, "000001_step_60.pt: cannot be read", "steps=200")
+    refused(easgd, launcher, stopped, "000001_step_60.pt: is damaged", "steps=200")
 
 
 def test_a_run_is_not_resumed_to_a_length_that_it_is_past(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:

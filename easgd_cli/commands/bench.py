@@ -23,7 +23,7 @@ from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
-from easgd_cli.system.terminal import help_text, tell
+from easgd_cli.system.terminal import help_text, printable, tell
 
 if TYPE_CHECKING:
     from easgd_cli.bench.calibrate import Calibration, Measured
@@ -176,7 +176,7 @@ def _calibrate(words: list[str]) -> int:
     found = calibrate.calibrate(measured, exchange)
     written = {name: _plain(value) for name, value in found.settings().items()}
     for line in _derived(measured, found):
-        print(line)
+        print(printable(line))
     print(shlex.join(["launcher=simulated", *(f"launcher.{name}={value}" for name, value in written.items())]))
     if out is not None:
         lines = [

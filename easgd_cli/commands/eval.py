@@ -19,6 +19,7 @@ from easgd_cli.commands import arguments, compose, foreign_code, output, single_
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record import checksum, reader
+from easgd_cli.record.display import Screen
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import help_text, tell
 
@@ -121,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
     if asked.json is not None:
         content = said | ({"classes": list(classes or ()), "confusion": counts.tolist()} if counts is not None else {})
         output.put(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
-    console = Console()
+    console = Screen()
     console.print(_figures(said))
     if counts is not None:
         console.print(_confusion(counts, classes, console))

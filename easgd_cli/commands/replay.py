@@ -78,12 +78,12 @@ def _check_order(source: Path, workers: int) -> None:
     A run that was killed has told what it held at its last checkpoint.
     """
     path = source / "exchanges.bin"
+    reader.read_order(path, workers)
     held = reader.held_at_the_end(source).get(path.name)
     if wrong := reader.wrong_at_the_end(path, held):
         raise reader.BadFile(path, wrong)
     if held is None:
         resumption.check_order(source)
-    reader.read_order(path, workers)
 
 
 def _compared(source: Path, path: Path) -> str:

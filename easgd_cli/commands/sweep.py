@@ -27,7 +27,7 @@ from easgd_cli.sweeps.plan import Plan, SweepJob
 from easgd_cli.sweeps.slots import slots
 from easgd_cli.sweeps.sweep_file import SweepFile, refuse_another
 from easgd_cli.system import interruption
-from easgd_cli.system.terminal import tell
+from easgd_cli.system.terminal import printable, tell
 
 PROGRAM = "easgd_cli.commands.sweep_job"
 _GO_ON = "to go on with it, give the same command again."
@@ -192,9 +192,10 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     name, *equals = [name for name, value in measured.items() if value == min(measured.values())]
     others = objective.others(paths[name])
     print(f"The best of {len(measured)} by {objective}:")
-    print("  " + " ".join(o for o in reader.overrides_of(paths[name]) if o.partition("=")[0] in plan.varying))
+    drawn = [o for o in reader.overrides_of(paths[name]) if o.partition("=")[0] in plan.varying]
+    print(f"  {printable(' '.join(drawn))}")
     shown = [objective.shown(measured[name]), *([", ".join(others)] if others else [])]
-    print("  " + "; at that evaluation ".join(shown))
+    print(f"  {printable('; at that evaluation '.join(shown))}")
     print(f"  {os.path.relpath(paths[name])}", flush=True)
     if equals:
         print(f"The same value have {', '.join(equals)}; the first that reached it is taken.", flush=True)

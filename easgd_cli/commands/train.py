@@ -28,7 +28,7 @@ from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import schema
 from easgd_cli.settings.schema import Settings
-from easgd_cli.system.terminal import tell, with_command
+from easgd_cli.system.terminal import for_terminal, tell, with_command
 
 _CHANGEABLE = ("steps", "epochs", "minutes")
 _OF_RESUMING = "new_record"
@@ -121,7 +121,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     with run_directory.held(path):  # before anything is said about a run that another process may be changing
         left = _nothing_left(path, settings, doubts)
     if left is not None:
-        print(left)
+        print(for_terminal(left, sys.stdout))
         return 0
     kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
     kept += [o.input_line for key, o in overrides.items() if key != _OF_RESUMING]

@@ -180,6 +180,7 @@ class Journal:
             checkpoint = replace(checkpoint, record=self._recorder.held)
             path = checkpoints.write(self._dir / "checkpoint", checkpoint, self._experiment.settings.checkpoint.keep)
             self._last_checkpoint = True
+            self._recorder.checkpointed()
             log.info("checkpoint %s", path.name)
         except OSError as e:
             self.note(

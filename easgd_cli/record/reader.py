@@ -33,6 +33,7 @@ from easgd_cli.record.run_files import BadFile as BadFile
 from easgd_cli.record.run_files import MissingFile as MissingFile
 from easgd_cli.record.run_files import check_directory
 from easgd_cli.record.run_files import open_file as open_file
+from easgd_cli.record.run_files import read as read
 from easgd_cli.record.run_files import read_text as read_text
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings

@@ -161,6 +161,10 @@ class Recorder:
         """Records whose exchanges the master has served, in this order."""
         self._order.add(struct.pack(f"<{len(workers)}H", *workers))
 
+    def checkpointed(self) -> None:
+        """Another checkpoint has been written, and what summary.json tells of the one before is over."""
+        self._facts.pop("resumed", None)
+
     @property
     def held(self) -> dict[str, Held]:
         """What the files of the record hold, by their names, as of the last flush."""

@@ -33,7 +33,8 @@ def check(run: Path, resumed: Checkpoint, workers: int, size: int, new_record: b
     """
     try:
         for name in _DIRECTORIES:
-            check_directory(run / name)
+            if check_directory(run / name) and (run / name).is_symlink():
+                raise BadFile(run / name, "is a link, and easgd writes to nothing outside the run's directory")
         for path in (*(run / name for name in RECORD), *_logs(run)):
             check_own(path)
         for name in _REPLACED:
@@ -142,6 +143,9 @@ def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int) -> Non
             _check_exchanges(path, resumed.owner.moment.exchanges, workers)
         if name in resumed.record and not any(_begins(path, held) for held in _known(run, resumed, name)):
             raise BadFile(path, f"is damaged: it does not hold what it held when {resumed.name} was written")
+        # of one that has ended also what came after the checkpoint, which may be kept
+        if path.parent == run and (wrong := reader.wrong_at_the_end(path, reader.held_at_the_end(run).get(name))):
+            raise BadFile(path, wrong)
     except BadFile as e:
         remedy = "" if e.line is None else "mend or remove that line, or "
         remedy = "" if name in resumed.record else remedy

@@ -39,6 +39,7 @@ def with_command(text: str, command: str) -> str:
     """What a command is for, and the command; on a terminal without room for both in a line of its own, unbroken, to be
     copied.
     """
+    text, command = printable(text), printable(command)
     if not sys.stdout.isatty() or len(text) + 1 + len(command) <= _width():
         return f"{text} {command}"
     return f"{_wrapped(text, 0)}\n  {command}"
