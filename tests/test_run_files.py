@@ -385,7 +385,7 @@ def hostile(run: Path) -> None:
     """Names code of its own and the environment in every group, and has no checksum."""
     without_checksums(run)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher"):
+    for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "local"):
         config[group] = {"name": config[group]["name"], "target": "pwn:M", "x": "${oc.env:SECRET}"}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run.parent / "pwn.py").write_text(PWN)
@@ -471,7 +471,7 @@ def test_nothing_that_a_file_says_commands_a_terminal_or_a_page(run: Path) -> No
         CENTER,
         RESUME,
     ):
-        status, out, err = said(words)
+        _, out, err = said(words)
         assert hidden(out) and hidden(err), (words, out, err)
         assert "Traceback" not in err
     for page in run.parent.rglob("report.html"):
@@ -488,14 +488,16 @@ def test_printable_leaves_what_has_a_shape() -> None:
 # --- a run that has no finite center ---------------------------------------------------------------------------------
 
 
-def test_a_diverged_center_is_said_to_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ["algo=downpour", "eta=1e30", "workers=2", "launcher=simulated", "steps=20", "eval.train_images=16"]
-    said(["train", *words, "hydra.run.dir=run"])
-    assert reader.status_of(tmp_path / "run") == "diverged"
-    state = torch.load(tmp_path / "run" / "center.pt", weights_only=True)
-    assert not all(v.isfinite().all() for v in state.values())
-    refused(CENTER, "this run diverged (", "and its center is not finite, so there is nothing to measure")
+def test_a_diverged_center_is_said_to_be_none(run: Path) -> None:
+    without_checksums(run)
+    summary = reader.summary_of(run) | {"status": "diverged", "reason": "the center's loss is not finite at step 4"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    state = torch.load(run / "center.pt", weights_only=True)
+    next(iter(state.values()))[0] = float("inf")
+    torch.save(state, run / "center.pt")
+    because = "this run diverged (the center's loss is not finite at step 4), and its center is not finite"
+    refused(CENTER, f"eval run center: {because}, so there is nothing to measure.")
+    assert said(AVERAGE)[0] == 0
 
 
 @pytest.fixture(autouse=True)

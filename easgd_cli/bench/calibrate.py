@@ -152,13 +152,18 @@ def read(run: Path, s: Settings) -> Measured:
     )
 
 
+def of_easgds_own(s: Settings) -> bool:
+    """Whether the method and its local step are this package's, so that no code of the run's is run by making them."""
+    return all(targets.own(getattr(s, group)["target"]) for group in ("algo", "local"))
+
+
 def _exchange(run: Path, s: Settings, summary: dict[str, Any]) -> str:
     """How its workers exchange (training/drive.py). Code that a run names is not run to look at it; one of before, that
     does not say, has to be of a method of this package. Raises UsageError.
     """
     if "exchange" in summary:
         return str(summary["exchange"])
-    if not targets.own(s.algo["target"]):
+    if not of_easgds_own(s):
         raise UsageError(
             f"bench calibrate {run}: its summary.json does not say how the workers of algo={s.algo['name']} exchange, "
             "and to find out would run that method's code; give a newer run."

@@ -21,7 +21,6 @@ from rich.table import Table
 from easgd_cli.commands import arguments, compose, output, plan, single_run
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
-from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import help_text, printable, tell
 
@@ -163,7 +162,7 @@ def _calibrate(words: list[str]) -> int:
     def exchange() -> float:
         from easgd_cli.bench.exchange import seconds_beside
 
-        if not targets.own(settings.algo["target"]):
+        if not calibrate.of_easgds_own(settings):
             raise UsageError(
                 f"bench calibrate {run}: the record does not tell how long an exchange took, and measuring one would "
                 f"run the code of algo={settings.algo['name']}; give a run of a method of easgd's own."
