@@ -359,6 +359,24 @@ def test_a_checkpoint_of_another_run_is_refused(run: Path) -> None:
     refused(RESUME, "config.yaml: says workers=5, and", "is of 2 workers")
 
 
+@pytest.mark.parametrize("group", [{"name": "mine", "target": 3}, {"name": "mine"}, {"target": None}, 3, {}])
+def test_a_group_of_settings_of_another_form_is_named(group: object, run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"algo": group}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for words in (RESUME, REPLAY, CENTER, CALIBRATE):
+        refused(words, "config.yaml", "algo")
+
+
+@pytest.mark.parametrize("key", ["seconds_other", "seconds_compute", "train_loss", "eta"])
+def test_a_row_may_lack_a_figure(key: str, run: Path) -> None:
+    """Of an earlier version, or edited."""
+    without_checksums(run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({name: value for name, value in row.items() if name != key}) for row in rows]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert said(RESUME)[::2] == (0, "") and said(REPORT)[::2] == (0, "")
+
+
 def test_what_is_packed_in_a_checkpoint_is_not_unpacked(run: Path) -> None:
     """A file of a few kilobytes could hold any number of gigabytes."""
     path = place(run, NEWEST)

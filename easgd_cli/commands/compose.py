@@ -30,7 +30,7 @@ from easgd_cli.commands.arguments import GROUPS, ROOT
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings import targets
+from easgd_cli.settings import schema, targets
 from easgd_cli.settings.schema import Settings
 
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
@@ -162,6 +162,9 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any], doubts
     except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise UsageError(f"{path}: is not a configuration of this version of easgd: {refusals.first_line(e)}.") from e
     missing = sorted(OmegaConf.missing_keys(cfg))
+    missing += [
+        f"{g}.{key}" for g in schema.GROUPS if g not in missing for key in ("name", "target") if key not in cfg[g]
+    ]
     if missing:
         raise UsageError(
             f"{path}: is not a configuration of this version of easgd: it says nothing of {missing[0]}; start the "

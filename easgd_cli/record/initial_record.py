@@ -43,7 +43,7 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "precision": s.precision,
         "length": length(s), "until": asdict(s.until), "symbols": sorted(build.symbols_used(s)),
         # so that nobody who looks at the run has to run its code
-        "exchange": how_it_exchanges(experiment.method, s.eta),
+        "exchange": how_it_exchanges(build.method(s), s.eta),
         "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in hparams(s).items()},
         "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip

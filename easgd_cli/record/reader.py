@@ -36,13 +36,18 @@ from easgd_cli.record.run_files import open_file as open_file
 from easgd_cli.record.run_files import read as read
 from easgd_cli.record.run_files import read_text as read_text
 from easgd_cli.settings import targets
-from easgd_cli.settings.schema import Settings
+from easgd_cli.settings.schema import GROUPS, Settings
 
 if TYPE_CHECKING:
     from easgd_cli.record.checkpoint import Checkpoint
 
 _CONFIG = 1 << 20  # bytes of a configuration; reading YAML takes a minute for ten times as many
 _DEEPEST = 20
+_MAY_BE_NONE = (
+    "local",
+    "dataset",
+    "model",
+)  # groups without a maker where the problem or the method has no use for one
 # counted as they are written: the newest does not depend on what is in them
 _CHECKPOINT = re.compile(r"(\d{1,18})_step_\d{1,18}\.pt")
 
@@ -76,6 +81,8 @@ def config_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any] | No
     hints = {
         key: dict[str, Any] if is_dataclass(hint) else hint for key, hint in typing.get_type_hints(Settings).items()
     }
+    for group in GROUPS:
+        hints |= {f"{group}.name": str, f"{group}.target": str | None if group in _MAY_BE_NONE else str}
     _check(path, content, hints)
     return content
 
