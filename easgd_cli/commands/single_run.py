@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +34,7 @@ from easgd_cli.settings import schema
 from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
+from easgd_cli.system.terminal import tell
 
 
 def checked(settings: Settings) -> None:
@@ -118,18 +120,19 @@ def launch(
     return outcome, path
 
 
-def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:
-    """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and
-    RunError.
+def go_on(path: Path, settings: Settings, overrides: list[str], command: str, doubts: Sequence[str] = ()) -> Outcome:
+    """Goes on with the run in `path`, which the caller has found worth going on with, and tells the `doubts` there are
+    of its files. Raises UsageError and RunError.
     """
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
     from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
-    from easgd_cli.record.initial_record import check_record
+    from easgd_cli.record.resumption import check
 
     with run_directory.held(path):
         try:
-            resumed = reader.newest_checkpoint(path)
+            damaged: list[reader.BadFile] = []
+            resumed = reader.newest_checkpoint(path, damaged)
             taken = steps_taken(resumed)
         except reader.BadFile as e:
             raise UsageError(f"resume={e}") from e
@@ -144,8 +147,13 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
                 f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
                 "already; give more."
             )
-        check_record(path, resumed, settings.workers)
-        run_directory.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
+        check(path, resumed, settings.workers, prepared.size, settings.new_record)
+        for sentence in doubts:
+            tell(sentence)
+        for one in damaged:
+            tell(f"{one.fact.partition(';')[0]}; going on from {resumed.name}, the one before it.")
+        # only now: a run that cannot go on keeps what it had
+        run_directory.write_config(path, replace(settings, new_record=False), overrides)
         return launcher(Job(path.absolute(), overrides, command, resume=True), prepared)
 
 

@@ -8,11 +8,10 @@ import json
 import math
 import os
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.commands import compose, configs, report, single_run
+from easgd_cli.commands import configs, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -28,7 +27,7 @@ from easgd_cli.sweeps.plan import Plan, SweepJob
 from easgd_cli.sweeps.slots import slots
 from easgd_cli.sweeps.sweep_file import SweepFile, refuse_another
 from easgd_cli.system import interruption
-from easgd_cli.system.terminal import tell
+from easgd_cli.system.terminal import printable, tell
 
 PROGRAM = "easgd_cli.commands.sweep_job"
 _GO_ON = "to go on with it, give the same command again."
@@ -192,9 +191,10 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     path = Path(judged[name].path or "")
     others = objective.others(path)
     print(f"The best of {len(measured)} by {objective}:")
-    print("  " + " ".join(o for o in reader.overrides_of(path) if o.partition("=")[0] in plan.varying))
+    drawn = [o for o in reader.overrides_of(path) if o.partition("=")[0] in plan.varying]
+    print(f"  {printable(' '.join(drawn))}")
     shown = [objective.shown(measured[name]), *([", ".join(others)] if others else [])]
-    print("  " + "; at that evaluation ".join(shown))
+    print(f"  {printable('; at that evaluation '.join(shown))}")
     print(f"  {os.path.relpath(path)}", flush=True)
     if equals:
         print(f"The same value have {', '.join(equals)}; the first that reached it is taken.", flush=True)
@@ -206,22 +206,19 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
     from easgd_cli.record.initial_record import as_is, hparams
     from easgd_cli.record.tensorboard import write_sweep
 
-    known = {json.dumps(asdict(job.settings), sort_keys=True): job.settings for job in jobs}
-    for path in sorted(root.glob("*/config.yaml")):
-        try:
-            if json.dumps(reader.config_of(path.parent), sort_keys=True) in known:  # composing takes ten times as long
-                continue
-            settings = compose.resumed(str(path), [], {})
-            hparams(settings)  # which looks at its method, that of a user's module perhaps
-        except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
-            continue
-        known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
-    write_sweep(
-        root,
-        [hparams(s) for s in known.values()],
-        {"command": as_is(command)},
-        [build.declared_metrics(s) for s in known.values()],
-    )
+    known = {
+        json.dumps(settings, sort_keys=True): (settings, build.declared_metrics(job.settings))
+        for job in jobs
+        for settings in (hparams(job.settings),)
+    }
+    for path in sorted(root.glob("*/summary.json")):
+        # of one of another version, or damaged, the curves are shown all the same; its code is not run to look at it
+        with suppress(UsageError):
+            summary = reader.summary_of(path.parent)
+            said = summary.get("hparams", {}).items()
+            if settings := {k: v for k, v in said if isinstance(v, str | int | float | None)}:
+                known.setdefault(json.dumps(settings, sort_keys=True), (settings, reader.metrics_of(path.parent)))
+    write_sweep(root, [s for s, _ in known.values()], {"command": as_is(command)}, [m for _, m in known.values()])
 
 
 def _warn_ineffective(jobs: list[SweepJob]) -> None:

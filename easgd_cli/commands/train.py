@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.commands import arguments, completion, compose, configs, plan, replay, single_run, sweep
+from easgd_cli.commands import arguments, completion, compose, configs, foreign_code, plan, replay, single_run, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -25,9 +25,10 @@ from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import schema
 from easgd_cli.settings.schema import Settings
-from easgd_cli.system.terminal import tell, with_command
+from easgd_cli.system.terminal import for_terminal, tell, with_command
 
 _CHANGEABLE = ("steps", "epochs", "minutes")
+_OF_RESUMING = "new_record"
 _CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
 
 
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
         outcome, path = replay.run(replayed, asked, overrides, command)
         _tell_where(path, outcome)
         return outcome.exit_code
+    if (anew := overrides.get(_OF_RESUMING)) is not None and anew.value() is not False:
+        raise UsageError(f"{anew.input_line}: is for a run that goes on, with resume=; leave it out.")
     with compose.composing(asked.config_name) as composed:
         planned = plan.make(asked, list(overrides.values()), composed)
     if asked.show:
@@ -91,7 +94,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
             "it stopped."
         )
     for key, override in overrides.items():
-        if key not in _CHANGEABLE and not key.startswith(_CHANGEABLE_SECTIONS):
+        if key not in (*_CHANGEABLE, _OF_RESUMING) and not key.startswith(_CHANGEABLE_SECTIONS):
             raise UsageError(
                 f"{given} {override.input_line}: a run goes on with the settings it had; "
                 "only steps, epochs, minutes, until.*, eval.* and checkpoint.* may be changed."
@@ -99,25 +102,27 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     if not path.is_dir():
         raise UsageError(f"{given}: there is no such directory.")
     path = path.resolve()
-    changes = {k: o.value() for k, o in overrides.items()}
+    changes, doubts = {k: o.value() for k, o in overrides.items()}, list[str]()
     if any(changes.get(k) is not None for k in _CHANGEABLE):  # the new length replaces the old one, whatever its unit
         changes = dict.fromkeys(_CHANGEABLE) | changes
-    settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes)
+    settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes, doubts)
     longer = next((overrides[k] for k in _CHANGEABLE if changes.get(k) is not None), None)
     if settings.replay is not None and longer is not None:
         raise UsageError(
             f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and "
             f"ends with them; leave out {longer.key_or_group}=."
         )
+    foreign_code.announce(path, settings)
     single_run.checked(settings)
     _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
     with run_directory.held(path):  # before anything is said about a run that another process may be changing
-        left = _nothing_left(path, settings)
+        left = _nothing_left(path, settings, doubts)
     if left is not None:
-        print(left)
+        print(for_terminal(left, sys.stdout))
         return 0
     kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
-    outcome = single_run.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
+    kept += [o.input_line for key, o in overrides.items() if key != _OF_RESUMING]
+    outcome = single_run.go_on(path, settings, kept, command, doubts)
     _tell_where(path, outcome)
     return outcome.exit_code
 
@@ -136,12 +141,12 @@ def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
         )
 
 
-def _nothing_left(path: Path, now: Settings) -> str | None:
+def _nothing_left(path: Path, now: Settings, doubts: list[str]) -> str | None:
     """Why a run has ended for good, or None. Raises UsageError for one that diverged.
 
     Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
     """
-    summary = reader.summary_of(path)
+    summary = reader.summary_of(path, doubts)
     if summary.get("status") == "diverged":
         raise UsageError(
             f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta."

@@ -240,9 +240,8 @@ class Supervisor:
             )
         else:
             if not self._shutdown.begun and not refused:
-                self.journal.note(
-                    f"worker {worker} died ({how}); the run goes on with {members.alive} of {len(members)}"
-                )
+                goes_on = f"the run goes on with {members.alive} of {len(members)}"
+                self.journal.note(f"worker {worker} died ({how}); {goes_on if members.live else 'the others are done'}")
             elif not member.silent and not refused:
                 self.journal.note(f"worker {worker} died ({how}) while the run was ending")
             self.over = self.over or not self.plan.has_master  # with it went the owner of what is kept at an end

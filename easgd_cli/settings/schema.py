@@ -103,7 +103,10 @@ class Settings:
     init: Optional[str] = None  # a state_dict file to start from
     # modules or parameters that begin as without init=, such as [fc]
     init_without: list[str] = field(default_factory=list)
-    resume: Optional[str] = None  # a run directory to go on with
+    # a run directory to go on with; imports the code of your own that its config.yaml names, as replay= does
+    resume: Optional[str] = None
+    # of a run that goes on, where metrics.jsonl or exchanges.bin is damaged: begin that file anew
+    new_record: bool = False
     replay: Optional[str] = None  # a run directory whose exchanges are made again in their recorded order, simulated
 
     sweep: Optional[str] = None  # name of a sweep, kept in runs/sweeps/NAME
