@@ -8,7 +8,7 @@ time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 
@@ -17,11 +17,18 @@ class Gathering(Protocol):
 
     over: bool  # whether no update will be complete any more: messages that arrive now are given back
 
+    @property
+    def awaited(self) -> Collection[int]:
+        """The workers without whose messages there is no next update."""
+
     def arrive(self, worker: int) -> None:
         """That worker's message is there."""
 
     def lose(self, worker: int) -> None:
         """The worker is gone, and its message with it."""
+
+    def join(self, worker: int) -> None:
+        """It is back, and takes part in what comes after the last update."""
 
     def finish(self) -> list[int]:
         """A worker has finished, or all are told to. Returns those whose messages are given back."""
@@ -40,6 +47,7 @@ class Each:
     """Every message is an update, in the order of arrival."""
 
     over = False
+    awaited: Collection[int] = ()
 
     def __init__(self) -> None:
         self._arrived: dict[int, None] = {}
@@ -49,6 +57,9 @@ class Each:
 
     def lose(self, worker: int) -> None:
         self._arrived.pop(worker, None)
+
+    def join(self, worker: int) -> None:
+        pass
 
     def finish(self) -> list[int]:
         return []
@@ -74,12 +85,19 @@ class Round:
         self._arrived: set[int] = set()
         self.over = False
 
+    @property
+    def awaited(self) -> Collection[int]:
+        return self._live
+
     def arrive(self, worker: int) -> None:
         self._arrived.add(worker)
 
     def lose(self, worker: int) -> None:
         self._live.discard(worker)
         self._arrived.discard(worker)
+
+    def join(self, worker: int) -> None:
+        self._live.add(worker)
 
     def finish(self) -> list[int]:
         self.over = True
@@ -111,11 +129,18 @@ class Recorded:
         self._arrived: set[int] = set()
         self.over = False
 
+    @property
+    def awaited(self) -> Collection[int]:
+        return set(self._order)
+
     def arrive(self, worker: int) -> None:
         self._arrived.add(worker)
 
     def lose(self, worker: int) -> None:
         self._arrived.discard(worker)
+
+    def join(self, worker: int) -> None:
+        pass
 
     def finish(self) -> list[int]:
         if not self._in_rounds:
