@@ -53,7 +53,7 @@ class Center:
         # whose views keep the vectors alive, so that no other can come to lie there
         self._lent: dict[tuple[int, int], Lent] = {}
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
-        self._kept = [list(vars(block).values()) for block in self._blocks]
+        self._kept = [] if ledger is None else [ledger.pairs(list(vars(block).values())) for block in self._blocks]
 
     def lend(self, message: Tensor, reply: Tensor) -> Lent:
         """The blocks of one exchange, made once per pair of vectors: slicing costs more than the arithmetic of a small

@@ -22,15 +22,18 @@ from easgd_cli.transport.base import Kind, Request
 
 ORDER: Final = 1 << 15  # exchanges whose workers are kept; their owner reports them long before that many
 
-# Numbers of their own, then three columns of members and three of workers, then the order.
-_SERVED, _CLOCK, _TARGET, _BLOCK, _CHANGING, _MEMBERS, _FIXED = range(7)
+# Numbers of their own, then three columns of members and three of workers, then the order. _AT is twice the number of
+# blocks that have been changed, and one more while the next is being changed: a single store says both.
+_SERVED, _CLOCK, _TARGET, _NEXT_CLOCK, _AT, _MEMBERS, _FIXED = range(7)
+
+Pairs = list[tuple[Tensor, Tensor]]  # the vectors of a block, each with the place of its copy
 
 
 class Ledger:
     """`served` exchanges and the center's `clock`, as they are while no update is under way."""
 
     def __init__(self, memory: SharedTensors, workers: int):
-        self._numbers = memory["numbers"].numpy()
+        self._numbers: memoryview = memory["numbers"].numpy().data  # a store is a fifth of one into a tensor
         self._copy = memory["copy"]
         self._workers = workers
         at = [_FIXED + i * workers for i in range(7)]
@@ -55,11 +58,12 @@ class Ledger:
 
     @property
     def served(self) -> int:
-        return int(self._numbers[_SERVED])
+        return self._numbers[_SERVED]
 
     @property
     def clock(self) -> int:
-        return int(self._numbers[_CLOCK])
+        n = self._numbers
+        return n[_CLOCK] if n[_TARGET] == n[_SERVED] else n[_NEXT_CLOCK] - 1
 
     # ---------------------------------------------------------------- an update
 
@@ -68,31 +72,33 @@ class Ledger:
         n = self._numbers
         for i, request in enumerate(members):
             self._member[i], self._at[i], self._vector[i] = request.worker, request.t, request.vector
-        n[_MEMBERS], n[_BLOCK], n[_CHANGING] = len(members), 0, 0
+        n[_MEMBERS], n[_AT], n[_NEXT_CLOCK] = len(members), 0, n[_CLOCK] + 1
         n[_TARGET] = n[_SERVED] + len(members)  # from here on it is under way
 
-    def change(self, block: int, vectors: Sequence[Tensor]) -> None:
+    def pairs(self, vectors: Sequence[Tensor]) -> Pairs:
+        """The vectors of one block as `change` takes them."""
+        return [(v, kept[: len(v)]) for v, kept in zip(vectors, self._copy, strict=True)]
+
+    def change(self, block: int, pairs: Pairs) -> None:
         """These vectors of that block are changed next."""
-        for kept, v in zip(self._copy, vectors, strict=True):
-            kept[: len(v)].copy_(v)
-        self._numbers[_BLOCK] = block
-        self._numbers[_CHANGING] = 1
+        for v, kept in pairs:
+            kept.copy_(v)
+        self._numbers[_AT] = 2 * block + 1
 
     def changed(self, block: int) -> None:
         """They have been, and so has the reply."""
-        self._numbers[_CHANGING] = 0
-        self._numbers[_BLOCK] = block + 1
+        self._numbers[_AT] = 2 * block + 2
 
     def end(self) -> None:
-        """The update is whole: its exchanges have been served."""
+        """The update is whole: its exchanges have been served. The last store decides; the others may be made twice."""
         n = self._numbers
-        count, served, clock = int(n[_MEMBERS]), int(n[_SERVED]), int(n[_CLOCK]) + 1
-        for i in range(count):
+        before, served, clock = n[_SERVED], n[_TARGET], n[_NEXT_CLOCK]
+        for i in range(served - before):
             worker = self._member[i]
-            self._order[(served + i) % ORDER] = worker
-            self._t[worker], self._clock[worker], self._count[worker] = self._at[i], clock, served + count
+            self._order[(before + i) % ORDER] = worker
+            self._t[worker], self._clock[worker], self._count[worker] = self._at[i], clock, served
         n[_CLOCK] = clock
-        n[_SERVED] = served + count
+        n[_SERVED] = served
 
     # ---------------------------------------------------------------- for the next owner
 
@@ -101,23 +107,20 @@ class Ledger:
         n = self._numbers
         if n[_TARGET] == n[_SERVED]:
             return None
-        members = [
-            Request(int(self._member[i]), Kind.EXCHANGE, int(self._at[i]), int(self._vector[i]))
-            for i in range(int(n[_MEMBERS]))
-        ]
-        return members, int(n[_BLOCK])
+        members = [Request(self._member[i], Kind.EXCHANGE, self._at[i], self._vector[i]) for i in range(n[_MEMBERS])]
+        return members, n[_AT] // 2
 
-    def take_back(self, vectors: Sequence[Tensor]) -> None:
+    def take_back(self, pairs: Pairs) -> None:
         """Makes the vectors of the block that was being changed what they were."""
-        if self._numbers[_CHANGING]:
-            for kept, v in zip(self._copy, vectors, strict=True):
-                v.copy_(kept[: len(v)])
+        if self._numbers[_AT] % 2:
+            for v, kept in pairs:
+                v.copy_(kept)
 
     def answer(self, request: Request) -> tuple[int, int] | None:
         """The center's clock and the exchanges served after this message's own, if it has been served already."""
         if self._t[request.worker] != request.t:
             return None
-        return int(self._clock[request.worker]), int(self._count[request.worker])
+        return self._clock[request.worker], self._count[request.worker]
 
     def forget(self, worker: int) -> None:
         """Its next message is a new one, whatever its clock: it has come back."""
@@ -129,4 +132,4 @@ class Ledger:
         """
         if not self.served - ORDER <= since <= self.served:
             raise ValueError(f"{self.served - since} exchanges have not been reported, and {ORDER} are kept")
-        return [int(self._order[i % ORDER]) for i in range(since, self.served)]
+        return [self._order[i % ORDER] for i in range(since, self.served)]
