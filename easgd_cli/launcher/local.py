@@ -236,7 +236,9 @@ class Processes:
         elif kind == "lost":
             log.info("master: the session of worker %d has ended", message["worker"])
         elif kind == "joined":
-            supervisor.joined(message["worker"], message["t"])
+            supervisor.joined(_worker(party), message["t"])
+        elif kind == "returned":
+            supervisor.returned(message["worker"], message["t"])
         elif kind == "state":
             supervisor.worker_state(
                 _worker(party), WorkerState(vectors=_taken(tensors), **message["state"]), message["purpose"] == "final"

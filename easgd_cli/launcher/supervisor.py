@@ -129,12 +129,15 @@ class Supervisor:
 
     def joined(self, worker: int, t: int) -> None:
         """A worker that was lost has the center, and trains again from its clock `t` on."""
-        member = self.members[worker]
-        if not member.away:
-            return  # it has been given up meanwhile
-        self.members.come_back(worker, t)
-        self.journal.note(f"worker {worker} is back, at its step {t}")
-        self.journal.system(self._told, workers_alive=self.members.alive, returned=worker)
+        if self.members[worker].away:  # else it has been given up meanwhile
+            self.members.come_back(worker, t)
+            self.journal.note(f"worker {worker} is back, at its step {t}")
+
+    def returned(self, worker: int, t: int) -> None:
+        """The owner has given the center to a worker that was lost: after the exchanges that have been said, and before
+        the next.
+        """
+        self.journal.system(self._told, workers_alive=self.members.alive, returned=worker, returned_at=t)
 
     def row(self, row: dict[str, Any]) -> None:
         """A worker's row for the record."""
@@ -253,7 +256,13 @@ class Supervisor:
             self._master_ended(how)
         elif self._waits_for(self.members[party]) or self.members[party].away:
             self._lose(party, how, refused, log_file)
+        else:  # it has said its last, and perhaps not to its master
+            self._give_up(party)
         self._end_when_done()
+
+    def _give_up(self, worker: int) -> None:
+        if self.plan.has_master and self.final is None and not self.over:
+            self._commands.append(GiveUpWorker(worker))
 
     def _master_ended(self, how: str) -> None:
         if self.final is not None:
@@ -296,7 +305,7 @@ class Supervisor:
             self.over = self.over or not self.plan.has_master  # with it went the owner of what is kept at an end
             self.journal.system(self._told, workers_alive=self.members.alive, lost=worker)
             self._checkpoints.lose(worker)
-            self._commands.append(GiveUpWorker(worker))
+            self._give_up(worker)
 
     def _evaluator_ended(self, how: str, raised: bool, log_file: str) -> None:
         follows = self.evaluation.ended()

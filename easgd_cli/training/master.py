@@ -96,6 +96,8 @@ class Master:
                 self._report()
                 for message, enclosed in self._channel.receive():
                     if message["kind"] == "session":
+                        for request in self._sessions.rest(message["worker"]):
+                            self._answer(request)
                         self._away.discard(message["worker"])
                         self._sessions.admit(message["worker"], enclosed)
                     elif message["kind"] == "gone":
@@ -190,7 +192,7 @@ class Master:
                 self._ledger.forget(worker)
             self._sessions.reply(request, self._center.clock, self._served, t=self._clocks[worker])
             self._report()
-            self._channel.post({"kind": "joined", "worker": worker, "t": self._clocks[worker]})
+            self._channel.post({"kind": "returned", "worker": worker, "t": self._clocks[worker]})
         self._joining.clear()
 
     def _serve(self, members: Sequence[Request]) -> None:

@@ -183,6 +183,7 @@ class WorkerLoop:
             getattr(w, name).zero_()
         w.x.copy_(reply.vector)
         w.t, w.seen.clock, w.seen.served = reply.t, reply.clock, reply.served
+        self._channel.post({"kind": "joined", "t": w.t})
 
     def _next_session(self) -> socket.socket:
         """The session with the next master, which the launcher is to start. Raises ChannelClosed where it does not."""

@@ -203,6 +203,13 @@ class SharedMasterEnd:
             found.append(self._request(self._worker_of[fd]))
         return found
 
+    def rest(self, worker: int) -> list[Request]:
+        """What a worker has still said in the session it had, whose process is known to have ended: LOST at last."""
+        found: list[Request] = []
+        while worker in self._sockets:
+            found.append(self._request(worker))
+        return found
+
     def admit(self, worker: int, sock: socket.socket) -> None:
         """A new session of a worker that has had one, and has its vectors where they were."""
         self._sockets[worker] = sock
