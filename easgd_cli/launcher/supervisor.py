@@ -137,7 +137,9 @@ class Supervisor:
         """The owner has given the center to a worker that was lost: after the exchanges that have been said, and before
         the next.
         """
-        self.journal.system(self._told, workers_alive=self.members.alive, returned=worker, returned_at=t)
+        self.journal.system(
+            self._told, workers_alive=self.members.alive, restarts=self._restarts, returned=worker, returned_at=t
+        )
 
     def row(self, row: dict[str, Any]) -> None:
         """A worker's row for the record."""
@@ -271,13 +273,18 @@ class Supervisor:
             self.over = True  # the run has its result
         elif self.began and self._lives[MASTER].again(self._told.exchanges):
             self.journal.note(f"the master died ({how}); another goes on with its center")
-            self.journal.system(self._told, workers_alive=self.members.alive, master_restarts=self._lives[MASTER].all)
+            self.journal.system(self._told, workers_alive=self.members.alive, restarts=self._restarts)
             self._checkpoints.give_up()
             self.evaluation.forget_asked()
             finished = any(m.final is not None for m in self.members.values())
             self._commands.append(StartMaster(stopped=self._shutdown.begun or finished))
         else:
             self.fail(f"the master died ({how}); {self.journal.how_to_go_on()}")
+
+    @property
+    def _restarts(self) -> int:
+        """How often somebody has been started again."""
+        return sum(lives.all for lives in self._lives.values())
 
     def _lose(self, worker: int, how: str, refused: bool, log_file: str) -> None:
         member, members = self.members[worker], self.members

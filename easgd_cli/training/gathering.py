@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Gathering(Protocol):
@@ -32,6 +32,9 @@ class Gathering(Protocol):
 
     def finish(self) -> list[int]:
         """A worker has finished, or all are told to. Returns those whose messages are given back."""
+
+    def back(self) -> tuple[int, int] | None:
+        """A worker that comes back now, as a recorded one did, and its clock."""
 
     def next(self) -> list[int]:
         """Whose messages make the next update, in the order of their sum; empty while they have not all arrived."""
@@ -63,6 +66,9 @@ class Each:
 
     def finish(self) -> list[int]:
         return []
+
+    def back(self) -> None:
+        return None
 
     def next(self) -> list[int]:
         for worker in self._arrived:
@@ -105,6 +111,9 @@ class Round:
         self._arrived.clear()
         return given_back
 
+    def back(self) -> None:
+        return None
+
     def next(self) -> list[int]:
         if self.over or not self._arrived or not self._arrived >= self._live:
             return []
@@ -120,12 +129,21 @@ class Round:
 
 
 class Recorded:
-    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in
-    rising order.
+    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in rising order.
+
+    `returns`: workers that came back after so many exchanges, and at which clock: what they have sent since is not
+    served, since those that were killed have not sent it.
     """
 
-    def __init__(self, order: Sequence[int], in_rounds: bool):
+    def __init__(self, order: Sequence[int], in_rounds: bool, returns: Iterable[tuple[int, int, int]] = ()):
         self._order, self._in_rounds = deque(order), in_rounds
+        self._served = 0
+        # Of several returns with no exchange of the worker in between, the last counts; of none after it, none does.
+        last = {
+            (worker, next((n for n in range(at, len(order)) if order[n] == worker), None)): (at, worker, t)
+            for at, worker, t in returns
+        }
+        self._returns = deque(sorted(entry for (_, then), entry in last.items() if then is not None))
         self._arrived: set[int] = set()
         self.over = False
 
@@ -150,7 +168,17 @@ class Recorded:
         self._arrived.clear()
         return given_back
 
+    def back(self) -> tuple[int, int] | None:
+        """The worker that comes back now, and its clock: its message has arrived, and is not served."""
+        if not self._returns or self._returns[0][0] > self._served or self._returns[0][1] not in self._arrived:
+            return None
+        _, worker, t = self._returns.popleft()
+        self._arrived.discard(worker)
+        return worker, t
+
     def next(self) -> list[int]:
+        if self._returns and self._returns[0][0] <= self._served:
+            return []
         members: list[int] = []
         for worker in self._order:
             if members and (not self._in_rounds or worker <= members[-1]):
@@ -161,10 +189,16 @@ class Recorded:
         for worker in members:
             self._order.popleft()
             self._arrived.discard(worker)
+        self._served += len(members)
         return members
 
     def state(self) -> dict[str, object]:
-        return {"arrived": sorted(self._arrived), "order": list(self._order), "over": self.over}
+        return {
+            "arrived": sorted(self._arrived), "order": list(self._order), "over": self.over, "served": self._served,
+            "returns": [list(entry) for entry in self._returns],
+        }  # fmt: skip
 
-    def restore(self, state: dict[str, list[int]]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         self._arrived, self._order, self.over = set(state["arrived"]), deque(state["order"]), bool(state["over"])
+        self._served = state.get("served", 0)  # which checkpoints of before do not say, and do not need
+        self._returns = deque((at, worker, t) for at, worker, t in state.get("returns", []))

@@ -6,6 +6,7 @@ snapshots and the order of exchanges to the launcher, and serves on.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -95,13 +96,8 @@ class Master:
             if self._snapshots.seconds() - self._reported >= _REPORT_SECONDS:
                 self._report()
                 for message, enclosed in self._channel.receive():
-                    if message["kind"] == "session":
-                        for request in self._sessions.rest(message["worker"]):
-                            self._answer(request)
-                        self._away.discard(message["worker"])
-                        self._sessions.admit(message["worker"], enclosed)
-                    elif message["kind"] == "gone":
-                        self._away.discard(message["worker"])
+                    if message["kind"] in ("session", "gone"):
+                        self._succeed(message["worker"], enclosed)
                     elif message["kind"] == "snapshot":
                         self._snapshots.take("evaluate", self._moment())
                     elif message["kind"] == "checkpoint":
@@ -110,6 +106,14 @@ class Master:
                         self._give_back(self._gathering.finish())
                         self._welcome_back()
         self._keep("final")
+
+    def _succeed(self, worker: int, session: socket.socket | None) -> None:
+        """A worker's process has ended; another has this `session` in its place, or None follows."""
+        for request in self._sessions.rest(worker):  # what it has said before is served before
+            self._answer(request)
+        self._away.discard(worker)
+        if session is not None:
+            self._sessions.admit(worker, session)
 
     def _go_on(self, ledger: Ledger) -> None:
         """Ends what a master before this one has left in the middle."""

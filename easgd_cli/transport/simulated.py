@@ -139,6 +139,10 @@ class SimulatedWorkerEnd:
         self._posted = None
         self._wire.at_once(Request(self._number, Kind.LOST, -1, 0))
 
+    def withdraw(self) -> None:
+        """What it has posted counts no more."""
+        self._posted = None
+
     def take(self) -> Request | None:
         """The message that has reached the master."""
         return self._posted
