@@ -29,6 +29,7 @@ from easgd_cli.record.row_reader import NewRows as NewRows
 from easgd_cli.record.row_reader import read_order as read_order
 from easgd_cli.record.row_reader import read_rows as read_rows
 from easgd_cli.record.row_reader import renamed
+from easgd_cli.record.row_reader import returns_of as returns_of
 from easgd_cli.record.run_files import BadFile as BadFile
 from easgd_cli.record.run_files import MissingFile as MissingFile
 from easgd_cli.record.run_files import check_directory

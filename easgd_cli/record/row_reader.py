@@ -47,6 +47,14 @@ def read_rows(path: Path, workers: int | None = None, damaged: list[int] | None 
                 raise BadFile(path, f"is not a row of the record ({wrong})", number)
 
 
+def returns_of(path: Path, workers: int) -> list[tuple[int, int, int]]:
+    """The workers that came back while their run went on, by its metrics.jsonl: after how many exchanges, who, and at
+    which clock. Of rows that cannot be read there are none.
+    """
+    rows = read_rows(path, workers, damaged=[]) if path.exists() else ()
+    return [(row["exchanges"], row["returned"], row["returned_at"]) for row in rows if "returned" in row]
+
+
 def _next(path: Path, file: Any, number: int) -> bytes:
     try:
         line: bytes = file.readline(_LINE + 1)
@@ -137,9 +145,12 @@ def _wrong(row: dict[str, Any], workers: int | None) -> str | None:
         number = _WORKER.fullmatch(party)
         if number is None or (workers is not None and int(number[1]) >= workers):
             return f"there is no party {_shown(party)}" + ("" if workers is None else f" in a run of {workers} workers")
-    lost = row.get("lost", 0)
-    if type(lost) is not int or not 0 <= lost < (workers or _MOST):
-        return f"there is no worker {_shown(lost)} to be lost"
+    for what, most in (("lost", workers), ("returned", workers), ("returned_at", None)):
+        number = row.get(what, 0)
+        if type(number) is not int or not 0 <= number < (most or _MOST):
+            return f"its {what} is {_shown(number)}"
+    if "returned" in row and ("returned_at" not in row or type(row["exchanges"]) is not int):
+        return "it does not say where the worker returned"
     numbers = SYSTEM if party == "system" else WORKER
     for name, value in row.items():
         kind = type(value)

@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensor
 _ORDER = (
     "status", "reason", "algo", "problem", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds",
     "samples_per_second",
-    "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before",
+    "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before", "restarts",
 )  # fmt: skip
 
 

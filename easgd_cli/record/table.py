@@ -56,6 +56,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         ("a worker's time", _shares(summary["seconds"])),
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
         *(("lost", line) for line in lost_workers.lines(summary)),
+        *([("started again", line)] if (line := lost_workers.restarts(summary)) else []),
     ]
     width = max(len(label) for label, _ in lines)
     if not console.is_terminal:

@@ -97,6 +97,9 @@ class Settings:
     compile: bool = False
     deterministic: bool = False  # on CUDA: deterministic kernels, slower
 
+    # how often in a row a worker or the master that dies is started again, without getting further in between; 0: never
+    max_restarts: int = 3
+
     # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json
     profile: Optional[str] = None
 
@@ -171,7 +174,7 @@ def check(s: Settings) -> None:
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
     for key, least in (
-        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0),
+        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0), ("max_restarts", 0),
         ("eval.train_images", 1), ("checkpoint.keep", 1),
     ):  # fmt: skip
         value = _get(s, key)
