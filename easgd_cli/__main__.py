@@ -34,12 +34,12 @@ usage: easgd COMMAND ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 1 failed while running, 2 bad usage, 130 interrupted, 143
-    terminated.
+    """Runs one command and returns its exit status: 0 done, 1 failed while running, 2 bad usage, 128 + the number of
+    the signal that ended it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with interruption.ending_the_process():
+        with interruption.ending_the_process(), interruption.stacks_shown():
             return _dispatch(words)
     except (UsageError, RunError) as e:
         if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":  # Hydra's way of asking where a refusal comes from

@@ -230,7 +230,7 @@ def unchanged_process() -> Iterator[None]:
     root = logging.getLogger()
     argv, environment, directory, path = sys.argv, dict(os.environ), os.getcwd(), list(sys.path)
     handlers, level = list(root.handlers), root.level
-    reactions = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    reactions = {number: signal.getsignal(number) for number in (*interruption.NUMBERS, signal.SIGQUIT)}
     python_state = random.getstate()
     torch = sys.modules.get("torch")  # not imported for this
     torch_state = (torch.get_rng_state(), torch.get_num_threads()) if torch else None

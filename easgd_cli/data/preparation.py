@@ -36,6 +36,7 @@ from easgd_cli.data.folders import Folders
 from easgd_cli.data.listing import Listed
 from easgd_cli.data.patience import told
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.system import interruption
 
 _FORMAT = 1
 _QUALITY = 92  # of JPEG: differences to the resized pixels stay below what a crop by a pixel makes
@@ -330,10 +331,11 @@ def _finish(
 
 
 def _begin(counts: MutableSequence[int]) -> None:
-    """In each process: the parent alone hears Ctrl-C, and its end, whatever it was, ends this process."""
+    """In each process: the parent alone hears what ends the program, and its own end ends this process."""
     global _done
     _done = counts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in set(interruption.NUMBERS) - {signal.SIGTERM}:  # by which the pool ends this process
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()

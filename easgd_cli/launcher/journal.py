@@ -28,6 +28,7 @@ from easgd_cli.record.reader import newest_checkpoint
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.run_view import RunView
 from easgd_cli.settings.schema import levels
+from easgd_cli.system import interruption
 from easgd_cli.training.snapshot import EVALUATED, Moment
 
 _RECORD = ("metrics.jsonl", "exchanges.bin")
@@ -247,10 +248,13 @@ class Journal:
         )  # fmt: skip
         if summary:
             self.progress.end(summary)
-        code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}[self.status]
-        if self.signal == signal.SIGTERM and self.status == "interrupted":
-            code = 143
+        code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 128 + (self.signal or 0)}[self.status]
         return Outcome(self.status, code, summary, self.reason)
+
+    def show_stacks(self) -> None:
+        """Where this process is goes into its log."""
+        log.warning("SIGQUIT: the stacks of all processes are in the logs; the run goes on")
+        interruption.show_stacks(self._handler.stream)
 
     def release(self) -> None:
         """Gives back the terminal and the log file."""

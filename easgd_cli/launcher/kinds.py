@@ -53,9 +53,9 @@ class Local:
             )
 
     def begin(self) -> None:
-        from easgd_cli.launcher import processes
+        from easgd_cli.launcher import fork_server
 
-        processes.begin()  # torch is imported there meanwhile
+        fork_server.begin()  # torch is imported there meanwhile
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher.local import launch

@@ -8,6 +8,7 @@ What follows from what is heard is the supervisor's affair.
 from __future__ import annotations
 
 import selectors
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -136,7 +137,7 @@ class Processes:
     def _hear(self, party: Party) -> None:
         child = self._children[party]
         # asked before listening: what a child said last has all arrived then
-        ended = child.process.exitcode is not None
+        ended = child.process.ended
         try:
             while messages := child.channel.receive():
                 for message, tensors in messages:
@@ -155,12 +156,12 @@ class Processes:
 
     def _tell_end(self, party: Party, child: Child) -> None:
         master = self._children.get(MASTER)
-        if isinstance(party, int) and master is not None and master.process.exitcode is not None and not master.done:
+        if isinstance(party, int) and master is not None and master.process.ended and not master.done:
             self._hear(MASTER)  # if the worker ended because the master did, that is the news
             if self.supervisor.over:
                 return
         self.supervisor.ended(
-            party, child.ended, refused=child.refused, raised=child.error is not None, log_file=str(child.log)
+            party, child.how, refused=child.refused, raised=child.error is not None, log_file=str(child.log)
         )
 
     def _forget(self, what: Any) -> None:
@@ -250,20 +251,22 @@ class Processes:
     def end(self) -> None:
         """Leaves no process behind, whatever happened."""
         evaluator = self._children.get(EVALUATOR)
-        if evaluator is not None and evaluator.process.exitcode is None:
+        if evaluator is not None and not evaluator.process.ended:
             self._tell(EVALUATOR, {"kind": "stop"})
         broken_off = self._journal.status == "failed" or self._journal.signal is not None
         ends = time.monotonic() + (_ABORTING_SECONDS if broken_off else _CLOSING_SECONDS)
         for child in self._children.values():
-            child.process.join(max(0.0, ends - time.monotonic()))
-            if child.process.exitcode is None:
+            if not child.process.join(ends - time.monotonic()):
                 child.kill()
-                child.process.join()
             self._forget(child.channel)
             self._forget(child.process.sentinel)
-            child.channel.close()
-            child.process.close()
+            child.close()
         self._selector.close()
+
+    def show_stacks(self) -> None:
+        """Has every process write where it is into its log."""
+        for child in list(self._children.values()):
+            child.process.send_signal(signal.SIGQUIT)
 
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""

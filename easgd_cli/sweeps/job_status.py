@@ -17,11 +17,13 @@ from pathlib import Path
 
 from easgd_cli.errors import RunError
 from easgd_cli.record import run_directory
+from easgd_cli.system import interruption
 from easgd_cli.system.files import put
 
 QUEUED, RUNNING, INTERRUPTED, FAILED, KILLED = "queued", "running", "interrupted", "failed", "killed"
 ELSEWHERE, NOT_STARTED = "running elsewhere", "not started"
-_INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # with a line, or before the job's process could say one
+# with a line, or before the job's process could say one
+_INTERRUPTED = {code for number in interruption.NUMBERS for code in (128 + number, -number)}
 
 
 @dataclass(frozen=True)
