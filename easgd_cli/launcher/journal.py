@@ -188,6 +188,13 @@ class Journal:
         if self.status == "completed" and self._hit is None:
             self.status, self.reason = "interrupted", f"{signal.Signals(number).name} received"
 
+    def without_master(self) -> None:
+        """The master did not answer at the end and was killed, and the center of this moment with it."""
+        if self.status == "interrupted":
+            self.reason = f"{self.reason}; the master did not answer, so nothing of this moment is kept"
+        elif self._hit is None:
+            self.fail(f"the master did not answer when the run ended; {self.how_to_go_on()}")
+
     def _diverge(self, reason: str) -> None:
         if self.status == "completed" and self._hit is None:
             self.status, self.reason = "diverged", reason

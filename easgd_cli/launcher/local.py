@@ -32,9 +32,11 @@ from easgd_cli.launcher.parties import (
     Stop,
     TakeCheckpoint,
     TakeSnapshot,
+    Wake,
 )  # fmt: skip
 from easgd_cli.launcher.processes import Child
 from easgd_cli.launcher.snapshot_queue import SnapshotQueue
+from easgd_cli.launcher.standstill import Standstill, state_of
 from easgd_cli.launcher.supervisor import Plan, Supervisor
 from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
@@ -82,6 +84,9 @@ class Processes:
         self._selector = selectors.DefaultSelector()
         self._children: dict[Party, Child] = {}
         self._began: float | None = None  # the monotonic second of training second 0
+        self._standstill = Standstill()
+        self._silent: set[Party] = set()
+        self._waiting: list[Party] = []  # workers whose messages the master keeps until a round is complete
 
     # ---------------------------------------------------------------- start
 
@@ -128,8 +133,21 @@ class Processes:
         self.supervisor.now = self._seconds()
         for party in heard:
             self._hear(party)
+        self._look_for_silence(time.monotonic())
         self.supervisor.tick(self._seconds())
         self._obey()
+
+    def _look_for_silence(self, now: float) -> None:
+        if not self._standstill.due(now):
+            return
+        there = {party: state_of(child.process.pid) for party, child in self._children.items() if not child.done}
+        waiting = set(self._waiting) | (set() if self._queue.busy else {EVALUATOR})
+        silent = self._standstill.look(there, there if self._began is None else waiting, now)
+        for party in self._silent - silent.keys():
+            self.supervisor.goes_on(party)
+        for party, (seconds, stopped) in silent.items():
+            self.supervisor.silent(party, seconds, stopped=stopped)
+        self._silent = set(silent)
 
     def _seconds(self) -> float:
         return self._initial.moment.seconds if self._began is None else time.monotonic() - self._began
@@ -170,6 +188,8 @@ class Processes:
 
     def _handle(self, party: Party, child: Child, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         kind, supervisor = message["kind"], self.supervisor
+        if self._began is not None:
+            self._standstill.heard(party, time.monotonic())
         if kind == "ready":
             supervisor.ready(party)
         elif kind == "done":
@@ -184,6 +204,7 @@ class Processes:
             supervisor.served(message["workers"])
             moment = Moment(message["seconds"], message["step"], message["exchanges"])
             supervisor.owner_at(moment)
+            self._waiting = message["waiting"]
             supervisor.system(moment, master_cpu_seconds=message["cpu"])
         elif kind == "lost":
             log.info("master: the session of worker %d has ended", message["worker"])
@@ -239,6 +260,9 @@ class Processes:
                 self._tell(MASTER, {"kind": "stop"})  # or a worker that is silent would keep all others in its round
             for worker in command.workers:
                 self._tell(worker, {"kind": "stop"})
+        elif isinstance(command, Wake):
+            for child in self._children.values():
+                child.process.send_signal(signal.SIGCONT)
         elif isinstance(command, Kill):
             self._children[command.party].kill()
 
