@@ -63,6 +63,14 @@ def running() -> Server | None:
     return _running
 
 
+def gone() -> str | None:
+    """That it has ended, as a sentence, once."""
+    if _running is None or _running.told or _running.lives:
+        return None
+    _running.told = True
+    return f"{_running} has ended"
+
+
 def begin() -> None:
     """Starts the server, unless one runs, without waiting for it: it imports torch while the caller goes on. Raises
     OSError.

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from easgd_cli.experiment.build import Experiment
-from easgd_cli.launcher import driver
+from easgd_cli.launcher import driver, fork_server
 from easgd_cli.launcher.initial_state import InitialState
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal, log
@@ -86,7 +86,7 @@ class Processes:
         self._began: float | None = None  # the monotonic second of training second 0
         self._standstill = Standstill()
         self._silent: set[Party] = set()
-        self._waiting: list[Party] = []  # workers whose messages the master keeps until a round is complete
+        self._waiting: list[int] = []  # workers whose messages the master keeps until a round is complete
 
     # ---------------------------------------------------------------- start
 
@@ -134,6 +134,8 @@ class Processes:
         for party in heard:
             self._hear(party)
         self._look_for_silence(time.monotonic())
+        if (said := fork_server.gone()) is not None:
+            self._journal.note(f"{said}; the run goes on without it")
         self.supervisor.tick(self._seconds())
         self._obey()
 
@@ -141,8 +143,8 @@ class Processes:
         if not self._standstill.due(now):
             return
         there = {party: state_of(child.process.pid) for party, child in self._children.items() if not child.done}
-        waiting = set(self._waiting) | (set() if self._queue.busy else {EVALUATOR})
-        silent = self._standstill.look(there, there if self._began is None else waiting, now)
+        waiting: list[Party] = [*self._waiting, *(() if self._queue.busy else (EVALUATOR,))]
+        silent = self._standstill.look(there, waiting if self._began is not None else list(there), now)
         for party in self._silent - silent.keys():
             self.supervisor.goes_on(party)
         for party, (seconds, stopped) in silent.items():
