@@ -66,7 +66,7 @@ def test_who_neither_speaks_nor_computes_stands_still_but_not_who_waits_for_it()
     }
     found = looks(watched, range(13), {**states, MASTER: State("R", 0)}, waiting=(0, EVALUATOR))
     assert {second: set(silent) for second, silent in found.items()} == {10: {1}, 11: {1}, 12: {1}}
-    found = looks(watched, range(13, 30), states, waiting=(EVALUATOR,))
+    found = looks(watched, range(13, 30), states, waiting=(0, EVALUATOR))
     assert {frozenset(silent) for silent in found.values()} == {frozenset([1]), frozenset([MASTER])}
     assert set(found[29]) == {MASTER}, "workers wait for a master that stands still"
 
