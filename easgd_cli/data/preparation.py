@@ -35,7 +35,7 @@ from easgd_cli.data import decoding
 from easgd_cli.data.folders import Folders
 from easgd_cli.data.listing import Listed
 from easgd_cli.data.patience import told
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.system import interruption
 
 _FORMAT = 1
@@ -195,7 +195,7 @@ def prepare(
             raise PermissionError(13, "Permission denied")
     except OSError as e:
         raise UsageError(
-            f"{directory}: the copy cannot be written there ({e.strerror}); choose a directory you can write to "
+            f"{directory}: the copy cannot be written there ({why(e)}); choose a directory you can write to "
             "with dataset.prepared=DIR."
         ) from e
     with _alone(directory):
@@ -253,8 +253,7 @@ def _prepare(
         ) from e
     except OSError as e:
         raise RunError(
-            f"{e.filename or directory}: {e.strerror or e}; call easgd data prepare again, and it goes on where "
-            "it stopped."
+            f"{e.filename or directory}: {why(e)}; call easgd data prepare again, and it goes on where it stopped."
         ) from e
     finally:
         for child in multiprocessing.active_children():

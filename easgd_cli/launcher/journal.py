@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.problems.classification import metrics_of
@@ -58,7 +58,7 @@ class Journal:
         self._record: Recorder | None = None
         logs = self._dir / "logs"
         logs.mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(logs / "launcher.log")
+        self._handler = logging.FileHandler(logs / "launcher.log", encoding="utf-8", errors="backslashreplace")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         log.setLevel(logging.INFO)
@@ -177,7 +177,7 @@ class Journal:
         except OSError as e:
             self.note(
                 f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written "
-                f"({e.strerror or e}); the run goes on"
+                f"({why(e)}); the run goes on"
             )
 
     # ---------------------------------------------------------------- how it ends
@@ -281,7 +281,7 @@ class Journal:
             try:
                 checkpoints.save(self._experiment.problem.state_dict(vector), path)
             except OSError as e:
-                self.fail(f"{path} could not be written: {e.strerror or e}.")
+                self.fail(f"{path} could not be written: {why(e)}.")
 
     def _end_record_at(self, moment: Moment) -> None:
         """The record of a run that reached its error ends there; what came after is kept for a run that goes on from
@@ -292,7 +292,7 @@ class Journal:
             for name in _RECORD if (self._dir / "checkpoint").exists() else ():
                 shutil.copyfile(self._dir / name, self._dir / "checkpoint" / name)
         except OSError as e:
-            raise RunError(f"{self._dir / 'checkpoint'} could not be written: {e.strerror or e}.") from e
+            raise RunError(f"{self._dir / 'checkpoint'} could not be written: {why(e)}.") from e
         self._recorder.cut(lambda row: row["seconds"] <= moment.seconds, moment.exchanges)
 
     def _take_back_record(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, why
 from easgd_cli.record import run_directory
 from easgd_cli.system import interruption
 from easgd_cli.system.files import put
@@ -131,7 +131,7 @@ def writing(path: Path) -> Iterator[Path]:
         yield path
     except OSError as e:
         raise RunError(
-            f"{path}: how the job stands cannot be written there ({e.strerror}); remove what is in the way, "
+            f"{path}: how the job stands cannot be written there ({why(e)}); remove what is in the way, "
             "or choose another place with hydra.sweep.dir=PATH."
         ) from e
 
