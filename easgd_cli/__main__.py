@@ -53,11 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("interrupted.")
         return 130
-    except OSError:
-        if (failure := streams.failure(sys.stdout)) is None:
-            raise
-        if not isinstance(failure, BrokenPipeError):  # its reader has left, as in `easgd train --help | head`
-            tell(f"standard output cannot be written: {why(failure)}.")
+    except (streams.OutputFailed, BrokenPipeError) as e:
+        streams.unseen(sys.stdout)
+        if not isinstance(e, BrokenPipeError):  # the reader of our output has left, as in `easgd train --help | head`
+            tell(f"standard output cannot be written: {why(e)}.")
         return 1
 
 

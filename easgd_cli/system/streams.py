@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
-from typing import IO
+from typing import IO, Any
+
+
+class OutputFailed(OSError):
+    """Standard output does not take what is written; not of a pipe whose reader has left."""
+
+
+class _Raw(io.FileIO):
+    """Standard output, of which a failure tells that it is its own."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            raise OutputFailed(e.errno, e.strerror) from e
 
 
 def prepare() -> None:
@@ -20,28 +37,25 @@ def prepare() -> None:
     if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        getattr(sys, name).reconfigure(errors="backslashreplace")
-    if sys.stdout.encoding.lower() not in ("utf-8", "utf8"):  # processes of ours write into logs
-        os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:backslashreplace"
-
-
-def failure(file: IO[str]) -> OSError | None:
-    """Why what has been written to `file` does not reach it; None where it does. After a failure it goes nowhere, or
-    Python's own last flush would fail, too, and change the exit status.
-    """
-    try:
-        file.flush()
-    except (OSError, ValueError) as e:
-        unseen(file)
-        return e if isinstance(e, OSError) else None
-    return None
+    said = sys.stdout  # as Python has understood environment and locale; None where it was closed
+    if said is None or isinstance(said, io.TextIOWrapper):
+        encoding = "utf-8" if said is None else said.encoding
+        raw = _Raw(1, "w", closefd=False)
+        at_once = said is not None and said.write_through
+        sys.stdout = io.TextIOWrapper(
+            raw if at_once else io.BufferedWriter(raw), encoding, "backslashreplace",
+            line_buffering=said is not None and said.line_buffering, write_through=at_once,
+        )  # fmt: skip
+        if encoding.lower() not in ("utf-8", "utf8"):  # processes of ours write into logs
+            os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def unseen(file: IO[str]) -> None:
-    """From here on what is written to `file` goes nowhere."""
+    """From here on what is written to `file` goes nowhere, or Python's own last flush would fail, too, and change the
+    exit status.
+    """
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())
