@@ -25,6 +25,7 @@ from easgd_cli.system import interruption
 _PRELOAD = ["easgd_cli.launcher.preload"]
 _STATUS_SECONDS = 2.0  # for the server to tell how a process ended; it does so at once
 _SIGNALS = {*interruption.NUMBERS, signal.SIGQUIT}
+READY = "easgd-server"  # the name it gives itself when it has imported what children need
 _FORKS = "the server that a run's processes are forked from"
 
 _server: Any = forkserver._forkserver
@@ -40,16 +41,19 @@ class Server:
         self.pid, self._socket = pid, socket
         self.sentinel = _pidfd(pid)
         self.told = False  # whether somebody has said that it is gone
+        self._released = False
 
     @property
     def lives(self) -> bool:
-        return self.sentinel is None or not _readable(self.sentinel, 0)
+        return not self._released and (self.sentinel is None or not _readable(self.sentinel, 0))
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
     def release(self) -> None:
+        """Of one that has ended."""
+        self._released = True
         for descriptor in (self.sentinel, self._socket):
             if descriptor is not None:
                 os.close(descriptor)
@@ -69,6 +73,23 @@ def gone() -> str | None:
         return None
     _running.told = True
     return f"{_running} has ended"
+
+
+def ready() -> bool:
+    """Whether a child can be forked at once; true where nobody knows. Raises OSError."""
+    begin()
+    assert _running is not None
+    try:
+        with open(f"/proc/{_running.pid}/comm", encoding="utf-8") as f:
+            return f.read().strip() == READY
+    except OSError:
+        return True
+
+
+def name_process(name: str) -> None:
+    """Names this process as `ps` and `top` show it, where the system can; of a longer name 15 letters."""
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as f:
+        f.write(name)
 
 
 def begin() -> None:
@@ -111,6 +132,7 @@ class Process:
         self._process = context().Process(target=target, args=args, name=name, daemon=True)
         try:
             self._process.start()
+            self._server = _running
         except (EOFError, ConnectionError, FileNotFoundError) as e:
             raise RunError(f"{_running or _FORKS} has ended before all of them were there; start the run again.") from e
         assert self._process.pid is not None
@@ -131,9 +153,9 @@ class Process:
         """How it has ended, for a sentence."""
         self._process.join(_STATUS_SECONDS)
         code = self._process.exitcode
-        if code is None or (code == 255 and _running is not None and not _running.lives):
+        if code is None or (code == 255 and self._server is not None and not self._server.lives):
             gone = "stands still" if code is None else "is gone"
-            return f"how is not known, since {_running} {gone}"
+            return f"how is not known: {self._server} {gone}"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
     def send_signal(self, number: int) -> None:
@@ -147,8 +169,8 @@ class Process:
     def close(self) -> None:
         """Of one that has ended."""
         self._process.join(_STATUS_SECONDS)
-        if self._process.exitcode is None and _running is not None:
-            _running.kill()  # it stands still, and would keep this process from ending
+        if self._process.exitcode is None and self._server is not None:
+            self._server.kill()  # it stands still, and would keep this process from ending
             self._process.join()
         self._process.close()
         if self._pidfd is not None:

@@ -84,6 +84,7 @@ class Processes:
         self._selector = selectors.DefaultSelector()
         self._children: dict[Party, Child] = {}
         self._began: float | None = None  # the monotonic second of training second 0
+        self._evaluator_due = False
         self._standstill = Standstill()
         self._silent: set[Party] = set()
         self._waiting: list[int] = []  # workers whose messages the master keeps until a round is complete
@@ -136,8 +137,11 @@ class Processes:
         self._look_for_silence(time.monotonic())
         if (said := fork_server.gone()) is not None:
             self._journal.note(f"{said}; the run goes on without it")
+            fork_server.begin()  # of the next evaluator
+        self._start_evaluator()
         self.supervisor.tick(self._seconds())
         self._obey()
+        self.supervisor.now = self._seconds()  # a process may have been started, and a signal comes now
 
     def _look_for_silence(self, now: float) -> None:
         if not self._standstill.due(now):
@@ -243,9 +247,8 @@ class Processes:
             for party in self._children:
                 self._tell(party, {"kind": "start", "began": self._began})
         elif isinstance(command, StartEvaluator):
-            self._start(EVALUATOR, EVALUATOR, Evaluator, self._evaluator_start)
-            if self._began is not None:
-                self._tell(EVALUATOR, {"kind": "start", "began": self._began})
+            self._evaluator_due = True
+            self._start_evaluator()
         elif isinstance(command, Measure):
             snapshot = command.snapshot
             self._tell(EVALUATOR, {"kind": "evaluate", "number": snapshot.number}, snapshot.shared())
@@ -267,6 +270,14 @@ class Processes:
                 child.process.send_signal(signal.SIGCONT)
         elif isinstance(command, Kill):
             self._children[command.party].kill()
+
+    def _start_evaluator(self) -> None:
+        """If one is asked for and can be forked at once: nobody waits for a server that imports torch."""
+        if self._evaluator_due and fork_server.ready():
+            self._evaluator_due = False
+            self._start(EVALUATOR, EVALUATOR, Evaluator, self._evaluator_start)
+            if self._began is not None:
+                self._tell(EVALUATOR, {"kind": "start", "began": self._began})
 
     def _tell(self, party: Party, message: Mapping[str, Any], tensors: SharedTensors | None = None) -> None:
         with suppress(ChannelClosed):  # its end is on its way to us and says more
