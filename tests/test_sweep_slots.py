@@ -310,11 +310,9 @@ def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(
 def test_sigquit_shows_where_the_jobs_are_and_they_go_on(begin: Begin, tmp_path: Path) -> None:
     sweep, _ = begin()
     sweep.send_signal(signal.SIGQUIT)
-    logs = [tmp_path / f"runs/sweeps/long/seed={seed}/logs" for seed in (0, 1)]
-    until(lambda: all("take_step" in (log / "worker_00.log").read_text() for log in logs))
-    assert all(
-        "SIGQUIT: the stacks of all processes are in the logs" in (log / "launcher.log").read_text() for log in logs
-    )
+    logs = [tmp_path / f"runs/sweeps/long/seed={seed}/logs/launcher.log" for seed in (0, 1)]
+    until(lambda: all("in _to_the_end" in log.read_text() for log in logs))
+    assert all("SIGQUIT: the stacks of all processes are in the logs" in log.read_text() for log in logs)
     assert sweep.poll() is None
     sweep.send_signal(signal.SIGTERM)
     sweep.communicate(timeout=60)
