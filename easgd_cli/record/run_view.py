@@ -145,7 +145,7 @@ class RunView:
                 Text(f"{clock(self._seconds)}" + (f", {left}" if left else "")),
             ]
         line.add_row(*cells)
-        silent = [Text(said, style="yellow") for said in self._silent]
+        silent = [Text(said, style="yellow", no_wrap=True, overflow="ellipsis") for said in self._silent]
         facts = Text("  ".join(self._facts(in_line=False)), no_wrap=True, overflow="ellipsis")
         rows: list[Any] = [line, *silent, facts]
         if self._center:
