@@ -21,6 +21,7 @@ PARTS = ("easgd_cli", "tests", "configs", "pyproject.toml")
 
 ALGORITHMS = (
     "tests/test_algorithms.py",
+    "tests/test_local_steps.py",
     "tests/test_transport.py::test_staleness_counts_the_updates_of_others_between_two_exchanges",
 )
 TRANSPORT = ("tests/test_transport.py",)
@@ -51,7 +52,8 @@ TESTS = {
 MUTANTS = [
     # the methods, beside their listings
     ("algorithms/easgd.py", "w.x.lerp_(center, self.alpha)  # a)", "w.x.lerp_(center, self.alpha * self.alpha)"),
-    ("algorithms/easgd.py", "w.x.sub_(g, alpha=w.eta)", "w.x.sub_(g, alpha=w.schedule(w.t + 1))"),
+    ("algorithms/easgd.py", "Gradient(self.local.at(w))", "Gradient(w.x)"),
+    ("algorithms/easgd.py", "self.local.move(w, g)  # x^i <- x^i - eta g^i(x)", "w.x.sub_(g, alpha=w.eta)"),
     (
         "algorithms/easgd.py",
         "        reply.copy_(center.x)  # a) takes the center as it is before b)\n        center.x.lerp_(m, "
@@ -88,7 +90,15 @@ MUTANTS = [
         "center.v.sub_(m, alpha=n).mul_(self.delta)",
     ),
     ("algorithms/mdownpour.py", "if self.tau != 1:", "if self.tau < 1:"),
-    ("algorithms/sgd.py", "w.x.sub_(g, alpha=w.eta)", "w.x.sub_(g, alpha=w.schedule(w.t + 1))"),
+    # local steps, beside torch's optimizers
+    ("algorithms/local/plain.py", "w.x.sub_(g, alpha=w.eta)", "w.x.sub_(g, alpha=w.schedule(w.t + 1))"),
+    ("algorithms/local/momentum.py", "w.x.sub_(w.v, alpha=w.eta)", "w.x.sub_(w.v, alpha=w.schedule(w.t + 1))"),
+    ("algorithms/local/nesterov.py", "w.y.copy_(w.x).add_(w.v, alpha=self.delta)", "w.x"),
+    ("algorithms/local/adamw.py", "t = w.t + 1", "t = w.t + 2"),
+    ("algorithms/local/adamw.py", "1 - w.eta * self.weight_decay", "1 - self.weight_decay"),
+    ("algorithms/local/adamw.py", "(1 - self.beta2**t) ** 0.5", "1 - self.beta2**t"),
+    ("algorithms/local/rmsprop.py", "value=1 - self.rho", "value=self.rho"),
+    ("algorithms/local/adagrad.py", "w.s.addcmul_(g, g)", "w.s.copy_(g * g)"),
     ("algorithms/msgd.py", "w.y.copy_(w.x).add_(w.v, alpha=self.delta)", "w.y.copy_(w.x)"),
     (
         "algorithms/msgd.py",

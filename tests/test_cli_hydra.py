@@ -76,7 +76,7 @@ REMEDIES = [
     ("dataset=CIFAR10", "did you mean cifar10?", "dataset=cifar10"),
     ("dataset=fashion-mnist eta=1 steps=99", "did you mean fashion_mnist?", "dataset=fashion_mnist eta=1 steps=99"),
     ("model=ResNet-18", "write model=torchvision model.name=resnet18", "model=torchvision model.name=resnet18"),
-    ("optimizer=adam", "such as algo=eamsgd", "algo=eamsgd"),
+    ("optimizer=adam", "such as algo=easgd local=adamw", "algo=easgd local=adamw"),
     ("gpus=2", "did you mean device?", "device=cpu"),
     ("run_dir=out", "did you mean hydra.run.dir?", "hydra.run.dir=out"),
     ("nodes=2 tau=1,2", "-m hydra/launcher=submitit_slurm", "-m hydra/launcher=submitit_slurm tau=1,2"),

@@ -49,6 +49,7 @@ from easgd_cli.errors import UsageError
 if TYPE_CHECKING:  # rules call tensors' own methods, so that a setting can be checked without the second torch needs
     from torch import Tensor
 
+    from easgd_cli.algorithms.local import LocalStep
     from easgd_cli.algorithms.schedule import Schedule
 
 
@@ -187,11 +188,19 @@ class Method(ABC):
     `__post_init__`, in a sentence that names it.
     """
 
-    state: ClassVar[tuple[str, ...]] = ("x",)  # a worker's vectors that last; x starts at the common start, others at 0
-    scratch: ClassVar[tuple[str, ...]] = ()  # a worker's vectors that need not outlive a step
     # the center's vectors; empty for a method of one worker without exchange
     center: ClassVar[tuple[str, ...]] = ("x",)
     gathers: ClassVar[Gathers] = "each"  # how the center takes messages
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """A worker's vectors that last: x, which begins at the common start, and others, which begin at 0."""
+        return ("x",)
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        """A worker's vectors that need not outlive a step."""
+        return ()
 
     @abstractmethod
     def step(self, w: Worker) -> Rule:
@@ -216,6 +225,22 @@ class Method(ABC):
     def shared(self) -> Variable | None:
         """The variable that is evaluated and saved; None where that is the single worker's x."""
         return self.variables.get(CENTER)
+
+
+class WithLocalStep(Method):
+    """Base of a method whose local step can be told apart from its exchange, and is chosen with `local=`: its field
+    `local`. The vectors of that step are the worker's, beside x.
+    """
+
+    local: LocalStep
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return ("x", *self.local.state)
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        return self.local.scratch
 
 
 def check_method(method: Any, name: str, workers: int) -> None:

@@ -4,7 +4,7 @@
     if tau divides t^i:
         a) x^i <- x^i - alpha (x - x~)
         b) x~  <- x~  + alpha (x - x~)          the same difference, with x~ as it was before b)
-    x^i <- x^i - eta g^i(x)                     gradient at the OLD x, applied to the pulled x^i
+    x^i <- x^i - eta g^i(x)                     gradient at the OLD x, applied to the pulled x^i: the local step
     t^i <- t^i + 1
 
 Since the gradient is taken at the old x, fetching x~ and differentiating overlap without changing a number. Not to be
@@ -17,26 +17,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Vectors, Worker, check_moving_rate
+from easgd_cli.algorithms.base import Exchange, Gradient, Rule, Vectors, WithLocalStep, Worker, check_moving_rate
+from easgd_cli.algorithms.local import PLAIN, LocalStep
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class EASGD(Method):
-    """Elastic averaging SGD. `alpha`: moving rate, the same for every tau."""
+class EASGD(WithLocalStep):
+    """Elastic averaging SGD. `alpha`: moving rate, the same for every tau; `local`: how x moves by g."""
 
     alpha: float
+    local: LocalStep = PLAIN
 
     def __post_init__(self) -> None:
         check_moving_rate(self.alpha)
 
     def step(self, w: Worker) -> Rule:
-        g, center = yield Gradient(w.x), Exchange(w.x) if w.due else None
+        g, center = yield Gradient(self.local.at(w)), Exchange(w.x) if w.due else None
         if center is not None:
             w.x.lerp_(center, self.alpha)  # a)
-        w.x.sub_(g, alpha=w.eta)
+        self.local.move(w, g)  # x^i <- x^i - eta g^i(x)
 
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         reply.copy_(center.x)  # a) takes the center as it is before b)

@@ -12,18 +12,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from easgd_cli.algorithms.base import Method, Rule, Vectors, Worker, check_moving_rate
+from easgd_cli.algorithms.base import Rule, Vectors, WithLocalStep, Worker, check_moving_rate
 from easgd_cli.algorithms.easgd import EASGD
+from easgd_cli.algorithms.local import PLAIN, LocalStep
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class GaussSeidelEASGD(Method):
-    """Elastic averaging SGD in rounds, toward the center after its update. `alpha`: moving rate."""
+class GaussSeidelEASGD(WithLocalStep):
+    """Elastic averaging SGD in rounds, toward the center after its update. `alpha`: moving rate; `local`: how x moves
+    by g.
+    """
 
     alpha: float
+    local: LocalStep = PLAIN
 
     gathers = "round"
 
@@ -31,7 +35,7 @@ class GaussSeidelEASGD(Method):
         check_moving_rate(self.alpha)
 
     def step(self, w: Worker) -> Rule:
-        return EASGD(self.alpha).step(w)
+        return EASGD(self.alpha, self.local).step(w)
 
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         center.x.lerp_(m, n * self.alpha)

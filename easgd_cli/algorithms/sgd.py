@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from easgd_cli.algorithms.base import Gradient, Method, Rule, Worker
+from easgd_cli.algorithms.base import Gradient, Rule, WithLocalStep, Worker
+from easgd_cli.algorithms.local import PLAIN, LocalStep
 
 
 @dataclass(frozen=True)
-class SGD(Method):
-    """Stochastic gradient descent."""
+class SGD(WithLocalStep):
+    """Stochastic gradient descent, or whatever `local` makes of g: an optimizer alone."""
+
+    local: LocalStep = PLAIN
 
     center = ()
 
     def step(self, w: Worker) -> Rule:
-        g = yield Gradient(w.x)
-        w.x.sub_(g, alpha=w.eta)
+        g = yield Gradient(self.local.at(w))
+        self.local.move(w, g)  # x <- x - eta g(x)

@@ -36,9 +36,13 @@ class WithStatistics(Method):
     statistics: int
     workers: int
 
-    def __post_init__(self) -> None:
-        for name in ("state", "scratch"):
-            object.__setattr__(self, name, getattr(self.method, name))
+    @property
+    def state(self) -> tuple[str, ...]:
+        return self.method.state
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        return self.method.scratch
 
     @property
     def variables(self) -> Mapping[str, Variable]:

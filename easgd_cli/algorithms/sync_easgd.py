@@ -12,21 +12,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from easgd_cli.algorithms.base import CENTER, Method, Rule, Variable, Worker, check_moving_rate
+from easgd_cli.algorithms.base import CENTER, Rule, Variable, WithLocalStep, Worker, check_moving_rate
 from easgd_cli.algorithms.easgd import EASGD
+from easgd_cli.algorithms.local import PLAIN, LocalStep
 
 
 @dataclass(frozen=True)
-class SyncEASGD(Method):
-    """Elastic averaging SGD in rounds. `alpha`: moving rate."""
+class SyncEASGD(WithLocalStep):
+    """Elastic averaging SGD in rounds. `alpha`: moving rate; `local`: how x moves by g."""
 
     alpha: float
+    local: LocalStep = PLAIN
 
     def __post_init__(self) -> None:
         check_moving_rate(self.alpha)
 
     def step(self, w: Worker) -> Rule:
-        return EASGD(self.alpha).step(w)
+        return EASGD(self.alpha, self.local).step(w)
 
     @property
     def variables(self) -> Mapping[str, Variable]:

@@ -17,9 +17,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from easgd_cli.errors import UsageError
+from easgd_cli.settings import schema
 from easgd_cli.settings.overrides import quote as quote
 
-GROUPS = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")
+GROUPS = (*schema.GROUPS, "experiment")
 
 # Values that are paths or lists of devices hold = and , of their own; people write them without quotes.
 PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")

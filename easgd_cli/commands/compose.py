@@ -33,8 +33,8 @@ from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 
 ConfigStore.instance().store(name="easgd_settings", node=Settings)
-for _pair, _row in configs.tuning().items():
-    ConfigStore.instance().store(group="tuning/table", name=_pair, node=_row)
+for (_group, _pair), _row in configs.tuning().items():
+    ConfigStore.instance().store(group=_group, name=_pair, node=_row)
 OmegaConf.register_new_resolver(
     "named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True
 )
@@ -188,7 +188,8 @@ def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[s
 # What a maker of each group is given by name (experiment/build.py), and so is no setting of its own.
 _SYMBOLS = list(build.symbols(Settings(eta=0.0)))
 _OFFERED = {
-    "algo": _SYMBOLS,
+    "algo": [*_SYMBOLS, "local"],
+    "local": _SYMBOLS,
     "schedule": [*_SYMBOLS, *build.OFFERED_TO_SCHEDULES],
     "average": [],
     "problem": list(build.OFFERED_TO_PROBLEMS),

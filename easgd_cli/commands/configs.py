@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-# as a newcomer meets them
-_ORDER = ("algo", "problem", "dataset", "model", "schedule", "average", "launcher", "experiment")
+from easgd_cli.settings.schema import GROUPS
+
+_ORDER = (*GROUPS, "experiment")
 
 
 def directory() -> Path:
@@ -50,13 +51,19 @@ def defaults() -> dict[str, str | None]:
     return dict(sorted(chosen.items(), key=lambda item: _ORDER.index(item[0])))
 
 
-def tuning() -> dict[str, dict[str, Any]]:
-    """The settings of each pair of method and data set in tuning.yaml, by METHOD_DATASET."""
+def tuning() -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of tuning.yaml by Hydra's group and name: of each method and data set tuning/table/METHOD_DATASET, of
+    each local step and data set tuning/local/STEP_DATASET.
+    """
     table = yaml.safe_load((directory() / "tuning.yaml").read_text(encoding="utf-8"))
-    same_as, rows = table.pop("same_as"), {}
+    same_as, steps = table.pop("same_as"), table.pop("local")
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for dataset, methods in table.items():
+        of_steps = steps | methods.pop("local", {})
         for method in sorted({*methods, *same_as} - {"all"}):
-            rows[f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)]
+            rows["tuning/table", f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)]
+        for step, row in of_steps.items():
+            rows["tuning/local", f"{step}_{dataset}"] = methods[row] if isinstance(row, str) else row
     return rows
 
 

@@ -80,7 +80,7 @@ def _groups() -> list[str]:
         if not names:
             continue
         ordered = sorted(names, key=lambda n: n != default)
-        lines += _entry(f"{group}=", comments.get(group, "a figure: method, data and sweep in one"))
+        lines += _entry(f"{group}=", comments.get(group) or "a figure: method, data and sweep in one")
         for name in ordered:
             lines += _entry(f"  {name}", names[name])
             lines += [
@@ -121,12 +121,17 @@ def _entry(left: str, right: str) -> list[str]:
 
 
 def _comments(section: type) -> dict[str, str]:
-    """The comment at the end of each field's line."""
-    found, name = {}, None
+    """The comment at the end of each field's line, or in the lines above it."""
+    found: dict[str, str] = {}
+    name = ""
+    above: list[str] = []
     for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(inspect.getsource(section))).readline):
         if token.type == tokenize.NAME and token.start[1] == 4:
             name = token.string
+            found[name] = " ".join(above)
+            above = []
+        elif token.type == tokenize.COMMENT and token.start[1] == 4:
+            above.append(token.string.lstrip("# "))
         elif token.type == tokenize.COMMENT and name:
             found[name] = token.string.lstrip("# ")
-            name = None
     return found

@@ -36,7 +36,7 @@ _ELSEWHERE = {
     "gpu": "device", "gpus": "device", "num_gpus": "device", "cuda": "device", "sweeper": "hydra/sweeper",
     "dir": "hydra.run.dir", "run_dir": "hydra.run.dir", "out": "hydra.run.dir", "output_dir": "hydra.run.dir",
 }  # fmt: skip
-_NO_OPTIMIZER = "a method brings its own local steps, plain or with momentum; choose it with algo=, such as algo=eamsgd"
+_NO_OPTIMIZER = "how a worker moves between exchanges is chosen with local=, such as algo=easgd local=adamw"
 _ONE_MACHINE = (
     "a run is on one machine, with workers= processes; the runs of a sweep go to others with -m "
     "hydra/launcher=submitit_slurm"
@@ -89,7 +89,7 @@ def missing(e: MissingConfigException, config_name: str) -> str:
     own = (
         f" Your own: {targets.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
     )
-    near = _near(name, [o for o in known if o != "none"], cutoff=0.51)
+    near = _near(name, [o for o in known if o not in ("none", "own")], cutoff=0.51)
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
 
 

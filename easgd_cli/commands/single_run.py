@@ -29,7 +29,7 @@ from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings import schema, targets
+from easgd_cli.settings import schema
 from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
@@ -47,9 +47,7 @@ def checked(settings: Settings) -> None:
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """A sentence for every setting given in `overrides` that this method, schedule and problem do not use."""
-    uses = set(targets.signature(targets.locate("algo", settings.algo["target"]))) | set(
-        targets.signature(targets.locate("schedule", settings.schedule["target"]))
-    )
+    uses = build.symbols_used(settings)
     given = {o.partition("=")[0]: o for o in overrides}
     method = build.method(settings)
     lines = []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from easgd_cli.algorithms.average import Average
     from easgd_cli.algorithms.base import Method
+    from easgd_cli.algorithms.local import LocalStep
     from easgd_cli.algorithms.schedule import Schedule
     from easgd_cli.data.dataset import Dataset
     from easgd_cli.problems.base import Problem
@@ -35,8 +36,34 @@ def symbols(s: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def symbols_used(s: Settings) -> set[str]:
+    """Those of the paper's symbols that its method, local step and schedule ask for."""
+    named = [(group, getattr(s, group)["target"]) for group in ("algo", "local", "schedule")]
+    return {name for group, target in named if target for name in signature(locate(group, target))} & symbols(s).keys()
+
+
+def local_step(s: Settings) -> LocalStep | None:
+    """How x moves by a gradient; None: as the method's own listing says. Raises UsageError."""
+    from easgd_cli.algorithms.local import LocalStep
+
+    if s.local["target"] is None:
+        return None
+    if "local" not in signature(locate("algo", s.algo["target"])):
+        raise UsageError(
+            f"algo={s.algo['name']} local={s.local['name']}: the local step of {s.algo['name']} is part of its rule; "
+            "leave out local=, or use a method that leaves it open, such as algo=easgd."
+        )
+    made = make("local", s.local, symbols(s))
+    if not isinstance(made, LocalStep):
+        raise UsageError(
+            f"local={s.local['name']}: makes a {type(made).__name__}; a local step is a subclass of "
+            "easgd_cli.algorithms.local.LocalStep."
+        )
+    return made
+
+
 def method(s: Settings) -> Method:
-    """The method's two rules, with their constants. Raises UsageError."""
+    """The method's two rules, with their constants and its local step. Raises UsageError."""
     from easgd_cli.algorithms.base import check_method
 
     if (
@@ -48,8 +75,9 @@ def method(s: Settings) -> Method:
             f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from "
             "the other."
         )
+    step = local_step(s)
     try:
-        made = make("algo", s.algo, symbols(s))
+        made = make("algo", s.algo, symbols(s) if step is None else symbols(s) | {"local": step})
     except UsageError as e:
         if s.alpha is None and s.beta is not None and str(e).startswith("alpha="):  # which the user has not written
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e

@@ -16,8 +16,7 @@ from easgd_cli.record.metrics import PARTIES, Row, worker_name
 from easgd_cli.record.reader import BadFile, read_order, read_rows
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.tensorboard import Value
-from easgd_cli.settings import targets
-from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta, length
+from easgd_cli.settings.schema import GROUPS, Settings, effective_alpha, effective_beta, length
 
 if TYPE_CHECKING:
     from easgd_cli.record.checkpoint import Checkpoint
@@ -41,7 +40,7 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "parameters": experiment.parameters,
         "workers": s.workers, "tau": s.tau, "batch_size": experiment.problem.batch_size, "seed": s.seed,
         "precision": s.precision,
-        "length": length(s), "until": asdict(s.until), "symbols": sorted(_symbols(s)),
+        "length": length(s), "until": asdict(s.until), "symbols": sorted(build.symbols_used(s)),
         "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
     texts = {
@@ -83,11 +82,8 @@ def hparams(s: Settings) -> dict[str, Value]:
     its method does not use.
     """
     exchanges = build.method(s).shared is not None
-    uses = _symbols(s)
-    found: dict[str, Any] = {
-        group: getattr(s, group)["name"]
-        for group in ("algo", "problem", "dataset", "model", "schedule", "average", "launcher")
-    }
+    uses = build.symbols_used(s)
+    found: dict[str, Any] = {group: getattr(s, group)["name"] for group in GROUPS}
     found |= {
         "workers": s.workers, "tau": s.tau if exchanges else None, "eta": s.eta,
         "alpha": effective_alpha(s) if uses & {"alpha", "beta"} else None,
@@ -100,7 +96,7 @@ def hparams(s: Settings) -> dict[str, Value]:
     found |= length(s)
     if s.init is not None:
         found |= {"init": s.init, "init_without": ",".join(s.init_without) or None}
-    for group in ("algo", "schedule", "average", "problem", "model", "dataset", "launcher"):
+    for group in GROUPS:
         options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
         # Of a data set only the numbers: the rest says where it lies, not what it is.
         found |= {
@@ -112,12 +108,6 @@ def hparams(s: Settings) -> dict[str, Value]:
         key: value if value is None or isinstance(value, str | int | float) else str(value)
         for key, value in found.items()
     }
-
-
-def _symbols(s: Settings) -> set[str]:
-    """Those of the paper's symbols that its method and schedule ask for."""
-    asked = [targets.signature(targets.locate(group, getattr(s, group)["target"])) for group in ("algo", "schedule")]
-    return {name for names in asked for name in names} & build.symbols(s).keys()
 
 
 def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:

@@ -22,6 +22,10 @@ UNPROFILED_STEPS = 5  # of a worker that is profiled: its first steps are not th
 Group = dict[str, Any]
 ON_DATA: Group = {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"}
 NO_AVERAGE: Group = {"name": "none", "target": "easgd_cli.algorithms.average:none"}
+OWN_STEP: Group = {"name": "own", "target": None}
+
+# as a newcomer meets them; "experiment" is Hydra's alone
+GROUPS = ("algo", "local", "problem", "dataset", "model", "schedule", "average", "launcher")
 
 
 @dataclass
@@ -51,6 +55,8 @@ class Settings:
     """A run. Symbols as in Zhang, Choromanska, LeCun (2015), pp. 2-4 and 20."""
 
     algo: Group = MISSING  # the method
+    # how x moves by a gradient between exchanges, where the method leaves it open
+    local: Group = field(default_factory=lambda: dict(OWN_STEP))
     # what is minimised: a net's loss on a data set, or a function
     problem: Group = field(default_factory=lambda: dict(ON_DATA))
     dataset: Group = MISSING  # what it learns from

@@ -74,7 +74,8 @@ def written(group: str, spec: Group) -> str:
 
 def example(group: str) -> str:
     """How something of a user's own is named in this group."""
-    return f"{group}=my_module:{ {'algo': 'MyMethod', 'problem': 'MyProblem'}.get(group, f'my_{group}') }"
+    name = {"algo": "MyMethod", "local": "MyStep", "problem": "MyProblem"}.get(group, f"my_{group}")
+    return f"{group}=my_module:{name}"
 
 
 # Where modules are that the config.yaml of an older run names otherwise.
