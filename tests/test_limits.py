@@ -168,3 +168,16 @@ def test_threads_of_a_user_are_those_of_its_processes(tmp_path: Path) -> None:
             (tmp_path / pid / "task" / str(thread)).mkdir(parents=True)
     assert limits.threads_of_user(os.getuid(), tmp_path) == 5
     assert limits.threads_of_user(os.getuid() + 1, tmp_path) is None
+
+
+def test_a_run_goes_on_when_the_working_directory_is_removed(tmp_path: Path) -> None:
+    here, run = tmp_path / "here", tmp_path / "run"
+    here.mkdir()
+    words = [sys.executable, "-m", "easgd_cli", "train", "workers=2", "threads=1", "steps=2000", f"hydra.run.dir={run}"]
+    with subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = [next(line for line in process.stdout if "training begins" in line)]
+        here.rmdir()
+        said += list(process.stdout)
+    assert process.returncode == 0 and "Traceback" not in "".join(said)
+    assert f"The run is in {run}" in said[-1]

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +239,8 @@ def unchanged_process() -> Iterator[None]:
         if dict(os.environ) != environment:
             os.environ.clear()
             os.environ.update(environment)
-        os.chdir(directory)
+        with suppress(FileNotFoundError):  # removed while the run went on
+            os.chdir(directory)
         for handler in set(root.handlers) - set(handlers):
             handler.close()
         root.handlers[:] = handlers

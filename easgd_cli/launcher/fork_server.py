@@ -86,6 +86,14 @@ def ready() -> bool:
         return True
 
 
+def leave_removed_directory() -> None:
+    """multiprocessing, and whatever looks for modules, want to know the working directory, which may be gone by now."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
 def name_process(name: str) -> None:
     """Names this process as `ps` and `top` show it, where the system can; of a longer name 15 letters."""
     with suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as f:
@@ -130,10 +138,11 @@ class Process:
 
     def __init__(self, name: str, target: Any, args: tuple[Any, ...]):
         self._process = context().Process(target=target, args=args, name=name, daemon=True)
+        leave_removed_directory()
         try:
             self._process.start()
             self._server = _running
-        except (EOFError, ConnectionError, FileNotFoundError) as e:
+        except (EOFError, ConnectionError) as e:
             raise RunError(f"{_running or _FORKS} has ended before all of them were there; start the run again.") from e
         assert self._process.pid is not None
         self.pid = self._process.pid

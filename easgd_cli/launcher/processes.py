@@ -70,6 +70,7 @@ def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: s
         signal.signal(number, signal.SIG_IGN)
     # read when CUDA starts: without it deterministic=true is refused there
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    fork_server.leave_removed_directory()
     fork_server.name_process(f"easgd-{name}")
     _log_to(log)
     faulthandler.register(signal.SIGQUIT, 2)
