@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Sequence
 
 from easgd_cli import __version__
-from easgd_cli.errors import RunError, UsageError
-from easgd_cli.system import interruption
+from easgd_cli.errors import RunError, UsageError, why
+from easgd_cli.system import interruption, streams
 from easgd_cli.system.terminal import help_text, tell
 
 COMMANDS = {
@@ -34,13 +34,17 @@ usage: easgd COMMAND ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 1 failed while running, 2 bad usage, 130 interrupted, 143
-    terminated.
+    """Runs one command and returns its exit status: 0 done, 1 failed while running, 2 bad usage, 128 + the number of
+    the signal that ended it.
     """
+    if argv is None:
+        streams.prepare()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with interruption.ending_the_process():
-            return _dispatch(words)
+        with interruption.ending_the_process(), interruption.stacks_shown():
+            status = _dispatch(words)
+            sys.stdout.flush()
+            return status
     except (UsageError, RunError) as e:
         if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":  # Hydra's way of asking where a refusal comes from
             traceback.print_exc()
@@ -49,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("interrupted.")
         return 130
-    except BrokenPipeError:  # the reader of our output has left, as in `easgd train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (streams.OutputFailed, BrokenPipeError) as e:
+        streams.unseen(sys.stdout)
+        if not isinstance(e, BrokenPipeError):  # the reader of our output has left, as in `easgd train --help | head`
+            tell(f"standard output cannot be written: {why(e)}.")
         return 1
 
 
@@ -80,7 +86,21 @@ def _dispatch(words: list[str]) -> int:
     if name == "train" and {"-h", "--help"} & set(rest):  # answered before Hydra is loaded
         print(help_text(importlib.import_module("easgd_cli.commands.help").train()), end="")
         return 0
+    _refuse_what_is_no_text(rest)
     return importlib.import_module(f"easgd_cli.commands.{name}").main(rest)
+
+
+def _refuse_what_is_no_text(words: Sequence[str]) -> None:
+    """Raises UsageError where settings could not be written down, or there is no directory to work in."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as e:
+            raise UsageError(f"{word!a}: is not UTF-8 text; rename what it names, or go there and use `.`.") from e
+    try:
+        os.getcwd()
+    except FileNotFoundError as e:
+        raise UsageError("the working directory has been removed; go to another with cd.") from e
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The two ways a run is refused or ends early for a reason the user can act on."""
 
+import errno
+
 
 class UsageError(Exception):
     """Bad usage, configuration or data: one or two lines naming the key, the value, the rule and the remedy.
@@ -10,3 +12,10 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """A run that had started failed; the text says what happened. Exit status 1."""
+
+
+def why(e: OSError) -> str:
+    """What stood in the way, for a sentence."""
+    if e.errno == errno.EFBIG:
+        return "it would be larger than this shell's file-size limit, which ulimit -f shows"
+    return str(e.strerror or e)

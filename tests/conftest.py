@@ -27,7 +27,7 @@ import yaml
 from easgd_cli.__main__ import main
 from easgd_cli.commands import single_run
 from easgd_cli.experiment import build
-from easgd_cli.launcher import kinds, processes
+from easgd_cli.launcher import fork_server, kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.record import checkpoint
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
@@ -41,7 +41,7 @@ from easgd_cli.training.snapshot import Moment
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # and commands in processes of their own
 # torch.optim imports it at its first step: over a second in every process of a benchmark, or once
-processes._PRELOAD.append("torch._dynamo")
+fork_server._PRELOAD.append("torch._dynamo")
 
 
 def pytest_configure(config: pytest.Config) -> None:

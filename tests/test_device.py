@@ -24,7 +24,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import Method, Worker
 from easgd_cli.data.images import Images
 from easgd_cli.experiment import build
-from easgd_cli.launcher import processes
+from easgd_cli.launcher import fork_server
 from easgd_cli.record.reader import checkpoints
 from easgd_cli.settings.schema import Eval, Settings
 from easgd_cli.training import drive
@@ -41,7 +41,7 @@ if LATE:
     import late_device  # which registers it, here and in the server that a run's processes are forked from
 
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    processes._PRELOAD.append("late_device")
+    fork_server._PRELOAD.append("late_device")
 
 CPU, DEVICE = torch.device("cpu"), torch.device(NAME)
 THERE: Any = torch.get_device_module(DEVICE)

@@ -109,6 +109,19 @@ def test_a_worker_that_says_nothing_does_not_count_for_speed(clock: Clock) -> No
     assert "  100 samples/s  " in said(console)[-1]
 
 
+def test_who_stands_still_is_shown_instead_of_a_time_left_that_grows(clock: Clock) -> None:
+    console = plain()
+    view = RunView(steps=1000, minutes=None, workers=4, metrics=METRICS, console=console)
+    train(view, clock, 60)
+    for silent in (["worker 2 has said nothing for 6 s"], []):
+        view.silent(silent)
+        clock.now += 11
+        view.update(seconds=71.0, step=600, exchanges=400, evaluations_pending=0)
+    stands, goes = said(console)[-2:]
+    assert stands.endswith("400 exchanges  worker 2 has said nothing for 6 s")
+    assert goes.endswith(" left")
+
+
 def test_the_view_in_a_terminal_is_never_wider_and_is_gone_at_the_end(clock: Clock, tmp_path: Path) -> None:
     terminal = Terminal()
     view = RunView(

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,11 +24,14 @@ import torch
 from listings import Listing
 from torch import Tensor
 
+from easgd_cli.errors import RunError
 from easgd_cli.experiment import build
+from easgd_cli.launcher import fork_server
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.local import Processes, launch
 from easgd_cli.launcher.parties import Patience
+from easgd_cli.launcher.processes import Child
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.images import ImageProblem
 from easgd_cli.record.checkpoint import steps_taken
@@ -828,7 +832,7 @@ def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(
     said = [
         line
         for line in (tmp_path / "logs" / "launcher.log").read_text().splitlines()
-        if "worker 2" in line and "WARNING" in line
+        if "worker 2 has not" in line and "WARNING" in line
     ]
     assert len(said) == 1 and "has not finished its step within 2 s; the run ends without it" in said[0]
     assert newest(tmp_path).workers.keys() == {0, 1, 3}
@@ -863,19 +867,158 @@ def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_th
     )
 
 
-def test_a_silent_worker_does_not_take_the_others_of_its_round_with_it(
+@contextmanager
+def kept_stopped(pid: int) -> Iterator[None]:
+    """While it lasts that process is stopped again whenever something lets it go on."""
+    over = threading.Event()
+
+    def stop() -> None:
+        while not over.wait(0.005):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop)
+    os.kill(pid, signal.SIGSTOP)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_worker_that_cannot_be_woken_does_not_take_the_others_of_its_round_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They wait for its message when the end comes, and are given theirs back."""
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=2.0))
+    with ExitStack() as stopped:
 
-    def freeze_and_interrupt(pids: dict[str, int]) -> None:
-        os.kill(pids["worker_02"], signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGINT)
+        def freeze_and_interrupt(pids: dict[str, int]) -> None:
+            stopped.enter_context(kept_stopped(pids["worker_02"]))
+            os.kill(os.getpid(), signal.SIGINT)
 
-    outcome = disturbed(unhurried("sync_eamsgd"), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
-    assert (outcome.status, outcome.summary["lost"].keys()) == ("interrupted", {"worker_02"})
+        outcome = disturbed(unhurried("sync_eamsgd"), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
+    assert (outcome.status, outcome.summary["lost"]) == (
+        "interrupted",
+        {"worker_02": "did not finish its step when the run ended"},
+    )
     assert newest(tmp_path).workers.keys() == {0, 1, 3}
+
+
+def test_a_master_that_cannot_be_woken_is_not_blamed_for_the_signal_that_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=2.0))
+    with ExitStack() as stopped:
+
+        def freeze_and_interrupt(pids: dict[str, int]) -> None:
+            stopped.enter_context(kept_stopped(pids["master"]))
+            wait_until(lambda: "the master has said nothing" in (tmp_path / "logs" / "launcher.log").read_text())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        s = unhurried("easgd", checkpoint=Checkpoint(every="40 steps"))
+        outcome = disturbed(s, tmp_path, freeze_and_interrupt, lambda d: (d / "checkpoint").exists())
+    assert (outcome.status, outcome.exit_code, outcome.summary["lost"]) == ("interrupted", 130, {})
+    assert outcome.reason is not None and "SIGKILL" not in outcome.reason and "resume=" in outcome.reason
+    assert steps_taken(newest(tmp_path)) >= 40
+
+
+@pytest.mark.parametrize(
+    ("algo", "party"),
+    [("easgd", "worker_01"), ("easgd", "master"), ("eamsgd", "evaluator"), ("sync_easgd", "worker_03")],
+)
+def test_who_is_stopped_is_named_and_an_interrupted_run_wakes_it_and_keeps_everything(
+    algo: str, party: str, tmp_path: Path
+) -> None:
+    def told(key: str) -> list[dict[str, Any]]:
+        return [r for r in rows(tmp_path, "system") if r.get(key) == party]
+
+    def freeze_twice(pids: dict[str, int]) -> None:
+        os.kill(pids[party], signal.SIGSTOP)
+        wait_until(lambda: bool(told("silent")))
+        os.kill(pids[party], signal.SIGCONT)
+        wait_until(lambda: bool(told("goes_on")))
+        os.kill(pids[party], signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = disturbed(unhurried(algo), tmp_path, freeze_twice, training)
+    assert (outcome.status, outcome.exit_code, outcome.summary["lost"]) == ("interrupted", 143, {})
+    assert newest(tmp_path).workers.keys() == {0, 1, 2, 3}
+    [silent], [goes_on] = told("silent"), told("goes_on")
+    assert silent["silent_seconds"] >= 2 and goes_on["seconds"] >= silent["seconds"]
+    name = f"worker {int(party[-2:])}" if party.startswith("worker") else f"the {party}"
+    log = (tmp_path / "logs" / "launcher.log").read_text()
+    assert f"{name} has said nothing for " in log and f"{name} goes on after " in log
+    assert log.count(" has said nothing for ") == 1, "nobody else is blamed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_what_a_lost_terminal_or_a_scheduler_sends_ends_a_run_with_a_checkpoint(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    def twice_to_all(pids: dict[str, int]) -> None:  # as a terminal does
+        for pid in (*pids.values(), os.getpid(), os.getpid()):
+            os.kill(pid, number)
+
+    outcome = disturbed(unhurried("easgd"), tmp_path, twice_to_all, training)
+    assert (outcome.status, outcome.exit_code, outcome.summary["lost"]) == ("interrupted", 128 + number, {})
+    assert outcome.summary["reason"] == f"{number.name} received"
+    assert newest(tmp_path).workers.keys() == {0, 1, 2, 3}
+
+
+def test_sigquit_writes_where_every_process_is_into_its_log_and_the_run_goes_on(tmp_path: Path) -> None:
+    s = settings("easgd", steps=300, model={"name": "unhurried", "target": "nets:Unhurried"})
+    logs = tmp_path / "logs"
+    where = {"worker_00": "take_step", "master": "requests", "evaluator": "in run", "launcher": "in run"}
+
+    def ask(pids: dict[str, int]) -> None:
+        os.kill(os.getpid(), signal.SIGQUIT)
+        for name, line in where.items():
+            wait_until(lambda name=name, line=line: line in (logs / f"{name}.log").read_text())  # type: ignore[misc]
+
+    assert disturbed(s, tmp_path, ask, training).status == "completed"
+
+
+def test_a_run_goes_on_without_the_server_that_its_processes_were_forked_from(tmp_path: Path) -> None:
+    """Its workers and master do not need it, and the next evaluator has another."""
+
+    def kill_the_server_and_the_evaluator(pids: dict[str, int]) -> None:
+        server = fork_server.running()
+        assert server is not None
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: not server.lives)
+        os.kill(pids["evaluator"], signal.SIGKILL)
+        interrupt_after(160, tmp_path)
+
+    s = unhurried("easgd", eval=Eval(every="40 steps", train_images=100))
+    outcome = disturbed(s, tmp_path, kill_the_server_and_the_evaluator, lambda d: evaluated_at(d) > 0)
+    assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
+    log = (tmp_path / "logs" / "launcher.log").read_text()
+    assert (
+        "the server that a run's processes are forked from (process " in log and ") has ended; the run goes on" in log
+    )
+    evaluated = [r["step"] for r in rows(tmp_path, "center")]
+    assert [int(step // 40) for step in evaluated] == list(range(len(evaluated)))
+
+
+def test_a_server_that_dies_before_all_processes_are_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Child.__init__
+
+    def killed_before(child: Child, name: str, *of: Any) -> None:
+        if name == "worker_02":
+            server = fork_server.running()
+            assert server is not None
+            # while it forks: what asks whether it lives has been answered
+            monkeypatch.setattr(fork_server._server, "ensure_running", lambda: os.kill(server.pid, signal.SIGKILL))
+        start(child, name, *of)
+
+    monkeypatch.setattr(Child, "__init__", killed_before)
+    with pytest.raises(RunError, match=r"forked from \(process \d+\) has ended before all of them were there; start"):
+        run(settings("easgd"), tmp_path)
+    assert not multiprocessing.active_children()
 
 
 def test_runs_in_one_process_leave_no_descriptor(tmp_path: Path) -> None:

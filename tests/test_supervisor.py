@@ -41,6 +41,8 @@ from easgd_cli.launcher.parties import (
     Stop,
     TakeCheckpoint,
     TakeSnapshot,
+    Wake,
+    title,
 )
 from easgd_cli.launcher.snapshot_queue import InPlace, Snapshot, SnapshotQueue
 from easgd_cli.launcher.supervisor import Plan, Supervisor
@@ -52,7 +54,7 @@ from easgd_cli.settings.schema import Until
 from easgd_cli.training.gathering import Each, Gathering, Round
 from easgd_cli.training.snapshot import Moment
 
-PATIENCE = Patience(interrupted=10.0, usual=60.0)
+PATIENCE = Patience(interrupted=6.0, usual=60.0)
 X = {"x": torch.zeros(1)}
 PARTS = 5  # of the random orders, each a test
 
@@ -170,6 +172,7 @@ class Process:
     alive: bool = True
     frozen: bool = False
     end_told: bool = False
+    silence_told: bool = False
     how: tuple[str, bool, bool] = ("killed", False, False)  # it ended: a sentence, refused, raised
     t: int = 0
     stop: bool = False
@@ -270,6 +273,10 @@ class World:
                 continue
             if p.frozen:
                 bad.append(("thaw", p))
+                if faults and not p.end_told:
+                    bad.append(("be silent", p))
+            elif p.silence_told:
+                calm.append(("go on", p))
             elif action := self._act(p):
                 calm.append((action, p))
                 if action == "serve" and p.told:  # it hears both, and either first
@@ -468,7 +475,9 @@ class World:
             self.deaths += wanted
             self.must_fail |= wanted and (self.deaths == 3 or (raised and not began))
         elif p.party == MASTER:
-            if self.owner_final is None and not reached:
+            if self.owner_final is None and not reached and self.given["kill master"]:
+                self.must_fail |= not self.signals or self.diverged
+            elif self.owner_final is None and not reached:
                 self.master_comes = began and self._lives_again(MASTER, self.told_exchanges)
                 self.must_fail |= not self.master_comes
                 self.snapshot_asked = False
@@ -514,6 +523,20 @@ class World:
 
     def _thaw(self, p: Process) -> None:
         p.frozen = False
+
+    def _be_silent(self, p: Process) -> None:
+        new = not p.silence_told and not self.supervisor.over
+        p.silence_told = True
+        notes = len(self.journal.notes)
+        self.tell("silent", p.party, 3.0, stopped=True)
+        assert len(self.journal.notes) == notes + new, "a silence is noted once"
+
+    def _go_on(self, p: Process) -> None:
+        p.silence_told = False
+        self.tell("goes_on", p.party)
+        assert self.supervisor.over or self.journal.notes[-1].startswith(f"{title(p.party)} goes on"), (
+            "and so is its end"
+        )
 
     def _become_ready(self, p: Process) -> None:
         p.phase = "waiting"
@@ -768,6 +791,10 @@ class World:
         assert command.workers == live and live, "those are told to stop that still train"
         assert self.given["began"], "nobody stops before training begins"
 
+    def check_Wake(self, _: Command, live: tuple[int, ...]) -> None:
+        self.once("wake")
+        assert self.signals == 1 and self.given["began"], "a signal wakes those who stand still"
+
     def check_Kill(self, command: Kill, live: tuple[int, ...]) -> None:
         assert self.supervisor._shutdown.begun, "nobody is killed while the run goes on"
         if command.party in self.away:  # it would come back only to end
@@ -775,12 +802,14 @@ class World:
             return
         self.once(f"kill {command.party}")
         assert self.there(command.party), "only who is there and does not stop is killed"
-        grace = PATIENCE.interrupted
-        patience = grace if self.signals else PATIENCE.usual
+        patience = PATIENCE.interrupted if self.signals else PATIENCE.usual
         if command.party == MASTER:
-            assert not live and self.owner_final is None, "the master is killed after the last worker"
-            patience += grace
+            assert self.owner_final is None, "a master that has said its last is let go"
+            if not self.parties[MASTER].silence_told:
+                assert not live, "the master is killed after the last worker, unless it is the one that stands still"
+                patience *= 4 / 3
         else:
+            assert not self.given["kill master"], "nobody is blamed for waiting for a master that stands still"
             assert command.party in live or (self.alone and self.owner_final is None), (
                 "only a worker that has not said its last is killed"
             )
@@ -1147,7 +1176,7 @@ def test_a_silent_worker_is_killed_after_its_patience_and_the_run_ends_without_i
     world = run_of(2)
     supervisor = world.supervisor
     supervisor.interrupted(signal.SIGTERM)
-    assert supervisor.commands() == [Stop((0, 1))]
+    assert supervisor.commands() == [Wake(), Stop((0, 1))]
     supervisor.worker_state(1, WorkerState(3, X), True)
     supervisor.tick(PATIENCE.interrupted)
     assert supervisor.commands() == []
@@ -1162,17 +1191,79 @@ def test_a_silent_worker_is_killed_after_its_patience_and_the_run_ends_without_i
     assert set(world.journal.closed.keep.workers) == {1}
 
 
-def test_a_master_that_does_not_end_after_its_workers_is_killed_and_the_run_has_failed() -> None:
-    world = run_of(1)
+def test_a_master_that_does_not_end_after_its_workers_is_killed_and_nobody_is_blamed_for_that() -> None:
+    for interrupted in (True, False):
+        world = run_of(1)
+        supervisor = world.supervisor
+        if interrupted:
+            supervisor.interrupted(signal.SIGINT)
+        else:
+            supervisor._shutdown.begin(0.0)
+        supervisor.worker_state(0, WorkerState(3, X), True)
+        supervisor.commands()
+        patience = 4 / 3 * (PATIENCE.interrupted if interrupted else PATIENCE.usual)
+        supervisor.tick(patience)
+        assert supervisor.commands() == []
+        for late in (0.1, 0.2, 0.3):
+            supervisor.tick(patience + late)
+        assert supervisor.commands() == [Kill(MASTER)]
+        supervisor.ended(MASTER, "killed by SIGKILL")
+        assert supervisor.over and "SIGKILL" not in world.journal.reason and "did not answer" in world.journal.reason
+        assert world.journal.status == ("interrupted" if interrupted else "failed")
+
+
+def test_a_master_that_stands_still_is_killed_and_not_the_workers_that_wait_for_it() -> None:
+    world = run_of(2)
     supervisor = world.supervisor
+    supervisor.silent(MASTER, 3.0, stopped=True)
     supervisor.interrupted(signal.SIGINT)
-    supervisor.worker_state(0, WorkerState(3, X), True)
-    supervisor.commands()
-    for now in (20.0, 20.1, 20.2):
-        supervisor.tick(now)
+    assert supervisor.commands() == [Wake(), Stop((0, 1))]
+    for late in (0.1, 0.2, 9.0):
+        supervisor.tick(PATIENCE.interrupted + late)
     assert supervisor.commands() == [Kill(MASTER)]
     supervisor.ended(MASTER, "killed by SIGKILL")
-    assert supervisor.over and world.journal.status == "failed" and "go on" in world.journal.reason
+    supervisor.outcome()
+    assert world.journal.status == "interrupted" and world.journal.closed.facts["lost"] == {}
+
+
+def test_a_silence_is_told_when_it_begins_and_when_it_is_over_and_not_of_the_dead() -> None:
+    world = run_of(2)
+    supervisor, journal = world.supervisor, world.journal
+    shown: list[list[str]] = []
+    journal.progress = SimpleNamespace(silent=lambda said: shown.append(list(said)))
+    supervisor.owner_at(Moment(4.0, 10.0, 3))
+    supervisor.now = 6.0
+    for seconds in (2.0, 3.0):
+        supervisor.silent(1, seconds, stopped=True)
+    supervisor.silent(EVALUATOR, 12.0, stopped=False)
+    assert journal.notes == [
+        "worker 1 has said nothing for 2 s: its process is stopped, and SIGCONT lets it go on",
+        "the evaluator has said nothing for 12 s",
+    ]
+    assert shown[-1] == ["worker 1 has said nothing for 3 s", "the evaluator has said nothing for 12 s"]
+    supervisor.goes_on(1)
+    supervisor.goes_on(0)  # of whom nothing has been told
+    supervisor.ended(EVALUATOR, "killed by SIGKILL")
+    supervisor.goes_on(EVALUATOR)
+    assert shown[-1] == [] and journal.notes[2] == "worker 1 goes on after 3 s of silence"
+    assert len(journal.notes) == 4 and "evaluator died" in journal.notes[3]
+    assert journal.rows == [
+        {"silent": "worker_01", "silent_seconds": 2.0},
+        {"silent": "evaluator", "silent_seconds": 12.0},
+        {"goes_on": "worker_01", "silent_seconds": 3.0},
+    ]
+
+
+def test_only_a_second_ctrl_c_ends_at_once() -> None:
+    """A terminal that closes sends SIGHUP twice, and schedulers send SIGTERM to everybody and again."""
+    for first in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        world = run_of(2)
+        for number in (first, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+            world.supervisor.interrupted(number)
+        assert not world.supervisor.over and world.supervisor.commands() == [Wake(), Stop((0, 1))]
+        assert world.journal.signal == first and first.name in world.journal.reason
+        world.supervisor.interrupted(signal.SIGINT)
+        assert world.supervisor.over and world.journal.signal == first
 
 
 def test_a_single_worker_that_owns_what_is_kept_takes_the_run_along() -> None:
@@ -1198,7 +1289,7 @@ def test_a_single_worker_that_falls_silent_between_its_last_state_and_what_it_ow
     supervisor.worker_state(0, WorkerState(10, X), True)
     supervisor.interrupted(signal.SIGINT)
     supervisor.tick(PATIENCE.interrupted + 0.1)
-    assert supervisor.commands() == [Kill(0)]
+    assert supervisor.commands() == [Wake(), Kill(0)]
     supervisor.ended(0, "killed by SIGKILL")
     assert supervisor.over and world.journal.status == "interrupted"
 

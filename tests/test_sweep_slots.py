@@ -111,7 +111,15 @@ def begun(ending: ExitStack, here: Path, *more: str, at_once: int) -> tuple[subp
         *LONG,
         *more,
     ]
-    sweep = subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    (here / "temporary").mkdir(exist_ok=True)
+    sweep = subprocess.Popen(
+        words,
+        cwd=here,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(here / "temporary")},
+    )
     ending.enter_context(sweep)
     ending.callback(sweep.kill)
     root = here / "runs" / "sweeps" / "long"
@@ -262,7 +270,10 @@ def test_a_killed_sweep_takes_its_jobs_with_it_and_begins_them_again_where_they_
     assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["logs", *jobs]
 
 
-@pytest.mark.parametrize(("number", "code", "at_once"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 1)])
+@pytest.mark.parametrize(
+    ("number", "code", "at_once"),
+    [(signal.SIGINT, 130, 2), (signal.SIGHUP, 129, 1), (signal.SIGTERM, 143, 1), (signal.SIGUSR1, 138, 1)],
+)
 def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(
     begin: Begin, number: signal.Signals, code: int, at_once: int, tmp_path: Path
 ) -> None:
@@ -276,6 +287,28 @@ def test_an_interrupted_sweep_interrupts_its_jobs_which_leave_checkpoints(
     assert all(any((root / f"seed={seed}" / "checkpoint").iterdir()) for seed in range(at_once))
     assert "To go on with it, give the same command again." in out
     assert out.count("not started") == 2 - at_once
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_sigquit_shows_where_the_jobs_are_and_they_go_on(begin: Begin, tmp_path: Path) -> None:
+    sweep, _ = begin()
+    sweep.send_signal(signal.SIGQUIT)
+    logs = [tmp_path / f"runs/sweeps/long/seed={seed}/logs/launcher.log" for seed in (0, 1)]
+    until(lambda: all("in _to_the_end" in log.read_text() for log in logs))
+    assert all("SIGQUIT: the stacks of all processes are in the logs" in log.read_text() for log in logs)
+    assert sweep.poll() is None
+    sweep.send_signal(signal.SIGTERM)
+    sweep.communicate(timeout=60)
+    assert sweep.returncode == 143
+
+
+def test_killed_jobs_and_servers_leave_no_temporary_file(begin: Begin, tmp_path: Path) -> None:
+    sweep, [job] = begin(at_once=1)
+    os.kill(job, signal.SIGKILL)
+    until(lambda: statuses(tmp_path / "runs/sweeps/long")["seed=1"]["status"] == "running")
+    sweep.kill()
+    sweep.communicate(timeout=60)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_killed_server_takes_its_job_with_it_and_the_next_job_has_a_new_one(begin: Begin, tmp_path: Path) -> None:

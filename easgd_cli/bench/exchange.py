@@ -221,5 +221,4 @@ def _started(child: Child) -> Iterator[None]:
         yield
     finally:
         child.kill()
-        child.process.join()
-        child.channel.close()
+        child.close()

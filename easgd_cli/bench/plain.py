@@ -145,8 +145,7 @@ def _end(children: list[Child]) -> None:
     for child in children:
         child.kill()
     for child in children:
-        child.process.join()
-        child.channel.close()
+        child.close()
 
 
 def _wait(child: Child, kind: str) -> dict[str, Any]:
@@ -155,7 +154,7 @@ def _wait(child: Child, kind: str) -> dict[str, Any]:
             message, _ = child.channel.wait()
         except ChannelClosed:
             child.process.join()
-            raise RunError(f"{child.name}: {child.ended}") from None
+            raise RunError(f"{child.name}: {child.how}") from None
         if message["kind"] == kind:
             return message
         if message["kind"] == "error":

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from easgd_cli.commands import arguments, compose, output, plan, single_run
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import help_text, printable, tell
@@ -106,9 +106,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             asked.out.write_text(json.dumps([asdict(figures) for figures in found], indent=2) + "\n")
         except OSError as e:
-            raise RunError(
-                f"--json {asked.out}: cannot be written ({e.strerror or e}); the figures are those above."
-            ) from e
+            raise RunError(f"--json {asked.out}: cannot be written ({why(e)}); the figures are those above.") from e
     return 0
 
 

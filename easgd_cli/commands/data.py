@@ -5,7 +5,6 @@ wrong.
 from __future__ import annotations
 
 import difflib
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -80,10 +79,7 @@ def _prepare(s: Settings) -> int:
         with interruption.raised() as came:
             done = preparation.prepare(found, directory, side, cores(), _Progress())
     except KeyboardInterrupt:
-        interruption.tell(
-            f"{'terminated' if came[0] == signal.SIGTERM else 'interrupted'}; called again, easgd data prepare "
-            "goes on where it was."
-        )
+        interruption.tell(f"{interruption.said(came[0])}; called again, easgd data prepare goes on where it was.")
         return 128 + came[0]
     _tell(done, directory)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.system import files
 
 
@@ -21,7 +21,7 @@ def directory(out: Path, given: bool = True) -> Path:
         (out / ".writable").unlink()
     except OSError as e:
         raise UsageError(
-            f"--out {out}: nothing can be written there ({e.strerror}); choose another directory with --out DIR."
+            f"--out {out}: nothing can be written there ({why(e)}); choose another directory with --out DIR."
         ) from e
     return out
 
@@ -32,4 +32,4 @@ def put(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.put(path, write)
     except OSError as e:
-        raise RunError(f"{path}: cannot be written ({e.strerror or e}).") from e
+        raise RunError(f"{path}: cannot be written ({why(e)}).") from e

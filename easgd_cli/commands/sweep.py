@@ -13,7 +13,7 @@ from typing import Any
 
 from easgd_cli.commands import configs, report, single_run
 from easgd_cli.commands.arguments import Arguments
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import UsageError, why
 from easgd_cli.experiment import build
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.overrides import own
@@ -98,7 +98,7 @@ def _made(root: Path) -> Path:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(
-            f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({e.strerror}); choose another with "
+            f"hydra.sweep.dir={root}: the sweep's directory cannot be made ({why(e)}); choose another with "
             "hydra.sweep.dir=PATH."
         ) from e
     if (root / "config.yaml").exists():

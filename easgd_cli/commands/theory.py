@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.system.terminal import help_text
 from easgd_cli.theory.settings import STUDIES, default, read
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
             try:
                 written = study.write(directory)
             except OSError as e:
-                raise RunError(f"{directory}: {name} could not be written there ({e.strerror}).") from e
+                raise RunError(f"{directory}: {name} could not be written there ({why(e)}).") from e
         _show(study, written)
     return 0
 

@@ -165,8 +165,12 @@ def _nothing_left(path: Path, now: Settings, doubts: list[str]) -> str | None:
 
 
 def _tell_where(path: Path, outcome: Outcome) -> None:
-    shown = os.path.relpath(path)
-    shown = str(path) if shown.startswith("..") else shown
+    try:
+        shown = os.path.relpath(path)
+        if shown.startswith("..") or os.getcwd() == "/":  # where a run goes whose working directory has been removed
+            shown = str(path)
+    except FileNotFoundError:  # it has just been
+        shown = str(path)
     if outcome.status == "failed" and outcome.reason:
         tell(outcome.reason)
     print(with_command(f"The run is in {shown}; to look at it:", single_run.looked_at(shown)), flush=True)

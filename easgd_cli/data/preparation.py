@@ -35,7 +35,8 @@ from easgd_cli.data import decoding
 from easgd_cli.data.folders import Folders
 from easgd_cli.data.listing import Listed
 from easgd_cli.data.patience import told
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import RunError, UsageError, why
+from easgd_cli.system import interruption
 
 _FORMAT = 1
 _QUALITY = 92  # of JPEG: differences to the resized pixels stay below what a crop by a pixel makes
@@ -194,7 +195,7 @@ def prepare(
             raise PermissionError(13, "Permission denied")
     except OSError as e:
         raise UsageError(
-            f"{directory}: the copy cannot be written there ({e.strerror}); choose a directory you can write to "
+            f"{directory}: the copy cannot be written there ({why(e)}); choose a directory you can write to "
             "with dataset.prepared=DIR."
         ) from e
     with _alone(directory):
@@ -252,8 +253,7 @@ def _prepare(
         ) from e
     except OSError as e:
         raise RunError(
-            f"{e.filename or directory}: {e.strerror or e}; call easgd data prepare again, and it goes on where "
-            "it stopped."
+            f"{e.filename or directory}: {why(e)}; call easgd data prepare again, and it goes on where it stopped."
         ) from e
     finally:
         for child in multiprocessing.active_children():
@@ -330,10 +330,11 @@ def _finish(
 
 
 def _begin(counts: MutableSequence[int]) -> None:
-    """In each process: the parent alone hears Ctrl-C, and its end, whatever it was, ends this process."""
+    """In each process: the parent alone hears what ends the program, and its own end ends this process."""
     global _done
     _done = counts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in set(interruption.NUMBERS) - {signal.SIGTERM}:  # by which the pool ends this process
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()

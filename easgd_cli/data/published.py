@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from easgd_cli.data.vision import torchvision
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import UsageError, why
 from easgd_cli.system.files import scratch_directory
 from easgd_cli.system.interruption import undone_by
 
@@ -59,8 +59,7 @@ def download(dataset: str, title: str, url: str, folder: Path, fetch: Callable[[
         if folder.exists():
             return
         raise UsageError(
-            f"dataset.root={root}: {title} cannot be written there ({e.strerror or e}); choose another with "
-            "dataset.root=."
+            f"dataset.root={root}: {title} cannot be written there ({why(e)}); choose another with dataset.root=."
         ) from e
     finally:
         socket.setdefaulttimeout(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from easgd_cli.errors import RunError
@@ -12,6 +13,7 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.signals import Signals
 from easgd_cli.launcher.supervisor import Supervisor
+from easgd_cli.system import interruption
 
 
 class Driver(Protocol):
@@ -31,6 +33,9 @@ class Driver(Protocol):
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""
 
+    def show_stacks(self) -> None:
+        """Has every party write where it is into its log."""
+
     def release(self) -> None:
         """Gives back what the driver holds beside its parties."""
 
@@ -43,11 +48,17 @@ def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> 
         try:
             driver = make(journal)
             try:
-                return _to_the_end(driver, signals)
+                with interruption.stacks_shown(partial(_show_stacks, journal, driver)):
+                    return _to_the_end(driver, signals)
             finally:
                 driver.release()
         finally:
             journal.release()
+
+
+def _show_stacks(journal: Journal, driver: Driver) -> None:
+    journal.show_stacks()
+    driver.show_stacks()
 
 
 def _to_the_end(driver: Driver, signals: Signals) -> Outcome:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.problems.classification import metrics_of
@@ -32,6 +32,7 @@ from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.resumption import RECORD, sources, take_back
 from easgd_cli.record.run_view import RunView
 from easgd_cli.settings.schema import levels
+from easgd_cli.system import interruption
 from easgd_cli.system.files import put
 from easgd_cli.training.snapshot import EVALUATED, Moment
 
@@ -61,7 +62,7 @@ class Journal:
         self._record: Recorder | None = None
         logs = self._dir / "logs"
         logs.mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(logs / "launcher.log")
+        self._handler = logging.FileHandler(logs / "launcher.log", encoding="utf-8", errors="backslashreplace")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         log.setLevel(logging.INFO)
@@ -185,7 +186,7 @@ class Journal:
         except OSError as e:
             self.note(
                 f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written "
-                f"({e.strerror or e}); {'the run has ended' if at_the_end else 'the run goes on'}"
+                f"({why(e)}); {'the run has ended' if at_the_end else 'the run goes on'}"
             )
 
     # ---------------------------------------------------------------- how it ends
@@ -195,6 +196,13 @@ class Journal:
         self.signal = number
         if self.status == "completed" and self._hit is None:
             self.status, self.reason = "interrupted", f"{signal.Signals(number).name} received"
+
+    def without_master(self) -> None:
+        """The master did not answer at the end and was killed, and the center of this moment with it."""
+        if self.status == "interrupted":
+            self.reason = f"{self.reason}; the master did not answer, so nothing of this moment is kept"
+        elif self._hit is None:
+            self.fail(f"the master did not answer when the run ended; {self.how_to_go_on()}")
 
     def _diverge(self, reason: str) -> None:
         if self.status == "completed" and self._hit is None:
@@ -258,10 +266,13 @@ class Journal:
         )  # fmt: skip
         if summary:
             self.progress.end(summary)
-        code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 130}[self.status]
-        if self.signal == signal.SIGTERM and self.status == "interrupted":
-            code = 143
+        code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 128 + (self.signal or 0)}[self.status]
         return Outcome(self.status, code, summary, self.reason)
+
+    def show_stacks(self) -> None:
+        """Where this process is goes into its log."""
+        log.warning("SIGQUIT: the stacks of all processes are in the logs; the run goes on")
+        interruption.show_stacks(self._handler.stream)
 
     def release(self) -> None:
         """Gives back the terminal and the log file."""
@@ -282,7 +293,7 @@ class Journal:
             try:
                 held[path.name] = checkpoints.save(self._experiment.problem.state_dict(vector), path)
             except OSError as e:
-                self.fail(f"{path} could not be written: {e.strerror or e}.")
+                self.fail(f"{path} could not be written: {why(e)}.")
         return held
 
     def _end_record_at(self, moment: Moment) -> None:
@@ -295,5 +306,5 @@ class Journal:
                 copied = partial(shutil.copyfile, self._dir / name)
                 put(self._dir / "checkpoint" / name, copied)
         except OSError as e:
-            raise RunError(f"{self._dir / 'checkpoint'} could not be written: {e.strerror or e}.") from e
+            raise RunError(f"{self._dir / 'checkpoint'} could not be written: {why(e)}.") from e
         self._recorder.cut(lambda row: row["seconds"] <= moment.seconds, moment.exchanges)

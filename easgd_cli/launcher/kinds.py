@@ -9,6 +9,7 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher.cost_model import CostModel
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
+from easgd_cli.system import limits
 
 if TYPE_CHECKING:
     from easgd_cli.experiment.build import Experiment
@@ -33,6 +34,10 @@ def launcher(s: Settings) -> Launcher:
     return targets.make("launcher", s.launcher, build.symbols(s))
 
 
+# what a launcher has open at most: on the whole, and for each worker its vectors, both ends of its session and of its
+# channel, and what tells of its end
+_FILES, _FILES_OF_A_WORKER = 40, 7
+_OTHERS = 5  # processes beside the workers: launcher, master, evaluator, their server and multiprocessing's tracker
 _MOST_LOCAL = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
 
 
@@ -51,11 +56,12 @@ class Local:
                 f"workers={self.workers}: launcher=local starts at most {_MOST_LOCAL} workers on one machine; use "
                 "fewer, or launcher=simulated."
             )
+        limits.check(f"workers={self.workers}", _FILES + _FILES_OF_A_WORKER * self.workers, self.workers + _OTHERS)
 
     def begin(self) -> None:
-        from easgd_cli.launcher import processes
+        from easgd_cli.launcher import fork_server
 
-        processes.begin()  # torch is imported there meanwhile
+        fork_server.begin()  # torch is imported there meanwhile
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher.local import launch

@@ -8,14 +8,16 @@ What follows from what is heard is the supervisor's affair.
 from __future__ import annotations
 
 import selectors
+import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from easgd_cli.experiment.build import Experiment
-from easgd_cli.launcher import driver
+from easgd_cli.launcher import driver, fork_server
 from easgd_cli.launcher.initial_state import InitialState
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal, log
@@ -35,9 +37,11 @@ from easgd_cli.launcher.parties import (
     Stop,
     TakeCheckpoint,
     TakeSnapshot,
+    Wake,
 )  # fmt: skip
 from easgd_cli.launcher.processes import Child
 from easgd_cli.launcher.snapshot_queue import SnapshotQueue
+from easgd_cli.launcher.standstill import Standstill, state_of
 from easgd_cli.launcher.supervisor import Plan, Supervisor
 from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
@@ -91,6 +95,10 @@ class Processes:
         self._links: dict[int, Link] = {}
         self._rows: dict[int, dict[str, Any]] = {}
         self._order_heard = moment.exchanges  # exchanges whose order has been said
+        self._starts: dict[Party, Callable[[], None]] = {}  # of processes that are to be started when they can be
+        self._standstill = Standstill()
+        self._silent: set[Party] = set()
+        self._waiting: list[int] = []  # workers whose messages the master keeps until a round is complete
 
     # ---------------------------------------------------------------- start
 
@@ -175,8 +183,26 @@ class Processes:
         self.supervisor.now = self._seconds()
         for party in heard:
             self._hear(party)
+        self._look_for_silence(time.monotonic())
+        if (said := fork_server.gone()) is not None:
+            self._journal.note(f"{said}; the run goes on without it")
+            fork_server.begin()  # of the next evaluator
+        self._start_due()
         self.supervisor.tick(self._seconds())
         self._obey()
+        self.supervisor.now = self._seconds()  # a process may have been started, and a signal comes now
+
+    def _look_for_silence(self, now: float) -> None:
+        if not self._standstill.due(now):
+            return
+        there = {party: state_of(child.process.pid) for party, child in self._children.items() if not child.done}
+        waiting: list[Party] = [*self._waiting, *(() if self._queue.busy else (EVALUATOR,))]
+        silent = self._standstill.look(there, waiting if self._began is not None else list(there), now)
+        for party in self._silent - silent.keys():
+            self.supervisor.goes_on(party)
+        for party, (seconds, stopped) in silent.items():
+            self.supervisor.silent(party, seconds, stopped=stopped)
+        self._silent = set(silent)
 
     def _seconds(self) -> float:
         return self._initial.moment.seconds if self._began is None else time.monotonic() - self._began
@@ -184,7 +210,7 @@ class Processes:
     def _hear(self, party: Party) -> None:
         child = self._children[party]
         # asked before listening: what a child said last has all arrived then
-        ended = child.process.exitcode is not None
+        ended = child.process.ended
         try:
             while messages := child.channel.receive():
                 for message, tensors in messages:
@@ -203,12 +229,12 @@ class Processes:
 
     def _tell_end(self, party: Party, child: Child) -> None:
         master = self._children.get(MASTER)
-        if isinstance(party, int) and master is not None and master.process.exitcode is not None and not master.done:
+        if isinstance(party, int) and master is not None and master.process.ended and not master.done:
             self._hear(MASTER)  # if the worker ended because the master did, that is the news
             if self.supervisor.over:
                 return
         self.supervisor.ended(
-            party, child.ended, refused=child.refused, raised=child.error is not None, log_file=str(child.log)
+            party, child.how, refused=child.refused, raised=child.error is not None, log_file=str(child.log)
         )
 
     def _forget(self, what: Any) -> None:
@@ -217,6 +243,8 @@ class Processes:
 
     def _handle(self, party: Party, child: Child, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         kind, supervisor = message["kind"], self.supervisor
+        if self._began is not None:
+            self._standstill.heard(party, time.monotonic())
         if kind == "ready":
             supervisor.ready(party)
         elif kind == "done":
@@ -232,6 +260,7 @@ class Processes:
             self._served(message["workers"])
             moment = Moment(message["seconds"], message["step"], message["exchanges"])
             supervisor.owner_at(moment)
+            self._waiting = message["waiting"]
             supervisor.system(moment, master_cpu_seconds=message["cpu"])
         elif kind == "lost":
             log.info("master: the session of worker %d has ended", message["worker"])
@@ -276,13 +305,17 @@ class Processes:
             for party in self._children:
                 self._tell(party, {"kind": "start", "began": self._began})
         elif isinstance(command, StartEvaluator):
-            self._start(EVALUATOR, EVALUATOR, Evaluator, self._evaluator_start)
+            self._starts[EVALUATOR] = lambda: self._start(EVALUATOR, EVALUATOR, Evaluator, self._evaluator_start)
+            self._start_due()
         elif isinstance(command, StartWorker):
-            self._start_worker(command.worker, command.t)
+            self._starts[command.worker] = partial(self._start_worker, command.worker, command.t)
+            self._start_due()
         elif isinstance(command, GiveUpWorker):
+            self._starts.pop(command.worker, None)
             self._tell(MASTER, {"kind": "gone", "worker": command.worker})
         elif isinstance(command, StartMaster):
-            self._start_master(command.stopped)
+            self._starts[MASTER] = partial(self._start_master, command.stopped)
+            self._start_due()
         elif isinstance(command, Measure):
             snapshot = command.snapshot
             self._tell(EVALUATOR, {"kind": "evaluate", "number": snapshot.number}, snapshot.shared())
@@ -299,8 +332,18 @@ class Processes:
                 self._tell(MASTER, {"kind": "stop"})  # or a worker that is silent would keep all others in its round
             for worker in command.workers:
                 self._tell(worker, {"kind": "stop"})
+        elif isinstance(command, Wake):
+            for child in self._children.values():
+                child.process.send_signal(signal.SIGCONT)
         elif isinstance(command, Kill):
             self._children[command.party].kill()
+
+    def _start_due(self) -> None:
+        """Those that are to be started, if they can be forked at once: nobody waits for a server that imports torch."""
+        while self._starts and fork_server.ready():
+            # the master first: a worker that comes back has its session with it
+            party = MASTER if MASTER in self._starts else next(iter(self._starts))
+            self._starts.pop(party)()
 
     def _tell(
         self, party: Party, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None
@@ -313,26 +356,28 @@ class Processes:
     def end(self) -> None:
         """Leaves no process behind, whatever happened."""
         evaluator = self._children.get(EVALUATOR)
-        if evaluator is not None and evaluator.process.exitcode is None:
+        if evaluator is not None and not evaluator.process.ended:
             self._tell(EVALUATOR, {"kind": "stop"})
         broken_off = self._journal.status == "failed" or self._journal.signal is not None
         ends = time.monotonic() + (_ABORTING_SECONDS if broken_off else _CLOSING_SECONDS)
         for child in self._children.values():
-            child.process.join(max(0.0, ends - time.monotonic()))
+            if not child.process.join(ends - time.monotonic()):
+                child.kill()
             self._leave(child)
         for link in self._links.values():
             link.memory.close()
         self._selector.close()
 
     def _leave(self, child: Child) -> None:
-        """Has done with it, whether it lives or not."""
-        if child.process.exitcode is None:
-            child.kill()
-            child.process.join()
+        """Has done with it: it has ended, or is about to."""
         self._forget(child.channel)
         self._forget(child.process.sentinel)
-        child.channel.close()
-        child.process.close()
+        child.close()
+
+    def show_stacks(self) -> None:
+        """Has every process write where it is into its log."""
+        for child in list(self._children.values()):
+            child.process.send_signal(signal.SIGQUIT)
 
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""

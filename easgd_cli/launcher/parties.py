@@ -12,6 +12,11 @@ EVALUATOR: Final = "evaluator"
 Party = int | Literal["master", "evaluator"]  # a worker is its number
 
 
+def title(party: Party) -> str:
+    """For a sentence."""
+    return f"worker {party}" if isinstance(party, int) else f"the {party}"
+
+
 @dataclass(frozen=True)
 class Begin:
     """Everybody is ready: training begins."""
@@ -22,6 +27,11 @@ class Stop:
     """These workers finish their step and say their final state; in rounds the master gives back what waits for one."""
 
     workers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wake:
+    """The run is to end, and whoever has been stopped is to run again, to say what it has."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ class Measure:
 Command = (
     Begin
     | Stop
+    | Wake
     | Kill
     | TakeSnapshot
     | TakeCheckpoint
@@ -118,7 +129,8 @@ class Patience:
     """Seconds that a party may take.
 
     `interrupted`: over its last step when the user waits; `usual`: when nobody does, and over its part of a checkpoint.
+    The master may take a third of that longer. What is left of 10 s after a signal is for writing.
     """
 
-    interrupted: float = 10.0
+    interrupted: float = 6.0
     usual: float = 60.0

@@ -4,3 +4,6 @@ import easgd_cli.launcher.processes
 import easgd_cli.training.evaluator
 import easgd_cli.training.master
 import easgd_cli.training.worker  # noqa: F401
+from easgd_cli.launcher.fork_server import READY, name_process
+
+name_process(READY)

@@ -1,13 +1,13 @@
 """A run's processes: each is forked from one clean server that has imported torch once, and ends with its launcher.
 
 Every child has one socket to the launcher and watches it: when the launcher is gone, whatever killed it, the socket
-ends and so does the child. Children ignore Ctrl-C and SIGTERM, which a terminal or a scheduler sends to all of them;
-the launcher decides.
+ends and so does the child. Children ignore Ctrl-C, SIGTERM and the like, which a terminal or a scheduler sends to all
+of them: the launcher decides. SIGQUIT writes a child's stacks into its log, and it goes on.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import faulthandler
 import os
 import select
 import signal
@@ -16,18 +16,15 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
 from easgd_cli.errors import UsageError
+from easgd_cli.launcher import fork_server
+from easgd_cli.system import interruption
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import keep_freed_memory
 from easgd_cli.transport.base import SessionEnded
-
-_PRELOAD = ["easgd_cli.launcher.preload"]
 
 
 class Party(Protocol):
@@ -50,64 +47,34 @@ class Child:
         self.done = False  # ended by itself, everything said
         self.error: str | None = None  # what it raised, if it could still say
         self.refused = False  # it was the data's fault, so that the next would end in the same way
-        self.process: BaseProcess = _context().Process(
-            target=_child, args=(name, maker, start, theirs, str(log)), name=f"easgd-{name}", daemon=True
-        )
-        begin()
-        self.process.start()
-        theirs.close()
+        with theirs:
+            self.process = fork_server.Process(f"easgd-{name}", _child, (name, maker, start, theirs, str(log)))
 
     @property
-    def ended(self) -> str:
-        """How the process ended, for a sentence."""
-        code = self.process.exitcode
-        if self.error is not None:
-            return self.error
-        if code is not None and code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        return f"ended with status {code}"
+    def how(self) -> str:
+        """How the process has ended, for a sentence."""
+        return self.error if self.error is not None else self.process.how
 
     def kill(self) -> None:
-        self.process.kill()
+        self.process.send_signal(signal.SIGKILL)
 
-
-def begin() -> None:
-    """Starts the server that children are forked from, without waiting for it: it imports torch while the caller goes
-    on.
-    """
-    _context()
-    resource_tracker.ensure_running()  # the server starts it otherwise, and it would lift the block below
-    # a terminal sends Ctrl-C to every process, and the server may still be importing
-    ignored = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)  # it inherits this mask, and its children do
-    try:
-        forkserver._forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def share_server() -> None:
-    """In a process forked from one that has called `begin`: children come from that server, which is there already.
-
-    multiprocessing means it to be so, but looks whether the server lives by waiting for it, which only its parent can.
-    """
-    server: Any = forkserver._forkserver
-    if server._forkserver_pid is not None:
-        server.ensure_running = resource_tracker.ensure_running
-
-
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    return context
+    def close(self) -> None:
+        """Waits for its end and gives back what is held of it."""
+        self.process.join()
+        self.process.close()
+        self.channel.close()
 
 
 def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in interruption.NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
     # read when CUDA starts: without it deterministic=true is refused there
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    fork_server.leave_removed_directory()
+    fork_server.name_process(f"easgd-{name}")
     _log_to(log)
+    faulthandler.register(signal.SIGQUIT, 2)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGQUIT})
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}: process {os.getpid()}", flush=True)
     channel = Channel(sock)
     status = 0

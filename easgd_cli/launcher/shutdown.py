@@ -7,6 +7,7 @@ from collections.abc import Callable
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.members import Member, Members
 from easgd_cli.launcher.parties import MASTER, Command, GiveUpWorker, Kill, Patience, Stop
+from easgd_cli.launcher.silence import Silence
 
 
 class Shutdown:
@@ -14,10 +15,18 @@ class Shutdown:
     silent.
     """
 
-    def __init__(self, journal: Journal, members: Members, ask: Callable[[Command], None], patience: Patience | None):
+    def __init__(
+        self,
+        journal: Journal,
+        members: Members,
+        silence: Silence,
+        ask: Callable[[Command], None],
+        patience: Patience | None,
+    ):
         self._journal, self._members, self._ask, self._patience = journal, members, ask, patience
+        self._silence = silence
         self._since: float | None = None
-        self._master_killed = False
+        self.master_killed = False
 
     @property
     def begun(self) -> bool:
@@ -38,8 +47,12 @@ class Shutdown:
         """Ends those that have not stopped within their time, as an end must not wait for ever."""
         if self._patience is None or self._since is None:
             return
-        waited, grace = now - self._since, self._patience.interrupted
-        patience = grace if self._journal.signal is not None else self._patience.usual
+        waited = now - self._since
+        patience = self._patience.interrupted if self._journal.signal is not None else self._patience.usual
+        if waited > patience and master_awaited and not self.master_killed and MASTER in self._silence:
+            self._kill_master(patience)  # for which the workers may be waiting
+        if self.master_killed:
+            return
         for i, m in self._members.items():
             if waited > patience and awaited(m) and not m.silent:
                 self._journal.note(
@@ -47,6 +60,10 @@ class Shutdown:
                 )
                 m.silent = True
                 self._ask(Kill(i))
-        if waited > patience + grace and master_awaited and not self._master_killed and not self._members.live:
-            self._master_killed = True  # it has had its time after the last of them; its end is told as any master's
-            self._ask(Kill(MASTER))
+        if waited > patience * 4 / 3 and master_awaited and not self._members.live:
+            self._kill_master(patience * 4 / 3)  # it has had its time after the last of them
+
+    def _kill_master(self, patience: float) -> None:
+        self._journal.note(f"the master has said nothing for {patience:g} s; the run ends without it")
+        self.master_killed = True
+        self._ask(Kill(MASTER))

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as events of a launcher's loop."""
+"""Signals that end a run as events of a launcher's loop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from easgd_cli.system import interruption
+
 
 class Signals:
     """For as long as it lasts, signals are noted and told when asked; the handlers before are put back."""
@@ -14,7 +16,7 @@ class Signals:
     def __enter__(self) -> Signals:
         self._numbers: list[int] = []
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in interruption.ending():
             self._before[number] = signal.signal(number, lambda n, _: self._numbers.append(n))
         return self
 

@@ -275,5 +275,8 @@ class VirtualCluster:
         own = {"launcher": "simulated", "threads": self._threads, "real_seconds": self._real_seconds()}
         return own | self._parties.communication()
 
+    def show_stacks(self) -> None:
+        """All parties are in this process."""
+
     def release(self) -> None:
         """Nothing is held."""

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, why
 from easgd_cli.experiment.memory_estimate import SNAPSHOTS_IN_MEMORY
 from easgd_cli.record import checkpoint as checkpoints
 from easgd_cli.record import checksum, reader
@@ -161,7 +161,7 @@ class SnapshotQueue:
             self._directory.mkdir(exist_ok=True)
             checkpoints.save({name: v.clone() for name, v in snapshot.tensors.tensors.items()}, path, sealed=True)
         except OSError as e:
-            log.warning("%s could not be written (%s); the snapshot stays in memory", path, e.strerror or e)
+            log.warning("%s could not be written (%s); the snapshot stays in memory", path, why(e))
             return
         snapshot.tensors.close()
         snapshot.tensors, snapshot.path = None, path

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from easgd_cli.launcher.checkpoints import Checkpoints
@@ -33,8 +33,10 @@ from easgd_cli.launcher.parties import (
     Patience,
     StartMaster,
     StartWorker,
+    Wake,
 )
 from easgd_cli.launcher.shutdown import Shutdown
+from easgd_cli.launcher.silence import Silence
 from easgd_cli.launcher.snapshot_queue import SnapshotQueue, Vectors
 from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
@@ -87,7 +89,8 @@ class Supervisor:
         self._checkpoints = Checkpoints(
             journal, queue, self.members, self._commands.append, plan.checkpoint_pace, in_rounds=plan.in_rounds
         )
-        self._shutdown = Shutdown(journal, self.members, self._commands.append, plan.patience)
+        self._silence = Silence(journal)
+        self._shutdown = Shutdown(journal, self.members, self._silence, self._commands.append, plan.patience)
         self._simulated: dict[str, Any] | None = None  # where a virtual cluster stands at its end
         self._told = moment  # where the owner last said it was
 
@@ -160,6 +163,16 @@ class Supervisor:
         rate = self.plan.system_rows.rate(moment.seconds, moment.exchanges)
         if rate is not None:
             self.journal.system(moment, workers_alive=self.members.alive, exchanges_per_second=rate, **figures)
+
+    def silent(self, party: Party, seconds: float, *, stopped: bool) -> None:
+        """A party that is there has said nothing for so long; `stopped`: a signal keeps its process from running."""
+        if not self.over:
+            self._silence.lasts(party, seconds, stopped, self._moment())
+
+    def goes_on(self, party: Party) -> None:
+        """A party stands still no longer."""
+        if not self.over:
+            self._silence.ends(party, self._moment())
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -250,6 +263,7 @@ class Supervisor:
         log.warning("%s: %s", _name(party), how)
         if self.over:
             return
+        self._silence.drop(party)
         if refused and not self.journal.reached:  # an image that cannot be decoded is missing for all of them
             self.fail(how)
         if party == EVALUATOR:
@@ -269,8 +283,9 @@ class Supervisor:
     def _master_ended(self, how: str) -> None:
         if self.final is not None:
             return
-        if self.journal.reached:
-            self.over = True  # the run has its result
+        if self.journal.reached or self._shutdown.master_killed:
+            self.over = True  # the run has its result, or none
+            self.journal.without_master()
         elif self.began and self._lives[MASTER].again(self._told.exchanges):
             self.journal.note(f"the master died ({how}); another goes on with its center")
             self.journal.system(self._told, workers_alive=self.members.alive, restarts=self._restarts)
@@ -338,17 +353,18 @@ class Supervisor:
             return
         name = signal.Signals(number).name
         if self.journal.signal is not None:
-            self.journal.note(f"{name} again: ending at once, without a checkpoint of this moment")
-            self.over = True
+            if number == signal.SIGINT:  # of others a terminal that closes, or a scheduler, sends several
+                self.journal.note(f"{name} again: ending at once, without a checkpoint of this moment")
+                self.over = True
             return
         self.journal.interrupted(number)
         if not self.began:
             self.over = True
             return
         if self.plan.patience is not None:
-            self.journal.note(
-                f"{name}: workers finish their step, then a checkpoint is written; once more ends at once"
-            )
+            more = "once more" if number == signal.SIGINT else "Ctrl-C"
+            self.journal.note(f"{name}: workers finish their step, then a checkpoint is written; {more} ends at once")
+            self._commands.append(Wake())
         self._shutdown.begin(self.now)
 
     def fail(self, reason: str) -> None:
@@ -388,6 +404,10 @@ class Supervisor:
         return self.journal.close(
             self.final, last, steps, self._told.exchanges, seconds, {"lost": lost, "restarts": restarts, **facts}
         )
+
+    def _moment(self) -> Moment:
+        """Where the owner last said it was, now."""
+        return replace(self._told, seconds=max(self.now, self._told.seconds))
 
     def _waits_for(self, member: Member) -> bool:
         """Whether a worker has something to say yet: its last state or, where it owns what is kept, that."""

@@ -5,18 +5,16 @@ No thread: whoever shows something calls often. A terminal that is gone ends not
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import IO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
+from easgd_cli.system.streams import unseen
 from easgd_cli.system.terminal import for_terminal, printable
 
 _REDRAW_SECONDS = 0.2
@@ -59,7 +57,7 @@ def say(what: str | Text | Callable[[], object]) -> None:
         else:
             what()
     except (OSError, ValueError):
-        _unseen(sys.stdout)
+        unseen(sys.stdout)
 
 
 class Display:
@@ -112,17 +110,7 @@ class Display:
             show()
         except (OSError, ValueError):  # the terminal or pipe is gone, or closed
             self._console = self._live = None
-            _unseen(console.file)
-
-
-def _unseen(file: IO[str]) -> None:
-    """From here on what is written to `file`, which nobody reads any more, goes nowhere; or Python's own last flush
-    would fail and change the exit status.
-    """
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, file.fileno())
-        os.close(nowhere)
+            unseen(console.file)
 
 
 def count(number: int, noun: str) -> str:

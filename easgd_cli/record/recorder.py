@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, why
 from easgd_cli.record import lost_workers, reader
 from easgd_cli.record.append_file import AppendFile
 from easgd_cli.record.best_values import BestValues
@@ -245,5 +245,5 @@ def _told(path: Path, done: str) -> Iterator[None]:
 
 def _failure(path: Path, done: str, e: OSError) -> RunError:
     return RunError(
-        f"{path} could not be {done}: {e.strerror or e}. It is the run's record, without which the run does not go on."
+        f"{path} could not be {done}: {why(e)}. It is the run's record, without which the run does not go on."
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import UsageError, why
 from easgd_cli.record import checksum, reader
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.files import put
@@ -190,4 +190,4 @@ def _put(path: Path, text: str) -> None:
 
 
 def _why(e: OSError) -> str:
-    return f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror or e)
+    return f"{why(e)}: {e.filename}" if e.filename else why(e)

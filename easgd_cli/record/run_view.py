@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Group
@@ -45,6 +46,7 @@ class RunView:
         # of each worker: seconds of its last row, since the one before, samples a second
         self._rates: dict[str, tuple[float, float, float]] = {}
         self._finishing = False
+        self._silent: list[str] = []
         self._show(f"starting {count(workers, 'worker')}", now=True)
 
     # ---------------------------------------------------------------- what happens
@@ -68,6 +70,10 @@ class RunView:
         if self._began is None and step > 0:
             self._began = (seconds, step)
         self._show(None)
+
+    def silent(self, said: Iterable[str]) -> None:
+        """A sentence for everybody who stands still now."""
+        self._silent = list(said)
 
     def worker(self, row: Row) -> None:
         """A worker's row has come."""
@@ -139,7 +145,9 @@ class RunView:
                 Text(f"{clock(self._seconds)}" + (f", {left}" if left else "")),
             ]
         line.add_row(*cells)
-        rows: list[Any] = [line, Text("  ".join(self._facts(with_left=False)), no_wrap=True, overflow="ellipsis")]
+        silent = [Text(said, style="yellow", no_wrap=True, overflow="ellipsis") for said in self._silent]
+        facts = Text("  ".join(self._facts(in_line=False)), no_wrap=True, overflow="ellipsis")
+        rows: list[Any] = [line, *silent, facts]
         if self._center:
             rows.append(Text(_evaluation(self._center, self._metrics), no_wrap=True, overflow="ellipsis"))
         return Group(*rows)
@@ -147,14 +155,14 @@ class RunView:
     def _done(self) -> str:
         return f"{self._step:,.0f}" + (f"/{self._steps:,}" if self._steps is not None else "")
 
-    def _facts(self, with_left: bool = True) -> list[str]:
+    def _facts(self, in_line: bool = True) -> list[str]:
         facts = [f"{self._samples_per_second():,.0f} samples/s"]
         if self._exchanges:
             facts.append(f"{self._exchanges:,} exchanges")
         if self._pending:
             facts.append(f"{count(self._pending, 'evaluation')} waiting")
-        left = self._left()
-        return [*facts, left] if with_left and left else facts
+        left = self._left() if in_line else None
+        return [*facts, *(self._silent if in_line else ()), *([left] if left else ())]
 
     def _samples_per_second(self) -> float:
         """Of all workers that have lately said something: one that is lost or stands still does not count."""
@@ -171,10 +179,10 @@ class RunView:
         return min(1.0, self._seconds / (60 * self._minutes)) if self._minutes is not None else None
 
     def _left(self) -> str | None:
-        """Time left at the speed since this process began."""
+        """Time left at the speed since this process began; unknown while somebody stands still."""
         if self._minutes is not None and self._steps is None:
             return f"{clock(max(0.0, 60 * self._minutes - self._seconds))} left"
-        if self._steps is None or self._began is None or self._step <= self._began[1]:
+        if self._silent or self._steps is None or self._began is None or self._step <= self._began[1]:
             return None
         seconds, step = self._began
         speed = (self._step - step) / max(1e-9, self._seconds - seconds)

@@ -26,6 +26,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from easgd_cli.errors import why
 from easgd_cli.problems.metric import SECONDS_TO_BEST, TRAIN_LOSS, Metrics
 from easgd_cli.record.append_file import AppendFile
 from easgd_cli.record.metrics import SYSTEM, WORKER, Row
@@ -121,7 +122,7 @@ class EventWriter:
             if not self._complained:
                 log.warning(
                     "TensorBoard's file could not be written (%s); it is tried again, and the run goes on",
-                    e.strerror or e,
+                    why(e),
                 )
             self._complained = True
 
@@ -358,7 +359,7 @@ def write_sweep(
         for path in old:
             os.truncate(path, 0)
     except OSError as e:
-        log.warning("TensorBoard's file in %s could not be written (%s)", root, e.strerror or e)
+        log.warning("TensorBoard's file in %s could not be written (%s)", root, why(e))
     events.close()
 
 

@@ -23,6 +23,7 @@ from easgd_cli.sweeps import job_status
 from easgd_cli.sweeps.job_status import RUNNING, JobStatus
 from easgd_cli.sweeps.plan import SweepJob
 from easgd_cli.sweeps.slots import Devices, Slot
+from easgd_cli.system import interruption
 
 _LOOK_SECONDS = 0.05
 
@@ -56,7 +57,7 @@ class SlotExecutor:
     def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int:
         """As the interface says. Raises RunError where a job has nowhere to say how it stands."""
         waiting, told, came = deque(jobs), set[str](), 0
-        with Signals() as signals, ExitStack() as ending:
+        with Signals() as signals, interruption.stacks_shown(self._show_stacks), ExitStack() as ending:
             ending.callback(self._kill)  # servers wait for more jobs; unless something has been raised none runs
             while self._running or (waiting and not came):
                 while waiting and not came and len(self._running) < len(self._slots):
@@ -89,6 +90,11 @@ class SlotExecutor:
         self._servers[at].give(arguments, log, build.launched_in_processes(job.settings))
         self._running[at] = job
 
+    def _show_stacks(self) -> None:
+        """Of the jobs that run: each writes its own into the logs of its run."""
+        for at in list(self._running):
+            self._servers[at].send_signal(signal.SIGQUIT)
+
     def _kill(self) -> None:
         for server in self._servers.values():
             server.kill()
@@ -105,8 +111,8 @@ class JobServer:
         self._due: list[int] = []  # signals for that
         self._connection, theirs = Pipe()
         words = [str(os.getpid()), str(theirs.fileno()), json.dumps(sorted(slot.cores)), program]
-        # It inherits this, and a scheduler's signal to all ends neither.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        # It inherits this, and no signal to all ends it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {*interruption.NUMBERS, signal.SIGQUIT})
         with theirs, open(log, "wb") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "easgd_cli.sweeps.job_server", *words],

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from easgd_cli.system import interruption
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_SIGNALS = {*interruption.NUMBERS, signal.SIGQUIT}
 
 
 def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
@@ -35,7 +35,7 @@ def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
     interruption.end_with(parent, signal.SIGKILL)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    from easgd_cli.launcher import local, processes, simulated  # noqa: F401
+    from easgd_cli.launcher import fork_server, local, simulated  # noqa: F401
 
     run = importlib.import_module(program)
     os.set_inheritable(descriptor, False)
@@ -43,12 +43,11 @@ def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
         while True:
             arguments, log, in_processes = sweep.recv()
             if in_processes:
-                processes.begin()
+                fork_server.begin()
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the job reacts to them
             server, pid = os.getpid(), os.fork()
             if pid == 0:
                 interruption.end_with(server, signal.SIGKILL)
-                processes.share_server()
                 _be(run, arguments, log)
             sweep.send(pid)
             sweep.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
@@ -62,7 +61,7 @@ def _be(program: ModuleType, arguments: Sequence[str], log: str) -> NoReturn:
     os.close(descriptor)
     status = 1
     try:
-        with interruption.ending_the_process():
+        with interruption.ending_the_process(), interruption.stacks_shown():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # one that came since the fork comes now
             status = program.main(arguments)
     except BaseException:

@@ -16,15 +16,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.record import reader, run_directory, run_files
 from easgd_cli.settings import targets
+from easgd_cli.system import interruption
 from easgd_cli.system.files import put
 
 QUEUED, RUNNING, INTERRUPTED, FAILED, KILLED = "queued", "running", "interrupted", "failed", "killed"
 ELSEWHERE, NOT_STARTED = "running elsewhere", "not started"
 _LAST = 1 << 20  # bytes of a log's end in which the last sentence is looked for
-_INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # with a line, or before the job's process could say one
+# with a line, or before the job's process could say one
+_INTERRUPTED = {code for number in interruption.NUMBERS for code in (128 + number, -number)}
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def writing(path: Path) -> Iterator[Path]:
         yield path
     except OSError as e:
         raise RunError(
-            f"{path}: how the job stands cannot be written there ({e.strerror}); remove what is in the way, "
+            f"{path}: how the job stands cannot be written there ({why(e)}); remove what is in the way, "
             "or choose another place with hydra.sweep.dir=PATH."
         ) from e
 

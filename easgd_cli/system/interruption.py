@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM before a launcher has taken over.
+"""Signals that end the program, before a launcher has taken over, and SIGQUIT, which asks where it is.
 
 A KeyboardInterrupt in the middle of an import, or of another library's callback, is lost there or comes out as
 something else. So until a launcher listens, nothing is raised: what was begun is undone and the process ends where it
@@ -8,6 +8,7 @@ stands.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -17,29 +18,57 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C, a scheduler's end, a terminal that is gone, and what SLURM sends before it takes a node away (--signal=USR1)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 Reaction = Callable[[int, FrameType | None], Any]
 
 
+def ending() -> list[signal.Signals]:
+    """Those of NUMBERS that end this process: a terminal that is gone does not where SIGHUP is ignored, as by nohup."""
+    return [n for n in NUMBERS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
+
+def said(number: int) -> str:
+    """What such a signal has done to the program, in a word or three."""
+    return {2: "interrupted", 15: "terminated"}.get(number, f"ended by {signal.Signals(number).name}")
+
+
 @contextmanager
 def ending_the_process() -> Iterator[None]:
-    """While it lasts, SIGINT and SIGTERM end this process with a line and exit status 130 or 143, wherever it is."""
+    """While it lasts, a signal of NUMBERS ends this process with a line and exit status 128 + its number, wherever it
+    is.
+    """
 
     def end(number: int, _: FrameType | None) -> None:
         with suppress(Exception):  # the signal may have come in the middle of a write to the same stream
             sys.stdout.flush()
-        tell("interrupted." if number == signal.SIGINT else "terminated.")
+        tell(f"{said(number)}.")
         os._exit(128 + number)
 
-    with _reacting({number: end for number in _NUMBERS}):
+    with _reacting({number: end for number in ending()}):
         yield
 
 
 @contextmanager
+def stacks_shown(show: Callable[[], object] | None = None) -> Iterator[None]:
+    """While it lasts, SIGQUIT shows where this process is, and it goes on: `show` is called, or the stacks of all
+    threads go to stderr.
+    """
+    with _reacting({signal.SIGQUIT: lambda *_: show_stacks(2) if show is None else show()}):
+        yield
+
+
+def show_stacks(file: Any) -> None:
+    """Writes the Python stacks of all threads of this process to a file or descriptor, the newest call first."""
+    with suppress(OSError):
+        faulthandler.dump_traceback(file)
+
+
+@contextmanager
 def undone_by(undo: Callable[[], object]) -> Iterator[None]:
-    """While it lasts, SIGINT and SIGTERM first call `undo`, then do what they would have done."""
-    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    """While it lasts, a signal of NUMBERS first calls `undo`, then does what it would have done."""
+    before = {number: signal.getsignal(number) for number in ending()}
 
     def react(number: int, frame: FrameType | None) -> None:
         undo()
@@ -50,15 +79,15 @@ def undone_by(undo: Callable[[], object]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    with _reacting({number: react for number in _NUMBERS}):
+    with _reacting({number: react for number in before}):
         yield
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """While it lasts, SIGINT and SIGTERM wait; they come at its end."""
+    """While it lasts, signals of NUMBERS wait; they come at its end."""
     came: list[int] = []
-    with _reacting({number: lambda number, _: came.append(number) for number in _NUMBERS}):
+    with _reacting({number: lambda number, _: came.append(number) for number in ending()}):
         yield
     for number in came:
         signal.raise_signal(number)
@@ -66,7 +95,7 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def raised() -> Iterator[list[int]]:
-    """While it lasts, SIGINT and SIGTERM are a KeyboardInterrupt, which is what other programs wait for. Yields those
+    """While it lasts, signals of NUMBERS are a KeyboardInterrupt, which is what other programs wait for. Yields those
     that have come.
     """
     came: list[int] = []
@@ -75,7 +104,7 @@ def raised() -> Iterator[list[int]]:
         came.append(number)
         raise KeyboardInterrupt
 
-    with _reacting({number: react for number in _NUMBERS}):
+    with _reacting({number: react for number in ending()}):
         yield came
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from easgd_cli.errors import why
+
 _ALIGN = 4096  # every tensor starts on a page of its own: no two parties ever write to one cache line
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -55,7 +57,7 @@ class SharedTensors:
                 os.ftruncate(fd, max(size, 1))
         except OSError as e:
             os.close(fd)
-            raise MemoryError(f"{size / 2**20:.0f} MiB of shared memory could not be had: {e.strerror}") from e
+            raise MemoryError(f"{size / 2**20:.0f} MiB of shared memory could not be had: {why(e)}") from e
         return cls(layout, fd)
 
     @classmethod

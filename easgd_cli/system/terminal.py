@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import textwrap
+from contextlib import suppress
 from typing import TextIO
 
 _ENTRY = re.compile(r"( *\S.*?  +)(\S.*)")  # a word of a help text and what it means
@@ -15,7 +16,8 @@ _EXAMPLE = re.compile(r" +(easgd|\$) (?!.*  )")  # nothing but a command, to be 
 
 def tell(text: str) -> None:
     """A word to the user, beside the output."""
-    print(for_terminal(f"easgd: {text}", sys.stderr), file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it
+        print(for_terminal(f"easgd: {text}", sys.stderr), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

@@ -242,6 +242,7 @@ class Master:
                 "step": self._step,
                 "exchanges": self._served,
                 "cpu": self._cpu_seconds(),
+                "waiting": list(self._waiting),
             }
         )
         self._order = []

@@ -1,0 +1,62 @@
+"""Standard input, output and error as a shell, a scheduler or a service may leave them: closed, full, or not UTF-8."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import IO, Any
+
+
+class OutputFailed(OSError):
+    """Standard output does not take what is written; not of a pipe whose reader has left."""
+
+
+class _Raw(io.FileIO):
+    """Standard output, of which a failure tells that it is its own."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            raise OutputFailed(e.errno, e.strerror) from e
+
+
+def prepare() -> None:
+    """To be called once, first of all: no file may take the place of a closed stream, paths and files are read as
+    UTF-8 whatever the locale is, and what a stream cannot show is shown as an escape.
+
+    Where the locale is not UTF-8 this process is started again in Python's UTF-8 mode.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    said = sys.stdout  # as Python has understood environment and locale; None where it was closed
+    if said is None or isinstance(said, io.TextIOWrapper):
+        encoding = "utf-8" if said is None else said.encoding
+        raw = _Raw(1, "w", closefd=False)
+        at_once = said is not None and said.write_through
+        sys.stdout = io.TextIOWrapper(
+            raw if at_once else io.BufferedWriter(raw), encoding, "backslashreplace",
+            line_buffering=said is not None and said.line_buffering, write_through=at_once,
+        )  # fmt: skip
+        if encoding.lower() not in ("utf-8", "utf8"):  # processes of ours write into logs
+            os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+def unseen(file: IO[str]) -> None:
+    """From here on what is written to `file` goes nowhere, or Python's own last flush would fail, too, and change the
+    exit status.
+    """
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
