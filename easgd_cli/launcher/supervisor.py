@@ -112,7 +112,9 @@ class Supervisor:
         if party == EVALUATOR:
             self.evaluation.ready()
             self._feed_evaluator()
-        if party == EVALUATOR or self.began:  # one that was lost is back
+        if party == MASTER and self.began:
+            log.info("the next master goes on")
+        if party == EVALUATOR or self.began:
             return
         if party == MASTER:
             self._master = "ready"
