@@ -52,6 +52,13 @@ def test_of_a_complete_run_nothing_is_left_to_do(begun: Path, easgd: Easgd) -> N
     assert (begun / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_that_diverged_is_done(easgd: Easgd, here: Path) -> None:
+    line = (*SIMULATED, "steps=3000", "eta=90", "problem.dimension=1")
+    assert easgd(*line).status == 0
+    said = easgd(*line)
+    assert said.status == 0 and "has diverged: that is its result" in said.out
+
+
 def test_killed_before_its_first_checkpoint_a_run_begins_again(begun: Path, easgd: Easgd) -> None:
     shutil.rmtree(begun / "checkpoint")
     (begun / "summary.json").unlink()

@@ -99,7 +99,11 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
     single_run.checked(now)
     changes = _changes(path, now)
     if changes is not None:
-        if reader.checkpoints(path / "checkpoint") or reader.summary_of(path).get("status") in run_directory.ENDED:
+        status = reader.summary_of(path).get("status")
+        if status == "diverged":  # which whoever starts the same again and again wants to hear as an end
+            print(for_terminal(f"{path} has diverged: that is its result, and nothing is left to do.", sys.stdout))
+            return None, path
+        if reader.checkpoints(path / "checkpoint") or status in run_directory.ENDED:
             tell(f"going on with {path}")
             lines = {key: override for key, override in overrides.items() if _changeable(key) and key in changes}
             return run(path, asked, lines, command)

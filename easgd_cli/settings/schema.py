@@ -106,7 +106,8 @@ class Settings:
     init: Optional[str] = None  # a state_dict file to start from
     # modules or parameters that begin as without init=, such as [fc]
     init_without: list[str] = field(default_factory=list)
-    # a run directory to go on with; imports the code of your own that its config.yaml names, as replay= does
+    # a run directory to go on with, or auto: go on with what this command has begun, or begin it; imports the code of
+    # your own that its config.yaml names, as replay= does
     resume: Optional[str] = None
     # of a run that goes on, where metrics.jsonl or exchanges.bin is damaged: begin that file anew
     new_record: bool = False
