@@ -32,7 +32,7 @@ from easgd_cli.errors import RunError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.processes import Child
-from easgd_cli.problems.images import Batches
+from easgd_cli.problems.batches import Batches
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
 from easgd_cli.system.channel import Channel

@@ -19,8 +19,9 @@ from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.base import check_problem
+from easgd_cli.problems.batches import Batches
 from easgd_cli.problems.function import FunctionProblem
-from easgd_cli.problems.images import Batches, ImageProblem
+from easgd_cli.problems.net import NetProblem
 from easgd_cli.randomness import DROPOUT, INIT, key, seeded
 from easgd_cli.system.devices import check_compiler
 from easgd_cli.training.drive import ByHand, ProblemGradients
@@ -40,10 +41,10 @@ def perceptron(dropout=0.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4))
 
 
-def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000, **options) -> ImageProblem:
+def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000, **options) -> NetProblem:
     with seeded(0, INIT):
         net = net() if net else perceptron()
-    return ImageProblem(
+    return NetProblem(
         net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images, **options
     )
 
@@ -583,7 +584,7 @@ def test_the_center_of_a_residual_net_is_as_good_as_its_workers():
     """
     with seeded(0, INIT):
         net = Residual((1, 8, 8), 10)
-    p = ImageProblem(net, digits(), batch_size=32, seed=0, l2=0.0, device=CPU, train_images=5000)
+    p = NetProblem(net, digits(), batch_size=32, seed=0, l2=0.0, device=CPU, train_images=5000)
     driver = ByHand(EASGD(alpha=0.45), p, workers=2, tau=4, schedule=Constant(0.2), start=p.start())
     for _ in range(150):
         for i in range(2):

@@ -327,7 +327,7 @@ def test_the_summary_names_the_commit_of_this_program() -> None:
 def settings(algo: str = "EASGD", **values: Any) -> Settings:
     given: dict[str, Any] = {
         "eta": 0.1, "steps": 40, "workers": 3,
-        "problem": {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"},
+        "problem": {"name": "dataset", "target": "easgd_cli.problems.net:NetProblem"},
         "dataset": {"name": "digits", "target": "easgd_cli.data.digits:digits", "root": "somewhere", "validation": 100},
         "model": {"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"}, **values,
     }  # fmt: skip

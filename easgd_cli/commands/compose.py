@@ -32,7 +32,9 @@ from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 
-ConfigStore.instance().store(name="easgd_settings", node=Settings)
+_SETTINGS = OmegaConf.structured(Settings)
+OmegaConf.set_struct(_SETTINGS.until, False)  # which metrics there are the problem says
+ConfigStore.instance().store(name="easgd_settings", node=_SETTINGS)
 for (_group, _pair), _row in configs.tuning().items():
     ConfigStore.instance().store(group=_group, name=_pair, node=_row)
 OmegaConf.register_new_resolver(
@@ -46,6 +48,7 @@ def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable
     return run_directory.named_by([o for o in overrides if o.partition("=")[0] not in left_out], prefix, digits)
 
 
+_CLASSIFICATION = "easgd_cli.problems.tasks.classification:Classification"
 _STUMBLES = (AssertionError, AttributeError, TypeError, ValueError)  # what OmegaConf raises without a word of the key
 
 
@@ -153,7 +156,7 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as e:
         raise UsageError(f"{path}: cannot be read: {' '.join(str(e).split())}.") from e
     try:
-        cfg = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), saved))
+        cfg = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), _of_today(saved)))
     except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise UsageError(f"{path}: is not a configuration of this version of easgd: {refusals.first_line(e)}.") from e
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -168,6 +171,17 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
         except OmegaConfBaseException as e:
             raise UsageError(refusals.sentence(e, overrides)) from e
     return typed(cfg, overrides, {g: cfg[g].name for g in GROUPS if g in cfg})
+
+
+def _of_today(saved: Any) -> Any:
+    """The same where a classification's settings stood among the problem's, before there were tasks."""
+    problem = saved.get("problem") if isinstance(saved, DictConfig) else None
+    if not isinstance(problem, DictConfig) or "task" in saved:
+        return saved
+    of_task = {key: problem.pop(key) for key in ("label_smoothing", "top5") if key in problem}
+    if of_task and targets.ours({"target": str(problem.get("target"))}):
+        saved.task = {"name": "classification", "target": _CLASSIFICATION} | of_task
+    return saved
 
 
 def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[str, str | None]) -> None:
@@ -194,6 +208,7 @@ _OFFERED = {
     "average": [],
     "problem": list(build.OFFERED_TO_PROBLEMS),
     "dataset": ["seed"],
+    "task": ["data"],
     "model": ["num_classes", "input_shape"],
     "launcher": _SYMBOLS,
 }
@@ -215,6 +230,7 @@ def _store(group: str, target: str) -> None:
     if group == "dataset":
         node["validation"] = 0
     if group == "problem":  # what it does not ask for is none, and brings no learning rate with it
-        unused = [group for group, asked in (("dataset", "images"), ("model", "model")) if asked not in parameters]
+        wanted = {"dataset": build.DATA, "model": {"model"}}
+        unused = [group for group, names in wanted.items() if not names & parameters.keys()]
         node["defaults"] = [{f"override /{other}@_global_.{other}": "none"} for other in unused] + ["_self_"]
     ConfigStore.instance().store(group=group, name=target, node=node)

@@ -28,7 +28,9 @@ _ELSEWHERE = {
     "lr": "eta", "learning_rate": "eta", "momentum": "delta", "mu": "delta", "weight_decay": "l2", "wd": "l2",
     "period": "tau", "moving_rate": "alpha",
     "warmup_steps": "warmup", "max_norm": "clip", "clip_norm": "clip", "grad_clip": "clip",
-    "label_smoothing": "problem.label_smoothing", "top5": "problem.top5",
+    "label_smoothing": "task.label_smoothing", "top5": "task.top5",
+    "problem.label_smoothing": "task.label_smoothing", "problem.top5": "task.top5",
+    "loss": "task", "test_error": "until.test_error",
     "p": "workers", "num_workers": "workers", "nproc": "workers", "nproc_per_node": "workers", "batch": "batch_size",
     "bs": "batch_size",
     "max_steps": "steps", "iterations": "steps", "max_epochs": "epochs", "algorithm": "algo", "method": "algo",
@@ -87,7 +89,7 @@ def missing(e: MissingConfigException, config_name: str) -> str:
         else f" There is no {group} yet; add a directory of your own with --config-dir."
     )
     own = (
-        f" Your own: {targets.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:5] else ""
+        f" Your own: {targets.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:6] else ""
     )
     near = _near(name, [o for o in known if o not in ("none", "own")], cutoff=0.51)
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"

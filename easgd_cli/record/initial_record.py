@@ -16,7 +16,7 @@ from easgd_cli.record.metrics import PARTIES, Row, worker_name
 from easgd_cli.record.reader import BadFile, read_order, read_rows
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.tensorboard import Value
-from easgd_cli.settings.schema import GROUPS, Settings, effective_alpha, effective_beta, length
+from easgd_cli.settings.schema import GROUPS, Settings, effective_alpha, effective_beta, length, levels
 
 if TYPE_CHECKING:
     from easgd_cli.record.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "parameters": experiment.parameters,
         "workers": s.workers, "tau": s.tau, "batch_size": experiment.problem.batch_size, "seed": s.seed,
         "precision": s.precision,
-        "length": length(s), "until": asdict(s.until), "symbols": sorted(build.symbols_used(s)),
+        "length": length(s), "until": levels(s), "symbols": sorted(build.symbols_used(s)),
         "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
     texts = {
