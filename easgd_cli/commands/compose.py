@@ -214,21 +214,28 @@ _OFFERED = {
 }
 
 
+_OF_DATA = {"validation": 0, "test": None, "collate": None}  # of every data set of a user's
+
+
 def _store(group: str, target: str) -> None:
     """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises
     UsageError.
     """
-    parameters = targets.signature(targets.locate(group, target))
+    maker = targets.locate(group, target)
+    parameters = targets.signature(maker)
     node: dict[str, Any] = {"name": target, "target": target}
+    given = [*_OFFERED[group], *(build.loss_arguments(maker) if group == "task" else ())]
+    if group == "dataset" and (split := build.split_parameter(maker)):
+        given.append(split)
     for name, parameter in parameters.items():
-        if name in _OFFERED[group]:
+        if name in given:
             continue
         if parameter.default is inspect.Parameter.empty:
             node[name] = "???"
         elif isinstance(parameter.default, int | float | str | list | tuple | dict | None):
             node[name] = parameter.default
     if group == "dataset":
-        node["validation"] = 0
+        node |= {key: value for key, value in _OF_DATA.items() if key not in parameters}
     if group == "problem":  # what it does not ask for is none, and brings no learning rate with it
         wanted = {"dataset": build.DATA, "model": {"model"}}
         unused = [group for group, names in wanted.items() if not names & parameters.keys()]

@@ -205,6 +205,8 @@ def _unknown(cause: Any, overrides: Sequence[str]) -> str:
     siblings = [str(k) for k in cause.parent_node or () if k not in ("hydra", "name", "target", "_target_")]
     written = _written(full, overrides)
     if parent in GROUPS:
+        if elsewhere := _ELSEWHERE.get(full):
+            return f"{written}: there is no setting {full}; did you mean {elsewhere}?"
         if key in _types(Settings):
             return f"{written}: {key} is a setting of the run, not of {parent}; write {key}=."
         others = [f"{parent}={option}" for option in configs.options(parent) if key in configs.settings(parent, option)]
@@ -267,6 +269,8 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
         return f"{line}: cannot be removed; leave it out to have its default."
     if (group := full.replace(".", "/")) in _HYDRAS_GROUPS:
         return chosen_with_a_slash(line, group)
+    if full.startswith("until."):
+        kind = float
     if is_dataclass(kind) or typing.get_origin(kind) is dict:
         return _section(line, full, kind)
     if key.lstrip("+").startswith(full + "."):
@@ -290,6 +294,8 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
 def _section(written: str, key: str, kind: Any) -> str:
     if is_dataclass(kind):
         return f"{written}: {key} is a section; write one of {', '.join(f'{key}.{f.name}=' for f in fields(kind))}."
+    if key == "until":
+        return f"{written}: until is a section; write until.METRIC=LEVEL, such as until.test_error=2."
     return f"{written}: {key} is a section; write +{key}.NAME=VALUE."
 
 

@@ -31,6 +31,9 @@ class Dataset(Protocol):
     def num_classes(self) -> int | None:
         """How many classes labels name, or how many tokens there are; None: other targets, or not known."""
 
+    def class_count(self, ignored: int | None) -> int | None:
+        """The same, but for a label that does not count."""
+
     @property
     def classes(self) -> tuple[str, ...] | None:
         """What each class is called, in the order of the labels; None where they are numbers only."""

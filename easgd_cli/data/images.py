@@ -58,6 +58,9 @@ class Images:
     def targets(self) -> Targets:
         return "labels"
 
+    def class_count(self, ignored: int | None) -> int:
+        return self.num_classes
+
     @property
     def target_shape(self) -> tuple[int, ...]:
         return ()

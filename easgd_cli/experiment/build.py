@@ -6,7 +6,8 @@ method the paper's symbols, a problem the data and the model, a model the shape 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import inspect
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,8 @@ def data(s: Settings) -> Dataset:
     """The data set, images normalised as `dataset.mean` and `dataset.std` say, with `dataset.validation` samples held
     out of training. Raises UsageError.
     """
-    from easgd_cli.data.images import Images, as_images
+    from easgd_cli.data.given import as_dataset
+    from easgd_cli.data.images import Images
     from easgd_cli.data.stored import StoredImages
 
     if s.dataset["target"] is None:
@@ -143,28 +145,72 @@ def data(s: Settings) -> Dataset:
             f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs data; choose a data "
             "set, such as dataset=digits."
         )
-    options = dict(s.dataset)
+    options, name = dict(s.dataset), s.dataset["name"]
     held_out = convert("dataset.validation", options.pop("validation", 0), int)
     own = signature(locate("dataset", options["target"]))  # a data set of the user's may have such settings itself
-    mean, std = (
-        None if name in own else convert(f"dataset.{name}", options.pop(name, None), list[float] | None)
-        for name in ("mean", "std")
-    )
+    of_all = {
+        key: None if key in own else convert(f"dataset.{key}", options.pop(key, None), kind)
+        for key, kind in _OF_ALL_DATA.items()
+    }
+    collate = None if of_all["collate"] is None else locate("dataset.collate", of_all["collate"])
     with seeded(s.seed, MADE_BY_USERS):
-        made = make("dataset", options, {"seed": s.seed})
-        found: Images | StoredImages = made if isinstance(made, StoredImages) else as_images(made, s.dataset["name"])
-    found = found.normalised(mean, std) if mean is not None or std is not None else found
+        found = as_dataset(_made(s, options), name, collate, of_all["test"])
+    if of_all["mean"] is not None or of_all["std"] is not None:
+        if not isinstance(found, Images | StoredImages):
+            raise UsageError(f"dataset={name}: dataset.mean and dataset.std are for images; scale what it returns.")
+        found = found.normalised(of_all["mean"], of_all["std"])
     return found.hold_out(held_out) if held_out else found
+
+
+# Settings that every data set of a user's has, unless it has parameters of these names itself.
+_OF_ALL_DATA: dict[str, Any] = {
+    "mean": list[float] | None, "std": list[float] | None, "test": float | None, "collate": str | None
+}  # fmt: skip
+
+
+def _made(s: Settings, options: dict[str, Any]) -> Any:
+    """What its maker returns; a Dataset with a parameter `train` or `split`, as torchvision's have, is made twice."""
+    key = split_parameter(locate("dataset", options["target"]))
+    if key is not None:
+        return tuple(make("dataset", options, {"seed": s.seed, key: value}) for value in _SPLITS[key])
+    return make("dataset", options, {"seed": s.seed})
+
+
+_SPLITS: dict[str, tuple[Any, Any]] = {"train": (True, False), "split": ("train", "test")}
+
+
+def split_parameter(maker: Callable[..., Any]) -> str | None:
+    """How a class of Datasets is told which split to be, as torchvision's are: `train` or `split`; None: not at all."""
+    is_dataset = isinstance(maker, type) and hasattr(maker, "__getitem__")
+    return next((key for key in _SPLITS if is_dataset and key in signature(maker)), None)
 
 
 def task(s: Settings, data: Dataset) -> Task:
     """What a net is trained for on these data. Raises UsageError."""
-    from easgd_cli.problems.tasks.own import as_task
+    from easgd_cli.problems.tasks.own import OwnLoss, as_task
 
-    made = as_task(make("task", s.task, {"data": data}), s.task["name"])
+    maker = locate("task", s.task["target"])
+    if taken := loss_arguments(maker):
+        options = {key: value for key, value in s.task.items() if key not in ("name", "target")}
+        made: Task = OwnLoss(
+            lambda outputs, targets: maker(**dict(zip(taken, (outputs, targets), strict=True)), **options)
+        )
+    else:
+        made = as_task(make("task", s.task, {"data": data}), s.task["name"])
     if s.task["target"] != BY_DATA["target"]:
         made.name = s.task["name"]
     return made
+
+
+def loss_arguments(maker: Callable[..., Any]) -> list[str]:
+    """The names under which a function of the user's takes outputs and targets, where it is a loss itself; none where
+    it makes one.
+    """
+    if not inspect.isfunction(maker):
+        return []
+    first = list(signature(maker).values())[:2]
+    wanted = [p.name for p in first if p.default is p.empty and p.name != "data"]
+    return wanted if len(wanted) == 2 else []
 
 
 def model(s: Settings, data: Dataset | None, checked: bool = True) -> nn.Module:
@@ -183,6 +229,11 @@ def model(s: Settings, data: Dataset | None, checked: bool = True) -> nn.Module:
     trained_for = None if data is None else task(s, data)
     outputs = None if data is None or trained_for is None else trained_for.outputs(data)
     offered = {"input_shape": data.input_shape} if data is not None else {}
+    if data is not None and outputs is None and ours(s.model):
+        raise UsageError(
+            f"dataset={s.dataset['name']} {written('model', s.model)}: nobody says how many outputs the net is to "
+            "have; give the data set a num_classes, or use a net of your own with sizes of its own."
+        )
     with seeded(s.seed, INIT):
         net = make("model", s.model, offered | ({"num_classes": outputs} if outputs is not None else {}))
     check_model(net, written("model", s.model), data, trained_for if checked else None, s.batch_size)

@@ -116,6 +116,17 @@ def _check_output(said: str, task: Task, out: Any, inputs: Any, targets: Any) ->
         raise UsageError(f"{said} the loss cannot be computed: {_said(e)}") from e
 
 
+def image_shape(input_shape: Any, model: str) -> tuple[int, int, int]:
+    """Channels, rows and columns. Raises ValueError where the inputs are no images."""
+    if not (isinstance(input_shape, tuple) and len(input_shape) == 3 and all(isinstance(n, int) for n in input_shape)):
+        shape = list(input_shape) if isinstance(input_shape, tuple) else input_shape
+        raise ValueError(
+            f"model={model}: takes images [channels, rows, columns], and a sample is {shape}; use model=mlp, or a net "
+            "of your own."
+        )
+    return input_shape
+
+
 def initialise(net: nn.Module, bias: float = 0.0) -> None:
     """Weights uniform in +-1/sqrt(fan_in), Torch's default of the paper's time, which prints only the biases: 0, or 0.1
     on ImageNet.

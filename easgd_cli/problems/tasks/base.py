@@ -92,3 +92,11 @@ def of_splits(
         description=f"{description} On the training samples held out by dataset.validation, at the center.",
     )  # fmt: skip
     return test, held_out
+
+
+def without_ones(t: Tensor) -> list[int]:
+    """Its shape without last axes of one, of which outputs may have more or fewer than targets."""
+    shape = list(t.shape)
+    while len(shape) > 1 and shape[-1] == 1:
+        shape.pop()
+    return shape

@@ -37,7 +37,7 @@ class Classification(Task):
                 f"task.label_smoothing={label_smoothing:g}: the share of a label that all classes get alike; "
                 "it lies in [0, 1), such as 0.1."
             )
-        classes = data.num_classes
+        classes = data.class_count(ignore_index)
         if top5 and classes is not None and classes <= 5:
             raise ValueError(
                 f"task.top5=true: there are {classes} classes, so the right one is always among "
@@ -50,6 +50,9 @@ class Classification(Task):
     @property
     def measures(self) -> tuple[str, ...]:
         return tuple(name for name in super().measures if self._top5 or name != "error_top5")
+
+    def outputs(self, data: Dataset) -> int | None:
+        return self._classes
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         return F.cross_entropy(tensor(outputs), targets, ignore_index=self._ignored, label_smoothing=self._smoothing)

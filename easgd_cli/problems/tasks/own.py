@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from easgd_cli.data.dataset import Dataset
 from easgd_cli.data.nest import leaves
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metric
-from easgd_cli.problems.tasks.base import Task, of_splits
+from easgd_cli.problems.tasks import by_data
+from easgd_cli.problems.tasks.base import Task, of_splits, tensor, without_ones
 
 
 class OwnLoss(Task):
@@ -30,7 +32,13 @@ class OwnLoss(Task):
     def on(self, device: torch.device) -> OwnLoss:
         return OwnLoss(copy.deepcopy(self._given).to(device)) if isinstance(self._given, nn.Module) else self
 
+    def outputs(self, data: Dataset) -> int | None:
+        return by_data(data).outputs(data)
+
     def loss(self, outputs: Any, targets: Any) -> Tensor:
+        if type(self._given).__module__.startswith("torch.nn") and isinstance(targets, Tensor):
+            out = tensor(outputs)  # torch's own losses would pair each of [B, 1] with each of [B]
+            outputs = out.reshape(targets.shape) if without_ones(out) == without_ones(targets) else out
         found = self._given(outputs, targets)
         if not isinstance(found, Tensor) or found.dim() != 0:
             what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metric
-from easgd_cli.problems.tasks.base import Task, of_splits, tensor, turned
+from easgd_cli.problems.tasks.base import Task, of_splits, tensor, turned, without_ones
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
@@ -60,16 +60,9 @@ class Regression(Task):
     def check(self, outputs: Any, inputs: Any, targets: Tensor) -> None:
         out = tensor(outputs)
         # [B] against [B, 1]: torch would make [B, B] of the two, and say so in a warning only
-        if _without_ones(out) != _without_ones(targets):
+        if without_ones(out) != without_ones(targets):
             raise UsageError(
                 f"{turned(inputs, out)}, and the targets are {list(targets.shape)}; the two must agree (the model can "
                 "ask for num_classes, the numbers a sample has)."
             )
         super().check(outputs, inputs, targets)
-
-
-def _without_ones(t: Tensor) -> list[int]:
-    shape = list(t.shape)
-    while len(shape) > 1 and shape[-1] == 1:
-        shape.pop()
-    return shape
