@@ -629,7 +629,9 @@ def test_a_users_own_method_model_and_data_bring_their_settings(easgd: Easgd, la
     s = launcher.jobs[0].settings
     assert s.algo == {"name": "mine:Mine", "target": "mine:Mine", "mu": 0.9}  # alpha is the run's, not the method's own
     assert s.model == {"name": "mine:Net", "target": "mine:Net", "hidden": 7}
-    assert s.dataset == {"name": "mine:data", "target": "mine:data", "n": 40, "side": 6, "validation": 6}
+    assert s.dataset == {
+        "name": "mine:data", "target": "mine:data", "n": 40, "side": 6, "validation": 6, "test": None, "collate": None,
+    }  # fmt: skip
     assert compose.resumed(str(launcher.jobs[0].run_dir / "config.yaml"), [], {}) == s
     assert "model=mine:Net needs model.hidden" in easgd(*words).err
     assert "algo.nu=1: mine:Mine has no such setting; did you mean algo.mu?" in easgd(*words, "algo.nu=1").err

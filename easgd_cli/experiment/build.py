@@ -199,6 +199,11 @@ def task(s: Settings, data: Dataset) -> Task:
         made = as_task(make("task", s.task, {"data": data}), s.task["name"])
     if s.task["target"] != BY_DATA["target"]:
         made.name = s.task["name"]
+    if data.targets not in made.takes:
+        raise UsageError(
+            f"task={made.name} dataset={s.dataset['name']}: this data set has {data.targets} to learn, and the "
+            f"task takes {' or '.join(made.takes)}; task=auto is the one that goes with the data."
+        )
     return made
 
 

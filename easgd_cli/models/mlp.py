@@ -1,4 +1,5 @@
-"""A net of linear layers, for inputs of any shape: their numbers in a row, hidden layers with ReLU and dropout, outputs.
+"""A net of linear layers, for inputs of any shape: their numbers in a row, hidden layers with ReLU and dropout, and one
+output a class or number.
 """
 
 from __future__ import annotations

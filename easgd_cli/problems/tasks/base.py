@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from easgd_cli.data.dataset import Dataset
+from easgd_cli.data.dataset import Dataset, Targets
 from easgd_cli.data.nest import said
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import LOWER, Metric
@@ -24,6 +24,7 @@ class Task(ABC):
     """
 
     name: str = "own"  # how it is chosen
+    takes: ClassVar[tuple[Targets, ...]] = ("labels", "numbers", "several labels", "tokens")
     metrics: ClassVar[tuple[Metric, ...]]
 
     @property

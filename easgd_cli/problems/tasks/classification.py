@@ -27,6 +27,7 @@ class Classification(Task):
     """
 
     name = "classification"
+    takes = ("labels",)
     metrics: ClassVar[tuple[Metric, ...]] = METRICS.declared
 
     def __init__(

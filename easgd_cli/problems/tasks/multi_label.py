@@ -18,6 +18,7 @@ class MultiLabel(Task):
     """The mean binary cross-entropy of outputs [B, K], logits, against targets [B, K] of 0 and 1."""
 
     name = "multi_label"
+    takes = ("several labels", "numbers", "labels")
     metrics: ClassVar[tuple[Metric, ...]] = (
         *of_splits("label_error", "label error", "Labels that are wrong, of all, in percent.", unit="%", format=".2f",
                    primary=True),

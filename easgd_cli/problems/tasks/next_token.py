@@ -28,6 +28,7 @@ class NextToken(Task):
     """
 
     name = "next_token"
+    takes = ("tokens", "labels")
     metrics: ClassVar[tuple[Metric, ...]] = (
         *of_splits("perplexity", "perplexity", "exp of the mean cross-entropy a token.", primary=True),
         *of_splits("bits_per_byte", "bits per byte", "The cross-entropy in bits a byte of text."),

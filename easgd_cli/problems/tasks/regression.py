@@ -24,6 +24,7 @@ class Regression(Task):
     """
 
     name = "regression"
+    takes = ("numbers", "labels")
     metrics: ClassVar[tuple[Metric, ...]] = (
         *of_splits("rmse", "RMSE", "Root of the mean squared error, in the targets' unit.", primary=True),
         *of_splits("mae", "MAE", "Mean absolute error, in the targets' unit."),
