@@ -126,8 +126,6 @@ MISTAKES = [
     ["precision=tf32 device=cpu: tf32 is how CUDA devices multiply", "use fp32, or bf16"]),
     ("schedule=stepwise", ["schedule=stepwise needs schedule.milestones"]),
     ("schedule=stepwise schedule.milestones=5", ["schedule.milestones=5: must be a list"]),
-    ("dataset=mnist steps=9", ["There is no default eta for algo=easgd with dataset=mnist: write eta="]),
-    ("dataset=fashion_mnist eta=0.1", ["There is no default length", "write steps=, epochs= or minutes="]),
     ("dataset=cifar100 dataset.download=false",
     ["dataset.root=data: there is no data/cifar-100-python", "dataset.download=true fetches CIFAR-100"]),
     ("dataset=mnist dataset.download=false eta=0.1 steps=99",

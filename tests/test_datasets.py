@@ -18,6 +18,7 @@ from test_tasks import theirs
 from theirs import Augmented, padded
 
 from easgd_cli.data.mapped import Mapped
+from easgd_cli.data.table import table
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.randomness import AUGMENTATION, SAMPLE, key
@@ -143,3 +144,85 @@ def test_what_cannot_be_is_told(name: str, options: dict[str, Any], sentence: st
     with pytest.raises(UsageError, match=sentence):
         data = build.data(theirs(name, "Linear", dataset=options))
         list(data.evaluation_batches("train", 100, CPU))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def rows(n: int = 50) -> dict[str, Any]:
+    drawn = np.random.default_rng(0)
+    columns = {"area": drawn.normal(80, 20, n), "rooms": drawn.integers(1, 6, n), "constant": np.full(n, 3)}
+    return columns | {"price": 1000.0 * columns["area"] + 500 * columns["rooms"]}
+
+
+def written(directory: Path, kind: str) -> Path:
+    file, columns = directory / f"houses.{kind}", rows()
+    if kind == "csv":
+        lines = zip(*columns.values(), strict=True)
+        file.write_text("\n".join([",".join(columns), *(",".join(map(repr, map(float, line))) for line in lines)]))
+    elif kind == "npy":
+        np.save(file, np.rec.fromarrays(list(columns.values()), names=",".join(columns)))
+    elif kind == "npz":
+        np.savez(file, **columns)
+    elif kind == "parquet":
+        pq = pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pytest.importorskip("pyarrow").table(columns), file)
+    else:
+        from safetensors.numpy import save_file
+
+        save_file(columns, file)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy", "npz", "safetensors", "parquet"])
+def test_a_table_is_the_same_in_every_format(kind: str, tmp_path: Path) -> None:
+    data, columns = table(str(written(tmp_path, kind)), "price", ("area", "rooms", "constant")), rows()
+    assert (data.count("train"), data.count("test"), data.targets, data.input_shape) == (40, 10, "numbers", (3,))
+    inputs = torch.cat([data.inputs["train"], data.inputs["test"]])
+    prices = torch.cat([data.labels["train"], data.labels["test"]])  # type: ignore[list-item]
+    order = [int(np.argmin(abs(columns["price"] - float(price)))) for price in prices]
+    assert sorted(order) == list(range(50))
+    train = np.stack([columns["area"][order], columns["rooms"][order]], 1)[:40]
+    expected = (train - train.mean(0)) / train.std(0)
+    torch.testing.assert_close(inputs[:40, :2].double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+    assert (inputs[:, 2] == 0).all()  # a constant has no deviation to divide by
+
+
+def test_a_table_trains_and_its_texts_are_classes(tmp_path: Path) -> None:
+    file, test = tmp_path / "irises.csv", tmp_path / "test.csv"
+    file.write_text("width,height,name\n" + "".join(f"{i % 7},{i % 5},{'ab'[i % 7 > 3]}\n" for i in range(60)))
+    test.write_text("width,height,name\n1,2,a\n6,2,b\n")
+    options = {"target": "easgd_cli.data.table:table", "root": str(file), "targets": "name", "test": str(test)}
+    s = theirs("table", "Linear", "easgd", steps=30, dataset=options | {"name": "table"})
+    data: Any = build.data(s)
+    assert data.classes == ("a", "b") and data.labels["test"].tolist() == [0, 1] and data.targets == "labels"
+    assert virtual(s, tmp_path / "run").status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "sentence"),
+    [
+        ("a,b\n1,2\n3,4\n", {"targets": "c"}, r"dataset.targets=c: .* has no such column. It has a, b"),
+        ("area,b\n1,2\n3,4\n", {"targets": "aera"}, r"did you mean area\?"),
+        ("a,b\n1,2\n,4\n", {"targets": "b"}, r"1 values of the column a are missing or not finite"),
+        ("a,b\nx,2\ny,4\n", {"targets": "b"}, r"the column a holds texts such as 'x'.*dataset.columns="),
+        ("a,b\n1,2\n3\n", {"targets": "b"}, r"line 3 has other than the header's 2 values"),
+        ("a,b\n1,2\n3,4\n", {"targets": "b", "test": 2.0}, r"dataset.test=2: is the share of the 2 samples"),
+        ("b\n1\n2\n", {"targets": "b"}, r"holds nothing but b"),
+        ("", {"targets": "b"}, r"its columns differ in length, or there are no rows"),
+    ],
+)
+def test_a_faulty_table_is_told(content: str, options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(UsageError, match=sentence):
+        table(str(tmp_path / "t.csv"), **options)
+
+
+def test_files_that_are_no_tables_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"t.xls: is a file that ends in .csv, .parquet, .npy"):
+        table(str(tmp_path / "t.xls"), "a")
+    with pytest.raises(UsageError, match=r"t.csv: there is no such file"):
+        table(str(tmp_path / "t.csv"), "a")
+    (tmp_path / "t.npz").write_bytes(b"no archive")
+    with pytest.raises(UsageError, match=r"t.npz: cannot be read"):
+        table(str(tmp_path / "t.npz"), "a")

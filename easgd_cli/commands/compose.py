@@ -96,6 +96,7 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
         raise UsageError(refusals.no_place(_stumbled_over(config_name, overrides))) from e
     choices = {str(k): v for k, v in cfg.hydra.runtime.choices.items()}
     refusals.check_sections(cfg, choices, overrides)
+    _fill_untuned(cfg, overrides)
     plain = copy.deepcopy(cfg)
     with open_dict(plain):
         del plain["hydra"]
@@ -107,6 +108,24 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
         return Composed(settings, str(cfg.hydra.run.dir), str(cfg.hydra.sweep.dir), multirun, swept, choices, cfg)
     except OmegaConfBaseException as e:
         raise UsageError(refusals.sentence(e, overrides)) from e
+
+
+def _fill_untuned(cfg: DictConfig, overrides: list[str]) -> None:
+    """Gives a data set without tuned rates those that its method starts with where nothing is known."""
+    dataset, algo = OmegaConf.select(cfg, "dataset.target"), OmegaConf.select(cfg, "algo.name")
+    given = {o.partition("=")[0].lstrip("+~") for o in overrides}
+    tuned = configs.tuned(str(algo), str(OmegaConf.select(cfg, "dataset.name")))
+    if dataset is None or algo is None or tuned or not isinstance(workers := OmegaConf.select(cfg, "workers"), int):
+        return
+    row = configs.untuned(str(algo), str(OmegaConf.select(cfg, "local.name")), max(workers, 1))
+    if row and OmegaConf.is_missing(cfg, "eta"):
+        cfg.eta = row["eta"]
+        if "delta" in row and "delta" not in given:
+            cfg.delta = row["delta"]
+    if row and cfg.default_steps is None:
+        cfg.default_steps = row["default_steps"]
+    if row and cfg.eval.every is None and "eval.every" not in given:
+        cfg.eval.every = row["eval"]["every"]
 
 
 def _stumbled_over(config_name: str, overrides: list[str]) -> str:
@@ -190,6 +209,8 @@ def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[s
     """
     for line in overrides:
         group, _, key = line.partition("=")[0].partition(".")
+        if group == "dataset" and key == "target":
+            raise UsageError(f"{line}: what is learnt from a table is written dataset.targets=COLUMN.")
         if group not in GROUPS or key != "name":
             continue
         target = getattr(settings, group)["target"]

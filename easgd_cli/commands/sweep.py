@@ -225,7 +225,11 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
     )
 
 
+def _lines(job: SweepJob) -> list[str]:
+    return single_run.ineffective(job.settings, job.words) + single_run.untuned(job.settings, job.words)
+
+
 def _warn_ineffective(jobs: list[SweepJob]) -> None:
     """Once for each setting and method, however many jobs have both."""
-    for text in dict.fromkeys(line for job in jobs for line in single_run.ineffective(job.settings, job.words)):
+    for text in dict.fromkeys(line for job in jobs for line in _lines(job)):
         tell(text)
