@@ -33,10 +33,10 @@ class Arrays:
     labels: Mapping[Split, Tensor | None]
     targets: Targets
     classes: tuple[str, ...] | None = None
+    about: str | None = None  # what a user should know of them, a sentence
     memory: SharedTensors | None = field(default=None, repr=False)  # where the tensors lie, after share()
 
     ahead: ClassVar[int] = 0
-    about: ClassVar[str | None] = None
 
     @property
     def num_classes(self) -> int | None:
@@ -160,7 +160,7 @@ def _rebuilt(
     memory = tensors if isinstance(tensors, SharedTensors) else None
     named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
     inputs, labels = nest.mapped(lambda name: None if name is None else named[name], form)
-    return Arrays(inputs, labels, targets, classes, memory)
+    return Arrays(inputs, labels, targets, classes, memory=memory)
 
 
 def as_numbers(t: Any, dtype: torch.dtype) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ def table(
 
     `test`: the share of rows that is tested on, or another file of the same columns. Columns of one number a row make
     one vector; a single column of anything else is the input as it is. `standardise` takes the training rows' mean from
-    each column and divides by their standard deviation. Targets that are texts are classes, in alphabetical order.
-    Raises UsageError.
+    each column of numbers, targets that are no whole numbers included, and divides by their standard deviation. Targets
+    that are texts are classes, in alphabetical order. Raises UsageError.
     """
     rows = _read(root)
     if targets not in rows:
@@ -48,10 +49,21 @@ def table(
         x, taken = _inputs(rows, inputs), tested(len(y), test).numpy()
         x_train, x_test, y_train, y_test = x[~taken], x[taken], y[~taken], y[taken]
     if standardise and x_train.ndim == 2 and x_train.dtype.kind == "f":
-        mean, std = x_train.mean(0), x_train.std(0)
-        scale = np.where(std > 0, std, 1.0)
-        x_train, x_test = (x_train - mean) / scale, (x_test - mean) / scale
-    return arrays(_numbers(x_train), _numbers(y_train), _numbers(x_test), _numbers(y_test), "table", classes)
+        (x_train, x_test), _, _ = _standardised(x_train, x_test)
+    about = None
+    if standardise and y_train.dtype.kind == "f":
+        (y_train, y_test), mean, std = _standardised(y_train, y_test)
+        if y_train.ndim == 1:
+            about = f"the net learns ({targets} - {mean:.6g}) / {std:.6g}, and errors are in units of {std:.6g}"
+    made = arrays(_numbers(x_train), _numbers(y_train), _numbers(x_test), _numbers(y_test), "table", classes)
+    return replace(made, about=about)
+
+
+def _standardised(train: NDArray[Any], test: NDArray[Any]) -> tuple[tuple[NDArray[Any], NDArray[Any]], Any, Any]:
+    """Both, minus the mean and divided by the standard deviation of `train`, and these."""
+    mean, std = train.mean(0), train.std(0)
+    scale = np.where(std > 0, std, 1.0)
+    return ((train - mean) / scale, (test - mean) / scale), mean, scale
 
 
 def _numbers(a: NDArray[Any]) -> torch.Tensor:
