@@ -7,6 +7,8 @@ from __future__ import annotations
 import pickle
 import random
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,11 @@ from easgd_cli.data.mapped import Mapped
 from easgd_cli.data.table import table
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.launcher import kinds
+from easgd_cli.launcher.job import Job
 from easgd_cli.randomness import AUGMENTATION, SAMPLE, key
+from easgd_cli.record import reader
+from easgd_cli.settings.schema import Eval
 
 CPU = torch.device("cpu")
 
@@ -230,3 +236,28 @@ def test_files_that_are_no_tables_are_told(tmp_path: Path) -> None:
     (tmp_path / "t.npz").write_bytes(b"no archive")
     with pytest.raises(UsageError, match=r"t.npz: cannot be read"):
         table(str(tmp_path / "t.npz"), "a")
+
+
+# --- docs/yours.md ----------------------------------------------------------------------------------------------------
+
+
+def test_every_line_of_docs_yours_runs(here: Path, easgd: Any, launcher: Any) -> None:
+    """Its module is written as it stands there and its commands are given: composed, checked and prepared; with fewer
+    steps one of them also runs.
+    """
+    text = (Path(__file__).parent.parent / "docs" / "yours.md").read_text()
+    [module] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (here / "mine.py").write_text(module)
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    trained = [shlex.split(c)[1:] for c in commands if " train " in c and "resume=" not in c and "optuna" not in c]
+    assert len(commands) == 7 and len(trained) == 3
+    for words in trained:
+        said = easgd(*words)
+        assert said.status == 0, said.err
+        assert "untuned on dataset=mine:Waves" in said.err
+    assert {job.settings.algo["name"] for job in launcher.jobs} == {"easgd", "eamsgd", "downpour", "msgd"}
+    s = replace(launcher.jobs[0].settings, steps=15, eval=Eval(every="15 steps", train_images=20))
+    (here / "short").mkdir()
+    s.launcher = {"name": "simulated", "target": "easgd_cli.launcher.kinds:Simulated"}
+    assert kinds.Simulated()(Job(here / "short"), build.prepare(s)).status == "completed"
+    assert reader.summary_of(here / "short")["task"] == "regression"
