@@ -26,6 +26,7 @@ from easgd_cli.problems.metric import HIGHER
 from easgd_cli.problems.net import NetProblem
 from easgd_cli.record import reader
 from easgd_cli.settings.schema import Settings
+from easgd_cli.sweeps import objective
 
 TASKS = {
     "classification": "classification:Classification", "regression": "regression:Regression",
@@ -204,3 +205,18 @@ def test_settings_of_before_are_a_classifications(tmp_path: Path) -> None:
     s = compose.resumed(str(tmp_path / "config.yaml"), [], {})
     assert s.task == task("classification", label_smoothing=0.1, top5=None) and s.until == {"test_error": None}
     assert isinstance(build.prepare(s).problem, NetProblem)
+
+
+def test_a_search_judges_by_the_metric_of_the_task(tmp_path: Path) -> None:
+    """Of a declared task without looking at the data, else by what they are."""
+    s = theirs("table", "Linear", "easgd", steps=10, dataset={"validation": 20})
+    virtual(s, tmp_path)
+    run_directory.write_config(tmp_path, s, [])
+    row = [row for row in reader.read_rows(tmp_path / "metrics.jsonl") if row["party"] == "center"][-1]
+    for asked in (s, replace(s, task=task("regression"))):
+        assert str(objective.of(asked)) == "lowest held-out rmse"
+        assert objective.of(replace(asked, objective="final_rmse")).value(tmp_path) == row["validation_rmse"]
+    tagged = theirs("tags", "Linear", objective="test:seconds_to_label_error:20")
+    assert str(objective.of(tagged)) == "seconds to 20 % test label error"
+    with pytest.raises(UsageError, match="objective=best_error: is best_rmse, final_rmse, seconds_to_rmse:LEVEL"):
+        objective.of(replace(s, objective="best_error"))
