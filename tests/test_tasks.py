@@ -24,7 +24,7 @@ from easgd_cli.problems.batches import Batches
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.problems.metric import HIGHER
 from easgd_cli.problems.net import NetProblem
-from easgd_cli.record import reader
+from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps import objective
 
