@@ -239,7 +239,7 @@ def _figures(said: Mapping[str, Any], metrics: Metrics) -> Table:
 
 
 def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) -> Table:
-    """Of the test images, how many of each class (row) are taken for each (column); of many classes, the pairs most
+    """Of the test samples, how many of each class (row) are taken for each (column); of many classes, the pairs most
     often confused.
     """
     numbers = [str(c) for c in range(len(counts))]
@@ -253,8 +253,8 @@ def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) 
             table = _whole(counts, [f"{number} {name}" for number, name in zip(numbers, names, strict=True)], numbers)
         return table
     table = Table(title="the classes most often confused", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("class", "taken for", "test images"):
-        table.add_column(heading, justify="right" if heading == "test images" else "left")
+    for heading in ("class", "taken for", "test samples"):
+        table.add_column(heading, justify="right" if heading == "test samples" else "left")
     for i, j, n in _most_confused(counts):
         table.add_row(names[i], names[j], str(n))
     return table
@@ -262,7 +262,7 @@ def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) 
 
 def _whole(counts: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Table:
     table = Table(
-        title="test images of a class (row) by what they are taken for",
+        title="test samples of a class (row) by what they are taken for",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,

@@ -74,11 +74,11 @@ class Settings:
     clip: Optional[float] = None  # greatest norm of a gradient, l2 term included; a larger one is scaled down to it
 
     workers: int = 4  # p
-    batch_size: int = 128  # images per worker and step
+    batch_size: int = 128  # samples per worker and step
     seed: int = 0  # decides start, batches, augmentation, dropout and noise
 
     steps: Optional[int] = None  # local steps of each worker; or ...
-    epochs: Optional[float] = None  # ... passes over the training images by each worker; or ...
+    epochs: Optional[float] = None  # ... passes over the training samples by each worker; or ...
     minutes: Optional[float] = None  # ... minutes of training
     default_steps: Optional[int] = None  # what configs/tuning.yaml gives where none of the three is set
     # of metrics, such as until.test_error=2: ends the run at the first evaluation of the center that is as good
