@@ -80,6 +80,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         ("batch_size", "batch_size"),
         ("precision", "precision"),
         ("compile", "compile"),
+        ("task", "task"),
         ("eval.train_images", "train_images"),
     ):
         if key in given and name not in asked:

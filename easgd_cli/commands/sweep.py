@@ -217,11 +217,13 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
         except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
             continue
         known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
+    # of a user's data set they are known once it is loaded
+    apart = {json.dumps([s.problem, s.dataset, s.task], sort_keys=True): s for s in known.values()}
     write_sweep(
         root,
         [hparams(s) for s in known.values()],
         {"command": as_is(command)},
-        [build.declared_metrics(s) for s in known.values()],
+        [build.declared_metrics(s) for s in apart.values()],
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -190,6 +191,7 @@ def arrays(
 ) -> Arrays:
     """A data set of tensors or arrays, checked. Raises UsageError naming the data set, what is wrong, and the rule."""
     given = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    given = {part: np.asarray(value) if isinstance(value, list) else value for part, value in given.items()}
     made = {
         part: nest.mapped(partial(_tensor, name, part), value) for part, value in given.items() if value is not None
     }
@@ -241,8 +243,6 @@ def _checked_labels(name: str, split: Split, y: Tensor) -> Tensor:
 
 
 def _tensor(name: str, part: str, given: Any) -> Tensor:
-    import numpy as np
-
     try:
         made = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
     except (TypeError, ValueError) as e:
