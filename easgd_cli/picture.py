@@ -68,8 +68,3 @@ def paler(colour: str, by: float) -> tuple[float, float, float]:
 def letter(axes: Axes, text: str) -> None:
     """A title at the left, for panels that are spoken of."""
     axes.set_title(text, loc="left")
-
-
-def printable(text: str) -> str:
-    """`text` with what has no shape of its own as an escape: control characters, ends of lines, marks of direction."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

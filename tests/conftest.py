@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from easgd_cli.__main__ import main
 from easgd_cli.commands import single_run
@@ -226,7 +227,9 @@ def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and model are not loaded, for tests of what comes before and after."""
 
     def prepare(settings: Settings) -> SimpleNamespace:
-        return SimpleNamespace(steps=settings.steps if settings.steps is not None else settings.default_steps, memory=0)
+        return SimpleNamespace(
+            steps=settings.steps if settings.steps is not None else settings.default_steps, memory=0, size=2
+        )
 
     monkeypatch.setattr(build, "prepare", prepare)
 
@@ -256,10 +259,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
 
 
 def leave_checkpoint(run_dir: Path, step: int, seconds: float = 1.5, exchanges: int = 3) -> Path:
-    """What a run of one worker that was stopped leaves to go on from: a checkpoint and its record. Returns the
-    checkpoint.
+    """What a run that was stopped leaves to go on from: a checkpoint, with the state of one worker, and its record.
+    Returns the checkpoint.
     """
-    moment = Moment(seconds, step, exchanges, {0: step})
+    config = run_dir / "config.yaml"
+    workers = yaml.safe_load(config.read_text())["workers"] if config.exists() else 1
+    moment = Moment(seconds, step, exchanges, dict.fromkeys(range(workers), step))
     x = {"x": torch.zeros(2)}
     (run_dir / "metrics.jsonl").write_text(
         '{"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": 1}\n'

@@ -201,7 +201,7 @@ MUTANTS = [
     ),
     ("problems/flat.py", 'value.detach().to("cpu", copy=True,', 'value.detach().to("cpu",'),
     # the transports
-    ("transport/shared.py", "if len(data) < _REPLY.size:", "if len(data) < 0:"),
+    ("transport/shared.py", "while len(data) < _REPLY.size:", "while len(data) < 0:"),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
     (
         "transport/shared.py",
@@ -218,8 +218,8 @@ MUTANTS = [
     ("transport/on_device.py", "self.vectors[name].copy_(v)", "pass"),
     (
         "transport/shared.py",
-        "return Reply(self._reply, clock, served, Mark(mark))",
-        "return Reply(self._reply, clock, clock + 1, Mark(mark))",
+        "return Reply(self._reply, clock, served, Mark(mark), t)",
+        "return Reply(self._reply, clock, clock + 1, Mark(mark), t)",
     ),
     ("transport/shared.py", "self._send(Kind.EXCHANGE, t, index)", "self._send(Kind.EXCHANGE, 0, index)"),
     ("transport/shared.py", "self._untold = (t, index)", "self._untold = (0, index)"),

@@ -1,4 +1,4 @@
-"""Nets of a user's own, as `model=nets:double` would name them."""
+"""Nets of a user's own, as `model=nets:double` would name them, and a function."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import multiprocessing
 import time
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from easgd_cli.models.convnet_digits import ConvNetDigits
+from easgd_cli.problems.quadratic import Quadratic
 
 
 def double(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -73,3 +75,16 @@ class Residual(nn.Module):
         for block in self.blocks:
             x = (x + block(x)).relu()
         return self.head(x.mean((2, 3)))
+
+
+class RaisesAt(Quadratic):
+    """A function that one worker's process cannot go on with at one step, however often it is started."""
+
+    def __init__(self, worker: int, step: int, *, seed: int, workers: int, l2: float, device: torch.device):
+        super().__init__(seed=seed, workers=workers, l2=l2, device=device)
+        self._at = (worker, step)
+
+    def load(self, worker: int, t: int) -> None:
+        if (worker, t) == self._at and multiprocessing.parent_process() is not None:
+            raise ValueError(f"worker {worker} at step {t}")
+        super().load(worker, t)

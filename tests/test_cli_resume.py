@@ -173,11 +173,11 @@ def test_a_damaged_checkpoint_or_order_is_refused_and_nothing_is_changed(
     stopped: Path, easgd: Easgd, launcher: Launcher
 ) -> None:
     (stopped / "exchanges.bin").write_bytes(bytes(2))
-    refused(easgd, launcher, stopped, "exchanges.bin holds 1 exchanges, and 3 are needed")
+    refused(easgd, launcher, stopped, "exchanges.bin: holds 1 exchanges, and 3 are needed")
     (stopped / "exchanges.bin").unlink()
     refused(easgd, launcher, stopped, "exchanges.bin: cannot be read (No such file or directory)")
     (stopped / "checkpoint" / "000001_step_60.pt").write_bytes(b"torn")
-    refused(easgd, launcher, stopped, "000001_step_60.pt: cannot be read", "steps=200")
+    refused(easgd, launcher, stopped, "000001_step_60.pt: is damaged", "steps=200")
 
 
 def test_a_run_is_not_resumed_to_a_length_that_it_is_past(stopped: Path, easgd: Easgd, launcher: Launcher) -> None:
@@ -226,7 +226,7 @@ def test_what_is_not_a_run_is_told_apart(stopped: Path, easgd: Easgd, here: Path
     (here / "empty").mkdir()
     assert "not the directory of a run" in easgd("train", "resume=empty").err
     (here / "empty" / "config.yaml").write_text("tau: [")
-    assert "cannot be read" in easgd("train", "resume=empty").err
+    assert "is not YAML" in easgd("train", "resume=empty").err
     (here / "empty" / "config.yaml").write_text("tau: 3\ncolour: blue\n")
     assert "is not a configuration of this version of easgd" in easgd("train", "resume=empty").err
     older = {

@@ -129,6 +129,9 @@ def test_data_and_models_are_tried_before_the_first_run(
         "dataset=synthetic,model=small",
         "dataset=synthetic,model=convnet7",
     ]
+    prepared.clear()
+    assert easgd("train", "-m", "local=sgd,adam", "seed=0,1").status == 0
+    assert [s.local["name"] for s in prepared[:2]] == ["sgd", "adam"]  # whose state takes memory
 
 
 @pytest.mark.usefixtures("straight")

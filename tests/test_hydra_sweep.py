@@ -6,6 +6,7 @@ Hydra's own basic launcher and sweeper under other names stand for plugins, so t
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -518,40 +519,39 @@ def test_what_a_launcher_begins_while_the_sweep_is_ended_and_then_kills_is_inter
     assert told[-1][1] != "running"
 
 
-def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(configs.directory().parent)}
-    return subprocess.run(
-        [sys.executable, "-m", "easgd_cli", "train", *words],
-        cwd=here,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+def test_a_sweep_that_is_ended_ends_the_jobs_that_it_has_begun_on_this_machine_and_no_others(tmp_path: Path) -> None:
+    with ExitStack() as ending:
+        ours, anothers = (ending.enter_context(subprocess.Popen(["sleep", "600"])) for _ in range(2))
+        ending.callback(ours.kill)
+        ending.callback(anothers.kill)
+        job_status.write(tmp_path, "another's", JobStatus("running", pid=anothers.pid))
+        watch = JobWatch(tmp_path, lambda name, said: None)
+        with watch.watching():
+            job_status.write(tmp_path, "ours", JobStatus("running", pid=ours.pid))
+            while "ours" not in watch.said:
+                time.sleep(0.01)
+            watch.end()
+        assert (ours.poll(), anothers.poll()) == (-signal.SIGTERM, None)
 
 
-def test_optuna_searches_through_joblib_and_finds_its_runs_again(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Deprecated API features detected")
+def test_optuna_searches_through_joblib_and_finds_its_runs_again(elsewhere: Path, easgd: Callable[..., Said]) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = [
-        "-m",
-        "hydra/sweeper=optuna",
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=2",
-        "sweep=search",
-        "eta=tag(log,interval(0.05,0.5))",
-        *QUICK,
-    ]
-    said = run(tmp_path, *words, "hydra.sweeper.n_trials=1")
-    assert said.returncode == 0, said.stderr
-    root = tmp_path / "runs/sweeps/search"
+    words = ["-m", "hydra/sweeper=optuna", "sweep=search", "eta=tag(log,interval(0.05,0.5))", *QUICK]
+    once = easgd("train", *words, "hydra.sweeper.n_trials=1")
+    assert once.status == 0, once.err
+    root = elsewhere / "runs/sweeps/search"
     first = values(root)
     assert len(first) == 1
     result = yaml.safe_load((root / "optimization_results.yaml").read_text())
     assert result["best_value"] == min(first.values())
     when = {name: (root / name / "summary.json").stat().st_mtime_ns for name in first}
-    said = run(tmp_path, *words, "hydra.sweeper.n_trials=2")  # draws the first again, then another
-    assert said.returncode == 0, said.stderr
+    # draws the first again, then another; other processes have them
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    twice = easgd("train", *words, *joblib, "hydra.sweeper.n_trials=2")
+    importlib.import_module("joblib.externals.loky").get_reusable_executor().shutdown(wait=True)
+    assert twice.status == 0, twice.err
     assert len(values(root)) == 2
     assert {name: (root / name / "summary.json").stat().st_mtime_ns for name in first} == when
 
@@ -560,11 +560,11 @@ def values(root: Path) -> dict[str, Any]:
     return {name: job["value"] for name, job in json.loads((root / "sweep.json").read_text())["jobs"].items()}
 
 
-def test_submitit_runs_jobs_in_processes_of_its_own(tmp_path: Path) -> None:
+def test_submitit_runs_jobs_in_processes_of_its_own(elsewhere: Path, easgd: Callable[..., Said]) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    said = run(tmp_path, "-m", "hydra/launcher=submitit_local", "sweep=handed", "seed=0", *QUICK)
-    assert said.returncode == 0, said.stderr
-    root = tmp_path / "runs/sweeps/handed"
+    said = easgd("train", "-m", "hydra/launcher=submitit_local", "sweep=handed", "seed=0", *QUICK)
+    assert said.status == 0, said.err
+    root = elsewhere / "runs/sweeps/handed"
     [job] = json.loads((root / "sweep.json").read_text())["jobs"].items()
     assert job[1] == {"status": "completed"}
     assert "completed" in job_status.log(root, job[0]).read_text()

@@ -270,7 +270,7 @@ def test_the_summary_says_how_the_run_stands_and_ended(tmp_path: Path) -> None:
     r.row(center(50, 4.0))
     r.row(center(60, 5.0) | {"train_loss": math.nan})
     summary = r.close(ENDED)
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert reader.summary_of(tmp_path) == summary
     assert summary["center"] == {
         "train_loss": None,
         "test_loss": 0.125,

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_what_the_recorder_writes_is_read_back(run: Path) -> None:
     assert rows == [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert reader.config_of(run) == yaml.safe_load((run / "config.yaml").read_text())
     assert (
-        reader.summary_of(run) == json.loads((run / "summary.json").read_text())
+        reader.summary_of(run) | {"crc32": ANY} == json.loads((run / "summary.json").read_text())
         and reader.status_of(run) == "completed"
     )
     assert "steps=6" in reader.overrides_of(run)
@@ -100,7 +101,7 @@ def test_a_directory_of_before_is_read_by_todays_names(tmp_path: Path) -> None:
         ({"train_loss": "low"}, 'its train_loss is "low"'),
         ({"train_loss": [1.0]}, r"its train_loss is \[1.0\]"),
         ({"party": "center", "test_error": "none"}, 'its test_error is "none"'),
-        ({"party": "system", "lost": 2}, "there is no worker 2 to be lost"),
+        ({"party": "system", "lost": 2}, "its lost is 2"),
         ({"train_loss": 10**40}, "its train_loss is 1000"),
     ],
 )
@@ -176,7 +177,7 @@ WORKER = ["eval", "run", "worker_00"]
         ("summary.json", broken(b'{"status": 3}'), "summary.json: "),
         ("summary.json", broken(b'{"status": "completed", "steps": {"worker_00": "all"}}'), "summary.json: "),
         ("exchanges.bin", broken(b"\x00\x00\x07\x00"), "exchange 2 was of worker 7"),
-        ("checkpoint", broken(b"torn"), ".pt: cannot be read"),
+        ("checkpoint", broken(b"torn"), ".pt: is damaged"),
         ("overrides.yaml", broken(b"\xff"), "UTF-8"), ("overrides.yaml", broken(b"a: b"), "is not a list"),
     ],
 )  # fmt: skip

@@ -50,7 +50,7 @@ def settings(algo: str, **values: Any) -> Settings:
     given: dict[str, Any] = {
         "workers": 1 if algo in ("sgd", "msgd") else 4, "tau": 1 if algo == "mdownpour" else 3,
         "eta": 0.01 if algo == "mdownpour" else 0.05,
-        "delta": 0.9, "batch_size": 16, "steps": 40, "threads": 1, "device": "cpu", "l2": 1e-4,
+        "delta": 0.9, "batch_size": 16, "steps": 40, "threads": 1, "device": "cpu", "l2": 1e-4, "max_restarts": 0,
         "eval": Eval(every="20 steps", train_images=100),
         "problem": {"name": "dataset", "target": "easgd_cli.problems.net:NetProblem"},
         "dataset": {"name": "digits", "target": "easgd_cli.data.digits:digits"},

@@ -4,7 +4,6 @@ never stopped.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -36,6 +35,7 @@ from easgd_cli.launcher import kinds, simulated
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Simulated
 from easgd_cli.launcher.signals import Signals
+from easgd_cli.record import reader
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.training.drive import ByHand
 
@@ -314,7 +314,7 @@ def test_interrupted_in_the_middle_of_steps_it_goes_on_bit_for_bit(
     same_files(tmp_path / "whole", tmp_path / "parts", "center.pt", "average.pt")
     assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "parts")
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
-    whole, parts = (json.loads((tmp_path / d / "summary.json").read_text()) for d in ("whole", "parts"))
+    whole, parts = (reader.summary_of(tmp_path / d) for d in ("whole", "parts"))
     assert {k: v for k, v in whole.items() if k != "real_seconds"} == {
         k: v for k, v in parts.items() if k != "real_seconds"
     }

@@ -30,11 +30,14 @@ from easgd_cli.launcher.parties import (
     MASTER,
     Begin,
     Command,
+    GiveUpWorker,
     Kill,
     Measure,
     Party,
     Patience,
     StartEvaluator,
+    StartMaster,
+    StartWorker,
     Stop,
     TakeCheckpoint,
     TakeSnapshot,
@@ -144,13 +147,14 @@ class InMemory(SnapshotQueue):
 @dataclass(frozen=True)
 class Shape:
     """A kind of run. `gathers`: alone (one worker, no master), each or round; `evaluation`: interval, asked or
-    deferred.
+    deferred; `restarts`: how often in a row whoever dies is started again.
     """
 
     workers: int
     gathers: str
     evaluation: str
     length: int
+    restarts: int = 0
 
 
 @dataclass(eq=False)
@@ -172,6 +176,7 @@ class Process:
     clock: int = 0  # the center's, in that
     fresh: bool = False  # an owner's: changed since its last snapshot
     number: int = 0  # of the snapshot an evaluator has
+    returns: bool = False  # a worker that was lost, and has yet to get the center
 
 
 Action = tuple[str, Process | None]
@@ -201,7 +206,7 @@ class World:
         self.due = Due()
         self.plan = Plan(
             not self.alone, self.rounds, shape.evaluation == "asked", shape.evaluation == "deferred", self.due,
-            SystemRows(1.0), PATIENCE
+            SystemRows(1.0), PATIENCE, shape.restarts
         )  # type: ignore[arg-type]  # fmt: skip
         self.journal, self.queue = Notes(self.check_written), InMemory()
         start = Moment(0.0, 0.0, 0, dict.fromkeys(workers, 0))
@@ -217,6 +222,9 @@ class World:
         self.clocks = dict.fromkeys(workers, 0)
         self.center = self.exchanges = 0
         self.checkpoint_due = False
+        self.joining: list[tuple[int, int]] = []
+        self.session_of: dict[Party, Process] = dict(self.parties)  # whose the session of a worker is
+        self.expected: set[int] = set()  # workers that were lost and may come back, as the master knows it
         self.unreported: list[int] = []
         self.served: list[int] = []
         # what the supervisor has been told, and must have made of it
@@ -224,6 +232,11 @@ class World:
         self.finals: dict[int, WorkerState] = {}
         self.owner_final: OwnerState | None = None
         self.lost: dict[int, str] = {}
+        self.losses: Counter[int] = Counter()
+        self.away: set[int] = set()
+        self.deaths_of: dict[Party, tuple[int, float]] = {}  # in a row, and what had been reached at the last
+        self.told_exchanges = 0
+        self.master_comes = False
         self.greatest = 0.0
         self.taken: list[Moment] = [start]
         self.given: Counter[Party | str] = Counter()
@@ -258,6 +271,8 @@ class World:
                 bad.append(("thaw", p))
             elif action := self._act(p):
                 calm.append((action, p))
+                if action == "serve" and p.told:  # it hears both, and either first
+                    calm.append(("listen", p))
             if faults:
                 bad += [("die", p), ("raise", p)]
                 if not p.frozen:
@@ -289,13 +304,17 @@ class World:
                 else "take a snapshot"
                 if self._interval(p)
                 else ""
-                if self.open
+                if self.open or self.expected
                 else "say the last"
             )
+        if p.phase == "returning":
+            return "join" if self.session_of.get(p.party) is p else ""
+        if p.phase == "joining":
+            return ""
         if p.phase == "training":
             return "listen" if p.told else "take a snapshot" if self.alone and self._interval(p) else "step"
         if p.phase == "posted":
-            return "" if self.parties[MASTER].alive else "lose the master"
+            return "" if self.parties[MASTER].alive or self.shape.restarts else "lose the master"
         return {"replied": "end the step", "closing": "close", "leaving": "leave"}[p.phase]
 
     def _interval(self, owner: Process) -> bool:
@@ -326,6 +345,12 @@ class World:
             evaluator = self.parties[EVALUATOR] = Process(EVALUATOR)
             if self.given["begun"]:
                 evaluator.told.append(("start",))
+        elif isinstance(command, StartWorker):
+            back = self.parties[command.worker] = Process(command.worker, t=command.t, returns=True)
+            back.told.append(("start",))
+            self.parties[MASTER].told.append(("session", back))
+        elif isinstance(command, StartMaster):
+            self._next_master(command.stopped)
         elif isinstance(command, Begin):
             self.given["begun"] = 1
         elif isinstance(command, Kill):
@@ -346,7 +371,34 @@ class World:
             )
         if isinstance(command, Stop):
             return ([(MASTER, ("stop",))] if self.rounds else []) + [(w, ("stop",)) for w in command.workers]
+        if isinstance(command, GiveUpWorker) and not self.alone:
+            return [(MASTER, ("gone", command.worker))]
         return []
+
+    def _next_master(self, stopped: bool) -> None:
+        """It finds the center and the order as the last one left them; who waits for a reply asks once more."""
+        self.master_comes = False
+        master = self.parties[MASTER] = Process(MASTER)
+        master.told.append(("start",))
+        if stopped and self.rounds:
+            master.told.append(("stop",))
+        self.served += self.unreported
+        unreported, self.unreported = self.unreported, []
+        self.requests.clear()
+        self.joining.clear()
+        self.expected.clear()
+        self.checkpoint_due = False
+        members = self.supervisor.members
+        self.open = {w for w, m in members.items() if m.live or m.away}
+        self.gathering = Round(self.open) if self.rounds else Each()
+        for worker in sorted(self.open):
+            p = self.session_of[worker] = self.parties[worker]
+            asks = {"posted": "exchange", "joining": "join", "leaving": "close", "gone": "close"}
+            if not p.alive:
+                self.requests.append(("lost", worker, 0))
+            elif p.phase in asks:
+                self.requests.append((asks[p.phase], worker, p.t))
+        self.tell("served", unreported)
 
     def _signal(self) -> None:
         while self.orders:  # before a driver looks at signals it has done what it was asked for
@@ -370,6 +422,15 @@ class World:
         event, *args = p.said.popleft()
         if event == "advanced":
             self.heard[args[0]] = args[1]
+        elif event == "owner_at":
+            self.told_exchanges = args[0].exchanges
+        elif event == "joined" and args[0] in self.away:
+            worker, t = args
+            self.away.discard(worker)
+            del self.lost[worker]
+            self.heard[worker] = t
+            if self.asked is not None:
+                self.asked.returned.add(worker)
         elif event == "row" and args[0]["train_loss"] != args[0]["train_loss"]:
             self.diverged = self.diverged or self.journal.status == "completed"
         elif event == "worker_state":
@@ -406,11 +467,25 @@ class World:
             self.deaths += wanted
             self.must_fail |= wanted and (self.deaths == 3 or (raised and not began))
         elif p.party == MASTER:
-            self.must_fail |= self.owner_final is None and not reached
+            if self.owner_final is None and not reached:
+                self.master_comes = began and self._lives_again(MASTER, self.told_exchanges)
+                self.must_fail |= not self.master_comes
+                self.snapshot_asked = False
         elif p.party not in self.finals or (self.alone and self.owner_final is None):
-            self.lost[p.party] = how
-            self.must_fail |= not began or (len(self.lost) == self.shape.workers and self.stop_at is None)
+            self.losses[p.party] += 1
+            self.lost.setdefault(p.party, how)
+            self.away.discard(p.party)
+            if began and not refused and self.stop_at is None and self._lives_again(p.party, self.heard[p.party]):
+                self.away.add(p.party)
+            everybody = len(self.lost) == self.shape.workers and not self.away
+            self.must_fail |= not began or (everybody and self.stop_at is None)
         self.tell("ended", p.party, how, refused=refused, raised=raised)
+
+    def _lives_again(self, party: Party, reached: float) -> bool:
+        deaths, before = self.deaths_of.get(party, (0, -1))
+        deaths = deaths + 1 if reached <= before else 1
+        self.deaths_of[party] = deaths, reached
+        return not self.alone and deaths <= self.shape.restarts
 
     # ---------------------------------------------------------------- the parties
 
@@ -446,7 +521,15 @@ class World:
     def _begin(self, p: Process) -> None:
         [word] = p.told.popleft()
         if word == "start":
-            p.phase = "idle" if p.party == EVALUATOR else "serving" if p.party == MASTER else "training"
+            p.phase = (
+                "idle"
+                if p.party == EVALUATOR
+                else "serving"
+                if p.party == MASTER
+                else "returning"
+                if p.returns
+                else "training"
+            )
         else:
             p.how = ("ended with status 1", False, False)
             self._die(p)
@@ -462,6 +545,28 @@ class World:
         else:
             self.requests.append(("exchange", p.party, p.t))
             p.phase = "posted"
+
+    def _join(self, p: Process) -> None:
+        assert isinstance(p.party, int)
+        self.requests.append(("join", p.party, p.t))
+        p.phase = "joining"
+
+    def _welcome(self, master: Process, t: int) -> None:
+        for worker, own in self.joining:
+            p = self.session_of[worker]
+            if self.gathering.over:
+                p.how = ("ended with status 1", False, False)
+                self._die(p)
+                continue
+            p.t = self.clocks[worker] = max(own, t, self.clocks[worker])
+            p.phase, p.returns, p.clock = "training", False, self.center
+            self.gathering.join(worker)
+            master.said.append(("served", self.unreported))
+            self.served += self.unreported
+            self.unreported = []
+            master.said.append(("returned", worker, p.t))
+            p.said.append(("joined", worker, p.t))
+        self.joining.clear()
 
     def _end_the_step(self, p: Process) -> None:
         p.phase = "training"
@@ -505,6 +610,18 @@ class World:
             p.stop = True
             if p.party == MASTER:
                 self._give_back(self.gathering.finish())
+                self._welcome(p, 0)
+        elif word == "session":
+            worker = more[0].party
+            self._hear_to_its_end(p, worker)
+            self.expected.discard(worker)
+            self.open.add(worker)
+            self.session_of[worker] = more[0]
+            if not more[0].alive:
+                self.requests.append(("lost", worker, 0))
+        elif word == "gone":
+            self._hear_to_its_end(p, more[0])
+            self.expected.discard(more[0])
         elif word == "snapshot":
             self._take_a_snapshot(p)
         elif word == "measure":
@@ -519,10 +636,26 @@ class World:
             elif more[0]:
                 self.requests.append(("mark", p.party, p.t))
 
+    def _hear_to_its_end(self, master: Process, worker: int) -> None:
+        """What a worker has said before it died comes first."""
+        if worker not in self.open:
+            return
+        said = [r for r in self.requests if r[1] == worker and r[0] != "lost"] + [("lost", worker, 0)]
+        self.requests = deque(r for r in self.requests if r[1] != worker)
+        for request in said:
+            self.requests.appendleft(request)
+            self._serve(master)
+
     def _serve(self, master: Process) -> None:
         kind, worker, t = self.requests.popleft()
         if kind == "lost":
             self.open.discard(worker)
+            self.gathering.lose(worker)
+            self.joining = [(w, own) for w, own in self.joining if w != worker]
+            if self.shape.restarts:
+                self.expected.add(worker)
+        elif kind == "join":
+            self.joining.append((worker, t))
             self.gathering.lose(worker)
         else:
             self.clocks[worker] = t
@@ -542,13 +675,17 @@ class World:
             master.fresh = True
             mark = "checkpoint" if self.checkpoint_due and self.rounds else ""
             self._reply(members, mark)
+            if self.joining and self.rounds:
+                self._welcome(master, self.clocks[members[0]] + 1)
             if mark:
                 self.checkpoint_due = False
                 self._keep(master, False)
+        if self.joining and (self.gathering.over or not self.gathering.awaited):
+            self._welcome(master, max(self.clocks.values()) if self.rounds else 0)
 
     def _reply(self, workers: list[int], mark: str) -> None:
         for worker in workers:
-            p = self.parties[worker]
+            p = self.session_of[worker]
             p.mark, p.phase = mark, "replied"
             if mark != "withdrawn":
                 p.clock = self.center
@@ -612,7 +749,7 @@ class World:
         getattr(self, "check_" + type(command).__name__)(command, live)
 
     def there(self, party: Party) -> bool:
-        return party in self.parties and not self.parties[party].end_told
+        return (party == MASTER and self.master_comes) or (party in self.parties and not self.parties[party].end_told)
 
     def once(self, what: str) -> None:
         assert not self.given[what], f"{what} is commanded once"
@@ -631,10 +768,12 @@ class World:
         assert self.given["began"], "nobody stops before training begins"
 
     def check_Kill(self, command: Kill, live: tuple[int, ...]) -> None:
+        assert self.supervisor._shutdown.begun, "nobody is killed while the run goes on"
+        if command.party in self.away:  # it would come back only to end
+            self.away.discard(command.party)
+            return
         self.once(f"kill {command.party}")
-        assert self.supervisor._shutdown.begun and self.there(command.party), (
-            "only who is there and does not stop is killed"
-        )
+        assert self.there(command.party), "only who is there and does not stop is killed"
         grace = PATIENCE.interrupted
         patience = grace if self.signals else PATIENCE.usual
         if command.party == MASTER:
@@ -666,7 +805,19 @@ class World:
         assert self.stop_at is None, "before they are told to stop"
         self.given["checkpoints"] += 1
         assert self.given["checkpoints"] <= self.due.times, "when one is due"
-        self.asked = SimpleNamespace(at=self.now, states=list(self.finals.values()), owners=[])
+        self.asked = SimpleNamespace(at=self.now, states=list(self.finals.values()), owners=[], returned=set())
+
+    def check_StartWorker(self, command: StartWorker, live: tuple[int, ...]) -> None:
+        assert command.worker in self.away, "who is started again has been lost, and has got further or not died often"
+        assert command.t == self.heard[command.worker], "its clock is its old one"
+        assert self.stop_at is None, "nobody comes back to end"
+
+    def check_GiveUpWorker(self, command: GiveUpWorker, live: tuple[int, ...]) -> None:
+        assert command.worker not in live and command.worker not in self.away, "it is gone, and does not come back"
+
+    def check_StartMaster(self, command: StartMaster, live: tuple[int, ...]) -> None:
+        assert self.master_comes and self.owner_final is None, "it was lost, and the center is not yet kept"
+        assert command.stopped or not self.finals, "no round comes after somebody has finished"
 
     def check_StartEvaluator(self, _: Command, live: tuple[int, ...]) -> None:
         assert not self.there(EVALUATOR) and "evaluator" not in [type(c).__name__ for c in self.orders], (
@@ -704,7 +855,9 @@ class World:
         assert all(any(state is said for said in asked.states) for state in checkpoint.workers.values()), (
             "and parts that were said since"
         )
-        assert late or set(checkpoint.workers) >= set(self.heard) - set(self.lost), "of all that are left and not late"
+        assert late or set(checkpoint.workers) >= set(self.heard) - set(self.lost) - asked.returned, (
+            "of all that are left and not late, nor have come back since"
+        )
         if self.rounds:
             clocks = {state.center_clock for state in checkpoint.workers.values()}
             assert clocks <= {checkpoint.owner.clock}, "in rounds all parts are of one moment"
@@ -775,7 +928,7 @@ class World:
         assert closed is not None
         assert closed.facts["lost"] == lost, "those are lost whose end was told"
         told = Counter(row["lost"] for row in journal.rows if "lost" in row)
-        assert all(count == 1 for count in told.values()) and set(told) <= set(self.lost), "a dead worker is told once"
+        assert all(count <= self.losses[w] for w, count in told.items()), "a death is told once"
         assert closed.steps == self.heard and closed.final is self.owner_final
         assert journal.order == self.served[: len(journal.order)], "the order of exchanges is as it was served"
         if closed.final is None:
@@ -811,6 +964,7 @@ def random_order(seed: int) -> World:
         gathers,
         chance.choice(("interval", "asked", "deferred")),
         chance.randint(1, 4),
+        chance.choice((0, 0, 1, 3)),
     )
     faults = chance.choice((0.0, 0.02, 0.05, 0.1, 0.3))
     world = World(shape)
@@ -844,7 +998,11 @@ def test_whatever_happens_in_whatever_order_a_run_ends_as_it_should(part: int) -
         ends["reached"] += world.journal.reached
         ends["lost"] += bool(world.lost)
         ends["killed"] += any(str(what).startswith("kill") for what in world.given)
-    for what in ("completed", "diverged", "failed", "interrupted", "reached", "lost", "killed"):
+        ends["returned"] += any("returned" in row for row in world.journal.rows)
+        ends["master restarted"] += any("restarts" in row and "returned" not in row for row in world.journal.rows)
+    for what in (
+        "completed", "diverged", "failed", "interrupted", "reached", "lost", "killed", "returned", "master restarted",
+    ):  # fmt: skip
         assert ends[what] >= number // 500, f"few orders are {what}: {ends}"
 
 
@@ -890,6 +1048,8 @@ class Choices:
         (Shape(2, "each", "deferred", 1), 14, 3),
         (Shape(2, "round", "interval", 1), 20, 3),
         (Shape(1, "alone", "asked", 1), 0, 4),
+        (Shape(1, "each", "interval", 2, restarts=1), 18, 3),
+        (Shape(2, "round", "interval", 2, restarts=1), 24, 3),
     ],
 )
 def test_all_orders_of_a_few_events_end_as_they_should(shape: Shape, prologue: int, depth: int) -> None:

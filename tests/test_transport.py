@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import queue
 import random
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,7 @@ class Star:
 
     def __init__(self, method: Method, p: int, center: Center, master: MasterEnd, workers: Sequence[WorkerEnd]):
         self.center, self.master, self.workers, self.seen = center, master, workers, list[tuple[int, Kind, int]]()
+        self.admitted: queue.Queue[tuple[int, socket.socket]] = queue.Queue()
 
     def serve(self, timeout: float) -> None:
         for request in self.master.requests(timeout):
@@ -46,6 +49,10 @@ class Star:
             if request.kind is Kind.EXCHANGE:
                 self.center.receive(self.center.lend(*self.master.lent(request)))
                 self.master.reply(request, self.center.clock, self.center.clock)
+            elif request.kind is Kind.JOIN:
+                _, reply = self.master.lent(request)
+                reply.copy_(self.center.vectors["x"])
+                self.master.reply(request, self.center.clock, self.center.clock, t=request.t + 5)
 
     def exchange(self, worker: int, name: str = "x", t: int = 0) -> Reply:
         """One exchange of that worker's vector, to its end."""
@@ -58,6 +65,17 @@ class Star:
         end = self.workers[worker]
         assert isinstance(end, SharedWorkerEnd)
         end._socket.close()
+
+    def come_back(self, worker: int, t: int) -> Reply:
+        """It was lost, and is there again with its vectors where they were."""
+        assert isinstance(self.master, SharedMasterEnd)
+        ours, theirs = socket.socketpair()
+        end = self.workers[worker]
+        assert isinstance(end, SharedWorkerEnd)
+        end._socket = ours
+        self.admitted.put((worker, theirs))
+        end.join(t)
+        return end.collect()
 
     def wait(self) -> None:
         """Until every session has ended."""
@@ -72,7 +90,13 @@ class RealStar(Star):
         return self
 
     def _serve(self) -> None:
+        assert isinstance(self.master, SharedMasterEnd)
         while self.master.open:
+            with suppress(queue.Empty):
+                worker, sock = self.admitted.get_nowait()
+                for request in self.master.rest(worker):
+                    self.seen.append((worker, request.kind, request.t))
+                self.master.admit(worker, sock)
             self.serve(0.05)
 
     def wait(self) -> None:
@@ -106,6 +130,14 @@ class VirtualStar(Star):
 
     def lose(self, worker: int) -> None:
         self.workers[worker].lose()
+
+    def come_back(self, worker: int, t: int) -> Reply:
+        end = self.workers[worker]
+        end.join(t)
+        while self.events:
+            self.wire.deliver(self.events.next())
+            self.serve(0)
+        return end.collect()
 
     def wait(self) -> None:
         self.serve(0)
@@ -191,6 +223,28 @@ def test_a_mark_for_a_checkpoint_keeps_its_place_between_two_exchanges(where: st
     run.workers[0].close(9)
     run.wait()
     assert run.seen == [(0, Kind.EXCHANGE, 4), (0, Kind.CHECKPOINT, 5), (0, Kind.EXCHANGE, 8), (0, Kind.CLOSE, 9)]
+
+
+@EVERYWHERE
+def test_a_worker_that_was_lost_comes_back_to_the_center_and_its_return_is_no_exchange(where: str) -> None:
+    run = star(where, EASGD(alpha=0.5), 2)
+    for i in (0, 1):
+        run.workers[i].vectors["x"].normal_()
+        run.exchange(i, t=4)
+    run.lose(0)
+    center = run.center.vectors["x"].clone()
+    reply = run.come_back(0, 6)
+    assert torch.equal(reply.vector, center) and torch.equal(run.center.vectors["x"], center)
+    assert (reply.clock, reply.served, reply.mark, reply.t) == (2, 2, Mark.NONE, 11)
+    again = run.exchange(0, t=11)
+    assert torch.equal(again.vector, center) and (again.clock, again.t) == (3, 11)
+    run.workers[0].close(12)
+    run.workers[1].close(5)
+    run.wait()
+    mine = [(kind, t) for worker, kind, t in run.seen if worker == 0]
+    assert mine == [
+        (Kind.EXCHANGE, 4), (Kind.LOST, -1), (Kind.JOIN, 6), (Kind.EXCHANGE, 11), (Kind.CLOSE, 12),
+    ]  # fmt: skip
 
 
 @EVERYWHERE

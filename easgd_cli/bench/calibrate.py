@@ -39,18 +39,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from easgd_cli.algorithms.base import Method, Worker
-from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.reader import read_rows, summary_of
+from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
-from easgd_cli.training.drive import Turn
+from easgd_cli.training.drive import how_it_exchanges
 
 _VALUES = 20  # of the list of compute
 _BUSY = 0.5  # of the master's time: above it, waiting is queueing, and says nothing of latency
@@ -127,17 +126,19 @@ def read(run: Path, s: Settings) -> Measured:
             f"bench calibrate {run}: nothing was exchanged in this run, so it says nothing of the master; give "
             "one of a method with a center."
         )
+    if summary.get("wall_seconds", 0) <= 0 or "bytes_exchanged" not in summary:
+        raise UsageError(f"bench calibrate {run}: its summary.json does not say how long it took; give another run.")
     rows = list(read_rows(run / "metrics.jsonl", s.workers))
-    workers = [
-        [row for row in rows if row["party"] == worker_name(i) and "seconds_other" in row] for i in range(s.workers)
-    ]
+    parts = (*_SPENT, "seconds_communication")
+    told = [row for row in rows if row["step"] and all(type(row.get(part)) in (int, float) for part in parts)]
+    workers = [[row for row in told if row["party"] == worker_name(i)] for i in range(s.workers)]
     served = [row for row in rows if row.get("master_cpu_seconds") and row["exchanges"]]
     if not all(workers) or not served:
         raise UsageError(
             f"bench calibrate {run}: there are no rows of {'the master' if all(workers) else 'every worker'} in "
             "its record; give a longer run."
         )
-    method = build.method(s)
+    exchange = _exchange(run, s, summary)
     return Measured(
         tau=s.tau,
         steps=[_steps(of) for of in workers],
@@ -146,9 +147,28 @@ def read(run: Path, s: Settings) -> Measured:
         exchanges=summary["exchanges"],
         wall_seconds=summary["wall_seconds"],
         nbytes=summary["bytes_exchanged"] // (2 * summary["exchanges"]),
-        waits=_waits(method, s),
-        rounds=_in_rounds(method),
+        waits=exchange == "waits",
+        rounds=exchange == "in rounds",
     )
+
+
+def of_easgds_own(s: Settings) -> bool:
+    """Whether the method and its local step are this package's, so that no code of the run's is run by making them."""
+    return all(targets.own(getattr(s, group)["target"]) for group in ("algo", "local"))
+
+
+def _exchange(run: Path, s: Settings, summary: dict[str, Any]) -> str:
+    """How its workers exchange (training/drive.py). Code that a run names is not run to look at it; one of before, that
+    does not say, has to be of a method of this package. Raises UsageError.
+    """
+    if "exchange" in summary:
+        return str(summary["exchange"])
+    if not of_easgds_own(s):
+        raise UsageError(
+            f"bench calibrate {run}: its summary.json does not say how the workers of algo={s.algo['name']} exchange, "
+            "and to find out would run that method's code; give a newer run."
+        )
+    return how_it_exchanges(build.method(s), s.eta)
 
 
 def calibrate(m: Measured, measured_exchange: Callable[[], float]) -> Calibration:
@@ -191,19 +211,3 @@ def _equally_likely(steps: np.ndarray) -> list[float]:
 def _not_overlapped(exchange: float, compute: list[float]) -> float:
     """Mean seconds that an exchange outlasts the step it overlaps."""
     return math.fsum(max(0.0, exchange - seconds) for seconds in compute) / len(compute)
-
-
-def _in_rounds(method: Method) -> bool:
-    return method.shared is not None and method.shared.in_rounds
-
-
-def _waits(method: Method, s: Settings) -> bool:
-    """Whether a worker does nothing else while it exchanges, so that its loop's seconds are those of the exchange."""
-    if _in_rounds(method):
-        return False  # it waits for the slowest worker
-    one = torch.zeros(1)
-    w = Worker({name: one.clone() for name in (*method.state, *method.scratch)}, 1, Constant(s.eta), number=0)
-    turn = Turn(method, w)
-    while turn.message is None and not turn.ended:
-        turn.answer((one, one), None)
-    return turn.at is None and turn.message is not None

@@ -25,7 +25,8 @@ from easgd_cli.launcher.processes import Child
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.files import scratch_directory
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.training.center import Center
+from easgd_cli.training.center import BLOCK, Center
+from easgd_cli.training.ledger import Ledger
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
@@ -97,7 +98,8 @@ def _compute() -> None:
 
 def _rule(method: Method, name: str, size: int, windows: int) -> Row:
     vectors = SharedTensors.of({n: torch.rand(size) for n in _center(method)})
-    center = Center(method, vectors.tensors)
+    noted = Ledger.allocate(len(_center(method)), min(BLOCK, size), torch.float32, 1)
+    center = Center(method, vectors.tensors, ledger=Ledger(noted, 1))
     lent = SharedTensors.of({"message": torch.rand(size), "reply": torch.rand(size)})
     blocks = center.lend(lent["message"], lent["reply"])
     return _against_copy(
@@ -190,12 +192,10 @@ def _served(method: Method, size: int, device: torch.device, center: torch.devic
         for v in link.memory.tensors.values():
             v.uniform_()
         vectors = SharedTensors.of({n: torch.rand(size) for n in _center(method)})
-        master = Child(
-            "master",
-            Master,
-            MasterStart(method, None, vectors, [link.for_master()], None, device=str(center)),
-            logs / "master.log",
-        )
+        start = MasterStart(method, None, vectors, [link.for_master()], None, device=str(center))
+        if center.type == "cpu":  # as in a run
+            start.ledger = Ledger.allocate(len(vectors.tensors), min(BLOCK, size), torch.float32, 1)
+        master = Child("master", Master, start, logs / "master.log")
         assert link.master_socket is not None
         link.master_socket.close()
         with _started(master):

@@ -54,6 +54,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
+    shown = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
     parser = _Parser(prog="easgd train", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--multirun", "-m", action="store_true")
@@ -62,13 +63,7 @@ def _parser() -> _Parser:
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--package", "-p")
     parser.add_argument("--resolve", action="store_true")
-    parser.add_argument(
-        "--info",
-        "-i",
-        nargs="?",
-        const="all",
-        choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
-    )
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=shown)
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--shell-completion", "-sc", action="store_true")
     return parser
@@ -80,34 +75,22 @@ OPTIONS = sorted(["--help", *_parser().long_options()])
 def parse(argv: Sequence[str]) -> Arguments:
     """Options before, between or after the overrides. Raises UsageError."""
     found, unknown = _parser().parse_known_intermixed_args(argv)
-    for word in unknown:
-        if word.startswith("-"):
-            name = word.lstrip("-").partition("=")[0]
-            raise UsageError(
-                f"{word}: there is no such option; settings are written key=value, such as {name or 'tau'}=VALUE. "
-                "See easgd train --help."
-            )
+    if option := next((word for word in unknown if word.startswith("-")), None):
+        name = option.lstrip("-").partition("=")[0]
+        raise UsageError(
+            f"{option}: there is no such option; settings are written key=value, such as {name or 'tau'}=VALUE. See "
+            "easgd train --help."
+        )
     if found.config_dir is not None and not os.path.isdir(found.config_dir):
         raise UsageError(f"--config-dir {found.config_dir}: there is no such directory.")
-    for given, option in ((found.resolve, "--resolve"), (found.package, f"--package {found.package}")):
-        if given and found.cfg is None:
-            raise UsageError(
-                f"{option}: says how --cfg prints the settings, and goes with it; write --cfg job {option}."
-            )
-    show = []
-    if found.cfg is not None:
-        show += [
-            "--cfg",
-            found.cfg,
-            *(["--package", found.package] if found.package else []),
-            *(["--resolve"] if found.resolve else []),
-        ]
-    if found.info is not None:
-        show += ["--info", found.info]
-    if found.hydra_help:
-        show += ["--hydra-help"]
-    if found.shell_completion:
-        show += ["--shell-completion"]
+    of_cfg = [*(["--package", found.package] if found.package else []), *(["--resolve"] if found.resolve else [])]
+    if of_cfg and found.cfg is None:
+        given = of_cfg[-1] if found.resolve else " ".join(of_cfg)
+        raise UsageError(f"{given}: says how --cfg prints the settings, and goes with it; write --cfg job {given}.")
+    show = ["--cfg", found.cfg, *of_cfg] if found.cfg is not None else []
+    show += ["--info", found.info] if found.info is not None else []
+    show += ["--hydra-help"] if found.hydra_help else []
+    show += ["--shell-completion"] if found.shell_completion else []
     overrides = found.overrides
     if not found.shell_completion:
         overrides = [_quoted_path(meant, found.multirun) for o in found.overrides for meant in _as_meant(o)]
@@ -148,9 +131,7 @@ def of_one_run(words: Sequence[str], command: str) -> Arguments:
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Overrides as Hydra reads them, without those it accepts and a user cannot have meant. Raises UsageError."""
-    parser = OverridesParser.create()
-    parsed: list[Override] = []
-    seen: dict[str, str] = {}
+    parser, parsed = OverridesParser.create(), dict[str, Override]()
     for line in overrides:
         key, equals, value = line.partition("=")
         if os.path.isdir(line):
@@ -163,45 +144,44 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             [override] = parser.parse_overrides([line])
         except OverrideParseException:
             raise UsageError(_unreadable(line, key, value)) from None
-        if override.package is not None:
-            raise UsageError(f"{line}: every group has its place; write {override.key_or_group}={value} without the @.")
-        if key == "hydra":
-            raise UsageError(f"{line}: hydra is a section; write what is in it, such as hydra.run.dir=PATH.")
-        if key == "hydra.run.dir" and not value:
-            raise UsageError(f"{line}: names no directory; write hydra.run.dir=PATH, or leave it out.")
-        if override.key_or_group in seen:
-            raise UsageError(
-                f"{seen[override.key_or_group]} {line}: {override.key_or_group} is given twice; keep one of the two."
-            )
-        if (override.key_or_group in GROUPS or "/" in key) and not (
-            override.is_sweep_override() or isinstance(override.value(), str)
-        ):
-            raise UsageError(
-                f"{line}: is not a name; write one of the names that easgd train --help lists for "
-                f"{override.key_or_group}."
-            )
-        if override.key_or_group == "default_steps":
-            raise UsageError(
-                f"{line}: default_steps is the length that configs/tuning.yaml gives where none is asked for; "
-                f"write steps={value}."
-            )
-        seen[override.key_or_group] = line
-        parsed.append(override)
-    return parsed
+        name = override.key_or_group
+        if name in parsed:
+            raise UsageError(f"{parsed[name].input_line} {line}: {name} is given twice; keep one of the two.")
+        if wrong := _not_meant(override, key, value):
+            raise UsageError(f"{line}: {wrong}.")
+        parsed[name] = override
+    return list(parsed.values())
+
+
+def _not_meant(override: Override, key: str, value: str) -> str | None:
+    """What is wrong with an override that Hydra accepts."""
+    name = override.key_or_group
+    if override.package is not None:
+        return f"every group has its place; write {name}={value} without the @"
+    if key == "hydra":
+        return "hydra is a section; write what is in it, such as hydra.run.dir=PATH"
+    if key == "hydra.run.dir" and not value:
+        return "names no directory; write hydra.run.dir=PATH, or leave it out"
+    named = override.is_sweep_override() or isinstance(override.value(), str)
+    if (name in GROUPS or "/" in key) and not named:
+        return f"is not a name; write one of the names that easgd train --help lists for {name}"
+    if name == "default_steps":
+        return (
+            f"default_steps is the length that configs/tuning.yaml gives where none is asked for; write steps={value}"
+        )
+    return None
 
 
 def directory(override: Override | None) -> Path | None:
     """The directory that `resume` or `replay` names, as it was written; None where it is not given, or null. Raises
     UsageError.
     """
-    if override is None or override.value() is None:
+    written = None if override is None else override.value()
+    if override is None or written is None:
         return None
-    if override.value() == "":
-        raise UsageError(
-            f"{override.input_line}: names no directory; write {override.key_or_group}=RUN_DIR, such as "
-            f"{override.key_or_group}=runs/my_run."
-        )
-    written = override.value()
+    if written == "":
+        key = override.key_or_group
+        raise UsageError(f"{override.input_line}: names no directory; write {key}=RUN_DIR, such as {key}=runs/my_run.")
     # 123 is read as a number
     return Path(written if isinstance(written, str) else str(override.input_line).partition("=")[2])
 

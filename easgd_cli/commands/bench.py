@@ -22,7 +22,7 @@ from easgd_cli.commands import arguments, compose, output, plan, single_run
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
-from easgd_cli.system.terminal import help_text, tell
+from easgd_cli.system.terminal import help_text, printable, tell
 
 if TYPE_CHECKING:
     from easgd_cli.bench.calibrate import Calibration, Measured
@@ -152,7 +152,8 @@ def _calibrate(words: list[str]) -> int:
         raise UsageError(
             f"--yaml {out}: is a file that ends in .yaml; options are found in a directory called launcher."
         )
-    settings = compose.resumed(str(run / "config.yaml"), [], {})
+    doubts: list[str] = []
+    settings = compose.resumed(str(run / "config.yaml"), [], {}, doubts)
 
     from easgd_cli.bench import calibrate
 
@@ -161,13 +162,20 @@ def _calibrate(words: list[str]) -> int:
     def exchange() -> float:
         from easgd_cli.bench.exchange import seconds_beside
 
+        if not calibrate.of_easgds_own(settings):
+            raise UsageError(
+                f"bench calibrate {run}: the record does not tell how long an exchange took, and measuring one would "
+                f"run the code of algo={settings.algo['name']}; give a run of a method of easgd's own."
+            )
         print("The record does not tell how long an exchange took; measuring one on this machine.", file=sys.stderr)
         return seconds_beside(build.method(settings), measured.nbytes // 4, busy=settings.workers - 1)
 
+    for sentence in doubts:
+        tell(sentence)
     found = calibrate.calibrate(measured, exchange)
     written = {name: _plain(value) for name, value in found.settings().items()}
     for line in _derived(measured, found):
-        print(line)
+        print(printable(line))
     print(shlex.join(["launcher=simulated", *(f"launcher.{name}={value}" for name, value in written.items())]))
     if out is not None:
         lines = [

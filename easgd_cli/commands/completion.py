@@ -10,11 +10,8 @@ from __future__ import annotations
 import io
 import os
 import re
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
-
-import hydra
+from contextlib import suppress
 
 from easgd_cli.commands import (
     arguments,
@@ -45,17 +42,10 @@ def main(words: Sequence[str], commands: Sequence[str]) -> int:
         print("\n".join(found))
         return 0
     said = io.StringIO()
-    with (
-        single_run.unchanged_process(),
-        redirect_stdout(said),
-        redirect_stderr(io.StringIO()),
-        suppress(SystemExit),
-    ):  # a wrong line is told of when it is given
-        os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # Hydra completes `easgd key=`
-        sys.argv = ["easgd", *_own_configurations(line.split()), "-sc", *words]
-        hydra.main(config_path=str(configs.directory()), config_name=arguments.ROOT, version_base="1.3")(
-            lambda _: None
-        )()
+    os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # Hydra completes `easgd key=`
+    asked = [*_own_configurations(line.split()), "-sc", *words]
+    # a wrong line is told of when it is given
+    single_run.said_by_hydra(arguments.ROOT, asked, said, io.StringIO())
     print("\n".join(word for word in said.getvalue().split() if _is_for_users(word, line.split())))
     return 0
 

@@ -7,12 +7,14 @@ it.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import json
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from easgd_cli.commands.arguments import GROUPS, ROOT
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings import targets
+from easgd_cli.settings import schema, targets
 from easgd_cli.settings.schema import Settings
 
 _SETTINGS = OmegaConf.structured(Settings)
@@ -37,6 +39,8 @@ OmegaConf.set_struct(_SETTINGS.until, False)  # which metrics there are the prob
 ConfigStore.instance().store(name="easgd_settings", node=_SETTINGS)
 for (_group, _pair), _row in configs.tuning().items():
     ConfigStore.instance().store(group=_group, name=_pair, node=_row)
+# Hydra copies all that is stored for each job it composes, a fifth of the time, and once more what it takes of it.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 OmegaConf.register_new_resolver(
     "named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True
 )
@@ -73,8 +77,10 @@ def composing(config_name: str) -> Iterator[typing.Callable[[Sequence[str]], Com
         raise UsageError(
             f"--config-name {config_name}: is an option of {group}, and no root configuration; write {group}={option}."
         )
+    # the first job of a sweep is asked for twice
+    once = functools.lru_cache(1)(lambda overrides: _compose(config_name, list(overrides)))
     with initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
-        yield lambda overrides: _compose(config_name, list(overrides))
+        yield lambda overrides: once(tuple(overrides))
 
 
 def _compose(config_name: str, overrides: list[str]) -> Composed:
@@ -166,19 +172,28 @@ def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | No
     return settings
 
 
-def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Settings:
-    """The settings of the config.yaml at `path` with `changes` made to them. Raises UsageError."""
+def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any], doubts: list[str] | None = None) -> Settings:
+    """The settings of the config.yaml at `path` with `changes` made to them. Raises UsageError.
+
+    That the file was edited is put in `doubts`. Nothing that it names is imported, and `${...}` in it is a text: it was
+    resolved when it was written.
+    """
+    saved = reader.config_of(Path(path).parent, doubts)
+    if saved is None:
+        raise UsageError(f"{path}: there is no such file, so this is not the directory of a run.")
+    text = json.dumps(saved, ensure_ascii=False, skipkeys=True, default=str)
+    mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text)
     try:
-        saved = OmegaConf.create(reader.read_text(Path(path)))
-    except reader.MissingFile as e:
-        raise UsageError(f"{path}: there is no such file, so this is not the directory of a run.") from e
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as e:
-        raise UsageError(f"{path}: cannot be read: {' '.join(str(e).split())}.") from e
-    try:
-        cfg = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), _of_today(saved)))
+        protected = _replaced(saved, "${", mark)
+        cfg = typing.cast(
+            DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(_of_today(protected)))
+        )
     except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise UsageError(f"{path}: is not a configuration of this version of easgd: {refusals.first_line(e)}.") from e
     missing = sorted(OmegaConf.missing_keys(cfg))
+    missing += [
+        f"{g}.{key}" for g in schema.GROUPS if g not in missing for key in ("name", "target") if key not in cfg[g]
+    ]
     if missing:
         raise UsageError(
             f"{path}: is not a configuration of this version of easgd: it says nothing of {missing[0]}; start the "
@@ -189,18 +204,33 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any]) -> Set
             OmegaConf.update(cfg, key, value)
         except OmegaConfBaseException as e:
             raise UsageError(refusals.sentence(e, overrides)) from e
-    return typed(cfg, overrides, {g: cfg[g].name for g in GROUPS if g in cfg})
+    settings = typed(cfg, overrides, {g: cfg[g].name for g in GROUPS if g in cfg})
+    return Settings(**{key: _replaced(value, mark, "${") for key, value in vars(settings).items()})
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """The same with every text in it changed."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {key: _replaced(inside, old, new) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inside, old, new) for inside in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{key: _replaced(inside, old, new) for key, inside in vars(value).items()})
+    return value
 
 
 def _of_today(saved: Any) -> Any:
     """The same where a classification's settings stood among the problem's, before there were tasks."""
-    problem = saved.get("problem") if isinstance(saved, DictConfig) else None
-    if not isinstance(problem, DictConfig) or "task" in saved:
+    problem = saved.get("problem") if isinstance(saved, dict) else None
+    if not isinstance(problem, dict) or "task" in saved:
         return saved
-    of_task = {key: problem.pop(key) for key in ("label_smoothing", "top5") if key in problem}
-    if of_task and targets.ours({"target": str(problem.get("target"))}):
-        saved.task = {"name": "classification", "target": _CLASSIFICATION} | of_task
-    return saved
+    of_task = {key: problem[key] for key in ("label_smoothing", "top5") if key in problem}
+    if not of_task or not targets.ours({"target": str(problem.get("target"))}):
+        return saved
+    rest = {key: value for key, value in problem.items() if key not in of_task}
+    return {**saved, "problem": rest, "task": {"name": "classification", "target": _CLASSIFICATION} | of_task}
 
 
 def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[str, str | None]) -> None:

@@ -18,7 +18,7 @@ from easgd_cli.experiment import build
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
-from easgd_cli.system.terminal import help_text
+from easgd_cli.system.terminal import help_text, printable
 
 if TYPE_CHECKING:
     from easgd_cli.data.preparation import Finished
@@ -91,9 +91,9 @@ def _prepare(s: Settings) -> int:
 
 def _tell(done: Finished, directory: Path) -> None:
     for path, why in done.broken[:_SHOWN]:
-        print(f"left out: {path}: {why}")
+        print(printable(f"left out: {path}: {why}"))
     if len(done.broken) > _SHOWN:
-        print(f"left out: {len(done.broken) - _SHOWN:,} more; the .json files in {directory} list them")
+        print(printable(f"left out: {len(done.broken) - _SHOWN:,} more; the .json files in {directory} list them"))
     was = f", {done.kept:,} of them from before" if done.kept else ""
     print(f"{done.kept + done.written - len(done.broken):,} images{was}, {len(done.broken):,} left out: {directory}")
 
@@ -139,7 +139,7 @@ def _verify(s: Settings) -> int:
             for done, broken in images.broken(split, cores()):
                 for image, why in broken:
                     wrong += 1
-                    print(f"{image}: {why}")
+                    print(printable(f"{image}: {why}"))
                 progress(before + done, total)
             before += done
         root, side, directory = _place(s)

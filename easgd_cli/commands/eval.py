@@ -15,14 +15,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from easgd_cli.commands import arguments, compose, output, single_run
+from easgd_cli.commands import arguments, compose, foreign_code, output, single_run
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.problems.metric import Metrics
-from easgd_cli.record import reader
+from easgd_cli.record import checksum, reader
+from easgd_cli.record.display import Screen
 from easgd_cli.settings.schema import Settings
-from easgd_cli.system.terminal import help_text
+from easgd_cli.system.terminal import help_text, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 _HELP = """usage: easgd eval RUN [WHAT] [KEY=VALUE ...] [--config-dir DIR] [--json FILE] [--export FILE]
 
 Measures what RUN has saved, as the run itself measures: center patches, dropout off, batch norm's statistics estimated
-anew.
+anew. Code of your own that RUN/config.yaml names is imported, each module with a line on stderr before it runs; what
+is damaged is refused.
 
   center     the center, from center.pt (what is measured unless another is named)
   average    the average of the center, from average.pt
@@ -72,7 +74,9 @@ def main(argv: Sequence[str]) -> int:
         print(help_text(_HELP), end="")
         return 0
     asked = _parse(argv)
-    settings = _settings(asked)
+    doubts: list[str] = []
+    settings = _settings(asked, doubts)
+    foreign_code.announce(asked.run, settings)
     single_run.checked(settings)
     needed = build.asked_by_problem(settings)
     if "model" not in needed:
@@ -83,6 +87,9 @@ def main(argv: Sequence[str]) -> int:
         )
 
     import torch  # only now: a mistake is answered in a moment
+
+    if settings.init is not None and not asked.what.startswith("worker_"):
+        _check(asked, Path(settings.init), doubts)
 
     from easgd_cli.system.devices import cores, deal_devices
 
@@ -105,6 +112,8 @@ def main(argv: Sequence[str]) -> int:
             f"data{fact}; use the data set of the run."
         ) from e
     x = _saved(asked, problem.start()).to(device)
+    for sentence in doubts:
+        tell(sentence)
     figures: dict[str, Any] = problem.evaluate(x)
     # a problem of one's own may know no classes
     counts = problem.confusion(x) if hasattr(problem, "confusion") else None
@@ -115,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
     if asked.json is not None:
         content = said | ({"classes": list(classes or ()), "confusion": counts.tolist()} if counts is not None else {})
         output.put(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
-    console = Console()
+    console = Screen()
     console.print(_figures(said, metrics_of(problem)))
     if counts is not None:
         console.print(_confusion(counts, classes, console))
@@ -156,7 +165,7 @@ def _parse(argv: Sequence[str]) -> _Asked:
     return _Asked(run, what, words, config_dir, files.get("--json"), export)
 
 
-def _settings(asked: _Asked) -> Settings:
+def _settings(asked: _Asked, doubts: list[str]) -> Settings:
     """The run's, with the data set that was asked for."""
     parsed = arguments.parse(
         [*asked.overrides, *([] if asked.config_dir is None else ["--config-dir", asked.config_dir])]
@@ -174,7 +183,7 @@ def _settings(asked: _Asked) -> Settings:
     path = str(asked.run / "config.yaml")
     other = given.get("dataset")
     changes = {key: o.value() for key, o in given.items() if other is None or key.startswith("eval.")}
-    settings = compose.resumed(path, words, changes)
+    settings = compose.resumed(path, words, changes, doubts)
     if other is not None:
         of_data = [str(o.input_line) for key, o in given.items() if key.startswith("dataset")]
         with compose.composing("config") as composed:
@@ -183,7 +192,9 @@ def _settings(asked: _Asked) -> Settings:
     file = asked.run / f"{asked.what}.pt"
     if asked.what.startswith("worker_"):
         return settings
-    if not file.is_file():
+    try:
+        reader.open_file(file).close()
+    except reader.MissingFile:
         status = reader.status_of(asked.run) or "not known"
         reason = (
             "this run keeps no average"
@@ -193,7 +204,7 @@ def _settings(asked: _Asked) -> Settings:
         raise UsageError(
             f"eval {asked.run} {asked.what}: there is no {file.name} ({reason}); a worker of its newest "
             "checkpoint can be measured as worker_00."
-        )
+        ) from None
     return replace(settings, init=str(file), init_without=[])
 
 
@@ -214,7 +225,34 @@ def _saved(asked: _Asked, start: Tensor) -> Tensor:
             f"eval {asked.run} {asked.what}: has {x.numel():,} parameters and the net for this data set "
             f"{start.numel():,}; use the data set of the run."
         )
+    if not bool(x.isfinite().all()):
+        raise UsageError(f"eval {asked.run} {asked.what}: {_not_finite(asked)}")
     return x
+
+
+def _check(asked: _Asked, file: Path, doubts: list[str]) -> None:
+    """Refuses a file of parameters that is damaged or holds other than finite numbers. Raises UsageError."""
+    import torch
+
+    wrong = reader.wrong_at_the_end(file, reader.held_at_the_end(asked.run, doubts).get(file.name))
+    with reader.open_file(file) as f:
+        wrong = wrong or checksum.wrong_archive(f)
+        if wrong is not None:
+            raise reader.BadFile(file, wrong)
+        try:
+            state = torch.load(f, map_location="cpu", weights_only=True)
+            finite = all(bool(v.isfinite().all()) for v in state.values() if isinstance(v, torch.Tensor))
+        except Exception as e:  # of any content that torch takes for something else
+            raise reader.BadFile(file, f"cannot be read as parameters ({type(e).__name__})") from e
+    if not finite:
+        raise UsageError(f"eval {asked.run} {asked.what}: {_not_finite(asked)}")
+
+
+def _not_finite(asked: _Asked) -> str:
+    summary = reader.summary_of(asked.run)
+    because = f" ({summary['reason']})" if summary.get("reason") else ""
+    run = f"this run diverged{because}, and " if summary.get("status") == "diverged" else ""
+    return f"{run}its {asked.what} is not finite, so there is nothing to measure."
 
 
 def _export(path: Path, state: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:

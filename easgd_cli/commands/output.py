@@ -9,8 +9,12 @@ from easgd_cli.errors import RunError, UsageError
 from easgd_cli.system import files
 
 
-def directory(out: Path) -> Path:
-    """`out`, made where it is missing. Raises UsageError where nothing can be written there."""
+def directory(out: Path, given: bool = True) -> Path:
+    """`out`, made where it is missing. Raises UsageError where nothing can be written there, and for a link that nobody
+    has `given`.
+    """
+    if out.is_symlink() and not given:
+        raise UsageError(f"{out}: is a link, and nothing is written through one; say where with --out DIR.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()

@@ -47,21 +47,8 @@ _NOT_HERE = {"optimizer": _NO_OPTIMIZER, "optim": _NO_OPTIMIZER} | dict.fromkeys
     ("nodes", "nnodes", "num_nodes", "machines", "hosts", "world_size"), _ONE_MACHINE
 )
 
-# Hydra's own groups, each with a section of the same name.
-_HYDRAS_GROUPS = [
-    f"hydra/{name}"
-    for name in (
-        "callbacks",
-        "env",
-        "help",
-        "hydra_help",
-        "hydra_logging",
-        "job_logging",
-        "launcher",
-        "sweeper",
-        "sweeper/sampler",
-    )
-]
+# Hydra's own groups, each the section of its name.
+_HYDRAS_GROUPS = r"hydra\.(callbacks|env|help|hydra_help|hydra_logging|job_logging|launcher|sweeper(\.sampler)?)"
 
 
 def missing(e: MissingConfigException, config_name: str) -> str:
@@ -83,14 +70,11 @@ def missing(e: MissingConfigException, config_name: str) -> str:
             f"launcher={name}: launcher= says where a run's processes are; the runs of a sweep are handed on with "
             f"-m hydra/launcher={far}."
         )
-    listed = (
-        f" There are: {', '.join(known)}."
-        if known
-        else f" There is no {group} yet; add a directory of your own with --config-dir."
-    )
-    own = (
-        f" Your own: {targets.example(group)}, or {group}/{name}.yaml in a --config-dir." if group in GROUPS[:6] else ""
-    )
+    listed = f" There are: {', '.join(known)}."
+    if not known:
+        listed = f" There is no {group} yet; add a directory of your own with --config-dir."
+    example = group in GROUPS[:6] and targets.example(group)
+    own = f" Your own: {example}, or {group}/{name}.yaml in a --config-dir." if example else ""
     near = _near(name, [o for o in known if o not in ("none", "own")], cutoff=0.51)
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
 
@@ -102,20 +86,16 @@ def sentence(e: BaseException, overrides: Sequence[str]) -> str:
         return f"In {in_file[1]}.yaml: {_of_a_file(in_file[1].partition('/')[0], e.__context__)}"
     cause = e if isinstance(e, OmegaConfBaseException) else e.__cause__
     if isinstance(cause, InterpolationResolutionError):
-        written = (
-            _written(cause.full_key, overrides)
-            if cause.full_key
-            else next((o for o in overrides if "${" in o), "A setting")
-        )
+        line = next((o for o in overrides if "${" in o), "A setting")
+        written = _written(cause.full_key, overrides) if cause.full_key else line
         return f"{written}: its ${{...}} cannot be resolved: {first_line(cause)}."
     if isinstance(cause, ValidationError | ConfigTypeError) and cause.full_key:
         return _wrong_type(cause, overrides)
     if isinstance(cause, AttributeError | KeyError) and getattr(cause, "full_key", None):
         return _unknown(cause, overrides)
     if unknown := re.match(r"(?:In '([^']+)': )?Could not (?:override|delete from config\.) '([^'@]+)", str(e)):
-        return (
-            f"In {unknown[1]}.yaml: {_no_setting(unknown[2], [])}" if unknown[1] else _no_setting(unknown[2], overrides)
-        )
+        file, key = unknown.groups()
+        return f"In {file}.yaml: {_no_setting(key, [])}" if file else _no_setting(key, overrides)
     if there := re.match(r"Could not append to config\. An item is already at '(.*)'", str(e)):
         return f"{(line := _written(there[1], overrides))}: is there already; write {line[1:]} without the +."
     if twice := re.match(r"Multiple values for ([\w/]+)\. To override a value use 'override [\w/]+: (.*)'", str(e)):
@@ -165,18 +145,13 @@ def check_sections(cfg: DictConfig, choices: Iterable[str], overrides: Sequence[
     """Raises UsageError where a value stands in the place of a section: untyped ones, which is what a plugin's are, let
     it.
     """
-    for group in choices:
-        key = group.replace("/", ".")
-        if (
-            (node := OmegaConf.select(cfg, key)) is not None
-            and not isinstance(node, DictConfig)
-            and key.startswith("hydra.")
-        ):
-            raise UsageError(chosen_with_a_slash(_written(key, overrides), group))
-    for line in overrides:
-        name = line.partition("=")[0]
+    for group in (group for group in choices if group.startswith("hydra/")):
+        node = OmegaConf.select(cfg, group.replace("/", "."))
+        if node is not None and not isinstance(node, DictConfig):
+            raise UsageError(chosen_with_a_slash(_written(group.replace("/", "."), overrides), group))
+    for name in (line.partition("=")[0] for line in overrides if line.startswith("+")):
         inside, _, key = name.lstrip("+").rpartition(".")
-        section = OmegaConf.get_type(OmegaConf.select(cfg, inside)) if name.startswith("+") else None
+        section = OmegaConf.get_type(OmegaConf.select(cfg, inside))
         if is_dataclass(section) and key not in _types(section):
             raise UsageError(_no_setting(f"{inside}.{key}", overrides, inside, list(_types(section))))
 
@@ -218,13 +193,9 @@ def _unknown(cause: Any, overrides: Sequence[str]) -> str:
         return f"{written}: {cause.parent_node.get('name')} has no such setting; {having}"
     if parent.startswith("hydra.") and typing.get_origin(cause.ref_type) is dict:
         return f"{written}: {parent} has no {key} yet; a + adds it: +{written}."
-    if parent in ("hydra.launcher", "hydra.sweeper") and not any(
-        o.startswith(f"{parent.replace('.', '/')}=") for o in overrides
-    ):
-        return (
-            f"{written}: easgd itself has no such setting; choose the plugin that has it with "
-            f"{parent.replace('.', '/')}=."
-        )
+    chosen = f"{parent.replace('.', '/')}="
+    if parent in ("hydra.launcher", "hydra.sweeper") and not any(o.startswith(chosen) for o in overrides):
+        return f"{written}: easgd itself has no such setting; choose the plugin that has it with {chosen}."
     return _no_setting(full, overrides, parent, siblings)
 
 
@@ -267,8 +238,8 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
         line = f"{key}={value}"
     if key.startswith("~"):
         return f"{line}: cannot be removed; leave it out to have its default."
-    if (group := full.replace(".", "/")) in _HYDRAS_GROUPS:
-        return chosen_with_a_slash(line, group)
+    if re.fullmatch(_HYDRAS_GROUPS, full):
+        return chosen_with_a_slash(line, full.replace(".", "/"))
     if full.startswith("until."):
         kind = float
     if is_dataclass(kind) or typing.get_origin(kind) is dict:

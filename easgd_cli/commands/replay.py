@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.commands import compose, single_run
+from easgd_cli.commands import compose, foreign_code, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.record import reader
-from easgd_cli.system.terminal import for_terminal
+from easgd_cli.record import reader, resumption
+from easgd_cli.system.terminal import for_terminal, tell
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
 _OPTION = "launcher"  # whose option may be any virtual cluster
@@ -38,7 +39,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     if not source.is_dir():
         raise UsageError(f"{given}: there is no such directory; give that of a run.")
     source = source.resolve()
-    if not (source / "exchanges.bin").exists():
+    if not os.path.lexists(source / "exchanges.bin"):
         raise UsageError(f"{given}: holds no exchanges.bin, so this is not the directory of a run.")
     with compose.composing(asked.config_name) as composed:
         words = asked.overrides if _OPTION in others else ["launcher=simulated", *asked.overrides]
@@ -50,21 +51,38 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
         )
     others.pop(_OPTION, None)
     changes = {key: o.value() for key, o in others.items() if not key.startswith(("launcher.", "hydra."))}
-    settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes)
-    recorded = reader.summary_of(source)
-    # so that a damaged one is found before anything is started
-    reader.read_order(source / "exchanges.bin", settings.workers)
+    doubts: list[str] = []
+    settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes, doubts)
+    recorded = reader.summary_of(source, doubts)
+    foreign_code.announce(source, settings)
+    _check_order(source, settings.workers)  # so that a damaged one is found before anything is started
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
     # The recorded order ends where the run did, whatever ended it.
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until={})
     single_run.checked(settings)
+    for sentence in doubts:
+        tell(sentence)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
     outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, virtual)
     if outcome.status == "completed":
         print(for_terminal(_compared(source, path), sys.stdout), flush=True)
     return outcome, path
+
+
+def _check_order(source: Path, workers: int) -> None:
+    """Refuses an order of exchanges that is not the one that was recorded, as far as that is known. Raises UsageError.
+
+    A run that was killed has told what it held at its last checkpoint.
+    """
+    path = source / "exchanges.bin"
+    reader.read_order(path, workers)
+    held = reader.held_at_the_end(source).get(path.name)
+    if wrong := reader.wrong_at_the_end(path, held):
+        raise reader.BadFile(path, wrong)
+    if held is None:
+        resumption.check_order(source)
 
 
 def _compared(source: Path, path: Path) -> str:

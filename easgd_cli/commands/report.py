@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
 from easgd_cli.errors import RunError, UsageError
-from easgd_cli.system.terminal import for_terminal, help_text, tell
+from easgd_cli.system.terminal import for_terminal, help_text, printable, tell
 
 if TYPE_CHECKING:
     from easgd_cli.report.comparison import Comparison
@@ -126,7 +126,8 @@ def _make(asked: _Asked) -> None:
     rows = [key for key in asked.rows if key in differ]
     out = output.directory(
         asked.out
-        or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report"
+        or (Path(asked.paths[0]) if len(asked.paths) == 1 and Path(asked.paths[0]).is_dir() else Path()) / "report",
+        given=asked.out is not None,
     )
     said, tables = findings.findings(c), table.tables(c)
     told = [*reading.unfinished(asked.paths), *left_out, *notes.notes(c)]
@@ -207,21 +208,21 @@ def _show(t: ResultTable) -> None:
     """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings
     take several lines.
     """
-    from rich.console import Console
     from rich.table import Table as Drawn
     from rich.text import Text
 
+    from easgd_cli.record.display import Screen
     from easgd_cli.record.table import STYLES, WIDE
 
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = Screen(width=None if sys.stdout.isatty() else WIDE)
     drawn = Drawn(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, heading in enumerate(t.headings):
         cells = [*heading.split(), *(row[i] for row in t.rows)]
         said = textwrap.fill(heading, max(map(len, cells))) if console.is_terminal else heading
         drawn.add_column(Text(said), justify="left" if i < t.numbers else "right", vertical="bottom", no_wrap=True)
     for row in t.rows:
-        drawn.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    console.width = max(console.width, Console(width=10_000).measure(drawn).maximum)
+        drawn.add_row(*(Text(printable(cell), style=STYLES.get(cell, "")) for cell in row))
+    console.width = max(console.width, Screen(width=10_000).measure(drawn).maximum)
     console.print(Text(t.title, style="bold"))
     console.print(drawn, highlight=False)
     console.print()
@@ -259,9 +260,10 @@ def _remove_earlier(out: Path, name: str) -> None:
     """Removes a figure that an earlier report has left here and this one does not draw; not what its page has not,
     which is somebody's own.
     """
+    from easgd_cli.record import reader
     from easgd_cli.report import page
 
-    with suppress(OSError, ValueError):
-        if page.has((out / "report.html").read_text(encoding="utf-8"), out / f"{name}.svg"):
+    with suppress(OSError, ValueError, UsageError):
+        if page.has(reader.read_text(out / "report.html"), out / f"{name}.svg"):
             for suffix in ("png", "svg"):
                 (out / f"{name}.{suffix}").unlink(missing_ok=True)

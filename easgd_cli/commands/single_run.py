@@ -7,13 +7,14 @@ import os
 import random
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import hydra
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -33,6 +34,7 @@ from easgd_cli.settings import schema
 from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
+from easgd_cli.system.terminal import tell
 
 
 def checked(settings: Settings) -> None:
@@ -47,52 +49,26 @@ def checked(settings: Settings) -> None:
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """A sentence for every setting given in `overrides` that this method, schedule and problem do not use."""
+    groups = {name: getattr(settings, name) for name in ("algo", "schedule", "problem", "launcher")}
+    algo, schedule, problem, launcher = (f"{name}={group['name']}" for name, group in groups.items())
     uses = build.symbols_used(settings)
-    given = {o.partition("=")[0]: o for o in overrides}
-    method = build.method(settings)
-    lines = []
-    if given.keys() & {"alpha", "beta"} and not uses & {"alpha", "beta"}:
-        lines += [
-            f"{given[k]} has no effect: algo={settings.algo['name']} has no moving rate."
-            for k in ("alpha", "beta")
-            if k in given
-        ]
-    if "delta" in given and "delta" not in uses:
-        lines.append(f"{given['delta']} has no effect: algo={settings.algo['name']} has no momentum.")
-    if "gamma" in given and "gamma" not in uses:
-        lines.append(f"{given['gamma']} has no effect: schedule={settings.schedule['name']} does not use it.")
-    if "tau" in given and method.shared is None:
-        lines.append(f"{given['tau']} has no effect: algo={settings.algo['name']} never exchanges.")
-    if "center_device" in given and method.shared is None:
-        lines.append(
-            f"{given['center_device']} has no effect: algo={settings.algo['name']} has no center beside its worker."
-        )
-    elif "center_device" in given and not build.launched_in_processes(settings):
-        lines.append(
-            f"{given['center_device']} has no effect: launcher={settings.launcher['name']} keeps the center where "
-            "its workers compute."
-        )
-    if "profile" in given and not build.launched_in_processes(settings):
-        lines.append(f"{given['profile']} has no effect: launcher={settings.launcher['name']} has no worker processes.")
-    asked = build.asked_by_problem(settings)
-    for key, name in (
-        ("l2", "l2"),
-        ("batch_size", "batch_size"),
-        ("precision", "precision"),
-        ("compile", "compile"),
-        ("task", "task"),
-        ("eval.train_images", "train_images"),
-    ):
-        if key in given and name not in asked:
-            lines.append(f"{given[key]} has no effect: problem={settings.problem['name']} does not use it.")
+    asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
+    alone, in_processes = build.method(settings).shared is None, build.launched_in_processes(settings)
+    of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
+    without_effect = [
+        *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
+        ("delta", "delta" not in uses, f"{algo} has no momentum"),
+        ("gamma", "gamma" not in uses, f"{schedule} does not use it"),
+        ("tau", alone, f"{algo} never exchanges"),
+        ("center_device", alone, f"{algo} has no center beside its worker"),
+        ("center_device", not alone and not in_processes, f"{launcher} keeps the center where its workers compute"),
+        ("profile", not in_processes, f"{launcher} has no worker processes"),
+        *((key, key.rpartition(".")[2] not in asked, f"{problem} does not use it") for key in of_problems),
+    ]
+    lines = [f"{given[key]} has no effect: {why}." for key, unused, why in without_effect if unused and key in given]
+    by_steps = settings.epochs is None and settings.minutes is None
     steps = settings.steps if settings.steps is not None else settings.default_steps
-    if (
-        method.shared is not None
-        and steps is not None
-        and 1 < settings.tau >= steps
-        and settings.epochs is None
-        and settings.minutes is None
-    ):
+    if not alone and by_steps and steps is not None and 1 < settings.tau >= steps:
         lines.append(
             f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns "
             "nothing; give more steps."
@@ -159,18 +135,19 @@ def launch(
     return outcome, path
 
 
-def go_on(path: Path, settings: Settings, overrides: list[str], command: str) -> Outcome:
-    """Goes on with the run in `path`, which the caller has found worth going on with. Raises UsageError and
-    RunError.
+def go_on(path: Path, settings: Settings, overrides: list[str], command: str, doubts: Sequence[str] = ()) -> Outcome:
+    """Goes on with the run in `path`, which the caller has found worth going on with, and tells the `doubts` there are
+    of its files. Raises UsageError and RunError.
     """
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
     from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
-    from easgd_cli.record.initial_record import check_record
+    from easgd_cli.record.resumption import check
 
     with run_directory.held(path):
         try:
-            resumed = reader.newest_checkpoint(path)
+            damaged: list[reader.BadFile] = []
+            resumed = reader.newest_checkpoint(path, damaged)
             taken = steps_taken(resumed)
         except reader.BadFile as e:
             raise UsageError(f"resume={e}") from e
@@ -185,8 +162,13 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str) ->
                 f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
                 "already; give more."
             )
-        check_record(path, resumed, settings.workers)
-        run_directory.write_config(path, settings, overrides)  # only now: a run that cannot go on keeps what it had
+        check(path, resumed, settings.workers, prepared.size, settings.new_record)
+        for sentence in doubts:
+            tell(sentence)
+        for one in damaged:
+            tell(f"{one.fact.partition(';')[0]}; going on from {resumed.name}, the one before it.")
+        # only now: a run that cannot go on keeps what it had
+        run_directory.write_config(path, replace(settings, new_record=False), overrides)
         return launcher(Job(path.absolute(), overrides, command, resume=True), prepared)
 
 
@@ -203,16 +185,30 @@ def looked_at(path: str) -> str:
     return f"{program('tensorboard')} --logdir {shlex.quote(path)}"
 
 
+def said_by_hydra(config_name: str, words: Sequence[str], said: IO[str], errors: IO[str]) -> object:
+    """Has Hydra's own program print what it does for `words` after its name; returns its exit status, None for 0."""
+    program = hydra.main(config_path=str(configs.directory()), config_name=config_name, version_base="1.3")
+    before = sys.argv
+    try:
+        with unchanged_process(), redirect_stdout(said), redirect_stderr(errors):
+            sys.argv = ["easgd", *words]
+            program(lambda _: None)()
+    except SystemExit as e:
+        return e.code
+    finally:
+        sys.argv = before
+    return None
+
+
 def _as_hydras_job(job: Composed, path: Path, task: Callable[[], Outcome]) -> Outcome:
     """`task` as Hydra runs one, in the directory made for it; leaves this process as it was."""
-    ended: list[Outcome] = []
-    raised: list[Exception] = []
+    ended: list[Outcome | Exception] = []
 
     def task_function(_: DictConfig) -> None:
         try:
             ended.append(task())
         except Exception as e:  # Hydra would keep it
-            raised.append(e)
+            ended.append(e)
 
     config, name = job.config, job.config.hydra.job.config_name
     with open_dict(config):
@@ -221,48 +217,33 @@ def _as_hydras_job(job: Composed, path: Path, task: Callable[[], Outcome]) -> Ou
     with unchanged_process(), initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
         callbacks = Callbacks(config)
         callbacks.on_run_start(config=config, config_name=name)
-        done = run_job(
-            task_function,
-            config,
-            "hydra.run.dir",
-            None,
-            HydraContext(GlobalHydra.instance().config_loader(), callbacks),
-        )
+        context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
+        done = run_job(task_function, config, "hydra.run.dir", None, context)
         callbacks.on_run_end(config=config, config_name=name, job_return=done)
-    if raised:
-        raise raised[0]
+    if isinstance(ended[0], Exception):
+        raise ended[0]
     return ended[0]
 
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Puts back what a run may leave in this process: arguments, environment, directory, logging, signals, generators,
-    threads.
-
-    What comes after a run, or after a plugin of Hydra's that ran a sweep, may not notice it.
+    """Puts back what a run, or a plugin of Hydra's, may leave in this process: directory, environment, logging,
+    generators, threads.
     """
-    root = logging.getLogger()
-    argv, environment, directory, path = sys.argv, dict(os.environ), os.getcwd(), list(sys.path)
-    handlers, level = list(root.handlers), root.level
-    reactions = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    python_state = random.getstate()
-    torch = sys.modules.get("torch")  # not imported for this
-    torch_state = (torch.get_rng_state(), torch.get_num_threads()) if torch else None
-    try:
-        yield
-    finally:
-        sys.argv, sys.path[:] = argv, path
-        if dict(os.environ) != environment:
+    root, torch = logging.getLogger(), sys.modules.get("torch")  # not imported for this
+    environment, handlers, level = dict(os.environ), list(root.handlers), root.level
+    drawn, torchs = random.getstate(), (torch.get_rng_state(), torch.get_num_threads()) if torch else None
+    with chdir("."):
+        try:
+            yield
+        finally:
             os.environ.clear()
             os.environ.update(environment)
-        os.chdir(directory)
-        for handler in set(root.handlers) - set(handlers):
-            handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        for number, reaction in reactions.items():
-            signal.signal(number, reaction)
-        random.setstate(python_state)
-        if torch and torch_state:
-            torch.set_rng_state(torch_state[0])
-            torch.set_num_threads(torch_state[1])
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            random.setstate(drawn)
+            if torch and torchs:
+                torch.set_rng_state(torchs[0])
+                torch.set_num_threads(torchs[1])

@@ -8,14 +8,14 @@ import json
 import math
 import os
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.commands import compose, configs, report, single_run
+from easgd_cli.commands import configs, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.overrides import own
 from easgd_cli.sweeps import job_directory, job_status
@@ -28,7 +28,7 @@ from easgd_cli.sweeps.plan import Plan, SweepJob
 from easgd_cli.sweeps.slots import slots
 from easgd_cli.sweeps.sweep_file import SweepFile, refuse_another
 from easgd_cli.system import interruption
-from easgd_cli.system.terminal import tell
+from easgd_cli.system.terminal import printable, tell
 
 PROGRAM = "easgd_cli.commands.sweep_job"
 _GO_ON = "to go on with it, give the same command again."
@@ -183,23 +183,23 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
     one.
     """
     said = {name: job_status.read(plan.root, name) for name in job_status.names(plan.root)}
-    # a user may have removed one
-    paths = {name: Path(s.path) for name, s in said.items() if s.path and Path(s.path).is_dir()}
-    judged = {name: said[name].value for name in paths if said[name].objective == str(objective)}
-    measured = {name: value for name, value in judged.items() if value is not None}
+    judged = {name: s for name, s in said.items() if s.objective == str(objective) and s.path and Path(s.path).is_dir()}
+    measured = {name: s.value for name, s in judged.items() if s.value is not None}
     if not measured:
         print("No run has a value to choose by.", flush=True)
         return None
     name, *equals = [name for name, value in measured.items() if value == min(measured.values())]
-    others = objective.others(paths[name])
+    path = Path(judged[name].path or "")
+    others = objective.others(path)
     print(f"The best of {len(measured)} by {objective}:")
-    print("  " + " ".join(o for o in reader.overrides_of(paths[name]) if o.partition("=")[0] in plan.varying))
+    drawn = [o for o in reader.overrides_of(path) if o.partition("=")[0] in plan.varying]
+    print(f"  {printable(' '.join(drawn))}")
     shown = [objective.shown(measured[name]), *([", ".join(others)] if others else [])]
-    print("  " + "; at that evaluation ".join(shown))
-    print(f"  {os.path.relpath(paths[name])}", flush=True)
+    print(f"  {printable('; at that evaluation '.join(shown))}")
+    print(f"  {os.path.relpath(path)}", flush=True)
     if equals:
         print(f"The same value have {', '.join(equals)}; the first that reached it is taken.", flush=True)
-    return {"job": name, "objective": str(objective), "value": measured[name], "errors": objective.errors(paths[name])}
+    return {"job": name, "objective": str(objective), "value": measured[name], "errors": objective.errors(path)}
 
 
 def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
@@ -207,23 +207,22 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
     from easgd_cli.record.initial_record import as_is, hparams
     from easgd_cli.record.tensorboard import write_sweep
 
-    known = {json.dumps(asdict(job.settings), sort_keys=True): job.settings for job in jobs}
-    for path in sorted(root.glob("*/config.yaml")):
-        try:
-            if json.dumps(reader.config_of(path.parent), sort_keys=True) in known:  # composing takes ten times as long
-                continue
-            settings = compose.resumed(str(path), [], {})
-            hparams(settings)  # which looks at its method, that of a user's module perhaps
-        except UsageError:  # of another version, perhaps, or its module is gone; its curves are shown all the same
-            continue
-        known.setdefault(json.dumps(asdict(settings), sort_keys=True), settings)
-    # of a user's data set they are known once it is loaded
-    apart = {json.dumps([s.problem, s.dataset, s.task], sort_keys=True): s for s in known.values()}
+    known: dict[str, tuple[dict[str, Any], Metrics]] = {}
+    declared: dict[str, Metrics] = {}  # of a user's data set they are known once it is loaded
+    for s in (job.settings for job in jobs):
+        key, found = json.dumps([s.problem, s.dataset, s.task], sort_keys=True), hparams(s)
+        if key not in declared:
+            declared[key] = build.declared_metrics(s)
+        known[json.dumps(found, sort_keys=True)] = found, declared[key]
+    for path in sorted(root.glob("*/summary.json")):
+        # of one of another version, or damaged, the curves are shown all the same; its code is not run to look at it
+        with suppress(UsageError):
+            summary = reader.summary_of(path.parent)
+            said = summary.get("hparams", {}).items()
+            if settings := {k: v for k, v in said if isinstance(v, str | int | float | None)}:
+                known.setdefault(json.dumps(settings, sort_keys=True), (settings, reader.metrics_of(path.parent)))
     write_sweep(
-        root,
-        [hparams(s) for s in known.values()],
-        {"command": as_is(command)},
-        [build.declared_metrics(s) for s in apart.values()],
+        root, [found for found, _ in known.values()], {"command": as_is(command)}, [m for _, m in known.values()]
     )
 
 

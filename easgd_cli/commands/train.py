@@ -12,13 +12,10 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import hydra
-
-from easgd_cli.commands import arguments, completion, compose, configs, plan, replay, single_run, sweep
+from easgd_cli.commands import arguments, completion, compose, configs, foreign_code, plan, replay, single_run, sweep
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -27,9 +24,10 @@ from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import schema
 from easgd_cli.settings.schema import Settings
-from easgd_cli.system.terminal import tell, with_command
+from easgd_cli.system.terminal import for_terminal, tell, with_command
 
 _CHANGEABLE = ("steps", "epochs", "minutes")
+_OF_RESUMING = "new_record"
 _CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
 
 
@@ -67,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         outcome, path = replay.run(replayed, asked, overrides, command)
         _tell_where(path, outcome)
         return outcome.exit_code
+    if (anew := overrides.get(_OF_RESUMING)) is not None and anew.value() is not False:
+        raise UsageError(f"{anew.input_line}: is for a run that goes on, with resume=; leave it out.")
     with compose.composing(asked.config_name) as composed:
         planned = plan.make(asked, list(overrides.values()), composed)
     if asked.show:
@@ -93,7 +93,7 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
             "it stopped."
         )
     for key, override in overrides.items():
-        if key not in _CHANGEABLE and not key.startswith(_CHANGEABLE_SECTIONS):
+        if key not in (*_CHANGEABLE, _OF_RESUMING) and not key.startswith(_CHANGEABLE_SECTIONS):
             raise UsageError(
                 f"{given} {override.input_line}: a run goes on with the settings it had; "
                 "only steps, epochs, minutes, until.*, eval.* and checkpoint.* may be changed."
@@ -101,25 +101,27 @@ def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: st
     if not path.is_dir():
         raise UsageError(f"{given}: there is no such directory.")
     path = path.resolve()
-    changes = {k: o.value() for k, o in overrides.items()}
+    changes, doubts = {k: o.value() for k, o in overrides.items()}, list[str]()
     if any(changes.get(k) is not None for k in _CHANGEABLE):  # the new length replaces the old one, whatever its unit
         changes = dict.fromkeys(_CHANGEABLE) | changes
-    settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes)
+    settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes, doubts)
     longer = next((overrides[k] for k in _CHANGEABLE if changes.get(k) is not None), None)
     if settings.replay is not None and longer is not None:
         raise UsageError(
             f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and "
             f"ends with them; leave out {longer.key_or_group}=."
         )
+    foreign_code.announce(path, settings)
     single_run.checked(settings)
     _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
     with run_directory.held(path):  # before anything is said about a run that another process may be changing
-        left = _nothing_left(path, settings)
+        left = _nothing_left(path, settings, doubts)
     if left is not None:
-        print(left)
+        print(for_terminal(left, sys.stdout))
         return 0
     kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
-    outcome = single_run.go_on(path, settings, kept + [o.input_line for o in overrides.values()], command)
+    kept += [o.input_line for key, o in overrides.items() if key != _OF_RESUMING]
+    outcome = single_run.go_on(path, settings, kept, command, doubts)
     _tell_where(path, outcome)
     return outcome.exit_code
 
@@ -138,12 +140,12 @@ def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
         )
 
 
-def _nothing_left(path: Path, now: Settings) -> str | None:
+def _nothing_left(path: Path, now: Settings, doubts: list[str]) -> str | None:
     """Why a run has ended for good, or None. Raises UsageError for one that diverged.
 
     Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
     """
-    summary = reader.summary_of(path)
+    summary = reader.summary_of(path, doubts)
     if summary.get("status") == "diverged":
         raise UsageError(
             f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta."
@@ -178,15 +180,9 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
 def _shown_by_hydra(asked: Arguments) -> int:
     """Hydra's own printing options, and its scripts for completion."""
     said = io.StringIO()  # printed at once: a logger that finds no reader any more tells of each line
-    with single_run.unchanged_process(), redirect_stdout(said), redirect_stderr(said):
-        sys.argv = ["easgd", "--config-name", asked.config_name, *asked.show, *asked.overrides]
-        try:
-            hydra.main(config_path=str(configs.directory()), config_name=asked.config_name, version_base="1.3")(
-                lambda _: None
-            )()
-        except SystemExit as e:
-            if e.code:
-                raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.") from e
+    words = ["--config-name", asked.config_name, *asked.show, *asked.overrides]
+    if single_run.said_by_hydra(asked.config_name, words, said, said):
+        raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.")
     print(said.getvalue(), end="", flush=True)
     return 0
 

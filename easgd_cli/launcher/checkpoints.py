@@ -44,7 +44,7 @@ class Checkpoints:
         ):
             return
         lead = None if self._in_rounds else live[0]
-        self._pending = PendingCheckpoint(now, lead, self._members.finals)
+        self._pending = PendingCheckpoint(now, lead, set(live), self._members.finals)
         self._ask(TakeCheckpoint(live, lead))
 
     def worker_state(self, worker: int, state: WorkerState, final: bool) -> None:
@@ -61,9 +61,15 @@ class Checkpoints:
 
     def lose(self, worker: int) -> None:
         """Nobody waits for that worker's part any more; a lead that has made no mark takes the checkpoint along."""
-        if self._pending is not None and not self._pending.can_lose(worker):
-            self._pending = None
+        if self._pending is not None:
+            self._pending.asked.discard(worker)
+            if not self._pending.can_lose(worker):
+                self._pending = None
         self._finish()
+
+    def give_up(self) -> None:
+        """The owner is gone, and with it the mark of its part."""
+        self._pending = None
 
     def write(self, checkpoint: Checkpoint, last: bool) -> None:
         """All parts of one at once."""
@@ -83,7 +89,7 @@ class Checkpoints:
         if pending is None:
             return
         parts = pending.parts()
-        silent = [i for i, m in self._members.items() if m.lost is None and i not in parts]
+        silent = sorted(pending.asked - parts.keys())
         if (pending.owner is None or silent) and not late:
             return
         self._pending = None

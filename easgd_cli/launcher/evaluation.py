@@ -60,6 +60,10 @@ class Evaluation:
             self._ask(TakeSnapshot())
             self._next_ask = now + max(1.0, now / 200)  # a bound on the number of points of a long run
 
+    def forget_asked(self) -> None:
+        """Whoever was asked for a snapshot is gone."""
+        self._asked = False
+
     def taken(self, moment: Moment, vectors: Vectors) -> None:
         """The owner has taken a snapshot, to be measured; it is the queue's from now on."""
         self._asked = False

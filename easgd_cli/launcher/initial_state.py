@@ -5,6 +5,9 @@ A worker that the checkpoint leaves out begins like one that comes back: x from 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor
 
 from easgd_cli.algorithms.base import Seen
@@ -14,7 +17,10 @@ from easgd_cli.record.checkpoint import Checkpoint
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system.devices import deal_devices, worker_threads
 from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.center import BLOCK
+from easgd_cli.training.ledger import Ledger
 from easgd_cli.training.master import MasterStart
+from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import Moment
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.shared import Link
@@ -88,6 +94,29 @@ class InitialState:
             )
         return start
 
+    @property
+    def survives(self) -> bool:
+        """Whether the center outlives its master, so that whoever is lost can come back: it lies in the memory of this
+        machine, and not on a GPU.
+        """
+        return self._method.shared is not None and self._center_device == "cpu"
+
+    def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
+        """Of a worker that was lost at its clock `t`, having said this `row` last."""
+        start = WorkerStart(recipe, link, self._devices[link.worker], self.threads, None)
+        start.t, start.center_device, start.returns = t, self._center_device, True
+        if row is not None:
+            start.meter = Tally.of(row)
+        return start
+
+    def next_master(
+        self, before: MasterStart, links: list[Link], clocks: dict[int, int], lost: list[int], moment: Moment
+    ) -> MasterStart:
+        """Of the master after one that was lost: the same center, where the last one has said it was."""
+        start = replace(before, links=links, clocks=clocks, lost=lost, step=moment.step)
+        start.pace = self._points_after(moment)
+        return start
+
     def master(self, links: list[Link], clocks: dict[int, int]) -> MasterStart:
         """Of the master of these sessions, whose workers begin at `clocks`. Its center is the caller's to close. Raises
         MemoryError.
@@ -115,6 +144,10 @@ class InitialState:
                 owner.moment.step,
                 owner.cpu_seconds,
             )
+        if self._settings.max_restarts and self.survives:
+            block = min(BLOCK, self._experiment.size)
+            start.ledger = Ledger.allocate(len(names), block, self._experiment.dtype, self._settings.workers)
+            Ledger(start.ledger, self._settings.workers).begin_run(start.served, start.clock)
         return start
 
     def _next_points(self) -> list[float] | None:
@@ -127,6 +160,13 @@ class InitialState:
             return [step, 0.0]
         if interval.seconds is not None and seconds > 0:
             return [0.0, min(seconds, moment.seconds + interval.seconds)]
+        return self._points_after(moment)
+
+    def _points_after(self, moment: Moment) -> list[float] | None:
+        """The first points of evaluation after this moment."""
+        interval = self._interval
+        if interval is None:
+            return None
         if interval.steps is not None:
             return [(moment.step // interval.steps + 1) * interval.steps, 0.0]
         return [0.0, moment.seconds + (interval.seconds or 0.0)]

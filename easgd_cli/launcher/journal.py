@@ -12,6 +12,8 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -22,15 +24,16 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record import checkpoint as checkpoints
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState
+from easgd_cli.record.checksum import Held
 from easgd_cli.record.initial_record import open_record
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.record.reader import newest_checkpoint
 from easgd_cli.record.recorder import Recorder
+from easgd_cli.record.resumption import RECORD, sources, take_back
 from easgd_cli.record.run_view import RunView
 from easgd_cli.settings.schema import levels
+from easgd_cli.system.files import put
 from easgd_cli.training.snapshot import EVALUATED, Moment
-
-_RECORD = ("metrics.jsonl", "exchanges.bin")
 
 log = logging.getLogger("easgd.launcher")
 
@@ -44,7 +47,8 @@ class Journal:
         """Opens the launcher's log; with `job.resume` reads the checkpoint to go on from. Raises UsageError."""
         self._job, self._experiment = job, experiment
         self._dir = job.run_dir
-        self.resumed: Checkpoint | None = newest_checkpoint(job.run_dir) if job.resume else None
+        # what is damaged the command has told
+        self.resumed: Checkpoint | None = newest_checkpoint(job.run_dir, []) if job.resume else None
         self.status = "completed"
         self.reason: str | None = None
         self.signal: int | None = None
@@ -67,7 +71,10 @@ class Journal:
     def open(self) -> None:
         """Begins the record, or takes it back to the checkpoint. Raises RunError."""
         if self.resumed is not None:
-            self._take_back_record()
+            s = self._experiment.settings
+            found = sources(self._dir, self.resumed, s.workers, s.new_record)
+            for text in take_back(self._dir, self.resumed, found):
+                self.note(text)
         if self._experiment.data is not None and self._experiment.data.about is not None:
             self.note(self._experiment.data.about)
         self._record = open_record(self._job, self._experiment, self.resumed)
@@ -166,19 +173,21 @@ class Journal:
         if self._record is not None:
             self._record.tick()
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: Checkpoint, at_the_end: bool = False) -> None:
         """Writes a checkpoint with the record up to it. A full disk is noted, no more. Raises RunError when the record
         cannot be written.
         """
         try:
             self._recorder.flush()
+            checkpoint = replace(checkpoint, record=self._recorder.held)
             path = checkpoints.write(self._dir / "checkpoint", checkpoint, self._experiment.settings.checkpoint.keep)
             self._last_checkpoint = True
+            self._recorder.checkpointed()
             log.info("checkpoint %s", path.name)
         except OSError as e:
             self.note(
                 f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written "
-                f"({e.strerror or e}); the run goes on"
+                f"({e.strerror or e}); {'the run has ended' if at_the_end else 'the run goes on'}"
             )
 
     # ---------------------------------------------------------------- how it ends
@@ -224,15 +233,16 @@ class Journal:
         if self._record is None:
             raise RunError(self.reason or "the run could not be started")
         if keep is not None:
-            self.checkpoint(keep)
+            self.checkpoint(keep, at_the_end=True)
         if final is not None:
             exchanges = final.moment.exchanges
+        files: dict[str, Held] = {}
         if self._hit is not None:
             moment, vectors = self._hit
             self._end_record_at(moment)
-            self._save(vectors)
+            files = self._save(vectors)
         elif final is not None:
-            self._save({name: v for name, v in final.vectors.items() if name in EVALUATED})
+            files = self._save({name: v for name, v in final.vectors.items() if name in EVALUATED})
         elif self.status == "interrupted":
             self.reason = f"{self.reason}; {self.how_to_go_on()}"
         if self._hit is not None:  # the run is over where it reached its level
@@ -245,7 +255,8 @@ class Journal:
                 "exchanges": exchanges,
                 "wall_seconds": seconds, "vector_bytes": self._experiment.size * self._experiment.dtype.itemsize,
                 **facts,
-            }
+            },
+            files,
         )  # fmt: skip
         if summary:
             self.progress.end(summary)
@@ -265,14 +276,16 @@ class Journal:
         assert self._record is not None, "the record has not been opened"
         return self._record
 
-    def _save(self, vectors: Mapping[str, Tensor]) -> None:
-        """center.pt, and average.pt where an average is kept."""
+    def _save(self, vectors: Mapping[str, Tensor]) -> dict[str, Held]:
+        """center.pt, and average.pt where an average is kept; returns what they hold, by their names."""
+        held: dict[str, Held] = {}
         for name, vector in vectors.items():
             path = self._dir / f"{EVALUATED[name]}.pt"
             try:
-                checkpoints.save(self._experiment.problem.state_dict(vector), path)
+                held[path.name] = checkpoints.save(self._experiment.problem.state_dict(vector), path)
             except OSError as e:
                 self.fail(f"{path} could not be written: {e.strerror or e}.")
+        return held
 
     def _end_record_at(self, moment: Moment) -> None:
         """The record of a run that reached its error ends there; what came after is kept for a run that goes on from
@@ -280,15 +293,9 @@ class Journal:
         """
         self._recorder.flush()
         try:
-            for name in _RECORD if (self._dir / "checkpoint").exists() else ():
-                shutil.copyfile(self._dir / name, self._dir / "checkpoint" / name)
+            for name in RECORD if (self._dir / "checkpoint").exists() else ():
+                copied = partial(shutil.copyfile, self._dir / name)
+                put(self._dir / "checkpoint" / name, copied)
         except OSError as e:
             raise RunError(f"{self._dir / 'checkpoint'} could not be written: {e.strerror or e}.") from e
         self._recorder.cut(lambda row: row["seconds"] <= moment.seconds, moment.exchanges)
-
-    def _take_back_record(self) -> None:
-        """What `_end_record_at` kept."""
-        for name in _RECORD:
-            kept = self._dir / "checkpoint" / name
-            if kept.exists():
-                kept.replace(self._dir / name)

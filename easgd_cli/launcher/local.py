@@ -8,6 +8,7 @@ What follows from what is heard is the supervisor's affair.
 from __future__ import annotations
 
 import selectors
+import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,11 +24,14 @@ from easgd_cli.launcher.parties import (
     MASTER,
     Begin,
     Command,
+    GiveUpWorker,
     Kill,
     Measure,
     Party,
     Patience,
     StartEvaluator,
+    StartMaster,
+    StartWorker,
     Stop,
     TakeCheckpoint,
     TakeSnapshot,
@@ -43,9 +47,11 @@ from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.devices import evaluator_threads
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
+from easgd_cli.training.ledger import Ledger
 from easgd_cli.training.master import Master
 from easgd_cli.training.snapshot import Moment, Pace
 from easgd_cli.training.worker import WorkerLoop
+from easgd_cli.transport.shared import Link
 
 _PATIENCE = Patience()
 _LOOK_UP_SECONDS = 0.1  # how long nothing may happen before signals are looked at
@@ -74,20 +80,24 @@ class Processes:
             asks_for_snapshots=s.eval.every is None and s.eval.when == "running", deferred=s.eval.when == "deferred",
             checkpoint_pace=pace,
             system_rows=SystemRows(1.0, doubling=True, seconds=moment.seconds, exchanges=moment.exchanges),
-            patience=_PATIENCE,
+            patience=_PATIENCE, max_restarts=s.max_restarts if self._initial.survives else 0,
         )  # fmt: skip
         self._queue = SnapshotQueue(job.run_dir / "snapshots")
         self.supervisor = Supervisor(plan, journal, self._queue, moment)
         self._selector = selectors.DefaultSelector()
         self._children: dict[Party, Child] = {}
         self._began: float | None = None  # the monotonic second of training second 0
+        # What outlives a process that is started again: its vectors, and the workers' last rows.
+        self._links: dict[int, Link] = {}
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._order_heard = moment.exchanges  # exchanges whose order has been said
 
     # ---------------------------------------------------------------- start
 
     def start(self) -> None:
         """Starts master, workers and evaluator, where their run begins. Raises RunError, MemoryError or OSError."""
         s, initial, resumed = self._experiment.settings, self._initial, self._journal.resumed
-        recipe = self._experiment.recipe.shared()
+        recipe = self._recipe = self._experiment.recipe.shared()
         links = initial.links()
         clocks = {}
         for link in links:
@@ -96,12 +106,16 @@ class Processes:
             self._start(link.worker, worker_name(link.worker), WorkerLoop, start)
             self.supervisor.advanced(link.worker, start.t)
         if self.supervisor.plan.has_master:
-            owner = initial.master(links, clocks)
-            self._start(MASTER, MASTER, Master, owner)
-            owner.center.close()
+            self._owner = initial.master(links, clocks)
+            self._start(MASTER, MASTER, Master, self._owner)
+            if not self.supervisor.plan.max_restarts:
+                self._owner.center.close()
         for link in links:
             link.close_sockets()  # or no end would ever be seen by the other
-            link.memory.close()
+            if self.supervisor.plan.max_restarts:
+                self._links[link.worker] = link
+            else:
+                link.memory.close()
         self._evaluator_start = EvaluatorStart(recipe, evaluator_threads(s))
         self._journal.open()
         if s.eval.when == "running":
@@ -113,11 +127,45 @@ class Processes:
         self._obey()
 
     def _start(self, party: Party, name: str, maker: Any, start: Any) -> None:
+        if (before := self._children.get(party)) is not None:
+            self._leave(before)
         child = Child(name, maker, start, self._job.run_dir / "logs" / f"{name}.log")
         self._children[party] = child
         self._selector.register(child.channel, selectors.EVENT_READ, party)
         self._selector.register(child.process.sentinel, selectors.EVENT_READ, party)
         log.info("%s: process %d", name, child.process.pid)
+        if self._began is not None:
+            self._tell(party, {"kind": "start", "began": self._began})
+
+    def _start_worker(self, worker: int, t: int) -> None:
+        """A worker that was lost, to come back in a session of its own, with the memory it had."""
+        ours, theirs = socket.socketpair()
+        link = Link(worker, self._links[worker].memory, ours, None)
+        start = self._initial.returning(link, self._recipe, t, self._rows.get(worker))
+        self._start(worker, worker_name(worker), WorkerLoop, start)
+        ours.close()
+        self._tell(MASTER, {"kind": "session", "worker": worker}, theirs)
+
+    def _start_master(self, stopped: bool) -> None:
+        """The next master, with the center as the last one has left it, and sessions of its own with all that train."""
+        supervisor, links = self.supervisor, []
+        assert self._owner.ledger is not None
+        ledger = Ledger(self._owner.ledger, len(self._links))
+        self._served(ledger.order(self._order_heard))
+        for worker, member in supervisor.members.items():
+            end = None
+            if member.live or member.away:
+                ours, end = socket.socketpair()
+                self._tell(worker, {"kind": "session"}, ours)
+            links.append(Link(worker, self._links[worker].memory, None, end))
+        clocks = {worker: member.t for worker, member in supervisor.members.items()}
+        lost = list(supervisor.members.lost)
+        self._owner = self._initial.next_master(self._owner, links, clocks, lost, supervisor.moment)
+        self._start(MASTER, MASTER, Master, self._owner)
+        for link in links:
+            link.close_sockets()
+        if stopped and supervisor.plan.in_rounds:
+            self._tell(MASTER, {"kind": "stop"})
 
     # ---------------------------------------------------------------- the loop
 
@@ -178,14 +226,19 @@ class Processes:
         elif kind == "news":
             supervisor.advanced(_worker(party), message["t"])
             for row in message["rows"]:
+                self._rows[_worker(party)] = row
                 supervisor.row(row)
         elif kind == "served":
-            supervisor.served(message["workers"])
+            self._served(message["workers"])
             moment = Moment(message["seconds"], message["step"], message["exchanges"])
             supervisor.owner_at(moment)
             supervisor.system(moment, master_cpu_seconds=message["cpu"])
         elif kind == "lost":
             log.info("master: the session of worker %d has ended", message["worker"])
+        elif kind == "joined":
+            supervisor.joined(_worker(party), message["t"])
+        elif kind == "returned":
+            supervisor.returned(message["worker"], message["t"])
         elif kind == "state":
             supervisor.worker_state(
                 _worker(party), WorkerState(vectors=_taken(tensors), **message["state"]), message["purpose"] == "final"
@@ -196,6 +249,10 @@ class Processes:
             supervisor.evaluated(message["number"], message["metrics"])
         else:
             raise AssertionError(f"{child.name} sent {kind}")
+
+    def _served(self, workers: list[int]) -> None:
+        self._order_heard += len(workers)
+        self.supervisor.served(workers)
 
     def _snapshot(self, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         moment = Moment.read(message["moment"])
@@ -220,8 +277,12 @@ class Processes:
                 self._tell(party, {"kind": "start", "began": self._began})
         elif isinstance(command, StartEvaluator):
             self._start(EVALUATOR, EVALUATOR, Evaluator, self._evaluator_start)
-            if self._began is not None:
-                self._tell(EVALUATOR, {"kind": "start", "began": self._began})
+        elif isinstance(command, StartWorker):
+            self._start_worker(command.worker, command.t)
+        elif isinstance(command, GiveUpWorker):
+            self._tell(MASTER, {"kind": "gone", "worker": command.worker})
+        elif isinstance(command, StartMaster):
+            self._start_master(command.stopped)
         elif isinstance(command, Measure):
             snapshot = command.snapshot
             self._tell(EVALUATOR, {"kind": "evaluate", "number": snapshot.number}, snapshot.shared())
@@ -241,9 +302,11 @@ class Processes:
         elif isinstance(command, Kill):
             self._children[command.party].kill()
 
-    def _tell(self, party: Party, message: Mapping[str, Any], tensors: SharedTensors | None = None) -> None:
+    def _tell(
+        self, party: Party, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None
+    ) -> None:
         with suppress(ChannelClosed):  # its end is on its way to us and says more
-            self._children[party].channel.post(dict(message), tensors)
+            self._children[party].channel.post(dict(message), enclosed)
 
     # ---------------------------------------------------------------- closing
 
@@ -256,14 +319,20 @@ class Processes:
         ends = time.monotonic() + (_ABORTING_SECONDS if broken_off else _CLOSING_SECONDS)
         for child in self._children.values():
             child.process.join(max(0.0, ends - time.monotonic()))
-            if child.process.exitcode is None:
-                child.kill()
-                child.process.join()
-            self._forget(child.channel)
-            self._forget(child.process.sentinel)
-            child.channel.close()
-            child.process.close()
+            self._leave(child)
+        for link in self._links.values():
+            link.memory.close()
         self._selector.close()
+
+    def _leave(self, child: Child) -> None:
+        """Has done with it, whether it lives or not."""
+        if child.process.exitcode is None:
+            child.kill()
+            child.process.join()
+        self._forget(child.channel)
+        self._forget(child.process.sentinel)
+        child.channel.close()
+        child.process.close()
 
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""

@@ -17,6 +17,8 @@ class Member:
     final: WorkerState | None = None  # said at its end
     silent: bool = False  # killed, since it did not stop when told to
     lost: str | None = None  # how it was lost
+    away: bool = False  # lost, and started again
+    returns: int = 0  # how often it has come back
 
     @property
     def live(self) -> bool:
@@ -63,9 +65,24 @@ class Members(dict[int, Member]):
             self._clocks += t - m.t
         m.t = t
 
+    @property
+    def away(self) -> tuple[int, ...]:
+        """Those that are expected back."""
+        return tuple(worker for worker, m in self.items() if m.away)
+
+    def come_back(self, worker: int, t: int) -> None:
+        """It trains again, its clock at `t`."""
+        m = self[worker]
+        m.lost, m.away, m.t = None, False, t
+        m.returns += 1
+        self._clocks += t
+        self.alive += 1
+
     def lose(self, worker: int, how: str) -> None:
         """It is lost; a silent one because it had to be."""
         m = self[worker]
+        if m.lost is not None:
+            return
         m.lost = "did not finish its step when the run ended" if m.silent else how
         self._clocks -= m.t
         self.alive -= 1

@@ -48,6 +48,28 @@ class TakeCheckpoint:
 
 
 @dataclass(frozen=True)
+class StartWorker:
+    """This worker was lost. It is started again, to come back with the center as it is then, its clock being `t`."""
+
+    worker: int
+    t: int
+
+
+@dataclass(frozen=True)
+class GiveUpWorker:
+    """This worker was lost, and does not come back: its master waits for it no longer."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class StartMaster:
+    """The master was lost. Another goes on with its center. `stopped`: no round comes any more."""
+
+    stopped: bool
+
+
+@dataclass(frozen=True)
 class StartEvaluator:
     """There is none, and there is something to measure."""
 
@@ -59,7 +81,36 @@ class Measure:
     snapshot: Snapshot
 
 
-Command = Begin | Stop | Kill | TakeSnapshot | TakeCheckpoint | StartEvaluator | Measure
+Command = (
+    Begin
+    | Stop
+    | Kill
+    | TakeSnapshot
+    | TakeCheckpoint
+    | StartWorker
+    | GiveUpWorker
+    | StartMaster
+    | StartEvaluator
+    | Measure
+)
+
+
+@dataclass
+class Lives:
+    """How often a party may be started again, `limit` times in a row without getting further between two deaths."""
+
+    limit: int
+    deaths: int = 0
+    reached: float = -1.0  # at its last death
+    all: int = 0  # how often it has been started again
+
+    def again(self, reached: float) -> bool:
+        """It has died, having `reached` so much; whether it is started again."""
+        self.deaths = 1 if reached > self.reached else self.deaths + 1
+        self.reached = reached
+        alive = self.deaths <= self.limit
+        self.all += alive
+        return alive
 
 
 @dataclass(frozen=True)

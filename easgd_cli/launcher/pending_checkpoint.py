@@ -10,13 +10,14 @@ from easgd_cli.record.checkpoint import OwnerState, WorkerState
 @dataclass
 class PendingCheckpoint:
     """`begun`: the second of training at which it was asked for; `lead`: the worker in whose session the mark for the
-    owner travels.
+    owner travels; `asked`: the workers whose parts are waited for.
 
     Without a lead it is one of a round: all parts are of the same clock of the center.
     """
 
     begun: float
     lead: int | None
+    asked: set[int]
     said: dict[int, WorkerState] = field(default_factory=dict)
     owner: OwnerState | None = None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.members import Member, Members
-from easgd_cli.launcher.parties import MASTER, Command, Kill, Patience, Stop
+from easgd_cli.launcher.parties import MASTER, Command, GiveUpWorker, Kill, Patience, Stop
 
 
 class Shutdown:
@@ -27,6 +27,10 @@ class Shutdown:
         """Tells those that train, once."""
         if self._since is None:
             self._since = now
+            for worker in self._members.away:  # nobody waits for one to come back that would only end
+                self._members[worker].away = False
+                self._ask(Kill(worker))
+                self._ask(GiveUpWorker(worker))
             if live := self._members.live:
                 self._ask(Stop(live))
 

@@ -15,8 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from easgd_cli.errors import RunError
 from easgd_cli.experiment.memory_estimate import SNAPSHOTS_IN_MEMORY
 from easgd_cli.record import checkpoint as checkpoints
+from easgd_cli.record import checksum, reader
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.snapshot import Moment
 
@@ -58,7 +60,11 @@ class Snapshot:
         if self.tensors is not None:
             return dict(self.tensors.tensors)
         assert self.path is not None
-        return torch.load(self.path, weights_only=True)
+        with reader.open_file(self.path) as f:
+            if wrong := checksum.wrong_archive(f):
+                raise RunError(f"{self.path}: {wrong}, so its snapshot cannot be measured.")
+            vectors: dict[str, Tensor] = torch.load(f, weights_only=True)
+            return vectors
 
     def shared(self) -> SharedTensors:
         """The same in anonymous memory, to be given away."""
@@ -153,7 +159,7 @@ class SnapshotQueue:
         path = self._directory / f"{snapshot.number:06d}.pt"
         try:
             self._directory.mkdir(exist_ok=True)
-            checkpoints.save({name: v.clone() for name, v in snapshot.tensors.tensors.items()}, path)
+            checkpoints.save({name: v.clone() for name, v in snapshot.tensors.tensors.items()}, path, sealed=True)
         except OSError as e:
             log.warning("%s could not be written (%s); the snapshot stays in memory", path, e.strerror or e)
             return

@@ -22,7 +22,18 @@ from easgd_cli.launcher.evaluation import LIVES, Evaluation
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.members import Member, Members
-from easgd_cli.launcher.parties import EVALUATOR, MASTER, Begin, Command, Party, Patience
+from easgd_cli.launcher.parties import (
+    EVALUATOR,
+    MASTER,
+    Begin,
+    Command,
+    GiveUpWorker,
+    Lives,
+    Party,
+    Patience,
+    StartMaster,
+    StartWorker,
+)
 from easgd_cli.launcher.shutdown import Shutdown
 from easgd_cli.launcher.snapshot_queue import SnapshotQueue, Vectors
 from easgd_cli.launcher.system_rows import SystemRows
@@ -40,7 +51,7 @@ class Plan:
 
     `has_master`: a master owns what is evaluated, else worker 0 does. `snapshots`: taken by the owner by itself, asked
     for whenever the evaluator is free, or `deferred`: taken by the owner, measured at the end. `patience`: None where
-    nobody can be silent.
+    nobody can be silent. `max_restarts`: how often in a row a worker or the master that dies is started again.
     """
 
     has_master: bool
@@ -50,6 +61,7 @@ class Plan:
     checkpoint_pace: Pace
     system_rows: SystemRows
     patience: Patience | None
+    max_restarts: int = 0
 
 
 class Supervisor:
@@ -66,6 +78,9 @@ class Supervisor:
         self.final: OwnerState | None = None
         self._commands: list[Command] = []
         self._master: Literal["absent", "starting", "ready"] = "starting" if plan.has_master else "absent"
+        self._lives: dict[Party, Lives] = {
+            party: Lives(plan.max_restarts if plan.has_master else 0) for party in (MASTER, *self.members)
+        }
         self.evaluation = Evaluation(
             journal, queue, self._commands.append, asks=plan.asks_for_snapshots, deferred=plan.deferred
         )
@@ -82,6 +97,11 @@ class Supervisor:
         self._commands.clear()
         return commands
 
+    @property
+    def moment(self) -> Moment:
+        """Where the owner of what is evaluated last said it was."""
+        return self._told
+
     # ---------------------------------------------------------------- events of training
 
     def ready(self, party: Party) -> None:
@@ -89,6 +109,7 @@ class Supervisor:
         if party == EVALUATOR:
             self.evaluation.ready()
             self._feed_evaluator()
+        if party == EVALUATOR or self.began:  # one that was lost is back
             return
         if party == MASTER:
             self._master = "ready"
@@ -105,6 +126,20 @@ class Supervisor:
     def advanced(self, worker: int, t: int) -> None:
         """The worker's clock stands at `t`."""
         self.members.advance(worker, t)
+
+    def joined(self, worker: int, t: int) -> None:
+        """A worker that was lost has the center, and trains again from its clock `t` on."""
+        if self.members[worker].away:  # else it has been given up meanwhile
+            self.members.come_back(worker, t)
+            self.journal.note(f"worker {worker} is back, at its step {t}")
+
+    def returned(self, worker: int, t: int) -> None:
+        """The owner has given the center to a worker that was lost: after the exchanges that have been said, and before
+        the next.
+        """
+        self.journal.system(
+            self._told, workers_alive=self.members.alive, restarts=self._restarts, returned=worker, returned_at=t
+        )
 
     def row(self, row: dict[str, Any]) -> None:
         """A worker's row for the record."""
@@ -220,34 +255,63 @@ class Supervisor:
         if party == EVALUATOR:
             self._evaluator_ended(how, raised, log_file)
         elif party == MASTER:
-            if self.final is None and self.journal.reached:
-                self.over = True  # the run has its result
-            elif self.final is None:
-                self.fail(f"the master died ({how}); {self.journal.how_to_go_on()}")
-        elif self._waits_for(self.members[party]):
+            self._master_ended(how)
+        elif self._waits_for(self.members[party]) or self.members[party].away:
             self._lose(party, how, refused, log_file)
+        else:  # it has said its last, and perhaps not to its master
+            self._give_up(party)
         self._end_when_done()
+
+    def _give_up(self, worker: int) -> None:
+        if self.plan.has_master and self.final is None and not self.over:
+            self._commands.append(GiveUpWorker(worker))
+
+    def _master_ended(self, how: str) -> None:
+        if self.final is not None:
+            return
+        if self.journal.reached:
+            self.over = True  # the run has its result
+        elif self.began and self._lives[MASTER].again(self._told.exchanges):
+            self.journal.note(f"the master died ({how}); another goes on with its center")
+            self.journal.system(self._told, workers_alive=self.members.alive, restarts=self._restarts)
+            self._checkpoints.give_up()
+            self.evaluation.forget_asked()
+            finished = any(m.final is not None for m in self.members.values())
+            self._commands.append(StartMaster(stopped=self._shutdown.begun or finished))
+        else:
+            self.fail(f"the master died ({how}); {self.journal.how_to_go_on()}")
+
+    @property
+    def _restarts(self) -> int:
+        """How often somebody has been started again."""
+        return sum(lives.all for lives in self._lives.values())
 
     def _lose(self, worker: int, how: str, refused: bool, log_file: str) -> None:
         member, members = self.members[worker], self.members
         members.lose(worker, how)
+        member.away = self.began and not refused and not self._shutdown.begun and self._lives[worker].again(member.t)
         if not self.began:
             self.fail(f"worker {worker} could not start: {how}; see {log_file}")
-        elif not members.alive and not self._shutdown.begun:
+        elif member.away:
+            self.journal.note(f"worker {worker} died ({how}); it is started again")
+            self.journal.system(self._told, workers_alive=members.alive, lost=worker)
+            self._checkpoints.lose(worker)
+            self._commands.append(StartWorker(worker, member.t))
+        elif not members.alive and not members.away and not self._shutdown.begun:
             self.fail(
                 f"every worker has died ({'; '.join(sorted(set(members.lost.values())))}); see {log_file}. "
                 f"{self.journal.how_to_go_on()}"
             )
         else:
             if not self._shutdown.begun and not refused:
-                self.journal.note(
-                    f"worker {worker} died ({how}); the run goes on with {members.alive} of {len(members)}"
-                )
+                goes_on = f"the run goes on with {members.alive} of {len(members)}"
+                self.journal.note(f"worker {worker} died ({how}); {goes_on if members.live else 'the others are done'}")
             elif not member.silent and not refused:
                 self.journal.note(f"worker {worker} died ({how}) while the run was ending")
             self.over = self.over or not self.plan.has_master  # with it went the owner of what is kept at an end
             self.journal.system(self._told, workers_alive=self.members.alive, lost=worker)
             self._checkpoints.lose(worker)
+            self._give_up(worker)
 
     def _evaluator_ended(self, how: str, raised: bool, log_file: str) -> None:
         follows = self.evaluation.ended()
@@ -319,8 +383,11 @@ class Supervisor:
             last = Checkpoint(self.final, self.members.finals, self.queue.until(), self._simulated)
         seconds = self.final.moment.seconds if self.final is not None else self.now
         lost = {worker_name(i): how for i, how in self.members.lost.items()}
+        restarts = {_name(party): lives.all for party, lives in self._lives.items() if lives.all}
         steps = {i: m.t for i, m in self.members.items()}
-        return self.journal.close(self.final, last, steps, self._told.exchanges, seconds, {"lost": lost, **facts})
+        return self.journal.close(
+            self.final, last, steps, self._told.exchanges, seconds, {"lost": lost, "restarts": restarts, **facts}
+        )
 
     def _waits_for(self, member: Member) -> bool:
         """Whether a worker has something to say yet: its last state or, where it owns what is kept, that."""

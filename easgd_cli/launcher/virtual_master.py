@@ -6,7 +6,7 @@ A message, or a round, is applied at the end of its service, when it would have 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -58,8 +58,9 @@ class VirtualMaster:
     """The only writer of the center and the replies. `service`: virtual seconds for each message."""
 
     def __init__(
-        self, center: Center, sessions: SimulatedMasterEnd, gathering: Gathering, events: Events, service: float
-    ):
+        self, center: Center, sessions: SimulatedMasterEnd, gathering: Gathering, events: Events, service: float,
+        come_back: Callable[[int, int], None] = lambda worker, t: None,
+    ):  # fmt: skip
         self._center, self._sessions, self._gathering, self._events, self._service = (
             center,
             sessions,
@@ -68,6 +69,7 @@ class VirtualMaster:
             service,
         )
         self._waiting: dict[int, tuple[Request, float]] = {}  # messages without a reply, and when they arrived
+        self._come_back = come_back  # told a worker and its clock: it begins again with the center as it is
         self._in_service: list[int] = []
         self._began = 0.0  # when their service did
         self._told = {worker: 0 for worker in sessions.open}  # the center's clock in the last reply to each
@@ -121,7 +123,13 @@ class VirtualMaster:
 
     def _begin(self) -> None:
         """Takes what is next into service, if the master is free and it is there."""
-        if self._in_service or not (members := self._gathering.next()):
+        if self._in_service:
+            return
+        while (back := self._gathering.back()) is not None:
+            worker, t = back
+            del self._waiting[worker]
+            self._come_back(worker, t)
+        if not (members := self._gathering.next()):
             return
         self._in_service, self._began = members, self._events.now
         self._events.add(self._events.now + self._service * len(members), SERVE, members[0])

@@ -16,7 +16,7 @@ from easgd_cli.launcher.virtual_master import VirtualMaster
 from easgd_cli.launcher.virtual_worker import VirtualWorker
 from easgd_cli.problems.base import statistics_of
 from easgd_cli.record.checkpoint import Checkpoint, WorkerState
-from easgd_cli.record.reader import read_order
+from easgd_cli.record.reader import read_order, returns_of
 from easgd_cli.system.devices import deal_devices
 from easgd_cli.training.center import Center
 from easgd_cli.training.drive import ProblemGradients
@@ -47,8 +47,9 @@ class VirtualParties:
         if shared is not None:
             self._center = self._new_center(shared)
             self.master = VirtualMaster(
-                self._center, self.wire.master(), self._gathering(shared, resumed), self.events, costs.service
-            )
+                self._center, self.wire.master(), self._gathering(shared, resumed), self.events, costs.service,
+                lambda worker, t: self.workers[worker].come_back(self._center.vectors["x"], self._center.clock, t),
+            )  # fmt: skip
         self.clocks = dict.fromkeys(range(s.workers), 0)
 
     def _worker(self, i: int) -> VirtualWorker:
@@ -79,8 +80,10 @@ class VirtualParties:
     def _gathering(self, shared: Variable, resumed: Checkpoint | None) -> Gathering:
         s = self._settings
         if s.replay is not None:  # of one that is resumed, the checkpoint has what is left of the order
-            order = [] if resumed is not None else read_order(Path(str(s.replay)) / "exchanges.bin", s.workers)
-            return Recorded(order, shared.in_rounds)
+            source = Path(str(s.replay))
+            order = [] if resumed is not None else read_order(source / "exchanges.bin", s.workers)
+            returns = [] if resumed is not None else returns_of(source / "metrics.jsonl", s.workers)
+            return Recorded(order, shared.in_rounds, returns)
         return Round(range(s.workers)) if shared.in_rounds else Each()
 
     # ---------------------------------------------------------------- what is known of them

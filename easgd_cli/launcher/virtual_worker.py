@@ -55,6 +55,16 @@ class VirtualWorker:
         self.turn, self._answered = Turn(self._method, self.w), []
         self._ask(self.turn)
 
+    def come_back(self, x: Tensor, clock: int, t: int) -> None:
+        """It was killed, and begins again at its clock `t` with the center's `x` and nothing else."""
+        assert self.session is not None
+        self.session.withdraw()
+        for v in self.lasting.values():
+            v.zero_()
+        self.w.x.copy_(x)
+        self.w.t, self.w.seen.clock = t, clock
+        self.begin()
+
     def replied(self) -> None:
         """The reply has come; the gradient asked for with it may still be computed."""
         self._events.add(max(self._events.now, self._computed), READY, self.number)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
+
+from easgd_cli.record.checksum import Held, digits
 
 
 class AppendFile:
@@ -14,12 +17,14 @@ class AppendFile:
     """
 
     def __init__(self, path: Path, keep: int | None = None):
-        """Opens `path`, made if need be, cut to its first `keep` bytes. Raises OSError."""
+        """Opens `path`, made if need be, cut to its first `keep` bytes. Raises OSError, also for a link."""
         self.path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         if keep is not None:
             os.ftruncate(self._fd, keep)
-        self._size = os.lseek(self._fd, 0, os.SEEK_END)
+        self._size = self._crc = 0
+        while there := os.pread(self._fd, 1 << 22, self._size):
+            self._size, self._crc = self._size + len(there), zlib.crc32(there, self._crc)
         self._waiting = bytearray()
 
     def add(self, entry: bytes) -> None:
@@ -36,13 +41,18 @@ class AppendFile:
         except OSError:
             os.ftruncate(self._fd, self._size)
             raise
-        self._size += len(self._waiting)
+        self._size, self._crc = self._size + len(self._waiting), zlib.crc32(self._waiting, self._crc)
         self._waiting = bytearray()
 
     def sync(self) -> None:
         """Flushes, and waits until the disk has it. Raises OSError."""
         self.flush()
         os.fsync(self._fd)
+
+    @property
+    def held(self) -> Held:
+        """What the file holds, but for what waits."""
+        return Held(self._size, digits(self._crc))
 
     def close(self) -> None:
         """Closes the file; what has not been flushed is dropped."""

@@ -37,7 +37,7 @@ class BestValues:
             self._measured[party] = last | {m: row[m] for m in measured(row)}
         elif party not in PARTIES:
             self.reached[party] = row["step"]
-            if "seconds_compute" in row:
+            if all(row.get(f"seconds_{part}") is not None for part in _PARTS):
                 self.spent(party, row)
         elif "lost" in row:  # its seconds have stopped; after it has come back they go on
             self._seconds.pop(worker_name(row["lost"]), None)

@@ -1,4 +1,5 @@
 """Everything a run needs to go on, in one file written beside and renamed: a checkpoint is whole or is not there.
+It has a checksum of its own, and those of the record up to its moment.
 
 Of an asynchronous run it holds the center at one instant and each worker at the end of its next step: no consistent
 cut. With one worker the two fall together, and the run goes on bit for bit as if it had never stopped.
@@ -7,14 +8,16 @@ cut. With one worker the two fall together, and the run goes on bit for bit as i
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 from easgd_cli.record import reader
+from easgd_cli.record.checksum import Held, Summing
 from easgd_cli.training.snapshot import Moment
 
 
@@ -48,13 +51,16 @@ class OwnerState:
 @dataclass
 class Checkpoint:
     """A run at one moment. `pending`: snapshots that have been taken but not evaluated, each with its vectors by name;
-    `simulated`: where a virtual cluster stands.
+    `simulated`: where a virtual cluster stands; `record`: what metrics.jsonl and exchanges.bin held when it was
+    written, by their names, empty in those of before; `name`: of its file.
     """
 
     owner: OwnerState
     workers: dict[int, WorkerState]
     pending: list[tuple[Moment, dict[str, Tensor]]] = field(default_factory=list)
     simulated: dict[str, Any] | None = None
+    record: dict[str, Held] = field(default_factory=dict)
+    name: str = ""
 
 
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -69,10 +75,12 @@ def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "workers": {i: vars(w) for i, w in checkpoint.workers.items()},
         "pending": [(asdict(moment), vectors) for moment, vectors in checkpoint.pending],
         "simulated": checkpoint.simulated,
+        "record": {name: vars(held) for name, held in checkpoint.record.items()},
     }
-    save(_on_host(content), path)
+    save(_on_host(content), path, sealed=True)
     for old in reader.checkpoints(directory)[:-keep]:
-        old.unlink()
+        with suppress(OSError):  # a directory of that name, say: the new one is written, whatever becomes of it
+            old.unlink()
     return path
 
 
@@ -85,15 +93,21 @@ def _on_host(content: Any) -> Any:
     return content.cpu() if isinstance(content, Tensor) else content
 
 
-def save(content: Any, path: Path) -> None:
-    """torch.save, beside and renamed. Raises OSError."""
+def save(content: Any, path: Path, sealed: bool = False) -> Held:
+    """torch.save, beside and renamed, with a checksum in the file where `sealed`; returns what the file holds but for
+    that. Raises OSError.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as f:
-            torch.save(content, f)
+            summing = Summing(f)
+            torch.save(content, cast(IO[bytes], summing))
+            if sealed:
+                summing.seal()
             f.flush()
             os.fsync(f.fileno())
         os.replace(beside, path)
+        return summing.held
     except (OSError, RuntimeError) as e:
         beside.unlink(missing_ok=True)
         if isinstance(e.__context__, OSError):  # a full disk: torch says that its file does not end where it should
@@ -101,16 +115,34 @@ def save(content: Any, path: Path) -> None:
         raise e if isinstance(e, OSError) else OSError(f"{path}: {e}") from e
 
 
-def load(file: BinaryIO) -> Checkpoint:
-    """The checkpoint in a file. Raises whatever torch and a content of another form raise."""
+def load(file: BinaryIO, name: str = "") -> Checkpoint:
+    """The checkpoint in a file of this name. Raises whatever torch and a content of another form raise."""
     found = torch.load(file, map_location="cpu", weights_only=True)
     owner = found["owner"]
     return Checkpoint(
-        OwnerState(**owner | {"moment": Moment(**owner["moment"])}),
-        {i: WorkerState(**w) for i, w in found["workers"].items()},
-        [(Moment(**moment), vectors) for moment, vectors in found["pending"]],
+        OwnerState(**owner | {"moment": _moment(owner["moment"]), "vectors": _vectors(owner["vectors"])}),
+        {int(i): WorkerState(**w | {"vectors": _vectors(w["vectors"])}) for i, w in found["workers"].items()},
+        [(_moment(moment), _vectors(vectors)) for moment, vectors in found["pending"]],
         found["simulated"],
+        {of: Held.read(held) for of, held in found.get("record", {}).items()},
+        name,
     )
+
+
+def _moment(said: dict[str, Any]) -> Moment:
+    """Raises TypeError or ValueError for what is none."""
+    moment = Moment(**said)
+    numbers = (moment.seconds, moment.step, moment.exchanges, *moment.clocks, *moment.clocks.values())
+    if not all(type(number) in (int, float) and 0 <= number < float("inf") for number in numbers):
+        raise ValueError("is no moment")
+    return moment
+
+
+def _vectors(said: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Raises TypeError for what is no vectors by name."""
+    if not all(isinstance(name, str) and isinstance(v, Tensor) and v.dim() == 1 for name, v in said.items()):
+        raise TypeError("are no vectors")
+    return said
 
 
 def steps_taken(checkpoint: Checkpoint) -> int:

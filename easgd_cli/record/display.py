@@ -8,21 +8,33 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import IO
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
+from rich.segment import Segment
 from rich.text import Text
 
-from easgd_cli.system.terminal import for_terminal
+from easgd_cli.system.terminal import for_terminal, printable
 
 _REDRAW_SECONDS = 0.2
 
 
 class Screen(Console):
-    """Where a run is shown. Rich would end the program when the other end of a pipe is gone; a run goes on."""
+    """Where a run is shown, or what its files say: as they have it, but for what would command the terminal. Rich would
+    end the program when the other end of a pipe is gone; a run goes on.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As Rich does it, and then every text printable."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = "\n".join(map(printable, segment.text.split("\n")))
+                yield Segment(lines, segment.style, segment.control)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

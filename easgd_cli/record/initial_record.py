@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,11 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
-from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
-from easgd_cli.record.reader import BadFile, read_order, read_rows
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.tensorboard import Value
 from easgd_cli.settings.schema import GROUPS, Settings, effective_alpha, effective_beta, length, levels
@@ -33,6 +32,8 @@ class Recorded(Protocol):
 
 def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint | None) -> Recorder:
     """The recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
+    from easgd_cli.training.drive import how_it_exchanges  # here, since it loads torch
+
     s = experiment.settings
     facts = {
         **getattr(experiment.problem, "facts", {}),
@@ -41,6 +42,9 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "workers": s.workers, "tau": s.tau, "batch_size": experiment.problem.batch_size, "seed": s.seed,
         "precision": s.precision,
         "length": length(s), "until": levels(s), "symbols": sorted(build.symbols_used(s)),
+        # so that nobody who looks at the run has to run its code
+        "exchange": how_it_exchanges(build.method(s), s.eta),
+        "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in hparams(s).items()},
         "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
     texts = {
@@ -50,31 +54,9 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
     if resumed is None:
         return Recorder(job.run_dir, s.workers, hparams(s), texts, facts)
     return Recorder.reopen(
-        job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed), exchanges=resumed.owner.moment.exchanges
-    )
-
-
-def check_record(run: Path, resumed: Checkpoint, workers: int) -> None:
-    """Reads what a run is to go on from, so that a damaged record is found before anything is started. Raises
-    UsageError.
-    """
-    metrics, order = (
-        kept if (kept := run / "checkpoint" / name).exists() else run / name
-        for name in ("metrics.jsonl", "exchanges.bin")
-    )
-    try:
-        for _ in read_rows(metrics, workers):
-            pass
-        there = len(read_order(order, workers))
-    except BadFile as e:
-        remedy = "start it again instead" if e.line is None else "mend or remove that line, or start the run again"
-        raise UsageError(f"resume={run}: {e.fact}, and a run goes on with its record; {remedy}.") from e
-    if there < resumed.owner.moment.exchanges:
-        raise UsageError(
-            f"resume={run}: {order} holds {there} exchanges, and {resumed.owner.moment.exchanges} are needed "
-            "to go on from the checkpoint; "
-            "start the run again instead."
-        )
+        job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed),
+        exchanges=resumed.owner.moment.exchanges, checkpoint=resumed.name,
+    )  # fmt: skip
 
 
 def hparams(s: Settings) -> dict[str, Value]:

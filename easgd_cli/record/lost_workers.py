@@ -16,6 +16,8 @@ def lost_before(rows: Iterable[Row]) -> dict[str, list[float]]:
     for row in rows:
         if row["party"] == "system" and "lost" in row:
             found.setdefault(worker_name(row["lost"]), []).append(row["step"])
+        elif row["party"] == "system" and "returned" in row:  # by itself, while the run went on
+            found.pop(worker_name(row["returned"]), None)
     return found
 
 
@@ -27,3 +29,10 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         for step in steps
     ]
     return earlier + [f"{worker}: {how}" for worker, how in summary.get("lost", {}).items()]
+
+
+def restarts(summary: Mapping[str, Any]) -> str:
+    """How often each party was started again, in a line; empty where none was."""
+    return ", ".join(
+        f"{party} {'once' if n == 1 else f'{n:,} times'}" for party, n in summary.get("restarts", {}).items()
+    )

@@ -34,7 +34,8 @@ WORKER = {
 
 # Of the run as a whole.
 SYSTEM = {
-    "workers_alive": "Workers that have not been lost.",
+    "workers_alive": "Workers that have not been lost, or have come back.",
+    "restarts": "How often workers or the master have been started again, so far.",
     "master_cpu_seconds": "CPU seconds the master has used since its start.",
     "exchanges_per_second": "Exchanges the master has served a second since the last point.",
     "queue_seconds": "Virtual seconds that messages waited for the master, the mean since the start (simulated).",

@@ -50,6 +50,8 @@ class Points:
             if party == "system" and "lost" in row:
                 self._live.discard(worker_name(row["lost"]))
                 yield from self._gathered()
+            elif party == "system" and "returned" in row:
+                self._live.add(worker_name(row["returned"]))
         else:
             yield from self._points(row, {m: f"{m}/{party}" for m in WORKER})
             self._reached[party] = row["step"]

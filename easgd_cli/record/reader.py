@@ -10,39 +10,47 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
-import struct
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.classification import METRICS as CLASSIFICATION
 from easgd_cli.problems.metric import Metrics
-from easgd_cli.record.metrics import MEASURED, MOMENT, PARTIES, SYSTEM, WORKER, Row
+from easgd_cli.record import checksum
+from easgd_cli.record.checksum import Held, Wrong
+from easgd_cli.record.row_reader import ENTRY as ENTRY
+from easgd_cli.record.row_reader import NOBODY as NOBODY
+from easgd_cli.record.row_reader import NewRows as NewRows
+from easgd_cli.record.row_reader import read_order as read_order
+from easgd_cli.record.row_reader import read_rows as read_rows
+from easgd_cli.record.row_reader import renamed
+from easgd_cli.record.row_reader import returns_of as returns_of
+from easgd_cli.record.run_files import BadFile as BadFile
+from easgd_cli.record.run_files import MissingFile as MissingFile
+from easgd_cli.record.run_files import check_directory
+from easgd_cli.record.run_files import open_file as open_file
+from easgd_cli.record.run_files import read as read
+from easgd_cli.record.run_files import read_text as read_text
 from easgd_cli.settings import targets
-from easgd_cli.settings.schema import Settings
+from easgd_cli.settings.schema import GROUPS, Settings
 
 if TYPE_CHECKING:
     from easgd_cli.record.checkpoint import Checkpoint
 
-ENTRY = 2  # bytes of a worker's number in exchanges.bin, little-endian
-_MOST = 1 << 63  # of a whole number in a row
+_CONFIG = 1 << 20  # bytes of a configuration; reading YAML takes a minute for ten times as many
+_DEEPEST = 20
+_MAY_BE_NONE = (
+    "local",
+    "dataset",
+    "model",
+)  # groups without a maker where the problem or the method has no use for one
 # counted as they are written: the newest does not depend on what is in them
-_CHECKPOINT = re.compile(r"(\d+)_step_\d+\.pt")
-_WORKER = re.compile(r"worker_(\d{2,5})")
-_RENAMED = {"images_per_second": "samples_per_second"}  # in directories of before
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_CHECKPOINT = re.compile(r"(\d{1,18})_step_\d{1,18}\.pt")
 
 # What readers use of summary.json, where it is there. It may say more.
 _SUMMARY: dict[str, Any] = {
@@ -52,71 +60,30 @@ _SUMMARY: dict[str, Any] = {
     "steps": dict[str, int], **dict.fromkeys(("evaluated", "seconds", "communication.staleness"), dict[str, float]),
     **dict.fromkeys(("center", "average", "length", "until"), dict[str, float | None]),
     "lost": dict[str, str], "lost_before": dict[str, list[float]], "metrics": list[dict[str, Any]],
-    "symbols": list[str],
+    "symbols": list[str], "exchange": str, "hparams": dict[str, Any], "files": dict[str, dict[str, Any]],
+    "resumed": dict[str, Any],
     **dict.fromkeys(("hardware", "versions", "communication"), dict[str, Any]),
 }  # fmt: skip
 
 
-class BadFile(UsageError):
-    """A file of a run that cannot be used: `path`, the `line` from 1 (None: the file as a whole), and `fact`, all of it
-    in words.
+def config_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any] | None:
+    """What config.yaml says, `${...}` in it being a text as any other; None without one.
+
+    Raises BadFile, also for a setting of another type than it has and for a flipped bit; that the file was edited is
+    put in `doubts`.
     """
-
-    def __init__(self, path: Path, wrong: str, line: int | None = None):
-        self.path, self.line = path, line
-        self.fact = f"{path}: {'' if line is None else f'line {line} '}{wrong}"
-        super().__init__(f"{self.fact}.")
-
-
-class MissingFile(BadFile):
-    """A file of a run that is not there."""
-
-
-def open_file(path: Path) -> BinaryIO:
-    """A regular file, opened; never waits, as opening a pipe would. Raises BadFile."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise MissingFile(path, f"cannot be read ({e.strerror})") from e
-    except OSError as e:
-        raise BadFile(path, f"cannot be read ({e.strerror})") from e
-    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-    if kind != stat.S_IFREG:
-        os.close(descriptor)
-        raise BadFile(path, f"is {_KINDS.get(kind, 'something else')}, where a file belongs")
-    return open(descriptor, "rb")
-
-
-def read(path: Path) -> bytes:
-    """The content of a regular file. Raises BadFile."""
-    with open_file(path) as f:
-        try:
-            return f.read()
-        except OSError as e:
-            raise BadFile(path, f"cannot be read ({e.strerror})") from e
-
-
-def read_text(path: Path) -> str:
-    """Raises BadFile."""
-    data = read(path)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as e:
-        raise BadFile(path, "is not UTF-8 text", data.count(b"\n", 0, e.start) + 1) from e
-
-
-def config_of(run: Path) -> dict[str, Any] | None:
-    """What config.yaml says; None without one. Raises BadFile, also for a setting of another type than it has."""
     path = run / "config.yaml"
     try:
-        content = _yaml(path)
+        content = _yaml(path, doubts)
     except MissingFile:
         return None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise BadFile(path, "is not a dictionary of settings")
     hints = {
         key: dict[str, Any] if is_dataclass(hint) else hint for key, hint in typing.get_type_hints(Settings).items()
     }
+    for group in GROUPS:
+        hints |= {f"{group}.name": str, f"{group}.target": str | None if group in _MAY_BE_NONE else str}
     _check(path, content, hints)
     return content
 
@@ -133,13 +100,23 @@ def overrides_of(run: Path) -> list[str]:
     return [str(override) for override in content]
 
 
-def summary_of(run: Path) -> dict[str, Any]:
-    """What summary.json says, by today's names; nothing without one. Raises BadFile."""
+def summary_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any]:
+    """What summary.json says, by today's names; nothing without one. Raises BadFile as `config_of` does."""
     path = run / "summary.json"
     try:
         text = read_text(path)
     except MissingFile:
         return {}
+    content = json_object(path, text)
+    _doubt(path, checksum.wrong_entry(text, content), doubts)
+    content.pop("crc32", None)
+    summary = renamed(content)
+    _check(path, summary, _SUMMARY)
+    return summary
+
+
+def json_object(path: Path, text: str) -> dict[str, Any]:
+    """The JSON object that this is the text of. Raises BadFile."""
     try:
         content = json.loads(text)
     except json.JSONDecodeError as e:
@@ -148,9 +125,7 @@ def summary_of(run: Path) -> dict[str, Any]:
         raise BadFile(path, f"is not JSON ({e})") from e
     if not isinstance(content, dict):
         raise BadFile(path, "is not a JSON object")
-    summary = _renamed(content)
-    _check(path, summary, _SUMMARY)
-    return summary
+    return content
 
 
 def metrics_of(run: Path) -> Metrics:
@@ -185,62 +160,9 @@ def status_of(run: Path) -> str | None:
     return summary_of(run).get("status")
 
 
-def read_rows(path: Path, workers: int | None = None, damaged: list[int] | None = None) -> Iterator[Row]:
-    """The rows of a metrics.jsonl, but for an unfinished last line, by today's names.
-
-    `workers`: how many the run has, others being none of its parties; None: any number. A line that is no row raises
-    BadFile or, with `damaged`, is left out and its number put there.
-    """
-    for number, line in enumerate(read(path).split(b"\n")[:-1], 1):
-        row, wrong = _row(line, workers)
-        if row is not None:
-            yield row
-        elif damaged is not None:
-            damaged.append(number)
-        else:
-            raise BadFile(path, f"is not a row of the record ({wrong})", number)
-
-
-class NewRows:
-    """The rows that a metrics.jsonl gains, which may not be there yet, or be replaced. Lines that are no rows are left
-    out.
-    """
-
-    def __init__(self, path: Path):
-        self._path, self._file, self._at = path, 0, 0
-
-    def take(self) -> tuple[list[Row], bool]:
-        """The rows since the last call, and whether they begin another file."""
-        try:
-            with open_file(self._path) as f:
-                file = os.fstat(f.fileno()).st_ino
-                replaced = file != self._file
-                if replaced:
-                    self._file, self._at = file, 0
-                f.seek(self._at)
-                data = f.read()
-        except (BadFile, OSError):
-            return [], False
-        whole = data[: data.rfind(b"\n") + 1]
-        self._at += len(whole)
-        return [row for line in whole.splitlines() if (row := _row(line, None)[0]) is not None], replaced
-
-
-def read_order(path: Path, workers: int | None = None) -> list[int]:
-    """The worker numbers of an exchanges.bin, but for an unfinished last one. Raises BadFile, also for a worker that
-    the run has not.
-    """
-    data = read(path)
-    order = list(struct.unpack(f"<{len(data) // ENTRY}H", data[: len(data) // ENTRY * ENTRY]))
-    if workers is not None and order and max(order) >= workers:
-        at = next(i for i, number in enumerate(order) if number >= workers)
-        raise BadFile(path, f"says that exchange {at + 1} was of worker {order[at]}, and the run has {workers}, from 0")
-    return order
-
-
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints in a run's `checkpoint` directory, oldest first."""
-    if not directory.is_dir():
+    """The checkpoints in a run's `checkpoint` directory, oldest first. Raises BadFile where something else is there."""
+    if not check_directory(directory):
         return []
     return sorted((p for p in directory.iterdir() if _CHECKPOINT.fullmatch(p.name)), key=checkpoint_number)
 
@@ -250,10 +172,11 @@ def checkpoint_number(path: Path) -> int:
     return int(path.name.partition("_")[0])
 
 
-def newest_checkpoint(run: Path) -> Checkpoint:
-    """The last checkpoint of a run. Raises BadFile where there is none or it cannot be read."""
-    from easgd_cli.record.checkpoint import load  # here, since it loads torch
+def newest_checkpoint(run: Path, damaged: list[BadFile] | None = None) -> Checkpoint:
+    """The last checkpoint of a run; with `damaged` the last that is sound, those after it being put there.
 
+    Raises BadFile where there is none or it cannot be read.
+    """
     found = checkpoints(run / "checkpoint")
     if not found:
         wrong = (
@@ -261,23 +184,108 @@ def newest_checkpoint(run: Path) -> Checkpoint:
             "Start the run again instead"
         )
         raise MissingFile(run, wrong)
-    with open_file(found[-1]) as f:
+    newest: BadFile | None = None
+    for path in reversed(found):
         try:
-            return load(f)
+            return _checkpoint(path)
+        except BadFile as e:
+            newest = newest or e
+            if damaged is None:
+                break
+            damaged.append(e)
+    assert newest is not None
+    raise newest
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    from easgd_cli.record.checkpoint import load  # here, since it loads torch
+
+    remedy = "remove it to go on from an older checkpoint, if there is one"
+    with open_file(path) as f:
+        try:
+            wrong = checksum.wrong_archive(f)
+            if wrong is not None:
+                raise BadFile(path, f"{wrong}; {remedy}")
+            return load(f, path.name)
+        except BadFile:
+            raise
         except Exception as e:
-            wrong = f"cannot be read ({type(e).__name__}); remove it to go on from an older checkpoint, if there is one"
-            raise BadFile(found[-1], wrong) from e
+            raise BadFile(path, f"cannot be read ({type(e).__name__}); {remedy}") from e
 
 
-def _yaml(path: Path) -> Any:
-    text = read_text(path)
+def beginning(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a file, or as many as there are. Raises BadFile."""
+    with open_file(path) as f:
+        try:
+            return f.read(min(count, os.fstat(f.fileno()).st_size))
+        except OSError as e:
+            raise BadFile(path, f"cannot be read ({e.strerror})") from e
+
+
+def held_at_the_end(run: Path, doubts: list[str] | None = None) -> dict[str, Held]:
+    """What the files of a run that has ended held then, by their names, where summary.json says so. Raises BadFile."""
+    files: dict[str, Any] = summary_of(run, doubts).get("files", {})
     try:
-        return yaml.safe_load(text)
+        return {name: Held.read(said) for name, said in files.items()}
+    except ValueError as e:
+        raise BadFile(run / "summary.json", f"what it says of files {e}") from e
+
+
+def wrong_at_the_end(path: Path, held: Held | None) -> str | None:
+    """What is wrong with a file that held this when its run ended; None also where nobody knows. Raises BadFile."""
+    if held is None:
+        return None
+    with open_file(path) as f:
+        try:
+            size = f.seek(0, 2)
+            f.seek(0)
+            sound = size == held.size and held.begins(f)
+        except OSError as e:
+            raise BadFile(path, f"cannot be read ({e.strerror})") from e
+    return None if sound else "is damaged: it is not what it was when the run ended (summary.json has its checksum)"
+
+
+class _Loader(yaml.SafeLoader):
+    """Without references to what was said before and deep nesting, of which easgd writes none: a few lines could stand
+    for any size, and who goes through them could come to no end.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, f"a reference, *{event.anchor}", event.start_mark)
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"nested more than {_DEEPEST} deep", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def _yaml(path: Path, doubts: list[str] | None = None) -> Any:
+    text = read_text(path, _CONFIG)
+    _doubt(path, checksum.wrong_line(text), doubts)
+    try:
+        return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark
         raise BadFile(path, f"is not YAML ({e.problem})", None if mark is None else mark.line + 1) from e
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as e:
         raise BadFile(path, f"is not YAML ({' '.join(str(e).split())})") from e
+
+
+def _doubt(path: Path, wrong: Wrong | None, doubts: list[str] | None) -> None:
+    """A text that has another checksum: a flipped bit is refused, an edit is told."""
+    if wrong is None:
+        return
+    e = BadFile(path, wrong.sentence, wrong.line)
+    if wrong.line is not None:
+        raise e
+    if doubts is not None:
+        doubts.append(str(e))
 
 
 def _check(path: Path, content: dict[Any, Any], hints: dict[str, Any]) -> None:
@@ -285,57 +293,8 @@ def _check(path: Path, content: dict[Any, Any], hints: dict[str, Any]) -> None:
     for key, hint in hints.items():
         group, _, option = key.rpartition(".")
         there = content.get(group, {}) if group else content
-        if option in there:
+        if isinstance(there, dict) and option in there:
             try:
                 targets.convert(key, there[option], hint)
             except UsageError as e:
                 raise BadFile(path, f"is not as it was written: {str(e).removesuffix('.')}") from e
-
-
-def _renamed(content: dict[str, Any]) -> dict[str, Any]:
-    for old, new in _RENAMED.items():
-        if old in content:
-            content[new] = content.pop(old)
-    return content
-
-
-def _row(line: bytes, workers: int | None) -> tuple[Row | None, str]:
-    """The row of this line; without one, what is wrong with the line."""
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError:
-        return None, "it is not UTF-8 text"
-    except (ValueError, RecursionError) as e:
-        return None, str(e)
-    wrong = "it is no JSON object" if not isinstance(row, dict) else _wrong(row, workers)
-    return (None, wrong) if wrong is not None else (_renamed(row), "")
-
-
-def _wrong(row: dict[str, Any], workers: int | None) -> str | None:
-    """What makes this none of the recorder's rows."""
-    for key in MOMENT[:-1]:
-        if type(row.get(key)) not in (int, float) or not 0 <= row[key] < _MOST:
-            return f"it has no {key}" if key not in row else f"its {key} is {_shown(row[key])}"
-    party = row.get("party")
-    if not isinstance(party, str):
-        return "it has no party"
-    if party not in PARTIES:
-        number = _WORKER.fullmatch(party)
-        if number is None or (workers is not None and int(number[1]) >= workers):
-            return f"there is no party {_shown(party)}" + ("" if workers is None else f" in a run of {workers} workers")
-    lost = row.get("lost", 0)
-    if type(lost) is not int or not 0 <= lost < (workers or _MOST):
-        return f"there is no worker {_shown(lost)} to be lost"
-    numbers = SYSTEM if party == "system" else WORKER
-    for name, value in row.items():
-        kind = type(value)
-        if kind is float or value is None or kind is bool or (kind is int and -_MOST < value < _MOST):
-            continue
-        if kind is not str or (name != "party" and (party in MEASURED or name in numbers)):
-            return f"its {name} is {_shown(value)}"
-    return None
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."

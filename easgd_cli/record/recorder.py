@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from easgd_cli.errors import RunError
-from easgd_cli.record import lost_workers
+from easgd_cli.record import lost_workers, reader
 from easgd_cli.record.append_file import AppendFile
 from easgd_cli.record.best_values import BestValues
+from easgd_cli.record.checksum import Held
 from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.reader import ENTRY, BadFile, declared, read_rows
 from easgd_cli.record.summary import summarize, surroundings, write_summary
@@ -59,9 +60,11 @@ class Recorder:
         facts: Mapping[str, Any],
         keep: Callable[[Row], bool],
         exchanges: int,
+        checkpoint: str = "",
     ) -> Recorder:
         """Goes on with the record of a run, of which it keeps these rows and the first `exchanges` exchanges.
 
+        `checkpoint`: the name of the one to go on from, which summary.json tells with what the record then holds.
         An unfinished last line is dropped. Raises RunError when the record is missing, damaged or shorter than that.
         """
         recorder = cls.__new__(cls)
@@ -70,34 +73,51 @@ class Recorder:
         if lost := lost_workers.lost_before(rows):
             facts = {**facts, "lost_before": lost}
         started = started_at(run_dir) or time.time() - max((row["seconds"] for row in rows), default=0.0)
-        recorder._begin(
-            run_dir, EventWriter(run_dir, workers, hparams, texts, started, declared(facts)), facts, rows, exchanges
-        )
+        events = EventWriter(run_dir, workers, hparams, texts, started, declared(facts))
+        recorder._begin(run_dir, events, facts, rows, exchanges, checkpoint)
         recorder.flush()
         return recorder
 
     def _begin(
-        self, run_dir: Path, events: EventWriter, facts: Mapping[str, Any], rows: list[Row], exchanges: int
+        self,
+        run_dir: Path,
+        events: EventWriter,
+        facts: Mapping[str, Any],
+        rows: list[Row],
+        exchanges: int,
+        checkpoint: str = "",
     ) -> None:
         self._dir, self._events = run_dir, events
         self._facts = {**facts, **surroundings()}
         self._failed, self._flushed = False, 0.0
-        self._replace(rows, exchanges)
+        rows, order = self._taken_back(rows, exchanges)
+        if checkpoint:  # told before it is so: whenever this is killed, the record is one of the two that are known
+            text = b"".join(map(_line, rows))
+            now = {"metrics.jsonl": vars(Held.of(text)), "exchanges.bin": vars(order)}
+            self._facts["resumed"] = {"checkpoint": checkpoint, **now}
         with _told(run_dir / "summary.json", "written"):
             write_summary(run_dir, summarize({"status": "running", **self._facts}, self._best.stats()))
+        self._replace(rows, exchanges)
+
+    def _taken_back(self, rows: Iterable[Row], exchanges: int) -> tuple[list[Row], Held]:
+        """These rows as they are recorded, and what the first `exchanges` exchanges are. Raises RunError where there
+        are fewer.
+        """
+        order, there = self._dir / "exchanges.bin", b""
+        with _told(order, "read"):
+            if exchanges:
+                there = reader.beginning(order, ENTRY * exchanges)
+        if len(there) < ENTRY * exchanges:
+            raise RunError(
+                f"{order}: holds {len(there) // ENTRY} exchanges, and {exchanges} are needed to go on from the "
+                "checkpoint; start the run again instead."
+            )
+        self._best = BestValues(declared(self._facts).primary)
+        return [self._best.take(row) for row in rows], Held.of(there)
 
     def _replace(self, rows: Iterable[Row], exchanges: int) -> None:
         """Makes these rows, and the first `exchanges` exchanges there are, the whole record."""
         order, metrics = self._dir / "exchanges.bin", self._dir / "metrics.jsonl"
-        with _told(order, "read"):
-            there = order.stat().st_size // ENTRY if order.exists() else 0
-        if there < exchanges:
-            raise RunError(
-                f"{order}: holds {there} exchanges, and {exchanges} are needed to go on from the checkpoint; "
-                "start the run again instead."
-            )
-        self._best = BestValues(declared(self._facts).primary)
-        rows = [self._best.take(row) for row in rows]
         with _told(metrics, "written"):
             beside = metrics.with_name(f".{metrics.name}.{os.getpid()}")
             try:
@@ -141,6 +161,15 @@ class Recorder:
         """Records whose exchanges the master has served, in this order."""
         self._order.add(struct.pack(f"<{len(workers)}H", *workers))
 
+    def checkpointed(self) -> None:
+        """Another checkpoint has been written, and what summary.json tells of the one before is over."""
+        self._facts.pop("resumed", None)
+
+    @property
+    def held(self) -> dict[str, Held]:
+        """What the files of the record hold, by their names, as of the last flush."""
+        return {file.path.name: file.held for file in (self._metrics, self._order)}
+
     def tick(self) -> None:
         """To be called often: hands what has come to the operating system a few times a second. Raises RunError."""
         now = time.monotonic()
@@ -169,10 +198,11 @@ class Recorder:
         self._close_files()
         with _told(self._dir / "metrics.jsonl", "read"):
             rows = [row for row in read_rows(self._dir / "metrics.jsonl") if keep(row)]
-        self._replace(rows, exchanges)
+        self._replace(self._taken_back(rows, exchanges)[0], exchanges)
 
-    def close(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Ends the record with summary.json, which it returns. `facts`: how the run ended, `status` among them.
+    def close(self, facts: Mapping[str, Any], files: Mapping[str, Held] | None = None) -> dict[str, Any]:
+        """Ends the record with summary.json, which it returns. `facts`: how the run ended, `status` among them;
+        `files`: what others of the run hold, by their names.
 
         Raises RunError when something could not be written, unless that has been raised before.
         """
@@ -183,7 +213,8 @@ class Recorder:
             failure, facts = e, {**facts, "status": "failed", "reason": str(e)}
         self._events.close(facts["status"])
         self._close_files()
-        summary = summarize({**self._facts, **facts}, self._best.stats())
+        of_files = {name: vars(held) for name, held in {**self.held, **(files or {})}.items()}
+        summary = summarize({**self._facts, **facts, "files": of_files}, self._best.stats())
         try:
             write_summary(self._dir, summary)
         except OSError as e:

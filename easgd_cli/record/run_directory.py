@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from easgd_cli.errors import UsageError
-from easgd_cli.record import reader
+from easgd_cli.record import checksum, reader
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.files import put
 
@@ -186,7 +186,7 @@ def discard(path: Path, above: Sequence[Path] = ()) -> None:
 
 
 def _put(path: Path, text: str) -> None:
-    put(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    put(path, lambda beside: beside.write_text(checksum.with_line(text), encoding="utf-8"))
 
 
 def _why(e: OSError) -> str:

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from easgd_cli.record import checksum
 from easgd_cli.system.devices import cores
 
 _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensorboard")
@@ -19,7 +20,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensor
 _ORDER = (
     "status", "reason", "algo", "problem", "dataset", "task", "model", "workers", "tau", "steps", "exchanges",
     "wall_seconds", "samples_per_second",
-    "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before",
+    "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before", "restarts",
 )  # fmt: skip
 
 
@@ -42,14 +43,16 @@ def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> di
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
     """Writes summary.json, beside and renamed; over the old one where the disk is too full for both. Raises OSError."""
     path = run_dir / "summary.json"
-    text = (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = checksum.with_entry(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_bytes(text)
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
-        with open(path, "r+b") as f:  # its block is there: better than one that says that the run still goes on
+        with open(
+            os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b"
+        ) as f:  # its block is there: better than one that says that the run still goes on
             f.write(text)
             f.truncate()
 

@@ -27,7 +27,7 @@ WIDE = 400  # columns of what is not a terminal: lines are as long as they need 
 
 def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
     """One run's end: a label and a value a line."""
-    console = console or Console()
+    console = console or Screen()
     center, steps = summary["center"], sorted(summary["steps"].values())
     metrics = declared(summary)
     workers = f"{summary['workers']} worker{'' if summary['workers'] == 1 else 's'}"
@@ -56,6 +56,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         ("a worker's time", _shares(summary["seconds"])),
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
         *(("lost", line) for line in lost_workers.lines(summary)),
+        *([("started again", line)] if (line := lost_workers.restarts(summary)) else []),
     ]
     width = max(len(label) for label, _ in lines)
     if not console.is_terminal:

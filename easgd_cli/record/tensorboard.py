@@ -68,7 +68,8 @@ class EventWriter:
         self._begin()
 
     def _begin(self) -> None:
-        self._outdated = _event_files(self._directory)
+        # none that is a link, which would be emptied somewhere else
+        self._outdated = [p for p in _event_files(self._directory) if p.is_file() and not p.is_symlink()]
         self._points = Points(self._workers)
         self._described: set[str] = set()
         self._events = _EventFile(self._directory, self._started)

@@ -186,7 +186,7 @@ def _uses(run: Run) -> frozenset[str] | None:
     if run.symbols is not None:
         return frozenset(run.symbols)
     named = [str(run.settings.get(f"{group}.target")) for group in ("algo", "schedule")]
-    return _own(*named) if all(target.startswith("easgd_cli.") for target in named) else None
+    return _own(*named) if all(map(targets.own, named)) else None
 
 
 @functools.cache

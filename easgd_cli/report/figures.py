@@ -20,6 +20,7 @@ from easgd_cli import picture
 from easgd_cli.report import table
 from easgd_cli.report.comparison import Comparison, Configuration, label, order, written
 from easgd_cli.report.reading import Run
+from easgd_cli.system.terminal import printable
 
 NAMES = ("curves", "seconds_to_level")
 # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked
@@ -401,4 +402,4 @@ def _bars(c: Comparison) -> Figure | None:
 
 def _text(name: str) -> str:
     """As it stands: a dollar sign begins no formula, and no control character breaks the file."""
-    return picture.printable(name).replace("$", r"\$")
+    return printable(name).replace("$", r"\$")

@@ -71,6 +71,7 @@ def notes(c: Comparison) -> list[str]:
     if len(evaluated) < len(c.runs):
         said.append(f"{len(c.runs) - len(evaluated)} of {len(c.runs)} runs have not been evaluated yet.")
     for run in c.runs:
+        said += run.doubts
         if run.damaged:
             said.append(
                 f"{run.path.name}: {_lines(run.damaged)} of metrics.jsonl "

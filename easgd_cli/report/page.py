@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from easgd_cli.picture import printable
+from easgd_cli.record import reader
 from easgd_cli.report.comparison import Comparison, written
 from easgd_cli.report.figures import Curve, Curves
 from easgd_cli.report.table import ResultTable
+from easgd_cli.system.terminal import printable
 
 
 def page(
@@ -65,7 +66,7 @@ def page(
 
 
 def has(written: str, svg: Path) -> bool:
-    """Whether a page that was written before has this picture. Raises OSError."""
+    """Whether a page that was written before has this picture. Raises UsageError."""
     return _picture(svg) in written
 
 
@@ -79,7 +80,7 @@ def _text(text: str) -> str:
 
 
 def _picture(path: Path) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(reader.read(path)).decode()}"
 
 
 def _asset(name: str) -> str:

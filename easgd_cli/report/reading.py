@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Run:
     `cores`: CPU cores that it had, None where they are not known or did not do the computing.
     `lost`: a line for every loss of a worker. `metrics`: what its problem declares.
     `symbols`: those of the paper's symbols that its method and schedule use, None where nothing says so.
-    `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1.
+    `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1. `doubts`: a sentence for each file
+    that is not as it was written.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Run:
     damaged: list[int]
     metrics: Metrics
     symbols: list[str] | None
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def bytes_exchanged(self) -> float:
@@ -204,7 +206,8 @@ def _below(path: Path) -> Iterator[Path]:
 
 def read(path: Path) -> Run:
     """The run in this directory, as it stands. Raises BadFile where its files cannot be read."""
-    config, summary = reader.config_of(path), reader.summary_of(path)
+    doubts: list[str] = []
+    config, summary = reader.config_of(path, doubts), reader.summary_of(path, doubts)
     if config is None:
         raise reader.MissingFile(path / "config.yaml", "is missing, and without it nobody knows what was run")
     if not isinstance(config.get("workers"), int):
@@ -213,6 +216,9 @@ def read(path: Path) -> Run:
     party = "center" if settings.get("average", "none") == "none" else "average"
     try:
         rows = list(reader.read_rows(path / "metrics.jsonl", config["workers"], damaged))
+        held = reader.held_at_the_end(path).get("metrics.jsonl")
+        if not damaged and (wrong := reader.wrong_at_the_end(path / "metrics.jsonl", held)):
+            doubts.append(f"{path / 'metrics.jsonl'}: {wrong}.")
     except reader.MissingFile:
         rows = []
     exchanges: int = summary["exchanges"] if "exchanges" in summary else int(rows[-1]["exchanges"]) if rows else 0
@@ -238,6 +244,7 @@ def read(path: Path) -> Run:
         staleness=_staleness(summary, workers), virtual=settings.get("launcher", "local") != "local",
         cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
         metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
+        doubts=doubts,
     )  # fmt: skip
 
 

@@ -94,13 +94,19 @@ class Settings:
     compile: bool = False
     deterministic: bool = False  # on CUDA: deterministic kernels, slower
 
+    # how often in a row a worker or the master that dies is started again, without getting further in between; 0: never
+    max_restarts: int = 3
+
     # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json
     profile: Optional[str] = None
 
     init: Optional[str] = None  # a state_dict file to start from
     # modules or parameters that begin as without init=, such as [fc]
     init_without: list[str] = field(default_factory=list)
-    resume: Optional[str] = None  # a run directory to go on with
+    # a run directory to go on with; imports the code of your own that its config.yaml names, as replay= does
+    resume: Optional[str] = None
+    # of a run that goes on, where metrics.jsonl or exchanges.bin is damaged: begin that file anew
+    new_record: bool = False
     replay: Optional[str] = None  # a run directory whose exchanges are made again in their recorded order, simulated
 
     sweep: Optional[str] = None  # name of a sweep, kept in runs/sweeps/NAME
@@ -165,7 +171,7 @@ def check(s: Settings) -> None:
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
     for key, least in (
-        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0),
+        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0), ("max_restarts", 0),
         ("eval.train_images", 1), ("checkpoint.keep", 1),
     ):  # fmt: skip
         value = _get(s, key)

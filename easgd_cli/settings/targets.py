@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.machinery
 import inspect
 import os
 import re
@@ -62,6 +63,14 @@ def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
         raise UsageError(f"{written(group, spec)}: calling it raised {_raised(e)}.") from e
 
 
+_OWN = re.compile(r"easgd_cli\.((algorithms|problems|data|models|average|schedule)[.:]|launcher\.kinds:)")
+
+
+def own(target: str | None) -> bool:
+    """Whether it names what this package offers under its settings, and so no code that a run brings along."""
+    return target is None or _OWN.match(target) is not None
+
+
 def ours(spec: Group) -> bool:
     """Whether the maker is the package's, so that what it raises is a defect of ours."""
     return bool(spec["target"].startswith("easgd_cli."))
@@ -93,7 +102,7 @@ def locate(group: str, target: str) -> Callable[..., Any]:
     if not module or not name:
         raise UsageError(f"{group}={target}: write it as module:name, such as {example(group)}.")
     here = os.getcwd()
-    if here not in sys.path:
+    if here not in sys.path and not module.startswith("easgd_cli."):  # ours need nothing from there
         sys.path.insert(0, here)
     try:
         found = importlib.import_module(module)
@@ -120,6 +129,23 @@ def locate(group: str, target: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"{group}={target}: is a {type(found).__name__}, not something that can be called.")
     return found
+
+
+def file_of(target: str) -> str | None:
+    """Where the module of `module:name` would be imported from, without importing it; None where there is none."""
+    found: Any = None
+    places: list[str] | None = [os.getcwd(), *sys.path]
+    module = target.partition(":")[0]
+    parts = module.split(".")
+    for upto in range(1, len(parts) + 1):
+        try:
+            found = importlib.machinery.PathFinder.find_spec(".".join(parts[:upto]), places)
+        except (ImportError, ValueError, OSError):
+            return None
+        if found is None:
+            return None
+        places = list(found.submodule_search_locations or [])
+    return str(found.origin or (places or ["nowhere"])[0])
 
 
 def signature(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:

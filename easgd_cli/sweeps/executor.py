@@ -101,9 +101,11 @@ class JobServer:
 
     def __init__(self, slot: Slot, devices: Devices, program: str, log: Path):
         self.devices = devices
+        self._pid: int | None = None  # of its job
+        self._due: list[int] = []  # signals for that
         self._connection, theirs = Pipe()
         words = [str(os.getpid()), str(theirs.fileno()), json.dumps(sorted(slot.cores)), program]
-        # It inherits this, and passes on what comes meanwhile.
+        # It inherits this, and a scheduler's signal to all ends neither.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         with theirs, open(log, "wb") as out:
             self._process = subprocess.Popen(
@@ -123,19 +125,27 @@ class JobServer:
 
     def give(self, arguments: list[str], log: Path, in_processes: bool) -> None:
         """Has a job forked. `in_processes`: its run has processes of its own."""
+        self._pid, self._due = None, []
         with suppress(OSError):  # the server has just been killed, which `ended` tells
             self._connection.send((arguments, str(log), in_processes))
+
+    def send_signal(self, number: int) -> None:
+        """To the job, at the next look whether it has ended, or once there is one."""
+        self._due.append(number)
 
     def ended(self) -> tuple[int | None, int] | None:
         """The number of the job's process and its exit status once it has ended, or the server's own where that has."""
         try:
-            return self._connection.recv() if self._connection.poll() else None
+            if self._pid is None and self._connection.poll():
+                self._pid = self._connection.recv()
+            if self._pid is not None and self._connection.poll():
+                return self._pid, self._connection.recv()
         except (EOFError, OSError):
             return None, self._process.wait()
-
-    def send_signal(self, number: int) -> None:
-        """To the job."""
-        self._process.send_signal(number)
+        while self._pid is not None and self._due:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, self._due.pop(0))
+        return None
 
     def kill(self) -> None:
         self._process.kill()

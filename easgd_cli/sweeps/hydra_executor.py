@@ -11,8 +11,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,30 +135,30 @@ class HydraJob:
         with suppress(OSError):
             # Hydra has made it; the run makes its own, or goes on in the one it had
             Path(info.runtime.output_dir).rmdir()
-        words = [
-            "--config-name",
-            str(info.job.config_name),
-            *info.overrides.task,
-            *(["retry=true"] if self.retry else []),
-        ]
+        words = ["--config-name", str(info.job.config_name), *info.overrides.task]
+        if self.retry:
+            words.append("retry=true")
         if info.searchpath:
             words.append(f"hydra.searchpath=[{','.join(quote(p) for p in info.searchpath)}]")
-        with _or_cannot_say():
+        try:
             said = self._run(name, words, info.runtime.cwd)
-        if self.objective is None:
-            return None
+            if self.objective is None:
+                return None
+            if said.status in run_directory.ENDED:
+                said = job_status.write(self.root, name, self._judged(said, self.objective))
+        except RunError as e:
+            raise CannotSay(str(e)) from e
         if said.status not in run_directory.ENDED:
             raise RunError(f"{name}: {said.status}: {said.reason or 'no reason is known'}")
+        return math.inf if said.value is None else said.value
+
+    def _judged(self, said: JobStatus, objective: Objective) -> JobStatus:
+        """The same with its value, or as failed where its record has none."""
         try:
-            value = self.objective.value(Path(said.path or ""))
+            value = objective.value(Path(said.path or ""))
         except (UsageError, RunError) as e:  # the first where its record cannot be read
-            with _or_cannot_say():
-                job_status.write(self.root, name, JobStatus(FAILED, str(e)))
-            raise RunError(str(e)) from e
-        measured = replace(said, objective=str(self.objective), value=value if math.isfinite(value) else None)
-        with _or_cannot_say():
-            job_status.write(self.root, name, measured)
-        return value
+            return JobStatus(FAILED, str(e))
+        return replace(said, objective=str(objective), value=value if math.isfinite(value) else None)
 
     def _name(self, name: str, overrides: list[str]) -> str:
         """`name`, or with a hash where a run with another value has it: a sweeper may draw nearly the same values."""
@@ -187,14 +187,6 @@ class HydraJob:
                 job_status.settle(self.root, name, process.pid, process.wait())
             raise
         return job_status.settle(self.root, name, process.pid, code)
-
-
-@contextmanager
-def _or_cannot_say() -> Iterator[None]:
-    try:
-        yield
-    except RunError as e:
-        raise CannotSay(str(e)) from e
 
 
 def _hydra() -> Hydra:

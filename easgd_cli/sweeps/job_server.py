@@ -5,7 +5,8 @@ job needs is imported once, here, since that takes longer than a short job; noth
 process as clean as one just started. A local run's own processes come from one server of theirs, too.
 
 FD is a connection to the sweep, PARENT. A job comes on it as the arguments of PROGRAM, the file for what it prints, and
-whether its run has processes. When it has ended its process number and exit status go back. Signals are for the job.
+whether its run has processes. Its process number goes back, by which the sweep sends it signals, and when it has ended
+its exit status, below 0 where a signal has killed it.
 """
 
 from __future__ import annotations
@@ -27,46 +28,11 @@ from easgd_cli.system import interruption
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
-class _Job:
-    """The job that runs now, to which signals are passed on; before there is one they wait for it."""
-
-    def __init__(self) -> None:
-        self._pid: int | None = None
-        self._due: list[int] = []
-        for number in _SIGNALS:
-            signal.signal(number, lambda number, _: self._pass_on(number))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # the sweep has started this process with them blocked
-
-    def _pass_on(self, number: int) -> None:
-        if self._pid is None:
-            self._due.append(number)
-        else:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, number)
-
-    def fork(self) -> int:
-        """As os.fork; in the job signals are blocked."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
-        if pid:
-            self._pid = pid
-            for number in self._due:
-                os.kill(pid, number)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        return pid
-
-    def wait(self) -> int:
-        """Its exit status, below 0 where a signal has killed it."""
-        assert self._pid is not None
-        _, status = os.waitpid(self._pid, 0)
-        self._pid, self._due = None, []
-        return os.waitstatus_to_exitcode(status)
-
-
 def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
     """Forks what comes until the sweep has ended."""
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)  # they are for the job
     interruption.end_with(parent, signal.SIGKILL)
-    job = _Job()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     from easgd_cli.launcher import local, processes, simulated  # noqa: F401
@@ -78,12 +44,14 @@ def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
             arguments, log, in_processes = sweep.recv()
             if in_processes:
                 processes.begin()
-            server, pid = os.getpid(), job.fork()
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the job reacts to them
+            server, pid = os.getpid(), os.fork()
             if pid == 0:
                 interruption.end_with(server, signal.SIGKILL)
                 processes.share_server()
                 _be(run, arguments, log)
-            sweep.send((pid, job.wait()))
+            sweep.send(pid)
+            sweep.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 def _be(program: ModuleType, arguments: Sequence[str], log: str) -> NoReturn:

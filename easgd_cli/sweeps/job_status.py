@@ -10,17 +10,20 @@ import json
 import os
 import platform
 import signal
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from easgd_cli.errors import RunError
-from easgd_cli.record import run_directory
+from easgd_cli.errors import RunError, UsageError
+from easgd_cli.record import reader, run_directory, run_files
+from easgd_cli.settings import targets
 from easgd_cli.system.files import put
 
 QUEUED, RUNNING, INTERRUPTED, FAILED, KILLED = "queued", "running", "interrupted", "failed", "killed"
 ELSEWHERE, NOT_STARTED = "running elsewhere", "not started"
+_LAST = 1 << 20  # bytes of a log's end in which the last sentence is looked for
 _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # with a line, or before the job's process could say one
 
 
@@ -48,7 +51,11 @@ class JobStatus:
     @property
     def runs_here(self) -> bool:
         """Whether its process runs on this machine."""
-        return self.status == RUNNING and self.host == platform.node() and self.pid is not None and _alive(self.pid)
+        return self.status == RUNNING and self.here and self.pid is not None and _alive(self.pid)
+
+    @property
+    def here(self) -> bool:
+        return self.host == platform.node()
 
 
 def log(root: Path, name: str) -> Path:
@@ -73,9 +80,12 @@ def write(root: Path, name: str, said: JobStatus) -> JobStatus:
 def read(root: Path, name: str) -> JobStatus:
     """What has been said of job `name` last; it is queued where nothing has."""
     try:
-        content = json.loads(file(root, name).read_text(encoding="utf-8"))
-        return JobStatus(**{f.name: content[f.name] for f in fields(JobStatus) if f.name in content})
-    except (OSError, ValueError, TypeError):
+        path = file(root, name)
+        content = reader.json_object(path, reader.read_text(path))
+        hints = typing.get_type_hints(JobStatus)
+        said = {key: targets.convert(key, content[key], hint) for key, hint in hints.items() if key in content}
+        return JobStatus(**said)
+    except (UsageError, TypeError):
         return JobStatus(QUEUED)
 
 
@@ -93,9 +103,12 @@ def changed(path: Path) -> int:
 
 
 def begin(root: Path, name: str) -> Path:
-    """Before its process is started: forgets what an earlier start has said; returns the log. Raises RunError."""
+    """Before its process is started: forgets what an earlier start has said; returns the log. Raises RunError, and
+    UsageError where that is no file.
+    """
     with writing(path := log(root, name)):
         path.parent.mkdir(parents=True, exist_ok=True)
+        run_files.check_own(path)
         path.touch()
     with writing(file(root, name)) as said:
         said.unlink(missing_ok=True)
@@ -149,8 +162,10 @@ def _alive(pid: int) -> bool:
 def _said_last(path: Path) -> str | None:
     """The last thing a job complained of: a sentence of easgd's after the last traceback, or the last line of that."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        with reader.open_file(path) as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - _LAST))
+            text = f.read().decode(errors="replace")
+    except (OSError, UsageError):
         return None
     after = text.rpartition("Traceback (most recent call last):")[2]
     lines = [line.strip() for line in after.splitlines() if line.strip()]

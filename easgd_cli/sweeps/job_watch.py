@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import threading
 import time
@@ -55,7 +54,7 @@ class JobWatch:
         """Waits until what every job has said is the `last` it will say: all have ended, but a network may show it
         late.
         """
-        _wait_until(lambda: all(last(said) for said in list(self.said.values())))
+        _wait_until(lambda: all(map(last, list(self.said.values()))))
 
     def end(self) -> None:
         """Asks the jobs that run on this machine to end, as SIGTERM does, and waits until they have.
@@ -63,9 +62,7 @@ class JobWatch:
         What began them may begin others meanwhile, and kill those when it is told: they count as interrupted, too.
         """
         self._dead = self._silent()
-        here = {
-            name: said.pid for name, said in self._read().items() if said.runs_here and said != self._before.get(name)
-        }
+        here = {name: said.pid for name, said in (self.said | self._new()).items() if said.runs_here}
         for pid in here.values():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid or 0, signal.SIGTERM)
@@ -75,21 +72,22 @@ class JobWatch:
         said = {name: job_status.read(self._root, name) for name in job_status.names(self._root)}
         return {name: s for name, s in said.items() if s.status != QUEUED}
 
+    def _new(self) -> dict[str, JobStatus]:
+        return {name: said for name, said in self._read().items() if said != self._before.get(name)}
+
     def _look(self) -> None:
-        for name, said in self._read().items():
-            if said != self._before.get(name):
-                self._before[name] = said
-                self._say(name, said)
+        for name, said in self._new().items():
+            self._before[name] = said
+            self._say(name, said)
         self._view()
 
     def _silent(self) -> list[str]:
         """The jobs of this machine that have ended, but for all that they have said still run."""
         running = [(name, said) for name, said in list(self.said.items()) if said.status == RUNNING]
-        return [name for name, said in running if said.host == platform.node() and not said.runs_here]
+        return [name for name, said in running if said.here and not said.runs_here]
 
     def _say(self, name: str, said: JobStatus) -> None:
-        here = said.status == KILLED and said.host == platform.node()
-        if self._dead is not None and here and name not in self._dead:
+        if self._dead is not None and said.status == KILLED and said.here and name not in self._dead:
             said = replace(said, status=INTERRUPTED, reason=None)
         self.said[name] = said
         self._tell(name, said)

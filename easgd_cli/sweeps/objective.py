@@ -53,18 +53,17 @@ class Objective:
         """Of the run in `path`: what is to be small. Infinite where it diverged or has not come to the level. Raises
         RunError.
         """
-        run = _read(path)
-        if self._metric not in run.curve:
+        run, metric = _read(path), self._metric
+        if metric not in run.curve:
             raise RunError(
-                f"{path}: no evaluation has a {self._metric}, which the search is to judge by; choose another "
-                "objective=."
+                f"{path}: no evaluation has a {metric}, which the search is to judge by; choose another objective=."
             )
         at = self._evaluation(run)
         if run.status == "diverged" or at is None:
             return math.inf
         if self.what == "seconds_to":
             return float(run.curve["seconds"][at])
-        value = float(run.curve[self._metric][at]) * (self.primary.sign if self.primary is not None else 1)
+        value = float(run.curve[metric][at]) * (self.primary.sign if self.primary is not None else 1)
         return value if math.isfinite(value) else math.inf
 
     def errors(self, path: Path) -> dict[str, float]:
@@ -72,23 +71,16 @@ class Objective:
         there are.
         """
         run = _read(path)
-        at = self._evaluation(run)
-        base = _base(self.primary or run.metrics.primary or TRAIN_LOSS)
+        at, base = self._evaluation(run), _base(self.primary or run.metrics.primary or TRAIN_LOSS)
         metrics = {f"{name} {base.replace('_', ' ')}": f"{split}_{base}" for split, name in _SPLITS.items()}
-        return {
-            name: float(run.curve[m][at])
-            for name, m in metrics.items()
-            if m in run.curve and at is not None and run.finite(m)[at]
-        }
+        there = {name: m for name, m in metrics.items() if at is not None and m in run.curve and run.finite(m)[at]}
+        return {name: float(run.curve[m][at]) for name, m in there.items()}
 
     def others(self, path: Path) -> list[str]:
         """The same as texts, but for the value itself."""
         shown = (self.primary or _read(path).metrics.primary or TRAIN_LOSS).shown
-        return [
-            f"{name} {shown(value)}"
-            for name, value in self.errors(path).items()
-            if self.what == "seconds_to" or name not in str(self)
-        ]
+        known = "" if self.what == "seconds_to" else str(self)
+        return [f"{name} {shown(value)}" for name, value in self.errors(path).items() if name not in known]
 
     @property
     def _metric(self) -> str:
@@ -99,47 +91,38 @@ class Objective:
         if self.what == "best":
             return run.best(self._metric)
         if self.what == "seconds_to" and self.primary is not None:
-            reached = (
-                i
-                for i, value in enumerate(run.curve[self._metric])
-                if self.primary.reached(float(value), self.level or 0.0)
-            )
-            return next(reached, None)
+            reached, values = self.primary.reached, run.curve[self._metric]
+            return next((i for i, value in enumerate(values) if reached(float(value), self.level or 0.0)), None)
         return len(run.curve["seconds"]) - 1 if len(run.curve["seconds"]) else None
 
 
 def of(s: Settings) -> Objective:
     """The objective that these settings ask for, or the usual one of their problem. Raises UsageError."""
-    on_data = s.dataset["name"] != "none"
-    primary = build.declared_metrics(s).primary if on_data else None
+    primary = build.declared_metrics(s).primary if s.dataset["name"] != "none" else None
     base = "error" if primary is None else _base(primary)
     text = s.objective or (TRAIN_LOSS.name if primary is None else f"best_{base}")
-    found = re.fullmatch(rf"(test:)?(?:(best|final)_{base}|(seconds_to)_{base}:([0-9.]+)|(train_loss))", text)
-    level = float(found[4]) if found and found[4] and found[4].count(".") < 2 and found[4] != "." else None
-    if found is None or (found[3] and level is None) or (found[1] and found[5]):
+    if text == TRAIN_LOSS.name:
+        return Objective(text)
+    found = re.fullmatch(rf"(test:)?(?:(best|final)_{base}|(seconds_to)_{base}:(\d+\.?\d*|\.\d+))", text)
+    if found is None:
         unit = "" if primary is None or primary.unit != "%" else " (in percent)"
         raise UsageError(
-            f"objective={text}: is best_{base}, final_{base}, seconds_to_{base}:LEVEL{unit}, each of what is "
-            "held out of training or with test: before it "
-            "of the test set, or train_loss."
+            f"objective={text}: is best_{base}, final_{base}, seconds_to_{base}:LEVEL{unit}, each of what is held out "
+            "of training or with test: before it of the test set, or train_loss."
         )
-    if found[5]:
-        return Objective(found[5])
     if primary is None:
         raise UsageError(
             f"objective={text}: problem={s.problem['name']} has no data set, so it has no {base}; write "
             "objective=train_loss."
         )
-    what = found[2] or found[3]
-    if found[1]:
-        return Objective(what, primary, "test", level)
-    if not s.dataset.get("validation"):
+    if not found[1] and not s.dataset.get("validation"):
         raise UsageError(
-            "dataset.validation=0: a search chooses settings by what is held out of training; hold some out, "
-            "such as dataset.validation=200, or let it "
-            f"choose by the test set with objective=test:{text}, which flatters the {base} it gives."
+            "dataset.validation=0: a search chooses settings by what is held out of training; hold some out, such as "
+            f"dataset.validation=200, or let it choose by the test set with objective=test:{text}, which flatters the "
+            f"{base} it gives."
         )
-    return Objective(what, primary, "validation", level)
+    split = "test" if found[1] else "validation"
+    return Objective(found[2] or found[3], primary, split, float(found[4]) if found[4] else None)
 
 
 def _base(primary: Metric) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from easgd_cli.errors import UsageError
-from easgd_cli.record import run_directory
+from easgd_cli.record import reader, run_directory
 from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, QUEUED, RUNNING, JobStatus
 from easgd_cli.sweeps.plan import Plan
 from easgd_cli.system.files import put
@@ -71,7 +71,9 @@ def refuse_another(plan: Plan) -> None:
     before = _read(plan.root / "sweep.json")
     if not before:
         return
-    had, swept = before.get("fixed", {}), before.get("swept", [])
+    had, swept = before.get("fixed"), before.get("swept")
+    had = had if isinstance(had, dict) else {}
+    swept = [str(key) for key in swept] if isinstance(swept, list) else []
     for key in sorted({*had, *plan.fixed, *swept, *plan.varying}):
         then = f"{key} was swept" if key in swept else f"it had {had[key]}" if key in had else f"it had no {key}="
         now = f"{key} is swept" if key in plan.varying else plan.fixed.get(key, f"there is no {key}=")
@@ -92,7 +94,6 @@ def _stays(job: dict[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return reader.json_object(path, reader.read_text(path))
+    except UsageError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -63,21 +63,19 @@ class SweepView:
         self._display.close(keep=False)
 
     def _view(self) -> Group:
-        jobs = [[title, job.step, job.left, *job.measured()] for title, job in self._running.items()]
-        primary = next(
-            (job.metrics.primary.title for job in self._running.values() if job.metrics.primary is not None), ""
-        )
-        rows = [("running", "step", "left", "train loss", primary), *jobs]
+        primaries = (job.metrics.primary for job in self._running.values())
+        primary = next((metric.title for metric in primaries if metric is not None), "")
         table = Table.grid(padding=(0, 2), expand=False)
-        for number in range(len(rows[0])):
+        for number in range(5):
             table.add_column(justify="right" if number else "left", no_wrap=number > 0)
-        for number, (title, *cells) in enumerate(rows):
+        table.add_row("running", "step", "left", "train loss", primary, style="dim")
+        for title, job in self._running.items():
             # Where it is narrow names are cut.
-            table.add_row(Text(title, no_wrap=True, overflow="ellipsis"), *cells, style="" if number else "dim")
+            table.add_row(Text(title, no_wrap=True, overflow="ellipsis"), job.step, job.left, *job.measured())
         queued = 0 if self._jobs is None else self._jobs - len(self._running) - self._ended.total()
         counts = {"running": len(self._running), "queued": queued, **self._ended}
         told = Text(", ".join(f"{n} {status}" for status, n in counts.items() if n), no_wrap=True, overflow="ellipsis")
-        return Group(*([table] if jobs else []), told)
+        return Group(*([table] if self._running else []), told)
 
 
 class _Watched:
@@ -141,7 +139,9 @@ class _Watched:
 
     def measured(self) -> list[str]:
         """Loss and primary metric at the last evaluation of the center, as texts."""
-        shown = [TRAIN_LOSS, *([self.metrics.primary] if self.metrics.primary is not None else [])]
-        return ([m.shown(self._center[m.name], "not finite") if m.name in self._center else "" for m in shown] + [""])[
-            :2
+        return [
+            ""
+            if metric is None or metric.name not in self._center
+            else metric.shown(self._center[metric.name], "not finite")
+            for metric in (TRAIN_LOSS, self.metrics.primary)
         ]

@@ -1,4 +1,5 @@
-"""A wire between the launcher and one child: JSON lines over a Unix socket, each with at most one descriptor.
+"""A wire between the launcher and one child: JSON lines over a Unix socket, each with at most one descriptor, of
+memory or of a socket.
 
 Nothing but `wait` blocks. A child posts and goes on training; what the socket does not take stays in a buffer until the
 next flush. One socket per child and nothing shared between children, so that a kill harms no other connection.
@@ -20,7 +21,7 @@ from easgd_cli.system.shared_memory import Layout, SharedTensors
 _CHUNK = 1 << 16
 _AT_ONCE = 32  # messages taken in one go: each may hold descriptors, of which a process has only so many
 
-Message = tuple[dict[str, Any], SharedTensors | None]
+Message = tuple[dict[str, Any], Any]  # what came with it: SharedTensors, a socket, or None
 
 
 class ChannelClosed(Exception):
@@ -35,7 +36,7 @@ class Channel:
     def __init__(self, sock: socket.socket):
         self._socket = sock
         sock.setblocking(False)
-        self._out: deque[tuple[memoryview, SharedTensors | None]] = deque()
+        self._out: deque[tuple[memoryview, SharedTensors | socket.socket | None]] = deque()
         self._in = bytearray()
         self._fds: deque[int] = deque()
         self._inbox: deque[Message] = deque()
@@ -46,16 +47,20 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def post(self, message: dict[str, Any], tensors: SharedTensors | None = None) -> None:
-        """Queues a message, `tensors` with it. The memory belongs to the message from now on: this end closes it."""
-        if tensors is not None:
+    def post(self, message: dict[str, Any], enclosed: SharedTensors | socket.socket | None = None) -> None:
+        """Queues a message, memory or a socket with it, which belongs to the message from now on: this end closes
+        it.
+        """
+        if isinstance(enclosed, SharedTensors):
             message = {
                 **message,
                 "layout": {
-                    n: [list(shape), str(dtype).removeprefix("torch.")] for n, (shape, dtype) in tensors.layout.items()
+                    n: [list(shape), str(dtype).removeprefix("torch.")] for n, (shape, dtype) in enclosed.layout.items()
                 },
             }
-        self._out.append((memoryview(json.dumps(message).encode() + b"\n"), tensors))
+        elif enclosed is not None:
+            message = {**message, "layout": "socket"}
+        self._out.append((memoryview(json.dumps(message).encode() + b"\n"), enclosed))
         self.flush()
 
     def flush(self) -> bool:
@@ -63,13 +68,13 @@ class Channel:
         ended.
         """
         while self._out:
-            data, tensors = self._out[0]
+            data, enclosed = self._out[0]
             try:
-                if tensors is None:
+                if enclosed is None:
                     sent = self._socket.send(data)
                 else:
-                    sent = socket.send_fds(self._socket, [data], [tensors.fd])
-                    tensors.close()
+                    sent = socket.send_fds(self._socket, [data], [enclosed.fileno()])
+                    enclosed.close()
             except BlockingIOError:
                 return False
             except (BrokenPipeError, ConnectionResetError) as e:
@@ -120,7 +125,9 @@ class Channel:
                 layout = message.pop("layout", None)
                 self._inbox.append((message, None if layout is None else self._open(layout)))
 
-    def _open(self, layout: dict[str, Any]) -> SharedTensors:
+    def _open(self, layout: Any) -> SharedTensors | socket.socket:
+        if layout == "socket":
+            return socket.socket(fileno=self._fds.popleft())
         known: Layout = {name: (tuple(shape), getattr(torch, dtype)) for name, (shape, dtype) in layout.items()}
         return SharedTensors(known, self._fds.popleft())
 

@@ -18,8 +18,20 @@ def tell(text: str) -> None:
     print(for_terminal(f"easgd: {text}", sys.stderr), file=sys.stderr, flush=True)
 
 
+def printable(text: str) -> str:
+    """`text` in one line, with what has no shape of its own as an escape: control characters, ends of lines, marks of
+    direction. What a file says goes through here on its way to a terminal or a page, which it could command else.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def for_terminal(text: str, file: TextIO) -> str:
-    """`text` as it is to be written to `file`. A word that is longer than a line, such as a path, is not broken."""
+    """`text` as it is to be written to `file`: every line printable. A word that is longer than a line, such as a path,
+    is not broken.
+    """
+    text = "\n".join(map(printable, text.split("\n")))
     return "\n".join(_wrapped(line, 0) for line in text.split("\n")) if file.isatty() else text
 
 
@@ -27,6 +39,7 @@ def with_command(text: str, command: str) -> str:
     """What a command is for, and the command; on a terminal without room for both in a line of its own, unbroken, to be
     copied.
     """
+    text, command = printable(text), printable(command)
     if not sys.stdout.isatty() or len(text) + 1 + len(command) <= _width():
         return f"{text} {command}"
     return f"{_wrapped(text, 0)}\n  {command}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from easgd_cli.algorithms.average import Average
 from easgd_cli.algorithms.base import Method, Receive, Vectors
+from easgd_cli.training.ledger import Ledger
 
 # 256 KiB of float32: message, reply and center stay in the second-level cache between the lines of a rule, so that each
 # is read and written once in main memory. Replaying a run bit for bit needs the same blocks: a vectorised kernel may
@@ -20,13 +21,21 @@ Lent = list[tuple[Receive, Vectors, Tensor, Tensor]]
 
 class Center:
     """`vectors`: those of the method's center by name, each [d], and `average` where one is kept; `clock` counts
-    updates.
+    updates. `ledger`: where what is being changed is noted, None where nobody would read it.
     """
 
-    def __init__(self, method: Method, vectors: Mapping[str, Tensor], clock: int = 0, average: Average | None = None):
+    def __init__(
+        self,
+        method: Method,
+        vectors: Mapping[str, Tensor],
+        clock: int = 0,
+        average: Average | None = None,
+        ledger: Ledger | None = None,
+    ):
         variable = method.shared
         assert variable is not None, "this method has no center"
         self.variable, self.vectors, self.clock, self._average = variable, dict(vectors), clock, average
+        self._ledger = ledger
         self.size = self.vectors["x"].numel()
         x = self.vectors["x"]
         # a GPU takes a call a block, and those cost more than what its cache saves
@@ -44,6 +53,7 @@ class Center:
         # whose views keep the vectors alive, so that no other can come to lie there
         self._lent: dict[tuple[int, int], Lent] = {}
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
+        self._kept = [] if ledger is None else [ledger.pairs(list(vars(block).values())) for block in self._blocks]
 
     def lend(self, message: Tensor, reply: Tensor) -> Lent:
         """The blocks of one exchange, made once per pair of vectors: slicing costs more than the arithmetic of a small
@@ -55,19 +65,27 @@ class Center:
             self._lent[pair] = [(rule, block, message[part], reply[part]) for rule, block, part in parts]
         return self._lent[pair]
 
-    def receive(self, lent: Lent) -> None:
-        """One update by one message: the method's rule on every block; the clock advances by one."""
-        weight = self._weight()
-        for rule, block, message, reply in lent:
+    def receive(self, lent: Lent, first: int = 0) -> None:
+        """One update by one message: the method's rule on every block, from the `first` on; the clock advances by
+        one.
+        """
+        weight, ledger = self._weight(), self._ledger
+        for i, (rule, block, message, reply) in enumerate(lent[first:] if first else lent, first):
+            if ledger is not None:
+                ledger.change(i, self._kept[i])
             rule(block, message, reply, 1)
             if weight:
                 block.average.lerp_(block.x, weight)
+            if ledger is not None:
+                ledger.changed(i)
         self.clock += 1
 
-    def receive_round(self, members: Sequence[Lent]) -> None:
+    def receive_round(self, members: Sequence[Lent], first: int = 0) -> None:
         """One update by the mean of a round's messages, summed in the order given; everybody gets the same reply."""
-        n, weight = len(members), self._weight()
-        for parts in zip(*members, strict=True):
+        n, weight, ledger = len(members), self._weight(), self._ledger
+        for i, parts in enumerate(list(zip(*members, strict=True))[first:], first):
+            if ledger is not None:
+                ledger.change(i, self._kept[i])
             rule, block, message, reply = parts[0]
             mean = self._mean[: len(message)].copy_(message)
             for _, _, other, _ in parts[1:]:
@@ -78,7 +96,14 @@ class Center:
                 block.average.lerp_(block.x, weight)
             for _, _, _, other in parts[1:]:
                 other.copy_(reply)
+            if ledger is not None:
+                ledger.changed(i)
         self.clock += 1
+
+    def take_back(self, block: int) -> None:
+        """Undoes what a killed owner has done to a block that it was changing."""
+        if self._ledger is not None and block < len(self._kept):
+            self._ledger.take_back(self._kept[block])
 
     def _weight(self) -> float:
         """Of the center in its average at the update to come; 0 where none is kept."""

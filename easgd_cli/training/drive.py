@@ -17,10 +17,26 @@ from torch import Tensor
 
 from easgd_cli.algorithms.average import Average
 from easgd_cli.algorithms.base import CENTER, Exchange, Gradient, Method, Worker
-from easgd_cli.algorithms.schedule import Schedule
+from easgd_cli.algorithms.schedule import Constant, Schedule
 from easgd_cli.problems.base import Problem, statistics_of
 from easgd_cli.training.center import Center, Lent
 from easgd_cli.transport.base import Mark, Reply, Session
+
+
+def how_it_exchanges(method: Method, eta: float) -> str:
+    """Whether a worker `waits` for an exchange and does nothing else, so that its loop's seconds are those of the
+    exchange; `overlaps` it with a gradient; exchanges `in rounds` with all others; or `never` does.
+    """
+    if method.shared is None:
+        return "never"
+    if method.shared.in_rounds:
+        return "in rounds"
+    one = torch.zeros(1)
+    w = Worker({name: one.clone() for name in (*method.state, *method.scratch)}, 1, Constant(eta), number=0)
+    turn = Turn(method, w)
+    while turn.message is None and not turn.ended:
+        turn.answer((one, one), None)
+    return "waits" if turn.at is None and turn.message is not None else "overlaps"
 
 
 class Gradients(Protocol):

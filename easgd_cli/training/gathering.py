@@ -8,8 +8,8 @@ time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Protocol
 
 
 class Gathering(Protocol):
@@ -17,14 +17,24 @@ class Gathering(Protocol):
 
     over: bool  # whether no update will be complete any more: messages that arrive now are given back
 
+    @property
+    def awaited(self) -> Collection[int]:
+        """The workers without whose messages there is no next update."""
+
     def arrive(self, worker: int) -> None:
         """That worker's message is there."""
 
     def lose(self, worker: int) -> None:
         """The worker is gone, and its message with it."""
 
+    def join(self, worker: int) -> None:
+        """It is back, and takes part in what comes after the last update."""
+
     def finish(self) -> list[int]:
         """A worker has finished, or all are told to. Returns those whose messages are given back."""
+
+    def back(self) -> tuple[int, int] | None:
+        """A worker that comes back now, as a recorded one did, and its clock."""
 
     def next(self) -> list[int]:
         """Whose messages make the next update, in the order of their sum; empty while they have not all arrived."""
@@ -40,6 +50,7 @@ class Each:
     """Every message is an update, in the order of arrival."""
 
     over = False
+    awaited: Collection[int] = ()
 
     def __init__(self) -> None:
         self._arrived: dict[int, None] = {}
@@ -50,8 +61,14 @@ class Each:
     def lose(self, worker: int) -> None:
         self._arrived.pop(worker, None)
 
+    def join(self, worker: int) -> None:
+        pass
+
     def finish(self) -> list[int]:
         return []
+
+    def back(self) -> None:
+        return None
 
     def next(self) -> list[int]:
         for worker in self._arrived:
@@ -74,6 +91,10 @@ class Round:
         self._arrived: set[int] = set()
         self.over = False
 
+    @property
+    def awaited(self) -> Collection[int]:
+        return self._live
+
     def arrive(self, worker: int) -> None:
         self._arrived.add(worker)
 
@@ -81,11 +102,17 @@ class Round:
         self._live.discard(worker)
         self._arrived.discard(worker)
 
+    def join(self, worker: int) -> None:
+        self._live.add(worker)
+
     def finish(self) -> list[int]:
         self.over = True
         given_back = sorted(self._arrived)
         self._arrived.clear()
         return given_back
+
+    def back(self) -> None:
+        return None
 
     def next(self) -> list[int]:
         if self.over or not self._arrived or not self._arrived >= self._live:
@@ -102,20 +129,36 @@ class Round:
 
 
 class Recorded:
-    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in
-    rising order.
+    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in rising order.
+
+    `returns`: workers that came back after so many exchanges, and at which clock: what they have sent since is not
+    served, since those that were killed have not sent it.
     """
 
-    def __init__(self, order: Sequence[int], in_rounds: bool):
+    def __init__(self, order: Sequence[int], in_rounds: bool, returns: Iterable[tuple[int, int, int]] = ()):
         self._order, self._in_rounds = deque(order), in_rounds
+        self._served = 0
+        # Of several returns with no exchange of the worker in between, the last counts; of none after it, none does.
+        last = {
+            (worker, next((n for n in range(at, len(order)) if order[n] == worker), None)): (at, worker, t)
+            for at, worker, t in returns
+        }
+        self._returns = deque(sorted(entry for (_, then), entry in last.items() if then is not None))
         self._arrived: set[int] = set()
         self.over = False
+
+    @property
+    def awaited(self) -> Collection[int]:
+        return set(self._order)
 
     def arrive(self, worker: int) -> None:
         self._arrived.add(worker)
 
     def lose(self, worker: int) -> None:
         self._arrived.discard(worker)
+
+    def join(self, worker: int) -> None:
+        pass
 
     def finish(self) -> list[int]:
         if not self._in_rounds:
@@ -125,7 +168,17 @@ class Recorded:
         self._arrived.clear()
         return given_back
 
+    def back(self) -> tuple[int, int] | None:
+        """The worker that comes back now, and its clock: its message has arrived, and is not served."""
+        if not self._returns or self._returns[0][0] > self._served or self._returns[0][1] not in self._arrived:
+            return None
+        _, worker, t = self._returns.popleft()
+        self._arrived.discard(worker)
+        return worker, t
+
     def next(self) -> list[int]:
+        if self._returns and self._returns[0][0] <= self._served:
+            return []
         members: list[int] = []
         for worker in self._order:
             if members and (not self._in_rounds or worker <= members[-1]):
@@ -136,10 +189,16 @@ class Recorded:
         for worker in members:
             self._order.popleft()
             self._arrived.discard(worker)
+        self._served += len(members)
         return members
 
     def state(self) -> dict[str, object]:
-        return {"arrived": sorted(self._arrived), "order": list(self._order), "over": self.over}
+        return {
+            "arrived": sorted(self._arrived), "order": list(self._order), "over": self.over, "served": self._served,
+            "returns": [list(entry) for entry in self._returns],
+        }  # fmt: skip
 
-    def restore(self, state: dict[str, list[int]]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         self._arrived, self._order, self.over = set(state["arrived"]), deque(state["order"]), bool(state["over"])
+        self._served = state.get("served", 0)  # which checkpoints of before do not say, and do not need
+        self._returns = deque((at, worker, t) for at, worker, t in state.get("returns", []))

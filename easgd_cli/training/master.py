@@ -6,6 +6,7 @@ snapshots and the order of exchanges to the launcher, and serves on.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Each, Gathering, Round
+from easgd_cli.training.ledger import ORDER, Ledger
 from easgd_cli.training.snapshot import Moment, Snapshots
 from easgd_cli.transport.base import Kind, Mark, Request
 from easgd_cli.transport.on_device import hand_out
@@ -46,6 +48,10 @@ class MasterStart:
     step: float = 0.0
     pace: Sequence[float] | None = None
     device: str = "cpu"  # where the center is to lie, and the workers' vectors if that is a GPU
+    # Where each update is noted, so that a next master ends what this one leaves: then the launcher starts lost workers
+    # again, or says of each that it does not. None: whoever is lost stays lost.
+    ledger: SharedTensors | None = None
+    lost: Sequence[int] = ()  # workers that are, of those that have had a session
     cpu_seconds: float = 0.0  # used before, by a run that goes on
 
 
@@ -58,17 +64,21 @@ class Master:
         self._channel = channel
         device = torch.device(start.device)
         torch.get_device_module(device).set_device(device)
-        self._center = Center(
-            start.method, {name: v.to(device) for name, v in start.center.tensors.items()}, start.clock, start.average
-        )
+        self._ledger = None if start.ledger is None else Ledger(start.ledger, len(start.links))
+        vectors = {name: v.to(device) for name, v in start.center.tensors.items()}
+        self._center = Center(start.method, vectors, start.clock, start.average, self._ledger)
         self._sessions = SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
         self._in_rounds = self._center.variable.in_rounds
-        self._gathering: Gathering = Round(self._clocks) if self._in_rounds else Each()
+        self._gathering: Gathering = Round(self._sessions.open) if self._in_rounds else Each()
         self._waiting: dict[int, Request] = {}  # messages that have no reply yet
         self._checkpoint_due = False  # whether the next round belongs to a checkpoint
+        self._joining: dict[int, Request] = {}  # workers that are back, and wait for the center
         self._served = start.served
-        self._lost: set[int] = set()
+        self._lost = set(start.lost)
+        self._away: set[int] = set()  # lost workers that may come back
+        if self._ledger is not None:
+            self._go_on(self._ledger)
         self._step = max(start.step, self._mean_step())
         self._order: list[int] = []
         self._reported = 0.0
@@ -80,63 +90,130 @@ class Master:
         Raises ChannelClosed when the launcher has ended.
         """
         self._snapshots = Snapshots(self._channel, self._center.vectors, self._interval, began, self._pace)
-        while self._sessions.open:
+        while self._sessions.open or self._away:
             for request in self._sessions.requests(_REPORT_SECONDS):
                 self._answer(request)
             if self._snapshots.seconds() - self._reported >= _REPORT_SECONDS:
                 self._report()
-                for message, _ in self._channel.receive():
-                    if message["kind"] == "snapshot":
+                for message, enclosed in self._channel.receive():
+                    if message["kind"] in ("session", "gone"):
+                        self._succeed(message["worker"], enclosed)
+                    elif message["kind"] == "snapshot":
                         self._snapshots.take("evaluate", self._moment())
                     elif message["kind"] == "checkpoint":
                         self._checkpoint_due = True
                     elif message["kind"] == "stop":
                         self._give_back(self._gathering.finish())
+                        self._welcome_back()
         self._keep("final")
+
+    def _succeed(self, worker: int, session: socket.socket | None) -> None:
+        """A worker's process has ended; another has this `session` in its place, or None follows."""
+        for request in self._sessions.rest(worker):  # what it has said before is served before
+            self._answer(request)
+        self._away.discard(worker)
+        if session is not None:
+            self._sessions.admit(worker, session)
+
+    def _go_on(self, ledger: Ledger) -> None:
+        """Ends what a master before this one has left in the middle."""
+        self._center.clock, self._served = ledger.clock, ledger.served
+        if (left := ledger.under_way()) is not None:
+            members, block = left
+            self._center.take_back(block)
+            self._update(members, block)
+
+    def _update(self, members: Sequence[Request], first: int = 0) -> None:
+        """One update of the center by these messages, or what is left of it from its block `first` on."""
+        lent = [self._center.lend(*self._sessions.lent(request)) for request in members]
+        if self._in_rounds:
+            self._center.receive_round(lent, first)
+        else:
+            self._center.receive(lent[0], first)
+        if self._ledger is not None:
+            self._ledger.end()
+        self._served += len(members)
 
     def _answer(self, request: Request) -> None:
         worker = request.worker
         if request.kind is Kind.LOST:
             self._lost.add(worker)
             self._waiting.pop(worker, None)
+            self._joining.pop(worker, None)
             self._gathering.lose(worker)
+            if self._ledger is not None:
+                self._away.add(worker)
             self._channel.post({"kind": "lost", "worker": worker})
-        else:
+        elif request.kind is not Kind.JOIN:
             self._clocks[worker] = request.t
             # it must not step back when a worker is lost, nor when one has come back with its old clock
             self._step = max(self._step, self._mean_step())
         if request.kind is Kind.EXCHANGE:
+            if self._ledger is not None and (told := self._ledger.answer(request)) is not None:
+                self._sessions.reply(request, *told)  # a master before this one has served it, and died
+                return
             self._waiting[worker] = request
             if self._gathering.over:
                 self._give_back([worker])
                 return
             self._gathering.arrive(worker)
+        elif request.kind is Kind.JOIN:
+            self._joining[worker] = request
+            self._gathering.lose(worker)  # until it has the center, no round waits for it
         elif request.kind is Kind.CHECKPOINT:
             self._keep("checkpoint")
         elif request.kind is Kind.CLOSE:
             self._give_back(self._gathering.finish())
         while members := self._gathering.next():
             self._serve([self._waiting.pop(member) for member in members])
+        self._welcome_back()
 
     def _give_back(self, workers: Sequence[int]) -> None:
         """Their messages wait for a round that will not be complete any more."""
         for worker in workers:
             self._sessions.reply(self._waiting.pop(worker), self._center.clock, self._served, Mark.WITHDRAWN)
 
+    def _welcome_back(self) -> None:
+        """Lets those go on that have joined; in rounds with the next one, unless there is nobody to make it."""
+        if self._gathering.over:
+            for request in self._joining.values():
+                self._sessions.reply(request, self._center.clock, self._served, Mark.WITHDRAWN)
+            self._joining.clear()
+        elif self._joining and not self._gathering.awaited:
+            self._welcome(max(self._clocks.values()) if self._in_rounds else 0)
+
+    def _welcome(self, t: int) -> None:
+        """Those that have joined get the center as it is: it is no exchange. Their clocks are `t`, or their own if
+        those are later.
+        """
+        for worker, request in self._joining.items():
+            _, reply = self._sessions.lent(request)
+            reply.copy_(self._center.vectors["x"])
+            self._clocks[worker] = max(t, request.t, self._clocks[worker])
+            self._lost.discard(worker)
+            self._gathering.join(worker)
+            if self._ledger is not None:
+                self._ledger.forget(worker)
+            self._sessions.reply(request, self._center.clock, self._served, t=self._clocks[worker])
+            self._report()
+            self._channel.post({"kind": "returned", "worker": worker, "t": self._clocks[worker]})
+        self._joining.clear()
+
     def _serve(self, members: Sequence[Request]) -> None:
         """One update by these messages, their replies, and the note of it."""
-        lent = [self._center.lend(*self._sessions.lent(request)) for request in members]
+        if self._ledger is not None:
+            self._ledger.begin(members)
+        self._update(members)
         mark = Mark.NONE
-        if self._in_rounds:
-            self._center.receive_round(lent)
-            if self._checkpoint_due:
-                mark, self._checkpoint_due = Mark.CHECKPOINT, False
-        else:
-            self._center.receive(lent[0])
-        self._served += len(members)
+        if self._in_rounds and self._checkpoint_due:
+            mark, self._checkpoint_due = Mark.CHECKPOINT, False
         for request in members:  # before anything else: they may be waiting
             self._sessions.reply(request, self._center.clock, self._served, mark)
         self._order += [request.worker for request in members]
+        if len(self._order) > ORDER // 2:
+            self._report()
+        if self._joining and self._in_rounds:
+            self._welcome(members[0].t + 1)
         self._snapshots.changed(self._step, self._served, self._clocks)
         if mark is Mark.CHECKPOINT:
             self._keep("checkpoint")

@@ -38,6 +38,13 @@ class Tally:
     every: int = 1
     rows: int = 0
 
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> dict[str, Any]:
+        """The tally of a worker that was lost, as far as its last row says it."""
+        parts = {name: row[name] for name in ("seconds_compute", "seconds_data", "seconds_communication")}
+        loop = sum(parts.values()) + row["seconds_other"]
+        return {**parts, "seconds_loop": loop, "last_loop": loop}
+
     @property
     def seconds(self) -> dict[str, float]:
         """Where the seconds of the whole run have gone, by the names they have in rows."""

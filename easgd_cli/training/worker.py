@@ -6,6 +6,7 @@ for the master only as long as the method's rule does.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from easgd_cli.training.meter import Meter
 from easgd_cli.training.profile import Named, Trace
 from easgd_cli.training.snapshot import Moment, Snapshots
 from easgd_cli.training.stopwatch import Timed
-from easgd_cli.transport.base import Mark, Withdrawn, WorkerEnd
+from easgd_cli.transport.base import Mark, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
@@ -50,6 +51,7 @@ class WorkerStart:
     pace: Sequence[float] | None = None
     center_device: str = "cpu"  # where the master has the center
     trace: Path | None = None  # where a profile of its steps is to be written
+    returns: bool = False  # one that was lost, and takes the center before its first step
 
 
 class WorkerLoop:
@@ -70,7 +72,8 @@ class WorkerLoop:
         self._method = parts.method
         self._gradients = drive.ProblemGradients(parts.problem, s.clip)
         self._sequential = self._method.shared is None
-        self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere())
+        self._heard: list[dict[str, Any]] = []  # what the launcher said while the next master was awaited
+        self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere(), self._next_session)
         self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
         self._meter = Meter(
             start.link.worker,
@@ -103,6 +106,8 @@ class WorkerLoop:
         snapshots = Snapshots(self._channel, self._lasting(), start.interval, began, start.pace)
         trace = self._trace()
         asked = self._timed if trace is None else Named(self._timed)
+        if start.returns:
+            self._join()
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
         while (
@@ -164,8 +169,34 @@ class WorkerLoop:
             else None
         )
 
+    def _join(self) -> None:
+        """Comes back: x from the center, everything else at 0, and the clock that the master says. Raises
+        SessionEnded.
+        """
+        w, session = self._w, self._session
+        session.join(w.t)
+        try:
+            reply = session.collect()
+        except Withdrawn as e:
+            raise SessionEnded("the run is ending") from e
+        for name in self._method.state:
+            getattr(w, name).zero_()
+        w.x.copy_(reply.vector)
+        w.t, w.seen.clock, w.seen.served = reply.t, reply.clock, reply.served
+        self._channel.post({"kind": "joined", "t": w.t})
+
+    def _next_session(self) -> socket.socket:
+        """The session with the next master, which the launcher is to start. Raises ChannelClosed where it does not."""
+        while True:
+            message, enclosed = self._channel.wait()
+            if message["kind"] == "session":
+                found: socket.socket = enclosed
+                return found
+            self._heard.append(message)
+
     def _listen(self, snapshots: Snapshots) -> None:
-        for message, _ in self._channel.receive():
+        heard, self._heard = self._heard, []
+        for message in heard + [message for message, _ in self._channel.receive()]:
             if message["kind"] == "stop":
                 self._stop = True
             elif message["kind"] == "snapshot":

@@ -10,6 +10,8 @@ The worker's end:
   alone; it may compute meanwhile.
 - `collect()` returns the `Reply`. Its vector is read-only and stays as it is until the next `post`. It raises
   `Withdrawn` when the message was given back: nothing has happened, and nothing will.
+- `join(t)`, first thing in the session of a worker that was lost and is back, asks for the center as it is and for the
+  clock to go on from; `collect()` returns them.
 - `checkpoint(t)` marks a moment in the order of requests; it has no reply.
 - `close(t)` says that the worker has finished at its clock t. Ending without it means that the worker was lost.
 - A master that has ended raises `SessionEnded` from any of these, within a moment.
@@ -22,7 +24,8 @@ The master's end:
   `reply(request, ...)`: the exchange is whole or has not happened. The order in which a master serves exchanges is the
   run's order of exchanges; a round's are in the order of the workers' numbers.
 - A worker that ends without `close`, at any moment, killed or not, is seen as one request of kind LOST and disturbs no
-  other session.
+  other session. It comes back in a session of its own, whose first request is JOIN: its reply is the center as it is;
+  no rule is applied and no exchange counted.
 
 One writer: only the master writes the center and the replies; only a worker writes its own vectors. There is no lock.
 """
@@ -54,6 +57,7 @@ class Kind(IntEnum):
     CHECKPOINT = 2  # a checkpoint is being taken: keep the center as it is at this place in the order
     CLOSE = 3  # finished
     LOST = 4  # never sent: what a master makes of a session that ended without CLOSE
+    JOIN = 5  # a worker that was lost is back: the center as it is, please
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +82,14 @@ class Mark(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What an exchange brings back: the reply's `vector` [d], the center's clock after the update, and exchanges served
-    so far, this one included.
+    so far, this one included. `t`: the worker's clock at its message; to one that joins, the clock to go on from.
     """
 
     vector: Tensor
     clock: int
     served: int = 0
     mark: Mark = Mark.NONE
+    t: int = 0
 
 
 class Session(Protocol):
@@ -107,6 +112,9 @@ class WorkerEnd(Session, Protocol):
     @property
     def reply(self) -> Tensor | None:
         """Where replies are found [d]; None where there is no center."""
+
+    def join(self, t: int) -> None:
+        """Asks for the center, this worker's own clock being known to be `t` at least, and returns at once."""
 
     def checkpoint(self, t: int) -> None:
         """Asks the master to keep the center as it is between this worker's last exchange and its next. Raises
@@ -132,5 +140,7 @@ class MasterEnd(Protocol):
     def lent(self, request: Request) -> tuple[Tensor, Tensor]:
         """The message that this request lends [d], and where the reply to it is to be written [d]."""
 
-    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
-        """The reply has been written, or the message is given back; see `Reply`."""
+    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
+        """The reply has been written, or the message is given back; see `Reply`. `t`: that of the request unless
+        given.
+        """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,7 +23,7 @@ from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
 
 _REQUEST = struct.Struct("<HHxxxxq")  # kind, vector, t
-_REPLY = struct.Struct("<qqBxxxxxxx")  # clock, served, mark
+_REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
 
 
 @dataclass
@@ -80,11 +80,17 @@ class Elsewhere(Protocol):
 class SharedWorkerEnd:
     """A worker's session. Its vectors are the shared ones, or lie `elsewhere`: then the master is told of a message in
     `collect`.
+
+    `renew` waits for the socket of a session with the next master when this one has ended, and raises SessionEnded
+    where none follows; what had no reply is asked for there once more.
     """
 
-    def __init__(self, link: Link, elsewhere: Elsewhere | None = None):
+    def __init__(
+        self, link: Link, elsewhere: Elsewhere | None = None, renew: Callable[[], socket.socket] | None = None
+    ):
         assert link.worker_socket is not None
-        self._socket = link.worker_socket
+        self._socket, self._renew = link.worker_socket, renew
+        self._asked = b""  # the last request
         self._memory = link.memory  # whose tensors are lent
         self._names = list(link.memory.tensors)
         self._elsewhere = elsewhere
@@ -116,19 +122,28 @@ class SharedWorkerEnd:
             self._elsewhere.sent()
             self._send(Kind.EXCHANGE, *self._untold)
             self._untold = None
-        try:
-            data = self._socket.recv(_REPLY.size, socket.MSG_WAITALL)
-        except ConnectionResetError as e:
-            raise SessionEnded("the master has ended") from e
-        if len(data) < _REPLY.size:
-            raise SessionEnded("the master has ended")
-        clock, served, mark = _REPLY.unpack(data)
+        data = self._received()
+        while len(data) < _REPLY.size:
+            self._next_master()
+            self._repeat()
+            data = self._received()
+        clock, served, t, mark = _REPLY.unpack(data)
         if mark == Mark.WITHDRAWN:
             raise Withdrawn
         assert self._reply is not None
         if self._elsewhere is not None:
             self._elsewhere.receive()
-        return Reply(self._reply, clock, served, Mark(mark))
+        return Reply(self._reply, clock, served, Mark(mark), t)
+
+    def join(self, t: int) -> None:
+        self._send(Kind.JOIN, t, 0)
+
+    def _received(self) -> bytes:
+        """A reply, or less of one: the master has ended."""
+        try:
+            return self._socket.recv(_REPLY.size, socket.MSG_WAITALL)
+        except ConnectionResetError:
+            return b""
 
     def checkpoint(self, t: int) -> None:
         self._send(Kind.CHECKPOINT, t, 0)
@@ -138,10 +153,23 @@ class SharedWorkerEnd:
         self._socket.close()
 
     def _send(self, kind: Kind, t: int, vector: int) -> None:
-        try:
-            self._socket.sendall(_REQUEST.pack(kind, vector, t))
-        except (BrokenPipeError, ConnectionResetError) as e:
-            raise SessionEnded("the master has ended") from e
+        self._asked = _REQUEST.pack(kind, vector, t)
+        self._repeat()
+
+    def _repeat(self) -> None:
+        """Asks, until it has been heard."""
+        while True:
+            try:
+                self._socket.sendall(self._asked)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                self._next_master()
+
+    def _next_master(self) -> None:
+        self._socket.close()
+        if self._renew is None:
+            raise SessionEnded("the master has ended")
+        self._socket = self._renew()
 
 
 class SharedMasterEnd:
@@ -160,10 +188,8 @@ class SharedMasterEnd:
         self._worker_of: dict[int, int] = {}
         self._poll = select.poll()
         for link in links:
-            assert link.master_socket is not None
-            self._sockets[link.worker] = link.master_socket
-            self._worker_of[link.master_socket.fileno()] = link.worker
-            self._poll.register(link.master_socket, select.POLLIN)
+            if link.master_socket is not None:  # a worker that is away has none
+                self.admit(link.worker, link.master_socket)
 
     @property
     def open(self) -> Collection[int]:
@@ -177,11 +203,24 @@ class SharedMasterEnd:
             found.append(self._request(self._worker_of[fd]))
         return found
 
+    def rest(self, worker: int) -> list[Request]:
+        """What a worker has still said in the session it had, whose process is known to have ended: LOST at last."""
+        found: list[Request] = []
+        while worker in self._sockets:
+            found.append(self._request(worker))
+        return found
+
+    def admit(self, worker: int, sock: socket.socket) -> None:
+        """A new session of a worker that has had one, and has its vectors where they were."""
+        self._sockets[worker] = sock
+        self._worker_of[sock.fileno()] = worker
+        self._poll.register(sock, select.POLLIN)
+
     def lent(self, request: Request) -> tuple[Tensor, Tensor]:
         memory = self._memory[request.worker]
         return memory[self._names[request.worker][request.vector]], memory["reply"]
 
-    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
+    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         # None: its end has been found beside the message that completed its round, and is yet to be told
         sock = self._sockets.get(request.worker)
         if sock is not None:
@@ -189,7 +228,7 @@ class SharedMasterEnd:
                 self._device.synchronize()  # the rule has been asked for, but is it done?
             # killed after posting: the exchange has happened, and the next poll says LOST
             with suppress(BrokenPipeError, ConnectionResetError):
-                sock.sendall(_REPLY.pack(clock, served, mark))
+                sock.sendall(_REPLY.pack(clock, served, request.t if t is None else t, mark))
 
     def _request(self, worker: int) -> Request:
         sock = self._sockets[worker]

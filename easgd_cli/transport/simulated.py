@@ -124,6 +124,10 @@ class SimulatedWorkerEnd:
             raise Withdrawn
         return self._reply
 
+    def join(self, t: int) -> None:
+        self._posted = Request(self._number, Kind.JOIN, t, 0)
+        self._wire.up(self._number)
+
     def checkpoint(self, t: int) -> None:
         self._wire.at_once(Request(self._number, Kind.CHECKPOINT, t, 0))
 
@@ -135,6 +139,10 @@ class SimulatedWorkerEnd:
         self._posted = None
         self._wire.at_once(Request(self._number, Kind.LOST, -1, 0))
 
+    def withdraw(self) -> None:
+        """What it has posted counts no more."""
+        self._posted = None
+
     def take(self) -> Request | None:
         """The message that has reached the master."""
         return self._posted
@@ -143,27 +151,29 @@ class SimulatedWorkerEnd:
         """The vector that this request lends [d]."""
         return self.vectors[self._names[request.vector]]
 
-    def answer(self, clock: int, served: int, mark: Mark) -> None:
+    def answer(self, clock: int, served: int, mark: Mark, t: int) -> None:
         """The reply has been written."""
         assert self.reply is not None
-        self._posted, self._reply = None, Reply(self.reply, clock, served, mark)
+        self._posted, self._reply = None, Reply(self.reply, clock, served, mark, t)
 
     def state(self) -> dict[str, Any]:
         """What is under way, as plain numbers."""
         posted, reply = self._posted, self._reply
         return {
-            "posted": None if posted is None else [posted.t, posted.vector],
-            "reply": None if reply is None else [reply.clock, reply.served, int(reply.mark)],
+            "posted": None if posted is None else [int(posted.kind), posted.t, posted.vector],
+            "reply": None if reply is None else [reply.clock, reply.served, int(reply.mark), reply.t],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts it where it was."""
         if state["posted"] is not None:
-            self._posted = Request(self._number, Kind.EXCHANGE, *state["posted"])
+            # checkpoints of before say no kind: only exchanges were posted
+            kind, t, vector = state["posted"] if len(state["posted"]) == 3 else [Kind.EXCHANGE, *state["posted"]]
+            self._posted = Request(self._number, Kind(kind), t, vector)
         if state["reply"] is not None:  # beside a message that may have been posted since
             assert self.reply is not None
-            clock, served, mark = state["reply"]
-            self._reply = Reply(self.reply, clock, served, Mark(mark))
+            clock, served, mark, *t = state["reply"]
+            self._reply = Reply(self.reply, clock, served, Mark(mark), *t)
 
 
 class Wire:
@@ -224,6 +234,8 @@ class SimulatedMasterEnd:
         for request in found:
             if request.kind in (Kind.CLOSE, Kind.LOST):
                 del self._open[request.worker]
+            elif request.kind is Kind.JOIN:
+                self._open[request.worker] = None
         return found
 
     def lent(self, request: Request) -> tuple[Tensor, Tensor]:
@@ -231,8 +243,8 @@ class SimulatedMasterEnd:
         assert end.reply is not None
         return end.message(request), end.reply
 
-    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE) -> None:
+    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         if request.worker in self._open:
-            self._ends[request.worker].answer(clock, served, mark)
+            self._ends[request.worker].answer(clock, served, mark, request.t if t is None else t)
             if mark is not Mark.WITHDRAWN:
                 self._wire.down(request.worker)

@@ -1,0 +1,180 @@
+"""What a run goes on from: whether its checkpoint, its settings and its record belong together, and its record taken
+back to where that is. All is looked at before anything is started or written.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from easgd_cli.errors import RunError, UsageError
+from easgd_cli.record import reader
+from easgd_cli.record.checksum import Held
+from easgd_cli.record.reader import ENTRY, NOBODY, BadFile
+from easgd_cli.record.run_directory import candidates
+from easgd_cli.record.run_files import check_directory, check_own, open_file
+
+if TYPE_CHECKING:
+    from easgd_cli.record.checkpoint import Checkpoint
+
+RECORD = ("metrics.jsonl", "exchanges.bin")
+_REPLACED = ("config.yaml", "overrides.yaml", "summary.json", "center.pt", "average.pt")
+_DIRECTORIES = ("checkpoint", "logs", "snapshots")
+_ANEW = "to go on without it, give new_record=true, which puts it aside and begins another"
+
+
+def check(run: Path, resumed: Checkpoint, workers: int, size: int, new_record: bool) -> None:
+    """Refuses a directory with which its run, of so many workers and a center of `size`, cannot go on. Raises
+    UsageError.
+    """
+    try:
+        for name in _DIRECTORIES:
+            if check_directory(run / name) and (run / name).is_symlink():
+                raise BadFile(run / name, "is a link, and easgd writes to nothing outside the run's directory")
+        for path in (*(run / name for name in RECORD), *_logs(run)):
+            check_own(path)
+        for name in _REPLACED:
+            if (run / name).is_dir():
+                raise BadFile(run / name, "is a directory, where a file belongs")
+        _check_checkpoint(run, resumed, workers, size)
+        sources(run, resumed, workers, new_record)
+    except BadFile as e:
+        raise UsageError(f"resume={run}: {e}") from e
+
+
+def sources(run: Path, resumed: Checkpoint, workers: int, new_record: bool) -> dict[str, Path | None]:
+    """By name, where the files of the record are that go on from this checkpoint: in the run's directory or, of one
+    that went on after it had reached its level, beside the checkpoint. None: nowhere, and with `new_record` it is begun
+    anew. Raises UsageError.
+    """
+    found: dict[str, Path | None] = {}
+    for name in RECORD:
+        kept = run / "checkpoint" / name
+        wrong: UsageError | None = None
+        for path in [kept, run / name] if kept.exists() else [run / name]:
+            try:
+                _check_file(path, run, resumed, workers)
+                found[name] = path
+                break
+            except UsageError as e:
+                wrong = wrong or e
+        else:
+            if not new_record:
+                assert wrong is not None
+                raise wrong
+            found[name] = None
+    return found
+
+
+def check_order(run: Path) -> None:
+    """Refuses an exchanges.bin that does not hold what the newest checkpoint says; without one nobody knows. Raises
+    UsageError.
+    """
+    path = run / "exchanges.bin"
+    try:
+        newest = reader.newest_checkpoint(run, [])
+    except BadFile:
+        return
+    if path.name in newest.record and not any(_begins(path, held) for held in _known(run, newest, path.name)):
+        raise BadFile(path, f"is damaged: it does not hold what it held when {newest.name} was written")
+
+
+def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None]) -> Iterator[str]:
+    """Puts the files of `found` in the run's directory, and new ones where there are none; says so of these. Raises
+    RunError.
+    """
+    try:
+        for name, source in found.items():
+            path, kept = run / name, run / "checkpoint" / name
+            if source == kept:
+                kept.replace(path)
+            kept.unlink(missing_ok=True)
+            if source is None:
+                aside = next(p for p in candidates(run / f"{name}.damaged") if not os.path.lexists(p))
+                with suppress(FileNotFoundError):
+                    path.rename(aside)
+                path.write_bytes(_nobody(name, resumed))
+                yield f"{name} begins anew at step {resumed.owner.moment.step:g}; what it was is in {aside.name}"
+    except OSError as e:
+        raise RunError(f"{e.filename or run}: the run's record cannot be put there: {e.strerror or e}.") from e
+
+
+def _nobody(name: str, resumed: Checkpoint) -> bytes:
+    """What a new file of the record has of the time before."""
+    return NOBODY.to_bytes(ENTRY, "little") * resumed.owner.moment.exchanges if name == "exchanges.bin" else b""
+
+
+def _logs(run: Path) -> list[Path]:
+    logs = run / "logs"
+    return sorted(logs.glob("*.log")) if logs.is_dir() else []
+
+
+def _check_checkpoint(run: Path, resumed: Checkpoint, workers: int, size: int) -> None:
+    """Whether it is of a run of these settings."""
+    path = run / "checkpoint" / resumed.name
+    clocks = set(resumed.owner.moment.clocks)
+    if clocks != set(range(workers)):
+        wrong = f"says workers={workers}, and {resumed.name} is of {len(clocks)} workers"
+        raise BadFile(run / "config.yaml", wrong)
+    if strangers := sorted(set(resumed.workers) - clocks):
+        raise BadFile(path, f"has a worker {strangers[0]}, and the run has {workers}, from 0")
+    parts = [("the center", resumed.owner.vectors), *((f"worker {i}", w.vectors) for i, w in resumed.workers.items())]
+    for whose, vectors in parts:
+        for name, vector in vectors.items():
+            if "x" not in vectors or tuple(vector.shape) != (size,):
+                wrong = (
+                    f"has {name} of {whose} with shape {list(vector.shape)}, and the problem of config.yaml {size:,}"
+                )
+                raise BadFile(path, f"{wrong} parameters")
+
+
+def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int) -> None:
+    """Whether a file of the record is one that this checkpoint goes on with. Raises UsageError."""
+    name, given = path.name, f"resume={run}"
+    try:
+        if name == "metrics.jsonl":
+            for _ in reader.read_rows(path, workers):
+                pass
+        else:
+            _check_exchanges(path, resumed.owner.moment.exchanges, workers)
+        if name in resumed.record and not any(_begins(path, held) for held in _known(run, resumed, name)):
+            raise BadFile(path, f"is damaged: it does not hold what it held when {resumed.name} was written")
+        # of one that has ended also what came after the checkpoint, which may be kept
+        if path.parent == run and (wrong := reader.wrong_at_the_end(path, reader.held_at_the_end(run).get(name))):
+            raise BadFile(path, wrong)
+    except BadFile as e:
+        remedy = "" if e.line is None else "mend or remove that line, or "
+        remedy = "" if name in resumed.record else remedy
+        raise UsageError(f"{given}: {e.fact}, and a run goes on with its record; {remedy}{_ANEW}.") from e
+
+
+def _check_exchanges(path: Path, exchanges: int, workers: int) -> None:
+    """Raises BadFile where there are fewer exchanges, or some of workers that the run has not."""
+    there = reader.beginning(path, ENTRY * exchanges)
+    order = struct.unpack(f"<{len(there) // ENTRY}H", there[: len(there) // ENTRY * ENTRY])
+    if strangers := {worker for worker in set(order) if worker >= workers and worker != NOBODY}:
+        number, worker = next((i, worker) for i, worker in enumerate(order, 1) if worker in strangers)
+        raise BadFile(path, f"says that exchange {number} was of worker {worker}, and the run has {workers}, from 0")
+    if len(order) < exchanges:
+        raise BadFile(path, f"holds {len(order)} exchanges, and {exchanges} are needed to go on from the checkpoint")
+
+
+def _known(run: Path, resumed: Checkpoint, name: str) -> Iterator[Held]:
+    """What the file may begin with: as it was when the checkpoint was written, or as it was taken back to since."""
+    yield resumed.record[name]
+    again = reader.summary_of(run).get("resumed", {})
+    if again.get("checkpoint") == resumed.name:
+        with suppress(ValueError):
+            yield Held.read(again.get(name))
+
+
+def _begins(path: Path, held: Held) -> bool:
+    with open_file(path) as f:
+        try:
+            return held.begins(f)
+        except OSError as e:
+            raise BadFile(path, f"cannot be read ({e.strerror})") from e

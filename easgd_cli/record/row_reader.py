@@ -1,0 +1,167 @@
+"""Reads metrics.jsonl and exchanges.bin, whole or as they grow; the names are those of today. See reader.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.record.metrics import MEASURED, MOMENT, PARTIES, SYSTEM, WORKER, Row
+from easgd_cli.record.run_files import BadFile, open_file
+
+ENTRY = 2  # bytes of a worker's number in exchanges.bin, little-endian
+NOBODY = 0xFFFF  # in place of a number: nobody knows any more whose exchange it was
+_MOST = 1 << 63  # of a whole number in a row
+_LINE = 1 << 20  # bytes that no line has
+_AT_ONCE = 1 << 23  # bytes of a growing file that are looked at
+_ORDER = 1 << 31  # bytes of an exchanges.bin that is gone through
+_WORKER = re.compile(r"worker_(\d{2,5})")
+_RENAMED = {"images_per_second": "samples_per_second"}  # in directories of before
+
+
+def read_rows(path: Path, workers: int | None = None, damaged: list[int] | None = None) -> Iterator[Row]:
+    """The rows of a metrics.jsonl, but for an unfinished last line, by today's names.
+
+    `workers`: how many the run has, others being none of its parties; None: any number. A line that is no row raises
+    BadFile or, with `damaged`, is left out and its number put there; one of more than a mebibyte raises it always.
+    """
+    with open_file(path) as f:
+        number = 0
+        while line := _next(path, f, number + 1):
+            if not line.endswith(b"\n"):
+                if len(line) > _LINE:
+                    raise BadFile(path, "is longer than a row of the record can be", number + 1)
+                return
+            number += 1
+            row, wrong = _row(line[:-1], workers)
+            if row is not None:
+                yield row
+            elif damaged is not None:
+                damaged.append(number)
+            else:
+                raise BadFile(path, f"is not a row of the record ({wrong})", number)
+
+
+def returns_of(path: Path, workers: int) -> list[tuple[int, int, int]]:
+    """The workers that came back while their run went on, by its metrics.jsonl: after how many exchanges, who, and at
+    which clock. Of rows that cannot be read there are none.
+    """
+    rows = read_rows(path, workers, damaged=[]) if path.exists() else ()
+    return [(row["exchanges"], row["returned"], row["returned_at"]) for row in rows if "returned" in row]
+
+
+def _next(path: Path, file: Any, number: int) -> bytes:
+    try:
+        line: bytes = file.readline(_LINE + 1)
+    except OSError as e:
+        raise BadFile(path, f"cannot be read ({e.strerror})", number) from e
+    return line
+
+
+class NewRows:
+    """The rows that a metrics.jsonl gains, which may not be there yet, or be replaced. Lines that are no rows are left
+    out.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._file, self._at = path, 0, 0
+
+    def take(self) -> tuple[list[Row], bool]:
+        """The rows since the last call, or the first of them where they are very many, and whether they begin another
+        file.
+        """
+        try:
+            with open_file(self._path) as f:
+                file = os.fstat(f.fileno()).st_ino
+                replaced = file != self._file
+                if replaced:
+                    self._file, self._at = file, 0
+                f.seek(self._at)
+                data = f.read(_AT_ONCE)
+        except (BadFile, OSError):
+            return [], False
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole) or (len(data) if len(data) > _LINE else 0)  # of no line of ours
+        return [row for line in whole.splitlines() if (row := _row(line, None)[0]) is not None], replaced
+
+
+def read_order(path: Path, workers: int | None = None) -> list[int]:
+    """The worker numbers of an exchanges.bin, but for an unfinished last one. Raises BadFile, also for a worker that
+    the run has not.
+    """
+    with open_file(path) as f:
+        try:
+            data = f.read() if os.fstat(f.fileno()).st_size <= _ORDER else None
+        except OSError as e:
+            raise BadFile(path, f"cannot be read ({e.strerror})") from e
+    if data is None:
+        raise BadFile(path, f"holds more than {_ORDER // ENTRY:,} exchanges")
+    order = list(struct.unpack(f"<{len(data) // ENTRY}H", data[: len(data) // ENTRY * ENTRY]))
+    if workers is not None and order and max(order) >= workers:
+        at = next(i for i, number in enumerate(order) if number >= workers)
+        raise BadFile(
+            path,
+            f"does not say whose exchange {at + 1} was, since the run went on without its record"
+            if order[at] == NOBODY
+            else f"says that exchange {at + 1} was of worker {order[at]}, and the run has {workers}, from 0",
+        )
+    return order
+
+
+def renamed(content: dict[str, Any]) -> dict[str, Any]:
+    """The same by today's names."""
+    for old, new in _RENAMED.items():
+        if old in content:
+            content[new] = content.pop(old)
+    return content
+
+
+def _row(line: bytes, workers: int | None) -> tuple[Row | None, str]:
+    """The row of this line; without one, what is wrong with the line."""
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return None, "it is not UTF-8 text"
+    except (ValueError, RecursionError) as e:
+        return None, str(e)
+    wrong = "it is no JSON object" if not isinstance(row, dict) else _wrong(row, workers)
+    return (None, wrong) if wrong is not None else (renamed(row), "")
+
+
+def _wrong(row: dict[str, Any], workers: int | None) -> str | None:
+    """What makes this none of the recorder's rows."""
+    for key in MOMENT[:-1]:
+        if type(row.get(key)) not in (int, float) or not 0 <= row[key] < _MOST:
+            return f"it has no {key}" if key not in row else f"its {key} is {_shown(row[key])}"
+    party = row.get("party")
+    if not isinstance(party, str):
+        return "it has no party"
+    if party not in PARTIES:
+        number = _WORKER.fullmatch(party)
+        if number is None or (workers is not None and int(number[1]) >= workers):
+            return f"there is no party {_shown(party)}" + ("" if workers is None else f" in a run of {workers} workers")
+    for what, most in (("lost", workers), ("returned", workers), ("returned_at", None)):
+        number = row.get(what, 0)
+        if type(number) is not int or not 0 <= number < (most or _MOST):
+            return f"its {what} is {_shown(number)}"
+    if "returned" in row and ("returned_at" not in row or type(row["exchanges"]) is not int):
+        return "it does not say where the worker returned"
+    numbers = SYSTEM if party == "system" else WORKER
+    for name, value in row.items():
+        kind = type(value)
+        finite = math.isfinite(value) if kind is float else kind is int and -_MOST < value < _MOST
+        if finite or value is None or kind is bool:
+            continue
+        if kind is not str or (name != "party" and (party in MEASURED or name in numbers)):
+            return f"its {name} is {_shown(value)}"
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
