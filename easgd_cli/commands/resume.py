@@ -174,7 +174,8 @@ def _nothing_left(path: Path, now: Settings, doubts: list[str]) -> str | None:
     if summary.get("status") != "completed" or not summary.get("steps"):
         return None
     [(unit, many)], before = schema.length(now).items(), summary.get("length", {})
-    if asdict(now.until) != summary.get("until") or unit not in before or many > before[unit]:
+    asked = {name: level for name, level in summary.get("until", {}).items() if level is not None}
+    if schema.levels(now) != asked or unit not in before or many > before[unit]:
         return None
     lost = summary.get("lost", {})
     steps = sorted(t for worker, t in summary["steps"].items() if worker not in lost)

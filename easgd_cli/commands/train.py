@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         return sweep.run(planned, asked, command)
     settings = planned.settings
     single_run.checked(settings)
-    for line in single_run.ineffective(settings, asked.overrides):
+    for line in single_run.ineffective(settings, asked.overrides) + single_run.untuned(settings, asked.overrides):
         tell(line)
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
