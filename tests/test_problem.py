@@ -42,9 +42,7 @@ def perceptron(dropout=0.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4))
 
 
-def problem(
-    net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000, task=None, **options
-) -> NetProblem:
+def problem(net=None, data=None, *, task=None, **options) -> NetProblem:
     with seeded(0, INIT):
         net = net() if net else perceptron()
     data = data or images()

@@ -98,6 +98,6 @@ class Classification(Task):
     def confusion(self, outputs: Any, targets: Tensor) -> Tensor:
         """How many labels of each class (row) are taken for each class (column): [C, C] int64, on the CPU."""
         logits = tensor(outputs)
-        n, counted = logits.shape[1], targets != self._ignored
-        pairs = (targets * n + logits.argmax(1))[counted]
-        return torch.bincount(pairs.cpu(), minlength=n * n).view(n, n)
+        n, labels = logits.shape[1], targets.cpu()
+        pairs = labels * n + logits.argmax(1).cpu()
+        return torch.bincount(pairs[labels != self._ignored], minlength=n * n).view(n, n)
