@@ -17,6 +17,7 @@ from easgd_cli.data.holding_out import tested
 from easgd_cli.data.images import Images, as_images
 from easgd_cli.data.mapped import Mapped
 from easgd_cli.data.stored import StoredImages
+from easgd_cli.data.text import Text
 from easgd_cli.errors import UsageError
 
 _FORMS = (
@@ -30,7 +31,7 @@ def as_dataset(made: Any, name: str, collate: Callable[[list[Any]], Any] | None,
     """
     if isinstance(made, Images):
         return as_images(made, name)
-    if isinstance(made, StoredImages | Arrays | Mapped):
+    if isinstance(made, StoredImages | Arrays | Mapped | Text):
         return made
     parts = made if isinstance(made, tuple | list) else (made,)
     for part in parts:
