@@ -30,6 +30,7 @@ from easgd_cli.record.metrics import worker_name
 from easgd_cli.record.reader import newest_checkpoint
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.resumption import RECORD, sources, take_back
+from easgd_cli.record.run_directory import remove_unfinished
 from easgd_cli.record.run_view import RunView
 from easgd_cli.settings.schema import levels
 from easgd_cli.system import interruption
@@ -73,6 +74,7 @@ class Journal:
         """Begins the record, or takes it back to the checkpoint. Raises RunError."""
         if self.resumed is not None:
             s = self._experiment.settings
+            remove_unfinished(self._dir)
             found = sources(self._dir, self.resumed, s.workers, s.new_record)
             for text in take_back(self._dir, self.resumed, found):
                 self.note(text)
