@@ -48,8 +48,7 @@ class Death:
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            path, mode, flags = arguments
-            if not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            if not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
         elif event not in _CHANGING:
             return

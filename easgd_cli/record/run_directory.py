@@ -142,7 +142,7 @@ _LEFT = (
 # written beside, not yet renamed
 _UNFINISHED = re.compile(
     r"\.\d+\.(config\.yaml|overrides\.yaml|metrics\.jsonl|exchanges\.bin)"
-    r"|\.(metrics\.jsonl|summary\.json|center\.pt|average\.pt|\d+_step_\d+\.pt)\.\d+"
+    r"|\.reserve|\.(metrics\.jsonl|summary\.json|center\.pt|average\.pt|\d+_step_\d+\.pt)\.\d+"
 )
 
 
