@@ -196,9 +196,10 @@ class Recorder:
         self._order.sync()
 
     def cut(self, keep: Callable[[Row], bool], exchanges: int) -> None:
-        """Takes back all rows but these, and all exchanges but the first `exchanges`, after a flush that has written
-        all. Raises RunError.
-        """
+        """Takes back all rows but these, and all exchanges but the first `exchanges`. Raises RunError."""
+        if not self.flush():
+            assert self.paused is not None
+            raise _failure(self.paused[0], "written", self.paused[1])
         self._close_files()
         with _told(self._dir / "metrics.jsonl", "read"):
             rows = [row for row in read_rows(self._dir / "metrics.jsonl") if keep(row)]
