@@ -220,7 +220,9 @@ class FullDisk:
         return self._pwrite(fd, data[:taken], offset)
 
 
-def test_a_full_disk_pauses_the_record_which_is_written_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_pauses_the_record_which_is_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     r = recorder(tmp_path)
     r.row(worker(0, 1))
     r.flush()

@@ -35,10 +35,12 @@ class AppendFile:
         """Hands everything to the operating system. Raises OSError."""
         if not self._waiting:
             return
+        # a copy: whoever keeps an error that a write raised would keep its buffer, to which nothing could be added
+        data = memoryview(bytes(self._waiting))
         try:
             at = 0
-            while at < len(self._waiting):
-                at += os.pwrite(self._fd, memoryview(self._waiting)[at:], self._size + at)
+            while at < len(data):
+                at += os.pwrite(self._fd, data[at:], self._size + at)
         except OSError:
             with suppress(OSError):  # a file system that has become read-only, say
                 os.ftruncate(self._fd, self._size)
