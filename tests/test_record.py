@@ -223,21 +223,27 @@ class FullDisk:
         return self._pwrite(fd, data[:taken], offset)
 
 
-def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_pauses_the_record_which_is_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     r = recorder(tmp_path)
     r.row(worker(0, 1))
     r.flush()
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(os, "pwrite", FullDisk(0))
+    disk = FullDisk(0)
+    monkeypatch.setattr(os, "pwrite", disk)
     for t in range(2, 30):
         r.row(worker(0, t))
-    with pytest.raises(RunError, match=r"metrics\.jsonl could not be written: No space left on device"):
-        r.flush()
+    r.order([0, 0])
+    assert not r.flush()
+    assert r.paused is not None and r.paused[1].errno == errno.ENOSPC
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    disk.room = 1_000_000
     r.row(worker(0, 30))
-    r.tick()
-    r.flush()
-    assert r.close({**ENDED, "status": "failed"})["status"] == "failed"
+    assert r.flush() and r.paused is None
+    assert [row["step"] for row in recorded(tmp_path) if row["party"] == "worker_00"] == list(range(1, 31))
+    assert order(tmp_path) == [0, 0]
+    assert r.close(ENDED)["status"] == ENDED["status"]
 
 
 def test_a_line_that_was_half_written_is_taken_back_and_written_when_there_is_room(

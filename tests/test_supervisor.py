@@ -123,8 +123,16 @@ class Notes(Journal):
         self.failures.append(reason)
         super().fail(reason)
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: Checkpoint) -> bool:
         self._written(checkpoint)
+        return True
+
+    @property
+    def writing(self) -> bool:
+        return False
+
+    def begin_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint(checkpoint)
 
     def close(self, final: Any, keep: Any, steps: Any, exchanges: int, seconds: float, facts: Any) -> Outcome:
         self.closed = SimpleNamespace(

@@ -38,6 +38,7 @@ class Checkpoints:
         """Asks for one, if it is time and there is anybody: the end keeps everything anyway."""
         if (
             self._pending is not None
+            or self._journal.writing
             or self.last_taken
             or not self._pace.due(self._members.step, now)
             or not (live := self._members.live)
@@ -74,8 +75,8 @@ class Checkpoints:
     def write(self, checkpoint: Checkpoint, last: bool) -> None:
         """All parts of one at once."""
         self._pending = None
-        self.last_taken = self.last_taken or last
-        self._journal.checkpoint(checkpoint)
+        written = self._journal.checkpoint(checkpoint)
+        self.last_taken = self.last_taken or (last and written)
 
     def give_up_late(self, now: float, patience: float) -> None:
         """Writes what there is of one that has taken too long, without the workers that are late, who would come back
@@ -97,4 +98,4 @@ class Checkpoints:
             return
         if silent:
             log.warning("the checkpoint does not wait for workers %s any longer", silent)
-        self._journal.checkpoint(Checkpoint(pending.owner, parts, self._queue.until(pending.owner.moment)))
+        self._journal.begin_checkpoint(Checkpoint(pending.owner, parts, self._queue.until(pending.owner.moment)))

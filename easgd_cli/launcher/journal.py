@@ -14,12 +14,15 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from torch import Tensor
 
 from easgd_cli.errors import RunError, why
 from easgd_cli.experiment.build import Experiment
+from easgd_cli.launcher import disk_estimate
+from easgd_cli.launcher.checkpoint_writer import CheckpointWriter
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record import checkpoint as checkpoints
@@ -29,10 +32,12 @@ from easgd_cli.record.initial_record import open_record
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.record.reader import newest_checkpoint
 from easgd_cli.record.recorder import Recorder
+from easgd_cli.record.reserve import Reserve
 from easgd_cli.record.resumption import RECORD, sources, take_back
+from easgd_cli.record.run_directory import remove_unfinished
 from easgd_cli.record.run_view import RunView
 from easgd_cli.settings.schema import levels
-from easgd_cli.system import interruption
+from easgd_cli.system import interruption, streams
 from easgd_cli.system.files import put
 from easgd_cli.training.snapshot import EVALUATED, Moment
 
@@ -60,25 +65,40 @@ class Journal:
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._last_checkpoint = False
         self._record: Recorder | None = None
-        logs = self._dir / "logs"
-        logs.mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(logs / "launcher.log", encoding="utf-8", errors="backslashreplace")
+        self._paused = self._lacking = False  # whether the record has been, and whether a checkpoint was left out
+        self._handler = logging.StreamHandler(self._open_log())
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         log.setLevel(logging.INFO)
         log.propagate = False
         log.info("run %s, process %d: %s", self._dir, os.getpid(), job.command)
 
+    def _open_log(self) -> TextIO:
+        logs = self._dir / "logs"
+        try:
+            logs.mkdir(exist_ok=True)
+            return streams.log_to(logs / "launcher.log")
+        except OSError as e:
+            raise RunError(f"{logs}: the run's log cannot be written there: {why(e)}.") from e
+
     def open(self) -> None:
         """Begins the record, or takes it back to the checkpoint. Raises RunError."""
+        s = self._experiment.settings
         if self.resumed is not None:
-            s = self._experiment.settings
+            try:
+                remove_unfinished(self._dir)
+            except OSError as e:
+                raise RunError(f"{self._dir} cannot be written to: {why(e)}.") from e
             found = sources(self._dir, self.resumed, s.workers, s.new_record)
             for text in take_back(self._dir, self.resumed, found):
                 self.note(text)
         if self._experiment.data is not None and self._experiment.data.about is not None:
             self.note(self._experiment.data.about)
+        if (said := disk_estimate.too_little(self._dir, self._experiment)) is not None:
+            self.note(said)
+        self._reserve = Reserve(self._dir, disk_estimate.center_bytes(self._experiment))
         self._record = open_record(self._job, self._experiment, self.resumed)
+        self._writer = CheckpointWriter(self._dir, s.checkpoint.keep, self._record, self._checkpoint_told)
 
     # ---------------------------------------------------------------- what happens
 
@@ -170,26 +190,57 @@ class Journal:
         self.progress.note(text)
 
     def tick(self) -> None:
-        """To be called often: what has been recorded reaches the files. Raises RunError."""
+        """To be called often: what has been recorded reaches the files."""
         if self._record is not None:
             self._record.tick()
+            self._tell_of_pauses()
+            self._writer.poll()
 
-    def checkpoint(self, checkpoint: Checkpoint, at_the_end: bool = False) -> None:
-        """Writes a checkpoint with the record up to it. A full disk is noted, no more. Raises RunError when the record
-        cannot be written.
+    def _tell_of_pauses(self) -> None:
+        paused = self._recorder.paused
+        if paused is not None and not self._paused:
+            path, e = paused
+            self.note(f"{path} could not be written ({why(e)}); it is tried again, and the run goes on")
+        elif paused is None and self._paused:
+            self.note("the record is written again, and nothing of it is lost")
+        self._paused = paused is not None
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._writer.busy
+
+    def begin_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint with the record up to it, meanwhile: its tensors must not change. A full disk is noted,
+        no more.
         """
-        try:
-            self._recorder.flush()
-            checkpoint = replace(checkpoint, record=self._recorder.held)
-            path = checkpoints.write(self._dir / "checkpoint", checkpoint, self._experiment.settings.checkpoint.keep)
+        if self._record_is_whole():
+            self._writer.begin(checkpoint)
+
+    def checkpoint(self, checkpoint: Checkpoint) -> bool:
+        """The same at once: its tensors may be the run's own. Returns whether it has been written."""
+        return self._record_is_whole() and self._writer.write(checkpoint)
+
+    def _record_is_whole(self) -> bool:
+        """Without its record nobody could go on from a checkpoint."""
+        whole = self._recorder.flush()
+        self._tell_of_pauses()
+        return whole
+
+    def _checkpoint_told(self, checkpoint: Checkpoint, result: Path | OSError) -> None:
+        """A checkpoint has been written, or could not be."""
+        if isinstance(result, Path):
             self._last_checkpoint = True
+            self._lacking = False
             self._recorder.checkpointed()
-            log.info("checkpoint %s", path.name)
-        except OSError as e:
-            self.note(
-                f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written "
-                f"({why(e)}); {'the run has ended' if at_the_end else 'the run goes on'}"
-            )
+            log.info("checkpoint %s", result.name)
+        else:
+            said = f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written ({why(result)})"
+            if self._lacking:
+                log.warning(said)
+            else:
+                self.note(f"{said}; the next is tried again")
+            self._lacking = True
 
     # ---------------------------------------------------------------- how it ends
 
@@ -223,6 +274,11 @@ class Journal:
             return "there is no checkpoint to go on from; checkpoint.every='30 s' writes them."
         return f"go on from the last checkpoint with: easgd train resume={self._dir}"
 
+    def _what_there_is(self) -> str:
+        """The same where the run has ended, but not found room for what it leaves."""
+        without = not self._last_checkpoint and self.resumed is None
+        return "nor is there an older checkpoint." if without else self.how_to_go_on()
+
     def close(
         self,
         final: OwnerState | None,
@@ -240,19 +296,26 @@ class Journal:
         """
         if self._record is None:
             raise RunError(self.reason or "the run could not be started")
-        if keep is not None:
-            self.checkpoint(keep, at_the_end=True)
+        self._writer.wait()
+        self._reserve.release()
         if final is not None:
             exchanges = final.moment.exchanges
         files: dict[str, Held] = {}
-        if self._hit is not None:
-            moment, vectors = self._hit
-            self._end_record_at(moment)
-            files = self._save(vectors)
+        if self._hit is not None:  # the center first: it is what the run is for
+            files = self._save(self._hit[1])
         elif final is not None:
             files = self._save({name: v for name, v in final.vectors.items() if name in EVALUATED})
         elif self.status == "interrupted":
             self.reason = f"{self.reason}; {self.how_to_go_on()}"
+        whole = self._recorder.flush()
+        if keep is not None:
+            self._keep_at_the_end(keep)
+        if not whole and not self._recorder.flush():
+            assert self._recorder.paused is not None
+            path, e = self._recorder.paused
+            self.fail(f"{path} could not be written to its end: {why(e)}; {', '.join(files) or 'no center'} is there.")
+        elif self._hit is not None:
+            self._end_record_at(self._hit[0])
         if self._hit is not None:  # the run is over where it reached its level
             moment, rows = self._hit[0], self._recorder.reached
             seconds, exchanges = moment.seconds, moment.exchanges
@@ -270,6 +333,18 @@ class Journal:
             self.progress.end(summary)
         code = {"completed": 0, "diverged": 0, "failed": 1, "interrupted": 128 + (self.signal or 0)}[self.status]
         return Outcome(self.status, code, summary, self.reason)
+
+    def _keep_at_the_end(self, keep: Checkpoint) -> None:
+        """The last checkpoint in the largest form that the disk takes."""
+        self._lacking = True  # in which form is said below, once
+        if self._writer.write(keep):
+            return
+        step = f"the checkpoint of the end, at step {keep.owner.moment.step:g},"
+        bare = replace(keep, workers={}, pending=[])
+        if keep.simulated is None and self._writer.write(bare):
+            self.note(f"{step} fits on the disk without its workers only: resumed, they begin at the center")
+        else:
+            self.note(f"{step} does not fit on the disk; {self._what_there_is()}")
 
     def show_stacks(self) -> None:
         """Where this process is goes into its log."""
@@ -295,18 +370,18 @@ class Journal:
             try:
                 held[path.name] = checkpoints.save(self._experiment.problem.state_dict(vector), path)
             except OSError as e:
-                self.fail(f"{path} could not be written: {why(e)}.")
+                self.fail(f"{path} could not be written: {why(e)}; {self._what_there_is()}")
         return held
 
     def _end_record_at(self, moment: Moment) -> None:
         """The record of a run that reached its error ends there; what came after is kept for a run that goes on from
         its checkpoint.
         """
-        self._recorder.flush()
         try:
             for name in RECORD if (self._dir / "checkpoint").exists() else ():
                 copied = partial(shutil.copyfile, self._dir / name)
                 put(self._dir / "checkpoint" / name, copied)
         except OSError as e:
-            raise RunError(f"{self._dir / 'checkpoint'} could not be written: {why(e)}.") from e
+            self.fail(f"{self._dir / 'checkpoint'} could not be written: {why(e)}; the record goes beyond the end.")
+            return
         self._recorder.cut(lambda row: row["seconds"] <= moment.seconds, moment.exchanges)

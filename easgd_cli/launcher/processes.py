@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import fork_server
-from easgd_cli.system import interruption
+from easgd_cli.system import interruption, streams
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import keep_freed_memory
 from easgd_cli.transport.base import SessionEnded
@@ -121,3 +121,4 @@ def _log_to(path: str) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
+    sys.stdout, sys.stderr = streams.log_to(1), streams.log_to(2)

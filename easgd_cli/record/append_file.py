@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from easgd_cli.record.checksum import Held, digits
@@ -34,19 +35,21 @@ class AppendFile:
         """Hands everything to the operating system. Raises OSError."""
         if not self._waiting:
             return
+        # a copy: whoever keeps an error that a write raised would keep its buffer, to which nothing could be added
+        data = memoryview(bytes(self._waiting))
         try:
             at = 0
-            while at < len(self._waiting):
-                at += os.pwrite(self._fd, memoryview(self._waiting)[at:], self._size + at)
+            while at < len(data):
+                at += os.pwrite(self._fd, data[at:], self._size + at)
         except OSError:
-            os.ftruncate(self._fd, self._size)
+            with suppress(OSError):  # a file system that has become read-only, say
+                os.ftruncate(self._fd, self._size)
             raise
         self._size, self._crc = self._size + len(self._waiting), zlib.crc32(self._waiting, self._crc)
         self._waiting = bytearray()
 
     def sync(self) -> None:
-        """Flushes, and waits until the disk has it. Raises OSError."""
-        self.flush()
+        """Waits until the disk has what has been flushed. Raises OSError."""
         os.fsync(self._fd)
 
     @property

@@ -97,9 +97,10 @@ def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
     moment = checkpoint.owner.moment
     pending = {(m.seconds, m.step, m.exchanges) for m, _ in checkpoint.pending}
     # A worker is kept at the end of its own step, which may be later than the center's moment. One that was lost comes
-    # back with its old clock, as the owner of the center has last seen it.
+    # back with its old clock, as the owner of the center has last seen it. What a worker has still to tell belongs to
+    # a row that it will write again: its last one, of a run that was killed after it, is at no regular step.
     reached = {worker_name(i): t for i, t in moment.clocks.items()} | {
-        worker_name(i): w.t for i, w in checkpoint.workers.items()
+        worker_name(i): w.t - (w.tally or {}).get("steps", 0) for i, w in checkpoint.workers.items()
     }
 
     def keep(row: Row) -> bool:

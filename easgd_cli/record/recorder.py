@@ -9,7 +9,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ from easgd_cli.record.summary import summarize, surroundings, write_summary
 from easgd_cli.record.tensorboard import EventWriter, Value, started_at
 
 _FLUSH_SECONDS = 0.2
+_PAUSE_SECONDS = 1.0  # between two attempts on a full disk
 
 
 class Recorder:
     """Writes the record of one run, for the launcher, in its thread.
 
-    Nothing here waits for a disk but `flush`. metrics.jsonl and exchanges.bin are the record: when one cannot be
-    written, RunError is raised, once. TensorBoard's file is a view of it, whose failure is only told in the log.
+    Nothing here waits for a disk but `sync`. metrics.jsonl and exchanges.bin are the record: what cannot be written of
+    them, on a full disk above all, waits in memory and is tried again. `paused`: what stands in the way, by the file
+    that it is of, None while nothing does. TensorBoard's file is a view of the record and waits in the same way.
     """
 
     def __init__(
@@ -89,7 +91,8 @@ class Recorder:
     ) -> None:
         self._dir, self._events = run_dir, events
         self._facts = {**facts, **surroundings()}
-        self._failed, self._flushed = False, 0.0
+        self.paused: tuple[Path, OSError] | None = None
+        self._next_flush = 0.0
         rows, order = self._taken_back(rows, exchanges)
         if checkpoint:  # told before it is so: whenever this is killed, the record is one of the two that are known
             text = b"".join(map(_line, rows))
@@ -171,30 +174,32 @@ class Recorder:
         return {file.path.name: file.held for file in (self._metrics, self._order)}
 
     def tick(self) -> None:
-        """To be called often: hands what has come to the operating system a few times a second. Raises RunError."""
-        now = time.monotonic()
-        if now - self._flushed >= _FLUSH_SECONDS:
-            self._flushed = now
-            self._write(AppendFile.flush)
+        """To be called often: hands what has come to the operating system a few times a second."""
+        if time.monotonic() >= self._next_flush:
+            self.flush()
 
-    def flush(self) -> None:
-        """Returns when the disk has everything recorded so far. Raises RunError."""
-        self._write(AppendFile.sync)
-
-    def _write(self, how: Callable[[AppendFile], None]) -> None:
+    def flush(self) -> bool:
+        """Hands everything to the operating system; returns whether it has taken all of the record."""
         self._events.flush()
-        if self._failed:
-            return
+        self.paused = None
         for file in (self._metrics, self._order):
             try:
-                how(file)
+                file.flush()
             except OSError as e:
-                self._failed = True
-                raise _failure(file.path, "written", e) from e
+                self.paused = (file.path, e)
+        self._next_flush = time.monotonic() + (_FLUSH_SECONDS if self.paused is None else _PAUSE_SECONDS)
+        return self.paused is None
+
+    def sync(self) -> None:
+        """Returns when the disk has what has been flushed; may be called in another thread. Raises OSError."""
+        self._metrics.sync()
+        self._order.sync()
 
     def cut(self, keep: Callable[[Row], bool], exchanges: int) -> None:
         """Takes back all rows but these, and all exchanges but the first `exchanges`. Raises RunError."""
-        self._write(AppendFile.flush)
+        if not self.flush():
+            assert self.paused is not None
+            raise _failure(self.paused[0], "written", self.paused[1])
         self._close_files()
         with _told(self._dir / "metrics.jsonl", "read"):
             rows = [row for row in read_rows(self._dir / "metrics.jsonl") if keep(row)]
@@ -204,13 +209,11 @@ class Recorder:
         """Ends the record with summary.json, which it returns. `facts`: how the run ended, `status` among them;
         `files`: what others of the run hold, by their names.
 
-        Raises RunError when something could not be written, unless that has been raised before.
+        Raises RunError when that cannot be written. Whether the record is whole the caller has asked `flush`.
         """
-        told, failure = self._failed, None
-        try:
-            self.flush()
-        except RunError as e:
-            failure, facts = e, {**facts, "status": "failed", "reason": str(e)}
+        with suppress(OSError):
+            if self.flush():
+                self.sync()
         self._events.close(facts["status"])
         self._close_files()
         of_files = {name: vars(held) for name, held in {**self.held, **(files or {})}.items()}
@@ -218,9 +221,7 @@ class Recorder:
         try:
             write_summary(self._dir, summary)
         except OSError as e:
-            failure = failure or _failure(self._dir / "summary.json", "written", e)
-        if failure is not None and not told:
-            raise failure
+            raise _failure(self._dir / "summary.json", "written", e) from e
         return summary
 
     def _close_files(self) -> None:

@@ -140,7 +140,10 @@ _LEFT = (
     "checkpoint/.*", "logs/*.log", "logs/trace_*.json", "logs/.*", "snapshots/*", "report/*",
 )  # fmt: skip
 # written beside, not yet renamed
-_UNFINISHED = re.compile(r"\.\d+\.(config|overrides)\.yaml|\.(metrics\.jsonl|summary\.json|(center|average)\.pt)\.\d+")
+_UNFINISHED = re.compile(
+    r"\.\d+\.(config\.yaml|overrides\.yaml|metrics\.jsonl|exchanges\.bin)"
+    r"|\.reserve|\.(metrics\.jsonl|summary\.json|center\.pt|average\.pt|\d+_step_\d+\.pt)\.\d+"
+)
 
 
 def clear(path: Path) -> bool:
@@ -173,6 +176,14 @@ def clear(path: Path) -> bool:
     (path / "config.yaml").unlink(missing_ok=True)
     path.rmdir()
     return True
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what a run in `path` that was killed was just writing. The caller holds the directory. Raises OSError."""
+    for directory in (path, path / "checkpoint"):
+        for file in directory.glob(".*"):
+            if _UNFINISHED.fullmatch(file.name) and (file.is_symlink() or file.is_file()):
+                file.unlink()
 
 
 def discard(path: Path, above: Sequence[Path] = ()) -> None:

@@ -41,20 +41,33 @@ def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> di
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
-    """Writes summary.json, beside and renamed; over the old one where the disk is too full for both. Raises OSError."""
+    """Writes summary.json, beside and renamed; over the old one where the disk is too full for both, without what finds
+    no room in its blocks. Raises OSError.
+    """
     path = run_dir / "summary.json"
-    text = checksum.with_entry(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = _text(summary)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_bytes(text)
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
+        if not path.exists():
+            raise
         with open(
-            os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b"
-        ) as f:  # its block is there: better than one that says that the run still goes on
+            os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b", buffering=0
+        ) as f:  # its blocks are there: better than one that says that the run still goes on
+            there = os.fstat(f.fileno())
+            room, shorter = max(there.st_size, 512 * there.st_blocks), dict(summary)
+            while len(text) > room and len(shorter) > 2:
+                shorter.popitem()
+                text = _text(shorter)
             f.write(text)
             f.truncate()
+
+
+def _text(summary: Mapping[str, Any]) -> bytes:
+    return checksum.with_entry(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def surroundings() -> dict[str, Any]:

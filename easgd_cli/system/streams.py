@@ -6,7 +6,8 @@ import io
 import os
 import sys
 from contextlib import suppress
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, TextIO
 
 
 class OutputFailed(OSError):
@@ -23,6 +24,24 @@ class _Raw(io.FileIO):
             raise
         except OSError as e:
             raise OutputFailed(e.errno, e.strerror) from e
+
+
+class _Patient(io.FileIO):
+    """A log, which loses what a full disk does not take: nothing that is logged is worth an end."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def log_to(file: Path | int) -> TextIO:
+    """A log at the end of that file, made if need be, or through that descriptor; no write to it ever raises. Raises
+    OSError where it cannot be opened.
+    """
+    raw = _Patient(file, "a", closefd=not isinstance(file, int))
+    return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
 
 
 def prepare() -> None:

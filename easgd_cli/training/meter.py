@@ -77,7 +77,7 @@ class Meter:
         self._party, self._batch_size, self._length_known = f"worker_{number:02d}", batch_size, steps is not None
         self._statistics = statistics
         if steps is not None:
-            points = max(1, min(_POINTS, _POINTS_OF_ALL // workers))
+            points = most_rows(workers, None)
             # also of a run that goes on for longer than it was meant to
             self.tally.every = max(self.tally.every, -(-steps // points))
         # read only when it is told: no wait in a step
@@ -121,6 +121,12 @@ class Meter:
         """The tally as plain numbers."""
         self.tally.loss = float(self._loss)
         return asdict(self.tally)
+
+
+def most_rows(workers: int, steps: int | None) -> int:
+    """How many rows each of so many workers writes of `steps` local steps, or of any number where None."""
+    points = max(1, min(_POINTS, _POINTS_OF_ALL // workers))
+    return points if steps is None else min(points, steps) + 1
 
 
 def _distance(a: Tensor, b: Tensor, d: int) -> float:

@@ -1,0 +1,37 @@
+"""Room on the disk that a run keeps for its end, so that whatever fills the disk meanwhile its center finds a place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+NAME = ".reserve"
+
+
+class Reserve:
+    """A hidden file of `size` bytes that says nothing. Where there is no room for it, or a file system cannot set room
+    aside, there is none.
+    """
+
+    def __init__(self, run_dir: Path, size: int):
+        self._path = run_dir / NAME
+        try:
+            descriptor = os.open(
+                self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
+        except OSError:
+            return
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, size)
+        except OSError:
+            self.release()
+        finally:
+            os.close(descriptor)
+
+    def release(self) -> None:
+        """Gives the room to whoever writes next."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError:
+            return

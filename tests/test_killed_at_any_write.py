@@ -1,0 +1,162 @@
+"""The launcher is ended before every single operation on a file of its run, and the run goes on as if nothing had been:
+not by chance but by enumeration.
+
+A run on the virtual clock, or without a center, is a function of its settings. A forked child takes it and ends by
+os._exit at its k-th operation; then it is resumed and held against the run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_runs import recorded_order
+from test_simulated import on_a_function, virtual
+
+from easgd_cli.algorithms.base import Worker
+from easgd_cli.algorithms.schedule import Constant
+from easgd_cli.record import reader
+from easgd_cli.record.checkpoint import Checkpoint as Resumed
+from easgd_cli.record.checkpoint import OwnerState, WorkerState, steps_taken
+from easgd_cli.record.checksum import Summing
+from easgd_cli.record.initial_record import up_to
+from easgd_cli.settings.schema import Checkpoint, Eval, Settings
+from easgd_cli.training.meter import Meter
+from easgd_cli.training.snapshot import Moment
+
+_KILLED = 77
+_CHANGING = {"os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+
+
+class Death:
+    """Ends this process before its k-th operation on a file below `directory`, counted from 1."""
+
+    def __init__(self, directory: Path, k: int):
+        self.left, self._below = k, str(directory)
+
+    def happens(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os._exit(_KILLED)
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            if not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+        elif event not in _CHANGING:
+            return
+        if isinstance(arguments[0], int) or str(arguments[0]).startswith(self._below):
+            self.happens()
+
+    def begin(self) -> None:
+        """Counts what Python tells of files by itself, and what it does not: writing and waiting for the disk. How much
+        there is of a file that nobody has renamed yet makes no difference.
+        """
+        sys.addaudithook(self.audit)
+        for where, name in ((os, "pwrite"), (os, "fsync"), (Summing, "seal")):
+            setattr(where, name, self._before(getattr(where, name)))
+
+    def _before(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            self.happens()
+            return call(*arguments)
+
+        return counted
+
+
+def killed_at(k: int, directory: Path, task: Callable[[], Any]) -> bool:
+    """Whether the task, in a process of its own, was ended at its k-th operation; False where it has fewer."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Death(directory, k).begin()
+            task()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, _KILLED)
+    return code == _KILLED
+
+
+def short(algo: str) -> Settings:
+    workers = 1 if algo == "msgd" else 2
+    return on_a_function(
+        algo, workers=workers, steps=3, tau=1, checkpoint=Checkpoint(every="1 steps"), eval=Eval(every="1 steps"),
+        problem={"dimension": 3, "noise": 1.0},
+    )  # fmt: skip
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def told(directory: Path) -> list[dict[str, Any]]:
+    """The rows, but for the real time among them."""
+    return [row for row in rows(directory) if row["party"] != "system"]
+
+
+def check_is_as_if_undisturbed(directory: Path, whole: Path) -> None:
+    assert told(directory) == told(whole)
+    assert recorded_order(directory) == recorded_order(whole)
+    ours, theirs = (torch.load(d / "center.pt", weights_only=True) for d in (directory, whole))
+    assert all(torch.equal(ours[name], v) for name, v in theirs.items())
+    now, then = (reader.summary_of(d) for d in (directory, whole))
+    for timed in ("real_seconds", "hardware", "files"):
+        now.pop(timed), then.pop(timed)
+    assert now == then
+    for name, held in reader.held_at_the_end(directory).items():
+        assert reader.wrong_at_the_end(directory / name, held) is None
+    assert steps_taken(reader.newest_checkpoint(directory)) == steps_taken(reader.newest_checkpoint(whole))
+
+
+def hidden(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob(".*") if path.is_file()]
+
+
+@pytest.mark.parametrize("algo", ["easgd", "sync_easgd", "msgd"])
+def test_killed_before_any_operation_on_a_file_a_run_goes_on_as_if_nothing_had_been(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # counted, not done
+    whole = tmp_path / "whole"
+    virtual(short(algo), whole)
+    k = resumed = 0
+    while True:
+        k += 1
+        directory = tmp_path / str(k)
+        if not killed_at(k, directory, lambda directory=directory: virtual(short(algo), directory)):
+            break
+        if reader.checkpoints(directory / "checkpoint"):
+            virtual(short(algo), directory, resume=True)
+            check_is_as_if_undisturbed(directory, whole)
+            assert hidden(directory) == [], f"after a kill at operation {k}"
+            resumed += 1
+    assert resumed > 20
+
+
+def test_a_row_that_a_worker_writes_again_when_resumed_is_taken_back() -> None:
+    """A checkpoint at a worker's last step, when the row of its end has not been told: at 251 steps one is due at every
+    second.
+    """
+    meter, w = Meter(0, 1, 1, 251, torch.device("cpu")), Worker({"x": torch.zeros(1)}, 1, Constant(0.1), number=0)
+    told = []
+    for w.t in range(1, 252):
+        meter.step(torch.tensor(1.0), None)
+        if meter.due(w.t):
+            told.append(meter.row(w, float(w.t), 0, None))
+    moment = Moment(250.0, 250.0, 0, {0: 250})
+    before = Resumed(OwnerState(moment, 0, {}), {0: WorkerState(251, {}, tally=meter.state())})
+    told.append(meter.row(w, 251.0, 0, None))
+    after = Resumed(OwnerState(moment, 0, {}), {0: WorkerState(251, {}, tally=meter.state())})
+    assert [row["step"] for row in told[-2:]] == [250, 251]
+    assert list(filter(up_to(before), told)) == told[:-1]
+    assert list(filter(up_to(after), told)) == told
