@@ -23,6 +23,7 @@ NOISE = 9  # noise of the gradients of known functions; n is the worker's clock
 COMPUTING = 10  # seconds of a step on the virtual clock; n is the worker's clock
 PAUSES = 11  # whether a worker pauses before a step on the virtual clock; n is the worker's clock
 MADE_BY_USERS = 12  # whatever a user's own data set draws
+FAULTS = 13  # whether a worker suffers a fault; n is the worker's clock
 
 _64_BITS = 2**64 - 1
 

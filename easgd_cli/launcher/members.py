@@ -43,6 +43,10 @@ class Members(dict[int, Member]):
             self._step = max(self._step, self._clocks / self.alive)
         return self._step
 
+    def at_least(self, step: float) -> None:
+        """A run that goes on has told this step already."""
+        self._step = max(self._step, step)
+
     @property
     def live(self) -> tuple[int, ...]:
         """Those that still train."""
