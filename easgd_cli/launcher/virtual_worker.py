@@ -66,7 +66,7 @@ class VirtualWorker:
 
     def stand_still(self, seconds: float) -> None:
         """For so long from now on, before its step."""
-        self.stood = self.w.t
+        self.turn, self.stood = None, self.w.t
         self.meter.tally.seconds_loop += seconds
 
     def lose(self) -> None:
