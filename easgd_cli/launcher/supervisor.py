@@ -237,7 +237,7 @@ class Supervisor:
             if lost is not None:
                 self.members.lose(worker, lost)
             self.members[worker].away, self.members[worker].returns = away, returns
-        self.members.at_least(state["step"])
+        self.members.stood_at(state["step"])
 
     # ---------------------------------------------------------------- states: checkpoints and the end
 

@@ -255,7 +255,9 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
+        if key == "faults" and isinstance(value, list):
+            flat |= {f"faults.{i}.{part}": v for i, fault in enumerate(value) for part, v in dict(fault).items()}
+        elif isinstance(value, dict):
             flat |= {key if option == "name" else f"{key}.{option}": v for option, v in value.items()}
         else:
             flat[key] = value
