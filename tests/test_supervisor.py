@@ -32,6 +32,7 @@ from easgd_cli.launcher.parties import (
     Command,
     GiveUpWorker,
     Kill,
+    Lives,
     Measure,
     Party,
     Patience,
@@ -82,7 +83,7 @@ class Notes(Journal):
         self.resumed, self.status, self.reason, self.signal = None, "completed", None, None
         self.progress: Any = Nothing()
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None
-        self._last_checkpoint = False
+        self._last_checkpoint, self._diverges = False, True
         self._record = None
         self._written = written
         self.notes: list[str] = []
@@ -1156,6 +1157,25 @@ def test_a_lead_that_dies_before_its_mark_takes_its_checkpoint_along_and_the_nex
         supervisor.worker_state(worker, WorkerState(9, X), False)
     [checkpoint] = world.journal._written
     assert sorted(checkpoint.workers) == [1, 2] and checkpoint.owner.clock == 9
+
+
+def test_a_worker_goes_back_to_the_center_as_often_as_it_gets_further_and_no_checkpoint_waits_for_it() -> None:
+    world = run_of(3)
+    supervisor = world.supervisor
+    supervisor._rejoins = {worker: Lives(2) for worker in range(3)}
+    assert checkpoint_asked(world) == TakeCheckpoint((0, 1, 2), 0)
+    supervisor.owner_state(owner_at(4), False)
+    supervisor.worker_state(0, WorkerState(4, X), False)
+    supervisor.rejoins(1, 4, "its loss or gradient is not finite")
+    supervisor.worker_state(2, WorkerState(4, X), False)
+    [checkpoint] = world.journal._written
+    assert sorted(checkpoint.workers) == [0, 2]
+    for t in (5, 6, 7, 7):
+        supervisor.rejoins(1, t, "its loss or gradient is not finite")
+    assert world.journal.status == "completed"
+    supervisor.rejoins(1, 7, "its loss or gradient is not finite")
+    assert world.journal.status == "diverged"
+    assert Stop((0, 1, 2)) in supervisor.commands()
 
 
 def test_a_lead_that_has_taken_its_last_step_before_it_was_asked_makes_room_for_the_next_checkpoint() -> None:

@@ -31,7 +31,7 @@ from easgd_cli.commands.arguments import GROUPS, ROOT
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings import schema, targets
+from easgd_cli.settings import faults, schema, targets
 from easgd_cli.settings.schema import Settings
 
 _SETTINGS = OmegaConf.structured(Settings)
@@ -169,6 +169,7 @@ def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | No
         raise UsageError(
             "--config-name: is of a configuration that begins with easgd's own; - config is the first of its defaults."
         )
+    settings.faults = faults.named(settings.faults)
     return settings
 
 

@@ -29,6 +29,8 @@ class CostModel:
     latency: float | list[float] = 0.0  # of a message; a list: [up, down]
     bandwidth: float | list[float] | None = None  # of each worker's link; a list: [up, down]; none: unlimited
     service: float = 0.0  # of the master, for each message
+    # until a worker that was killed (faults) asks for the center again: its process has to be started
+    restart_seconds: float = 5.0
     overhead: float = 0.0  # of a worker, for each message: its own work, which nothing overlaps
 
     def __post_init__(self) -> None:
@@ -50,7 +52,7 @@ class CostModel:
             )
         if not 0 <= self.pause_probability <= 1:
             raise ValueError(f"launcher.pause_probability={self.pause_probability:g}: lies in [0, 1].")
-        for name in ("pause_seconds", "service", "overhead"):
+        for name in ("pause_seconds", "service", "overhead", "restart_seconds"):
             if not (math.isfinite(value := getattr(self, name)) and value >= 0):
                 raise ValueError(f"launcher.{name}={value:g}: seconds are a number of at least 0.")
         for value in self._both(self.latency, "latency"):

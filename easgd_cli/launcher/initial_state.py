@@ -87,10 +87,11 @@ class InitialState:
             if number == 0:  # a run that goes on has its trace
                 start.trace = (self._job.run_dir / "logs" / "trace_worker_00.json").absolute()
         elif (state := self._resumed.workers.get(number)) is not None:
-            start.t, start.seen, start.meter = (
+            start.t, start.seen, start.meter, start.spared = (
                 state.t,
                 Seen(state.center_clock, state.served, state.exchanges),
                 state.tally,
+                state.spared,
             )
         return start
 
@@ -104,7 +105,7 @@ class InitialState:
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
         """Of a worker that was lost at its clock `t`, having said this `row` last."""
         start = WorkerStart(recipe, link, self._devices[link.worker], self.threads, None)
-        start.t, start.center_device, start.returns = t, self._center_device, True
+        start.t, start.center_device, start.returns, start.spared = t, self._center_device, True, t
         if row is not None:
             start.meter = Tally.of(row)
         return start

@@ -59,6 +59,7 @@ class Journal:
         self.reason: str | None = None
         self.signal: int | None = None
         self._metrics = metrics_of(experiment.problem)
+        self._diverges = experiment.settings.on_nan == "diverge" or experiment.method.shared is None
         self.progress = RunView(
             experiment.steps, experiment.settings.minutes, experiment.settings.workers, self._metrics
         )
@@ -121,8 +122,9 @@ class Journal:
         """A worker's row."""
         self._recorder.row(row)
         self.progress.worker(row)
-        if not math.isfinite(row["train_loss"]):
-            self._diverge(f"{row['party']}'s training loss is {row['train_loss']} at step {row['step']}")
+        # a worker that goes back has no such row; one that is replayed may, until it goes back where that one did
+        if not math.isfinite(row["train_loss"]) and self._diverges:
+            self.diverge(f"{row['party']}'s training loss is {row['train_loss']} at step {row['step']}")
 
     def ended(self, worker: int, seconds: Mapping[str, float]) -> None:
         """A worker has taken its last step; where the seconds of its loop have gone, of which its last row may know but
@@ -173,7 +175,7 @@ class Journal:
             if self._metrics[name].reached(last.get(name), level)
         ]
         if not all(math.isfinite(value) for name, value in center.items() if name.endswith("_loss")):
-            self._diverge(f"the center's loss is not finite at step {moment.step:g}")
+            self.diverge(f"the center's loss is not finite at step {moment.step:g}")
         elif reached and self._hit is None:
             self._hit = (moment, {name: v.clone() for name, v in vectors().items()})
             self.status, self.reason = "completed", None  # whatever came later
@@ -257,7 +259,8 @@ class Journal:
         elif self._hit is None:
             self.fail(f"the master did not answer when the run ended; {self.how_to_go_on()}")
 
-    def _diverge(self, reason: str) -> None:
+    def diverge(self, reason: str) -> None:
+        """The run has diverged; one that has its result keeps it."""
         if self.status == "completed" and self._hit is None:
             self.status, self.reason = "diverged", reason
             self.note(f"diverged: {reason}")

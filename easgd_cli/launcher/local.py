@@ -85,6 +85,7 @@ class Processes:
             checkpoint_pace=pace,
             system_rows=SystemRows(1.0, doubling=True, seconds=moment.seconds, exchanges=moment.exchanges),
             patience=_PATIENCE, max_restarts=s.max_restarts if self._initial.survives else 0,
+            rejoins=s.max_restarts,
         )  # fmt: skip
         self._queue = SnapshotQueue(job.run_dir / "snapshots")
         self.supervisor = Supervisor(plan, journal, self._queue, moment)
@@ -98,6 +99,7 @@ class Processes:
         self._starts: dict[Party, Callable[[], None]] = {}  # of processes that are to be started when they can be
         self._standstill = Standstill()
         self._silent: set[Party] = set()
+        self._asleep: dict[Party, float] = {}  # stopped by a fault on purpose, and when they are to be woken
         self._waiting: list[int] = []  # workers whose messages the master keeps until a round is complete
 
     # ---------------------------------------------------------------- start
@@ -184,6 +186,9 @@ class Processes:
         for party in heard:
             self._hear(party)
         self._look_for_silence(time.monotonic())
+        for party, until in self._asleep.items():
+            if time.monotonic() >= until:  # again and again until it speaks: it may stop a moment after it said so
+                self._children[party].process.send_signal(signal.SIGCONT)
         if (said := fork_server.gone()) is not None:
             self._journal.note(f"{said}; the run goes on without it")
             fork_server.begin()  # of the next evaluator
@@ -243,6 +248,7 @@ class Processes:
 
     def _handle(self, party: Party, child: Child, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         kind, supervisor = message["kind"], self.supervisor
+        self._asleep.pop(party, None)
         if self._began is not None:
             self._standstill.heard(party, time.monotonic())
         if kind == "ready":
@@ -267,7 +273,13 @@ class Processes:
         elif kind == "joined":
             supervisor.joined(_worker(party), message["t"])
         elif kind == "returned":
-            supervisor.returned(message["worker"], message["t"])
+            supervisor.returned(message["worker"], message["t"], message["lost"], message["missed"])
+        elif kind == "rejoins":
+            supervisor.rejoins(_worker(party), message["t"], message["why"])
+        elif kind == "fault":
+            log.info("%s: a fault on purpose, %s", child.name, message["what"])
+            if message["what"] == "stop":
+                self._asleep[party] = time.monotonic() + message["seconds"]
         elif kind == "state":
             supervisor.worker_state(
                 _worker(party), WorkerState(vectors=_taken(tensors), **message["state"]), message["purpose"] == "final"

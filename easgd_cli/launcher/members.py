@@ -39,9 +39,16 @@ class Members(dict[int, Member]):
         """Mean local step of those that have not been lost. It does not step back when one is, nor when one has come
         back with its old clock.
         """
+        return self._step
+
+    def _note_step(self) -> None:
+        """After every change: what is told must not depend on when somebody asks."""
         if self.alive:
             self._step = max(self._step, self._clocks / self.alive)
-        return self._step
+
+    def stood_at(self, step: float) -> None:
+        """A run that goes on has told this step."""
+        self._step = step
 
     @property
     def live(self) -> tuple[int, ...]:
@@ -64,6 +71,7 @@ class Members(dict[int, Member]):
         if m.lost is None:
             self._clocks += t - m.t
         m.t = t
+        self._note_step()
 
     @property
     def away(self) -> tuple[int, ...]:
@@ -77,6 +85,7 @@ class Members(dict[int, Member]):
         m.returns += 1
         self._clocks += t
         self.alive += 1
+        self._note_step()
 
     def lose(self, worker: int, how: str) -> None:
         """It is lost; a silent one because it had to be."""
@@ -86,3 +95,4 @@ class Members(dict[int, Member]):
         m.lost = "did not finish its step when the run ended" if m.silent else how
         self._clocks -= m.t
         self.alive -= 1
+        self._note_step()

@@ -7,6 +7,7 @@ bits.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -17,7 +18,7 @@ from easgd_cli.launcher import driver
 from easgd_cli.launcher.cost_model import CostModel
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
-from easgd_cli.launcher.parties import EVALUATOR, MASTER, Command, Measure, Stop, TakeCheckpoint
+from easgd_cli.launcher.parties import EVALUATOR, MASTER, Command, Measure, StartWorker, Stop, TakeCheckpoint
 from easgd_cli.launcher.snapshot_queue import InPlace, SnapshotQueue
 from easgd_cli.launcher.supervisor import Plan, Supervisor
 from easgd_cli.launcher.system_rows import SystemRows
@@ -28,10 +29,12 @@ from easgd_cli.record.checkpoint import Checkpoint, OwnerState
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system.devices import cores
 from easgd_cli.system.shared_memory import keep_freed_memory
+from easgd_cli.training.faults import Rejoin
 from easgd_cli.training.snapshot import EVALUATED, Moment, Pace
 from easgd_cli.transport.simulated import ARRIVE, REPLY, Event
 
 _BEGIN = "begin"  # the event of a worker whose next step begins
+_JOIN = "join"  # of one that has been started again, or whose link is back
 _EVALUATIONS = 20  # of a run whose eval.every says nothing
 _LOOK_UP_SECONDS = 0.1  # of the real clock, between two looks at signals and at what is shown
 _SYSTEM_POINTS = 200  # rows of the run as a whole
@@ -72,8 +75,11 @@ class VirtualCluster:
             has_master=shared is not None, in_rounds=shared is not None and shared.in_rounds, asks_for_snapshots=False,
             deferred=False,
             checkpoint_pace=checkpoint_pace, system_rows=self._system_rows, patience=None,
+            max_restarts=s.max_restarts, rejoins=s.max_restarts,
         )  # fmt: skip
         self.supervisor = Supervisor(plan, journal, self._queue, self._moment())
+        if resumed is not None and (state := (resumed.simulated or {}).get("supervisor")) is not None:
+            self.supervisor.restore(state)
 
     def _default_interval(self) -> Interval:
         if self._steps is not None:
@@ -111,7 +117,7 @@ class VirtualCluster:
         until = time.monotonic() + _LOOK_UP_SECONDS
         while self._events and not self._stopped and time.monotonic() < until:
             event = self._events.peek()
-            if event.kind == ARRIVE and master is not None and master.rounds_are_over:
+            if event.kind in (ARRIVE, _JOIN) and master is not None and master.rounds_are_over:
                 self._events.drop()
                 # given back: its step has not happened, and no other will; nor has this second
                 self._parties.workers[event.worker].turn = None
@@ -122,7 +128,7 @@ class VirtualCluster:
             self._obey()
         self._report_order()
         supervisor.owner_at(self._moment())
-        if (not self._events or self._stopped) and supervisor.final is None:
+        if (not self._events or self._stopped) and supervisor.final is None and not supervisor.over:
             supervisor.last_states(self._state())
         supervisor.tick(self._events.now)
         self._obey()
@@ -133,8 +139,13 @@ class VirtualCluster:
             self._begin_step(m, event)
         elif event.kind == READY:
             self._go_on(m, event)
+        elif event.kind == REPLY and m.joins:
+            self.supervisor.joined(m.number, m.joined())
+            self._begin_step(m, event)
         elif event.kind == REPLY:
             m.replied()
+        elif event.kind == _JOIN:
+            m.join()
         elif event.kind == SERVE:
             self._served()
         else:
@@ -146,17 +157,68 @@ class VirtualCluster:
         if self._parties.master is not None:
             for worker in self._parties.master.listen():
                 self._parties.workers[worker].turn = None  # given back
+            self._told_returned()
+
+    def _told_returned(self) -> None:
+        master = self._parties.master
+        if master is not None and master.returned:
+            self._report_order()
+            self.supervisor.owner_at(self._moment())
+            for worker, t, lost, missed in master.returned:
+                self._parties.clocks[worker] = t
+                self.supervisor.returned(worker, t, lost, missed)
+            master.returned.clear()
 
     def _begin_step(self, m: VirtualWorker, event: Event | None = None) -> None:
         steps, minutes = self._steps, self._settings.minutes
         if (steps is not None and m.w.t >= steps) or (minutes is not None and self._events.now >= minutes * 60):
             self._finish(m, event)
             return
-        m.begin()
+        if m.faults is not None and self._fails(m):
+            return
+        try:
+            m.begin()
+        except Rejoin as e:
+            self._rejoins(m, e)
+
+    def _fails(self, m: VirtualWorker) -> bool:
+        """Whether a fault on purpose keeps the worker from beginning its step now."""
+        assert m.faults is not None
+        for fault in m.faults.at(m.w.t):
+            if fault.kind == "stop" and m.stood < m.w.t:
+                m.stand_still(fault.seconds)
+                self._events.add(self._events.now + fault.seconds, _BEGIN, m.number)
+                return True
+            if fault.kind == "link":
+                m.link_down = self._events.now + fault.seconds if fault.seconds else math.inf
+            elif fault.kind in ("kill", "exception"):
+                self._lose(m, "killed by SIGKILL" if fault.kind == "kill" else "InjectedFault: a fault on purpose")
+                return True
+        return False
+
+    def _lose(self, m: VirtualWorker, how: str) -> None:
+        self._clock(m.number, m.w.t)
+        self._report_order()
+        self.supervisor.owner_at(self._moment())
+        m.lose()
+        self._listen()
+        self.supervisor.ended(m.number, how)
+        self._obey()
+
+    def _rejoins(self, m: VirtualWorker, why: Rejoin) -> None:
+        """The worker goes back to the center in the session it has."""
+        self.supervisor.rejoins(m.number, m.w.t, str(why))
+        m.turn = None
+        self._events.add(max(self._events.now, why.until), _JOIN, m.number)
+        self._obey()
 
     def _go_on(self, m: VirtualWorker, event: Event) -> None:
         """Everything the rule waits for is there."""
-        if m.go_on() is None:
+        try:
+            if m.go_on() is None:
+                return
+        except Rejoin as e:
+            self._rejoins(m, e)
             return
         w, average, alone = m.w, self._parties.average, self._parties.master is None
         if average is not None and alone:
@@ -173,6 +235,7 @@ class VirtualCluster:
         for request in self._parties.master.serve():
             self._order.append(request.worker)
             self._clock(request.worker, request.t)
+        self._told_returned()
         self._changed()
 
     def _clock(self, worker: int, t: int) -> None:
@@ -237,6 +300,8 @@ class VirtualCluster:
         elif isinstance(command, TakeCheckpoint):
             self._report_order()
             self.supervisor.checkpoint(self._state())
+        elif isinstance(command, StartWorker):
+            self._events.add(self._events.now + self._costs.restart_seconds, _JOIN, command.worker)
         elif isinstance(command, Stop):
             self._stopped = True
 
@@ -248,7 +313,10 @@ class VirtualCluster:
         owner = OwnerState(
             self._moment(), parties.owner_clock, parties.vectors, pace=[self._pace.next_step, self._pace.next_seconds]
         )
-        simulated = parties.place() | {"system": self._system_rows.state(), "real_seconds": self._real_seconds()}
+        simulated = parties.place() | {
+            "system": self._system_rows.state(), "real_seconds": self._real_seconds(),
+            "supervisor": self.supervisor.state(),
+        }  # fmt: skip
         return Checkpoint(owner, parties.states(), simulated=simulated)
 
     def _restore(self, checkpoint: Checkpoint) -> None:

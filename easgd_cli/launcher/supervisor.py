@@ -64,6 +64,7 @@ class Plan:
     system_rows: SystemRows
     patience: Patience | None
     max_restarts: int = 0
+    rejoins: int = 0  # how often in a row a worker whose gradient is not finite goes back to the center
 
 
 class Supervisor:
@@ -83,6 +84,7 @@ class Supervisor:
         self._lives: dict[Party, Lives] = {
             party: Lives(plan.max_restarts if plan.has_master else 0) for party in (MASTER, *self.members)
         }
+        self._rejoins = {worker: Lives(plan.rejoins) for worker in self.members}
         self.evaluation = Evaluation(
             journal, queue, self._commands.append, asks=plan.asks_for_snapshots, deferred=plan.deferred
         )
@@ -138,13 +140,26 @@ class Supervisor:
             self.members.come_back(worker, t)
             self.journal.note(f"worker {worker} is back, at its step {t}")
 
-    def returned(self, worker: int, t: int) -> None:
+    def returned(self, worker: int, t: int, lost: int = 0, missed: int = 0) -> None:
         """The owner has given the center to a worker that was lost: after the exchanges that have been said, and before
-        the next.
+        the next. `lost`: its steps whose work has not reached the center, and will not; `missed`: those that its clock
+        leaves out.
         """
         self.journal.system(
-            self._told, workers_alive=self.members.alive, restarts=self._restarts, returned=worker, returned_at=t
-        )
+            self._told, workers_alive=self.members.alive, restarts=self._restarts, returned=worker, returned_at=t,
+            steps_lost=lost, steps_missed=missed,
+        )  # fmt: skip
+
+    def rejoins(self, worker: int, t: int, why: str) -> None:
+        """At its step `t` a worker goes back to the center, unless it has often done so and got no further."""
+        if self.journal.decided or self._shutdown.begun or self.over:
+            return
+        if self._rejoins[worker].again(t):
+            self.journal.note(f"worker {worker} goes back to the center at its step {t}: {why}")
+            self._checkpoints.lose(worker)
+        else:
+            self.journal.diverge(f"worker {worker}: {why} at step {t}, as often as max_restarts allows")
+            self._shutdown.begin(self.now)
 
     def row(self, row: dict[str, Any]) -> None:
         """A worker's row for the record."""
@@ -204,6 +219,25 @@ class Supervisor:
             self._shutdown.keep_time(
                 self.now, self._waits_for, master_awaited=self.plan.has_master and self.final is None
             )
+
+    def state(self) -> dict[str, Any]:
+        """Who has been lost and how often somebody came back, as plain numbers: what a virtual cluster keeps."""
+        return {
+            "lives": {party: vars(lives) | {} for party, lives in self._lives.items()},
+            "rejoins": {worker: vars(lives) | {} for worker, lives in self._rejoins.items()},
+            "members": {worker: [m.lost, m.away, m.returns] for worker, m in self.members.items()},
+            "step": self.members.step,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts it where it was."""
+        self._lives = {party: Lives(**lives) for party, lives in state["lives"].items()}
+        self._rejoins = {worker: Lives(**lives) for worker, lives in state["rejoins"].items()}
+        for worker, (lost, away, returns) in state["members"].items():
+            if lost is not None:
+                self.members.lose(worker, lost)
+            self.members[worker].away, self.members[worker].returns = away, returns
+        self.members.stood_at(state["step"])
 
     # ---------------------------------------------------------------- states: checkpoints and the end
 
@@ -402,10 +436,10 @@ class Supervisor:
         seconds = self.final.moment.seconds if self.final is not None else self.now
         lost = {worker_name(i): how for i, how in self.members.lost.items()}
         restarts = {_name(party): lives.all for party, lives in self._lives.items() if lives.all}
+        rejoins = {worker_name(worker): lives.all for worker, lives in self._rejoins.items() if lives.all}
         steps = {i: m.t for i, m in self.members.items()}
-        return self.journal.close(
-            self.final, last, steps, self._told.exchanges, seconds, {"lost": lost, "restarts": restarts, **facts}
-        )
+        told = {"lost": lost, "restarts": restarts, **({"rejoins": rejoins} if rejoins else {}), **facts}
+        return self.journal.close(self.final, last, steps, self._told.exchanges, seconds, told)
 
     def _moment(self) -> Moment:
         """Where the owner last said it was, now."""

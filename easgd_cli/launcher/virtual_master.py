@@ -68,6 +68,10 @@ class VirtualMaster:
             events,
             service,
         )
+        self._joining: dict[int, Request] = {}  # workers that are back, and wait for the center
+        self._clocks = {worker: 0 for worker in sessions.open}  # in the last request of each
+        self._reached = dict(self._clocks)  # up to which of each worker's steps its work has reached the center
+        self.returned: list[tuple[int, int, int, int]] = []  # who has been given the center, and is yet to be told of
         self._waiting: dict[int, tuple[Request, float]] = {}  # messages without a reply, and when they arrived
         self._come_back = come_back  # told a worker and its clock: it begins again with the center as it is
         self._in_service: list[int] = []
@@ -85,20 +89,47 @@ class VirtualMaster:
         """Takes what has arrived. Returns the workers whose messages are given back."""
         given_back: list[int] = []
         for request in self._sessions.requests(0):
+            if request.kind not in (Kind.LOST, Kind.JOIN):
+                self._clocks[request.worker] = request.t
             if request.kind is Kind.EXCHANGE:
+                self._reached[request.worker] = request.t
                 self._waiting[request.worker] = (request, self._events.now)
                 self._gathering.arrive(request.worker)
             elif request.kind is Kind.LOST:
                 # else its message has been received, and its update is whole
                 if request.worker not in self._in_service:
                     self._waiting.pop(request.worker, None)
+                self._joining.pop(request.worker, None)
                 self._gathering.lose(request.worker)
+            elif request.kind is Kind.JOIN:
+                self._joining[request.worker] = request
+                self._gathering.lose(request.worker)  # until it has the center, no round waits for it
             elif request.kind is Kind.CLOSE:
                 given_back += self._gathering.finish()
         for worker in given_back:
             self._sessions.reply(self._waiting.pop(worker)[0], self._center.clock, self.served, Mark.WITHDRAWN)
         self._begin()
+        if self._gathering.over:  # they could only wait for ever
+            given_back += self._joining
+            self._joining.clear()
+        elif self._joining and not self._gathering.awaited and not self._in_service:
+            self._welcome(max(self._clocks.values()) if self._center.variable.in_rounds else 0)
         return given_back
+
+    def _welcome(self, t: int) -> None:
+        """Those that have joined get the center as it is: it is no exchange. Their clocks are `t`, or their own if
+        those are later.
+        """
+        for worker, request in self._joining.items():
+            _, reply = self._sessions.lent(request)
+            reply.copy_(self._center.vectors["x"])
+            died = max(request.t, self._clocks[worker])
+            back = max(t, died)
+            self.returned.append((worker, back, died - self._reached[worker], back - died))
+            self._clocks[worker] = self._reached[worker] = back
+            self._gathering.join(worker)
+            self._sessions.reply(request, self._center.clock, self.served, t=back)
+        self._joining.clear()
 
     def serve(self) -> list[Request]:
         """The service of a message, or of a round, ends: the rule is applied and the replies leave. Returns whose
@@ -118,6 +149,8 @@ class VirtualMaster:
             self.queueing.staleness[self._center.clock - 1 - self._told[request.worker]] += 1
             self._told[request.worker] = self._center.clock
             self._sessions.reply(request, self._center.clock, self.served)
+        if self._joining and (self._center.variable.in_rounds or not self._gathering.awaited):
+            self._welcome(members[0].t + 1 if self._center.variable.in_rounds else 0)
         self._begin()
         return members
 
@@ -141,6 +174,8 @@ class VirtualMaster:
             (request, arrived) in self._waiting.items()],
             "in_service": self._in_service, "began": self._began, "told": self._told, "served": self.served,
             "queueing": self.queueing.state(), "gathering": self._gathering.state(),
+            "joining": {worker: request.t for worker, request in self._joining.items()},
+            "clocks": self._clocks, "reached": self._reached, "open": list(self._sessions.open),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -153,6 +188,10 @@ class VirtualMaster:
         self._told, self.served = dict(state["told"]), state["served"]
         self.queueing = Queueing.of(state["queueing"])
         self._gathering.restore(state["gathering"])
+        if "clocks" in state:  # which checkpoints of before do not say
+            self._clocks, self._reached = dict(state["clocks"]), dict(state["reached"])
+            self._joining = {worker: Request(worker, Kind.JOIN, t, 0) for worker, t in state["joining"].items()}
+            self._sessions.restore(state["open"])
 
 
 def _distribution(counts: Mapping[int, int]) -> Iterator[float]:

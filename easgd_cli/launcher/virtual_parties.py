@@ -17,6 +17,7 @@ from easgd_cli.launcher.virtual_worker import VirtualWorker
 from easgd_cli.problems.base import statistics_of
 from easgd_cli.record.checkpoint import Checkpoint, WorkerState
 from easgd_cli.record.reader import read_order, returns_of
+from easgd_cli.settings import faults
 from easgd_cli.system.devices import deal_devices
 from easgd_cli.training.center import Center
 from easgd_cli.training.drive import ProblemGradients
@@ -60,7 +61,11 @@ class VirtualParties:
             vectors["average"] = start.clone()
         session = None if method.shared is None else self.wire.end(i, vectors, torch.zeros_like(start))
         w = Worker(vectors, s.tau, self._parts.schedule, number=i)
-        return VirtualWorker(method, w, session, self._meter(i), self._gradients, self._costs, s.seed, self.events)
+        given, checked = faults.read(s), s.on_nan == "rejoin" and method.shared is not None
+        suffers = faults.Faults(given, s.seed, i) if given or checked else None
+        return VirtualWorker(
+            method, w, session, self._meter(i), self._gradients, self._costs, s.seed, self.events, suffers, checked
+        )
 
     def _meter(self, worker: int, tally: dict[str, Any] | None = None) -> Meter:
         s = self._settings

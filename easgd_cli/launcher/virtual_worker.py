@@ -7,6 +7,7 @@ of workers. For the same reason a worker in mid-step is saved as its state, its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from easgd_cli.algorithms.base import Method, Seen, Worker
 from easgd_cli.launcher.cost_model import CostModel
 from easgd_cli.record.checkpoint import WorkerState
+from easgd_cli.settings.faults import Faults
 from easgd_cli.training.drive import Gradients, StepResult, Turn
+from easgd_cli.training.faults import Rejoin, Watched
 from easgd_cli.training.meter import Meter
 from easgd_cli.transport.simulated import Events, SimulatedWorkerEnd
 
@@ -27,10 +30,16 @@ class VirtualWorker:
 
     def __init__(
         self, method: Method, w: Worker, session: SimulatedWorkerEnd | None, meter: Meter, gradients: Gradients,
-        costs: CostModel, seed: int, events: Events
+        costs: CostModel, seed: int, events: Events, faults: Faults | None = None, checked: bool = False,
     ):  # fmt: skip
         self.w, self.session, self.meter = w, session, meter
-        self._method, self._gradients, self._costs, self._seed, self._events = method, gradients, costs, seed, events
+        self._method, self._costs, self._seed, self._events = method, costs, seed, events
+        self.faults = faults  # None: it suffers none, and nothing is checked
+        self._watched = None if faults is None else Watched(gradients, faults, checked=checked)
+        self._gradients: Gradients = gradients if self._watched is None else self._watched
+        self.stood = -1  # the last step at whose beginning it stood still
+        self.joins = False  # whether it waits for the center, to begin again with it
+        self.link_down = 0.0  # until when its messages get lost; infinite: the next one does
         self.turn: Turn | None = None  # none between two steps, and after the last
         self._answered: list[tuple[bool, bool]] = []  # in this step: whether with a gradient, with a reply
         self._asked = 0.0  # when it began to wait for what it waits for now
@@ -51,9 +60,42 @@ class VirtualWorker:
         return {name: v for name, v in vars(self.w).items() if isinstance(v, Tensor)}
 
     def begin(self) -> None:
-        """Its next step begins."""
+        """Its next step begins. Raises Rejoin."""
         self.turn, self._answered = Turn(self._method, self.w), []
         self._ask(self.turn)
+
+    def stand_still(self, seconds: float) -> None:
+        """For so long from now on, before its step."""
+        self.turn, self.stood = None, self.w.t
+        self.meter.tally.seconds_loop += seconds
+
+    def lose(self) -> None:
+        """It is killed, and its session with it."""
+        self.turn, self.joins = None, False
+        if self.session is not None:
+            self.session.lose()
+
+    def join(self) -> None:
+        """It asks for the center, to begin again with."""
+        assert self.session is not None
+        self.turn, self.joins, self._asked = None, True, self._events.now
+        self.session.join(self.w.t)
+
+    def joined(self) -> int:
+        """It has the center as it was when it was given. Returns its clock."""
+        assert self.session is not None
+        reply = self.session.collect()
+        for name in self._method.state:
+            getattr(self.w, name).zero_()
+        self.w.x.copy_(reply.vector)
+        if self.faults is not None:
+            self.faults.spared = max(self.faults.spared, self.w.t)
+        self.w.t, self.w.seen.clock, self.w.seen.served = reply.t, reply.clock, reply.served
+        self.joins = False
+        waited = self._events.now - self._asked
+        self.meter.tally.seconds_communication += waited
+        self.meter.tally.seconds_loop += waited
+        return self.w.t
 
     def come_back(self, x: Tensor, clock: int, t: int) -> None:
         """It was killed, and begins again at its clock `t` with the center's `x` and nothing else."""
@@ -92,11 +134,23 @@ class VirtualWorker:
         begin = self._asked + self._overhead(turn)
         seconds = 0.0 if turn.at is None else self._costs.compute_seconds(self._seed, self.number, self.w.t)
         self._computed = begin + seconds
+        if self.faults is not None:
+            seconds *= self.faults.slowness(self.w.t)
+            self._computed = begin + seconds
         if turn.message is not None:
             assert self.session is not None
+            if self._watched is not None:
+                self._check(self._watched, turn.message)
             self.session.post(turn.message, self.w.t)
         else:
             self._events.add(self._computed, READY, self.number)
+
+    def _check(self, watched: Watched, message: Tensor) -> None:
+        """Raises Rejoin for a message that must not or cannot reach the center."""
+        down, self.link_down = self.link_down, 0.0
+        if down > self._events.now:
+            raise Rejoin("its link was lost", 0.0 if down == math.inf else down)
+        watched.check(message)
 
     def _overhead(self, turn: Turn) -> float:
         """Seconds of the worker's own before what its rule waits for is under way."""
@@ -121,7 +175,8 @@ class VirtualWorker:
         if self.session is not None and self.session.reply is not None:
             vectors["reply"] = self.session.reply
         seen = self.w.seen
-        return WorkerState(self.w.t, vectors, seen.clock, seen.served, seen.exchanges, self.meter.state())
+        spared = -1 if self.faults is None else self.faults.spared
+        return WorkerState(self.w.t, vectors, seen.clock, seen.served, seen.exchanges, self.meter.state(), spared)
 
     def place(self) -> dict[str, Any]:
         """Where it is in its step, as plain numbers."""
@@ -129,6 +184,7 @@ class VirtualWorker:
             "in_step": self.turn is not None, "answered": self._answered, "asked": self._asked,
             "computed": self._computed,
             "session": None if self.session is None else self.session.state(),
+            **({} if self.faults is None else {"faults": [self.stood, self.joins, self.link_down]}),
         }  # fmt: skip
 
     def restore(self, state: WorkerState, place: Mapping[str, Any], meter: Meter) -> None:
@@ -141,6 +197,10 @@ class VirtualWorker:
             assert self.session.reply is not None
             self.session.reply.copy_(state.vectors["reply"])
             self.session.restore(place["session"])
+        if self.faults is not None:
+            self.faults.spared = state.spared
+            self.stood, self.joins, self.link_down = place.get("faults", (-1, False, 0.0))
+            self._asked = place["asked"]
         if place["in_step"]:
             self.turn = Turn(self._method, self.w)
             for _ in place["answered"]:

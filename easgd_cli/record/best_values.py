@@ -22,6 +22,9 @@ class BestValues:
         self._measured: dict[str, Row] = {}  # of the center and of its average: the last value of each metric
         # of each worker that has not been lost: where its seconds have gone
         self._seconds: dict[str, dict[str, float]] = {}
+        # by returns: steps whose work came to nothing, steps that were left out, seconds that workers were not there
+        self._gone = {"steps_lost": 0, "steps_missed": 0, "seconds_away": 0.0}
+        self._away: dict[int, float] = {}  # since when a worker is
 
     def take(self, row: Row) -> Row:
         """The row as it is recorded: not-finite numbers None, the best value so far in those of the center."""
@@ -41,6 +44,11 @@ class BestValues:
                 self.spent(party, row)
         elif "lost" in row:  # its seconds have stopped; after it has come back they go on
             self._seconds.pop(worker_name(row["lost"]), None)
+            self._away[row["lost"]] = row["seconds"]
+        elif "returned" in row:
+            self._gone["steps_lost"] += row.get("steps_lost") or 0
+            self._gone["steps_missed"] += row.get("steps_missed") or 0
+            self._gone["seconds_away"] += row["seconds"] - self._away.pop(row["returned"], row["seconds"])
         return row
 
     def _best(self, metric: Metric, row: Row, last: Row) -> Row:
@@ -70,4 +78,5 @@ class BestValues:
             **self._measured,
             **({"evaluated": self._evaluated} if self._evaluated is not None else {}),
             "seconds": seconds,
+            "goodput": dict(self._gone),
         }

@@ -31,6 +31,7 @@ class WorkerState:
     served: int = 0
     exchanges: int = 0
     tally: dict[str, Any] | None = None
+    spared: int = -1  # it has had the faults (`faults`) of its steps up to this one
 
 
 @dataclass

@@ -75,6 +75,10 @@ def hparams(s: Settings) -> dict[str, Value]:
         "compile": s.compile,
         "device": s.device, "threads": s.threads, "seed": s.seed,
     }  # fmt: skip
+    if s.faults:
+        found |= {"faults": str(s.faults)}
+    if s.on_nan != "diverge":
+        found |= {"on_nan": s.on_nan}
     found |= length(s)
     if s.init is not None:
         found |= {"init": s.init, "init_without": ",".join(s.init_without) or None}

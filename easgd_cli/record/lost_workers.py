@@ -36,3 +36,19 @@ def restarts(summary: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{party} {'once' if n == 1 else f'{n:,} times'}" for party, n in summary.get("restarts", {}).items()
     )
+
+
+def goodput(summary: Mapping[str, Any]) -> str:
+    """How much of the work was of use, in a line; empty where nothing came to nothing."""
+    g = summary.get("goodput") or {}
+    if not any(g.get(name) for name in ("steps_lost", "steps_missed", "seconds_away")):
+        return ""
+    return (
+        f"{g['steps_per_second']:,.4g} useful steps/s of {g['without_faults']:,.4g} without faults; "
+        f"{g['steps_lost']:,} steps lost, {g['steps_missed']:,} left out, {g['seconds_away']:,.3g} s away"
+    )
+
+
+def rejoins(summary: Mapping[str, Any]) -> str:
+    """How often each worker went back to the center by itself, in a line; empty where none did."""
+    return ", ".join(f"{w} {'once' if n == 1 else f'{n:,} times'}" for w, n in summary.get("rejoins", {}).items())

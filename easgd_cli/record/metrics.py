@@ -36,6 +36,8 @@ WORKER = {
 SYSTEM = {
     "workers_alive": "Workers that have not been lost, or have come back.",
     "restarts": "How often workers or the master have been started again, so far.",
+    "steps_lost": "Steps of a worker that came back whose work never reached the center.",
+    "steps_missed": "Steps that its clock left out, since the others' round had gone on.",
     "master_cpu_seconds": "CPU seconds the master has used since its start.",
     "exchanges_per_second": "Exchanges the master has served a second since the last point.",
     "queue_seconds": "Virtual seconds that messages waited for the master, the mean since the start (simulated).",

@@ -21,6 +21,7 @@ _ORDER = (
     "status", "reason", "algo", "problem", "dataset", "task", "model", "workers", "tau", "steps", "exchanges",
     "wall_seconds", "samples_per_second",
     "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before", "restarts",
+    "rejoins", "goodput",
 )  # fmt: skip
 
 
@@ -37,7 +38,22 @@ def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> di
     if vector_bytes is not None:
         facts["bytes_exchanged"] = 2 * facts["exchanges"] * vector_bytes  # a message up and a reply down
     told = {**facts, **recorder_stats}
+    if facts.get("wall_seconds") and "goodput" in told:
+        told["goodput"] = _goodput(told["goodput"], facts["steps"], facts["wall_seconds"])
     return {key: told[key] for key in _ORDER if key in told} | told
+
+
+def _goodput(gone: Mapping[str, float], steps: Mapping[str, int], seconds: float) -> dict[str, float]:
+    """Useful steps a second: those of all clocks but what came to nothing or was left out when workers came back.
+    `without_faults`: what it would have been by the speed of workers while they were there.
+    """
+    taken = sum(steps.values()) - gone["steps_missed"]
+    there = len(steps) * seconds - gone["seconds_away"]
+    return {
+        "steps_per_second": (taken - gone["steps_lost"]) / seconds,
+        "without_faults": len(steps) * taken / there if there > 0 else 0.0,
+        **gone,
+    }
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:

@@ -57,6 +57,8 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
         *(("lost", line) for line in lost_workers.lines(summary)),
         *([("started again", line)] if (line := lost_workers.restarts(summary)) else []),
+        *([("back at center", line)] if (line := lost_workers.rejoins(summary)) else []),
+        *([("goodput", line)] if (line := lost_workers.goodput(summary)) else []),
     ]
     width = max(len(label) for label, _ in lines)
     if not console.is_terminal:

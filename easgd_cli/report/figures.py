@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from easgd_cli.report.comparison import Comparison, Configuration, label, order,
 from easgd_cli.report.reading import Run
 from easgd_cli.system.terminal import printable
 
-NAMES = ("curves", "seconds_to_level")
+NAMES = ("curves", "seconds_to_level", "faults")
 # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked
 # for
 _ROWS = ("tau", "workers")
@@ -34,8 +34,8 @@ _POINTS = 200  # at most, of a curve that is a mean over seeds
 
 
 def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict[str, Figure]:
-    """By name: `curves`, and `seconds_to_level` where the number of workers varies. What has nothing to show is left
-    out.
+    """By name: `curves`, `seconds_to_level` where the number of workers varies, and `faults` where the rate of faults
+    does. What has nothing to show is left out.
 
     `rows`: the settings whose values make the rows of panels, or none for a choice. To be called and saved within
     picture.style().
@@ -44,6 +44,7 @@ def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict
     found = {
         "curves": _draw(shown) if shown else None,
         "seconds_to_level": _bars(c) if "workers" in c.told_apart and c.levels else None,
+        "faults": _against_rate(c, rate) if (rate := _rate(c)) is not None else None,
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -71,6 +72,12 @@ def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
             "colour in all figures."
         )
         return f"{_seconds(c).capitalize()} until the {c.metric.title} was first at most the level: {over}. {few}"
+    if figure == "faults":
+        many = f"mean and range of up to {most} runs" if most > 1 else "one run each"
+        return (
+            f"The last {c.metric.title} and the useful steps of all workers a second against the probability that a "
+            f"worker suffers the fault at a step: {many}. Where it is 0, at the left end."
+        )
     crowded = f"; no range where more than {_RANGES} curves share a panel" if len(c.configurations) > _RANGES else ""
     over = (
         f"Mean and range of up to {most} runs, up to the end of the shortest{crowded}." if most > 1 else "One run each."
@@ -397,6 +404,47 @@ def _bars(c: Comparison) -> Figure | None:
             loc="outside lower center",
             ncols=max(1, min(len(groups), 100 // (longest + 8))),
         )
+    return figure
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def _rate(c: Comparison) -> str | None:
+    """The setting that is the probability of a fault, where these runs differ in one."""
+    found = [key for key in c.told_apart if key.startswith("faults.") and key.endswith(".per_step")]
+    return found[0] if len(found) == 1 else None
+
+
+def _against_rate(c: Comparison, rate: str) -> Figure:
+    """The last value of the metric, and goodput, against that probability."""
+    groups: dict[str, list[Configuration]] = {}
+    for of in sorted(c.configurations, key=lambda of: float(of.values[rate] or 0)):
+        groups.setdefault(label({k: v for k, v in of.values.items() if k != rate}), []).append(of)
+    looks = _looks(c, {id(of): name for name, group in groups.items() for of in group}, [rate])
+    least = min((float(of.values[rate]) for of in c.configurations if of.values[rate]), default=1.0)
+    figure = picture.new(picture.WIDTH, 2.3 + 0.15 * len(groups))
+    panels = figure.subplots(1, 2)
+    shown: list[tuple[str, Callable[[Run], float | None]]] = [
+        (c.metric.labelled, lambda run: run.last(c.metric.name)),
+        ("useful steps/s", lambda run: run.goodput.get("steps_per_second")),
+    ]
+    for panel, (title, of_run) in zip(panels, shown, strict=True):
+        for name, group in groups.items():
+            colour, dash = looks[name]
+            found = [(float(of.values[rate] or 0), s) for of in group if (s := of.over(of_run)) is not None]
+            panel.errorbar(
+                [at for at, _ in found], [s.mean for _, s in found],
+                [[s.mean - s.least for _, s in found], [s.most - s.mean for _, s in found]],
+                color=colour, linestyle=_DASHES[dash % len(_DASHES)], marker="o", markersize=3, linewidth=1.2,
+                capsize=2, label=_text(name),
+            )  # fmt: skip
+        panel.set_xscale("symlog", linthresh=least)
+        panel.set_xlim(left=0)
+        panel.set_xlabel("probability of a fault per step")
+        panel.set_ylabel(title)
+        panel.grid(True, axis="y", color="0.9")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=max(1, len(groups)))
     return figure
 
 

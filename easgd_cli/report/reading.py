@@ -62,6 +62,7 @@ class Run:
     metrics: Metrics
     symbols: list[str] | None
     doubts: list[str] = field(default_factory=list)
+    goodput: dict[str, float] = field(default_factory=dict)  # as summary.json has it
 
     @property
     def bytes_exchanged(self) -> float:
@@ -244,7 +245,7 @@ def read(path: Path) -> Run:
         staleness=_staleness(summary, workers), virtual=settings.get("launcher", "local") != "local",
         cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
         metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
-        doubts=doubts,
+        doubts=doubts, goodput=summary.get("goodput", {}),
     )  # fmt: skip
 
 
@@ -254,7 +255,9 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
+        if key == "faults" and isinstance(value, list):
+            flat |= {f"faults.{i}.{part}": v for i, fault in enumerate(value) for part, v in dict(fault).items()}
+        elif isinstance(value, dict):
             flat |= {key if option == "name" else f"{key}.{option}": v for option, v in value.items()}
         else:
             flat[key] = value

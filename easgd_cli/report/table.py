@@ -109,6 +109,14 @@ def _cost(c: Comparison) -> list[Column]:
         ("exchanged (MB)", lambda of: shown(of.over(lambda run: run.bytes_exchanged / 1e6))),
         ("staleness", lambda of: shown(of.over(lambda run: run.staleness))),
         ("seconds", lambda of: shown(of.over(_last_second))),
+        *(_goodput() if any(run.goodput.get(k) for run in c.runs for k in ("steps_lost", "steps_missed")) else ()),
+    ]
+
+
+def _goodput() -> list[Column]:
+    return [
+        ("useful steps/s", lambda of: shown(of.over(lambda run: run.goodput.get("steps_per_second")))),
+        ("steps lost", lambda of: shown(of.over(lambda run: run.goodput.get("steps_lost")))),
     ]
 
 

@@ -96,6 +96,10 @@ class Settings:
 
     # how often in a row a worker or the master that dies is started again, without getting further in between; 0: never
     max_restarts: int = 3
+    # faults on purpose: '[{worker: 1, step: 20, kind: kill}]'; kinds kill, stop, slow, exception, nan, link
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    # a worker whose loss or gradient is not finite: ends the run (diverge), or goes back to the center (rejoin)
+    on_nan: str = "diverge"
 
     # "10 steps": a torch.profiler trace of so many steps of worker 0, in logs/trace_worker_00.json
     profile: Optional[str] = None
@@ -219,6 +223,10 @@ def check(s: Settings) -> None:
             f"eval.when=deferred until.{next(iter(levels(s)))}: a run cannot stop at a level that is measured after "
             "its end; use eval.when=running."
         )
+    if s.on_nan not in ("diverge", "rejoin"):
+        raise UsageError(f"on_nan={s.on_nan}: is diverge or rejoin.")
+    if s.on_nan == "rejoin" and not s.max_restarts:
+        raise UsageError("on_nan=rejoin max_restarts=0: max_restarts is how often it may go back; give at least 1.")
     recorded = profiled_steps(s)
     if (
         recorded is not None

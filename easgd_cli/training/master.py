@@ -74,6 +74,7 @@ class Master:
         self._waiting: dict[int, Request] = {}  # messages that have no reply yet
         self._checkpoint_due = False  # whether the next round belongs to a checkpoint
         self._joining: dict[int, Request] = {}  # workers that are back, and wait for the center
+        self._reached = dict(self._clocks)  # up to which of each worker's steps its work has reached the center
         self._served = start.served
         self._lost = set(start.lost)
         self._away: set[int] = set()  # lost workers that may come back
@@ -149,6 +150,7 @@ class Master:
             # it must not step back when a worker is lost, nor when one has come back with its old clock
             self._step = max(self._step, self._mean_step())
         if request.kind is Kind.EXCHANGE:
+            self._reached[worker] = request.t
             if self._ledger is not None and (told := self._ledger.answer(request)) is not None:
                 self._sessions.reply(request, *told)  # a master before this one has served it, and died
                 return
@@ -189,14 +191,19 @@ class Master:
         for worker, request in self._joining.items():
             _, reply = self._sessions.lent(request)
             reply.copy_(self._center.vectors["x"])
-            self._clocks[worker] = max(t, request.t, self._clocks[worker])
+            died = max(request.t, self._clocks[worker])
+            self._clocks[worker] = max(t, died)
             self._lost.discard(worker)
             self._gathering.join(worker)
             if self._ledger is not None:
                 self._ledger.forget(worker)
             self._sessions.reply(request, self._center.clock, self._served, t=self._clocks[worker])
             self._report()
-            self._channel.post({"kind": "returned", "worker": worker, "t": self._clocks[worker]})
+            t_back, lost = self._clocks[worker], died - self._reached[worker]
+            self._reached[worker] = t_back
+            self._channel.post(
+                {"kind": "returned", "worker": worker, "t": t_back, "lost": lost, "missed": t_back - died}
+            )
         self._joining.clear()
 
     def _serve(self, members: Sequence[Request]) -> None:

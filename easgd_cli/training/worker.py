@@ -19,10 +19,12 @@ from torch import Tensor
 from easgd_cli.algorithms.base import Seen, Worker
 from easgd_cli.experiment.build import Recipe
 from easgd_cli.problems.base import statistics_of
+from easgd_cli.settings import faults
 from easgd_cli.settings.schema import Interval, profiled_steps
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
+from easgd_cli.training.faults import Rejoin, Watched, WatchedSession, suffer
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.profile import Named, Trace
 from easgd_cli.training.snapshot import Moment, Snapshots
@@ -52,6 +54,7 @@ class WorkerStart:
     center_device: str = "cpu"  # where the master has the center
     trace: Path | None = None  # where a profile of its steps is to be written
     returns: bool = False  # one that was lost, and takes the center before its first step
+    spared: int = -1  # it has had the faults of its steps up to this one
 
 
 class WorkerLoop:
@@ -84,11 +87,25 @@ class WorkerLoop:
             statistics_of(parts.problem),
             start.meter,
         )
-        self._timed = Timed(self._gradients, self._session, self._meter.tally, self._device)
+        self._watch(start)
         self._average = parts.average if self._sequential else None
         self._stop = False
         self._rows: list[dict[str, Any]] = []
         self._warm_up()
+
+    def _watch(self, start: WorkerStart) -> None:
+        """What its steps ask: measured and, in a run with faults or with on_nan=rejoin, watched."""
+        s, gradients, session = start.recipe.settings, self._gradients, self._session
+        self._faults: faults.Faults | None = None
+        given = faults.read(s)
+        if given or s.on_nan == "rejoin":
+            self._faults = faults.Faults(given, s.seed, start.link.worker, start.spared)
+            checked = s.on_nan == "rejoin" and not self._sequential
+            watched = Watched(gradients, self._faults, checked=checked, sleep=time.sleep)
+            self._link = WatchedSession(session, watched)
+            self._timed = Timed(watched, self._link, self._meter.tally, self._device)
+        else:
+            self._timed = Timed(gradients, session, self._meter.tally, self._device)
 
     def _warm_up(self) -> None:
         """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""
@@ -107,7 +124,10 @@ class WorkerLoop:
         trace = self._trace()
         asked = self._timed if trace is None else Named(self._timed)
         if start.returns:
-            self._join()
+            try:
+                self._join()
+            except Withdrawn as e:
+                raise SessionEnded("the run is ending") from e
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
         while (
@@ -116,7 +136,13 @@ class WorkerLoop:
             and (self._minutes is None or snapshots.seconds() < self._minutes * 60)
         ):
             try:
+                if self._faults is not None:
+                    self._fail(self._faults)
                 step = drive.take_step(self._method, w, asked, None if self._sequential else asked)
+            except Rejoin as e:
+                if not self._rejoin(e, snapshots):
+                    self._stop = True
+                continue
             except Withdrawn:  # the step has not happened: a rule changes its state only after its last yield
                 self._stop = self._minutes is None or snapshots.seconds() < self._minutes * 60
                 break
@@ -170,20 +196,50 @@ class WorkerLoop:
         )
 
     def _join(self) -> None:
-        """Comes back: x from the center, everything else at 0, and the clock that the master says. Raises
+        """Comes back: x from the center, everything else at 0, and the clock that the master says. Raises Withdrawn and
         SessionEnded.
         """
         w, session = self._w, self._session
         session.join(w.t)
-        try:
-            reply = session.collect()
-        except Withdrawn as e:
-            raise SessionEnded("the run is ending") from e
+        reply = session.collect()
         for name in self._method.state:
             getattr(w, name).zero_()
         w.x.copy_(reply.vector)
         w.t, w.seen.clock, w.seen.served = reply.t, reply.clock, reply.served
         self._channel.post({"kind": "joined", "t": w.t})
+
+    def _fail(self, given: faults.Faults) -> None:
+        """Suffers what its faults have for this step. Its clock has been said before: with that it comes back."""
+        for fault in given.at(self._w.t):
+            if fault.kind == "link":
+                self._link.down = time.monotonic() + fault.seconds if fault.seconds else 0.0
+            elif fault.kind in ("kill", "stop", "exception"):
+                self._post_rows()
+                self._channel.post({"kind": "fault", "what": fault.kind, "seconds": fault.seconds})
+                while not self._channel.flush():
+                    time.sleep(0.001)
+                suffer(fault)
+                self._post_rows()  # it runs again
+
+    def _rejoin(self, why: Rejoin, snapshots: Snapshots) -> bool:
+        """Goes back to the center in the session it has; returns False where the run is ending. Raises SessionEnded."""
+        w, given = self._w, self._faults
+        assert given is not None
+        try:
+            if self._link.outstanding:
+                self._link.collect()  # the exchange has happened, and is of no use to this worker any more
+            self._post_rows()
+            self._channel.post({"kind": "rejoins", "t": w.t, "why": str(why)})
+            while not self._stop and time.monotonic() < why.until:
+                time.sleep(min(0.05, max(0.0, why.until - time.monotonic())))
+                self._listen(snapshots)
+            given.spared = max(given.spared, w.t)
+            if not self._stop:
+                self._join()
+                self._listen(snapshots)
+        except Withdrawn:
+            return False
+        return True
 
     def _next_session(self) -> socket.socket:
         """The session with the next master, which the launcher is to start. Raises ChannelClosed where it does not."""
@@ -241,6 +297,7 @@ class WorkerLoop:
             "served": seen.served,
             "exchanges": seen.exchanges,
             "tally": self._meter.state(),
+            **({} if self._faults is None else {"spared": self._faults.spared}),
         }
         self._channel.post(
             {"kind": "state", "purpose": purpose, "state": state},

@@ -229,6 +229,10 @@ class SimulatedMasterEnd:
     def open(self) -> Collection[int]:
         return self._open.keys()
 
+    def restore(self, workers: Collection[int]) -> None:
+        """The sessions of these are open."""
+        self._open = dict.fromkeys(workers)
+
     def requests(self, timeout: float | None) -> Sequence[Request]:
         found = self._wire.taken()
         for request in found:

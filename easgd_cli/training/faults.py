@@ -1,0 +1,102 @@
+"""What a worker does when it suffers a fault on purpose, and how it notices that it has to go back to the center.
+
+Nothing of this is there in a run without `faults` and with the usual `on_nan`: then a worker's gradients and its
+session are asked as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from easgd_cli.settings.faults import Fault, Faults
+from easgd_cli.training.drive import Gradients
+from easgd_cli.transport.base import Reply, Session
+
+
+class InjectedFault(Exception):
+    """The exception that a fault of kind exception raises."""
+
+
+class Rejoin(Exception):
+    """A step cannot be taken: the worker goes back to the center, not before the second `until`. The step has not
+    happened, since a rule changes its state only after its last yield.
+    """
+
+    def __init__(self, why: str, until: float = 0.0):
+        super().__init__(why)
+        self.until = until
+
+
+class Watched:
+    """Gradients of one worker, spoiled and slowed down as its faults say. `checked`: what is not finite raises Rejoin
+    before a rule has it, which on a GPU waits for the device once a step. `sleep`: None on a virtual clock.
+    """
+
+    def __init__(
+        self, gradients: Gradients, faults: Faults, *, checked: bool, sleep: Callable[[float], None] | None = None
+    ):
+        self._gradients, self._faults, self._checked, self._sleep, self._t = gradients, faults, checked, sleep, 0
+
+    def load(self, worker: int, t: int) -> None:
+        self._t = t
+        self._gradients.load(worker, t)
+
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        began = time.perf_counter()
+        g, loss = self._gradients.gradient(x)
+        if self._sleep is not None and (slowness := self._faults.slowness(self._t)) > 1:
+            torch.get_device_module(x.device).synchronize()
+            self._sleep((slowness - 1) * (time.perf_counter() - began))
+        if any(fault.kind == "nan" for fault in self._faults.at(self._t)):
+            g = torch.full_like(g, torch.nan)
+        if self._checked and not (is_finite(g) and is_finite(loss)):
+            raise Rejoin("its loss or gradient is not finite")
+        return g, loss
+
+    def check(self, message: Tensor) -> None:
+        """Raises Rejoin for a message that must not reach the center."""
+        if self._checked and not is_finite(message):
+            raise Rejoin("what it would send is not finite")
+
+
+class WatchedSession:
+    """A session whose messages are checked, and get lost while its link is `down`. `outstanding`: one has no reply."""
+
+    def __init__(self, session: Session, gradients: Watched):
+        self._session, self._gradients = session, gradients
+        self.down: float | None = None  # until this monotonic second
+        self.outstanding = False
+
+    def post(self, message: Tensor, t: int) -> None:
+        if (until := self.down) is not None:
+            self.down = None
+            if until == 0 or time.monotonic() < until:
+                raise Rejoin("its link was lost", until)
+        self._gradients.check(message)
+        self._session.post(message, t)
+        self.outstanding = True
+
+    def collect(self) -> Reply:
+        self.outstanding = False
+        return self._session.collect()
+
+
+def is_finite(v: Tensor) -> bool:
+    """Whether all entries of `v` are: their greatest magnitude is, in one pass and without a vector more."""
+    return bool(torch.isfinite(torch.linalg.vector_norm(v, ord=torch.inf)))
+
+
+def suffer(fault: Fault) -> None:
+    """This process dies, or raises InjectedFault, or stands still until somebody wakes it."""
+    if fault.kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault.kind == "exception":
+        raise InjectedFault("a fault on purpose")
