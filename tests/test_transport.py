@@ -408,3 +408,15 @@ def test_a_channel_carries_messages_and_memory_in_order_without_blocking() -> No
         right.receive()
     right.close()
     gc.collect()
+
+
+def test_a_socket_that_never_reaches_its_party_ends() -> None:
+    """Else whoever has its other end would wait for a process that was never told of it."""
+    ours, theirs = socket.socketpair()
+    one, other = socket.socketpair()
+    channel = Channel(ours)
+    theirs.close()
+    with pytest.raises(ChannelClosed):
+        channel.post({"kind": "session"}, one)
+    other.settimeout(5)
+    assert other.recv(1) == b""

@@ -340,7 +340,9 @@ class Processes:
                 for worker in command.workers:
                     self._tell(worker, {"kind": "checkpoint", "lead": worker == command.lead})
         elif isinstance(command, Stop):
-            if self.supervisor.plan.in_rounds:
+            if MASTER in self._starts:
+                self._starts[MASTER] = partial(self._start_master, stopped=True)
+            elif self.supervisor.plan.in_rounds:
                 self._tell(MASTER, {"kind": "stop"})  # or a worker that is silent would keep all others in its round
             for worker in command.workers:
                 self._tell(worker, {"kind": "stop"})

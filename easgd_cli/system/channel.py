@@ -78,6 +78,7 @@ class Channel:
             except BlockingIOError:
                 return False
             except (BrokenPipeError, ConnectionResetError) as e:
+                self._drop_unsent()
                 raise ChannelClosed from e
             if sent < len(data):
                 self._out[0] = (data[sent:], None)
@@ -131,7 +132,15 @@ class Channel:
         known: Layout = {name: (tuple(shape), getattr(torch, dtype)) for name, (shape, dtype) in layout.items()}
         return SharedTensors(known, self._fds.popleft())
 
+    def _drop_unsent(self) -> None:
+        """Whoever holds the other end of a socket that was never delivered sees it end."""
+        for _, enclosed in self._out:
+            if enclosed is not None:
+                enclosed.close()
+        self._out.clear()
+
     def close(self) -> None:
+        self._drop_unsent()
         for fd in self._fds:
             os.close(fd)
         self._socket.close()
