@@ -23,6 +23,8 @@ NOISE = 9  # noise of the gradients of known functions; n is the worker's clock
 COMPUTING = 10  # seconds of a step on the virtual clock; n is the worker's clock
 PAUSES = 11  # whether a worker pauses before a step on the virtual clock; n is the worker's clock
 MADE_BY_USERS = 12  # whatever a user's own data set draws
+SAMPLE = 13  # whatever a user's Dataset draws for one sample; n is its index
+TESTED = 14  # samples that a data set without a test set of its own is tested on
 
 _64_BITS = 2**64 - 1
 
@@ -50,16 +52,23 @@ def seeded(seed: int, stream: int) -> Iterator[None]:
     import torch
 
     before = torch.random.get_rng_state(), numpy.random.get_state(), random.getstate()
-    z = key(seed, stream)
-    torch.default_generator.manual_seed(z)
-    numpy.random.seed(z % 2**32)
-    random.seed(z)
+    seed_all(key(seed, stream))
     try:
         yield
     finally:
         torch.random.set_rng_state(before[0])
         numpy.random.set_state(before[1])
         random.setstate(before[2])
+
+
+def seed_all(z: int) -> None:
+    """The global generators of torch (its CPU's), numpy and Python begin where `z` says."""
+    import numpy
+    import torch
+
+    torch.default_generator.manual_seed(z)
+    numpy.random.seed(z % 2**32)
+    random.seed(z)
 
 
 def _mix(z: int) -> int:

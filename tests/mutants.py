@@ -45,6 +45,8 @@ TESTS = {
         "tests/test_simulated.py::test_a_checkpoint_on_the_way_is_one_to_go_on_from",
     ),
     "training/gathering.py": ("tests/test_gathering.py",),
+    "training/ledger.py": ("tests/test_ledger.py",),
+    "training/master.py": ("tests/test_ledger.py",),
     "launcher/virtual_master.py": ("tests/test_gathering.py", *VIRTUAL[:-1], f"{VIRTUAL[-1]} or exchanges"),
     "theory/": THEORY,
 }
@@ -200,6 +202,15 @@ MUTANTS = [
         "values[slot or 0].copy_(state[name])",
     ),
     ("problems/flat.py", 'value.detach().to("cpu", copy=True,', 'value.detach().to("cpu",'),
+    # what a killed master leaves to the next
+    ("training/ledger.py", "self._numbers[_AT] = 2 * block + 1", "pass"),
+    ("training/ledger.py", "            kept.copy_(v)", "            pass"),
+    ("training/ledger.py", "n[_CLOCK] if n[_TARGET] == n[_SERVED] else n[_NEXT_CLOCK] - 1", "n[_CLOCK]"),
+    ("training/ledger.py", "if self._numbers[_AT] % 2:", "if False:"),
+    ("training/ledger.py", "return members, n[_AT] // 2", "return members, 0"),
+    ("training/ledger.py", "if self._t[request.worker] != request.t:", "if True:"),
+    ("training/master.py", "self._center.take_back(block)", "pass"),
+    ("training/master.py", "            self._ledger.end()", "            pass"),
     # the transports
     ("transport/shared.py", "while len(data) < _REPLY.size:", "while len(data) < 0:"),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),

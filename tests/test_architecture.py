@@ -93,7 +93,18 @@ def test_a_problem_is_known_by_its_members_only() -> None:
         inside = path.relative_to(PACKAGE)
         if inside.parts[0] not in ("problems", "bench", "theory"):
             taken = {name.split(".")[2] for name in imports(path) if name.startswith("easgd_cli.problems.")}
-            assert taken <= {"base", "flat", "precision", "metric", "classification"}, f"{inside} imports a problem"
+            known = {"base", "flat", "precision", "metric", "classification"}
+            assert taken <= known | ({"tasks"} if inside.parts[0] == "experiment" else set()), f"{inside}: {taken}"
+
+
+def test_a_tasks_name_occurs_in_its_own_file_and_where_data_choose_it() -> None:
+    """Which task it is stands in the settings; a net on data knows classification by its confusion counts."""
+    for path in MODULES:
+        inside = path.relative_to(PACKAGE)
+        if inside.parts[:2] != ("problems", "tasks"):
+            taken = {name.split(".")[3] for name in imports(path) if name.startswith("easgd_cli.problems.tasks.")}
+            allowed = {"problems/net.py": {"base", "classification", "by_data"}, "experiment/build.py": {"base", "own"}}
+            assert taken <= allowed.get(str(inside), set()), f"{inside} imports {taken}"
 
 
 def test_a_methods_name_occurs_in_its_own_file_and_one_import_line() -> None:

@@ -32,7 +32,7 @@ from easgd_cli.errors import RunError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.processes import Child
-from easgd_cli.problems.images import Batches
+from easgd_cli.problems.batches import Batches
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
 from easgd_cli.system.channel import Channel
@@ -75,7 +75,11 @@ def test_data_parallel_steps_are_those_of_the_mean_gradient(tmp_path: Path) -> N
     without momentum under EASGD.
     """
     s = settings("easgd", workers=2, tau=1, clip=0.5)
-    s.problem = s.problem | {"label_smoothing": 0.1}
+    s.task = {
+        "name": "classification",
+        "target": "easgd_cli.problems.tasks.classification:Classification",
+        "label_smoothing": 0.1,
+    }
     images = build.data(s).share()
     starts = [GroupedStart(loop, str(tmp_path / "meeting"), "gloo") for loop in loop_starts(s, images, 3)]
     children = [Child(f"told_{i}", Told, start, tmp_path / f"told_{i}.log") for i, start in enumerate(starts)]

@@ -82,7 +82,7 @@ MISTAKES = [
     ("problem=quadratic init=center.pt", ["init=center.pt: this problem has no model"]),
     ("problem=quadratic epochs=2", ["epochs=2: are passes over a data set", "use steps= or minutes="]),
     ("problem=quadratic until.test_error=3", ["until.test_error=3: problem=quadratic has no test_error"]),
-    ("dataset=none eta=1 steps=20", ["problem=dataset dataset=none: this problem needs images; choose a data set"]),
+    ("dataset=none eta=1 steps=20", ["problem=dataset dataset=none: this problem needs data; choose a data set"]),
     ("model=none", ["problem=dataset model=none: this problem needs a net"]),
     ("dataset=digit", ["dataset=digit: there is no such dataset; did you mean digits?"]),
     ("dataset=cifar10 dataset.root=nowhere dataset.download=false", ["nowhere"]),
@@ -99,9 +99,10 @@ MISTAKES = [
     ("minutes=5m", ["minutes=5m: must be a number, without a unit: minutes=5."]),
     ("epochs=0", ["epochs=0: must be greater than 0"]),
     ("epochs=2 steps=3", ["steps=3 epochs=2: give one"]),
-    ("label_smoothing=0.1", ["did you mean problem.label_smoothing?"]),
-    ("problem.label_smoothing=1", ["problem.label_smoothing=1: ", "it lies in [0, 1)"]),
-    ("problem.label_smoothing=-0.1", ["problem.label_smoothing=-0.1: ", "it lies in [0, 1)"]),
+    ("label_smoothing=0.1", ["did you mean task.label_smoothing?"]),
+    ("problem.label_smoothing=1", ["did you mean task.label_smoothing?"]),
+    ("task.label_smoothing=1", ["task.label_smoothing=1: ", "it lies in [0, 1)"]),
+    ("task.label_smoothing=-0.1", ["task.label_smoothing=-0.1: ", "it lies in [0, 1)"]),
     ("problem.batch_norm_images=1", ["problem.batch_norm_images=1: a variance takes at least 2 images"]),
     ("problem.batch_norm=averages", ["problem.batch_norm=averages: is estimate, over training images, or average, "
     "with the workers' parameters"]),
@@ -109,7 +110,7 @@ MISTAKES = [
     ["problem.batch_norm=average: this net has no batch norm", "use problem.batch_norm=estimate"]),
     ("problem.batch_norm=average problem.batch_norm_images=9", ["problem.batch_norm_images=9: nothing is "
     "estimated; leave out one"]),
-    ("problem.top5=5", ["problem.top5=5: must be true or false"]),
+    ("task.top5=5", ["task.top5=5: must be true or false"]),
     ("warmup=-1", ["warmup=-1: must be a whole number of at least 0"]),
     ("warmup=100 steps=100", ["warmup=100: the run has 100 local steps; a warm-up is shorter than the run"]),
     ("warmup=900 epochs=1", ["warmup=900: the run has 43 local steps"]),
@@ -125,8 +126,6 @@ MISTAKES = [
     ["precision=tf32 device=cpu: tf32 is how CUDA devices multiply", "use fp32, or bf16"]),
     ("schedule=stepwise", ["schedule=stepwise needs schedule.milestones"]),
     ("schedule=stepwise schedule.milestones=5", ["schedule.milestones=5: must be a list"]),
-    ("dataset=mnist steps=9", ["There is no default eta for algo=easgd with dataset=mnist: write eta="]),
-    ("dataset=fashion_mnist eta=0.1", ["There is no default length", "write steps=, epochs= or minutes="]),
     ("dataset=cifar100 dataset.download=false",
     ["dataset.root=data: there is no data/cifar-100-python", "dataset.download=true fetches CIFAR-100"]),
     ("dataset=mnist dataset.download=false eta=0.1 steps=99",
@@ -194,7 +193,7 @@ MISTAKES = [
     ("model=mlp model.hidden.x=3", ["model.hidden.x=3: has no place in the configuration"]),
     ("model=mlp model.hidden={a:3}", ["model.hidden={a:3}: must be a list"]),
     ("init_without=[null]", ["init_without=[null]: must be a list of texts"]),
-    ("until=[3]", ["until=[3]: until is a section; write one of until.test_error="]),
+    ("until=[3]", ["until=[3]: until is a section; write until.METRIC=LEVEL, such as until.test_error="]),
     ("'algo=glob(*easgd)'", ["algo=glob(*easgd): several values are a sweep, which -m asks for"]),
     ("optimizer=adam", ["optimizer=adam: there is no setting optimizer", "algo="]),
     ("nodes=2", ["nodes=2: there is no setting nodes; a run is on one machine", "workers="]),
@@ -309,7 +308,7 @@ def test_help_shows_every_setting_with_its_comment_and_every_option(easgd: Easgd
     for f in fields(Settings):
         if is_dataclass(kinds[f.name]):
             assert all(f"{f.name}.{inner.name}=" in text for inner in fields(kinds[f.name]))
-        elif kinds[f.name] != Group and f.name != "default_steps":
+        elif kinds[f.name] != Group and f.name not in ("default_steps", "until"):
             assert re.search(rf"^  {f.name}=\S*\n? +[^ \n]", text, re.MULTILINE), f"{f.name} without a word about it"
     for group in GROUPS:
         assert all(f"    {name}" in text for name in configs.options(group))
@@ -318,7 +317,7 @@ def test_help_shows_every_setting_with_its_comment_and_every_option(easgd: Easgd
         "precision=fp32            of a net's gradient",
         "algo=                     the method",
         "local=                    how x moves",
-        "until.test_error=         percent",
+        "until.METRIC=             of metrics",
     ):
         assert comment in text
     assert "dataset.root=data" in text and "problem.spectrum=1.0" in text
@@ -628,7 +627,9 @@ def test_a_users_own_method_model_and_data_bring_their_settings(easgd: Easgd, la
     s = launcher.jobs[0].settings
     assert s.algo == {"name": "mine:Mine", "target": "mine:Mine", "mu": 0.9}  # alpha is the run's, not the method's own
     assert s.model == {"name": "mine:Net", "target": "mine:Net", "hidden": 7}
-    assert s.dataset == {"name": "mine:data", "target": "mine:data", "n": 40, "side": 6, "validation": 6}
+    assert s.dataset == {
+        "name": "mine:data", "target": "mine:data", "n": 40, "side": 6, "validation": 6, "test": None, "collate": None,
+    }  # fmt: skip
     assert compose.resumed(str(launcher.jobs[0].run_dir / "config.yaml"), [], {}) == s
     assert "model=mine:Net needs model.hidden" in easgd(*words).err
     assert "algo.nu=1: mine:Mine has no such setting; did you mean algo.mu?" in easgd(*words, "algo.nu=1").err
@@ -778,7 +779,7 @@ def test_a_users_own_problem_brings_its_settings_and_only_what_it_asks_for(
     assert (launcher.jobs[-1].settings.dataset["name"], launcher.jobs[-1].settings.model["words"]) == ("none", 9)
     assert easgd(*words, "problem=mine:OnNetAlone", "dataset=digits").status == 0  # whose shape `small` asks for
     for more, sentence in {
-        "problem=mine:OnNetAlone": "problem=mine:OnNetAlone model=small: this net asks for the shape of images, "
+        "problem=mine:OnNetAlone": "problem=mine:OnNetAlone model=small: this net asks for the shape of data, "
         "and there are none",
         "problem=mine:OnNetAlone model=mine:Nothing": "mine has no Nothing",
         "problem=mine:Bowl": "problem=mine:Bowl needs problem.width",
@@ -955,7 +956,7 @@ def test_own_tuning_lies_over_a_shipped_row_and_below_experiments(
         ("tua: 3", "tua: there is no setting tua; did you mean tau?"),
         ("eta: fast", "eta=fast: must be a number."),
         ("eval:\n  evry: 30 s", "eval.evry: there is no setting eval.evry; did you mean eval.every?"),
-        ("until: 5", "until=5: until is a section; write one of until.test_error=."),
+        ("until: 5", "until=5: until is a section; write until.METRIC=LEVEL, such as until.test_error=2."),
         ("tau: {a: 1}", "tau={'a': 1}: must be a whole number."),
     ],
 )
@@ -1021,7 +1022,7 @@ def test_completion_in_a_shell_that_has_just_started(here: Path) -> None:
         )
         return asked.stdout.split()
 
-    assert offered("easgd train t") == ["tau=", "threads="]
+    assert offered("easgd train t") == ["task.", "task=", "tau=", "threads="]
     assert offered("easgd train eval.") == ["eval.device=", "eval.every=", "eval.train_images=", "eval.when="]
     assert offered("easgd train model=torchvision model.") == ["model.name="]  # model.target= is the program's own
 

@@ -53,7 +53,8 @@ def test_length_and_intervals_may_be_changed_and_are_recorded(stopped: Path, eas
     )
     assert said.status == 0, said.err
     s = launcher.jobs[0].settings
-    assert (s.steps, s.epochs, s.eval.every, s.checkpoint.keep, s.until.test_error) == (None, 3.0, "50 steps", 2, 3.0)
+    assert (s.steps, s.epochs, s.eval.every, s.checkpoint.keep) == (None, 3.0, "50 steps", 2)
+    assert s.until == {"test_error": 3.0}
     assert yaml.safe_load((stopped / "config.yaml").read_text())["epochs"] == 3.0
     assert yaml.safe_load((stopped / "overrides.yaml").read_text()) == [
         "algo=eamsgd", "tau=4", "epochs=3", "eval.every=50 steps", "checkpoint.keep=2", "until.test_error=3",

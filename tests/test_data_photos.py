@@ -33,7 +33,8 @@ from easgd_cli.data.sources import Shards
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.data.vision import torchvision
 from easgd_cli.errors import UsageError
-from easgd_cli.problems.images import Batches, ImageProblem
+from easgd_cli.problems.batches import Batches
+from easgd_cli.problems.net import NetProblem
 from easgd_cli.randomness import AUGMENTATION, key
 
 CPU = torch.device("cpu")
@@ -143,9 +144,9 @@ class Mean(nn.Module):
         return self.out(x.flatten(1))
 
 
-def problem(images: StoredImages, batch_size: int = 5) -> ImageProblem:
+def problem(images: StoredImages, batch_size: int = 5) -> NetProblem:
     torch.manual_seed(0)
-    return ImageProblem(Mean(), images, batch_size=batch_size, seed=3, l2=0.0, device=CPU, train_images=6)
+    return NetProblem(Mean(), images, batch_size=batch_size, seed=3, l2=0.0, device=CPU, train_images=6)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_threads_and_batches_ahead_change_no_bit(root: Path, order: list[tuple[i
             made.load(worker, t)
             generator = torch.Generator().manual_seed(key(3, AUGMENTATION, worker, t))
             inputs, labels = plain.training_batch(batches.indices(worker, t), generator)
-            assert torch.equal(made._inputs, inputs) and torch.equal(made._labels, labels)
+            assert torch.equal(made._inputs, inputs) and torch.equal(made._targets, labels)
 
 
 def test_batches_are_decoded_ahead(root: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_worker_is_measured_from_the_newest_checkpoint(trained: Path, measured
         (["tau=3"], "tau=3: a run is measured with the settings it had"),
         (["worker_07"], "has no such worker; it has worker_00, worker_01"),
         (["best"], "best: is center, average or a worker"),
-        (["dataset=synthetic"], "dataset=synthetic: center.pt does not fit these images: features.0.weight is"),
+        (["dataset=synthetic"], "dataset=synthetic: center.pt does not fit these data: features.0.weight is"),
         (["dataset.validation=-1"], "dataset.validation=-1: must be from 0"),
         (["--json", "nowhere/x.json"], "--json nowhere/x.json: names a file in a directory that is there"),
         (["--export", "x.pt"], "--export x.pt: is a file that ends in .safetensors"),

@@ -42,7 +42,10 @@ from easgd_cli.sweeps.job_watch import JobWatch
 from easgd_cli.sweeps.objective import Objective
 from easgd_cli.sweeps.plan import Plan
 
-ON_DIGITS = Settings(eta=0.1, dataset={"name": "digits", "validation": 200})
+CLASSIFICATION = {
+    "name": "classification", "target": "easgd_cli.problems.tasks.classification:Classification"
+}  # fmt: skip
+ON_DIGITS = Settings(eta=0.1, dataset={"name": "digits", "validation": 200}, task=CLASSIFICATION)
 QUICK = ["launcher=simulated", "threads=1", "problem=quadratic", "workers=2", "steps=40"]
 NOTING = """
 from easgd_cli.launcher.job import Outcome

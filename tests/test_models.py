@@ -16,6 +16,7 @@ from easgd_cli.models.convnet11 import ConvNet11
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.models.mlp import MLP
 from easgd_cli.models.torchvision import classifier
+from easgd_cli.problems.tasks.classification import Classification
 from easgd_cli.randomness import INIT, seeded
 from easgd_cli.system import shared_memory
 
@@ -24,6 +25,10 @@ def images(shape=(1, 6, 6), classes=3) -> Images:
     labels = torch.arange(8) % classes
     pixels = torch.randint(0, 256, (8, *shape), dtype=torch.uint8)
     return Images(pixels, labels, pixels, labels, num_classes=classes)
+
+
+def tried(net: object, written: str, data: Images, batch_size: int) -> None:
+    check_model(net, written, data, Classification(data=data), batch_size)
 
 
 def layers_with_parameters(net: nn.Module) -> list[nn.Module]:
@@ -168,7 +173,7 @@ def test_inception_is_the_published_net_without_its_second_head():
     [("resnet18", 28), ("googlenet", 28), ("inception_v3", 75), ("vit_b_32", 32), ("shufflenet_v2_x0_5", 32)],
 )
 def test_torchvisions_nets_fit_the_data(name, side):
-    check_model(classifier(name, (3, side, side), 7), f"model.name={name}", images((3, side, side), 7), 2)
+    tried(classifier(name, (3, side, side), 7), f"model.name={name}", images((3, side, side), 7), 2)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +219,7 @@ def test_a_net_for_larger_images_is_refused_in_a_sentence():
         match=r"model.name=densenet121: does not take the images of this data set, "
         r"3x28x28 .*: RuntimeError: .*too small",
     ):
-        check_model(classifier("densenet121", (3, 28, 28), 10), "model.name=densenet121", images((3, 28, 28), 10), 2)
+        tried(classifier("densenet121", (3, 28, 28), 10), "model.name=densenet121", images((3, 28, 28), 10), 2)
 
 
 def test_the_digits_net_has_13706_parameters():
@@ -245,7 +250,7 @@ def test_nets_begin_uniform_with_zero_biases(net):
     ],
 )
 def test_nets_fit_other_data(net, shape, classes):
-    check_model(net(input_shape=shape, num_classes=classes), "model=x", images(shape, classes), 2)
+    tried(net(input_shape=shape, num_classes=classes), "model=x", images(shape, classes), 2)
 
 
 def test_nets_say_what_they_cannot_take():
@@ -313,10 +318,10 @@ class InTraining(nn.Module):
         (Bare(), r"model=x: its __init__ does not call super\(\).__init__\(\)"),
         (
             InTraining(lambda out: 1 / 0),
-            "model=x: fails in training mode, on 2 images, though not in evaluation: ZeroDivisionError",
+            "model=x: fails in training mode, on 2 samples, though not in evaluation: ZeroDivisionError",
         ),
         (InTraining(lambda out: (out, out)), "model=x: in training mode returned a tuple"),
-        (InTraining(lambda out: out[:1]), r"model=x: in training mode turned images \[2, 1, 6, 6\] into \[1, 3\]"),
+        (InTraining(lambda out: out[:1]), r"model=x: in training mode turned inputs \[2, 1, 6, 6\] into \[1, 3\]"),
         (InTraining(lambda out: out.detach()), "model=x: the gradient of its loss cannot be computed: RuntimeError"),
         (7, "model=x: made a int, which is not a torch.nn.Module"),
         (nn.Flatten(), "model=x: has no trainable parameters"),
@@ -327,7 +332,7 @@ class InTraining(nn.Module):
         ),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(36, 4)),
-            r"model=x: turned images \[2, 1, 6, 6\] into \[2, 4\]; with 3 classes it must be \[2, 3\]",
+            r"model=x: turned inputs \[2, 1, 6, 6\] into \[2, 4\]; with 3 classes it must be \[2, 3\]",
         ),
         (Says(torch.full((2, 3), torch.nan)), "model=x: its outputs at the start are not finite"),
         (Says((torch.zeros(2, 3),)), "model=x: returned a tuple"),
@@ -339,7 +344,7 @@ class InTraining(nn.Module):
 )
 def test_models_that_do_not_fit_are_refused(net, sentence):
     with pytest.raises(UsageError, match=sentence):
-        check_model(net, "model=x", images(), 2)
+        tried(net, "model=x", images(), 2)
 
 
 def test_a_net_that_does_not_fit_into_memory_is_refused_before_it_is_made_or_differentiated(monkeypatch):
@@ -347,10 +352,10 @@ def test_a_net_that_does_not_fit_into_memory_is_refused_before_it_is_made_or_dif
     many = 37 * 1000 + 1001 * 3
     net = MLP((1, 6, 6), 3, (1000,))
     monkeypatch.setattr(shared_memory, "available_memory", lambda: 8 * many)
-    check_model(net, "model=mlp", images(), 2)
+    tried(net, "model=mlp", images(), 2)
     monkeypatch.setattr(shared_memory, "available_memory", lambda: 8 * many - 1)
     with pytest.raises(UsageError, match="model=mlp: has 40,003 parameters; to train it takes"):
-        check_model(net, "model=mlp", images(), 2)
+        tried(net, "model=mlp", images(), 2)
     monkeypatch.setattr(shared_memory, "available_memory", lambda: 4 * many - 1)
     with pytest.raises(ValueError, match=r"model.hidden=\[1000\]: these are 40,003 parameters"):
         MLP((1, 6, 6), 3, (1000,))
@@ -360,7 +365,7 @@ def test_a_trial_leaves_the_model_and_the_generator_alone():
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(36, 3)).train()
     state = {k: v.clone() for k, v in net.state_dict().items()}
     data, before = images(), torch.random.get_rng_state()
-    check_model(net, "model=x", data, 2)
+    tried(net, "model=x", data, 2)
     assert net.training and all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -368,8 +373,8 @@ def test_a_trial_leaves_the_model_and_the_generator_alone():
 def test_a_trial_takes_no_more_images_than_a_batch_has():
     """One value a channel is too few for batch norm in training, and two are not."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3))
-    check_model(net, "model=x", images(), 2)
+    tried(net, "model=x", images(), 2)
     with pytest.raises(
-        UsageError, match="model=x: fails in training mode, on 1 image, though not in evaluation: ValueError"
+        UsageError, match="model=x: fails in training mode, on 1 sample, though not in evaluation: ValueError"
     ):
-        check_model(net, "model=x", images(), 1)
+        tried(net, "model=x", images(), 1)

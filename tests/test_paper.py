@@ -101,7 +101,7 @@ STATED: list[tuple[str, Sequence[str], str, Any]] = [
     ("docs/algorithms.md", [], "problem.name", "dataset"),
     ("docs/algorithms.md", [], "problem.batch_norm", "estimate"),
     ("docs/algorithms.md", [], "problem.batch_norm_images", None),
-    ("docs/algorithms.md", [], "problem.label_smoothing", 0.0),
+    ("docs/algorithms.md", [], "task.label_smoothing", 0.0),
     ("docs/experiments.md", ["algo=eamsgd"], "delta", 0.9),
     ("docs/experiments.md", ["algo=msgd"], "delta", 0.9),
     ("docs/experiments.md", [], "batch_size", 32),

@@ -19,8 +19,10 @@ from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.base import check_problem
+from easgd_cli.problems.batches import Batches
 from easgd_cli.problems.function import FunctionProblem
-from easgd_cli.problems.images import Batches, ImageProblem
+from easgd_cli.problems.net import NetProblem
+from easgd_cli.problems.tasks.classification import Classification
 from easgd_cli.randomness import DROPOUT, INIT, key, seeded
 from easgd_cli.system.devices import check_compiler
 from easgd_cli.training.drive import ByHand, ProblemGradients
@@ -40,12 +42,14 @@ def perceptron(dropout=0.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4))
 
 
-def problem(net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000, **options) -> ImageProblem:
+def problem(
+    net=None, data=None, *, batch_size=8, seed=0, l2=0.0, train_images=5000, task=None, **options
+) -> NetProblem:
     with seeded(0, INIT):
         net = net() if net else perceptron()
-    return ImageProblem(
-        net, data or images(), batch_size=batch_size, seed=seed, l2=l2, device=CPU, train_images=train_images, **options
-    )
+    data = data or images()
+    options = {"batch_size": 8, "seed": 0, "l2": 0.0, "device": CPU, "train_images": 5000} | options
+    return NetProblem(net, data, None if task is None else Classification(**task, data=data), **options)
 
 
 # --- which images -----------------------------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ def test_the_loss_is_without_the_l2_term():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
 def test_smoothed_labels_count_in_the_gradient_and_its_loss_but_not_in_what_is_measured(smoothing):
     """Against the cross-entropy with the smoothed distribution written out, and torch's own."""
-    p = problem(lambda: perceptron().double(), label_smoothing=smoothing)
+    p = problem(lambda: perceptron().double(), task={"label_smoothing": smoothing})
     twin = perceptron().double()
     x = torch.randn(p.size, dtype=torch.float64)
     torch.nn.utils.vector_to_parameters(x, twin.parameters())
@@ -404,7 +408,7 @@ def test_figures_are_those_of_the_plain_model_without_dropout():
 )
 def test_top5_errors_are_counted_by_rank(classes, asked, measured):
     data = images(300, classes).hold_out(40)
-    p = problem(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), data, top5=asked)
+    p = problem(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), data, task={"top5": asked})
     x = torch.randn(p.size, generator=torch.Generator().manual_seed(0))
     figures = p.evaluate(x)
     assert ("test_error_top5" in figures) == ("validation_error_top5" in figures) == measured
@@ -420,8 +424,8 @@ def test_top5_errors_are_counted_by_rank(classes, asked, measured):
 
 
 def test_top5_errors_of_few_classes_are_refused():
-    with pytest.raises(ValueError, match=r"problem\.top5=true: there are 4 classes"):
-        problem(top5=True)
+    with pytest.raises(ValueError, match=r"task\.top5=true: there are 4 classes"):
+        problem(task={"top5": True})
 
 
 def test_held_out_images_are_measured_too():
@@ -483,7 +487,7 @@ def test_batch_norm_is_estimated_as_torchs_own_recipe_does_over_the_images_asked
     """
     data = images(760)
     p = problem(normalised, data, train_images=300, batch_norm_images=asked)
-    assert p.facts == {"batch_norm": f"estimated over {used} training images"}
+    assert p.facts == {"task": "classification", "batch_norm": f"estimated over {used} training images"}
     x = torch.randn(p.size)
     twin = normalised()
     torch.nn.utils.vector_to_parameters(x, twin.parameters())
@@ -518,7 +522,7 @@ def test_statistics_that_are_exchanged_are_those_a_net_gathers_by_itself():
     data = images(100)
     p, plain = problem(net, data, batch_norm="average", l2=0.01), problem(net, data, l2=0.01)
     assert (
-        p.facts == {"batch_norm": "averaged with the parameters"}
+        p.facts == {"task": "classification", "batch_norm": "averaged with the parameters"}
         and p.statistics == 2 * 64 + 2 * 6
         and p.size == plain.size + p.statistics
     )
@@ -583,7 +587,7 @@ def test_the_center_of_a_residual_net_is_as_good_as_its_workers():
     """
     with seeded(0, INIT):
         net = Residual((1, 8, 8), 10)
-    p = ImageProblem(net, digits(), batch_size=32, seed=0, l2=0.0, device=CPU, train_images=5000)
+    p = NetProblem(net, digits(), batch_size=32, seed=0, l2=0.0, device=CPU, train_images=5000)
     driver = ByHand(EASGD(alpha=0.45), p, workers=2, tau=4, schedule=Constant(0.2), start=p.start())
     for _ in range(150):
         for i in range(2):
@@ -601,7 +605,7 @@ def test_the_center_of_a_residual_net_is_as_good_as_its_workers():
 
 
 def test_a_net_without_batch_norm_has_nothing_to_tell_of_it():
-    assert problem().facts == {}
+    assert problem().facts == {"task": "classification"}
 
 
 def test_the_state_dict_is_the_models_own():

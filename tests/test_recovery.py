@@ -17,8 +17,9 @@ import pytest
 import torch
 from test_runs import Watch, recorded_order, rows, run, settings, wait_until
 
-from easgd_cli.launcher import kinds
+from easgd_cli.launcher import kinds, local
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.parties import Patience
 from easgd_cli.settings.schema import Eval, Settings
 
 UNHURRIED = {"name": "unhurried", "target": "nets:Unhurried"}
@@ -138,7 +139,10 @@ def test_a_worker_that_raises_at_the_same_step_each_time_is_given_up(tmp_path: P
     assert outcome.summary["steps"]["worker_00"] == 60
 
 
-def test_interrupted_while_somebody_comes_back_a_run_ends_and_goes_on(tmp_path: Path) -> None:
+def test_interrupted_while_somebody_comes_back_a_run_ends_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_PATIENCE", Patience(interrupted=60.0))  # a busy machine is not what is tried here
     log = tmp_path / "logs" / "launcher.log"
 
     def act() -> None:

@@ -33,10 +33,10 @@ from easgd_cli.launcher.local import Processes, launch
 from easgd_cli.launcher.parties import Patience
 from easgd_cli.launcher.processes import Child
 from easgd_cli.models.convnet_digits import ConvNetDigits
-from easgd_cli.problems.images import ImageProblem
+from easgd_cli.problems.net import NetProblem
 from easgd_cli.record.checkpoint import steps_taken
 from easgd_cli.record.reader import newest_checkpoint as newest
-from easgd_cli.settings.schema import Checkpoint, Eval, Settings, Until
+from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.training.drive import ByHand
 
 METHODS = {
@@ -56,7 +56,7 @@ def settings(algo: str, **values: Any) -> Settings:
         "eta": 0.01 if algo == "mdownpour" else 0.05,
         "delta": 0.9, "batch_size": 16, "steps": 40, "threads": 1, "device": "cpu", "l2": 1e-4, "max_restarts": 0,
         "eval": Eval(every="20 steps", train_images=100),
-        "problem": {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"},
+        "problem": {"name": "dataset", "target": "easgd_cli.problems.net:NetProblem"},
         "dataset": {"name": "digits", "target": "easgd_cli.data.digits:digits"},
         "model": {"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"}, **values,
     }  # fmt: skip
@@ -114,7 +114,7 @@ def saved_center(directory: Path, prepared: build.Experiment) -> Tensor:
 
 
 def saved(directory: Path, party: str, prepared: build.Experiment) -> Tensor:
-    assert isinstance(prepared.problem, ImageProblem)
+    assert isinstance(prepared.problem, NetProblem)
     return prepared.problem.flat.load(torch.load(directory / f"{party}.pt", weights_only=True))
 
 
@@ -155,11 +155,11 @@ def test_processes_differentiate_in_bf16_and_repeat_bit_for_bit(tmp_path: Path) 
 def test_batch_norms_statistics_are_averaged_between_processes_bit_for_bit(algo: str, tmp_path: Path) -> None:
     """Of DOWNPOUR's, whose messages are sums, too; they are in center.pt, and what is measured uses them."""
     residual = {"name": "residual", "target": "nets:Residual"}
-    problem = {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem", "batch_norm": "average"}
+    problem = {"name": "dataset", "target": "easgd_cli.problems.net:NetProblem", "batch_norm": "average"}
     s = settings(algo, workers=2, steps=30, clip=2.0, model=residual, problem=problem)
     assert run(s, tmp_path).status == "completed"
     prepared = build.prepare(s)
-    assert isinstance(prepared.problem, ImageProblem)
+    assert isinstance(prepared.problem, NetProblem)
     driver = by_hand(s, prepared)
     if algo == "downpour":
         driver.replay(recorded_order(tmp_path))
@@ -699,7 +699,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(
 
 
 def test_a_run_ends_when_its_center_reaches_the_error_asked_for(tmp_path: Path) -> None:
-    s = unhurried("eamsgd", until=Until(test_error=40.0), batch_size=32)
+    s = unhurried("eamsgd", until={"test_error": 40.0}, batch_size=32)
     outcome = run(s, tmp_path)
     assert outcome.status == "completed"
     evaluated = [r["test_error"] for r in rows(tmp_path, "center") if "test_error" in r]
@@ -720,12 +720,12 @@ def assert_steps_are_those_of_the_exchanges(outcome: Outcome, directory: Path) -
 
 
 def test_a_completed_run_resumed_with_another_level_repeats_nothing(tmp_path: Path) -> None:
-    s = settings("easgd", until=Until(test_error=0.0))
+    s = settings("easgd", until={"test_error": 0.0})
     assert run(s, tmp_path).status == "completed"
     parties = ("center", *(f"worker_{i:02d}" for i in range(4)))
     before = [rows(tmp_path, party) for party in parties]
     assert before[0][-1]["step"] == 40
-    s.until = Until(test_error=0.1)
+    s.until = {"test_error": 0.1}
     assert run(s, tmp_path, resume=True).status == "completed"
     assert [rows(tmp_path, party) for party in parties] == before
 
@@ -825,7 +825,7 @@ def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=2.0))
-    s = unhurried("eamsgd", until=Until(test_error=15.0), batch_size=32)
+    s = unhurried("eamsgd", until={"test_error": 15.0}, batch_size=32)
     outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGSTOP), lambda _: True)
     assert (outcome.status, outcome.exit_code) == ("completed", 0)
     assert outcome.summary["lost"] == {"worker_02": "did not finish its step when the run ended"}
@@ -846,7 +846,7 @@ def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_th
     saved.
     """
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=0.5))
-    s = unhurried("msgd", until=Until(test_error=50.0), batch_size=32)
+    s = unhurried("msgd", until={"test_error": 50.0}, batch_size=32)
     evaluated = Journal.evaluation
 
     def freeze_when_reached(journal: Journal, *of: Any) -> None:
@@ -1024,7 +1024,7 @@ def test_a_server_that_dies_before_all_processes_are_there_is_named(
 def test_runs_in_one_process_leave_no_descriptor(tmp_path: Path) -> None:
     run(settings("easgd"), tmp_path / "first")  # starts the server, which stays
     before = len(os.listdir("/proc/self/fd"))
-    run(settings("easgd", until=Until(test_error=95.0)), tmp_path / "second")
+    run(settings("easgd", until={"test_error": 95.0}), tmp_path / "second")
     run(settings("eamsgd"), tmp_path / "third")
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before

@@ -36,7 +36,7 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Simulated
 from easgd_cli.launcher.signals import Signals
 from easgd_cli.record import reader
-from easgd_cli.settings.schema import Checkpoint, Eval, Settings, Until
+from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.training.drive import ByHand
 
 ASYNCHRONOUS = ["easgd", "eamsgd", "downpour", "mdownpour"]
@@ -391,7 +391,7 @@ def test_a_gradient_outlives_the_gradients_of_others(tmp_path: Path) -> None:
 def test_minutes_are_virtual_and_a_level_ends_the_run(tmp_path: Path) -> None:
     outcome = virtual(on_a_function("easgd", steps=None, minutes=2.0), tmp_path / "minutes", compute=1.0)
     assert outcome.summary["wall_seconds"] == pytest.approx(120) and set(outcome.summary["steps"].values()) == {120}
-    s = settings("eamsgd", steps=100_000, until=Until(test_error=40.0), batch_size=32)
+    s = settings("eamsgd", steps=100_000, until={"test_error": 40.0}, batch_size=32)
     outcome = virtual(s, tmp_path / "level")
     assert outcome.status == "completed" and outcome.summary["center"]["test_error"] <= 40.0
     assert (

@@ -50,7 +50,6 @@ from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.problems.classification import METRICS
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.metrics import worker_name
-from easgd_cli.settings.schema import Until
 from easgd_cli.training.gathering import Each, Gathering, Round
 from easgd_cli.training.snapshot import Moment
 
@@ -79,7 +78,7 @@ class Notes(Journal):
 
     def __init__(self, written: Callable[[Checkpoint], None]):
         self._metrics = METRICS
-        self._experiment: Any = SimpleNamespace(settings=SimpleNamespace(until=Until(test_error=1.0)))
+        self._experiment: Any = SimpleNamespace(settings=SimpleNamespace(until={"test_error": 1.0}))
         self.resumed, self.status, self.reason, self.signal = None, "completed", None, None
         self.progress: Any = Nothing()
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None

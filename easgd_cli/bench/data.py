@@ -19,7 +19,7 @@ from easgd_cli.data.images import Images
 from easgd_cli.data.sources import Shards
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.errors import UsageError
-from easgd_cli.problems.images import Batches
+from easgd_cli.problems.batches import Batches
 from easgd_cli.system.shared_memory import keep_freed_memory
 
 _SECONDS = 0.3  # of each window

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from easgd_cli.data.dataset import Batch, Dataset
+from easgd_cli.data.nest import called
 from easgd_cli.errors import RunError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.processes import Child, PartyMaker
-from easgd_cli.problems.images import Batches
+from easgd_cli.problems.batches import Batches
+from easgd_cli.problems.net import outputs_as
 from easgd_cli.problems.precision import autocast, compiled, use_tf32
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
@@ -53,8 +54,8 @@ class Loop:
         s = start.settings
         self._start, self._net, self._channel = start, net, channel
         self._called = compiled(net) if s.compile else net
-        self._smoothing, self._dtype = s.problem.get("label_smoothing", 0.0), next(net.parameters()).dtype
-        self._device = torch.device(start.device)
+        self._dtype, self._device = next(net.parameters()).dtype, torch.device(start.device)
+        self._task = build.task(s, start.images).on(self._device)
         use_tf32(self._device, s.precision == "tf32")
         self._autocast = autocast(self._device, s.precision)
         self._images = start.images.training_on(self._device)
@@ -83,11 +84,11 @@ class Loop:
                     )
                 )
                 self._next += 1
-            inputs, labels = self._begun.popleft()()
+            inputs, targets = self._task.parted(*self._begun.popleft()())
             self._optimizer.zero_grad()
             with self._autocast:
-                outputs = self._called(inputs)
-            F.cross_entropy(outputs.to(self._dtype), labels, label_smoothing=self._smoothing).backward()
+                outputs = called(self._called, inputs)
+            self._task.loss(outputs_as(self._dtype, outputs), targets).backward()
             if self._start.settings.clip is not None:
                 nn.utils.clip_grad_norm_(self._net.parameters(), self._start.settings.clip)
             self._optimizer.step()

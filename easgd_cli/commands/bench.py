@@ -264,7 +264,8 @@ def _data(asked: _Asked) -> Iterator[Row]:
         raise UsageError(f"bench data problem={s.problem['name']}: this problem has no data set; use problem=dataset.")
     if isinstance(images, Images):
         return iter(run(images, s.batch_size, _windows(asked)))
-    assert isinstance(images, StoredImages)
+    if not isinstance(images, StoredImages):
+        raise UsageError(f"bench data dataset={s.dataset['name']}: is held against torchvision on images; use those.")
     originals = Path(s.dataset.get("root", "")) / "train"
     if not originals.is_dir():
         raise UsageError(

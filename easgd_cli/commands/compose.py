@@ -34,7 +34,9 @@ from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import schema, targets
 from easgd_cli.settings.schema import Settings
 
-ConfigStore.instance().store(name="easgd_settings", node=Settings)
+_SETTINGS = OmegaConf.structured(Settings)
+OmegaConf.set_struct(_SETTINGS.until, False)  # which metrics there are the problem says
+ConfigStore.instance().store(name="easgd_settings", node=_SETTINGS)
 for (_group, _pair), _row in configs.tuning().items():
     ConfigStore.instance().store(group=_group, name=_pair, node=_row)
 # Hydra copies all that is stored for each job it composes, a fifth of the time, and once more what it takes of it.
@@ -50,6 +52,7 @@ def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable
     return run_directory.named_by([o for o in overrides if o.partition("=")[0] not in left_out], prefix, digits)
 
 
+_CLASSIFICATION = "easgd_cli.problems.tasks.classification:Classification"
 _STUMBLES = (AssertionError, AttributeError, TypeError, ValueError)  # what OmegaConf raises without a word of the key
 
 
@@ -99,6 +102,7 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
         raise UsageError(refusals.no_place(_stumbled_over(config_name, overrides))) from e
     choices = {str(k): v for k, v in cfg.hydra.runtime.choices.items()}
     refusals.check_sections(cfg, choices, overrides)
+    _fill_untuned(cfg, overrides)
     plain = copy.deepcopy(cfg)
     with open_dict(plain):
         del plain["hydra"]
@@ -110,6 +114,24 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
         return Composed(settings, str(cfg.hydra.run.dir), str(cfg.hydra.sweep.dir), multirun, swept, choices, cfg)
     except OmegaConfBaseException as e:
         raise UsageError(refusals.sentence(e, overrides)) from e
+
+
+def _fill_untuned(cfg: DictConfig, overrides: list[str]) -> None:
+    """Gives a data set without tuned rates those that its method starts with where nothing is known."""
+    dataset, algo = OmegaConf.select(cfg, "dataset.target"), OmegaConf.select(cfg, "algo.name")
+    given = {o.partition("=")[0].lstrip("+~") for o in overrides}
+    tuned = configs.tuned(str(algo), str(OmegaConf.select(cfg, "dataset.name")))
+    if dataset is None or algo is None or tuned or not isinstance(workers := OmegaConf.select(cfg, "workers"), int):
+        return
+    row = configs.untuned(str(algo), str(OmegaConf.select(cfg, "local.name")), max(workers, 1))
+    if row and OmegaConf.is_missing(cfg, "eta"):
+        cfg.eta = row["eta"]
+        if "delta" in row and "delta" not in given:
+            cfg.delta = row["delta"]
+    if row and cfg.default_steps is None:
+        cfg.default_steps = row["default_steps"]
+    if row and cfg.eval.every is None and "eval.every" not in given:
+        cfg.eval.every = row["eval"]["every"]
 
 
 def _stumbled_over(config_name: str, overrides: list[str]) -> str:
@@ -163,7 +185,9 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any], doubts
     mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text)
     try:
         protected = _replaced(saved, "${", mark)
-        cfg = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(protected)))
+        cfg = typing.cast(
+            DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(_of_today(protected)))
+        )
     except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise UsageError(f"{path}: is not a configuration of this version of easgd: {refusals.first_line(e)}.") from e
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -197,12 +221,26 @@ def _replaced(value: Any, old: str, new: str) -> Any:
     return value
 
 
+def _of_today(saved: Any) -> Any:
+    """The same where a classification's settings stood among the problem's, before there were tasks."""
+    problem = saved.get("problem") if isinstance(saved, dict) else None
+    if not isinstance(problem, dict) or "task" in saved:
+        return saved
+    of_task = {key: problem[key] for key in ("label_smoothing", "top5") if key in problem}
+    if not of_task or not targets.ours({"target": str(problem.get("target"))}):
+        return saved
+    rest = {key: value for key, value in problem.items() if key not in of_task}
+    return {**saved, "problem": rest, "task": {"name": "classification", "target": _CLASSIFICATION} | of_task}
+
+
 def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[str, str | None]) -> None:
     """Refuses `model.name=` and the like for all but makers that take a name: for others it would be a label that
     misleads.
     """
     for line in overrides:
         group, _, key = line.partition("=")[0].partition(".")
+        if group == "dataset" and key == "target":
+            raise UsageError(f"{line}: what is learnt from a table is written dataset.targets=COLUMN.")
         if group not in GROUPS or key != "name":
             continue
         target = getattr(settings, group)["target"]
@@ -221,27 +259,36 @@ _OFFERED = {
     "average": [],
     "problem": list(build.OFFERED_TO_PROBLEMS),
     "dataset": ["seed"],
+    "task": ["data"],
     "model": ["num_classes", "input_shape"],
     "launcher": _SYMBOLS,
 }
+
+
+_OF_DATA = {"validation": 0, "test": None, "collate": None}  # of every data set of a user's
 
 
 def _store(group: str, target: str) -> None:
     """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises
     UsageError.
     """
-    parameters = targets.signature(targets.locate(group, target))
+    maker = targets.locate(group, target)
+    parameters = targets.signature(maker)
     node: dict[str, Any] = {"name": target, "target": target}
+    given = [*_OFFERED[group], *(build.loss_arguments(maker) if group == "task" else ())]
+    if group == "dataset" and (split := build.split_parameter(maker)):
+        given.append(split)
     for name, parameter in parameters.items():
-        if name in _OFFERED[group]:
+        if name in given:
             continue
         if parameter.default is inspect.Parameter.empty:
             node[name] = "???"
         elif isinstance(parameter.default, int | float | str | list | tuple | dict | None):
             node[name] = parameter.default
     if group == "dataset":
-        node["validation"] = 0
+        node |= {key: value for key, value in _OF_DATA.items() if key not in parameters}
     if group == "problem":  # what it does not ask for is none, and brings no learning rate with it
-        unused = [group for group, asked in (("dataset", "images"), ("model", "model")) if asked not in parameters]
+        wanted = {"dataset": build.DATA, "model": {"model"}}
+        unused = [group for group, names in wanted.items() if not names & parameters.keys()]
         node["defaults"] = [{f"override /{other}@_global_.{other}": "none"} for other in unused] + ["_self_"]
     ConfigStore.instance().store(group=group, name=target, node=node)

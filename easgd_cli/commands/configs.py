@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,45 @@ def defaults() -> dict[str, str | None]:
     return dict(sorted(chosen.items(), key=lambda item: _ORDER.index(item[0])))
 
 
+def untuned(algo: str, local: str, workers: int) -> dict[str, Any]:
+    """Where a method of the package's starts on a data set without rows of its own: eta, default_steps, perhaps delta,
+    and how often it is evaluated; nothing for other methods.
+    """
+    table = _table()
+    rows, steps = table["untuned"], table["local"]
+    method = table["same_as"].get(algo, algo)
+    row = rows["all"] | rows.get(method, {}) if method in rows else {}
+    of_step = steps.get(local, {})
+    row |= rows[of_step] if isinstance(of_step, str) else of_step
+    if "eta" not in row or not row:
+        return {}
+    if row.pop("shared", False):
+        row["eta"] /= workers
+    return row
+
+
+def tuned(algo: str, dataset: str) -> bool:
+    """Whether the table has rates for the method on that data set."""
+    return ("tuning/table", f"{algo}_{dataset}") in tuning()
+
+
+@cache
+def _table() -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load((directory() / "tuning.yaml").read_text(encoding="utf-8"))
+    return read
+
+
+@cache
 def tuning() -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of tuning.yaml by Hydra's group and name: of each method and data set tuning/table/METHOD_DATASET, of
     each local step and data set tuning/local/STEP_DATASET.
     """
-    table = yaml.safe_load((directory() / "tuning.yaml").read_text(encoding="utf-8"))
-    same_as, steps = table.pop("same_as"), table.pop("local")
+    table = dict(_table())
+    same_as, steps, _ = table.pop("same_as"), table.pop("local"), table.pop("untuned")
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for dataset, methods in table.items():
-        of_steps = steps | methods.pop("local", {})
-        for method in sorted({*methods, *same_as} - {"all"}):
+        of_steps = steps | methods.get("local", {})
+        for method in sorted({*methods, *same_as} - {"all", "local"}):
             rows["tuning/table", f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)]
         for step, row in of_steps.items():
             rows["tuning/local", f"{step}_{dataset}"] = methods[row] if isinstance(row, str) else row

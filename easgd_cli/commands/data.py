@@ -123,6 +123,7 @@ class _Progress:
 
 def _verify(s: Settings) -> int:
     from easgd_cli.data import photos, preparation
+    from easgd_cli.data.images import Images
     from easgd_cli.data.stored import StoredImages
     from easgd_cli.system.devices import cores
 
@@ -146,9 +147,10 @@ def _verify(s: Settings) -> int:
         if both and not preparation.current(photos.LISTED[name](root), directory, side):
             wrong += 1
             print(f"{directory}: is not the copy of what lies in {root} now; easgd data prepare brings it up to date")
+    of_what = "" if images.num_classes is None else f" of {images.num_classes:,} classes"
     counts = (
-        f"{images.count('train') + images.count('held_out'):,} training and {images.count('test'):,} test images "
-        f"of {images.num_classes:,} classes"
+        f"{images.count('train') + images.count('held_out'):,} training and {images.count('test'):,} test "
+        f"{'images' if isinstance(images, Images | StoredImages) else 'samples'}{of_what}"
     )
     print(f"dataset={name}: {counts}; " + (f"{wrong:,} things are wrong" if wrong else "nothing is wrong"))
     return 1 if wrong else 0

@@ -18,6 +18,8 @@ from rich.table import Table
 from easgd_cli.commands import arguments, compose, foreign_code, output, single_run
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.problems.classification import metrics_of
+from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import checksum, reader
 from easgd_cli.record.display import Screen
 from easgd_cli.settings.schema import Settings
@@ -92,10 +94,10 @@ def main(argv: Sequence[str]) -> int:
     from easgd_cli.system.devices import cores, deal_devices
 
     torch.set_num_threads(cores())
-    images = build.data(settings) if build.asks_for_images(settings, needed) else None
+    data = build.data(settings) if build.asks_for_data(settings, needed) else None
     [device] = deal_devices(settings.eval.device, 1, "eval.device")
     try:
-        problem = build.problem(settings, images, torch.device(device))
+        problem = build.problem(settings, data, torch.device(device))
     except UsageError as e:
         if (
             asked.what.startswith("worker_")
@@ -107,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
         fact = str(e).removeprefix(given).partition("; ")[0].removesuffix(".")
         raise UsageError(
             f"eval {asked.run} dataset={settings.dataset['name']}: {asked.what}.pt does not fit these "
-            f"images{fact}; use the data set of the run."
+            f"data{fact}; use the data set of the run."
         ) from e
     x = _saved(asked, problem.start()).to(device)
     for sentence in doubts:
@@ -118,12 +120,12 @@ def main(argv: Sequence[str]) -> int:
     said = {"run": str(asked.run), "what": asked.what, "dataset": settings.dataset["name"]} | figures
     if asked.export is not None:
         _export(asked.export, problem.state_dict(x), said)
-    classes = images.classes if images is not None else None
+    classes = data.classes if data is not None else None
     if asked.json is not None:
         content = said | ({"classes": list(classes or ()), "confusion": counts.tolist()} if counts is not None else {})
         output.put(asked.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
     console = Screen()
-    console.print(_figures(said))
+    console.print(_figures(said, metrics_of(problem)))
     if counts is not None:
         console.print(_confusion(counts, classes, console))
     return 0
@@ -266,16 +268,16 @@ def _export(path: Path, state: Mapping[str, Tensor], said: Mapping[str, Any]) ->
     )
 
 
-def _figures(said: Mapping[str, Any]) -> Table:
+def _figures(said: Mapping[str, Any], metrics: Metrics) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, value in said.items():
-        unit = " %" if key.endswith("_error") or "_error_" in key else ""
-        table.add_row(key.replace("_", " "), f"{value:.4g}{unit}" if isinstance(value, float) else str(value))
+        shown = metrics[key].with_unit(f"{value:.4g}") if isinstance(value, float) else str(value)
+        table.add_row(key.replace("_", " "), shown)
     return table
 
 
 def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) -> Table:
-    """Of the test images, how many of each class (row) are taken for each (column); of many classes, the pairs most
+    """Of the test samples, how many of each class (row) are taken for each (column); of many classes, the pairs most
     often confused.
     """
     numbers = [str(c) for c in range(len(counts))]
@@ -289,8 +291,8 @@ def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) 
             table = _whole(counts, [f"{number} {name}" for number, name in zip(numbers, names, strict=True)], numbers)
         return table
     table = Table(title="the classes most often confused", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("class", "taken for", "test images"):
-        table.add_column(heading, justify="right" if heading == "test images" else "left")
+    for heading in ("class", "taken for", "test samples"):
+        table.add_column(heading, justify="right" if heading == "test samples" else "left")
     for i, j, n in _most_confused(counts):
         table.add_row(names[i], names[j], str(n))
     return table
@@ -298,7 +300,7 @@ def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) 
 
 def _whole(counts: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Table:
     table = Table(
-        title="test images of a class (row) by what they are taken for",
+        title="test samples of a class (row) by what they are taken for",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,

@@ -99,7 +99,9 @@ def _settings(section: type, prefix: str) -> list[str]:
         kind = kinds[f.name]
         if kind == schema.Group or f.name == "default_steps":
             continue
-        if is_dataclass(kind):
+        if f.name == "until":
+            lines += _entry("until.METRIC=", comments[f.name])
+        elif is_dataclass(kind):
             lines += _settings(typing.cast(type, kind), f"{prefix}{f.name}.")
         else:
             lines += _entry(f"{prefix}{f.name}={_default(f)}", comments.get(f.name, ""))

@@ -28,7 +28,9 @@ _ELSEWHERE = {
     "lr": "eta", "learning_rate": "eta", "momentum": "delta", "mu": "delta", "weight_decay": "l2", "wd": "l2",
     "period": "tau", "moving_rate": "alpha",
     "warmup_steps": "warmup", "max_norm": "clip", "clip_norm": "clip", "grad_clip": "clip",
-    "label_smoothing": "problem.label_smoothing", "top5": "problem.top5",
+    "label_smoothing": "task.label_smoothing", "top5": "task.top5",
+    "problem.label_smoothing": "task.label_smoothing", "problem.top5": "task.top5",
+    "loss": "task", "test_error": "until.test_error",
     "p": "workers", "num_workers": "workers", "nproc": "workers", "nproc_per_node": "workers", "batch": "batch_size",
     "bs": "batch_size",
     "max_steps": "steps", "iterations": "steps", "max_epochs": "epochs", "algorithm": "algo", "method": "algo",
@@ -71,7 +73,7 @@ def missing(e: MissingConfigException, config_name: str) -> str:
     listed = f" There are: {', '.join(known)}."
     if not known:
         listed = f" There is no {group} yet; add a directory of your own with --config-dir."
-    example = group in GROUPS[:5] and targets.example(group)
+    example = group in GROUPS[:6] and targets.example(group)
     own = f" Your own: {example}, or {group}/{name}.yaml in a --config-dir." if example else ""
     near = _near(name, [o for o in known if o not in ("none", "own")], cutoff=0.51)
     return f"{group}={name}: there is no such {group}{f'; did you mean {near}?' if near else '.'}{listed}{own}"
@@ -178,6 +180,8 @@ def _unknown(cause: Any, overrides: Sequence[str]) -> str:
     siblings = [str(k) for k in cause.parent_node or () if k not in ("hydra", "name", "target", "_target_")]
     written = _written(full, overrides)
     if parent in GROUPS:
+        if elsewhere := _ELSEWHERE.get(full):
+            return f"{written}: there is no setting {full}; did you mean {elsewhere}?"
         if key in _types(Settings):
             return f"{written}: {key} is a setting of the run, not of {parent}; write {key}=."
         others = [f"{parent}={option}" for option in configs.options(parent) if key in configs.settings(parent, option)]
@@ -236,6 +240,8 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
         return f"{line}: cannot be removed; leave it out to have its default."
     if re.fullmatch(_HYDRAS_GROUPS, full):
         return chosen_with_a_slash(line, full.replace(".", "/"))
+    if full.startswith("until."):
+        kind = float
     if is_dataclass(kind) or typing.get_origin(kind) is dict:
         return _section(line, full, kind)
     if key.lstrip("+").startswith(full + "."):
@@ -259,6 +265,8 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
 def _section(written: str, key: str, kind: Any) -> str:
     if is_dataclass(kind):
         return f"{written}: {key} is a section; write one of {', '.join(f'{key}.{f.name}=' for f in fields(kind))}."
+    if key == "until":
+        return f"{written}: until is a section; write until.METRIC=LEVEL, such as until.test_error=2."
     return f"{written}: {key} is a section; write +{key}.NAME=VALUE."
 
 

@@ -16,7 +16,6 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader, resumption
-from easgd_cli.settings.schema import Until
 from easgd_cli.system.terminal import for_terminal, tell
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
@@ -61,7 +60,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
     # The recorded order ends where the run did, whatever ended it.
-    settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until=Until())
+    settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until={})
     single_run.checked(settings)
     for sentence in doubts:
         tell(sentence)

@@ -54,7 +54,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     uses = build.symbols_used(settings)
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
     alone, in_processes = build.method(settings).shared is None, build.launched_in_processes(settings)
-    of_problems = ("l2", "batch_size", "precision", "compile", "eval.train_images")
+    of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
     without_effect = [
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
         ("delta", "delta" not in uses, f"{algo} has no momentum"),
@@ -74,6 +74,21 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
             "nothing; give more steps."
         )
     return lines
+
+
+def untuned(settings: Settings, overrides: Sequence[str]) -> list[str]:
+    """A sentence where the rate is one that a method starts with on data of which nothing is known."""
+    row = configs.untuned(settings.algo["name"], settings.local["name"], settings.workers)
+    name, given = settings.dataset["name"], {o.partition("=")[0] for o in overrides}
+    known = configs.tuned(settings.algo["name"], name) or settings.dataset["target"] is None
+    if known or "eta" in given or row.get("eta") != settings.eta:
+        return []
+    eta = settings.eta
+    return [
+        f"eta={eta:.3g} is where algo={settings.algo['name']} starts on any data, untuned on dataset={name}; a search: "
+        f"easgd train -m hydra/sweeper=optuna 'eta=interval({eta / 10:.2g},{eta * 10:.2g})' dataset={name} "
+        "dataset.validation=N"
+    ]
 
 
 def launch(

@@ -15,6 +15,7 @@ from easgd_cli.commands import configs, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError, why
 from easgd_cli.experiment import build
+from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.overrides import own
 from easgd_cli.sweeps import job_directory, job_status
@@ -206,11 +207,13 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
     from easgd_cli.record.initial_record import as_is, hparams
     from easgd_cli.record.tensorboard import write_sweep
 
-    known = {
-        json.dumps(settings, sort_keys=True): (settings, build.declared_metrics(job.settings))
-        for job in jobs
-        for settings in (hparams(job.settings),)
-    }
+    known: dict[str, tuple[dict[str, Any], Metrics]] = {}
+    declared: dict[str, Metrics] = {}  # of a user's data set they are known once it is loaded
+    for s in (job.settings for job in jobs):
+        key, found = json.dumps([s.problem, s.dataset, s.task], sort_keys=True), hparams(s)
+        if key not in declared:
+            declared[key] = build.declared_metrics(s)
+        known[json.dumps(found, sort_keys=True)] = found, declared[key]
     for path in sorted(root.glob("*/summary.json")):
         # of one of another version, or damaged, the curves are shown all the same; its code is not run to look at it
         with suppress(UsageError):
@@ -218,10 +221,16 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
             said = summary.get("hparams", {}).items()
             if settings := {k: v for k, v in said if isinstance(v, str | int | float | None)}:
                 known.setdefault(json.dumps(settings, sort_keys=True), (settings, reader.metrics_of(path.parent)))
-    write_sweep(root, [s for s, _ in known.values()], {"command": as_is(command)}, [m for _, m in known.values()])
+    write_sweep(
+        root, [found for found, _ in known.values()], {"command": as_is(command)}, [m for _, m in known.values()]
+    )
+
+
+def _lines(job: SweepJob) -> list[str]:
+    return single_run.ineffective(job.settings, job.words) + single_run.untuned(job.settings, job.words)
 
 
 def _warn_ineffective(jobs: list[SweepJob]) -> None:
     """Once for each setting and method, however many jobs have both."""
-    for text in dict.fromkeys(line for job in jobs for line in single_run.ineffective(job.settings, job.words)):
+    for text in dict.fromkeys(line for job in jobs for line in _lines(job)):
         tell(text)

@@ -12,24 +12,25 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from easgd_cli.commands import arguments, completion, compose, configs, foreign_code, plan, replay, single_run, sweep
+from easgd_cli.commands import (
+    arguments,
+    completion,
+    compose,
+    configs,
+    plan,
+    replay,
+    resume,
+    single_run,
+    sweep,
+)
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.record import reader, run_directory
-from easgd_cli.settings import schema
-from easgd_cli.settings.schema import Settings
-from easgd_cli.system.terminal import for_terminal, tell, with_command
-
-_CHANGEABLE = ("steps", "epochs", "minutes")
-_OF_RESUMING = "new_record"
-_CHANGEABLE_SECTIONS = ("until.", "eval.", "checkpoint.")
+from easgd_cli.system.terminal import tell, with_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,12 +62,15 @@ def main(argv: Sequence[str]) -> int:
         print(f"easgd: {line}", file=sys.stderr)
     command = shlex.join(["easgd", "train", *argv])
     if not asked.show and (resumed := arguments.directory(overrides.get("resume"))) is not None:
-        return _resume(resumed, asked, {k: o for k, o in overrides.items() if k != "resume"}, command)
+        others = {k: o for k, o in overrides.items() if k != "resume"}
+        if str(resumed) == resume.AUTO:
+            outcome, path = resume.auto(asked, others, command)
+        else:
+            outcome, path = resume.run(resumed, asked, others, command)
+        return _told(outcome, path)
     if not asked.show and (replayed := arguments.directory(overrides.get("replay"))) is not None:
-        outcome, path = replay.run(replayed, asked, overrides, command)
-        _tell_where(path, outcome)
-        return outcome.exit_code
-    if (anew := overrides.get(_OF_RESUMING)) is not None and anew.value() is not False:
+        return _told(*replay.run(replayed, asked, overrides, command))
+    if (anew := overrides.get(resume.NEW_RECORD)) is not None and anew.value() is not False:
         raise UsageError(f"{anew.input_line}: is for a run that goes on, with resume=; leave it out.")
     with compose.composing(asked.config_name) as composed:
         planned = plan.make(asked, list(overrides.values()), composed)
@@ -76,95 +80,19 @@ def main(argv: Sequence[str]) -> int:
         return sweep.run(planned, asked, command)
     settings = planned.settings
     single_run.checked(settings)
-    for line in single_run.ineffective(settings, asked.overrides):
+    for line in single_run.ineffective(settings, asked.overrides) + single_run.untuned(settings, asked.overrides):
         tell(line)
     launcher = kinds.launcher(settings)
-    outcome, path = single_run.launch(
-        settings, Path(planned.run_dir), asked.overrides, command, launcher, build.prepare(settings), planned
+    prepared = build.prepare(settings)
+    return _told(
+        *single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, prepared, planned)
     )
-    _tell_where(path, outcome)
-    return outcome.exit_code
 
 
-def _resume(path: Path, asked: Arguments, overrides: dict[str, Any], command: str) -> int:
-    given = f"resume={path}"
-    if asked.multirun:
-        raise UsageError(
-            f"{given}: one run is resumed at a time; leave out -m, or start the sweep again, which goes on where "
-            "it stopped."
-        )
-    for key, override in overrides.items():
-        if key not in (*_CHANGEABLE, _OF_RESUMING) and not key.startswith(_CHANGEABLE_SECTIONS):
-            raise UsageError(
-                f"{given} {override.input_line}: a run goes on with the settings it had; "
-                "only steps, epochs, minutes, until.*, eval.* and checkpoint.* may be changed."
-            )
-    if not path.is_dir():
-        raise UsageError(f"{given}: there is no such directory.")
-    path = path.resolve()
-    changes, doubts = {k: o.value() for k, o in overrides.items()}, list[str]()
-    if any(changes.get(k) is not None for k in _CHANGEABLE):  # the new length replaces the old one, whatever its unit
-        changes = dict.fromkeys(_CHANGEABLE) | changes
-    settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes, doubts)
-    longer = next((overrides[k] for k in _CHANGEABLE if changes.get(k) is not None), None)
-    if settings.replay is not None and longer is not None:
-        raise UsageError(
-            f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and "
-            f"ends with them; leave out {longer.key_or_group}=."
-        )
-    foreign_code.announce(path, settings)
-    single_run.checked(settings)
-    _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
-    with run_directory.held(path):  # before anything is said about a run that another process may be changing
-        left = _nothing_left(path, settings, doubts)
-    if left is not None:
-        print(for_terminal(left, sys.stdout))
+def _told(outcome: Outcome | None, path: Path) -> int:
+    """Says where a run is and how it ended, None: there was nothing left to do; returns the exit status."""
+    if outcome is None:
         return 0
-    kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
-    kept += [o.input_line for key, o in overrides.items() if key != _OF_RESUMING]
-    outcome = single_run.go_on(path, settings, kept, command, doubts)
-    _tell_where(path, outcome)
-    return outcome.exit_code
-
-
-def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
-    """Raises UsageError where the schedule follows the run's length and this is another: the steps taken would have had
-    other rates.
-    """
-    [(unit, many)] = schema.length(now).items()
-    if schema.length(now) != schema.length(before) and build.follows_the_length(now):
-        [(old_unit, old)] = schema.length(before).items()
-        raise UsageError(
-            f"{given} {unit}={many:g}: schedule={now.schedule['name']} follows the run's length, so with "
-            f"another than {old_unit}={old:g} the steps taken would "
-            "have had other rates; start a new run (of a net, from this one's center with init=)."
-        )
-
-
-def _nothing_left(path: Path, now: Settings, doubts: list[str]) -> str | None:
-    """Why a run has ended for good, or None. Raises UsageError for one that diverged.
-
-    Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
-    """
-    summary = reader.summary_of(path, doubts)
-    if summary.get("status") == "diverged":
-        raise UsageError(
-            f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta."
-        )
-    if summary.get("status") != "completed" or not summary.get("steps"):
-        return None
-    [(unit, many)], before = schema.length(now).items(), summary.get("length", {})
-    if asdict(now.until) != summary.get("until") or unit not in before or many > before[unit]:
-        return None
-    lost = summary.get("lost", {})
-    steps = sorted(t for worker, t in summary["steps"].items() if worker not in lost)
-    done = f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
-    without = "".join(f", {worker} lost after {summary['steps'][worker]}" for worker in lost)
-    further = "" if build.follows_the_length(now) else f" To train it further give more, such as {unit}=."
-    return f"{path} is complete after {done} steps{without}: nothing is left to do.{further}"
-
-
-def _tell_where(path: Path, outcome: Outcome) -> None:
     try:
         shown = os.path.relpath(path)
         if shown.startswith("..") or os.getcwd() == "/":  # where a run goes whose working directory has been removed
@@ -179,6 +107,7 @@ def _tell_where(path: Path, outcome: Outcome) -> None:
             with_command("To go on with it:", f"{single_run.program('easgd')} train {shlex.quote(f'resume={shown}')}"),
             flush=True,
         )
+    return outcome.exit_code
 
 
 def _shown_by_hydra(asked: Arguments) -> int:

@@ -1,11 +1,11 @@
-"""What a problem asks of labelled images, wherever they are kept: whole in memory (`images.Images`) or in files
-(`stored.StoredImages`).
+"""What a problem asks of data, whatever they are and wherever they lie: images whole in memory (`images.Images`) or in
+files (`stored.StoredImages`), arrays (`arrays.Arrays`), a torch Dataset of the user's (`mapped.Mapped`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol, Self
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,26 +13,50 @@ from torch import Tensor
 from easgd_cli.randomness import SUBSET, key
 
 Split = Literal["train", "test", "held_out"]
-Batch = tuple[Tensor, Tensor]  # images [B, *input_shape] and their labels [B] int64
+# What samples are to give. Labels are whole numbers, of a sample or of each place of it; tokens are sequences of whole
+# numbers without targets.
+Targets = Literal["labels", "numbers", "several labels", "tokens"]
+# Inputs, a tensor [B, ...] or a tuple or dictionary of such, and targets, a tensor [B, ...] (None: tokens)
+Batch = tuple[Any, Any]
+Shape = Any  # of one sample's inputs: a tuple of numbers, or a tuple or dictionary of such
 
 
 class Dataset(Protocol):
-    """Training and test images with their labels, and training images held out where that was asked for."""
+    """Training and test samples with their targets, and training samples held out where that was asked for."""
 
     @property
-    def num_classes(self) -> int: ...
+    def targets(self) -> Targets: ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes labels name, or how many tokens there are; None: other targets, or not known."""
+
+    def class_count(self, ignored: int | None) -> int | None:
+        """The same, but for a label that does not count."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """What each class is called, in the order of the labels; None where they are numbers only."""
 
     @property
+    def target_shape(self) -> tuple[int, ...] | None:
+        """That of one sample's target: () for a single number; None without targets."""
+
+    @property
     def ahead(self) -> int:
         """Batches that are worth beginning before they are wanted; 0 where making one costs next to nothing."""
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, rows and columns of what the net sees."""
+    def input_shape(self) -> Shape:
+        """That of what the net sees of a sample: of an image channels, rows and columns."""
+
+    @property
+    def described(self) -> str:
+        """What the net sees, for a sentence."""
+
+    @property
+    def sample_size(self) -> int:
+        """How many numbers the net sees of a sample."""
 
     @property
     def nbytes(self) -> int:
@@ -40,16 +64,13 @@ class Dataset(Protocol):
 
     @property
     def about(self) -> str | None:
-        """What a user should know of where the images come from, a sentence; None where there is nothing to say."""
+        """What a user should know of where the samples come from, a sentence; None where there is nothing to say."""
 
     def count(self, split: Split) -> int:
-        """How many images a split has."""
+        """How many samples a split has."""
 
     def hold_out(self, n: int) -> Self:
-        """The same with `n` training images set aside as the split `held_out`. Raises UsageError."""
-
-    def normalised(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> Self:
-        """The same with (pixel - mean) / std, a number for each channel, handed to the net. Raises UsageError."""
+        """The same with `n` training samples set aside as the split `held_out`. Raises UsageError."""
 
     def share(self) -> Self:
         """The same, in such a way that a child process it is sent to has no copy of its own. Raises MemoryError."""
@@ -58,24 +79,25 @@ class Dataset(Protocol):
         """The same with training batches on `device`."""
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
-        """Begins the batch of the training images `indices` [B]; called, the result waits for it and returns it.
+        """Begins the batch of the training samples `indices` [B]; called, the result waits for it and returns it.
 
-        Crops and flips are drawn from `generator` before this returns, so they depend on nothing else.
+        What is random in it is drawn from `generator` before this returns, or seeded by a number drawn from it, so it
+        depends on nothing else.
         """
 
     def evaluation_batches(
         self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[Batch]:
-        """Center patches of at most `size` images at a time on `device`: of the whole split, or of its images
-        `indices`.
+        """Batches of at most `size` samples on `device`, as they are judged: of the whole split, or of its samples
+        `indices`. Of images the center patches.
         """
 
     def training_subset(self, n: int) -> Tensor:
-        """Indices, ascending, of at most `n` training images: the same in every run, whatever its seed."""
+        """Indices, ascending, of at most `n` training samples: the same in every run, whatever its seed."""
 
 
 def fixed_subset(total: int, n: int) -> Tensor:
-    """Indices, ascending, of at most `n` of `total` images: the same in every run, whatever its seed."""
+    """Indices, ascending, of at most `n` of `total` samples: the same in every run, whatever its seed."""
     if n >= total:
         return torch.arange(total)
     return torch.randperm(total, generator=torch.Generator().manual_seed(key(0, SUBSET)))[:n].sort().values

@@ -1,4 +1,4 @@
-"""Which training images are set aside for choosing settings."""
+"""Which training samples are set aside: for choosing settings, or for the test where there is no test set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.errors import UsageError
-from easgd_cli.randomness import HELD_OUT, key
+from easgd_cli.randomness import HELD_OUT, TESTED, key
 
 
 def held_out(labels: Tensor, num_classes: int, n: int) -> Tensor:
@@ -34,3 +34,33 @@ def held_out(labels: Tensor, num_classes: int, n: int) -> Tensor:
     for images, quota in zip(order.split(counts.tolist()), quotas.tolist(), strict=True):
         taken[images[:quota]] = True
     return taken
+
+
+def held_out_of(total: int, n: int) -> Tensor:
+    """Which of `total` samples without classes are held out, [total] bool: `n`, the same in every run. Raises
+    UsageError.
+    """
+    if not 0 < n < total:
+        raise UsageError(
+            f"dataset.validation={n}: must be from 0 to {total - 1}, since there are {total} training samples."
+        )
+    return _chosen(total, n, HELD_OUT)
+
+
+def tested(total: int, share: float) -> Tensor:
+    """Which of `total` samples are the test set, [total] bool: that `share` of them, the same in every run. Raises
+    UsageError.
+    """
+    n = round(share * total)
+    if not (0 < share < 1 and 0 < n < total):
+        raise UsageError(
+            f"dataset.test={share:g}: is the share of the {total} samples that is tested on, between 0 and 1, and "
+            "leaves at least one to train on."
+        )
+    return _chosen(total, n, TESTED)
+
+
+def _chosen(total: int, n: int, stream: int) -> Tensor:
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[torch.randperm(total, generator=torch.Generator().manual_seed(key(0, stream)))[:n]] = True
+    return chosen

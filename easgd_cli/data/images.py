@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from easgd_cli.data.conversion import Channels, as_input, checked_channels, sent
-from easgd_cli.data.dataset import Batch, Split, fixed_subset
+from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
 from easgd_cli.data.holding_out import held_out
 from easgd_cli.errors import UsageError
 from easgd_cli.system.shared_memory import SharedTensors
@@ -53,6 +53,26 @@ class Images:
 
     ahead: ClassVar[int] = 0  # indexing memory is not worth beginning early
     about: ClassVar[str | None] = None
+
+    @property
+    def targets(self) -> Targets:
+        return "labels"
+
+    def class_count(self, ignored: int | None) -> int:
+        return self.num_classes
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def described(self) -> str:
+        sides = "x".join(str(side) for side in self.input_shape)
+        return f"the images of this data set, {sides} (channels, rows, columns)"
+
+    @property
+    def sample_size(self) -> int:
+        return math.prod(self.input_shape)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

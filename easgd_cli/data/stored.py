@@ -8,6 +8,7 @@ numbers there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from easgd_cli.data import decoding
 from easgd_cli.data.conversion import Channels, as_input, checked_channels, sent
-from easgd_cli.data.dataset import Batch, Split, fixed_subset
+from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
 from easgd_cli.data.holding_out import held_out
 from easgd_cli.data.sources import Source
 from easgd_cli.errors import UsageError
@@ -59,6 +60,26 @@ class StoredImages:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training batches
     # started by the first batch: a fork never copies threads
     _pool: list[ThreadPoolExecutor] = field(default_factory=list, repr=False)
+
+    @property
+    def targets(self) -> Targets:
+        return "labels"
+
+    def class_count(self, ignored: int | None) -> int:
+        return self.num_classes
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def described(self) -> str:
+        sides = "x".join(str(side) for side in self.input_shape)
+        return f"the images of this data set, {sides} (channels, rows, columns)"
+
+    @property
+    def sample_size(self) -> int:
+        return math.prod(self.input_shape)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -6,13 +6,15 @@ method the paper's symbols, a problem the data and the model, a model the shape 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment.initial_parameters import listed, read_into
 from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
-from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta, levels
+from easgd_cli.settings.schema import BY_DATA, Settings, effective_alpha, effective_beta, levels
 from easgd_cli.settings.targets import convert, locate, make, ours, signature, written
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from easgd_cli.data.dataset import Dataset
     from easgd_cli.problems.base import Problem
     from easgd_cli.problems.metric import Metrics
+    from easgd_cli.problems.tasks.base import Task
 
 
 def symbols(s: Settings) -> dict[str, Any]:
@@ -130,36 +133,96 @@ def average(s: Settings) -> Average | None:
 
 
 def data(s: Settings) -> Dataset:
-    """The data set, normalised as `dataset.mean` and `dataset.std` say, with `dataset.validation` images held out of
-    training. Raises UsageError.
+    """The data set, images normalised as `dataset.mean` and `dataset.std` say, with `dataset.validation` samples held
+    out of training. Raises UsageError.
     """
-    from easgd_cli.data.images import as_images
+    from easgd_cli.data.given import as_dataset
+    from easgd_cli.data.images import Images
     from easgd_cli.data.stored import StoredImages
 
     if s.dataset["target"] is None:
         raise UsageError(
-            f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs images; choose a data "
+            f"problem={s.problem['name']} dataset={s.dataset['name']}: this problem needs data; choose a data "
             "set, such as dataset=digits."
         )
-    options = dict(s.dataset)
+    options, name = dict(s.dataset), s.dataset["name"]
     held_out = convert("dataset.validation", options.pop("validation", 0), int)
     own = signature(locate("dataset", options["target"]))  # a data set of the user's may have such settings itself
-    mean, std = (
-        None if name in own else convert(f"dataset.{name}", options.pop(name, None), list[float] | None)
-        for name in ("mean", "std")
-    )
+    of_all = {
+        key: None if key in own else convert(f"dataset.{key}", options.pop(key, None), kind)
+        for key, kind in _OF_ALL_DATA.items()
+    }
+    collate = None if of_all["collate"] is None else locate("dataset.collate", of_all["collate"])
     with seeded(s.seed, MADE_BY_USERS):
-        made = make("dataset", options, {"seed": s.seed})
-        images: Dataset = made if isinstance(made, StoredImages) else as_images(made, s.dataset["name"])
-    images = images.normalised(mean, std) if mean is not None or std is not None else images
-    return images.hold_out(held_out) if held_out else images
+        found = as_dataset(_made(s, options), name, collate, of_all["test"])
+    if of_all["mean"] is not None or of_all["std"] is not None:
+        if not isinstance(found, Images | StoredImages):
+            raise UsageError(f"dataset={name}: dataset.mean and dataset.std are for images; scale what it returns.")
+        found = found.normalised(of_all["mean"], of_all["std"])
+    return found.hold_out(held_out) if held_out else found
 
 
-def model(s: Settings, images: Dataset | None, checked: bool = True) -> nn.Module:
-    """A net for these images, `checked` on two of them, initialised from the one seed, or as `init` says. Raises
+# Settings that every data set of a user's has, unless it has parameters of these names itself.
+_OF_ALL_DATA: dict[str, Any] = {
+    "mean": list[float] | None, "std": list[float] | None, "test": float | None, "collate": str | None
+}  # fmt: skip
+
+
+def _made(s: Settings, options: dict[str, Any]) -> Any:
+    """What its maker returns; a Dataset with a parameter `train` or `split`, as torchvision's have, is made twice."""
+    key = split_parameter(locate("dataset", options["target"]))
+    if key is not None:
+        return tuple(make("dataset", options, {"seed": s.seed, key: value}) for value in _SPLITS[key])
+    return make("dataset", options, {"seed": s.seed})
+
+
+_SPLITS: dict[str, tuple[Any, Any]] = {"train": (True, False), "split": ("train", "test")}
+
+
+def split_parameter(maker: Callable[..., Any]) -> str | None:
+    """How a class of Datasets is told which split to be, as torchvision's are: `train` or `split`; None: not at all."""
+    is_dataset = isinstance(maker, type) and hasattr(maker, "__getitem__")
+    return next((key for key in _SPLITS if is_dataset and key in signature(maker)), None)
+
+
+def task(s: Settings, data: Dataset) -> Task:
+    """What a net is trained for on these data. Raises UsageError."""
+    from easgd_cli.problems.tasks.own import OwnLoss, as_task
+
+    maker = locate("task", s.task["target"])
+    if taken := loss_arguments(maker):
+        options = {key: value for key, value in s.task.items() if key not in ("name", "target")}
+        made: Task = OwnLoss(
+            lambda outputs, targets: maker(**dict(zip(taken, (outputs, targets), strict=True)), **options)
+        )
+    else:
+        made = as_task(make("task", s.task, {"data": data}), s.task["name"])
+    if s.task["target"] != BY_DATA["target"]:
+        made.name = s.task["name"]
+    if data.targets not in made.takes:
+        raise UsageError(
+            f"task={made.name} dataset={s.dataset['name']}: this data set has {data.targets} to learn, and the "
+            f"task takes {' or '.join(made.takes)}; task=auto is the one that goes with the data."
+        )
+    return made
+
+
+def loss_arguments(maker: Callable[..., Any]) -> list[str]:
+    """The names under which a function of the user's takes outputs and targets, where it is a loss itself; none where
+    it makes one.
+    """
+    if not inspect.isfunction(maker):
+        return []
+    first = list(signature(maker).values())[:2]
+    wanted = [p.name for p in first if p.default is p.empty and p.name != "data"]
+    return wanted if len(wanted) == 2 else []
+
+
+def model(s: Settings, data: Dataset | None, checked: bool = True) -> nn.Module:
+    """A net for these data, `checked` on two samples of them, initialised from the one seed, or as `init` says. Raises
     UsageError.
 
-    Without images, or where the problem feeds it with something else, it is what its maker makes of it.
+    Without data, or where the problem feeds it with something else, it is what its maker makes of it.
     """
     from easgd_cli.models import check_model
 
@@ -168,15 +231,23 @@ def model(s: Settings, images: Dataset | None, checked: bool = True) -> nn.Modul
             f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as "
             "model=small."
         )
-    offered = {} if images is None else {"num_classes": images.num_classes, "input_shape": images.input_shape}
+    trained_for = None if data is None else task(s, data)
+    outputs = None if data is None or trained_for is None else trained_for.outputs(data)
+    offered = {"input_shape": data.input_shape} if data is not None else {}
+    if data is not None and outputs is None and ours(s.model):
+        raise UsageError(
+            f"dataset={s.dataset['name']} {written('model', s.model)}: nobody says how many outputs the net is to "
+            "have; give the data set a num_classes, or use a net of your own with sizes of its own."
+        )
     with seeded(s.seed, INIT):
-        net = make("model", s.model, offered)
-    check_model(net, written("model", s.model), images if checked else None, s.batch_size)
-    read_into(net, s, images.num_classes if images is not None and checked else None)
+        net = make("model", s.model, offered | ({"num_classes": outputs} if outputs is not None else {}))
+    check_model(net, written("model", s.model), data, trained_for if checked else None, s.batch_size)
+    read_into(net, s, outputs if checked else None)
     return net
 
 
-# What a problem may ask for by name (see `problem`). Data and net are made only for one that does.
+# What a problem may ask for by name (see `problem`). Data, task and net are made only for one that does; `images` is
+# the older name of `data`.
 OFFERED_TO_PROBLEMS = (
     "seed",
     "workers",
@@ -185,13 +256,15 @@ OFFERED_TO_PROBLEMS = (
     "device",
     "precision",
     "compile",
+    "data",
     "images",
+    "task",
     "model",
     "train_images",
 )
 
 
-def problem(s: Settings, images: Dataset | None, device: torch.device) -> Problem:
+def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
     """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
@@ -199,18 +272,25 @@ def problem(s: Settings, images: Dataset | None, device: torch.device) -> Proble
         "precision": s.precision, "compile": s.compile,
         "train_images": s.eval.train_images,
     }  # fmt: skip
-    if images is not None:
-        offered["images"] = images
+    trained_for = task(s, data) if data is not None and asked & DATA else None
+    if data is not None:
+        offered |= {"data": data, "images": data, "task": trained_for}
     if "model" in asked:
-        offered["model"] = model(s, images, checked="images" in asked)
+        offered["model"] = model(s, data, checked=trained_for is not None)
     return make("problem", s.problem, offered)
 
 
 def declared_metrics(s: Settings) -> Metrics:
-    """What the problem declares that it measures, known before it is made. Raises UsageError."""
+    """What the problem declares that it measures, known before it is made; the data are loaded where they say it.
+    Raises UsageError.
+    """
     from easgd_cli.problems.classification import metrics_of
 
-    return metrics_of(locate("problem", s.problem["target"]))
+    if "task" not in asked_by_problem(s):
+        return metrics_of(locate("problem", s.problem["target"]))
+    if ours(s.task) and s.task["target"] != BY_DATA["target"]:
+        return metrics_of(locate("task", s.task["target"]))
+    return metrics_of(task(s, data(s)))
 
 
 def asked_by_problem(s: Settings) -> set[str]:
@@ -218,7 +298,10 @@ def asked_by_problem(s: Settings) -> set[str]:
     return set(OFFERED_TO_PROBLEMS) & set(signature(locate("problem", s.problem["target"])))
 
 
-def asks_for_images(s: Settings, asked: set[str]) -> bool:
+DATA = {"data", "images"}  # of which a problem that uses data asks for one
+
+
+def asks_for_data(s: Settings, asked: set[str]) -> bool:
     """Whether the problem, which has `asked` for so much, is given a data set, or its net the shape of one. Raises
     UsageError.
     """
@@ -227,13 +310,13 @@ def asks_for_images(s: Settings, asked: set[str]) -> bool:
         and s.model["target"]
         and {"num_classes", "input_shape"} & set(signature(locate("model", s.model["target"])))
     )
-    if shaped and "images" not in asked and s.dataset["target"] is None:
+    if shaped and not asked & DATA and s.dataset["target"] is None:
         raise UsageError(
-            f"problem={s.problem['name']} model={s.model['name']}: this net asks for the shape of images, and "
+            f"problem={s.problem['name']} model={s.model['name']}: this net asks for the shape of data, and "
             "there are none; choose a net of your own "
             "with sizes of its own, or a data set whose shape it is to have, such as dataset=digits."
         )
-    return "images" in asked or bool(shaped)
+    return bool(asked & DATA or shaped)
 
 
 @dataclass(frozen=True)
@@ -340,30 +423,45 @@ def prepare(s: Settings) -> Experiment:
 
     from easgd_cli.experiment.memory_estimate import check_memory
     from easgd_cli.problems.base import check_problem
+    from easgd_cli.problems.classification import metrics_of
     from easgd_cli.settings.schema import total_steps
 
     rules = method(s)
     devices = _check_devices(s, rules)
     asked = asked_by_problem(s)
     _refuse_unused(s, asked)
-    images = data(s) if asks_for_images(s, asked) else None
-    steps = total_steps(s, None if images is None else images.count("train"))
+    given = data(s) if asks_for_data(s, asked) else None
+    steps = total_steps(s, None if given is None else given.count("train"))
     schedule(s, steps)  # said before the data set is measured
-    recipe = Recipe(s, images, steps)
+    recipe = Recipe(s, given, steps)
     parts = recipe.parts(torch.device("cpu"))
-    if images is None or not ours(s.problem):  # measuring our own on a whole data set would take seconds
-        figures = check_problem(parts.problem, s.problem["name"], s.workers)
-        for name, level in levels(s).items():
-            if name not in figures:
-                raise UsageError(
-                    f"until.{name}={level:g}: problem={s.problem['name']} has no {name}, so the run would not end "
-                    "by it."
-                )
+    if given is None or not ours(s.problem):  # measuring our own on a whole data set would take seconds
+        measured = tuple(check_problem(parts.problem, s.problem["name"], s.workers))
+    else:
+        measured = getattr(parts.problem, "measures", ())
+    check_levels(s, metrics_of(parts.problem), measured)
     start = parts.problem.start(None if rules.shared is not None else 0)
     memory = check_memory(
-        s, rules, parts.average, start, images, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
+        s, rules, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
     )
     return Experiment(recipe, parts, start, memory)
+
+
+def check_levels(s: Settings, metrics: Metrics, measured: Collection[str]) -> None:
+    """Raises UsageError for a level of `until` that no evaluation can reach, which has the metrics `measured`."""
+    for name, level in levels(s).items():
+        written_so, full = f"until.{name}={level:g}", metrics.named(name)
+        if full not in measured and (full.startswith("validation_") and full in metrics.declared_names):
+            raise UsageError(
+                f"{written_so}: no training samples are held out; hold some out, such as dataset.validation=200."
+            )
+        if full not in measured:
+            raise UsageError(
+                f"{written_so}: problem={s.problem['name']} has no {name}, so the run would not end by it; it has "
+                f"{', '.join(measured)}."
+            )
+        if metrics[full].unit == "%" and not 0 <= level <= 100:
+            raise UsageError(f"{written_so}: is a percentage, from 0 to 100.")
 
 
 def _check_devices(s: Settings, rules: Method) -> list[str]:
@@ -394,7 +492,7 @@ def _refuse_unused(s: Settings, asked: set[str]) -> None:
     with it.
     """
     name = s.problem["name"]
-    for group, wanted in (("dataset", {"images", "model"}), ("model", {"model"})):
+    for group, wanted in (("dataset", {*DATA, "model"}), ("model", {"model"})):
         spec = getattr(s, group)
         if spec["target"] is not None and not asked & wanted:
             raise UsageError(

@@ -4,7 +4,6 @@ Memory).
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from easgd_cli.errors import UsageError
@@ -28,7 +27,7 @@ def check_memory(
     rules: Method,
     kept: Average | None,
     start: Tensor,
-    images: Dataset | None,
+    data: Dataset | None,
     *,
     on_cpu: int,
     in_processes: bool,
@@ -41,20 +40,14 @@ def check_memory(
     UsageError where less is free.
     """
     vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, on_cpu, in_processes)
-    # As many as can be computed at once; of each image what the net takes, and 8 bytes each for its number, its draw
+    # As many as can be computed at once; of each sample what the net takes, and 8 bytes each for its number, its draw
     # and its label.
     batches = (
-        min(on_cpu, cores()) * s.batch_size * (math.prod(images.input_shape) * start.element_size() + 24)
-        if images is not None
-        else 0
+        min(on_cpu, cores()) * s.batch_size * (data.sample_size * start.element_size() + 24) if data is not None else 0
     )
     # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
-    batches += (
-        s.workers * s.batch_size * math.prod(images.input_shape) * (images.ahead + 1)
-        if images is not None and images.ahead
-        else 0
-    )
-    copied = images.nbytes if images is not None else 0
+    batches += s.workers * s.batch_size * data.sample_size * (data.ahead + 1) if data is not None and data.ahead else 0
+    copied = data.nbytes if data is not None else 0
     available = shared_memory.available_memory()
     if available is None or vectors + batches + copied <= available:
         return vectors + batches + copied

@@ -167,7 +167,9 @@ class Journal:
         last = metrics.get("average", center)
         reached = [
             (name, level)
-            for name, level in levels(self._experiment.settings).items()
+            for name, level in (
+                (self._metrics.named(name), level) for name, level in levels(self._experiment.settings).items()
+            )
             if self._metrics[name].reached(last.get(name), level)
         ]
         if not all(math.isfinite(value) for name, value in center.items() if name.endswith("_loss")):

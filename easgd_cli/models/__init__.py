@@ -1,27 +1,37 @@
 """Nets, one a file, and what holds for all of them, a user's own included.
 
-A model is any callable that returns an nn.Module turning images [B, *input_shape] into one number a class [B,
-num_classes]; it may ask for `input_shape` and `num_classes` by name.
+A model is any callable that returns an nn.Module; of images [B, *input_shape] it makes one number a class [B,
+num_classes], of other data what their task takes. It may ask for `input_shape` and `num_classes` by name.
 """
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from easgd_cli.data.dataset import Dataset
+from easgd_cli.data.nest import called
 from easgd_cli.errors import UsageError
 from easgd_cli.system import shared_memory
 
 
-def check_model(net: object, written: str, images: Dataset | None, batch_size: int) -> None:
-    """Measures and differentiates `net`, chosen as `written`, on two images (one where `batch_size` is 1) if any, and
-    leaves it as it was.
+class Task(Protocol):
+    """What is asked of a task to try a net on it (problems/tasks/base.py)."""
 
-    Raises UsageError, beginning with `written`, when what comes out is not one finite number a class and image, has no
+    def parted(self, inputs: Any, targets: Any) -> tuple[Any, Any]: ...
+    def check(self, outputs: Any, inputs: Any, targets: Any) -> None: ...
+    def loss(self, outputs: Any, targets: Any) -> Tensor: ...
+
+
+def check_model(net: object, written: str, data: Dataset | None, task: Task | None, batch_size: int) -> None:
+    """Measures and differentiates `net`, chosen as `written`, for `task` on two samples (one where `batch_size` is 1)
+    if any, and leaves it as it was.
+
+    Raises UsageError, beginning with `written`, when what comes out is not what the task takes, has no
     gradient, or the gradient does not fit into memory, and for running statistics other than batch norm's.
     """
     if not isinstance(net, nn.Module):
@@ -52,13 +62,13 @@ def check_model(net: object, written: str, images: Dataset | None, batch_size: i
             f"{needed / 2**30:,.1f} GiB more than there is of it "
             f"already, and {available / 2**30:,.1f} GiB are free; use a smaller net."
         )
-    if images is None:  # only the problem knows what goes in
+    if data is None or task is None:  # only the problem knows what goes in
         return
     was_training, before = net.training, torch.random.get_rng_state()
     buffers = {n: b.clone() for n, b in net.named_buffers()}  # training writes to them
     try:
-        _measure(net, written, images, trained[0])
-        _differentiate(net, written, images, trained[0], min(batch_size, 2))
+        _measure(net, written, data, task, trained[0])
+        _differentiate(net, written, data, task, trained[0], min(batch_size, 2))
     finally:
         net.train(was_training)
         net.zero_grad(set_to_none=True)
@@ -68,52 +78,53 @@ def check_model(net: object, written: str, images: Dataset | None, batch_size: i
                 b.copy_(buffers[n])
 
 
-def _measure(net: nn.Module, written: str, images: Dataset, like: Tensor) -> None:
-    batch, _ = next(images.evaluation_batches("test", 2, like.device, like.dtype))
+def _measure(net: nn.Module, written: str, data: Dataset, task: Task, like: Tensor) -> None:
+    inputs, targets = task.parted(*next(data.evaluation_batches("test", 2, like.device, like.dtype)))
     net.eval()
     try:
         with torch.no_grad():
-            out = net(batch)
+            out = called(net, inputs)
     except (Exception, SystemExit) as e:
-        raise UsageError(
-            f"{written}: does not take the images of this data set, {_by(images.input_shape)} (channels, rows, "
-            f"columns): {_said(e)}"
-        ) from e
-    _check_output(out, f"{written}:", len(batch), images)
+        raise UsageError(f"{written}: does not take {data.described}: {_said(e)}") from e
+    _check_output(f"{written}:", task, out, inputs, targets)
 
 
-def _differentiate(net: nn.Module, written: str, images: Dataset, like: Tensor, count: int) -> None:
-    some = torch.arange(count) % images.count("train")
-    batch, labels = next(images.evaluation_batches("train", count, like.device, like.dtype, some))
+def _differentiate(net: nn.Module, written: str, data: Dataset, task: Task, like: Tensor, count: int) -> None:
+    some = torch.arange(count) % data.count("train")
+    inputs, targets = task.parted(*next(data.evaluation_batches("train", count, like.device, like.dtype, some)))
     net.train()
     try:
-        out = net(batch)
+        out = called(net, inputs)
     except (Exception, SystemExit) as e:
         raise UsageError(
-            f"{written}: fails in training mode, on {count} image{'s' if count > 1 else ''}, though not in "
+            f"{written}: fails in training mode, on {count} sample{'s' if count > 1 else ''}, though not in "
             f"evaluation: {_said(e)}"
         ) from e
-    _check_output(out, f"{written}: in training mode", count, images)
+    _check_output(f"{written}: in training mode", task, out, inputs, targets)
     try:
-        F.cross_entropy(out, labels).backward()
+        task.loss(out, targets).backward()
     except Exception as e:
         raise UsageError(f"{written}: the gradient of its loss cannot be computed: {_said(e)}") from e
 
 
-def _check_output(out: object, said: str, count: int, images: Dataset) -> None:
-    if not isinstance(out, Tensor):
-        raise UsageError(
-            f"{said} returned a {type(out).__name__} for a batch of images; it must return one tensor [B, "
-            f"{images.num_classes}]."
+def _check_output(said: str, task: Task, out: Any, inputs: Any, targets: Any) -> None:
+    try:
+        task.check(out, inputs, targets)
+    except UsageError as e:
+        raise UsageError(f"{said} {e}") from e
+    except Exception as e:  # a loss of the user's
+        raise UsageError(f"{said} the loss cannot be computed: {_said(e)}") from e
+
+
+def image_shape(input_shape: Any, model: str) -> tuple[int, int, int]:
+    """Channels, rows and columns. Raises ValueError where the inputs are no images."""
+    if not (isinstance(input_shape, tuple) and len(input_shape) == 3 and all(isinstance(n, int) for n in input_shape)):
+        shape = list(input_shape) if isinstance(input_shape, tuple) else input_shape
+        raise ValueError(
+            f"model={model}: takes images [channels, rows, columns], and a sample is {shape}; use model=mlp, or a net "
+            "of your own."
         )
-    if tuple(out.shape) != (count, images.num_classes):
-        raise UsageError(
-            f"{said} turned images [{count}, {', '.join(str(side) for side in images.input_shape)}] into "
-            f"{list(out.shape)}; with {images.num_classes} "
-            f"classes it must be [{count}, {images.num_classes}] (the model can ask for num_classes)."
-        )
-    if not bool(torch.isfinite(out).all()):
-        raise UsageError(f"{said} its outputs at the start are not finite numbers.")
+    return input_shape
 
 
 def initialise(net: nn.Module, bias: float = 0.0) -> None:
@@ -130,7 +141,3 @@ def initialise(net: nn.Module, bias: float = 0.0) -> None:
 
 def _said(e: BaseException) -> str:
     return f"{type(e).__name__}: {' '.join(str(e).split())}"
-
-
-def _by(sides: tuple[int, ...]) -> str:
-    return "x".join(str(side) for side in sides)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from easgd_cli.models import initialise
+from easgd_cli.models import image_shape, initialise
 
 
 class ConvNet11(nn.Module):
@@ -27,7 +27,7 @@ class ConvNet11(nn.Module):
         self, input_shape: tuple[int, int, int] = (3, 221, 221), num_classes: int = 1000, dropout: float = 0.5
     ):
         super().__init__()
-        channels, *sides = input_shape
+        channels, *sides = image_shape(input_shape, "convnet11")
         if min(sides) < 101:
             raise ValueError(
                 f"model=convnet11: takes images of at least 101x101, and these are {sides[0]}x{sides[1]}; "

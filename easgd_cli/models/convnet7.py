@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from easgd_cli.models import initialise
+from easgd_cli.models import image_shape, initialise
 
 
 class ConvNet7(nn.Module):
@@ -23,7 +23,7 @@ class ConvNet7(nn.Module):
 
     def __init__(self, input_shape: tuple[int, int, int] = (3, 28, 28), num_classes: int = 10, dropout: float = 0.5):
         super().__init__()
-        channels, *sides = input_shape
+        channels, *sides = image_shape(input_shape, "convnet7")
         if min(sides) < 24:
             raise ValueError(
                 f"model=convnet7: takes images of at least 24x24, and these are {sides[0]}x{sides[1]}; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from easgd_cli.models import initialise
+from easgd_cli.models import image_shape, initialise
 
 
 class ConvNetDigits(nn.Module):
@@ -20,7 +20,7 @@ class ConvNetDigits(nn.Module):
 
     def __init__(self, input_shape: tuple[int, int, int] = (1, 8, 8), num_classes: int = 10):
         super().__init__()
-        channels, *sides = input_shape
+        channels, *sides = image_shape(input_shape, "small")
         if min(sides) < 6:
             raise ValueError(f"model=small: takes images of at least 6x6, and these are {sides[0]}x{sides[1]}.")
         rows, columns = ((side - 4) // 2 for side in sides)

@@ -1,5 +1,5 @@
-"""A net of linear layers, for images of any shape: the pixels in a row, hidden layers with ReLU and dropout, one output
-a class.
+"""A net of linear layers, for inputs of any shape: their numbers in a row, hidden layers with ReLU and dropout, and one
+output a class or number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from easgd_cli.system import shared_memory
 
 
 class MLP(nn.Module):
-    """`forward`: images [B, C, H, W] to logits [B, num_classes].
+    """`forward`: inputs [B, *input_shape] to [B, num_classes].
 
     `hidden`: the widths of the inner layers; none make the net linear. `dropout`: the share of each inner layer's
     outputs zeroed in training, after their ReLU. Raises ValueError for a width below 1, and for more parameters than
@@ -23,12 +23,14 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        input_shape: tuple[int, int, int] = (1, 8, 8),
+        input_shape: tuple[int, ...] = (1, 8, 8),
         num_classes: int = 10,
         hidden: tuple[int, ...] = (128,),
         dropout: float = 0.0,
     ):
         super().__init__()
+        if not (isinstance(input_shape, tuple) and all(isinstance(n, int) for n in input_shape)):
+            raise ValueError("model=mlp: takes one tensor, and a sample has several inputs; use a net of your own.")
         if any(width < 1 for width in hidden):
             raise ValueError(
                 f"model.hidden={list(hidden)}: widths are whole numbers of at least 1, such as model.hidden=[256,128]."
@@ -50,5 +52,5 @@ class MLP(nn.Module):
         self.layers.append(nn.Linear(widths[-1], num_classes))
         initialise(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)

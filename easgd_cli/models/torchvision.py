@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from easgd_cli.data.vision import torchvision
+from easgd_cli.models import image_shape
 
 # Second heads are for a loss of their own in training, which is none of the methods' here: without them they return one
 # tensor.
@@ -34,7 +35,7 @@ def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -
         )
         near = difflib.get_close_matches(name, known, 3, 0.4) or ["resnet18", "vgg11_bn", "vit_b_16"]
         raise ValueError(f"model.name={name}: {other}; did you mean {' or '.join(near)}?")
-    channels, *sides = input_shape
+    channels, *sides = image_shape(input_shape, "torchvision")
     if channels != 3:
         raise ValueError(
             f"model.name={name}: takes images of 3 channels, and these have {channels}; "

@@ -113,6 +113,14 @@ class Metrics:
     def __getitem__(self, name: str) -> Metric:
         return self._named.get(name) or Metric(name)
 
+    @property
+    def declared_names(self) -> set[str]:
+        return {metric.name for metric in self.declared}
+
+    def named(self, name: str) -> str:
+        """The name in the rows: of `rmse` test_rmse, where that is declared."""
+        return f"test_{name}" if name not in self._named and f"test_{name}" in self._named else name
+
     def known(self) -> list[Metric]:
         """All that have a description: train_loss, the declared, and what follows from the primary one."""
         return list(self._named.values())

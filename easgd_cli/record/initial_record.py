@@ -15,7 +15,7 @@ from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.tensorboard import Value
-from easgd_cli.settings.schema import GROUPS, Settings, effective_alpha, effective_beta, length
+from easgd_cli.settings.schema import GROUPS, Settings, effective_alpha, effective_beta, length, levels
 
 if TYPE_CHECKING:
     from easgd_cli.record.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "parameters": experiment.parameters,
         "workers": s.workers, "tau": s.tau, "batch_size": experiment.problem.batch_size, "seed": s.seed,
         "precision": s.precision,
-        "length": length(s), "until": asdict(s.until), "symbols": sorted(build.symbols_used(s)),
+        "length": length(s), "until": levels(s), "symbols": sorted(build.symbols_used(s)),
         # so that nobody who looks at the run has to run its code
         "exchange": how_it_exchanges(build.method(s), s.eta),
         "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in hparams(s).items()},

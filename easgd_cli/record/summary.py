@@ -18,8 +18,8 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensor
 
 # What is looked for first comes first.
 _ORDER = (
-    "status", "reason", "algo", "problem", "dataset", "model", "workers", "tau", "steps", "exchanges", "wall_seconds",
-    "samples_per_second",
+    "status", "reason", "algo", "problem", "dataset", "task", "model", "workers", "tau", "steps", "exchanges",
+    "wall_seconds", "samples_per_second",
     "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before", "restarts",
 )  # fmt: skip
 

@@ -175,7 +175,8 @@ def _average(summary: dict[str, Any]) -> str:
 def _level(summary: dict[str, Any]) -> tuple[Metric, float] | None:
     """What ends the run: a metric, and the level it is to reach."""
     asked = {name: level for name, level in (summary.get("until") or {}).items() if level is not None}
-    return next(((declared(summary)[name], level) for name, level in asked.items()), None)
+    metrics = declared(summary)
+    return next(((metrics[metrics.named(name)], level) for name, level in asked.items()), None)
 
 
 def _until(summary: dict[str, Any]) -> str:

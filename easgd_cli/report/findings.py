@@ -47,7 +47,8 @@ def _best(c: Comparison, those: Sequence[Configuration]) -> list[str]:
     """Which ended with the best value, of all and of each method, among those whose every run has ended,
     with a number.
     """
-    if any(of.setting(f"until.{c.metric.name}") is not None for of in those):
+    names = (c.metric.name, c.metric.name.removeprefix("test_"))
+    if any(of.setting(f"until.{name}") is not None for of in those for name in names):
         return []  # they ended where they were told to
     ended = [of for of in those if all(run.status in run_directory.ENDED for run in of.counted)]
     said = _least(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Optional  # Optional: OmegaConf reads these annotations at run time
 
 from easgd_cli.errors import UsageError
@@ -16,23 +16,17 @@ from easgd_cli.errors import UsageError
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
 UNPROFILED_STEPS = 5  # of a worker that is profiled: its first steps are not those it goes on with
 
-# A group (algo, problem, dataset, model, schedule, average, launcher) is {"name": ..., "target": "module:callable",
+# A group (algo, problem, dataset, task, model, schedule, ...) is {"name": ..., "target": "module:callable",
 # **options}; the options are checked against the callable's own signature (settings/targets.py), so an extension brings
 # its settings with it.
 Group = dict[str, Any]
-ON_DATA: Group = {"name": "dataset", "target": "easgd_cli.problems.images:ImageProblem"}
+ON_DATA: Group = {"name": "dataset", "target": "easgd_cli.problems.net:NetProblem"}
+BY_DATA: Group = {"name": "auto", "target": "easgd_cli.problems.tasks:by_data"}
 NO_AVERAGE: Group = {"name": "none", "target": "easgd_cli.algorithms.average:none"}
 OWN_STEP: Group = {"name": "own", "target": None}
 
 # as a newcomer meets them; "experiment" is Hydra's alone
-GROUPS = ("algo", "local", "problem", "dataset", "model", "schedule", "average", "launcher")
-
-
-@dataclass
-class Until:
-    """Ends the run at the first evaluation that reaches the level."""
-
-    test_error: Optional[float] = None  # percent, of the center
+GROUPS = ("algo", "local", "problem", "dataset", "task", "model", "schedule", "average", "launcher")
 
 
 @dataclass
@@ -60,6 +54,8 @@ class Settings:
     # what is minimised: a net's loss on a data set, or a function
     problem: Group = field(default_factory=lambda: dict(ON_DATA))
     dataset: Group = MISSING  # what it learns from
+    # what it is trained for: loss and metrics
+    task: Group = field(default_factory=lambda: dict(BY_DATA))
     model: Group = MISSING  # the net
     schedule: Group = MISSING  # eta over the worker's clock
     # of the center over time, evaluated and saved beside it
@@ -78,14 +74,15 @@ class Settings:
     clip: Optional[float] = None  # greatest norm of a gradient, l2 term included; a larger one is scaled down to it
 
     workers: int = 4  # p
-    batch_size: int = 128  # images per worker and step
+    batch_size: int = 128  # samples per worker and step
     seed: int = 0  # decides start, batches, augmentation, dropout and noise
 
     steps: Optional[int] = None  # local steps of each worker; or ...
-    epochs: Optional[float] = None  # ... passes over the training images by each worker; or ...
+    epochs: Optional[float] = None  # ... passes over the training samples by each worker; or ...
     minutes: Optional[float] = None  # ... minutes of training
     default_steps: Optional[int] = None  # what configs/tuning.yaml gives where none of the three is set
-    until: Until = field(default_factory=Until)
+    # of metrics, such as until.test_error=2: ends the run at the first evaluation of the center that is as good
+    until: dict[str, Optional[float]] = field(default_factory=dict)
 
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | a list "cuda:0,cuda:1" dealt round robin
     center_device: str = "cpu"  # where the center lies: cpu, or a GPU on which all workers compute
@@ -106,7 +103,8 @@ class Settings:
     init: Optional[str] = None  # a state_dict file to start from
     # modules or parameters that begin as without init=, such as [fc]
     init_without: list[str] = field(default_factory=list)
-    # a run directory to go on with; imports the code of your own that its config.yaml names, as replay= does
+    # a run directory to go on with, or auto: go on with what this command has begun, or begin it; imports the code of
+    # your own that its config.yaml names, as replay= does
     resume: Optional[str] = None
     # of a run that goes on, where metrics.jsonl or exchanges.bin is damaged: begin that file anew
     new_record: bool = False
@@ -211,14 +209,15 @@ def check(s: Settings) -> None:
         raise UsageError("There is no default length for this method and problem: write steps=, epochs= or minutes=.")
     if s.precision not in ("fp32", "tf32", "bf16"):
         raise UsageError(f"precision={s.precision}: is fp32, tf32 or bf16.")
-    if s.until.test_error is not None and not 0 <= s.until.test_error <= 100:
-        raise UsageError(f"until.test_error={s.until.test_error:.15g}: is a percentage, from 0 to 100.")
+    for name, level in levels(s).items():
+        if not math.isfinite(level):
+            raise UsageError(f"until.{name}={level}: must be a finite number.")
     if s.eval.when not in ("running", "deferred"):
         raise UsageError(f"eval.when={s.eval.when}: is running or deferred.")
-    if s.eval.when == "deferred" and s.until.test_error is not None:
+    if s.eval.when == "deferred" and levels(s):
         raise UsageError(
-            "eval.when=deferred until.test_error: a run cannot stop at an error that is measured after its end; "
-            "use eval.when=running."
+            f"eval.when=deferred until.{next(iter(levels(s)))}: a run cannot stop at a level that is measured after "
+            "its end; use eval.when=running."
         )
     recorded = profiled_steps(s)
     if (
@@ -255,7 +254,7 @@ def length(s: Settings) -> dict[str, float | None]:
 
 def levels(s: Settings) -> dict[str, float]:
     """The metrics that end the run, each with the level that it is to reach."""
-    return {name: level for name, level in asdict(s.until).items() if level is not None}
+    return {name: level for name, level in s.until.items() if level is not None}
 
 
 def total_steps(s: Settings, train_images: int | None) -> int | None:

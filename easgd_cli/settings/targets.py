@@ -83,17 +83,21 @@ def written(group: str, spec: Group) -> str:
 
 def example(group: str) -> str:
     """How something of a user's own is named in this group."""
-    name = {"algo": "MyMethod", "local": "MyStep", "problem": "MyProblem"}.get(group, f"my_{group}")
+    name = {"algo": "MyMethod", "local": "MyStep", "problem": "MyProblem", "task": "MyLoss"}.get(group, f"my_{group}")
     return f"{group}=my_module:{name}"
 
 
-# Where modules are that the config.yaml of an older run names otherwise.
-_MOVED = {"easgd_cli.average": "easgd_cli.algorithms.average", "easgd_cli.schedule": "easgd_cli.algorithms.schedule"}
+# Where makers are that the config.yaml of an older run names otherwise.
+_MOVED = {
+    "easgd_cli.average": "easgd_cli.algorithms.average",
+    "easgd_cli.schedule": "easgd_cli.algorithms.schedule",
+    "easgd_cli.problems.images:ImageProblem": "easgd_cli.problems.net:NetProblem",
+}
 
 
 def locate(group: str, target: str) -> Callable[..., Any]:
     """The callable `module:name`, from the working directory or an installed package. Raises UsageError."""
-    module, _, name = target.partition(":")
+    module, _, name = _MOVED.get(target, target).partition(":")
     module = _MOVED.get(module, module)
     if not module or not name:
         raise UsageError(f"{group}={target}: write it as module:name, such as {example(group)}.")

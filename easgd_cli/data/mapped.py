@@ -1,0 +1,216 @@
+"""A torch Dataset of the user's: anything with __len__ and __getitem__, read sample by sample.
+
+What a sample draws from the global generators of torch, numpy and Python follows from (seed, worker, t, index), so a
+step taken again sees the same batch. For that reason samples are read one after another, in the thread that trains.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from easgd_cli.data import nest, packing
+from easgd_cli.data.arrays import as_numbers, kind_of
+from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
+from easgd_cli.data.holding_out import held_out_of
+from easgd_cli.errors import UsageError
+from easgd_cli.randomness import SAMPLE, key, seed_all, seeded
+from easgd_cli.system.shared_memory import SharedTensors
+
+_TARGETS = ("labels", "label", "targets", "target", "y")  # of a dictionary of samples, in this order
+_STREAMS: dict[Split, int] = {"train": 0, "test": 1, "held_out": 0}
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """Two Datasets, `train` and `test`. A sample is (input, target), or (input, ..., target) for a net with several, a
+    dictionary with a target by one of the usual names, or tokens alone; `collate` makes a batch of a list of them.
+
+    Raises UsageError for a sample that cannot be read, naming it.
+    """
+
+    train: Any
+    test: Any
+    name: str
+    collate: Callable[[list[Any]], Any] = default_collate
+    kept: Tensor | None = None  # [N] int64, which samples of `train` are trained on; None for all
+    taken: Tensor | None = None  # [K] int64, which of them are held out
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training batches
+    _first: list[Batch] = field(default_factory=list, repr=False)
+
+    ahead: ClassVar[int] = 0
+    about: ClassVar[str | None] = None
+    nbytes: ClassVar[int] = 0  # what it holds is not known here
+
+    @property
+    def targets(self) -> Targets:
+        targets = self._sample[1]
+        return "numbers" if not isinstance(targets, Tensor | None) else kind_of(targets)
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.class_count(None)
+
+    def class_count(self, ignored: int | None) -> int | None:
+        found, labels = getattr(self.train, "num_classes", None), getattr(self.train, "targets", None)
+        if found is None and self.classes is not None:
+            return len(self.classes)
+        if found is None and isinstance(labels, Tensor | list) and self.targets == "labels":  # as torchvision's have
+            return int(torch.as_tensor(labels).max()) + 1
+        return found if isinstance(found, int) else None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        found = getattr(self.train, "classes", None)
+        return tuple(str(name) for name in found) if isinstance(found, list | tuple) else None
+
+    @property
+    def target_shape(self) -> tuple[int, ...] | None:
+        targets = self._sample[1]
+        return tuple(targets.shape[1:]) if isinstance(targets, Tensor) else None
+
+    @property
+    def input_shape(self) -> Any:
+        return nest.mapped(lambda t: tuple(t.shape[1:]) if isinstance(t, Tensor) else None, self._sample[0])
+
+    @property
+    def described(self) -> str:
+        return f"the samples of this data set, {nest.said(self._sample[0])} as a batch of one"
+
+    @property
+    def sample_size(self) -> int:
+        return sum(t.numel() for t in nest.leaves(self._sample[0]) if isinstance(t, Tensor))
+
+    def count(self, split: Split) -> int:
+        chosen = self._chosen(split)
+        return (
+            len(self._source(split)) if chosen is None and split != "held_out" else 0 if chosen is None else len(chosen)
+        )
+
+    def hold_out(self, n: int) -> Mapped:
+        """The same with `n` training samples set aside, the same in every run. Raises UsageError."""
+        taken = held_out_of(len(self.train), n)
+        return replace(self, taken=taken.nonzero()[:, 0], kept=(~taken).nonzero()[:, 0])
+
+    def share(self) -> Mapped:
+        """The same with its large arrays in anonymous shared memory. Raises UsageError where it cannot be sent to
+        another process, and MemoryError.
+        """
+        try:
+            sent = packing.pack((self.train, self.test, self.collate))
+        except (pickle.PicklingError, TypeError, AttributeError) as e:
+            raise UsageError(
+                f"dataset={self.name}: cannot be sent to the workers ({' '.join(str(e).split())}); classes and "
+                "functions stand at the top of a module, and files are opened in __getitem__."
+            ) from e
+        return _received(sent, self.name, self.kept, self.taken)
+
+    def training_on(self, device: torch.device) -> Mapped:
+        return self if device == self.device else replace(self, device=device)
+
+    def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
+        """Reads that batch; its samples are seeded by a number that is drawn from `generator`."""
+        drawn = int(torch.randint(2**62, (), generator=generator))
+        batch = self._read("train", indices, drawn, self.device, dtype)
+        return lambda: batch
+
+    def evaluation_batches(
+        self,
+        split: Split,
+        size: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        indices: Tensor | None = None,
+    ) -> Iterator[Batch]:
+        """What is random in a sample is the same at every evaluation."""
+        drawn = key(0, SAMPLE, _STREAMS[split])
+        for part in (torch.arange(self.count(split)) if indices is None else indices).split(size):
+            yield self._read(split, part, drawn, device, dtype)
+
+    def training_subset(self, n: int) -> Tensor:
+        return fixed_subset(self.count("train"), n)
+
+    @property
+    def _sample(self) -> Batch:
+        """A batch of the first training sample."""
+        if not self._first:
+            self._first.append(
+                next(self.evaluation_batches("train", 1, torch.device("cpu"), indices=torch.tensor([0])))
+            )
+        return self._first[0]
+
+    def _read(self, split: Split, indices: Tensor, drawn: int, device: torch.device, dtype: torch.dtype) -> Batch:
+        chosen, source = self._chosen(split), self._source(split)
+        numbers = (indices if chosen is None else chosen[indices]).tolist()
+        samples = []
+        with seeded(drawn, SAMPLE):
+            for i in numbers:
+                seed_all(key(drawn, SAMPLE, n=i))
+                try:
+                    samples.append(source[i])
+                except Exception as e:
+                    which = f"sample {i} of {'test' if split == 'test' else 'train'}"
+                    raise UsageError(f"dataset={self.name}: {which} raised {_raised(e)}.") from e
+            try:
+                batch = self.collate(samples)
+            except Exception as e:
+                raise UsageError(
+                    f"dataset={self.name}: samples cannot be made a batch: {_raised(e)}; give dataset.collate=, a "
+                    "function of a list of samples."
+                ) from e
+        inputs, targets = _parted(batch)
+        targets = nest.mapped(lambda t: _as_target(t, device, dtype), targets)
+        on_device = nest.mapped(lambda t: t.to(device) if isinstance(t, Tensor) else t, inputs)
+        return nest.mapped(lambda t: as_numbers(t, dtype), on_device), targets
+
+    def _source(self, split: Split) -> Any:
+        return self.test if split == "test" else self.train
+
+    def _chosen(self, split: Split) -> Tensor | None:
+        return {"train": self.kept, "held_out": self.taken, "test": None}[split]
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared(Mapped):
+    """The same, packed once for all processes it goes to."""
+
+    sent: tuple[bytes, SharedTensors] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.sent, self.name, self.kept, self.taken)
+
+
+def _received(sent: tuple[bytes, SharedTensors], name: str, kept: Tensor | None, taken: Tensor | None) -> _Shared:
+    train, test, collate = packing.unpack(*sent)
+    return _Shared(train, test, name, collate, kept, taken, sent=sent)
+
+
+def _parted(batch: Any) -> Batch:
+    """Inputs and targets of what collating has made."""
+    if isinstance(batch, Mapping):
+        found = next((name for name in _TARGETS if name in batch), None)
+        rest = {name: part for name, part in batch.items() if name != found}
+        return rest, None if found is None else batch[found]
+    if isinstance(batch, list | tuple) and len(batch) > 1:
+        *inputs, targets = batch
+        return (inputs[0] if len(inputs) == 1 else tuple(inputs)), targets
+    return (batch[0] if isinstance(batch, list | tuple) else batch), None
+
+
+def _as_target(t: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if not isinstance(t, Tensor):
+        return t
+    several = t.dtype == torch.bool and t.dim() > 1
+    return t.to(device, t.dtype if several else dtype if t.is_floating_point() else torch.int64)
+
+
+def _raised(e: BaseException) -> str:
+    frame = traceback.extract_tb(e.__traceback__)[-1]
+    return f"{type(e).__name__}: {' '.join(str(e).split())} ({frame.filename}, line {frame.lineno})"

@@ -1,0 +1,282 @@
+"""A net on data, trained for a task: the task's loss of what the net makes of a batch.
+
+Everything random in a gradient (batch, augmentation, dropout) is a function of (seed, worker, t), so a step taken again
+gives the same bits, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easgd_cli.data.dataset import Batch, Dataset, Split
+from easgd_cli.data.nest import called, mapped
+from easgd_cli.problems.batch_norm import RunningStatistics
+from easgd_cli.problems.batches import Batches
+from easgd_cli.problems.flat import Flat
+from easgd_cli.problems.precision import autocast, compiled, use_tf32
+from easgd_cli.problems.tasks import by_data
+from easgd_cli.problems.tasks.base import Task
+from easgd_cli.problems.tasks.classification import Classification
+from easgd_cli.randomness import AUGMENTATION, DROPOUT, key
+
+_EVALUATION_BATCH = 250  # samples; larger ones of images fall out of a CPU's cache
+_BEGUN = 16  # batches that wait ahead at most, however many workers one problem serves
+
+
+def outputs_as(dtype: torch.dtype, outputs: Any) -> Any:
+    """Floating-point outputs as `dtype`, in which losses are computed."""
+    return mapped(lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, outputs)
+
+
+class NetProblem:
+    """The loss of `task` of what `model` makes of `data`, in the run with `seed` (see problems/base.py).
+
+    `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
+    the size of the fixed training subset on which train_loss is measured. `batch_norm` says what batch norm's running
+    statistics are of a vector that is measured or saved: "estimate", over `batch_norm_images` fixed training samples
+    (None: as many as `train_images`), or "average", those that workers have gathered and exchanged: then they are the
+    last `statistics` entries of every vector. `precision` is that of the gradient's arithmetic: fp32, tf32 on
+    CUDA, or bf16, which is torch's autocast; vectors and evaluation stay as the parameters are. With `compile`
+    gradients are those of the net as torch.compile makes it, when the first is taken. `task`: None for the one that
+    goes with the data. Raises ValueError for a setting out of its range.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Dataset, task: Task | None = None, *, batch_size: int, seed: int, l2: float,
+        device: torch.device, train_images: int, precision: str = "fp32", compile: bool = False,
+        batch_norm: str = "estimate", batch_norm_images: int | None = None,
+    ):  # fmt: skip
+        _check(batch_norm, batch_norm_images, precision, model)
+        self._running = RunningStatistics(model.to(device))
+        self.statistics = self._running.size if batch_norm == "average" else 0
+        _check_statistics(batch_norm, self._running, self.statistics)
+        self.flat = Flat(model, behind=self.statistics)
+        self.size = self.flat.size + self.statistics
+        self.dtype, self.device = self.flat.dtype, self.flat.device
+        self.batch_size = batch_size
+        self.task = (by_data(data) if task is None else task).on(device)
+        self.metrics = self.task.metrics
+        self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
+        self._model, self._l2, self._seed = model, l2, seed
+        # Bound to one vector after another it stays one graph: a parameter's address is no part of what is compiled.
+        self._differentiated = compiled(model) if compile else model
+        self._tf32 = precision == "tf32"
+        self._autocast = autocast(device, precision)
+        self._data = data.training_on(self.device)
+        self._batches = Batches(data.count("train"), batch_size, seed)
+        self._augmentation = torch.Generator()
+        self._dropout = _default_generator(self.device)
+        self._subset = data.training_subset(train_images)
+        self._start = torch.cat([self.flat.vector(), self._running.vector[: self.statistics]])
+        self._normalising = _whole_batches(
+            data.training_subset(train_images if batch_norm_images is None else batch_norm_images)
+        )
+        if self._running.layers and not self.statistics and len(self._normalising) < 2:
+            raise ValueError(
+                f"eval.train_images={train_images}: of this net batch norm's variances are estimated over as "
+                "many, which takes at least 2 images."
+            )
+        self._worker = self._t = 0  # of the loaded batch
+        self._inputs: Any = torch.empty(0)
+        self._targets: Any = self._inputs
+        self._begun: dict[tuple[int, int], Callable[[], Batch]] = {}  # batches ahead, by worker and step
+        self._snapshot: Tensor | None = None
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of what `evaluate` returns."""
+        splits = ("test", "validation") if self._data.count("held_out") else ("test",)
+        return ("train_loss", *(f"{split}_{name}" for split in splits for name in self.task.measures))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What summary.json says of how this problem is measured."""
+        facts = {"task": self.task.name}
+        if self.statistics:
+            facts["batch_norm"] = "averaged with the parameters"
+        elif self._running.layers:
+            facts["batch_norm"] = f"estimated over {len(self._normalising)} training images"
+        return facts
+
+    def start(self, worker: int | None = None) -> Tensor:
+        """The model as it was given [size]: every worker begins where the center does (paper p. 6, footnote 7)."""
+        return self._start.clone()
+
+    def load(self, worker: int, t: int) -> None:
+        """Makes that worker's batch of step `t`."""
+        self._worker, self._t = worker, t
+        for step in [s for w, s in self._begun if w == worker and not t <= s <= t + self._data.ahead]:
+            del self._begun[worker, step]  # the worker has gone back to a checkpoint, or was lost and came back
+        if (worker, t) not in self._begun:
+            self._begin(worker, t)
+        for later in range(t + 1, t + 1 + self._data.ahead):
+            if (worker, later) not in self._begun and len(self._begun) <= _BEGUN:
+                self._begin(worker, later)
+        self._inputs, self._targets = self.task.parted(*self._begun.pop((worker, t))())
+
+    def _begin(self, worker: int, t: int) -> None:
+        self._augmentation.manual_seed(key(self._seed, AUGMENTATION, worker, t))
+        self._begun[worker, t] = self._data.begin(self._batches.indices(worker, t), self._augmentation, self.dtype)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the
+        next call.
+
+        Of statistics that are exchanged, minus the change that this batch makes of them.
+        """
+        self.flat.bind(x)
+        if self.statistics:
+            self._running.vector.copy_(x[self.flat.size :])
+        g = self.flat.gradient
+        # Backward adds to what is in g, so the l2 term goes there first: one pass over g instead of two.
+        if self._l2:
+            torch.mul(self._parameters(x), self._l2, out=g)
+        else:
+            g.zero_()
+        self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
+        if not self._model.training:
+            self._model.train()
+        use_tf32(self.device, self._tf32)
+        with self._autocast:
+            outputs = called(self._differentiated, self._inputs)
+        loss = self.task.loss(outputs_as(self.dtype, outputs), self._targets)
+        loss.backward()
+        self.loss = loss.detach()
+        if self.statistics:
+            torch.sub(x[self.flat.size :], self._running.vector, out=self.flat.gradient_and_behind[self.flat.size :])
+        return self.flat.gradient_and_behind
+
+    def evaluate(self, x: Tensor) -> dict[str, float]:
+        """The task's figures at `x` [size]: train_loss on the fixed subset of the training samples, test_loss and what
+        else the task measures, and the same as validation_... where samples are held out.
+
+        Of images center patches, dropout off, no l2 term. The running statistics of batch norms are those in
+        `x`, where they are exchanged. Otherwise nobody maintains the center's, so they are estimated first: plain
+        averages over one pass of a fixed training subset.
+        """
+        self._prepare(x)
+        figures = {"train_loss": self._measure("train", self._subset)["loss"]}
+        figures |= {f"test_{name}": value for name, value in self._measure("test").items()}
+        if self._data.count("held_out"):
+            figures |= {f"validation_{name}": value for name, value in self._measure("held_out").items()}
+        return figures
+
+    @torch.no_grad()
+    def confusion(self, x: Tensor) -> Tensor | None:
+        """How many test labels of each class (row) are taken for each class (column) at `x` [size]: [num_classes,
+        num_classes] int64, on the CPU. None where the task knows no classes.
+        """
+        if not isinstance(self.task, Classification):
+            return None
+        self._prepare(x)
+        counts = [self.task.confusion(outputs, targets) for outputs, targets in self._judged("test")]
+        return torch.stack(counts).sum(0)
+
+    def state_dict(self, x: Tensor) -> dict[str, Tensor]:
+        """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's as in `evaluate`; plain CPU
+        tensors.
+        """
+        if self._running.layers:
+            self._prepare(x)
+        return self.flat.state_dict(self._parameters(x))
+
+    def _parameters(self, x: Tensor) -> Tensor:
+        """Those in `x` [size], which statistics may follow."""
+        return x[: self.flat.size] if self.statistics else x
+
+    def _prepare(self, x: Tensor) -> None:
+        """Puts a copy of `x` into the model, ready to be measured.
+
+        A copy, because a snapshot that is bound would be kept from being freed until the next.
+        """
+        if self._snapshot is None:
+            self._snapshot = torch.empty_like(x)
+        self._snapshot.copy_(x)
+        self.flat.bind(self._snapshot)
+        use_tf32(self.device, False)
+        self._model.eval()
+        if self.statistics:
+            self._running.take(self._snapshot[self.flat.size :])
+        elif self._running.layers:
+            self._running.estimate(self._pass)
+
+    def _pass(self) -> None:
+        for _ in self._judged("train", self._normalising):
+            pass
+
+    def _judged(self, split: Split, indices: Tensor | None = None) -> Iterator[tuple[Any, Any]]:
+        """Outputs and targets of a split, or of its samples `indices`, a batch at a time."""
+        for batch in self._data.evaluation_batches(split, _EVALUATION_BATCH, self.device, self.dtype, indices):
+            inputs, targets = self.task.parted(*batch)
+            yield called(self._model, inputs), targets
+
+    @torch.no_grad()
+    def _measure(self, split: Split, indices: Tensor | None = None) -> dict[str, float]:
+        """The task's figures of a split, or of its samples `indices`."""
+        totals: dict[str, Tensor] = {}
+        for outputs, targets in self._judged(split, indices):
+            for name, value in self.task.totals(outputs, targets).items():
+                if name not in totals:
+                    totals[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+                totals[name] += value
+        return self.task.figures({name: float(value) for name, value in totals.items()})
+
+
+def _check(batch_norm: str, batch_norm_images: int | None, precision: str, model: nn.Module) -> None:
+    if batch_norm not in ("estimate", "average"):
+        raise ValueError(
+            f"problem.batch_norm={batch_norm}: is estimate, over training images, or average, with the "
+            "workers' parameters."
+        )
+    if batch_norm == "average" and batch_norm_images is not None:
+        raise ValueError(
+            f"problem.batch_norm=average problem.batch_norm_images={batch_norm_images}: nothing is estimated; "
+            "leave out one of the two."
+        )
+    if batch_norm_images is not None and batch_norm_images < 2:
+        raise ValueError(
+            f"problem.batch_norm_images={batch_norm_images}: a variance takes at least 2 images; null takes "
+            "eval.train_images."
+        )
+    if precision != "fp32" and any(p.dtype == torch.float64 for p in model.parameters()):
+        raise ValueError(
+            f"precision={precision}: the net's parameters are float64, which stays as it is; use "
+            "precision=fp32, or a net of float32."
+        )
+
+
+def _check_statistics(batch_norm: str, running: RunningStatistics, statistics: int) -> None:
+    if batch_norm == "average" and not running.layers:
+        raise ValueError(
+            "problem.batch_norm=average: this net has no batch norm with running statistics; use "
+            "problem.batch_norm=estimate."
+        )
+    if statistics and any(layer.momentum is None for layer in running.layers):
+        raise ValueError(
+            "problem.batch_norm=average: a batch norm of this net has momentum=None, so its statistics "
+            "depend on how many batches it has seen; "
+            "give it a number, such as 0.1, or use problem.batch_norm=estimate."
+        )
+
+
+def _whole_batches(indices: Tensor) -> Tensor:
+    """`indices` without a last batch that is smaller than the others: its statistics would count as much as theirs."""
+    return indices[: max(len(indices) - len(indices) % _EVALUATION_BATCH, min(len(indices), _EVALUATION_BATCH))]
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    """The generator that layers such as dropout draw from on `device`. Seeding it directly costs a microsecond,
+    torch.manual_seed 70.
+    """
+    if device.type == "cpu":
+        return torch.default_generator
+    there = torch.get_device_module(device)
+    there.init()  # makes the generators
+    generator: torch.Generator = there.default_generators[
+        there.current_device() if device.index is None else device.index
+    ]
+    return generator
