@@ -97,8 +97,8 @@ class Refusing:
 
 
 def short(**values: Any) -> Settings:
-    given = {"workers": 2, "steps": 4, "tau": 1, "checkpoint": Checkpoint(every="1 steps")}
-    return on_a_function("easgd", eval=Eval(every="1 steps"), **given, **values)
+    given = {"workers": 2, "steps": 4, "tau": 1, "checkpoint": Checkpoint(every="1 steps")} | values
+    return on_a_function("easgd", eval=Eval(every="1 steps"), **given)
 
 
 def told(directory: Path) -> list[dict[str, Any]]:
@@ -138,7 +138,7 @@ def test_a_record_that_was_paused_is_whole_in_the_end(tmp_path: Path, monkeypatc
     assert recorded_order(tmp_path / "run") == recorded_order(tmp_path / "whole")
     parties = [[row for row in told(tmp_path / d) if row["party"] != "system"] for d in ("run", "whole")]
     assert parties[0] == parties[1]
-    assert virtual(short(steps=4), tmp_path / "run", resume=True).status == "completed"
+    assert virtual(short(), tmp_path / "run", resume=True).status == "completed"
 
 
 @pytest.mark.parametrize("number", FAILURES)

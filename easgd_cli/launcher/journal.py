@@ -66,7 +66,9 @@ class Journal:
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._last_checkpoint = False
         self._record: Recorder | None = None
-        self._paused = self._lacking = False  # whether the record has been, and whether a checkpoint was left out
+        self._reserve: Reserve | None = None
+        self._paused: bool | None = None  # whether the record is, and None where it has never been
+        self._lacking = False  # whether the last checkpoint could not be written
         self._handler = logging.StreamHandler(self._open_log())
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
@@ -200,12 +202,12 @@ class Journal:
 
     def _tell_of_pauses(self) -> None:
         paused = self._recorder.paused
-        if paused is not None and not self._paused:
+        if paused is not None and self._paused is None:
             path, e = paused
             self.note(f"{path} could not be written ({why(e)}); it is tried again, and the run goes on")
-        elif paused is None and self._paused:
-            self.note("the record is written again, and nothing of it is lost")
-        self._paused = paused is not None
+        if (paused is not None) != bool(self._paused):
+            log.info("the record is written again" if paused is None else "the record waits in memory")
+            self._paused = paused is not None
 
     @property
     def writing(self) -> bool:
@@ -300,7 +302,8 @@ class Journal:
         if self._record is None:
             raise RunError(self.reason or "the run could not be started")
         self._writer.wait()
-        self._reserve.release()
+        if self._reserve is not None:
+            self._reserve.release()
         if final is not None:
             exchanges = final.moment.exchanges
         files: dict[str, Held] = {}
@@ -357,8 +360,11 @@ class Journal:
     def release(self) -> None:
         """Gives back the terminal and the log file."""
         self.progress.close()
+        if self._reserve is not None:  # of a run that could not begin
+            self._reserve.release()
         log.removeHandler(self._handler)
         self._handler.close()
+        self._handler.stream.close()
 
     @property
     def _recorder(self) -> Recorder:
