@@ -124,10 +124,7 @@ class WorkerLoop:
         trace = self._trace()
         asked = self._timed if trace is None else Named(self._timed)
         if start.returns:
-            try:
-                self._join()
-            except Withdrawn as e:
-                raise SessionEnded("the run is ending") from e
+            self._return()
         news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
         while (
@@ -136,9 +133,7 @@ class WorkerLoop:
             and (self._minutes is None or snapshots.seconds() < self._minutes * 60)
         ):
             try:
-                if self._faults is not None:
-                    self._fail(self._faults)
-                step = drive.take_step(self._method, w, asked, None if self._sequential else asked)
+                step = self._step(asked)
             except Rejoin as e:
                 if not self._rejoin(e, snapshots):
                     self._stop = True
@@ -177,6 +172,18 @@ class WorkerLoop:
             self._keep("final", snapshots)
         else:
             session.close(w.t)
+
+    def _step(self, asked: Timed | Named) -> drive.StepResult:
+        if self._faults is not None:
+            self._fail(self._faults)
+        return drive.take_step(self._method, self._w, asked, None if self._sequential else asked)
+
+    def _return(self) -> None:
+        """Comes back as a process of its own. Raises SessionEnded."""
+        try:
+            self._join()
+        except Withdrawn as e:
+            raise SessionEnded("the run is ending") from e
 
     def _elsewhere(self) -> Elsewhere | None:
         """Where its vectors lie if not in the shared memory."""
