@@ -493,7 +493,8 @@ class World:
             self.losses[p.party] += 1
             self.lost.setdefault(p.party, how)
             self.away.discard(p.party)
-            if began and not refused and self.stop_at is None and self._lives_again(p.party, self.heard[p.party]):
+            ending = self.stop_at is not None or (self.rounds and self.finals)
+            if began and not refused and not ending and self._lives_again(p.party, self.heard[p.party]):
                 self.away.add(p.party)
             everybody = len(self.lost) == self.shape.workers and not self.away
             self.must_fail |= not began or (everybody and self.stop_at is None)

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -232,19 +232,20 @@ def unchanged_process() -> Iterator[None]:
     generators, threads.
     """
     root, torch = logging.getLogger(), sys.modules.get("torch")  # not imported for this
-    environment, handlers, level = dict(os.environ), list(root.handlers), root.level
+    directory, environment, handlers, level = os.getcwd(), dict(os.environ), list(root.handlers), root.level
     drawn, torchs = random.getstate(), (torch.get_rng_state(), torch.get_num_threads()) if torch else None
-    with chdir("."):
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(environment)
-            for handler in set(root.handlers) - set(handlers):
-                handler.close()
-            root.handlers[:] = handlers
-            root.setLevel(level)
-            random.setstate(drawn)
-            if torch and torchs:
-                torch.set_rng_state(torchs[0])
-                torch.set_num_threads(torchs[1])
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):  # removed while the run went on
+            os.chdir(directory)
+        os.environ.clear()
+        os.environ.update(environment)
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        random.setstate(drawn)
+        if torch and torchs:
+            torch.set_rng_state(torchs[0])
+            torch.set_num_threads(torchs[1])

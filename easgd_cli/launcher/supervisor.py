@@ -340,7 +340,8 @@ class Supervisor:
     def _lose(self, worker: int, how: str, refused: bool, log_file: str) -> None:
         member, members = self.members[worker], self.members
         members.lose(worker, how)
-        member.away = self.began and not refused and not self._shutdown.begun and self._lives[worker].again(member.t)
+        ending = self._shutdown.begun or (self.plan.in_rounds and members.finals)  # no round comes any more
+        member.away = self.began and not refused and not ending and self._lives[worker].again(member.t)
         if not self.began:
             self.fail(f"worker {worker} could not start: {how}; see {log_file}")
         elif member.away:
