@@ -69,6 +69,7 @@ class Journal:
         self._reserve: Reserve | None = None
         self._paused: bool | None = None  # whether the record is, and None where it has never been
         self._lacking = False  # whether the last checkpoint could not be written
+        self._refused = ""  # and why
         self._handler = logging.StreamHandler(self._open_log())
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
@@ -239,7 +240,8 @@ class Journal:
             self._recorder.checkpointed()
             log.info("checkpoint %s", result.name)
         else:
-            said = f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written ({why(result)})"
+            self._refused = why(result)
+            said = f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written ({self._refused})"
             if self._lacking:
                 log.warning(said)
             else:
@@ -345,12 +347,12 @@ class Journal:
         self._lacking = True  # in which form is said below, once
         if self._writer.write(keep):
             return
-        step = f"the checkpoint of the end, at step {keep.owner.moment.step:g},"
+        said = f"the checkpoint of the end, at step {keep.owner.moment.step:g}, could not be written"
         bare = replace(keep, workers={}, pending=[])
         if keep.simulated is None and self._writer.write(bare):
-            self.note(f"{step} fits on the disk without its workers only: resumed, they begin at the center")
+            self.note(f"{said} whole ({self._refused}); it is without its workers: resumed, they begin at the center")
         else:
-            self.note(f"{step} does not fit on the disk; {self._what_there_is()}")
+            self.note(f"{said} ({self._refused}); {self._what_there_is()}")
 
     def show_stacks(self) -> None:
         """Where this process is goes into its log."""
