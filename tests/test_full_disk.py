@@ -36,7 +36,8 @@ FAILURES = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO]
 @pytest.fixture(autouse=True)
 def logged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test before has done to the launcher's log."""
-    monkeypatch.setattr(logging.getLogger("easgd.launcher"), "disabled", False)
+    for name in ("easgd.launcher", "easgd.launcher.record"):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
 
 
 @functools.cache

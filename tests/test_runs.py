@@ -968,7 +968,7 @@ def test_what_a_lost_terminal_or_a_scheduler_sends_ends_a_run_with_a_checkpoint(
 
 
 def test_sigquit_writes_where_every_process_is_into_its_log_and_the_run_goes_on(tmp_path: Path) -> None:
-    s = settings("easgd", steps=300, model={"name": "unhurried", "target": "nets:Unhurried"})
+    s = settings("easgd", steps=1500, model={"name": "unhurried", "target": "nets:Unhurried"})
     logs = tmp_path / "logs"
     where = {"worker_00": "take_step", "master": "requests", "evaluator": "in run", "launcher": "in run"}
 

@@ -591,7 +591,7 @@ class World:
                 p.how = ("ended with status 1", False, False)
                 self._die(p)
                 continue
-            p.t = self.clocks[worker] = max(own, t, self.clocks[worker])
+            p.t = self.clocks[worker] = t if self.rounds else max(own, t, self.clocks[worker])
             p.phase, p.returns, p.clock = "training", False, self.center
             self.gathering.join(worker)
             master.said.append(("served", self.unreported))
@@ -714,7 +714,8 @@ class World:
                 self.checkpoint_due = False
                 self._keep(master, False)
         if self.joining and (self.gathering.over or not self.gathering.awaited):
-            self._welcome(master, max(self.clocks.values()) if self.rounds else 0)
+            latest = max(*self.clocks.values(), *(own for _, own in self.joining))
+            self._welcome(master, latest if self.rounds else 0)
 
     def _reply(self, workers: list[int], mark: str) -> None:
         for worker in workers:

@@ -139,6 +139,7 @@ class Supervisor:
         if self.members[worker].away:  # else it has been given up meanwhile
             self.members.come_back(worker, t)
             self.journal.note(f"worker {worker} is back, at its step {t}")
+            self.journal.system(self._told, workers_alive=self.members.alive)
 
     def returned(self, worker: int, t: int, lost: int = 0, missed: int = 0) -> None:
         """The owner has given the center to a worker that was lost: after the exchanges that have been said, and before

@@ -182,17 +182,19 @@ class Master:
                 self._sessions.reply(request, self._center.clock, self._served, Mark.WITHDRAWN)
             self._joining.clear()
         elif self._joining and not self._gathering.awaited:
-            self._welcome(max(self._clocks.values()) if self._in_rounds else 0)
+            latest = max(*self._clocks.values(), *(request.t for request in self._joining.values()))
+            self._welcome(latest if self._in_rounds else 0)
 
     def _welcome(self, t: int) -> None:
-        """Those that have joined get the center as it is: it is no exchange. Their clocks are `t`, or their own if
-        those are later.
+        """Those that have joined get the center as it is: it is no exchange. Their clocks are `t` or, where there are
+        no rounds, their own if those are later.
         """
         for worker, request in self._joining.items():
             _, reply = self._sessions.lent(request)
             reply.copy_(self._center.vectors["x"])
             died = max(request.t, self._clocks[worker])
-            self._clocks[worker] = max(t, died)
+            # in rounds exactly that: a worker whose clock is another would wait for rounds that nobody else makes
+            self._clocks[worker] = t if self._in_rounds else max(t, died)
             self._lost.discard(worker)
             self._gathering.join(worker)
             if self._ledger is not None:
@@ -202,7 +204,13 @@ class Master:
             t_back, lost = self._clocks[worker], died - self._reached[worker]
             self._reached[worker] = t_back
             self._channel.post(
-                {"kind": "returned", "worker": worker, "t": t_back, "lost": lost, "missed": t_back - died}
+                {
+                    "kind": "returned",
+                    "worker": worker,
+                    "t": t_back,
+                    "lost": max(0, lost),
+                    "missed": max(0, t_back - died),
+                }
             )
         self._joining.clear()
 
