@@ -68,7 +68,7 @@ def on_a_small_disk(tmp_path: Path, free: int, *words: str) -> tuple[int, str, P
 RUN = ("algo=easgd", "workers=2", "steps=300", "checkpoint.every=50 steps", "eval.every=50 steps", "threads=1")
 
 
-@pytest.mark.parametrize(("free", "status", "workers"), [(660, 0, 0), (300, None, 0), (150, 1, None)])
+@pytest.mark.parametrize(("free", "status", "workers"), [(660, 0, 0), (300, None, None), (150, 1, None)])
 def test_a_run_on_a_disk_that_is_too_small_leaves_its_center_and_what_else_fits(
     free: int, status: int | None, workers: int | None, tmp_path: Path
 ) -> None:

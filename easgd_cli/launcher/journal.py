@@ -277,6 +277,8 @@ class Journal:
 
     def how_to_go_on(self) -> str:
         """A sentence on what can be done after a failure."""
+        if self._record is not None:
+            self._writer.wait()  # one that is being written is one to go on from
         if not self._last_checkpoint and self.resumed is None:
             return "there is no checkpoint to go on from; checkpoint.every='30 s' writes them."
         return f"go on from the last checkpoint with: easgd train resume={self._dir}"

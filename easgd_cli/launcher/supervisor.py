@@ -139,15 +139,15 @@ class Supervisor:
         if self.members[worker].away:  # else it has been given up meanwhile
             self.members.come_back(worker, t)
             self.journal.note(f"worker {worker} is back, at its step {t}")
-            self.journal.system(self._told, workers_alive=self.members.alive)
 
     def returned(self, worker: int, t: int, lost: int = 0, missed: int = 0) -> None:
         """The owner has given the center to a worker that was lost: after the exchanges that have been said, and before
         the next. `lost`: its steps whose work has not reached the center, and will not; `missed`: those that its clock
         leaves out.
         """
+        alive = self.members.alive + self.members[worker].away  # it may not yet have said so itself
         self.journal.system(
-            self._told, workers_alive=self.members.alive, restarts=self._restarts, returned=worker, returned_at=t,
+            self._told, workers_alive=alive, restarts=self._restarts, returned=worker, returned_at=t,
             steps_lost=lost, steps_missed=missed,
         )  # fmt: skip
 
