@@ -68,9 +68,9 @@ def on_a_small_disk(tmp_path: Path, free: int, *words: str) -> tuple[int, str, P
 RUN = ("algo=easgd", "workers=2", "steps=300", "checkpoint.every=50 steps", "eval.every=50 steps", "threads=1")
 
 
-@pytest.mark.parametrize(("free", "status", "workers"), [(660, 0, 0), (300, None, None), (150, 1, None)])
+@pytest.mark.parametrize(("free", "status"), [(660, 0), (300, None), (150, 1)])
 def test_a_run_on_a_disk_that_is_too_small_leaves_its_center_and_what_else_fits(
-    free: int, status: int | None, workers: int | None, tmp_path: Path
+    free: int, status: int | None, tmp_path: Path
 ) -> None:
     """In the middle case the record may just fit: how long it is hangs on how long the run took."""
     code, said, run = on_a_small_disk(tmp_path, free, *RUN)
@@ -80,9 +80,9 @@ def test_a_run_on_a_disk_that_is_too_small_leaves_its_center_and_what_else_fits(
     assert summary["status"] == ("failed" if status else "completed")
     assert set(summary["steps"].values()) == {300}  # training went on to its end
     torch.load(run / "center.pt", weights_only=True)
-    if workers is not None:
+    if free == 660:  # whole, or without its workers
         last = reader.newest_checkpoint(run)
-        assert len(last.workers) == workers and last.owner.moment.exchanges == summary["exchanges"]
+        assert len(last.workers) in (0, 2) and last.owner.moment.exchanges == summary["exchanges"]
     assert [p for p in run.rglob(".*") if p.is_file()] == []
     if status:
         assert said.count("\n") == 1 and "could not be written" in said and "No space left on device" in said
