@@ -127,6 +127,7 @@ class Run:
         self.renewed: dict[int, socket.socket] = {}
         self.ends = [SharedWorkerEnd(link, renew=lambda i=i: self.renewed.pop(i)) for i, link in enumerate(self.links)]
         self.deaths = 0
+        self.heard: list[int] = []  # the order as the launcher hears it: of a killed master from its ledger
         self.master = self._master(self.links)
 
     def _master(self, links: list[Link]) -> Master:
@@ -138,6 +139,7 @@ class Run:
 
     def next_master(self) -> None:
         self.deaths += 1
+        self.heard += Ledger(self.ledger, WORKERS).order(4 + len(self.heard))
         for sock in list(self.master._sessions._sockets.values()):
             sock.close()
         links = []
@@ -151,6 +153,7 @@ class Run:
                 return
             except Killed:
                 self.deaths += 1
+                self.heard += Ledger(self.ledger, WORKERS).order(4 + len(self.heard))
 
     def serve(self) -> None:
         """Until nobody waits that can be served."""
@@ -188,6 +191,7 @@ def script(method: Method) -> tuple[list[Any], dict[str, Tensor], list[int], int
         for reply in run.exchange([0, 1, 2] if rounds else [worker], t):
             replies.append((reply.vector.tolist(), reply.clock, reply.served, reply.t))
     order = Ledger(run.ledger, WORKERS).order(4)
+    assert run.heard + run.master._order == order, "what a master before it has left in the middle is told, too"
     return replies, {name: v.clone() for name, v in run.memory.tensors.items()}, order, run.deaths
 
 

@@ -78,10 +78,10 @@ class Master:
         self._served = start.served
         self._lost = set(start.lost)
         self._away: set[int] = set()  # lost workers that may come back
+        self._order: list[int] = []  # what has been served since it was last reported
         if self._ledger is not None:
             self._go_on(self._ledger)
         self._step = max(start.step, self._mean_step())
-        self._order: list[int] = []
         self._reported = 0.0
         self._cpu_before = start.cpu_seconds - time.process_time()
 
@@ -123,6 +123,7 @@ class Master:
             members, block = left
             self._center.take_back(block)
             self._update(members, block)
+            self._order += [request.worker for request in members]
 
     def _update(self, members: Sequence[Request], first: int = 0) -> None:
         """One update of the center by these messages, or what is left of it from its block `first` on."""
