@@ -76,6 +76,7 @@ class WorkerLoop:
         self._gradients = drive.ProblemGradients(parts.problem, s.clip)
         self._sequential = self._method.shared is None
         self._heard: list[dict[str, Any]] = []  # what the launcher said while the next master was awaited
+        self._given: list[socket.socket] = []  # sessions with next masters, given while no reply was awaited
         self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere(), self._next_session)
         self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
         self._meter = Meter(
@@ -250,16 +251,19 @@ class WorkerLoop:
 
     def _next_session(self) -> socket.socket:
         """The session with the next master, which the launcher is to start. Raises ChannelClosed where it does not."""
-        while True:
+        while not self._given:
             message, enclosed = self._channel.wait()
             if message["kind"] == "session":
-                found: socket.socket = enclosed
-                return found
-            self._heard.append(message)
+                self._given.append(enclosed)
+            else:
+                self._heard.append(message)
+        return self._given.pop(0)
 
     def _listen(self, snapshots: Snapshots) -> None:
-        heard, self._heard = self._heard, []
-        for message in heard + [message for message, _ in self._channel.receive()]:
+        arrived = self._channel.receive()
+        self._given += [enclosed for message, enclosed in arrived if message["kind"] == "session"]
+        heard, self._heard = self._heard + [message for message, _ in arrived], []
+        for message in heard:
             if message["kind"] == "stop":
                 self._stop = True
             elif message["kind"] == "snapshot":
