@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ from easgd_cli.launcher import kinds, local
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.parties import Patience
 from easgd_cli.settings.schema import Eval, Settings
+from easgd_cli.system.channel import Channel
+from easgd_cli.training.worker import WorkerLoop
 
 UNHURRIED = {"name": "unhurried", "target": "nets:Unhurried"}
 
@@ -164,3 +167,17 @@ def test_interrupted_while_somebody_comes_back_a_run_ends_and_goes_on(
     assert len(list((tmp_path / "checkpoint").glob("*.pt"))) == 1 and (tmp_path / "center.pt").exists()
     more = lasting("eamsgd", steps=max(json.loads((tmp_path / "summary.json").read_text())["steps"].values()) + 20)
     assert run(more, tmp_path, resume=True).status == "completed"
+
+
+def test_a_session_that_comes_while_a_worker_computes_is_the_one_it_goes_on_with() -> None:
+    """It is given at once when a master has died, and the worker may notice that only at its next exchange."""
+    ours, theirs = socket.socketpair()
+    launcher, worker = Channel(ours), WorkerLoop.__new__(WorkerLoop)
+    worker._channel, worker._heard, worker._given, worker._stop = Channel(theirs), [], [], False
+    one, other = socket.socketpair()
+    launcher.post({"kind": "session"}, one)
+    launcher.post({"kind": "stop"})
+    worker._listen(None)  # type: ignore[arg-type]
+    assert worker._stop
+    worker._next_session().sendall(b"here")
+    assert other.recv(4) == b"here"
