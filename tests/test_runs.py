@@ -12,8 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -867,38 +866,29 @@ def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_th
     )
 
 
-@contextmanager
-def kept_stopped(pid: int) -> Iterator[None]:
-    """While it lasts that process is stopped again whenever something lets it go on."""
-    over = threading.Event()
+@pytest.fixture
+def not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is let go on by SIGCONT, as one that a debugger or the system holds is not."""
+    send = fork_server.Process.send_signal
 
-    def stop() -> None:
-        while not over.wait(0.005):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+    def send_all_but(process: fork_server.Process, number: int) -> None:
+        if number != signal.SIGCONT:
+            send(process, number)
 
-    thread = threading.Thread(target=stop)
-    os.kill(pid, signal.SIGSTOP)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    monkeypatch.setattr(fork_server.Process, "send_signal", send_all_but)
 
 
 def test_a_worker_that_cannot_be_woken_does_not_take_the_others_of_its_round_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_woken: None
 ) -> None:
     """They wait for its message when the end comes, and are given theirs back."""
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=2.0))
-    with ExitStack() as stopped:
 
-        def freeze_and_interrupt(pids: dict[str, int]) -> None:
-            stopped.enter_context(kept_stopped(pids["worker_02"]))
-            os.kill(os.getpid(), signal.SIGINT)
+    def freeze_and_interrupt(pids: dict[str, int]) -> None:
+        os.kill(pids["worker_02"], signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGINT)
 
-        outcome = disturbed(unhurried("sync_eamsgd"), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
+    outcome = disturbed(unhurried("sync_eamsgd"), tmp_path, freeze_and_interrupt, lambda d: evaluated_at(d) > 0)
     assert (outcome.status, outcome.summary["lost"]) == (
         "interrupted",
         {"worker_02": "did not finish its step when the run ended"},
@@ -907,18 +897,17 @@ def test_a_worker_that_cannot_be_woken_does_not_take_the_others_of_its_round_wit
 
 
 def test_a_master_that_cannot_be_woken_is_not_blamed_for_the_signal_that_ended_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_woken: None
 ) -> None:
     monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=2.0))
-    with ExitStack() as stopped:
 
-        def freeze_and_interrupt(pids: dict[str, int]) -> None:
-            stopped.enter_context(kept_stopped(pids["master"]))
-            wait_until(lambda: "the master has said nothing" in (tmp_path / "logs" / "launcher.log").read_text())
-            os.kill(os.getpid(), signal.SIGINT)
+    def freeze_and_interrupt(pids: dict[str, int]) -> None:
+        os.kill(pids["master"], signal.SIGSTOP)
+        wait_until(lambda: "the master has said nothing" in (tmp_path / "logs" / "launcher.log").read_text())
+        os.kill(os.getpid(), signal.SIGINT)
 
-        s = unhurried("easgd", checkpoint=Checkpoint(every="40 steps"))
-        outcome = disturbed(s, tmp_path, freeze_and_interrupt, lambda d: (d / "checkpoint").exists())
+    s = unhurried("easgd", checkpoint=Checkpoint(every="40 steps"))
+    outcome = disturbed(s, tmp_path, freeze_and_interrupt, lambda d: (d / "checkpoint").exists())
     assert (outcome.status, outcome.exit_code, outcome.summary["lost"]) == ("interrupted", 130, {})
     assert outcome.reason is not None and "SIGKILL" not in outcome.reason and "resume=" in outcome.reason
     assert steps_taken(newest(tmp_path)) >= 40
