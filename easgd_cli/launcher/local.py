@@ -161,7 +161,11 @@ class Processes:
         supervisor, links = self.supervisor, []
         assert self._owner.ledger is not None
         ledger = Ledger(self._owner.ledger, len(self._links))
-        self._served(ledger.order(self._order_heard))
+        try:
+            self._served(ledger.order(self._order_heard))
+        except ValueError as e:  # the launcher has not listened for tens of thousands of exchanges
+            supervisor.fail(f"the master died, and {e}: the order of exchanges is not whole any more")
+            return
         for worker, member in supervisor.members.items():
             end = None
             if member.live or member.away:
