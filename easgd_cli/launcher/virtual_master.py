@@ -117,14 +117,14 @@ class VirtualMaster:
         return given_back
 
     def _welcome(self, t: int) -> None:
-        """Those that have joined get the center as it is: it is no exchange. Their clocks are `t`, or their own if
-        those are later.
+        """Those that have joined get the center as it is: it is no exchange. Their clocks are `t` or, where there are
+        no rounds, their own if those are later.
         """
         for worker, request in self._joining.items():
             _, reply = self._sessions.lent(request)
             reply.copy_(self._center.vectors["x"])
             died = max(request.t, self._clocks[worker])
-            back = max(t, died)
+            back = t if self._center.variable.in_rounds else max(t, died)
             self.returned.append((worker, back, died - self._reached[worker], back - died))
             self._clocks[worker] = self._reached[worker] = back
             self._gathering.join(worker)
