@@ -71,7 +71,11 @@ def nothing_outlives_a_failing_test(request: pytest.FixtureRequest) -> Iterator[
     before = descendants()
     yield
     if request.node.stash.get(FAILED, False):
-        kept = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # later tests use them
+        kept = {
+            fork_server._server._forkserver_pid,
+            forkserver._forkserver._forkserver_pid,
+            resource_tracker._resource_tracker._pid,
+        }  # later tests use them
         for pid in descendants() - before - kept:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
