@@ -4,7 +4,7 @@ and from Python.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 from easgd_cli.commands import single_run
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
-from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import schema
 from easgd_cli.settings.schema import Settings
@@ -65,10 +65,10 @@ def run(
     before: Settings,
     asked: Asked,
     doubts: list[str],
-    prepare: Callable[[Settings], Experiment] | None = None,
+    launcher: Launcher | None = None,
 ) -> Outcome | str:
     """Goes on with the run in `path`, whose settings were those `before`, with these; a sentence where nothing is left
-    to do. `prepare`: makes what a launcher needs; build.prepare unless given. Raises UsageError and RunError.
+    to do. `launcher`: None for the one that the settings name. Raises UsageError and RunError.
     """
     longer = next((asked.lines[k] for k in _LENGTH if asked.changes.get(k) is not None), None)
     if settings.replay is not None and longer is not None:
@@ -84,7 +84,7 @@ def run(
         return left
     kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in asked.changes]
     kept += [line for key, line in asked.lines.items() if key != NEW_RECORD]
-    return single_run.go_on(path, settings, kept, asked.command, doubts, prepare)
+    return single_run.go_on(path, settings, kept, asked.command, doubts, launcher)
 
 
 def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:

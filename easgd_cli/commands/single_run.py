@@ -136,13 +136,13 @@ def go_on(
     overrides: list[str],
     command: str,
     doubts: Sequence[str] = (),
-    prepare: Callable[[Settings], Experiment] | None = None,
+    launcher: Launcher | None = None,
 ) -> Outcome:
     """Goes on with the run in `path`, which the caller has found worth going on with, and tells the `doubts` there are
-    of its files. `prepare`: as in `going_on.run`. Raises UsageError and RunError.
+    of its files. `launcher`: None for the one that the settings name. Raises UsageError and RunError.
     """
-    launcher = kinds.launcher(settings)
-    prepared = (prepare or build.prepare)(settings)
+    launcher = launcher or kinds.launcher(settings)
+    prepared = build.prepare(settings)
     from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
     from easgd_cli.record.resumption import check
 

@@ -60,9 +60,8 @@ class Journal:
         self.signal: int | None = None
         self._metrics = metrics_of(experiment.problem)
         self._diverges = experiment.settings.on_nan == "diverge" or experiment.method.shared is None
-        self.progress = RunView(
-            experiment.steps, experiment.settings.minutes, experiment.settings.workers, self._metrics
-        )
+        s = experiment.settings
+        self.progress = RunView(experiment.steps, s.minutes, s.workers, self._metrics, job.screen)
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._last_checkpoint = False
         self._record: Recorder | None = None

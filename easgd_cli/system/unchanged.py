@@ -8,16 +8,17 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Puts back what a run, or a plugin of Hydra's, may leave in this process: directory, environment, logging,
-    generators, threads.
+    """Puts back what a run, or a plugin of Hydra's, may leave in this process: directory, environment, where modules
+    are looked for, logging, generators, threads.
     """
-    root, torch = logging.getLogger(), sys.modules.get("torch")  # not imported for this
-    directory, environment, handlers, level = os.getcwd(), dict(os.environ), list(root.handlers), root.level
-    drawn, torchs = random.getstate(), (torch.get_rng_state(), torch.get_num_threads()) if torch else None
+    loggers = [_Logger(name) for name in (None, "easgd.launcher")]
+    directory, environment, places = os.getcwd(), dict(os.environ), list(sys.path)
+    drawn, torchs = random.getstate(), _of_torch()
     try:
         yield
     finally:
@@ -25,11 +26,48 @@ def unchanged_process() -> Iterator[None]:
             os.chdir(directory)
         os.environ.clear()
         os.environ.update(environment)
-        for handler in set(root.handlers) - set(handlers):
-            handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
+        sys.path[:] = places
+        for logger in loggers:
+            logger.put_back()
         random.setstate(drawn)
-        if torch and torchs:
-            torch.set_rng_state(torchs[0])
-            torch.set_num_threads(torchs[1])
+        if torchs is not None:
+            _put_back(torchs)
+
+
+class _Logger:
+    """How a logger is set; None: the root."""
+
+    def __init__(self, name: str | None):
+        self._logger = logging.getLogger(name)
+        self._handlers, self._level = list(self._logger.handlers), self._logger.level
+        self._propagates = self._logger.propagate
+
+    def put_back(self) -> None:
+        for handler in set(self._logger.handlers) - set(self._handlers):
+            handler.close()
+        self._logger.handlers[:] = self._handlers
+        self._logger.setLevel(self._level)
+        self._logger.propagate = self._propagates
+
+
+def _of_torch() -> dict[str, Any] | None:
+    """How torch is set; None where it has not been loaded, which is not done for this."""
+    if (torch := sys.modules.get("torch")) is None:
+        return None
+    numpy: Any = sys.modules.get("numpy.random")
+    return {
+        "rng": torch.get_rng_state(), "threads": torch.get_num_threads(), "dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(), "grad": torch.is_grad_enabled(),
+        "numpy": None if numpy is None else numpy.get_state(),
+    }  # fmt: skip
+
+
+def _put_back(was: dict[str, Any]) -> None:
+    torch = sys.modules["torch"]
+    torch.set_rng_state(was["rng"])
+    torch.set_num_threads(was["threads"])
+    torch.set_default_dtype(was["dtype"])
+    torch.use_deterministic_algorithms(was["deterministic"])
+    torch.set_grad_enabled(was["grad"])
+    if was["numpy"] is not None:
+        sys.modules["numpy.random"].set_state(was["numpy"])
