@@ -18,6 +18,7 @@ from easgd_cli.python.run import Run
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.schema import Group, Settings
 from easgd_cli.settings.targets import Handed
+from easgd_cli.system.unchanged import unchanged_process
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,15 +60,14 @@ def train(
     if isinstance(model, str):
         asked["model"] = model
 
-    import torch  # noqa: F401 - before the process is noted as it is, to which it is put back
-
-    from easgd_cli.python import here
-
     try:
-        with here.alone():
-            if resume is not None:
-                return _go_on(resume, asked, _handed(model, train, test, loss, asked), directory, progress)
-            return _begin(asked, _handed(model, train, test, loss, asked), directory, progress)
+        with unchanged_process():  # also by what is loaded now
+            from easgd_cli.python import here
+
+            with here.alone():
+                if resume is not None:
+                    return _go_on(resume, asked, _handed(model, train, test, loss, asked), directory, progress)
+                return _begin(asked, _handed(model, train, test, loss, asked), directory, progress)
     except UsageError as e:  # what the command line calls otherwise
         raise UsageError(str(e).replace("hydra.run.dir=", "directory=")) from e
 
@@ -144,7 +144,7 @@ def _begin(asked: dict[str, Any], handed: dict[str, Group], directory: str | Pat
     written = [f"{group}={node['name']}" for group, node in handed.items()] + keywords.lines(asked)
     here = _checked(settings, progress)
     for line in single_run.ineffective(settings, written) + single_run.untuned(settings, written):
-        warnings.warn(line, stacklevel=4)
+        warnings.warn(line, stacklevel=3)
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{run_directory.named_by(written, '_')}"
     path = Path("runs", name) if directory is None else Path(directory)
     prepared = build.prepare(settings)

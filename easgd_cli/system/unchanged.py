@@ -57,7 +57,8 @@ def _of_torch() -> dict[str, Any] | None:
     numpy: Any = sys.modules.get("numpy.random")
     return {
         "rng": torch.get_rng_state(), "threads": torch.get_num_threads(), "dtype": torch.get_default_dtype(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(), "grad": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "numpy": None if numpy is None else numpy.get_state(),
     }  # fmt: skip
 
@@ -67,7 +68,7 @@ def _put_back(was: dict[str, Any]) -> None:
     torch.set_rng_state(was["rng"])
     torch.set_num_threads(was["threads"])
     torch.set_default_dtype(was["dtype"])
-    torch.use_deterministic_algorithms(was["deterministic"])
-    torch.set_grad_enabled(was["grad"])
+    if torch.are_deterministic_algorithms_enabled() != was["deterministic"]:  # which takes a second to ask for
+        torch.use_deterministic_algorithms(was["deterministic"], warn_only=was["warn_only"])
     if was["numpy"] is not None:
         sys.modules["numpy.random"].set_state(was["numpy"])
