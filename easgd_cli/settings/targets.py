@@ -125,8 +125,8 @@ def locate(group: str, target: str) -> Callable[..., Any]:
         return target.maker
     if target.startswith(HANDED):
         raise UsageError(
-            f"{group}={target.removeprefix(HANDED)}: was handed over in Python, and its name does not give it back; there "
-            "easgd_cli.train(..., resume=RUN) goes on with the run, and easgd_cli.load(RUN).center is its center."
+            f"{group}={target.removeprefix(HANDED)}: was handed over in Python, and its name does not give it back; "
+            "there easgd_cli.train(..., resume=RUN) goes on with the run, and easgd_cli.load(RUN).center is its center."
         )
     module, _, name = _MOVED.get(target, target).partition(":")
     module = _MOVED.get(module, module)
