@@ -42,7 +42,7 @@ ROOT = Path(__file__).parent.parent
 X, Y, X_TEST, Y_TEST = table()
 DATA = ((X, Y), (X_TEST, Y_TEST))
 SIMULATED = {"launcher": "simulated", "launcher.latency": 0.002, "launcher.spread": 0.3}
-SHORT: dict[str, Any] = {"steps": 30, "eta": 0.02, "tau": 5, "batch_size": 8, "progress": False}
+SHORT: dict[str, Any] = {"steps": 30, "eta": 0.02, "tau": 5, "batch_size": 8, "threads": 1, "progress": False}
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
