@@ -524,12 +524,17 @@ def test_a_notebook_has_one_line_that_is_written_over_and_progress_may_be_silent
     said = capsys.readouterr().out
     assert "\r" not in said and "test RMSE" in said
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: object()))
+    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
     assert _screen(True) is not None
     easgd_cli.train(Linear, *DATA, **SHORT | SIMULATED | {"progress": True})
     lines = out.getvalue().split("\r")
     assert len(lines) > 3 and any("samples/s" in line and "test RMSE" in line for line in lines)
-    assert not lines[-1].startswith("step") and "status           completed" in out.getvalue()
+    assert (
+        not lines[-1].startswith("step")
+        and "\x1b" not in "".join(lines[:-1])
+        and "status           completed" in out.getvalue()
+    )
 
 
 def test_every_block_of_docs_python_runs(here: Path) -> None:

@@ -144,7 +144,7 @@ class Display:
 
 def _in_a_line(view: RenderableType) -> str:
     """The text of a view, without its colours and bars."""
-    console = Screen(file=io.StringIO(), width=500, force_jupyter=False)
+    console = Screen(file=io.StringIO(), width=500, force_jupyter=False, color_system=None)
     console.print(view)
     text = str(console.file.getvalue())  # type: ignore[attr-defined]
     return "  ".join(" ".join(line.translate(_BAR).split()) for line in text.splitlines())
