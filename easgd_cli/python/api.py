@@ -101,7 +101,7 @@ def report(runs: Run | str | Path | Iterable[Run | str | Path], out: str | Path 
 
 
 def stop() -> bool:
-    """Ends the run that goes on in another thread of this process as Ctrl-C would, with a checkpoint; returns whether
+    """Ends the run that trains in another thread of this process as Ctrl-C would, with a checkpoint; returns whether
     there was one.
     """
     return signals.interrupt()

@@ -25,6 +25,7 @@ from easgd_cli.python.handed import InheritedRecipe, SentRecipe, unsendable
 from easgd_cli.python.run import Failed, Interrupted, Run
 from easgd_cli.record.display import LineScreen, Screen
 from easgd_cli.settings.schema import Settings
+from easgd_cli.system.shared_memory import give_back_freed_memory
 from easgd_cli.system.unchanged import unchanged_process
 
 _one = threading.Lock()
@@ -78,7 +79,10 @@ class Here:
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         job, recipe = replace(job, screen=self.screen), experiment.recipe
         if not self.in_processes:
-            return self.launcher(job, experiment)
+            try:
+                return self.launcher(job, experiment)
+            finally:
+                give_back_freed_memory()  # this process goes on, and a virtual cluster has kept it
         if self.inherits is None:
             sent = SentRecipe(recipe.settings, recipe.data, recipe.steps)
             return self.launcher(job, replace(experiment, recipe=sent))
