@@ -4,6 +4,7 @@ threads, and a process that is left as it was.
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -390,13 +391,13 @@ def test_nothing_of_the_process_is_changed(here: Path) -> None:
         ]  # fmt: skip
 
     torch.set_default_dtype(torch.float64)
-    net = nn.Sequential(nn.Linear(5, 1))
+    made_there = functools.partial(nn.Linear, 5, 1)
     try:
         before = state()
         for more in ({"launcher": "simulated", "deterministic": True, "threads": 2}, {"workers": 2, "threads": 2}):
             with torch.no_grad():
                 run = easgd_cli.train(lambda: nn.Linear(5, 1), *DATA, **SHORT | more)
-            sent = easgd_cli.train(net, *DATA, **SHORT | more)
+            sent = easgd_cli.train(made_there, *DATA, **SHORT | more)
             # workers have the same default
             assert {v.dtype for r in (run, sent) for v in r.center.values()} == {torch.float64}
             assert state() == before
@@ -460,9 +461,11 @@ def test_a_script_without_a_guard_trains_once_with_what_it_has_defined_and_witho
             def __getitem__(self, i):
                 return self.x[i], self.x[i].sum()
 
+        sums = [(Rows(n).x, Rows(n).x.sum(1)) for n in (80, 20)]
         for model in (Net(), Net):
             run = easgd.train(model, Rows(80), Rows(20), workers=2, threads=2, steps=20, eta=0.05, progress=False)
             print(run.status, run.config["model"]["target"], run.config["dataset"]["name"])
+        easgd.train(torch.nn.Linear(5, 1), *sums, steps=20, eta=0.05, progress=False)
         loaded = {"hydra", "omegaconf"} & set(sys.modules)
         print("loaded", loaded)
     """
