@@ -26,6 +26,7 @@ import pytest
 import torch
 import yaml
 from nets import Unhurried
+from PIL import Image
 from theirs import Augmented, Broken, Linear, Stream, quartic, table
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -249,6 +250,20 @@ def test_tokens_without_targets_and_a_collate_of_ones_own(here: Path) -> None:
     assert collated.metrics("center")[0]["train_loss"] == pytest.approx(
         easgd_cli.train(Linear, *twice, workers=2, **SHORT).metrics("center")[0]["train_loss"]
     )
+
+
+def test_threads_that_have_decoded_images_here_are_not_inherited(here: Path) -> None:
+    """A worker that had such a pool would wait for threads that are not there."""
+    for i in range(24):
+        folder = here / "photos" / ("train" if i < 16 else "val") / str(i % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((12, 12, 3), 20 * (i % 2) + i, np.uint8)).save(folder / f"{i}.png")
+    photos = {"root": "photos", "resize": 12, "crop": 8}
+    run = easgd_cli.train(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), dataset="imagefolder", workers=2,
+        **SHORT | {"steps": 4, "tau": 1}, **{f"dataset.{key}": value for key, value in photos.items()},
+    )  # fmt: skip
+    assert run.status == "completed" and "test_error" in run.summary["center"]
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import itertools
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -226,9 +226,9 @@ class InheritedRecipe(Recipe):
 
     @classmethod
     def of(cls, recipe: Recipe) -> InheritedRecipe:
-        number = next(_numbers)
-        _inheritance[number] = recipe
-        return cls(recipe.settings, recipe.data, recipe.steps, number)
+        number, data = next(_numbers), None if recipe.data is None else _unused(recipe.data)
+        _inheritance[number] = Recipe(recipe.settings, data, recipe.steps)
+        return cls(recipe.settings, data, recipe.steps, number)
 
     def shared(self) -> Recipe:
         return self
@@ -238,6 +238,14 @@ class InheritedRecipe(Recipe):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _inherited, (self.number,)
+
+
+def _unused(data: Any) -> Any:
+    """The same data without the threads or processes that have read some of them here, which no fork copies: what is
+    private of it begins anew.
+    """
+    anew = {f.name: f.default_factory for f in fields(data) if f.name.startswith("_")}
+    return replace(data, **{name: made() for name, made in anew.items() if made is not MISSING})
 
 
 def _inherited(number: int) -> Recipe:
