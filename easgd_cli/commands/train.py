@@ -84,19 +84,9 @@ def main(argv: Sequence[str]) -> int:
     single_run.checked(settings)
     for line in single_run.ineffective(settings, asked.overrides) + single_run.untuned(settings, asked.overrides):
         tell(line)
-    launcher = kinds.launcher(settings)
-    prepared = build.prepare(settings)
-    return _told(
-        *single_run.launch(
-            settings,
-            Path(planned.run_dir),
-            asked.overrides,
-            command,
-            launcher,
-            prepared,
-            partial(hydra_job.run, planned),
-        )
-    )
+    launcher, prepared = kinds.launcher(settings), build.prepare(settings)
+    path, as_job = Path(planned.run_dir), partial(hydra_job.run, planned)
+    return _told(*single_run.launch(settings, path, asked.overrides, command, launcher, prepared, as_job))
 
 
 def _told(outcome: Outcome | None, path: Path) -> int:

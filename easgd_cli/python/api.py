@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from easgd_cli.commands import foreign_code, going_on, single_run
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
 from easgd_cli.launcher import signals
 from easgd_cli.python import keywords
 from easgd_cli.python.run import Run
@@ -53,7 +54,7 @@ def train(
     Raises UsageError for what cannot run, before anything is started or written; Failed (a RunError) for a run that
     failed; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint: both have the `run`.
     """
-    asked = keywords.flat(_with_options(settings, "model", model))
+    asked = keywords.flat({**settings, "model": model} if isinstance(model, Mapping) else settings)
     if isinstance(loss, str):
         _refuse_twice("loss", "task", asked)
         asked["task"] = loss
@@ -107,11 +108,6 @@ def stop() -> bool:
     return signals.interrupt()
 
 
-def _with_options(settings: Mapping[str, Any], group: str, given: Any) -> dict[str, Any]:
-    """The settings, with what is given in the place of `group` where that is a dictionary of its options."""
-    return {**settings, **({group: given} if isinstance(given, Mapping) else {})}
-
-
 def _refuse_twice(given: str, key: str, asked: Mapping[str, Any]) -> None:
     if key in asked:
         raise UsageError(f"{given}, {key}={asked[key]}: both say the same thing; give one of the two.")
@@ -138,8 +134,6 @@ def _handed(model: Any, train: Any, test: Any, loss: Any, asked: dict[str, Any])
 
 
 def _begin(asked: dict[str, Any], handed: dict[str, Group], directory: str | Path | None, progress: bool) -> Run:
-    from easgd_cli.experiment import build
-
     settings = keywords.composed(asked, handed)
     written = [f"{group}={node['name']}" for group, node in handed.items()] + keywords.lines(asked)
     here = _checked(settings, progress)
