@@ -319,8 +319,8 @@ def test_gradient_and_exchange_are_asked_for_at_once_and_the_message_is_lent_unt
     w = driver.workers[0]
     before = w.x.clone()
     turn = Turn(method, w)
-    assert turn.at is not None and turn.message is not None
-    assert turn.message.data_ptr() == w.x.data_ptr()
+    assert turn.at is not None and turn.exchange is not None and turn.exchange.message is not None
+    assert turn.exchange.message.data_ptr() == w.x.data_ptr()
     torch.testing.assert_close(w.x, before, rtol=0, atol=0)
     assert w.t == 0
     turn.answer((noisy(0, 0, turn.at), FunctionOf.loss), Reply(START * 0, clock=1))
@@ -535,7 +535,7 @@ def test_blocks_change_nothing() -> None:
     for method in (METHODS["easgd"], METHODS["downpour"], METHODS["mdownpour"]):
         vectors = {name: x.clone() if name == "x" else torch.zeros(size) for name in method.center}
         whole = center.Vectors({n: v.clone() for n, v in vectors.items()})
-        blocked = center.Center(method, vectors)
+        blocked = center.Center(method.variables["center"], vectors)
         reply, reply_whole = torch.empty(size), torch.empty(size)
         blocked.receive(blocked.lend(m, reply))
         method.receive(whole, m, reply_whole, 1)
@@ -582,7 +582,7 @@ def test_statistics_are_averaged_and_the_parameters_follow_the_method(name: str)
     r, center = [start[D:].clone() for start in starts], starts[0][D:].clone()
     order = random.Random(3)
     for step in range(40):
-        if method.shared is not None and method.shared.in_rounds:
+        if not method.alone and method.in_rounds:
             plain.round()
             whole.round()
             turn = range(p)

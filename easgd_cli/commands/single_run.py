@@ -54,7 +54,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     algo, schedule, problem, launcher = (f"{name}={group['name']}" for name, group in groups.items())
     uses = build.symbols_used(settings)
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
-    alone, in_processes = build.method(settings).shared is None, build.launched_in_processes(settings)
+    alone, in_processes = build.method(settings).alone, build.launched_in_processes(settings)
     of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
     without_effect = [
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
@@ -163,7 +163,8 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str, do
                 f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
                 "already; give more."
             )
-        check(path, resumed, settings.workers, prepared.size, settings.new_record)
+        entries = reader.Entries.of(prepared.method, settings.workers)
+        check(path, resumed, settings.workers, prepared.size, settings.new_record, entries)
         for sentence in doubts:
             tell(sentence)
         for one in damaged:
