@@ -4,7 +4,10 @@ from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Vectors,
 from easgd_cli.algorithms.downpour import DOWNPOUR
 from easgd_cli.algorithms.eamsgd import EAMSGD
 from easgd_cli.algorithms.easgd import EASGD
+from easgd_cli.algorithms.easgd_tree import EASGDTree
 from easgd_cli.algorithms.gauss_seidel_easgd import GaussSeidelEASGD
+from easgd_cli.algorithms.gossip import GossipPull, GossipPush
+from easgd_cli.algorithms.grouped_easgd import GroupedEASGD
 from easgd_cli.algorithms.mdownpour import MDOWNPOUR
 from easgd_cli.algorithms.msgd import MSGD
 from easgd_cli.algorithms.pull_then_step import PullThenStep
@@ -19,9 +22,13 @@ __all__ = [
     "MDOWNPOUR",
     "MSGD",
     "SGD",
+    "EASGDTree",
     "Exchange",
     "GaussSeidelEASGD",
+    "GossipPull",
+    "GossipPush",
     "Gradient",
+    "GroupedEASGD",
     "Method",
     "PullThenStep",
     "Rule",

@@ -285,7 +285,7 @@ class ByHand:
                         self._gradients.load(turn.w.number, turn.w.t)
                         gradient = self._gradients.gradient(turn.at)
                         # the rule may exchange before it uses it, and the buffer is everybody's
-                        if turn.exchange is None:
+                        if turn.exchange is None or len(self._variables.centers) > 1:
                             gradient = gradient[0].clone(), gradient[1]
                     turn.answer(gradient, replies.get(turn.w.number))
 
