@@ -6,6 +6,7 @@ from easgd_cli.algorithms.eamsgd import EAMSGD
 from easgd_cli.algorithms.easgd import EASGD
 from easgd_cli.algorithms.gauss_seidel_easgd import GaussSeidelEASGD
 from easgd_cli.algorithms.mdownpour import MDOWNPOUR
+from easgd_cli.algorithms.model_averaging import ModelAveraging
 from easgd_cli.algorithms.msgd import MSGD
 from easgd_cli.algorithms.pull_then_step import PullThenStep
 from easgd_cli.algorithms.sgd import SGD
@@ -23,6 +24,7 @@ __all__ = [
     "GaussSeidelEASGD",
     "Gradient",
     "Method",
+    "ModelAveraging",
     "PullThenStep",
     "Rule",
     "SyncEAMSGD",

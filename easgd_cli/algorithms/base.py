@@ -41,6 +41,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
@@ -134,6 +135,12 @@ class Worker(Vectors):
         self.number: Final = number
         self.seen: Final = seen or Seen()
 
+    def at(self, x: Tensor) -> Worker:
+        """The same worker, if it stood at `x` [d]."""
+        there = copy(self)
+        there.x = x
+        return there
+
     @property
     def due(self) -> bool:
         """Whether this step exchanges: tau divides t, so the first exchange is at t = 0."""
@@ -206,6 +213,14 @@ class Method(ABC):
     def step(self, w: Worker) -> Rule:
         """One local step of a worker."""
 
+    def closing(self, w: Worker) -> Exchange | None:
+        """The exchange after a worker's last step, where the center would else lack its last steps; None: it has none.
+
+        Only a run that takes all its steps makes it, when every worker has ended, and after its checkpoint: a run that
+        goes on for longer has not made it. Its message is one of the worker's own vectors; nobody uses the reply.
+        """
+        return None
+
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         """One update of the center by the message `m`, the mean of `n` (one where `gathers` is "each"); fills `reply`.
 
@@ -241,6 +256,13 @@ class WithLocalStep(Method):
     @property
     def scratch(self) -> tuple[str, ...]:
         return self.local.scratch
+
+    def local_step(self, w: Worker, x: Tensor | None) -> Rule:
+        """The local step from `x` [d], which the worker continues from; None: from where it is."""
+        g = yield Gradient(self.local.at(w if x is None else w.at(x)))
+        if x is not None:
+            w.x.copy_(x)
+        self.local.move(w, g)
 
 
 def check_method(method: Any, name: str, workers: int) -> None:

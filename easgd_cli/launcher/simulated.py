@@ -117,7 +117,8 @@ class VirtualCluster:
         until = time.monotonic() + _LOOK_UP_SECONDS
         while self._events and not self._stopped and time.monotonic() < until:
             event = self._events.peek()
-            if event.kind in (ARRIVE, _JOIN) and master is not None and master.rounds_are_over:
+            closes = self._parties.workers[event.worker].closes
+            if event.kind in (ARRIVE, _JOIN) and master is not None and master.rounds_are_over and not closes:
                 self._events.drop()
                 # given back: its step has not happened, and no other will; nor has this second
                 self._parties.workers[event.worker].turn = None
@@ -126,6 +127,8 @@ class VirtualCluster:
             self._happen(event)
             supervisor.pace()
             self._obey()
+            if master is not None and (master.rounds_are_over or not supervisor.members.away):
+                master.close()
         self._report_order()
         supervisor.owner_at(self._moment())
         if (not self._events or self._stopped) and supervisor.final is None and not supervisor.over:
@@ -139,6 +142,9 @@ class VirtualCluster:
             self._begin_step(m, event)
         elif event.kind == READY:
             self._go_on(m, event)
+        elif event.kind == REPLY and m.closes:
+            m.close()
+            self._listen()
         elif event.kind == REPLY and m.joins:
             self.supervisor.joined(m.number, m.joined())
             self._begin_step(m, event)
@@ -266,9 +272,8 @@ class VirtualCluster:
             self.supervisor.checkpoint(self._state(), last=True)
             self._events.next()
         self._clock(m.number, m.w.t)
-        if m.session is not None:
-            m.session.close(m.w.t)
-            self._listen()
+        m.close()
+        self._listen()
 
     # ---------------------------------------------------------------- what the supervisor is told, and what it asks for
 

@@ -74,6 +74,7 @@ class VirtualMaster:
         self.returned: list[tuple[int, int, int, int]] = []  # who has been given the center, and is yet to be told of
         self._waiting: dict[int, tuple[Request, float]] = {}  # messages without a reply, and when they arrived
         self._come_back = come_back  # told a worker and its clock: it begins again with the center as it is
+        self._closing: set[int] = set()  # of those, the workers that have taken their last step
         self._in_service: list[int] = []
         self._began = 0.0  # when their service did
         self._told = {worker: 0 for worker in sessions.open}  # the center's clock in the last reply to each
@@ -95,10 +96,15 @@ class VirtualMaster:
                 self._reached[request.worker] = request.t
                 self._waiting[request.worker] = (request, self._events.now)
                 self._gathering.arrive(request.worker)
+            elif request.kind is Kind.CLOSING:
+                self._waiting[request.worker] = (request, self._events.now)
+                self._closing.add(request.worker)
+                given_back += self._gathering.finish()
             elif request.kind is Kind.LOST:
                 # else its message has been received, and its update is whole
                 if request.worker not in self._in_service:
                     self._waiting.pop(request.worker, None)
+                    self._closing.discard(request.worker)
                 self._joining.pop(request.worker, None)
                 self._gathering.lose(request.worker)
             elif request.kind is Kind.JOIN:
@@ -143,7 +149,8 @@ class VirtualMaster:
         if self._center.variable.in_rounds:
             self._center.receive_round(lent)
         else:
-            self._center.receive(lent[0])
+            for message in lent:  # of which only the closing exchange has several
+                self._center.receive(message)
         self.served += len(members)
         for request in members:
             self.queueing.staleness[self._center.clock - 1 - self._told[request.worker]] += 1
@@ -154,6 +161,13 @@ class VirtualMaster:
         self._begin()
         return members
 
+    def close(self) -> None:
+        """Takes the closing exchange into service, if it is time for it."""
+        if self._closing and not self._in_service:
+            members = self._gathering.closing(self._closing, self._sessions.open)
+            self._closing.difference_update(members)
+            self._take(members)
+
     def _begin(self) -> None:
         """Takes what is next into service, if the master is free and it is there."""
         if self._in_service:
@@ -162,10 +176,12 @@ class VirtualMaster:
             worker, t = back
             del self._waiting[worker]
             self._come_back(worker, t)
-        if not (members := self._gathering.next()):
-            return
-        self._in_service, self._began = members, self._events.now
-        self._events.add(self._events.now + self._service * len(members), SERVE, members[0])
+        self._take(self._gathering.next())
+
+    def _take(self, members: list[int]) -> None:
+        if members:
+            self._in_service, self._began = members, self._events.now
+            self._events.add(self._events.now + self._service * len(members), SERVE, members[0])
 
     def state(self) -> dict[str, Any]:
         """Everything but the vectors."""

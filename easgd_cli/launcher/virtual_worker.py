@@ -20,6 +20,7 @@ from easgd_cli.settings.faults import Faults
 from easgd_cli.training.drive import Gradients, StepResult, Turn
 from easgd_cli.training.faults import Rejoin, Watched
 from easgd_cli.training.meter import Meter
+from easgd_cli.transport.base import Kind
 from easgd_cli.transport.simulated import Events, SimulatedWorkerEnd
 
 READY: Final = "ready"  # the event of a worker: all its rule waits for is there
@@ -38,6 +39,7 @@ class VirtualWorker:
         self._watched = None if faults is None else Watched(gradients, faults, checked=checked)
         self._gradients: Gradients = gradients if self._watched is None else self._watched
         self.stood = -1  # the last step at whose beginning it stood still
+        self.closes = False  # whether it has sent the last message of all
         self.joins = False  # whether it waits for the center, to begin again with it
         self.link_down = 0.0  # until when its messages get lost; infinite: the next one does
         self.turn: Turn | None = None  # none between two steps, and after the last
@@ -80,6 +82,17 @@ class VirtualWorker:
         assert self.session is not None
         self.turn, self.joins, self._asked = None, True, self._events.now
         self.session.join(self.w.t)
+
+    def close(self) -> None:
+        """It has taken its last step: its session ends, after the closing exchange of a method that has one."""
+        if self.session is None:
+            return
+        ask = None if self.closes else self._method.closing(self.w)
+        if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
+            self.closes = True
+            self.session.post(ask.message, self.w.t, Kind.CLOSING)
+        else:
+            self.session.close(self.w.t)
 
     def joined(self) -> int:
         """It has the center as it was when it was given. Returns its clock."""

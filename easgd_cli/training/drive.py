@@ -264,6 +264,20 @@ class ByHand:
                             gradient = gradient[0].clone(), gradient[1]
                     turn.answer(gradient, None if turn.message is None or session is None else session.collect())
 
+    def close(self, workers: Sequence[int] | None = None) -> None:
+        """The closing exchange of these workers, after their last step, or of all; nothing of a method without."""
+        asked = [
+            (i, session, ask.message)
+            for i in (range(len(self.workers)) if workers is None else workers)
+            if (session := self._sessions[i]) is not None and (ask := self.method.closing(self.workers[i])) is not None
+        ]
+        if not self._in_rounds:
+            for i, session, message in asked:
+                session.post(message, self.workers[i].t)
+        elif asked and self.center is not None:
+            self.center.receive_round([session.lend(message) for _, session, message in asked])
+            self.order += [i for i, _, _ in asked]
+
     @property
     def _in_rounds(self) -> bool:
         return self._shared is not None and self._shared.in_rounds
@@ -274,12 +288,17 @@ class ByHand:
         while len(self.order) == before:
             self.step(worker)
 
-    def replay(self, order: Iterable[int], after: Callable[[int], None] | None = None) -> None:
+    def replay(
+        self, order: Iterable[int], after: Callable[[int], None] | None = None, steps: int | None = None
+    ) -> None:
         """Exchanges in the recorded order; `after` is told how many there have been after each. Not of a method in
-        rounds: TypeError.
+        rounds: TypeError. `steps`: after which a worker's exchange is the closing one.
         """
         for worker in order:
-            self.exchange(worker)
+            if self.workers[worker].t == steps:
+                self.close([worker])
+            else:
+                self.exchange(worker)
             if after is not None:
                 after(len(self.order))
 

@@ -33,6 +33,11 @@ class Gathering(Protocol):
     def finish(self) -> list[int]:
         """A worker has finished, or all are told to. Returns those whose messages are given back."""
 
+    def closing(self, waiting: Collection[int], there: Collection[int]) -> list[int]:
+        """Whose closing messages, of those `waiting`, are served now, in this order: those of all workers that are
+        `there`.
+        """
+
     def back(self) -> tuple[int, int] | None:
         """A worker that comes back now, as a recorded one did, and its clock."""
 
@@ -44,6 +49,10 @@ class Gathering(Protocol):
 
     def restore(self, state: dict[str, list[int]]) -> None:
         """Puts it where it was."""
+
+
+def all_of_them(waiting: Collection[int], there: Collection[int]) -> list[int]:
+    return sorted(waiting) if set(waiting) == set(there) else []
 
 
 class Each:
@@ -66,6 +75,9 @@ class Each:
 
     def finish(self) -> list[int]:
         return []
+
+    def closing(self, waiting: Collection[int], there: Collection[int]) -> list[int]:
+        return all_of_them(waiting, there)
 
     def back(self) -> None:
         return None
@@ -110,6 +122,9 @@ class Round:
         given_back = sorted(self._arrived)
         self._arrived.clear()
         return given_back
+
+    def closing(self, waiting: Collection[int], there: Collection[int]) -> list[int]:
+        return all_of_them(waiting, there)
 
     def back(self) -> None:
         return None
@@ -167,6 +182,14 @@ class Recorded:
         given_back = sorted(self._arrived)
         self._arrived.clear()
         return given_back
+
+    def closing(self, waiting: Collection[int], there: Collection[int]) -> list[int]:
+        """Those that end the recorded order: nothing else is left of it then."""
+        left = list(self._order)
+        if not set(left) <= set(waiting):
+            return []
+        self._order.clear()
+        return left
 
     def back(self) -> tuple[int, int] | None:
         """The worker that comes back now, and its clock: its message has arrived, and is not served."""

@@ -53,6 +53,7 @@ class MasterStart:
     ledger: SharedTensors | None = None
     lost: Sequence[int] = ()  # workers that are, of those that have had a session
     cpu_seconds: float = 0.0  # used before, by a run that goes on
+    closing: bool = False  # whether a master before this one has kept what a longer run goes on from
 
 
 class Master:
@@ -72,6 +73,9 @@ class Master:
         self._in_rounds = self._center.variable.in_rounds
         self._gathering: Gathering = Round(self._sessions.open) if self._in_rounds else Each()
         self._waiting: dict[int, Request] = {}  # messages that have no reply yet
+        self._closing: set[int] = set()  # of those, the workers that have taken their last step
+        self._kept = start.closing  # whether what a longer run goes on from has been
+        self._stopped = False  # whether all are told to end
         self._checkpoint_due = False  # whether the next round belongs to a checkpoint
         self._joining: dict[int, Request] = {}  # workers that are back, and wait for the center
         self._reached = dict(self._clocks)  # up to which of each worker's steps its work has reached the center
@@ -96,17 +100,25 @@ class Master:
                 self._answer(request)
             if self._snapshots.seconds() - self._reported >= _REPORT_SECONDS:
                 self._report()
-                for message, enclosed in self._channel.receive():
-                    if message["kind"] in ("session", "gone"):
-                        self._succeed(message["worker"], enclosed)
-                    elif message["kind"] == "snapshot":
-                        self._snapshots.take("evaluate", self._moment())
-                    elif message["kind"] == "checkpoint":
-                        self._checkpoint_due = True
-                    elif message["kind"] == "stop":
-                        self._give_back(self._gathering.finish())
-                        self._welcome_back()
+                self._listen()
+            if self._all_closing():
+                self._listen()  # to the end of a run that is told to end, before it ends by itself
+                if members := self._all_closing():
+                    self._close(members)
         self._keep("final")
+
+    def _listen(self) -> None:
+        for message, enclosed in self._channel.receive():
+            if message["kind"] in ("session", "gone"):
+                self._succeed(message["worker"], enclosed)
+            elif message["kind"] == "snapshot":
+                self._snapshots.take("evaluate", self._moment())
+            elif message["kind"] == "checkpoint":
+                self._checkpoint_due = True
+            elif message["kind"] in ("over", "stop"):
+                self._stopped = self._stopped or message["kind"] == "stop"
+                self._give_back([*self._gathering.finish(), *(self._closing if self._stopped else ())])
+                self._welcome_back()
 
     def _succeed(self, worker: int, session: socket.socket | None) -> None:
         """A worker's process has ended; another has this `session` in its place, or None follows."""
@@ -141,6 +153,7 @@ class Master:
         if request.kind is Kind.LOST:
             self._lost.add(worker)
             self._waiting.pop(worker, None)
+            self._closing.discard(worker)
             self._joining.pop(worker, None)
             self._gathering.lose(worker)
             if self._ledger is not None:
@@ -150,16 +163,20 @@ class Master:
             self._clocks[worker] = request.t
             # it must not step back when a worker is lost, nor when one has come back with its old clock
             self._step = max(self._step, self._mean_step())
-        if request.kind is Kind.EXCHANGE:
+        if request.kind in (Kind.EXCHANGE, Kind.CLOSING):
             self._reached[worker] = request.t
             if self._ledger is not None and (told := self._ledger.answer(request)) is not None:
                 self._sessions.reply(request, *told)  # a master before this one has served it, and died
                 return
             self._waiting[worker] = request
-            if self._gathering.over:
+            if request.kind is Kind.CLOSING:
+                self._closing.add(worker)
+                self._give_back([*self._gathering.finish(), *((worker,) if self._stopped else ())])
+            elif self._gathering.over:
                 self._give_back([worker])
                 return
-            self._gathering.arrive(worker)
+            else:
+                self._gathering.arrive(worker)
         elif request.kind is Kind.JOIN:
             self._joining[worker] = request
             self._gathering.lose(worker)  # until it has the center, no round waits for it
@@ -175,6 +192,24 @@ class Master:
         """Their messages wait for a round that will not be complete any more."""
         for worker in workers:
             self._sessions.reply(self._waiting.pop(worker), self._center.clock, self._served, Mark.WITHDRAWN)
+        self._closing.difference_update(workers)
+
+    def _all_closing(self) -> list[int]:
+        """The workers whose closing exchange it is time for: those that are there, when all of them have ended and none
+        comes back.
+        """
+        return [] if self._away else self._gathering.closing(self._closing, self._sessions.open)
+
+    def _close(self, members: Sequence[int]) -> None:
+        """Their closing exchange, after what a longer run goes on from has been kept."""
+        if not self._kept:
+            self._keep("last")
+            while not self._channel.flush():  # the launcher has it before anything changes
+                time.sleep(0.001)
+            self._kept = True
+        self._closing.difference_update(members)
+        for update in [members] if self._in_rounds else [[member] for member in members]:
+            self._exchange([self._waiting.pop(member) for member in update], Mark.NONE)
 
     def _welcome_back(self) -> None:
         """Lets those go on that have joined; in rounds with the next one, unless there is nobody to make it."""
@@ -215,19 +250,23 @@ class Master:
             )
         self._joining.clear()
 
-    def _serve(self, members: Sequence[Request]) -> None:
+    def _exchange(self, members: Sequence[Request], mark: Mark) -> None:
         """One update by these messages, their replies, and the note of it."""
         if self._ledger is not None:
             self._ledger.begin(members)
         self._update(members)
-        mark = Mark.NONE
-        if self._in_rounds and self._checkpoint_due:
-            mark, self._checkpoint_due = Mark.CHECKPOINT, False
         for request in members:  # before anything else: they may be waiting
             self._sessions.reply(request, self._center.clock, self._served, mark)
         self._order += [request.worker for request in members]
         if len(self._order) > ORDER // 2:
             self._report()
+
+    def _serve(self, members: Sequence[Request]) -> None:
+        """One update by these messages, and what depends on it."""
+        mark = Mark.NONE
+        if self._in_rounds and self._checkpoint_due:
+            mark, self._checkpoint_due = Mark.CHECKPOINT, False
+        self._exchange(members, mark)
         if self._joining and self._in_rounds:
             self._welcome(members[0].t + 1)
         self._snapshots.changed(self._step, self._served, self._clocks)

@@ -94,7 +94,7 @@ class SharedWorkerEnd:
         self._memory = link.memory  # whose tensors are lent
         self._names = list(link.memory.tensors)
         self._elsewhere = elsewhere
-        self._untold: tuple[int, int] | None = None  # clock and message posted, of which the master is yet to be told
+        self._untold: tuple[Kind, int, int] | None = None  # what is posted, of which the master is yet to be told
         own = dict(link.memory.tensors if elsewhere is None else elsewhere.vectors)
         self._reply = own.pop("reply", None)
         self.vectors: dict[str, Tensor] = own
@@ -104,7 +104,7 @@ class SharedWorkerEnd:
     def reply(self) -> Tensor | None:
         return self._reply
 
-    def post(self, message: Tensor, t: int) -> None:
+    def post(self, message: Tensor, t: int, kind: Kind = Kind.EXCHANGE) -> None:
         index = self._index.get(message.data_ptr())
         if index is None:
             raise ValueError(
@@ -112,15 +112,15 @@ class SharedWorkerEnd:
                 "another tensor."
             )
         if self._elsewhere is None:
-            self._send(Kind.EXCHANGE, t, index)
+            self._send(kind, t, index)
         else:
             self._elsewhere.send(self._names[index])
-            self._untold = (t, index)
+            self._untold = (kind, t, index)
 
     def collect(self) -> Reply:
         if self._elsewhere is not None and self._untold is not None:
             self._elsewhere.sent()
-            self._send(Kind.EXCHANGE, *self._untold)
+            self._send(*self._untold)
             self._untold = None
         data = self._received()
         while len(data) < _REPLY.size:

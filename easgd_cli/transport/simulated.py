@@ -108,14 +108,14 @@ class SimulatedWorkerEnd:
         self._posted: Request | None = None  # until its reply has been written
         self._reply: Reply | None = None  # written, though it may still be on its way
 
-    def post(self, message: Tensor, t: int) -> None:
+    def post(self, message: Tensor, t: int, kind: Kind = Kind.EXCHANGE) -> None:
         index = self._index.get(message.data_ptr())
         if index is None:
             raise ValueError(
                 "an exchange lends one of the worker's own vectors, named in state or scratch; this message is "
                 "another tensor."
             )
-        self._posted = Request(self._number, Kind.EXCHANGE, t, index)
+        self._posted = Request(self._number, kind, t, index)
         self._wire.up(self._number)
 
     def collect(self) -> Reply:
