@@ -1,6 +1,9 @@
 """The methods, a file each. configs/algo/<name>.yaml gives each its name on the command line."""
 
+from easgd_cli.algorithms.allreduce import AllReduce
+from easgd_cli.algorithms.async_diloco import AsyncDiLoCo
 from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Vectors, Worker
+from easgd_cli.algorithms.diloco import DiLoCo
 from easgd_cli.algorithms.downpour import DOWNPOUR
 from easgd_cli.algorithms.eamsgd import EAMSGD
 from easgd_cli.algorithms.easgd import EASGD
@@ -20,6 +23,9 @@ __all__ = [
     "MDOWNPOUR",
     "MSGD",
     "SGD",
+    "AllReduce",
+    "AsyncDiLoCo",
+    "DiLoCo",
     "Exchange",
     "GaussSeidelEASGD",
     "Gradient",

@@ -82,7 +82,11 @@ Rule = Generator[Any, Any, None]
 
 
 class Vectors:
-    """A party's vectors by the names its method declares, as attributes: `.x`, `.v` and so on."""
+    """A party's vectors by the names its method declares, as attributes: `.x`, `.v` and so on; `t`, its clock: of a
+    variable the updates before this one.
+    """
+
+    t = 0
 
     if TYPE_CHECKING:
         x: Tensor
@@ -295,6 +299,14 @@ def check_method(method: Any, name: str, workers: int) -> None:
             f"algo={name} workers={workers}: {name} is one worker without exchange; use workers=1, or a method "
             "with a center such as algo=easgd."
         )
+
+
+def check_outer_step(nu: float, mu: float) -> None:
+    """0 < nu and 0 <= mu < 1, as of any step with momentum."""
+    if not 0 < nu < float("inf"):
+        raise ValueError(f"algo.nu={nu:g}: the outer learning rate is a positive number; 1 takes the workers' mean.")
+    if not 0 <= mu < 1:
+        raise ValueError(f"algo.mu={mu:g}: the outer momentum lies in [0, 1).")
 
 
 def check_moving_rate(alpha: float) -> None:

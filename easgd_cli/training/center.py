@@ -73,6 +73,7 @@ class Center:
         for i, (rule, block, message, reply) in enumerate(lent[first:] if first else lent, first):
             if ledger is not None:
                 ledger.change(i, self._kept[i])
+            block.t = self.clock
             rule(block, message, reply, 1)
             if weight:
                 block.average.lerp_(block.x, weight)
@@ -91,6 +92,7 @@ class Center:
             for _, _, other, _ in parts[1:]:
                 mean.add_(other)
             mean.div_(n)
+            block.t = self.clock
             rule(block, mean, reply, n)
             if weight:
                 block.average.lerp_(block.x, weight)
