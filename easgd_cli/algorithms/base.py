@@ -86,7 +86,7 @@ class Vectors:
     variable the updates before this one.
     """
 
-    t = 0
+    __slots__ = ("__dict__", "t")  # so that vars() are the vectors
 
     if TYPE_CHECKING:
         x: Tensor
@@ -95,6 +95,7 @@ class Vectors:
 
     def __init__(self, vectors: Mapping[str, Tensor]):
         self.__dict__.update(vectors)
+        self.t = 0
 
 
 @dataclass

@@ -265,7 +265,9 @@ class ByHand:
                     turn.answer(gradient, None if turn.message is None or session is None else session.collect())
 
     def close(self, workers: Sequence[int] | None = None) -> None:
-        """The closing exchange of these workers, after their last step, or of all; nothing of a method without."""
+        """The closing exchange of these workers, after their last step, or of all. Nothing happens in a method without
+        one.
+        """
         asked = [
             (i, session, ask.message)
             for i in (range(len(self.workers)) if workers is None else workers)
@@ -282,23 +284,25 @@ class ByHand:
     def _in_rounds(self) -> bool:
         return self._shared is not None and self._shared.in_rounds
 
-    def exchange(self, worker: int) -> None:
-        """That worker's steps up to and including the next one in which it exchanges."""
+    def exchange(self, worker: int, steps: int | None = None) -> None:
+        """That worker's steps up to and including the next one in which it exchanges; after so many `steps` that is its
+        closing exchange.
+        """
         before = len(self.order)
         while len(self.order) == before:
-            self.step(worker)
+            if self.workers[worker].t == steps:
+                self.close([worker])
+            else:
+                self.step(worker)
 
     def replay(
         self, order: Iterable[int], after: Callable[[int], None] | None = None, steps: int | None = None
     ) -> None:
         """Exchanges in the recorded order; `after` is told how many there have been after each. Not of a method in
-        rounds: TypeError. `steps`: after which a worker's exchange is the closing one.
+        rounds: TypeError. `steps`: of each worker, after which comes its closing exchange.
         """
         for worker in order:
-            if self.workers[worker].t == steps:
-                self.close([worker])
-            else:
-                self.exchange(worker)
+            self.exchange(worker, steps)
             if after is not None:
                 after(len(self.order))
 
