@@ -292,8 +292,8 @@ class ByHand:
         while len(self.order) == before:
             if self.workers[worker].t == steps:
                 self.close([worker])
-            else:
-                self.step(worker)
+                return
+            self.step(worker)
 
     def replay(
         self, order: Iterable[int], after: Callable[[int], None] | None = None, steps: int | None = None
