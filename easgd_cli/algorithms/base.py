@@ -226,6 +226,11 @@ class Method(ABC):
         """
         return None
 
+    @property
+    def closes(self) -> bool:
+        """Whether it has a closing exchange."""
+        return type(self).closing is not Method.closing
+
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         """One update of the center by the message `m`, the mean of `n` (one where `gathers` is "each"); fills `reply`.
 
