@@ -188,7 +188,8 @@ MUTANTS = [
     ("training/center.py", "other.copy_(reply)", "pass"),
     (
         "training/center.py",
-        "            rule(block, mean, reply, n)\n            if weight:\n                block.average.lerp_(block.x, weight)",
+        "            rule(block, mean, reply, n)\n            if weight:\n"
+        "                block.average.lerp_(block.x, weight)",
         "            rule(block, mean, reply, n)",
     ),
     ("training/center.py", "begin = end", "begin = 0"),
