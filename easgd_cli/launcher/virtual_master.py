@@ -191,6 +191,7 @@ class VirtualMaster:
             "in_service": self._in_service, "began": self._began, "told": self._told, "served": self.served,
             "queueing": self.queueing.state(), "gathering": self._gathering.state(),
             "joining": {worker: request.t for worker, request in self._joining.items()},
+            "closing": sorted(self._closing),
             "clocks": self._clocks, "reached": self._reached, "open": list(self._sessions.open),
         }  # fmt: skip
 
@@ -200,6 +201,7 @@ class VirtualMaster:
             worker: (Request(worker, Kind.EXCHANGE, t, vector), arrived)
             for worker, t, vector, arrived in state["waiting"]
         }
+        self._closing = set(state.get("closing", ()))
         self._in_service, self._began = list(state["in_service"]), state["began"]
         self._told, self.served = dict(state["told"]), state["served"]
         self.queueing = Queueing.of(state["queueing"])

@@ -194,7 +194,7 @@ class VirtualWorker:
     def place(self) -> dict[str, Any]:
         """Where it is in its step, as plain numbers."""
         return {
-            "in_step": self.turn is not None, "answered": self._answered, "asked": self._asked,
+            "in_step": self.turn is not None, "closes": self.closes, "answered": self._answered, "asked": self._asked,
             "computed": self._computed,
             "session": None if self.session is None else self.session.state(),
             **({} if self.faults is None else {"faults": [self.stood, self.joins, self.link_down]}),
@@ -214,6 +214,7 @@ class VirtualWorker:
             self.faults.spared = state.spared
             self.stood, self.joins, self.link_down = place.get("faults", (-1, False, 0.0))
             self._asked = place["asked"]
+        self.closes = place.get("closes", False)
         if place["in_step"]:
             self.turn = Turn(self._method, self.w)
             for _ in place["answered"]:
