@@ -45,6 +45,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
@@ -86,7 +87,11 @@ Rule = Generator[Any, Any, None]
 
 
 class Vectors:
-    """A party's vectors by the names its method declares, as attributes: `.x`, `.v` and so on."""
+    """A party's vectors by the names its method declares, as attributes: `.x`, `.v` and so on; `t`, its clock: of a
+    variable the updates before this one.
+    """
+
+    __slots__ = ("__dict__", "t")  # so that vars() are the vectors
 
     if TYPE_CHECKING:
         x: Tensor
@@ -95,6 +100,7 @@ class Vectors:
 
     def __init__(self, vectors: Mapping[str, Tensor]):
         self.__dict__.update(vectors)
+        self.t = 0
 
 
 @dataclass
@@ -139,6 +145,12 @@ class Worker(Vectors):
         self.number: Final = number
         self.seen: Final = seen or Seen()
 
+    def at(self, x: Tensor) -> Worker:
+        """The same worker, if it stood at `x` [d]."""
+        there = copy(self)
+        there.x = x
+        return there
+
     @property
     def due(self) -> bool:
         """Whether this step exchanges: tau divides t, so the first exchange is at t = 0."""
@@ -161,7 +173,8 @@ class Variable:
 
     It gathers `each` as it comes (asynchronous), or those of its `members` together, a `round`; None: of all workers.
     `owner`: the worker or courier whose messages it takes by the rule `own`, each by itself; it lies beside that one,
-    whose messages take no way. `answers`: whether others' messages get a vector back. `tail`: how many of its last entries are no parameters, and the rule of those (statistics.py).
+    whose messages take no way. `answers`: whether others' messages get a vector back. `tail`: how many of its last
+    entries are no parameters, and the rule of those (statistics.py).
     """
 
     receive: Receive
@@ -233,6 +246,19 @@ class Method(ABC):
     def step(self, w: Worker) -> Rule:
         """One local step of a worker."""
 
+    def closing(self, w: Worker) -> Exchange | None:
+        """The exchange after a worker's last step, where the center would else lack its last steps; None: it has none.
+
+        Only a run that takes all its steps makes it, when every worker has ended, and after its checkpoint: a run that
+        goes on for longer has not made it. Its message is one of the worker's own vectors; nobody uses the reply.
+        """
+        return None
+
+    @property
+    def closes(self) -> bool:
+        """Whether it has a closing exchange."""
+        return type(self).closing is not Method.closing
+
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         """One update of the center by the message `m`, the mean of `n` (one where `gathers` is "each"); fills `reply`.
 
@@ -284,6 +310,13 @@ class WithLocalStep(Method):
     def scratch(self) -> tuple[str, ...]:
         return self.local.scratch
 
+    def local_step(self, w: Worker, x: Tensor | None) -> Rule:
+        """The local step from `x` [d], which the worker continues from; None: from where it is."""
+        g = yield Gradient(self.local.at(w if x is None else w.at(x)))
+        if x is not None:
+            w.x.copy_(x)
+        self.local.move(w, g)
+
 
 def check_method(method: Any, name: str, workers: int) -> None:
     """Raises UsageError unless `method` is a method and can run with that many workers."""
@@ -316,6 +349,14 @@ def check_method(method: Any, name: str, workers: int) -> None:
             f"algo={name} workers={workers}: {name} is one worker without exchange; use workers=1, or a method "
             "with a center such as algo=easgd."
         )
+
+
+def check_outer_step(nu: float, mu: float) -> None:
+    """0 < nu and 0 <= mu < 1, as of any step with momentum."""
+    if not 0 < nu < float("inf"):
+        raise ValueError(f"algo.nu={nu:g}: the outer learning rate is a positive number; 1 takes the workers' mean.")
+    if not 0 <= mu < 1:
+        raise ValueError(f"algo.mu={mu:g}: the outer momentum lies in [0, 1).")
 
 
 def check_moving_rate(alpha: float) -> None:

@@ -9,7 +9,7 @@ arXiv 1611.04581; after notes on it). j is another worker, uniformly random.
 
 x^j is what j has published last, at the beginning of its own last step that was due. What a peer publishes or has
 received is a variable beside it, so a message to oneself takes no way. The mean of what all have published is evaluated
-and saved, and the spread around it recorded.
+and saved, and the spread around it recorded. After its last step each publishes once more.
 
 The mean of all x is kept by both in expectation only: what i takes in, nobody gives away.
 """
@@ -42,6 +42,9 @@ class Gossip(WithLocalStep):
 
     def home(self, worker: int) -> str:
         return f"peer_{worker}"
+
+    def closing(self, w: Worker) -> Exchange:
+        return Exchange(w.x, to=self.home(w.number))  # so that the mean is that of where all have ended
 
     def other(self, w: Worker) -> int:
         """Whom this worker meets at its step t: any other, each as likely."""

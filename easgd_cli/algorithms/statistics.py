@@ -53,6 +53,17 @@ class WithStatistics(Method):
         center.x.lerp_(m, n / self.workers)
         reply.copy_(m)  # so that a gradient at the reply begins from the worker's own
 
+    @property
+    def closes(self) -> bool:
+        return self.method.closes
+
+    def closing(self, w: Worker) -> Exchange | None:
+        ask = self.method.closing(w)
+        if ask is not None and ask.message is not None and ask.message is not w.x:
+            d = w.x.numel() - self.statistics
+            ask.message[d:].copy_(w.x[d:])
+        return ask
+
     def step(self, w: Worker) -> Rule:
         d = w.x.numel() - self.statistics
         r = w.x[d:]

@@ -54,7 +54,8 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     algo, schedule, problem, launcher = (f"{name}={group['name']}" for name, group in groups.items())
     uses = build.symbols_used(settings)
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
-    alone, in_processes = build.method(settings).alone, build.launched_in_processes(settings)
+    method = build.method(settings)
+    alone, in_processes = method.alone, build.launched_in_processes(settings)
     of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
     without_effect = [
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
@@ -69,7 +70,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     lines = [f"{given[key]} has no effect: {why}." for key, unused, why in without_effect if unused and key in given]
     by_steps = settings.epochs is None and settings.minutes is None
     steps = settings.steps if settings.steps is not None else settings.default_steps
-    if not alone and by_steps and steps is not None and 1 < settings.tau >= steps:
+    if not alone and not method.closes and by_steps and steps is not None and 1 < settings.tau >= steps:
         lines.append(
             f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns "
             "nothing; give more steps."

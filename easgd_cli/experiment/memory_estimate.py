@@ -84,7 +84,8 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, on_cpu: int, in_p
     problems = 3 * on_cpu + (s.workers - on_cpu)
     evaluator = 3  # gradient, start, and its copy of a snapshot
     waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated
-    return owner + lasting + scratch + problems + evaluator + waiting + closing
+    before = owner if rules.closes else 0  # what the owner had before the closing exchange
+    return owner + lasting + scratch + problems + evaluator + waiting + closing + before
 
 
 def _gib(count: int) -> str:

@@ -112,10 +112,16 @@ class InitialState:
         return start
 
     def next_master(
-        self, before: MasterStart, links: list[Link], clocks: dict[int, int], lost: list[int], moment: Moment
+        self,
+        before: MasterStart,
+        links: list[Link],
+        clocks: dict[int, int],
+        lost: list[int],
+        moment: Moment,
+        closing: bool,
     ) -> MasterStart:
         """Of the master after one that was lost: the same center, where the last one has said it was."""
-        start = replace(before, links=links, clocks=clocks, lost=lost, step=moment.step)
+        start = replace(before, links=links, clocks=clocks, lost=lost, step=moment.step, closing=closing)
         start.pace = self._points_after(moment)
         return start
 

@@ -168,18 +168,19 @@ class Processes:
             return
         for worker, member in supervisor.members.items():
             end = None
-            if member.live or member.away:
+            if member.live or member.away or not self._children[worker].done:  # the last may wait for its closing
                 ours, end = socket.socketpair()
                 self._tell(worker, {"kind": "session"}, ours)
             links.append(self._links[worker].with_sockets(master=end))
         clocks = {worker: member.t for worker, member in supervisor.members.items()}
         lost = list(supervisor.members.lost)
-        self._owner = self._initial.next_master(self._owner, links, clocks, lost, supervisor.moment)
+        closing = supervisor.before is not None
+        self._owner = self._initial.next_master(self._owner, links, clocks, lost, supervisor.moment, closing)
         self._start(MASTER, MASTER, Master, self._owner)
         for link in links:
             link.close_sockets()
-        if stopped and supervisor.plan.in_rounds:
-            self._tell(MASTER, {"kind": "stop"})
+        if stopped:
+            self._tell(MASTER, {"kind": "stop" if supervisor.stopping else "over"})
 
     # ---------------------------------------------------------------- the loop
 
@@ -259,6 +260,8 @@ class Processes:
             supervisor.ready(party)
         elif kind == "done":
             child.done = True
+            if isinstance(party, int) and self.supervisor.plan.has_master:
+                self._tell(MASTER, {"kind": "gone", "worker": party})  # the next master may not have heard its end
         elif kind == "error":
             child.error, child.refused = message["text"], message["refused"]
         elif kind == "news":
@@ -311,7 +314,10 @@ class Processes:
                 moment, message["clock"], _taken(tensors), message["cpu"], message["pace"],
                 message.get("variables", {}), message.get("couriers", {}),
             )  # fmt: skip
-            self.supervisor.owner_state(owner, message["purpose"] == "final")
+            if message["purpose"] == "last":
+                self.supervisor.closing(owner)
+            else:
+                self.supervisor.owner_state(owner, message["purpose"] == "final")
 
     # ---------------------------------------------------------------- what the supervisor asks for
 
@@ -351,8 +357,9 @@ class Processes:
         elif isinstance(command, Stop):
             if MASTER in self._starts:
                 self._starts[MASTER] = partial(self._start_master, stopped=True)
-            elif self.supervisor.plan.in_rounds:
-                self._tell(MASTER, {"kind": "stop"})  # or a worker that is silent would keep all others in its round
+            elif self.supervisor.plan.has_master:
+                # or a worker that is silent would keep all others in its round, and those that have ended would close
+                self._tell(MASTER, {"kind": "stop"})
             for worker in command.workers:
                 self._tell(worker, {"kind": "stop"})
         elif isinstance(command, Wake):

@@ -125,6 +125,7 @@ class VirtualCluster:
             self._happen(event)
             supervisor.pace()
             self._obey()
+            self._parties.close(away=bool(supervisor.members.away))
         self._report_order()
         supervisor.owner_at(self._moment())
         if (not self._events or self._stopped) and supervisor.final is None and not supervisor.over:
@@ -150,6 +151,9 @@ class VirtualCluster:
             self._go_on(m, event)
         elif event.kind == _JOIN:
             m.join()
+        elif m.closes:
+            m.close()
+            self._listen()
         elif m.joins:
             self.supervisor.joined(m.number, m.joined())
             self._begin_step(m, event)
@@ -275,9 +279,8 @@ class VirtualCluster:
             self.supervisor.checkpoint(self._state(), last=True)
             self._events.next()
         self._clock(m.number, m.w.t)
-        if m.session is not None:
-            m.session.close(m.w.t)
-            self._listen()
+        m.close()
+        self._listen()
 
     # ---------------------------------------------------------------- what the supervisor is told, and what it asks for
 

@@ -79,6 +79,7 @@ class Supervisor:
         self.began = False
         self.now = moment.seconds
         self.final: OwnerState | None = None
+        self.before: OwnerState | None = None  # the same before the closing exchange, of a method that has one
         self._commands: list[Command] = []
         self._master: Literal["absent", "starting", "ready"] = "starting" if plan.has_master else "absent"
         self._lives: dict[Party, Lives] = {
@@ -263,6 +264,10 @@ class Supervisor:
             self._checkpoints.owner_state(state)
         self._end_when_done()
 
+    def closing(self, state: OwnerState) -> None:
+        """The owner's part of what a longer run goes on from, before the closing exchange."""
+        self.before = state
+
     def last_states(self, checkpoint: Checkpoint) -> None:
         """The last words of all at once."""
         for worker, state in checkpoint.workers.items():
@@ -336,6 +341,11 @@ class Supervisor:
             self._commands.append(StartMaster(stopped=self._shutdown.begun or finished))
         else:
             self.fail(f"the master died ({how}); {self.journal.how_to_go_on()}")
+
+    @property
+    def stopping(self) -> bool:
+        """Whether workers have been told to stop."""
+        return self._shutdown.begun
 
     @property
     def _restarts(self) -> int:
@@ -436,9 +446,10 @@ class Supervisor:
         """Writes what remains of the run directory and says how the run ended; `facts`: what else the summary says.
         Raises RunError.
         """
-        last = None
-        if self.final is not None and not self._checkpoints.last_taken:
-            last = Checkpoint(self.final, self.members.finals, self.queue.until(), self._simulated)
+        last, owner = None, self.before or self.final
+        if owner is not None and not self._checkpoints.last_taken:
+            pending = self.queue.until(None if self.before is None else self.before.moment)
+            last = Checkpoint(owner, self.members.finals, pending, self._simulated)
         seconds = self.final.moment.seconds if self.final is not None else self.now
         lost = {worker_name(i): how for i, how in self.members.lost.items()}
         restarts = {_name(party): lives.all for party, lives in self._lives.items() if lives.all}

@@ -96,6 +96,7 @@ class VirtualMaster:
         self.returned: list[tuple[int, int, int, int]] = []  # who has been given it, and is yet to be told of
         self._waiting: dict[int, tuple[Request, float]] = {}  # messages without a reply, and when they arrived
         self._come_back = come_back  # told a worker and its clock: it begins again with the variable as it is
+        self.closing: set[int] = set()  # of those, the workers that have taken their last step
         self._in_service: list[int] = []
         self._began = 0.0  # when their service did
         self._told: dict[int, int] = {}  # the variable's clock in the last reply to each
@@ -121,10 +122,15 @@ class VirtualMaster:
                 self._reached[request.worker] = request.t
                 self._waiting[request.worker] = (request, self._events.now)
                 self._gathering.arrive(request.worker)
+            elif request.kind is Kind.CLOSING:
+                self._waiting[request.worker] = (request, self._events.now)
+                self.closing.add(request.worker)
+                given_back += self._gathering.finish()
             elif request.kind is Kind.LOST:
                 # else its message has been received, and its update is whole
                 if request.worker not in self._in_service:
                     self._waiting.pop(request.worker, None)
+                    self.closing.discard(request.worker)
                 self._joining.pop(request.worker, None)
                 self._gathering.lose(request.worker)
             elif request.kind is Kind.JOIN:
@@ -178,6 +184,15 @@ class VirtualMaster:
         self._begin()
         return members
 
+    def close(self, everybody: bool) -> None:
+        """Takes the closing exchange into service, if it is time for it; `everybody`: whether all workers that are
+        there wait for theirs.
+        """
+        if self.closing and not self._in_service:
+            members = self._gathering.closing(self.closing, everybody)
+            self.closing.difference_update(members)
+            self._take(members)
+
     def _begin(self) -> None:
         """Takes what is next into service, if the master is free and it is there."""
         if self._in_service:
@@ -186,10 +201,12 @@ class VirtualMaster:
             worker, t = back
             del self._waiting[worker]
             self._come_back(worker, t)
-        if not (members := self._gathering.next()):
-            return
-        self._in_service, self._began = members, self._events.now
-        self._events.add(self._events.now + self._service * len(members), SERVE, self._place)
+        self._take(self._gathering.next())
+
+    def _take(self, members: list[int]) -> None:
+        if members:
+            self._in_service, self._began = members, self._events.now
+            self._events.add(self._events.now + self._service * len(members), SERVE, self._place)
 
     def state(self) -> dict[str, Any]:
         """Everything but the vectors."""
@@ -199,6 +216,7 @@ class VirtualMaster:
             "in_service": self._in_service, "began": self._began, "told": self._told, "served": self.served,
             "queueing": self.queueing.state(), "gathering": self._gathering.state(),
             "joining": {worker: request.t for worker, request in self._joining.items()}, "clock": self.center.clock,
+            "closing": sorted(self.closing),
             "clocks": self._clocks, "reached": self._reached, "open": list(self._sessions.open),
         }  # fmt: skip
 
@@ -208,6 +226,7 @@ class VirtualMaster:
             worker: (Request(worker, Kind.EXCHANGE, t, vector, self._place), arrived)
             for worker, t, vector, arrived in state["waiting"]
         }
+        self.closing = set(state.get("closing", ()))
         self._in_service, self._began = list(state["in_service"]), state["began"]
         self._told, self._all.exchanges = dict(state["told"]), state["served"]
         self.center.clock = state.get("clock", self.center.clock)  # which those of before have elsewhere

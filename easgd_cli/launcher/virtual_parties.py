@@ -157,11 +157,21 @@ class VirtualParties:
 
     def too_late(self, worker: int) -> bool:
         """Whether what the worker is about to ask for could only wait for ever."""
-        asked = self.wire.on_its_way(worker)
-        if not self.masters or worker in self._of:
+        if not self.masters or worker in self._of or self.workers[worker].closes:
             return False
+        asked = self.wire.on_its_way(worker)
         place = self.wire.place(self._parts.method.home(worker)) if asked is None else asked.to
         return self.masters[place].rounds_are_over
+
+    def close(self, away: bool) -> None:
+        """The closing exchanges, if it is time for them; `away`: whether a lost worker may come back."""
+        if not any(master.closing for master in self.masters):
+            return
+        closing = {worker for master in self.masters for worker in master.closing}
+        there = {worker for worker in self.wire.open if worker not in self._of}
+        for master in self.masters:
+            if master.rounds_are_over or not away:
+                master.close(closing == there)
 
     def updated(self, requests: Sequence[Request]) -> None:
         """These have been served together; a courier may be waiting for it."""

@@ -21,7 +21,7 @@ from easgd_cli.settings.faults import Faults
 from easgd_cli.training.drive import Gradients, StepResult, Turn
 from easgd_cli.training.faults import Rejoin, Watched
 from easgd_cli.training.meter import Meter
-from easgd_cli.transport.base import Reply
+from easgd_cli.transport.base import Kind, Reply
 from easgd_cli.transport.simulated import Events, SimulatedWorkerEnd
 
 READY: Final = "ready"  # the event of a worker: all its rule waits for is there
@@ -41,6 +41,7 @@ class VirtualWorker:
         self._watched = None if faults is None else Watched(gradients, faults, checked=checked)
         self._gradients: Gradients = gradients if self._watched is None else self._watched
         self.stood = -1  # the last step at whose beginning it stood still
+        self.closes = False  # whether it has sent the last message of all
         self.joins = False  # whether it waits for the center, to begin again with it
         self.link_down = 0.0  # until when its messages get lost; infinite: the next one does
         self.turn: Turn | None = None  # none between two steps, and after the last
@@ -84,6 +85,17 @@ class VirtualWorker:
         assert self.session is not None
         self.turn, self.joins, self._asked = None, True, self._events.now
         self.session.join(self.w.t)
+
+    def close(self) -> None:
+        """It has taken its last step: its session ends, after the closing exchange of a method that has one."""
+        if self.session is None:
+            return
+        ask = None if self.closes else self._method.closing(self.w)
+        if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
+            self.closes = True
+            self.session.post(ask.message, self.w.t, ask.to, Kind.CLOSING)
+        else:
+            self.session.close(self.w.t)
 
     def joined(self) -> int:
         """It has the center as it was when it was given. Returns its clock."""
@@ -195,7 +207,7 @@ class VirtualWorker:
     def place(self) -> dict[str, Any]:
         """Where it is in its step, as plain numbers."""
         return {
-            "in_step": self.turn is not None, "answered": self._answered, "asked": self._asked,
+            "in_step": self.turn is not None, "closes": self.closes, "answered": self._answered, "asked": self._asked,
             "computed": self._computed,
             **({} if not self._earlier else {"earlier": [vars_of(reply) for reply in self._earlier]}),
             "session": None if self.session is None else self.session.state(),
@@ -216,6 +228,7 @@ class VirtualWorker:
             self.faults.spared = state.spared
             self.stood, self.joins, self.link_down = place.get("faults", (-1, False, 0.0))
             self._asked = place["asked"]
+        self.closes = place.get("closes", False)
         if place["in_step"]:
             self.turn = Turn(self._method, self.w)
             self._earlier = [Reply(*reply) for reply in place.get("earlier", [])]

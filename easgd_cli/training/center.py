@@ -77,8 +77,9 @@ class Center:
         lent = [self.lend(m, reply, worker == owner) for worker, m, reply in members if m is not None]
         if self.variable.in_rounds and lent:
             self.receive_round(lent, first)
-        elif lent:
-            self.receive(lent[0], first)
+        else:
+            for one in lent:  # of which only a closing exchange has several
+                self.receive(one, first)
         answered = next((reply for _, m, reply in members if m is not None), None)
         for _, m, reply in members:
             if m is None:
@@ -92,6 +93,7 @@ class Center:
         for i, (rule, block, message, reply) in enumerate(lent[first:] if first else lent, first):
             if ledger is not None:
                 ledger.change(i, self._kept[i])
+            block.t = self.clock
             rule(block, message, reply, 1)
             if weight:
                 block.average.lerp_(block.x, weight)
@@ -110,6 +112,7 @@ class Center:
             for _, _, other, _ in parts[1:]:
                 mean.add_(other)
             mean.div_(n)
+            block.t = self.clock
             rule(block, mean, reply, n)
             if weight:
                 block.average.lerp_(block.x, weight)

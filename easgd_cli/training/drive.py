@@ -234,7 +234,12 @@ class ByHand:
     @property
     def center(self) -> Center | None:
         """The center, where there is one."""
-        return self._variables.centers.get(CENTER)
+        return self.centers.get(CENTER)
+
+    @property
+    def centers(self) -> Mapping[str, Center]:
+        """All variables by name."""
+        return self._variables.centers
 
     def _exchange(self, worker: int, message: Tensor | None, reply: Tensor, to: str) -> Reply:
         """One exchange at once."""
@@ -269,15 +274,7 @@ class ByHand:
         turns = [Turn(self.method, self.workers[i]) for i in (workers if workers is not None else self._all)]
         while not all(turn.ended for turn in turns):
             asked = {turn.w.number: turn.exchange for turn in turns if turn.exchange is not None}
-            replies: dict[int, Reply] = {}
-            for to in dict.fromkeys(exchange.to for exchange in asked.values()):
-                members = [
-                    (i, exchange.message, self._session(i).reply) for i, exchange in asked.items() if exchange.to == to
-                ]
-                together = [members] if self.method.variables[to].in_rounds else [[member] for member in members]
-                for group in together:
-                    told = self._together(to, group)
-                    replies |= {i: replace(told, vector=reply) for i, _, reply in group}
+            replies = self._exchange_all(asked)
             for turn in turns:  # no gradient outlives the next worker's
                 if not turn.ended:
                     gradient = None
@@ -289,6 +286,26 @@ class ByHand:
                             gradient = gradient[0].clone(), gradient[1]
                     turn.answer(gradient, replies.get(turn.w.number))
 
+    def close(self, workers: Sequence[int] | None = None) -> None:
+        """The closing exchange of these workers, after their last step, or of all. Nothing happens in a method without
+        one.
+        """
+        asked = {i: self.method.closing(self.workers[i]) for i in (self._all if workers is None else workers)}
+        self._exchange_all({i: exchange for i, exchange in asked.items() if exchange is not None})
+
+    def _exchange_all(self, asked: Mapping[int, Exchange]) -> dict[int, Reply]:
+        """What these workers ask for: those that ask a variable that takes rounds, together. Returns their replies."""
+        replies: dict[int, Reply] = {}
+        for to in dict.fromkeys(exchange.to for exchange in asked.values()):
+            members = [
+                (i, exchange.message, self._session(i).reply) for i, exchange in asked.items() if exchange.to == to
+            ]
+            together = [members] if self.method.variables[to].in_rounds else [[member] for member in members]
+            for group in together:
+                told = self._together(to, group)
+                replies |= {i: replace(told, vector=reply) for i, _, reply in group}
+        return replies
+
     @property
     def _all(self) -> range:
         return range(len(self.workers))
@@ -298,18 +315,26 @@ class ByHand:
         assert session is not None, "only a method with variables exchanges"
         return session
 
-    def exchange(self, worker: int) -> None:
-        """That worker's steps up to and including the next one in which it exchanges."""
+    def exchange(self, worker: int, steps: int | None = None) -> None:
+        """That worker's steps up to and including the next one in which it exchanges; after so many `steps` that is its
+        closing exchange.
+        """
         before = len(self.order)
         while len(self.order) == before:
+            if self.workers[worker].t == steps:
+                self.close([worker])
+                return
             self.step(worker)
 
-    def replay(self, order: Iterable[int], after: Callable[[int], None] | None = None) -> None:
+    def replay(
+        self, order: Iterable[int], after: Callable[[int], None] | None = None, steps: int | None = None
+    ) -> None:
         """Exchanges in the recorded order; `after` is told how many there have been after each. Only of a method whose
-        workers exchange with the center, each by itself: TypeError.
+        workers exchange with the center, each by itself: TypeError. `steps`: of each worker, after which comes its
+        closing exchange.
         """
         for worker in order:
-            self.exchange(worker)
+            self.exchange(worker, steps)
             if after is not None:
                 after(len(self.order))
 

@@ -62,8 +62,12 @@ class Watched:
 
     def check(self, message: Tensor) -> None:
         """Raises Rejoin for a message that must not reach the center."""
-        if self._checked and not is_finite(message):
+        if not self.passes(message):
             raise Rejoin("what it would send is not finite")
+
+    def passes(self, message: Tensor | None) -> bool:
+        """Whether a message may reach the center."""
+        return not self._checked or message is None or is_finite(message)
 
 
 class WatchedSession:

@@ -35,6 +35,11 @@ class Gathering(Protocol):
     def finish(self) -> list[int]:
         """A worker has finished, or all are told to. Returns those whose messages are given back."""
 
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        """Whose closing messages, of those `waiting`, are served now, in this order; `everybody`: whether all workers
+        that are there have sent theirs.
+        """
+
     def back(self) -> tuple[int, int] | None:
         """A worker that comes back now, as a recorded one did, and its clock."""
 
@@ -75,6 +80,9 @@ class Each:
 
     def finish(self) -> list[int]:
         return []
+
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        return sorted(waiting) if everybody else []
 
     def back(self) -> None:
         return None
@@ -125,6 +133,9 @@ class Round:
         given_back = sorted(self._arrived)
         self._arrived.clear()
         return given_back
+
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        return sorted(waiting) if everybody else []
 
     def back(self) -> None:
         return None
@@ -191,6 +202,14 @@ class Recorded:
         given_back = sorted(self._arrived)
         self._arrived.clear()
         return given_back
+
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        """Those that end the recorded order: nothing else is left of it then."""
+        left = list(self._order)
+        if not set(left) <= set(waiting):
+            return []
+        self._order.clear()
+        return left
 
     def back(self) -> tuple[int, int] | None:
         """The worker that comes back now, and its clock: its message has arrived, and is not served."""

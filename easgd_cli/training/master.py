@@ -61,6 +61,7 @@ class MasterStart:
     tau: int = 1
     schedule: Schedule | None = None
     steps: int | None = None
+    closing: bool = False  # whether a master before this one has kept what a longer run goes on from
 
 
 class Master:
@@ -82,6 +83,9 @@ class Master:
         self._gatherings = [gathering_of(center.variable, self._sessions.open) for center in self._centers]
         self._in_rounds = start.method.in_rounds
         self._waiting: dict[int, Request] = {}  # messages that have no reply yet
+        self._closing: set[int] = set()  # of those, the workers that have taken their last step
+        self._kept = start.closing  # whether what a longer run goes on from has been
+        self._stopped = False  # whether all are told to end
         self._checkpoint_due: set[int] = set()  # the variables whose next round belongs to a checkpoint
         self._joining: dict[int, Request] = {}  # workers that are back, and wait for the center
         self._reached = dict(self._clocks)  # up to which of each worker's steps its work has reached the center
@@ -112,17 +116,26 @@ class Master:
                 self._answer(request)
             if self._snapshots.seconds() - self._reported >= _REPORT_SECONDS:
                 self._report()
-                for message, enclosed in self._channel.receive():
-                    if message["kind"] in ("session", "gone"):
-                        self._succeed(message["worker"], enclosed)
-                    elif message["kind"] == "snapshot":
-                        self._snapshots.take("evaluate", self._moment())
-                    elif message["kind"] == "checkpoint":
-                        self._checkpoint_due = {i for i, c in enumerate(self._centers) if c.variable.in_rounds}
-                    elif message["kind"] == "stop":
-                        self._finish(self._gatherings)
-                        self._welcome_back()
+                self._listen()
+            if self._all_closing():
+                self._listen()  # to the end of a run that is told to end, before it ends by itself
+                if members := self._all_closing():
+                    self._close(members)
         self._keep("final")
+
+    def _listen(self) -> None:
+        for message, enclosed in self._channel.receive():
+            if message["kind"] in ("session", "gone"):
+                self._succeed(message["worker"], enclosed)
+            elif message["kind"] == "snapshot":
+                self._snapshots.take("evaluate", self._moment())
+            elif message["kind"] == "checkpoint":
+                self._checkpoint_due = {i for i, c in enumerate(self._centers) if c.variable.in_rounds}
+            elif message["kind"] in ("over", "stop"):
+                self._stopped = self._stopped or message["kind"] == "stop"
+                self._finish(self._gatherings)
+                self._give_back(list(self._closing) if self._stopped else [])
+                self._welcome_back()
 
     def _succeed(self, worker: int, session: socket.socket | None) -> None:
         """A worker's process has ended; another has this `session` in its place, or None follows."""
@@ -168,6 +181,7 @@ class Master:
         if request.kind is Kind.LOST:
             self._lost.add(worker)
             self._waiting.pop(worker, None)
+            self._closing.discard(worker)
             self._joining.pop(worker, None)
             self._leave_rounds(worker)
             if self._ledger is not None:
@@ -177,17 +191,23 @@ class Master:
             self._clocks[worker] = request.t
             # it must not step back when a worker is lost, nor when one has come back with its old clock
             self._step = max(self._step, self._mean_step())
-        if request.kind is Kind.EXCHANGE:
+        if request.kind in (Kind.EXCHANGE, Kind.CLOSING):
             self._reached[worker] = request.t
             if self._ledger is not None and (told := self._ledger.answer(request)) is not None:
                 self._sessions.reply(request, *told)  # a master before this one has served it, and died
                 return
             self._waiting[worker] = request
             gathering = self._gatherings[request.to]
-            if gathering.over:
+            if request.kind is Kind.CLOSING:
+                self._closing.add(worker)
+                self._finish([gathering])
+                if self._stopped:
+                    self._give_back([worker])
+            elif gathering.over:
                 self._give_back([worker])
                 return
-            gathering.arrive(worker)
+            else:
+                gathering.arrive(worker)
         elif request.kind is Kind.JOIN:
             self._joining[worker] = request
             self._leave_rounds(worker)  # until it has the center, no round waits for it
@@ -213,6 +233,28 @@ class Master:
         for worker in workers:
             request = self._waiting.pop(worker)
             self._sessions.reply(request, self._centers[request.to].clock, self._served, Mark.WITHDRAWN)
+        self._closing.difference_update(workers)
+
+    def _all_closing(self) -> list[int]:
+        """The workers whose closing exchange it is time for: those that are there, when all of them have ended and none
+        comes back.
+        """
+        return sorted(self._closing) if not self._away and self._closing == set(self._sessions.open) else []
+
+    def _close(self, members: Sequence[int]) -> None:
+        """Their closing exchange, after what a longer run goes on from has been kept."""
+        if not self._kept:
+            self._keep("last")
+            while not self._channel.flush():  # the launcher has it before anything changes
+                time.sleep(0.001)
+            self._kept = True
+        self._closing.difference_update(members)
+        requests = [self._waiting.pop(member) for member in members]
+        for place in dict.fromkeys(request.to for request in requests):
+            there = [request for request in requests if request.to == place]
+            in_rounds = self._centers[place].variable.in_rounds
+            for update in [there] if in_rounds else [[request] for request in there]:
+                self._exchange(update, Mark.NONE)
 
     def _welcome_back(self) -> None:
         """Lets those go on that have joined; in rounds with the next one, unless there is nobody to make it."""
@@ -264,20 +306,24 @@ class Master:
                 }
             )
 
-    def _serve(self, members: Sequence[Request]) -> None:
+    def _exchange(self, members: Sequence[Request], mark: Mark) -> None:
         """One update by these messages, their replies, and the note of it."""
         if self._ledger is not None:
             self._ledger.begin(members)
         self._update(members)
+        for request in members:  # before anything else: they may be waiting
+            self._sessions.reply(request, self._centers[request.to].clock, self._served, mark)
+        self._note(members)
+        if len(self._order) > ORDER // 2:
+            self._report()
+
+    def _serve(self, members: Sequence[Request]) -> None:
+        """One update by these messages, and what depends on it."""
         place, mark = members[0].to, Mark.NONE
         if place in self._checkpoint_due:
             mark = Mark.CHECKPOINT
             self._checkpoint_due.discard(place)
-        for request in members:  # before anything else: they may be waiting
-            self._sessions.reply(request, self._centers[place].clock, self._served, mark)
-        self._note(members)
-        if len(self._order) > ORDER // 2:
-            self._report()
+        self._exchange(members, mark)
         if self._joining and self._centers[place].variable.in_rounds:
             self._welcome(place, members[0].t + 1)
         self._snapshots.changed(self._step, self._served, self._clocks)

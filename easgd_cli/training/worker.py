@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from easgd_cli.training.meter import Meter
 from easgd_cli.training.profile import Named, Trace
 from easgd_cli.training.snapshot import Moment, OfOneWorker, Snapshots
 from easgd_cli.training.stopwatch import Timed
-from easgd_cli.transport.base import Mark, SessionEnded, Withdrawn, WorkerEnd
+from easgd_cli.transport.base import Kind, Mark, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
@@ -99,10 +100,11 @@ class WorkerLoop:
         s, gradients, session = start.recipe.settings, self._gradients, self._session
         self._faults: faults.Faults | None = None
         given = faults.read(s)
+        self._watched: Watched | None = None
         if given or s.on_nan == "rejoin":
             self._faults = faults.Faults(given, s.seed, start.link.worker, start.spared)
             checked = s.on_nan == "rejoin" and not self._sequential
-            watched = Watched(gradients, self._faults, checked=checked, sleep=time.sleep)
+            watched = self._watched = Watched(gradients, self._faults, checked=checked, sleep=time.sleep)
             self._link = WatchedSession(session, watched)
             self._timed = Timed(watched, self._link, self._meter.tally, self._device)
         else:
@@ -119,7 +121,7 @@ class WorkerLoop:
 
         Raises SessionEnded when the master has ended, ChannelClosed when the launcher has.
         """
-        start, w, meter, session = self._start, self._w, self._meter, self._session
+        start, w, meter = self._start, self._w, self._meter
         tally = meter.tally
         snapshots = Snapshots(self._channel, OfOneWorker(self._lasting()), start.interval, began, start.pace)
         trace = self._trace()
@@ -172,12 +174,23 @@ class WorkerLoop:
         if self._sequential:
             self._keep("final", snapshots)
         else:
-            session.close(w.t)
+            self._close()
 
     def _step(self, asked: Timed | Named) -> drive.StepResult:
         if self._faults is not None:
             self._fail(self._faults)
         return drive.take_step(self._method, self._w, asked, None if self._sequential else asked)
+
+    def _close(self) -> None:
+        """Its end, with the closing exchange of a method that has one; a run that is told to end gives it back. Raises
+        SessionEnded.
+        """
+        ask = self._method.closing(self._w)
+        if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
+            self._session.post(ask.message, self._w.t, ask.to, Kind.CLOSING)
+            with suppress(Withdrawn):
+                self._session.collect()
+        self._session.close(self._w.t)
 
     def _return(self) -> None:
         """Comes back as a process of its own. Raises SessionEnded."""

@@ -12,6 +12,8 @@ The worker's end:
   `Withdrawn` when the message was given back: nothing has happened, and nothing will.
 - `join(t)`, first thing in the session of a worker that was lost and is back, asks for the center as it is and for the
   clock to go on from; `collect()` returns them.
+- `post(m, t, to, Kind.CLOSING)`, the last message of a worker, is served after those of all others: when every worker
+  that is there has sent its own.
 - `checkpoint(t)` marks a moment in the order of requests; it has no reply.
 - `close(t)` says that the worker has finished at its clock t. Ending without it means that the worker was lost.
 - A master that has ended raises `SessionEnded` from any of these, within a moment.
@@ -62,6 +64,7 @@ class Kind(IntEnum):
     CLOSE = 3  # finished
     LOST = 4  # never sent: what a master makes of a session that ended without CLOSE
     JOIN = 5  # a worker that was lost is back: the center as it is, please
+    CLOSING = 6  # an exchange after the last step: to be served when all have ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,9 @@ class WorkerEnd(Session, Protocol):
     @property
     def reply(self) -> Tensor | None:
         """Where replies are found [d]; None where there is no center."""
+
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
+        """Lends `message` for an exchange of this kind, and returns at once."""
 
     def join(self, t: int) -> None:
         """Asks for the center, this worker's own clock being known to be `t` at least, and returns at once."""

@@ -101,8 +101,8 @@ class SharedWorkerEnd:
         self._memory = link.memory  # whose tensors are lent
         self._names = list(link.memory.tensors)
         self._elsewhere = elsewhere
-        # clock, message and variable posted, of which the master is yet to be told
-        self._untold: tuple[int, int, int] | None = None
+        # what is posted, of which the master is yet to be told: kind, clock, message and variable
+        self._untold: tuple[Kind, int, int, int] | None = None
         self._variables = {name: i for i, name in enumerate(link.variables)}
         self._home = self._variables.get(link.home, 0)
         own = dict(link.memory.tensors if elsewhere is None else elsewhere.vectors)
@@ -114,18 +114,18 @@ class SharedWorkerEnd:
     def reply(self) -> Tensor | None:
         return self._reply
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
         index = PULL if message is None else index_of(message, self._index)
         if self._elsewhere is None or message is None:
-            self._send(Kind.EXCHANGE, t, index, self._variables[to])
+            self._send(kind, t, index, self._variables[to])
         else:
             self._elsewhere.send(self._names[index])
-            self._untold = (t, index, self._variables[to])
+            self._untold = (kind, t, index, self._variables[to])
 
     def collect(self) -> Reply:
         if self._elsewhere is not None and self._untold is not None:
             self._elsewhere.sent()
-            self._send(Kind.EXCHANGE, *self._untold)
+            self._send(*self._untold)
             self._untold = None
         data = self._received()
         while len(data) < _REPLY.size:

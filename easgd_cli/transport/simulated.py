@@ -109,9 +109,9 @@ class SimulatedWorkerEnd:
         self._posted: Request | None = None  # until its reply has been written
         self._reply: Reply | None = None  # written, though it may still be on its way
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
         index = PULL if message is None else index_of(message, self._index)
-        self._posted = Request(self._number, Kind.EXCHANGE, t, index, self._wire.place(to))
+        self._posted = Request(self._number, kind, t, index, self._wire.place(to))
         self._wire.up(self._posted)
 
     def takes_way(self, to: str) -> bool:
