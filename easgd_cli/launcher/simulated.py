@@ -129,6 +129,7 @@ class VirtualCluster:
         self._report_order()
         supervisor.owner_at(self._moment())
         if (not self._events or self._stopped) and supervisor.final is None and not supervisor.over:
+            self._tell_spread()
             supervisor.last_states(self._state())
         supervisor.tick(self._events.now)
         self._obey()
@@ -290,9 +291,12 @@ class VirtualCluster:
 
     def _snapshot(self) -> None:
         self._report_order()  # what led here is in the record before what it led to
+        self._tell_spread()
+        self.supervisor.snapshot(self._moment(), InPlace(self._parties.evaluated()))
+
+    def _tell_spread(self) -> None:
         if (spread := self._parties.variables.spread()) is not None:
             self.supervisor.measured(self._moment(), spread=spread)
-        self.supervisor.snapshot(self._moment(), InPlace(self._parties.evaluated()))
 
     def _report_order(self) -> None:
         if self._order:  # where the record could not be opened there is none to tell
