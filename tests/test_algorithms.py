@@ -33,6 +33,7 @@ from easgd_cli.algorithms import (
     Worker,
 )  # fmt: skip
 from easgd_cli.algorithms.average import Average, Moving, Polyak
+from easgd_cli.algorithms.base import CENTER
 from easgd_cli.algorithms.local import AdamW
 from easgd_cli.algorithms.schedule import Constant, Cosine, Decay, Schedule, Stepwise, Warmup
 from easgd_cli.algorithms.statistics import WithStatistics
@@ -343,8 +344,8 @@ def test_gradient_and_exchange_are_asked_for_at_once_and_the_message_is_lent_unt
     w = driver.workers[0]
     before = w.x.clone()
     turn = Turn(method, w)
-    assert turn.at is not None and turn.message is not None
-    assert turn.message.data_ptr() == w.x.data_ptr()
+    assert turn.at is not None and turn.exchange is not None and turn.exchange.message is not None
+    assert turn.exchange.message.data_ptr() == w.x.data_ptr()
     torch.testing.assert_close(w.x, before, rtol=0, atol=0)
     assert w.t == 0
     turn.answer((noisy(0, 0, turn.at), FunctionOf.loss), Reply(START * 0, clock=1))
@@ -441,7 +442,7 @@ def test_local_adamw_within_an_outer_step_is_torchs(method: Method, momentum: fl
 def test_delayed_momentum_of_workers_in_turn_moves_as_far_as_one_step_of_diloco() -> None:
     """With N = p, after every p updates the center has taken DiLoCo's step with the mean of the p displacements."""
     moved = torch.randn(4, 3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    a, b = (Center(m, new_vectors(m.center, START)) for m in (AsyncDiLoCo(workers=3), DiLoCo()))
+    a, b = (Center(m.variables[CENTER], new_vectors(m.center, START)) for m in (AsyncDiLoCo(workers=3), DiLoCo()))
     for three in moved:
         mean = b.vectors["x"] + three.mean(0)
         for d in three:
@@ -661,7 +662,7 @@ def test_blocks_change_nothing() -> None:
     for method in (METHODS["easgd"], METHODS["downpour"], METHODS["mdownpour"]):
         vectors = {name: x.clone() if name == "x" else torch.zeros(size) for name in method.center}
         whole = center.Vectors({n: v.clone() for n, v in vectors.items()})
-        blocked = center.Center(method, vectors)
+        blocked = center.Center(method.variables["center"], vectors)
         reply, reply_whole = torch.empty(size), torch.empty(size)
         blocked.receive(blocked.lend(m, reply))
         method.receive(whole, m, reply_whole, 1)
@@ -708,7 +709,7 @@ def test_statistics_are_averaged_and_the_parameters_follow_the_method(name: str)
     r, center = [start[D:].clone() for start in starts], starts[0][D:].clone()
     order = random.Random(3)
     for step in range(40):
-        if method.shared is not None and method.shared.in_rounds:
+        if not method.alone and method.in_rounds:
             plain.round()
             whole.round()
             turn = range(p)

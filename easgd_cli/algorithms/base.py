@@ -8,7 +8,7 @@ the same two boxes, so that a file can be ticked off against the printed listing
 
 A party has one state, one rule and one process that writes it. It is a *worker* or a *variable*, which workers share;
 the center is a variable. Most methods have the center alone, and say so by `receive` and the class attributes beside
-it.
+it. A *courier* is a worker that computes no gradient: it carries between two variables.
 
 Symbols (Zhang, Choromanska, LeCun 2015, pp. 2-4 and 20)
 
@@ -28,12 +28,16 @@ processes, step by step in a test and on a virtual clock:
     g = yield Gradient(x)                       the gradient at x, of this step's batch
     reply = yield Exchange(m)                   m goes to the center, its reply comes back
     g, reply = yield Gradient(x), Exchange(m)   both, and they may overlap; `None` in place of either asks for nothing
+    reply = yield Exchange(None, to=name)       a pull: the variable `name` as it is; nothing changes there
+
+An exchange is answered by `None` where its variable is away for a while: then the rule goes on alone.
 
 Three promises make this exact:
 
 1. A rule changes its state only after its last yield; before it, it writes only `scratch`. The message is lent, not
    copied: the center reads it while the worker differentiates.
-2. Answers are read-only and valid until the step ends. A step asks for at most one gradient and one exchange.
+2. Answers are read-only. A gradient is valid until the step ends, a reply until the next exchange is asked for. A
+   step asks for at most one gradient, and for at most one exchange with each variable, one after another.
 3. `receive` is elementwise and touches nothing but its arguments, so whoever owns the center may apply it in blocks.
 """
 
@@ -68,12 +72,13 @@ CENTER: Final = "center"  # the variable that is evaluated and saved
 
 class Exchange:
     """Asks for an exchange: `message` [d], one of the worker's own vectors, goes to the variable `to`; the answer is
-    the reply [d].
+    the reply [d]. Without a message it is a pull: the answer is the variable's x, which stays as it is, or what a round
+    that is waited for replies.
     """
 
     __slots__ = ("message", "to")
 
-    def __init__(self, message: Tensor, to: str = CENTER):
+    def __init__(self, message: Tensor | None, to: str = CENTER):
         self.message: Final = message
         self.to: Final = to
 
@@ -100,8 +105,8 @@ class Vectors:
 
 @dataclass
 class Seen:
-    """What a worker knows of the center from its last reply: the center's clock and the exchanges it had served, and
-    how many replies it has had.
+    """What a worker knows of the center (of its `home`, in a method with other variables) from its last reply: the
+    center's clock and the exchanges served in all, and how many replies it has had.
     """
 
     clock: int = 0
@@ -166,30 +171,51 @@ Gathers = Literal["each", "round"]
 class Variable:
     """A vector that workers share: its rule, the vectors of its `state`, and how it takes messages.
 
-    It gathers `each` as it comes (asynchronous), or those of all workers together, a `round`. `tail`: how many of its
-    last entries are no parameters, and the rule of those (statistics.py).
+    It gathers `each` as it comes (asynchronous), or those of its `members` together, a `round`; None: of all workers.
+    `owner`: the worker whose messages it takes by the rule `own`; it lies beside that worker, whose messages take no
+    way. `tail`: how many of its last entries are no parameters, and the rule of those (statistics.py).
     """
 
     receive: Receive
     state: tuple[str, ...] = ("x",)
     gathers: Gathers = "each"
     tail: tuple[int, Receive] | None = None
+    members: range | None = None
+    owner: int | None = None
+    own: Receive | None = None
 
     @property
     def in_rounds(self) -> bool:
         """Whether it takes the messages of all workers together."""
         return self.gathers == "round"
 
+    def takes(self, worker: int) -> bool:
+        """Whether it takes messages of that worker together with others' of its round."""
+        return self.members is None or worker in self.members
+
     def synchronous(self) -> Variable:
         """The same variable, that takes rounds."""
         return replace(self, gathers="round")
 
-    def parts(self, size: int) -> Sequence[Part]:
-        """The parts of its vectors [size] in their order, each with its rule."""
+    def parts(self, size: int, own: bool = False) -> Sequence[Part]:
+        """The parts of its vectors [size] in their order, each with its rule; `own`: of its owner's messages."""
+        receive = self.own if own and self.own is not None else self.receive
         if self.tail is None:
-            return [(size, self.receive)]
+            return [(size, receive)]
         entries, rule = self.tail
-        return [(size - entries, self.receive), (size, rule)]
+        return [(size - entries, receive), (size, rule)]
+
+
+@dataclass(frozen=True)
+class Courier:
+    """A worker without gradients that lives beside a variable and keeps time with it: its step t follows the variable's
+    update t by others. Where that variable takes rounds, no step follows the last.
+
+    `step`: its rule; `vectors`: those that it lends, which begin at 0 and last.
+    """
+
+    step: Callable[[Worker], Rule]
+    vectors: tuple[str, ...] = ("x",)
 
 
 class Method(ABC):
@@ -242,14 +268,29 @@ class Method(ABC):
     def variables(self) -> Mapping[str, Variable]:
         """What the workers share, by name; nothing in a method of one worker, whose own x is then evaluated and saved.
 
-        The center alone, of `receive`, `center` and `gathers`, unless a method says otherwise.
+        The center alone, of `receive`, `center` and `gathers`, unless a method says otherwise. Where there is no
+        center, the mean of all is evaluated and saved.
         """
         return {CENTER: Variable(self.receive, self.center, self.gathers)} if self.center else {}
 
     @property
-    def shared(self) -> Variable | None:
-        """The variable that is evaluated and saved; None where that is the single worker's x."""
-        return self.variables.get(CENTER)
+    def couriers(self) -> Mapping[str, Courier]:
+        """Those who carry between variables, by the name of the variable with which they keep time."""
+        return {}
+
+    def home(self, worker: int) -> str:
+        """The variable from which a worker begins again that was lost."""
+        return CENTER
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is of one worker without exchange."""
+        return not self.variables
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether workers wait for one another."""
+        return any(variable.in_rounds for variable in self.variables.values())
 
 
 class WithLocalStep(Method):
@@ -283,15 +324,16 @@ def check_method(method: Any, name: str, workers: int) -> None:
         )
     variables = method.variables
     center = variables.get(CENTER)
-    if variables.keys() - {CENTER}:
-        raise UsageError(
-            f"algo={name}: has the variables {', '.join(variables)}; exchanges go to one variable, named {CENTER}."
-        )
-    if "x" not in method.state or (center is not None and "x" not in center.state):
+    if "x" not in method.state or any("x" not in variable.state for variable in variables.values()):
         raise UsageError(
             f"algo={name}: state and center must each name the vector x, which is what starts, is evaluated and "
             "is saved."
         )
+    if center is not None and next(iter(variables)) != CENTER:
+        raise UsageError(f"algo={name}: names the variable {CENTER} after {next(iter(variables))}; it comes first.")
+    homes = {courier for courier in method.couriers} | ({method.home(0)} if variables else set())
+    if strangers := sorted(homes - variables.keys()):
+        raise UsageError(f"algo={name}: has no variable {strangers[0]}; it has {', '.join(variables)}.")
     both = set(method.state) & set(method.scratch)
     if both or "reply" in (*method.state, *method.scratch):
         raise UsageError(
@@ -300,7 +342,7 @@ def check_method(method: Any, name: str, workers: int) -> None:
         )
     if center is not None and getattr(center.receive, "__func__", None) is Method.receive:
         raise UsageError(f"algo={name}: has a center but no rule for it; write receive(self, center, m, reply, n).")
-    if center is None and workers != 1:
+    if not variables and workers != 1:
         raise UsageError(
             f"algo={name} workers={workers}: {name} is one worker without exchange; use workers=1, or a method "
             "with a center such as algo=easgd."

@@ -241,7 +241,7 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench.exchange import run
 
     s = _settings(asked)
-    if build.method(s).shared is None:
+    if build.method(s).alone:
         raise UsageError(
             f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with "
             "a center."

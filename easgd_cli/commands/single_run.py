@@ -55,7 +55,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     uses = build.symbols_used(settings)
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
     method = build.method(settings)
-    alone, in_processes = method.shared is None, build.launched_in_processes(settings)
+    alone, in_processes = method.alone, build.launched_in_processes(settings)
     of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
     without_effect = [
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
@@ -164,7 +164,8 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str, do
                 f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
                 "already; give more."
             )
-        check(path, resumed, settings.workers, prepared.size, settings.new_record)
+        entries = reader.Entries.of(prepared.method, settings.workers)
+        check(path, resumed, settings.workers, prepared.size, settings.new_record, entries)
         for sentence in doubts:
             tell(sentence)
         for one in damaged:

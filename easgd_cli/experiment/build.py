@@ -440,7 +440,7 @@ def prepare(s: Settings) -> Experiment:
     else:
         measured = getattr(parts.problem, "measures", ())
     check_levels(s, metrics_of(parts.problem), measured)
-    start = parts.problem.start(None if rules.shared is not None else 0)
+    start = parts.problem.start(None if not rules.alone else 0)
     memory = check_memory(
         s, rules, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
     )
@@ -472,7 +472,7 @@ def _check_devices(s: Settings, rules: Method) -> list[str]:
     devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
     [owner] = deal_devices(s.center_device, 1, "center_device")
-    if owner != "cpu" and rules.shared is not None and launched_in_processes(s) and set(devices) != {owner}:
+    if owner != "cpu" and not rules.alone and launched_in_processes(s) and set(devices) != {owner}:
         raise UsageError(
             f"center_device={s.center_device} device={s.device}: a center on a GPU is for workers that all "
             f"compute there; write device={owner}."

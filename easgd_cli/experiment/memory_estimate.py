@@ -71,9 +71,10 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, on_cpu: int, in_p
     """How many vectors of the size of x, beside those of the prepared problem."""
     average = kept is not None
     evaluated = 1 + average  # of a snapshot
-    shared = rules.shared
-    owner = len(shared.state) + average if shared is not None else 0
-    lasting = s.workers * (len(rules.state) + (average if shared is None else 1))  # of the workers, replies among them
+    # a courier has its reply
+    owner = sum(len(of.state) for of in rules.variables.values()) + (average and not rules.alone)
+    owner += sum(len(of.vectors) + 1 for of in rules.couriers.values())
+    lasting = s.workers * (len(rules.state) + (average if rules.alone else 1))  # of the workers, replies among them
     scratch = s.workers * len(rules.scratch)
     # the last checkpoint, all of it at once, and the state_dict that is saved
     closing = lasting + max(owner, evaluated) + 1

@@ -30,7 +30,7 @@ from easgd_cli.record.checkpoint import Checkpoint, OwnerState
 from easgd_cli.record.checksum import Held
 from easgd_cli.record.initial_record import open_record
 from easgd_cli.record.metrics import worker_name
-from easgd_cli.record.reader import newest_checkpoint
+from easgd_cli.record.reader import Entries, newest_checkpoint
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.reserve import Reserve
 from easgd_cli.record.resumption import RECORD, sources, take_back
@@ -59,7 +59,7 @@ class Journal:
         self.reason: str | None = None
         self.signal: int | None = None
         self._metrics = metrics_of(experiment.problem)
-        self._diverges = experiment.settings.on_nan == "diverge" or experiment.method.shared is None
+        self._diverges = experiment.settings.on_nan == "diverge" or experiment.method.alone
         self.progress = RunView(
             experiment.steps, experiment.settings.minutes, experiment.settings.workers, self._metrics
         )
@@ -93,8 +93,9 @@ class Journal:
                 remove_unfinished(self._dir)
             except OSError as e:
                 raise RunError(f"{self._dir} cannot be written to: {why(e)}.") from e
-            found = sources(self._dir, self.resumed, s.workers, s.new_record)
-            for text in take_back(self._dir, self.resumed, found):
+            entries = Entries.of(self._experiment.method, s.workers)
+            found = sources(self._dir, self.resumed, s.workers, s.new_record, entries)
+            for text in take_back(self._dir, self.resumed, found, entries):
                 self.note(text)
         if self._experiment.data is not None and self._experiment.data.about is not None:
             self.note(self._experiment.data.about)
@@ -147,9 +148,9 @@ class Journal:
             }
         )
 
-    def served(self, workers: list[int]) -> None:
-        """Whose exchanges have been served, in this order."""
-        self._recorder.order(workers)
+    def served(self, entries: list[int]) -> None:
+        """What exchanges have been served, in this order."""
+        self._recorder.order(entries)
 
     def evaluation(
         self, moment: Moment, vectors: Callable[[], Mapping[str, Tensor]], metrics: Mapping[str, Mapping[str, float]]

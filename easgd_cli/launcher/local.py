@@ -73,14 +73,14 @@ class Processes:
 
     def __init__(self, job: Job, experiment: Experiment, journal: Journal):
         self._job, self._experiment, self._journal = job, experiment, journal
-        s, resumed, shared = experiment.settings, journal.resumed, experiment.method.shared
+        s, resumed, method = experiment.settings, journal.resumed, experiment.method
         self._initial = InitialState(job, experiment, resumed)
         moment = self._initial.moment
         pace = Pace(Interval.parse("checkpoint.every", s.checkpoint.every))
         if resumed is not None:
             pace.due(moment.step, moment.seconds)
         plan = Plan(
-            has_master=shared is not None, in_rounds=shared is not None and shared.in_rounds,
+            has_master=not method.alone, in_rounds=method.in_rounds,
             asks_for_snapshots=s.eval.every is None and s.eval.when == "running", deferred=s.eval.when == "deferred",
             checkpoint_pace=pace,
             system_rows=SystemRows(1.0, doubling=True, seconds=moment.seconds, exchanges=moment.exchanges),
@@ -150,7 +150,7 @@ class Processes:
     def _start_worker(self, worker: int, t: int) -> None:
         """A worker that was lost, to come back in a session of its own, with the memory it had."""
         ours, theirs = socket.socketpair()
-        link = Link(worker, self._links[worker].memory, ours, None)
+        link = self._links[worker].with_sockets(worker=ours)
         start = self._initial.returning(link, self._recipe, t, self._rows.get(worker))
         self._start(worker, worker_name(worker), WorkerLoop, start)
         ours.close()
@@ -171,7 +171,7 @@ class Processes:
             if member.live or member.away or not self._children[worker].done:  # the last may wait for its closing
                 ours, end = socket.socketpair()
                 self._tell(worker, {"kind": "session"}, ours)
-            links.append(Link(worker, self._links[worker].memory, None, end))
+            links.append(self._links[worker].with_sockets(master=end))
         clocks = {worker: member.t for worker, member in supervisor.members.items()}
         lost = list(supervisor.members.lost)
         closing = supervisor.before is not None
@@ -298,17 +298,22 @@ class Processes:
         else:
             raise AssertionError(f"{child.name} sent {kind}")
 
-    def _served(self, workers: list[int]) -> None:
-        self._order_heard += len(workers)
-        self.supervisor.served(workers)
+    def _served(self, entries: list[int]) -> None:
+        self._order_heard += len(entries)
+        self.supervisor.served(entries)
 
     def _snapshot(self, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         moment = Moment.read(message["moment"])
         if message["purpose"] == "evaluate":
             assert tensors is not None
+            if "spread" in message:
+                self.supervisor.measured(moment, spread=message["spread"])
             self.supervisor.snapshot(moment, tensors)
         else:
-            owner = OwnerState(moment, message["clock"], _taken(tensors), message["cpu"], message["pace"])
+            owner = OwnerState(
+                moment, message["clock"], _taken(tensors), message["cpu"], message["pace"],
+                message.get("variables", {}), message.get("couriers", {}),
+            )  # fmt: skip
             if message["purpose"] == "last":
                 self.supervisor.closing(owner)
             else:

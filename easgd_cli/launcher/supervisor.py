@@ -169,9 +169,9 @@ class Supervisor:
         if self.journal.decided:
             self._shutdown.begin(self.now)
 
-    def served(self, workers: list[int]) -> None:
-        """The exchanges of these workers have been served, in this order."""
-        self.journal.served(workers)
+    def served(self, entries: list[int]) -> None:
+        """These exchanges have been served, in this order: each by its worker's number and its variable's place."""
+        self.journal.served(entries)
 
     def owner_at(self, moment: Moment) -> None:
         """The owner of what is evaluated says where it stands."""
@@ -182,6 +182,10 @@ class Supervisor:
         rate = self.plan.system_rows.rate(moment.seconds, moment.exchanges)
         if rate is not None:
             self.journal.system(moment, workers_alive=self.members.alive, exchanges_per_second=rate, **figures)
+
+    def measured(self, moment: Moment, **figures: float) -> None:
+        """The owner of what is evaluated has measured these figures of it at this moment."""
+        self.journal.system(moment, workers_alive=self.members.alive, **figures)
 
     def silent(self, party: Party, seconds: float, *, stopped: bool) -> None:
         """A party that is there has said nothing for so long; `stopped`: a signal keeps its process from running."""

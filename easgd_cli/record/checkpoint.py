@@ -39,7 +39,7 @@ class OwnerState:
     """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
 
     `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and
-    in seconds.
+    in seconds; `variables`, `couriers`: the clocks of other variables, and of couriers by their variables.
     """
 
     moment: Moment
@@ -47,6 +47,8 @@ class OwnerState:
     vectors: dict[str, Tensor]
     cpu_seconds: float = 0.0
     pace: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    variables: dict[str, int] = field(default_factory=dict)
+    couriers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -47,6 +47,8 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in hparams(s).items()},
         "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
+    if len(experiment.method.variables) > 1:
+        facts["variables"] = list(experiment.method.variables)
     texts = {
         "command": as_is(job.command),
         "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True)),
@@ -63,7 +65,7 @@ def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols
     its method does not use.
     """
-    exchanges = build.method(s).shared is not None
+    exchanges = not build.method(s).alone
     uses = build.symbols_used(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in GROUPS}
     found |= {

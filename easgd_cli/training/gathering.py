@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
+from easgd_cli.algorithms.base import Variable
+
 
 class Gathering(Protocol):
     """Messages by the numbers of their workers."""
@@ -49,6 +51,13 @@ class Gathering(Protocol):
 
     def restore(self, state: dict[str, list[int]]) -> None:
         """Puts it where it was."""
+
+
+def gathering_of(variable: Variable, workers: Iterable[int]) -> Gathering:
+    """How this variable takes messages of those workers, whichever of them it takes messages of."""
+    if variable.in_rounds:
+        return Round([worker for worker in workers if variable.takes(worker)], variable.owner)
+    return Each()
 
 
 def all_of_them(waiting: Collection[int], there: Collection[int]) -> list[int]:
@@ -96,11 +105,14 @@ class Each:
 
 
 class Round:
-    """The messages of all live workers together are an update. The first that finishes ends the rounds."""
+    """The messages of all live workers together are an update; one of the variable's `owner` is another, by itself. The
+    first that finishes ends the rounds.
+    """
 
-    def __init__(self, workers: Iterable[int]):
+    def __init__(self, workers: Iterable[int], owner: int | None = None):
         self._live = set(workers)
         self._arrived: set[int] = set()
+        self._owner, self._owners = owner, False  # whether a message of the owner's is there
         self.over = False
 
     @property
@@ -108,7 +120,10 @@ class Round:
         return self._live
 
     def arrive(self, worker: int) -> None:
-        self._arrived.add(worker)
+        if worker == self._owner:
+            self._owners = True
+        else:
+            self._arrived.add(worker)
 
     def lose(self, worker: int) -> None:
         self._live.discard(worker)
@@ -130,6 +145,9 @@ class Round:
         return None
 
     def next(self) -> list[int]:
+        if self._owners:
+            self._owners = False
+            return [] if self._owner is None else [self._owner]
         if self.over or not self._arrived or not self._arrived >= self._live:
             return []
         members = sorted(self._arrived)
@@ -137,21 +155,27 @@ class Round:
         return members
 
     def state(self) -> dict[str, object]:
-        return {"arrived": sorted(self._arrived), "live": sorted(self._live), "over": self.over}
+        owners = [] if self._owner is None else [int(self._owners)]
+        return {"arrived": sorted(self._arrived), "live": sorted(self._live), "over": self.over, "owners": owners}
 
     def restore(self, state: dict[str, list[int]]) -> None:
         self._arrived, self._live, self.over = set(state["arrived"]), set(state["live"]), bool(state["over"])
+        self._owners = any(state.get("owners", []))  # which checkpoints of before do not say
 
 
 class Recorded:
-    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in rising order.
+    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in rising order,
+    and the variable's `owner` is by itself.
 
     `returns`: workers that came back after so many exchanges, and at which clock: what they have sent since is not
     served, since those that were killed have not sent it.
     """
 
-    def __init__(self, order: Sequence[int], in_rounds: bool, returns: Iterable[tuple[int, int, int]] = ()):
-        self._order, self._in_rounds = deque(order), in_rounds
+    def __init__(
+        self, order: Sequence[int], in_rounds: bool, returns: Iterable[tuple[int, int, int]] = (),
+        owner: int | None = None,
+    ):  # fmt: skip
+        self._order, self._in_rounds, self._owner = deque(order), in_rounds, owner
         self._served = 0
         # Of several returns with no exchange of the worker in between, the last counts; of none after it, none does.
         last = {
@@ -204,7 +228,7 @@ class Recorded:
             return []
         members: list[int] = []
         for worker in self._order:
-            if members and (not self._in_rounds or worker <= members[-1]):
+            if members and (not self._in_rounds or worker <= members[-1] or self._owner in (worker, *members)):
                 break
             members.append(worker)
         if self.over or not members or not self._arrived >= set(members):

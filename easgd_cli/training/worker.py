@@ -28,7 +28,7 @@ from easgd_cli.training import drive
 from easgd_cli.training.faults import Rejoin, Watched, WatchedSession, suffer
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.profile import Named, Trace
-from easgd_cli.training.snapshot import Moment, Snapshots
+from easgd_cli.training.snapshot import Moment, OfOneWorker, Snapshots
 from easgd_cli.training.stopwatch import Timed
 from easgd_cli.transport.base import Kind, Mark, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.on_device import Handed
@@ -75,7 +75,7 @@ class WorkerLoop:
         parts = start.recipe.parts(self._device)
         self._method = parts.method
         self._gradients = drive.ProblemGradients(parts.problem, s.clip)
-        self._sequential = self._method.shared is None
+        self._sequential = self._method.alone
         self._heard: list[dict[str, Any]] = []  # what the launcher said while the next master was awaited
         self._given: list[socket.socket] = []  # sessions with next masters, given while no reply was awaited
         self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere(), self._next_session)
@@ -123,7 +123,7 @@ class WorkerLoop:
         """
         start, w, meter = self._start, self._w, self._meter
         tally = meter.tally
-        snapshots = Snapshots(self._channel, self._lasting(), start.interval, began, start.pace)
+        snapshots = Snapshots(self._channel, OfOneWorker(self._lasting()), start.interval, began, start.pace)
         trace = self._trace()
         asked = self._timed if trace is None else Named(self._timed)
         if start.returns:
@@ -187,7 +187,7 @@ class WorkerLoop:
         """
         ask = self._method.closing(self._w)
         if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
-            self._session.post(ask.message, self._w.t, Kind.CLOSING)
+            self._session.post(ask.message, self._w.t, ask.to, Kind.CLOSING)
             with suppress(Withdrawn):
                 self._session.collect()
         self._session.close(self._w.t)
