@@ -118,6 +118,28 @@ class Siamese(nn.Module):
         return self.head(torch.tanh(self.a(a) + self.b(b)))
 
 
+class PartlyFrozen(Siamese):
+    """One of its layers, and a parameter that nothing uses, are not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.requires_grad_(False)
+        self.frozen = nn.Parameter(torch.ones(3).double(), requires_grad=False)
+
+
+class Tied(nn.Module):
+    """Embedding and head are one matrix."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(num_classes, 6), nn.Linear(6, num_classes, bias=False)
+        self.out.weight = self.embedding.weight
+        self.double()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.embedding(tokens))
+
+
 class Masked(nn.Module):
     def __init__(self) -> None:
         super().__init__()

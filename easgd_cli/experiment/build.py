@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment.initial_parameters import listed, read_into
 from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
+from easgd_cli.settings import groups
 from easgd_cli.settings.schema import BY_DATA, Settings, effective_alpha, effective_beta, levels
 from easgd_cli.settings.targets import convert, locate, make, ours, signature, written
 
@@ -90,10 +91,18 @@ def method(s: Settings) -> Method:
 
 
 def on_vectors_of(problem: Problem, rules: Method, workers: int) -> Method:
-    """The method on this problem's vectors, statistics among them averaged."""
+    """The method on this problem's vectors: parts of them with rates of their own, statistics among them averaged.
+    Raises UsageError.
+    """
+    from easgd_cli.algorithms.groups import in_parts
     from easgd_cli.algorithms.statistics import WithStatistics
     from easgd_cli.problems.base import statistics_of
 
+    if parts := getattr(problem, "parts", ()):
+        try:
+            rules = in_parts(rules, parts, problem.loss)
+        except ValueError as e:
+            raise UsageError(str(e)) from e
     statistics = statistics_of(problem)
     return WithStatistics(rules, statistics, workers) if statistics else rules
 
@@ -253,6 +262,7 @@ OFFERED_TO_PROBLEMS = (
     "workers",
     "batch_size",
     "l2",
+    "groups",
     "device",
     "precision",
     "compile",
@@ -268,7 +278,8 @@ def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
     """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
-        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device,
+        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2,
+        "groups": groups.read(s), "device": device,
         "precision": s.precision, "compile": s.compile,
         "train_images": s.eval.train_images,
     }  # fmt: skip
@@ -442,7 +453,7 @@ def prepare(s: Settings) -> Experiment:
     check_levels(s, metrics_of(parts.problem), measured)
     start = parts.problem.start(None if rules.shared is not None else 0)
     memory = check_memory(
-        s, rules, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
+        s, parts.method, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
     )
     return Experiment(recipe, parts, start, memory)
 
@@ -499,6 +510,8 @@ def _refuse_unused(s: Settings, asked: set[str]) -> None:
                 f"problem={name} {group}={spec['name']}: this problem uses no {group}; leave out {group}=, or use "
                 "problem=dataset."
             )
+    if s.groups and "groups" not in asked:
+        raise UsageError(f"problem={name} groups={s.groups}: this problem has no named parameters; leave out groups=.")
     for key, given in (("init", s.init), ("init_without", listed(s.init_without) if s.init_without else None)):
         if given is not None and "model" not in asked:
             raise UsageError(

@@ -6,22 +6,25 @@ gives the same bits, whatever happened in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from easgd_cli.algorithms.groups import Part
 from easgd_cli.data.dataset import Batch, Dataset, Split
 from easgd_cli.data.nest import called, mapped
 from easgd_cli.problems.batch_norm import RunningStatistics
 from easgd_cli.problems.batches import Batches
 from easgd_cli.problems.flat import Flat
+from easgd_cli.problems.groups import parts
 from easgd_cli.problems.precision import autocast, compiled, use_tf32
 from easgd_cli.problems.tasks import by_data
 from easgd_cli.problems.tasks.base import Task
 from easgd_cli.problems.tasks.classification import Classification
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, key
+from easgd_cli.settings.groups import ParameterGroup
 
 _EVALUATION_BATCH = 250  # samples; larger ones of images fall out of a CPU's cache
 _BEGUN = 16  # batches that wait ahead at most, however many workers one problem serves
@@ -42,13 +45,14 @@ class NetProblem:
     last `statistics` entries of every vector. `precision` is that of the gradient's arithmetic: fp32, tf32 on
     CUDA, or bf16, which is torch's autocast; vectors and evaluation stay as the parameters are. With `compile`
     gradients are those of the net as torch.compile makes it, when the first is taken. `task`: None for the one that
-    goes with the data. Raises ValueError for a setting out of its range.
+    goes with the data. `groups`: parameters with an l2 and rates of their own. Raises ValueError for
+    a setting out of its range, and UsageError for a group of no parameter.
     """
 
     def __init__(
         self, model: nn.Module, data: Dataset, task: Task | None = None, *, batch_size: int, seed: int, l2: float,
         device: torch.device, train_images: int, precision: str = "fp32", compile: bool = False,
-        batch_norm: str = "estimate", batch_norm_images: int | None = None,
+        batch_norm: str = "estimate", batch_norm_images: int | None = None, groups: Sequence[ParameterGroup] = (),
     ):  # fmt: skip
         _check(batch_norm, batch_norm_images, precision, model)
         self._running = RunningStatistics(model.to(device))
@@ -61,7 +65,10 @@ class NetProblem:
         self.task = (by_data(data) if task is None else task).on(device)
         self.metrics = self.task.metrics
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
-        self._model, self._l2, self._seed = model, l2, seed
+        self._model, self._seed = model, seed
+        self._l2 = parts(self.flat, groups, {"l2": l2})
+        rates = parts(self.flat, groups, {"eta": 1.0, "weight_decay": None})
+        self.parts = [] if len(rates) == 1 and rates[0][2] == (1.0, None) else [Part(b, e, *v) for b, e, v in rates]
         # Bound to one vector after another it stays one graph: a parameter's address is no part of what is compiled.
         self._differentiated = compiled(model) if compile else model
         self._tf32 = precision == "tf32"
@@ -133,10 +140,11 @@ class NetProblem:
             self._running.vector.copy_(x[self.flat.size :])
         g = self.flat.gradient
         # Backward adds to what is in g, so the l2 term goes there first: one pass over g instead of two.
-        if self._l2:
-            torch.mul(self._parameters(x), self._l2, out=g)
-        else:
-            g.zero_()
+        for begin, end, (l2,) in self._l2:
+            if l2:
+                torch.mul(x[begin:end], l2, out=g[begin:end])
+            else:
+                g[begin:end].zero_()
         self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
         if not self._model.training:
             self._model.train()

@@ -71,6 +71,9 @@ class Settings:
     warmup: int = 0  # the first local steps, over which eta_t rises linearly from eta / (warmup + 1) to the schedule's
     l2: float = 0.0  # (l2 / 2) ||x||^2 is added to the loss where the gradient is taken
 
+    # parameters by name with an l2, a factor for eta or a weight_decay of their own:
+    # '[{match: "*.bias", l2: 0}, {match: "head.*", eta: 10}]'
+    groups: list[dict[str, Any]] = field(default_factory=list)
     clip: Optional[float] = None  # greatest norm of a gradient, l2 term included; a larger one is scaled down to it
 
     workers: int = 4  # p
