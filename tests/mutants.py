@@ -56,7 +56,7 @@ TESTS = {
 MUTANTS = [
     ("algorithms/groups.py", "return self.factor * self.schedule(t)", "return self.schedule(t)"),
     ("algorithms/groups.py", ".copy_(given[begin:end]).mul_(factor)", ".copy_(given[begin:end])"),
-    ("algorithms/groups.py", "(as_one, first), ", ""),
+    ("algorithms/groups.py", "(as_one, first), (as_one, second._replace(eta=1.0)), ", ""),
     ("problems/groups.py", "values |= {key: v for key in otherwise", "values = {key: v for key in otherwise"),
     # the methods, beside their listings
     ("algorithms/easgd.py", "w.x.lerp_(center, self.alpha)  # a)", "w.x.lerp_(center, self.alpha * self.alpha)"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, IterableDataset
 
 
@@ -138,6 +139,30 @@ class Tied(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.out(self.embedding(tokens))
+
+
+class Dropped(nn.Module):
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...]):
+        super().__init__()
+        self.below = nn.Sequential(nn.Linear(input_shape[0], 16), nn.Dropout(0.4), nn.ReLU())
+        self.head = nn.Linear(16, num_classes)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.below(x))
+
+
+class Dropped32(Dropped):
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...]):
+        super().__init__(num_classes, input_shape)
+        self.float()
+
+
+class Checkpointed(Dropped):
+    """The same, that keeps less: its activations are computed again for the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.below, x, use_reentrant=False))
 
 
 class Masked(nn.Module):

@@ -261,6 +261,7 @@ OFFERED_TO_PROBLEMS = (
     "seed",
     "workers",
     "batch_size",
+    "accumulate",
     "l2",
     "groups",
     "device",
@@ -279,7 +280,7 @@ def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
         "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2,
-        "groups": groups.read(s), "device": device,
+        "accumulate": s.accumulate, "groups": groups.read(s), "device": device,
         "precision": s.precision, "compile": s.compile,
         "train_images": s.eval.train_images,
     }  # fmt: skip
@@ -512,6 +513,10 @@ def _refuse_unused(s: Settings, asked: set[str]) -> None:
             )
     if s.groups and "groups" not in asked:
         raise UsageError(f"problem={name} groups={s.groups}: this problem has no named parameters; leave out groups=.")
+    if s.accumulate > 1 and "accumulate" not in asked:
+        raise UsageError(
+            f"problem={name} accumulate={s.accumulate}: this problem makes its gradients itself; leave out accumulate=."
+        )
     for key, given in (("init", s.init), ("init_without", listed(s.init_without) if s.init_without else None)):
         if given is not None and "model" not in asked:
             raise UsageError(
