@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,16 @@ class Broken(Augmented):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         if i == 7:
             raise OSError("no such file: seven.png")
+        return super().__getitem__(i)
+
+
+class Slow(Augmented):
+    """Takes a millisecond of Python a sample."""
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        until = time.perf_counter() + 0.001
+        while time.perf_counter() < until:
+            pass
         return super().__getitem__(i)
 
 

@@ -147,6 +147,7 @@ def data(s: Settings) -> Dataset:
     """
     from easgd_cli.data.given import as_dataset
     from easgd_cli.data.images import Images
+    from easgd_cli.data.mapped import Mapped
     from easgd_cli.data.stored import StoredImages
 
     if s.dataset["target"] is None:
@@ -161,6 +162,8 @@ def data(s: Settings) -> Dataset:
         key: None if key in own else convert(f"dataset.{key}", options.pop(key, None), kind)
         for key, kind in _OF_ALL_DATA.items()
     }
+    if (of_all["loaders"] or 0) < 0:
+        raise UsageError(f"dataset.loaders={of_all['loaders']}: must be a whole number of at least 0.")
     collate = None if of_all["collate"] is None else locate("dataset.collate", of_all["collate"])
     with seeded(s.seed, MADE_BY_USERS):
         found = as_dataset(_made(s, options), name, collate, of_all["test"])
@@ -168,12 +171,20 @@ def data(s: Settings) -> Dataset:
         if not isinstance(found, Images | StoredImages):
             raise UsageError(f"dataset={name}: dataset.mean and dataset.std are for images; scale what it returns.")
         found = found.normalised(of_all["mean"], of_all["std"])
+    if of_all["loaders"]:
+        if not isinstance(found, Mapped):
+            raise UsageError(
+                f"dataset={name} dataset.loaders={of_all['loaders']}: are processes that read a torch Dataset sample "
+                "by sample; this data set lies in memory, so leave them out."
+            )
+        found = replace(found, loaders=of_all["loaders"])
     return found.hold_out(held_out) if held_out else found
 
 
 # Settings that every data set of a user's has, unless it has parameters of these names itself.
 _OF_ALL_DATA: dict[str, Any] = {
-    "mean": list[float] | None, "std": list[float] | None, "test": float | None, "collate": str | None
+    "mean": list[float] | None, "std": list[float] | None, "test": float | None, "collate": str | None,
+    "loaders": int | None,
 }  # fmt: skip
 
 

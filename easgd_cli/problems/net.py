@@ -127,7 +127,7 @@ class NetProblem:
             if (worker, n) not in self._begun:
                 self._begin(worker, n)
             for later in range(n + 1, n + 1 + self._data.ahead):
-                if (worker, later) not in self._begun and len(self._begun) <= _BEGUN:
+                if (worker, later) not in self._begun and len(self._begun) <= max(_BEGUN, self._data.ahead):
                     self._begin(worker, later)
             self._loaded.append(self.task.parted(*self._begun.pop((worker, n))()))
 
