@@ -32,8 +32,10 @@ VIRTUAL = (
 )  # fmt: skip
 THEORY = ("tests/test_theory.py", "tests/test_theory_simulation.py")
 TESTS = {
+    "algorithms/groups.py": ("tests/test_groups.py", "-k", "own_way or meaning or told"),
     "algorithms/": ALGORITHMS,
     "training/center.py": ALGORITHMS,
+    "problems/groups.py": ("tests/test_groups.py", "-k", "torchs or tied"),
     "problems/flat.py": ("tests/test_flat.py",),
     "transport/shared.py": TRANSPORT,
     "transport/staging.py": TRANSPORT,
@@ -52,6 +54,10 @@ TESTS = {
 }
 
 MUTANTS = [
+    ("algorithms/groups.py", "return self.factor * self.schedule(t)", "return self.schedule(t)"),
+    ("algorithms/groups.py", ".copy_(given[begin:end]).mul_(factor)", ".copy_(given[begin:end])"),
+    ("algorithms/groups.py", "(as_one, first), (as_one, second._replace(eta=1.0)), ", ""),
+    ("problems/groups.py", "values |= {key: v for key in otherwise", "values = {key: v for key in otherwise"),
     # the methods, beside their listings
     ("algorithms/easgd.py", "w.x.lerp_(center, self.alpha)  # a)", "w.x.lerp_(center, self.alpha * self.alpha)"),
     ("algorithms/easgd.py", "Gradient(self.local.at(w))", "Gradient(w.x)"),
