@@ -113,8 +113,8 @@ def test_each_part_goes_its_own_way(name: str) -> None:
                schedule=lambda t, f=f: f * falling(t), start=START[b:e])
         for b, e, f in cuts
     ]  # fmt: skip
-    in_rounds = method.shared is not None and method.shared.in_rounds
-    workers = 1 if method.shared is None else 3
+    in_rounds = method.in_rounds
+    workers = 1 if method.alone else 3
     for k in range(30):
         for driver in (whole, *parts):
             driver.round() if in_rounds else driver.step(k * k % workers)
