@@ -32,6 +32,8 @@ VIRTUAL = (
 )  # fmt: skip
 THEORY = ("tests/test_theory.py", "tests/test_theory_simulation.py")
 TESTS = {
+    "algorithms/groups.py": ("tests/test_groups.py", "-k", "own_way or meaning or told"),
+    "problems/groups.py": ("tests/test_groups.py", "-k", "torchs or tied"),
     "algorithms/": ALGORITHMS,
     "training/center.py": ALGORITHMS,
     "problems/flat.py": ("tests/test_flat.py",),
@@ -52,6 +54,11 @@ TESTS = {
 }
 
 MUTANTS = [
+    # groups of parameters
+    ("algorithms/groups.py", "return self.factor * self.schedule(t)", "return self.schedule(t)"),
+    ("algorithms/groups.py", ".copy_(given[begin:end]).mul_(factor)", ".copy_(given[begin:end])"),
+    ("algorithms/groups.py", "(as_one, first), (as_one, second._replace(eta=1.0)), ", ""),
+    ("problems/groups.py", "values |= {key: v for key in otherwise", "values = {key: v for key in otherwise"),
     # the methods, beside their listings
     ("algorithms/easgd.py", "w.x.lerp_(center, self.alpha)  # a)", "w.x.lerp_(center, self.alpha * self.alpha)"),
     ("algorithms/easgd.py", "Gradient(self.local.at(w))", "Gradient(w.x)"),
@@ -220,8 +227,8 @@ MUTANTS = [
     ("training/ledger.py", "if self._t[request.worker] != request.t:", "if True:"),
     ("training/master.py", "self._center.take_back(block)", "pass"),
     ("training/master.py", '            self._keep("last")', "            pass"),
-    ("training/master.py", "list(self._closing) if self._stopped else []", ""),
-    ("training/master.py", "if not self._away and self._closing ==", "if self._closing =="),
+    ("training/master.py", "self._give_back(list(self._closing) if self._stopped else [])", "pass"),
+    ("training/master.py", "if self._away or not self._closing or", "if not self._closing or"),
     ("launcher/virtual_master.py", "self.closing.discard(request.worker)", "pass"),
     ("training/master.py", "            self._ledger.end()", "            pass"),
     # the transports

@@ -168,7 +168,7 @@ def test_threads_and_batches_ahead_change_no_bit(root: Path, order: list[tuple[i
             made.load(worker, t)
             generator = torch.Generator().manual_seed(key(3, AUGMENTATION, worker, t))
             inputs, labels = plain.training_batch(batches.indices(worker, t), generator)
-            assert torch.equal(made._inputs, inputs) and torch.equal(made._targets, labels)
+            assert torch.equal(made._loaded[0][0], inputs) and torch.equal(made._loaded[0][1], labels)
 
 
 def test_batches_are_decoded_ahead(root: Path) -> None:

@@ -321,6 +321,11 @@ def _timed(asked: _Asked, settings: Settings) -> Settings:
             f"bench {asked.what} launcher={settings.launcher['name']}: its seconds are virtual, and real ones are "
             "due; leave out launcher=."
         )
+    if settings.accumulate > 1:
+        raise UsageError(
+            f"bench {asked.what} accumulate={settings.accumulate}: the loops it is held against take one batch a step; "
+            "leave out accumulate=."
+        )
     for key in ("resume", "replay"):
         if (path := getattr(settings, key)) is not None:
             raise UsageError(f"bench {asked.what} {key}={path}: makes runs of its own; leave out {key}=.")

@@ -266,7 +266,7 @@ _OFFERED = {
 }
 
 
-_OF_DATA = {"validation": 0, "test": None, "collate": None}  # of every data set of a user's
+_OF_DATA = {"validation": 0, "test": None, "collate": None, "loaders": None}  # of every data set of a user's
 
 
 def _store(group: str, target: str) -> None:

@@ -30,7 +30,7 @@ from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings import faults, schema
+from easgd_cli.settings import faults, groups, schema
 from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
@@ -41,6 +41,7 @@ def checked(settings: Settings) -> None:
     """All that can be said before data and model are loaded. Raises UsageError."""
     schema.check(settings)
     faults.read(settings)
+    groups.read(settings)
     build.method(settings)
     if settings.epochs is None:  # how many steps these are is known once the data are loaded
         build.schedule(settings, schema.total_steps(settings, None))

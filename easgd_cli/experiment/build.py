@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment.initial_parameters import listed, read_into
 from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
+from easgd_cli.settings import groups
 from easgd_cli.settings.schema import BY_DATA, Settings, effective_alpha, effective_beta, levels
 from easgd_cli.settings.targets import convert, locate, make, ours, signature, written
 
@@ -98,10 +99,18 @@ def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
 
 
 def on_vectors_of(problem: Problem, rules: Method, workers: int) -> Method:
-    """The method on this problem's vectors, statistics among them averaged."""
+    """The method on this problem's vectors: parts of them with rates of their own, statistics among them averaged.
+    Raises UsageError.
+    """
+    from easgd_cli.algorithms.groups import in_parts
     from easgd_cli.algorithms.statistics import WithStatistics
     from easgd_cli.problems.base import statistics_of
 
+    if parts := getattr(problem, "parts", ()):
+        try:
+            rules = in_parts(rules, parts, problem.loss)
+        except ValueError as e:
+            raise UsageError(str(e)) from e
     statistics = statistics_of(problem)
     if statistics and len(rules.variables) > 1:
         raise UsageError(
@@ -151,6 +160,7 @@ def data(s: Settings) -> Dataset:
     """
     from easgd_cli.data.given import as_dataset
     from easgd_cli.data.images import Images
+    from easgd_cli.data.mapped import Mapped
     from easgd_cli.data.stored import StoredImages
 
     if s.dataset["target"] is None:
@@ -165,6 +175,8 @@ def data(s: Settings) -> Dataset:
         key: None if key in own else convert(f"dataset.{key}", options.pop(key, None), kind)
         for key, kind in _OF_ALL_DATA.items()
     }
+    if (of_all["loaders"] or 0) < 0:
+        raise UsageError(f"dataset.loaders={of_all['loaders']}: must be a whole number of at least 0.")
     collate = None if of_all["collate"] is None else locate("dataset.collate", of_all["collate"])
     with seeded(s.seed, MADE_BY_USERS):
         found = as_dataset(_made(s, options), name, collate, of_all["test"])
@@ -172,12 +184,20 @@ def data(s: Settings) -> Dataset:
         if not isinstance(found, Images | StoredImages):
             raise UsageError(f"dataset={name}: dataset.mean and dataset.std are for images; scale what it returns.")
         found = found.normalised(of_all["mean"], of_all["std"])
+    if of_all["loaders"]:
+        if not isinstance(found, Mapped):
+            raise UsageError(
+                f"dataset={name} dataset.loaders={of_all['loaders']}: are processes that read a torch Dataset sample "
+                "by sample; this data set lies in memory, so leave them out."
+            )
+        found = replace(found, loaders=of_all["loaders"])
     return found.hold_out(held_out) if held_out else found
 
 
 # Settings that every data set of a user's has, unless it has parameters of these names itself.
 _OF_ALL_DATA: dict[str, Any] = {
-    "mean": list[float] | None, "std": list[float] | None, "test": float | None, "collate": str | None
+    "mean": list[float] | None, "std": list[float] | None, "test": float | None, "collate": str | None,
+    "loaders": int | None,
 }  # fmt: skip
 
 
@@ -265,7 +285,9 @@ OFFERED_TO_PROBLEMS = (
     "seed",
     "workers",
     "batch_size",
+    "accumulate",
     "l2",
+    "groups",
     "device",
     "precision",
     "compile",
@@ -281,7 +303,8 @@ def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
     """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
-        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device,
+        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2,
+        "accumulate": s.accumulate, "groups": groups.read(s), "device": device,
         "precision": s.precision, "compile": s.compile,
         "train_images": s.eval.train_images,
     }  # fmt: skip
@@ -455,7 +478,7 @@ def prepare(s: Settings) -> Experiment:
     check_levels(s, metrics_of(parts.problem), measured)
     start = parts.problem.start(None if not rules.alone else 0)
     memory = check_memory(
-        s, rules, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
+        s, parts.method, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
     )
     return Experiment(recipe, parts, start, memory)
 
@@ -512,6 +535,12 @@ def _refuse_unused(s: Settings, asked: set[str]) -> None:
                 f"problem={name} {group}={spec['name']}: this problem uses no {group}; leave out {group}=, or use "
                 "problem=dataset."
             )
+    if s.groups and "groups" not in asked:
+        raise UsageError(f"problem={name} groups={s.groups}: this problem has no named parameters; leave out groups=.")
+    if s.accumulate > 1 and "accumulate" not in asked:
+        raise UsageError(
+            f"problem={name} accumulate={s.accumulate}: this problem makes its gradients itself; leave out accumulate=."
+        )
     for key, given in (("init", s.init), ("init_without", listed(s.init_without) if s.init_without else None)):
         if given is not None and "model" not in asked:
             raise UsageError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from easgd_cli.errors import UsageError
+from easgd_cli.settings.schema import samples_a_step
 from easgd_cli.system import shared_memory
 from easgd_cli.system.devices import cores
 
@@ -42,9 +43,8 @@ def check_memory(
     vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, on_cpu, in_processes)
     # As many as can be computed at once; of each sample what the net takes, and 8 bytes each for its number, its draw
     # and its label.
-    batches = (
-        min(on_cpu, cores()) * s.batch_size * (data.sample_size * start.element_size() + 24) if data is not None else 0
-    )
+    batches = 0 if data is None else samples_a_step(s) * (data.sample_size * start.element_size() + 24)
+    batches *= min(on_cpu, cores())
     # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
     batches += s.workers * s.batch_size * data.sample_size * (data.ahead + 1) if data is not None and data.ahead else 0
     copied = data.nbytes if data is not None else 0

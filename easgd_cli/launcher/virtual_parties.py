@@ -21,6 +21,7 @@ from easgd_cli.problems.base import statistics_of
 from easgd_cli.record.checkpoint import Checkpoint, WorkerState
 from easgd_cli.record.reader import Entries, by_variable, read_order, returns_of
 from easgd_cli.settings import faults
+from easgd_cli.settings.schema import samples_a_step
 from easgd_cli.system.devices import deal_devices
 from easgd_cli.training.center import Center
 from easgd_cli.training.drive import ProblemGradients
@@ -88,9 +89,8 @@ class VirtualParties:
 
     def _meter(self, worker: int, tally: dict[str, Any] | None = None) -> Meter:
         s = self._settings
-        return Meter(
-            worker, s.batch_size, s.workers, self._experiment.steps, self.device, statistics_of(self.problem), tally
-        )
+        samples, statistics = samples_a_step(s), statistics_of(self.problem)
+        return Meter(worker, samples, s.workers, self._experiment.steps, self.device, statistics, tally)
 
     def _courier(self, variable: str, number: int) -> VirtualCourier:
         method, s = self._parts.method, self._settings

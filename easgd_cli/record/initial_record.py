@@ -77,6 +77,10 @@ def hparams(s: Settings) -> dict[str, Value]:
         "compile": s.compile,
         "device": s.device, "threads": s.threads, "seed": s.seed,
     }  # fmt: skip
+    if s.accumulate > 1:
+        found |= {"accumulate": s.accumulate}
+    if s.groups:
+        found |= {"groups": str(s.groups)}
     if s.faults:
         found |= {"faults": str(s.faults)}
     if s.on_nan != "diverge":

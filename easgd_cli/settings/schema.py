@@ -71,10 +71,15 @@ class Settings:
     warmup: int = 0  # the first local steps, over which eta_t rises linearly from eta / (warmup + 1) to the schedule's
     l2: float = 0.0  # (l2 / 2) ||x||^2 is added to the loss where the gradient is taken
 
+    # parameters by name with an l2, a factor for eta or a weight_decay of their own:
+    # '[{match: "*.bias", l2: 0}, {match: "head.*", eta: 10}]'
+    groups: list[dict[str, Any]] = field(default_factory=list)
     clip: Optional[float] = None  # greatest norm of a gradient, l2 term included; a larger one is scaled down to it
 
     workers: int = 4  # p
-    batch_size: int = 128  # samples per worker and step
+    batch_size: int = 128  # samples per worker and step, or per part of one with accumulate=
+    # so many batches, one after another, make the gradient of a step, their mean: accumulate * batch_size samples
+    accumulate: int = 1
     seed: int = 0  # decides start, batches, augmentation, dropout and noise
 
     steps: Optional[int] = None  # local steps of each worker; or ...
@@ -176,8 +181,8 @@ def check(s: Settings) -> None:
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
     for key, least in (
-        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0), ("max_restarts", 0),
-        ("eval.train_images", 1), ("checkpoint.keep", 1),
+        ("tau", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("steps", 1), ("threads", 1), ("warmup", 0),
+        ("max_restarts", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
     ):  # fmt: skip
         value = _get(s, key)
         if value is not None and value < least:
@@ -277,8 +282,13 @@ def total_steps(s: Settings, train_images: int | None) -> int | None:
                 f"epochs={s.epochs:g}: are passes over a data set, and problem={s.problem['name']} has none; use "
                 "steps= or minutes=."
             )
-        return max(1, math.ceil(s.epochs * train_images / s.batch_size))
+        return max(1, math.ceil(s.epochs * train_images / samples_a_step(s)))
     return s.steps if s.steps is not None else s.default_steps
+
+
+def samples_a_step(s: Settings) -> int:
+    """Of one worker."""
+    return s.batch_size * s.accumulate
 
 
 def profiled_steps(s: Settings) -> int | None:

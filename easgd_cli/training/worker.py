@@ -21,7 +21,7 @@ from easgd_cli.algorithms.base import Seen, Worker
 from easgd_cli.experiment.build import Recipe
 from easgd_cli.problems.base import statistics_of
 from easgd_cli.settings import faults
-from easgd_cli.settings.schema import Interval, profiled_steps
+from easgd_cli.settings.schema import Interval, profiled_steps, samples_a_step
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
@@ -82,7 +82,7 @@ class WorkerLoop:
         self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
         self._meter = Meter(
             start.link.worker,
-            s.batch_size,
+            samples_a_step(s),
             s.workers,
             self._steps,
             self._device,
