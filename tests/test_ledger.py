@@ -132,7 +132,15 @@ class Run:
     def _master(self, links: list[Link]) -> Master:
         channel: Any = SimpleNamespace(post=lambda *_: None, receive=list)
         start = MasterStart(
-            self.method, Polyak(start=0), self.memory, links, None, {"center": 2}, 4, ledger=self.ledger
+            self.method,
+            Polyak(start=0),
+            self.memory,
+            links,
+            None,
+            {"center": 2},
+            4,
+            ledger=self.ledger,
+            returns=True,
         )
         master = Master(start, channel)
         master._snapshots = SimpleNamespace(seconds=lambda: 0.0, changed=lambda *_: None)  # type: ignore[assignment]

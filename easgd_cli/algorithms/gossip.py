@@ -76,11 +76,17 @@ class GossipPull(Gossip):
 class GossipPush(Gossip):
     """Sends to a random other, which averages what it has received with its own."""
 
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        return ("mean", *self.local.scratch)
+
     def step(self, w: Worker) -> Rule:
-        g, _ = yield Gradient(self.local.at(w)), Exchange(w.x, to=self.home(self.other(w))) if w.due else None
         mean = (yield Exchange(w.x, to=self.home(w.number))) if w.due else None
         if mean is not None:
-            w.x.copy_(mean)
+            w.mean.copy_(mean)  # the next reply may lie where this one does
+        g, _ = yield Gradient(self.local.at(w)), Exchange(w.x, to=self.home(self.other(w))) if w.due else None
+        if mean is not None:
+            w.x.copy_(w.mean)
         self.local.move(w, g)
 
     def _receive(self, peer: Vectors, m: Tensor, reply: Tensor, n: int) -> None:

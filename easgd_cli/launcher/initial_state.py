@@ -97,11 +97,16 @@ class InitialState:
         return start
 
     @property
-    def survives(self) -> bool:
-        """Whether the center outlives its master, so that whoever is lost can come back: it lies in the memory of this
-        machine, and not on a GPU.
+    def returns(self) -> bool:
+        """Whether a worker that is lost can come back: its variables lie in the memory of this machine, not on a
+        GPU.
         """
-        return [*self._method.variables] == [CENTER] and self._center_device == "cpu"
+        return not self._method.alone and self._center_device == "cpu"
+
+    @property
+    def survives(self) -> bool:
+        """Whether another master can go on with what one that is lost leaves: the center, and nothing beside it."""
+        return self.returns and [*self._method.variables] == [CENTER]
 
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
         """Of a worker that was lost at its clock `t`, having said this `row` last."""
@@ -156,7 +161,8 @@ class InitialState:
                 owner.moment.step,
                 owner.cpu_seconds,
             )
-        if self._settings.max_restarts and self.survives:
+        start.returns = bool(s.max_restarts and self.returns)
+        if start.returns and self.survives:
             block = min(BLOCK, self._experiment.size)
             start.ledger = Ledger.allocate(len(names), block, self._experiment.dtype, self._settings.workers)
             Ledger(start.ledger, self._settings.workers).begin_run(start.served, start.variables.get(CENTER, 0))

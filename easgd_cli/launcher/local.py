@@ -84,7 +84,8 @@ class Processes:
             asks_for_snapshots=s.eval.every is None and s.eval.when == "running", deferred=s.eval.when == "deferred",
             checkpoint_pace=pace,
             system_rows=SystemRows(1.0, doubling=True, seconds=moment.seconds, exchanges=moment.exchanges),
-            patience=_PATIENCE, max_restarts=s.max_restarts if self._initial.survives else 0,
+            patience=_PATIENCE, max_restarts=s.max_restarts if self._initial.returns else 0,
+            master_returns=self._initial.survives,
             rejoins=s.max_restarts,
         )  # fmt: skip
         self._queue = SnapshotQueue(job.run_dir / "snapshots")

@@ -53,7 +53,8 @@ class Plan:
 
     `has_master`: a master owns what is evaluated, else worker 0 does. `snapshots`: taken by the owner by itself, asked
     for whenever the evaluator is free, or `deferred`: taken by the owner, measured at the end. `patience`: None where
-    nobody can be silent. `max_restarts`: how often in a row a worker or the master that dies is started again.
+    nobody can be silent. `max_restarts`: how often in a row a worker or the master that dies is started again;
+    `master_returns`: whether a master is.
     """
 
     has_master: bool
@@ -64,6 +65,7 @@ class Plan:
     system_rows: SystemRows
     patience: Patience | None
     max_restarts: int = 0
+    master_returns: bool = True
     rejoins: int = 0  # how often in a row a worker whose gradient is not finite goes back to the center
 
 
@@ -85,6 +87,8 @@ class Supervisor:
         self._lives: dict[Party, Lives] = {
             party: Lives(plan.max_restarts if plan.has_master else 0) for party in (MASTER, *self.members)
         }
+        if not plan.master_returns:
+            self._lives[MASTER].limit = 0
         self._rejoins = {worker: Lives(plan.rejoins) for worker in self.members}
         self.evaluation = Evaluation(
             journal, queue, self._commands.append, asks=plan.asks_for_snapshots, deferred=plan.deferred

@@ -52,9 +52,10 @@ class MasterStart:
     step: float = 0.0
     pace: Sequence[float] | None = None
     device: str = "cpu"  # where the center is to lie, and the workers' vectors if that is a GPU
-    # Where each update is noted, so that a next master ends what this one leaves: then the launcher starts lost workers
-    # again, or says of each that it does not. None: whoever is lost stays lost.
+    # Where each update is noted, so that a next master ends what this one leaves. None: there will be none.
     ledger: SharedTensors | None = None
+    # Whether the launcher starts lost workers again, or says of each that it does not. Else whoever is lost stays lost.
+    returns: bool = False
     lost: Sequence[int] = ()  # workers that are, of those that have had a session
     cpu_seconds: float = 0.0  # used before, by a run that goes on
     couriers: dict[str, int] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class Master:
         self._reached = dict(self._clocks)  # up to which of each worker's steps its work has reached the center
         self._served = start.served
         self._lost = set(start.lost)
-        self._away: set[int] = set()  # lost workers that may come back
+        self._returns, self._away = start.returns, set[int]()  # whether lost workers may come back, and those that may
         self._order: list[int] = []  # what has been served since it was last reported
         # vectors that exchanges would have taken over a network, since this master began with so many exchanges
         self._vectors, self._began_at = 0, start.served
@@ -186,7 +187,7 @@ class Master:
             self._closing.discard(worker)
             self._joining.pop(worker, None)
             self._leave_rounds(worker)
-            if self._ledger is not None:
+            if self._returns:
                 self._away.add(worker)
             self._channel.post({"kind": "lost", "worker": worker})
         elif request.kind is not Kind.JOIN:
