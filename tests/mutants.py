@@ -48,6 +48,7 @@ TESTS = {
     ),
     "training/gathering.py": ("tests/test_gathering.py", "tests/test_closing.py"),
     "training/ledger.py": ("tests/test_ledger.py",),
+    "problems/replicas.py": ("tests/test_replicas.py",),
     "training/master.py": ("tests/test_ledger.py", "tests/test_closing.py"),
     "launcher/virtual_master.py": ("tests/test_gathering.py", *VIRTUAL[:-1], f"{VIRTUAL[-1]} or exchanges"),
     "theory/": THEORY,
@@ -199,6 +200,10 @@ MUTANTS = [
         "            rule(block, mean, reply, n)",
     ),
     ("training/center.py", "begin = end", "begin = 0"),
+    # copies of samples
+    ("problems/replicas.py", ".mul_(self.dither)", ".mul_(self.dither**2)"),
+    ("problems/replicas.py", "t.repeat(self.count, *[1]", "t[:1].repeat(self.count * len(t), *[1]"),
+    ("problems/replicas.py", "torch.randn_like(t)", "torch.randn_like(t[:1]).expand_as(t).clone()"),
     # flat vectors
     ("problems/flat.py", "if p.requires_grad]", "]"),
     ("problems/flat.py", "if address == self._bound:", "if self._bound:"),
