@@ -7,7 +7,10 @@ from easgd_cli.algorithms.diloco import DiLoCo
 from easgd_cli.algorithms.downpour import DOWNPOUR
 from easgd_cli.algorithms.eamsgd import EAMSGD
 from easgd_cli.algorithms.easgd import EASGD
+from easgd_cli.algorithms.easgd_tree import EASGDTree
 from easgd_cli.algorithms.gauss_seidel_easgd import GaussSeidelEASGD
+from easgd_cli.algorithms.gossip import Gossip, GossipPull, GossipPush
+from easgd_cli.algorithms.grouped_easgd import GroupedEASGD
 from easgd_cli.algorithms.mdownpour import MDOWNPOUR
 from easgd_cli.algorithms.model_averaging import ModelAveraging
 from easgd_cli.algorithms.msgd import MSGD
@@ -26,9 +29,14 @@ __all__ = [
     "AllReduce",
     "AsyncDiLoCo",
     "DiLoCo",
+    "EASGDTree",
     "Exchange",
     "GaussSeidelEASGD",
+    "Gossip",
+    "GossipPull",
+    "GossipPush",
     "Gradient",
+    "GroupedEASGD",
     "Method",
     "ModelAveraging",
     "PullThenStep",

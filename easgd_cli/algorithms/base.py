@@ -172,8 +172,9 @@ class Variable:
     """A vector that workers share: its rule, the vectors of its `state`, and how it takes messages.
 
     It gathers `each` as it comes (asynchronous), or those of its `members` together, a `round`; None: of all workers.
-    `owner`: the worker whose messages it takes by the rule `own`; it lies beside that worker, whose messages take no
-    way. `tail`: how many of its last entries are no parameters, and the rule of those (statistics.py).
+    `owner`: the worker or courier whose messages it takes by the rule `own`, each by itself; it lies beside that one,
+    whose messages take no way. `answers`: whether others' messages get a vector back. `tail`: how many of its last
+    entries are no parameters, and the rule of those (statistics.py).
     """
 
     receive: Receive
@@ -183,6 +184,7 @@ class Variable:
     members: range | None = None
     owner: int | None = None
     own: Receive | None = None
+    answers: bool = True
 
     @property
     def in_rounds(self) -> bool:

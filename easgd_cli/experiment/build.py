@@ -7,7 +7,7 @@ method the paper's symbols, a problem the data and the model, a model the shape 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,21 +73,29 @@ def method(s: Settings) -> Method:
     if (
         s.alpha is not None
         and s.beta is not None
-        and not {"alpha", "beta"} <= signature(locate("algo", s.algo["target"])).keys()
+        and not {"alpha", "beta"} <= _required(signature(locate("algo", s.algo["target"])))
     ):
         raise UsageError(
             f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from "
             "the other."
         )
     step = local_step(s)
+    offered = symbols(s) | {"seed": s.seed} | ({} if step is None else {"local": step})
+    parameters = signature(locate("algo", s.algo["target"]))
+    if "alpha" in parameters and parameters["alpha"].default is None:  # it has its own way from beta to alpha
+        offered |= {"alpha": s.alpha, "beta": 0.9 if s.beta is None else s.beta}
     try:
-        made = make("algo", s.algo, symbols(s) if step is None else symbols(s) | {"local": step})
+        made = make("algo", s.algo, offered)
     except UsageError as e:
         if s.alpha is None and s.beta is not None and str(e).startswith("alpha="):  # which the user has not written
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
         raise
     check_method(made, s.algo["name"], workers=s.workers)
     return made
+
+
+def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
+    return {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
 
 
 def on_vectors_of(problem: Problem, rules: Method, workers: int) -> Method:
@@ -104,6 +112,11 @@ def on_vectors_of(problem: Problem, rules: Method, workers: int) -> Method:
         except ValueError as e:
             raise UsageError(str(e)) from e
     statistics = statistics_of(problem)
+    if statistics and len(rules.variables) > 1:
+        raise UsageError(
+            f"problem.batch_norm=average: averages over the exchanges with one center, and {type(rules).__name__} has "
+            f"{len(rules.variables)} variables; use problem.batch_norm=estimate."
+        )
     return WithStatistics(rules, statistics, workers) if statistics else rules
 
 

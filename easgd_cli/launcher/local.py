@@ -304,10 +304,10 @@ class Processes:
 
     def _snapshot(self, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         moment = Moment.read(message["moment"])
+        if "spread" in message:
+            self.supervisor.measured(moment, spread=message["spread"])
         if message["purpose"] == "evaluate":
             assert tensors is not None
-            if "spread" in message:
-                self.supervisor.measured(moment, spread=message["spread"])
             self.supervisor.snapshot(moment, tensors)
         else:
             owner = OwnerState(

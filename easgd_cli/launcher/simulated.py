@@ -116,8 +116,7 @@ class VirtualCluster:
         until = time.monotonic() + _LOOK_UP_SECONDS
         while self._events and not self._stopped and time.monotonic() < until:
             event = self._events.peek()
-            closes = event.kind == ARRIVE and self._parties.closes(event.worker)
-            if event.kind in (ARRIVE, _JOIN) and not closes and self._parties.too_late(event.worker):
+            if event.kind in (ARRIVE, _JOIN) and self._parties.too_late(event.worker):
                 self._events.drop()
                 # given back: its step has not happened, and no other will; nor has this second
                 self._parties.workers[event.worker].turn = None
@@ -126,12 +125,11 @@ class VirtualCluster:
             self._happen(event)
             supervisor.pace()
             self._obey()
-            for master in self._parties.masters:
-                if master.rounds_are_over or not supervisor.members.away:
-                    master.close()
+            self._parties.close(away=bool(supervisor.members.away))
         self._report_order()
         supervisor.owner_at(self._moment())
         if (not self._events or self._stopped) and supervisor.final is None and not supervisor.over:
+            self._tell_spread()
             supervisor.last_states(self._state())
         supervisor.tick(self._events.now)
         self._obey()
@@ -293,9 +291,12 @@ class VirtualCluster:
 
     def _snapshot(self) -> None:
         self._report_order()  # what led here is in the record before what it led to
+        self._tell_spread()
+        self.supervisor.snapshot(self._moment(), InPlace(self._parties.evaluated()))
+
+    def _tell_spread(self) -> None:
         if (spread := self._parties.variables.spread()) is not None:
             self.supervisor.measured(self._moment(), spread=spread)
-        self.supervisor.snapshot(self._moment(), InPlace(self._parties.evaluated()))
 
     def _report_order(self) -> None:
         if self._order:  # where the record could not be opened there is none to tell

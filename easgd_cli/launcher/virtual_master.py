@@ -95,8 +95,8 @@ class VirtualMaster:
         self._reached: dict[int, int] = {}  # up to which of each worker's steps its work has reached the variable
         self.returned: list[tuple[int, int, int, int]] = []  # who has been given it, and is yet to be told of
         self._waiting: dict[int, tuple[Request, float]] = {}  # messages without a reply, and when they arrived
-        self._closing: set[int] = set()  # of those, the workers that have taken their last step
         self._come_back = come_back  # told a worker and its clock: it begins again with the variable as it is
+        self.closing: set[int] = set()  # of those, the workers that have taken their last step
         self._in_service: list[int] = []
         self._began = 0.0  # when their service did
         self._told: dict[int, int] = {}  # the variable's clock in the last reply to each
@@ -124,13 +124,13 @@ class VirtualMaster:
                 self._gathering.arrive(request.worker)
             elif request.kind is Kind.CLOSING:
                 self._waiting[request.worker] = (request, self._events.now)
-                self._closing.add(request.worker)
+                self.closing.add(request.worker)
                 given_back += self._gathering.finish()
             elif request.kind is Kind.LOST:
                 # else its message has been received, and its update is whole
                 if request.worker not in self._in_service:
                     self._waiting.pop(request.worker, None)
-                    self._closing.discard(request.worker)
+                    self.closing.discard(request.worker)
                 self._joining.pop(request.worker, None)
                 self._gathering.lose(request.worker)
             elif request.kind is Kind.JOIN:
@@ -171,10 +171,7 @@ class VirtualMaster:
         self._in_service = []
         members = [request for request, _ in served]
         self.queueing.add([self._began - arrived for _, arrived in served], self._events.now - self._began)
-        lent = [(request.worker, *self._sessions.lent(request)) for request in members]
-        # only the closing exchange has several that are no round
-        for together in [lent] if self.center.variable.in_rounds else [[one] for one in lent]:
-            self.center.serve(together)
+        self.center.serve([(request.worker, *self._sessions.lent(request)) for request in members])
         self._all.exchanges += len(members)
         for request in members:
             if request.vector != PULL:
@@ -187,12 +184,13 @@ class VirtualMaster:
         self._begin()
         return members
 
-    def close(self) -> None:
-        """Takes the closing exchange into service, if it is time for it."""
-        if self._closing and not self._in_service:
-            there = [worker for worker in self._sessions.open if self.center.variable.takes(worker)]
-            members = self._gathering.closing(self._closing, there)
-            self._closing.difference_update(members)
+    def close(self, everybody: bool) -> None:
+        """Takes the closing exchange into service, if it is time for it; `everybody`: whether all workers that are
+        there wait for theirs.
+        """
+        if self.closing and not self._in_service:
+            members = self._gathering.closing(self.closing, everybody)
+            self.closing.difference_update(members)
             self._take(members)
 
     def _begin(self) -> None:
@@ -218,7 +216,7 @@ class VirtualMaster:
             "in_service": self._in_service, "began": self._began, "told": self._told, "served": self.served,
             "queueing": self.queueing.state(), "gathering": self._gathering.state(),
             "joining": {worker: request.t for worker, request in self._joining.items()}, "clock": self.center.clock,
-            "closing": sorted(self._closing),
+            "closing": sorted(self.closing),
             "clocks": self._clocks, "reached": self._reached, "open": list(self._sessions.open),
         }  # fmt: skip
 
@@ -228,7 +226,7 @@ class VirtualMaster:
             worker: (Request(worker, Kind.EXCHANGE, t, vector, self._place), arrived)
             for worker, t, vector, arrived in state["waiting"]
         }
-        self._closing = set(state.get("closing", ()))
+        self.closing = set(state.get("closing", ()))
         self._in_service, self._began = list(state["in_service"]), state["began"]
         self._told, self._all.exchanges = dict(state["told"]), state["served"]
         self.center.clock = state.get("clock", self.center.clock)  # which those of before have elsewhere

@@ -53,10 +53,7 @@ class VirtualParties:
         self.problem = self._parts.problem
         self._gradients = ProblemGradients(self.problem, s.clip)
         self.events = Events()
-        self.wire = Wire(
-            costs.network(experiment.size * experiment.dtype.itemsize), self.events,
-            {name: variable.owner for name, variable in method.variables.items()},
-        )  # fmt: skip
+        self.wire = Wire(costs.network(experiment.size * experiment.dtype.itemsize), self.events, method.variables)
         self.workers = [self._worker(i) for i in range(s.workers)]
         self.couriers = {name: self._courier(name, s.workers + i) for i, name in enumerate(method.couriers)}
         self._of = {courier.w.number: courier for courier in self.couriers.values()}
@@ -92,8 +89,9 @@ class VirtualParties:
 
     def _meter(self, worker: int, tally: dict[str, Any] | None = None) -> Meter:
         s = self._settings
-        samples, statistics = samples_a_step(s), statistics_of(self.problem)
-        return Meter(worker, samples, s.workers, self._experiment.steps, self.device, statistics, tally)
+        return Meter(
+            worker, s.batch_size, s.workers, self._experiment.steps, self.device, statistics_of(self.problem), tally
+        )
 
     def _courier(self, variable: str, number: int) -> VirtualCourier:
         method, s = self._parts.method, self._settings
@@ -160,15 +158,21 @@ class VirtualParties:
 
     def too_late(self, worker: int) -> bool:
         """Whether what the worker is about to ask for could only wait for ever."""
-        asked = self.wire.on_its_way(worker)
-        if not self.masters or worker in self._of:
+        if not self.masters or worker in self._of or self.workers[worker].closes:
             return False
+        asked = self.wire.on_its_way(worker)
         place = self.wire.place(self._parts.method.home(worker)) if asked is None else asked.to
         return self.masters[place].rounds_are_over
 
-    def closes(self, number: int) -> bool:
-        """Whether this worker has sent its last message of all."""
-        return number < len(self.workers) and self.workers[number].closes
+    def close(self, away: bool) -> None:
+        """The closing exchanges, if it is time for them; `away`: whether a lost worker may come back."""
+        if not any(master.closing for master in self.masters):
+            return
+        closing = {worker for master in self.masters for worker in master.closing}
+        there = {worker for worker in self.wire.open if worker not in self._of}
+        for master in self.masters:
+            if master.rounds_are_over or not away:
+                master.close(closing == there)
 
     def updated(self, requests: Sequence[Request]) -> None:
         """These have been served together; a courier may be waiting for it."""

@@ -36,6 +36,7 @@ class VirtualWorker:
     ):  # fmt: skip
         self.w, self.session, self.meter = w, session, meter
         self._method, self._costs, self._seed, self._events = method, costs, seed, events
+        self._exchanges_again = len(method.variables) > 1  # perhaps, between a gradient and its use
         self.faults = faults  # None: it suffers none, and nothing is checked
         self._watched = None if faults is None else Watched(gradients, faults, checked=checked)
         self._gradients: Gradients = gradients if self._watched is None else self._watched
@@ -185,7 +186,7 @@ class VirtualWorker:
             self._gradients.load(self.number, self.w.t)
             gradient = self._gradients.gradient(turn.at)
             # the rule may exchange before it uses it, and the buffer is everybody's
-            if self.session is not None and turn.exchange is None:
+            if self.session is not None and (turn.exchange is None or self._exchanges_again):
                 gradient = gradient[0].clone(), gradient[1]
         reply = earlier
         if reply is None and self.session is not None and turn.exchange is not None:

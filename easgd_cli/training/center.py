@@ -77,8 +77,9 @@ class Center:
         lent = [self.lend(m, reply, worker == owner) for worker, m, reply in members if m is not None]
         if self.variable.in_rounds and lent:
             self.receive_round(lent, first)
-        elif lent:
-            self.receive(lent[0], first)
+        else:
+            for one in lent:  # of which only a closing exchange has several
+                self.receive(one, first)
         answered = next((reply for _, m, reply in members if m is not None), None)
         for _, m, reply in members:
             if m is None:

@@ -234,7 +234,12 @@ class ByHand:
     @property
     def center(self) -> Center | None:
         """The center, where there is one."""
-        return self._variables.centers.get(CENTER)
+        return self.centers.get(CENTER)
+
+    @property
+    def centers(self) -> Mapping[str, Center]:
+        """All variables by name."""
+        return self._variables.centers
 
     def _exchange(self, worker: int, message: Tensor | None, reply: Tensor, to: str) -> Reply:
         """One exchange at once."""
@@ -269,15 +274,7 @@ class ByHand:
         turns = [Turn(self.method, self.workers[i]) for i in (workers if workers is not None else self._all)]
         while not all(turn.ended for turn in turns):
             asked = {turn.w.number: turn.exchange for turn in turns if turn.exchange is not None}
-            replies: dict[int, Reply] = {}
-            for to in dict.fromkeys(exchange.to for exchange in asked.values()):
-                members = [
-                    (i, exchange.message, self._session(i).reply) for i, exchange in asked.items() if exchange.to == to
-                ]
-                together = [members] if self.method.variables[to].in_rounds else [[member] for member in members]
-                for group in together:
-                    told = self._together(to, group)
-                    replies |= {i: replace(told, vector=reply) for i, _, reply in group}
+            replies = self._exchange_all(asked)
             for turn in turns:  # no gradient outlives the next worker's
                 if not turn.ended:
                     gradient = None
@@ -285,7 +282,7 @@ class ByHand:
                         self._gradients.load(turn.w.number, turn.w.t)
                         gradient = self._gradients.gradient(turn.at)
                         # the rule may exchange before it uses it, and the buffer is everybody's
-                        if turn.exchange is None:
+                        if turn.exchange is None or len(self._variables.centers) > 1:
                             gradient = gradient[0].clone(), gradient[1]
                     turn.answer(gradient, replies.get(turn.w.number))
 
@@ -293,16 +290,21 @@ class ByHand:
         """The closing exchange of these workers, after their last step, or of all. Nothing happens in a method without
         one.
         """
-        asked = {
-            i: ask
-            for i in (self._all if workers is None else workers)
-            if (ask := self.method.closing(self.workers[i])) is not None
-        }
-        for to, variable in self.method.variables.items():
-            members = [(i, ask.message, self._session(i).reply) for i, ask in asked.items() if ask.to == to]
-            for together in [members] if variable.in_rounds else [[member] for member in members]:
-                if together:
-                    self._together(to, together)
+        asked = {i: self.method.closing(self.workers[i]) for i in (self._all if workers is None else workers)}
+        self._exchange_all({i: exchange for i, exchange in asked.items() if exchange is not None})
+
+    def _exchange_all(self, asked: Mapping[int, Exchange]) -> dict[int, Reply]:
+        """What these workers ask for: those that ask a variable that takes rounds, together. Returns their replies."""
+        replies: dict[int, Reply] = {}
+        for to in dict.fromkeys(exchange.to for exchange in asked.values()):
+            members = [
+                (i, exchange.message, self._session(i).reply) for i, exchange in asked.items() if exchange.to == to
+            ]
+            together = [members] if self.method.variables[to].in_rounds else [[member] for member in members]
+            for group in together:
+                told = self._together(to, group)
+                replies |= {i: replace(told, vector=reply) for i, _, reply in group}
+        return replies
 
     @property
     def _all(self) -> range:

@@ -67,7 +67,7 @@ class Watched:
 
     def passes(self, message: Tensor | None) -> bool:
         """Whether a message may reach the center."""
-        return message is None or not self._checked or is_finite(message)
+        return not self._checked or message is None or is_finite(message)
 
 
 class WatchedSession:

@@ -35,9 +35,9 @@ class Gathering(Protocol):
     def finish(self) -> list[int]:
         """A worker has finished, or all are told to. Returns those whose messages are given back."""
 
-    def closing(self, waiting: Collection[int], there: Collection[int]) -> list[int]:
-        """Whose closing messages, of those `waiting`, are served now, in this order: those of all workers that are
-        `there`.
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        """Whose closing messages, of those `waiting`, are served now, in this order; `everybody`: whether all workers
+        that are there have sent theirs.
         """
 
     def back(self) -> tuple[int, int] | None:
@@ -58,10 +58,6 @@ def gathering_of(variable: Variable, workers: Iterable[int]) -> Gathering:
     if variable.in_rounds:
         return Round([worker for worker in workers if variable.takes(worker)], variable.owner)
     return Each()
-
-
-def all_of_them(waiting: Collection[int], there: Collection[int]) -> list[int]:
-    return sorted(waiting) if set(waiting) == set(there) else []
 
 
 class Each:
@@ -85,8 +81,8 @@ class Each:
     def finish(self) -> list[int]:
         return []
 
-    def closing(self, waiting: Collection[int], there: Collection[int]) -> list[int]:
-        return all_of_them(waiting, there)
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        return sorted(waiting) if everybody else []
 
     def back(self) -> None:
         return None
@@ -138,8 +134,8 @@ class Round:
         self._arrived.clear()
         return given_back
 
-    def closing(self, waiting: Collection[int], there: Collection[int]) -> list[int]:
-        return all_of_them(waiting, there)
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        return sorted(waiting) if everybody else []
 
     def back(self) -> None:
         return None
@@ -207,7 +203,7 @@ class Recorded:
         self._arrived.clear()
         return given_back
 
-    def closing(self, waiting: Collection[int], there: Collection[int]) -> list[int]:
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
         """Those that end the recorded order: nothing else is left of it then."""
         left = list(self._order)
         if not set(left) <= set(waiting):

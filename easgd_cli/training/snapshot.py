@@ -123,11 +123,10 @@ class Snapshots:
         """Posts a copy of x and its average (to evaluate) or of all vectors (`checkpoint`, `final`) with what else is
         to be kept.
         """
-        vectors, spread = dict(self._kept.evaluated()), None
-        if purpose == "evaluate":
-            spread = self._kept.spread()
-        else:
-            vectors = vectors | dict(self._kept.vectors)
+        vectors = dict(self._kept.evaluated())
+        if purpose != "evaluate":
+            vectors |= self._kept.vectors
+        spread = self._kept.spread() if purpose in ("evaluate", "final") else None
         self._channel.post(
             {
                 "kind": "snapshot",

@@ -101,7 +101,7 @@ class SharedWorkerEnd:
         self._memory = link.memory  # whose tensors are lent
         self._names = list(link.memory.tensors)
         self._elsewhere = elsewhere
-        # what is posted (kind, clock, message and variable), of which the master is yet to be told
+        # what is posted, of which the master is yet to be told: kind, clock, message and variable
         self._untold: tuple[Kind, int, int, int] | None = None
         self._variables = {name: i for i, name in enumerate(link.variables)}
         self._home = self._variables.get(link.home, 0)

@@ -17,12 +17,11 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from easgd_cli.algorithms.base import CENTER
+from easgd_cli.algorithms.base import CENTER, Variable
 from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, Withdrawn, index_of
 
 ARRIVE: Final = "arrive"  # a message reaches the master
 REPLY: Final = "reply"  # a reply reaches its worker
-STAR: Final[Mapping[str, int | None]] = {CENTER: None}  # a center beside no worker
 
 
 class Event(NamedTuple):
@@ -178,16 +177,17 @@ class SimulatedWorkerEnd:
 
 
 class Wire:
-    """What lies between the ends: the network, and the events of messages on their way. `variables`: by name, the
-    number of the worker or courier that each lies beside, whose messages take no way.
+    """What lies between the ends: the network, and the events of messages on their way. `variables`: a center alone
+    unless given.
     """
 
-    def __init__(self, network: Network, events: Events, variables: Mapping[str, int | None] = STAR):
+    def __init__(self, network: Network, events: Events, variables: Mapping[str, Variable] | None = None):
         self._network, self._events = network, events
-        self._places = {name: i for i, name in enumerate(variables)}
-        self._beside = list(variables.values())
+        self._places = {name: i for i, name in enumerate(variables or (CENTER,))}
+        self._beside = [of.owner for of in variables.values()] if variables else [None]
+        self._answers = [of.answers for of in variables.values()] if variables else [True]
         self._ends: dict[int, SimulatedWorkerEnd] = {}
-        self._inboxes: list[list[Request]] = [[] for _ in variables]
+        self._inboxes: list[list[Request]] = [[] for _ in self._places]
         self.arrived: dict[int, None] = {}  # the places of variables with something in their inbox
         self.open: dict[int, None] = {}  # whose sessions are
 
@@ -230,7 +230,8 @@ class Wire:
 
     def down(self, request: Request) -> None:
         """A reply leaves now."""
-        seconds = 0.0 if self._beside[request.to] == request.worker else self._network.down()
+        way = self._network.down() if self._answers[request.to] else self._network.latency[1]
+        seconds = 0.0 if self._beside[request.to] == request.worker else way
         self._events.add(self._events.now + seconds, REPLY, request.worker)
 
     def at_once(self, request: Request) -> None:
