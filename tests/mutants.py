@@ -233,6 +233,7 @@ MUTANTS = [
     ("training/master.py", "self._center.take_back(block)", "pass"),
     ("training/master.py", '            self._keep("last")', "            pass"),
     ("training/master.py", "self._give_back(list(self._closing) if self._stopped else [])", "pass"),
+    ("training/master.py", "if self._away or not self._closing or", "if not self._closing or"),
     ("launcher/virtual_master.py", "self.closing.discard(request.worker)", "pass"),
     ("training/master.py", "            self._ledger.end()", "            pass"),
     # the transports

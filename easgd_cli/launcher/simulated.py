@@ -129,7 +129,8 @@ class VirtualCluster:
         self._report_order()
         supervisor.owner_at(self._moment())
         if (not self._events or self._stopped) and supervisor.final is None and not supervisor.over:
-            self._tell_spread()
+            if not self._stopped:
+                self._tell_spread()
             supervisor.last_states(self._state())
         supervisor.tick(self._events.now)
         self._obey()

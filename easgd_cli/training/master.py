@@ -117,10 +117,10 @@ class Master:
             if self._snapshots.seconds() - self._reported >= _REPORT_SECONDS:
                 self._report()
                 self._listen()
-            if self._all_closing():
+            if self._closing_updates():
                 self._listen()  # to the end of a run that is told to end, before it ends by itself
-                if members := self._all_closing():
-                    self._close(members)
+                if updates := self._closing_updates():
+                    self._close(updates)
         self._keep("final")
 
     def _listen(self) -> None:
@@ -197,13 +197,12 @@ class Master:
                 self._sessions.reply(request, *told)  # a master before this one has served it, and died
                 return
             self._waiting[worker] = request
-            gathering = self._gatherings[request.to]
             if request.kind is Kind.CLOSING:
                 self._closing.add(worker)
-                self._finish([gathering])
+                self._finish(self._taking(worker))
                 if self._stopped:
                     self._give_back([worker])
-            elif gathering.over:
+            elif (gathering := self._gatherings[request.to]).over:
                 self._give_back([worker])
                 return
             else:
@@ -214,11 +213,15 @@ class Master:
         elif request.kind is Kind.CHECKPOINT:
             self._keep("checkpoint")
         elif request.kind is Kind.CLOSE:
-            self._finish([self._gatherings[i] for i, c in enumerate(self._centers) if c.variable.takes(worker)])
+            self._finish(self._taking(worker))
         for gathering in [self._gatherings[request.to]] if request.kind is Kind.EXCHANGE else self._gatherings:
             while members := gathering.next():
                 self._serve([self._waiting.pop(member) for member in members])
         self._welcome_back()
+
+    def _taking(self, worker: int) -> list[Gathering]:
+        """Of the variables that take messages of this worker."""
+        return [self._gatherings[i] for i, c in enumerate(self._centers) if c.variable.takes(worker)]
 
     def _leave_rounds(self, worker: int) -> None:
         for gathering in self._gatherings:
@@ -235,26 +238,28 @@ class Master:
             self._sessions.reply(request, self._centers[request.to].clock, self._served, Mark.WITHDRAWN)
         self._closing.difference_update(workers)
 
-    def _all_closing(self) -> list[int]:
-        """The workers whose closing exchange it is time for: those that are there, when all of them have ended and none
-        comes back.
+    def _closing_updates(self) -> list[list[int]]:
+        """Whose closing messages make the last updates, when it is time for them: all that are there have ended, and
+        none comes back.
         """
-        return sorted(self._closing) if not self._away and self._closing == set(self._sessions.open) else []
+        if self._away or not self._closing or self._closing != set(self._sessions.open):
+            return []
+        updates: list[list[int]] = []
+        for place, center in enumerate(self._centers):
+            members = sorted(worker for worker in self._closing if self._waiting[worker].to == place)
+            updates += [members] if center.variable.in_rounds else [[member] for member in members]
+        return [update for update in updates if update]
 
-    def _close(self, members: Sequence[int]) -> None:
-        """Their closing exchange, after what a longer run goes on from has been kept."""
+    def _close(self, updates: Sequence[Sequence[int]]) -> None:
+        """The closing exchange, after what a longer run goes on from has been kept."""
         if not self._kept:
             self._keep("last")
             while not self._channel.flush():  # the launcher has it before anything changes
                 time.sleep(0.001)
             self._kept = True
-        self._closing.difference_update(members)
-        requests = [self._waiting.pop(member) for member in members]
-        for place in dict.fromkeys(request.to for request in requests):
-            there = [request for request in requests if request.to == place]
-            in_rounds = self._centers[place].variable.in_rounds
-            for update in [there] if in_rounds else [[request] for request in there]:
-                self._exchange(update, Mark.NONE)
+        self._closing.clear()
+        for members in updates:
+            self._exchange([self._waiting.pop(member) for member in members], Mark.NONE)
 
     def _welcome_back(self) -> None:
         """Lets those go on that have joined; in rounds with the next one, unless there is nobody to make it."""
