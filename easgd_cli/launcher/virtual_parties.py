@@ -59,12 +59,12 @@ class VirtualParties:
         self._of = {courier.w.number: courier for courier in self.couriers.values()}
         self.variables = self._variables()
         self._names = list(self.variables.centers)
-        served, recorded = Served(), self._recorded(resumed)
+        self.served_in_all, recorded = Served(), self._recorded(resumed)
         self.masters = [
             VirtualMaster(
                 center, self.wire.master(place), self._gathering(center.variable, place, recorded), self.events,
                 costs.service,
-                partial(self._come_back, center), place, served,
+                partial(self._come_back, center), place, self.served_in_all,
             )
             for place, center in enumerate(self.variables.centers.values())
         ]  # fmt: skip
@@ -89,9 +89,8 @@ class VirtualParties:
 
     def _meter(self, worker: int, tally: dict[str, Any] | None = None) -> Meter:
         s = self._settings
-        return Meter(
-            worker, s.batch_size, s.workers, self._experiment.steps, self.device, statistics_of(self.problem), tally
-        )
+        samples, statistics = samples_a_step(s), statistics_of(self.problem)
+        return Meter(worker, samples, s.workers, self._experiment.steps, self.device, statistics, tally)
 
     def _courier(self, variable: str, number: int) -> VirtualCourier:
         method, s = self._parts.method, self._settings
@@ -204,7 +203,11 @@ class VirtualParties:
         tallies = [m.meter.tally for m in self.workers]
         loop = sum(tally.seconds_loop for tally in tallies)
         waiting = 100 * sum(tally.seconds_communication for tally in tallies) / loop if loop else 0.0
-        return {"communication": self.queueing.figures(self.events.now) | {"waiting": waiting}}
+        served = self.served_in_all
+        return {
+            "vectors_per_exchange": served.vectors / served.exchanges if served.exchanges else 2.0,
+            "communication": self.queueing.figures(self.events.now) | {"waiting": waiting},
+        }
 
     # ---------------------------------------------------------------- checkpoints
 
