@@ -100,6 +100,7 @@ class Processes:
         self._standstill = Standstill()
         self._silent: set[Party] = set()
         self._asleep: dict[Party, float] = {}  # stopped by a fault on purpose, and when they are to be woken
+        self._vectors = 2.0  # of an exchange, on the average
         self._waiting: list[int] = []  # workers whose messages the master keeps until a round is complete
 
     # ---------------------------------------------------------------- start
@@ -273,7 +274,7 @@ class Processes:
             self._served(message["workers"])
             moment = Moment(message["seconds"], message["step"], message["exchanges"])
             supervisor.owner_at(moment)
-            self._waiting = message["waiting"]
+            self._waiting, self._vectors = message["waiting"], message["vectors"]
             supervisor.system(moment, master_cpu_seconds=message["cpu"])
         elif kind == "lost":
             log.info("master: the session of worker %d has ended", message["worker"])
@@ -411,7 +412,7 @@ class Processes:
 
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""
-        return {"threads": self._initial.threads}
+        return {"threads": self._initial.threads, "vectors_per_exchange": self._vectors}
 
     def release(self) -> None:
         """Leaves no snapshot on the disk."""

@@ -20,9 +20,10 @@ SERVE: Final = "serve"  # the event of a service that ends; its worker is the pl
 
 @dataclass
 class Served:
-    """Exchanges so far, with all variables."""
+    """Exchanges so far, with all variables, and the vectors that they took over the network."""
 
     exchanges: int = 0
+    vectors: int = 0
 
 
 @dataclass
@@ -171,7 +172,7 @@ class VirtualMaster:
         self._in_service = []
         members = [request for request, _ in served]
         self.queueing.add([self._began - arrived for _, arrived in served], self._events.now - self._began)
-        self.center.serve([(request.worker, *self._sessions.lent(request)) for request in members])
+        self._all.vectors += self.center.serve([(request.worker, *self._sessions.lent(request)) for request in members])
         self._all.exchanges += len(members)
         for request in members:
             if request.vector != PULL:
@@ -214,6 +215,7 @@ class VirtualMaster:
             "waiting": [(worker, request.t, request.vector, arrived) for worker,
             (request, arrived) in self._waiting.items()],
             "in_service": self._in_service, "began": self._began, "told": self._told, "served": self.served,
+            "vectors": self._all.vectors,
             "queueing": self.queueing.state(), "gathering": self._gathering.state(),
             "joining": {worker: request.t for worker, request in self._joining.items()}, "clock": self.center.clock,
             "closing": sorted(self.closing),
@@ -229,6 +231,7 @@ class VirtualMaster:
         self.closing = set(state.get("closing", ()))
         self._in_service, self._began = list(state["in_service"]), state["began"]
         self._told, self._all.exchanges = dict(state["told"]), state["served"]
+        self._all.vectors = state.get("vectors", 2 * self.served)
         self.center.clock = state.get("clock", self.center.clock)  # which those of before have elsewhere
         self.queueing = Queueing.of(state["queueing"])
         self._gathering.restore(state["gathering"])

@@ -69,9 +69,10 @@ class Center:
         """Fills `reply` [d] with x. It is no update."""
         reply.copy_(self.vectors["x"])
 
-    def serve(self, members: Sequence[tuple[int, Tensor | None, Tensor]], first: int = 0) -> None:
+    def serve(self, members: Sequence[tuple[int, Tensor | None, Tensor]], first: int = 0) -> int:
         """What these exchanges ask for, each the number of its worker, its message [d] and where its reply goes [d]:
-        one update by their messages, or what is left of it from the block `first` on; a pull has no message.
+        one update by their messages, or what is left of it from the block `first` on; a pull has no message. Returns
+        how many vectors that takes over a network.
         """
         owner = self.variable.owner
         lent = [self.lend(m, reply, worker == owner) for worker, m, reply in members if m is not None]
@@ -84,6 +85,8 @@ class Center:
         for _, m, reply in members:
             if m is None:
                 reply.copy_(self.vectors["x"] if answered is None else answered)
+        sent, got = (m is not None for _, m, _ in members), (self.variable.answers or m is None for _, m, _ in members)
+        return sum(a + b for a, b, (worker, _, _) in zip(sent, got, members, strict=True) if worker != owner)
 
     def receive(self, lent: Lent, first: int = 0) -> None:
         """One update by one message: the method's rule on every block, from the `first` on; the clock advances by

@@ -93,6 +93,8 @@ class Master:
         self._lost = set(start.lost)
         self._away: set[int] = set()  # lost workers that may come back
         self._order: list[int] = []  # what has been served since it was last reported
+        # vectors that exchanges would have taken over a network, since this master began with so many exchanges
+        self._vectors, self._began_at = 0, start.served
         self._names = list(self._variables.centers)
         assert start.schedule is not None or not start.method.couriers
         self._couriers = Couriers(
@@ -157,7 +159,7 @@ class Master:
     def _update(self, members: Sequence[Request], first: int = 0) -> None:
         """One update by these messages, or what is left of it from its block `first` on."""
         lent = [(request.worker, *self._sessions.lent(request)) for request in members]
-        self._centers[members[0].to].serve(lent, first)
+        self._vectors += self._centers[members[0].to].serve(lent, first)
         if self._ledger is not None:
             self._ledger.end()
         self._served += len(members)
@@ -165,7 +167,7 @@ class Master:
     def _carry(self, courier: int, message: Tensor | None, reply: Tensor, to: str) -> Reply:
         """An exchange of a courier, at once."""
         place = self._names.index(to)
-        self._centers[place].serve([(courier, message, reply)])
+        self._vectors += self._centers[place].serve([(courier, message, reply)])
         self._served += 1
         self._note([Request(courier, Kind.EXCHANGE, 0, PULL if message is None else 0, place)])
         return Reply(reply, self._centers[place].clock, self._served)
@@ -364,6 +366,7 @@ class Master:
                 "exchanges": self._served,
                 "cpu": self._cpu_seconds(),
                 "waiting": list(self._waiting),
+                "vectors": self._vectors / (self._served - self._began_at) if self._served > self._began_at else 2.0,
             }
         )
         self._order = []
