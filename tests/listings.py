@@ -186,6 +186,19 @@ class Listing:
         self.master_v = MU * self.master_v + outer
         self.center = self.center - NU * (outer + MU * self.master_v)
 
+    def streaming_diloco(self) -> None:
+        """arXiv 2501.18512 with one fragment, a delay of a step and a mix of 0.3."""
+        t, sent = self.t[0], list(self.x)
+        if t > self.tau and t % self.tau == 1:
+            sent = self.x = [0.3 * x + 0.7 * center for x, center in zip(self.x, self.pulled, strict=True)]
+        if t and t % self.tau == 0:
+            self.close_diloco()
+            self.pulled = [self.center for _ in sent]
+        self.plain_steps()
+
+    def close_streaming_diloco(self) -> None:
+        self.close_diloco()
+
     def allreduce(self) -> None:
         """Gradients averaged, then Nesterov's momentum as torch.optim.SGD has it, the rate within the velocity."""
         step = self.eta * sum(self.gradient(i, t, x) for i, (t, x) in enumerate(zip(self.t, self.x, strict=True)))

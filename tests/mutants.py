@@ -48,6 +48,7 @@ TESTS = {
     ),
     "training/gathering.py": ("tests/test_gathering.py", "tests/test_closing.py"),
     "training/ledger.py": ("tests/test_ledger.py",),
+    "problems/replicas.py": ("tests/test_replicas.py",),
     "training/master.py": ("tests/test_ledger.py", "tests/test_closing.py"),
     "launcher/virtual_master.py": ("tests/test_gathering.py", *VIRTUAL[:-1], f"{VIRTUAL[-1]} or exchanges"),
     "theory/": THEORY,
@@ -131,6 +132,9 @@ MUTANTS = [
     ("algorithms/model_averaging.py", "return Exchange(w.x)", "return None  # type: ignore[return-value]"),
     ("algorithms/diloco.py", "center.u.mul_(self.mu).add_(d)", "center.u.add_(d).mul_(self.mu)"),
     ("algorithms/diloco.py", "center.x.sub_(d, alpha=self.nu)", "center.x.sub_(d)"),
+    ("algorithms/streaming_diloco.py", "mul_(1 - self.mix)", "mul_(self.mix)"),
+    ("algorithms/streaming_diloco.py", "w.t > self.tau and ", ""),
+    ("algorithms/streaming_diloco.py", "Exchange(w.x) if w.due and w.t else", "Exchange(w.x) if w.due else"),
     ("algorithms/async_diloco.py", "(center.t + 1) % every == 0", "center.t % every == 0"),
     ("algorithms/async_diloco.py", "center.s.zero_()", "pass"),
     ("algorithms/async_diloco.py", "            w.d.zero_()\n", "            pass\n"),
@@ -200,6 +204,10 @@ MUTANTS = [
         "            rule(block, mean, reply, n)",
     ),
     ("training/center.py", "begin = end", "begin = 0"),
+    # copies of samples
+    ("problems/replicas.py", ".mul_(self.dither)", ".mul_(self.dither**2)"),
+    ("problems/replicas.py", "t.repeat(self.count, *[1]", "t[:1].repeat(self.count * len(t), *[1]"),
+    ("problems/replicas.py", "torch.randn_like(t)", "torch.randn_like(t[:1]).expand_as(t).clone()"),
     # flat vectors
     ("problems/flat.py", "if p.requires_grad]", "]"),
     ("problems/flat.py", "if address == self._bound:", "if self._bound:"),

@@ -28,6 +28,7 @@ from easgd_cli.algorithms import (
     Method,
     ModelAveraging,
     PullThenStep,
+    StreamingDiLoCo,
     SyncEAMSGD,
     SyncEASGD,
     Worker,
@@ -451,6 +452,35 @@ def test_delayed_momentum_of_workers_in_turn_moves_as_far_as_one_step_of_diloco(
         torch.testing.assert_close(a.vectors["x"], b.vectors["x"], rtol=1e-12, atol=1e-12)
 
 
+STREAMING = StreamingDiLoCo(tau=3, nu=NU, mu=MU, delay=1, mix=0.3)
+
+
+def test_streaming_diloco_equals_its_equations_after_every_step() -> None:
+    """It has no exchange at t = 0, and takes in what it gets a step later."""
+    driver = ByHand(STREAMING, FunctionOf(), workers=3, tau=3, schedule=falling, start=START)
+    listing = Listing(START, 3, falling(0), 3, noisy)
+    for t in range(40):
+        listing.eta = falling(t)
+        before = [w.x.clone() for w in driver.workers]
+        turn = Turn(STREAMING, driver.workers[0])  # run to its only yield and thrown away, it leaves no trace
+        assert (turn.exchange is not None) is (t > 0 and t % 3 == 0)
+        assert all(torch.equal(w.x, x) for w, x in zip(driver.workers, before, strict=True))
+        driver.round()
+        listing.streaming_diloco()
+        same(driver, listing)
+        assert driver.order == [0, 1, 2] * (t // 3)
+    assert_closes("streaming_diloco", driver, listing)
+
+
+def test_a_worker_that_is_back_mixes_nothing_before_its_next_exchange() -> None:
+    method = STREAMING
+    driver = ByHand(method, FunctionOf(), workers=1, tau=3, schedule=CONSTANT, start=START)
+    w = driver.workers[0]
+    w.t = 4  # when it would take in what it has from step 3, and has nothing
+    driver.round()
+    torch.testing.assert_close(w.x, START - ETA * noisy(0, 4, START), rtol=1e-13, atol=0)
+
+
 def test_model_averaging_is_a_corner_of_pull_then_step_and_of_diloco() -> None:
     methods = (ModelAveraging(), PullThenStep(alpha=1.0, beta=1.0, workers=3), DiLoCo(nu=1.0, mu=0.0))
     drivers = [ByHand(m, FunctionOf(), workers=3, tau=4, schedule=falling, start=START) for m in methods]
@@ -464,6 +494,9 @@ def test_model_averaging_is_a_corner_of_pull_then_step_and_of_diloco() -> None:
     ("make", "said"),
     [
         (lambda: AllReduce(delta=0.9, tau=4), r"tau=4.*tau=1.*model_averaging"),
+        (lambda: StreamingDiLoCo(tau=3, delay=3), r"algo\.delay=3 tau=3"),
+        (lambda: StreamingDiLoCo(tau=3, delay=0), r"algo\.delay=0 tau=3"),
+        (lambda: StreamingDiLoCo(tau=3, delay=1, mix=1.1), r"algo\.mix=1\.1"),
         (lambda: DiLoCo(nu=0.0), r"algo\.nu=0"),
         (lambda: DiLoCo(mu=1.0), r"algo\.mu=1"),
         (lambda: AsyncDiLoCo(workers=3, mu=-0.1), r"algo\.mu=-0\.1"),

@@ -16,6 +16,7 @@ from easgd_cli.algorithms.model_averaging import ModelAveraging
 from easgd_cli.algorithms.msgd import MSGD
 from easgd_cli.algorithms.pull_then_step import PullThenStep
 from easgd_cli.algorithms.sgd import SGD
+from easgd_cli.algorithms.streaming_diloco import StreamingDiLoCo
 from easgd_cli.algorithms.sync_eamsgd import SyncEAMSGD
 from easgd_cli.algorithms.sync_easgd import SyncEASGD
 
@@ -41,6 +42,7 @@ __all__ = [
     "ModelAveraging",
     "PullThenStep",
     "Rule",
+    "StreamingDiLoCo",
     "SyncEAMSGD",
     "SyncEASGD",
     "Vectors",

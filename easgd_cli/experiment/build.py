@@ -286,6 +286,8 @@ OFFERED_TO_PROBLEMS = (
     "workers",
     "batch_size",
     "accumulate",
+    "replicas",
+    "dither",
     "l2",
     "groups",
     "device",
@@ -304,7 +306,8 @@ def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
         "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2,
-        "accumulate": s.accumulate, "groups": groups.read(s), "device": device,
+        "accumulate": s.accumulate, "replicas": s.replicas, "dither": s.dither, "groups": groups.read(s),
+        "device": device,
         "precision": s.precision, "compile": s.compile,
         "train_images": s.eval.train_images,
     }  # fmt: skip
@@ -537,10 +540,11 @@ def _refuse_unused(s: Settings, asked: set[str]) -> None:
             )
     if s.groups and "groups" not in asked:
         raise UsageError(f"problem={name} groups={s.groups}: this problem has no named parameters; leave out groups=.")
-    if s.accumulate > 1 and "accumulate" not in asked:
-        raise UsageError(
-            f"problem={name} accumulate={s.accumulate}: this problem makes its gradients itself; leave out accumulate=."
-        )
+    for key, value in (("accumulate", s.accumulate - 1), ("replicas", s.replicas - 1), ("dither", s.dither)):
+        if value and key not in asked:
+            raise UsageError(
+                f"problem={name} {key}={getattr(s, key)}: this problem makes its gradients itself; leave out {key}=."
+            )
     for key, given in (("init", s.init), ("init_without", listed(s.init_without) if s.init_without else None)):
         if given is not None and "model" not in asked:
             raise UsageError(

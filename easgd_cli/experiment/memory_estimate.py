@@ -43,7 +43,7 @@ def check_memory(
     vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, on_cpu, in_processes)
     # As many as can be computed at once; of each sample what the net takes, and 8 bytes each for its number, its draw
     # and its label.
-    batches = 0 if data is None else samples_a_step(s) * (data.sample_size * start.element_size() + 24)
+    batches = 0 if data is None else samples_a_step(s) * s.replicas * (data.sample_size * start.element_size() + 24)
     batches *= min(on_cpu, cores())
     # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
     batches += s.workers * s.batch_size * data.sample_size * (data.ahead + 1) if data is not None and data.ahead else 0

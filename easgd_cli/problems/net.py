@@ -20,6 +20,7 @@ from easgd_cli.problems.batches import Batches
 from easgd_cli.problems.flat import Flat
 from easgd_cli.problems.groups import parts
 from easgd_cli.problems.precision import autocast, compiled, use_tf32
+from easgd_cli.problems.replicas import Replicas
 from easgd_cli.problems.tasks import by_data
 from easgd_cli.problems.tasks.base import Task
 from easgd_cli.problems.tasks.classification import Classification
@@ -46,15 +47,15 @@ class NetProblem:
     CUDA, or bf16, which is torch's autocast; vectors and evaluation stay as the parameters are. With `compile`
     gradients are those of the net as torch.compile makes it, when the first is taken. `task`: None for the one that
     goes with the data. `groups`: parameters with an l2 and rates of their own. `accumulate`: of so many batches of
-    `batch_size` a gradient is the mean. Raises ValueError for
-    a setting out of its range, and UsageError for a group of no parameter.
+    `batch_size` a gradient is the mean. `replicas`, `dither`: copies of each sample in a batch, and the noise of each
+    (replicas.py). Raises ValueError for a setting out of its range, and UsageError for a group of no parameter.
     """
 
     def __init__(
         self, model: nn.Module, data: Dataset, task: Task | None = None, *, batch_size: int, seed: int, l2: float,
         device: torch.device, train_images: int, precision: str = "fp32", compile: bool = False,
         batch_norm: str = "estimate", batch_norm_images: int | None = None, groups: Sequence[ParameterGroup] = (),
-        accumulate: int = 1,
+        accumulate: int = 1, replicas: int = 1, dither: float = 0.0,
     ):  # fmt: skip
         _check(batch_norm, batch_norm_images, precision, model)
         self._running = RunningStatistics(model.to(device))
@@ -89,7 +90,8 @@ class NetProblem:
                 f"eval.train_images={train_images}: of this net batch norm's variances are estimated over as "
                 "many, which takes at least 2 images."
             )
-        self._accumulate = accumulate
+        self._accumulate, self._replicas = accumulate, Replicas(replicas, dither)
+        self._replicas.check(data)
         self._worker = self._t = 0  # of the loaded batches
         self._loaded: list[Batch] = []
         # batches ahead, by worker and number: a worker's batches are counted from 0, `accumulate` of them a step
@@ -129,7 +131,7 @@ class NetProblem:
             for later in range(n + 1, n + 1 + self._data.ahead):
                 if (worker, later) not in self._begun and len(self._begun) <= max(_BEGUN, self._data.ahead):
                     self._begin(worker, later)
-            self._loaded.append(self.task.parted(*self._begun.pop((worker, n))()))
+            self._loaded.append(self._replicas.of(*self.task.parted(*self._begun.pop((worker, n))())))
 
     def _begin(self, worker: int, n: int) -> None:
         self._augmentation.manual_seed(key(self._seed, AUGMENTATION, worker, n))
@@ -164,7 +166,7 @@ class NetProblem:
         """Adds the gradient of the i-th loaded batch to the flat one; returns its share of the loss []."""
         self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t * self._accumulate + i))
         with self._autocast:
-            outputs = called(self._differentiated, inputs)
+            outputs = called(self._differentiated, self._replicas.dithered(inputs))
         loss = self.task.loss(outputs_as(self.dtype, outputs), targets)
         if self._accumulate > 1:
             loss = loss / self._accumulate

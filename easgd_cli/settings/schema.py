@@ -80,6 +80,8 @@ class Settings:
     batch_size: int = 128  # samples per worker and step, or per part of one with accumulate=
     # so many batches, one after another, make the gradient of a step, their mean: accumulate * batch_size samples
     accumulate: int = 1
+    replicas: int = 1  # copies of each sample in a step, each with its own dither and dropout, their gradients averaged
+    dither: float = 0.0  # standard deviation of noise that is added to what the net sees in training
     seed: int = 0  # decides start, batches, augmentation, dropout and noise
 
     steps: Optional[int] = None  # local steps of each worker; or ...
@@ -181,19 +183,19 @@ def check(s: Settings) -> None:
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
     for key, least in (
-        ("tau", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("steps", 1), ("threads", 1), ("warmup", 0),
-        ("max_restarts", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
+        ("tau", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1), ("steps", 1), ("threads", 1),
+        ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
     ):  # fmt: skip
         value = _get(s, key)
         if value is not None and value < least:
             raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")
-    for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta", "clip"):
+    for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta", "clip", "dither"):
         value = _get(s, key)
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{key}={value}: must be a finite number.")
     if s.eta < 0:
         raise UsageError(f"eta={s.eta:.15g}: a learning rate is not negative; eta=0 trains nothing but is allowed.")
-    for key in ("l2", "gamma"):
+    for key in ("l2", "gamma", "dither"):
         if _get(s, key) < 0:
             raise UsageError(f"{key}={_get(s, key):.15g}: must not be negative; {key}=0 switches it off.")
     if s.clip is not None and s.clip <= 0:
