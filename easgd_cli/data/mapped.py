@@ -59,7 +59,7 @@ class Mapped:
 
     @property
     def targets(self) -> Targets:
-        targets = self._sample[1]
+        targets = self.sample[1]
         return "numbers" if not isinstance(targets, Tensor | None) else kind_of(targets)
 
     @property
@@ -81,20 +81,20 @@ class Mapped:
 
     @property
     def target_shape(self) -> tuple[int, ...] | None:
-        targets = self._sample[1]
+        targets = self.sample[1]
         return tuple(targets.shape[1:]) if isinstance(targets, Tensor) else None
 
     @property
     def input_shape(self) -> Any:
-        return nest.mapped(lambda t: tuple(t.shape[1:]) if isinstance(t, Tensor) else None, self._sample[0])
+        return nest.mapped(lambda t: tuple(t.shape[1:]) if isinstance(t, Tensor) else None, self.sample[0])
 
     @property
     def described(self) -> str:
-        return f"the samples of this data set, {nest.said(self._sample[0])} as a batch of one"
+        return f"the samples of this data set, {nest.said(self.sample[0])} as a batch of one"
 
     @property
     def sample_size(self) -> int:
-        return sum(t.numel() for t in nest.leaves(self._sample[0]) if isinstance(t, Tensor))
+        return sum(t.numel() for t in nest.leaves(self.sample[0]) if isinstance(t, Tensor))
 
     def count(self, split: Split) -> int:
         chosen = self._chosen(split)
@@ -151,7 +151,7 @@ class Mapped:
         return fixed_subset(self.count("train"), n)
 
     @property
-    def _sample(self) -> Batch:
+    def sample(self) -> Batch:
         """A batch of the first training sample."""
         if not self._first:
             self._first.append(

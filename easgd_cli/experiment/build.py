@@ -402,13 +402,15 @@ class Experiment:
 
     `parts`: on the CPU. `start` [size]: where what is evaluated begins, the center or, in a method without one, the
     worker.
-    `memory`: bytes that the run needs at its peak, as far as they are known before.
+    `memory`: bytes that the run needs at its peak, as far as they are known before. `doubts`: what of its data may not
+    be what was meant, in a sentence each.
     """
 
     recipe: Recipe
     parts: Parts
     start: Tensor
     memory: int
+    doubts: tuple[str, ...] = ()
 
     @property
     def settings(self) -> Settings:
@@ -483,7 +485,15 @@ def prepare(s: Settings) -> Experiment:
     memory = check_memory(
         s, parts.method, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
     )
-    return Experiment(recipe, parts, start, memory)
+    return Experiment(recipe, parts, start, memory, () if given is None else _doubts(s, given))
+
+
+def _doubts(s: Settings, given: Dataset) -> tuple[str, ...]:
+    """Raises UsageError."""
+    from easgd_cli.data.doubts import doubts
+
+    ignored = s.task.get("ignore_index", -100)  # torch's own
+    return tuple(doubts(given, s.dataset["name"], ignored if isinstance(ignored, int) else None))
 
 
 def check_levels(s: Settings, metrics: Metrics, measured: Collection[str]) -> None:
@@ -545,7 +555,11 @@ def _refuse_unused(s: Settings, asked: set[str]) -> None:
             raise UsageError(
                 f"problem={name} {key}={getattr(s, key)}: this problem makes its gradients itself; leave out {key}=."
             )
-    for key, given in (("init", s.init), ("init_without", listed(s.init_without) if s.init_without else None)):
+    for key, given in (
+        ("init", s.init),
+        ("init_prefix", s.init_prefix),
+        ("init_without", listed(s.init_without) if s.init_without else None),
+    ):
         if given is not None and "model" not in asked:
             raise UsageError(
                 f"problem={name} {key}={given}: this problem has no model whose parameters could be read; leave "

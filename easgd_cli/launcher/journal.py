@@ -99,6 +99,8 @@ class Journal:
                 self.note(text)
         if self._experiment.data is not None and self._experiment.data.about is not None:
             self.note(self._experiment.data.about)
+        for text in self._experiment.doubts:
+            self.note(text)
         if (said := disk_estimate.too_little(self._dir, self._experiment)) is not None:
             self.note(said)
         self._reserve = Reserve(self._dir, disk_estimate.center_bytes(self._experiment))

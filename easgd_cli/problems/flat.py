@@ -127,6 +127,7 @@ class Flat:
                 raise UsageError(
                     f"{source}: {name} is {list(state[name].shape)} in the file and {list(tensor.shape)} in the model."
                 )
+            _check_type(source, name, state[name], tensor)
         vector = torch.empty(self.size, dtype=self.dtype, device=self.device)
         values = self._split(vector)
         with torch.no_grad():
@@ -143,6 +144,20 @@ class Flat:
     def _named(self) -> list[tuple[str, Tensor]]:
         """The tensors of a state_dict by name: a parameter used twice has two names."""
         return [(name, t) for name, t in self.model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)]
+
+
+def _check_type(source: str, name: str, theirs: Tensor, own: Tensor) -> None:
+    """Raises UsageError where a number would become another one."""
+    if theirs.is_floating_point() == own.is_floating_point():
+        return
+    types = f"{source}: {name} is of type {theirs.dtype} in the file and {own.dtype} in the model"
+    if own.is_floating_point():
+        raise UsageError(
+            f"{types}: whole numbers are not what was trained, but what a quantised net keeps of it; save the net "
+            "before that."
+        )
+    if not torch.equal(theirs.to(own.dtype).to(theirs.dtype), theirs):
+        raise UsageError(f"{types}: {theirs.flatten()[0]:g} would be cut to a whole number; save it as {own.dtype}.")
 
 
 def _some(names: list[str]) -> str:

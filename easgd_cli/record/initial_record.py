@@ -87,7 +87,7 @@ def hparams(s: Settings) -> dict[str, Value]:
         found |= {"on_nan": s.on_nan}
     found |= length(s)
     if s.init is not None:
-        found |= {"init": s.init, "init_without": ",".join(s.init_without) or None}
+        found |= {"init": s.init, "init_prefix": s.init_prefix, "init_without": ",".join(s.init_without) or None}
     for group in GROUPS:
         options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
         # Of a data set only the numbers: the rest says where it lies, not what it is.

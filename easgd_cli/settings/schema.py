@@ -112,6 +112,8 @@ class Settings:
     profile: Optional[str] = None
 
     init: Optional[str] = None  # a state_dict file to start from
+    # what the net's names begin with in that file, and not here, such as module.; names without it are left out
+    init_prefix: Optional[str] = None
     # modules or parameters that begin as without init=, such as [fc]
     init_without: list[str] = field(default_factory=list)
     # a run directory to go on with, or auto: go on with what this command has begun, or begin it; imports the code of

@@ -176,10 +176,15 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
             raise UsageError(f"{key}={value}: must be {' or '.join(word(k) for k in kinds)}.")
         [annotation] = kinds
     if typing.get_origin(annotation) in (list, tuple):
-        if not isinstance(value, list | tuple):
-            example = f", such as '{key}=[{value}]'" if re.fullmatch(r"[\w.,-]+", str(value)) else ""
-            raise UsageError(f"{key}={value}: must be a list{example}.")
         kind = typing.get_args(annotation)[0]
+        if not isinstance(value, list | tuple):
+            bare = str(value).strip("[]'\" ")
+            example = f", such as '{key}=[{bare}]'" if re.fullmatch(r"[\w., -]+", bare) else ""
+            quoted = isinstance(value, str) and value.strip().startswith("[")
+            raise UsageError(f"{key}={value}: must be a list{' and is a text, in quotes' if quoted else ''}{example}.")
+        if len(value) == 1 and isinstance(value[0], list | tuple) and typing.get_origin(kind) not in (list, tuple):
+            inner = ",".join(map(str, value[0]))
+            raise UsageError(f"{key}=[[{inner}]]: is a list in a list; write '{key}=[{inner}]'.")
         items = [convert(key, v, kind) for v in value]
         return tuple(items) if typing.get_origin(annotation) is tuple else items
     if typing.get_origin(annotation) is dict:
