@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.commands import compose, foreign_code, single_run
+from easgd_cli.commands import compose, foreign_code, hydra_job, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -67,7 +68,9 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     for sentence in doubts:
         tell(sentence)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-    outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, virtual)
+    outcome, path = single_run.launch(
+        settings, Path(virtual.run_dir), words, command, launcher, prepared, partial(hydra_job.run, virtual)
+    )
     if outcome.status == "completed":
         print(for_terminal(_compared(source, path), sys.stdout), flush=True)
     return outcome, path

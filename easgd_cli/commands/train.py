@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from easgd_cli.commands import (
@@ -19,6 +20,7 @@ from easgd_cli.commands import (
     completion,
     compose,
     configs,
+    hydra_job,
     plan,
     replay,
     resume,
@@ -85,7 +87,15 @@ def main(argv: Sequence[str]) -> int:
     launcher = kinds.launcher(settings)
     prepared = build.prepare(settings)
     return _told(
-        *single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, prepared, planned)
+        *single_run.launch(
+            settings,
+            Path(planned.run_dir),
+            asked.overrides,
+            command,
+            launcher,
+            prepared,
+            partial(hydra_job.run, planned),
+        )
     )
 
 
@@ -114,7 +124,7 @@ def _shown_by_hydra(asked: Arguments) -> int:
     """Hydra's own printing options, and its scripts for completion."""
     said = io.StringIO()  # printed at once: a logger that finds no reader any more tells of each line
     words = ["--config-name", asked.config_name, *asked.show, *asked.overrides]
-    if single_run.said_by_hydra(asked.config_name, words, said, said):
+    if hydra_job.said_by_hydra(asked.config_name, words, said, said):
         raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.")
     print(said.getvalue(), end="", flush=True)
     return 0

@@ -59,10 +59,9 @@ class Journal:
         self.reason: str | None = None
         self.signal: int | None = None
         self._metrics = metrics_of(experiment.problem)
-        self._diverges = experiment.settings.on_nan == "diverge" or experiment.method.alone
-        self.progress = RunView(
-            experiment.steps, experiment.settings.minutes, experiment.settings.workers, self._metrics
-        )
+        s = experiment.settings
+        self._diverges = s.on_nan == "diverge" or experiment.method.alone
+        self.progress = RunView(experiment.steps, s.minutes, s.workers, self._metrics, job.screen)
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._last_checkpoint = False
         self._record: Recorder | None = None

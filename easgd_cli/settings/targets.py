@@ -23,6 +23,28 @@ from typing import Any
 from easgd_cli.errors import UsageError
 from easgd_cli.settings.schema import Group
 
+HANDED = "python:"  # begins what config.yaml says of an object that was handed over in Python
+
+
+class Handed(str):
+    """What is written of a maker that was handed over in Python and has no name to be found by, with the maker.
+
+    A copy of it, for a file or another process, is its text alone.
+    """
+
+    maker: Callable[..., Any]
+
+    def __new__(cls, what: str, maker: Callable[..., Any]) -> Handed:
+        made = super().__new__(cls, HANDED + what)
+        made.maker = maker
+        return made
+
+    def __deepcopy__(self, memo: object) -> str:
+        return str(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
 
 def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
     """Calls the maker named by `spec["target"]` with the options of `spec` and what it asks for of `offered`.
@@ -96,7 +118,16 @@ _MOVED = {
 
 
 def locate(group: str, target: str) -> Callable[..., Any]:
-    """The callable `module:name`, from the working directory or an installed package. Raises UsageError."""
+    """The callable `module:name`, from the working directory or an installed package, or what was handed over under
+    that name. Raises UsageError.
+    """
+    if isinstance(target, Handed):
+        return target.maker
+    if target.startswith(HANDED):
+        raise UsageError(
+            f"{group}={target.removeprefix(HANDED)}: was handed over in Python, and its name does not give it back; "
+            "there easgd_cli.train(..., resume=RUN) goes on with the run, and easgd_cli.load(RUN).center is its center."
+        )
     module, _, name = _MOVED.get(target, target).partition(":")
     module = _MOVED.get(module, module)
     if not module or not name:
@@ -133,6 +164,8 @@ def locate(group: str, target: str) -> Callable[..., Any]:
 
 def file_of(target: str) -> str | None:
     """Where the module of `module:name` would be imported from, without importing it; None where there is none."""
+    if target.startswith(HANDED):
+        return None
     found: Any = None
     places: list[str] | None = [os.getcwd(), *sys.path]
     module = target.partition(":")[0]

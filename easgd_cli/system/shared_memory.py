@@ -23,6 +23,8 @@ from easgd_cli.errors import why
 
 _ALIGN = 4096  # every tensor starts on a page of its own: no two parties ever write to one cache line
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
+
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -121,11 +123,20 @@ def keep_freed_memory() -> None:
     The activations of a batch are tens of megabytes. glibc gives them back to the system when they are freed, and at
     the next step every page is faulted in again: a fifth of a training step of the paper's CIFAR net (docs/results.md).
     """
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     with suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
-        library.mallopt(mmap_max, 0)
-        library.mallopt(trim_threshold, 2**31 - 1)
+        library.mallopt(_MMAP_MAX, 0)
+        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """The opposite, with the sizes that glibc itself comes to in a program that frees large blocks."""
+    with suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_MAX, 65536)
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)
+        library.mallopt(_TRIM_THRESHOLD, 64 << 20)
+        library.malloc_trim(0)
 
 
 def available_memory() -> int | None:
