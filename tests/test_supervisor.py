@@ -512,7 +512,7 @@ class World:
         if not p.alive or p.phase == "gone":
             return
         p.alive = False
-        if p.party in self.open and p.phase != "leaving":
+        if p.party in self.open and p.phase != "leaving" and self.session_of[p.party] is p:
             self.requests.append(("lost", p.party, 0))
 
     def _raise(self, p: Process) -> None:
