@@ -11,16 +11,10 @@ from typing import Any
 import yaml
 
 from easgd_cli.settings.schema import GROUPS
+from easgd_cli.settings.shipped import directory as directory
 
 _CLASSIFICATION = "easgd_cli.problems.tasks.classification:Classification"
 _ORDER = (*GROUPS, "experiment")
-
-
-def directory() -> Path:
-    """configs/: inside the package when installed from a wheel, beside it in a source tree."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def options(group: str) -> dict[str, str]:

@@ -34,9 +34,10 @@ def _at_once(_: Path, run: Callable[[], Outcome]) -> Outcome:
 def checked(settings: Settings) -> None:
     """All that can be said before data and model are loaded. Raises UsageError."""
     schema.check(settings)
-    faults.read(settings)
     groups.read(settings)
-    build.method(settings)
+    given, method = faults.read(settings), build.method(settings)
+    processes = build.launched_in_processes(settings)
+    faults.check_parties(given, processes, not method.alone, settings.launcher["name"], settings.algo["name"])
     if settings.epochs is None:  # how many steps these are is known once the data are loaded
         build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)

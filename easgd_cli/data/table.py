@@ -132,7 +132,7 @@ def _read(file: str, wanted: Sequence[str] = ()) -> Columns:
         raise UsageError(f"dataset.root={file}: reading it needs the package {e.name}, which is not installed.") from e
     except Exception as e:
         raise UsageError(f"dataset.root={file}: cannot be read: {' '.join(str(e).split())}.") from e
-    counts = {len(values) for values in rows.values()}
+    counts = {len(values) if values.ndim else 0 for values in rows.values()}
     if len(counts) != 1 or not counts.pop():
         raise UsageError(f"dataset.root={file}: its columns differ in length, or there are no rows.")
     for name in wanted:

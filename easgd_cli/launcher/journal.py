@@ -277,6 +277,16 @@ class Journal:
             self.status, self.reason = "failed", reason
             log.error(reason)
 
+    def cannot_go_on(self, e: Exception) -> str:
+        """What a run that goes on says of a defect: its checkpoint may be what is wrong. Where it was is in the log."""
+        assert self.resumed is not None
+        log.error("going on from %s", self.resumed.name, exc_info=e)
+        path, wrong = self._dir / "checkpoint" / self.resumed.name, f"{type(e).__name__}: {e}"
+        return (
+            f"{path}: nobody can go on from it ({wrong}); where that was is in logs/launcher.log. "
+            "Remove it to go on from an older checkpoint, if there is one."
+        )
+
     def how_to_go_on(self) -> str:
         """A sentence on what can be done after a failure."""
         if self._record is not None:

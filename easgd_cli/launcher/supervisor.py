@@ -97,7 +97,8 @@ class Supervisor:
             journal, queue, self.members, self._commands.append, plan.checkpoint_pace, in_rounds=plan.in_rounds
         )
         self._silence = Silence(journal)
-        self._shutdown = Shutdown(journal, self.members, self._silence, self._commands.append, plan.patience)
+        recovers = plan.has_master and plan.max_restarts > 0
+        self._shutdown = Shutdown(journal, self.members, self._silence, self._commands.append, plan.patience, recovers)
         self._simulated: dict[str, Any] | None = None  # where a virtual cluster stands at its end
         self._told = moment  # where the owner last said it was
 
@@ -229,6 +230,8 @@ class Supervisor:
             self._shutdown.keep_time(
                 self.now, self._waits_for, master_awaited=self.plan.has_master and self.final is None
             )
+            if self._shutdown.hopeless and self.final is None:
+                self._without_master()
 
     def state(self) -> dict[str, Any]:
         """Who has been lost and how often somebody came back, as plain numbers: what a virtual cluster keeps."""
@@ -333,18 +336,25 @@ class Supervisor:
     def _master_ended(self, how: str) -> None:
         if self.final is not None:
             return
-        if self.journal.reached or self._shutdown.master_killed:
-            self.over = True  # the run has its result, or none
-            self.journal.without_master()
+        if self.journal.reached:
+            self._without_master()
         elif self.began and self._lives[MASTER].again(self._told.exchanges):
-            self.journal.note(f"the master died ({how}); another goes on with its center")
+            if not self._shutdown.master_killed:  # else it has been told
+                self.journal.note(f"the master died ({how}); another goes on with its center")
             self.journal.system(self._told, workers_alive=self.members.alive, restarts=self._restarts)
             self._checkpoints.give_up()
             self.evaluation.forget_asked()
             finished = any(m.final is not None for m in self.members.values())
             self._commands.append(StartMaster(stopped=self._shutdown.begun or finished))
+        elif self._shutdown.master_killed:
+            self._without_master()
         else:
             self.fail(f"the master died ({how}); {self.journal.how_to_go_on()}")
+
+    def _without_master(self) -> None:
+        """The run has its result, or none."""
+        self.over = True
+        self.journal.without_master()
 
     @property
     def stopping(self) -> bool:
