@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -21,6 +22,9 @@ COMMANDS = {
     "report": "tables and figures of what runs have shown, side by side",
     "theory": "the paper's analysis: moments, stability maps, ADMM, as numbers and figures",
 }
+
+_NO_PLACE = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP)
+_SHOWN = 100  # characters of a name
 
 _HELP = """easgd {version}: train one model with many workers around a center variable.
 
@@ -58,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(e, BrokenPipeError):  # the reader of our output has left, as in `easgd train --help | head`
             tell(f"standard output cannot be written: {why(e)}.")
         return 1
+    except OSError as e:  # of a word that names what may not be looked at, or what no file can be called
+        if e.errno not in _NO_PLACE or e.filename is None:
+            raise
+        name = os.fsdecode(e.filename)
+        tell(f"{name if len(name) <= _SHOWN else f'{name[:_SHOWN]}...'}: {e.strerror}; name another place.")
+        return 2
 
 
 def _dispatch(words: list[str]) -> int:

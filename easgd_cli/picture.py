@@ -5,6 +5,7 @@ ours.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,15 @@ def new(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG or SVG, by the ending; the same picture gives the same bytes."""
+    """As PNG or SVG, by the ending; the same picture gives the same bytes. What no font has is drawn as a box, without
+    a warning that would hold it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     if path.suffix == ".svg":
         figure.savefig(path, metadata={"Date": None})
         path.write_text(

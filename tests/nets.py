@@ -88,3 +88,18 @@ class RaisesAt(Quadratic):
         if (worker, t) == self._at and multiprocessing.parent_process() is not None:
             raise ValueError(f"worker {worker} at step {t}")
         super().load(worker, t)
+
+
+class TakesItsTime(Quadratic):
+    """A function whose gradients take a while, so that a run of few steps is long enough for its launcher to look."""
+
+    def __init__(
+        self, seconds: float, dimension: int = 1, noise: float = 1.0, *, seed: int, workers: int, l2: float,
+        device: torch.device,
+    ):  # fmt: skip
+        super().__init__(dimension, noise=noise, seed=seed, workers=workers, l2=l2, device=device)
+        self._seconds = seconds
+
+    def slope(self, x: Tensor, out: Tensor) -> None:
+        time.sleep(self._seconds)
+        super().slope(x, out)

@@ -31,12 +31,14 @@ ONLY_IN = {
     "hydra": {"commands", "sweeps/hydra_executor.py"},
     "omegaconf": {"commands", "sweeps/hydra_executor.py"},
     "torchvision": {"data/vision.py"},
-    "multiprocessing": {"launcher", "transport", "system/shared_memory.py", "data/preparation.py", "sweeps"},
+    "multiprocessing": {
+        "launcher", "transport", "system/shared_memory.py", "data/preparation.py", "data/loaders.py", "sweeps"
+    },
     "PIL": {"data", "bench"},
     "tensorboard": {"record"},
     "rich": {"record", "commands", "sweeps/view.py"},
     "matplotlib": {"picture.py", "reports", "theory"},
-}
+}  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

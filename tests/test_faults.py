@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,9 @@ from test_recovery import lasting, replayed
 from test_runs import recorded_order, rows, run, settings
 from test_simulated import UNEVEN, center_of, on_a_function, same_files, virtual
 
+from easgd_cli.__main__ import main
 from easgd_cli.errors import UsageError
+from easgd_cli.launcher.watch import Watch
 from easgd_cli.settings import faults
 from easgd_cli.settings.schema import Checkpoint, Settings, check
 from easgd_cli.training.faults import Rejoin, Watched, WatchedSession
@@ -51,6 +55,13 @@ def given(*entries: dict[str, Any], **values: Any) -> Settings:
         ),
         ({"kind": "slow", "step": 3, "factor": 0.5}, "factor=0.5: .* at least 1"),
         ({"kind": "kill", "step": 3, "seconds": 1}, "kind kill has no such setting"),
+        ({"kind": "kill", "party": "launcher", "step": 3}, "party=launcher: is one of master, evaluator"),
+        ({"kind": "nan", "party": "master", "exchange": 3}, "kind=nan: the master suffers kill and stop only"),
+        ({"kind": "kill", "party": "master", "step": 3}, r"step=3: a fault of the master .* it takes exchange\."),
+        ({"kind": "stop", "party": "evaluator", "evaluation": 1}, "kind stop needs seconds"),
+        ({"kind": "kill", "party": "master"}, "kind kill needs exchange"),
+        ({"kind": "kill", "party": "evaluator", "evaluation": -1}, "evaluation=-1: is counted from 0"),
+        ({"kind": "stop", "party": "master", "exchange": 1, "seconds": -1}, "seconds=-1: must be a number greater"),
     ],
 )
 def test_a_fault_that_cannot_happen_is_refused_in_a_sentence(entry: dict[str, Any], said: str) -> None:
@@ -234,3 +245,60 @@ def test_a_real_worker_stands_still_and_goes_on(tmp_path: Path) -> None:
     outcome = run(given({"kind": "stop", "worker": 1, "step": 10, "seconds": 0.3}), tmp_path)
     assert outcome.status == "completed" and outcome.summary["wall_seconds"] > 0.3
     assert json.loads((tmp_path / "summary.json").read_text())["restarts"] == {}
+
+
+# ---------------------------------------------------------------- master and evaluator
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["algo=easgd", "launcher=simulated"], "under launcher=simulated only workers suffer faults"),
+        (["algo=sgd"], "party=master: algo=sgd has no master"),
+    ],
+)
+def test_a_master_that_is_not_there_suffers_nothing(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words, "faults=[{party: master, exchange: 3, kind: kill}]"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_killed_master_and_a_killed_evaluator_are_followed_by_others_and_change_nothing(tmp_path: Path) -> None:
+    """Each fault once: the record gives the center, and all is measured."""
+    entries = [
+        {"party": "master", "exchange": 20, "kind": "kill"},
+        {"party": "master", "exchange": 60, "kind": "stop", "seconds": 0.3},
+        {"party": "evaluator", "evaluation": 1, "kind": "kill"},
+    ]
+    s = lasting("easgd", steps=300, faults=entries)
+    outcome = run(s, tmp_path / "run")
+    assert outcome.status == "completed" and outcome.summary["restarts"] == {"master": 1}
+    log = (tmp_path / "run" / "logs" / "launcher.log").read_text()
+    assert log.count("a fault on purpose, kill") == 2 and log.count("a fault on purpose, stop") == 1
+    assert "the evaluator died (killed by SIGKILL); starting it again" in log
+    steps = [row["step"] for row in rows(tmp_path / "run", "center")]
+    assert steps[0] == 0 and steps[-1] == 300 and len(steps) == len(set(steps)) == 3
+    assert replayed(s, tmp_path / "run", tmp_path / "again").status == "completed"
+    ours, theirs = center_of(tmp_path / "run"), center_of(tmp_path / "again")
+    assert all(torch.equal(ours[k], v) for k, v in theirs.items())
+
+
+def test_faults_of_a_master_that_have_happened_do_not_when_a_run_goes_on() -> None:
+    class Killed(list):  # type: ignore[type-arg]
+        began = None
+
+        def signal(self, number: int, party: str) -> None:
+            self.append((number, party))
+
+        def __getitem__(self, party: Any) -> Any:
+            return SimpleNamespace(name=party)
+
+    given = faults.read(
+        settings("easgd", workers=2, faults=[{"party": "master", "exchange": n, "kind": "kill"} for n in (10, 20)])
+    )
+    killed: Any = Killed()
+    watch = Watch(killed, Any, given, served=15)  # type: ignore[arg-type]
+    for served in (15, 19, 25, 30):
+        watch.served(served)
+    assert list(killed) == [(signal.SIGKILL, "master")]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_runs import recorded_order
+from test_runs import recorded_order, run
 from test_simulated import on_a_function, virtual
 
 from easgd_cli.algorithms.base import Worker
@@ -32,6 +32,7 @@ from easgd_cli.training.meter import Meter
 from easgd_cli.training.snapshot import Moment
 
 _KILLED = 77
+EACH = "EASGD_EVERY_WRITE" in os.environ
 _CHANGING = {"os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
 
@@ -87,11 +88,11 @@ def killed_at(k: int, directory: Path, task: Callable[[], Any]) -> bool:
     return code == _KILLED
 
 
-def short(algo: str) -> Settings:
+def short(algo: str, **more: Any) -> Settings:
     workers = 1 if algo == "msgd" else 2
     return on_a_function(
-        algo, workers=workers, steps=3, tau=1, checkpoint=Checkpoint(every="1 steps"), eval=Eval(every="1 steps"),
-        problem={"dimension": 3, "noise": 1.0},
+        algo, workers=workers, steps=3, tau=1, checkpoint=Checkpoint(every="1 steps", keep=2),
+        eval=Eval(every="1 steps"), problem={"dimension": 3, "noise": 1.0}, **more,
     )  # fmt: skip
 
 
@@ -107,8 +108,7 @@ def told(directory: Path) -> list[dict[str, Any]]:
 def check_is_as_if_undisturbed(directory: Path, whole: Path) -> None:
     assert told(directory) == told(whole)
     assert recorded_order(directory) == recorded_order(whole)
-    ours, theirs = (torch.load(d / "center.pt", weights_only=True) for d in (directory, whole))
-    assert all(torch.equal(ours[name], v) for name, v in theirs.items())
+    check_vectors(directory, whole)
     now, then = (reader.summary_of(d) for d in (directory, whole))
     for timed in ("real_seconds", "hardware", "files"):
         now.pop(timed), then.pop(timed)
@@ -118,29 +118,101 @@ def check_is_as_if_undisturbed(directory: Path, whole: Path) -> None:
     assert steps_taken(reader.newest_checkpoint(directory)) == steps_taken(reader.newest_checkpoint(whole))
 
 
+def check_vectors(directory: Path, whole: Path) -> None:
+    for name in ("center.pt", "average.pt") if (whole / "average.pt").exists() else ("center.pt",):
+        ours, theirs = (torch.load(d / name, weights_only=True) for d in (directory, whole))
+        assert all(torch.equal(ours[key], v) for key, v in theirs.items()), name
+
+
 def hidden(directory: Path) -> list[Path]:
     return [path for path in directory.rglob(".*") if path.is_file()]
 
 
-@pytest.mark.parametrize("algo", ["easgd", "sync_easgd", "msgd"])
+POLYAK = {"name": "polyak", "target": "easgd_cli.algorithms.average:Polyak"}
+
+
+@pytest.mark.parametrize("algo", ["easgd", "sync_easgd", "msgd", "async_diloco", "model_averaging"])
 def test_killed_before_any_operation_on_a_file_a_run_goes_on_as_if_nothing_had_been(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # counted, not done
-    whole = tmp_path / "whole"
-    virtual(short(algo), whole)
+    whole, average = tmp_path / "whole", {"average": POLYAK} if algo == "easgd" else {}
+    virtual(short(algo, **average), whole)
     k = resumed = 0
     while True:
         k += 1
         directory = tmp_path / str(k)
-        if not killed_at(k, directory, lambda directory=directory: virtual(short(algo), directory)):
+        if not killed_at(k, directory, lambda directory=directory: virtual(short(algo, **average), directory)):
             break
         if reader.checkpoints(directory / "checkpoint"):
-            virtual(short(algo), directory, resume=True)
+            virtual(short(algo, **average), directory, resume=True)
             check_is_as_if_undisturbed(directory, whole)
             assert hidden(directory) == [], f"after a kill at operation {k}"
             resumed += 1
     assert resumed > 20
+
+
+LEVEL = {"distance_to_optimum": 1.6}
+
+
+def below_its_level(s: Settings, directory: Path) -> None:
+    """A run that has reached its level ends there, whatever was done to it before."""
+    summary = reader.summary_of(directory)
+    last = [row for row in rows(directory) if row["party"] == "center"][-1]
+    metric, level = next(iter(s.until.items()))
+    assert summary["status"] == "completed" and last[metric] <= level
+    assert all(row["seconds"] <= last["seconds"] for row in rows(directory))
+    assert len(recorded_order(directory)) == summary["exchanges"] == last["exchanges"]
+    for name, held in reader.held_at_the_end(directory).items():
+        assert reader.wrong_at_the_end(directory / name, held) is None
+
+
+def real(algo: str, **more: Any) -> Settings:
+    """Of processes, and a function of its settings all the same: of one worker, or in rounds."""
+    s = short(algo, threads=1, **more)
+    s.workers, s.steps = 1 if algo in ("msgd", "easgd") else 2, 6
+    seconds = 0.25 if EACH else 0.05  # its launcher looks at its clock five times a second
+    s.problem |= {"name": "takes_its_time", "target": "nets:TakesItsTime", "seconds": seconds}
+    return s
+
+
+def steps_told(directory: Path) -> list[tuple[Any, ...]]:
+    """The rows, but for what is measured in real time."""
+    of_time = ("seconds", "samples_per_second", "staleness")
+    told = [row for row in rows(directory) if row["party"] != "system"]
+    return sorted([tuple(sorted((k, v) for k, v in row.items() if not k.startswith(of_time))) for row in told], key=str)
+
+
+@pytest.mark.parametrize("kind", ["msgd", "easgd", "sync_easgd", "until"])
+def test_so_does_one_of_processes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the operations, or with EASGD_EVERY_WRITE=1 each of them."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    algo = "easgd" if kind == "until" else kind
+    more: dict[str, Any] = {"until": LEVEL} if kind == "until" else {"average": POLYAK}
+    whole = tmp_path / "whole"
+    run(real(algo, **more), whole)
+    if kind == "until":
+        below_its_level(real(algo, **more), whole)
+    each = 1 if EACH else 23
+    k, resumed = each // 2 + 1, 0
+    while True:
+        directory = tmp_path / str(k)
+        if not killed_at(k, directory, lambda directory=directory: run(real(algo, **more), directory)):
+            break
+        if reader.checkpoints(directory / "checkpoint"):
+            run(real(algo, **more), directory, resume=True)
+            if kind == "until":
+                below_its_level(real(algo, **more), directory)
+            else:
+                assert steps_told(directory) == steps_told(whole), f"after a kill at operation {k}"
+                check_vectors(directory, whole)
+                assert sorted(recorded_order(directory)) == sorted(recorded_order(whole))
+                assert reader.summary_of(directory)["steps"] == reader.summary_of(whole)["steps"]
+            assert hidden(directory) == [], f"after a kill at operation {k}"
+            resumed += 1
+        k += each
+    assert resumed
+    print(f"{kind}: {k} operations, resumed {resumed} times")
 
 
 def test_a_row_that_a_worker_writes_again_when_resumed_is_taken_back() -> None:

@@ -42,7 +42,8 @@ METHODS = {
     "easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD",
     "msgd": "MSGD",
     "sync_easgd": "SyncEASGD", "sync_eamsgd": "SyncEAMSGD", "gauss_seidel_easgd": "GaussSeidelEASGD",
-    "pull_then_step": "PullThenStep",
+    "pull_then_step": "PullThenStep", "model_averaging": "ModelAveraging", "diloco": "DiLoCo",
+    "async_diloco": "AsyncDiLoCo", "allreduce": "AllReduce",
 }  # fmt: skip
 ROUNDS = ["sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step"]
 POLYAK = {"name": "polyak", "target": "easgd_cli.algorithms.average:Polyak"}
@@ -896,18 +897,38 @@ def test_a_worker_that_cannot_be_woken_does_not_take_the_others_of_its_round_wit
     assert newest(tmp_path).workers.keys() == {0, 1, 3}
 
 
-def test_a_master_that_cannot_be_woken_is_not_blamed_for_the_signal_that_ended_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_woken: None
-) -> None:
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=2.0))
+def frozen_master(s: Settings, directory: Path) -> Outcome:
+    """What becomes of a run whose master stands still and cannot be woken when a signal ends it."""
 
     def freeze_and_interrupt(pids: dict[str, int]) -> None:
         os.kill(pids["master"], signal.SIGSTOP)
-        wait_until(lambda: "the master has said nothing" in (tmp_path / "logs" / "launcher.log").read_text())
+        wait_until(lambda: "the master has said nothing" in (directory / "logs" / "launcher.log").read_text())
         os.kill(os.getpid(), signal.SIGINT)
 
-    s = unhurried("easgd", checkpoint=Checkpoint(every="40 steps"))
-    outcome = disturbed(s, tmp_path, freeze_and_interrupt, lambda d: (d / "checkpoint").exists())
+    return disturbed(s, directory, freeze_and_interrupt, lambda d: (d / "checkpoint").exists())
+
+
+@pytest.mark.parametrize("algo", ["easgd", "sync_easgd"])
+def test_another_master_keeps_the_center_of_one_that_cannot_be_woken(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_woken: None
+) -> None:
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=4.0))
+    s = unhurried(algo, checkpoint=Checkpoint(every="40 steps"), max_restarts=3)
+    outcome = frozen_master(s, tmp_path)
+    assert (outcome.status, outcome.exit_code, outcome.reason) == ("interrupted", 130, "SIGINT received")
+    assert (outcome.summary["lost"], outcome.summary["restarts"]) == ({}, {"master": 1})
+    last = newest(tmp_path)
+    assert last.workers.keys() == {0, 1, 2, 3} and last.owner.moment.exchanges == len(recorded_order(tmp_path))
+    center = saved_center(tmp_path, build.prepare(s))
+    assert torch.equal(center, last.owner.vectors["x"]), "of this moment"
+
+
+def test_a_master_that_cannot_be_woken_is_not_blamed_for_the_signal_that_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_woken: None
+) -> None:
+    """Where no other goes on with its center."""
+    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=2.0))
+    outcome = frozen_master(unhurried("easgd", checkpoint=Checkpoint(every="40 steps"), max_restarts=0), tmp_path)
     assert (outcome.status, outcome.exit_code, outcome.summary["lost"]) == ("interrupted", 130, {})
     assert outcome.reason is not None and "SIGKILL" not in outcome.reason and "resume=" in outcome.reason
     assert steps_taken(newest(tmp_path)) >= 40

@@ -253,6 +253,7 @@ class World:
         self.taken: list[Moment] = [start]
         self.given: Counter[Party | str] = Counter()
         self.stop_at: float | None = None
+        self.killed_at = 0.0  # the master, by the supervisor
         self.asked: SimpleNamespace | None = None  # the checkpoint under way
         self.snapshot_asked = False
         self.deaths = 0
@@ -483,11 +484,10 @@ class World:
             self.deaths += wanted
             self.must_fail |= wanted and (self.deaths == 3 or (raised and not began))
         elif p.party == MASTER:
-            if self.owner_final is None and not reached and self.given["kill master"]:
-                self.must_fail |= not self.signals or self.diverged
-            elif self.owner_final is None and not reached:
+            if self.owner_final is None and not reached:
                 self.master_comes = began and self._lives_again(MASTER, self.told_exchanges)
-                self.must_fail |= not self.master_comes
+                hopeless = self.given["kill master"] and bool(self.signals) and not self.diverged
+                self.must_fail |= not self.master_comes and not hopeless
                 self.snapshot_asked = False
         elif p.party not in self.finals or (self.alone and self.owner_final is None):
             self.losses[p.party] += 1
@@ -512,7 +512,7 @@ class World:
         if not p.alive or p.phase == "gone":
             return
         p.alive = False
-        if p.party in self.open and p.phase != "leaving":
+        if p.party in self.open and p.phase != "leaving" and self.session_of[p.party] is p:
             self.requests.append(("lost", p.party, 0))
 
     def _raise(self, p: Process) -> None:
@@ -772,6 +772,8 @@ class World:
         if self.supervisor._shutdown.begun and self.stop_at is None:
             self.stop_at = self.now
         assert self.stop_at is not None or not self.journal.decided, "a run that is decided tells its workers to stop"
+        if self.supervisor._shutdown.hopeless and not self.given["hopeless"]:
+            self.check_hopeless()
         status = self.journal.status
         if self.had_result:
             assert status == "completed", "a run that has its result keeps it"
@@ -815,15 +817,34 @@ class World:
         patience = PATIENCE.interrupted if self.signals else PATIENCE.usual
         if command.party == MASTER:
             assert self.owner_final is None, "a master that has said its last is let go"
+            assert self.shape.restarts, "it is killed where another goes on with its center"
+            self.killed_at = self.now
+            patience /= 2
             if not self.parties[MASTER].silence_told:
                 assert not live, "the master is killed after the last worker, unless it is the one that stands still"
-                patience *= 4 / 3
+                patience *= 7 / 3
         else:
-            assert not self.given["kill master"], "nobody is blamed for waiting for a master that stands still"
+            waits_for_master = not self.alone and self.parties[MASTER].silence_told and not self.master_comes
+            waits_for_master |= bool(self.given["kill master"]) and self.now - self.killed_at <= patience / 3
+            assert not waits_for_master, "nobody is blamed for waiting for a master that stands still, or has just come"
             assert command.party in live or (self.alone and self.owner_final is None), (
                 "only a worker that has not said its last is killed"
             )
         assert self.stop_at is not None and self.now - self.stop_at > patience, "everybody gets its time"
+
+    def check_hopeless(self) -> None:
+        """The run ends without its master, and no other comes."""
+        self.once("hopeless")
+        patience = PATIENCE.interrupted if self.signals else PATIENCE.usual
+        silent = self.parties[MASTER].silence_told
+        live = [w for w in self.heard if w not in self.finals and w not in self.lost]
+        assert self.supervisor.over and self.owner_final is None, "a master that has said its last is let go"
+        assert silent or not live, "nobody gives a master up that may wait for a worker"
+        early = silent and not self.shape.restarts
+        assert self.stop_at is not None and self.now - self.stop_at > patience * (1 if early else 4 / 3)
+        if self.shape.restarts:
+            assert self.now - self.killed_at > patience / 3, "after another has had its time"
+        self.must_fail |= not self.signals or self.diverged
 
     def check_TakeSnapshot(self, _: Command, live: tuple[int, ...]) -> None:
         assert self.shape.evaluation == "asked" and not self.snapshot_asked and self.owner_final is None, (
@@ -1040,8 +1061,11 @@ def test_whatever_happens_in_whatever_order_a_run_ends_as_it_should(part: int) -
         ends["killed"] += any(str(what).startswith("kill") for what in world.given)
         ends["returned"] += any("returned" in row for row in world.journal.rows)
         ends["master restarted"] += any("restarts" in row and "returned" not in row for row in world.journal.rows)
+        ends["master replaced"] += world.given["kill master"]
+        ends["master given up"] += world.given["hopeless"]
     for what in (
         "completed", "diverged", "failed", "interrupted", "reached", "lost", "killed", "returned", "master restarted",
+        "master replaced", "master given up",
     ):  # fmt: skip
         assert ends[what] >= number // 500, f"few orders are {what}: {ends}"
 
@@ -1119,9 +1143,11 @@ def test_all_orders_of_a_few_events_end_as_they_should(shape: Shape, prologue: i
 # -------------------------------------------------------------------- single orders
 
 
-def run_of(workers: int, gathers: str = "each", evaluation: str = "interval", *, begin: bool = True) -> World:
+def run_of(
+    workers: int, gathers: str = "each", evaluation: str = "interval", *, begin: bool = True, restarts: int = 0
+) -> World:
     """A world of which the test tells the supervisor by itself; training has begun."""
-    world = World(Shape(workers, gathers, evaluation, 10))
+    world = World(Shape(workers, gathers, evaluation, 10, restarts))
     for party in [*world.parties, EVALUATOR] if begin else []:
         world.supervisor.ready(party)
     world.supervisor.commands()
@@ -1220,39 +1246,84 @@ def test_a_silent_worker_is_killed_after_its_patience_and_the_run_ends_without_i
     assert set(world.journal.closed.keep.workers) == {1}
 
 
-def test_a_master_that_does_not_end_after_its_workers_is_killed_and_nobody_is_blamed_for_that() -> None:
-    for interrupted in (True, False):
-        world = run_of(1)
-        supervisor = world.supervisor
-        if interrupted:
-            supervisor.interrupted(signal.SIGINT)
-        else:
-            supervisor._shutdown.begin(0.0)
-        supervisor.worker_state(0, WorkerState(3, X), True)
-        supervisor.commands()
-        patience = 4 / 3 * (PATIENCE.interrupted if interrupted else PATIENCE.usual)
-        supervisor.tick(patience)
-        assert supervisor.commands() == []
-        for late in (0.1, 0.2, 0.3):
-            supervisor.tick(patience + late)
-        assert supervisor.commands() == [Kill(MASTER)]
-        supervisor.ended(MASTER, "killed by SIGKILL")
-        assert supervisor.over and "SIGKILL" not in world.journal.reason and "did not answer" in world.journal.reason
-        assert world.journal.status == ("interrupted" if interrupted else "failed")
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_master_that_does_not_end_after_its_workers_is_given_up_and_nobody_is_blamed_for_that(
+    interrupted: bool,
+) -> None:
+    world = run_of(1)
+    supervisor = world.supervisor
+    if interrupted:
+        supervisor.interrupted(signal.SIGINT)
+    else:
+        supervisor._shutdown.begin(0.0)
+    supervisor.worker_state(0, WorkerState(3, X), True)
+    supervisor.commands()
+    patience = 4 / 3 * (PATIENCE.interrupted if interrupted else PATIENCE.usual)
+    supervisor.tick(patience)
+    assert not supervisor.over
+    supervisor.tick(patience + 0.1)
+    assert supervisor.over and supervisor.commands() == [] and "did not answer" in world.journal.reason
+    assert world.journal.status == ("interrupted" if interrupted else "failed")
 
 
-def test_a_master_that_stands_still_is_killed_and_not_the_workers_that_wait_for_it() -> None:
+def test_a_master_that_stands_still_is_given_up_and_not_the_workers_that_wait_for_it() -> None:
     world = run_of(2)
     supervisor = world.supervisor
     supervisor.silent(MASTER, 3.0, stopped=True)
     supervisor.interrupted(signal.SIGINT)
     assert supervisor.commands() == [Wake(), Stop((0, 1))]
-    for late in (0.1, 0.2, 9.0):
-        supervisor.tick(PATIENCE.interrupted + late)
-    assert supervisor.commands() == [Kill(MASTER)]
-    supervisor.ended(MASTER, "killed by SIGKILL")
+    supervisor.tick(PATIENCE.interrupted)
+    assert not supervisor.over
+    supervisor.tick(PATIENCE.interrupted + 0.1)
+    assert supervisor.over and supervisor.commands() == []
     supervisor.outcome()
     assert world.journal.status == "interrupted" and world.journal.closed.facts["lost"] == {}
+
+
+@pytest.mark.parametrize("stands_still", [True, False], ids=["stands still", "does not end"])
+def test_another_master_ends_the_run_for_one_that_does_not_answer(stands_still: bool) -> None:
+    """Within 10 s of a signal, with the center of this moment."""
+    world = run_of(2, restarts=3)
+    supervisor, patience = world.supervisor, PATIENCE.interrupted
+    if stands_still:
+        supervisor.silent(MASTER, 3.0, stopped=True)
+    supervisor.interrupted(signal.SIGINT)
+    for worker in () if stands_still else (0, 1):
+        supervisor.worker_state(worker, WorkerState(3, X), True)
+    supervisor.commands()
+    due = patience / 2 if stands_still else patience * 7 / 6
+    supervisor.tick(due)
+    assert supervisor.commands() == []
+    for late in (0.1, 0.2):
+        supervisor.tick(due + late)
+    assert supervisor.commands() == [Kill(MASTER)], "once"
+    world.master_comes = True
+    supervisor.ended(MASTER, "killed by SIGKILL")
+    assert supervisor.commands() == [StartMaster(stopped=True)]
+    assert not any("SIGKILL" in note for note in world.journal.notes), "nobody is reported for a signal of our own"
+    world.parties[MASTER] = Process(MASTER)  # the next
+    for worker in (0, 1) if stands_still else ():
+        supervisor.worker_state(worker, WorkerState(3, X), True)
+    supervisor.owner_state(owner_at(3), True)
+    supervisor.outcome()
+    assert supervisor.over and world.journal.status == "interrupted"
+    assert world.journal.closed.final is not None and world.journal.closed.facts["lost"] == {}
+    assert world.journal.closed.facts["restarts"] == {"master": 1}
+
+
+def test_a_run_ends_without_its_master_where_the_next_does_not_answer_either() -> None:
+    world = run_of(1, restarts=3)
+    supervisor, patience = world.supervisor, PATIENCE.interrupted
+    supervisor.silent(MASTER, 3.0, stopped=True)
+    supervisor.interrupted(signal.SIGINT)
+    supervisor.tick(patience / 2 + 0.1)
+    world.master_comes = True
+    supervisor.ended(MASTER, "killed by SIGKILL")
+    supervisor.silent(MASTER, 3.0, stopped=True)
+    supervisor.tick(patience * 4 / 3)
+    assert not supervisor.over and Kill(0) not in supervisor.commands(), "the worker waits for it"
+    supervisor.tick(patience * 4 / 3 + 0.1)
+    assert supervisor.over and "nothing of this moment is kept" in world.journal.reason
 
 
 def test_a_silence_is_told_when_it_begins_and_when_it_is_over_and_not_of_the_dead() -> None:

@@ -5,6 +5,7 @@ mistake pass.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -28,6 +29,8 @@ _LISTS = ("device",)
 _TEXTS = ("report",)  # one value, whatever is in it
 
 _SWEPT = "hydra.sweeper.params"  # where Hydra keeps the values of a sweep
+
+_DEEPEST = 20  # brackets in a value, as in config.yaml
 
 ROOT = "config"  # the configuration that settings are composed from unless --config-name names another
 
@@ -92,9 +95,17 @@ def parse(argv: Sequence[str]) -> Arguments:
     show += ["--hydra-help"] if found.hydra_help else []
     show += ["--shell-completion"] if found.shell_completion else []
     overrides = found.overrides
+    if deep := next((word for word in overrides if _depth(word) > _DEEPEST), None):
+        raise UsageError(f"{deep[:60]}...: is nested more than {_DEEPEST} deep, and no setting is.")
     if not found.shell_completion:
         overrides = [_quoted_path(meant, found.multirun) for o in found.overrides for meant in _as_meant(o)]
     return Arguments(overrides, found.multirun, found.config_dir, found.config_name, show)
+
+
+def _depth(word: str) -> int:
+    """How deep its brackets are nested."""
+    opened = itertools.accumulate((c in "[{(") - (c in "]})") for c in word)
+    return max(opened, default=0)
 
 
 def with_search_path(arguments: Arguments) -> Arguments:

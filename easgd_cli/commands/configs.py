@@ -11,16 +11,10 @@ from typing import Any
 import yaml
 
 from easgd_cli.settings.schema import GROUPS
+from easgd_cli.settings.shipped import directory as directory
 
 _CLASSIFICATION = "easgd_cli.problems.tasks.classification:Classification"
 _ORDER = (*GROUPS, "experiment")
-
-
-def directory() -> Path:
-    """configs/: inside the package when installed from a wheel, beside it in a source tree."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def options(group: str) -> dict[str, str]:
@@ -107,7 +101,8 @@ def tuning() -> dict[tuple[str, str], dict[str, Any]]:
     for dataset, methods in table.items():
         of_steps = steps | methods.get("local", {})
         for method in sorted({*methods, *same_as} - {"all", "local"}):
-            rows["tuning/table", f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)]
+            own = methods.get(method, {})  # over what it has from another
+            rows["tuning/table", f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)] | own
         for step, row in of_steps.items():
             rows["tuning/local", f"{step}_{dataset}"] = methods[row] if isinstance(row, str) else row
     return rows

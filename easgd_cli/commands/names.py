@@ -16,6 +16,8 @@ from easgd_cli.settings.schema import GROUPS, Settings
 # What other programs call our settings.
 _ELSEWHERE = {
     "lr": "eta", "learning_rate": "eta", "momentum": "delta", "mu": "delta", "weight_decay": "l2", "wd": "l2",
+    "gradient_accumulation": "accumulate", "gradient_accumulation_steps": "accumulate", "grad_accum": "accumulate",
+    "accumulate_grad_batches": "accumulate", "param_groups": "groups", "parameter_groups": "groups",
     "period": "tau", "moving_rate": "alpha",
     "warmup_steps": "warmup", "max_norm": "clip", "clip_norm": "clip", "grad_clip": "clip",
     "label_smoothing": "task.label_smoothing", "top5": "task.top5",

@@ -12,7 +12,7 @@ from easgd_cli.settings.schema import Settings
 # What a maker of each group is given by name (experiment/build.py), and so is no setting of its own.
 _SYMBOLS = list(build.symbols(Settings(eta=0.0)))
 OFFERED = {
-    "algo": [*_SYMBOLS, "local"],
+    "algo": [*_SYMBOLS, "local", "seed"],
     "local": _SYMBOLS,
     "schedule": [*_SYMBOLS, *build.OFFERED_TO_SCHEDULES],
     "average": [],
@@ -24,7 +24,7 @@ OFFERED = {
 }
 
 
-_OF_DATA = {"validation": 0, "test": None, "collate": None}  # of every data set of a user's
+_OF_DATA = {"validation": 0, "test": None, "collate": None, "loaders": None}  # of every data set of a user's
 
 
 def of(group: str, target: str) -> tuple[dict[str, Any], list[str]]:

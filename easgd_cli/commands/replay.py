@@ -56,7 +56,9 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes, doubts)
     recorded = reader.summary_of(source, doubts)
     foreign_code.announce(source, settings)
-    _check_order(source, settings.workers)  # so that a damaged one is found before anything is started
+    _check_order(
+        source, reader.Entries.of(build.method(settings), settings.workers)
+    )  # so that a damaged one is found before anything is started
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
@@ -74,13 +76,13 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     return outcome, path
 
 
-def _check_order(source: Path, workers: int) -> None:
+def _check_order(source: Path, entries: reader.Entries) -> None:
     """Refuses an order of exchanges that is not the one that was recorded, as far as that is known. Raises UsageError.
 
     A run that was killed has told what it held at its last checkpoint.
     """
     path = source / "exchanges.bin"
-    reader.read_order(path, workers)
+    reader.read_order(path, entries)
     held = reader.held_at_the_end(source).get(path.name)
     if wrong := reader.wrong_at_the_end(path, held):
         raise reader.BadFile(path, wrong)

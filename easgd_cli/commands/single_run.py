@@ -18,7 +18,7 @@ from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings import faults, schema
+from easgd_cli.settings import faults, groups, schema
 from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
@@ -34,8 +34,10 @@ def _at_once(_: Path, run: Callable[[], Outcome]) -> Outcome:
 def checked(settings: Settings) -> None:
     """All that can be said before data and model are loaded. Raises UsageError."""
     schema.check(settings)
-    faults.read(settings)
-    build.method(settings)
+    groups.read(settings)
+    given, method = faults.read(settings), build.method(settings)
+    processes = build.launched_in_processes(settings)
+    faults.check_parties(given, processes, not method.alone, settings.launcher["name"], settings.algo["name"])
     if settings.epochs is None:  # how many steps these are is known once the data are loaded
         build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)
@@ -48,7 +50,8 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     algo, schedule, problem, launcher = (f"{name}={group['name']}" for name, group in groups.items())
     uses = build.symbols_used(settings)
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
-    alone, in_processes = build.method(settings).shared is None, build.launched_in_processes(settings)
+    method = build.method(settings)
+    alone, in_processes = method.alone, build.launched_in_processes(settings)
     of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
     without_effect = [
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
@@ -63,7 +66,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     lines = [f"{given[key]} has no effect: {why}." for key, unused, why in without_effect if unused and key in given]
     by_steps = settings.epochs is None and settings.minutes is None
     steps = settings.steps if settings.steps is not None else settings.default_steps
-    if not alone and by_steps and steps is not None and 1 < settings.tau >= steps:
+    if not alone and not method.closes and by_steps and steps is not None and 1 < settings.tau >= steps:
         lines.append(
             f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns "
             "nothing; give more steps."
@@ -164,7 +167,8 @@ def go_on(
                 f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
                 "already; give more."
             )
-        check(path, resumed, settings.workers, prepared.size, settings.new_record)
+        entries = reader.Entries.of(prepared.method, settings.workers)
+        check(path, resumed, settings.workers, prepared.size, settings.new_record, entries)
         for sentence in doubts:
             tell(sentence)
         for one in damaged:

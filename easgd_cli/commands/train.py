@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from hydra.errors import HydraException
+
 from easgd_cli.commands import (
     arguments,
     completion,
@@ -114,7 +116,11 @@ def _shown_by_hydra(asked: Arguments) -> int:
     """Hydra's own printing options, and its scripts for completion."""
     said = io.StringIO()  # printed at once: a logger that finds no reader any more tells of each line
     words = ["--config-name", asked.config_name, *asked.show, *asked.overrides]
-    if hydra_job.said_by_hydra(asked.config_name, words, said, said):
+    try:
+        refused = hydra_job.said_by_hydra(asked.config_name, words, said, said)
+    except HydraException as e:  # of overrides that nobody has looked at, since nothing is run by them
+        raise UsageError(f"{' '.join(asked.show)}: {' '.join(str(e).split()).rstrip('.')}.") from e
+    if refused:
         raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.")
     print(said.getvalue(), end="", flush=True)
     return 0

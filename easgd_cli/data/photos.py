@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from easgd_cli.data import folders, preparation
 from easgd_cli.data.listing import changed
@@ -89,6 +90,11 @@ def _photos(
         about = [
             f"training on the originals in {found.root}; easgd data prepare makes a resized copy that is several "
             "times faster to read."
+        ]
+        about += [
+            f"{count:,} images lie in {found.root / split} itself, in no class, and are left out."
+            for split, count in found.loose.items()
+            if count
         ]
     about += _not_measured(test.labels, classes)
     return StoredImages(
@@ -173,18 +179,45 @@ def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...]
                     f"{int(index['side'])}; write that, or another place."
                 )
             parts: list[Source] = []
+            classes = _array(index, "classes", "U", 1)
             for split in ("train", "test"):
-                shards, places = tuple(map(str, index[f"{split}_shards"])), index[f"{split}_places"]
+                shards = tuple(map(str, _array(index, f"{split}_shards", "U", 1)))
+                places, labels = _array(index, f"{split}_places", "i", 2), _array(index, f"{split}_labels", "i", 1)
+                _check_images(shards, places, labels, len(classes))
                 least = np.zeros(len(shards), np.int64)
                 np.maximum.at(least, places[:, 0], places[:, 1] + places[:, 2])
-                found = Shards.of(
-                    directory, shards, torch.from_numpy(index[f"{split}_labels"]), torch.from_numpy(places)
-                )
+                found = Shards.of(directory, shards, torch.from_numpy(labels), torch.from_numpy(places))
                 for shard, (size, _), length in zip(shards, found.states, least.tolist(), strict=True):
                     if size < length:
                         raise UsageError(f"{directory / shard}: is shorter than its index says; remove it and {again}.")
                 parts.append(found)
-            times = dict(zip(map(str, index["looked_at"]), index["times"].tolist(), strict=True))
-            return parts[0], parts[1], tuple(map(str, index["classes"])), times
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+            looked_at, times = _array(index, "looked_at", "U", 1), _array(index, "times", "i", 1)
+            named = dict(zip(map(str, looked_at), times.tolist(), strict=True))
+            return parts[0], parts[1], tuple(map(str, classes)), named
+    except UsageError:
+        raise
+    except Exception as e:  # numpy and zipfile raise whatever a damaged file leads them to
         raise UsageError(f"{directory}: the prepared copy cannot be read ({' '.join(str(e).split())}); {again}.") from e
+
+
+def _array(index: Mapping[str, NDArray[Any]], name: str, kind: str, sides: int) -> NDArray[Any]:
+    """An array of the index. Raises KeyError or ValueError for what is none of its kind."""
+    found = index[name]
+    if found.dtype.kind != kind or found.ndim != sides or (kind == "i" and found.dtype != np.int64):
+        raise ValueError(f"its {name} is of another kind")
+    return found
+
+
+def _check_images(shards: tuple[str, ...], places: NDArray[Any], labels: NDArray[Any], classes: int) -> None:
+    """Raises ValueError for images that are nowhere, or of no class. A file outside the copy's directory is none of its
+    shards.
+    """
+    if any(Path(name).name != name or name in (".", "..") for name in shards):
+        raise ValueError("its shards are no names of files")
+    if places.shape != (len(labels), 3) or not len(labels):
+        raise ValueError("its images have no places")
+    # two numbers up to this have a sum that is none other
+    if places.min() < 0 or places.max() > 1 << 62 or places[:, 0].max() >= len(shards):
+        raise ValueError("an image is in no shard")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError("an image is of no class")

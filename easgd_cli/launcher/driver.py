@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-from easgd_cli.errors import RunError
+from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal
@@ -46,7 +46,7 @@ def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> 
     with Signals() as signals:
         journal = Journal(job, experiment)
         try:
-            driver = make(journal)
+            driver = _made(journal, make)
             try:
                 with interruption.stacks_shown(partial(_show_stacks, journal, driver)):
                     return _to_the_end(driver, signals)
@@ -54,6 +54,18 @@ def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> 
                 driver.release()
         finally:
             journal.release()
+
+
+def _made(journal: Journal, make: Callable[[Journal], Driver]) -> Driver:
+    """Raises RunError where the checkpoint has values with which nobody can go on."""
+    try:
+        return make(journal)
+    except (RunError, MemoryError, OSError, UsageError):
+        raise
+    except Exception as e:
+        if journal.resumed is None:
+            raise
+        raise RunError(journal.cannot_go_on(e)) from e
 
 
 def _show_stacks(journal: Journal, driver: Driver) -> None:
@@ -72,6 +84,11 @@ def _to_the_end(driver: Driver, signals: Signals) -> Outcome:
     except (RunError, MemoryError, OSError) as e:  # the record cannot be written, say
         supervisor.fail(str(e))
     except Exception as e:  # a defect: the record says so before it is shown
+        if driver.supervisor.journal.resumed is not None:  # or a checkpoint of which nothing but its checksum is right
+            supervisor.fail(supervisor.journal.cannot_go_on(e))
+            with suppress(Exception):  # what cannot be gone on from may not be told of, either
+                driver.end()
+            return supervisor.outcome()
         supervisor.fail(f"{type(e).__name__}: {e}")
         driver.end()
         with suppress(Exception):

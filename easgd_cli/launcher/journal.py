@@ -30,7 +30,7 @@ from easgd_cli.record.checkpoint import Checkpoint, OwnerState
 from easgd_cli.record.checksum import Held
 from easgd_cli.record.initial_record import open_record
 from easgd_cli.record.metrics import worker_name
-from easgd_cli.record.reader import newest_checkpoint
+from easgd_cli.record.reader import Entries, newest_checkpoint
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.reserve import Reserve
 from easgd_cli.record.resumption import RECORD, sources, take_back
@@ -59,8 +59,8 @@ class Journal:
         self.reason: str | None = None
         self.signal: int | None = None
         self._metrics = metrics_of(experiment.problem)
-        self._diverges = experiment.settings.on_nan == "diverge" or experiment.method.shared is None
         s = experiment.settings
+        self._diverges = s.on_nan == "diverge" or experiment.method.alone
         self.progress = RunView(experiment.steps, s.minutes, s.workers, self._metrics, job.screen)
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._last_checkpoint = False
@@ -92,11 +92,14 @@ class Journal:
                 remove_unfinished(self._dir)
             except OSError as e:
                 raise RunError(f"{self._dir} cannot be written to: {why(e)}.") from e
-            found = sources(self._dir, self.resumed, s.workers, s.new_record)
-            for text in take_back(self._dir, self.resumed, found):
+            entries = Entries.of(self._experiment.method, s.workers)
+            found = sources(self._dir, self.resumed, s.workers, s.new_record, entries)
+            for text in take_back(self._dir, self.resumed, found, entries):
                 self.note(text)
         if self._experiment.data is not None and self._experiment.data.about is not None:
             self.note(self._experiment.data.about)
+        for text in self._experiment.doubts:
+            self.note(text)
         if (said := disk_estimate.too_little(self._dir, self._experiment)) is not None:
             self.note(said)
         self._reserve = Reserve(self._dir, disk_estimate.center_bytes(self._experiment))
@@ -146,9 +149,9 @@ class Journal:
             }
         )
 
-    def served(self, workers: list[int]) -> None:
-        """Whose exchanges have been served, in this order."""
-        self._recorder.order(workers)
+    def served(self, entries: list[int]) -> None:
+        """What exchanges have been served, in this order."""
+        self._recorder.order(entries)
 
     def evaluation(
         self, moment: Moment, vectors: Callable[[], Mapping[str, Tensor]], metrics: Mapping[str, Mapping[str, float]]
@@ -273,6 +276,16 @@ class Journal:
         if self.status != "failed":
             self.status, self.reason = "failed", reason
             log.error(reason)
+
+    def cannot_go_on(self, e: Exception) -> str:
+        """What a run that goes on says of a defect: its checkpoint may be what is wrong. Where it was is in the log."""
+        assert self.resumed is not None
+        log.error("going on from %s", self.resumed.name, exc_info=e)
+        path, wrong = self._dir / "checkpoint" / self.resumed.name, f"{type(e).__name__}: {e}"
+        return (
+            f"{path}: nobody can go on from it ({wrong}); where that was is in logs/launcher.log. "
+            "Remove it to go on from an older checkpoint, if there is one."
+        )
 
     def how_to_go_on(self) -> str:
         """A sentence on what can be done after a failure."""

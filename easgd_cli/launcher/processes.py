@@ -45,6 +45,7 @@ class Child:
         self.name, self.log = name, log
         self.channel = Channel(ours)
         self.done = False  # ended by itself, everything said
+        self.gone = False  # it has ended, and all it said has been heard
         self.error: str | None = None  # what it raised, if it could still say
         self.refused = False  # it was the data's fault, so that the next would end in the same way
         with theirs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from easgd_cli.launcher.journal import Journal
@@ -12,7 +13,10 @@ from easgd_cli.launcher.silence import Silence
 
 class Shutdown:
     """Since when workers have been told to stop, and who has been killed since. `patience`: None where nobody can be
-    silent.
+    silent; `recovers`: whether another master goes on with the center of one that is killed.
+
+    A master that does not answer is killed early enough for another to end the run in its place. `hopeless`: nor does
+    that one.
     """
 
     def __init__(
@@ -22,15 +26,21 @@ class Shutdown:
         silence: Silence,
         ask: Callable[[Command], None],
         patience: Patience | None,
+        recovers: bool,
     ):
         self._journal, self._members, self._ask, self._patience = journal, members, ask, patience
-        self._silence = silence
+        self._silence, self._recovers = silence, recovers
         self._since: float | None = None
-        self.master_killed = False
+        self._master_killed: float | None = None  # when
+        self.hopeless = False
 
     @property
     def begun(self) -> bool:
         return self._since is not None
+
+    @property
+    def master_killed(self) -> bool:
+        return self._master_killed is not None
 
     def begin(self, now: float) -> None:
         """Tells those that train, once."""
@@ -49,9 +59,9 @@ class Shutdown:
             return
         waited = now - self._since
         patience = self._patience.interrupted if self._journal.signal is not None else self._patience.usual
-        if waited > patience and master_awaited and not self.master_killed and MASTER in self._silence:
-            self._kill_master(patience)  # for which the workers may be waiting
-        if self.master_killed:
+        if master_awaited:
+            self._look_at_master(now, waited, patience)
+        if self.hopeless or self._blames_master(now, patience):
             return
         for i, m in self._members.items():
             if waited > patience and awaited(m) and not m.silent:
@@ -60,10 +70,28 @@ class Shutdown:
                 )
                 m.silent = True
                 self._ask(Kill(i))
-        if waited > patience * 4 / 3 and master_awaited and not self._members.live:
-            self._kill_master(patience * 4 / 3)  # it has had its time after the last of them
 
-    def _kill_master(self, patience: float) -> None:
-        self._journal.note(f"the master has said nothing for {patience:g} s; the run ends without it")
-        self.master_killed = True
-        self._ask(Kill(MASTER))
+    def _look_at_master(self, now: float, waited: float, patience: float) -> None:
+        """One that is known to stand still need not be waited for as long as one that may be busy with the last
+        worker.
+        """
+        silent, done = MASTER in self._silence, not self._members.live
+        if self._master_killed is None and self._recovers:
+            due = patience / 2 if silent else patience * 7 / 6 if done else math.inf
+            if waited > due:
+                self._journal.note(
+                    f"the master has said nothing for {due:g} s; it is ended, and another goes on with its center"
+                )
+                self._master_killed = now
+                self._ask(Kill(MASTER))
+            return
+        since = now - self._master_killed if self._master_killed is not None else waited
+        due = patience if silent and not self._recovers else patience * 4 / 3
+        if waited > due and since > patience / 3 and (silent or done):
+            self._journal.note(f"the master has said nothing for {due:g} s; the run ends without it")
+            self.hopeless = True
+
+    def _blames_master(self, now: float, patience: float) -> bool:
+        """Whether the workers may be waiting for a master: one that stands still, or one that has just begun."""
+        begins = self._master_killed is not None and now - self._master_killed <= patience / 3
+        return begins or MASTER in self._silence

@@ -53,7 +53,8 @@ class Plan:
 
     `has_master`: a master owns what is evaluated, else worker 0 does. `snapshots`: taken by the owner by itself, asked
     for whenever the evaluator is free, or `deferred`: taken by the owner, measured at the end. `patience`: None where
-    nobody can be silent. `max_restarts`: how often in a row a worker or the master that dies is started again.
+    nobody can be silent. `max_restarts`: how often in a row a worker or the master that dies is started again;
+    `master_returns`: whether a master is.
     """
 
     has_master: bool
@@ -64,6 +65,7 @@ class Plan:
     system_rows: SystemRows
     patience: Patience | None
     max_restarts: int = 0
+    master_returns: bool = True
     rejoins: int = 0  # how often in a row a worker whose gradient is not finite goes back to the center
 
 
@@ -79,11 +81,14 @@ class Supervisor:
         self.began = False
         self.now = moment.seconds
         self.final: OwnerState | None = None
+        self.before: OwnerState | None = None  # the same before the closing exchange, of a method that has one
         self._commands: list[Command] = []
         self._master: Literal["absent", "starting", "ready"] = "starting" if plan.has_master else "absent"
         self._lives: dict[Party, Lives] = {
             party: Lives(plan.max_restarts if plan.has_master else 0) for party in (MASTER, *self.members)
         }
+        if not plan.master_returns:
+            self._lives[MASTER].limit = 0
         self._rejoins = {worker: Lives(plan.rejoins) for worker in self.members}
         self.evaluation = Evaluation(
             journal, queue, self._commands.append, asks=plan.asks_for_snapshots, deferred=plan.deferred
@@ -92,7 +97,8 @@ class Supervisor:
             journal, queue, self.members, self._commands.append, plan.checkpoint_pace, in_rounds=plan.in_rounds
         )
         self._silence = Silence(journal)
-        self._shutdown = Shutdown(journal, self.members, self._silence, self._commands.append, plan.patience)
+        recovers = plan.has_master and plan.max_restarts > 0
+        self._shutdown = Shutdown(journal, self.members, self._silence, self._commands.append, plan.patience, recovers)
         self._simulated: dict[str, Any] | None = None  # where a virtual cluster stands at its end
         self._told = moment  # where the owner last said it was
 
@@ -168,9 +174,9 @@ class Supervisor:
         if self.journal.decided:
             self._shutdown.begin(self.now)
 
-    def served(self, workers: list[int]) -> None:
-        """The exchanges of these workers have been served, in this order."""
-        self.journal.served(workers)
+    def served(self, entries: list[int]) -> None:
+        """These exchanges have been served, in this order: each by its worker's number and its variable's place."""
+        self.journal.served(entries)
 
     def owner_at(self, moment: Moment) -> None:
         """The owner of what is evaluated says where it stands."""
@@ -181,6 +187,10 @@ class Supervisor:
         rate = self.plan.system_rows.rate(moment.seconds, moment.exchanges)
         if rate is not None:
             self.journal.system(moment, workers_alive=self.members.alive, exchanges_per_second=rate, **figures)
+
+    def measured(self, moment: Moment, **figures: float) -> None:
+        """The owner of what is evaluated has measured these figures of it at this moment."""
+        self.journal.system(moment, workers_alive=self.members.alive, **figures)
 
     def silent(self, party: Party, seconds: float, *, stopped: bool) -> None:
         """A party that is there has said nothing for so long; `stopped`: a signal keeps its process from running."""
@@ -220,6 +230,8 @@ class Supervisor:
             self._shutdown.keep_time(
                 self.now, self._waits_for, master_awaited=self.plan.has_master and self.final is None
             )
+            if self._shutdown.hopeless and self.final is None:
+                self._without_master()
 
     def state(self) -> dict[str, Any]:
         """Who has been lost and how often somebody came back, as plain numbers: what a virtual cluster keeps."""
@@ -258,6 +270,10 @@ class Supervisor:
         else:
             self._checkpoints.owner_state(state)
         self._end_when_done()
+
+    def closing(self, state: OwnerState) -> None:
+        """The owner's part of what a longer run goes on from, before the closing exchange."""
+        self.before = state
 
     def last_states(self, checkpoint: Checkpoint) -> None:
         """The last words of all at once."""
@@ -320,18 +336,30 @@ class Supervisor:
     def _master_ended(self, how: str) -> None:
         if self.final is not None:
             return
-        if self.journal.reached or self._shutdown.master_killed:
-            self.over = True  # the run has its result, or none
-            self.journal.without_master()
+        if self.journal.reached:
+            self._without_master()
         elif self.began and self._lives[MASTER].again(self._told.exchanges):
-            self.journal.note(f"the master died ({how}); another goes on with its center")
+            if not self._shutdown.master_killed:  # else it has been told
+                self.journal.note(f"the master died ({how}); another goes on with its center")
             self.journal.system(self._told, workers_alive=self.members.alive, restarts=self._restarts)
             self._checkpoints.give_up()
             self.evaluation.forget_asked()
             finished = any(m.final is not None for m in self.members.values())
             self._commands.append(StartMaster(stopped=self._shutdown.begun or finished))
+        elif self._shutdown.master_killed:
+            self._without_master()
         else:
             self.fail(f"the master died ({how}); {self.journal.how_to_go_on()}")
+
+    def _without_master(self) -> None:
+        """The run has its result, or none."""
+        self.over = True
+        self.journal.without_master()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether workers have been told to stop."""
+        return self._shutdown.begun
 
     @property
     def _restarts(self) -> int:
@@ -432,9 +460,10 @@ class Supervisor:
         """Writes what remains of the run directory and says how the run ended; `facts`: what else the summary says.
         Raises RunError.
         """
-        last = None
-        if self.final is not None and not self._checkpoints.last_taken:
-            last = Checkpoint(self.final, self.members.finals, self.queue.until(), self._simulated)
+        last, owner = None, self.before or self.final
+        if owner is not None and not self._checkpoints.last_taken:
+            pending = self.queue.until(None if self.before is None else self.before.moment)
+            last = Checkpoint(owner, self.members.finals, pending, self._simulated)
         seconds = self.final.moment.seconds if self.final is not None else self.now
         lost = {worker_name(i): how for i, how in self.members.lost.items()}
         restarts = {_name(party): lives.all for party, lives in self._lives.items() if lives.all}

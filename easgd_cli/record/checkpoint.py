@@ -8,17 +8,23 @@ cut. With one worker the two fall together, and the run goes on bit for bit as i
 from __future__ import annotations
 
 import os
+import typing
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from easgd_cli.record import reader
 from easgd_cli.record.checksum import Held, Summing
+from easgd_cli.settings import targets
+from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import Moment
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass
@@ -39,7 +45,7 @@ class OwnerState:
     """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
 
     `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and
-    in seconds.
+    in seconds; `variables`, `couriers`: the clocks of other variables, and of couriers by their variables.
     """
 
     moment: Moment
@@ -47,6 +53,8 @@ class OwnerState:
     vectors: dict[str, Tensor]
     cpu_seconds: float = 0.0
     pace: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    variables: dict[str, int] = field(default_factory=dict)
+    couriers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -121,28 +129,70 @@ def load(file: BinaryIO, name: str = "") -> Checkpoint:
     found = torch.load(file, map_location="cpu", weights_only=True)
     owner = found["owner"]
     return Checkpoint(
-        OwnerState(**owner | {"moment": _moment(owner["moment"]), "vectors": _vectors(owner["vectors"])}),
-        {int(i): WorkerState(**w | {"vectors": _vectors(w["vectors"])}) for i, w in found["workers"].items()},
+        _made(OwnerState, owner, {"moment": _moment(owner["moment"]), "vectors": _vectors(owner["vectors"])}),
+        {
+            _number(i): _made(WorkerState, w, {"vectors": _vectors(w["vectors"]), "tally": _tally(w.get("tally"))})
+            for i, w in found["workers"].items()
+        },
         [(_moment(moment), _vectors(vectors)) for moment, vectors in found["pending"]],
-        found["simulated"],
+        _plain(found["simulated"]),
         {of: Held.read(held) for of, held in found.get("record", {}).items()},
         name,
     )
 
 
+def _made(kind: type[_Kind], said: dict[str, Any], parts: Mapping[str, Any] | None = None) -> _Kind:
+    """A `kind` of the values that were said; `parts`: those of its fields that have been looked at already. Raises
+    TypeError, ValueError or UsageError for values of other types, and for negative numbers that count something.
+    """
+    parts = parts or {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if name in said and name not in parts:
+            targets.convert(name, said[name], hint)
+            if hint is int and said[name] < (-1 if name == "spared" else 0):
+                raise ValueError(f"{name} is negative")
+    return kind(**{**said, **parts})
+
+
 def _moment(said: dict[str, Any]) -> Moment:
     """Raises TypeError or ValueError for what is none."""
     moment = Moment(**said)
-    numbers = (moment.seconds, moment.step, moment.exchanges, *moment.clocks, *moment.clocks.values())
+    numbers = (moment.seconds, moment.step, *moment.clocks.values())
     if not all(type(number) in (int, float) and 0 <= number < float("inf") for number in numbers):
         raise ValueError("is no moment")
+    for number in (moment.exchanges, *moment.clocks):
+        _number(number)
     return moment
+
+
+def _number(said: Any) -> int:
+    """Raises ValueError for what counts nothing."""
+    if type(said) is not int or said < 0:
+        raise ValueError("is no number")
+    return said
+
+
+def _tally(said: Any) -> dict[str, Any] | None:
+    return None if said is None else vars(_made(Tally, said))
 
 
 def _vectors(said: dict[str, Tensor]) -> dict[str, Tensor]:
     """Raises TypeError for what is no vectors by name."""
-    if not all(isinstance(name, str) and isinstance(v, Tensor) and v.dim() == 1 for name, v in said.items()):
-        raise TypeError("are no vectors")
+    for name, v in said.items():
+        usual = isinstance(v, Tensor) and v.dim() == 1 and v.is_floating_point()
+        if not (isinstance(name, str) and usual and v.layout == torch.strided and v.device.type == "cpu"):
+            raise TypeError("are no vectors")
+    return said
+
+
+def _plain(said: Any) -> Any:
+    """Raises TypeError for anything but numbers, texts, and lists and dictionaries of these."""
+    if isinstance(said, dict):
+        _plain(list(said))
+    for inside in said.values() if isinstance(said, dict) else said if isinstance(said, list | tuple) else ():
+        _plain(inside)
+    if not isinstance(said, dict | list | tuple | str | int | float | None):
+        raise TypeError("are no plain numbers")
     return said
 
 

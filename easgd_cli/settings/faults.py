@@ -1,7 +1,8 @@
-"""Faults on purpose: what `faults` says of each, checked, and when which worker suffers it.
+"""Faults on purpose: what `faults` says of each, checked, and when who suffers it.
 
-A fault happens at the beginning of a worker's own step, and once: a worker that comes back with the clock `spared` has
-had all faults up to that step. So nobody has to remember which have happened; a worker's clock says it.
+A worker's happens at the beginning of its own step, and once: a worker that comes back with the clock `spared` has had
+all faults up to that step. So nobody has to remember which have happened; a worker's clock says it. Those of master and
+evaluator happen when their launcher hears that they are due, once a command.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nan": ((), ()),
     "link": (("seconds",), ()),
 }
+# when it happens to those that are no workers, and with which words
+PARTIES = {"master": "exchange", "evaluator": "evaluation"}
+_OF_PARTIES = ("kill", "stop")  # kinds
 _TYPES: dict[str, type] = {
     "kind": str, "worker": int, "step": int, "per_step": float, "seconds": float, "factor": float, "steps": int,
+    "party": str, "exchange": int, "evaluation": int,
 }  # fmt: skip
 _EXAMPLE = "'faults=[{worker: 1, step: 20, kind: kill}]'"
 
@@ -34,6 +39,8 @@ _EXAMPLE = "'faults=[{worker: 1, step: 20, kind: kill}]'"
 @dataclass(frozen=True)
 class Fault:
     """One entry. `worker`: None for all. Either at the worker's own `step`, or at each with the probability `per_step`.
+    Of a `party` that is no worker: once the master has served so many exchanges, or during the evaluator's evaluation
+    of this number, counted from 0.
 
     `seconds`: of standing still, or without a link; `factor`: how many times as long a gradient takes, for `steps`
     steps, None: to the end.
@@ -46,6 +53,9 @@ class Fault:
     seconds: float = 0.0
     factor: float = 1.0
     steps: int | None = None
+    party: str | None = None
+    exchange: int | None = None
+    evaluation: int | None = None
 
 
 def named(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -57,7 +67,7 @@ class Faults:
     """Those of one worker. `spared`: it has had those of its steps up to this one."""
 
     def __init__(self, faults: Sequence[Fault], seed: int, worker: int, spared: int = -1):
-        mine = [(i, fault) for i, fault in enumerate(faults) if fault.worker in (None, worker)]
+        mine = [(i, fault) for i, fault in enumerate(faults) if fault.party is None and fault.worker in (None, worker)]
         self._at: dict[int, list[Fault]] = {}
         for _, fault in mine:
             if fault.step is not None:
@@ -93,6 +103,8 @@ def _fault(s: Settings, name: str, entry: Mapping[str, Any]) -> Fault:
     kind = entry.get("kind")
     if kind not in KINDS:
         raise UsageError(f"{name}.kind={kind}: is one of {', '.join(KINDS)}, as in {_EXAMPLE}.")
+    if entry.get("party") is not None:
+        return _of_party(name, entry)
     allowed, needed = KINDS[kind]
     where = ("worker", "step") if kind == "slow" else ("worker", "step", "per_step")
     for part, value in entry.items():
@@ -111,6 +123,49 @@ def _fault(s: Settings, name: str, entry: Mapping[str, Any]) -> Fault:
     fault = Fault(**said)
     _check(s, name, fault, said)
     return fault
+
+
+def _of_party(name: str, entry: Mapping[str, Any]) -> Fault:
+    """Of the master or the evaluator."""
+    kind, party = entry["kind"], entry["party"]
+    if party not in PARTIES:
+        raise UsageError(f"{name}.party={party}: is one of {', '.join(PARTIES)}; a worker is written worker: 1.")
+    when = PARTIES[party]
+    if kind not in _OF_PARTIES:
+        raise UsageError(
+            f"{name}.kind={kind}: the {party} suffers {' and '.join(_OF_PARTIES)} only; others are workers'."
+        )
+    allowed = ("kind", "party", when, *KINDS[kind][0])
+    for part, value in entry.items():
+        if part not in allowed:
+            raise UsageError(
+                f"{name}.{part}={value}: a fault of the {party} of kind {kind} has no such setting; it takes "
+                f"{', '.join(allowed[2:])}."
+            )
+    said = {part: convert(f"{name}.{part}", value, _TYPES[part]) for part, value in entry.items() if value is not None}
+    for part in (when, *KINDS[kind][1]):
+        if part not in said:
+            raise UsageError(
+                f"{name}: a fault of the {party} of kind {kind} needs {part}, as in "
+                "'faults=[{party: master, exchange: 100, kind: kill}]'."
+            )
+    if said[when] < 0:
+        raise UsageError(f"{name}.{when}={said[when]}: is counted from 0.")
+    if "seconds" in said and not (math.isfinite(said["seconds"]) and said["seconds"] > 0):
+        raise UsageError(f"{name}.seconds={said['seconds']:g}: must be a number greater than 0.")
+    return Fault(**said)
+
+
+def check_parties(faults: Sequence[Fault], processes: bool, has_master: bool, launcher: str, algo: str) -> None:
+    """Refuses faults of a master or evaluator that the run has not. Raises UsageError."""
+    for i, fault in enumerate(faults):
+        if fault.party is not None and not processes:
+            raise UsageError(
+                f"faults[{i}].party={fault.party}: under launcher={launcher} only workers suffer faults, since master "
+                "and evaluator are no processes there. Write worker: 1, or leave launcher= out."
+            )
+        if fault.party == "master" and not has_master:
+            raise UsageError(f"faults[{i}].party=master: algo={algo} has no master; write worker: 0.")
 
 
 def _check(s: Settings, name: str, fault: Fault, said: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ is a UsageError.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.machinery
 import inspect
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from easgd_cli.errors import UsageError
+from easgd_cli.settings import shipped
 from easgd_cli.settings.schema import Group
 
 HANDED = "python:"  # begins what config.yaml says of an object that was handed over in Python
@@ -85,17 +87,32 @@ def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
         raise UsageError(f"{written(group, spec)}: calling it raised {_raised(e)}.") from e
 
 
-_OWN = re.compile(r"easgd_cli\.((algorithms|problems|data|models|average|schedule)[.:]|launcher\.kinds:)")
+_TARGET = re.compile(r"^ *target: *(easgd_cli\.\S+:\w+)", re.MULTILINE)
 
 
 def own(target: str | None) -> bool:
-    """Whether it names what this package offers under its settings, and so no code that a run brings along."""
-    return target is None or _OWN.match(target) is not None
+    """Whether it names what this package offers under its settings, and so no code that a run brings along. Nothing
+    else of the package is that: one of its modules holds `os`, another a function that writes files.
+    """
+    return target is None or _today(target) in _offered()
+
+
+@functools.cache
+def _offered() -> frozenset[str]:
+    """Every target in the shipped configurations."""
+    texts = (path.read_text(encoding="utf-8") for path in shipped.directory().rglob("*.yaml"))
+    return frozenset(found for text in texts for found in _TARGET.findall(text))
+
+
+def _today(target: str) -> str:
+    """What older runs name otherwise, by its name of today."""
+    module, _, name = _MOVED.get(target, target).partition(":")
+    return f"{_MOVED.get(module, module)}:{name}"
 
 
 def ours(spec: Group) -> bool:
     """Whether the maker is the package's, so that what it raises is a defect of ours."""
-    return bool(spec["target"].startswith("easgd_cli."))
+    return str(spec["target"]).startswith("easgd_cli.")
 
 
 def written(group: str, spec: Group) -> str:
@@ -123,13 +140,12 @@ def locate(group: str, target: str) -> Callable[..., Any]:
     """
     if isinstance(target, Handed):
         return target.maker
-    if target.startswith(HANDED):
+    if isinstance(target, str) and target.startswith(HANDED):
         raise UsageError(
             f"{group}={target.removeprefix(HANDED)}: was handed over in Python, and its name does not give it back; "
             "there easgd_cli.train(..., resume=RUN) goes on with the run, and easgd_cli.load(RUN).center is its center."
         )
-    module, _, name = _MOVED.get(target, target).partition(":")
-    module = _MOVED.get(module, module)
+    module, _, name = _today(target).partition(":") if isinstance(target, str) else ("", "", "")
     if not module or not name:
         raise UsageError(f"{group}={target}: write it as module:name, such as {example(group)}.")
     here = os.getcwd()
@@ -209,10 +225,15 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
             raise UsageError(f"{key}={value}: must be {' or '.join(word(k) for k in kinds)}.")
         [annotation] = kinds
     if typing.get_origin(annotation) in (list, tuple):
-        if not isinstance(value, list | tuple):
-            example = f", such as '{key}=[{value}]'" if re.fullmatch(r"[\w.,-]+", str(value)) else ""
-            raise UsageError(f"{key}={value}: must be a list{example}.")
         kind = typing.get_args(annotation)[0]
+        if not isinstance(value, list | tuple):
+            bare = str(value).strip("[]'\" ")
+            example = f", such as '{key}=[{bare}]'" if re.fullmatch(r"[\w., -]+", bare) else ""
+            quoted = isinstance(value, str) and value.strip().startswith("[")
+            raise UsageError(f"{key}={value}: must be a list{' and is a text, in quotes' if quoted else ''}{example}.")
+        if len(value) == 1 and isinstance(value[0], list | tuple) and typing.get_origin(kind) not in (list, tuple):
+            inner = ",".join(map(str, value[0]))
+            raise UsageError(f"{key}=[[{inner}]]: is a list in a list; write '{key}=[{inner}]'.")
         items = [convert(key, v, kind) for v in value]
         return tuple(items) if typing.get_origin(annotation) is tuple else items
     if typing.get_origin(annotation) is dict:
@@ -221,7 +242,10 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
         return {name: convert(f"{key}.{name}", v, typing.get_args(annotation)[1]) for name, v in value.items()}
     if annotation in (int, float, str, bool) and not _fits(value, annotation):
         raise UsageError(f"{key}={value}: must be {_WORDS[annotation]}.")
-    return float(value) if annotation is float else value
+    try:
+        return float(value) if annotation is float else value
+    except OverflowError as e:
+        raise UsageError(f"{key}={str(value)[:20]}...: is more than any number can be.") from e
 
 
 _WORDS = {

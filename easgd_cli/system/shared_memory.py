@@ -97,6 +97,25 @@ class SharedTensors:
         return _rebuild, (self.layout, reduction.DupFd(self.fd))
 
 
+class MappedFile:
+    """The bytes of a file as a tensor [n] uint8, read when they are wanted into pages that all processes share.
+
+    Sent to another process it is the same file, whatever has its name by then. Raises OSError.
+    """
+
+    def __init__(self, fd: int):
+        self.fd = fd
+        # private, so that a tensor may be had of a file that is only to be read
+        self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
+        self.tensor = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _mapped_again, (reduction.DupFd(self.fd),)
+
+
 def keep_freed_memory() -> None:
     """From now on what this process frees stays with it, for what it allocates next. Does nothing where the C library
     is not glibc.
@@ -138,6 +157,10 @@ def available_memory() -> int | None:
 
 def _rebuild(layout: Layout, descriptor: Any) -> SharedTensors:
     return SharedTensors(layout, descriptor.detach())
+
+
+def _mapped_again(descriptor: Any) -> MappedFile:
+    return MappedFile(descriptor.detach())
 
 
 def _anonymous_file() -> int:
