@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.members import Members
@@ -77,6 +78,12 @@ class Checkpoints:
         self._pending = None
         written = self._journal.checkpoint(checkpoint)
         self.last_taken = self.last_taken or (last and written)
+
+    def of_the_end(self, final: OwnerState | None, simulated: dict[str, Any] | None) -> Checkpoint | None:
+        """What is to be kept when the run is over; None where the end was not reached, or has been kept."""
+        if final is None or self.last_taken:
+            return None
+        return Checkpoint(final, self._members.finals, self._queue.until(), simulated)
 
     def give_up_late(self, now: float, patience: float) -> None:
         """Writes what there is of one that has taken too long, without the workers that are late, who would come back
