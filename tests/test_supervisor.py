@@ -83,7 +83,7 @@ class Notes(Journal):
         self.resumed, self.status, self.reason, self.signal = None, "completed", None, None
         self.progress: Any = Nothing()
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None
-        self._last_checkpoint, self._diverges = False, True
+        self._keeping, self._diverges, self._dir = None, True, Path("a run")
         self._record = None
         self._written = written
         self.notes: list[str] = []
@@ -1190,7 +1190,7 @@ def test_a_lead_that_dies_before_its_mark_takes_its_checkpoint_along_and_the_nex
 def test_a_worker_goes_back_to_the_center_as_often_as_it_gets_further_and_no_checkpoint_waits_for_it() -> None:
     world = run_of(3)
     supervisor = world.supervisor
-    supervisor._rejoins = {worker: Lives(2) for worker in range(3)}
+    supervisor._losses._rejoins = {worker: Lives(2) for worker in range(3)}
     assert checkpoint_asked(world) == TakeCheckpoint((0, 1, 2), 0)
     supervisor.owner_state(owner_at(4), False)
     supervisor.worker_state(0, WorkerState(4, X), False)

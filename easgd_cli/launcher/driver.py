@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.launcher.journal import Journal
+from easgd_cli.launcher.journal import Journal, log
 from easgd_cli.launcher.signals import Signals
 from easgd_cli.launcher.supervisor import Supervisor
 from easgd_cli.system import interruption
@@ -65,7 +65,18 @@ def _made(journal: Journal, make: Callable[[Journal], Driver]) -> Driver:
     except Exception as e:
         if journal.resumed is None:
             raise
-        raise RunError(journal.cannot_go_on(e)) from e
+        raise RunError(_cannot_go_on(journal, e)) from e
+
+
+def _cannot_go_on(journal: Journal, e: Exception) -> str:
+    """What a run that goes on says of a defect: its checkpoint may be what is wrong. Where it was is in the log."""
+    assert journal.resumed is not None
+    name = journal.resumed.name
+    log.error("going on from %s", name, exc_info=e)
+    return (
+        f"checkpoint/{name}: nobody can go on from it ({type(e).__name__}: {e}); where that was is in "
+        "logs/launcher.log. Remove it to go on from an older checkpoint, if there is one."
+    )
 
 
 def _show_stacks(journal: Journal, driver: Driver) -> None:
@@ -85,7 +96,7 @@ def _to_the_end(driver: Driver, signals: Signals) -> Outcome:
         supervisor.fail(str(e))
     except Exception as e:  # a defect: the record says so before it is shown
         if driver.supervisor.journal.resumed is not None:  # or a checkpoint of which nothing but its checksum is right
-            supervisor.fail(supervisor.journal.cannot_go_on(e))
+            supervisor.fail(_cannot_go_on(supervisor.journal, e))
             with suppress(Exception):  # what cannot be gone on from may not be told of, either
                 driver.end()
             return supervisor.outcome()

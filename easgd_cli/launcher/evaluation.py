@@ -8,7 +8,8 @@ from typing import Literal
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.parties import Command, Measure, StartEvaluator, TakeSnapshot
 from easgd_cli.launcher.snapshot_queue import SnapshotQueue, Vectors
-from easgd_cli.training.snapshot import Moment
+from easgd_cli.record.checkpoint import OwnerState
+from easgd_cli.training.snapshot import EVALUATED, Moment
 
 LIVES = 3  # how often in a row an evaluator may die before the run ends
 
@@ -68,6 +69,13 @@ class Evaluation:
         """The owner has taken a snapshot, to be measured; it is the queue's from now on."""
         self._asked = False
         self._queue.add(moment, vectors)
+
+    def take_last(self, final: OwnerState) -> None:
+        """What the owner has at the end is measured, unless it has been or is to be."""
+        newest, moment = self._queue.newest, final.moment
+        last = (newest.step, newest.exchanges) if newest else self._journal.evaluated
+        if last != (moment.step, moment.exchanges):
+            self._queue.add_copies(moment, {name: v for name, v in final.vectors.items() if name in EVALUATED})
 
     def measured(self, number: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """The snapshot of this number has been measured."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from easgd_cli.record.checkpoint import WorkerState
 from easgd_cli.training.snapshot import Moment
@@ -45,10 +47,6 @@ class Members(dict[int, Member]):
         """After every change: what is told must not depend on when somebody asks."""
         if self.alive:
             self._step = max(self._step, self._clocks / self.alive)
-
-    def stood_at(self, step: float) -> None:
-        """A run that goes on has told this step."""
-        self._step = step
 
     @property
     def live(self) -> tuple[int, ...]:
@@ -96,3 +94,18 @@ class Members(dict[int, Member]):
         self._clocks -= m.t
         self.alive -= 1
         self._note_step()
+
+    def state(self) -> dict[str, Any]:
+        """Who was lost and is away, and the step that has been told, as plain numbers."""
+        return {
+            "members": {worker: [m.lost, m.away, m.returns] for worker, m in self.items()},
+            "step": self._step,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts them where they were."""
+        for worker, (lost, away, returns) in state["members"].items():
+            if lost is not None:
+                self.lose(worker, lost)
+            self[worker].away, self[worker].returns = away, returns
+        self._step = state["step"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from easgd_cli.launcher.snapshot_queue import Snapshot
+from easgd_cli.record.metrics import worker_name
 
 MASTER: Final = "master"
 EVALUATOR: Final = "evaluator"
@@ -15,6 +16,11 @@ Party = int | Literal["master", "evaluator"]  # a worker is its number
 def title(party: Party) -> str:
     """For a sentence."""
     return f"worker {party}" if isinstance(party, int) else f"the {party}"
+
+
+def title_in_files(party: Party) -> str:
+    """As it is called in records and logs."""
+    return worker_name(party) if isinstance(party, int) else party
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.members import Member, Members
-from easgd_cli.launcher.parties import MASTER, Command, GiveUpWorker, Kill, Patience, Stop
+from easgd_cli.launcher.parties import MASTER, Command, GiveUpWorker, Kill, Patience, Stop, Wake
 from easgd_cli.launcher.silence import Silence
 
 
@@ -52,6 +53,24 @@ class Shutdown:
                 self._ask(GiveUpWorker(worker))
             if live := self._members.live:
                 self._ask(Stop(live))
+
+    def interrupted(self, number: int, now: float, began: bool) -> bool:
+        """A signal has come that ends the run, whose training has begun or not. Returns whether it is over at once."""
+        name = signal.Signals(number).name
+        if self._journal.signal is not None:
+            again = number == signal.SIGINT  # of others a terminal that closes, or a scheduler, sends several
+            if again:
+                self._journal.note(f"{name} again: ending at once, without a checkpoint of this moment")
+            return again
+        self._journal.interrupted(number)
+        if not began:
+            return True
+        if self._patience is not None:
+            more = "once more" if number == signal.SIGINT else "Ctrl-C"
+            self._journal.note(f"{name}: workers finish their step, then a checkpoint is written; {more} ends at once")
+            self._ask(Wake())
+        self.begin(now)
+        return False
 
     def keep_time(self, now: float, awaited: Callable[[Member], bool], master_awaited: bool) -> None:
         """Ends those that have not stopped within their time, as an end must not wait for ever."""

@@ -128,7 +128,7 @@ class VirtualCluster:
             self._parties.close(away=bool(supervisor.members.away))
         self._report_order()
         supervisor.owner_at(self._moment())
-        if (not self._events or self._stopped) and supervisor.final is None and not supervisor.over:
+        if (not self._events or self._stopped) and not supervisor.has_ended and not supervisor.over:
             if not self._stopped:
                 self._tell_spread()
             supervisor.last_states(self._state())

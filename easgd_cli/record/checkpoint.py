@@ -186,7 +186,9 @@ def _vectors(said: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(said: Any) -> Any:
-    """Raises TypeError for anything but numbers, texts, and lists and dictionaries of these."""
+    """Raises TypeError for anything but numbers, texts, vectors, and lists and dictionaries of these."""
+    if isinstance(said, Tensor):
+        return _vectors({"": said})
     if isinstance(said, dict):
         _plain(list(said))
     for inside in said.values() if isinstance(said, dict) else said if isinstance(said, list | tuple) else ():

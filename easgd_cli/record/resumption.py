@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easgd_cli.errors import RunError, UsageError
+from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.record import reader
 from easgd_cli.record.checksum import Held
 from easgd_cli.record.reader import NOBODY, BadFile, Entries
-from easgd_cli.record.run_directory import candidates
+from easgd_cli.record.run_directory import candidates, remove_unfinished
 from easgd_cli.record.run_files import check_directory, check_own, open_file
 
 if TYPE_CHECKING:
@@ -84,6 +84,17 @@ def check_order(run: Path) -> None:
         return
     if path.name in newest.record and not any(_begins(path, held) for held in _known(run, newest, path.name)):
         raise BadFile(path, f"is damaged: it does not hold what it held when {newest.name} was written")
+
+
+def go_back(run: Path, resumed: Checkpoint, workers: int, new_record: bool, of: Entries) -> Iterator[str]:
+    """Removes what a killed run has left unfinished, and takes the record back to the checkpoint; says what begins
+    anew. `of`: the entries of its exchanges.bin. Raises RunError and UsageError.
+    """
+    try:
+        remove_unfinished(run)
+    except OSError as e:
+        raise RunError(f"{run} cannot be written to: {why(e)}.") from e
+    yield from take_back(run, resumed, sources(run, resumed, workers, new_record, of), of)
 
 
 def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None], of: Entries) -> Iterator[str]:
