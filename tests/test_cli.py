@@ -630,6 +630,7 @@ def test_a_users_own_method_model_and_data_bring_their_settings(easgd: Easgd, la
     assert s.model == {"name": "mine:Net", "target": "mine:Net", "hidden": 7}
     assert s.dataset == {
         "name": "mine:data", "target": "mine:data", "n": 40, "side": 6, "validation": 6, "test": None, "collate": None,
+        "loaders": None,
     }  # fmt: skip
     assert compose.resumed(str(launcher.jobs[0].run_dir / "config.yaml"), [], {}) == s
     assert "model=mine:Net needs model.hidden" in easgd(*words).err
