@@ -22,6 +22,7 @@ from easgd_cli.algorithms import EASGD, EASGDTree, Gossip, GossipPull, GossipPus
 from easgd_cli.algorithms.base import CENTER, Method, Worker
 from easgd_cli.algorithms.local.nesterov import Nesterov
 from easgd_cli.algorithms.schedule import Constant
+from easgd_cli.commands.single_run import checked
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Outcome
@@ -382,6 +383,51 @@ def test_a_tree_of_256_leaves_descends(tmp_path: Path) -> None:
     virtual(s, tmp_path, spread=0.2, latency=0.01)
     assert abs(float(center_of(tmp_path)["x"])) < 2
     assert summary_of(tmp_path)["exchanges"] > 256 * 30
+
+
+def test_children_of_a_lost_node_go_on_alone_and_rejoin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """g(x) = x, no noise, tau = 1: while node_1 is away its leaf descends by eta alone."""
+    s = on_a_function("easgd", problem={"start": 1.0}, workers=4, steps=60, tau=1, eta=0.1, alpha=0.2)
+    s.algo = {"name": "easgd_tree", "target": "easgd_cli.algorithms:EASGDTree", "degree": 2, "tau2": 2}
+    s.faults = [{"variable": "node_1", "exchange": 41, "kind": "kill"}]
+    cluster = {"compute": 1.0, "restart_seconds": 20.5}
+    seen: list[tuple[int, float]] = []
+    step = EASGDTree.step
+
+    def told(method: EASGDTree, w: Worker) -> Any:
+        if w.number == 0:
+            seen.append((w.t, float(w.x)))
+        return step(method, w)
+
+    monkeypatch.setattr(EASGDTree, "step", told)
+    virtual(s, tmp_path / "whole", **cluster)
+    x = dict(seen)
+    alone = [t for t in range(1, 59) if x[t + 1] == pytest.approx(0.9 * x[t], rel=1e-12)]
+    assert len(alone) in (20, 21) and alone == list(range(alone[0], alone[0] + len(alone)))
+    assert summary_of(tmp_path / "whole")["exchanges"] < 4 * 60 + 4 * 20 * 3
+    log = (tmp_path / "whole" / "logs" / "launcher.log").read_text()
+    assert log.index("node_1 died; its children go on alone") < log.index("node_1 is back")
+    for events in (1, 60, 130, 200):  # before, while it is away, and after
+        stopped_after(events, monkeypatch)
+        virtual(s, tmp_path / "parts", resume=events > 1, **cluster)
+        monkeypatch.undo()
+    virtual(s, tmp_path / "parts", resume=True, **cluster)
+    same_files(tmp_path / "whole", tmp_path / "parts", "center.pt")
+
+
+def test_only_nodes_of_a_tree_can_be_lost() -> None:
+    for kind, variable, said in (
+        ("EASGDTree", CENTER, "node_1, node_2 can be lost"),
+        ("GroupedEASGD", "group_0", "no variable can be lost"),
+    ):
+        s = replace(of(kind), launcher={"name": "simulated", "target": "easgd_cli.launcher.kinds:Simulated"})
+        s.faults = [{"variable": variable, "exchange": 3, "kind": "kill"}]
+        with pytest.raises(UsageError, match=said):
+            checked(s)
+    s = of("EASGDTree")
+    s.faults = [{"variable": "node_1", "exchange": 3, "kind": "kill"}]
+    with pytest.raises(UsageError, match=r"one process owns all variables.*party: master"):
+        checked(s)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -174,7 +174,8 @@ class Variable:
     It gathers `each` as it comes (asynchronous), or those of its `members` together, a `round`; None: of all workers.
     `owner`: the worker or courier whose messages it takes by the rule `own`, each by itself; it lies beside that one,
     whose messages take no way. `answers`: whether others' messages get a vector back. `tail`: how many of its last
-    entries are no parameters, and the rule of those (statistics.py).
+    entries are no parameters, and the rule of those (statistics.py). `origin`: the variable from which it begins again
+    when it was lost; None: it cannot be.
     """
 
     receive: Receive
@@ -185,6 +186,7 @@ class Variable:
     owner: int | None = None
     own: Receive | None = None
     answers: bool = True
+    origin: str | None = None
 
     @property
     def in_rounds(self) -> bool:

@@ -19,7 +19,8 @@ What an inner node exchanges with its parent its courier carries: up its x, down
 does not see the clocks of leaves, so its courier counts updates: c children that send every tau1 steps make c tau2 /
 tau1 of them in tau2 steps. A child that dies is missing there, so the links above slow down with it.
 
-A tree of depth 1 is EASGD with this alpha.
+A tree of depth 1 is EASGD with this alpha. A node that is lost begins again with its parent's x; meanwhile its children
+go on alone.
 """
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ class EASGDTree(WithLocalStep):
     def variables(self) -> Mapping[str, Variable]:
         couriers = {name: self.workers + i for i, name in enumerate(self._inner)}
         receive = EASGD(self._alpha).receive
-        return {name: Variable(receive, owner=couriers.get(name)) for name in (CENTER, *self._inner)}
+        return {
+            name: Variable(receive, owner=couriers.get(name), origin=self._parents.get(name))
+            for name in (CENTER, *self._inner)
+        }
 
     @property
     def couriers(self) -> Mapping[str, Courier]:
@@ -156,8 +160,11 @@ class EASGDTree(WithLocalStep):
     def _carry(self, node: str, up_every: int, down_every: int, w: Worker) -> Rule:
         """The courier of `node`, after its update t by its children; w.x: what it carries."""
         up, down = w.t % up_every == 0, w.t % down_every == 0
-        if up:
-            w.x.copy_((yield Exchange(None, to=node)))
+        own = (yield Exchange(None, to=node)) if up else None
+        if own is not None:
+            w.x.copy_(own)
+        elif up:  # the node is away
+            return
         if up or down:
             parent = yield Exchange(w.x if up else None, to=self._parents[node])
             if down and parent is not None:

@@ -37,7 +37,9 @@ def checked(settings: Settings) -> None:
     groups.read(settings)
     given, method = faults.read(settings), build.method(settings)
     processes = build.launched_in_processes(settings)
-    faults.check_parties(given, processes, not method.alone, settings.launcher["name"], settings.algo["name"])
+    mortal = [name for name, variable in method.variables.items() if variable.origin is not None]
+    launcher, algo = settings.launcher["name"], settings.algo["name"]
+    faults.check_parties(given, processes, not method.alone, launcher, algo, mortal)
     if settings.epochs is None:  # how many steps these are is known once the data are loaded
         build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)

@@ -34,6 +34,7 @@ from easgd_cli.training.snapshot import EVALUATED, Moment, Pace
 from easgd_cli.transport.simulated import ARRIVE, Event
 
 _BEGIN = "begin"  # the event of a worker whose next step begins
+_BACK = "back"  # of a variable that was lost, by its place
 _JOIN = "join"  # of one that has been started again, or whose link is back
 _EVALUATIONS = 20  # of a run whose eval.every says nothing
 _LOOK_UP_SECONDS = 0.1  # of the real clock, between two looks at signals and at what is shown
@@ -138,6 +139,9 @@ class VirtualCluster:
     def _happen(self, event: Event) -> None:
         if event.kind == SERVE:
             self._served(event.worker)
+        elif event.kind == _BACK:
+            self._journal.note(f"{self._parties.begin_again(event.worker)} is back")
+            self._told_returned(event.worker)
         elif event.kind == ARRIVE:
             self._parties.wire.deliver(event)
             self._listen()
@@ -250,6 +254,9 @@ class VirtualCluster:
             if request.worker in parties.clocks:
                 self._clock(request.worker, request.t)
         self._told_returned(place)
+        if parties.masters[place].away:
+            self._journal.note(f"{parties.name(place)} died; its children go on alone until it is started again")
+            self._events.add(self._events.now + self._costs.restart_seconds, _BACK, place)
         parties.updated(served)
         self._changed()
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from torch import Tensor
+
 from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Gathering
 from easgd_cli.transport.base import PULL, Kind, Mark, Request
@@ -75,12 +77,14 @@ class Queueing:
 
 class VirtualMaster:
     """The only writer of the variable at this `place` and of its replies. `service`: virtual seconds for each message;
-    `served`: what all variables together have served.
+    `served`: what all variables together have served; `dies`: after which of its exchanges the variable is lost, in
+    their order.
     """
 
     def __init__(
         self, center: Center, sessions: SimulatedMasterEnd, gathering: Gathering, events: Events, service: float,
         come_back: Callable[[int, int], None] = lambda worker, t: None, place: int = 0, served: Served | None = None,
+        dies: Sequence[int] = (),
     ):  # fmt: skip
         self.center = center
         self._sessions, self._gathering, self._events, self._service, self._place = (
@@ -101,6 +105,7 @@ class VirtualMaster:
         self._in_service: list[int] = []
         self._began = 0.0  # when their service did
         self._told: dict[int, int] = {}  # the variable's clock in the last reply to each
+        self._dies, self.away = list(dies), False  # after which of its exchanges it is lost, and whether it is
         self.queueing = Queueing()
 
     @property
@@ -119,7 +124,9 @@ class VirtualMaster:
         for request in self._sessions.requests(0):
             if request.kind not in (Kind.LOST, Kind.JOIN):
                 self._clocks[request.worker] = request.t
-            if request.kind is Kind.EXCHANGE:
+            if request.kind is Kind.EXCHANGE and self.away:
+                self._sessions.reply(request, self.center.clock, self.served, Mark.AWAY)
+            elif request.kind is Kind.EXCHANGE:
                 self._reached[request.worker] = request.t
                 self._waiting[request.worker] = (request, self._events.now)
                 self._gathering.arrive(request.worker)
@@ -145,7 +152,7 @@ class VirtualMaster:
         if self._gathering.over:  # they could only wait for ever
             given_back += self._joining
             self._joining.clear()
-        elif self._joining and not self._gathering.awaited and not self._in_service:
+        elif self._joining and not self._gathering.awaited and not self._in_service and not self.away:
             self._welcome(max(self._clocks.values(), default=0) if self.center.variable.in_rounds else 0)
         return given_back
 
@@ -179,11 +186,32 @@ class VirtualMaster:
                 self.queueing.staleness[self.center.clock - 1 - self._told.get(request.worker, 0)] += 1
             self._told[request.worker] = self.center.clock
             self._sessions.reply(request, self.center.clock, self.served)
+        if self._dies and self.queueing.served >= self._dies[0]:
+            self._die()
+            return members
         in_rounds = self.center.variable.in_rounds
         if self._joining and (in_rounds or not self._gathering.awaited):
             self._welcome(members[0].t + 1 if in_rounds else 0)
         self._begin()
         return members
+
+    def _die(self) -> None:
+        """The variable is lost. Whoever waits for it goes on alone, and so do those that come until it is back."""
+        self._dies.pop(0)
+        self.away = True
+        for worker, (request, _) in self._waiting.items():
+            self._gathering.lose(worker)
+            self._sessions.reply(request, self.center.clock, self.served, Mark.AWAY)
+        self._waiting.clear()
+
+    def begin_again(self, x: Tensor) -> None:
+        """The variable is back, with this x [d] and nothing else."""
+        for v in self.center.vectors.values():
+            v.zero_()
+        self.center.vectors["x"].copy_(x)
+        self.away = False
+        if self._joining:
+            self._welcome(0)
 
     def close(self, everybody: bool) -> None:
         """Takes the closing exchange into service, if it is time for it; `everybody`: whether all workers that are
@@ -218,6 +246,7 @@ class VirtualMaster:
             "vectors": self._all.vectors,
             "queueing": self.queueing.state(), "gathering": self._gathering.state(),
             "joining": {worker: request.t for worker, request in self._joining.items()}, "clock": self.center.clock,
+            "away": self.away,
             "closing": sorted(self.closing),
             "clocks": self._clocks, "reached": self._reached, "open": list(self._sessions.open),
         }  # fmt: skip
@@ -228,13 +257,14 @@ class VirtualMaster:
             worker: (Request(worker, Kind.EXCHANGE, t, vector, self._place), arrived)
             for worker, t, vector, arrived in state["waiting"]
         }
-        self.closing = set(state.get("closing", ()))
+        self.closing, self.away = set(state.get("closing", ())), state.get("away", False)
         self._in_service, self._began = list(state["in_service"]), state["began"]
         self._told, self._all.exchanges = dict(state["told"]), state["served"]
         self._all.vectors = state.get("vectors", 2 * self.served)
         self.center.clock = state.get("clock", self.center.clock)  # which those of before have elsewhere
         self.queueing = Queueing.of(state["queueing"])
         self._gathering.restore(state["gathering"])
+        self._dies = [n for n in self._dies if n > self.queueing.served]
         if "clocks" in state:  # which checkpoints of before do not say
             self._clocks, self._reached = dict(state["clocks"]), dict(state["reached"])
             self._joining = {

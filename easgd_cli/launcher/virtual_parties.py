@@ -64,14 +64,29 @@ class VirtualParties:
             VirtualMaster(
                 center, self.wire.master(place), self._gathering(center.variable, place, recorded), self.events,
                 costs.service,
-                partial(self._come_back, center), place, self.served_in_all,
+                partial(self._come_back, center), place, self.served_in_all, self._deaths(name),
             )
-            for place, center in enumerate(self.variables.centers.values())
+            for place, (name, center) in enumerate(self.variables.centers.items())
         ]  # fmt: skip
         self.clocks = dict.fromkeys(range(s.workers), 0)
 
     def _come_back(self, home: Center, worker: int, t: int) -> None:
         self.workers[worker].come_back(home.vectors["x"], home.clock, t)
+
+    def _deaths(self, variable: str) -> list[int]:
+        """After which of its exchanges this variable is lost, by the faults of the run."""
+        return sorted(f.exchange or 0 for f in faults.read(self._settings) if f.variable == variable)
+
+    def begin_again(self, place: int) -> str:
+        """The variable of this place, which was lost, is back with what its origin has now. Returns its name."""
+        name, center = self._names[place], self.masters[place].center
+        assert center.variable.origin is not None
+        self.masters[place].begin_again(self.variables.centers[center.variable.origin].vectors["x"])
+        return name
+
+    def name(self, place: int) -> str:
+        """Of the variable at this place."""
+        return self._names[place]
 
     def _worker(self, i: int) -> VirtualWorker:
         s, method = self._settings, self._parts.method
