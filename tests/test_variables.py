@@ -424,7 +424,7 @@ def test_only_nodes_of_a_tree_can_be_lost() -> None:
         s.faults = [{"variable": variable, "exchange": 3, "kind": "kill"}]
         with pytest.raises(UsageError, match=said):
             checked(s)
-    s = of("EASGDTree")
+    s = replace(of("EASGDTree"), launcher={"name": "local", "target": "easgd_cli.launcher.kinds:Local"})
     s.faults = [{"variable": "node_1", "exchange": 3, "kind": "kill"}]
     with pytest.raises(UsageError, match=r"one process owns all variables.*party: master"):
         checked(s)
