@@ -217,6 +217,7 @@ def one(case: Case, directory: Path) -> Counter[str]:
             look(site)
         seen["resumed"] += bool(times)
         check_end(case, site)
+        seen += lost(site)
         if not times and any(word == "launcher=local" for word in case.words) and "algo=sgd" not in case.words:
             status, said = ended(site.start("train", f"replay={site.run}", "hydra.run.dir=again"))
             if "bit for bit" not in said:
@@ -233,6 +234,15 @@ def complete(run: Path) -> bool:
     with suppress(OSError, ValueError):
         return json.loads((run / "summary.json").read_text())["status"] in ("completed", "diverged")
     return False
+
+
+def lost(site: Site) -> Counter[str]:
+    """What the faults have cost, by the record: returns of workers, and steps of theirs that reached no center."""
+    from easgd_cli.record import reader
+
+    returns = [row for row in reader.read_rows(site.run / "metrics.jsonl") if "returned" in row]
+    steps = sum(row.get("steps_lost", 0) for row in returns)
+    return Counter({"returns of workers": len(returns), "steps lost": steps})
 
 
 def check_end(case: Case, site: Site) -> None:
