@@ -234,6 +234,22 @@ def test_data_and_losses_of_every_kind(here: Path, train: Any, test: Any, loss: 
         loss) and not isinstance(loss, nn.Module) else "HuberLoss")  # fmt: skip
 
 
+class Noisy(TensorDataset):
+    def __getitem__(self, i: int) -> Any:
+        x, y = super().__getitem__(i)
+        return x + torch.randn(5), y
+
+
+@pytest.mark.parametrize("handed", [Linear, lambda: Linear((5,), 1)], ids=["sent", "inherited"])
+def test_loaders_of_a_dataset_change_no_bit(here: Path, handed: Any) -> None:
+    data = Noisy(X, Y), Noisy(X_TEST, Y_TEST)
+    one, other = (
+        easgd_cli.train(handed, *data, workers=1, seed=1, **SHORT | {"steps": 12}, **{"dataset.loaders": loaders})
+        for loaders in (0, 1)
+    )
+    assert same(one.center, other.center)
+
+
 def test_tokens_without_targets_and_a_collate_of_ones_own(here: Path) -> None:
     tokens = torch.randint(0, 11, (60, 9), generator=torch.Generator().manual_seed(0))
     run = easgd_cli.train("theirs:Bigram", tokens[:40], tokens[40:], **SHORT | SIMULATED)

@@ -24,7 +24,7 @@ OFFERED = {
 }
 
 
-_OF_DATA = {"validation": 0, "test": None, "collate": None, "loaders": None}  # of every data set of a user's
+OF_DATA = {"validation": 0, "test": None, "collate": None, "loaders": None}  # of every data set of a user's
 
 
 def of(group: str, target: str) -> tuple[dict[str, Any], list[str]]:
@@ -45,7 +45,7 @@ def of(group: str, target: str) -> tuple[dict[str, Any], list[str]]:
         elif isinstance(parameter.default, int | float | str | list | tuple | dict | None):
             node[name] = parameter.default
     if group == "dataset":
-        node |= {key: value for key, value in _OF_DATA.items() if key not in parameters}
+        node |= {key: value for key, value in OF_DATA.items() if key not in parameters}
     unused: list[str] = []
     if group == "problem":  # what it does not ask for is none, and brings no learning rate with it
         wanted = {"dataset": build.DATA, "model": {"model"}}

@@ -70,6 +70,8 @@ def train(
                     return _go_on(resume, asked, _handed(model, train, test, loss, asked), directory, progress)
                 return _begin(asked, _handed(model, train, test, loss, asked), directory, progress)
     except UsageError as e:  # what the command line calls otherwise
+        if "hydra.run.dir=" not in str(e):
+            raise
         raise UsageError(str(e).replace("hydra.run.dir=", "directory=")) from e
 
 

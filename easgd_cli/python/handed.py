@@ -101,7 +101,7 @@ def data(train: Any, test: Any) -> Group:
             raise UsageError("train, test: of arrays each is a pair (inputs, targets), several inputs being a tuple.")
         given = tuple(part for pair in pairs for part in pair)
     node = _node(train, Just(given))
-    return {**node, "validation": 0, "test": None, "collate": None, "mean": None, "std": None}
+    return node | own_option.OF_DATA | {"mean": None, "std": None}
 
 
 def _node(given: Any, maker: Callable[[], Any]) -> Group:
