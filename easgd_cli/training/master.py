@@ -176,7 +176,7 @@ class Master:
     def _note(self, members: Sequence[Request]) -> None:
         """They have been served: what follows from it, but for their replies."""
         self._order += [request.entry for request in members]
-        if any(request.vector != PULL for request in members):
+        if self._couriers.clocks and any(request.vector != PULL for request in members):
             self._couriers.updated(self._names[members[0].to], members[0].worker)
 
     def _answer(self, request: Request) -> None:
