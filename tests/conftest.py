@@ -232,9 +232,11 @@ def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def prepare(settings: Settings) -> SimpleNamespace:
         return SimpleNamespace(
-            steps=settings.steps if settings.steps is not None else settings.default_steps, memory=0, size=2,
+            steps=settings.steps if settings.steps is not None else settings.default_steps,
+            memory=0,
+            size=2,
             method=build.method(settings),
-        )  # fmt: skip
+        )
 
     monkeypatch.setattr(build, "prepare", prepare)
 
