@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from easgd_cli.__main__ import main
-from easgd_cli.commands import single_run
+from easgd_cli.commands import hydra_job
 from easgd_cli.experiment import build
 from easgd_cli.launcher import fork_server, kinds
 from easgd_cli.launcher.job import Job, Outcome
@@ -71,7 +71,11 @@ def nothing_outlives_a_failing_test(request: pytest.FixtureRequest) -> Iterator[
     before = descendants()
     yield
     if request.node.stash.get(FAILED, False):
-        kept = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # later tests use them
+        kept = {
+            fork_server._server._forkserver_pid,
+            forkserver._forkserver._forkserver_pid,
+            resource_tracker._resource_tracker._pid,
+        }  # later tests use them
         for pid in descendants() - before - kept:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -219,7 +223,7 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture
 def straight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs without what Hydra does around each: for tests of what comes before and after."""
-    monkeypatch.setattr(single_run, "_as_hydras_job", lambda job, path, task: task())
+    monkeypatch.setattr(hydra_job, "run", lambda job, path, task: task())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The paper's listings transcribed to the letter, in plain float64 tensors: no in-place tricks, no generators, no
+"""The papers' listings transcribed to the letter, in plain float64 tensors: no in-place tricks, no generators, no
 blocks.
 
 An independent second implementation. `gradient(i, t, x)` is worker i's stochastic gradient at its local step t.
@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+NU, MU = 0.6, 0.7  # outer rate and momentum
 
 GradientOf = Callable[[int, int, Tensor], Tensor]
 
@@ -35,6 +37,9 @@ class Listing:
         self.t = [0] * p
         self.center = start.clone()
         self.master_v = torch.zeros_like(start)
+        self.outer_gradients = torch.zeros_like(start)
+        self.pulled = list(self.x)  # the center as each worker last saw it
+        self.updates = 0
         self.eta, self.tau, self.alpha, self.delta, self.gradient = eta, tau, alpha, delta, gradient
         self.beta = p * alpha if beta is None else beta
 
@@ -85,6 +90,30 @@ class Listing:
         self.t[i] += 1
         return True
 
+    def async_diloco(self, i: int) -> bool:
+        """arXiv 2401.09135, Algorithm 3 with its c = 0: the outer momentum at every N-th pseudo-gradient, N = 2."""
+        due = self.t[i] % self.tau == 0
+        if due:
+            self.receive_delayed(self.pulled[i] - self.x[i])
+            self.x[i] = self.pulled[i] = self.center
+        self.x[i] = self.x[i] - self.eta * self.gradient(i, self.t[i], self.x[i])
+        self.t[i] += 1
+        return due
+
+    def receive_delayed(self, pseudo_gradient: Tensor) -> None:
+        self.updates += 1
+        self.outer_gradients = self.outer_gradients + pseudo_gradient
+        if self.updates % 2 == 0:
+            self.master_v = MU * self.master_v + self.outer_gradients / 2
+            self.center = self.center - NU * (MU * self.master_v + pseudo_gradient / 2)
+            self.outer_gradients = torch.zeros_like(self.center)
+        else:
+            self.center = self.center - NU * pseudo_gradient / 2
+
+    def close_async_diloco(self) -> None:
+        for pulled, x in zip(self.pulled, self.x, strict=True):
+            self.receive_delayed(pulled - x)
+
     def sgd(self, i: int) -> bool:
         self.x[i] = self.x[i] - self.eta * self.gradient(i, self.t[i], self.x[i])
         self.t[i] += 1
@@ -134,3 +163,51 @@ class Listing:
             y = x + self.alpha * (self.center - x) if due else x
             self.x[i] = y - self.eta * self.gradient(i, self.t[i], y)
             self.t[i] += 1
+
+    def model_averaging(self) -> None:
+        """arXiv 1507.01239: every tau steps all continue from the mean."""
+        if self.t[0] % self.tau == 0:
+            self.close_model_averaging()
+            self.x = [self.center for _ in self.x]
+        self.plain_steps()
+
+    def close_model_averaging(self) -> None:
+        self.center = sum(self.x[1:], self.x[0]) / len(self.x)
+
+    def diloco(self) -> None:
+        """arXiv 2311.08105, Algorithm 1: the outer step is Nesterov's, on the mean of the displacements."""
+        if self.t[0] % self.tau == 0:
+            self.close_diloco()
+            self.x = [self.center for _ in self.x]
+        self.plain_steps()
+
+    def close_diloco(self) -> None:
+        outer = sum((self.center - x for x in self.x), torch.zeros_like(self.center)) / len(self.x)
+        self.master_v = MU * self.master_v + outer
+        self.center = self.center - NU * (outer + MU * self.master_v)
+
+    def streaming_diloco(self) -> None:
+        """arXiv 2501.18512 with one fragment, a delay of a step and a mix of 0.3."""
+        t, sent = self.t[0], list(self.x)
+        if t > self.tau and t % self.tau == 1:
+            sent = self.x = [0.3 * x + 0.7 * center for x, center in zip(self.x, self.pulled, strict=True)]
+        if t and t % self.tau == 0:
+            self.close_diloco()
+            self.pulled = [self.center for _ in sent]
+        self.plain_steps()
+
+    def close_streaming_diloco(self) -> None:
+        self.close_diloco()
+
+    def allreduce(self) -> None:
+        """Gradients averaged, then Nesterov's momentum as torch.optim.SGD has it, the rate within the velocity."""
+        step = self.eta * sum(self.gradient(i, t, x) for i, (t, x) in enumerate(zip(self.t, self.x, strict=True)))
+        step = step / len(self.x)
+        self.master_v = self.delta * self.master_v + step
+        self.center = self.center - (step + self.delta * self.master_v)
+        self.x = [self.center for _ in self.x]
+        self.t = [t + 1 for t in self.t]
+
+    def plain_steps(self) -> None:
+        self.x = [x - self.eta * self.gradient(i, self.t[i], x) for i, x in enumerate(self.x)]
+        self.t = [t + 1 for t in self.t]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from listings import Listing
+from listings import MU, NU, Listing
 from torch import Tensor
 
 from easgd_cli.algorithms import (
@@ -19,20 +19,28 @@ from easgd_cli.algorithms import (
     MDOWNPOUR,
     MSGD,
     SGD,
+    AllReduce,
+    AsyncDiLoCo,
+    DiLoCo,
     Exchange,
     GaussSeidelEASGD,
     Gradient,
     Method,
+    ModelAveraging,
     PullThenStep,
+    StreamingDiLoCo,
     SyncEAMSGD,
     SyncEASGD,
     Worker,
 )  # fmt: skip
 from easgd_cli.algorithms.average import Average, Moving, Polyak
+from easgd_cli.algorithms.base import CENTER
+from easgd_cli.algorithms.local import AdamW
 from easgd_cli.algorithms.schedule import Constant, Cosine, Decay, Schedule, Stepwise, Warmup
 from easgd_cli.algorithms.statistics import WithStatistics
 from easgd_cli.errors import UsageError
-from easgd_cli.training.drive import ByHand, ProblemGradients, Turn, take_step
+from easgd_cli.training.center import Center
+from easgd_cli.training.drive import ByHand, ProblemGradients, Turn, new_vectors, take_step
 from easgd_cli.transport.base import Reply
 
 D = 7
@@ -74,8 +82,15 @@ METHODS: dict[str, Method] = {
     "sync_eamsgd": SyncEAMSGD(alpha=ALPHA, delta=DELTA),
     "gauss_seidel_easgd": GaussSeidelEASGD(alpha=ALPHA),
     "pull_then_step": PullThenStep(alpha=ALPHA, beta=0.6, workers=3),
+    "allreduce": AllReduce(delta=DELTA, tau=1),
+    "model_averaging": ModelAveraging(),
+    "diloco": DiLoCo(nu=NU, mu=MU),
+    "async_diloco": AsyncDiLoCo(workers=3, nu=NU, mu=MU, period=2),
 }
-ROUNDS = ["sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step"]
+ROUNDS = [
+    "sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step", "allreduce", "model_averaging", "diloco",
+]  # fmt: skip
+AT_EACH_STEP = ["mdownpour", "allreduce"]  # defined for tau = 1 only
 
 
 def pair(name: str, p: int, tau: int, schedule: Schedule = CONSTANT) -> tuple[ByHand, Listing]:
@@ -100,9 +115,9 @@ def same(driver: ByHand, listing: Listing) -> None:
 
 
 @pytest.mark.parametrize("tau", [1, 3, 10])
-@pytest.mark.parametrize("name", ["easgd", "eamsgd", "downpour", "mdownpour"])
+@pytest.mark.parametrize("name", ["easgd", "eamsgd", "downpour", "mdownpour", "async_diloco"])
 def test_equals_the_listing_after_every_step_in_any_order(name: str, tau: int) -> None:
-    if name == "mdownpour" and tau > 1:
+    if name in AT_EACH_STEP and tau > 1:
         pytest.skip("defined for tau = 1 only")
     driver, listing = pair(name, p=3, tau=tau, schedule=falling)
     order = random.Random(tau)
@@ -116,6 +131,17 @@ def test_equals_the_listing_after_every_step_in_any_order(name: str, tau: int) -
         same(driver, listing)
     assert driver.order == exchanges
     assert driver.center is not None and driver.center.clock == len(exchanges)
+    assert_closes(name, driver, listing)
+
+
+def assert_closes(name: str, driver: ByHand, listing: Listing) -> None:
+    """As its listing says; a method that has no closing exchange changes nothing."""
+    before, clocks = driver.vectors()["x"].clone(), [w.t for w in driver.workers]
+    driver.close()
+    getattr(listing, f"close_{name}", lambda: None)()
+    same(driver, listing)
+    assert torch.equal(before, driver.vectors()["x"]) is (not hasattr(listing, f"close_{name}"))
+    assert [w.t for w in driver.workers] == clocks
 
 
 @pytest.mark.parametrize("name", ["sgd", "msgd"])
@@ -319,8 +345,8 @@ def test_gradient_and_exchange_are_asked_for_at_once_and_the_message_is_lent_unt
     w = driver.workers[0]
     before = w.x.clone()
     turn = Turn(method, w)
-    assert turn.at is not None and turn.message is not None
-    assert turn.message.data_ptr() == w.x.data_ptr()
+    assert turn.at is not None and turn.exchange is not None and turn.exchange.message is not None
+    assert turn.exchange.message.data_ptr() == w.x.data_ptr()
     torch.testing.assert_close(w.x, before, rtol=0, atol=0)
     assert w.t == 0
     turn.answer((noisy(0, 0, turn.at), FunctionOf.loss), Reply(START * 0, clock=1))
@@ -349,6 +375,137 @@ def test_a_rule_changes_no_state_before_its_last_yield(name: str) -> None:
         except StopIteration:
             break
     assert any(not torch.equal(getattr(w, v), value) for v, value in before.items())
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_allreduce_is_torch_sgd_on_the_concatenated_batch(nesterov: bool) -> None:
+    """Linear regression: in every step each of three workers has five samples of its own, and torch all fifteen."""
+
+    def batch(i: int, t: int) -> tuple[Tensor, Tensor]:
+        drawn = torch.randn(5, D + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1000 * i + t))
+        return drawn[:, :D], drawn[:, D]
+
+    def loss(samples: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+        a, b = (torch.cat(parts) for parts in zip(*samples, strict=True))
+        return ((a @ x - b) ** 2).mean()
+
+    def gradient(i: int, t: int, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(loss([batch(i, t)], x), x)[0] + 0.1 * x.detach()
+
+    method = AllReduce(delta=DELTA, tau=1, nesterov=nesterov)
+    driver = ByHand(method, FunctionOf(gradient), workers=3, tau=1, schedule=CONSTANT, start=START)
+    x = START.clone().requires_grad_()
+    optimizer = torch.optim.SGD([x], lr=ETA, momentum=DELTA, nesterov=nesterov, weight_decay=0.1)
+    for t in range(40):
+        optimizer.zero_grad()
+        loss([batch(i, t) for i in range(3)], x).backward()
+        optimizer.step()
+        driver.round()
+        torch.testing.assert_close(driver.vectors()["x"], x.detach(), rtol=1e-11, atol=1e-12)
+
+
+def torchs_adamw(outer_momentum: float, outer_rate: float, rounds: int, tau: int) -> Tensor:
+    """DiLoCo as a plain loop of torch's own optimizers: three AdamW, which last, and SGD for the outer step."""
+    center = START.clone().requires_grad_()
+    outer = torch.optim.SGD([center], lr=outer_rate, momentum=outer_momentum, nesterov=outer_momentum > 0)
+    xs = [START.clone().requires_grad_() for _ in range(3)]
+    inner = [torch.optim.AdamW([x], lr=ETA, weight_decay=0.1) for x in xs]
+    for t in range(rounds * tau):
+        for i, (x, optimizer) in enumerate(zip(xs, inner, strict=True)):
+            x.grad = noisy(i, t, x.detach())
+            optimizer.step()
+        if (t + 1) % tau == 0:
+            center.grad = center.detach() - sum(x.detach() for x in xs) / 3
+            outer.step()
+            for x in xs:
+                x.data.copy_(center.detach())
+    return center.detach()
+
+
+@pytest.mark.parametrize(
+    ("method", "momentum", "rate"),
+    [
+        (DiLoCo(local=AdamW(weight_decay=0.1), nu=0.7, mu=0.9), 0.9, 0.7),
+        (ModelAveraging(local=AdamW(weight_decay=0.1)), 0.0, 1.0),
+    ],
+    ids=["diloco", "model_averaging"],
+)
+def test_local_adamw_within_an_outer_step_is_torchs(method: Method, momentum: float, rate: float) -> None:
+    """The closing exchange is the last outer step."""
+    driver = ByHand(method, FunctionOf(), workers=3, tau=5, schedule=CONSTANT, start=START)
+    for _ in range(30):
+        driver.round()
+    driver.close()
+    torch.testing.assert_close(driver.vectors()["x"], torchs_adamw(momentum, rate, 6, 5), rtol=1e-10, atol=1e-12)
+
+
+def test_delayed_momentum_of_workers_in_turn_moves_as_far_as_one_step_of_diloco() -> None:
+    """With N = p, after every p updates the center has taken DiLoCo's step with the mean of the p displacements."""
+    moved = torch.randn(4, 3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    a, b = (Center(m.variables[CENTER], new_vectors(m.center, START)) for m in (AsyncDiLoCo(workers=3), DiLoCo()))
+    for three in moved:
+        mean = b.vectors["x"] + three.mean(0)
+        for d in three:
+            a.receive(a.lend(d, torch.empty_like(START)))
+        b.receive_round([b.lend(mean, torch.empty_like(START))])
+        torch.testing.assert_close(a.vectors["x"], b.vectors["x"], rtol=1e-12, atol=1e-12)
+
+
+STREAMING = StreamingDiLoCo(tau=3, nu=NU, mu=MU, delay=1, mix=0.3)
+
+
+def test_streaming_diloco_equals_its_equations_after_every_step() -> None:
+    """It has no exchange at t = 0, and takes in what it gets a step later."""
+    driver = ByHand(STREAMING, FunctionOf(), workers=3, tau=3, schedule=falling, start=START)
+    listing = Listing(START, 3, falling(0), 3, noisy)
+    for t in range(40):
+        listing.eta = falling(t)
+        before = [w.x.clone() for w in driver.workers]
+        turn = Turn(STREAMING, driver.workers[0])  # run to its only yield and thrown away, it leaves no trace
+        assert (turn.exchange is not None) is (t > 0 and t % 3 == 0)
+        assert all(torch.equal(w.x, x) for w, x in zip(driver.workers, before, strict=True))
+        driver.round()
+        listing.streaming_diloco()
+        same(driver, listing)
+        assert driver.order == [0, 1, 2] * (t // 3)
+    assert_closes("streaming_diloco", driver, listing)
+
+
+def test_a_worker_that_is_back_mixes_nothing_before_its_next_exchange() -> None:
+    method = STREAMING
+    driver = ByHand(method, FunctionOf(), workers=1, tau=3, schedule=CONSTANT, start=START)
+    w = driver.workers[0]
+    w.t = 4  # when it would take in what it has from step 3, and has nothing
+    driver.round()
+    torch.testing.assert_close(w.x, START - ETA * noisy(0, 4, START), rtol=1e-13, atol=0)
+
+
+def test_model_averaging_is_a_corner_of_pull_then_step_and_of_diloco() -> None:
+    methods = (ModelAveraging(), PullThenStep(alpha=1.0, beta=1.0, workers=3), DiLoCo(nu=1.0, mu=0.0))
+    drivers = [ByHand(m, FunctionOf(), workers=3, tau=4, schedule=falling, start=START) for m in methods]
+    for _ in range(30):
+        for driver in drivers:
+            driver.round()
+            torch.testing.assert_close(driver.vectors()["x"], drivers[0].vectors()["x"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: AllReduce(delta=0.9, tau=4), r"tau=4.*tau=1.*model_averaging"),
+        (lambda: StreamingDiLoCo(tau=3, delay=3), r"algo\.delay=3 tau=3"),
+        (lambda: StreamingDiLoCo(tau=3, delay=0), r"algo\.delay=0 tau=3"),
+        (lambda: StreamingDiLoCo(tau=3, delay=1, mix=1.1), r"algo\.mix=1\.1"),
+        (lambda: DiLoCo(nu=0.0), r"algo\.nu=0"),
+        (lambda: DiLoCo(mu=1.0), r"algo\.mu=1"),
+        (lambda: AsyncDiLoCo(workers=3, mu=-0.1), r"algo\.mu=-0\.1"),
+        (lambda: AsyncDiLoCo(workers=3, period=0), r"algo\.period=0"),
+    ],
+)
+def test_constants_that_break_an_outer_rule_are_refused(make: Callable[[], Method], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 def test_mdownpour_refuses_longer_periods() -> None:
@@ -392,6 +549,8 @@ def test_a_second_gradient_or_exchange_in_a_step_is_refused(ask: type[Gradient |
 @pytest.mark.parametrize("tau", [1, 3])
 @pytest.mark.parametrize("name", ROUNDS)
 def test_rounds_equal_their_equations_after_every_step(name: str, tau: int) -> None:
+    if name in AT_EACH_STEP and tau > 1:
+        pytest.skip("defined for tau = 1 only")
     driver, listing = pair(name, p=3, tau=tau, schedule=falling)
     for t in range(40):
         listing.eta = falling(t)
@@ -400,6 +559,7 @@ def test_rounds_equal_their_equations_after_every_step(name: str, tau: int) -> N
         same(driver, listing)
         assert driver.order == [0, 1, 2] * (t // tau + 1)
     assert driver.center is not None and driver.center.clock == len(driver.order) // 3
+    assert_closes(name, driver, listing)
 
 
 def test_a_round_of_one_is_an_exchange() -> None:
@@ -504,7 +664,7 @@ def test_an_average_of_a_center_of_rounds_is_of_its_values_after_each_round(name
     values = [START.clone()]
     for t in range(20):
         driver.round()
-        if t % 2 == 0:
+        if t % 2 == 0 or name in AT_EACH_STEP:
             values.append(driver.center.vectors["x"].clone())
         torch.testing.assert_close(
             driver.center.vectors["average"], moving(values, rate=0.2, start=0), rtol=1e-12, atol=1e-13
@@ -535,7 +695,7 @@ def test_blocks_change_nothing() -> None:
     for method in (METHODS["easgd"], METHODS["downpour"], METHODS["mdownpour"]):
         vectors = {name: x.clone() if name == "x" else torch.zeros(size) for name in method.center}
         whole = center.Vectors({n: v.clone() for n, v in vectors.items()})
-        blocked = center.Center(method, vectors)
+        blocked = center.Center(method.variables["center"], vectors)
         reply, reply_whole = torch.empty(size), torch.empty(size)
         blocked.receive(blocked.lend(m, reply))
         method.receive(whole, m, reply_whole, 1)
@@ -565,7 +725,7 @@ def test_statistics_are_averaged_and_the_parameters_follow_the_method(name: str)
     in a round.
     """
     method, share, statistics = METHODS.get(name, PullAndStep()), 0.3, 2
-    p, tau = (1 if name in ("sgd", "msgd") else 3), (1 if name == "mdownpour" else 2)
+    p, tau = (1 if name in ("sgd", "msgd") else 3), (1 if name in AT_EACH_STEP else 2)
 
     def seen(i: int, t: int) -> Tensor:
         return torch.tensor([100.0 + i, math.cos(t)], dtype=torch.float64)
@@ -582,13 +742,13 @@ def test_statistics_are_averaged_and_the_parameters_follow_the_method(name: str)
     r, center = [start[D:].clone() for start in starts], starts[0][D:].clone()
     order = random.Random(3)
     for step in range(40):
-        if method.shared is not None and method.shared.in_rounds:
+        if not method.alone and method.in_rounds:
             plain.round()
             whole.round()
             turn = range(p)
             if step % tau == 0:
                 center = sum(r[1:], r[0]) / p
-                if name == "pull_and_step":
+                if name in ("pull_and_step", "model_averaging", "diloco"):
                     r = [center] * p
         else:
             turn = range(i := order.randrange(p), i + 1)

@@ -351,7 +351,8 @@ def test_every_method_has_defaults_for_every_function_and_neither_data_nor_net(a
     s = composed(f"algo={algo}", f"problem={problem}")
     assert s.eta > 0 and s.default_steps and s.eval.every
     assert s.dataset == s.model == {"name": "none", "target": None}
-    assert s.tau == (1 if "downpour" in algo else 10) and s.workers == (4 if build.method(s).center else 1)
+    every = 1 if "downpour" in algo or algo == "allreduce" else 50 if "diloco" in algo else 10
+    assert s.tau == every and s.workers == (1 if build.method(s).alone else 4)
     prepared = build.prepare(s)
     assert prepared.data is None and prepared.start.dtype == torch.float64
     assert composed(f"problem={problem}", "eta=0.5", "steps=7", f"algo={algo}").eta == 0.5
@@ -629,6 +630,7 @@ def test_a_users_own_method_model_and_data_bring_their_settings(easgd: Easgd, la
     assert s.model == {"name": "mine:Net", "target": "mine:Net", "hidden": 7}
     assert s.dataset == {
         "name": "mine:data", "target": "mine:data", "n": 40, "side": 6, "validation": 6, "test": None, "collate": None,
+        "loaders": None,
     }  # fmt: skip
     assert compose.resumed(str(launcher.jobs[0].run_dir / "config.yaml"), [], {}) == s
     assert "model=mine:Net needs model.hidden" in easgd(*words).err

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def test_threads_and_batches_ahead_change_no_bit(root: Path, order: list[tuple[i
             made.load(worker, t)
             generator = torch.Generator().manual_seed(key(3, AUGMENTATION, worker, t))
             inputs, labels = plain.training_batch(batches.indices(worker, t), generator)
-            assert torch.equal(made._inputs, inputs) and torch.equal(made._targets, labels)
+            assert torch.equal(made._loaded[0][0], inputs) and torch.equal(made._loaded[0][1], labels)
 
 
 def test_batches_are_decoded_ahead(root: Path) -> None:
@@ -623,7 +624,7 @@ def remove(path: Path) -> None:
         ),
         (
             lambda root: (root / "train/bee/back").symlink_to(root / "train/bee"),
-            r"back cannot be read \(Too many " r"levels of symbolic links\)",
+            r"a link in .*photos/train/bee leads back to where it lies, or to a folder above; remove it",
         ),
         (lambda root: (root / "val/dog").mkdir(), r"val/dog is no class; the 3 classes are the folders in train"),
         (lambda root: [remove(root / "val" / c) for c in ("ant", "bee", "cat")], r"there are no images in val/CLASS/"),
@@ -887,3 +888,34 @@ def test_a_copy_made_anew_is_never_read_by_the_index_of_the_old_one(begun: bool,
             match=r"a\.bin: has been made anew since this began, as by easgd data " r"prepare; start it again",
         ):
             source.content(1)
+
+
+def test_a_directory_with_an_images_name_is_looked_into_and_loose_images_are_told(root: Path) -> None:
+    (root / "train/ant/more.jpg").mkdir()
+    photo(30, 30).save(root / "train/ant/more.jpg/a.jpg")
+    for i in range(3):
+        photo(30, 30).save(root / f"train/{i}.png")
+    images = small(root)
+    assert images.count("train") == 13 and any("more.jpg/a.jpg" in images.train.name(i) for i in range(13))
+    assert f"3 images lie in {root}/train itself, in no class, and are left out." in str(images.about)
+    assert "lie in" not in str(small(make_folder(root / "other")).about)
+
+
+def test_links_that_lead_back_are_named_and_removing_them_is_the_remedy(root: Path) -> None:
+    for link, target in (("self", "self"), ("up", "..")):
+        (root / "train/cat" / link).symlink_to(target)
+        with pytest.raises(UsageError, match=r"a link in \S*photos/train/cat leads back .*; remove it"):
+            small(root)
+        (root / "train/cat" / link).unlink()
+    assert small(root).count("train") == 12
+
+
+def test_what_the_decoder_warns_of_is_said_with_the_images_name(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = root / "train/ant/0.JPEG"
+    path.unlink()
+    Image.fromarray(np.zeros((30, 30), np.uint8)).convert("P").save(path, "PNG", transparency=b"\0\1")
+    images = small(root, loaders=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        images.training_batch(torch.arange(12), torch.Generator())
+    assert f"easgd: {path}: Palette images with Transparency" in capfd.readouterr().err

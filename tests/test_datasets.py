@@ -9,6 +9,8 @@ import random
 import re
 import shlex
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,39 @@ def test_a_table_is_the_same_in_every_format(kind: str, tmp_path: Path) -> None:
     assert (inputs[:, 2] == 0).all()  # a constant has no deviation to divide by
 
 
+def test_the_kinds_of_columns_that_parquet_has(tmp_path: Path) -> None:
+    """One that cannot be used disturbs nobody who uses another."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    n = 30
+    words = pa.array(["xyz"[i % 3] for i in range(n)])
+    columns = {
+        "whole": pa.array(range(n), pa.int8()), "truth": pa.array([i % 2 == 0 for i in range(n)]),
+        "money": pa.array([Decimal(i) / 4 for i in range(n)]), "list": pa.array([[float(i)] * 4 for i in range(n)]),
+        "ragged": pa.array([[1.0] * (i % 3) for i in range(n)]), "day": pa.array([date(2020, 1, 1)] * n),
+        "word": words, "coded": words.dictionary_encode(), "lacking": pa.array([None, *range(1, n)]),
+        "unsaid": pa.array([None, *"ab" * (n // 2)][:n]), "y": pa.array(np.arange(n) / 2),
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=7)
+
+    def made(targets: str, *inputs: str) -> Any:
+        return table(str(tmp_path / "t.parquet"), targets, inputs, standardise=False)
+
+    data = made("y", "whole", "truth", "money")
+    x = torch.cat([data.inputs["train"], data.inputs["test"]])
+    expected = torch.stack([torch.arange(30.0), (torch.arange(30) % 2 == 0).float(), torch.arange(30) / 4], 1)
+    assert torch.equal(x[x[:, 0].argsort()], expected)
+    assert made("y", "list").input_shape == (4,)
+    assert made("word", "y").classes == made("coded", "y").classes == ("x", "y", "z")
+    for names, sentence in (
+        (("y", "lacking"), "1 values of the column lacking are missing"),
+        (("unsaid", "y"), "1 values of the column unsaid are missing"),
+        (("y", "day"), "the column day holds dates such as '2020-01-01'"),
+        (("y", "ragged"), "the column ragged holds texts such as"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            made(*names)
+
+
 def test_a_table_trains_and_its_texts_are_classes(tmp_path: Path) -> None:
     file, test = tmp_path / "irises.csv", tmp_path / "test.csv"
     file.write_text("width,height,name\n" + "".join(f"{i % 7},{i % 5},{'ab'[i % 7 > 3]}\n" for i in range(60)))
@@ -218,6 +253,11 @@ def test_a_table_trains_and_its_texts_are_classes(tmp_path: Path) -> None:
         ("a,b\nx,2\ny,4\n", {"targets": "b"}, r"the column a holds texts such as 'x'.*dataset.columns="),
         ("a,b\n1,2\n3\n", {"targets": "b"}, r"line 3 has other than the header's 2 values"),
         ("a,b\n1,2\n3,4\n", {"targets": "b", "test": 2.0}, r"dataset.test=2: is the share of the 2 samples"),
+        (
+            "a,b\n1,x\n2,\n3,y\n",
+            {"targets": "b"},
+            r"1 values of the column b are missing; fill them, or remove their rows",
+        ),
         ("b\n1\n2\n", {"targets": "b"}, r"holds nothing but b"),
         ("", {"targets": "b"}, r"its columns differ in length, or there are no rows"),
     ],

@@ -173,7 +173,10 @@ def begun(method: Method, start: Tensor, where: str) -> OtherProcess:
     link = Link.new(0, method, len(start), start.dtype)
     link.memory["x"].copy_(start)
     at = DEVICE if where == "handed out" else CPU
-    center = Center(method, {name: torch.zeros_like(start, device=at) for name in method.shared.state})
+    center = Center(
+        method.variables["center"],
+        {name: torch.zeros_like(start, device=at) for name in method.variables["center"].state},
+    )
     center.vectors["x"].copy_(start)
     master = SharedMasterEnd(
         [link.for_master()], hand_out([link.for_master()], DEVICE) if where == "handed out" else None

@@ -116,7 +116,7 @@ def test_a_message_that_is_in_service_when_its_worker_is_lost_is_an_update_all_t
     events, method = Events(), EASGD(alpha=0.5)
     wire = Wire(Network(8), events)
     ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
-    center = Center(method, {"x": torch.zeros(1)})
+    center = Center(method.variables["center"], {"x": torch.zeros(1)})
     master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
     ends[0].post(ends[0].vectors["x"], 0)
     wire.deliver(events.next())
@@ -132,7 +132,7 @@ def test_a_message_that_waits_when_its_worker_is_lost_is_no_update() -> None:
     events, method = Events(), EASGD(alpha=0.5)
     wire = Wire(Network(8), events)
     ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
-    center = Center(method, {"x": torch.zeros(1)})
+    center = Center(method.variables["center"], {"x": torch.zeros(1)})
     master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
     for end in ends:
         end.post(end.vectors["x"], 0)
@@ -149,7 +149,9 @@ def test_a_round_counts_as_many_exchanges_as_it_has_messages() -> None:
     events, method = Events(), SyncEASGD(alpha=0.5)
     wire = Wire(Network(8), events)
     ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
-    master = VirtualMaster(Center(method, {"x": torch.zeros(1)}), wire.master(), Round([0, 1]), events, 1.0)
+    master = VirtualMaster(
+        Center(method.variables["center"], {"x": torch.zeros(1)}), wire.master(), Round([0, 1]), events, 1.0
+    )
     for end in ends:
         end.post(end.vectors["x"], 0)
         wire.deliver(events.next())

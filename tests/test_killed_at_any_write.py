@@ -131,7 +131,7 @@ def hidden(directory: Path) -> list[Path]:
 POLYAK = {"name": "polyak", "target": "easgd_cli.algorithms.average:Polyak"}
 
 
-@pytest.mark.parametrize("algo", ["easgd", "sync_easgd", "msgd"])
+@pytest.mark.parametrize("algo", ["easgd", "sync_easgd", "msgd", "async_diloco", "model_averaging"])
 def test_killed_before_any_operation_on_a_file_a_run_goes_on_as_if_nothing_had_been(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

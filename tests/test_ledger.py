@@ -114,9 +114,8 @@ class Run:
 
     def __init__(self, method: Method):
         g = torch.Generator().manual_seed(0)
-        self.method, shared = InHalves(method), method.shared
-        assert shared is not None
-        self.names = (*shared.state, "average")
+        self.method = InHalves(method)
+        self.names = (*method.variables["center"].state, "average")
         self.memory = SharedTensors.of({n: torch.rand(SIZE, dtype=DTYPE, generator=g) for n in self.names})
         self.links = [Link.new(i, self.method, SIZE, DTYPE) for i in range(WORKERS)]
         for link in self.links:
@@ -132,7 +131,17 @@ class Run:
 
     def _master(self, links: list[Link]) -> Master:
         channel: Any = SimpleNamespace(post=lambda *_: None, receive=list)
-        start = MasterStart(self.method, Polyak(start=0), self.memory, links, None, 2, 4, ledger=self.ledger)
+        start = MasterStart(
+            self.method,
+            Polyak(start=0),
+            self.memory,
+            links,
+            None,
+            {"center": 2},
+            4,
+            ledger=self.ledger,
+            returns=True,
+        )
         master = Master(start, channel)
         master._snapshots = SimpleNamespace(seconds=lambda: 0.0, changed=lambda *_: None)  # type: ignore[assignment]
         return master
@@ -186,7 +195,7 @@ class Run:
 def script(method: Method) -> tuple[list[Any], dict[str, Tensor], list[int], int]:
     """A few updates; returns replies, the center's vectors, the order, and how many masters have died."""
     run, replies = Run(method), []
-    rounds = method.shared is not None and method.shared.in_rounds
+    rounds = not method.alone and method.in_rounds
     for t, worker in enumerate((0, 2, 2, 1)):
         for reply in run.exchange([0, 1, 2] if rounds else [worker], t):
             replies.append((reply.vector.tolist(), reply.clock, reply.served, reply.t))

@@ -537,7 +537,7 @@ def test_statistics_that_are_exchanged_are_those_a_net_gathers_by_itself():
                 q.load(worker, t)
             before = x.clone()
             g = p.gradient(x).clone()
-            twin.train()(p._inputs)
+            twin.train()(p._loaded[0][0])
             assert torch.equal(x, before)
             assert torch.equal(g[: plain.size], plain.gradient(x[: plain.size].clone()))
             x[plain.size :] -= g[plain.size :]

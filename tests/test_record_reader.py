@@ -64,7 +64,7 @@ def test_what_the_recorder_writes_is_read_back(run: Path) -> None:
     )
     assert "steps=6" in reader.overrides_of(run)
     data = (run / "exchanges.bin").read_bytes()
-    assert reader.read_order(run / "exchanges.bin", WORKERS) == [
+    assert reader.read_order(run / "exchanges.bin", reader.Entries(WORKERS)) == [
         data[i] + 256 * data[i + 1] for i in range(0, len(data), 2)
     ]
     assert reader.newest_checkpoint(run).workers.keys() == {0, 1}

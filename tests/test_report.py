@@ -30,8 +30,8 @@ from easgd_cli import picture
 from easgd_cli.__main__ import main
 from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import run_directory
-from easgd_cli.report import figures, findings, notes, reading, table
-from easgd_cli.report.comparison import compare
+from easgd_cli.reports import figures, findings, notes, reading, table
+from easgd_cli.reports.comparison import compare
 from easgd_cli.sweeps.objective import Objective
 
 PARAMETERS = 1000

@@ -42,7 +42,8 @@ METHODS = {
     "easgd": "EASGD", "eamsgd": "EAMSGD", "downpour": "DOWNPOUR", "mdownpour": "MDOWNPOUR", "sgd": "SGD",
     "msgd": "MSGD",
     "sync_easgd": "SyncEASGD", "sync_eamsgd": "SyncEAMSGD", "gauss_seidel_easgd": "GaussSeidelEASGD",
-    "pull_then_step": "PullThenStep",
+    "pull_then_step": "PullThenStep", "model_averaging": "ModelAveraging", "diloco": "DiLoCo",
+    "async_diloco": "AsyncDiLoCo", "allreduce": "AllReduce",
 }  # fmt: skip
 ROUNDS = ["sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step"]
 POLYAK = {"name": "polyak", "target": "easgd_cli.algorithms.average:Polyak"}

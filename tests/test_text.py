@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_runs import settings
+from test_simulated import same_files, virtual
 
 from easgd_cli.data.text import text
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.launcher.job import Job
+from easgd_cli.launcher.local import launch
 from easgd_cli.models.gpt import GPT, _turned, _turns
+from easgd_cli.settings.schema import Eval
 
 
 @pytest.fixture
@@ -44,6 +51,39 @@ def test_files_of_a_directory_come_in_the_order_of_their_paths(tmp_path: Path) -
     data = text(str(tmp_path), length=1, test=0.3)
     assert bytes(torch.cat([data.parts["train"], data.parts["test"]]).tolist()) == b"zzzzbbbb"
     assert "8 bytes, 2 files" in data.about
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_text_takes_no_memory_of_a_process(tmp_path: Path) -> None:
+    """A file, and files put together: what is read of them lies in the system's own copy."""
+
+    def own() -> int:
+        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+    for name in ("a.txt", "b.txt"):
+        with open(tmp_path / name, "wb") as f:
+            f.truncate(100 << 20)
+    for place, size in ((tmp_path / "a.txt", 100), (tmp_path, 200)):
+        before = own()
+        data = text(str(place))
+        batch, _ = data.begin(torch.tensor([data.count("train") - 1]), torch.Generator(), torch.float32)()
+        assert data.nbytes == 0 and data.cuts["test"][1] == size << 20 and not batch.any()
+        assert own() - before < 20 << 10
+
+
+def test_a_run_goes_on_with_the_text_it_began_with(tmp_path: Path) -> None:
+    """Workers map the file that was found, though another has its name by then; all see what the simulator does."""
+    s = settings("msgd", steps=6, batch_size=4, eval=Eval(every="3 steps", train_images=10))
+    s.dataset = {"name": "text", "target": "easgd_cli.data.text:text", "root": str(tmp_path / "poem.txt"), "length": 8}
+    s.model = {"name": "gpt", "target": "easgd_cli.models.gpt:GPT", "width": 16, "depth": 1, "heads": 2}
+    (tmp_path / "poem.txt").write_bytes(bytes(i * i % 251 for i in range(4000)))
+    virtual(s, tmp_path / "virtual")
+    prepared = build.prepare(s)
+    (tmp_path / "other.txt").write_bytes(bytes(4000))
+    (tmp_path / "other.txt").rename(tmp_path / "poem.txt")
+    (tmp_path / "real").mkdir()
+    launch(Job(tmp_path / "real"), prepared)
+    same_files(tmp_path / "virtual", tmp_path / "real", "center.pt")
 
 
 def test_without_a_place_it_is_pythons_own_sources() -> None:

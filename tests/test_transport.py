@@ -112,7 +112,9 @@ class VirtualStar(Star):
         wire = Wire(Network(4 * SIZE, latency=(0.25, 0.5), bandwidth=(4.0 * SIZE, None)), self.events)
         names = (*method.state, *method.scratch)
         workers = [wire.end(i, {name: torch.zeros(SIZE) for name in names}, torch.zeros(SIZE)) for i in range(p)]
-        center = Center(method, {name: torch.zeros(SIZE) for name in method.shared.state})
+        center = Center(
+            method.variables["center"], {name: torch.zeros(SIZE) for name in method.variables["center"].state}
+        )
         self.wire = wire
         super().__init__(method, p, center, wire.master(), workers)
 
@@ -145,8 +147,8 @@ class VirtualStar(Star):
 
 def ends(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedMasterEnd, list[SharedWorkerEnd]]:
     links = [Link.new(i, method, SIZE, torch.float32) for i in range(p)]
-    assert method.shared is not None
-    center = Center(method, {name: torch.zeros(SIZE) for name in method.shared.state})
+    assert not method.alone
+    center = Center(method.variables["center"], {n: torch.zeros(SIZE) for n in method.variables["center"].state})
     theirs, own = [link.for_master() for link in links], [link.for_worker() for link in links]
     master = SharedMasterEnd(theirs, hand_out(theirs, CPU) if where == "handed out" else None)
     elsewhere: dict[str, Callable[[Link], Elsewhere | None]] = {
@@ -173,7 +175,7 @@ def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method, wh
     master has handed them out.
     """
     run = star(where, method, 3)
-    expected = Center(method, {name: torch.zeros(SIZE) for name in method.center})
+    expected = Center(method.variables["center"], {name: torch.zeros(SIZE) for name in method.center})
     lent = "m" if method.scratch == ("m",) else "v" if isinstance(method, DOWNPOUR) else "x"
     order = random.Random(0)
     for t in range(40):
@@ -333,7 +335,7 @@ def test_a_worker_killed_at_any_moment_is_one_lost_session_and_every_exchange_is
         links = [Link.new(i, method, SIZE, torch.float32) for i in range(2)]
         for i, link in enumerate(links):
             link.memory["x"].fill_(i + 1.0)
-        center = Center(method, {"x": torch.zeros(SIZE)})
+        center = Center(method.variables["center"], {"x": torch.zeros(SIZE)})
         master = SharedMasterEnd([link.for_master() for link in links])
         victims = [context.Process(target=_exchange_for_ever, args=(link.for_worker(),), daemon=True) for link in links]
         for v, link in zip(victims, links, strict=True):
@@ -351,7 +353,7 @@ def test_a_worker_killed_at_any_moment_is_one_lost_session_and_every_exchange_is
             v.join()
         run.wait()
         assert sorted(worker for worker, kind, _ in seen if kind is Kind.LOST) == [0, 1]
-        chain = Center(method, {"x": torch.zeros(SIZE)})
+        chain = Center(method.variables["center"], {"x": torch.zeros(SIZE)})
         reply = torch.empty(SIZE)
         lent = [chain.lend(link.memory["x"], reply) for link in links]
         for worker, kind, _ in seen:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, IterableDataset
 
 
@@ -100,6 +102,16 @@ class Broken(Augmented):
         return super().__getitem__(i)
 
 
+class Slow(Augmented):
+    """Takes a millisecond of Python a sample."""
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        until = time.perf_counter() + 0.001
+        while time.perf_counter() < until:
+            pass
+        return super().__getitem__(i)
+
+
 class Linear(nn.Sequential):
     """In float64: of whatever shape, one number a class."""
 
@@ -116,6 +128,52 @@ class Siamese(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.head(torch.tanh(self.a(a) + self.b(b)))
+
+
+class PartlyFrozen(Siamese):
+    """One of its layers, and a parameter that nothing uses, are not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.requires_grad_(False)
+        self.frozen = nn.Parameter(torch.ones(3).double(), requires_grad=False)
+
+
+class Tied(nn.Module):
+    """Embedding and head are one matrix."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(num_classes, 6), nn.Linear(6, num_classes, bias=False)
+        self.out.weight = self.embedding.weight
+        self.double()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.embedding(tokens))
+
+
+class Dropped(nn.Module):
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...]):
+        super().__init__()
+        self.below = nn.Sequential(nn.Linear(input_shape[0], 16), nn.Dropout(0.4), nn.ReLU())
+        self.head = nn.Linear(16, num_classes)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.below(x))
+
+
+class Dropped32(Dropped):
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...]):
+        super().__init__(num_classes, input_shape)
+        self.float()
+
+
+class Checkpointed(Dropped):
+    """The same, that keeps less: its activations are computed again for the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.below, x, use_reentrant=False))
 
 
 class Masked(nn.Module):

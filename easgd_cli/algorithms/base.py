@@ -8,7 +8,7 @@ the same two boxes, so that a file can be ticked off against the printed listing
 
 A party has one state, one rule and one process that writes it. It is a *worker* or a *variable*, which workers share;
 the center is a variable. Most methods have the center alone, and say so by `receive` and the class attributes beside
-it.
+it. A *courier* is a worker that computes no gradient: it carries between two variables.
 
 Symbols (Zhang, Choromanska, LeCun 2015, pp. 2-4 and 20)
 
@@ -28,12 +28,16 @@ processes, step by step in a test and on a virtual clock:
     g = yield Gradient(x)                       the gradient at x, of this step's batch
     reply = yield Exchange(m)                   m goes to the center, its reply comes back
     g, reply = yield Gradient(x), Exchange(m)   both, and they may overlap; `None` in place of either asks for nothing
+    reply = yield Exchange(None, to=name)       a pull: the variable `name` as it is; nothing changes there
+
+An exchange is answered by `None` where its variable is away for a while: then the rule goes on alone.
 
 Three promises make this exact:
 
 1. A rule changes its state only after its last yield; before it, it writes only `scratch`. The message is lent, not
    copied: the center reads it while the worker differentiates.
-2. Answers are read-only and valid until the step ends. A step asks for at most one gradient and one exchange.
+2. Answers are read-only. A gradient is valid until the step ends, a reply until the next exchange is asked for. A
+   step asks for at most one gradient, and for at most one exchange with each variable, one after another.
 3. `receive` is elementwise and touches nothing but its arguments, so whoever owns the center may apply it in blocks.
 """
 
@@ -41,6 +45,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
@@ -67,12 +72,13 @@ CENTER: Final = "center"  # the variable that is evaluated and saved
 
 class Exchange:
     """Asks for an exchange: `message` [d], one of the worker's own vectors, goes to the variable `to`; the answer is
-    the reply [d].
+    the reply [d]. Without a message it is a pull: the answer is the variable's x, which stays as it is, or what a round
+    that is waited for replies.
     """
 
     __slots__ = ("message", "to")
 
-    def __init__(self, message: Tensor, to: str = CENTER):
+    def __init__(self, message: Tensor | None, to: str = CENTER):
         self.message: Final = message
         self.to: Final = to
 
@@ -81,7 +87,11 @@ Rule = Generator[Any, Any, None]
 
 
 class Vectors:
-    """A party's vectors by the names its method declares, as attributes: `.x`, `.v` and so on."""
+    """A party's vectors by the names its method declares, as attributes: `.x`, `.v` and so on; `t`, its clock: of a
+    variable the updates before this one.
+    """
+
+    __slots__ = ("__dict__", "t")  # so that vars() are the vectors
 
     if TYPE_CHECKING:
         x: Tensor
@@ -90,12 +100,13 @@ class Vectors:
 
     def __init__(self, vectors: Mapping[str, Tensor]):
         self.__dict__.update(vectors)
+        self.t = 0
 
 
 @dataclass
 class Seen:
-    """What a worker knows of the center from its last reply: the center's clock and the exchanges it had served, and
-    how many replies it has had.
+    """What a worker knows of the center (of its `home`, in a method with other variables) from its last reply: the
+    center's clock and the exchanges served in all, and how many replies it has had.
     """
 
     clock: int = 0
@@ -134,6 +145,12 @@ class Worker(Vectors):
         self.number: Final = number
         self.seen: Final = seen or Seen()
 
+    def at(self, x: Tensor) -> Worker:
+        """The same worker, if it stood at `x` [d]."""
+        there = copy(self)
+        there.x = x
+        return there
+
     @property
     def due(self) -> bool:
         """Whether this step exchanges: tau divides t, so the first exchange is at t = 0."""
@@ -154,30 +171,55 @@ Gathers = Literal["each", "round"]
 class Variable:
     """A vector that workers share: its rule, the vectors of its `state`, and how it takes messages.
 
-    It gathers `each` as it comes (asynchronous), or those of all workers together, a `round`. `tail`: how many of its
-    last entries are no parameters, and the rule of those (statistics.py).
+    It gathers `each` as it comes (asynchronous), or those of its `members` together, a `round`; None: of all workers.
+    `owner`: the worker or courier whose messages it takes by the rule `own`, each by itself; it lies beside that one,
+    whose messages take no way. `answers`: whether others' messages get a vector back. `tail`: how many of its last
+    entries are no parameters, and the rule of those (statistics.py). `origin`: the variable from which it begins again
+    when it was lost; None: it cannot be.
     """
 
     receive: Receive
     state: tuple[str, ...] = ("x",)
     gathers: Gathers = "each"
     tail: tuple[int, Receive] | None = None
+    members: range | None = None
+    owner: int | None = None
+    own: Receive | None = None
+    answers: bool = True
+    origin: str | None = None
 
     @property
     def in_rounds(self) -> bool:
         """Whether it takes the messages of all workers together."""
         return self.gathers == "round"
 
+    def takes(self, worker: int) -> bool:
+        """Whether it takes messages of that worker together with others' of its round."""
+        return self.members is None or worker in self.members
+
     def synchronous(self) -> Variable:
         """The same variable, that takes rounds."""
         return replace(self, gathers="round")
 
-    def parts(self, size: int) -> Sequence[Part]:
-        """The parts of its vectors [size] in their order, each with its rule."""
+    def parts(self, size: int, own: bool = False) -> Sequence[Part]:
+        """The parts of its vectors [size] in their order, each with its rule; `own`: of its owner's messages."""
+        receive = self.own if own and self.own is not None else self.receive
         if self.tail is None:
-            return [(size, self.receive)]
+            return [(size, receive)]
         entries, rule = self.tail
-        return [(size - entries, self.receive), (size, rule)]
+        return [(size - entries, receive), (size, rule)]
+
+
+@dataclass(frozen=True)
+class Courier:
+    """A worker without gradients that lives beside a variable and keeps time with it: its step t follows the variable's
+    update t by others. Where that variable takes rounds, no step follows the last.
+
+    `step`: its rule; `vectors`: those that it lends, which begin at 0 and last.
+    """
+
+    step: Callable[[Worker], Rule]
+    vectors: tuple[str, ...] = ("x",)
 
 
 class Method(ABC):
@@ -206,6 +248,19 @@ class Method(ABC):
     def step(self, w: Worker) -> Rule:
         """One local step of a worker."""
 
+    def closing(self, w: Worker) -> Exchange | None:
+        """The exchange after a worker's last step, where the center would else lack its last steps; None: it has none.
+
+        Only a run that takes all its steps makes it, when every worker has ended, and after its checkpoint: a run that
+        goes on for longer has not made it. Its message is one of the worker's own vectors; nobody uses the reply.
+        """
+        return None
+
+    @property
+    def closes(self) -> bool:
+        """Whether it has a closing exchange."""
+        return type(self).closing is not Method.closing
+
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         """One update of the center by the message `m`, the mean of `n` (one where `gathers` is "each"); fills `reply`.
 
@@ -217,14 +272,29 @@ class Method(ABC):
     def variables(self) -> Mapping[str, Variable]:
         """What the workers share, by name; nothing in a method of one worker, whose own x is then evaluated and saved.
 
-        The center alone, of `receive`, `center` and `gathers`, unless a method says otherwise.
+        The center alone, of `receive`, `center` and `gathers`, unless a method says otherwise. Where there is no
+        center, the mean of all is evaluated and saved.
         """
         return {CENTER: Variable(self.receive, self.center, self.gathers)} if self.center else {}
 
     @property
-    def shared(self) -> Variable | None:
-        """The variable that is evaluated and saved; None where that is the single worker's x."""
-        return self.variables.get(CENTER)
+    def couriers(self) -> Mapping[str, Courier]:
+        """Those who carry between variables, by the name of the variable with which they keep time."""
+        return {}
+
+    def home(self, worker: int) -> str:
+        """The variable from which a worker begins again that was lost."""
+        return CENTER
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is of one worker without exchange."""
+        return not self.variables
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether workers wait for one another."""
+        return any(variable.in_rounds for variable in self.variables.values())
 
 
 class WithLocalStep(Method):
@@ -242,6 +312,13 @@ class WithLocalStep(Method):
     def scratch(self) -> tuple[str, ...]:
         return self.local.scratch
 
+    def local_step(self, w: Worker, x: Tensor | None) -> Rule:
+        """The local step from `x` [d], which the worker continues from; None: from where it is."""
+        g = yield Gradient(self.local.at(w if x is None else w.at(x)))
+        if x is not None:
+            w.x.copy_(x)
+        self.local.move(w, g)
+
 
 def check_method(method: Any, name: str, workers: int) -> None:
     """Raises UsageError unless `method` is a method and can run with that many workers."""
@@ -251,15 +328,16 @@ def check_method(method: Any, name: str, workers: int) -> None:
         )
     variables = method.variables
     center = variables.get(CENTER)
-    if variables.keys() - {CENTER}:
-        raise UsageError(
-            f"algo={name}: has the variables {', '.join(variables)}; exchanges go to one variable, named {CENTER}."
-        )
-    if "x" not in method.state or (center is not None and "x" not in center.state):
+    if "x" not in method.state or any("x" not in variable.state for variable in variables.values()):
         raise UsageError(
             f"algo={name}: state and center must each name the vector x, which is what starts, is evaluated and "
             "is saved."
         )
+    if center is not None and next(iter(variables)) != CENTER:
+        raise UsageError(f"algo={name}: names the variable {CENTER} after {next(iter(variables))}; it comes first.")
+    homes = {courier for courier in method.couriers} | ({method.home(0)} if variables else set())
+    if strangers := sorted(homes - variables.keys()):
+        raise UsageError(f"algo={name}: has no variable {strangers[0]}; it has {', '.join(variables)}.")
     both = set(method.state) & set(method.scratch)
     if both or "reply" in (*method.state, *method.scratch):
         raise UsageError(
@@ -268,11 +346,19 @@ def check_method(method: Any, name: str, workers: int) -> None:
         )
     if center is not None and getattr(center.receive, "__func__", None) is Method.receive:
         raise UsageError(f"algo={name}: has a center but no rule for it; write receive(self, center, m, reply, n).")
-    if center is None and workers != 1:
+    if not variables and workers != 1:
         raise UsageError(
             f"algo={name} workers={workers}: {name} is one worker without exchange; use workers=1, or a method "
             "with a center such as algo=easgd."
         )
+
+
+def check_outer_step(nu: float, mu: float) -> None:
+    """0 < nu and 0 <= mu < 1, as of any step with momentum."""
+    if not 0 < nu < float("inf"):
+        raise ValueError(f"algo.nu={nu:g}: the outer learning rate is a positive number; 1 takes the workers' mean.")
+    if not 0 <= mu < 1:
+        raise ValueError(f"algo.mu={mu:g}: the outer momentum lies in [0, 1).")
 
 
 def check_moving_rate(alpha: float) -> None:

@@ -53,6 +53,17 @@ class WithStatistics(Method):
         center.x.lerp_(m, n / self.workers)
         reply.copy_(m)  # so that a gradient at the reply begins from the worker's own
 
+    @property
+    def closes(self) -> bool:
+        return self.method.closes
+
+    def closing(self, w: Worker) -> Exchange | None:
+        ask = self.method.closing(w)
+        if ask is not None and ask.message is not None and ask.message is not w.x:
+            d = w.x.numel() - self.statistics
+            ask.message[d:].copy_(w.x[d:])
+        return ask
+
     def step(self, w: Worker) -> Rule:
         d = w.x.numel() - self.statistics
         r = w.x[d:]
@@ -87,7 +98,7 @@ class WithStatistics(Method):
             wanted = [
                 Gradient(carrying(ask.at))
                 if isinstance(ask, Gradient)
-                else Exchange(carrying(ask.message), ask.to)
+                else Exchange(None if ask.message is None else carrying(ask.message), ask.to)
                 if isinstance(ask, Exchange)
                 else ask
                 for ask in asks
@@ -97,7 +108,7 @@ class WithStatistics(Method):
             for ask, given in zip(wanted, answers, strict=True):
                 if isinstance(ask, Gradient):
                     moved = ask.at[d:] - given[d:]
-                elif isinstance(ask, Exchange):
+                elif isinstance(ask, Exchange) and given is not None:
                     reply = whole[given.data_ptr()] = given
             parameters = tuple(None if given is None else given[:d] for given in answers)
             answer = parameters if isinstance(asked, tuple) else parameters[0]

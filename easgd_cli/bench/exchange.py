@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from easgd_cli.algorithms.base import Method
+from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.bench.measure import Row, alternate, rate
 from easgd_cli.launcher.processes import Child
 from easgd_cli.system.channel import Channel
@@ -86,7 +86,7 @@ class _Computing:
 
 def _center(method: Method) -> tuple[str, ...]:
     """The vectors of the method's center, by name."""
-    return method.shared.state if method.shared is not None else ()
+    return method.variables[CENTER].state if not method.alone else ()
 
 
 def _compute() -> None:
@@ -99,7 +99,7 @@ def _compute() -> None:
 def _rule(method: Method, name: str, size: int, windows: int) -> Row:
     vectors = SharedTensors.of({n: torch.rand(size) for n in _center(method)})
     noted = Ledger.allocate(len(_center(method)), min(BLOCK, size), torch.float32, 1)
-    center = Center(method, vectors.tensors, ledger=Ledger(noted, 1))
+    center = Center(method.variables[CENTER], vectors.tensors, ledger=Ledger(noted, 1))
     lent = SharedTensors.of({"message": torch.rand(size), "reply": torch.rand(size)})
     blocks = center.lend(lent["message"], lent["reply"])
     return _against_copy(

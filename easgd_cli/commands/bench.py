@@ -241,7 +241,7 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench.exchange import run
 
     s = _settings(asked)
-    if build.method(s).shared is None:
+    if build.method(s).alone:
         raise UsageError(
             f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with "
             "a center."
@@ -321,6 +321,12 @@ def _timed(asked: _Asked, settings: Settings) -> Settings:
             f"bench {asked.what} launcher={settings.launcher['name']}: its seconds are virtual, and real ones are "
             "due; leave out launcher=."
         )
+    for key, usual in (("accumulate", 1), ("replicas", 1), ("dither", 0)):
+        if (given := getattr(settings, key)) != usual:
+            raise UsageError(
+                f"bench {asked.what} {key}={given}: the loops it is held against take one batch a step as it is; "
+                f"leave out {key}=."
+            )
     for key in ("resume", "replay"):
         if (path := getattr(settings, key)) is not None:
             raise UsageError(f"bench {asked.what} {key}={path}: makes runs of its own; leave out {key}=.")

@@ -17,7 +17,7 @@ from easgd_cli.commands import (
     arguments,
     compose,  # noqa: F401 - stores the schema, without which Hydra has no setting to offer
     configs,
-    single_run,
+    hydra_job,
 )
 
 # Hydra prints bash's for zsh, which has no `complete`.
@@ -45,7 +45,7 @@ def main(words: Sequence[str], commands: Sequence[str]) -> int:
     os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # Hydra completes `easgd key=`
     asked = [*_own_configurations(line.split()), "-sc", *words]
     # a wrong line is told of when it is given
-    single_run.said_by_hydra(arguments.ROOT, asked, said, io.StringIO())
+    hydra_job.said_by_hydra(arguments.ROOT, asked, said, io.StringIO())
     print("\n".join(word for word in said.getvalue().split() if _is_for_users(word, line.split())))
     return 0
 

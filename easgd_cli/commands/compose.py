@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import json
 import typing
 import warnings
@@ -26,10 +25,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from easgd_cli.commands import configs, refusals
+from easgd_cli.commands import configs, names, own_option, refusals
 from easgd_cli.commands.arguments import GROUPS, ROOT
 from easgd_cli.errors import UsageError
-from easgd_cli.experiment import build
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import faults, schema, targets
 from easgd_cli.settings.schema import Settings
@@ -52,7 +50,6 @@ def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable
     return run_directory.named_by([o for o in overrides if o.partition("=")[0] not in left_out], prefix, digits)
 
 
-_CLASSIFICATION = "easgd_cli.problems.tasks.classification:Classification"
 _STUMBLES = (AssertionError, AttributeError, TypeError, ValueError)  # what OmegaConf raises without a word of the key
 
 
@@ -90,7 +87,11 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
             cfg = compose(config_name, overrides, return_hydra_config=True)
     except MissingConfigException as e:
         group, _, name = (e.missing_cfg_file or "").partition("/")
-        if group in _OFFERED and ":" in name and f"{name}.yaml" not in ConfigStore.instance().repo.get(group, {}):
+        if (
+            group in own_option.OFFERED
+            and ":" in name
+            and f"{name}.yaml" not in ConfigStore.instance().repo.get(group, {})
+        ):
             _store(group, name)
             return _compose(config_name, overrides)
         raise UsageError(refusals.missing(e, config_name)) from e
@@ -119,19 +120,15 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
 def _fill_untuned(cfg: DictConfig, overrides: list[str]) -> None:
     """Gives a data set without tuned rates those that its method starts with where nothing is known."""
     dataset, algo = OmegaConf.select(cfg, "dataset.target"), OmegaConf.select(cfg, "algo.name")
-    given = {o.partition("=")[0].lstrip("+~") for o in overrides}
-    tuned = configs.tuned(str(algo), str(OmegaConf.select(cfg, "dataset.name")))
-    if dataset is None or algo is None or tuned or not isinstance(workers := OmegaConf.select(cfg, "workers"), int):
+    if dataset is None or algo is None or not isinstance(workers := OmegaConf.select(cfg, "workers"), int):
         return
-    row = configs.untuned(str(algo), str(OmegaConf.select(cfg, "local.name")), max(workers, 1))
-    if row and OmegaConf.is_missing(cfg, "eta"):
-        cfg.eta = row["eta"]
-        if "delta" in row and "delta" not in given:
-            cfg.delta = row["delta"]
-    if row and cfg.default_steps is None:
-        cfg.default_steps = row["default_steps"]
-    if row and cfg.eval.every is None and "eval.every" not in given:
-        cfg.eval.every = row["eval"]["every"]
+    given = {o.partition("=")[0].lstrip("+~") for o in overrides}
+    lacking = {"eta"} if OmegaConf.is_missing(cfg, "eta") else set()
+    lacking |= {"default_steps"} if cfg.default_steps is None else set()
+    lacking |= {"eval.every"} if cfg.eval.every is None else set()
+    about = (str(algo), str(OmegaConf.select(cfg, "local.name")), str(OmegaConf.select(cfg, "dataset.name")))
+    for key, value in configs.started_with(*about, workers, lacking, given).items():
+        OmegaConf.update(cfg, key, value)
 
 
 def _stumbled_over(config_name: str, overrides: list[str]) -> str:
@@ -163,7 +160,7 @@ def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | No
         raise UsageError(refusals.sentence(e, overrides)) from e
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise UsageError(refusals.not_given(missing[0], overrides, choices))
+        raise UsageError(names.not_given(missing[0], overrides, choices))
     settings = OmegaConf.to_object(cfg)
     if not isinstance(settings, Settings):
         raise UsageError(
@@ -187,7 +184,7 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any], doubts
     try:
         protected = _replaced(saved, "${", mark)
         cfg = typing.cast(
-            DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(_of_today(protected)))
+            DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.create(configs.of_today(protected)))
         )
     except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise UsageError(f"{path}: is not a configuration of this version of easgd: {refusals.first_line(e)}.") from e
@@ -222,18 +219,6 @@ def _replaced(value: Any, old: str, new: str) -> Any:
     return value
 
 
-def _of_today(saved: Any) -> Any:
-    """The same where a classification's settings stood among the problem's, before there were tasks."""
-    problem = saved.get("problem") if isinstance(saved, dict) else None
-    if not isinstance(problem, dict) or "task" in saved:
-        return saved
-    of_task = {key: problem[key] for key in ("label_smoothing", "top5") if key in problem}
-    if not of_task or not targets.ours({"target": str(problem.get("target"))}):
-        return saved
-    rest = {key: value for key, value in problem.items() if key not in of_task}
-    return {**saved, "problem": rest, "task": {"name": "classification", "target": _CLASSIFICATION} | of_task}
-
-
 def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[str, str | None]) -> None:
     """Refuses `model.name=` and the like for all but makers that take a name: for others it would be a label that
     misleads.
@@ -251,45 +236,11 @@ def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[s
             )
 
 
-# What a maker of each group is given by name (experiment/build.py), and so is no setting of its own.
-_SYMBOLS = list(build.symbols(Settings(eta=0.0)))
-_OFFERED = {
-    "algo": [*_SYMBOLS, "local"],
-    "local": _SYMBOLS,
-    "schedule": [*_SYMBOLS, *build.OFFERED_TO_SCHEDULES],
-    "average": [],
-    "problem": list(build.OFFERED_TO_PROBLEMS),
-    "dataset": ["seed"],
-    "task": ["data"],
-    "model": ["num_classes", "input_shape"],
-    "launcher": _SYMBOLS,
-}
-
-
-_OF_DATA = {"validation": 0, "test": None, "collate": None}  # of every data set of a user's
-
-
 def _store(group: str, target: str) -> None:
     """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises
     UsageError.
     """
-    maker = targets.locate(group, target)
-    parameters = targets.signature(maker)
-    node: dict[str, Any] = {"name": target, "target": target}
-    given = [*_OFFERED[group], *(build.loss_arguments(maker) if group == "task" else ())]
-    if group == "dataset" and (split := build.split_parameter(maker)):
-        given.append(split)
-    for name, parameter in parameters.items():
-        if name in given:
-            continue
-        if parameter.default is inspect.Parameter.empty:
-            node[name] = "???"
-        elif isinstance(parameter.default, int | float | str | list | tuple | dict | None):
-            node[name] = parameter.default
-    if group == "dataset":
-        node |= {key: value for key, value in _OF_DATA.items() if key not in parameters}
-    if group == "problem":  # what it does not ask for is none, and brings no learning rate with it
-        wanted = {"dataset": build.DATA, "model": {"model"}}
-        unused = [group for group, names in wanted.items() if not names & parameters.keys()]
+    node, unused = own_option.of(group, target)
+    if unused:
         node["defaults"] = [{f"override /{other}@_global_.{other}": "none"} for other in unused] + ["_self_"]
     ConfigStore.instance().store(group=group, name=target, node=node)

@@ -13,6 +13,7 @@ import yaml
 from easgd_cli.settings.schema import GROUPS
 from easgd_cli.settings.shipped import directory as directory
 
+_CLASSIFICATION = "easgd_cli.problems.tasks.classification:Classification"
 _ORDER = (*GROUPS, "experiment")
 
 
@@ -63,6 +64,21 @@ def untuned(algo: str, local: str, workers: int) -> dict[str, Any]:
     return row
 
 
+def started_with(
+    algo: str, local: str, dataset: str, workers: int, lacking: set[str], given: set[str]
+) -> dict[str, Any]:
+    """Of a data set without tuned rates what its method starts with where nothing is known, by dotted names: of the
+    settings that are `lacking`, and of those that belong to them, but none that the user has `given`.
+    """
+    if tuned(algo, dataset) or not (row := untuned(algo, local, max(workers, 1))):
+        return {}
+    found = {"eta": row["eta"], "default_steps": row["default_steps"], "eval.every": row["eval"]["every"]}
+    found = {key: value for key, value in found.items() if key in lacking and (key == "eta" or key not in given)}
+    if "eta" in found and "delta" in row and "delta" not in given:
+        found["delta"] = row["delta"]
+    return found
+
+
 def tuned(algo: str, dataset: str) -> bool:
     """Whether the table has rates for the method on that data set."""
     return ("tuning/table", f"{algo}_{dataset}") in tuning()
@@ -85,7 +101,8 @@ def tuning() -> dict[tuple[str, str], dict[str, Any]]:
     for dataset, methods in table.items():
         of_steps = steps | methods.get("local", {})
         for method in sorted({*methods, *same_as} - {"all", "local"}):
-            rows["tuning/table", f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)]
+            own = methods.get(method, {})  # over what it has from another
+            rows["tuning/table", f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)] | own
         for step, row in of_steps.items():
             rows["tuning/local", f"{step}_{dataset}"] = methods[row] if isinstance(row, str) else row
     return rows
@@ -103,3 +120,17 @@ def _headline(path: Path) -> str:
         if line.startswith("#") and not line.startswith("# @package"):
             return line.lstrip("# ").rstrip()
     return ""
+
+
+def of_today(saved: Any) -> Any:
+    """A run's configuration, where a classification's settings stand among the problem's, as before there were tasks,
+    by today's names.
+    """
+    problem = saved.get("problem") if isinstance(saved, dict) else None
+    if not isinstance(problem, dict) or "task" in saved:
+        return saved
+    of_task = {key: problem[key] for key in ("label_smoothing", "top5") if key in problem}
+    if not of_task or not str(problem.get("target")).startswith("easgd_cli."):
+        return saved
+    rest = {key: value for key, value in problem.items() if key not in of_task}
+    return {**saved, "problem": rest, "task": {"name": "classification", "target": _CLASSIFICATION} | of_task}

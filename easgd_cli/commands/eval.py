@@ -205,7 +205,7 @@ def _settings(asked: _Asked, doubts: list[str]) -> Settings:
             f"eval {asked.run} {asked.what}: there is no {file.name} ({reason}); a worker of its newest "
             "checkpoint can be measured as worker_00."
         ) from None
-    return replace(settings, init=str(file), init_without=[])
+    return replace(settings, init=str(file), init_prefix=None, init_without=[])
 
 
 def _saved(asked: _Asked, start: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.commands import compose, foreign_code, single_run
+from easgd_cli.commands import compose, foreign_code, hydra_job, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -55,7 +56,9 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes, doubts)
     recorded = reader.summary_of(source, doubts)
     foreign_code.announce(source, settings)
-    _check_order(source, settings.workers)  # so that a damaged one is found before anything is started
+    _check_order(
+        source, reader.Entries.of(build.method(settings), settings.workers)
+    )  # so that a damaged one is found before anything is started
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
@@ -65,19 +68,21 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     for sentence in doubts:
         tell(sentence)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-    outcome, path = single_run.launch(settings, Path(virtual.run_dir), words, command, launcher, prepared, virtual)
+    outcome, path = single_run.launch(
+        settings, Path(virtual.run_dir), words, command, launcher, prepared, partial(hydra_job.run, virtual)
+    )
     if outcome.status == "completed":
         print(for_terminal(_compared(source, path), sys.stdout), flush=True)
     return outcome, path
 
 
-def _check_order(source: Path, workers: int) -> None:
+def _check_order(source: Path, entries: reader.Entries) -> None:
     """Refuses an order of exchanges that is not the one that was recorded, as far as that is known. Raises UsageError.
 
     A run that was killed has told what it held at its last checkpoint.
     """
     path = source / "exchanges.bin"
-    reader.read_order(path, workers)
+    reader.read_order(path, entries)
     held = reader.held_at_the_end(source).get(path.name)
     if wrong := reader.wrong_at_the_end(path, held):
         raise reader.BadFile(path, wrong)

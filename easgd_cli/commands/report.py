@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import math
 import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from easgd_cli.errors import RunError, UsageError
 from easgd_cli.system.terminal import for_terminal, help_text, printable, tell
 
 if TYPE_CHECKING:
-    from easgd_cli.report.comparison import Comparison
-    from easgd_cli.report.table import ResultTable
+    from easgd_cli.reports.comparison import Comparison
+    from easgd_cli.reports.table import ResultTable
 
 _HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,...] [--metric NAME] [--x AXIS]
                            [--rows KEY,...] [--out DIR] [--json FILE]
@@ -73,6 +74,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def write(words: Sequence[str]) -> Path:
+    """Writes the report that these words ask for, prints nothing, and returns the path of its page. Raises
+    UsageError.
+    """
+    with redirect_stdout(io.StringIO()):
+        return _make(_asked(words))
+
+
 def check(options: str) -> None:
     """Refuses what cannot be the `report=` of a sweep. Raises UsageError."""
     _of_sweep(Path(), options)
@@ -108,14 +117,14 @@ def _of_sweep(root: Path, options: str) -> _Asked:
     return asked
 
 
-def _make(asked: _Asked) -> None:
-    """Reads, prints and writes. Raises UsageError."""
-    from easgd_cli.report import reading  # only now: a mistake and the help are answered in a moment
+def _make(asked: _Asked) -> Path:
+    """Reads, prints and writes; returns the path of the page. Raises UsageError."""
+    from easgd_cli.reports import reading  # only now: a mistake and the help are answered in a moment
 
     runs, left_out = reading.read_all(asked.paths)
 
-    from easgd_cli.report import findings, notes, table
-    from easgd_cli.report.comparison import compare
+    from easgd_cli.reports import findings, notes, table
+    from easgd_cli.reports.comparison import compare
 
     c = compare(runs, asked.metric, asked.levels, asked.baseline)
     differ = [*c.told_apart, *c.also_differ]
@@ -155,6 +164,7 @@ def _make(asked: _Asked) -> None:
     if len(written) == 1:
         print(f"There is no figure: no run has two evaluations{' and an exchange' if asked.x == 'bytes' else ''} yet.")
     print(for_terminal(f"Wrote {', '.join(written)} in {out}", sys.stdout), flush=True)
+    return out / "report.html"
 
 
 def _asked(argv: Sequence[str]) -> _Asked:
@@ -240,7 +250,7 @@ def _write(
 ) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
-    from easgd_cli.report import figures, page
+    from easgd_cli.reports import figures, page
 
     written, on_page = [], {}
     with picture.style():
@@ -261,7 +271,7 @@ def _remove_earlier(out: Path, name: str) -> None:
     which is somebody's own.
     """
     from easgd_cli.record import reader
-    from easgd_cli.report import page
+    from easgd_cli.reports import page
 
     with suppress(OSError, ValueError, UsageError):
         if page.has(reader.read_text(out / "report.html"), out / f"{name}.svg"):

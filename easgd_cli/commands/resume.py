@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.commands import compose, foreign_code, single_run
+from easgd_cli.commands import compose, foreign_code, going_on, hydra_job, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -24,14 +25,7 @@ from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import for_terminal, tell
 
 AUTO = "auto"
-NEW_RECORD = "new_record"
-_LENGTH = ("steps", "epochs", "minutes")
-_SECTIONS = ("until.", "eval.", "checkpoint.")
-
-
-def _changeable(key: str) -> bool:
-    """Whether a run that goes on may have another value of this setting."""
-    return key in (*_LENGTH, NEW_RECORD) or key.startswith(_SECTIONS)
+NEW_RECORD = going_on.NEW_RECORD
 
 
 def run(path: Path, asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome | None, Path]:
@@ -44,36 +38,19 @@ def run(path: Path, asked: Arguments, overrides: Mapping[str, Any], command: str
             f"{given}: one run is resumed at a time; leave out -m, or start the sweep again, which goes on where "
             "it stopped."
         )
-    for key, override in overrides.items():
-        if not _changeable(key):
-            raise UsageError(
-                f"{given} {override.input_line}: a run goes on with the settings it had; "
-                "only steps, epochs, minutes, until.*, eval.* and checkpoint.* may be changed."
-            )
-    if not path.is_dir():
-        raise UsageError(f"{given}: there is no such directory.")
-    path = path.resolve()
-    changes, doubts = {k: o.value() for k, o in overrides.items()}, list[str]()
-    if any(changes.get(k) is not None for k in _LENGTH):  # the new length replaces the old one, whatever its unit
-        changes = dict.fromkeys(_LENGTH) | changes
-    settings = compose.resumed(str(path / "config.yaml"), [o.input_line for o in overrides.values()], changes, doubts)
-    longer = next((overrides[k] for k in _LENGTH if changes.get(k) is not None), None)
-    if settings.replay is not None and longer is not None:
-        raise UsageError(
-            f"{given} {longer.input_line}: this run goes through the exchanges of {settings.replay} again and "
-            f"ends with them; leave out {longer.key_or_group}=."
-        )
+    lines = {key: str(override.input_line) for key, override in overrides.items()}
+    path = going_on.checked(path, lines)
+    changes, doubts = going_on.changes({k: o.value() for k, o in overrides.items()}), list[str]()
+    saved = str(path / "config.yaml")
+    settings = compose.resumed(saved, list(lines.values()), changes, doubts)
     foreign_code.announce(path, settings)
-    single_run.checked(settings)
-    _refuse_another_length(given, settings, compose.resumed(str(path / "config.yaml"), [], {}))
-    with run_directory.held(path):  # before anything is said about a run that another process may be changing
-        left = _nothing_left(path, settings, doubts)
-    if left is not None:
-        print(for_terminal(left, sys.stdout))
+    outcome = going_on.run(
+        path, settings, compose.resumed(saved, [], {}), going_on.Asked(given, lines, changes, command), doubts
+    )
+    if isinstance(outcome, str):
+        print(for_terminal(outcome, sys.stdout))
         return None, path
-    kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in changes]
-    kept += [o.input_line for key, o in overrides.items() if key != NEW_RECORD]
-    return single_run.go_on(path, settings, kept, command, doubts), path
+    return outcome, path
 
 
 def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome | None, Path]:
@@ -89,7 +66,7 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
         raise UsageError(refused)
     words = [o for o in asked.overrides if o.partition("=")[0] != "resume"]
     if "hydra.run.dir" not in overrides:
-        named = [o for o in words if not _changeable(o.partition("=")[0])]
+        named = [o for o in words if not going_on.changeable(o.partition("=")[0])]
         words.append("hydra.run.dir=" + quote(f"runs/auto/{run_directory.named_by(named) or 'defaults'}"))
     with compose.composing(asked.config_name) as composed:
         planned = composed(words)
@@ -105,7 +82,9 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
             return None, path
         if reader.checkpoints(path / "checkpoint") or status in run_directory.ENDED:
             tell(f"going on with {path}")
-            lines = {key: override for key, override in overrides.items() if _changeable(key) and key in changes}
+            lines = {
+                key: override for key, override in overrides.items() if going_on.changeable(key) and key in changes
+            }
             return run(path, asked, lines, command)
         with run_directory.held(path):  # not while another process is about to write its first checkpoint
             aside = next(p for p in run_directory.candidates(path) if not p.exists())
@@ -115,7 +94,9 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
         tell(line)
     launcher = kinds.launcher(now)
     try:
-        return single_run.launch(now, path, words, command, launcher, build.prepare(now), planned, alone=True)
+        return single_run.launch(
+            now, path, words, command, launcher, build.prepare(now), partial(hydra_job.run, planned), alone=True
+        )
     except FileExistsError as e:
         raise UsageError(
             f"resume=auto: {path} is there and is not the directory of a run; choose another with hydra.run.dir=PATH."
@@ -132,7 +113,7 @@ def _changes(path: Path, now: Settings) -> set[str] | None:
     old, new = _flat(asdict(before)), _flat(asdict(now))
     differing = {key for key in old | new if old.get(key) != new.get(key) and key not in schema.OF_SWEEPS}
     for key in sorted(differing):
-        if not _changeable(key):
+        if not going_on.changeable(key):
             raise UsageError(
                 f"resume=auto: the run in {path} has {key}={old.get(key)}, and {key}={new.get(key)} is asked for; "
                 "give this one a directory of its own with hydra.run.dir=PATH."
@@ -145,41 +126,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
-
-
-def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
-    """Raises UsageError where the schedule follows the run's length and this is another: the steps taken would have had
-    other rates.
-    """
-    [(unit, many)] = schema.length(now).items()
-    if schema.length(now) != schema.length(before) and build.follows_the_length(now):
-        [(old_unit, old)] = schema.length(before).items()
-        raise UsageError(
-            f"{given} {unit}={many:g}: schedule={now.schedule['name']} follows the run's length, so with "
-            f"another than {old_unit}={old:g} the steps taken would "
-            "have had other rates; start a new run (of a net, from this one's center with init=)."
-        )
-
-
-def _nothing_left(path: Path, now: Settings, doubts: list[str]) -> str | None:
-    """Why a run has ended for good, or None. Raises UsageError for one that diverged.
-
-    Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
-    """
-    summary = reader.summary_of(path, doubts)
-    if summary.get("status") == "diverged":
-        raise UsageError(
-            f"resume={path}: this run diverged, so there is nothing to go on with; start a new one with a smaller eta."
-        )
-    if summary.get("status") != "completed" or not summary.get("steps"):
-        return None
-    [(unit, many)], before = schema.length(now).items(), summary.get("length", {})
-    asked = {name: level for name, level in summary.get("until", {}).items() if level is not None}
-    if schema.levels(now) != asked or unit not in before or many > before[unit]:
-        return None
-    lost = summary.get("lost", {})
-    steps = sorted(t for worker, t in summary["steps"].items() if worker not in lost)
-    done = f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
-    without = "".join(f", {worker} lost after {summary['steps'][worker]}" for worker in lost)
-    further = "" if build.follows_the_length(now) else f" To train it further give more, such as {unit}=."
-    return f"{path} is complete after {done} steps{without}: nothing is left to do.{further}"

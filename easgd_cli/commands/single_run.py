@@ -1,48 +1,45 @@
-"""One run: what is checked before it, its directory, and the launcher called as a job of Hydra's."""
+"""One run: what is checked before it, its directory, and the launcher called. Of the command line and from Python."""
 
 from __future__ import annotations
 
-import logging
-import os
-import random
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
-
-import hydra
-from hydra import initialize_config_dir
-from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import run_job
-from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, open_dict
 
 from easgd_cli.commands import configs
-from easgd_cli.commands.compose import Composed
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings import faults, schema
+from easgd_cli.settings import faults, groups, schema
 from easgd_cli.settings.overrides import own as own
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
 from easgd_cli.system.terminal import tell
 
+AsJob = Callable[[Path, Callable[[], Outcome]], Outcome]  # of a run's directory and what runs it there
+
+
+def _at_once(_: Path, run: Callable[[], Outcome]) -> Outcome:
+    return run()
+
 
 def checked(settings: Settings) -> None:
     """All that can be said before data and model are loaded. Raises UsageError."""
     schema.check(settings)
+    groups.read(settings)
     given, method = faults.read(settings), build.method(settings)
     processes = build.launched_in_processes(settings)
-    faults.check_parties(given, processes, method.shared is not None, settings.launcher["name"], settings.algo["name"])
+    mortal = [name for name, variable in method.variables.items() if variable.origin is not None]
+    launcher, algo = settings.launcher["name"], settings.algo["name"]
+    faults.check_parties(given, processes, not method.alone, launcher, algo, mortal)
     if settings.epochs is None:  # how many steps these are is known once the data are loaded
         build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)
@@ -55,7 +52,8 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     algo, schedule, problem, launcher = (f"{name}={group['name']}" for name, group in groups.items())
     uses = build.symbols_used(settings)
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
-    alone, in_processes = build.method(settings).shared is None, build.launched_in_processes(settings)
+    method = build.method(settings)
+    alone, in_processes = method.alone, build.launched_in_processes(settings)
     of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
     without_effect = [
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
@@ -70,7 +68,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     lines = [f"{given[key]} has no effect: {why}." for key, unused, why in without_effect if unused and key in given]
     by_steps = settings.epochs is None and settings.minutes is None
     steps = settings.steps if settings.steps is not None else settings.default_steps
-    if not alone and by_steps and steps is not None and 1 < settings.tau >= steps:
+    if not alone and not method.closes and by_steps and steps is not None and 1 < settings.tau >= steps:
         lines.append(
             f"steps={steps} tau={settings.tau}: the only exchange is before the first step, so the center learns "
             "nothing; give more steps."
@@ -99,12 +97,12 @@ def launch(
     overrides: list[str],
     command: str,
     launcher: Launcher,
-    prepared: Any,
-    job: Composed,
+    prepared: Experiment,
+    as_job: AsJob = _at_once,
     alone: bool = False,
 ) -> tuple[Outcome, Path]:
-    """Makes a directory for a new run, `path` or the next that is free, and runs it there, as the `job` of Hydra's that
-    was composed.
+    """Makes a directory for a new run, `path` or the next that is free, and runs it there, `as_job` of Hydra's or at
+    once.
 
     With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no
     directory, and RunError.
@@ -130,18 +128,25 @@ def launch(
         try:
             run_directory.write_config(path, settings, own(overrides))
             launcher.begin()
-            outcome = _as_hydras_job(job, path, lambda: launcher(Job(path, own(overrides), command), prepared))
+            outcome = as_job(path, lambda: launcher(Job(path, own(overrides), command), prepared))
         except UsageError:
             discard()
             raise
     return outcome, path
 
 
-def go_on(path: Path, settings: Settings, overrides: list[str], command: str, doubts: Sequence[str] = ()) -> Outcome:
+def go_on(
+    path: Path,
+    settings: Settings,
+    overrides: list[str],
+    command: str,
+    doubts: Sequence[str] = (),
+    launcher: Launcher | None = None,
+) -> Outcome:
     """Goes on with the run in `path`, which the caller has found worth going on with, and tells the `doubts` there are
-    of its files. Raises UsageError and RunError.
+    of its files. `launcher`: None for the one that the settings name. Raises UsageError and RunError.
     """
-    launcher = kinds.launcher(settings)
+    launcher = launcher or kinds.launcher(settings)
     prepared = build.prepare(settings)
     from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
     from easgd_cli.record.resumption import check
@@ -164,7 +169,8 @@ def go_on(path: Path, settings: Settings, overrides: list[str], command: str, do
                 f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
                 "already; give more."
             )
-        check(path, resumed, settings.workers, prepared.size, settings.new_record)
+        entries = reader.Entries.of(prepared.method, settings.workers)
+        check(path, resumed, settings.workers, prepared.size, settings.new_record, entries)
         for sentence in doubts:
             tell(sentence)
         for one in damaged:
@@ -185,68 +191,3 @@ def program(name: str) -> str:
 def looked_at(path: str) -> str:
     """How to look at a run or sweep."""
     return f"{program('tensorboard')} --logdir {shlex.quote(path)}"
-
-
-def said_by_hydra(config_name: str, words: Sequence[str], said: IO[str], errors: IO[str]) -> object:
-    """Has Hydra's own program print what it does for `words` after its name; returns its exit status, None for 0."""
-    program = hydra.main(config_path=str(configs.directory()), config_name=config_name, version_base="1.3")
-    before = sys.argv
-    try:
-        with unchanged_process(), redirect_stdout(said), redirect_stderr(errors):
-            sys.argv = ["easgd", *words]
-            program(lambda _: None)()
-    except SystemExit as e:
-        return e.code
-    finally:
-        sys.argv = before
-    return None
-
-
-def _as_hydras_job(job: Composed, path: Path, task: Callable[[], Outcome]) -> Outcome:
-    """`task` as Hydra runs one, in the directory made for it; leaves this process as it was."""
-    ended: list[Outcome | Exception] = []
-
-    def task_function(_: DictConfig) -> None:
-        try:
-            ended.append(task())
-        except Exception as e:  # Hydra would keep it
-            ended.append(e)
-
-    config, name = job.config, job.config.hydra.job.config_name
-    with open_dict(config):
-        config.hydra.run.dir, config.hydra.mode = str(path), RunMode.RUN
-    # A run may log, change directory, seed generators and set threads.
-    with unchanged_process(), initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
-        callbacks = Callbacks(config)
-        callbacks.on_run_start(config=config, config_name=name)
-        context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
-        done = run_job(task_function, config, "hydra.run.dir", None, context)
-        callbacks.on_run_end(config=config, config_name=name, job_return=done)
-    if isinstance(ended[0], Exception):
-        raise ended[0]
-    return ended[0]
-
-
-@contextmanager
-def unchanged_process() -> Iterator[None]:
-    """Puts back what a run, or a plugin of Hydra's, may leave in this process: directory, environment, logging,
-    generators, threads.
-    """
-    root, torch = logging.getLogger(), sys.modules.get("torch")  # not imported for this
-    directory, environment, handlers, level = os.getcwd(), dict(os.environ), list(root.handlers), root.level
-    drawn, torchs = random.getstate(), (torch.get_rng_state(), torch.get_num_threads()) if torch else None
-    try:
-        yield
-    finally:
-        with suppress(FileNotFoundError):  # removed while the run went on
-            os.chdir(directory)
-        os.environ.clear()
-        os.environ.update(environment)
-        for handler in set(root.handlers) - set(handlers):
-            handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        random.setstate(drawn)
-        if torch and torchs:
-            torch.set_rng_state(torchs[0])
-            torch.set_num_threads(torchs[1])

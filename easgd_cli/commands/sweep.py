@@ -29,6 +29,7 @@ from easgd_cli.sweeps.slots import slots
 from easgd_cli.sweeps.sweep_file import SweepFile, refuse_another
 from easgd_cli.system import interruption
 from easgd_cli.system.terminal import printable, tell
+from easgd_cli.system.unchanged import unchanged_process
 
 PROGRAM = "easgd_cli.commands.sweep_job"
 _GO_ON = "to go on with it, give the same command again."
@@ -50,7 +51,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     count = f"{len(plan.jobs)} run{'s' if len(plan.jobs) > 1 else ''}"
     say(f"{f'Runs to minimise {plan.objective}' if plan.objective else count} in {root}{how}")
     go_on = f"the sweep is in {root}; {_GO_ON}"
-    with interruption.undone_by(lambda: interruption.tell(go_on)), single_run.unchanged_process(), ExitStack() as held:
+    with interruption.undone_by(lambda: interruption.tell(go_on)), unchanged_process(), ExitStack() as held:
         with suppress(UsageError):  # somebody is looking just now
             # by which `easgd report` knows whether the sweep goes on
             held.enter_context(run_directory.held(root, shared=True))

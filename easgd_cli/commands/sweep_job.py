@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from easgd_cli.commands import arguments, compose, single_run
+from easgd_cli.commands import arguments, compose, hydra_job, single_run
 from easgd_cli.commands.compose import Composed
 from easgd_cli.commands.plan import apart
 from easgd_cli.errors import RunError, UsageError
@@ -89,7 +90,9 @@ def _launch(found: JobDirectory, job: Composed, overrides: list[str], config_nam
         else:
             command = shlex.join(["easgd", "train", *_alone(path, overrides, config_name)])
             launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-            outcome, path = single_run.launch(settings, path, overrides, command, launcher, prepared, job, alone=True)
+            outcome, path = single_run.launch(
+                settings, path, overrides, command, launcher, prepared, partial(hydra_job.run, job), alone=True
+            )
     except FileExistsError:
         raise
     except (UsageError, RunError) as e:

@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -21,6 +22,7 @@ from easgd_cli.commands import (
     completion,
     compose,
     configs,
+    hydra_job,
     plan,
     replay,
     resume,
@@ -84,11 +86,9 @@ def main(argv: Sequence[str]) -> int:
     single_run.checked(settings)
     for line in single_run.ineffective(settings, asked.overrides) + single_run.untuned(settings, asked.overrides):
         tell(line)
-    launcher = kinds.launcher(settings)
-    prepared = build.prepare(settings)
-    return _told(
-        *single_run.launch(settings, Path(planned.run_dir), asked.overrides, command, launcher, prepared, planned)
-    )
+    launcher, prepared = kinds.launcher(settings), build.prepare(settings)
+    path, as_job = Path(planned.run_dir), partial(hydra_job.run, planned)
+    return _told(*single_run.launch(settings, path, asked.overrides, command, launcher, prepared, as_job))
 
 
 def _told(outcome: Outcome | None, path: Path) -> int:
@@ -117,7 +117,7 @@ def _shown_by_hydra(asked: Arguments) -> int:
     said = io.StringIO()  # printed at once: a logger that finds no reader any more tells of each line
     words = ["--config-name", asked.config_name, *asked.show, *asked.overrides]
     try:
-        refused = single_run.said_by_hydra(asked.config_name, words, said, said)
+        refused = hydra_job.said_by_hydra(asked.config_name, words, said, said)
     except HydraException as e:  # of overrides that nobody has looked at, since nothing is run by them
         raise UsageError(f"{' '.join(asked.show)}: {' '.join(str(e).split()).rstrip('.')}.") from e
     if refused:

@@ -212,6 +212,12 @@ def arrays(
         raise UsageError(
             f"dataset={name}: inputs are {shapes[0]} in training and {shapes[1]} in the test; they must agree."
         )
+    for one, other in zip(*(nest.leaves(part) for part in inputs.values()), strict=True):
+        if torch.int64 in (one.dtype, other.dtype) and one.dtype != other.dtype:
+            raise UsageError(
+                f"dataset={name}: inputs are of type {one.dtype} in training and {other.dtype} in the test; whole "
+                "numbers stay whole and uint8 becomes numbers from 0 to 1, so the two must agree."
+            )
     return Arrays(inputs, labels, kind, classes)
 
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import io
 import os
-from typing import IO
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +28,36 @@ class BrokenImage(Exception):
     """An image that cannot be decoded; the text says why, without the image's name."""
 
 
+_decoded = threading.local()  # the name of what this thread decodes
+
+
 def load_formats() -> None:
     """To be called before several threads decode: Pillow loads its formats at first use, and not as a thing that
-    threads may do at once.
+    threads may do at once. What it warns of from here on is said with the name of the image.
     """
     Image.init()
+    if not isinstance(warnings.showwarning, partial):
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
 
 
-def rgb(content: bytes | memoryview | str) -> Image.Image:
-    """The image in `content`, its bytes or a file's path, decoded and in RGB. Raises BrokenImage.
+def _show_warning(otherwise: Callable[..., None], message: Warning | str, *of: Any, **said: Any) -> None:
+    name = getattr(_decoded, "name", None)
+    if name is None:
+        otherwise(message, *of, **said)
+    else:
+        print(f"easgd: {name}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+def rgb(content: bytes | memoryview | str, name: str | None = None) -> Image.Image:
+    """The image in `content`, its bytes or a file's path, decoded and in RGB; `name`: for warnings, if not the path.
+    Raises BrokenImage.
 
     Grey, palette, CMYK and 16-bit images are converted; of 16 bits the upper 8 stay; transparent parts keep the colour
     that lies under them. The orientation that a camera notes is not applied, as in the paper's time and in
     torchvision's ImageFolder.
     """
     source: str | IO[bytes] = content if isinstance(content, str) else io.BytesIO(content)
+    _decoded.name = content if isinstance(content, str) else name
     try:
         if (os.path.getsize(source) if isinstance(source, str) else len(content)) == 0:
             raise BrokenImage("is empty")
@@ -51,6 +71,8 @@ def rgb(content: bytes | memoryview | str) -> Image.Image:
     except (ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as e:
         # Pillow's plugins raise all of these
         raise BrokenImage(str(e)) from e
+    finally:
+        _decoded.name = None
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class Folders:
     train: Listed
     test: Listed
     times: Mapping[str, int]  # of what was read to find it, relative to the root: when it had last changed, in ns
+    loose: Mapping[str, int] = field(default_factory=dict)  # images in a folder of classes itself, by its name
 
 
 def listed(name: str, root: str) -> Folders:
@@ -39,9 +40,8 @@ def listed(name: str, root: str) -> Folders:
     train = in_classes(name, found, "train", classes, classes)
     for split in ("val", "test"):
         if (found.top / split).is_dir():
-            return Folders(
-                found.top, classes, train, in_classes(name, found, split, classes, found.subfolders(split)), found.times
-            )
+            test = in_classes(name, found, split, classes, found.subfolders(split))
+            return Folders(found.top, classes, train, test, found.times, found.loose)
     raise UsageError(
         f"dataset.root={root}: has neither val nor test; dataset={name} measures on the images in "
         f"{found.top / 'val'}/CLASS/."
@@ -67,7 +67,8 @@ def listed_imagenet(root: str) -> Folders:
         raise UsageError(f"dataset.root={root}: has no folder val; unpack ILSVRC2012_img_val.tar into {val}.")
     folders = found.subfolders("val")
     test = in_classes("imagenet", found, "val", classes, folders) if folders else _flat(found, classes)
-    return Folders(found.top, classes, train, test, found.times)
+    loose = {split: count for split, count in found.loose.items() if split == "train" or folders}
+    return Folders(found.top, classes, train, test, found.times, loose)
 
 
 def checked_root(name: str, root: str) -> Directories:

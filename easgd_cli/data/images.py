@@ -364,7 +364,10 @@ def _pixels(given: Any, name: str, part: str) -> Tensor:
 def _labels(given: Any, name: str, part: str) -> Tensor:
     labels = _tensor(given, name, part)
     if labels.dim() != 1:
-        remedy = f"; {part}.argmax(1) turns one-hot rows into numbers" if labels.dim() == 2 else ""
+        column = labels.dim() == 2 and labels.shape[1] == 1
+        remedy = f"; {part}[:, 0] makes them so" if column else ""
+        if labels.dim() == 2 and not column:
+            remedy = f"; {part}.argmax(1) turns one-hot rows into numbers"
         raise UsageError(
             f"dataset={name}: {part} has shape {tuple(labels.shape)}; labels are [N], one number an image{remedy}."
         )

@@ -4,6 +4,7 @@ last changed. No torch.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,19 +80,23 @@ class Directories:
         self.root = root
         self.top = Path(root).expanduser().absolute()
         self.times: dict[str, int] = {}
+        self.loose: dict[str, int] = {}  # images beside the directories of one whose directories were asked for
 
     def subfolders(self, folder: str) -> list[str]:
         """Names of the directories in a directory below the root, but for hidden ones, in order."""
         with self._reading(folder):
-            return sorted(e.name for e in self._entries(folder) if e.is_dir())
+            entries = self._entries(folder)
+            found = sorted(e.name for e in entries if e.is_dir())
+        images = sum(e.name.lower().endswith(_SUFFIXES) for e in entries)
+        self.loose[folder] = images - sum(name.lower().endswith(_SUFFIXES) for name in found)
+        return found
 
     def images(self, folder: str, nested: bool = True) -> list[str]:
         """Paths, relative to the root, of the images in a directory and, unless not `nested`, in those below it; hidden
         ones are passed over.
 
         Directory by directory in the order of their names, as torchvision's ImageFolder has them. What an image is its
-        name says: only entries with other names are asked whether they are directories, and most file systems answer
-        that along with the name.
+        name says, unless it is a directory, which most file systems tell along with the name.
         """
         found: dict[str, list[str]] = {}
         waiting = [folder]
@@ -100,7 +105,8 @@ class Directories:
             found[here] = []
             with self._reading(here):
                 for e in self._entries(here):
-                    if e.name.lower().endswith(_SUFFIXES):
+                    # a link is not followed if its name is an image's: that would ask the system for each of a million
+                    if e.name.lower().endswith(_SUFFIXES) and not e.is_dir(follow_symlinks=False):
                         found[here].append(e.name)
                     elif nested and e.is_dir():
                         waiting.append(f"{here}/{e.name}")
@@ -120,12 +126,33 @@ class Directories:
     def _reading(self, folder: str) -> Iterator[None]:
         try:
             yield
-        except OSError as e:  # a link that leads back to itself, too
+        except OSError as e:
             there = self.top / folder
+            if e.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                raise UsageError(
+                    f"dataset.root={self.root}: a link in {_before_loop(self.top, folder)} leads back to where it "
+                    "lies, or to a folder above; remove it."
+                ) from e
             raise UsageError(
                 f"dataset.root={self.root}: {there} cannot be read ({e.strerror}); give yourself the right to, or "
                 "choose another root."
             ) from e
+
+
+def _before_loop(top: Path, folder: str) -> Path:
+    """The first directory on the way that is reached twice has one that links back to it: that one."""
+    seen: set[Path] = set()
+    here = top
+    for part in Path(folder).parts:
+        try:
+            real = (here / part).resolve(strict=True)
+        except (OSError, RuntimeError):
+            return here
+        if real in seen:
+            return here
+        seen.add(real)
+        here = here / part
+    return here
 
 
 def changed(top: Path, times: Mapping[str, int]) -> list[str]:

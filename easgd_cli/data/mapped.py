@@ -1,13 +1,15 @@
 """A torch Dataset of the user's: anything with __len__ and __getitem__, read sample by sample.
 
 What a sample draws from the global generators of torch, numpy and Python follows from (seed, worker, t, index), so a
-step taken again sees the same batch. For that reason samples are read one after another, in the thread that trains.
+step taken again sees the same batch. For that reason samples are read one after another: in the thread that trains, or
+a batch at a time in processes of their own (loaders.py).
 """
 
 from __future__ import annotations
 
 import pickle
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -20,6 +22,7 @@ from easgd_cli.data import nest, packing
 from easgd_cli.data.arrays import as_numbers, kind_of
 from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
 from easgd_cli.data.holding_out import held_out_of
+from easgd_cli.data.loaders import Loaders
 from easgd_cli.errors import UsageError
 from easgd_cli.randomness import SAMPLE, key, seed_all, seeded
 from easgd_cli.system.shared_memory import SharedTensors
@@ -43,15 +46,20 @@ class Mapped:
     kept: Tensor | None = None  # [N] int64, which samples of `train` are trained on; None for all
     taken: Tensor | None = None  # [K] int64, which of them are held out
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training batches
+    loaders: int = 0  # processes that read them, of each process that asks for batches
+    _pool: list[Loaders] = field(default_factory=list, repr=False)  # started by the first batch
     _first: list[Batch] = field(default_factory=list, repr=False)
 
-    ahead: ClassVar[int] = 0
     about: ClassVar[str | None] = None
     nbytes: ClassVar[int] = 0  # what it holds is not known here
 
     @property
+    def ahead(self) -> int:
+        return 2 * self.loaders  # each reads one, and has the next at hand
+
+    @property
     def targets(self) -> Targets:
-        targets = self._sample[1]
+        targets = self.sample[1]
         return "numbers" if not isinstance(targets, Tensor | None) else kind_of(targets)
 
     @property
@@ -73,20 +81,20 @@ class Mapped:
 
     @property
     def target_shape(self) -> tuple[int, ...] | None:
-        targets = self._sample[1]
+        targets = self.sample[1]
         return tuple(targets.shape[1:]) if isinstance(targets, Tensor) else None
 
     @property
     def input_shape(self) -> Any:
-        return nest.mapped(lambda t: tuple(t.shape[1:]) if isinstance(t, Tensor) else None, self._sample[0])
+        return nest.mapped(lambda t: tuple(t.shape[1:]) if isinstance(t, Tensor) else None, self.sample[0])
 
     @property
     def described(self) -> str:
-        return f"the samples of this data set, {nest.said(self._sample[0])} as a batch of one"
+        return f"the samples of this data set, {nest.said(self.sample[0])} as a batch of one"
 
     @property
     def sample_size(self) -> int:
-        return sum(t.numel() for t in nest.leaves(self._sample[0]) if isinstance(t, Tensor))
+        return sum(t.numel() for t in nest.leaves(self.sample[0]) if isinstance(t, Tensor))
 
     def count(self, split: Split) -> int:
         chosen = self._chosen(split)
@@ -99,7 +107,7 @@ class Mapped:
         taken = held_out_of(len(self.train), n)
         return replace(self, taken=taken.nonzero()[:, 0], kept=(~taken).nonzero()[:, 0])
 
-    def share(self) -> Mapped:
+    def share(self) -> _Shared:
         """The same with its large arrays in anonymous shared memory. Raises UsageError where it cannot be sent to
         another process, and MemoryError.
         """
@@ -110,7 +118,7 @@ class Mapped:
                 f"dataset={self.name}: cannot be sent to the workers ({' '.join(str(e).split())}); classes and "
                 "functions stand at the top of a module, and files are opened in __getitem__."
             ) from e
-        return _received(sent, self.name, self.kept, self.taken)
+        return _received(sent, self.name, self.kept, self.taken, self.loaders)
 
     def training_on(self, device: torch.device) -> Mapped:
         return self if device == self.device else replace(self, device=device)
@@ -118,8 +126,7 @@ class Mapped:
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
         """Reads that batch; its samples are seeded by a number that is drawn from `generator`."""
         drawn = int(torch.randint(2**62, (), generator=generator))
-        batch = self._read("train", indices, drawn, self.device, dtype)
-        return lambda: batch
+        return self._begun("train", indices, drawn, self.device, dtype)
 
     def evaluation_batches(
         self,
@@ -131,14 +138,20 @@ class Mapped:
     ) -> Iterator[Batch]:
         """What is random in a sample is the same at every evaluation."""
         drawn = key(0, SAMPLE, _STREAMS[split])
-        for part in (torch.arange(self.count(split)) if indices is None else indices).split(size):
-            yield self._read(split, part, drawn, device, dtype)
+        parts = (torch.arange(self.count(split)) if indices is None else indices).split(size)
+        begun: deque[Callable[[], Batch]] = deque()
+        for part in parts:
+            begun.append(self._begun(split, part, drawn, device, dtype, few=len(parts) == 1))
+            if len(begun) > self.ahead:
+                yield begun.popleft()()
+        for finish in begun:
+            yield finish()
 
     def training_subset(self, n: int) -> Tensor:
         return fixed_subset(self.count("train"), n)
 
     @property
-    def _sample(self) -> Batch:
+    def sample(self) -> Batch:
         """A batch of the first training sample."""
         if not self._first:
             self._first.append(
@@ -146,10 +159,28 @@ class Mapped:
             )
         return self._first[0]
 
-    def _read(self, split: Split, indices: Tensor, drawn: int, device: torch.device, dtype: torch.dtype) -> Batch:
-        chosen, source = self._chosen(split), self._source(split)
+    def _begun(
+        self, split: Split, indices: Tensor, drawn: int, device: torch.device, dtype: torch.dtype, few: bool = False
+    ) -> Callable[[], Batch]:
+        """Reads a batch: at once where there are no loaders, or only `few` samples to read."""
+        chosen = self._chosen(split)
         numbers = (indices if chosen is None else chosen[indices]).tolist()
-        samples = []
+        if self.loaders and not few:
+            if not self._pool:
+                self._pool.append(Loaders(self._reader(), self.loaders, self.name))
+            finish = self._pool[0].begin(split, numbers, drawn)
+            return lambda: _as_batch(finish(), device, dtype)
+        batch = _as_batch(self.read(split, numbers, drawn), device, dtype)
+        return lambda: batch
+
+    def _reader(self) -> Callable[[], Any]:
+        """Makes what reads batches elsewhere, of a Dataset of which nothing has been read yet."""
+        make, parts = self.share().__reduce__()
+        return lambda: make(*parts).read
+
+    def read(self, split: Split, numbers: list[int], drawn: int) -> Any:
+        """The samples `numbers` of the Dataset of that split, as collating makes a batch of them."""
+        source, samples = self._source(split), []
         with seeded(drawn, SAMPLE):
             for i in numbers:
                 seed_all(key(drawn, SAMPLE, n=i))
@@ -159,16 +190,12 @@ class Mapped:
                     which = f"sample {i} of {'test' if split == 'test' else 'train'}"
                     raise UsageError(f"dataset={self.name}: {which} raised {_raised(e)}.") from e
             try:
-                batch = self.collate(samples)
+                return self.collate(samples)
             except Exception as e:
                 raise UsageError(
                     f"dataset={self.name}: samples cannot be made a batch: {_raised(e)}; give dataset.collate=, a "
                     "function of a list of samples."
                 ) from e
-        inputs, targets = _parted(batch)
-        targets = nest.mapped(lambda t: _as_target(t, device, dtype), targets)
-        on_device = nest.mapped(lambda t: t.to(device) if isinstance(t, Tensor) else t, inputs)
-        return nest.mapped(lambda t: as_numbers(t, dtype), on_device), targets
 
     def _source(self, split: Split) -> Any:
         return self.test if split == "test" else self.train
@@ -184,12 +211,24 @@ class _Shared(Mapped):
     sent: tuple[bytes, SharedTensors] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.sent, self.name, self.kept, self.taken)
+        return _received, (self.sent, self.name, self.kept, self.taken, self.loaders)
+
+    def share(self) -> _Shared:
+        return self
 
 
-def _received(sent: tuple[bytes, SharedTensors], name: str, kept: Tensor | None, taken: Tensor | None) -> _Shared:
+def _received(
+    sent: tuple[bytes, SharedTensors], name: str, kept: Tensor | None, taken: Tensor | None, loaders: int
+) -> _Shared:
     train, test, collate = packing.unpack(*sent)
-    return _Shared(train, test, name, collate, kept, taken, sent=sent)
+    return _Shared(train, test, name, collate, kept, taken, loaders=loaders, sent=sent)
+
+
+def _as_batch(collated: Any, device: torch.device, dtype: torch.dtype) -> Batch:
+    inputs, targets = _parted(collated)
+    targets = nest.mapped(lambda t: _as_target(t, device, dtype), targets)
+    on_device = nest.mapped(lambda t: t.to(device) if isinstance(t, Tensor) else t, inputs)
+    return nest.mapped(lambda t: as_numbers(t, dtype), on_device), targets
 
 
 def _parted(batch: Any) -> Batch:

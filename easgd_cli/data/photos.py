@@ -91,6 +91,11 @@ def _photos(
             f"training on the originals in {found.root}; easgd data prepare makes a resized copy that is several "
             "times faster to read."
         ]
+        about += [
+            f"{count:,} images lie in {found.root / split} itself, in no class, and are left out."
+            for split, count in found.loose.items()
+            if count
+        ]
     about += _not_measured(test.labels, classes)
     return StoredImages(
         train,

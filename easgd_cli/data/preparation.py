@@ -332,6 +332,7 @@ def _finish(
 def _begin(counts: MutableSequence[int]) -> None:
     """In each process: the parent alone hears what ends the program, and its own end ends this process."""
     global _done
+    decoding.load_formats()
     _done = counts
     for number in set(interruption.NUMBERS) - {signal.SIGTERM}:  # by which the pool ends this process
         signal.signal(number, signal.SIG_IGN)

@@ -171,7 +171,7 @@ class StoredImages:
 
         def tried(i: int) -> tuple[str, str] | None:
             try:
-                decoding.rgb(source.content(i))
+                decoding.rgb(source.content(i), source.name(i))
             except decoding.BrokenImage as e:
                 return source.name(i), str(e)
             return None
@@ -199,6 +199,7 @@ class StoredImages:
             torch.empty(len(places), *self.input_shape, dtype=torch.uint8, pin_memory=device.type != "cpu"),
         )
         into, numbers = pixels.numpy(), places.tolist()
+        decoding.load_formats()
 
         def decode(first: int) -> None:
             for j in range(first, min(first + _TOGETHER, len(numbers))):
@@ -221,14 +222,13 @@ class StoredImages:
 
     def _decode(self, source: Source, i: int, cut: Callable[..., None], out: NDArray[np.uint8]) -> None:
         try:
-            image = decoding.resized(decoding.rgb(source.content(i)), self.resize)
+            image = decoding.resized(decoding.rgb(source.content(i), source.name(i)), self.resize)
         except decoding.BrokenImage as e:
             raise UsageError(f"{source.name(i)} cannot be decoded: {e}; {source.remedy}.") from e
         cut(image, out=out)
 
     def _threads(self) -> ThreadPoolExecutor:
         if not self._pool:
-            decoding.load_formats()
             self._pool.append(
                 ThreadPoolExecutor(self.loaders or torch.get_num_threads(), thread_name_prefix="decoding")
             )

@@ -83,6 +83,11 @@ def _targets(
     if values.dtype.kind not in "US":
         _check(file, name, values)
         return values, None
+    if missing := int((values == "").sum()):
+        raise UsageError(
+            f"dataset.root={file}: {missing:,} values of the column {name} are missing; fill them, or remove "
+            "their rows."
+        )
     named = classes or tuple(sorted({str(v) for v in values}))
     numbers = {label: i for i, label in enumerate(named)}
     unknown = next((str(v) for v in values if str(v) not in numbers), None)
@@ -93,8 +98,9 @@ def _targets(
 
 def _check(file: str, name: str, values: NDArray[Any]) -> None:
     if values.dtype.kind not in "fiub":
+        what = "texts" if values.dtype.kind in "US" else "dates"
         raise UsageError(
-            f"dataset.root={file}: the column {name} holds texts such as {str(values[0])!r}; make numbers of them, or "
+            f"dataset.root={file}: the column {name} holds {what} such as {str(values[0])!r}; make numbers of them, or "
             "leave it out with dataset.columns=[...], the columns that are inputs."
         )
     missing = int((~np.isfinite(values)).sum()) if values.dtype.kind == "f" else 0
@@ -161,8 +167,22 @@ def _parquet(path: Path) -> Columns:
     import pyarrow.parquet
 
     read = pyarrow.parquet.read_table(path)
-    columns = {name: read[name].to_numpy() for name in read.column_names}
-    return {name: c.astype(str) if c.dtype == object else c for name, c in columns.items()}
+    return {name: _of_arrow(read[name]) for name in read.column_names}
+
+
+def _of_arrow(column: Any) -> NDArray[Any]:
+    """Numbers, lists of one length, or texts; of what is missing nan or nothing."""
+    kind = str(column.type)
+    if kind.startswith("dictionary"):
+        column = column.cast(column.type.value_type)
+    values: NDArray[Any] = column.cast("float64" if kind.startswith("decimal") else column.type).to_numpy()
+    if values.dtype != object:
+        return values
+    if kind == "bool":
+        return np.array([np.nan if v is None else float(v) for v in values])
+    if len({np.shape(v) for v in values}) == 1 and any(map(np.ndim, values)):
+        return np.stack(list(values))
+    return np.array(["" if v is None else str(v) for v in values])
 
 
 def _npy(path: Path) -> Columns:

@@ -2,25 +2,31 @@
 
 The text is cut once, in its order: training, then what is held out of it, then the test, so that no part of what is
 judged lies beside what was trained on. A sample is a window of `length` + 1 bytes; windows begin `length` apart.
+
+It is mapped and not read: a file where it lies, the files of a directory as one file without a name, put together on
+disk at the start. So a text may be larger than memory, and nothing is left behind that could grow old.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from easgd_cli.data.conversion import sent
 from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
+from easgd_cli.data.patience import told
 from easgd_cli.errors import UsageError, why
-from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.system.shared_memory import MappedFile
 
 _TOKENS = 256
 
@@ -47,31 +53,46 @@ def text(root: str | None = None, length: int = 64, test: float = 0.02, pattern:
     else:
         raise UsageError(f"{written}: there is no such file or directory.")
     try:
-        whole = np.concatenate([np.fromfile(p, np.uint8) for p in files])
+        mapped = _mapped(files)
     except OSError as e:
         raise UsageError(f"{written}: {e.filename or place} cannot be read: {why(e)}.") from e
-    tested = max(length + 1, round(test * len(whole)))
-    if len(whole) < tested + length + 1:
+    size = 0 if mapped is None else len(mapped.tensor)
+    tested = max(length + 1, round(test * size))
+    if mapped is None or size < tested + length + 1:
         raise UsageError(
-            f"{written} dataset.length={length}: the text has {len(whole):,} bytes, and training and test need a "
+            f"{written} dataset.length={length}: the text has {size:,} bytes, and training and test need a "
             f"window of {length + 1} each; give a smaller length, or more text."
         )
-    parts: dict[Split, Tensor] = {
-        "train": torch.from_numpy(whole[: len(whole) - tested]), "test": torch.from_numpy(whole[len(whole) - tested :]),
-    }  # fmt: skip
-    digest = hashlib.sha256(whole.data).hexdigest()[:16]
+    digest = hashlib.sha256(mapped.tensor.numpy().data).hexdigest()[:16]
     of = f"{len(files):,} files of {place}" if len(files) > 1 else str(files[0])
-    return Text(parts, length, f"the text is {len(whole):,} bytes, {of}, SHA-256 {digest}...")
+    about = f"the text is {size:,} bytes, {of}, SHA-256 {digest}..."
+    return Text(mapped, {"train": (0, size - tested), "test": (size - tested, size)}, length, about)
+
+
+def _mapped(files: list[Path]) -> MappedFile | None:
+    """The files, one after another; None where there is nothing in them. Raises OSError."""
+    if len(files) == 1:
+        with open(files[0], "rb") as one:
+            return MappedFile(os.dup(one.fileno())) if os.fstat(one.fileno()).st_size else None
+    with tempfile.TemporaryFile(prefix="easgd-") as whole:
+        for path in told(files, "putting the text together, files"):
+            with open(path, "rb") as part:
+                shutil.copyfileobj(part, whole)
+        whole.flush()
+        return MappedFile(os.dup(whole.fileno())) if whole.tell() else None
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Bytes [n] uint8 by split; `length`: of a window, without the byte that is only to be told."""
+    """The bytes of `file`; `cuts`: where each split begins and ends; `length`: of a window, without the byte that is
+    only to be told.
+    """
 
-    parts: Mapping[Split, Tensor]
+    file: MappedFile
+    cuts: Mapping[Split, tuple[int, int]]
     length: int
     about: str
-    memory: SharedTensors | None = field(default=None, repr=False)  # where the bytes lie, after share()
+    on_device: Tensor | None = None  # the training bytes, where they lie on a GPU
 
     targets: ClassVar[Targets] = "tokens"
     num_classes: ClassVar[int] = _TOKENS
@@ -96,10 +117,16 @@ class Text:
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts.values())
+        return 0  # the system has it in memory as far as there is room
+
+    @property
+    def parts(self) -> dict[Split, Tensor]:
+        """Bytes [n] uint8 by split."""
+        return {split: self.file.tensor[begin:end] for split, (begin, end) in self.cuts.items()}
 
     def count(self, split: Split) -> int:
-        return (len(self.parts[split]) - 1) // self.length if split in self.parts else 0
+        begin, end = self.cuts.get(split, (0, 1))
+        return (end - begin - 1) // self.length
 
     def hold_out(self, n: int) -> Text:
         """The same with the last `n` training windows set aside. Raises UsageError."""
@@ -107,27 +134,16 @@ class Text:
             raise UsageError(
                 f"dataset.validation={n}: must be from 0 to {self.count('train') - 1}, of so many windows."
             )
-        whole = self.parts["train"]
-        cut = (self.count("train") - n) * self.length + 1
-        parts = {**self.parts, "train": whole[:cut], "held_out": whole[cut - 1 :]}
-        return replace(self, parts=parts, memory=None)
+        begin, end = self.cuts["train"]
+        cut = begin + (self.count("train") - n) * self.length + 1
+        return replace(self, cuts={**self.cuts, "train": (begin, cut), "held_out": (cut - 1, end)})
 
     def share(self) -> Text:
-        """The same in anonymous shared memory. Raises MemoryError."""
-        return self._in(SharedTensors.of({str(split): part for split, part in self.parts.items()}))
-
-    def _in(self, memory: SharedTensors) -> Text:
-        parts: dict[Any, Tensor] = dict(memory.tensors)
-        return replace(self, parts=parts, memory=memory)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled without the bytes when they are in shared memory."""
-        return _rebuilt, (self.parts if self.memory is None else self.memory, self.length, self.about)
+        """The same, which all processes map."""
+        return self
 
     def training_on(self, device: torch.device) -> Text:
-        if device.type == "cpu":
-            return self
-        return replace(self, parts={**self.parts, "train": self.parts["train"].to(device)}, memory=None)
+        return self if device.type == "cpu" else replace(self, on_device=self.parts["train"].to(device))
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
         batch = self._windows("train", indices), None
@@ -144,12 +160,7 @@ class Text:
 
     def _windows(self, split: Split, indices: Tensor) -> Tensor:
         """[B, length + 1] int64."""
-        part = self.parts[split]
+        begin, end = self.cuts[split]
+        part = self.file.tensor[begin:end] if self.on_device is None or split != "train" else self.on_device
         at = indices[:, None] * self.length + torch.arange(self.length + 1)
         return part[sent(at, part.device)].long()
-
-
-def _rebuilt(parts: SharedTensors | Mapping[Split, Tensor], length: int, about: str) -> Text:
-    if isinstance(parts, SharedTensors):
-        return Text({}, length, about)._in(parts)
-    return Text(parts, length, about)

@@ -7,13 +7,14 @@ method the paper's symbols, a problem the data and the model, a model the shape 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment.initial_parameters import listed, read_into
 from easgd_cli.randomness import INIT, MADE_BY_USERS, seeded
+from easgd_cli.settings import groups
 from easgd_cli.settings.schema import BY_DATA, Settings, effective_alpha, effective_beta, levels
 from easgd_cli.settings.targets import convert, locate, make, ours, signature, written
 
@@ -72,15 +73,19 @@ def method(s: Settings) -> Method:
     if (
         s.alpha is not None
         and s.beta is not None
-        and not {"alpha", "beta"} <= signature(locate("algo", s.algo["target"])).keys()
+        and not {"alpha", "beta"} <= _required(signature(locate("algo", s.algo["target"])))
     ):
         raise UsageError(
             f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from "
             "the other."
         )
     step = local_step(s)
+    offered = symbols(s) | {"seed": s.seed} | ({} if step is None else {"local": step})
+    parameters = signature(locate("algo", s.algo["target"]))
+    if "alpha" in parameters and parameters["alpha"].default is None:  # it has its own way from beta to alpha
+        offered |= {"alpha": s.alpha, "beta": 0.9 if s.beta is None else s.beta}
     try:
-        made = make("algo", s.algo, symbols(s) if step is None else symbols(s) | {"local": step})
+        made = make("algo", s.algo, offered)
     except UsageError as e:
         if s.alpha is None and s.beta is not None and str(e).startswith("alpha="):  # which the user has not written
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
@@ -89,12 +94,29 @@ def method(s: Settings) -> Method:
     return made
 
 
+def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
+    return {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+
+
 def on_vectors_of(problem: Problem, rules: Method, workers: int) -> Method:
-    """The method on this problem's vectors, statistics among them averaged."""
+    """The method on this problem's vectors: parts of them with rates of their own, statistics among them averaged.
+    Raises UsageError.
+    """
+    from easgd_cli.algorithms.groups import in_parts
     from easgd_cli.algorithms.statistics import WithStatistics
     from easgd_cli.problems.base import statistics_of
 
+    if parts := getattr(problem, "parts", ()):
+        try:
+            rules = in_parts(rules, parts, problem.loss)
+        except ValueError as e:
+            raise UsageError(str(e)) from e
     statistics = statistics_of(problem)
+    if statistics and len(rules.variables) > 1:
+        raise UsageError(
+            f"problem.batch_norm=average: averages over the exchanges with one center, and {type(rules).__name__} has "
+            f"{len(rules.variables)} variables; use problem.batch_norm=estimate."
+        )
     return WithStatistics(rules, statistics, workers) if statistics else rules
 
 
@@ -138,6 +160,7 @@ def data(s: Settings) -> Dataset:
     """
     from easgd_cli.data.given import as_dataset
     from easgd_cli.data.images import Images
+    from easgd_cli.data.mapped import Mapped
     from easgd_cli.data.stored import StoredImages
 
     if s.dataset["target"] is None:
@@ -152,6 +175,8 @@ def data(s: Settings) -> Dataset:
         key: None if key in own else convert(f"dataset.{key}", options.pop(key, None), kind)
         for key, kind in _OF_ALL_DATA.items()
     }
+    if (of_all["loaders"] or 0) < 0:
+        raise UsageError(f"dataset.loaders={of_all['loaders']}: must be a whole number of at least 0.")
     collate = None if of_all["collate"] is None else locate("dataset.collate", of_all["collate"])
     with seeded(s.seed, MADE_BY_USERS):
         found = as_dataset(_made(s, options), name, collate, of_all["test"])
@@ -159,12 +184,20 @@ def data(s: Settings) -> Dataset:
         if not isinstance(found, Images | StoredImages):
             raise UsageError(f"dataset={name}: dataset.mean and dataset.std are for images; scale what it returns.")
         found = found.normalised(of_all["mean"], of_all["std"])
+    if of_all["loaders"]:
+        if not isinstance(found, Mapped):
+            raise UsageError(
+                f"dataset={name} dataset.loaders={of_all['loaders']}: are processes that read a torch Dataset sample "
+                "by sample; this data set lies in memory, so leave them out."
+            )
+        found = replace(found, loaders=of_all["loaders"])
     return found.hold_out(held_out) if held_out else found
 
 
 # Settings that every data set of a user's has, unless it has parameters of these names itself.
 _OF_ALL_DATA: dict[str, Any] = {
-    "mean": list[float] | None, "std": list[float] | None, "test": float | None, "collate": str | None
+    "mean": list[float] | None, "std": list[float] | None, "test": float | None, "collate": str | None,
+    "loaders": int | None,
 }  # fmt: skip
 
 
@@ -252,7 +285,11 @@ OFFERED_TO_PROBLEMS = (
     "seed",
     "workers",
     "batch_size",
+    "accumulate",
+    "replicas",
+    "dither",
     "l2",
+    "groups",
     "device",
     "precision",
     "compile",
@@ -268,7 +305,9 @@ def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
     """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
-        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2, "device": device,
+        "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2,
+        "accumulate": s.accumulate, "replicas": s.replicas, "dither": s.dither, "groups": groups.read(s),
+        "device": device,
         "precision": s.precision, "compile": s.compile,
         "train_images": s.eval.train_images,
     }  # fmt: skip
@@ -363,13 +402,15 @@ class Experiment:
 
     `parts`: on the CPU. `start` [size]: where what is evaluated begins, the center or, in a method without one, the
     worker.
-    `memory`: bytes that the run needs at its peak, as far as they are known before.
+    `memory`: bytes that the run needs at its peak, as far as they are known before. `doubts`: what of its data may not
+    be what was meant, in a sentence each.
     """
 
     recipe: Recipe
     parts: Parts
     start: Tensor
     memory: int
+    doubts: tuple[str, ...] = ()
 
     @property
     def settings(self) -> Settings:
@@ -440,11 +481,19 @@ def prepare(s: Settings) -> Experiment:
     else:
         measured = getattr(parts.problem, "measures", ())
     check_levels(s, metrics_of(parts.problem), measured)
-    start = parts.problem.start(None if rules.shared is not None else 0)
+    start = parts.problem.start(None if not rules.alone else 0)
     memory = check_memory(
-        s, rules, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
+        s, parts.method, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
     )
-    return Experiment(recipe, parts, start, memory)
+    return Experiment(recipe, parts, start, memory, () if given is None else _doubts(s, given))
+
+
+def _doubts(s: Settings, given: Dataset) -> tuple[str, ...]:
+    """Raises UsageError."""
+    from easgd_cli.data.doubts import doubts
+
+    ignored = s.task.get("ignore_index", -100)  # torch's own
+    return tuple(doubts(given, s.dataset["name"], ignored if isinstance(ignored, int) else None))
 
 
 def check_levels(s: Settings, metrics: Metrics, measured: Collection[str]) -> None:
@@ -472,7 +521,7 @@ def _check_devices(s: Settings, rules: Method) -> list[str]:
     devices = deal_devices(s.device, s.workers)
     deal_devices(s.eval.device, 1, "eval.device")
     [owner] = deal_devices(s.center_device, 1, "center_device")
-    if owner != "cpu" and rules.shared is not None and launched_in_processes(s) and set(devices) != {owner}:
+    if owner != "cpu" and not rules.alone and launched_in_processes(s) and set(devices) != {owner}:
         raise UsageError(
             f"center_device={s.center_device} device={s.device}: a center on a GPU is for workers that all "
             f"compute there; write device={owner}."
@@ -499,7 +548,18 @@ def _refuse_unused(s: Settings, asked: set[str]) -> None:
                 f"problem={name} {group}={spec['name']}: this problem uses no {group}; leave out {group}=, or use "
                 "problem=dataset."
             )
-    for key, given in (("init", s.init), ("init_without", listed(s.init_without) if s.init_without else None)):
+    if s.groups and "groups" not in asked:
+        raise UsageError(f"problem={name} groups={s.groups}: this problem has no named parameters; leave out groups=.")
+    for key, value in (("accumulate", s.accumulate - 1), ("replicas", s.replicas - 1), ("dither", s.dither)):
+        if value and key not in asked:
+            raise UsageError(
+                f"problem={name} {key}={getattr(s, key)}: this problem makes its gradients itself; leave out {key}=."
+            )
+    for key, given in (
+        ("init", s.init),
+        ("init_prefix", s.init_prefix),
+        ("init_without", listed(s.init_without) if s.init_without else None),
+    ):
         if given is not None and "model" not in asked:
             raise UsageError(
                 f"problem={name} {key}={given}: this problem has no model whose parameters could be read; leave "

@@ -27,8 +27,10 @@ def read_into(net: nn.Module, s: Settings, num_classes: int | None) -> None:
                 f"init_without={listed(s.init_without)}: there is no file to leave these out of; give init=, or "
                 "leave it out."
             )
+        if s.init_prefix is not None:
+            raise UsageError(f"init_prefix={s.init_prefix}: there is no file to read; give init=, or leave it out.")
         return
-    state = _without(_state_dict(s.init), net, s)
+    state = _without(_under_prefix(_state_dict(s.init), net, s), net, s)
     if num_classes is not None:
         _check_outputs(net, state, s, num_classes)
     Flat(net).load(state, f"init={s.init}")
@@ -57,6 +59,29 @@ def _state_dict(path: str) -> dict[str, Any]:
             f"init={path}: holds a {type(content).__name__}; it must be a state_dict saved with torch.save."
         )
     return content
+
+
+def _under_prefix(state: dict[str, Any], net: nn.Module, s: Settings) -> dict[str, Any]:
+    """What is in the file under the net's names, which `init_prefix` may stand before."""
+    prefix = s.init_prefix
+    if prefix is not None:
+        found = {str(key).removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
+        if not found:
+            raise UsageError(
+                f"init_prefix={prefix}: no name in init={s.init} begins so; they begin with "
+                f"{', '.join(dict.fromkeys(str(key).partition('.')[0] for key in state))}."
+            )
+        return found
+    own = net.state_dict().keys()
+    first = next(iter(own), "")
+    for key in map(str, state):
+        before = key.removesuffix(first)
+        if before and key.endswith(f".{first}") and all(f"{before}{name}" in state for name in own):
+            raise UsageError(
+                f"init={s.init}: its names begin with {before}, as of a net inside another (DataParallel's module., "
+                f"torch.compile's _orig_mod., Lightning's model.); init_prefix={before} takes that off."
+            )
+    return state
 
 
 def _without(state: Mapping[Any, Any], net: nn.Module, s: Settings) -> dict[Any, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from easgd_cli.errors import UsageError
+from easgd_cli.settings.schema import samples_a_step
 from easgd_cli.system import shared_memory
 from easgd_cli.system.devices import cores
 
@@ -42,9 +43,8 @@ def check_memory(
     vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, on_cpu, in_processes)
     # As many as can be computed at once; of each sample what the net takes, and 8 bytes each for its number, its draw
     # and its label.
-    batches = (
-        min(on_cpu, cores()) * s.batch_size * (data.sample_size * start.element_size() + 24) if data is not None else 0
-    )
+    batches = 0 if data is None else samples_a_step(s) * s.replicas * (data.sample_size * start.element_size() + 24)
+    batches *= min(on_cpu, cores())
     # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
     batches += s.workers * s.batch_size * data.sample_size * (data.ahead + 1) if data is not None and data.ahead else 0
     copied = data.nbytes if data is not None else 0
@@ -71,9 +71,10 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, on_cpu: int, in_p
     """How many vectors of the size of x, beside those of the prepared problem."""
     average = kept is not None
     evaluated = 1 + average  # of a snapshot
-    shared = rules.shared
-    owner = len(shared.state) + average if shared is not None else 0
-    lasting = s.workers * (len(rules.state) + (average if shared is None else 1))  # of the workers, replies among them
+    # a courier has its reply
+    owner = sum(len(of.state) for of in rules.variables.values()) + (average and not rules.alone)
+    owner += sum(len(of.vectors) + 1 for of in rules.couriers.values())
+    lasting = s.workers * (len(rules.state) + (average if rules.alone else 1))  # of the workers, replies among them
     scratch = s.workers * len(rules.scratch)
     # the last checkpoint, all of it at once, and the state_dict that is saved
     closing = lasting + max(owner, evaluated) + 1
@@ -83,7 +84,8 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, on_cpu: int, in_p
     problems = 3 * on_cpu + (s.workers - on_cpu)
     evaluator = 3  # gradient, start, and its copy of a snapshot
     waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated
-    return owner + lasting + scratch + problems + evaluator + waiting + closing
+    before = owner if rules.closes else 0  # what the owner had before the closing exchange
+    return owner + lasting + scratch + problems + evaluator + waiting + closing + before
 
 
 def _gib(count: int) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from easgd_cli.launcher.course import Course
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.members import Members
 from easgd_cli.launcher.parties import Command, TakeCheckpoint
@@ -79,11 +80,15 @@ class Checkpoints:
         written = self._journal.checkpoint(checkpoint)
         self.last_taken = self.last_taken or (last and written)
 
-    def of_the_end(self, final: OwnerState | None, simulated: dict[str, Any] | None) -> Checkpoint | None:
-        """What is to be kept when the run is over; None where the end was not reached, or has been kept."""
-        if final is None or self.last_taken:
+    def of_the_end(self, course: Course, simulated: dict[str, Any] | None) -> Checkpoint | None:
+        """What is to be kept when the run is over, as it was before a closing exchange; None where the end was not
+        reached, or has been kept.
+        """
+        owner = course.before or course.final
+        if owner is None or self.last_taken:
             return None
-        return Checkpoint(final, self._members.finals, self._queue.until(), simulated)
+        pending = self._queue.until(None if course.before is None else course.before.moment)
+        return Checkpoint(owner, self._members.finals, pending, simulated)
 
     def give_up_late(self, now: float, patience: float) -> None:
         """Writes what there is of one that has taken too long, without the workers that are late, who would come back

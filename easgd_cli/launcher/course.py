@@ -16,7 +16,8 @@ class Plan:
 
     `has_master`: a master owns what is evaluated, else worker 0 does. `snapshots`: taken by the owner by itself, asked
     for whenever the evaluator is free, or `deferred`: taken by the owner, measured at the end. `patience`: None where
-    nobody can be silent. `max_restarts`: how often in a row a worker or the master that dies is started again.
+    nobody can be silent. `max_restarts`: how often in a row a worker or the master that dies is started again;
+    `master_returns`: whether a master is.
     """
 
     has_master: bool
@@ -27,13 +28,15 @@ class Plan:
     system_rows: SystemRows
     patience: Patience | None
     max_restarts: int = 0
+    master_returns: bool = True
     rejoins: int = 0  # how often in a row a worker whose gradient is not finite goes back to the center
 
 
 @dataclass
 class Course:
     """How far a run is. `now`: the second of training; `told`: where the owner of what is evaluated last said it was;
-    `final`: its last word; `over`: nothing more is to come.
+    `final`: its last word, and `before`: the same before the closing exchange, of a method that has one; `over`:
+    nothing more is to come.
     """
 
     told: Moment
@@ -41,6 +44,7 @@ class Course:
     began: bool = False
     over: bool = False
     final: OwnerState | None = None
+    before: OwnerState | None = None
 
     @property
     def moment(self) -> Moment:

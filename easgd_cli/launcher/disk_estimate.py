@@ -29,12 +29,13 @@ def needed_bytes(experiment: Experiment) -> int:
     """
     s, rules = experiment.settings, experiment.method
     average = experiment.average is not None
-    owner = (len(rules.state) if rules.shared is None else len(rules.shared.state)) + average
-    worker = len(rules.state) + (average if rules.shared is None else 1)  # its last reply, or its average
+    owner = len(rules.state) if rules.alone else sum(len(of.state) for of in rules.variables.values())
+    owner += average
+    worker = len(rules.state) + (average if rules.alone else 1)  # its last reply, or its average
     checkpoint = (owner + s.workers * worker) * experiment.size * experiment.dtype.itemsize + _BESIDE
     steps = experiment.steps
     rows = s.workers * most_rows(s.workers, steps) + _EVALUATIONS
-    exchanges = 0 if rules.shared is None or steps is None else s.workers * (steps // s.tau + 1)
+    exchanges = 0 if rules.alone or steps is None else s.workers * (steps // s.tau + 1)
     return (s.checkpoint.keep + 1) * checkpoint + center_bytes(experiment) + rows * _ROW + 2 * exchanges
 
 

@@ -3,19 +3,27 @@
 It is known whether it lives, also in a process that has not started it; its socket has no name that could stay behind
 or be too long; and when it is gone the next child has another. Children that run do not need it: only how a process
 ended is told by it, and that they know without it on Linux (`Process.sentinel`).
+
+It is a fresh interpreter that has imported torch, or for objects that cannot be sent to one a copy of this process
+(`begin_here`). In neither does a child run the program's main module, as multiprocessing's do: a script without a guard
+would train again there. The server is ours alone: a program's own use of multiprocessing is as it was.
 """
 
 from __future__ import annotations
 
 import errno
-import multiprocessing
+import io
 import os
 import select
 import signal
+import socket
+import sys
 import tempfile
-from contextlib import suppress
-from multiprocessing import forkserver, process, resource_tracker
-from multiprocessing.context import ForkServerContext
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import context, forkserver, popen_forkserver, process, reduction, resource_tracker, util
 from multiprocessing.forkserver import ForkServer
 from typing import Any
 
@@ -28,7 +36,7 @@ _SIGNALS = {*interruption.NUMBERS, signal.SIGQUIT}
 READY = "easgd-server"  # the name it gives itself when it has imported what children need
 _FORKS = "the server that a run's processes are forked from"
 
-_server: Any = forkserver._forkserver
+_server: Any = ForkServer()
 _running: Server | None = None
 
 
@@ -105,7 +113,6 @@ def begin() -> None:
     OSError.
     """
     global _running
-    context()
     # Nothing that a terminal or a scheduler sends to every process ends it, or the tracker: they inherit this mask. The
     # server may still be importing, and the tracker would be started again with a warning.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -125,10 +132,85 @@ def begin() -> None:
 _server.ensure_running = begin
 
 
-def context() -> ForkServerContext:
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(_PRELOAD)
-    return found
+def begin_here() -> None:
+    """Has children forked from a copy of this process as it is now, in the place of the server there was. Raises
+    OSError.
+
+    It is forked in a thread of its own, which has never computed: OpenMP's threads do not outlive a fork, and a thread
+    that has had some waits for them for ever.
+    """
+    global _running
+    end()
+    resource_tracker.ensure_running()
+    with _nameless() as name, socket.socket(socket.AF_UNIX) as listener:
+        address = name("listener")
+        listener.bind(address)
+        os.chmod(address, 0o600)
+        listener.listen()
+        told, alive = os.pipe()
+        forked: list[int] = []
+        thread = threading.Thread(target=lambda: forked.append(_fork(listener, told, alive)))
+        thread.start()
+        thread.join()
+        os.close(told)
+        if not forked:
+            os.close(alive)
+            raise OSError(errno.EAGAIN, "this process could not be copied")
+        _server._forkserver_address, _server._forkserver_alive_fd, _server._forkserver_pid = address, alive, forked[0]
+        _running = _reached(forked[0])
+
+
+def _fork(listener: socket.socket, told: int, alive: int) -> int:
+    """The copy's number; the copy serves until the last descriptor like `alive` is closed."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # of this thread alone, and of the copy
+    if pid := os.fork():
+        return pid
+    try:
+        os.close(alive)
+        name_process(READY)
+        forkserver.main(listener.detach(), told, [])
+    finally:
+        os._exit(0)
+
+
+def end() -> None:
+    """Ends the server, if one runs that this process has started; the next child has another."""
+    global _running
+    if _running is None:
+        return
+    _forget(_running, wait=True)
+    _running = None
+
+
+class _Popen(popen_forkserver.Popen):
+    """Starts a child from our server, told nothing of the program's main module."""
+
+    def _launch(self, process_obj: Any) -> None:
+        told = {
+            "name": process_obj.name, "authkey": process.current_process().authkey, "dir": os.getcwd(),
+            "sys_path": [path or process.ORIGINAL_DIR for path in sys.path], "sys_argv": sys.argv,  # type: ignore[attr-defined]
+            "orig_dir": process.ORIGINAL_DIR,  # type: ignore[attr-defined]
+        }  # fmt: skip
+        sent = io.BytesIO()
+        context.set_spawning_popen(self)
+        try:
+            reduction.dump(told, sent)
+            reduction.dump(process_obj, sent)
+        finally:
+            context.set_spawning_popen(None)
+        self.sentinel, to_child = _server.connect_to_new_process(self._fds)  # type: ignore[attr-defined]
+        kept = os.dup(to_child)  # by whose end the child learns of ours
+        close: Any = util.close_fds  # type: ignore[attr-defined]
+        self.finalizer = util.Finalize(self, close, (kept, self.sentinel))
+        with open(to_child, "wb") as f:
+            f.write(sent.getbuffer())
+        self.pid = forkserver.read_signed(self.sentinel)
+
+
+class _Forked(context.ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Popen:
+        return _Popen(process_obj)
 
 
 class Process:
@@ -137,7 +219,7 @@ class Process:
     """
 
     def __init__(self, name: str, target: Any, args: tuple[Any, ...]):
-        self._process = context().Process(target=target, args=args, name=name, daemon=True)
+        self._process = _Forked(target=target, args=args, name=name, daemon=True)
         leave_removed_directory()
         try:
             self._process.start()
@@ -187,34 +269,56 @@ class Process:
 
 
 def _start() -> Server:
-    """Starts one whose socket is reached by a descriptor, where the system can, and so has no name any more.
-
-    multiprocessing puts it into a directory that only an orderly end removes, and whose path may be longer than a
-    socket's may be.
-    """
-    if not os.path.isdir("/proc/self/fd"):
-        ForkServer.ensure_running(_server)
-        return Server(_server._forkserver_pid, None)
-    config: Any = process.current_process()._config  # type: ignore[attr-defined]
-    before = config.get("tempdir")
-    with tempfile.TemporaryDirectory(prefix="easgd-") as made:
-        directory = os.open(made, os.O_RDONLY)
-        config["tempdir"] = f"/proc/self/fd/{directory}"
+    """Starts one. What it is told of the program's main module is nothing, so no start method is settled by asking."""
+    _server.set_forkserver_preload(_PRELOAD)
+    default: Any = context._default_context
+    settled = default._actual_context
+    with _nameless():
         try:
             ForkServer.ensure_running(_server)
-            socket = os.open(_server._forkserver_address, os.O_PATH)
+        finally:
+            default._actual_context = settled
+        return _reached(_server._forkserver_pid)
+
+
+def _reached(pid: int) -> Server:
+    """That process, whose socket is reached by a descriptor, where the system can, and so needs no name any more."""
+    if not os.path.isdir("/proc/self/fd"):
+        return Server(pid, None)
+    socket_there = os.open(_server._forkserver_address, os.O_PATH)
+    _server._forkserver_address = f"/proc/self/fd/{socket_there}"
+    return Server(pid, socket_there)
+
+
+@contextmanager
+def _nameless() -> Iterator[Callable[[str], str]]:
+    """While it lasts, multiprocessing puts its socket into a directory that is gone afterwards, by a short path, where
+    the system can; yields what makes such a path.
+
+    Its own directories only an orderly end removes, and their path may be longer than a socket's may be.
+    """
+    config: Any = process.current_process()._config  # type: ignore[attr-defined]
+    before = config.get("tempdir")
+    if not os.path.isdir("/proc/self/fd"):
+        yield lambda name: os.path.join(util.get_temp_dir(), f"{name}-{os.getpid()}-{time.monotonic_ns()}")
+        return
+    with tempfile.TemporaryDirectory(prefix="easgd-") as made:
+        directory = os.open(made, os.O_RDONLY)
+        config["tempdir"] = short = f"/proc/self/fd/{directory}"
+        try:
+            yield lambda name: f"{short}/{name}"
         finally:
             config["tempdir"] = before
             os.close(directory)
-    _server._forkserver_address = f"/proc/self/fd/{socket}"
-    return Server(_server._forkserver_pid, socket)
 
 
-def _forget(server: Server) -> None:
-    """That one is gone."""
-    with suppress(ChildProcessError):  # another process has started it
-        os.waitpid(server.pid, os.WNOHANG)
+def _forget(server: Server, wait: bool = False) -> None:
+    """That one is gone, or is about to: it ends when this descriptor does."""
     os.close(_server._forkserver_alive_fd)
+    if wait and server.sentinel is not None and not _readable(server.sentinel, _STATUS_SECONDS):
+        server.kill()
+    with suppress(ChildProcessError):  # another process has started it
+        os.waitpid(server.pid, 0 if wait else os.WNOHANG)
     _server._forkserver_address = _server._forkserver_alive_fd = _server._forkserver_pid = None
     server.release()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from easgd_cli.algorithms.base import Seen
+from easgd_cli.algorithms.base import CENTER, Seen
 from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher.job import Job
 from easgd_cli.record.checkpoint import Checkpoint
@@ -21,7 +21,8 @@ from easgd_cli.training.center import BLOCK
 from easgd_cli.training.ledger import Ledger
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.meter import Tally
-from easgd_cli.training.snapshot import Moment
+from easgd_cli.training.snapshot import EVALUATED, Moment
+from easgd_cli.training.variables import Variables
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.shared import Link
 
@@ -57,7 +58,7 @@ class InitialState:
 
     def links(self) -> list[Link]:
         """A session for every worker, its vectors in shared memory. Raises MemoryError."""
-        own_average = self._method.shared is None and self._experiment.average is not None
+        own_average = self._method.alone and self._experiment.average is not None
         links = [
             Link.new(i, self._method, self._experiment.size, self._experiment.dtype, average=own_average)
             for i in range(self._settings.workers)
@@ -71,7 +72,7 @@ class InitialState:
         """Of those a worker lastingly has, all but zeros."""
         if self._resumed is not None and worker in self._resumed.workers:
             return self._resumed.workers[worker].vectors
-        if self._method.shared is None:
+        if self._method.alone:
             return self.evaluated()
         return {
             "x": self._experiment.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]
@@ -80,7 +81,7 @@ class InitialState:
     def worker(self, link: Link, recipe: Recipe) -> WorkerStart:
         """Of the worker of this session; `recipe`: of its parts, as workers share it."""
         number = link.worker
-        interval = self._interval if self._method.shared is None else None
+        interval = self._interval if self._method.alone else None
         start = WorkerStart(recipe, link.for_worker(), self._devices[number], self.threads, interval)
         start.t, start.pace, start.center_device = self.moment.clocks[number], self._pace, self._center_device
         if self._resumed is None:
@@ -96,11 +97,16 @@ class InitialState:
         return start
 
     @property
-    def survives(self) -> bool:
-        """Whether the center outlives its master, so that whoever is lost can come back: it lies in the memory of this
-        machine, and not on a GPU.
+    def returns(self) -> bool:
+        """Whether a worker that is lost can come back: its variables lie in the memory of this machine, not on a
+        GPU.
         """
-        return self._method.shared is not None and self._center_device == "cpu"
+        return not self._method.alone and self._center_device == "cpu"
+
+    @property
+    def survives(self) -> bool:
+        """Whether another master can go on with what one that is lost leaves: the center, and nothing beside it."""
+        return self.returns and [*self._method.variables] == [CENTER]
 
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
         """Of a worker that was lost at its clock `t`, having said this `row` last."""
@@ -111,10 +117,16 @@ class InitialState:
         return start
 
     def next_master(
-        self, before: MasterStart, links: list[Link], clocks: dict[int, int], lost: list[int], moment: Moment
+        self,
+        before: MasterStart,
+        links: list[Link],
+        clocks: dict[int, int],
+        lost: list[int],
+        moment: Moment,
+        closing: bool,
     ) -> MasterStart:
         """Of the master after one that was lost: the same center, where the last one has said it was."""
-        start = replace(before, links=links, clocks=clocks, lost=lost, step=moment.step)
+        start = replace(before, links=links, clocks=clocks, lost=lost, step=moment.step, closing=closing)
         start.pace = self._points_after(moment)
         return start
 
@@ -122,33 +134,38 @@ class InitialState:
         """Of the master of these sessions, whose workers begin at `clocks`. Its center is the caller's to close. Raises
         MemoryError.
         """
-        shared = self._method.shared
-        assert shared is not None
-        names = (*shared.state, *(("average",) if self._experiment.average is not None else ()))
+        s, average = self._settings, self._experiment.average
+        names = Variables.names(self._method, average=average is not None)
         center = SharedTensors.allocate({name: ((self._experiment.size,), self._experiment.dtype) for name in names})
         start = MasterStart(
             self._method,
-            self._experiment.average,
+            average,
             center,
             [link.for_master() for link in links],
             self._interval,
             clocks=clocks,
         )
         start.pace, start.device = self._pace, self._center_device
-        for name, v in (self.evaluated() if self._resumed is None else self._resumed.owner.vectors).items():
-            center[name].copy_(v)
+        start.tau, start.steps = s.tau, self._experiment.steps
+        start.schedule = self._experiment.parts.schedule
+        for name in names:
+            if self._resumed is not None:
+                center[name].copy_(self._resumed.owner.vectors[name])
+            elif (of := name.rpartition(".")[2]) in EVALUATED:
+                center[name].copy_(self.evaluated()[of])
         if self._resumed is not None:
             owner = self._resumed.owner
-            start.clock, start.served, start.step, start.cpu_seconds = (
-                owner.clock,
+            start.variables, start.couriers = {**owner.variables, CENTER: owner.clock}, owner.couriers
+            start.served, start.step, start.cpu_seconds = (
                 owner.moment.exchanges,
                 owner.moment.step,
                 owner.cpu_seconds,
             )
-        if self._settings.max_restarts and self.survives:
+        start.returns = bool(s.max_restarts and self.returns)
+        if start.returns and self.survives:
             block = min(BLOCK, self._experiment.size)
             start.ledger = Ledger.allocate(len(names), block, self._experiment.dtype, self._settings.workers)
-            Ledger(start.ledger, self._settings.workers).begin_run(start.served, start.clock)
+            Ledger(start.ledger, self._settings.workers).begin_run(start.served, start.variables.get(CENTER, 0))
         return start
 
     def _next_points(self) -> list[float] | None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from easgd_cli.record.display import Screen
 
 
 @dataclass(frozen=True)
 class Job:
-    """Where a run is kept, in a directory made for it and locked, and what it was asked for by."""
+    """Where a run is kept, in a directory made for it and locked, and what it was asked for by. `screen`: where it is
+    shown (record/display.py); None: standard output.
+    """
 
     run_dir: Path
     overrides: list[str] = field(default_factory=list)
     command: str = ""
     resume: bool = False
+    screen: Screen | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState
 from easgd_cli.record.initial_record import open_record
 from easgd_cli.record.metrics import worker_name
-from easgd_cli.record.reader import newest_checkpoint
+from easgd_cli.record.reader import Entries, newest_checkpoint
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.record.reserve import Reserve
 from easgd_cli.record.resumption import go_back
@@ -49,8 +49,8 @@ class Journal:
         self.reason: str | None = None
         self.signal: int | None = None
         s, self._metrics = experiment.settings, metrics_of(experiment.problem)
-        self._diverges = s.on_nan == "diverge" or experiment.method.shared is None
-        self.progress = RunView(experiment.steps, s.minutes, s.workers, self._metrics)
+        self._diverges = s.on_nan == "diverge" or experiment.method.alone
+        self.progress = RunView(experiment.steps, s.minutes, s.workers, self._metrics, job.screen)
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._keeping: Keeping | None = None
         self._record: Recorder | None = None
@@ -62,10 +62,13 @@ class Journal:
         """Begins the record, or takes it back to the checkpoint. Raises RunError."""
         s = self._experiment.settings
         if self.resumed is not None:
-            for text in go_back(self._dir, self.resumed, s.workers, s.new_record):
+            entries = Entries.of(self._experiment.method, s.workers)
+            for text in go_back(self._dir, self.resumed, s.workers, s.new_record, entries):
                 self.note(text)
         if self._experiment.data is not None and self._experiment.data.about is not None:
             self.note(self._experiment.data.about)
+        for text in self._experiment.doubts:
+            self.note(text)
         if (said := disk_estimate.too_little(self._dir, self._experiment)) is not None:
             self.note(said)
         self._reserve = Reserve(self._dir, disk_estimate.center_bytes(self._experiment))
@@ -109,9 +112,9 @@ class Journal:
         """Figures of the run as a whole."""
         self._recorder.row(_row(moment, "system", metrics))
 
-    def served(self, workers: list[int]) -> None:
-        """Whose exchanges have been served, in this order."""
-        self._recorder.order(workers)
+    def served(self, entries: list[int]) -> None:
+        """What exchanges have been served, in this order."""
+        self._recorder.order(entries)
 
     def evaluation(
         self, moment: Moment, vectors: Callable[[], Mapping[str, Tensor]], metrics: Mapping[str, Mapping[str, float]]

@@ -66,18 +66,19 @@ class Processes:
 
     def __init__(self, job: Job, experiment: Experiment, journal: Journal):
         self._experiment, self._journal = experiment, journal
-        s, resumed, shared = experiment.settings, journal.resumed, experiment.method.shared
+        s, resumed, method = experiment.settings, journal.resumed, experiment.method
         self._initial = InitialState(job, experiment, resumed)
         moment = self._initial.moment
         pace = Pace(Interval.parse("checkpoint.every", s.checkpoint.every))
         if resumed is not None:
             pace.due(moment.step, moment.seconds)
         plan = Plan(
-            has_master=shared is not None, in_rounds=shared is not None and shared.in_rounds,
+            has_master=not method.alone, in_rounds=method.in_rounds,
             asks_for_snapshots=s.eval.every is None and s.eval.when == "running", deferred=s.eval.when == "deferred",
             checkpoint_pace=pace,
             system_rows=SystemRows(1.0, doubling=True, seconds=moment.seconds, exchanges=moment.exchanges),
-            patience=_PATIENCE, max_restarts=s.max_restarts if self._initial.survives else 0,
+            patience=_PATIENCE, max_restarts=s.max_restarts if self._initial.returns else 0,
+            master_returns=self._initial.survives,
             rejoins=s.max_restarts,
         )  # fmt: skip
         self._queue = SnapshotQueue(job.run_dir / "snapshots")
@@ -85,6 +86,7 @@ class Processes:
         self._children = Children(job.run_dir / "logs")
         self._recovery = Recovery(self._children, self.supervisor, self._initial)
         self._watch = Watch(self._children, self.supervisor, faults.read(s), moment.exchanges)
+        self._vectors = 2.0  # of an exchange, on the average
         self._waiting: list[int] = []  # workers whose messages the master keeps until a round is complete
 
     # ---------------------------------------------------------------- start
@@ -159,6 +161,10 @@ class Processes:
             supervisor.ready(party)
         elif kind == "done":
             child.done = True
+            if isinstance(party, int) and self.supervisor.plan.has_master:
+                self._children.tell(
+                    MASTER, {"kind": "gone", "worker": party}
+                )  # the next master may not have heard its end
         elif kind == "error":
             child.error, child.refused = message["text"], message["refused"]
         elif kind == "news":
@@ -170,7 +176,7 @@ class Processes:
             self._recovery.served(message["workers"])
             moment = Moment(message["seconds"], message["step"], message["exchanges"])
             supervisor.owner_at(moment)
-            self._waiting = message["waiting"]
+            self._waiting, self._vectors = message["waiting"], message["vectors"]
             supervisor.system(moment, master_cpu_seconds=message["cpu"])
             self._watch.served(moment.exchanges)
         elif kind == "lost":
@@ -197,12 +203,20 @@ class Processes:
 
     def _snapshot(self, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         moment = Moment.read(message["moment"])
+        if "spread" in message:
+            self.supervisor.measured(moment, spread=message["spread"])
         if message["purpose"] == "evaluate":
             assert tensors is not None
             self.supervisor.snapshot(moment, tensors)
         else:
-            owner = OwnerState(moment, message["clock"], _taken(tensors), message["cpu"], message["pace"])
-            self.supervisor.owner_state(owner, message["purpose"] == "final")
+            owner = OwnerState(
+                moment, message["clock"], _taken(tensors), message["cpu"], message["pace"],
+                message.get("variables", {}), message.get("couriers", {}),
+            )  # fmt: skip
+            if message["purpose"] == "last":
+                self.supervisor.closing(owner)
+            else:
+                self.supervisor.owner_state(owner, message["purpose"] == "final")
 
     # ---------------------------------------------------------------- what the supervisor asks for
 
@@ -243,8 +257,9 @@ class Processes:
         elif isinstance(command, Stop):
             if children.is_due(MASTER):
                 children.start_when_possible(MASTER, partial(recovery.master, stopped=True))
-            elif self.supervisor.plan.in_rounds:
-                children.tell(MASTER, {"kind": "stop"})  # or a worker that is silent would keep all others in its round
+            elif self.supervisor.plan.has_master:
+                # or a worker that is silent would keep all others in its round, and those that have ended would close
+                children.tell(MASTER, {"kind": "stop"})
             for worker in command.workers:
                 children.tell(worker, {"kind": "stop"})
         elif isinstance(command, Wake):
@@ -268,7 +283,7 @@ class Processes:
 
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""
-        return {"threads": self._initial.threads}
+        return {"threads": self._initial.threads, "vectors_per_exchange": self._vectors}
 
     def release(self) -> None:
         """Leaves no snapshot on the disk."""

@@ -44,6 +44,8 @@ class Losses:
         self._lives: dict[Party, Lives] = {
             party: Lives(plan.max_restarts if plan.has_master else 0) for party in (MASTER, *members)
         }
+        if not plan.master_returns:
+            self._lives[MASTER].limit = 0
         self._rejoins = {worker: Lives(plan.rejoins) for worker in members}
 
     def _fail(self, reason: str) -> None:

@@ -30,7 +30,9 @@ class Begin:
 
 @dataclass(frozen=True)
 class Stop:
-    """These workers finish their step and say their final state; in rounds the master gives back what waits for one."""
+    """These workers finish their step and say their final state; the master gives back what waits for a round, or for
+    the closing exchange.
+    """
 
     workers: tuple[int, ...]
 

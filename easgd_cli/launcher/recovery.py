@@ -45,16 +45,16 @@ class Recovery:
         """What the worker has said last."""
         self._rows[worker] = row
 
-    def served(self, workers: list[int]) -> None:
-        """The exchanges of these workers have been served."""
-        self._order_heard += len(workers)
-        self._supervisor.served(workers)
+    def served(self, entries: list[int]) -> None:
+        """These exchanges have been served."""
+        self._order_heard += len(entries)
+        self._supervisor.served(entries)
 
     def worker(self, worker: int, t: int) -> None:
         """Starts a worker that was lost, to come back in a session of its own, with the memory it had."""
         assert self._recipe is not None
         ours, theirs = socket.socketpair()
-        link = Link(worker, self._links[worker].memory, ours, None)
+        link = self._links[worker].with_sockets(worker=ours)
         start = self._initial.returning(link, self._recipe, t, self._rows.get(worker))
         self._children.start(worker, WorkerLoop, start)
         ours.close()
@@ -74,18 +74,19 @@ class Recovery:
             return
         for worker, member in supervisor.members.items():
             end = None
-            if member.live or member.away:
+            if member.live or member.away or not children[worker].done:  # the last may wait for its closing
                 ours, end = socket.socketpair()
                 children.tell(worker, {"kind": "session"}, ours)
-            links.append(Link(worker, self._links[worker].memory, None, end))
+            links.append(self._links[worker].with_sockets(master=end))
         clocks = {worker: member.t for worker, member in supervisor.members.items()}
         lost = list(supervisor.members.lost)
-        self._owner = self._initial.next_master(self._owner, links, clocks, lost, supervisor.moment)
+        closing = supervisor.before is not None
+        self._owner = self._initial.next_master(self._owner, links, clocks, lost, supervisor.moment, closing)
         children.start(MASTER, Master, self._owner)
         for link in links:
             link.close_sockets()
-        if stopped and supervisor.plan.in_rounds:
-            children.tell(MASTER, {"kind": "stop"})
+        if stopped:
+            children.tell(MASTER, {"kind": "stop" if supervisor.stopping else "over"})
 
     def close(self) -> None:
         """Gives back what it keeps."""

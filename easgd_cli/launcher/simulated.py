@@ -31,9 +31,10 @@ from easgd_cli.system.devices import cores
 from easgd_cli.system.shared_memory import keep_freed_memory
 from easgd_cli.training.faults import Rejoin
 from easgd_cli.training.snapshot import EVALUATED, Moment, Pace
-from easgd_cli.transport.simulated import ARRIVE, REPLY, Event
+from easgd_cli.transport.simulated import ARRIVE, Event
 
 _BEGIN = "begin"  # the event of a worker whose next step begins
+_BACK = "back"  # of a variable that was lost, by its place
 _JOIN = "join"  # of one that has been started again, or whose link is back
 _EVALUATIONS = 20  # of a run whose eval.every says nothing
 _LOOK_UP_SECONDS = 0.1  # of the real clock, between two looks at signals and at what is shown
@@ -50,7 +51,7 @@ class VirtualCluster:
     """One simulated run: the events of its parties, told to a supervisor."""
 
     def __init__(self, job: Job, experiment: Experiment, costs: CostModel, journal: Journal):
-        s, resumed, shared = experiment.settings, journal.resumed, experiment.method.shared
+        s, resumed, method = experiment.settings, journal.resumed, experiment.method
         self._settings, self._steps, self._costs, self._journal = s, experiment.steps, costs, journal
         self._threads = s.threads if s.threads is not None else cores()  # one worker computes at a time
         torch.set_num_threads(self._threads)
@@ -72,8 +73,7 @@ class VirtualCluster:
             self._restore(resumed)
             checkpoint_pace.due(resumed.owner.moment.step, resumed.owner.moment.seconds)
         plan = Plan(
-            has_master=shared is not None, in_rounds=shared is not None and shared.in_rounds, asks_for_snapshots=False,
-            deferred=False,
+            has_master=not method.alone, in_rounds=method.in_rounds, asks_for_snapshots=False, deferred=False,
             checkpoint_pace=checkpoint_pace, system_rows=self._system_rows, patience=None,
             max_restarts=s.max_restarts, rejoins=s.max_restarts,
         )  # fmt: skip
@@ -102,7 +102,7 @@ class VirtualCluster:
         supervisor.ready(EVALUATOR)
         for m in self._parties.workers:
             supervisor.ready(m.number)
-        if self._parties.master is not None:
+        if self._parties.masters:
             supervisor.ready(MASTER)
         if self._journal.resumed is None:
             self._snapshot()
@@ -112,12 +112,12 @@ class VirtualCluster:
 
     def turn(self) -> None:
         """Takes events for a moment of the real clock, or to the last one."""
-        supervisor, master = self.supervisor, self._parties.master
+        supervisor = self.supervisor
         self._obey()
         until = time.monotonic() + _LOOK_UP_SECONDS
         while self._events and not self._stopped and time.monotonic() < until:
             event = self._events.peek()
-            if event.kind in (ARRIVE, _JOIN) and master is not None and master.rounds_are_over:
+            if event.kind in (ARRIVE, _JOIN) and self._parties.too_late(event.worker):
                 self._events.drop()
                 # given back: its step has not happened, and no other will; nor has this second
                 self._parties.workers[event.worker].turn = None
@@ -126,42 +126,57 @@ class VirtualCluster:
             self._happen(event)
             supervisor.pace()
             self._obey()
+            self._parties.close(away=bool(supervisor.members.away))
         self._report_order()
         supervisor.owner_at(self._moment())
         if (not self._events or self._stopped) and not supervisor.has_ended and not supervisor.over:
+            if not self._stopped:
+                self._tell_spread()
             supervisor.last_states(self._state())
         supervisor.tick(self._events.now)
         self._obey()
 
     def _happen(self, event: Event) -> None:
-        m = self._parties.workers[event.worker]
+        if event.kind == SERVE:
+            self._served(event.worker)
+        elif event.kind == _BACK:
+            self._journal.note(f"{self._parties.begin_again(event.worker)} is back")
+            self._told_returned(event.worker)
+        elif event.kind == ARRIVE:
+            self._parties.wire.deliver(event)
+            self._listen()
+        elif (courier := self._parties.courier(event.worker)) is not None:
+            courier.replied()
+        else:
+            self._happen_to(self._parties.workers[event.worker], event)
+
+    def _happen_to(self, m: VirtualWorker, event: Event) -> None:
         if event.kind == _BEGIN:
             self._begin_step(m, event)
         elif event.kind == READY:
             self._go_on(m, event)
-        elif event.kind == REPLY and m.joins:
-            self.supervisor.joined(m.number, m.joined())
-            self._begin_step(m, event)
-        elif event.kind == REPLY:
-            m.replied()
         elif event.kind == _JOIN:
             m.join()
-        elif event.kind == SERVE:
-            self._served()
-        else:
-            self._parties.wire.deliver(event)
+        elif m.closes:
+            m.close()
             self._listen()
+        elif m.joins:
+            self.supervisor.joined(m.number, m.joined())
+            self._begin_step(m, event)
+        else:
+            m.replied()
 
     def _listen(self) -> None:
-        """The master takes what has arrived."""
-        if self._parties.master is not None:
-            for worker in self._parties.master.listen():
-                self._parties.workers[worker].turn = None  # given back
-            self._told_returned()
+        """The masters take what has arrived."""
+        while arrived := list(self._parties.wire.arrived):
+            for place in arrived:
+                for worker in self._parties.masters[place].listen():
+                    self._parties.workers[worker].turn = None  # given back
+                self._told_returned(place)
 
-    def _told_returned(self) -> None:
-        master = self._parties.master
-        if master is not None and master.returned:
+    def _told_returned(self, place: int) -> None:
+        master = self._parties.masters[place]
+        if master.returned:
             self._report_order()
             self.supervisor.owner_at(self._moment())
             for worker, t, lost, missed in master.returned:
@@ -220,7 +235,7 @@ class VirtualCluster:
         except Rejoin as e:
             self._rejoins(m, e)
             return
-        w, average, alone = m.w, self._parties.average, self._parties.master is None
+        w, average, alone = m.w, self._parties.average, not self._parties.masters
         if average is not None and alone:
             w.average.lerp_(w.x, average(w.t))
         if m.meter.due(w.t):
@@ -230,12 +245,19 @@ class VirtualCluster:
             self._changed()
         self._begin_step(m, event)
 
-    def _served(self) -> None:
-        assert self._parties.master is not None
-        for request in self._parties.master.serve():
-            self._order.append(request.worker)
-            self._clock(request.worker, request.t)
-        self._told_returned()
+    def _served(self, place: int) -> None:
+        """The service at the variable of this place ends."""
+        parties = self._parties
+        served = parties.masters[place].serve()
+        for request in served:
+            self._order.append(request.entry)
+            if request.worker in parties.clocks:
+                self._clock(request.worker, request.t)
+        self._told_returned(place)
+        if parties.masters[place].away:
+            self._journal.note(f"{parties.name(place)} died; its children go on alone until it is started again")
+            self._events.add(self._events.now + self._costs.restart_seconds, _BACK, place)
+        parties.updated(served)
         self._changed()
 
     def _clock(self, worker: int, t: int) -> None:
@@ -244,12 +266,12 @@ class VirtualCluster:
 
     def _changed(self) -> None:
         """What is evaluated has changed."""
-        master, now = self._parties.master, self._events.now
+        now = self._events.now
         if self._pace.due(self.supervisor.members.step, now):
             self._snapshot()
             self._obey()
-        if master is not None and self._system_rows.due(now):
-            queue = master.queueing
+        if self._parties.masters and self._system_rows.due(now):
+            queue = self._parties.queueing
             self.supervisor.system(
                 self._moment(), queue_seconds=queue.waited / queue.served, master_busy=100 * queue.busy / now
             )
@@ -266,9 +288,8 @@ class VirtualCluster:
             self.supervisor.checkpoint(self._state(), last=True)
             self._events.next()
         self._clock(m.number, m.w.t)
-        if m.session is not None:
-            m.session.close(m.w.t)
-            self._listen()
+        m.close()
+        self._listen()
 
     # ---------------------------------------------------------------- what the supervisor is told, and what it asks for
 
@@ -278,9 +299,12 @@ class VirtualCluster:
 
     def _snapshot(self) -> None:
         self._report_order()  # what led here is in the record before what it led to
-        self.supervisor.snapshot(
-            self._moment(), InPlace({name: v for name, v in self._parties.vectors.items() if name in EVALUATED})
-        )
+        self._tell_spread()
+        self.supervisor.snapshot(self._moment(), InPlace(self._parties.evaluated()))
+
+    def _tell_spread(self) -> None:
+        if (spread := self._parties.variables.spread()) is not None:
+            self.supervisor.measured(self._moment(), spread=spread)
 
     def _report_order(self) -> None:
         if self._order:  # where the record could not be opened there is none to tell

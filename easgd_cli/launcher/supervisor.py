@@ -53,7 +53,7 @@ class Supervisor:
         self.evaluation = Evaluation(journal, queue, ask, asks=plan.asks_for_snapshots, deferred=plan.deferred)
         self._checkpoints = Checkpoints(journal, queue, members, ask, plan.checkpoint_pace, in_rounds=plan.in_rounds)
         self._silence = Silence(journal)
-        recovers = plan.has_master and plan.max_restarts > 0
+        recovers = plan.has_master and plan.master_returns and plan.max_restarts > 0
         self._shutdown = Shutdown(journal, members, self._silence, ask, plan.patience, recovers)
         self._losses = Losses(plan, course, journal, members, self.evaluation, self._checkpoints, self._shutdown, ask)
         self._simulated: dict[str, Any] | None = None  # where a virtual cluster stands at its end
@@ -66,6 +66,11 @@ class Supervisor:
     def has_ended(self) -> bool:
         """Whether the owner of what is evaluated has said its last."""
         return self._course.final is not None
+
+    @property
+    def before(self) -> OwnerState | None:
+        """What the owner had before the closing exchange."""
+        return self._course.before
 
     @property
     def now(self) -> float:
@@ -122,9 +127,9 @@ class Supervisor:
         if self.journal.decided:
             self._shutdown.begin(self.now)
 
-    def served(self, workers: list[int]) -> None:
-        """The exchanges of these workers have been served, in this order."""
-        self.journal.served(workers)
+    def served(self, entries: list[int]) -> None:
+        """These exchanges have been served, in this order: each by its worker's number and its variable's place."""
+        self.journal.served(entries)
 
     def owner_at(self, moment: Moment) -> None:
         """The owner of what is evaluated says where it stands."""
@@ -135,6 +140,10 @@ class Supervisor:
         rate = self.plan.system_rows.rate(moment.seconds, moment.exchanges)
         if rate is not None:
             self.journal.system(moment, workers_alive=self.members.alive, exchanges_per_second=rate, **figures)
+
+    def measured(self, moment: Moment, **figures: float) -> None:
+        """The owner of what is evaluated has measured these figures of it at this moment."""
+        self.journal.system(moment, workers_alive=self.members.alive, **figures)
 
     def silent(self, party: Party, seconds: float, *, stopped: bool) -> None:
         """A party that is there has said nothing for so long; `stopped`: a signal keeps its process from running."""
@@ -211,6 +220,10 @@ class Supervisor:
             self._checkpoints.owner_state(state)
         self._end_when_done()
 
+    def closing(self, state: OwnerState) -> None:
+        """The owner's part of what a longer run goes on from, before the closing exchange."""
+        self._course.before = state
+
     def last_states(self, checkpoint: Checkpoint) -> None:
         """The last words of all at once."""
         for worker, state in checkpoint.workers.items():
@@ -255,6 +268,11 @@ class Supervisor:
             self._losses.ended(party, how, refused, raised, log_file)
             self._end_when_done()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether workers have been told to stop."""
+        return self._shutdown.begun
+
     # ---------------------------------------------------------------- ends
 
     def interrupted(self, number: int) -> None:
@@ -284,7 +302,7 @@ class Supervisor:
         Raises RunError.
         """
         final = self._course.final
-        last = self._checkpoints.of_the_end(final, self._simulated)
+        last = self._checkpoints.of_the_end(self._course, self._simulated)
         seconds = final.moment.seconds if final is not None else self.now
         steps = {i: m.t for i, m in self.members.items()}
         told = {**self._losses.facts(), **facts}

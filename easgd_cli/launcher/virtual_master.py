@@ -1,4 +1,4 @@
-"""The owner of the center on the virtual clock: serves messages one after another, each service taking virtual time.
+"""The owner of a variable on the virtual clock: serves messages one after another, each service taking virtual time.
 
 A message, or a round, is applied at the end of its service, when it would have been received as a whole.
 """
@@ -10,12 +10,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from torch import Tensor
+
 from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Gathering
-from easgd_cli.transport.base import Kind, Mark, Request
+from easgd_cli.transport.base import PULL, Kind, Mark, Request
 from easgd_cli.transport.simulated import Events, SimulatedMasterEnd
 
-SERVE: Final = "serve"  # the event of a service that ends
+SERVE: Final = "serve"  # the event of a service that ends; its worker is the place of the variable
+
+
+@dataclass
+class Served:
+    """Exchanges so far, with all variables, and the vectors that they took over the network."""
+
+    exchanges: int = 0
+    vectors: int = 0
 
 
 @dataclass
@@ -53,32 +63,55 @@ class Queueing:
     def of(cls, state: Mapping[str, Any]) -> Queueing:
         return cls(**{**state, "staleness": Counter(state["staleness"])})
 
+    @classmethod
+    def of_all(cls, queues: Sequence[Queueing]) -> Queueing:
+        """Of several variables together: of all messages; busy, as the busiest is."""
+        staleness: Counter[int] = Counter()
+        for queue in queues:
+            staleness.update(queue.staleness)
+        return cls(
+            sum(q.waited for q in queues), max(q.longest for q in queues), max(q.busy for q in queues),
+            sum(q.served for q in queues), staleness,
+        )  # fmt: skip
+
 
 class VirtualMaster:
-    """The only writer of the center and the replies. `service`: virtual seconds for each message."""
+    """The only writer of the variable at this `place` and of its replies. `service`: virtual seconds for each message;
+    `served`: what all variables together have served; `dies`: after which of its exchanges the variable is lost, in
+    their order.
+    """
 
     def __init__(
         self, center: Center, sessions: SimulatedMasterEnd, gathering: Gathering, events: Events, service: float,
-        come_back: Callable[[int, int], None] = lambda worker, t: None,
+        come_back: Callable[[int, int], None] = lambda worker, t: None, place: int = 0, served: Served | None = None,
+        dies: Sequence[int] = (),
     ):  # fmt: skip
-        self._center, self._sessions, self._gathering, self._events, self._service = (
-            center,
+        self.center = center
+        self._sessions, self._gathering, self._events, self._service, self._place = (
             sessions,
             gathering,
             events,
             service,
+            place,
         )
-        self._joining: dict[int, Request] = {}  # workers that are back, and wait for the center
-        self._clocks = {worker: 0 for worker in sessions.open}  # in the last request of each
-        self._reached = dict(self._clocks)  # up to which of each worker's steps its work has reached the center
-        self.returned: list[tuple[int, int, int, int]] = []  # who has been given the center, and is yet to be told of
+        self._all = served if served is not None else Served()
+        self._joining: dict[int, Request] = {}  # workers that are back, and wait for the variable
+        self._clocks: dict[int, int] = {}  # in the last request of each
+        self._reached: dict[int, int] = {}  # up to which of each worker's steps its work has reached the variable
+        self.returned: list[tuple[int, int, int, int]] = []  # who has been given it, and is yet to be told of
         self._waiting: dict[int, tuple[Request, float]] = {}  # messages without a reply, and when they arrived
-        self._come_back = come_back  # told a worker and its clock: it begins again with the center as it is
+        self._come_back = come_back  # told a worker and its clock: it begins again with the variable as it is
+        self.closing: set[int] = set()  # of those, the workers that have taken their last step
         self._in_service: list[int] = []
         self._began = 0.0  # when their service did
-        self._told = {worker: 0 for worker in sessions.open}  # the center's clock in the last reply to each
-        self.served = 0
+        self._told: dict[int, int] = {}  # the variable's clock in the last reply to each
+        self._dies, self.away = list(dies), False  # after which of its exchanges it is lost, and whether it is
         self.queueing = Queueing()
+
+    @property
+    def served(self) -> int:
+        """Exchanges so far, with all variables."""
+        return self._all.exchanges
 
     @property
     def rounds_are_over(self) -> bool:
@@ -91,29 +124,36 @@ class VirtualMaster:
         for request in self._sessions.requests(0):
             if request.kind not in (Kind.LOST, Kind.JOIN):
                 self._clocks[request.worker] = request.t
-            if request.kind is Kind.EXCHANGE:
+            if request.kind is Kind.EXCHANGE and self.away:
+                self._sessions.reply(request, self.center.clock, self.served, Mark.AWAY)
+            elif request.kind is Kind.EXCHANGE:
                 self._reached[request.worker] = request.t
                 self._waiting[request.worker] = (request, self._events.now)
                 self._gathering.arrive(request.worker)
+            elif request.kind is Kind.CLOSING:
+                self._waiting[request.worker] = (request, self._events.now)
+                self.closing.add(request.worker)
+                given_back += self._gathering.finish()
             elif request.kind is Kind.LOST:
                 # else its message has been received, and its update is whole
                 if request.worker not in self._in_service:
                     self._waiting.pop(request.worker, None)
+                    self.closing.discard(request.worker)
                 self._joining.pop(request.worker, None)
                 self._gathering.lose(request.worker)
             elif request.kind is Kind.JOIN:
                 self._joining[request.worker] = request
                 self._gathering.lose(request.worker)  # until it has the center, no round waits for it
-            elif request.kind is Kind.CLOSE:
+            elif request.kind is Kind.CLOSE and self.center.variable.takes(request.worker):
                 given_back += self._gathering.finish()
         for worker in given_back:
-            self._sessions.reply(self._waiting.pop(worker)[0], self._center.clock, self.served, Mark.WITHDRAWN)
+            self._sessions.reply(self._waiting.pop(worker)[0], self.center.clock, self.served, Mark.WITHDRAWN)
         self._begin()
         if self._gathering.over:  # they could only wait for ever
             given_back += self._joining
             self._joining.clear()
-        elif self._joining and not self._gathering.awaited and not self._in_service:
-            self._welcome(max(self._clocks.values()) if self._center.variable.in_rounds else 0)
+        elif self._joining and not self._gathering.awaited and not self._in_service and not self.away:
+            self._welcome(max(self._clocks.values(), default=0) if self.center.variable.in_rounds else 0)
         return given_back
 
     def _welcome(self, t: int) -> None:
@@ -122,13 +162,13 @@ class VirtualMaster:
         """
         for worker, request in self._joining.items():
             _, reply = self._sessions.lent(request)
-            reply.copy_(self._center.vectors["x"])
-            died = max(request.t, self._clocks[worker])
-            back = t if self._center.variable.in_rounds else max(t, died)
-            self.returned.append((worker, back, died - self._reached[worker], back - died))
+            self.center.pull(reply)
+            died = max(request.t, self._clocks.get(worker, 0))
+            back = t if self.center.variable.in_rounds else max(t, died)
+            self.returned.append((worker, back, died - self._reached.get(worker, 0), back - died))
             self._clocks[worker] = self._reached[worker] = back
             self._gathering.join(worker)
-            self._sessions.reply(request, self._center.clock, self.served, t=back)
+            self._sessions.reply(request, self.center.clock, self.served, t=back)
         self._joining.clear()
 
     def serve(self) -> list[Request]:
@@ -138,21 +178,49 @@ class VirtualMaster:
         served = [self._waiting.pop(worker) for worker in self._in_service]
         self._in_service = []
         members = [request for request, _ in served]
-        lent = [self._center.lend(*self._sessions.lent(request)) for request in members]
         self.queueing.add([self._began - arrived for _, arrived in served], self._events.now - self._began)
-        if self._center.variable.in_rounds:
-            self._center.receive_round(lent)
-        else:
-            self._center.receive(lent[0])
-        self.served += len(members)
+        self._all.vectors += self.center.serve([(request.worker, *self._sessions.lent(request)) for request in members])
+        self._all.exchanges += len(members)
         for request in members:
-            self.queueing.staleness[self._center.clock - 1 - self._told[request.worker]] += 1
-            self._told[request.worker] = self._center.clock
-            self._sessions.reply(request, self._center.clock, self.served)
-        if self._joining and (self._center.variable.in_rounds or not self._gathering.awaited):
-            self._welcome(members[0].t + 1 if self._center.variable.in_rounds else 0)
+            if request.vector != PULL:
+                self.queueing.staleness[self.center.clock - 1 - self._told.get(request.worker, 0)] += 1
+            self._told[request.worker] = self.center.clock
+            self._sessions.reply(request, self.center.clock, self.served)
+        if self._dies and self.queueing.served >= self._dies[0]:
+            self._die()
+            return members
+        in_rounds = self.center.variable.in_rounds
+        if self._joining and (in_rounds or not self._gathering.awaited):
+            self._welcome(members[0].t + 1 if in_rounds else 0)
         self._begin()
         return members
+
+    def _die(self) -> None:
+        """The variable is lost. Whoever waits for it goes on alone, and so do those that come until it is back."""
+        self._dies.pop(0)
+        self.away = True
+        for worker, (request, _) in self._waiting.items():
+            self._gathering.lose(worker)
+            self._sessions.reply(request, self.center.clock, self.served, Mark.AWAY)
+        self._waiting.clear()
+
+    def begin_again(self, x: Tensor) -> None:
+        """The variable is back, with this x [d] and nothing else."""
+        for v in self.center.vectors.values():
+            v.zero_()
+        self.center.vectors["x"].copy_(x)
+        self.away = False
+        if self._joining:
+            self._welcome(0)
+
+    def close(self, everybody: bool) -> None:
+        """Takes the closing exchange into service, if it is time for it; `everybody`: whether all workers that are
+        there wait for theirs.
+        """
+        if self.closing and not self._in_service:
+            members = self._gathering.closing(self.closing, everybody)
+            self.closing.difference_update(members)
+            self._take(members)
 
     def _begin(self) -> None:
         """Takes what is next into service, if the master is free and it is there."""
@@ -162,10 +230,12 @@ class VirtualMaster:
             worker, t = back
             del self._waiting[worker]
             self._come_back(worker, t)
-        if not (members := self._gathering.next()):
-            return
-        self._in_service, self._began = members, self._events.now
-        self._events.add(self._events.now + self._service * len(members), SERVE, members[0])
+        self._take(self._gathering.next())
+
+    def _take(self, members: list[int]) -> None:
+        if members:
+            self._in_service, self._began = members, self._events.now
+            self._events.add(self._events.now + self._service * len(members), SERVE, self._place)
 
     def state(self) -> dict[str, Any]:
         """Everything but the vectors."""
@@ -173,24 +243,33 @@ class VirtualMaster:
             "waiting": [(worker, request.t, request.vector, arrived) for worker,
             (request, arrived) in self._waiting.items()],
             "in_service": self._in_service, "began": self._began, "told": self._told, "served": self.served,
+            "vectors": self._all.vectors,
             "queueing": self.queueing.state(), "gathering": self._gathering.state(),
-            "joining": {worker: request.t for worker, request in self._joining.items()},
+            "joining": {worker: request.t for worker, request in self._joining.items()}, "clock": self.center.clock,
+            "away": self.away,
+            "closing": sorted(self.closing),
             "clocks": self._clocks, "reached": self._reached, "open": list(self._sessions.open),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts everything where it was."""
         self._waiting = {
-            worker: (Request(worker, Kind.EXCHANGE, t, vector), arrived)
+            worker: (Request(worker, Kind.EXCHANGE, t, vector, self._place), arrived)
             for worker, t, vector, arrived in state["waiting"]
         }
+        self.closing, self.away = set(state.get("closing", ())), state.get("away", False)
         self._in_service, self._began = list(state["in_service"]), state["began"]
-        self._told, self.served = dict(state["told"]), state["served"]
+        self._told, self._all.exchanges = dict(state["told"]), state["served"]
+        self._all.vectors = state.get("vectors", 2 * self.served)
+        self.center.clock = state.get("clock", self.center.clock)  # which those of before have elsewhere
         self.queueing = Queueing.of(state["queueing"])
         self._gathering.restore(state["gathering"])
+        self._dies = [n for n in self._dies if n > self.queueing.served]
         if "clocks" in state:  # which checkpoints of before do not say
             self._clocks, self._reached = dict(state["clocks"]), dict(state["reached"])
-            self._joining = {worker: Request(worker, Kind.JOIN, t, 0) for worker, t in state["joining"].items()}
+            self._joining = {
+                worker: Request(worker, Kind.JOIN, t, 0, self._place) for worker, t in state["joining"].items()
+            }
             self._sessions.restore(state["open"])
 
 

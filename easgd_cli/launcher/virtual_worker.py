@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from easgd_cli.settings.faults import Faults
 from easgd_cli.training.drive import Gradients, StepResult, Turn
 from easgd_cli.training.faults import Rejoin, Watched
 from easgd_cli.training.meter import Meter
+from easgd_cli.transport.base import Kind, Reply
 from easgd_cli.transport.simulated import Events, SimulatedWorkerEnd
 
 READY: Final = "ready"  # the event of a worker: all its rule waits for is there
@@ -34,14 +36,17 @@ class VirtualWorker:
     ):  # fmt: skip
         self.w, self.session, self.meter = w, session, meter
         self._method, self._costs, self._seed, self._events = method, costs, seed, events
+        self._exchanges_again = len(method.variables) > 1  # perhaps, between a gradient and its use
         self.faults = faults  # None: it suffers none, and nothing is checked
         self._watched = None if faults is None else Watched(gradients, faults, checked=checked)
         self._gradients: Gradients = gradients if self._watched is None else self._watched
         self.stood = -1  # the last step at whose beginning it stood still
+        self.closes = False  # whether it has sent the last message of all
         self.joins = False  # whether it waits for the center, to begin again with it
         self.link_down = 0.0  # until when its messages get lost; infinite: the next one does
         self.turn: Turn | None = None  # none between two steps, and after the last
         self._answered: list[tuple[bool, bool]] = []  # in this step: whether with a gradient, with a reply
+        self._earlier: list[Reply] = []  # those of this step's replies that lie where the next one will
         self._asked = 0.0  # when it began to wait for what it waits for now
         self._computed = 0.0  # when the gradient among it is ready
 
@@ -61,7 +66,7 @@ class VirtualWorker:
 
     def begin(self) -> None:
         """Its next step begins. Raises Rejoin."""
-        self.turn, self._answered = Turn(self._method, self.w), []
+        self.turn, self._answered, self._earlier = Turn(self._method, self.w), [], []
         self._ask(self.turn)
 
     def stand_still(self, seconds: float) -> None:
@@ -80,6 +85,17 @@ class VirtualWorker:
         assert self.session is not None
         self.turn, self.joins, self._asked = None, True, self._events.now
         self.session.join(self.w.t)
+
+    def close(self) -> None:
+        """It has taken its last step: its session ends, after the closing exchange of a method that has one."""
+        if self.session is None:
+            return
+        ask = None if self.closes else self._method.closing(self.w)
+        if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
+            self.closes = True
+            self.session.post(ask.message, self.w.t, ask.to, Kind.CLOSING)
+        else:
+            self.session.close(self.w.t)
 
     def joined(self) -> int:
         """It has the center as it was when it was given. Returns its clock."""
@@ -119,7 +135,7 @@ class VirtualWorker:
         tally.seconds_compute += self._computed - self._asked - overhead
         tally.seconds_communication += now - self._computed + overhead
         tally.seconds_loop += now - self._asked
-        self._answered.append((turn.at is not None, turn.message is not None))
+        self._answered.append((turn.at is not None, turn.exchange is not None))
         self._answer(turn)
         if not turn.ended:
             self._ask(turn)
@@ -137,11 +153,13 @@ class VirtualWorker:
         if self.faults is not None:
             seconds *= self.faults.slowness(self.w.t)
             self._computed = begin + seconds
-        if turn.message is not None:
+        if (asked := turn.exchange) is not None:
             assert self.session is not None
-            if self._watched is not None:
-                self._check(self._watched, turn.message)
-            self.session.post(turn.message, self.w.t)
+            if self._watched is not None and asked.message is not None:
+                self._check(self._watched, asked.message)
+            if any(reply for _, reply in self._answered):
+                self._earlier.append(kept(self.session.collect()))
+            self.session.post(asked.message, self.w.t, asked.to)
         else:
             self._events.add(self._computed, READY, self.number)
 
@@ -154,18 +172,26 @@ class VirtualWorker:
 
     def _overhead(self, turn: Turn) -> float:
         """Seconds of the worker's own before what its rule waits for is under way."""
-        return self._costs.overhead if turn.message is not None else 0.0
+        asked = turn.exchange
+        if asked is None or self.session is None or not self.session.takes_way(asked.to):
+            return 0.0
+        return self._costs.overhead
 
-    def _answer(self, turn: Turn) -> None:
-        """Computes the gradient, if one was asked for, and hands it to the rule with the reply."""
+    def _answer(self, turn: Turn, earlier: Reply | None = None) -> None:
+        """Computes the gradient, if one was asked for, and hands it to the rule with the reply, the last one or an
+        `earlier` one.
+        """
         gradient = None
         if turn.at is not None:
             self._gradients.load(self.number, self.w.t)
             gradient = self._gradients.gradient(turn.at)
             # the rule may exchange before it uses it, and the buffer is everybody's
-            if self.session is not None and turn.message is None:
+            if self.session is not None and (turn.exchange is None or self._exchanges_again):
                 gradient = gradient[0].clone(), gradient[1]
-        turn.answer(gradient, self.session.collect() if self.session is not None and turn.message is not None else None)
+        reply = earlier
+        if reply is None and self.session is not None and turn.exchange is not None:
+            reply = self.session.collect()
+        turn.answer(gradient, reply)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -181,8 +207,9 @@ class VirtualWorker:
     def place(self) -> dict[str, Any]:
         """Where it is in its step, as plain numbers."""
         return {
-            "in_step": self.turn is not None, "answered": self._answered, "asked": self._asked,
+            "in_step": self.turn is not None, "closes": self.closes, "answered": self._answered, "asked": self._asked,
             "computed": self._computed,
+            **({} if not self._earlier else {"earlier": [vars_of(reply) for reply in self._earlier]}),
             "session": None if self.session is None else self.session.state(),
             **({} if self.faults is None else {"faults": [self.stood, self.joins, self.link_down]}),
         }  # fmt: skip
@@ -201,9 +228,22 @@ class VirtualWorker:
             self.faults.spared = state.spared
             self.stood, self.joins, self.link_down = place.get("faults", (-1, False, 0.0))
             self._asked = place["asked"]
+        self.closes = place.get("closes", False)
         if place["in_step"]:
             self.turn = Turn(self._method, self.w)
-            for _ in place["answered"]:
-                self._answer(self.turn)
+            self._earlier = [Reply(*reply) for reply in place.get("earlier", [])]
+            earlier = iter(self._earlier)
+            for _, reply in place["answered"]:
+                self._answer(self.turn, next(earlier, None) if reply else None)
             self._answered = [(bool(gradient), bool(reply)) for gradient, reply in place["answered"]]
             self._asked, self._computed = place["asked"], place["computed"]
+
+
+def kept(reply: Reply) -> Reply:
+    """The same, its vector where no other reply will be."""
+    return replace(reply, vector=reply.vector.clone())
+
+
+def vars_of(reply: Reply) -> list[Any]:
+    """As plain numbers and the vector, in the order of its fields."""
+    return [reply.vector, reply.clock, reply.served, int(reply.mark), reply.t]

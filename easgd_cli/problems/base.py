@@ -27,7 +27,8 @@ class Problem(Protocol):
     `evaluate` measures (problems/metric.py); without them names are those of classification
     (problems/classification.py). It may have `facts`, a dictionary of texts or numbers: what summary.json says of it;
     and `statistics`, the number of last entries of its vectors that are gathered from batches instead of
-    descended (algorithms/statistics.py): there a gradient holds minus the change that the batch makes of them.
+    descended (algorithms/statistics.py): there a gradient holds minus the change that the batch makes of them. And it
+    may have `parts` of the rest of its vectors, with rates of their own (algorithms/groups.py).
     """
 
     batch_size: int  # samples that a gradient is the mean of, from which speeds are told

@@ -36,6 +36,7 @@ class Flat:
             end += p.numel()
             self._ends.append(end)
         self._slots = {id(p): i for i, p in enumerate(self._parameters)}
+        self.places = list(zip([0, *self._ends[:-1]], self._ends, strict=True))  # where each begins and ends
         self.size = end
         self.dtype, self.device = self._parameters[0].dtype, self._parameters[0].device
         self.gradient_and_behind = torch.zeros(self.size + behind, dtype=self.dtype, device=self.device)
@@ -69,6 +70,15 @@ class Flat:
         for p, view in zip(self._parameters, views, strict=True):
             p.data = view
         self._bound = address
+
+    @property
+    def names(self) -> list[list[str]]:
+        """What each parameter in the vector is called, in their order: one that is used twice has two names."""
+        found: list[list[str]] = [[] for _ in self._parameters]
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if parameter.requires_grad:
+                found[self._slots[id(parameter)]].append(name)
+        return found
 
     def vector(self) -> Tensor:
         """A copy of the model's parameters [size]."""
@@ -117,6 +127,7 @@ class Flat:
                 raise UsageError(
                     f"{source}: {name} is {list(state[name].shape)} in the file and {list(tensor.shape)} in the model."
                 )
+            _check_type(source, name, state[name], tensor)
         vector = torch.empty(self.size, dtype=self.dtype, device=self.device)
         values = self._split(vector)
         with torch.no_grad():
@@ -128,14 +139,25 @@ class Flat:
         return vector
 
     def _split(self, vector: Tensor) -> list[Tensor]:
-        begins = [0, *self._ends[:-1]]
-        return [
-            vector[begin:end].view(p.shape) for p, begin, end in zip(self._parameters, begins, self._ends, strict=True)
-        ]
+        return [vector[begin:end].view(p.shape) for p, (begin, end) in zip(self._parameters, self.places, strict=True)]
 
     def _named(self) -> list[tuple[str, Tensor]]:
         """The tensors of a state_dict by name: a parameter used twice has two names."""
         return [(name, t) for name, t in self.model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)]
+
+
+def _check_type(source: str, name: str, theirs: Tensor, own: Tensor) -> None:
+    """Raises UsageError where a number would become another one."""
+    if theirs.is_floating_point() == own.is_floating_point():
+        return
+    types = f"{source}: {name} is of type {theirs.dtype} in the file and {own.dtype} in the model"
+    if own.is_floating_point():
+        raise UsageError(
+            f"{types}: whole numbers are not what was trained, but what a quantised net keeps of it; save the net "
+            "before that."
+        )
+    if not torch.equal(theirs.to(own.dtype).to(theirs.dtype), theirs):
+        raise UsageError(f"{types}: {theirs.flatten()[0]:g} would be cut to a whole number; save it as {own.dtype}.")
 
 
 def _some(names: list[str]) -> str:

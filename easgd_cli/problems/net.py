@@ -6,22 +6,26 @@ gives the same bits, whatever happened in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from easgd_cli.algorithms.groups import Part
 from easgd_cli.data.dataset import Batch, Dataset, Split
 from easgd_cli.data.nest import called, mapped
 from easgd_cli.problems.batch_norm import RunningStatistics
 from easgd_cli.problems.batches import Batches
 from easgd_cli.problems.flat import Flat
+from easgd_cli.problems.groups import parts
 from easgd_cli.problems.precision import autocast, compiled, use_tf32
+from easgd_cli.problems.replicas import Replicas
 from easgd_cli.problems.tasks import by_data
 from easgd_cli.problems.tasks.base import Task
 from easgd_cli.problems.tasks.classification import Classification
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, key
+from easgd_cli.settings.groups import ParameterGroup
 
 _EVALUATION_BATCH = 250  # samples; larger ones of images fall out of a CPU's cache
 _BEGUN = 16  # batches that wait ahead at most, however many workers one problem serves
@@ -42,13 +46,16 @@ class NetProblem:
     last `statistics` entries of every vector. `precision` is that of the gradient's arithmetic: fp32, tf32 on
     CUDA, or bf16, which is torch's autocast; vectors and evaluation stay as the parameters are. With `compile`
     gradients are those of the net as torch.compile makes it, when the first is taken. `task`: None for the one that
-    goes with the data. Raises ValueError for a setting out of its range.
+    goes with the data. `groups`: parameters with an l2 and rates of their own. `accumulate`: of so many batches of
+    `batch_size` a gradient is the mean. `replicas`, `dither`: copies of each sample in a batch, and the noise of each
+    (replicas.py). Raises ValueError for a setting out of its range, and UsageError for a group of no parameter.
     """
 
     def __init__(
         self, model: nn.Module, data: Dataset, task: Task | None = None, *, batch_size: int, seed: int, l2: float,
         device: torch.device, train_images: int, precision: str = "fp32", compile: bool = False,
-        batch_norm: str = "estimate", batch_norm_images: int | None = None,
+        batch_norm: str = "estimate", batch_norm_images: int | None = None, groups: Sequence[ParameterGroup] = (),
+        accumulate: int = 1, replicas: int = 1, dither: float = 0.0,
     ):  # fmt: skip
         _check(batch_norm, batch_norm_images, precision, model)
         self._running = RunningStatistics(model.to(device))
@@ -57,11 +64,14 @@ class NetProblem:
         self.flat = Flat(model, behind=self.statistics)
         self.size = self.flat.size + self.statistics
         self.dtype, self.device = self.flat.dtype, self.flat.device
-        self.batch_size = batch_size
+        self.batch_size = batch_size * accumulate
         self.task = (by_data(data) if task is None else task).on(device)
         self.metrics = self.task.metrics
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
-        self._model, self._l2, self._seed = model, l2, seed
+        self._model, self._seed = model, seed
+        self._l2 = parts(self.flat, groups, {"l2": l2})
+        rates = parts(self.flat, groups, {"eta": 1.0, "weight_decay": None})
+        self.parts = [] if len(rates) == 1 and rates[0][2] == (1.0, None) else [Part(b, e, *v) for b, e, v in rates]
         # Bound to one vector after another it stays one graph: a parameter's address is no part of what is compiled.
         self._differentiated = compiled(model) if compile else model
         self._tf32 = precision == "tf32"
@@ -80,10 +90,12 @@ class NetProblem:
                 f"eval.train_images={train_images}: of this net batch norm's variances are estimated over as "
                 "many, which takes at least 2 images."
             )
-        self._worker = self._t = 0  # of the loaded batch
-        self._inputs: Any = torch.empty(0)
-        self._targets: Any = self._inputs
-        self._begun: dict[tuple[int, int], Callable[[], Batch]] = {}  # batches ahead, by worker and step
+        self._accumulate, self._replicas = accumulate, Replicas(replicas, dither)
+        self._replicas.check(data)
+        self._worker = self._t = 0  # of the loaded batches
+        self._loaded: list[Batch] = []
+        # batches ahead, by worker and number: a worker's batches are counted from 0, `accumulate` of them a step
+        self._begun: dict[tuple[int, int], Callable[[], Batch]] = {}
         self._snapshot: Tensor | None = None
 
     @property
@@ -107,48 +119,59 @@ class NetProblem:
         return self._start.clone()
 
     def load(self, worker: int, t: int) -> None:
-        """Makes that worker's batch of step `t`."""
+        """Makes that worker's batches of step `t`."""
         self._worker, self._t = worker, t
-        for step in [s for w, s in self._begun if w == worker and not t <= s <= t + self._data.ahead]:
-            del self._begun[worker, step]  # the worker has gone back to a checkpoint, or was lost and came back
-        if (worker, t) not in self._begun:
-            self._begin(worker, t)
-        for later in range(t + 1, t + 1 + self._data.ahead):
-            if (worker, later) not in self._begun and len(self._begun) <= _BEGUN:
-                self._begin(worker, later)
-        self._inputs, self._targets = self.task.parted(*self._begun.pop((worker, t))())
+        first, k = t * self._accumulate, self._accumulate
+        for n in [n for w, n in self._begun if w == worker and not first <= n < first + k + self._data.ahead]:
+            del self._begun[worker, n]  # the worker has gone back to a checkpoint, or was lost and came back
+        self._loaded = []
+        for n in range(first, first + k):
+            if (worker, n) not in self._begun:
+                self._begin(worker, n)
+            for later in range(n + 1, n + 1 + self._data.ahead):
+                if (worker, later) not in self._begun and len(self._begun) <= max(_BEGUN, self._data.ahead):
+                    self._begin(worker, later)
+            self._loaded.append(self._replicas.of(*self.task.parted(*self._begun.pop((worker, n))())))
 
-    def _begin(self, worker: int, t: int) -> None:
-        self._augmentation.manual_seed(key(self._seed, AUGMENTATION, worker, t))
-        self._begun[worker, t] = self._data.begin(self._batches.indices(worker, t), self._augmentation, self.dtype)
+    def _begin(self, worker: int, n: int) -> None:
+        self._augmentation.manual_seed(key(self._seed, AUGMENTATION, worker, n))
+        self._begun[worker, n] = self._data.begin(self._batches.indices(worker, n), self._augmentation, self.dtype)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Gradient [size] of the loaded batch's mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the
+        """Gradient [size] of the loaded batches' mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the
         next call.
 
-        Of statistics that are exchanged, minus the change that this batch makes of them.
+        Of statistics that are exchanged, minus the change that these batches make of them, one after another.
         """
         self.flat.bind(x)
         if self.statistics:
             self._running.vector.copy_(x[self.flat.size :])
         g = self.flat.gradient
         # Backward adds to what is in g, so the l2 term goes there first: one pass over g instead of two.
-        if self._l2:
-            torch.mul(self._parameters(x), self._l2, out=g)
-        else:
-            g.zero_()
-        self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t))
+        for begin, end, (l2,) in self._l2:
+            if l2:
+                torch.mul(x[begin:end], l2, out=g[begin:end])
+            else:
+                g[begin:end].zero_()
         if not self._model.training:
             self._model.train()
         use_tf32(self.device, self._tf32)
-        with self._autocast:
-            outputs = called(self._differentiated, self._inputs)
-        loss = self.task.loss(outputs_as(self.dtype, outputs), self._targets)
-        loss.backward()
-        self.loss = loss.detach()
+        losses = [self._differentiate(i, *batch) for i, batch in enumerate(self._loaded)]
+        self.loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         if self.statistics:
             torch.sub(x[self.flat.size :], self._running.vector, out=self.flat.gradient_and_behind[self.flat.size :])
         return self.flat.gradient_and_behind
+
+    def _differentiate(self, i: int, inputs: Any, targets: Any) -> Tensor:
+        """Adds the gradient of the i-th loaded batch to the flat one; returns its share of the loss []."""
+        self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t * self._accumulate + i))
+        with self._autocast:
+            outputs = called(self._differentiated, self._replicas.dithered(inputs))
+        loss = self.task.loss(outputs_as(self.dtype, outputs), targets)
+        if self._accumulate > 1:
+            loss = loss / self._accumulate
+        loss.backward()
+        return loss.detach()
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
         """The task's figures at `x` [size]: train_loss on the fixed subset of the training samples, test_loss and what

@@ -45,7 +45,7 @@ class OwnerState:
     """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
 
     `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and
-    in seconds.
+    in seconds; `variables`, `couriers`: the clocks of other variables, and of couriers by their variables.
     """
 
     moment: Moment
@@ -53,6 +53,8 @@ class OwnerState:
     vectors: dict[str, Tensor]
     cpu_seconds: float = 0.0
     pace: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    variables: dict[str, int] = field(default_factory=dict)
+    couriers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -184,7 +186,9 @@ def _vectors(said: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(said: Any) -> Any:
-    """Raises TypeError for anything but numbers, texts, and lists and dictionaries of these."""
+    """Raises TypeError for anything but numbers, texts, vectors, and lists and dictionaries of these."""
+    if isinstance(said, Tensor):
+        return _vectors({"": said})
     if isinstance(said, dict):
         _plain(list(said))
     for inside in said.values() if isinstance(said, dict) else said if isinstance(said, list | tuple) else ():

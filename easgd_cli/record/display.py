@@ -5,6 +5,7 @@ No thread: whoever shows something calls often. A terminal that is gone ends not
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from easgd_cli.system.streams import unseen
 from easgd_cli.system.terminal import for_terminal, printable
 
 _REDRAW_SECONDS = 0.2
+_BAR = dict.fromkeys(map(ord, "━╸╺"), " ")  # of what rich draws one
 
 
 class Screen(Console):
@@ -36,6 +38,10 @@ class Screen(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+class LineScreen(Screen):
+    """Where no line but the last can be written over, as in a notebook: a view is one line of text."""
 
 
 def screen() -> Screen:
@@ -67,7 +73,13 @@ class Display:
         self._console: Screen | None = console or screen()
         self._live: Live | None = None
         self._redrawn = 0.0
-        if self._console.is_terminal and not self._console.is_dumb_terminal and self._console.file.isatty():
+        self._line: str | None = "" if isinstance(self._console, LineScreen) else None  # as it stands there
+        if (
+            self._line is None
+            and self._console.is_terminal
+            and not self._console.is_dumb_terminal
+            and self._console.file.isatty()
+        ):
             # Redrawn by us alone; what others print meanwhile appears above the view.
             self._live = Live(console=self._console, auto_refresh=False)
             self._safely(self._live.start)
@@ -75,14 +87,25 @@ class Display:
     @property
     def redraws(self) -> bool:
         """Whether there is a view."""
-        return self._live is not None
+        return self._live is not None or self._line is not None
 
     def redraw(self, view: Callable[[], RenderableType], now: bool = False) -> None:
         """Shows the view that this makes, a few times a second at most, or `now`."""
         live, clock = self._live, time.monotonic()
-        if live is not None and (now or clock - self._redrawn >= _REDRAW_SECONDS):
-            self._redrawn = clock
+        if not self.redraws or (not now and clock - self._redrawn < _REDRAW_SECONDS):
+            return
+        self._redrawn = clock
+        if live is not None:
             self._safely(lambda: live.update(view(), refresh=True))
+        else:
+            self._safely(lambda: self._write_over(_in_a_line(view())))
+
+    def _write_over(self, text: str) -> None:
+        """Has `text` in the place of the line that stands there."""
+        if (console := self._console) is not None and self._line is not None:
+            console.file.write(f"\r{text.ljust(len(self._line))}" + ("" if text else "\r"))
+            console.file.flush()
+            self._line = text
 
     def line(self, text: str | Text) -> None:
         """A line above the view. A `str` is Rich's markup."""
@@ -92,6 +115,8 @@ class Display:
         """Whatever else is to be printed."""
         console = self._console
         if console is not None:
+            if self._line:
+                self._safely(lambda: self._write_over(""))
             self._safely(lambda: what(console))
 
     def close(self, keep: bool = True) -> None:
@@ -100,6 +125,10 @@ class Display:
         if live is not None:
             live.transient = not keep
             self._safely(live.stop)
+        if self._line and self._console is not None:
+            file = self._console.file
+            self._safely(lambda: print(file=file) if keep else self._write_over(""))
+            self._line = ""
 
     def _safely(self, show: Callable[[], object]) -> None:
         """Shows something; where that is not possible any more all goes on unseen."""
@@ -111,6 +140,14 @@ class Display:
         except (OSError, ValueError):  # the terminal or pipe is gone, or closed
             self._console = self._live = None
             unseen(console.file)
+
+
+def _in_a_line(view: RenderableType) -> str:
+    """The text of a view, without its colours and bars."""
+    console = Screen(file=io.StringIO(), width=500, force_jupyter=False, color_system=None)
+    console.print(view)
+    text = str(console.file.getvalue())  # type: ignore[attr-defined]
+    return "  ".join(" ".join(line.translate(_BAR).split()) for line in text.splitlines())
 
 
 def count(number: int, noun: str) -> str:

@@ -47,6 +47,8 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in hparams(s).items()},
         "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
+    if len(experiment.method.variables) > 1:
+        facts["variables"] = list(experiment.method.variables)
     texts = {
         "command": as_is(job.command),
         "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True)),
@@ -63,7 +65,7 @@ def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols
     its method does not use.
     """
-    exchanges = build.method(s).shared is not None
+    exchanges = not build.method(s).alone
     uses = build.symbols_used(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in GROUPS}
     found |= {
@@ -75,13 +77,17 @@ def hparams(s: Settings) -> dict[str, Value]:
         "compile": s.compile,
         "device": s.device, "threads": s.threads, "seed": s.seed,
     }  # fmt: skip
+    unusual = {"accumulate": 1, "replicas": 1, "dither": 0.0}
+    found |= {key: getattr(s, key) for key, usual in unusual.items() if getattr(s, key) != usual}
+    if s.groups:
+        found |= {"groups": str(s.groups)}
     if s.faults:
         found |= {"faults": str(s.faults)}
     if s.on_nan != "diverge":
         found |= {"on_nan": s.on_nan}
     found |= length(s)
     if s.init is not None:
-        found |= {"init": s.init, "init_without": ",".join(s.init_without) or None}
+        found |= {"init": s.init, "init_prefix": s.init_prefix, "init_without": ",".join(s.init_without) or None}
     for group in GROUPS:
         options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
         # Of a data set only the numbers: the rest says where it lies, not what it is.

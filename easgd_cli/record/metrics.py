@@ -40,6 +40,8 @@ SYSTEM = {
     "steps_missed": "Steps that its clock left out, since the others' round had gone on.",
     "master_cpu_seconds": "CPU seconds the master has used since its start.",
     "exchanges_per_second": "Exchanges the master has served a second since the last point.",
+    "spread": "Root mean square distance of the workers' variables from their mean, which is evaluated where there is "
+    "no center.",
     "queue_seconds": "Virtual seconds that messages waited for the master, the mean since the start (simulated).",
     "master_busy": "Share of the virtual time in which the master was serving so far, in percent (simulated).",
 }

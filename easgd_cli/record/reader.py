@@ -23,9 +23,10 @@ from easgd_cli.problems.classification import METRICS as CLASSIFICATION
 from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import checksum
 from easgd_cli.record.checksum import Held, Wrong
-from easgd_cli.record.row_reader import ENTRY as ENTRY
 from easgd_cli.record.row_reader import NOBODY as NOBODY
+from easgd_cli.record.row_reader import Entries as Entries
 from easgd_cli.record.row_reader import NewRows as NewRows
+from easgd_cli.record.row_reader import by_variable as by_variable
 from easgd_cli.record.row_reader import read_order as read_order
 from easgd_cli.record.row_reader import read_rows as read_rows
 from easgd_cli.record.row_reader import renamed

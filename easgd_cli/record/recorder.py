@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from easgd_cli.record.append_file import AppendFile
 from easgd_cli.record.best_values import BestValues
 from easgd_cli.record.checksum import Held
 from easgd_cli.record.metrics import Row, worker_name
-from easgd_cli.record.reader import ENTRY, BadFile, declared, read_rows
+from easgd_cli.record.reader import BadFile, Entries, declared, read_rows
 from easgd_cli.record.summary import summarize, surroundings, write_summary
 from easgd_cli.record.tensorboard import EventWriter, Value, started_at
 
@@ -89,6 +88,7 @@ class Recorder:
         exchanges: int,
         checkpoint: str = "",
     ) -> None:
+        self._entries = Entries(variables=len(facts.get("variables", ())))
         self._dir, self._events = run_dir, events
         self._facts = {**facts, **surroundings()}
         self.paused: tuple[Path, OSError] | None = None
@@ -109,11 +109,11 @@ class Recorder:
         order, there = self._dir / "exchanges.bin", b""
         with _told(order, "read"):
             if exchanges:
-                there = reader.beginning(order, ENTRY * exchanges)
-        if len(there) < ENTRY * exchanges:
+                there = reader.beginning(order, self._entries.size * exchanges)
+        if len(there) < self._entries.size * exchanges:
             raise RunError(
-                f"{order}: holds {len(there) // ENTRY} exchanges, and {exchanges} are needed to go on from the "
-                "checkpoint; start the run again instead."
+                f"{order}: holds {len(there) // self._entries.size} exchanges, and {exchanges} are needed to go on "
+                "from the checkpoint; start the run again instead."
             )
         self._best = BestValues(declared(self._facts).primary)
         return [self._best.take(row) for row in rows], Held.of(there)
@@ -134,7 +134,7 @@ class Recorder:
                 raise
             self._metrics = AppendFile(metrics)
         with _told(order, "written"):
-            self._order = AppendFile(order, keep=ENTRY * exchanges)
+            self._order = AppendFile(order, keep=self._entries.size * exchanges)
         self._events.replace(rows)
 
     def row(self, row: Row) -> Row:
@@ -160,9 +160,9 @@ class Recorder:
         """Tells summary.json where all seconds of a worker's loop have gone, by the names they have in its rows."""
         self._best.spent(worker_name(worker), seconds)
 
-    def order(self, workers: Sequence[int]) -> None:
-        """Records whose exchanges the master has served, in this order."""
-        self._order.add(struct.pack(f"<{len(workers)}H", *workers))
+    def order(self, entries: Sequence[int]) -> None:
+        """Records what exchanges have been served, in this order, as `Entries` has them."""
+        self._order.add(self._entries.pack(entries))
 
     def checkpointed(self) -> None:
         """Another checkpoint has been written, and what summary.json tells of the one before is over."""

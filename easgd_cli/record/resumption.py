@@ -5,7 +5,6 @@ back to where that is. All is looked at before anything is started or written.
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.record import reader
 from easgd_cli.record.checksum import Held
-from easgd_cli.record.reader import ENTRY, NOBODY, BadFile
+from easgd_cli.record.reader import NOBODY, BadFile, Entries
 from easgd_cli.record.run_directory import candidates, remove_unfinished
 from easgd_cli.record.run_files import check_directory, check_own, open_file
 
@@ -27,9 +26,11 @@ _DIRECTORIES = ("checkpoint", "logs", "snapshots")
 _ANEW = "to go on without it, give new_record=true, which puts it aside and begins another"
 
 
-def check(run: Path, resumed: Checkpoint, workers: int, size: int, new_record: bool) -> None:
-    """Refuses a directory with which its run, of so many workers and a center of `size`, cannot go on. Raises
-    UsageError.
+def check(
+    run: Path, resumed: Checkpoint, workers: int, size: int, new_record: bool, entries: Entries | None = None
+) -> None:
+    """Refuses a directory with which its run, of so many workers and a center of `size`, cannot go on; `entries`: of
+    its exchanges.bin, those of a method with the center alone unless given. Raises UsageError.
     """
     try:
         for name in _DIRECTORIES:
@@ -41,12 +42,14 @@ def check(run: Path, resumed: Checkpoint, workers: int, size: int, new_record: b
             if (run / name).is_dir():
                 raise BadFile(run / name, "is a directory, where a file belongs")
         _check_checkpoint(run, resumed, workers, size)
-        sources(run, resumed, workers, new_record)
+        sources(run, resumed, workers, new_record, entries)
     except BadFile as e:
         raise UsageError(f"resume={run}: {e}") from e
 
 
-def sources(run: Path, resumed: Checkpoint, workers: int, new_record: bool) -> dict[str, Path | None]:
+def sources(
+    run: Path, resumed: Checkpoint, workers: int, new_record: bool, entries: Entries | None = None
+) -> dict[str, Path | None]:
     """By name, where the files of the record are that go on from this checkpoint: in the run's directory or, of one
     that went on after it had reached its level, beside the checkpoint. None: nowhere, and with `new_record` it is begun
     anew. Raises UsageError.
@@ -57,7 +60,7 @@ def sources(run: Path, resumed: Checkpoint, workers: int, new_record: bool) -> d
         wrong: UsageError | None = None
         for path in [kept, run / name] if kept.exists() else [run / name]:
             try:
-                _check_file(path, run, resumed, workers)
+                _check_file(path, run, resumed, workers, entries or Entries(workers))
                 found[name] = path
                 break
             except UsageError as e:
@@ -83,18 +86,18 @@ def check_order(run: Path) -> None:
         raise BadFile(path, f"is damaged: it does not hold what it held when {newest.name} was written")
 
 
-def go_back(run: Path, resumed: Checkpoint, workers: int, new_record: bool) -> Iterator[str]:
+def go_back(run: Path, resumed: Checkpoint, workers: int, new_record: bool, of: Entries) -> Iterator[str]:
     """Removes what a killed run has left unfinished, and takes the record back to the checkpoint; says what begins
-    anew. Raises RunError and UsageError.
+    anew. `of`: the entries of its exchanges.bin. Raises RunError and UsageError.
     """
     try:
         remove_unfinished(run)
     except OSError as e:
         raise RunError(f"{run} cannot be written to: {why(e)}.") from e
-    yield from take_back(run, resumed, sources(run, resumed, workers, new_record))
+    yield from take_back(run, resumed, sources(run, resumed, workers, new_record, of), of)
 
 
-def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None]) -> Iterator[str]:
+def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None], of: Entries) -> Iterator[str]:
     """Puts the files of `found` in the run's directory, and new ones where there are none; says so of these. Raises
     RunError.
     """
@@ -108,15 +111,15 @@ def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None]) -> 
                 aside = next(p for p in candidates(run / f"{name}.damaged") if not os.path.lexists(p))
                 with suppress(FileNotFoundError):
                     path.rename(aside)
-                path.write_bytes(_nobody(name, resumed))
+                path.write_bytes(_nobody(name, resumed, of))
                 yield f"{name} begins anew at step {resumed.owner.moment.step:g}; what it was is in {aside.name}"
     except OSError as e:
         raise RunError(f"{e.filename or run}: the run's record cannot be put there: {e.strerror or e}.") from e
 
 
-def _nobody(name: str, resumed: Checkpoint) -> bytes:
+def _nobody(name: str, resumed: Checkpoint, of: Entries) -> bytes:
     """What a new file of the record has of the time before."""
-    return NOBODY.to_bytes(ENTRY, "little") * resumed.owner.moment.exchanges if name == "exchanges.bin" else b""
+    return of.pack([NOBODY]) * resumed.owner.moment.exchanges if name == "exchanges.bin" else b""
 
 
 def _logs(run: Path) -> list[Path]:
@@ -143,7 +146,7 @@ def _check_checkpoint(run: Path, resumed: Checkpoint, workers: int, size: int) -
                 raise BadFile(path, f"{wrong} parameters")
 
 
-def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int) -> None:
+def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int, entries: Entries) -> None:
     """Whether a file of the record is one that this checkpoint goes on with. Raises UsageError."""
     name, given = path.name, f"resume={run}"
     try:
@@ -151,7 +154,7 @@ def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int) -> Non
             for _ in reader.read_rows(path, workers):
                 pass
         else:
-            _check_exchanges(path, resumed.owner.moment.exchanges, workers)
+            _check_exchanges(path, resumed.owner.moment.exchanges, entries)
         if name in resumed.record and not any(_begins(path, held) for held in _known(run, resumed, name)):
             raise BadFile(path, f"is damaged: it does not hold what it held when {resumed.name} was written")
         # of one that has ended also what came after the checkpoint, which may be kept
@@ -163,13 +166,14 @@ def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int) -> Non
         raise UsageError(f"{given}: {e.fact}, and a run goes on with its record; {remedy}{_ANEW}.") from e
 
 
-def _check_exchanges(path: Path, exchanges: int, workers: int) -> None:
+def _check_exchanges(path: Path, exchanges: int, of: Entries) -> None:
     """Raises BadFile where there are fewer exchanges, or some of workers that the run has not."""
-    there = reader.beginning(path, ENTRY * exchanges)
-    order = struct.unpack(f"<{len(there) // ENTRY}H", there[: len(there) // ENTRY * ENTRY])
-    if strangers := {worker for worker in set(order) if worker >= workers and worker != NOBODY}:
-        number, worker = next((i, worker) for i, worker in enumerate(order, 1) if worker in strangers)
-        raise BadFile(path, f"says that exchange {number} was of worker {worker}, and the run has {workers}, from 0")
+    order = of.unpack(reader.beginning(path, of.size * exchanges))
+    known = [entry for entry in order if entry & 0xFFFF != NOBODY]
+    if (stranger := of.stranger(known)) is not None:
+        worker = stranger[1]
+        number = next(i for i, entry in enumerate(order, 1) if entry & 0xFFFF == worker)
+        raise BadFile(path, f"says that exchange {number} was of worker {worker}, and the run has {of.workers}, from 0")
     if len(order) < exchanges:
         raise BadFile(path, f"holds {len(order)} exchanges, and {exchanges} are needed to go on from the checkpoint")
 

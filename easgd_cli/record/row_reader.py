@@ -7,14 +7,17 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easgd_cli.record.metrics import MEASURED, MOMENT, PARTIES, SYSTEM, WORKER, Row
 from easgd_cli.record.run_files import BadFile, open_file
 
-ENTRY = 2  # bytes of a worker's number in exchanges.bin, little-endian
+if TYPE_CHECKING:
+    from easgd_cli.algorithms.base import Method
+
 NOBODY = 0xFFFF  # in place of a number: nobody knows any more whose exchange it was
 _MOST = 1 << 63  # of a whole number in a row
 _LINE = 1 << 20  # bytes that no line has
@@ -90,9 +93,50 @@ class NewRows:
         return [row for line in whole.splitlines() if (row := _row(line, None)[0]) is not None], replaced
 
 
-def read_order(path: Path, workers: int | None = None) -> list[int]:
-    """The worker numbers of an exchanges.bin, but for an unfinished last one. Raises BadFile, also for a worker that
-    the run has not.
+@dataclass(frozen=True)
+class Entries:
+    """What exchanges.bin has of each exchange, little-endian: in 2 bytes the worker's number and, of a run with several
+    `variables`, in 2 more the variable's place among them. `workers`: how many numbers there are, couriers' among them.
+    """
+
+    workers: int | None = None
+    variables: int = 1
+
+    @classmethod
+    def of(cls, method: Method, workers: int) -> Entries:
+        """Those of a run of this method."""
+        return cls(workers + len(method.couriers), len(method.variables))
+
+    @property
+    def size(self) -> int:
+        """Bytes of each."""
+        return 2 if self.variables <= 1 else 4
+
+    def pack(self, entries: Sequence[int]) -> bytes:
+        return struct.pack(f"<{len(entries)}{'H' if self.size == 2 else 'I'}", *entries)
+
+    def unpack(self, data: bytes) -> list[int]:
+        """The whole ones of `data`, each a worker's number and, from bit 16 on, the variable's place."""
+        count = len(data) // self.size
+        return list(struct.unpack(f"<{count}{'H' if self.size == 2 else 'I'}", data[: count * self.size]))
+
+    def stranger(self, entries: Sequence[int]) -> tuple[int, int] | None:
+        """The first of them that is not of this run, by its number from 1, and its worker; NOBODY is one."""
+        most = self.workers
+        if most is None or not entries or (self.size == 2 and max(entries) < most):
+            return None
+        for i, entry in enumerate(entries, 1):
+            if entry & 0xFFFF >= most or entry >> 16 >= self.variables:
+                return i, entry & 0xFFFF
+        return None
+
+
+_ANY = Entries()
+
+
+def read_order(path: Path, of: Entries = _ANY) -> list[int]:
+    """The entries of an exchanges.bin, but for an unfinished last one: worker numbers, where there is one variable.
+    Raises BadFile, also for a worker that the run has not.
     """
     with open_file(path) as f:
         try:
@@ -100,17 +144,25 @@ def read_order(path: Path, workers: int | None = None) -> list[int]:
         except OSError as e:
             raise BadFile(path, f"cannot be read ({e.strerror})") from e
     if data is None:
-        raise BadFile(path, f"holds more than {_ORDER // ENTRY:,} exchanges")
-    order = list(struct.unpack(f"<{len(data) // ENTRY}H", data[: len(data) // ENTRY * ENTRY]))
-    if workers is not None and order and max(order) >= workers:
-        at = next(i for i, number in enumerate(order) if number >= workers)
+        raise BadFile(path, f"holds more than {_ORDER // of.size:,} exchanges")
+    order = of.unpack(data)
+    if (stranger := of.stranger(order)) is not None:
+        at, worker = stranger
         raise BadFile(
             path,
-            f"does not say whose exchange {at + 1} was, since the run went on without its record"
-            if order[at] == NOBODY
-            else f"says that exchange {at + 1} was of worker {order[at]}, and the run has {workers}, from 0",
+            f"does not say whose exchange {at} was, since the run went on without its record"
+            if worker == NOBODY
+            else f"says that exchange {at} was of worker {worker}, and the run has {of.workers}, from 0",
         )
     return order
+
+
+def by_variable(order: Sequence[int], variables: int) -> list[list[int]]:
+    """The worker numbers of these entries, of each variable by itself."""
+    found: list[list[int]] = [[] for _ in range(variables)]
+    for entry in order:
+        found[entry >> 16].append(entry & 0xFFFF)
+    return found
 
 
 def renamed(content: dict[str, Any]) -> dict[str, Any]:

@@ -28,15 +28,16 @@ _ORDER = (
 def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> dict[str, Any]:
     """What summary.json says.
 
-    `facts`: what is known of the run; once it has ended, with `steps` of each worker, `exchanges`, `wall_seconds` and
-    `vector_bytes` (of one message), from which speed and traffic follow. `recorder_stats`: what the rows say.
+    `facts`: what is known of the run; once it has ended, with `steps` of each worker, `exchanges`, `wall_seconds`,
+    `vector_bytes` (of one message) and `vectors_per_exchange` (a message up and a reply down unless given), from which
+    speed and traffic follow. `recorder_stats`: what the rows say.
     """
     facts = dict(facts)
-    vector_bytes = facts.pop("vector_bytes", None)
+    vector_bytes, vectors = facts.pop("vector_bytes", None), facts.pop("vectors_per_exchange", 2.0)
     if facts.get("wall_seconds"):
         facts["samples_per_second"] = sum(facts["steps"].values()) * facts["batch_size"] / facts["wall_seconds"]
     if vector_bytes is not None:
-        facts["bytes_exchanged"] = 2 * facts["exchanges"] * vector_bytes  # a message up and a reply down
+        facts["bytes_exchanged"] = round(vectors * facts["exchanges"]) * vector_bytes
     told = {**facts, **recorder_stats}
     if facts.get("wall_seconds") and "goodput" in told:
         told["goodput"] = _goodput(told["goodput"], facts["steps"], facts["wall_seconds"])

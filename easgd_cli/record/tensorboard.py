@@ -259,6 +259,7 @@ def _layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
             lines("training loss of every worker", "train_loss/worker_.*"),
             range_of("staleness", "staleness"),
             range_of("distance to the center", "distance_to_center"),
+            lines("spread of the workers around their mean", "system/spread"),
             range_of("training loss", "train_loss"),
         ],
         "Where the time goes": [

@@ -29,9 +29,10 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # when it happens to those that are no workers, and with which words
 PARTIES = {"master": "exchange", "evaluator": "evaluation"}
 _OF_PARTIES = ("kill", "stop")  # kinds
+_OF_VARIABLES = ("variable", "exchange", "kind")
 _TYPES: dict[str, type] = {
     "kind": str, "worker": int, "step": int, "per_step": float, "seconds": float, "factor": float, "steps": int,
-    "party": str, "exchange": int, "evaluation": int,
+    "party": str, "exchange": int, "evaluation": int, "variable": str,
 }  # fmt: skip
 _EXAMPLE = "'faults=[{worker: 1, step: 20, kind: kill}]'"
 
@@ -40,7 +41,7 @@ _EXAMPLE = "'faults=[{worker: 1, step: 20, kind: kill}]'"
 class Fault:
     """One entry. `worker`: None for all. Either at the worker's own `step`, or at each with the probability `per_step`.
     Of a `party` that is no worker: once the master has served so many exchanges, or during the evaluator's evaluation
-    of this number, counted from 0.
+    of this number, counted from 0. Of a `variable`: its owner, once that has served so many exchanges with it.
 
     `seconds`: of standing still, or without a link; `factor`: how many times as long a gradient takes, for `steps`
     steps, None: to the end.
@@ -56,6 +57,12 @@ class Fault:
     party: str | None = None
     exchange: int | None = None
     evaluation: int | None = None
+    variable: str | None = None
+
+    @property
+    def of_worker(self) -> bool:
+        """Whether it is a worker that suffers it."""
+        return self.party is None and self.variable is None
 
 
 def named(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -67,7 +74,7 @@ class Faults:
     """Those of one worker. `spared`: it has had those of its steps up to this one."""
 
     def __init__(self, faults: Sequence[Fault], seed: int, worker: int, spared: int = -1):
-        mine = [(i, fault) for i, fault in enumerate(faults) if fault.party is None and fault.worker in (None, worker)]
+        mine = [(i, fault) for i, fault in enumerate(faults) if fault.of_worker and fault.worker in (None, worker)]
         self._at: dict[int, list[Fault]] = {}
         for _, fault in mine:
             if fault.step is not None:
@@ -105,6 +112,8 @@ def _fault(s: Settings, name: str, entry: Mapping[str, Any]) -> Fault:
         raise UsageError(f"{name}.kind={kind}: is one of {', '.join(KINDS)}, as in {_EXAMPLE}.")
     if entry.get("party") is not None:
         return _of_party(name, entry)
+    if entry.get("variable") is not None:
+        return _of_variable(name, entry)
     allowed, needed = KINDS[kind]
     where = ("worker", "step") if kind == "slow" else ("worker", "step", "per_step")
     for part, value in entry.items():
@@ -156,9 +165,34 @@ def _of_party(name: str, entry: Mapping[str, Any]) -> Fault:
     return Fault(**said)
 
 
-def check_parties(faults: Sequence[Fault], processes: bool, has_master: bool, launcher: str, algo: str) -> None:
-    """Refuses faults of a master or evaluator that the run has not. Raises UsageError."""
+def _of_variable(name: str, entry: Mapping[str, Any]) -> Fault:
+    """Of the owner of a variable."""
+    example = "'faults=[{variable: node_1, exchange: 100, kind: kill}]'"
+    if entry["kind"] != "kill" or set(entry) != set(_OF_VARIABLES):
+        raise UsageError(f"{name}: the owner of a variable suffers kill only, after its own exchange; see {example}.")
+    said = {part: convert(f"{name}.{part}", value, _TYPES[part]) for part, value in entry.items()}
+    if said["exchange"] < 1:
+        raise UsageError(f"{name}.exchange={said['exchange']}: is counted from 1, by the exchanges with that variable.")
+    return Fault(**said)
+
+
+def check_parties(
+    faults: Sequence[Fault], processes: bool, has_master: bool, launcher: str, algo: str, mortal: Sequence[str] = ()
+) -> None:
+    """Refuses faults of a master, evaluator or variable that the run has not; `mortal`: the variables that can be lost.
+    Raises UsageError.
+    """
     for i, fault in enumerate(faults):
+        if fault.variable is not None and fault.variable not in mortal:
+            raise UsageError(
+                f"faults[{i}].variable={fault.variable}: of algo={algo} "
+                + (f"{', '.join(mortal)} can be lost." if mortal else "no variable can be lost; a tree's nodes can.")
+            )
+        if fault.variable is not None and processes:
+            raise UsageError(
+                f"faults[{i}].variable={fault.variable}: under launcher={launcher} one process owns all variables; use "
+                "launcher=simulated, or write party: master."
+            )
         if fault.party is not None and not processes:
             raise UsageError(
                 f"faults[{i}].party={fault.party}: under launcher={launcher} only workers suffer faults, since master "

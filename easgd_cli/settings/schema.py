@@ -71,10 +71,17 @@ class Settings:
     warmup: int = 0  # the first local steps, over which eta_t rises linearly from eta / (warmup + 1) to the schedule's
     l2: float = 0.0  # (l2 / 2) ||x||^2 is added to the loss where the gradient is taken
 
+    # parameters by name with an l2, a factor for eta or a weight_decay of their own:
+    # '[{match: "*.bias", l2: 0}, {match: "head.*", eta: 10}]'
+    groups: list[dict[str, Any]] = field(default_factory=list)
     clip: Optional[float] = None  # greatest norm of a gradient, l2 term included; a larger one is scaled down to it
 
     workers: int = 4  # p
-    batch_size: int = 128  # samples per worker and step
+    batch_size: int = 128  # samples per worker and step, or per part of one with accumulate=
+    # so many batches, one after another, make the gradient of a step, their mean: accumulate * batch_size samples
+    accumulate: int = 1
+    replicas: int = 1  # copies of each sample in a step, each with its own dither and dropout, their gradients averaged
+    dither: float = 0.0  # standard deviation of noise that is added to what the net sees in training
     seed: int = 0  # decides start, batches, augmentation, dropout and noise
 
     steps: Optional[int] = None  # local steps of each worker; or ...
@@ -105,6 +112,8 @@ class Settings:
     profile: Optional[str] = None
 
     init: Optional[str] = None  # a state_dict file to start from
+    # what the net's names begin with in that file, and not here, such as module.; names without it are left out
+    init_prefix: Optional[str] = None
     # modules or parameters that begin as without init=, such as [fc]
     init_without: list[str] = field(default_factory=list)
     # a run directory to go on with, or auto: go on with what this command has begun, or begin it; imports the code of
@@ -176,19 +185,19 @@ def check(s: Settings) -> None:
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
     for key, least in (
-        ("tau", 1), ("workers", 1), ("batch_size", 1), ("steps", 1), ("threads", 1), ("warmup", 0), ("max_restarts", 0),
-        ("eval.train_images", 1), ("checkpoint.keep", 1),
+        ("tau", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1), ("steps", 1), ("threads", 1),
+        ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
     ):  # fmt: skip
         value = _get(s, key)
         if value is not None and value < least:
             raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")
-    for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta", "clip"):
+    for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta", "clip", "dither"):
         value = _get(s, key)
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{key}={value}: must be a finite number.")
     if s.eta < 0:
         raise UsageError(f"eta={s.eta:.15g}: a learning rate is not negative; eta=0 trains nothing but is allowed.")
-    for key in ("l2", "gamma"):
+    for key in ("l2", "gamma", "dither"):
         if _get(s, key) < 0:
             raise UsageError(f"{key}={_get(s, key):.15g}: must not be negative; {key}=0 switches it off.")
     if s.clip is not None and s.clip <= 0:
@@ -277,8 +286,13 @@ def total_steps(s: Settings, train_images: int | None) -> int | None:
                 f"epochs={s.epochs:g}: are passes over a data set, and problem={s.problem['name']} has none; use "
                 "steps= or minutes=."
             )
-        return max(1, math.ceil(s.epochs * train_images / s.batch_size))
+        return max(1, math.ceil(s.epochs * train_images / samples_a_step(s)))
     return s.steps if s.steps is not None else s.default_steps
+
+
+def samples_a_step(s: Settings) -> int:
+    """Of one worker."""
+    return s.batch_size * s.accumulate
 
 
 def profiled_steps(s: Settings) -> int | None:

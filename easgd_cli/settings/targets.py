@@ -25,6 +25,28 @@ from easgd_cli.errors import UsageError
 from easgd_cli.settings import shipped
 from easgd_cli.settings.schema import Group
 
+HANDED = "python:"  # begins what config.yaml says of an object that was handed over in Python
+
+
+class Handed(str):
+    """What is written of a maker that was handed over in Python and has no name to be found by, with the maker.
+
+    A copy of it, for a file or another process, is its text alone.
+    """
+
+    maker: Callable[..., Any]
+
+    def __new__(cls, what: str, maker: Callable[..., Any]) -> Handed:
+        made = super().__new__(cls, HANDED + what)
+        made.maker = maker
+        return made
+
+    def __deepcopy__(self, memo: object) -> str:
+        return str(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
 
 def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
     """Calls the maker named by `spec["target"]` with the options of `spec` and what it asks for of `offered`.
@@ -113,7 +135,16 @@ _MOVED = {
 
 
 def locate(group: str, target: str) -> Callable[..., Any]:
-    """The callable `module:name`, from the working directory or an installed package. Raises UsageError."""
+    """The callable `module:name`, from the working directory or an installed package, or what was handed over under
+    that name. Raises UsageError.
+    """
+    if isinstance(target, Handed):
+        return target.maker
+    if isinstance(target, str) and target.startswith(HANDED):
+        raise UsageError(
+            f"{group}={target.removeprefix(HANDED)}: was handed over in Python, and its name does not give it back; "
+            "there easgd_cli.train(..., resume=RUN) goes on with the run, and easgd_cli.load(RUN).center is its center."
+        )
     module, _, name = _today(target).partition(":") if isinstance(target, str) else ("", "", "")
     if not module or not name:
         raise UsageError(f"{group}={target}: write it as module:name, such as {example(group)}.")
@@ -149,6 +180,8 @@ def locate(group: str, target: str) -> Callable[..., Any]:
 
 def file_of(target: str) -> str | None:
     """Where the module of `module:name` would be imported from, without importing it; None where there is none."""
+    if target.startswith(HANDED):
+        return None
     found: Any = None
     places: list[str] | None = [os.getcwd(), *sys.path]
     module = target.partition(":")[0]
@@ -192,10 +225,15 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
             raise UsageError(f"{key}={value}: must be {' or '.join(word(k) for k in kinds)}.")
         [annotation] = kinds
     if typing.get_origin(annotation) in (list, tuple):
-        if not isinstance(value, list | tuple):
-            example = f", such as '{key}=[{value}]'" if re.fullmatch(r"[\w.,-]+", str(value)) else ""
-            raise UsageError(f"{key}={value}: must be a list{example}.")
         kind = typing.get_args(annotation)[0]
+        if not isinstance(value, list | tuple):
+            bare = str(value).strip("[]'\" ")
+            example = f", such as '{key}=[{bare}]'" if re.fullmatch(r"[\w., -]+", bare) else ""
+            quoted = isinstance(value, str) and value.strip().startswith("[")
+            raise UsageError(f"{key}={value}: must be a list{' and is a text, in quotes' if quoted else ''}{example}.")
+        if len(value) == 1 and isinstance(value[0], list | tuple) and typing.get_origin(kind) not in (list, tuple):
+            inner = ",".join(map(str, value[0]))
+            raise UsageError(f"{key}=[[{inner}]]: is a list in a list; write '{key}=[{inner}]'.")
         items = [convert(key, v, kind) for v in value]
         return tuple(items) if typing.get_origin(annotation) is tuple else items
     if typing.get_origin(annotation) is dict:

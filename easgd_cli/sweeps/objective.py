@@ -14,7 +14,7 @@ from easgd_cli.problems.metric import TRAIN_LOSS, Metric
 from easgd_cli.settings.schema import Settings
 
 if TYPE_CHECKING:
-    from easgd_cli.report.reading import Run
+    from easgd_cli.reports.reading import Run
 
 _SPLITS = {"validation": "held-out", "test": "test"}
 
@@ -131,6 +131,6 @@ def _base(primary: Metric) -> str:
 
 
 def _read(path: Path) -> Run:
-    from easgd_cli.report import reading  # here, since it loads numpy, for which a refusal does not wait
+    from easgd_cli.reports import reading  # here, since it loads numpy, for which a refusal does not wait
 
     return reading.read(path)

@@ -23,6 +23,8 @@ from easgd_cli.errors import why
 
 _ALIGN = 4096  # every tensor starts on a page of its own: no two parties ever write to one cache line
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
+
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -95,6 +97,25 @@ class SharedTensors:
         return _rebuild, (self.layout, reduction.DupFd(self.fd))
 
 
+class MappedFile:
+    """The bytes of a file as a tensor [n] uint8, read when they are wanted into pages that all processes share.
+
+    Sent to another process it is the same file, whatever has its name by then. Raises OSError.
+    """
+
+    def __init__(self, fd: int):
+        self.fd = fd
+        # private, so that a tensor may be had of a file that is only to be read
+        self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
+        self.tensor = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _mapped_again, (reduction.DupFd(self.fd),)
+
+
 def keep_freed_memory() -> None:
     """From now on what this process frees stays with it, for what it allocates next. Does nothing where the C library
     is not glibc.
@@ -102,11 +123,20 @@ def keep_freed_memory() -> None:
     The activations of a batch are tens of megabytes. glibc gives them back to the system when they are freed, and at
     the next step every page is faulted in again: a fifth of a training step of the paper's CIFAR net (docs/results.md).
     """
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     with suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
-        library.mallopt(mmap_max, 0)
-        library.mallopt(trim_threshold, 2**31 - 1)
+        library.mallopt(_MMAP_MAX, 0)
+        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """The opposite, with the sizes that glibc itself comes to in a program that frees large blocks."""
+    with suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_MAX, 65536)
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)
+        library.mallopt(_TRIM_THRESHOLD, 64 << 20)
+        library.malloc_trim(0)
 
 
 def available_memory() -> int | None:
@@ -127,6 +157,10 @@ def available_memory() -> int | None:
 
 def _rebuild(layout: Layout, descriptor: Any) -> SharedTensors:
     return SharedTensors(layout, descriptor.detach())
+
+
+def _mapped_again(descriptor: Any) -> MappedFile:
+    return MappedFile(descriptor.detach())
 
 
 def _anonymous_file() -> int:

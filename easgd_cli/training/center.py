@@ -1,4 +1,6 @@
-"""The center variable as its owner keeps it: vectors, a clock, and the method's rule applied in cache-sized blocks."""
+"""A variable as its owner keeps it, the center above all: vectors, a clock, and its rule, applied in cache-sized
+blocks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.average import Average
-from easgd_cli.algorithms.base import Method, Receive, Vectors
+from easgd_cli.algorithms.base import Receive, Variable, Vectors
 from easgd_cli.training.ledger import Ledger
 
 # 256 KiB of float32: message, reply and center stay in the second-level cache between the lines of a rule, so that each
@@ -20,20 +22,18 @@ Lent = list[tuple[Receive, Vectors, Tensor, Tensor]]
 
 
 class Center:
-    """`vectors`: those of the method's center by name, each [d], and `average` where one is kept; `clock` counts
-    updates. `ledger`: where what is being changed is noted, None where nobody would read it.
+    """`vectors`: the variable's state by name, each [d], and `average` where one is kept; `clock` counts updates.
+    `ledger`: where what is being changed is noted, None where nobody would read it.
     """
 
     def __init__(
         self,
-        method: Method,
+        variable: Variable,
         vectors: Mapping[str, Tensor],
         clock: int = 0,
         average: Average | None = None,
         ledger: Ledger | None = None,
     ):
-        variable = method.shared
-        assert variable is not None, "this method has no center"
         self.variable, self.vectors, self.clock, self._average = variable, dict(vectors), clock, average
         self._ledger = ledger
         self.size = self.vectors["x"].numel()
@@ -41,29 +41,52 @@ class Center:
         # a GPU takes a call a block, and those cost more than what its cache saves
         block = BLOCK if x.device.type == "cpu" else max(1, self.size)
         self._slices: list[slice] = []
-        self._rules: list[Receive] = []
+        self._rules: list[tuple[Receive, Receive]] = []  # of a message of anybody, and of the owner's
         begin = 0
-        for end, rule in variable.parts(self.size):
+        for (end, rule), (_, own) in zip(variable.parts(self.size), variable.parts(self.size, own=True), strict=True):
             slices = [slice(at, min(at + block, end)) for at in range(begin, end, block)]
             self._slices += slices
-            self._rules += [rule] * len(slices)
+            self._rules += [(rule, own)] * len(slices)
             begin = end
         # of a round's messages
         self._mean = torch.empty(min(block, self.size) if variable.in_rounds else 0, dtype=x.dtype, device=x.device)
         # whose views keep the vectors alive, so that no other can come to lie there
-        self._lent: dict[tuple[int, int], Lent] = {}
+        self._lent: dict[tuple[int, int, bool], Lent] = {}
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
         self._kept = [] if ledger is None else [ledger.pairs(list(vars(block).values())) for block in self._blocks]
 
-    def lend(self, message: Tensor, reply: Tensor) -> Lent:
+    def lend(self, message: Tensor, reply: Tensor, own: bool = False) -> Lent:
         """The blocks of one exchange, made once per pair of vectors: slicing costs more than the arithmetic of a small
-        net.
+        net. `own`: it is the owner's.
         """
-        pair = (message.data_ptr(), reply.data_ptr())
+        pair = (message.data_ptr(), reply.data_ptr(), own)
         if pair not in self._lent:
             parts = zip(self._rules, self._blocks, self._slices, strict=True)
-            self._lent[pair] = [(rule, block, message[part], reply[part]) for rule, block, part in parts]
+            self._lent[pair] = [(rules[own], block, message[part], reply[part]) for rules, block, part in parts]
         return self._lent[pair]
+
+    def pull(self, reply: Tensor) -> None:
+        """Fills `reply` [d] with x. It is no update."""
+        reply.copy_(self.vectors["x"])
+
+    def serve(self, members: Sequence[tuple[int, Tensor | None, Tensor]], first: int = 0) -> int:
+        """What these exchanges ask for, each the number of its worker, its message [d] and where its reply goes [d]:
+        one update by their messages, or what is left of it from the block `first` on; a pull has no message. Returns
+        how many vectors that takes over a network.
+        """
+        owner = self.variable.owner
+        lent = [self.lend(m, reply, worker == owner) for worker, m, reply in members if m is not None]
+        if self.variable.in_rounds and lent:
+            self.receive_round(lent, first)
+        else:
+            for one in lent:  # of which only a closing exchange has several
+                self.receive(one, first)
+        answered = next((reply for _, m, reply in members if m is not None), None)
+        for _, m, reply in members:
+            if m is None:
+                reply.copy_(self.vectors["x"] if answered is None else answered)
+        sent, got = (m is not None for _, m, _ in members), (self.variable.answers or m is None for _, m, _ in members)
+        return sum(a + b for a, b, (worker, _, _) in zip(sent, got, members, strict=True) if worker != owner)
 
     def receive(self, lent: Lent, first: int = 0) -> None:
         """One update by one message: the method's rule on every block, from the `first` on; the clock advances by
@@ -73,6 +96,7 @@ class Center:
         for i, (rule, block, message, reply) in enumerate(lent[first:] if first else lent, first):
             if ledger is not None:
                 ledger.change(i, self._kept[i])
+            block.t = self.clock
             rule(block, message, reply, 1)
             if weight:
                 block.average.lerp_(block.x, weight)
@@ -91,6 +115,7 @@ class Center:
             for _, _, other, _ in parts[1:]:
                 mean.add_(other)
             mean.div_(n)
+            block.t = self.clock
             rule(block, mean, reply, n)
             if weight:
                 block.average.lerp_(block.x, weight)

@@ -8,18 +8,19 @@ hold a method against its printed listing, and what replays the recorded order o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.average import Average
-from easgd_cli.algorithms.base import CENTER, Exchange, Gradient, Method, Worker
+from easgd_cli.algorithms.base import CENTER, Courier, Exchange, Gradient, Method, Rule, Worker
 from easgd_cli.algorithms.schedule import Constant, Schedule
 from easgd_cli.problems.base import Problem, statistics_of
-from easgd_cli.training.center import Center, Lent
+from easgd_cli.training.center import Center
+from easgd_cli.training.couriers import Couriers
+from easgd_cli.training.variables import Variables
 from easgd_cli.transport.base import Mark, Reply, Session
 
 
@@ -27,16 +28,16 @@ def how_it_exchanges(method: Method, eta: float) -> str:
     """Whether a worker `waits` for an exchange and does nothing else, so that its loop's seconds are those of the
     exchange; `overlaps` it with a gradient; exchanges `in rounds` with all others; or `never` does.
     """
-    if method.shared is None:
+    if method.alone:
         return "never"
-    if method.shared.in_rounds:
+    if method.in_rounds:
         return "in rounds"
     one = torch.zeros(1)
     w = Worker({name: one.clone() for name in (*method.state, *method.scratch)}, 1, Constant(eta), number=0)
     turn = Turn(method, w)
-    while turn.message is None and not turn.ended:
+    while turn.exchange is None and not turn.ended:
         turn.answer((one, one), None)
-    return "waits" if turn.at is None and turn.message is not None else "overlaps"
+    return "waits" if turn.at is None and turn.exchange is not None else "overlaps"
 
 
 class Gradients(Protocol):
@@ -99,37 +100,38 @@ class StepResult:
 
 
 class Turn:
-    """One step of one worker in progress, and what its rule waits for now: a gradient, a reply, or both at once.
+    """One step of one worker, or `courier`, in progress, and what its rule waits for now: a gradient, a reply, or both
+    at once.
 
     A worker in mid-step is its state, its clock and the answers it has had: run the rule again with the same answers
     and it stands at the same place. `result`: what the step brought back, once it has ended.
     """
 
-    __slots__ = ("_asked", "_had", "_loss", "_reply", "_rule", "at", "ended", "message", "result", "w")
+    __slots__ = ("_asked", "_home", "_loss", "_mark", "_replies", "_rule", "at", "ended", "exchange", "result", "w")
 
-    def __init__(self, method: Method, w: Worker):
+    def __init__(self, method: Method, w: Worker, courier: Courier | None = None):
         self.w = w
-        self._rule = method.step(w)
+        self._rule: Rule = method.step(w) if courier is None else courier.step(w)
+        self._home = method.home(w.number) if courier is None else None  # which a courier has not
         self._asked: Any = None
-        self._had: list[type[Gradient | Exchange]] = []
         self._loss: Tensor | None = None
-        self._reply: Reply | None = None
+        self._replies: list[tuple[str, Reply]] = []  # by the variable they are of
         self.at: Tensor | None = None  # where the gradient is wanted
-        self.message: Tensor | None = None  # what is to be exchanged
+        self.exchange: Exchange | None = None  # what is to be exchanged
         self.ended = False
         self.result = StepResult(None)
         self._go_on(None)
 
     def answer(self, gradient: tuple[Tensor, Tensor] | None, reply: Reply | None) -> None:
-        """Hands the rule the gradient at `at`, which comes with its loss, and the reply to `message`; None for what it
+        """Hands the rule the gradient at `at`, which comes with its loss, and the reply to `exchange`; None for what it
         has not asked for.
         """
         g = None
         if gradient is not None:
             g, self._loss = gradient
-        if reply is not None:
-            self._reply = reply
-        vector = None if reply is None else reply.vector
+        if reply is not None and self.exchange is not None:
+            self._replies.append((self.exchange.to, reply))
+        vector = None if reply is None or reply.mark is Mark.AWAY else reply.vector
 
         def to(ask: Gradient | Exchange | None) -> Tensor | None:
             return g if isinstance(ask, Gradient) else vector if isinstance(ask, Exchange) else None
@@ -137,7 +139,7 @@ class Turn:
         self._go_on(tuple(map(to, self._asked)) if isinstance(self._asked, tuple) else to(self._asked))
 
     def _go_on(self, answer: Any) -> None:
-        self.at = self.message = None
+        self.at = self.exchange = None
         try:
             self._asked = self._rule.send(answer)
         except StopIteration:
@@ -148,29 +150,34 @@ class Turn:
                 raise TypeError(
                     f"a rule yields Gradient, Exchange, None or a tuple of these; this one yields {type(ask).__name__}"
                 )
-            if ask is None:
-                continue
-            if type(ask) in self._had:  # the answers would share a buffer
-                raise TypeError(
-                    "a step asks for at most one gradient and one exchange; this one yields a second "
-                    f"{type(ask).__name__}"
-                )
-            self._had.append(type(ask))
             if isinstance(ask, Gradient):
+                if self._loss is not None or self.at is not None:  # they would share a buffer
+                    raise TypeError("a step asks for at most one gradient; this one yields a second Gradient")
                 self.at = ask.at
-            elif ask.to != CENTER:
-                raise TypeError(f"an exchange goes to a variable of the method; this one names {ask.to}")
-            else:
-                self.message = ask.message
+            elif ask is not None:
+                # two at once would share a buffer, and a variable's owner knows a worker's exchange by its clock
+                known = self._home is not None and ask.to in (to for to, _ in self._replies)
+                if self.exchange is not None or known:
+                    raise TypeError(
+                        "a step asks for one exchange at a time, and for at most one with each variable; this one "
+                        "yields a second Exchange"
+                    )
+                self.exchange = ask
 
     def _end(self) -> None:
         self.ended = True
-        w, reply = self.w, self._reply
-        self.result = (
-            StepResult(self._loss)
-            if reply is None
-            else StepResult(self._loss, w.seen.note(reply.clock, reply.served), reply.mark)
-        )
+        w, replies = self.w, self._replies
+        staleness, mark = None, Mark.NONE
+        for to, reply in replies:
+            if reply.mark is Mark.AWAY:
+                continue
+            mark = max(mark, reply.mark)
+            if to == self._home:
+                staleness = w.seen.note(reply.clock, reply.served)
+            else:
+                w.seen.served = reply.served
+                w.seen.exchanges += 1
+        self.result = StepResult(self._loss, staleness, mark)
         w.t += 1
 
 
@@ -181,14 +188,15 @@ def take_step(method: Method, w: Worker, gradients: Gradients, session: Session 
     turn = Turn(method, w)
     loaded = False
     while not turn.ended:
-        if turn.message is not None:
+        asked = turn.exchange
+        if asked is not None:
             assert session is not None, "only a method with a center exchanges"
-            session.post(turn.message, w.t)
+            session.post(asked.message, w.t, asked.to)
         if not loaded:  # a batch depends on the clock alone, so making it overlaps every method's exchange
             gradients.load(w.number, w.t)
             loaded = True
         gradient = None if turn.at is None else gradients.gradient(turn.at)
-        turn.answer(gradient, None if turn.message is None or session is None else session.collect())
+        turn.answer(gradient, None if asked is None or session is None else session.collect())
     return turn.result
 
 
@@ -200,110 +208,155 @@ def new_vectors(names: Iterable[str], start: Tensor) -> dict[str, Tensor]:
 class ByHand:
     """All parties of a run in one process; the caller names whose turn it is.
 
-    `problem` serves all of them. `start` [d]: where the center and every worker begin, or `starts`: the workers' own
-    beginnings. `average` is of the center; a method without one keeps none here. `clip`: greatest norm
-    of a gradient. `order` records the exchanges as a real run
-    does: a worker number each.
+    `problem` serves all of them. `start` [d]: where the variables and every worker begin, or `starts`: the workers' own
+    beginnings. `average` is of the center; a method without one keeps none here. `clip`: greatest norm of a gradient.
+    `steps`: how many local steps there are in all, where a courier asks. `order` records the exchanges as a real run
+    does: the number of a worker or courier each, and from bit 16 on the variable's place.
     """
 
     def __init__(
         self, method: Method, problem: Problem, *, workers: int, tau: int, schedule: Schedule, start: Tensor,
         starts: Sequence[Tensor] | None = None, average: Average | None = None, clip: float | None = None,
+        steps: int | None = None,
     ):  # fmt: skip
-        self.method, self._gradients, self._shared = method, ProblemGradients(problem, clip), method.shared
-        self.center: Center | None = None
-        if self._shared is not None:
-            vectors = new_vectors(self._shared.state, start) | (
-                {"average": start.clone()} if average is not None else {}
-            )
-            self.center = Center(method, vectors, average=average)
+        self.method, self._gradients = method, ProblemGradients(problem, clip)
+        kept = average is not None and CENTER in method.variables
+        names = Variables.names(method, average=kept)
+        self._variables = Variables(method, Variables.begin(names, start), average=average if kept else None)
+        self._couriers = Couriers(method, workers, tau, schedule, start, self._exchange, steps)
         self.order: list[int] = []
         self.workers: list[Worker] = []
         self._sessions: list[_Direct | None] = []
         for i, begin in zip(range(workers), starts if starts is not None else [start] * workers, strict=True):
             self.workers.append(Worker(new_vectors((*method.state, *method.scratch), begin), tau, schedule, number=i))
-            self._sessions.append(
-                None
-                if self.center is None
-                else _Direct(self.center, torch.empty_like(start), partial(self.order.append, i))
-            )
+            self._sessions.append(None if method.alone else _Direct(i, torch.empty_like(start), self._exchange))
+
+    @property
+    def center(self) -> Center | None:
+        """The center, where there is one."""
+        return self.centers.get(CENTER)
+
+    @property
+    def centers(self) -> Mapping[str, Center]:
+        """All variables by name."""
+        return self._variables.centers
+
+    def _exchange(self, worker: int, message: Tensor | None, reply: Tensor, to: str) -> Reply:
+        """One exchange at once."""
+        return self._together(to, [(worker, message, reply)])
+
+    def _together(self, to: str, members: Sequence[tuple[int, Tensor | None, Tensor]]) -> Reply:
+        """The exchanges of these, at once; returns the first one's reply."""
+        center, place = self._variables.centers[to], list(self.method.variables).index(to)
+        center.serve(members)
+        self.order += [worker + (place << 16) for worker, _, _ in members]
+        told = Reply(members[0][2], center.clock, len(self.order))
+        if any(message is not None for _, message, _ in members):
+            self._couriers.updated(to, members[0][0])
+        return told
 
     def step(self, worker: int) -> None:
         """One local step of that worker, its exchange included when one is due. Raises TypeError for a method that
         exchanges in rounds.
         """
-        if self._in_rounds:
+        if self.method.in_rounds:
             raise TypeError(f"{type(self.method).__name__} exchanges in rounds: call round()")
         take_step(self.method, self.workers[worker], self._gradients, self._sessions[worker])
 
-    def round(self) -> None:
-        """One local step of every worker, all at the same clock; what they exchange, they exchange together.
+    def round(self, workers: Iterable[int] | None = None) -> None:
+        """One local step of every worker, all at the same clock, or of these: what they exchange with a variable that
+        takes rounds, they exchange together.
 
-        Raises TypeError for a method whose center takes each message by itself.
+        Raises TypeError for a method whose variables all take each message by itself.
         """
-        if not self._in_rounds:
+        if not self.method.in_rounds:
             raise TypeError(f"{type(self.method).__name__} has no rounds: call step(worker)")
-        turns = [Turn(self.method, w) for w in self.workers]
+        turns = [Turn(self.method, self.workers[i]) for i in (workers if workers is not None else self._all)]
         while not all(turn.ended for turn in turns):
-            members = [
-                (session, turn.message)
-                for session, turn in zip(self._sessions, turns, strict=True)
-                if session is not None and turn.message is not None
-            ]
-            if members and self.center is not None:
-                self.center.receive_round([session.lend(message) for session, message in members])
-                self.order += [turn.w.number for turn in turns if turn.message is not None]
-            for session, turn in zip(self._sessions, turns, strict=True):  # no gradient outlives the next worker's
+            asked = {turn.w.number: turn.exchange for turn in turns if turn.exchange is not None}
+            replies = self._exchange_all(asked)
+            for turn in turns:  # no gradient outlives the next worker's
                 if not turn.ended:
                     gradient = None
                     if turn.at is not None:
                         self._gradients.load(turn.w.number, turn.w.t)
                         gradient = self._gradients.gradient(turn.at)
                         # the rule may exchange before it uses it, and the buffer is everybody's
-                        if turn.message is None:
+                        if turn.exchange is None or len(self._variables.centers) > 1:
                             gradient = gradient[0].clone(), gradient[1]
-                    turn.answer(gradient, None if turn.message is None or session is None else session.collect())
+                    turn.answer(gradient, replies.get(turn.w.number))
+
+    def close(self, workers: Sequence[int] | None = None) -> None:
+        """The closing exchange of these workers, after their last step, or of all. Nothing happens in a method without
+        one.
+        """
+        asked = {i: self.method.closing(self.workers[i]) for i in (self._all if workers is None else workers)}
+        self._exchange_all({i: exchange for i, exchange in asked.items() if exchange is not None})
+
+    def _exchange_all(self, asked: Mapping[int, Exchange]) -> dict[int, Reply]:
+        """What these workers ask for: those that ask a variable that takes rounds, together. Returns their replies."""
+        replies: dict[int, Reply] = {}
+        for to in dict.fromkeys(exchange.to for exchange in asked.values()):
+            members = [
+                (i, exchange.message, self._session(i).reply) for i, exchange in asked.items() if exchange.to == to
+            ]
+            together = [members] if self.method.variables[to].in_rounds else [[member] for member in members]
+            for group in together:
+                told = self._together(to, group)
+                replies |= {i: replace(told, vector=reply) for i, _, reply in group}
+        return replies
 
     @property
-    def _in_rounds(self) -> bool:
-        return self._shared is not None and self._shared.in_rounds
+    def _all(self) -> range:
+        return range(len(self.workers))
 
-    def exchange(self, worker: int) -> None:
-        """That worker's steps up to and including the next one in which it exchanges."""
+    def _session(self, worker: int) -> _Direct:
+        session = self._sessions[worker]
+        assert session is not None, "only a method with variables exchanges"
+        return session
+
+    def exchange(self, worker: int, steps: int | None = None) -> None:
+        """That worker's steps up to and including the next one in which it exchanges; after so many `steps` that is its
+        closing exchange.
+        """
         before = len(self.order)
         while len(self.order) == before:
+            if self.workers[worker].t == steps:
+                self.close([worker])
+                return
             self.step(worker)
 
-    def replay(self, order: Iterable[int], after: Callable[[int], None] | None = None) -> None:
-        """Exchanges in the recorded order; `after` is told how many there have been after each. Not of a method in
-        rounds: TypeError.
+    def replay(
+        self, order: Iterable[int], after: Callable[[int], None] | None = None, steps: int | None = None
+    ) -> None:
+        """Exchanges in the recorded order; `after` is told how many there have been after each. Only of a method whose
+        workers exchange with the center, each by itself: TypeError. `steps`: of each worker, after which comes its
+        closing exchange.
         """
         for worker in order:
-            self.exchange(worker)
+            self.exchange(worker, steps)
             if after is not None:
                 after(len(self.order))
 
     def vectors(self) -> Mapping[str, Tensor]:
-        """What is evaluated and saved: the center's vectors, or the single worker's."""
-        return (
-            self.center.vectors
-            if self.center is not None
-            else {name: getattr(self.workers[0], name) for name in self.method.state}
-        )
+        """What is evaluated and saved and what goes with it: the center's vectors, the mean of the variables as x, or
+        the single worker's vectors.
+        """
+        if self.method.alone:
+            return {name: getattr(self.workers[0], name) for name in self.method.state}
+        return self.center.vectors if self.center is not None else self._variables.evaluated()
 
 
 class _Direct:
-    """A session whose center answers at once, in the same process."""
+    """A session whose variables answer at once, in the same process."""
 
-    def __init__(self, center: Center, reply: Tensor, note: Callable[[], None]):
-        self._center, self._reply, self._note = center, reply, note
+    def __init__(self, worker: int, reply: Tensor, exchange: Callable[[int, Tensor | None, Tensor, str], Reply]):
+        self._worker, self.reply, self._exchange = worker, reply, exchange
+        self._told: Reply | None = None
 
-    def lend(self, message: Tensor) -> Lent:
-        return self._center.lend(message, self._reply)
-
-    def post(self, message: Tensor, t: int) -> None:
-        self._center.receive(self.lend(message))
-        self._note()
+    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
+        self._told = self._exchange(self._worker, message, self.reply, to)
 
     def collect(self) -> Reply:
-        return Reply(self._reply, self._center.clock)
+        assert self._told is not None
+        return self._told

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from easgd_cli.algorithms.base import CENTER
 from easgd_cli.settings.faults import Fault, Faults
 from easgd_cli.training.drive import Gradients
 from easgd_cli.transport.base import Reply, Session
@@ -61,8 +62,12 @@ class Watched:
 
     def check(self, message: Tensor) -> None:
         """Raises Rejoin for a message that must not reach the center."""
-        if self._checked and not is_finite(message):
+        if not self.passes(message):
             raise Rejoin("what it would send is not finite")
+
+    def passes(self, message: Tensor | None) -> bool:
+        """Whether a message may reach the center."""
+        return not self._checked or message is None or is_finite(message)
 
 
 class WatchedSession:
@@ -73,13 +78,14 @@ class WatchedSession:
         self.down: float | None = None  # until this monotonic second
         self.outstanding = False
 
-    def post(self, message: Tensor, t: int) -> None:
+    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
         if (until := self.down) is not None:
             self.down = None
             if until == 0 or time.monotonic() < until:
                 raise Rejoin("its link was lost", until)
-        self._gradients.check(message)
-        self._session.post(message, t)
+        if message is not None:
+            self._gradients.check(message)
+        self._session.post(message, t, to)
         self.outstanding = True
 
     def collect(self) -> Reply:

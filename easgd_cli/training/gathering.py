@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
+from easgd_cli.algorithms.base import Variable
+
 
 class Gathering(Protocol):
     """Messages by the numbers of their workers."""
@@ -33,6 +35,11 @@ class Gathering(Protocol):
     def finish(self) -> list[int]:
         """A worker has finished, or all are told to. Returns those whose messages are given back."""
 
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        """Whose closing messages, of those `waiting`, are served now, in this order; `everybody`: whether all workers
+        that are there have sent theirs.
+        """
+
     def back(self) -> tuple[int, int] | None:
         """A worker that comes back now, as a recorded one did, and its clock."""
 
@@ -44,6 +51,13 @@ class Gathering(Protocol):
 
     def restore(self, state: dict[str, list[int]]) -> None:
         """Puts it where it was."""
+
+
+def gathering_of(variable: Variable, workers: Iterable[int]) -> Gathering:
+    """How this variable takes messages of those workers, whichever of them it takes messages of."""
+    if variable.in_rounds:
+        return Round([worker for worker in workers if variable.takes(worker)], variable.owner)
+    return Each()
 
 
 class Each:
@@ -67,6 +81,9 @@ class Each:
     def finish(self) -> list[int]:
         return []
 
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        return sorted(waiting) if everybody else []
+
     def back(self) -> None:
         return None
 
@@ -84,11 +101,14 @@ class Each:
 
 
 class Round:
-    """The messages of all live workers together are an update. The first that finishes ends the rounds."""
+    """The messages of all live workers together are an update; one of the variable's `owner` is another, by itself. The
+    first that finishes ends the rounds.
+    """
 
-    def __init__(self, workers: Iterable[int]):
+    def __init__(self, workers: Iterable[int], owner: int | None = None):
         self._live = set(workers)
         self._arrived: set[int] = set()
+        self._owner, self._owners = owner, False  # whether a message of the owner's is there
         self.over = False
 
     @property
@@ -96,7 +116,10 @@ class Round:
         return self._live
 
     def arrive(self, worker: int) -> None:
-        self._arrived.add(worker)
+        if worker == self._owner:
+            self._owners = True
+        else:
+            self._arrived.add(worker)
 
     def lose(self, worker: int) -> None:
         self._live.discard(worker)
@@ -111,10 +134,16 @@ class Round:
         self._arrived.clear()
         return given_back
 
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        return sorted(waiting) if everybody else []
+
     def back(self) -> None:
         return None
 
     def next(self) -> list[int]:
+        if self._owners:
+            self._owners = False
+            return [] if self._owner is None else [self._owner]
         if self.over or not self._arrived or not self._arrived >= self._live:
             return []
         members = sorted(self._arrived)
@@ -122,21 +151,27 @@ class Round:
         return members
 
     def state(self) -> dict[str, object]:
-        return {"arrived": sorted(self._arrived), "live": sorted(self._live), "over": self.over}
+        owners = [] if self._owner is None else [int(self._owners)]
+        return {"arrived": sorted(self._arrived), "live": sorted(self._live), "over": self.over, "owners": owners}
 
     def restore(self, state: dict[str, list[int]]) -> None:
         self._arrived, self._live, self.over = set(state["arrived"]), set(state["live"]), bool(state["over"])
+        self._owners = any(state.get("owners", []))  # which checkpoints of before do not say
 
 
 class Recorded:
-    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in rising order.
+    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in rising order,
+    and the variable's `owner` is by itself.
 
     `returns`: workers that came back after so many exchanges, and at which clock: what they have sent since is not
     served, since those that were killed have not sent it.
     """
 
-    def __init__(self, order: Sequence[int], in_rounds: bool, returns: Iterable[tuple[int, int, int]] = ()):
-        self._order, self._in_rounds = deque(order), in_rounds
+    def __init__(
+        self, order: Sequence[int], in_rounds: bool, returns: Iterable[tuple[int, int, int]] = (),
+        owner: int | None = None,
+    ):  # fmt: skip
+        self._order, self._in_rounds, self._owner = deque(order), in_rounds, owner
         self._served = 0
         # Of several returns with no exchange of the worker in between, the last counts; of none after it, none does.
         last = {
@@ -168,6 +203,14 @@ class Recorded:
         self._arrived.clear()
         return given_back
 
+    def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
+        """Those that end the recorded order: nothing else is left of it then."""
+        left = list(self._order)
+        if not set(left) <= set(waiting):
+            return []
+        self._order.clear()
+        return left
+
     def back(self) -> tuple[int, int] | None:
         """The worker that comes back now, and its clock: its message has arrived, and is not served."""
         if not self._returns or self._returns[0][0] > self._served or self._returns[0][1] not in self._arrived:
@@ -181,7 +224,7 @@ class Recorded:
             return []
         members: list[int] = []
         for worker in self._order:
-            if members and (not self._in_rounds or worker <= members[-1]):
+            if members and (not self._in_rounds or worker <= members[-1] or self._owner in (worker, *members)):
                 break
             members.append(worker)
         if self.over or not members or not self._arrived >= set(members):

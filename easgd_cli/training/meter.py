@@ -59,14 +59,15 @@ class Tally:
 
 
 class Meter:
-    """One worker's. `steps`: how many it takes in all, None where that is not known; `statistics`: how many last
-    entries of its vectors are no parameters, of which distances are; `tally`: of a run that goes on.
+    """One worker's. `samples`: of a step; `steps`: how many it takes in all, None where that is not known;
+    `statistics`: how many last entries of its vectors are no parameters, of which distances are; `tally`: of a run that
+    goes on.
     """
 
     def __init__(
         self,
         number: int,
-        batch_size: int,
+        samples: int,
         workers: int,
         steps: int | None,
         device: torch.device,
@@ -74,7 +75,7 @@ class Meter:
         tally: Mapping[str, Any] | None = None,
     ):
         self.tally = Tally(**(tally or {}))
-        self._party, self._batch_size, self._length_known = f"worker_{number:02d}", batch_size, steps is not None
+        self._party, self._samples, self._length_known = f"worker_{number:02d}", samples, steps is not None
         self._statistics = statistics
         if steps is not None:
             points = most_rows(workers, None)
@@ -104,7 +105,7 @@ class Meter:
         row = {
             "seconds": seconds, "step": w.t, "exchanges": served, "party": self._party,
             "train_loss": float(self._loss) / tally.steps, "eta": w.schedule(w.t),
-            "samples_per_second": tally.steps * self._batch_size / loop if loop > 0 else 0.0, **tally.seconds,
+            "samples_per_second": tally.steps * self._samples / loop if loop > 0 else 0.0, **tally.seconds,
         }  # fmt: skip
         if reply is not None:
             row["distance_to_center"] = _distance(w.x, reply, len(reply) - self._statistics)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -67,18 +67,45 @@ class Pace:
             self.next_seconds = (seconds // self.interval.seconds + 1) * self.interval.seconds
 
 
+class Kept(Protocol):
+    """What an owner keeps."""
+
+    @property
+    def vectors(self) -> Mapping[str, Tensor]:
+        """Everything it goes on from, by name, each [d]."""
+
+    def evaluated(self) -> Mapping[str, Tensor]:
+        """What is measured [d]: x, and its average where one is kept."""
+
+    def spread(self) -> float | None:
+        """How far apart the vectors are of which x is the mean; None where it is none."""
+
+
+@dataclass(frozen=True)
+class OfOneWorker:
+    """What a worker keeps whose x is what is evaluated."""
+
+    vectors: Mapping[str, Tensor]
+
+    def evaluated(self) -> Mapping[str, Tensor]:
+        return {name: v for name, v in self.vectors.items() if name in EVALUATED}
+
+    def spread(self) -> None:
+        return None
+
+
 class Snapshots:
-    """An owner's snapshots. `vectors` is what is kept whole in a checkpoint; its x is what is evaluated."""
+    """An owner's snapshots of what it has `kept`."""
 
     def __init__(
         self,
         channel: Channel,
-        vectors: Mapping[str, Tensor],
+        kept: Kept,
         interval: Interval | None,
         began: float,
         pace: Sequence[float] | None,
     ):
-        self._channel, self._vectors, self._began = channel, vectors, began
+        self._channel, self._kept, self._began = channel, kept, began
         # of a run that goes on: the point that was next when it stopped
         self._pace = Pace(interval, *(pace or (0.0, 0.0)))
 
@@ -96,14 +123,18 @@ class Snapshots:
         """Posts a copy of x and its average (to evaluate) or of all vectors (`checkpoint`, `final`) with what else is
         to be kept.
         """
-        names = [name for name in self._vectors if name in EVALUATED] if purpose == "evaluate" else list(self._vectors)
+        vectors = dict(self._kept.evaluated())
+        if purpose != "evaluate":
+            vectors |= self._kept.vectors
+        spread = self._kept.spread() if purpose in ("evaluate", "final") else None
         self._channel.post(
             {
                 "kind": "snapshot",
                 "purpose": purpose,
                 "moment": asdict(moment),
                 "pace": [self._pace.next_step, self._pace.next_seconds],
+                **({} if spread is None else {"spread": spread}),
                 **more,
             },
-            SharedTensors.of({name: self._vectors[name] for name in names}),
+            SharedTensors.of(vectors),
         )

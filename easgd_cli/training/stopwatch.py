@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from easgd_cli.algorithms.base import CENTER
 from easgd_cli.training.drive import Gradients
 from easgd_cli.training.meter import Tally
 from easgd_cli.transport.base import Reply, Session
@@ -41,9 +42,9 @@ class Timed:
         self._watch.spent("seconds_compute", before)
         return gradient
 
-    def post(self, message: Tensor, t: int) -> None:
+    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
         before = self._watch.now()
-        self._session.post(message, t)
+        self._session.post(message, t, to)
         self._watch.spent("seconds_communication", before)
 
     def collect(self) -> Reply:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,16 @@ from easgd_cli.algorithms.base import Seen, Worker
 from easgd_cli.experiment.build import Recipe
 from easgd_cli.problems.base import statistics_of
 from easgd_cli.settings import faults
-from easgd_cli.settings.schema import Interval, profiled_steps
+from easgd_cli.settings.schema import Interval, profiled_steps, samples_a_step
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
 from easgd_cli.training.faults import Rejoin, Watched, WatchedSession, suffer
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.profile import Named, Trace
-from easgd_cli.training.snapshot import Moment, Snapshots
+from easgd_cli.training.snapshot import Moment, OfOneWorker, Snapshots
 from easgd_cli.training.stopwatch import Timed
-from easgd_cli.transport.base import Mark, SessionEnded, Withdrawn, WorkerEnd
+from easgd_cli.transport.base import Kind, Mark, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
@@ -74,14 +75,14 @@ class WorkerLoop:
         parts = start.recipe.parts(self._device)
         self._method = parts.method
         self._gradients = drive.ProblemGradients(parts.problem, s.clip)
-        self._sequential = self._method.shared is None
+        self._sequential = self._method.alone
         self._heard: list[dict[str, Any]] = []  # what the launcher said while the next master was awaited
         self._given: list[socket.socket] = []  # sessions with next masters, given while no reply was awaited
         self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere(), self._next_session)
         self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
         self._meter = Meter(
             start.link.worker,
-            s.batch_size,
+            samples_a_step(s),
             s.workers,
             self._steps,
             self._device,
@@ -99,10 +100,11 @@ class WorkerLoop:
         s, gradients, session = start.recipe.settings, self._gradients, self._session
         self._faults: faults.Faults | None = None
         given = faults.read(s)
+        self._watched: Watched | None = None
         if given or s.on_nan == "rejoin":
             self._faults = faults.Faults(given, s.seed, start.link.worker, start.spared)
             checked = s.on_nan == "rejoin" and not self._sequential
-            watched = Watched(gradients, self._faults, checked=checked, sleep=time.sleep)
+            watched = self._watched = Watched(gradients, self._faults, checked=checked, sleep=time.sleep)
             self._link = WatchedSession(session, watched)
             self._timed = Timed(watched, self._link, self._meter.tally, self._device)
         else:
@@ -119,9 +121,9 @@ class WorkerLoop:
 
         Raises SessionEnded when the master has ended, ChannelClosed when the launcher has.
         """
-        start, w, meter, session = self._start, self._w, self._meter, self._session
+        start, w, meter = self._start, self._w, self._meter
         tally = meter.tally
-        snapshots = Snapshots(self._channel, self._lasting(), start.interval, began, start.pace)
+        snapshots = Snapshots(self._channel, OfOneWorker(self._lasting()), start.interval, began, start.pace)
         trace = self._trace()
         asked = self._timed if trace is None else Named(self._timed)
         if start.returns:
@@ -172,12 +174,23 @@ class WorkerLoop:
         if self._sequential:
             self._keep("final", snapshots)
         else:
-            session.close(w.t)
+            self._close()
 
     def _step(self, asked: Timed | Named) -> drive.StepResult:
         if self._faults is not None:
             self._fail(self._faults)
         return drive.take_step(self._method, self._w, asked, None if self._sequential else asked)
+
+    def _close(self) -> None:
+        """Its end, with the closing exchange of a method that has one; a run that is told to end gives it back. Raises
+        SessionEnded.
+        """
+        ask = self._method.closing(self._w)
+        if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
+            self._session.post(ask.message, self._w.t, ask.to, Kind.CLOSING)
+            with suppress(Withdrawn):
+                self._session.collect()
+        self._session.close(self._w.t)
 
     def _return(self) -> None:
         """Comes back as a process of its own. Raises SessionEnded."""

@@ -6,12 +6,14 @@ The worker's end:
 
 - `vectors`: the transport allocates all of the worker's vectors, so that any of them can be lent as a message. `reply`
   is where it finds replies, None where there is no center.
-- `post(m, t)` lends m, at the worker's clock t, and returns at once. Until `collect` returns, the worker leaves m
-  alone; it may compute meanwhile.
+- `post(m, t, to)` lends m to the variable `to`, at the worker's clock t, and returns at once. Until `collect` returns,
+  the worker leaves m alone; it may compute meanwhile. Without m it is a pull: the variable as it is.
 - `collect()` returns the `Reply`. Its vector is read-only and stays as it is until the next `post`. It raises
   `Withdrawn` when the message was given back: nothing has happened, and nothing will.
 - `join(t)`, first thing in the session of a worker that was lost and is back, asks for the center as it is and for the
   clock to go on from; `collect()` returns them.
+- `post(m, t, to, Kind.CLOSING)`, the last message of a worker, is served after those of all others: when every worker
+  that is there has sent its own.
 - `checkpoint(t)` marks a moment in the order of requests; it has no reply.
 - `close(t)` says that the worker has finished at its clock t. Ending without it means that the worker was lost.
 - A master that has ended raises `SessionEnded` from any of these, within a moment.
@@ -21,8 +23,8 @@ The master's end:
 - `open`: the workers whose sessions are open.
 - `requests(timeout)` returns what has arrived, in the order in which it is to be served.
 - A request of kind EXCHANGE is answered by applying the rule to the two vectors of `lent(request)` and then
-  `reply(request, ...)`: the exchange is whole or has not happened. The order in which a master serves exchanges is the
-  run's order of exchanges; a round's are in the order of the workers' numbers.
+  `reply(request, ...)`: the exchange is whole or has not happened. The order in which a master serves the exchanges
+  with a variable is its order of exchanges; a round's are in the order of the workers' numbers.
 - A worker that ends without `close`, at any moment, killed or not, is seen as one request of kind LOST and disturbs no
   other session. It comes back in a session of its own, whose first request is JOIN: its reply is the center as it is;
   no rule is applied and no exchange counted.
@@ -38,6 +40,10 @@ from enum import IntEnum
 from typing import Protocol
 
 from torch import Tensor
+
+from easgd_cli.algorithms.base import CENTER
+
+PULL = -1  # in place of a vector that is lent
 
 
 class SessionEnded(Exception):
@@ -58,16 +64,25 @@ class Kind(IntEnum):
     CLOSE = 3  # finished
     LOST = 4  # never sent: what a master makes of a session that ended without CLOSE
     JOIN = 5  # a worker that was lost is back: the center as it is, please
+    CLOSING = 6  # an exchange after the last step: to be served when all have ended
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, with the worker's clock t when it was made and which of its vectors it lends."""
+    """One request, with the worker's clock t when it was made, which of its vectors it lends (PULL: none), and to
+    which of the method's variables, by its place among them.
+    """
 
     worker: int
     kind: Kind
     t: int
     vector: int
+    to: int = 0
+
+    @property
+    def entry(self) -> int:
+        """What the order of exchanges has of it: the worker's number and, from bit 16 on, the variable's place."""
+        return self.worker + (self.to << 16)
 
 
 class Mark(IntEnum):
@@ -77,12 +92,14 @@ class Mark(IntEnum):
     # the center is kept as it is after this round, and the worker as it is after this step: one consistent cut
     CHECKPOINT = 1
     WITHDRAWN = 2  # there is no reply
+    AWAY = 3  # the variable is away for a while: there is no reply, and the worker goes on alone
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an exchange brings back: the reply's `vector` [d], the center's clock after the update, and exchanges served
-    so far, this one included. `t`: the worker's clock at its message; to one that joins, the clock to go on from.
+    """What an exchange brings back: the reply's `vector` [d], whatever is in it where the variable is AWAY; the
+    variable's clock after the update, and exchanges served so far, this one included. `t`: the worker's clock at its
+    message; to one that joins, the clock to go on from.
     """
 
     vector: Tensor
@@ -95,8 +112,8 @@ class Reply:
 class Session(Protocol):
     """What a step uses of a worker's end: one request, one reply."""
 
-    def post(self, message: Tensor, t: int) -> None:
-        """Lends `message` to the center, at the worker's clock t, and returns at once."""
+    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
+        """Lends `message` to the variable `to`, at the worker's clock t, and returns at once; None: a pull."""
 
     def collect(self) -> Reply:
         """Waits for the reply, valid until the next `post`. Raises Withdrawn and SessionEnded."""
@@ -112,6 +129,9 @@ class WorkerEnd(Session, Protocol):
     @property
     def reply(self) -> Tensor | None:
         """Where replies are found [d]; None where there is no center."""
+
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
+        """Lends `message` for an exchange of this kind, and returns at once."""
 
     def join(self, t: int) -> None:
         """Asks for the center, this worker's own clock being known to be `t` at least, and returns at once."""
@@ -137,10 +157,21 @@ class MasterEnd(Protocol):
         ever.
         """
 
-    def lent(self, request: Request) -> tuple[Tensor, Tensor]:
-        """The message that this request lends [d], and where the reply to it is to be written [d]."""
+    def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
+        """The message that this request lends [d], None of a pull, and where the reply to it is to be written [d]."""
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         """The reply has been written, or the message is given back; see `Reply`. `t`: that of the request unless
         given.
         """
+
+
+def index_of(message: Tensor, index: Mapping[int, int]) -> int:
+    """Which of a worker's vectors, by where they lie, this is. Raises ValueError where it is none."""
+    found = index.get(message.data_ptr())
+    if found is None:
+        raise ValueError(
+            "an exchange lends one of the worker's own vectors, named in state or scratch; this message is another "
+            "tensor."
+        )
+    return found

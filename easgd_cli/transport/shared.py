@@ -12,17 +12,17 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import Method
+from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
+from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, SessionEnded, Withdrawn, index_of
 
-_REQUEST = struct.Struct("<HHxxxxq")  # kind, vector, t
+_REQUEST = struct.Struct("<HhHxxq")  # kind, vector, variable, t
 _REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
 
 
@@ -34,6 +34,8 @@ class Link:
     memory: SharedTensors
     worker_socket: socket.socket | None
     master_socket: socket.socket | None
+    variables: tuple[str, ...] = (CENTER,)
+    home: str = CENTER  # the variable from which it begins again once it was lost
 
     @classmethod
     def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype, *, average: bool = False) -> Link:
@@ -47,13 +49,18 @@ class Link:
             *(("average",) if average else ()),
         )
         a, b = socket.socketpair()
-        return cls(worker, SharedTensors.allocate({name: ((size,), dtype) for name in names}), a, b)
+        memory = SharedTensors.allocate({name: ((size,), dtype) for name in names})
+        return cls(worker, memory, a, b, tuple(method.variables), method.home(worker))
+
+    def with_sockets(self, worker: socket.socket | None = None, master: socket.socket | None = None) -> Link:
+        """The same session of the worker, with these."""
+        return replace(self, worker_socket=worker, master_socket=master)
 
     def for_worker(self) -> Link:
-        return Link(self.worker, self.memory, self.worker_socket, None)
+        return self.with_sockets(worker=self.worker_socket)
 
     def for_master(self) -> Link:
-        return Link(self.worker, self.memory, None, self.master_socket)
+        return self.with_sockets(master=self.master_socket)
 
     def close_sockets(self) -> None:
         """The launcher's copies: while one is open, no side ever sees the other's end."""
@@ -94,7 +101,10 @@ class SharedWorkerEnd:
         self._memory = link.memory  # whose tensors are lent
         self._names = list(link.memory.tensors)
         self._elsewhere = elsewhere
-        self._untold: tuple[int, int] | None = None  # clock and message posted, of which the master is yet to be told
+        # what is posted, of which the master is yet to be told: kind, clock, message and variable
+        self._untold: tuple[Kind, int, int, int] | None = None
+        self._variables = {name: i for i, name in enumerate(link.variables)}
+        self._home = self._variables.get(link.home, 0)
         own = dict(link.memory.tensors if elsewhere is None else elsewhere.vectors)
         self._reply = own.pop("reply", None)
         self.vectors: dict[str, Tensor] = own
@@ -104,23 +114,18 @@ class SharedWorkerEnd:
     def reply(self) -> Tensor | None:
         return self._reply
 
-    def post(self, message: Tensor, t: int) -> None:
-        index = self._index.get(message.data_ptr())
-        if index is None:
-            raise ValueError(
-                "an exchange lends one of the worker's own vectors, named in state or scratch; this message is "
-                "another tensor."
-            )
-        if self._elsewhere is None:
-            self._send(Kind.EXCHANGE, t, index)
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
+        index = PULL if message is None else index_of(message, self._index)
+        if self._elsewhere is None or message is None:
+            self._send(kind, t, index, self._variables[to])
         else:
             self._elsewhere.send(self._names[index])
-            self._untold = (t, index)
+            self._untold = (kind, t, index, self._variables[to])
 
     def collect(self) -> Reply:
         if self._elsewhere is not None and self._untold is not None:
             self._elsewhere.sent()
-            self._send(Kind.EXCHANGE, *self._untold)
+            self._send(*self._untold)
             self._untold = None
         data = self._received()
         while len(data) < _REPLY.size:
@@ -136,7 +141,7 @@ class SharedWorkerEnd:
         return Reply(self._reply, clock, served, Mark(mark), t)
 
     def join(self, t: int) -> None:
-        self._send(Kind.JOIN, t, 0)
+        self._send(Kind.JOIN, t, 0, self._home)
 
     def _received(self) -> bytes:
         """A reply, or less of one: the master has ended."""
@@ -152,8 +157,8 @@ class SharedWorkerEnd:
         self._send(Kind.CLOSE, t, 0)
         self._socket.close()
 
-    def _send(self, kind: Kind, t: int, vector: int) -> None:
-        self._asked = _REQUEST.pack(kind, vector, t)
+    def _send(self, kind: Kind, t: int, vector: int, to: int = 0) -> None:
+        self._asked = _REQUEST.pack(kind, vector, to, t)
         self._repeat()
 
     def _repeat(self) -> None:
@@ -216,9 +221,10 @@ class SharedMasterEnd:
         self._worker_of[sock.fileno()] = worker
         self._poll.register(sock, select.POLLIN)
 
-    def lent(self, request: Request) -> tuple[Tensor, Tensor]:
+    def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
         memory = self._memory[request.worker]
-        return memory[self._names[request.worker][request.vector]], memory["reply"]
+        message = None if request.vector == PULL else memory[self._names[request.worker][request.vector]]
+        return message, memory["reply"]
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         # None: its end has been found beside the message that completed its round, and is yet to be told
@@ -237,8 +243,8 @@ class SharedMasterEnd:
         except ConnectionResetError:
             data = b""
         if len(data) == _REQUEST.size:
-            kind, vector, t = _REQUEST.unpack(data)
-            request = Request(worker, Kind(kind), t, vector)
+            kind, vector, to, t = _REQUEST.unpack(data)
+            request = Request(worker, Kind(kind), t, vector, to)
         else:
             request = Request(worker, Kind.LOST, -1, 0)
         if request.kind in (Kind.CLOSE, Kind.LOST):

@@ -11,13 +11,14 @@ requests, or a reply can be collected. A mark, an end and what is given back car
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from easgd_cli.transport.base import Kind, Mark, Reply, Request, Withdrawn
+from easgd_cli.algorithms.base import CENTER, Variable
+from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, Withdrawn, index_of
 
 ARRIVE: Final = "arrive"  # a message reaches the master
 REPLY: Final = "reply"  # a reply reaches its worker
@@ -100,23 +101,22 @@ class Network:
 class SimulatedWorkerEnd:
     """A worker's session (transport/base.py)."""
 
-    def __init__(self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None, wire: Wire):
+    def __init__(self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None, wire: Wire, home: int):
         self.vectors, self.reply = dict(vectors), reply
-        self._number, self._wire = number, wire
+        self._number, self._wire, self._home = number, wire, home
         self._names = list(vectors)
         self._index = {v.data_ptr(): i for i, v in enumerate(vectors.values())}
         self._posted: Request | None = None  # until its reply has been written
         self._reply: Reply | None = None  # written, though it may still be on its way
 
-    def post(self, message: Tensor, t: int) -> None:
-        index = self._index.get(message.data_ptr())
-        if index is None:
-            raise ValueError(
-                "an exchange lends one of the worker's own vectors, named in state or scratch; this message is "
-                "another tensor."
-            )
-        self._posted = Request(self._number, Kind.EXCHANGE, t, index)
-        self._wire.up(self._number)
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
+        index = PULL if message is None else index_of(message, self._index)
+        self._posted = Request(self._number, kind, t, index, self._wire.place(to))
+        self._wire.up(self._posted)
+
+    def takes_way(self, to: str) -> bool:
+        """Whether a message to that variable goes over the network."""
+        return self._wire.takes_way(self._number, to)
 
     def collect(self) -> Reply:
         assert self._reply is not None, "nothing waits on a virtual clock: the reply is collected when it is there"
@@ -125,19 +125,19 @@ class SimulatedWorkerEnd:
         return self._reply
 
     def join(self, t: int) -> None:
-        self._posted = Request(self._number, Kind.JOIN, t, 0)
-        self._wire.up(self._number)
+        self._posted = Request(self._number, Kind.JOIN, t, 0, self._home)
+        self._wire.up(self._posted)
 
     def checkpoint(self, t: int) -> None:
         self._wire.at_once(Request(self._number, Kind.CHECKPOINT, t, 0))
 
     def close(self, t: int) -> None:
-        self._wire.at_once(Request(self._number, Kind.CLOSE, t, 0))
+        self._wire.to_all(Request(self._number, Kind.CLOSE, t, 0))
 
     def lose(self) -> None:
         """The worker is killed: whatever of its session is still on its way counts no more."""
         self._posted = None
-        self._wire.at_once(Request(self._number, Kind.LOST, -1, 0))
+        self._wire.to_all(Request(self._number, Kind.LOST, -1, 0))
 
     def withdraw(self) -> None:
         """What it has posted counts no more."""
@@ -147,12 +147,12 @@ class SimulatedWorkerEnd:
         """The message that has reached the master."""
         return self._posted
 
-    def message(self, request: Request) -> Tensor:
-        """The vector that this request lends [d]."""
-        return self.vectors[self._names[request.vector]]
+    def message(self, request: Request) -> Tensor | None:
+        """The vector that this request lends [d]; None of a pull."""
+        return None if request.vector == PULL else self.vectors[self._names[request.vector]]
 
     def answer(self, clock: int, served: int, mark: Mark, t: int) -> None:
-        """The reply has been written."""
+        """The reply has been written, unless the variable is away."""
         assert self.reply is not None
         self._posted, self._reply = None, Reply(self.reply, clock, served, mark, t)
 
@@ -160,16 +160,16 @@ class SimulatedWorkerEnd:
         """What is under way, as plain numbers."""
         posted, reply = self._posted, self._reply
         return {
-            "posted": None if posted is None else [int(posted.kind), posted.t, posted.vector],
+            "posted": None if posted is None else [int(posted.kind), posted.t, posted.vector, posted.to],
             "reply": None if reply is None else [reply.clock, reply.served, int(reply.mark), reply.t],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts it where it was."""
-        if state["posted"] is not None:
+        if (posted := state["posted"]) is not None:
             # checkpoints of before say no kind: only exchanges were posted
-            kind, t, vector = state["posted"] if len(state["posted"]) == 3 else [Kind.EXCHANGE, *state["posted"]]
-            self._posted = Request(self._number, Kind(kind), t, vector)
+            kind, t, vector, *to = posted if len(posted) > 2 else [Kind.EXCHANGE, *posted]
+            self._posted = Request(self._number, Kind(kind), t, vector, *to)
         if state["reply"] is not None:  # beside a message that may have been posted since
             assert self.reply is not None
             clock, served, mark, *t = state["reply"]
@@ -177,78 +177,110 @@ class SimulatedWorkerEnd:
 
 
 class Wire:
-    """What lies between the ends: the network, and the events of messages on their way."""
+    """What lies between the ends: the network, and the events of messages on their way. `variables`: a center alone
+    unless given.
+    """
 
-    def __init__(self, network: Network, events: Events):
+    def __init__(self, network: Network, events: Events, variables: Mapping[str, Variable] | None = None):
         self._network, self._events = network, events
+        self._places = {name: i for i, name in enumerate(variables or (CENTER,))}
+        self._beside = [of.owner for of in variables.values()] if variables else [None]
+        self._answers = [of.answers for of in variables.values()] if variables else [True]
         self._ends: dict[int, SimulatedWorkerEnd] = {}
-        self._inbox: list[Request] = []
+        self._inboxes: list[list[Request]] = [[] for _ in self._places]
+        self.arrived: dict[int, None] = {}  # the places of variables with something in their inbox
+        self.open: dict[int, None] = {}  # whose sessions are
 
-    def end(self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None) -> SimulatedWorkerEnd:
+    def place(self, variable: str) -> int:
+        """Of a variable among all."""
+        return self._places[variable]
+
+    def end(
+        self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None, home: str = CENTER
+    ) -> SimulatedWorkerEnd:
         """A new session of the worker `number`, whose `vectors` [d] the caller has allocated for it."""
-        end = self._ends[number] = SimulatedWorkerEnd(number, vectors, reply, self)
+        end = self._ends[number] = SimulatedWorkerEnd(number, vectors, reply, self, self._places.get(home, 0))
+        self.open[number] = None
         return end
 
-    def master(self) -> SimulatedMasterEnd:
-        """The other end of all sessions made so far."""
-        return SimulatedMasterEnd(self._ends, self)
+    def master(self, place: int = 0) -> SimulatedMasterEnd:
+        """The other end of all sessions made so far, where the variable of this place is served."""
+        return SimulatedMasterEnd(self._ends, self, place)
 
     def deliver(self, event: Event) -> None:
         """An event of the transport has been taken: a message arrives. Of a reply there is nothing to do but to collect
         it.
         """
         if event.kind == ARRIVE and (request := self._ends[event.worker].take()) is not None:
-            self._inbox.append(request)
+            self.at_once(request)
 
-    def up(self, worker: int) -> None:
+    def on_its_way(self, worker: int) -> Request | None:
+        """What that worker has sent last, unless it has its reply."""
+        return self._ends[worker].take()
+
+    def takes_way(self, worker: int, to: str) -> bool:
+        """Whether a message of the worker to that variable goes over the network."""
+        return self._beside[self._places[to]] != worker
+
+    def up(self, request: Request) -> None:
         """A message leaves now."""
-        self._events.add(self._events.now + self._network.overhead + self._network.up(), ARRIVE, worker)
+        way = self._network.up() if request.vector != PULL else self._network.latency[0]
+        seconds = 0.0 if self._beside[request.to] == request.worker else self._network.overhead + way
+        self._events.add(self._events.now + seconds, ARRIVE, request.worker)
 
-    def down(self, worker: int) -> None:
+    def down(self, request: Request) -> None:
         """A reply leaves now."""
-        self._events.add(self._events.now + self._network.down(), REPLY, worker)
+        way = self._network.down() if self._answers[request.to] else self._network.latency[1]
+        seconds = 0.0 if self._beside[request.to] == request.worker else way
+        self._events.add(self._events.now + seconds, REPLY, request.worker)
 
     def at_once(self, request: Request) -> None:
         """What takes no time is there."""
-        self._inbox.append(request)
+        self._inboxes[request.to].append(request)
+        self.arrived[request.to] = None
 
-    def taken(self) -> list[Request]:
-        """What has reached the master since the last call."""
-        found, self._inbox = self._inbox, []
+    def to_all(self, request: Request) -> None:
+        """The same, wherever variables are served."""
+        for place in range(len(self._inboxes)):
+            self.at_once(replace(request, to=place))
+
+    def taken(self, place: int) -> list[Request]:
+        """What has reached the variable of this place since the last call."""
+        found, self._inboxes[place] = self._inboxes[place], []
+        self.arrived.pop(place, None)
         return found
 
 
 class SimulatedMasterEnd:
-    """A master's sessions (transport/base.py)."""
+    """The sessions where one variable is served (transport/base.py)."""
 
-    def __init__(self, ends: Mapping[int, SimulatedWorkerEnd], wire: Wire):
-        self._ends, self._wire = ends, wire
-        self._open = dict.fromkeys(ends)
+    def __init__(self, ends: Mapping[int, SimulatedWorkerEnd], wire: Wire, place: int):
+        self._ends, self._wire, self._place = ends, wire, place
 
     @property
     def open(self) -> Collection[int]:
-        return self._open.keys()
+        return self._wire.open.keys()
 
     def restore(self, workers: Collection[int]) -> None:
         """The sessions of these are open."""
-        self._open = dict.fromkeys(workers)
+        self._wire.open = dict.fromkeys(workers)
 
-    def requests(self, timeout: float | None) -> Sequence[Request]:
-        found = self._wire.taken()
+    def requests(self, timeout: float | None) -> list[Request]:
+        found = self._wire.taken(self._place)
         for request in found:
             if request.kind in (Kind.CLOSE, Kind.LOST):
-                del self._open[request.worker]
+                self._wire.open.pop(request.worker, None)
             elif request.kind is Kind.JOIN:
-                self._open[request.worker] = None
+                self._wire.open[request.worker] = None
         return found
 
-    def lent(self, request: Request) -> tuple[Tensor, Tensor]:
+    def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
         end = self._ends[request.worker]
         assert end.reply is not None
         return end.message(request), end.reply
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
-        if request.worker in self._open:
+        if request.worker in self._wire.open:
             self._ends[request.worker].answer(clock, served, mark, request.t if t is None else t)
             if mark is not Mark.WITHDRAWN:
-                self._wire.down(request.worker)
+                self._wire.down(request)

@@ -77,7 +77,7 @@ def _end(method: Method, s: DoubleWell, starts: torch.Tensor) -> torch.Tensor:
     run = ByHand(method, problem, workers=2, tau=1, schedule=Constant(s.eta), start=center, starts=[x1, x2])
     before = _state(run)
     for n in range(1, s.rounds + 1):
-        if method.shared is not None and method.shared.in_rounds:
+        if not method.alone and method.in_rounds:
             run.round()
         else:
             run.step(0)

@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from easgd_cli import picture
-from easgd_cli.report import table
-from easgd_cli.report.comparison import Comparison, Configuration, label, order, written
-from easgd_cli.report.reading import Run
+from easgd_cli.reports import table
+from easgd_cli.reports.comparison import Comparison, Configuration, label, order, written
+from easgd_cli.reports.reading import Run
 from easgd_cli.system.terminal import printable
 
 NAMES = ("curves", "seconds_to_level", "faults")

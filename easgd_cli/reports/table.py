@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from easgd_cli.report.comparison import Comparison, Configuration, Spread, written
-from easgd_cli.report.reading import Run
+from easgd_cli.reports.comparison import Comparison, Configuration, Spread, written
+from easgd_cli.reports.reading import Run
 
 
 @dataclass(frozen=True)

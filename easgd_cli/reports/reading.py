@@ -255,8 +255,8 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if key == "faults" and isinstance(value, list):
-            flat |= {f"faults.{i}.{part}": v for i, fault in enumerate(value) for part, v in dict(fault).items()}
+        if key in ("faults", "groups") and isinstance(value, list):
+            flat |= {f"{key}.{i}.{part}": v for i, entry in enumerate(value) for part, v in dict(entry).items()}
         elif isinstance(value, dict):
             flat |= {key if option == "name" else f"{key}.{option}": v for option, v in value.items()}
         else:

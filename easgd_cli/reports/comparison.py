@@ -13,7 +13,7 @@ from typing import Any
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import run_directory
-from easgd_cli.report.reading import MOMENT, Run
+from easgd_cli.reports.reading import MOMENT, Run
 from easgd_cli.settings import targets
 
 # Named first where they differ; the rest in the order of config.yaml.

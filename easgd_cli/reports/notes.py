@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from easgd_cli.report.comparison import Comparison
-from easgd_cli.report.reading import MOMENT, Run
+from easgd_cli.reports.comparison import Comparison
+from easgd_cli.reports.reading import MOMENT, Run
 
 
 def notes(c: Comparison) -> list[str]:

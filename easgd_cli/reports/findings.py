@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from easgd_cli.record import run_directory
-from easgd_cli.report import table
-from easgd_cli.report.comparison import Comparison, Configuration, Spread, label
+from easgd_cli.reports import table
+from easgd_cli.reports.comparison import Comparison, Configuration, Spread, label
 
 _NAMED = 4  # configurations in a list before it says how many more there are
 _GROUPS = 8  # methods, or whatever else has names, before there are too many for a sentence each

@@ -1,0 +1,188 @@
+"""Any method on vectors whose parts have rates of their own: a factor for eta, and the local step's weight_decay.
+
+    a local step (local=)        moves each part by itself, with eta times the part's factor
+    a listing with its own step  gets each part of g times its factor: eta stands there as eta g, and nowhere else
+
+The factor comes after clipping, and scales the l2 term with the gradient, as a rate of its own does in torch.optim.
+Neither is so of every rule: not of a step that looks at the whole gradient, or whose eta does something else. So it is
+tried first, on a few numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Variable, Vectors, WithLocalStep, Worker
+from easgd_cli.algorithms.local import LocalStep
+from easgd_cli.algorithms.schedule import Constant, Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Part(NamedTuple):
+    """The entries from `begin` to before `end`: a factor for eta, and weight_decay where it is their own."""
+
+    begin: int
+    end: int
+    eta: float = 1.0
+    weight_decay: float | None = None
+
+
+def in_parts(method: Method, parts: Sequence[Part], like: Tensor) -> Method:
+    """The method with these `parts`, which are the whole vector; `like`: any tensor of the device where it is tried.
+    Raises ValueError where they have no meaning in its rule.
+    """
+    made = _made(method, parts)
+    first, second = Part(0, 2), Part(2, 5, eta=0.5)
+    x, eta = like.new_tensor([0.3, -0.8, 0.5, -0.2, 0.7]).double(), 0.1
+    as_one, in_two = _moved(method, x, eta), _moved(_made(method, [first, second]), x, eta)
+    for whole, part in ((as_one, first), (as_one, second._replace(eta=1.0)), (in_two, first), (in_two, second)):
+        alone = _moved(method, x[part.begin : part.end].clone(), eta * part.eta)
+        if any((v[part.begin : part.end] - a).abs().max() > 1e-12 for v, a in zip(whole, alone, strict=True)):
+            raise ValueError(
+                "groups: rates of their own have no meaning in this method or local step, which looks at more of "
+                "a gradient than the entry it moves, or whose eta does more than scale a move; give l2 only."
+            )
+    return made
+
+
+def _made(method: Method, parts: Sequence[Part]) -> Method:
+    if isinstance(method, WithLocalStep):
+        own = method.local
+        steps = tuple(own if p.weight_decay is None else _decaying(own, p.weight_decay) for p in parts)
+        return replace(method, local=ByParts(method.local, tuple(parts), steps))  # type: ignore[type-var]
+    for part in parts:
+        if part.weight_decay is not None:
+            _decaying(method, part.weight_decay)
+    return Scaled(method, tuple(parts))
+
+
+def _decaying(step: Any, weight_decay: float) -> Any:
+    if not (isinstance(step, LocalStep) and hasattr(step, "weight_decay")):
+        raise ValueError(
+            "groups: weight_decay is a constant of local=adamw, and the step of this run has none; give l2, which is "
+            "in the gradient, or local=adamw."
+        )
+    return replace(step, weight_decay=weight_decay)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A schedule times a factor."""
+
+    schedule: Schedule
+    factor: float
+
+    def __call__(self, t: int) -> float:
+        return self.factor * self.schedule(t)
+
+
+@dataclass(frozen=True)
+class ByParts(LocalStep):
+    """`whole`, made of each of the `parts` by itself, as `steps` say."""
+
+    whole: LocalStep
+    parts: tuple[Part, ...]
+    steps: tuple[LocalStep, ...]
+
+    @property
+    def state(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.whole.state
+
+    @property
+    def scratch(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.whole.scratch
+
+    def at(self, w: Worker) -> Tensor:
+        return self.whole.at(w)
+
+    def move(self, w: Worker, g: Tensor) -> None:
+        for part, step in zip(self.parts, self.steps, strict=True):
+            vectors = {name: getattr(w, name)[part.begin : part.end] for name in ("x", *self.state, *self.scratch)}
+            own = Worker(vectors, w.tau, _Scaled(w.schedule, part.eta), w.t, w.number, w.seen)
+            step.move(own, g[part.begin : part.end])
+
+
+@dataclass(frozen=True)
+class Scaled(Method):
+    """`method`, given each part of a gradient times its factor."""
+
+    method: Method
+    parts: tuple[Part, ...]
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return self.method.state
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        return (*self.method.scratch, "g_by_parts")
+
+    @property
+    def variables(self) -> Mapping[str, Variable]:
+        return self.method.variables
+
+    @property
+    def closes(self) -> bool:
+        return self.method.closes
+
+    def closing(self, w: Worker) -> Exchange | None:
+        return self.method.closing(w)
+
+    def step(self, w: Worker) -> Rule:
+        rule, answer = self.method.step(w), None
+        while True:
+            try:
+                asked = rule.send(answer)
+            except StopIteration:
+                return
+            answered = yield asked
+            if not isinstance(asked, tuple):
+                answer = self._scaled(w, asked, answered)
+            else:
+                answer = tuple(self._scaled(w, ask, given) for ask, given in zip(asked, answered, strict=True))
+
+    def _scaled(self, w: Worker, ask: Any, given: Any) -> Any:
+        if not isinstance(ask, Gradient):
+            return given
+        for begin, end, factor, _ in self.parts:
+            w.g_by_parts[begin:end].copy_(given[begin:end]).mul_(factor)
+        return w.g_by_parts
+
+
+def _moved(method: Method, x: Tensor, eta: float) -> list[Tensor]:
+    """Where a few steps of a worker alone bring it and the variables it shares, from x, with a gradient of which each
+    entry is a function of the same entry of where it is taken.
+    """
+
+    def new(names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: x.clone() if name == "x" else x * 0 for name in names}
+
+    w = Worker(new((*method.state, *method.scratch)), 2, Constant(eta))
+    shared = {name: (variable, Vectors(new(variable.state))) for name, variable in method.variables.items()}
+
+    def answer(ask: Any) -> Tensor | None:
+        if isinstance(ask, Gradient):
+            return (3 * ask.at + w.t).sin()
+        if isinstance(ask, Exchange):
+            variable, vectors = shared[ask.to]
+            if ask.message is None:
+                return vectors.x
+            reply = x * 0
+            variable.receive(vectors, ask.message, reply, 1)
+            return reply
+        return None
+
+    for t in range(5):
+        w.t = t
+        rule, given = method.step(w), None
+        while True:
+            try:
+                asked = rule.send(given)
+            except StopIteration:
+                break
+            given = tuple(map(answer, asked)) if isinstance(asked, tuple) else answer(asked)
+    return [w.x, *(vectors.x for _, vectors in shared.values())]

@@ -1,0 +1,1 @@
+"""The way in from Python; `easgd_cli` itself has its names."""

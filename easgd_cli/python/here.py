@@ -1,0 +1,128 @@
+"""A run in the process that asks for it: shown there, what it was handed brought to the workers, interrupted as Python
+is, and nothing else changed.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from easgd_cli.errors import UsageError
+from easgd_cli.experiment import build
+from easgd_cli.experiment.build import Experiment
+from easgd_cli.launcher import fork_server, kinds
+from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.kinds import Launcher
+from easgd_cli.python.handed import InheritedRecipe, SentRecipe, unsendable
+from easgd_cli.python.run import Failed, Interrupted, Run
+from easgd_cli.record.display import LineScreen, Screen
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system.shared_memory import give_back_freed_memory
+from easgd_cli.system.unchanged import unchanged_process
+
+_one = threading.Lock()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """While it lasts no other run begins in this process, which is left as it was. Raises UsageError where one is under
+    way: generators, threads and the default type of numbers are the process's.
+    """
+    if not _one.acquire(blocking=False):
+        raise UsageError(
+            "train: another run of this process is under way; wait for it, or run them in processes of their own, as "
+            "easgd train -m jobs=2 does."
+        )
+    try:
+        with unchanged_process(), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        _one.release()
+
+
+@dataclass(frozen=True)
+class Here:
+    """A launcher for a run of this process. `inherits`: why its workers have to be copies of this process; None where
+    they need not.
+    """
+
+    launcher: Launcher
+    screen: Screen | None
+    in_processes: bool
+    inherits: str | None
+    forks: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, s: Settings, progress: bool) -> Here:
+        """Raises UsageError where what was handed over cannot reach the workers."""
+        in_processes = build.launched_in_processes(s)
+        inherits = unsendable(s) if in_processes else None
+        if inherits is not None and torch.cuda.is_available():
+            raise UsageError(
+                f"{inherits}: workers would have to be copies of this process, which a GPU's driver does not take; put "
+                "it at the top of a module, and import it from there."
+            )
+        return cls(kinds.launcher(s), _screen(progress), in_processes, inherits)
+
+    def begin(self) -> None:
+        if self.inherits is None:
+            self.launcher.begin()
+
+    def __call__(self, job: Job, experiment: Experiment) -> Outcome:
+        job, recipe = replace(job, screen=self.screen), experiment.recipe
+        if not self.in_processes:
+            try:
+                return self.launcher(job, experiment)
+            finally:
+                give_back_freed_memory()  # this process goes on, and a virtual cluster has kept it
+        if self.inherits is None:
+            sent = SentRecipe(recipe.settings, recipe.data, recipe.steps)
+            return self.launcher(job, replace(experiment, recipe=sent))
+        inherited = InheritedRecipe.of(recipe)
+        try:
+            fork_server.begin_here()
+            return self.launcher(job, replace(experiment, recipe=inherited))
+        finally:
+            inherited.release()
+            fork_server.end()
+
+
+def ended(outcome: Outcome, run: Run) -> Run:
+    """The run where it has its result. Raises Interrupted after a signal, which is given on to whoever handles it here,
+    and Failed.
+    """
+    if outcome.status == "failed":
+        raise Failed(outcome.reason or "the run failed", run)
+    if outcome.status != "interrupted":
+        return run
+    number = outcome.exit_code - 128
+    if threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(number) is not signal.default_int_handler
+    ):
+        signal.raise_signal(number)
+    raise Interrupted(run)
+
+
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def _screen(progress: bool) -> Screen | None:
+    """Where a run is shown: a view in a terminal, a line in a notebook, lines elsewhere, or nowhere."""
+    if not progress:
+        return Screen(file=_Nowhere(), force_jupyter=False)  # type: ignore[arg-type]
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is not None and not sys.stdout.isatty():
+        made = LineScreen(force_jupyter=False, force_terminal=False, highlight=False)
+        made.soft_wrap = True
+        return made
+    return None
