@@ -183,6 +183,7 @@ def steps_told(directory: Path) -> list[tuple[Any, ...]]:
     return sorted([tuple(sorted((k, v) for k, v in row.items() if not k.startswith(of_time))) for row in told], key=str)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", ["msgd", "easgd", "sync_easgd", "until"])
 def test_so_does_one_of_processes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of the operations, or with EASGD_EVERY_WRITE=1 each of them."""
