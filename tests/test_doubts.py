@@ -176,6 +176,7 @@ def test_a_list_that_is_none_gets_a_remedy_that_is_one(given: Any) -> None:
     proposed = re.search(r"'model.hidden=([^']*)'\.$", str(refused.value))
     assert proposed is not None, refused.value
     assert convert("model.hidden", yaml.safe_load(proposed[1]), list[int]) == [8, 4]
+    assert convert("problem.starts", [[8, 4]], list[float | list[float]]) == [[8.0, 4.0]]  # where one may stand
 
 
 def begun(file: Path, **values: Any) -> nn.Module:

@@ -231,7 +231,7 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
             example = f", such as '{key}=[{bare}]'" if re.fullmatch(r"[\w., -]+", bare) else ""
             quoted = isinstance(value, str) and value.strip().startswith("[")
             raise UsageError(f"{key}={value}: must be a list{' and is a text, in quotes' if quoted else ''}{example}.")
-        if len(value) == 1 and isinstance(value[0], list | tuple) and typing.get_origin(kind) not in (list, tuple):
+        if len(value) == 1 and isinstance(value[0], list | tuple) and kind in (int, float, str, bool):
             inner = ",".join(map(str, value[0]))
             raise UsageError(f"{key}=[[{inner}]]: is a list in a list; write '{key}=[{inner}]'.")
         items = [convert(key, v, kind) for v in value]
