@@ -68,7 +68,7 @@ def local_step(s: Settings) -> LocalStep | None:
 
 def method(s: Settings) -> Method:
     """The method's two rules, with their constants and its local step. Raises UsageError."""
-    from easgd_cli.algorithms.base import check_method
+    from easgd_cli.algorithms.base import CENTER, check_method
 
     if (
         s.alpha is not None
@@ -91,6 +91,11 @@ def method(s: Settings) -> Method:
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
         raise
     check_method(made, s.algo["name"], workers=s.workers)
+    if s.average["target"] is not None and not made.alone and CENTER not in made.variables:
+        raise UsageError(
+            f"algo={s.algo['name']} average={s.average['name']}: an average is of the center, and this method has "
+            "none; leave out average=."
+        )
     return made
 
 
