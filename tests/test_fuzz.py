@@ -301,9 +301,9 @@ CORPUS: dict[str, tuple[Callable[[Path], Any], list[list[str]]]] = {
         checkpointed(lambda c: c["owner"]["vectors"].update(x=torch.zeros(5, device="meta"))), [RESUME],
     ),
     "no virtual clock": (checkpointed(lambda c: c["simulated"].pop("system")), [RESUME]),
-    "messages of another form": (checkpointed(lambda c: c["simulated"]["master"].update(waiting=[[1]])), [RESUME]),
+    "messages of another form": (checkpointed(lambda c: c["simulated"]["masters"][0].update(waiting=[[1]])), [RESUME]),
     "what is counted by texts": (
-        checkpointed(lambda c: c["simulated"]["master"]["queueing"].update({"": "x"})), [RESUME],
+        checkpointed(lambda c: c["simulated"]["masters"][0]["queueing"].update({"": "x"})), [RESUME],
     ),
     "where somebody stood, a text": (checkpointed(lambda c: c["simulated"]["supervisor"].update(step="far")), [RESUME]),
 }  # fmt: skip
