@@ -303,7 +303,8 @@ class ByHand:
             together = [members] if self.method.variables[to].in_rounds else [[member] for member in members]
             for group in together:
                 told = self._together(to, group)
-                replies |= {i: replace(told, vector=reply) for i, _, reply in group}
+                for i, _, reply in group:
+                    replies[i] = self._session(i).told = replace(told, vector=reply)
         return replies
 
     @property
@@ -352,11 +353,11 @@ class _Direct:
 
     def __init__(self, worker: int, reply: Tensor, exchange: Callable[[int, Tensor | None, Tensor, str], Reply]):
         self._worker, self.reply, self._exchange = worker, reply, exchange
-        self._told: Reply | None = None
+        self.told: Reply | None = None  # the last reply
 
     def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
-        self._told = self._exchange(self._worker, message, self.reply, to)
+        self.told = self._exchange(self._worker, message, self.reply, to)
 
     def collect(self) -> Reply:
-        assert self._told is not None
-        return self._told
+        assert self.told is not None
+        return self.told
