@@ -91,7 +91,7 @@ def method(s: Settings) -> Method:
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
         raise
     check_method(made, s.algo["name"], workers=s.workers)
-    if s.average["target"] is not None and not made.alone and CENTER not in made.variables:
+    if not made.alone and CENTER not in made.variables and average(s) is not None:
         raise UsageError(
             f"algo={s.algo['name']} average={s.average['name']}: an average is of the center, and this method has "
             "none; leave out average=."
