@@ -194,12 +194,14 @@ def test_so_does_one_of_processes(kind: str, tmp_path: Path, monkeypatch: pytest
     run(real(algo, **more), whole)
     if kind == "until":
         below_its_level(real(algo, **more), whole)
-    each = 1 if EACH else 23
-    k, resumed = each // 2 + 1, 0
-    while True:
+    resumed = 0
+
+    def goes_on_after(k: int) -> bool:
+        """Whether there was such an operation; a run that was killed there and has a checkpoint goes on."""
+        nonlocal resumed
         directory = tmp_path / str(k)
-        if not killed_at(k, directory, lambda directory=directory: run(real(algo, **more), directory)):
-            break
+        if not killed_at(k, directory, lambda: run(real(algo, **more), directory)):
+            return False
         if reader.checkpoints(directory / "checkpoint"):
             run(real(algo, **more), directory, resume=True)
             if kind == "until":
@@ -211,7 +213,15 @@ def test_so_does_one_of_processes(kind: str, tmp_path: Path, monkeypatch: pytest
                 assert reader.summary_of(directory)["steps"] == reader.summary_of(whole)["steps"]
             assert hidden(directory) == [], f"after a kill at operation {k}"
             resumed += 1
+        return True
+
+    each = 1 if EACH else 23
+    k = each // 2 + 1
+    while goes_on_after(k):
         k += each
+    while not resumed and k > 1:  # of a quick run few are tried, and perhaps none late enough
+        k -= 1
+        goes_on_after(k)
     assert resumed
     print(f"{kind}: {k} operations, resumed {resumed} times")
 

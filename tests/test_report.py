@@ -384,9 +384,9 @@ def test_all_that_share_the_lowest_number_are_named(tmp_path: Path) -> None:
 
 def test_a_setting_that_a_method_does_not_use_tells_nothing_apart(tmp_path: Path) -> None:
     for algo, place, delta, seed in (
-        ("easgd", "easgd_cli.algorithms.easgd:EASGD", 0.9, 0), ("easgd", "easgd_cli.algorithms.easgd:EASGD", 0.99, 1),
-        ("eamsgd", "easgd_cli.algorithms.eamsgd:EAMSGD", 0.9, 0),
-        ("eamsgd", "easgd_cli.algorithms.eamsgd:EAMSGD", 0.99, 1),
+        ("easgd", "easgd_cli.algorithms:EASGD", 0.9, 0), ("easgd", "easgd_cli.algorithms:EASGD", 0.99, 1),
+        ("eamsgd", "easgd_cli.algorithms:EAMSGD", 0.9, 0),
+        ("eamsgd", "easgd_cli.algorithms:EAMSGD", 0.99, 1),
         ("mine", "nowhere:Mine", 0.9, 0), ("mine", "nowhere:Mine", 0.99, 1),
     ):  # fmt: skip
         run = make(tmp_path / f"{algo}{delta}", [90, 10], algo=algo, delta=delta, seed=seed)

@@ -52,7 +52,7 @@ MOVING = {"name": "moving", "target": "easgd_cli.algorithms.average:Moving", "ra
 
 def settings(algo: str, **values: Any) -> Settings:
     given: dict[str, Any] = {
-        "workers": 1 if algo in ("sgd", "msgd") else 4, "tau": 1 if algo == "mdownpour" else 3,
+        "workers": 1 if algo in ("sgd", "msgd") else 4, "tau": 1 if algo in ("mdownpour", "allreduce") else 3,
         "eta": 0.01 if algo == "mdownpour" else 0.05,
         "delta": 0.9, "batch_size": 16, "steps": 40, "threads": 1, "device": "cpu", "l2": 1e-4, "max_restarts": 0,
         "eval": Eval(every="20 steps", train_images=100),

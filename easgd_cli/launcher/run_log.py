@@ -25,7 +25,7 @@ class RunLog:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         log.setLevel(logging.INFO)
-        log.propagate = False
+        log.propagate = log.disabled = False  # which a logging configuration of others may have made it
         log.info("run %s, process %d: %s", run_dir, os.getpid(), command)
 
     def show_stacks(self) -> None:
