@@ -160,6 +160,8 @@ def _go_on(
         node = getattr(of_this_process, group, {})
         if group not in handed and any(isinstance(value, Handed) for value in node.values()):
             handed[group] = node
+    if asked.get("task") == ((reader.config_of(path) or {}).get("task") or {}).get("name"):
+        asked.pop("task", None)  # `loss`, said once more
     lines = dict(zip(asked, keywords.lines(asked), strict=True))
     path, doubts = going_on.checked(path, lines), list[str]()
     changes = going_on.changes(asked)
