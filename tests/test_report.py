@@ -382,6 +382,17 @@ def test_all_that_share_the_lowest_number_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_directory_of_before_a_setting_existed_has_what_it_is_unless_given(tmp_path: Path) -> None:
+    old, new, other = (make(tmp_path / name, [90, 10], seed=i) for i, name in enumerate(("old", "new", "other")))
+    for run, accumulate in ((new, 1), (other, 4)):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(yaml.safe_dump(config | {"accumulate": accumulate}))
+    assert "accumulate" not in yaml.safe_load((old / "config.yaml").read_text())
+    assert len(compare([reading.read(run) for run in (old, new)]).configurations) == 1
+    told = compare([reading.read(run) for run in (old, new, other)])
+    assert [of.values.get("accumulate") for of in told.configurations] == [1, 4]
+
+
 def test_a_setting_that_a_method_does_not_use_tells_nothing_apart(tmp_path: Path) -> None:
     for algo, place, delta, seed in (
         ("easgd", "easgd_cli.algorithms:EASGD", 0.9, 0), ("easgd", "easgd_cli.algorithms:EASGD", 0.99, 1),

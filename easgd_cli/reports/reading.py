@@ -18,7 +18,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import lost_workers, reader, run_directory
 from easgd_cli.record.metrics import PARTIES, Row
-from easgd_cli.settings.schema import OF_SWEEPS
+from easgd_cli.settings.schema import OF_SWEEPS, Settings
 
 _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
 MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve has are metrics
@@ -26,6 +26,10 @@ _PARTS = ("compute", "data", "communication", "other")
 
 # Settings that say where and how a run is kept and started, not what it does.
 _ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", *OF_SWEEPS}
+
+
+# What directories of before do not say, since there was no such setting: it was as it is unless given.
+_BEFORE = {name: getattr(Settings, name) for name in ("accumulate", "replicas", "dither")}
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,7 @@ def read(path: Path) -> Run:
         raise reader.MissingFile(path / "config.yaml", "is missing, and without it nobody knows what was run")
     if not isinstance(config.get("workers"), int):
         raise reader.BadFile(path / "config.yaml", "does not say how many workers the run has")
-    settings, damaged = _flat(config), list[int]()
+    settings, damaged = _BEFORE | _flat(config), list[int]()
     party = "center" if settings.get("average", "none") == "none" else "average"
     try:
         rows = list(reader.read_rows(path / "metrics.jsonl", config["workers"], damaged))
