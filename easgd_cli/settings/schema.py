@@ -184,6 +184,15 @@ def check(s: Settings) -> None:
 
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
+    _check_numbers(s)
+    _check_length(s)
+    _check_choices(s)
+    _check_profile(s)
+    Interval.parse("eval.every", s.eval.every)
+    Interval.parse("checkpoint.every", s.checkpoint.every)
+
+
+def _check_numbers(s: Settings) -> None:
     for key, least in (
         ("tau", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1), ("steps", 1), ("threads", 1),
         ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
@@ -212,6 +221,9 @@ def check(s: Settings) -> None:
         raise UsageError(f"delta={s.delta:.15g}: a momentum lies in [0, 1); the paper's is 0.99.")
     if not 0 <= s.seed < 2**63:
         raise UsageError(f"seed={s.seed}: must be a whole number from 0 to 2^63 - 1.")
+
+
+def _check_length(s: Settings) -> None:
     given = [k for k in ("steps", "epochs", "minutes") if _get(s, k) is not None]
     if len(given) > 1:
         raise UsageError(
@@ -220,6 +232,9 @@ def check(s: Settings) -> None:
         )
     if not given and s.default_steps is None:
         raise UsageError("There is no default length for this method and problem: write steps=, epochs= or minutes=.")
+
+
+def _check_choices(s: Settings) -> None:
     if s.precision not in ("fp32", "tf32", "bf16"):
         raise UsageError(f"precision={s.precision}: is fp32, tf32 or bf16.")
     for name, level in levels(s).items():
@@ -236,6 +251,9 @@ def check(s: Settings) -> None:
         raise UsageError(f"on_nan={s.on_nan}: is diverge or rejoin.")
     if s.on_nan == "rejoin" and not s.max_restarts:
         raise UsageError("on_nan=rejoin max_restarts=0: max_restarts is how often it may go back; give at least 1.")
+
+
+def _check_profile(s: Settings) -> None:
     recorded = profiled_steps(s)
     if (
         recorded is not None
@@ -247,8 +265,6 @@ def check(s: Settings) -> None:
             f"profile={s.profile}: the first {UNPROFILED_STEPS} steps are not recorded, and the run has {many}; "
             "give fewer, or a longer run."
         )
-    Interval.parse("eval.every", s.eval.every)
-    Interval.parse("checkpoint.every", s.checkpoint.every)
 
 
 def effective_alpha(s: Settings) -> float:
