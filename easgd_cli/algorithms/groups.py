@@ -10,13 +10,14 @@ tried first, on a few numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Variable, Vectors, WithLocalStep, Worker
+from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Vectors, WithLocalStep, Worker
 from easgd_cli.algorithms.local import LocalStep
 from easgd_cli.algorithms.schedule import Constant, Schedule
+from easgd_cli.algorithms.wrapped import Wrapped, relayed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,43 +108,17 @@ class ByParts(LocalStep):
 
 
 @dataclass(frozen=True)
-class Scaled(Method):
+class Scaled(Wrapped):
     """`method`, given each part of a gradient times its factor."""
 
-    method: Method
     parts: tuple[Part, ...]
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        return self.method.state
 
     @property
     def scratch(self) -> tuple[str, ...]:
         return (*self.method.scratch, "g_by_parts")
 
-    @property
-    def variables(self) -> Mapping[str, Variable]:
-        return self.method.variables
-
-    @property
-    def closes(self) -> bool:
-        return self.method.closes
-
-    def closing(self, w: Worker) -> Exchange | None:
-        return self.method.closing(w)
-
     def step(self, w: Worker) -> Rule:
-        rule, answer = self.method.step(w), None
-        while True:
-            try:
-                asked = rule.send(answer)
-            except StopIteration:
-                return
-            answered = yield asked
-            if not isinstance(asked, tuple):
-                answer = self._scaled(w, asked, answered)
-            else:
-                answer = tuple(self._scaled(w, ask, given) for ask, given in zip(asked, answered, strict=True))
+        return relayed(self.method.step(w), lambda asked: asked, lambda asked, given: self._scaled(w, asked, given))
 
     def _scaled(self, w: Worker, ask: Any, given: Any) -> Any:
         if not isinstance(ask, Gradient):

@@ -103,12 +103,13 @@ def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
     return {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
 
 
-def on_vectors_of(problem: Problem, rules: Method, workers: int) -> Method:
-    """The method on this problem's vectors: parts of them with rates of their own, statistics among them averaged.
-    Raises UsageError.
+def on_vectors_of(problem: Problem, rules: Method, s: Settings) -> Method:
+    """The method on this problem's vectors: parts of them with rates of their own, statistics among them averaged, all
+    of them rounded where they are sent. Raises UsageError.
     """
     from easgd_cli.algorithms.groups import in_parts
     from easgd_cli.algorithms.statistics import WithStatistics
+    from easgd_cli.algorithms.wire import WIRES, OnTheWire
     from easgd_cli.problems.base import statistics_of
 
     if parts := getattr(problem, "parts", ()):
@@ -122,7 +123,10 @@ def on_vectors_of(problem: Problem, rules: Method, workers: int) -> Method:
             f"problem.batch_norm=average: averages over the exchanges with one center, and {type(rules).__name__} has "
             f"{len(rules.variables)} variables; use problem.batch_norm=estimate."
         )
-    return WithStatistics(rules, statistics, workers) if statistics else rules
+    if statistics:
+        rules = WithStatistics(rules, statistics, s.workers)
+    wire = WIRES[s.wire]
+    return rules if wire is None or rules.alone else OnTheWire(rules, wire, s.seed)
 
 
 # What a schedule may ask for by name beside the symbols.
@@ -394,7 +398,7 @@ class Recipe:
     def parts(self, device: torch.device) -> Parts:
         """All of it, on `device`. Raises UsageError."""
         s, minimised = self.settings, self.problem(device)
-        return Parts(minimised, on_vectors_of(minimised, method(s), s.workers), schedule(s, self.steps), average(s))
+        return Parts(minimised, on_vectors_of(minimised, method(s), s), schedule(s, self.steps), average(s))
 
     def shared(self) -> Recipe:
         """The same, its data where all processes of this machine find them."""
@@ -455,6 +459,14 @@ class Experiment:
     @property
     def dtype(self) -> torch.dtype:
         return self.start.dtype
+
+    @property
+    def vector_bytes(self) -> int:
+        """Of one vector on its way."""
+        from easgd_cli.algorithms.wire import WIRES
+
+        wire = WIRES[self.settings.wire]
+        return self.size * self.dtype.itemsize if wire is None else wire.nbytes(self.size)
 
     def parts_on(self, device: torch.device) -> Parts:
         """The parts of the one process of a simulated run, which are these where it computes on the CPU. Raises

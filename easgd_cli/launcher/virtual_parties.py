@@ -53,7 +53,7 @@ class VirtualParties:
         self.problem = self._parts.problem
         self._gradients = ProblemGradients(self.problem, s.clip)
         self.events = Events()
-        self.wire = Wire(costs.network(experiment.size * experiment.dtype.itemsize), self.events, method.variables)
+        self.wire = Wire(costs.network(experiment.vector_bytes), self.events, method.variables)
         self.workers = [self._worker(i) for i in range(s.workers)]
         self.couriers = {name: self._courier(name, s.workers + i) for i, name in enumerate(method.couriers)}
         self._of = {courier.w.number: courier for courier in self.couriers.values()}

@@ -63,6 +63,8 @@ class Settings:
     launcher: Group = MISSING  # where the processes run
 
     tau: int = 10  # communication period: local steps between two exchanges
+    # of vectors on their way: fp32 (as they are) | bf16 | fp16 | int8, rounded at random; what is kept is fp32
+    wire: str = "fp32"
     eta: float = MISSING  # learning rate
     alpha: Optional[float] = None  # moving rate; beta / workers unless given
     beta: Optional[float] = None  # p * alpha; 0.9 unless alpha is given. Only pull_then_step takes both
@@ -237,6 +239,8 @@ def _check_length(s: Settings) -> None:
 def _check_choices(s: Settings) -> None:
     if s.precision not in ("fp32", "tf32", "bf16"):
         raise UsageError(f"precision={s.precision}: is fp32, tf32 or bf16.")
+    if s.wire not in ("fp32", "bf16", "fp16", "int8"):
+        raise UsageError(f"wire={s.wire}: is fp32, bf16, fp16 or int8.")
     for name, level in levels(s).items():
         if not math.isfinite(level):
             raise UsageError(f"until.{name}={level}: must be a finite number.")
