@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from easgd_cli.launcher.course import Course
@@ -77,7 +78,7 @@ class Checkpoints:
     def write(self, checkpoint: Checkpoint, last: bool) -> None:
         """All parts of one at once."""
         self._pending = None
-        written = self._journal.checkpoint(checkpoint)
+        written = self._journal.checkpoint(replace(checkpoint, pending=self._queue.until(checkpoint.owner.moment)))
         self.last_taken = self.last_taken or (last and written)
 
     def of_the_end(self, course: Course, simulated: dict[str, Any] | None) -> Checkpoint | None:

@@ -99,6 +99,8 @@ class VirtualCluster:
         """Opens the record and begins. Raises RunError."""
         self._journal.open()
         supervisor = self.supervisor
+        if self._journal.resumed is not None:
+            self._queue.restore(self._journal.resumed.pending)
         supervisor.ready(EVALUATOR)
         for m in self._parties.workers:
             supervisor.ready(m.number)
