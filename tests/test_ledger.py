@@ -5,7 +5,7 @@ nothing is lost, and not a bit differs. Every store of an update is one such mom
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -66,8 +66,8 @@ class Stores:
 class Mortal(Ledger):
     """A ledger whose owner may be killed before any store, and in the middle of a copy."""
 
-    def __init__(self, memory: SharedTensors, workers: int):
-        super().__init__(memory, workers)
+    def __init__(self, memory: SharedTensors, workers: int, fragments: Sequence[int] = (1,)):
+        super().__init__(memory, workers, fragments)
         for name, value in vars(self).items():
             if isinstance(value, memoryview):
                 setattr(self, name, Stores(value))
@@ -122,7 +122,7 @@ class Run:
             for v in link.memory.tensors.values():
                 v.copy_(torch.rand(SIZE, dtype=DTYPE, generator=g))
         self.ledger = Ledger.allocate(len(self.names), BLOCK, DTYPE, WORKERS)
-        Ledger(self.ledger, WORKERS).begin_run(served=4, clock=2)
+        Ledger(self.ledger, WORKERS).begin_run(served=4, clocks=[[2]])
         self.renewed: dict[int, socket.socket] = {}
         self.ends = [SharedWorkerEnd(link, renew=lambda i=i: self.renewed.pop(i)) for i, link in enumerate(self.links)]
         self.deaths = 0
@@ -253,7 +253,7 @@ def test_the_next_master_may_be_killed_while_it_ends_an_update() -> None:
 def test_an_order_that_is_no_longer_kept_is_not_made_up() -> None:
     memory = Ledger.allocate(1, BLOCK, DTYPE, WORKERS)
     ledger = Ledger(memory, WORKERS)
-    ledger.begin_run(ORDER + 10, 5)
+    ledger.begin_run(ORDER + 10, [[5]])
     assert ledger.order(ORDER + 10) == []
     assert len(ledger.order(10)) == ORDER
     with pytest.raises(ValueError, match="exchanges have not been reported"):
