@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, Method
-from easgd_cli.algorithms.base import Seen
+from easgd_cli.algorithms.base import WHOLE, Seen
+from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.center import Center
@@ -47,17 +48,17 @@ class Star:
         for request in self.master.requests(timeout):
             self.seen.append((request.worker, request.kind, request.t))
             if request.kind is Kind.EXCHANGE:
-                self.center.receive(self.center.lend(*self.master.lent(request)))
+                self.center.serve([(request.worker, *self.master.lent(request))], fragment=request.fragment)
                 self.master.reply(request, self.center.clock, self.center.clock)
             elif request.kind is Kind.JOIN:
                 _, reply = self.master.lent(request)
                 reply.copy_(self.center.vectors["x"])
                 self.master.reply(request, self.center.clock, self.center.clock, t=request.t + 5)
 
-    def exchange(self, worker: int, name: str = "x", t: int = 0) -> Reply:
+    def exchange(self, worker: int, name: str = "x", t: int = 0, fragment: int = WHOLE) -> Reply:
         """One exchange of that worker's vector, to its end."""
         end = self.workers[worker]
-        end.post(end.vectors[name], t)
+        end.post(end.vectors[name], t, fragment=fragment)
         return end.collect()
 
     def lose(self, worker: int) -> None:
@@ -109,7 +110,8 @@ class VirtualStar(Star):
 
     def __init__(self, method: Method, p: int):
         self.events = Events()
-        wire = Wire(Network(4 * SIZE, latency=(0.25, 0.5), bandwidth=(4.0 * SIZE, None)), self.events)
+        network = Network(4 * SIZE, latency=(0.25, 0.5), bandwidth=(4.0 * SIZE, None))
+        wire = Wire(network, self.events, method.variables)
         names = (*method.state, *method.scratch)
         workers = [wire.end(i, {name: torch.zeros(SIZE) for name in names}, torch.zeros(SIZE)) for i in range(p)]
         center = Center(
@@ -118,9 +120,9 @@ class VirtualStar(Star):
         self.wire = wire
         super().__init__(method, p, center, wire.master(), workers)
 
-    def exchange(self, worker: int, name: str = "x", t: int = 0) -> Reply:
+    def exchange(self, worker: int, name: str = "x", t: int = 0, fragment: int = WHOLE) -> Reply:
         end = self.workers[worker]
-        end.post(end.vectors[name], t)
+        end.post(end.vectors[name], t, fragment=fragment)
         kinds = []
         while self.events:
             event = self.events.next()
@@ -193,6 +195,34 @@ def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method, wh
     assert torch.equal(run.center.vectors["x"], expected.vectors["x"])
     assert [t for _, kind, t in run.seen if kind is Kind.EXCHANGE] == list(range(40))
     assert sorted((worker, t) for worker, kind, t in run.seen if kind is Kind.CLOSE) == [(0, 7), (1, 7), (2, 7)]
+
+
+@EVERYWHERE
+def test_a_message_of_a_fragment_leaves_every_bit_of_the_others(where: str) -> None:
+    """Of the center and of the reply; and the whole is all of them."""
+    method = EASGD(alpha=0.3)
+    run = star(where, InFragments(method, (method,) * 3), 1)
+    [w], center = run.workers, run.center
+    cuts = (0, SIZE // 3, 2 * SIZE // 3, SIZE)
+    wanted, before = torch.zeros(SIZE), torch.zeros(SIZE)
+    for t, f in enumerate((1, 0, 2, 1)):
+        w.vectors["x"].normal_()
+        entries = slice(cuts[f], cuts[f + 1])
+        before[entries] = wanted[entries]
+        wanted[entries] = torch.lerp(wanted[entries], w.vectors["x"][entries], 0.3)
+        reply = run.exchange(0, "x", t, f)
+        torch.testing.assert_close(center.vectors["x"], wanted, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(reply.vector, before, rtol=1e-6, atol=1e-7)
+        wanted.copy_(center.vectors["x"])
+        assert reply.clock == center.clock == t + 1
+    assert center.clocks == [1, 2, 1]
+    run.exchange(0, "x", 9)
+    torch.testing.assert_close(center.vectors["x"], torch.lerp(wanted, w.vectors["x"], 0.3), rtol=1e-6, atol=1e-7)
+    assert center.clocks == [2, 3, 2]
+    if isinstance(run, VirtualStar):  # a third of a second for each fragment, a second for the whole, and the latency
+        assert run.events.now == pytest.approx(4 / 3 + 1 + 5 * 0.75)
+    w.close(9)
+    run.wait()
 
 
 @pytest.mark.parametrize("where", ["shared", "staged", "handed out"])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from easgd_cli.algorithms import EASGD, EASGDTree
 from easgd_cli.algorithms.base import CENTER, Worker
+from easgd_cli.algorithms.fragments import in_fragments
 from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.algorithms.wire import SHARING, WIRES, OnTheWire, Wire
 from easgd_cli.errors import UsageError
@@ -246,3 +247,19 @@ def test_virtual_seconds_are_those_of_fewer_bytes(tmp_path: Path) -> None:
 def test_a_wire_that_is_none() -> None:
     with pytest.raises(UsageError, match=r"wire=fp8: is fp32, bf16, fp16 or int8\."):
         schema.check(on_the_wire("easgd", "fp8"))
+
+
+def test_only_a_fragment_is_rounded_and_sent(tmp_path: Path) -> None:
+    """The rest of what is lent is not looked at; a run in fragments goes on and is the same on the virtual cluster."""
+    x = torch.randn(9)
+    method = OnTheWire(in_fragments(EASGD(alpha=0.5), 3, 9, (), x), wire("bf16"), seed=0)
+    vectors = {name: torch.full((9,), 7.0) for name in (*method.state, *method.scratch)} | {"x": x}
+    rule = method.step(Worker(vectors, 3, Constant(0.1), t=1))
+    _, ask = rule.send(None)
+    assert ask.fragment == 1 and torch.equal(ask.message[:3], torch.full((3,), 7.0))
+    assert torch.equal(ask.message[6:], torch.full((3,), 7.0)) and not torch.equal(ask.message[3:6], x[3:6])
+    torch.testing.assert_close(ask.message[3:6], x[3:6], rtol=2**-7, atol=0)
+    s = on_the_wire("sync_easgd", "int8", fragments=3)
+    run(s, tmp_path / "real")
+    virtual(replace(s), tmp_path / "virtual")
+    same_files(tmp_path / "real", tmp_path / "virtual", "center.pt")

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.algorithms.base import Courier, Exchange, Rule, Worker
+from easgd_cli.algorithms.base import WHOLE, Courier, Exchange, Rule, Worker, fragment_ends
 from easgd_cli.algorithms.wrapped import Wrapped, relayed
 from easgd_cli.randomness import WIRE, key
 
@@ -115,16 +115,25 @@ class OnTheWire(Wrapped):
     def _sent(self, w: Worker, ask: Any) -> Any:
         if not isinstance(ask, Exchange) or ask.message is None or self._beside(w, ask.to):
             return ask
-        self.wire.round(ask.message, w.sent, self._drawn(w, ask.to, 0, w.number))
-        return Exchange(w.sent, ask.to)
+        entries = self._entries(ask, ask.message.numel())
+        self.wire.round(ask.message[entries], w.sent[entries], self._drawn(w, ask.to, 0, w.number))
+        return Exchange(w.sent, ask.to, ask.fragment)
 
     def _arrived(self, w: Worker, ask: Any, given: Tensor | None) -> Tensor | None:
         if not isinstance(ask, Exchange) or given is None or self._beside(w, ask.to):
             return given
         drawn = _ALL if self.variables[ask.to].in_rounds else w.number
-        self.wire.round(given, w.arrived, self._drawn(w, ask.to, 1, drawn))
+        entries = self._entries(ask, given.numel())
+        self.wire.round(given[entries], w.arrived[entries], self._drawn(w, ask.to, 1, drawn))
         arrived: Tensor = w.arrived
         return arrived
+
+    def _entries(self, ask: Exchange, size: int) -> slice:
+        """Those of a vector [size] that are sent."""
+        if ask.fragment == WHOLE:
+            return slice(None)
+        ends = (0, *fragment_ends(size, self.variables[ask.to].fragments))
+        return slice(ends[ask.fragment], ends[ask.fragment + 1])
 
     def _beside(self, w: Worker, variable: str) -> bool:
         return self.variables[variable].owner == w.number

@@ -37,7 +37,7 @@ def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> di
     if facts.get("wall_seconds"):
         facts["samples_per_second"] = sum(facts["steps"].values()) * facts["batch_size"] / facts["wall_seconds"]
     if vector_bytes is not None:
-        facts["bytes_exchanged"] = round(vectors * facts["exchanges"]) * vector_bytes
+        facts["bytes_exchanged"] = round(vectors * facts["exchanges"] * vector_bytes)
     told = {**facts, **recorder_stats}
     if facts.get("wall_seconds") and "goodput" in told:
         told["goodput"] = _goodput(told["goodput"], facts["steps"], facts["wall_seconds"])

@@ -29,7 +29,7 @@ _ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_step
 
 
 # What directories of before do not say, since there was no such setting: it was as it is unless given.
-_BEFORE = {name: getattr(Settings, name) for name in ("wire", "accumulate", "replicas", "dither")}
+_BEFORE = {name: getattr(Settings, name) for name in ("wire", "fragments", "accumulate", "replicas", "dither")}
 
 
 @dataclass(frozen=True)

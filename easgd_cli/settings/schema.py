@@ -63,6 +63,8 @@ class Settings:
     launcher: Group = MISSING  # where the processes run
 
     tau: int = 10  # communication period: local steps between two exchanges
+    # of the vector: one of them is exchanged every tau/fragments steps, in place of all of it every tau
+    fragments: int = 1
     # of vectors on their way: fp32 (as they are) | bf16 | fp16 | int8, rounded at random; what is kept is fp32
     wire: str = "fp32"
     eta: float = MISSING  # learning rate
@@ -196,12 +198,18 @@ def check(s: Settings) -> None:
 
 def _check_numbers(s: Settings) -> None:
     for key, least in (
-        ("tau", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1), ("steps", 1), ("threads", 1),
-        ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
+        ("tau", 1), ("fragments", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1),
+        ("steps", 1), ("threads", 1), ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1),
+        ("checkpoint.keep", 1),
     ):  # fmt: skip
         value = _get(s, key)
         if value is not None and value < least:
             raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")
+    if s.fragments > s.tau:
+        raise UsageError(
+            f"fragments={s.fragments} tau={s.tau}: each fragment is exchanged at another of the tau steps, so there "
+            "are at most tau of them; give fewer fragments or a longer period."
+        )
     for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta", "clip", "dither"):
         value = _get(s, key)
         if value is not None and not math.isfinite(value):

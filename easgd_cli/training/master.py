@@ -74,11 +74,11 @@ class Master:
         self._channel = channel
         device = torch.device(start.device)
         torch.get_device_module(device).set_device(device)
-        self._ledger = None if start.ledger is None else Ledger(start.ledger, len(start.links))
+        fragments = [of.fragments for of in start.method.variables.values()]
+        self._ledger = None if start.ledger is None else Ledger(start.ledger, len(start.links), fragments)
         vectors = {name: v.to(device) for name, v in start.center.tensors.items()}
         self._variables = Variables(start.method, vectors, start.variables, start.average, self._ledger)
         self._centers = list(self._variables.centers.values())
-        self._center = self._centers[0]  # the only one, where there is a ledger
         self._sessions = SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
         self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
         self._gatherings = [gathering_of(center.variable, self._sessions.open) for center in self._centers]
@@ -95,11 +95,11 @@ class Master:
         self._returns, self._away = start.returns, set[int]()  # whether lost workers may come back, and those that may
         self._order: list[int] = []  # what has been served since it was last reported
         # vectors that exchanges would have taken over a network, since this master began with so many exchanges
-        self._vectors, self._began_at = 0, start.served
+        self._vectors, self._began_at = 0.0, start.served
         self._names = list(self._variables.centers)
         assert start.schedule is not None or not start.method.couriers
         self._couriers = Couriers(
-            start.method, len(start.links), start.tau, start.schedule or Constant(0.0), self._center.vectors["x"],
+            start.method, len(start.links), start.tau, start.schedule or Constant(0.0), self._centers[0].vectors["x"],
             self._carry, start.steps, start.couriers,
         )  # fmt: skip
         if self._ledger is not None:
@@ -150,17 +150,19 @@ class Master:
 
     def _go_on(self, ledger: Ledger) -> None:
         """Ends what a master before this one has left in the middle."""
-        self._center.clock, self._served = ledger.clock, ledger.served
+        self._served = ledger.served
+        for place, center in enumerate(self._centers):
+            center.begin_at(ledger.clocks(place))
         if (left := ledger.under_way()) is not None:
             members, block = left
-            self._center.take_back(block)
+            self._centers[members[0].to].take_back(block)
             self._update(members, block)
             self._order += [request.entry for request in members]
 
     def _update(self, members: Sequence[Request], first: int = 0) -> None:
         """One update by these messages, or what is left of it from its block `first` on."""
         lent = [(request.worker, *self._sessions.lent(request)) for request in members]
-        self._vectors += self._centers[members[0].to].serve(lent, first)
+        self._vectors += self._centers[members[0].to].serve(lent, first, members[0].fragment)
         if self._ledger is not None:
             self._ledger.end()
         self._served += len(members)

@@ -187,7 +187,7 @@ class WorkerLoop:
         """
         ask = self._method.closing(self._w)
         if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
-            self._session.post(ask.message, self._w.t, ask.to, Kind.CLOSING)
+            self._session.post(ask.message, self._w.t, ask.to, Kind.CLOSING, fragment=ask.fragment)
             with suppress(Withdrawn):
                 self._session.collect()
         self._session.close(self._w.t)

@@ -18,11 +18,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import CENTER, Method
+from easgd_cli.algorithms.base import CENTER, WHOLE, Method
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, SessionEnded, Withdrawn, index_of
 
-_REQUEST = struct.Struct("<HhHxxq")  # kind, vector, variable, t
+_REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
 _REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
 
 
@@ -101,8 +101,8 @@ class SharedWorkerEnd:
         self._memory = link.memory  # whose tensors are lent
         self._names = list(link.memory.tensors)
         self._elsewhere = elsewhere
-        # what is posted, of which the master is yet to be told: kind, clock, message and variable
-        self._untold: tuple[Kind, int, int, int] | None = None
+        # what is posted, of which the master is yet to be told: kind, clock, message, variable and fragment
+        self._untold: tuple[Kind, int, int, int, int] | None = None
         self._variables = {name: i for i, name in enumerate(link.variables)}
         self._home = self._variables.get(link.home, 0)
         own = dict(link.memory.tensors if elsewhere is None else elsewhere.vectors)
@@ -114,13 +114,15 @@ class SharedWorkerEnd:
     def reply(self) -> Tensor | None:
         return self._reply
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
+    def post(
+        self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE, *, fragment: int = WHOLE
+    ) -> None:
         index = PULL if message is None else index_of(message, self._index)
         if self._elsewhere is None or message is None:
-            self._send(kind, t, index, self._variables[to])
+            self._send(kind, t, index, self._variables[to], fragment)
         else:
             self._elsewhere.send(self._names[index])
-            self._untold = (kind, t, index, self._variables[to])
+            self._untold = (kind, t, index, self._variables[to], fragment)
 
     def collect(self) -> Reply:
         if self._elsewhere is not None and self._untold is not None:
@@ -157,8 +159,8 @@ class SharedWorkerEnd:
         self._send(Kind.CLOSE, t, 0)
         self._socket.close()
 
-    def _send(self, kind: Kind, t: int, vector: int, to: int = 0) -> None:
-        self._asked = _REQUEST.pack(kind, vector, to, t)
+    def _send(self, kind: Kind, t: int, vector: int, to: int = 0, fragment: int = WHOLE) -> None:
+        self._asked = _REQUEST.pack(kind, vector, to, fragment, t)
         self._repeat()
 
     def _repeat(self) -> None:
@@ -243,8 +245,8 @@ class SharedMasterEnd:
         except ConnectionResetError:
             data = b""
         if len(data) == _REQUEST.size:
-            kind, vector, to, t = _REQUEST.unpack(data)
-            request = Request(worker, Kind(kind), t, vector, to)
+            kind, vector, to, fragment, t = _REQUEST.unpack(data)
+            request = Request(worker, Kind(kind), t, vector, to, fragment)
         else:
             request = Request(worker, Kind.LOST, -1, 0)
         if request.kind in (Kind.CLOSE, Kind.LOST):
