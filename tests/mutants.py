@@ -38,7 +38,7 @@ TESTS = {
     "algorithms/wire.py": ("tests/test_wire.py", "-k", "not replayed and not every_launcher"),
     "algorithms/fragments.py": FRAGMENTS,
     "algorithms/": ALGORITHMS,
-    "training/center.py": (*ALGORITHMS, *FRAGMENTS),
+    "training/center.py": (*ALGORITHMS, *FRAGMENTS, "tests/test_ledger.py"),
     "problems/flat.py": ("tests/test_flat.py",),
     "transport/shared.py": TRANSPORT,
     "transport/staging.py": TRANSPORT,
@@ -236,7 +236,6 @@ MUTANTS = [
         "values[slot or 0].copy_(state[name])",
     ),
     ("problems/flat.py", 'value.detach().to("cpu", copy=True,', 'value.detach().to("cpu",'),
-    # what a killed master leaves to the next
     # fragments
     ("algorithms/fragments.py", "fragment * w.tau // fragments", "0"),
     ("algorithms/fragments.py", "key=lambda step: not step.w.due", "key=lambda step: step.w.due"),
@@ -254,6 +253,7 @@ MUTANTS = [
         "lent[: blocks.stop], blocks.start, self.clocks[f])",
     ),
     ("training/center.py", "reply[entries].copy_(answered[entries])", "reply.copy_(answered)"),
+    # what a killed master leaves to the next
     ("training/ledger.py", "first, clocks = first + fragment, 1", "pass"),
     ("training/ledger.py", "0 if pulled else clocks  # a pull", "clocks  # a pull"),
     ("training/ledger.py", "worker + (to << _VARIABLE)", "worker"),
