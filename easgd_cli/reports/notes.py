@@ -59,6 +59,9 @@ def notes(c: Comparison) -> list[str]:
             f"More workers than the {cores} that a run had, which they shared: {named}. With a core for each they "
             "would be sooner."
         )
+    for of in c.configurations:
+        if chosen := [f"{run.chosen_tau}" for run in of.counted if run.chosen_tau is not None]:
+            said.append(f"{of.label or 'The only configuration'}: tau=auto has chosen {', '.join(chosen)}.")
     if c.levels_chosen:
         said.append(f"Levels are {c.levels_chosen}; --levels names others.")
     if c.levels and (apart := _seconds_apart(c)):
