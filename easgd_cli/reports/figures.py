@@ -22,7 +22,7 @@ from easgd_cli.reports.comparison import Comparison, Configuration, label, order
 from easgd_cli.reports.reading import Run
 from easgd_cli.system.terminal import printable
 
-NAMES = ("curves", "seconds_to_level", "faults")
+NAMES = ("curves", "seconds_to_level", "faults", "grid")
 # the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked
 # for
 _ROWS = ("tau", "workers")
@@ -119,7 +119,8 @@ def _x_label(c: Comparison, x: str) -> str:
     return {"seconds": _seconds(c).rstrip(","), "steps": "local steps of each worker", "bytes": "exchanged (MB)"}[x]
 
 
-def _x_of(run: Run, x: str) -> np.ndarray:
+def x_of(run: Run, x: str) -> np.ndarray:
+    """Where each evaluation lies: seconds, steps, or MB."""
     if x == "bytes":
         return run.curve["exchanges"] * run.bytes_per_exchange / 1e6
     return run.curve[{"seconds": "seconds", "steps": "step"}[x]]
@@ -179,7 +180,7 @@ def curves(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> Curve
 
 
 def _curve(of: Configuration, metric: str, x: str, line: str) -> Curve | None:
-    found = [(_x_of(r, x), r.curve[metric]) for r in of.counted if metric in r.curve and len(r.curve[metric]) > 1]
+    found = [(x_of(r, x), r.curve[metric]) for r in of.counted if metric in r.curve and len(r.curve[metric]) > 1]
     if len(found) < 2:
         return Curve(line, *found[0], None) if found else None
     at, values = on_a_common_axis(found)
@@ -212,7 +213,7 @@ def _draw(shown: Curves) -> Figure:
             panel.grid(True, color="0.9")
             panel.set_axisbelow(True)
             panel.set_ylabel(metric)
-        picture.letter(across[0], _text(title))
+        picture.letter(across[0], text(title))
     for down, (_, logarithmic) in zip(panels.T, shown.metrics, strict=True):
         if logarithmic:
             _scale(down)
@@ -221,7 +222,7 @@ def _draw(shown: Curves) -> Figure:
     if len(looks) > 1:
         handles = [Line2D([], [], **look) for look in looks.values()]
         columns = max(1, min(len(looks), int((100 if wide else 50) / (max(map(len, looks)) + 8))))
-        figure.legend(handles, [_text(name) for name in looks], loc="outside lower center", ncols=columns)
+        figure.legend(handles, [text(name) for name in looks], loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -241,7 +242,7 @@ def _drawn(c: Comparison, x: str) -> list[Configuration]:
     return [
         of
         for of in c.configurations
-        if any(len(run.curve["seconds"]) > 1 and _x_of(run, x)[-1] > 0 for run in of.counted)
+        if any(len(run.curve["seconds"]) > 1 and x_of(run, x)[-1] > 0 for run in of.counted)
     ]
 
 
@@ -400,7 +401,7 @@ def _bars(c: Comparison) -> Figure | None:
         longest = max(map(len, groups))
         figure.legend(
             handles,
-            [_text(name) for name in groups],
+            [text(name) for name in groups],
             loc="outside lower center",
             ncols=max(1, min(len(groups), 100 // (longest + 8))),
         )
@@ -437,7 +438,7 @@ def _against_rate(c: Comparison, rate: str) -> Figure:
                 [at for at, _ in found], [s.mean for _, s in found],
                 [[s.mean - s.least for _, s in found], [s.most - s.mean for _, s in found]],
                 color=colour, linestyle=_DASHES[dash % len(_DASHES)], marker="o", markersize=3, linewidth=1.2,
-                capsize=2, label=_text(name),
+                capsize=2, label=text(name),
             )  # fmt: skip
         panel.set_xscale("symlog", linthresh=least)
         panel.set_xlim(left=0)
@@ -448,6 +449,6 @@ def _against_rate(c: Comparison, rate: str) -> Figure:
     return figure
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
     """As it stands: a dollar sign begins no formula, and no control character breaks the file."""
     return printable(name).replace("$", r"\$")
