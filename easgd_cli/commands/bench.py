@@ -311,6 +311,8 @@ def _settings(asked: _Asked) -> Settings:
     with compose.composing(parsed.config_name) as composed:
         settings = composed(parsed.overrides).settings
     single_run.checked(settings)
+    if settings.auto.tau:
+        raise UsageError(f"bench {asked.what} tau=auto: measures with a period that is given; write tau=N.")
     return settings
 
 

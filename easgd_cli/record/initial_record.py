@@ -49,6 +49,8 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
     }  # fmt: skip
     if len(experiment.method.variables) > 1:
         facts["variables"] = list(experiment.method.variables)
+    if s.auto.probes:
+        facts["tau_chosen"] = {"share": s.auto.share, "probes": s.auto.probes}
     texts = {
         "command": as_is(job.command),
         "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True)),

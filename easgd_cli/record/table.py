@@ -38,7 +38,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
                 f": {summary['reason']}" if summary.get("reason") else "", style=""
             ),
         ),
-        ("method", f"{summary['algo']}, {workers}" + (f", tau={summary['tau']}" if summary["exchanges"] else "")),
+        ("method", f"{summary['algo']}, {workers}{_period(summary)}"),
         *_measured(center, metrics),
         *_of_average(summary.get("average"), metrics),
         *_measured_before_the_end(summary),
@@ -234,6 +234,16 @@ def _bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+
+
+def _period(summary: dict[str, Any]) -> str:
+    """tau, and how tau=auto came to it where it did."""
+    if not summary["exchanges"]:
+        return ""
+    chosen = summary.get("tau_chosen", {"share": 0.0, "probes": []})
+    waits = ", ".join(f"{100 * probe['share']:.3g} % at {probe['tau']}" for probe in chosen["probes"])
+    auto = f" by tau=auto (waiting {waits}; at most {100 * chosen['share']:g} %)" if waits else ""
+    return f", tau={summary['tau']}{auto}"
 
 
 def _number(value: float | None) -> str:

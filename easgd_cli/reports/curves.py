@@ -78,7 +78,7 @@ def curves(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> Curve
 
 
 def _curve(of: Configuration, metric: str, x: str, line: str) -> Curve | None:
-    found = [(_x_of(r, x), r.curve[metric]) for r in of.counted if metric in r.curve and len(r.curve[metric]) > 1]
+    found = [(x_of(r, x), r.curve[metric]) for r in of.counted if metric in r.curve and len(r.curve[metric]) > 1]
     if len(found) < 2:
         return Curve(line, *found[0], None) if found else None
     at, values = on_a_common_axis(found)
@@ -140,7 +140,7 @@ def drawn(c: Comparison, x: str) -> list[Configuration]:
     return [
         of
         for of in c.configurations
-        if any(len(run.curve["seconds"]) > 1 and _x_of(run, x)[-1] > 0 for run in of.counted)
+        if any(len(run.curve["seconds"]) > 1 and x_of(run, x)[-1] > 0 for run in of.counted)
     ]
 
 
@@ -202,7 +202,8 @@ def _x_label(c: Comparison, x: str) -> str:
     return named.get(x) or appearance.seconds(c).rstrip(",")
 
 
-def _x_of(run: Run, x: str) -> np.ndarray:
+def x_of(run: Run, x: str) -> np.ndarray:
+    """Where each evaluation lies: seconds, steps, or MB."""
     if x == "bytes":
         return run.curve["exchanges"] * run.bytes_per_exchange / 1e6
     return run.curve[{"seconds": "seconds", "steps": "step"}[x]]

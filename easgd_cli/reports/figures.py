@@ -11,7 +11,7 @@ from easgd_cli.reports.bars import bars
 from easgd_cli.reports.comparison import Comparison
 from easgd_cli.reports.fault_figure import against_rate, rate_of
 
-NAMES = ("curves", "seconds_to_level", "faults")
+NAMES = ("curves", "seconds_to_level", "faults", "grid")
 
 
 def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict[str, Figure]:

@@ -75,6 +75,9 @@ def _of_time(c: Comparison) -> Iterator[str]:
             f"More workers than the {cores} that a run had, which they shared: {named}. With a core for each they "
             "would be sooner."
         )
+    for of in c.configurations:
+        if chosen := [f"{run.chosen_tau}" for run in of.counted if run.chosen_tau is not None]:
+            yield f"{of.label or 'The only configuration'}: tau=auto has chosen {', '.join(chosen)}."
     if c.levels_chosen:
         yield f"Levels are {c.levels_chosen}; --levels names others."
     if c.levels and (apart := _seconds_apart(c)):

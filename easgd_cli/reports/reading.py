@@ -25,7 +25,8 @@ MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve
 _PARTS = ("compute", "data", "communication", "other")
 
 # Settings that say where and how a run is kept and started, not what it does.
-_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", *OF_SWEEPS}
+_OF_PROBES = ("auto.seconds", "auto.probes")
+_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", *_OF_PROBES, *OF_SWEEPS}
 
 
 # What directories of before do not say, since there was no such setting: it was as it is unless given.
@@ -67,6 +68,7 @@ class Run:
     symbols: list[str] | None
     doubts: list[str] = field(default_factory=list)
     goodput: dict[str, float] = field(default_factory=dict)  # as summary.json has it
+    chosen_tau: int | None = None  # by tau=auto
 
     @property
     def bytes_exchanged(self) -> float:
@@ -233,7 +235,7 @@ def read(path: Path) -> Run:
         settings.get("workers") == 1
         and not exchanges
         and len(curve["step"])
-        and curve["step"][-1] > (settings.get("tau") or 0)
+        and curve["step"][-1] > (config.get("tau") or 0)
     ):
         settings["tau"] = None  # a method that exchanges nothing has no period, whatever the setting says
     status, reason = _status(path, summary)
@@ -250,6 +252,7 @@ def read(path: Path) -> Run:
         cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
         metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
         doubts=doubts, goodput=summary.get("goodput", {}),
+        chosen_tau=config["tau"] if settings.get("tau") == "auto" else None,
     )  # fmt: skip
 
 
@@ -267,6 +270,10 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
             flat[key] = value
     if all(flat.get(key) is None for key in ("steps", "epochs", "minutes")) and "default_steps" in flat:
         flat["steps"] = flat["default_steps"]
+    if flat.pop("auto.tau", False):  # what was asked for: the runs of other seeds may have found another period
+        flat["tau"] = "auto"
+    else:
+        flat.pop("auto.share", None)
     return {key: value for key, value in flat.items() if key not in _ABOUT_KEEPING}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional  # Optional: OmegaConf reads these annotations at run time
 
@@ -45,6 +46,14 @@ class Checkpoint:
 
 
 @dataclass
+class Auto:
+    tau: bool = False  # tau=auto: short runs before it choose the communication period
+    share: float = 0.02  # of a worker's time, at most, that it is to wait for exchanges
+    seconds: float = 3.0  # of training in such a short run, where the clock is real
+    probes: list[dict[str, Any]] = field(default_factory=list)  # what they measured; a run writes it here itself
+
+
+@dataclass
 class Settings:
     """A run. Symbols as in Zhang, Choromanska, LeCun (2015), pp. 2-4 and 20."""
 
@@ -62,7 +71,7 @@ class Settings:
     average: Group = field(default_factory=lambda: dict(NO_AVERAGE))
     launcher: Group = MISSING  # where the processes run
 
-    tau: int = 10  # communication period: local steps between two exchanges
+    tau: int = 10  # communication period: local steps between two exchanges; auto: by what exchanges cost (auto.share)
     # of the vector: one of them is exchanged every tau/fragments steps, in place of all of it every tau
     fragments: int = 1
     # of vectors on their way: fp32 (as they are) | bf16 | fp16 | int8, rounded at random; what is kept is fp32
@@ -139,6 +148,7 @@ class Settings:
 
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    auto: Auto = field(default_factory=Auto)
 
 
 # how a sweep is run and looked at: no part of a job's settings
@@ -227,6 +237,13 @@ def _check_numbers(s: Settings) -> None:
         value = _get(s, key)
         if value is not None and value <= 0:
             raise UsageError(f"{key}={value:.15g}: must be greater than 0.")
+    if not 0 < s.auto.share < 1:
+        raise UsageError(
+            f"auto.share={s.auto.share:g}: the share of its time that a worker waits at most is more than 0 and less "
+            "than 1, such as 0.02."
+        )
+    if not 0 < s.auto.seconds < math.inf:
+        raise UsageError(f"auto.seconds={s.auto.seconds:g}: the length of a probe is more than 0 seconds.")
     if not 0 <= s.delta < 1:
         raise UsageError(f"delta={s.delta:.15g}: a momentum lies in [0, 1); the paper's is 0.99.")
     if not 0 <= s.seed < 2**63:
@@ -289,6 +306,13 @@ def effective_alpha(s: Settings) -> float:
 def effective_beta(s: Settings) -> float:
     """beta = p alpha, unless both are given, as a method with two rates allows."""
     return s.beta if s.beta is not None else effective_alpha(s) * s.workers
+
+
+def asked_for(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration without what the run has found itself: the period that tau=auto has chosen."""
+    if not (auto := config.get("auto") or {}).get("tau"):
+        return dict(config)
+    return {**config, "tau": "auto", "auto": {**auto, "probes": []}}
 
 
 def length(s: Settings) -> dict[str, float | None]:
