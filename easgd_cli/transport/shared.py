@@ -157,6 +157,11 @@ class SharedWorkerEnd:
         self._send(Kind.CLOSE, t, 0)
         self._socket.close()
 
+    def lose(self) -> None:
+        """Ends without a word, as whoever is killed does."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def _send(self, kind: Kind, t: int, vector: int, to: int = 0) -> None:
         self._asked = _REQUEST.pack(kind, vector, to, t)
         self._repeat()
