@@ -23,6 +23,7 @@ from easgd_cli.commands import (
     compose,
     configs,
     hydra_job,
+    join,
     plan,
     replay,
     resume,
@@ -33,6 +34,7 @@ from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
+from easgd_cli.launcher.distributed import followed
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.system.terminal import tell, with_command
 
@@ -84,6 +86,8 @@ def main(argv: Sequence[str]) -> int:
         return sweep.run(planned, asked, command)
     settings = planned.settings
     single_run.checked(settings)
+    if (world := followed(settings)) is not None:
+        return join.follow(world)
     for line in single_run.ineffective(settings, asked.overrides) + single_run.untuned(settings, asked.overrides):
         tell(line)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)

@@ -56,7 +56,7 @@ def answer(sock: socket.socket, secret: bytes, seconds: float) -> None:
     ours = os.urandom(_NONCE)
     sock.settimeout(seconds)
     sock.sendall(_MAGIC + ours)
-    said = _read(sock, len(_MAGIC) + _NONCE + _MAC, ends)
+    said = read_exactly(sock, len(_MAGIC) + _NONCE + _MAC, ends - time.monotonic())
     magic, theirs, mac = said[: len(_MAGIC)], said[len(_MAGIC) : -_MAC], said[-_MAC:]
     if magic != _MAGIC:
         raise Refused("it is no easgd of this version")
@@ -70,13 +70,13 @@ def call(address: tuple[str, int], secret: bytes, seconds: float) -> socket.sock
     ends = time.monotonic() + seconds
     sock = socket.create_connection(address, timeout=seconds)
     try:
-        said = _read(sock, len(_MAGIC) + _NONCE, ends)
+        said = read_exactly(sock, len(_MAGIC) + _NONCE, ends - time.monotonic())
         if said[: len(_MAGIC)] != _MAGIC:
             raise Refused("what listens there is no easgd of this version")
         theirs, ours = said[len(_MAGIC) :], os.urandom(_NONCE)
         sock.sendall(_MAGIC + ours + _proof(secret, b"caller", theirs, ours))
         try:
-            mac = _read(sock, _MAC, ends)
+            mac = read_exactly(sock, _MAC, ends - time.monotonic())
         except ConnectionError as e:
             raise Refused("its secret is another") from e
         if not hmac.compare_digest(mac, _proof(secret, b"called", theirs, ours)):
@@ -91,9 +91,9 @@ def _proof(secret: bytes, who: bytes, called: bytes, caller: bytes) -> bytes:
     return hmac.digest(secret, who + called + caller, "sha256")
 
 
-def _read(sock: socket.socket, count: int, ends: float) -> bytes:
+def read_exactly(sock: socket.socket, count: int, seconds: float) -> bytes:
     """So many bytes. Raises ConnectionResetError where they end before, TimeoutError where they do not come."""
-    found = b""
+    found, ends = b"", time.monotonic() + seconds
     while len(found) < count:
         sock.settimeout(max(0.001, ends - time.monotonic()))
         if not (more := sock.recv(count - len(found))):

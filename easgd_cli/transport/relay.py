@@ -131,6 +131,6 @@ class WorkerStandIn:
         self._free.set()  # before it is sent: the next request is the answer to it
         self._connection.post(Sort.REPLY, text, vectors)
 
-    def join(self) -> None:
-        """Waits until the master has been told of a worker's last request."""
-        self._thread.join()
+    def join(self, seconds: float | None = None) -> None:
+        """Waits until the master has been told of a worker's last request, at most so long."""
+        self._thread.join(seconds)
