@@ -82,12 +82,22 @@ class StandIn:
         where none is found.
         """
         ends = time.monotonic() + start.wait
-        while (left := ends - time.monotonic()) > 0:
+        host, begins = None, None
+        while host is None and (left := ends - time.monotonic()) > 0:
             select.select([self._channel], [], [], left)
             for message, enclosed in self._channel.receive():
                 if message["kind"] == "connection":
-                    return enclosed, message["host"]
-                raise ChannelClosed  # told to stop
+                    host = (enclosed, message["host"])
+                elif message["kind"] == "session":
+                    self._sessions.put(enclosed)
+                elif message["kind"] == "start":  # of a run that is under way
+                    begins = (message, enclosed)
+                else:
+                    raise ChannelClosed  # told to stop
+        if host is not None:
+            if begins is not None:
+                self._channel.put_back(begins)
+            return host
         raise self._given_up(f"no host has had a place for it for {start.wait:g} s; {start.where}")
 
     def run(self, began: float) -> None:
