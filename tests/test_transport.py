@@ -26,7 +26,9 @@ from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.center import Center
 from easgd_cli.transport.base import Kind, Mark, MasterEnd, Reply, SessionEnded, Withdrawn, WorkerEnd
+from easgd_cli.transport.connection import Connection, ConnectionEnded, answer, call
 from easgd_cli.transport.on_device import Handed, hand_out
+from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.simulated import Events, Network, Wire
 from easgd_cli.transport.staging import Staging
@@ -105,6 +107,65 @@ class RealStar(Star):
         assert not self._thread.is_alive()
 
 
+class FarStar(RealStar):
+    """Its workers are on another machine, as far as they know: between each of them and the master is a wire."""
+
+    def __init__(self, method: Method, p: int):
+        center, master, stood_in = ends(method, p)
+        links = [Link.new(i, method, SIZE, torch.float32) for i in range(p)]
+        self.asking: dict[int, WorkerStandIn] = {}
+        for link, end in zip(links, stood_in, strict=True):
+            self.connect(link, end)
+        super().__init__(method, p, center, master, [SharedWorkerEnd(link.for_worker()) for link in links])
+        self.links, self.stood_in = links, stood_in
+
+    def connect(self, link: Link, end: SharedWorkerEnd) -> None:
+        ours, theirs = wires(4 * SIZE)
+        names = {name: end.vectors.get(name, end.reply) for name in link.memory.tensors}
+        self.asking[link.worker] = asks = WorkerStandIn(
+            end, {n: v for n, v in names.items() if v is not None}, link.variables, link.fragments, ours
+        )
+        says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.fragments, theirs)
+        for wire, hear in ((ours, asks.request), (theirs, says.reply)):
+            threading.Thread(target=self.read, args=(wire, hear), daemon=True).start()
+
+    @staticmethod
+    def read(wire: Connection, hear: Callable[[bytes, int], None]) -> None:
+        with suppress(ConnectionEnded):
+            while True:
+                _, text, count = wire.next()
+                hear(text, count)
+
+    def come_back(self, worker: int, t: int) -> Reply:
+        """As another process on its machine, with a session of its own on either machine."""
+        self.asking[worker].join()
+        ours, theirs = socket.socketpair()
+        near, far = socket.socketpair()
+        self.stood_in[worker]._socket = ours
+        self.admitted.put((worker, theirs))
+        self.links[worker] = link = self.links[worker].with_sockets(worker=near, master=far)
+        self.connect(link, self.stood_in[worker])
+        self.workers[worker]._socket = near
+        self.workers[worker].join(t)
+        return self.workers[worker].collect()
+
+
+def wires(most: int) -> tuple[Connection, Connection]:
+    """Both ends of a connection that has been through its hello."""
+    called: list[socket.socket] = []
+
+    def take() -> None:
+        called.append(listener.accept()[0])
+        answer(called[0], b"secret", 10)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=take)
+        thread.start()
+        caller = call(listener.getsockname(), b"secret", 10)
+        thread.join()
+    return Connection(called[0], 30, most), Connection(caller, 30, most)
+
+
 class VirtualStar(Star):
     """Served event by event."""
 
@@ -162,10 +223,12 @@ def ends(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedM
 
 def star(where: str, method: Method, p: int) -> Star:
     """Of each transport there is; the next one belongs here."""
-    return VirtualStar(method, p) if where == "simulated" else RealStar(method, p, *ends(method, p, where)).begin()
+    if where == "simulated":
+        return VirtualStar(method, p)
+    return (FarStar(method, p) if where == "far" else RealStar(method, p, *ends(method, p, where))).begin()
 
 
-EVERYWHERE = pytest.mark.parametrize("where", ["shared", "staged", "handed out", "simulated"])
+EVERYWHERE = pytest.mark.parametrize("where", ["shared", "staged", "handed out", "far", "simulated"])
 
 
 @EVERYWHERE

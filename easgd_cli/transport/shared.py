@@ -36,6 +36,7 @@ class Link:
     master_socket: socket.socket | None
     variables: tuple[str, ...] = (CENTER,)
     home: str = CENTER  # the variable from which it begins again once it was lost
+    fragments: tuple[int, ...] = (1,)  # how many each variable's vectors are exchanged in
 
     @classmethod
     def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype, *, average: bool = False) -> Link:
@@ -50,7 +51,8 @@ class Link:
         )
         a, b = socket.socketpair()
         memory = SharedTensors.allocate({name: ((size,), dtype) for name in names})
-        return cls(worker, memory, a, b, tuple(method.variables), method.home(worker))
+        fragments = tuple(variable.fragments for variable in method.variables.values())
+        return cls(worker, memory, a, b, tuple(method.variables), method.home(worker), fragments)
 
     def with_sockets(self, worker: socket.socket | None = None, master: socket.socket | None = None) -> Link:
         """The same session of the worker, with these."""
@@ -158,6 +160,11 @@ class SharedWorkerEnd:
     def close(self, t: int) -> None:
         self._send(Kind.CLOSE, t, 0)
         self._socket.close()
+
+    def lose(self) -> None:
+        """Ends without a word, as whoever is killed does."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def _send(self, kind: Kind, t: int, vector: int, to: int = 0, fragment: int = WHOLE) -> None:
         self._asked = _REQUEST.pack(kind, vector, to, fragment, t)

@@ -1,0 +1,65 @@
+"""The processes of a run on many machines, as its launcher has them: all of this machine, some of them stand-ins for
+workers of other machines.
+"""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.launcher.children import Children
+from easgd_cli.launcher.gate import Gate
+from easgd_cli.launcher.parties import Party
+from easgd_cli.launcher.stand_in import StandIn, StandInStart
+from easgd_cli.training.worker import WorkerStart
+
+
+class FarChildren(Children):
+    """Workers from number `here` on are on other machines, which come in by the `gate`. `wait`: seconds that one may be
+    without a host; `where`: a sentence on how to come in.
+    """
+
+    def __init__(self, logs: Path, gate: Gate, here: int, wait: float, silence: float, where: str):
+        super().__init__(logs)
+        self._gate, self._here, self._wait, self._silence, self._where = gate, here, wait, silence, where
+        self._homeless: list[int] = []  # workers whose stand-ins wait for a host
+        self._tickets: dict[int, int] = {}
+
+    def start(self, party: Party, maker: Any, start: Any) -> None:
+        if isinstance(party, int) and party >= self._here:
+            assert isinstance(start, WorkerStart)
+            self._gate.release(party)
+            self._tickets.pop(party, None)
+            if party not in self._homeless:
+                self._homeless.append(party)
+            super().start(party, StandIn, StandInStart.of(start, self._wait, self._silence, self._where))
+        else:
+            super().start(party, maker, start)
+
+    def heard(self, seconds: float) -> list[Party]:
+        self._house()
+        return super().heard(seconds)
+
+    def _house(self) -> None:
+        """Finds hosts for those that have none, and brings those that have come together with their stand-ins."""
+        for worker in list(self._homeless):
+            if self[worker].gone:
+                self._homeless.remove(worker)
+            elif (ticket := self._gate.place(worker)) is None:
+                break
+            else:
+                self._tickets[worker] = ticket
+                self._homeless.remove(worker)
+        for party, child in self.items():
+            if isinstance(party, int) and child.gone:
+                self._gate.release(party)
+        while True:
+            try:
+                arrived = self._gate.arrived.get_nowait()
+            except queue.Empty:
+                return
+            if self._tickets.get(arrived.worker) == arrived.ticket:
+                self.tell(arrived.worker, {"kind": "connection", "host": arrived.host}, arrived.socket)
+            else:
+                arrived.socket.close()
