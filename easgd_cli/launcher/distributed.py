@@ -37,7 +37,7 @@ class Distributed:
     here: int | None = None
     address: str | None = None
     interface: str | None = None
-    wait: float = 120.0
+    wait: float = 300.0
     silence: float = 10.0
     forks: ClassVar[bool] = True
     _listener: socket.socket | None = field(default=None, init=False, repr=False)

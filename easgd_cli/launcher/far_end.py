@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from contextlib import suppress
 
-from easgd_cli.algorithms import EASGD
+import torch
+
 from easgd_cli.launcher.gate import ROLE, WORKER
+from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import SessionEnded
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, call
 from easgd_cli.transport.relay import MasterStandIn
@@ -18,13 +21,11 @@ _SILENCE = 60.0
 
 
 def link_of(worker: int, size: int) -> Link:
-    """A session of vectors [size]; both ends of a link have the same."""
-    import torch
-
-    link = Link.new(worker, EASGD(alpha=0.1), size, torch.float32)
-    for v in link.memory.tensors.values():
+    """A session of one vector [size] and its replies; both ends of a link have the same."""
+    memory = SharedTensors.allocate({name: ((size,), torch.float32) for name in ("x", "reply")})
+    for v in memory.tensors.values():
         v.uniform_()
-    return link
+    return Link(worker, memory, *socket.socketpair())
 
 
 class FarEnd(threading.Thread):
