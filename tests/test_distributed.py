@@ -151,6 +151,45 @@ def test_a_worker_that_is_killed_elsewhere_is_started_again_there_and_one_whose_
     assert summary(tmp_path)["restarts"]["worker_01"] >= 1
 
 
+def test_a_master_that_is_killed_is_followed_by_another_with_the_same_workers(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b = machines(2).hosts
+    run = train(a, tmp_path, "workers=2", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=1500")
+    start(b, tmp_path, "join", "join", where(tmp_path))
+    until(lambda: "training begins" in log(tmp_path), "training")
+    for deaths in (1, 2):
+        masters = until(
+            lambda deaths=deaths: (re.findall(r"master: process (\d+)", log(tmp_path)) + [""])[deaths - 1], "it"
+        )
+        until(lambda: b"\1\0" in (tmp_path / "run" / "exchanges.bin").read_bytes()[-40:], "exchanges from elsewhere")
+        os.kill(int(masters[0]), signal.SIGKILL)
+        until(lambda: log(tmp_path).count("the next master goes on") == deaths, "the next one")
+    assert ended(run, tmp_path, "train") == 0
+    assert set(summary(tmp_path)["steps"].values()) == {1500} and summary(tmp_path)["restarts"] == {"master": 2}
+    replayed(tmp_path)
+
+
+def test_a_run_that_is_interrupted_keeps_what_workers_elsewhere_have_and_goes_on(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b = machines(2).hosts
+    run = train(
+        a, tmp_path, "workers=1", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=400", "launcher.here=0"
+    )
+    start(b, tmp_path, "join", "join", where(tmp_path))
+    until(lambda: "center at step 20:" in log(tmp_path), "twenty steps")
+    os.kill(run.pid, signal.SIGINT)
+    assert ended(run, tmp_path, "train") == 130
+    again = start(a, tmp_path, "train", "train", "resume=run")
+    start(b, tmp_path, "join2", "join", where(tmp_path))
+    assert ended(again, tmp_path, "train") == 0
+    whole = start(a, tmp_path, "whole", "train", *SMALL, *words, "hydra.run.dir=whole")
+    assert ended(whole, tmp_path, "whole") == 0
+    one, other = center(tmp_path / "run"), center(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_machine_joins_in_the_place_of_one_that_is_gone(machines: Callable[[int], Machines], tmp_path: Path) -> None:
     a, b, c = machines(3).hosts
     run = train(

@@ -21,6 +21,7 @@ from easgd_cli.algorithms.base import Seen
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher import fork_server
+from easgd_cli.launcher.far_end import FarEnd
 from easgd_cli.launcher.gate import AGENT, ROLE, WORKER
 from easgd_cli.launcher.processes import Child
 from easgd_cli.record.metrics import worker_name
@@ -56,6 +57,7 @@ class Agent:
         self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
         self._host: Workplace | None = None
         self._filled: dict[int, Place] = {}
+        self._ends: list[FarEnd] = []
 
     def _called(self, wait: float) -> socket.socket:
         """A connection there; whoever listens may come a little later."""
@@ -86,8 +88,8 @@ class Agent:
         finally:
             for place in self._filled.values():
                 place.leave()
-            for place in self._filled.values():
-                place.join()
+            for thread in (*self._filled.values(), *self._ends):
+                thread.join(CONNECT_SECONDS)
             self._connection.close()
 
     def _serve(self, came: list[int]) -> int:
@@ -118,6 +120,9 @@ class Agent:
             taken = {place.slot for place in self._filled.values() if place.is_alive()}
             slot = next((i for i in range(self._places) if i not in taken), 0)
             self._filled[worker] = Place(self._host, worker, int(message["ticket"]), slot)
+        elif kind == "measure":
+            for session in range(int(message["sessions"])):
+                self._ends.append(FarEnd(self._address, self._secret, session, int(message["size"])))
         elif kind == "end":
             tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
             return int(message["exit_code"])

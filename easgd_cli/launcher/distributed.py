@@ -37,7 +37,7 @@ class Distributed:
     here: int | None = None
     address: str | None = None
     interface: str | None = None
-    wait: float = 120.0
+    wait: float = 300.0
     silence: float = 10.0
     forks: ClassVar[bool] = True
     _listener: socket.socket | None = field(default=None, init=False, repr=False)
@@ -72,10 +72,10 @@ class Distributed:
     def begin(self) -> None:
         from easgd_cli.launcher import fork_server
 
-        self._listen()
+        self.listen()
         fork_server.begin()
 
-    def _listen(self) -> tuple[socket.socket, str]:
+    def listen(self) -> tuple[socket.socket, str]:
         """Whom other hosts call, and how that is written. Raises UsageError."""
         if self._listener is None:
             asked, host, port = self._asked()
@@ -110,7 +110,7 @@ class Distributed:
 
         s = experiment.settings
         _refuse(s, self.places_here)
-        listener, where = self._listen()
+        listener, where = self.listen()
         secret = network.secret("launcher.address", listener.getsockname()[0])
         vectors = (experiment.size, str(experiment.dtype).removeprefix("torch."))
         gate = Gate(listener, secret, asdict(s), vectors, self.silence)

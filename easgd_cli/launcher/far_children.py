@@ -13,6 +13,7 @@ from easgd_cli.launcher.gate import Gate
 from easgd_cli.launcher.parties import Party
 from easgd_cli.launcher.stand_in import StandIn, StandInStart
 from easgd_cli.training.worker import WorkerStart
+from easgd_cli.transport.turn import turns
 
 
 class FarChildren(Children):
@@ -25,6 +26,7 @@ class FarChildren(Children):
         self._gate, self._here, self._wait, self._silence, self._where = gate, here, wait, silence, where
         self._homeless: list[int] = []  # workers whose stand-ins wait for a host
         self._tickets: dict[int, int] = {}
+        self._turns = turns()
 
     def start(self, party: Party, maker: Any, start: Any) -> None:
         if isinstance(party, int) and party >= self._here:
@@ -33,7 +35,8 @@ class FarChildren(Children):
             self._tickets.pop(party, None)
             if party not in self._homeless:
                 self._homeless.append(party)
-            super().start(party, StandIn, StandInStart.of(start, self._wait, self._silence, self._where))
+            stands_in = StandInStart.of(start, self._wait, self._silence, self._where, self._turns)
+            super().start(party, StandIn, stands_in)
         else:
             super().start(party, maker, start)
 

@@ -24,6 +24,7 @@ from easgd_cli.transport.base import SessionEnded
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
 from easgd_cli.transport.relay import WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
+from easgd_cli.transport.turn import Turn
 
 _LOOK_UP_SECONDS = 1.0
 _LAST_SECONDS = 10.0  # for the master to hear the worker's last word
@@ -32,7 +33,7 @@ _LAST_SECONDS = 10.0  # for the master to hear the worker's last word
 @dataclass(frozen=True)
 class StandInStart:
     """`link.memory`: the worker's vectors as they are to be; `begin`: what else the worker begins with, as plain data;
-    `wait`: seconds until a host has to be found for it, and `where` that is said.
+    `wait`: seconds until a host has to be found for it, and `where` that is said; `turns`: of all stand-ins.
     """
 
     link: Link
@@ -40,9 +41,10 @@ class StandInStart:
     wait: float
     silence: float
     where: str
+    turns: SharedTensors
 
     @classmethod
-    def of(cls, start: WorkerStart, wait: float, silence: float, where: str) -> StandInStart:
+    def of(cls, start: WorkerStart, wait: float, silence: float, where: str, turns: SharedTensors) -> StandInStart:
         """In the place of the worker that was to begin so."""
         interval, seen = start.interval, start.seen
         begin = {
@@ -51,7 +53,7 @@ class StandInStart:
             "meter": start.meter, "pace": None if start.pace is None else list(start.pace),
             "returns": start.returns, "spared": start.spared,
         }  # fmt: skip
-        return cls(start.link, begin, wait, silence, where)
+        return cls(start.link, begin, wait, silence, where, turns)
 
 
 class StandIn:
@@ -64,7 +66,7 @@ class StandIn:
         self._ready, self._end = threading.Event(), dict[str, Any]()
         sock, self._host = self._connected(start)
         memory = start.link.memory
-        self._connection = Connection(sock, start.silence, memory.nbytes())
+        self._connection = Connection(sock, start.silence, memory.nbytes(), Turn(start.turns))
         for number in (signal.SIGCONT, signal.SIGQUIT):
             signal.signal(number, lambda number, _: self._connection.say({"kind": "signal", "number": number}))
         end = SharedWorkerEnd(start.link, None, self._sessions.get)

@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from enum import IntEnum
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from easgd_cli.errors import why
 from easgd_cli.system.shared_memory import Layout, SharedTensors
+from easgd_cli.transport.turn import LARGE, Turn
 
 _MAGIC = b"easgd-1\n"  # with the version of what follows
 _NONCE = _MAC = 32
@@ -106,11 +107,13 @@ class Connection:
     """One end of a connection that has been through its hello. Whatever is posted is sent by a thread of its own, so
     that nobody waits for the network but who reads from it.
 
-    `silence`: after so many seconds without a byte the other side is gone; `most`: bytes of vectors in one frame.
+    `silence`: after so many seconds without a byte the other side is gone; `most`: bytes of vectors in one frame;
+    `turn`: for large ones that are sent.
     """
 
-    def __init__(self, sock: socket.socket, silence: float, most: int = 0):
+    def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: Turn | None = None):
         self._socket, self._silence, self._left = sock, silence, 0
+        self._turn, self._said = turn, 0.0
         self.most = most
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(silence)
@@ -144,11 +147,18 @@ class Connection:
                     break
                 sort, text, vectors = frame
                 parts = [_bytes(v) for v in vectors]
-                head = _HEAD.pack(sort, len(text), sum(map(len, parts)))
-                self._send_all([memoryview(head + text), *parts])
+                count = sum(map(len, parts))
+                frame_parts = [memoryview(_HEAD.pack(sort, len(text), count) + text), *parts]
+                with self._turn.taken(self._beat) if self._turn and count >= LARGE else nullcontext():
+                    self._send_all(frame_parts)
         except OSError:  # the reader is told
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _beat(self) -> None:
+        """Says that it is there, when it is time to."""
+        if time.monotonic() - self._said > self._silence / _BEATS:
+            self._send_all([memoryview(_HEAD.pack(Sort.ALIVE, 0, 0))])
 
     def _send_all(self, parts: list[memoryview]) -> None:
         while parts:
@@ -157,6 +167,7 @@ class Connection:
                 sent -= len(parts.pop(0))
             if parts:
                 parts[0] = parts[0][sent:]
+        self._said = time.monotonic()
 
     # ---------------------------------------------------------------- in
 
