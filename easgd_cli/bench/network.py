@@ -160,7 +160,9 @@ class _Session:
     def stand_in(self) -> None:
         """Takes the worker's place with the master, which is there by now."""
         end = SharedWorkerEnd(self.link.for_worker())
-        self._asks = WorkerStandIn(end, self.link.memory.tensors, self.link.variables, self.connection)
+        self._asks = WorkerStandIn(
+            end, self.link.memory.tensors, self.link.variables, self.link.fragments, self.connection
+        )
 
     def word(self, text: bytes) -> None:
         """Says it, and waits for the answer, with whatever vector there is in it."""
