@@ -13,9 +13,10 @@ are the lines of one fragment, or of the whole vector. One round of all workers:
 
 With mix = 0 the steps of the meantime are lost, with mix = 1 nothing comes back. The exchange overlaps the gradient of
 the step in which it is made; the other steps of the delay pass here after it, and not while it is on its way. A worker
-that was lost and is back has no r until its next exchange, and nothing is mixed. There is a closing exchange. A fragment's
-first exchange is at its phase, where that is not 0. The paper cuts between layers, here fragments are equally long
-(fragments.py); its quantised messages are not here.
+that was lost and is back has no r until its next exchange, and nothing is mixed. There is a closing exchange.
+
+A fragment's first exchange is at its phase, where that is not 0. The paper cuts between layers, here fragments are
+equally long (fragments.py); its quantised messages are not here.
 """
 
 from __future__ import annotations
