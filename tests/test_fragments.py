@@ -29,6 +29,7 @@ from easgd_cli.experiment import build
 from easgd_cli.record.reader import summary_of
 from easgd_cli.settings.schema import Eval, check
 from easgd_cli.training.drive import ByHand, Turn
+from easgd_cli.transport.base import Reply
 
 TAU, F = 5, 3
 OF_ENTRY = torch.tensor([0, 0, 1, 1, 2, 2, 2])  # seven entries in three fragments
@@ -213,6 +214,10 @@ def test_gossip_publishes_and_takes_in_a_fragment() -> None:
     from test_variables import partner
 
     p, driver = 4, driven(GossipPull(workers=4, seed=5), p=4)
+    publishes = Turn(driver.method, driver.workers[0])
+    assert publishes.exchange is not None and publishes.exchange.fragment == 0
+    publishes.answer(None, Reply(torch.zeros_like(START), 1))
+    assert publishes.exchange is not None and publishes.exchange.message is None and publishes.exchange.fragment == 0
     masked = Masked(p)
     published, order = [START.clone() for _ in range(p)], random.Random(2)
     for _ in range(120):

@@ -32,7 +32,7 @@ from easgd_cli.algorithms.base import WHOLE, Receive, Rule, Variable
 from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import center as centers
-from easgd_cli.training import master as masters
+from easgd_cli.training import serving
 from easgd_cli.training.ledger import ORDER, Ledger
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.variables import Variables, clocks_of
@@ -249,20 +249,20 @@ def script(method: Method) -> tuple[list[Any], dict[str, Tensor], list[int], int
     for ask in asked_of(method):
         for reply in run.exchange(ask):
             replies.append((reply.vector.tolist(), reply.clock, reply.served, reply.t))
-    clocks = run.master._variables.clocks
+    clocks = run.master._serving.variables.clocks
     replies.append(clocks)
     assert [run.noted().clocks(i) for i in range(len(run.fragments))] == [
         clocks_of(clocks, name, n) for name, n in zip(run.method.variables, run.fragments, strict=True)
     ]
     order = run.noted().order(4)
-    assert run.heard + run.master._order == order, "what a master before it has left in the middle is told, too"
+    assert run.heard + run.master._serving.order == order, "what a master before it has left in the middle is told, too"
     return replies, {name: v.clone() for name, v in run.memory.tensors.items()}, order, run.deaths
 
 
 @pytest.fixture(autouse=True)
 def mortal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
-    monkeypatch.setattr(masters, "Ledger", Mortal)
+    monkeypatch.setattr(serving, "Ledger", Mortal)
     monkeypatch.setattr(centers, "BLOCK", BLOCK)
     yield
     MOMENTS.last = -1

@@ -61,7 +61,7 @@ class StreamingDiLoCo(WithLocalStep):
 
     def step(self, w: Worker) -> Rule:
         x = None
-        if w.since == self.delay and w.t > self.delay:
+        if w.since == self.delay:
             share = w.r.any().to(w.r.dtype).mul_(1 - self.mix)  # 0 without r; a GPU works it out, and nobody waits
             x = w.mixed.copy_(w.x).lerp_(w.r, share)
         at = self.local.at(w if x is None else w.at(x))
