@@ -159,12 +159,14 @@ def test_a_master_that_is_killed_is_followed_by_another_with_the_same_workers(
     start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "training begins" in log(tmp_path), "training")
     for deaths in (1, 2):
-        masters = until(
-            lambda deaths=deaths: (re.findall(r"master: process (\d+)", log(tmp_path)) + [""])[deaths - 1], "it"
-        )
+
+        def of(pattern: str, deaths: int = deaths) -> list[str]:
+            return re.findall(pattern, log(tmp_path))[deaths - 1 :]
+
+        master = until(lambda: of(r"master: process (\d+)"), "the master")[0]
         until(lambda: b"\1\0" in (tmp_path / "run" / "exchanges.bin").read_bytes()[-40:], "exchanges from elsewhere")
-        os.kill(int(masters[0]), signal.SIGKILL)
-        until(lambda: log(tmp_path).count("the next master goes on") == deaths, "the next one")
+        os.kill(int(master), signal.SIGKILL)
+        until(lambda: of("the next master goes on"), "the next one")
     assert ended(run, tmp_path, "train") == 0
     assert set(summary(tmp_path)["steps"].values()) == {1500} and summary(tmp_path)["restarts"] == {"master": 2}
     replayed(tmp_path)
@@ -174,9 +176,8 @@ def test_a_run_that_is_interrupted_keeps_what_workers_elsewhere_have_and_goes_on
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
-    run = train(
-        a, tmp_path, "workers=1", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=400", "launcher.here=0"
-    )
+    words = ["workers=1", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=400"]
+    run = train(a, tmp_path, *words, "launcher.here=0")
     start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "center at step 20:" in log(tmp_path), "twenty steps")
     os.kill(run.pid, signal.SIGINT)

@@ -36,7 +36,7 @@ from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds, torchrun
-from easgd_cli.launcher.distributed import followed
+from easgd_cli.launcher.distributed import followed, refuse_sweep
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.system.terminal import tell, with_command
 
@@ -91,6 +91,8 @@ def main(argv: Sequence[str]) -> int:
     if asked.show:
         return _shown_by_hydra(asked)
     if isinstance(planned, plan.Plan):
+        for member in planned.jobs:
+            refuse_sweep(member.settings)
         return sweep.run(planned, asked, command)
     settings = planned.settings
     single_run.checked(settings)

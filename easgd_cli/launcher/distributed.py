@@ -60,8 +60,8 @@ class Distributed:
             raise ValueError(
                 f"launcher.address={self.address} launcher.interface={self.interface}: give one of the two."
             )
-        if self.interface is not None:
-            network.of_interface(self.interface)
+        if world is None or world.rank == 0:
+            self._address()
 
     @property
     def places_here(self) -> int:
@@ -78,18 +78,23 @@ class Distributed:
     def listen(self) -> tuple[socket.socket, str]:
         """Whom other hosts call, and how that is written. Raises UsageError."""
         if self._listener is None:
-            asked, host, port = self._asked()
-            address = network.resolved(asked, host)
-            world = torchrun.world()
-            if world is not None and world.size > world.local_size and network.is_loopback(address):
-                raise UsageError(
-                    f"{asked}: is {address} on this host, which other hosts do not reach; write "
-                    f"launcher.interface=NAME, one of {', '.join(network.interfaces())}."
-                )
-            network.secret(asked, address)
+            asked, address, port = self._address()
             self._listener = network.listener(asked, address, port)
             self._where = "{}:{}".format(*self._listener.getsockname())
         return self._listener, self._where
+
+    def _address(self) -> tuple[str, str, int]:
+        """What says where to listen, the address and the port. Raises UsageError."""
+        asked, host, port = self._asked()
+        address, world = network.resolved(asked, host), torchrun.world()
+        if world is not None and world.size > world.local_size and network.is_loopback(address):
+            raise UsageError(
+                f"{asked}: is {address} on this host, which other hosts do not reach; write launcher.interface=NAME, "
+                f"one of {', '.join(network.interfaces())}."
+            )
+        network.check_own(asked, address)
+        network.secret(asked, address)
+        return asked, address, port
 
     def _asked(self) -> tuple[str, str, int]:
         """What says where to listen, the host and the port."""
@@ -155,6 +160,15 @@ def _refuse(s: Settings, here: int) -> None:
                 f"launcher=distributed {group}={target.removeprefix(targets.HANDED)}: what is handed over in Python "
                 "does not reach other hosts; put it into a module, and name it as module:callable."
             )
+
+
+def refuse_sweep(s: Settings) -> None:
+    """Raises UsageError for a job of a sweep that is on many machines: its hosts would leave with the first job."""
+    if s.launcher["target"] == f"{__name__}:Distributed":
+        raise UsageError(
+            "launcher=distributed: hosts join one run and leave with it, so there are no sweeps on many machines yet; "
+            "start the runs one after another."
+        )
 
 
 def followed(s: Settings) -> World | None:

@@ -70,9 +70,13 @@ def listener(asked: str, address: str, port: int) -> socket.socket:
             raise UsageError(
                 f"{asked}: something listens at that port already; give another, or 0 for a free one."
             ) from e
-        if e.errno == errno.EADDRNOTAVAIL:
-            raise UsageError(f"{asked}: is no address of this machine, which has {_said(interfaces())}.") from e
         raise UsageError(f"{asked}: nobody can listen there ({why(e)}); give another address.") from e
+
+
+def check_own(asked: str, address: str) -> None:
+    """Raises UsageError for an address that this machine has not."""
+    if not is_loopback(address) and address not in (there := interfaces()).values():
+        raise UsageError(f"{asked}: is no address of this machine, which has {_said(there)}.")
 
 
 def _said(there: dict[str, str]) -> str:
