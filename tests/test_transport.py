@@ -20,13 +20,16 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, Method
-from easgd_cli.algorithms.base import WHOLE, Seen
+from easgd_cli.algorithms.base import WHOLE, Seen, Worker
 from easgd_cli.algorithms.fragments import InFragments
+from easgd_cli.algorithms.schedule import Constant
+from easgd_cli.algorithms.wire import WIRES, OnTheWire
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training import drive
 from easgd_cli.training.center import Center
 from easgd_cli.transport.base import Kind, Mark, MasterEnd, Reply, SessionEnded, Withdrawn, WorkerEnd
-from easgd_cli.transport.connection import Connection, ConnectionEnded, answer, call
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort, answer, call
 from easgd_cli.transport.on_device import Handed, hand_out
 from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
@@ -123,9 +126,9 @@ class FarStar(RealStar):
         ours, theirs = wires(4 * SIZE)
         names = {name: end.vectors.get(name, end.reply) for name in link.memory.tensors}
         self.asking[link.worker] = asks = WorkerStandIn(
-            end, {n: v for n, v in names.items() if v is not None}, link.variables, link.fragments, ours
+            end, {n: v for n, v in names.items() if v is not None}, link.variables, link.packing, ours
         )
-        says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.fragments, theirs)
+        says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.packing, theirs)
         for wire, hear in ((ours, asks.request), (theirs, says.reply)):
             threading.Thread(target=self.read, args=(wire, hear), daemon=True).start()
 
@@ -286,6 +289,54 @@ def test_a_message_of_a_fragment_leaves_every_bit_of_the_others(where: str) -> N
         assert run.events.now == pytest.approx(4 / 3 + 1 + 5 * 0.75)
     w.close(9)
     run.wait()
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize("name", ["bf16", "fp16", "int8"])
+def test_what_crosses_in_fewer_bits_is_what_was_rounded(
+    name: str, fragments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine center and worker get the numbers that they get on one; the bytes are those of `nbytes`."""
+    inner: Method = EASGD(alpha=0.3)
+    if fragments > 1:
+        inner = InFragments(inner, (inner,) * fragments)
+    wire = WIRES[name]
+    assert wire is not None
+    method = OnTheWire(inner, wire, seed=4)
+    crossed: list[int] = []
+    post = Connection.post
+
+    def noted(connection: Connection, sort: Sort, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
+        crossed.extend(v.nbytes for v in vectors)
+        post(connection, sort, text, vectors)
+
+    monkeypatch.setattr(Connection, "post", noted)
+    found = {}
+    for where in ("shared", "far"):
+        run = star(where, method, 2)
+        torch.manual_seed(3)
+        for t in range(6):
+            end = run.workers[t % 2]
+            end.vectors["x"].normal_()
+            w = Worker(end.vectors, fragments, Constant(0.1), t, t % 2)
+            drive.take_step(method, w, StillGradients(), end)
+            found.setdefault(where, []).append(w.x.clone())
+        for w in run.workers:
+            w.close(6)
+        run.wait()
+        found[where].append(run.center.vectors["x"].clone())
+    assert all(torch.equal(a, b) for a, b in zip(found["shared"], found["far"], strict=True))
+    assert sum(crossed) == pytest.approx(12 * wire.nbytes(SIZE) / fragments, rel=0.01)
+
+
+class StillGradients:
+    """Of a function that is flat."""
+
+    def load(self, worker: int, t: int) -> None:
+        pass
+
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(x), torch.zeros(())
 
 
 @pytest.mark.parametrize("where", ["shared", "staged", "handed out"])

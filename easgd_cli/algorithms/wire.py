@@ -12,8 +12,9 @@ stay equal. What lies beside its owner takes no way and is not rounded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.algorithms.base import WHOLE, Courier, Exchange, Rule, Worker, fragment_ends
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 SHARING = 1024  # entries of int8 that share one power of two
 _BLOCK = 64 * SHARING  # entries at a time, which stay in the cache
 _FLOAT32 = 24  # significant bits; x / ulp and u together have no more, so that their sum is exact
+_LEAST_ULP = 2.0**-126  # the least power of two that is a normal number of 16 bits
+_TYPES = {"bf16": "bfloat16", "fp16": "float16"}  # of torch's
 _ALL = 1 << 40  # in place of a worker's number, where what is drawn is the same for all
 
 
@@ -42,7 +45,33 @@ class Wire:
 
     def nbytes(self, size: int) -> int:
         """Of a vector of that many entries, on the wire."""
-        return 2 * size if self.bits is not None else size + -(-size // SHARING)
+        return 2 * size if self.bits is not None else size + 2 * -(-size // SHARING)
+
+    def room(self, x: Tensor) -> list[Tensor]:
+        """Tensors that hold x [d] as it is sent."""
+        import torch
+
+        if self.bits is not None:
+            return [torch.empty(x.shape, dtype=getattr(torch, _TYPES[self.name]))]
+        shared = torch.empty(-(-x.numel() // SHARING), dtype=torch.bfloat16)
+        return [shared, torch.empty(x.shape, dtype=torch.int8)]
+
+    def encoded(self, x: Tensor) -> list[Tensor]:
+        """x [d], which has been rounded, as it is sent."""
+        into = self.room(x)
+        if self.bits is None:
+            ulp = self._shared_ulp(x)
+            into[0].copy_(ulp[::SHARING])
+            into[1].copy_(x / ulp)
+        else:
+            into[0].copy_(x)
+        return into
+
+    def decode(self, sent: Sequence[Tensor], out: Tensor) -> None:
+        """Writes into `out` [d] what `sent` holds."""
+        out.copy_(sent[-1])
+        if self.bits is None:
+            out.mul_(sent[0].to(out.dtype).repeat_interleave(SHARING)[: out.numel()])
 
     def round(self, x: Tensor, out: Tensor, generator: Generator) -> None:
         """`out` [d] is x [d] rounded. On a CPU in blocks; a GPU's launches would cost more than its arithmetic."""
@@ -64,7 +93,7 @@ class Wire:
         together.view(-1)[: x.numel()] = x.abs()
         needed = together.amax(1).div_(127)
         below = _power_below(needed)
-        ulp = below.mul_(1 + (needed > below)).masked_fill_(needed == 0, 1.0)
+        ulp = below.mul_(1 + (needed > below)).clamp_(min=_LEAST_ULP)
         return ulp[:, None].expand(-1, SHARING).reshape(-1)[: x.numel()]
 
 
@@ -82,6 +111,28 @@ WIRES: Mapping[str, Wire | None] = {
     "fp16": Wire("fp16", 11, -14, 65504.0),
     "int8": Wire("int8"),
 }
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What is drawn for whom: of each variable, by its place, whether it takes `rounds`, and its `owners`."""
+
+    wire: Wire
+    seed: int
+    rounds: tuple[bool, ...]
+    owners: tuple[int | None, ...]
+
+    def beside(self, worker: int, place: int) -> bool:
+        """Whether what they exchange takes no way."""
+        return self.owners[place] == worker
+
+    def round(self, x: Tensor, out: Tensor, worker: int, t: int, place: int, *, way: int) -> None:
+        """`out` [d] is x [d], rounded as it is at the worker's clock t on its way to that variable (0), or back (1)."""
+        import torch
+
+        drawn = _ALL if way and self.rounds[place] else worker
+        z = key(self.seed, WIRE, drawn, (t * len(self.rounds) + place) * 2 + way)
+        self.wire.round(x, out, torch.Generator(x.device).manual_seed(z))
 
 
 @dataclass(frozen=True)
@@ -112,21 +163,34 @@ class OnTheWire(Wrapped):
     def _carried(self, rule: Rule, w: Worker) -> Rule:
         return relayed(rule, lambda ask: self._sent(w, ask), lambda ask, given: self._arrived(w, ask, given))
 
+    @cached_property
+    def rounding(self) -> Rounding:
+        """What it draws."""
+        variables = self.variables.values()
+        return Rounding(self.wire, self.seed, tuple(v.in_rounds for v in variables), tuple(v.owner for v in variables))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.variables)}
+
     def _sent(self, w: Worker, ask: Any) -> Any:
-        if not isinstance(ask, Exchange) or ask.message is None or self._beside(w, ask.to):
+        if not isinstance(ask, Exchange) or ask.message is None:
             return ask
-        entries = self._entries(ask, ask.message.numel())
-        self.wire.round(ask.message[entries], w.sent[entries], self._drawn(w, ask.to, 0, w.number))
-        return Exchange(w.sent, ask.to, ask.fragment)
+        return Exchange(w.sent, ask.to, ask.fragment) if self._rounded(w, ask, ask.message, w.sent, 0) else ask
 
     def _arrived(self, w: Worker, ask: Any, given: Tensor | None) -> Tensor | None:
-        if not isinstance(ask, Exchange) or given is None or self._beside(w, ask.to):
+        if not isinstance(ask, Exchange) or given is None:
             return given
-        drawn = _ALL if self.variables[ask.to].in_rounds else w.number
-        entries = self._entries(ask, given.numel())
-        self.wire.round(given[entries], w.arrived[entries], self._drawn(w, ask.to, 1, drawn))
-        arrived: Tensor = w.arrived
-        return arrived
+        return w.arrived if self._rounded(w, ask, given, w.arrived, 1) else given
+
+    def _rounded(self, w: Worker, ask: Exchange, x: Tensor, out: Tensor, way: int) -> bool:
+        """Rounds what of x [d] takes a way; whether anything does."""
+        place = self._places[ask.to]
+        if self.rounding.beside(w.number, place):
+            return False
+        entries = self._entries(ask, x.numel())
+        self.rounding.round(x[entries], out[entries], w.number, w.t, place, way=way)
+        return True
 
     def _entries(self, ask: Exchange, size: int) -> slice:
         """Those of a vector [size] that are sent."""
@@ -134,13 +198,3 @@ class OnTheWire(Wrapped):
             return slice(None)
         ends = (0, *fragment_ends(size, self.variables[ask.to].fragments))
         return slice(ends[ask.fragment], ends[ask.fragment + 1])
-
-    def _beside(self, w: Worker, variable: str) -> bool:
-        return self.variables[variable].owner == w.number
-
-    def _drawn(self, w: Worker, variable: str, way: int, worker: int) -> Generator:
-        import torch
-
-        place = list(self.variables).index(variable)
-        z = key(self.seed, WIRE, worker, (w.t * len(self.variables) + place) * 2 + way)
-        return torch.Generator(w.x.device).manual_seed(z)

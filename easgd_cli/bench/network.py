@@ -161,7 +161,7 @@ class _Session:
         """Takes the worker's place with the master, which is there by now."""
         end = SharedWorkerEnd(self.link.for_worker())
         self._asks = WorkerStandIn(
-            end, self.link.memory.tensors, self.link.variables, self.link.fragments, self.connection
+            end, self.link.memory.tensors, self.link.variables, self.link.packing, self.connection
         )
 
     def word(self, text: bytes) -> None:

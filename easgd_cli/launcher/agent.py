@@ -227,7 +227,7 @@ class Place(threading.Thread):
         assert link.worker_socket is not None
         link.worker_socket.close()
         tell(f"worker {self._worker} runs here, process {child.process.pid}")
-        says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.fragments, connection)
+        says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.packing, connection)
         threading.Thread(target=self._listen, args=(connection, child, says), daemon=True).start()
         try:
             done = self._pass_on(connection, child, log)

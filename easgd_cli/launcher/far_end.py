@@ -48,7 +48,7 @@ class FarEnd(threading.Thread):
                 connection.close()
 
     def _serve(self, connection: Connection, link: Link) -> None:
-        says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.fragments, connection)
+        says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.packing, connection)
         worker, x = SharedWorkerEnd(link.for_worker()), link.memory["x"]
         while True:
             sort, text, count = connection.next()

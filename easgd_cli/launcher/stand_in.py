@@ -70,7 +70,7 @@ class StandIn:
         for number in (signal.SIGCONT, signal.SIGQUIT):
             signal.signal(number, lambda number, _: self._connection.say({"kind": "signal", "number": number}))
         end = SharedWorkerEnd(start.link, None, self._sessions.get)
-        self._asks = WorkerStandIn(end, memory.tensors, start.link.variables, start.link.fragments, self._connection)
+        self._asks = WorkerStandIn(end, memory.tensors, start.link.variables, start.link.packing, self._connection)
         # one that comes back takes everything from the center
         held = {} if start.begin["returns"] else {n: v for n, v in memory.tensors.items() if v.any()}
         self._connection.say({"kind": "begin", **start.begin}, SharedTensors.of(held) if held else None)

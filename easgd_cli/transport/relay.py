@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from easgd_cli.algorithms.base import WHOLE, fragment_ends
+from easgd_cli.algorithms.base import WHOLE
 from easgd_cli.transport.base import PULL, Kind, Mark, MasterEnd, Request, SessionEnded, Withdrawn
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
+from easgd_cli.transport.packing import Packing
 from easgd_cli.transport.shared import SharedWorkerEnd
 
 _REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
@@ -30,13 +31,10 @@ _ASKING = (*_EXCHANGES, Kind.JOIN)
 
 
 class MasterStandIn:
-    """On the worker's machine, in the master's place: passes on what the one worker of this `end` asks for.
+    """On the worker's machine, in the master's place: passes on what the one worker of this `end` asks for."""
 
-    `fragments`: how many each variable's vectors are exchanged in.
-    """
-
-    def __init__(self, end: MasterEnd, fragments: Sequence[int], connection: Connection):
-        self._end, self._connection, self._fragments = end, connection, fragments
+    def __init__(self, end: MasterEnd, packing: Packing, connection: Connection):
+        self._end, self._connection, self._packing = end, connection, packing
         self._asked: Request | None = None  # what has no reply yet
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -44,14 +42,13 @@ class MasterStandIn:
     def _serve(self) -> None:
         while self._end.open:
             for request in self._end.requests(None):
-                message = None
+                sent: Sequence[Tensor] = ()
                 if request.kind in _ASKING:
                     self._asked = request
-                if request.kind in _EXCHANGES:
-                    message, _ = self._end.lent(request)
-                    message = None if message is None else _sent(message, request, self._fragments)
+                if request.kind in _EXCHANGES and (message := self._end.lent(request)[0]) is not None:
+                    sent = self._packing.packed(message, request)
                 text = _REQUEST.pack(request.kind, request.vector, request.to, request.fragment, request.t)
-                self._connection.post(Sort.REQUEST, text, [] if message is None else [message])
+                self._connection.post(Sort.REQUEST, text, sent)
 
     def reply(self, text: bytes, count: int) -> None:
         """A reply has come; `count`: bytes of its vector. Raises ConnectionEnded."""
@@ -60,7 +57,7 @@ class MasterStandIn:
             raise ConnectionEnded("it said what nobody says who keeps to the rules")
         clock, served, t, mark = _REPLY.unpack(text)
         if count:
-            self._connection.fill([_sent(self._end.lent(request)[1], request, self._fragments)])
+            _receive(self._connection, self._packing, self._end.lent(request)[1], request)
         self._end.reply(request, clock, served, Mark(mark), t)
 
     def join(self) -> None:
@@ -72,14 +69,14 @@ class WorkerStandIn:
     """On the master's machine, in the worker's place: asks the master for what comes on the connection.
 
     `vectors`: the worker's, by name, as they lie on this machine, in the order of its own; `variables`: those of the
-    method, and in how many `fragments` each one's vectors are exchanged.
+    method.
     """
 
     def __init__(
-        self, end: SharedWorkerEnd, vectors: Mapping[str, Tensor], variables: Sequence[str], fragments: Sequence[int],
+        self, end: SharedWorkerEnd, vectors: Mapping[str, Tensor], variables: Sequence[str], packing: Packing,
         connection: Connection,
     ):  # fmt: skip
-        self._end, self._connection, self._variables, self._fragments = end, connection, variables, fragments
+        self._end, self._connection, self._variables, self._packing = end, connection, variables, packing
         self._vectors = list(vectors.values())
         self._asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._free = threading.Event()  # whether no reply is awaited
@@ -94,11 +91,13 @@ class WorkerStandIn:
             request = Request(-1, Kind(kind), t, vector, to, fragment)
             lent = self._vectors[vector] if vector != PULL and kind in _EXCHANGES else None
             assert self._free.is_set() and to < max(1, len(self._variables)) and vector >= PULL
-            assert WHOLE <= fragment < max(1, self._fragments[to] if self._fragments else 1)
+            assert WHOLE <= fragment < max(1, *self._packing.fragments[to : to + 1])
         except (struct.error, ValueError, IndexError, AssertionError) as e:
             raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
-        lent = None if lent is None else _sent(lent, request, self._fragments)
-        self._connection.fill([] if lent is None else [lent])  # the message is whole before the master hears of it
+        if lent is not None:
+            _receive(self._connection, self._packing, lent, request)  # whole, before the master hears of it
+        else:
+            self._connection.fill([])
         if kind in _ASKING:
             self._free.clear()
         self._asked.put(request)
@@ -133,7 +132,7 @@ class WorkerStandIn:
         try:
             reply = self._end.collect()
             text = _REPLY.pack(reply.clock, reply.served, reply.t, reply.mark)
-            vectors = [] if reply.mark is Mark.AWAY else [_sent(reply.vector, request, self._fragments)]
+            vectors = [] if reply.mark is Mark.AWAY else self._packing.packed(reply.vector, request, reply=True)
         except Withdrawn:
             text, vectors = _REPLY.pack(0, 0, 0, Mark.WITHDRAWN), []
         self._free.set()  # before it is sent: the next request is the answer to it
@@ -144,9 +143,8 @@ class WorkerStandIn:
         self._thread.join(seconds)
 
 
-def _sent(v: Tensor, request: Request, fragments: Sequence[int]) -> Tensor:
-    """What of this vector goes over the network."""
-    if request.fragment == WHOLE:
-        return v
-    ends = (0, *fragment_ends(v.numel(), fragments[request.to]))
-    return v[ends[request.fragment] : ends[request.fragment + 1]]
+def _receive(connection: Connection, packing: Packing, v: Tensor, request: Request) -> None:
+    """Reads what has been sent of a vector [d] into it. Raises ConnectionEnded."""
+    room = packing.room(v, request)
+    connection.fill(room)
+    packing.unpack(room, v, request)

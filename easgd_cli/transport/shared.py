@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import CENTER, WHOLE, Method
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, SessionEnded, Withdrawn, index_of
+from easgd_cli.transport.packing import Packing
 
 _REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
 _REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
@@ -36,7 +37,7 @@ class Link:
     master_socket: socket.socket | None
     variables: tuple[str, ...] = (CENTER,)
     home: str = CENTER  # the variable from which it begins again once it was lost
-    fragments: tuple[int, ...] = (1,)  # how many each variable's vectors are exchanged in
+    packing: Packing = field(default=Packing(0))  # for the network, where one lies between
 
     @classmethod
     def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype, *, average: bool = False) -> Link:
@@ -51,8 +52,8 @@ class Link:
         )
         a, b = socket.socketpair()
         memory = SharedTensors.allocate({name: ((size,), dtype) for name in names})
-        fragments = tuple(variable.fragments for variable in method.variables.values())
-        return cls(worker, memory, a, b, tuple(method.variables), method.home(worker), fragments)
+        packing = Packing.of(method, worker)
+        return cls(worker, memory, a, b, tuple(method.variables), method.home(worker), packing)
 
     def with_sockets(self, worker: socket.socket | None = None, master: socket.socket | None = None) -> Link:
         """The same session of the worker, with these."""
