@@ -736,27 +736,27 @@ def test_who_is_first_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     of_a_grid(root)
     c = compared(root, levels=[50.0, 10.0])
     two, four = grid.cells(c, ["workers", "delta"], "seconds")
-    assert (two.at, two.name(0), two.name(1)) == ((2, 0.5), "algo=easgd tau=4", "algo=downpour tau=4")
+    assert (two.at, two.name(0), two.name(1)) == ((2, 0.5), "easgd tau=4", "downpour tau=4")
     assert [took.mean for _, took in two.ranking] == [1.5, 3.0] and two.margin == 1 and two.apart
-    assert (four.name(0), four.name(1)) == ("algo=downpour", "nobody")
+    assert (four.name(0), four.name(1)) == ("downpour", "nobody")
     steps = grid.cells(c, ["workers", "delta"], "steps")
     assert [took.mean for _, took in steps[0].ranking] == [30.0, 60.0]
     told = grid.result(c, ["workers", "delta"], "seconds")
     assert told.rows[0] == [
         "2",
         "0.5",
-        "algo=easgd tau=4",
+        "easgd tau=4",
         "1.50 ± 0.71",
-        "algo=downpour tau=4",
+        "downpour tau=4",
         "3 ± 0",
         "100 %",
         "yes",
     ]
-    assert told.rows[1] == ["4", "0.5", "algo=downpour", "3 ± 0", "nobody", "-", "-", "-"]
+    assert told.rows[1] == ["4", "0.5", "downpour", "3 ± 0", "nobody", "-", "-", "-"]
     assert main(["report", str(root), "--levels", "10", "--grid", "workers,delta"]) == 0
     assert "First at 10 % test error, by seconds" in capsys.readouterr().out
     drawn = (root / "report" / "grid.svg").read_text()
-    assert "algo=easgd tau=4" in drawn and "100 % before" in drawn
+    assert "easgd tau=4" in drawn and "100 % before" in drawn
     assert main(["report", str(root), "--levels", "10"]) == 0 and not (root / "report" / "grid.svg").exists()
 
 

@@ -66,14 +66,19 @@ def cells(c: Comparison, keys: Sequence[str], x: str) -> list[Cell]:
 def _cell(c: Comparison, keys: Sequence[str], x: str, those: Sequence[Configuration]) -> Cell:
     differ = [k for k in c.told_apart if k not in keys and len({repr(of.values[k]) for of in those}) > 1]
     texts = [k for k in differ if any(isinstance(of.values[k], str) for of in c.configurations) and k != "tau"]
-    names = {id(of): label({k: of.values[k] for k in differ}) or of.label for of in those}
-    kinds = {id(of): label({k: of.values[k] for k in texts}) or names[id(of)] for of in those}
+    names = {id(of): _said({k: of.values[k] for k in differ}) or of.label for of in those}
+    kinds = {id(of): _said({k: of.values[k] for k in texts}) or names[id(of)] for of in those}
     took = [(of, s) for of in those if (s := _took(c, of, x)) is not None and s.n == s.of]
     best: dict[str, tuple[Configuration, Spread]] = {}
     for of, spread in sorted(took, key=lambda found: found[1].mean):
         best.setdefault(kinds[id(of)], (of, spread))
     first, second = (those[0].setting(key) for key in keys)
     return Cell((first, second), list(best.values()), names, kinds)
+
+
+def _said(values: dict[str, Any]) -> str:
+    """A method by its name alone, which says that it is one."""
+    return label(values).removeprefix("algo=")
 
 
 def _took(c: Comparison, of: Configuration, x: str) -> Spread | None:
