@@ -250,6 +250,22 @@ def test_when_the_masters_machine_is_gone_nothing_stays_on_the_others(
     until(lambda: not Path(f"/proc/{pid}").exists(), "the end of its worker")
 
 
+def test_the_links_to_another_machine_are_measured(machines: Callable[[int], Machines], tmp_path: Path) -> None:
+    """On a cable of a known rate, which no figure exceeds."""
+    of = machines(2)
+    a, b = of.hosts
+    of.limit("100mbit")
+    words = ["bench", "network", f"launcher.address={a.address}:0", "model=small", "--step", "0.05", "--windows", "1"]
+    bench = start(a, tmp_path, "train", *words, "--json", "found.json")
+    joined = start(b, tmp_path, "join", "join", where(tmp_path))
+    assert (ended(bench, tmp_path, "train"), ended(joined, tmp_path, "join")) == (0, 0)
+    assert said(tmp_path, "train", r"MB/s up, [\d.]+ MB/s down; an exchange of [\d,]+ floats takes")
+    assert said(tmp_path, "train", r"tau=\d+: an exchange that is not hidden takes at most 5 %")
+    one, two = json.loads((tmp_path / "found.json").read_text())
+    assert 0 < one["peer"] < 100  # megabytes a second: beyond what the cable carries, with room for its bucket
+    assert one["ratio"] > 0 and two["ratio"] > 0
+
+
 def test_torchrun_on_two_machines(machines: Callable[[int], Machines], tmp_path: Path) -> None:
     """One command on each; workers are as many as processes, and each machine has its own."""
     hosts = machines(2).hosts

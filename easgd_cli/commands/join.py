@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.torchrun import World
 from easgd_cli.system import network
 from easgd_cli.system.terminal import help_text, tell
@@ -48,23 +49,30 @@ def main(argv: Sequence[str]) -> int:
         except (ValueError, OverflowError, AssertionError) as e:
             raise UsageError(f"join {word}: is a number, such as {key}=2.") from e
         places, wait = (int(number), wait) if key == "workers" else (places, number)
-    return _take_part(address, places, wait)
+    _take_part(address, places, wait)
 
 
 def follow(world: World) -> int:
     """What a process of torchrun does that is not the first: one of each host takes part, for all of them."""
     if world.local_rank != 0:
         return 0
-    return _take_part(world.found(300.0), world.local_size, _WAIT_SECONDS)
+    _take_part(world.found(300.0), world.local_size, _WAIT_SECONDS)
 
 
-def _take_part(where: str, places: int | None, wait: float) -> int:
+def _take_part(where: str, places: int | None, wait: float) -> NoReturn:
+    """Ends the process with the run's exit status."""
     host, port = network.split("join ", where)
     address = network.resolved(f"join {where}", host)
     secret = network.secret(f"join {where}", address)
     from easgd_cli.launcher import agent  # here, since it loads torch
 
-    return agent.Agent((address, port), secret, places or agent.usual_places(), wait, _prepared).run()
+    try:
+        status = agent.Agent((address, port), secret, places or agent.usual_places(), wait, _prepared).run()
+    except (UsageError, RunError) as e:
+        tell(str(e))
+        status = 2 if isinstance(e, UsageError) else 1
+    sys.stdout.flush()
+    os._exit(status)  # the interpreter's own ending would break off threads that are giving vectors back
 
 
 def _prepared(settings: dict[str, Any]) -> Experiment:
