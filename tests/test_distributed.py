@@ -111,6 +111,11 @@ def test_workers_on_two_machines_make_one_run_whose_record_gives_its_center(
     told = summary(tmp_path)
     assert told["status"] == "completed" and told["exchanges"] == 3 * 12
     assert told["steps"] == {"worker_00": 60, "worker_01": 60, "worker_02": 60}
+    [(host, link)] = told["links"].items()
+    size = told["parameters"] * 4
+    assert host.endswith(f"({b.address})") and link["workers"] == [1, 2]
+    # each message and each reply, and beside them what workers say of their state at the end
+    assert 24 * size <= link["bytes_up"] < 40 * size and 24 * size <= link["bytes_down"] < 30 * size
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {row["party"] for row in rows} >= {"worker_00", "worker_01", "worker_02", "center"}
     assert "process" in (tmp_path / "run" / "logs" / "worker_02.log").read_text()
@@ -131,7 +136,7 @@ def test_one_worker_on_another_machine_is_one_here_bit_for_bit(
     assert far.keys() == near.keys() and all(torch.equal(far[name], near[name]) for name in far)
 
 
-def test_a_worker_that_is_killed_elsewhere_is_started_again_there_and_one_whose_machine_is_gone_is_lost(
+def test_a_worker_elsewhere_that_is_stopped_is_told_of_killed_is_started_again_and_without_its_machine_is_lost(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
@@ -140,6 +145,10 @@ def test_a_worker_that_is_killed_elsewhere_is_started_again_there_and_one_whose_
     start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "training begins" in log(tmp_path), "training")
     pid = int(until(lambda: said(tmp_path, "join", r"worker 1 runs here, process (\d+)"), "worker 1")[1])
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: "its process is stopped, and SIGCONT lets it go on" in log(tmp_path), "the news that it is stopped")
+    os.kill(pid, signal.SIGCONT)
+    until(lambda: "worker 1 goes on after" in log(tmp_path), "the news that it goes on")
     os.kill(pid, signal.SIGKILL)
     until(lambda: "worker 1 died (killed by SIGKILL); it is started again" in log(tmp_path), "the news of its end")
     until(lambda: "worker 1 is back" in log(tmp_path), "its return")

@@ -73,6 +73,12 @@ class Costs:
         )
 
 
+def simulated(costs: Costs) -> str:
+    """The settings of a virtual cluster with such links."""
+    rates = ",".join(f"{4 * costs.size / seconds:.0f}" for seconds in (costs.up, costs.down))
+    return f"launcher=simulated launcher.latency={costs.round_trip / 2:.6f} launcher.bandwidth=[{rates}]"
+
+
 def proposed(costs: Costs, step: float, share: float, workers: int) -> str:
     """The tau with which exchanges that are not hidden take that share of a worker's time, whose local step takes
     `step` seconds, and below which the master's link is full.

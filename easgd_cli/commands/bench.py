@@ -303,6 +303,7 @@ def _network(asked: _Asked) -> Iterator[Row]:
     known = secret("launcher.address", listener.getsockname()[0])
     for costs in links.run(listener, known, int(numbers["--hosts"]), size, _windows(asked), launcher.wait):
         print(printable(costs.line()))
+        print(links.simulated(costs))
         if numbers["--step"]:
             print(links.proposed(costs, numbers["--step"], numbers["--share"], s.workers))
         yield from costs.rows()

@@ -24,6 +24,7 @@ from easgd_cli.launcher import fork_server
 from easgd_cli.launcher.far_end import FarEnd
 from easgd_cli.launcher.gate import AGENT, ROLE, WORKER
 from easgd_cli.launcher.processes import Child
+from easgd_cli.launcher.standstill import state_of
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system import interruption
@@ -39,6 +40,7 @@ CONNECT_SECONDS = 10.0  # for one attempt
 _AGAIN_SECONDS = 0.5  # between two
 _LEAVING_SECONDS = 10.0  # a signal goes to all hosts of a run: how long it may take to end for that reason
 _LOOK_UP_SECONDS = 0.5
+_STATE_SECONDS = 1.0  # between two words on what a worker's process does
 
 
 class Agent:
@@ -242,7 +244,7 @@ class Place(threading.Thread):
 
     def _pass_on(self, connection: Connection, child: Child, log: Path) -> bool:
         """Says what the worker says, until it has ended; whether it has said all it had to."""
-        done, read = False, 0
+        done, read, looked = False, 0, 0.0
         while not self._leaves.is_set():
             ended = child.process.ended
             try:
@@ -255,6 +257,9 @@ class Place(threading.Thread):
             read = _say_log(connection, log, read)
             if ended:
                 break
+            if time.monotonic() - looked >= _STATE_SECONDS and (state := state_of(child.process.pid)) is not None:
+                looked = time.monotonic()
+                connection.say({"kind": "process", "letter": state.letter, "ticks": state.ticks})
             with self._posting, suppress(ChannelClosed):
                 child.channel.flush()
             watched: list[Any] = [child.process.sentinel, self._woken, *([] if done else [child.channel])]

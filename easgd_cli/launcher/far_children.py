@@ -5,13 +5,15 @@ workers of other machines.
 from __future__ import annotations
 
 import queue
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.launcher.children import Children
+from easgd_cli.launcher.children import Children, Message
 from easgd_cli.launcher.gate import Gate
 from easgd_cli.launcher.parties import Party
 from easgd_cli.launcher.stand_in import StandIn, StandInStart
+from easgd_cli.launcher.standstill import State
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.turn import turns
 
@@ -27,18 +29,47 @@ class FarChildren(Children):
         self._homeless: list[int] = []  # workers whose stand-ins wait for a host
         self._tickets: dict[int, int] = {}
         self._turns = turns()
+        self._states: dict[int, State | None] = {}
+        self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
 
     def start(self, party: Party, maker: Any, start: Any) -> None:
         if isinstance(party, int) and party >= self._here:
             assert isinstance(start, WorkerStart)
             self._gate.release(party)
             self._tickets.pop(party, None)
+            self._states.pop(party, None)
             if party not in self._homeless:
                 self._homeless.append(party)
             stands_in = StandInStart.of(start, self._wait, self._silence, self._where, self._turns)
             super().start(party, StandIn, stands_in)
         else:
             super().start(party, maker, start)
+
+    def listen(self, party: Party) -> Iterator[Message]:
+        for message, enclosed in super().listen(party):
+            if isinstance(party, int) and message["kind"] == "process":
+                self._states[party] = State(str(message["letter"]), int(message["ticks"]))
+            elif isinstance(party, int) and message["kind"] == "link":
+                self._links[self._tickets.get(party, -1)] = {**message, "worker": party}
+            else:
+                yield message, enclosed
+
+    def state(self, party: Party) -> State | None:
+        """Of a worker elsewhere its own, not its stand-in's."""
+        return self._states.get(party) if isinstance(party, int) and party >= self._here else super().state(party)
+
+    def facts(self) -> dict[str, Any]:
+        """What the links to each host have carried: bytes of vectors, and bytes a second while they were on their
+        way.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for host in sorted({str(link["host"]) for link in self._links.values()}):
+            there = [link for link in self._links.values() if link["host"] == host]
+            found[host] = {"workers": sorted({link["worker"] for link in there})}
+            for way in ("up", "down"):
+                count, seconds = (sum(column) for column in zip(*(link[way] for link in there), strict=True))
+                found[host] |= {f"bytes_{way}": count, f"bytes_per_second_{way}": count / seconds if seconds else None}
+        return {"links": found}
 
     def heard(self, seconds: float) -> list[Party]:
         self._house()

@@ -287,7 +287,8 @@ class Processes:
 
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""
-        return {"threads": self._initial.threads, "vectors_per_exchange": self._vectors}
+        own = {"threads": self._initial.threads, "vectors_per_exchange": self._vectors}
+        return own | self._children.facts()
 
     def release(self) -> None:
         """Leaves no snapshot on the disk."""

@@ -27,6 +27,7 @@ from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn
 
 _LOOK_UP_SECONDS = 1.0
+_LINK_SECONDS = 5.0  # between two words on what its connection carries
 _LAST_SECONDS = 10.0  # for the master to hear the worker's last word
 
 
@@ -63,6 +64,7 @@ class StandIn:
         self._channel, self._posting = channel, threading.Lock()
         self._wake, self._woken = socket.socketpair()
         self._sessions: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()  # with next masters
+        self._told = 0.0
         self._ready, self._end = threading.Event(), dict[str, Any]()
         sock, self._host = self._connected(start)
         memory = start.link.memory
@@ -109,6 +111,13 @@ class StandIn:
             self._turn()
         self._leave()
 
+    def _tell_link(self) -> None:
+        """What its connection has carried so far."""
+        link, self._told = self._connection, time.monotonic()
+        carried = {"up": [link.received, link.receiving], "down": [link.sent, link.sending]}
+        with suppress(ChannelClosed), self._posting:
+            self._channel.post({"kind": "link", "host": self._host, **carried})
+
     def _turn(self) -> None:
         """Passes on what the launcher says, and what it has not yet taken."""
         with self._posting:
@@ -120,6 +129,8 @@ class StandIn:
                 self._sessions.put(enclosed)
             else:
                 self._connection.say(message)
+        if time.monotonic() - self._told > _LINK_SECONDS:
+            self._tell_link()
 
     def _leave(self) -> None:
         """Ends as the worker has ended."""
@@ -168,5 +179,7 @@ class StandIn:
         elif kind == "ended":
             self._end = message
         elif kind != "done":  # which is to be believed once the process has ended
+            if kind == "state":  # it may be its last word that is listened to
+                self._tell_link()
             with self._posting:
                 self._channel.post(message, enclosed)

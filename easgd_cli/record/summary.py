@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensor
 _ORDER = (
     "status", "reason", "algo", "problem", "dataset", "task", "model", "workers", "tau", "steps", "exchanges",
     "wall_seconds", "samples_per_second",
-    "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before", "restarts",
+    "center", "average", "evaluated", "seconds", "bytes_exchanged", "links", "lost", "lost_before", "restarts",
     "rejoins", "goodput",
 )  # fmt: skip
 

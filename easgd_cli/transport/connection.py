@@ -114,6 +114,8 @@ class Connection:
     def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: Turn | None = None):
         self._socket, self._silence, self._left = sock, silence, 0
         self._turn, self._said = turn, 0.0
+        # of vectors: bytes, and seconds in which they were on their way
+        self.sent, self.sending, self.received, self.receiving = 0, 0.0, 0, 0.0
         self.most = most
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(silence)
@@ -150,7 +152,10 @@ class Connection:
                 count = sum(map(len, parts))
                 frame_parts = [memoryview(_HEAD.pack(sort, len(text), count) + text), *parts]
                 with self._turn.taken(self._beat) if self._turn and count >= LARGE else nullcontext():
+                    began = time.monotonic()
                     self._send_all(frame_parts)
+                if count:
+                    self.sent, self.sending = self.sent + count, self.sending + time.monotonic() - began
         except OSError:  # the reader is told
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -192,8 +197,11 @@ class Connection:
         parts = [_bytes(v) for v in vectors]
         if sum(map(len, parts)) != self._left:
             raise ConnectionEnded("it sent vectors of another size")
-        for part in parts:
-            self._read_into(part)
+        if parts:
+            began = time.monotonic()
+            for part in parts:
+                self._read_into(part)
+            self.received, self.receiving = self.received + self._left, self.receiving + time.monotonic() - began
         self._left = 0
 
     def message(self, text: bytes) -> tuple[dict[str, Any], SharedTensors | None]:
