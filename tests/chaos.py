@@ -1,6 +1,6 @@
 """Kills and stops random processes of short runs, and looks at what becomes of them.
 
-    python tests/chaos.py [--runs N | --minutes M] [--seed S] [--keep DIR]
+    python tests/chaos.py [--runs N | --minutes M] [--seed S] [--workers MOST] [--keep DIR]
 
 Each run is of a method, a launcher and faults drawn from the seed and the run's number, which are printed, so that
 `--first NUMBER --runs 1` with the same seed has the same faults. (At which step they come hangs on the machine.) A
@@ -35,7 +35,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STEPS, PATIENCE = 1200, 90.0
-METHODS = ("easgd", "eamsgd", "downpour", "mdownpour", "sync_easgd", "gauss_seidel_easgd", "sgd")
+# what each may be given: how many workers, and tau; `_MANY` has several variables, of which a killed master has no next
+_PEERS = ("gossip_pull", "gossip_push")
+_MANY = ("easgd_tree", "grouped_easgd", *_PEERS)
+METHODS = (
+    "easgd", "eamsgd", "downpour", "mdownpour", "sync_easgd", "gauss_seidel_easgd", "sgd", *_MANY, "allreduce",
+    "model_averaging", "diloco", "async_diloco", "streaming_diloco",
+)  # fmt: skip
 ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138}
 PARTIES = ("worker", "worker", "master", "master", "evaluator", "launcher", "server")
 
@@ -65,17 +71,21 @@ class Case:
         return f"run {self.number}: {' '.join(self.words)}; {'; '.join(map(str, self.faults)) or 'no faults'}"
 
 
-def drawn(seed: int, number: int) -> Case:
-    """The run of that number."""
+def drawn(seed: int, number: int, most: int = 4) -> Case:
+    """The run of that number, of at most so many workers where its method allows that."""
     chance = random.Random(f"{seed} {number}")
     algo, launcher = chance.choice(METHODS), chance.choice(("local", "local", "local", "local", "simulated"))
-    workers = 1 if algo == "sgd" else chance.randint(1, 4)
+    counts = {"sgd": [1], "grouped_easgd": [2, 4], **{peer: [2, 3, 4] for peer in _PEERS}}.get(algo, [1, 2, 3, 4])
+    workers = chance.choice([n for n in counts if n <= most] or counts[:1])
+    taus = {"mdownpour": [1], "allreduce": [1], "streaming_diloco": [10]}.get(algo, [1, 3, 10])
+    average = "none" if algo in _PEERS else chance.choice(("none", "polyak"))  # of a center, which peers have not
     words = [
         f"algo={algo}", f"launcher={launcher}", f"workers={workers}", f"steps={STEPS}", "batch_size=16", "threads=1",
-        f"seed={number}", f"tau={1 if algo == 'mdownpour' else chance.choice((1, 3, 10))}", "eval.train_images=100",
-        f"eval.every='{chance.choice((40, 100))} steps'", f"average={chance.choice(('none', 'polyak'))}",
+        f"seed={number}", f"tau={chance.choice(taus)}", "eval.train_images=100",
+        f"eval.every='{chance.choice((40, 100))} steps'", f"average={average}",
         f"checkpoint.every='{chance.choice((20, 60))} steps'", f"checkpoint.keep={chance.randint(1, 3)}",
-        *(["eta=0.001"] if algo in ("downpour", "mdownpour") else []),
+        *(["eta=0.001"] if algo in ("downpour", "mdownpour") or "diloco" in algo else []),
+        *(["algo.degree=2"] if algo == "easgd_tree" else []),
     ]  # fmt: skip
     faults = []
     for _ in range(chance.randint(1, 4)):
@@ -198,7 +208,8 @@ def one(case: Case, directory: Path) -> Counter[str]:
             if fault.party == "launcher":
                 allowed.add(-fault.number if fault.number == signal.SIGKILL else ENDING[fault.number])
         lone = "algo=sgd" in case.words  # a worker without a center does not come back
-        if lone or any(f.party in ("server", "evaluator") for f in case.faults):
+        many = any(f"algo={algo}" in case.words for algo in _MANY)  # nor, yet, a master of several variables
+        if lone or any(f.party in ("server", "evaluator") or (many and f.party == "master") for f in case.faults):
             allowed.add(1)
         if status < 0 and "The run is in" in said:  # a signal to a program that has ended, but for Python's own end
             status = 0
@@ -266,6 +277,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=4, help="at most so many")
     parser.add_argument("--keep", type=Path, default=None, help="where the directory of a run that went wrong is put")
     asked = parser.parse_args()
     runs = asked.runs if asked.runs is not None else (20 if asked.minutes is None else sys.maxsize)
@@ -274,7 +286,7 @@ def main() -> int:
     for number in range(asked.first, asked.first + runs):
         if time.monotonic() > until:
             break
-        case = drawn(asked.seed, number)
+        case = drawn(asked.seed, number, asked.workers)
         directory = Path(tempfile.mkdtemp(prefix=f"chaos-{number}-"))
         try:
             seen += one(case, directory)

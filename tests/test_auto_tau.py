@@ -129,7 +129,8 @@ def test_processes(easgd: Easgd, here: Path, scratch: Path) -> None:
     assert all(p["seconds"] > 0.2 for p in summary["tau_chosen"]["probes"])
     again = easgd("train", "replay=run", "hydra.run.dir=again")
     assert again.status == 0 and "bit for bit" in again.out
-    assert not list(scratch.iterdir())
+    # torch._dynamo makes a directory, which the tests' processes import and a user's do not (conftest.py)
+    assert not [path for path in scratch.iterdir() if not path.name.startswith("torchinductor")]
 
 
 def test_from_python(here: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from easgd_cli.data.doubts import doubts
 from easgd_cli.data.given import as_dataset
 from easgd_cli.errors import UsageError
-from easgd_cli.experiment import build
+from easgd_cli.experiment import build, checks
 from easgd_cli.launcher.job import Job
 from easgd_cli.launcher.local import launch
 from easgd_cli.problems.flat import Flat
@@ -133,8 +133,8 @@ def test_what_does_not_count_is_not_doubted_and_a_label_below_0_is_refused() -> 
 @pytest.mark.parametrize("name", ["table", "two_inputs", "tokens", "tags", "Augmented"])
 def test_nothing_is_said_of_what_is_as_it_should_be(name: str) -> None:
     s = theirs(name, "Linear")
-    assert build._doubts(s, build.data(s)) == ()
-    assert build._doubts(settings("easgd"), build.data(settings("easgd"))) == ()
+    assert checks.doubts_of(s, build.data(s)) == ()
+    assert checks.doubts_of(settings("easgd"), build.data(settings("easgd"))) == ()
 
 
 def test_it_is_said_before_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

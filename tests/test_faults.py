@@ -302,3 +302,23 @@ def test_faults_of_a_master_that_have_happened_do_not_when_a_run_goes_on() -> No
     for served in (15, 19, 25, 30):
         watch.served(served)
     assert list(killed) == [(signal.SIGKILL, "master")]
+
+
+@pytest.mark.parametrize(("exchange", "happens"), [(20, True), (2000, False)])
+def test_a_run_whose_tree_has_lost_a_node_is_not_replayed(
+    exchange: int, happens: bool, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who went on alone meanwhile is not in the order of exchanges."""
+    words = [
+        "algo=easgd_tree", "algo.degree=2", "algo.tau2=4", "tau=1", "workers=4", "problem=quadratic", "eta=0.1",
+        "steps=40", "launcher=simulated", "launcher.spread=0.3", "launcher.restart_seconds=0.1", "hydra.run.dir=tree",
+    ]  # fmt: skip
+    fault = f"faults=[{{variable: node_1, exchange: {exchange}, kind: kill}}]"
+    assert main(["train", *words, fault]) == 0
+    assert ("node_1 is back" in (here / "tree" / "logs" / "launcher.log").read_text()) == happens
+    assert main(["train", "replay=tree", "hydra.run.dir=again"]) == (2 if happens else 0)
+    said = capsys.readouterr()
+    if happens:
+        assert "replay=tree: node_1 of this run was lost (faults)" in said.err and not (here / "again").exists()
+    else:
+        assert "bit for bit" in said.out

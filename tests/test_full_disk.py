@@ -24,9 +24,11 @@ from test_runs import recorded_order
 from test_simulated import on_a_function, virtual
 
 from easgd_cli.launcher import disk_estimate
+from easgd_cli.launcher.checkpoint_writer import CheckpointWriter
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import checkpoint, reader
 from easgd_cli.record.append_file import AppendFile
+from easgd_cli.record.checkpoint import Checkpoint as Resumed
 from easgd_cli.record.summary import write_summary
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 
@@ -165,6 +167,45 @@ def test_an_unfinished_checkpoint_is_removed_at_once_and_told_once(
     assert outcome.status == "completed" and (tmp_path / "run" / "center.pt").exists()
     assert list((tmp_path / "run" / "checkpoint").iterdir()) == []
     assert not [p for p in (tmp_path / "run").rglob(".*") if p.is_file()]
+
+
+@pytest.mark.parametrize("algo", ["easgd", "msgd", "async_diloco", "model_averaging"])
+def test_a_longer_virtual_run_goes_on_from_what_is_kept_where_the_disk_took_it_only_at_the_end(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a longer run goes on from is of the moment at which the first worker has taken its last step, and before the
+    closing exchange of a method that has one. It is refused then, and written when the run is over.
+    """
+
+    def of(steps: int) -> Settings:
+        return on_a_function(
+            algo, workers=1 if algo == "msgd" else 3, steps=steps, tau=2, eval=Eval(every="1 steps"),
+            problem={"dimension": 3, "noise": 1.0}, checkpoint=Checkpoint(every="3 steps"),
+        )  # fmt: skip
+
+    uneven = {"spread": 0.3, "latency": 0.002, "service": 0.001}
+    virtual(of(12), tmp_path / "whole", **uneven)
+    write, asked = CheckpointWriter.write, list[Resumed]()
+
+    def refused_once(writer: CheckpointWriter, kept: Resumed) -> bool:
+        if max(w.t for w in kept.workers.values()) < 7:
+            return write(writer, kept)
+        asked.append(kept)
+        if len(asked) > 1:
+            return write(writer, kept)
+        writer._told(kept, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        return False
+
+    monkeypatch.setattr(CheckpointWriter, "write", refused_once)
+    assert virtual(of(7), tmp_path / "run", **uneven).status == "completed"
+    assert len(asked) == 2
+    monkeypatch.undo()
+    assert virtual(of(12), tmp_path / "run", resume=True, **uneven).status == "completed"
+    assert recorded_order(tmp_path / "run") == recorded_order(tmp_path / "whole")
+    parties = [[row for row in told(tmp_path / d) if row["party"] != "system"] for d in ("run", "whole")]
+    assert parties[0] == parties[1]
+    ours, theirs = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("run", "whole"))
+    assert all(torch.equal(ours[name], v) for name, v in theirs.items())
 
 
 def test_a_summary_that_finds_no_room_is_never_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

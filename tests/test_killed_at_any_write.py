@@ -91,8 +91,8 @@ def killed_at(k: int, directory: Path, task: Callable[[], Any]) -> bool:
 def short(algo: str, **more: Any) -> Settings:
     workers = 1 if algo == "msgd" else 2
     return on_a_function(
-        algo, workers=workers, steps=3, tau=1, checkpoint=Checkpoint(every="1 steps", keep=2),
-        eval=Eval(every="1 steps"), problem={"dimension": 3, "noise": 1.0}, **more,
+        algo, workers=workers, tau=1, checkpoint=Checkpoint(every="1 steps", keep=2),
+        eval=Eval(every="1 steps"), problem={"dimension": 3, "noise": 1.0}, **{"steps": 3, **more},
     )  # fmt: skip
 
 
@@ -131,28 +131,50 @@ def hidden(directory: Path) -> list[Path]:
 POLYAK = {"name": "polyak", "target": "easgd_cli.algorithms.average:Polyak"}
 
 
-@pytest.mark.parametrize("algo", ["easgd", "sync_easgd", "msgd", "async_diloco", "model_averaging"])
+LEVEL = {"distance_to_optimum": 1.6}  # reached at step 2
+
+
+@pytest.mark.parametrize(
+    ("algo", "more"),
+    [
+        ("easgd", {"average": POLYAK}), ("sync_easgd", {}), ("msgd", {}), ("async_diloco", {}), ("model_averaging", {}),
+        ("easgd", {"until": LEVEL}), ("msgd", {"until": LEVEL}),
+    ],
+)  # fmt: skip
 def test_killed_before_any_operation_on_a_file_a_run_goes_on_as_if_nothing_had_been(
-    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    algo: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also one that ends where it reaches its level."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # counted, not done
-    whole, average = tmp_path / "whole", {"average": POLYAK} if algo == "easgd" else {}
-    virtual(short(algo, **average), whole)
+    whole = tmp_path / "whole"
+    virtual(short(algo, **more), whole)
+    if "until" in more:
+        below_its_level(short(algo, **more), whole)
+        assert reader.summary_of(whole)["steps"]["worker_00"] == 2
     k = resumed = 0
     while True:
         k += 1
         directory = tmp_path / str(k)
-        if not killed_at(k, directory, lambda directory=directory: virtual(short(algo, **average), directory)):
+        if not killed_at(k, directory, lambda directory=directory: virtual(short(algo, **more), directory)):
             break
         if reader.checkpoints(directory / "checkpoint"):
-            virtual(short(algo, **average), directory, resume=True)
+            virtual(short(algo, **more), directory, resume=True)
             check_is_as_if_undisturbed(directory, whole)
             assert hidden(directory) == [], f"after a kill at operation {k}"
             resumed += 1
     assert resumed > 20
 
 
-LEVEL = {"distance_to_optimum": 1.6}
+@pytest.mark.parametrize("algo", ["easgd", "msgd"])
+def test_a_run_that_reached_its_level_goes_on_to_a_harder_one_as_if_that_had_been_asked_for(
+    algo: str, tmp_path: Path
+) -> None:
+    """Though its checkpoint has the snapshot that reached the level once more."""
+    harder = {"distance_to_optimum": 1.4}
+    virtual(short(algo, until=harder, steps=20), tmp_path / "whole")
+    virtual(short(algo, until=LEVEL, steps=20), tmp_path / "easier")
+    virtual(short(algo, until=harder, steps=20), tmp_path / "easier", resume=True)
+    check_is_as_if_undisturbed(tmp_path / "easier", tmp_path / "whole")
 
 
 def below_its_level(s: Settings, directory: Path) -> None:

@@ -133,13 +133,13 @@ def limited(number: int, most: int) -> Callable[[], None]:
 
 def test_too_few_files_are_counted_before_anything_is_made_and_as_many_as_are_asked_for_suffice(tmp_path: Path) -> None:
     words = [*SHORT, "workers=6", f"hydra.run.dir={tmp_path / 'run'}"]
-    said = easgd(*words, preexec_fn=limited(resource.RLIMIT_NOFILE, 81))
+    said = easgd(*words, preexec_fn=limited(resource.RLIMIT_NOFILE, 91))
     assert said.returncode == 2 and not (tmp_path / "run").exists()
     assert said.stderr == (
-        "easgd: workers=6: the run opens up to 82 files, and this shell allows 81; allow more with ulimit -n 82, or "
+        "easgd: workers=6: the run opens up to 92 files, and this shell allows 91; allow more with ulimit -n 92, or "
         "use fewer workers.\n"
     )
-    assert easgd(*words, preexec_fn=limited(resource.RLIMIT_NOFILE, 82)).returncode == 0
+    assert easgd(*words, preexec_fn=limited(resource.RLIMIT_NOFILE, 92)).returncode == 0
 
 
 @pytest.mark.parametrize("blocks", [4, 64, 400])

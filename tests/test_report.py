@@ -30,7 +30,7 @@ from easgd_cli import picture
 from easgd_cli.__main__ import main
 from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import run_directory
-from easgd_cli.reports import figures, findings, grid, notes, reading, table
+from easgd_cli.reports import curves, figures, findings, grid, notes, reading, table
 from easgd_cli.reports.comparison import compare
 from easgd_cli.sweeps.objective import Objective
 
@@ -718,14 +718,14 @@ def test_rows_can_be_asked_for(tmp_path: Path) -> None:
 
 def of_a_grid(root: Path) -> None:
     """easgd is first at 10 % with 2 workers, by its tau = 4; with 4 nobody but downpour comes there in both runs."""
-    for workers, algo, tau, curves in (
+    for workers, algo, tau, of_seeds in (
         (2, "easgd", 4, ([90, 9], [90, 40, 9])),
         (2, "easgd", 16, ([90, 40, 9], [90, 40, 9])),
         (2, "downpour", 4, ([90, 60, 50, 9], [90, 60, 50, 9])),
         (4, "easgd", 4, ([90, 9], [90, 40])),
         (4, "downpour", 4, ([90, 60, 50, 9], [90, 60, 50, 9])),
     ):
-        for seed, errors in enumerate(curves):
+        for seed, errors in enumerate(of_seeds):
             name = f"{workers}_{algo}_{tau}_{seed}"
             make(root / name, list(errors), workers=workers, algo=algo, tau=tau, seed=seed, delta=0.5)
 
@@ -872,11 +872,11 @@ def test_virtual_seconds_are_called_so(tmp_path: Path) -> None:
 
 
 def test_a_mean_of_curves_is_of_all_its_runs() -> None:
-    at, values = figures.on_a_common_axis(
+    at, values = curves.on_a_common_axis(
         [(np.linspace(0, 1, 5000), np.zeros(5000)), (np.array([0.0, 2.0]), np.zeros(2))]
     )
     assert 150 < len(at) <= 201 and np.all(np.diff(at) > 0) and at[-1] == 1
-    at, values = figures.on_a_common_axis(
+    at, values = curves.on_a_common_axis(
         [(np.array([0.0, 4.0]), np.array([0.0, 8.0])), (np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, math.nan]))]
     )
     assert at[-1] == 2.0 and np.allclose(values[0], 2 * at)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.journal import Journal
+from easgd_cli.launcher.levels import Levels
 from easgd_cli.launcher.parties import (
     EVALUATOR,
     MASTER,
@@ -78,8 +79,7 @@ class Notes(Journal):
     """A journal without files: how a run ends is decided as ever, what is recorded is kept in lists."""
 
     def __init__(self, written: Callable[[Checkpoint], None]):
-        self._metrics = METRICS
-        self._experiment: Any = SimpleNamespace(settings=SimpleNamespace(until={"test_error": 1.0}))
+        self._levels = Levels({"test_error": 1.0}, METRICS)
         self.resumed, self.status, self.reason, self.signal = None, "completed", None, None
         self.progress: Any = Nothing()
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None
@@ -907,6 +907,13 @@ class World:
             "snapshots are measured in the order in which they were taken"
         )
 
+    @property
+    def waiting(self) -> list[Moment]:
+        """What has been taken and not measured; the one that reached the level, of which none is measured after it,
+        too.
+        """
+        return self.taken[len(self.journal.measured) - self.journal.reached :]
+
     def check_written(self, checkpoint: Checkpoint) -> None:
         """A checkpoint of a run that goes on."""
         asked = self.asked
@@ -922,7 +929,7 @@ class World:
         if self.rounds:
             clocks = {state.center_clock for state in checkpoint.workers.values()}
             assert clocks <= {checkpoint.owner.clock}, "in rounds all parts are of one moment"
-        waiting = self.taken[len(self.journal.measured) :]
+        waiting = self.waiting
         up_to = checkpoint.owner.moment
         assert [m for m, _ in checkpoint.pending] == [
             m for m in waiting if m.exchanges <= up_to.exchanges and m.seconds <= up_to.seconds
@@ -1000,7 +1007,7 @@ class World:
         assert closed.keep.owner is self.owner_final and closed.keep.workers == self.finals, (
             "the last checkpoint holds all that said their last"
         )
-        pending, waiting = [m for m, _ in closed.keep.pending], self.taken[len(journal.measured) :]
+        pending, waiting = [m for m, _ in closed.keep.pending], self.waiting
         assert pending in (waiting, [*waiting, closed.final.moment]), "every snapshot is measured or kept"
         if status == "completed" and not journal.reached:
             assert {*self.finals, *self.lost} == set(self.heard), "an end waits for all that are left"

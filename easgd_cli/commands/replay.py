@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,8 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader, resumption
+from easgd_cli.settings import faults
+from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import for_terminal, tell
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
@@ -56,9 +59,9 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes, doubts)
     recorded = reader.summary_of(source, doubts)
     foreign_code.announce(source, settings)
-    _check_order(
-        source, reader.Entries.of(build.method(settings), settings.workers)
-    )  # so that a damaged one is found before anything is started
+    method = build.method(settings)
+    order = _checked_order(source, reader.Entries.of(method, settings.workers))  # before anything is started
+    _refuse_lost_nodes(given, settings, list(method.variables), order)
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
@@ -76,18 +79,31 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     return outcome, path
 
 
-def _check_order(source: Path, entries: reader.Entries) -> None:
-    """Refuses an order of exchanges that is not the one that was recorded, as far as that is known. Raises UsageError.
+def _refuse_lost_nodes(given: str, settings: Settings, variables: list[str], order: list[int]) -> None:
+    """Whoever came to a node while it was lost went on alone, and of that no exchange tells. Raises UsageError."""
+    served = Counter(variables[entry >> 16] for entry in order)
+    for fault in faults.read(settings):
+        if fault.variable is not None and fault.exchange is not None and served[fault.variable] >= fault.exchange:
+            raise UsageError(
+                f"{given}: {fault.variable} of this run was lost (faults), and the order of exchanges does not tell "
+                "who went on without it; run its command again, which gives the same bits on the virtual cluster."
+            )
+
+
+def _checked_order(source: Path, entries: reader.Entries) -> list[int]:
+    """The order of exchanges. Refuses one that is not the one that was recorded, as far as that is known. Raises
+    UsageError.
 
     A run that was killed has told what it held at its last checkpoint.
     """
     path = source / "exchanges.bin"
-    reader.read_order(path, entries)
+    order = reader.read_order(path, entries)
     held = reader.held_at_the_end(source).get(path.name)
     if wrong := reader.wrong_at_the_end(path, held):
         raise reader.BadFile(path, wrong)
     if held is None:
         resumption.check_order(source)
+    return order
 
 
 def _compared(source: Path, path: Path) -> str:

@@ -261,7 +261,7 @@ def _write(
 ) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
-    from easgd_cli.reports import figures, grid, page
+    from easgd_cli.reports import curves, figures, grid, page
 
     written, on_page = [], {}
     with picture.style():
@@ -274,7 +274,7 @@ def _write(
             on_page[name] = (out / f"{name}.svg", told)
     for name in set(figures.NAMES) - on_page.keys():
         _remove_earlier(out, name)
-    text = page.page(title, c, said, tables, notes, on_page, figures.curves(c, x, rows))
+    text = page.page(title, c, said, tables, notes, on_page, curves.curves(c, x, rows))
     output.put(out / "report.html", lambda path: path.write_text(text, encoding="utf-8"))
     return ["report.html", *written]
 

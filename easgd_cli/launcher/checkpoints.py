@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from easgd_cli.launcher.course import Course
@@ -35,6 +37,7 @@ class Checkpoints:
         self._pace, self._in_rounds = pace, in_rounds
         self._pending: PendingCheckpoint | None = None
         self.last_taken = False
+        self._refused: Checkpoint | None = None  # the last one, where the disk has not taken it: it is tried again
 
     def begin_when_due(self, now: float) -> None:
         """Asks for one, if it is time and there is anybody: the end keeps everything anyway."""
@@ -42,6 +45,7 @@ class Checkpoints:
             self._pending is not None
             or self._journal.writing
             or self.last_taken
+            or self._refused is not None
             or not self._pace.due(self._members.step, now)
             or not (live := self._members.live)
         ):
@@ -77,16 +81,21 @@ class Checkpoints:
     def write(self, checkpoint: Checkpoint, last: bool) -> None:
         """All parts of one at once."""
         self._pending = None
-        written = self._journal.checkpoint(checkpoint)
+        whole = replace(checkpoint, pending=self._queue.until(checkpoint.owner.moment))
+        written = self._journal.checkpoint(whole)
         self.last_taken = self.last_taken or (last and written)
+        if last and not written:
+            self._refused = copy.deepcopy(whole)  # its tensors are the run's own, and the run goes on
 
     def of_the_end(self, course: Course, simulated: dict[str, Any] | None) -> Checkpoint | None:
-        """What is to be kept when the run is over, as it was before a closing exchange; None where the end was not
-        reached, or has been kept.
+        """What is to be kept when the run is over, as it was before a closing exchange, and on a virtual cluster when
+        the first worker had taken its last step; None where the end was not reached, or has been kept.
         """
         owner = course.before or course.final
         if owner is None or self.last_taken:
             return None
+        if self._refused is not None:
+            return self._refused
         pending = self._queue.until(None if course.before is None else course.before.moment)
         return Checkpoint(owner, self._members.finals, pending, simulated)
 

@@ -83,7 +83,10 @@ class Evaluation:
         if done is not None:
             self._deaths = 0
             self._journal.evaluation(done.moment, done.vectors, metrics)
-            done.drop()
+            if self._journal.reached:
+                self._queue.keep(done)  # a run that goes on from here measures it again, and has its result, too
+            else:
+                done.drop()
 
     def ended(self) -> Literal["unwanted", "to start again", "too often"]:
         """The evaluator is gone; what it had is measured by the next. Returns what follows."""

@@ -28,12 +28,12 @@ from multiprocessing.forkserver import ForkServer
 from typing import Any
 
 from easgd_cli.errors import RunError
+from easgd_cli.launcher.server_process import READY, make_ready
 from easgd_cli.system import interruption
 
 _PRELOAD = ["easgd_cli.launcher.preload"]
 _STATUS_SECONDS = 2.0  # for the server to tell how a process ended; it does so at once
 _SIGNALS = {*interruption.NUMBERS, signal.SIGQUIT}
-READY = "easgd-server"  # the name it gives itself when it has imported what children need
 _FORKS = "the server that a run's processes are forked from"
 
 _server: Any = ForkServer()
@@ -102,12 +102,6 @@ def leave_removed_directory() -> None:
         os.chdir("/")
 
 
-def name_process(name: str) -> None:
-    """Names this process as `ps` and `top` show it, where the system can; of a longer name 15 letters."""
-    with suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as f:
-        f.write(name)
-
-
 def begin() -> None:
     """Starts the server, unless one runs, without waiting for it: it imports torch while the caller goes on. Raises
     OSError.
@@ -167,7 +161,7 @@ def _fork(listener: socket.socket, told: int, alive: int) -> int:
         return pid
     try:
         os.close(alive)
-        name_process(READY)
+        make_ready()
         forkserver.main(listener.detach(), told, [])
     finally:
         os._exit(0)
@@ -198,10 +192,17 @@ class _Popen(popen_forkserver.Popen):
             reduction.dump(process_obj, sent)
         finally:
             context.set_spawning_popen(None)
-        self.sentinel, to_child = _server.connect_to_new_process(self._fds)  # type: ignore[attr-defined]
-        kept = os.dup(to_child)  # by whose end the child learns of ours
+        watched, kept = os.pipe()  # it ends with this process, and by that the child
+        try:
+            self.sentinel, to_child = _server.connect_to_new_process([*self._fds, watched])  # type: ignore[attr-defined]
+        except BaseException:
+            os.close(kept)
+            raise
+        finally:
+            os.close(watched)
+        kept_too = os.dup(to_child)  # by whose end multiprocessing in the child learns of ours
         close: Any = util.close_fds  # type: ignore[attr-defined]
-        self.finalizer = util.Finalize(self, close, (kept, self.sentinel))
+        self.finalizer = util.Finalize(self, close, (kept, kept_too, self.sentinel))
         with open(to_child, "wb") as f:
             f.write(sent.getbuffer())
         self.pid = forkserver.read_signed(self.sentinel)
@@ -248,6 +249,13 @@ class Process:
             gone = "stands still" if code is None else "is gone"
             return f"how is not known: {self._server} {gone}"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+    @property
+    def killed_by(self) -> int | None:
+        """The signal that has ended it, if that is known."""
+        self._process.join(_STATUS_SECONDS)
+        code = self._process.exitcode
+        return -code if code is not None and code < 0 else None
 
     def send_signal(self, number: int) -> None:
         """Sends it a signal, if it lives."""

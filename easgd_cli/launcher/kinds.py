@@ -36,7 +36,7 @@ def launcher(s: Settings) -> Launcher:
 
 # what a launcher has open at most: on the whole, and for each worker its vectors, both ends of its session and of its
 # channel, and what tells of its end
-_FILES, _FILES_OF_A_WORKER = 40, 7
+_FILES, _FILES_OF_A_WORKER = 44, 8
 _OTHERS = 5  # processes beside the workers: launcher, master, evaluator, their server and multiprocessing's tracker
 _MOST_LOCAL = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
 

@@ -1,8 +1,9 @@
 """A run's processes: each is forked from one clean server that has imported torch once, and ends with its launcher.
 
-Every child has one socket to the launcher and watches it: when the launcher is gone, whatever killed it, the socket
-ends and so does the child. Children ignore Ctrl-C, SIGTERM and the like, which a terminal or a scheduler sends to all
-of them: the launcher decides. SIGQUIT writes a child's stacks into its log, and it goes on.
+Every child is killed by the system when its launcher is gone, whatever it does then (`server_process.py`). It has one
+socket to the launcher and watches that, too: where the system does not kill it, it ends when the socket does. Children
+ignore Ctrl-C, SIGTERM and the like, which a terminal or a scheduler sends to all of them: the launcher decides. SIGQUIT
+writes a child's stacks into its log, and it goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from easgd_cli.errors import UsageError
-from easgd_cli.launcher import fork_server
+from easgd_cli.launcher import fork_server, server_process
 from easgd_cli.system import interruption, streams
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import keep_freed_memory
@@ -72,7 +73,7 @@ def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: s
     # read when CUDA starts: without it deterministic=true is refused there
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     fork_server.leave_removed_directory()
-    fork_server.name_process(f"easgd-{name}")
+    server_process.name_process(f"easgd-{name}")
     _log_to(log)
     faulthandler.register(signal.SIGQUIT, 2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGQUIT})

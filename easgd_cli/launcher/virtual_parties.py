@@ -27,7 +27,7 @@ from easgd_cli.training.center import Center
 from easgd_cli.training.drive import ProblemGradients
 from easgd_cli.training.gathering import Gathering, Recorded, gathering_of
 from easgd_cli.training.meter import Meter
-from easgd_cli.training.snapshot import EVALUATED
+from easgd_cli.training.snapshot import EVALUATED, Moment
 from easgd_cli.training.variables import Variables
 from easgd_cli.transport.base import PULL, Request
 from easgd_cli.transport.simulated import Events, Wire
@@ -53,7 +53,7 @@ class VirtualParties:
         self.problem = self._parts.problem
         self._gradients = ProblemGradients(self.problem, s.clip)
         self.events = Events()
-        self.wire = Wire(costs.network(experiment.size * experiment.dtype.itemsize), self.events, method.variables)
+        self.wire = Wire(costs.network(experiment.vector_bytes), self.events, method.variables)
         self.workers = [self._worker(i) for i in range(s.workers)]
         self.couriers = {name: self._courier(name, s.workers + i) for i, name in enumerate(method.couriers)}
         self._of = {courier.w.number: courier for courier in self.couriers.values()}
@@ -94,7 +94,7 @@ class VirtualParties:
         vectors = self._vectors_from(start, (*method.state, *method.scratch))
         if method.alone and self.average is not None:
             vectors["average"] = start.clone()
-        session = None if method.alone else self.wire.end(i, vectors, torch.zeros_like(start), method.home(i))
+        session = None if method.alone else self.wire.end(i, vectors, start.clone(), method.home(i))
         w = Worker(vectors, s.tau, self._parts.schedule, number=i)
         given, checked = faults.read(s), s.on_nan == "rejoin" and not method.alone
         suffers = faults.Faults(given, s.seed, i) if given or checked else None
@@ -148,6 +148,12 @@ class VirtualParties:
         return Recorded(order, variable.in_rounds, returns, variable.owner)
 
     # ---------------------------------------------------------------- what is known of them
+
+    @property
+    def moment(self) -> Moment:
+        """Where the owner of what is evaluated is."""
+        clocks = self.clocks
+        return Moment(self.events.now, sum(clocks.values()) / len(clocks), self.served, dict(clocks))
 
     @property
     def served(self) -> int:

@@ -79,7 +79,7 @@ def hparams(s: Settings) -> dict[str, Value]:
         "compile": s.compile,
         "device": s.device, "threads": s.threads, "seed": s.seed,
     }  # fmt: skip
-    unusual = {"accumulate": 1, "replicas": 1, "dither": 0.0}
+    unusual = {"wire": "fp32", "fragments": 1, "accumulate": 1, "replicas": 1, "dither": 0.0}
     found |= {key: getattr(s, key) for key, usual in unusual.items() if getattr(s, key) != usual}
     if s.groups:
         found |= {"groups": str(s.groups)}

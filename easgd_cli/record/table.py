@@ -55,6 +55,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         ("speed", _speed(summary)),
         ("a worker's time", _shares(summary["seconds"])),
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
+        *(("link", _link(host, link)) for host, link in summary.get("links", {}).items()),
         *(("lost", line) for line in lost_workers.lines(summary)),
         *([("started again", line)] if (line := lost_workers.restarts(summary)) else []),
         *([("back at center", line)] if (line := lost_workers.rejoins(summary)) else []),
@@ -222,6 +223,17 @@ def _communication(said: dict[str, Any]) -> str:
         f"most {_seconds(queue['max'])}), "
         f"master busy {said['master_busy']:.1f} %"
     )
+
+
+def _link(host: str, link: dict[str, Any]) -> str:
+    """What has gone to and from workers of a host."""
+    ways = [
+        f"{_bytes(link[f'bytes_{way}'])} {way}" + (f" at {_bytes(rate)} a second" if rate else "")
+        for way in ("up", "down")
+        for rate in [link[f"bytes_per_second_{way}"]]
+    ]
+    many = len(link["workers"])
+    return f"{host}: {many} worker{'s' if many != 1 else ''}, {', '.join(ways)}"
 
 
 def _seconds(value: float) -> str:

@@ -14,8 +14,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
 from easgd_cli import picture
-from easgd_cli.reports import figures, table
+from easgd_cli.reports import table
+from easgd_cli.reports.appearance import text
 from easgd_cli.reports.comparison import Comparison, Configuration, Spread, label, order, written
+from easgd_cli.reports.curves import x_of
 from easgd_cli.reports.reading import Run
 from easgd_cli.reports.table import ResultTable
 
@@ -87,7 +89,7 @@ def _took(c: Comparison, of: Configuration, x: str) -> Spread | None:
             return None
         sign = c.metric.sign
         reached = np.flatnonzero(sign * run.curve[c.metric.name] <= sign * c.levels[-1])
-        return float(figures.x_of(run, x)[reached[0]]) if len(reached) else None
+        return float(x_of(run, x)[reached[0]]) if len(reached) else None
 
     return of.over(of_run)
 
@@ -122,20 +124,20 @@ def figure(c: Comparison, keys: Sequence[str], x: str) -> Figure:
         told = len(cell.ranking) == 1 or (len(cell.ranking) > 1 and cell.apart)
         face = picture.paler(colours[kind], 0.45 if told else 0.82) if kind else picture.DIVERGENT
         axes.add_patch(Rectangle((left, low), 1, 1, facecolor=face, edgecolor="white", linewidth=2))
-        lines = [figures.text(cell.name(0))]
+        lines = [text(cell.name(0))]
         if len(cell.ranking) > 1:
             lines.append(f"{100 * cell.margin:.0f} % before")
-            lines.append(figures.text(cell.name(1)))
+            lines.append(text(cell.name(1)))
         axes.text(left + 0.5, low + 0.5, "\n".join(lines), ha="center", va="center", fontsize=7, linespacing=1.3)
     axes.set_xlim(0, len(across))
     axes.set_ylim(0, len(up))
     axes.set_xticks([i + 0.5 for i in range(len(across))], [_tick(v) for v in across])
     axes.set_yticks([i + 0.5 for i in range(len(up))], [_tick(v) for v in up])
-    axes.set_xlabel(figures.text(keys[0]))
-    axes.set_ylabel(figures.text(keys[1]))
+    axes.set_xlabel(text(keys[0]))
+    axes.set_ylabel(text(keys[1]))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    picture.letter(axes, figures.text(f"first at {table.level(c, c.levels[-1])} {c.metric.title}, by {x}"))
+    picture.letter(axes, text(f"first at {table.level(c, c.levels[-1])} {c.metric.title}, by {x}"))
     return drawn
 
 
@@ -144,7 +146,7 @@ def _tick(value: Any) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and value and not 0.01 <= abs(value) < 10_000:
         return EngFormatter()(value)
-    return figures.text(written(value))
+    return text(written(value))
 
 
 def caption(c: Comparison, x: str) -> str:

@@ -30,7 +30,7 @@ _ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_step
 
 
 # What directories of before do not say, since there was no such setting: it was as it is unless given.
-_BEFORE = {name: getattr(Settings, name) for name in ("accumulate", "replicas", "dither")}
+_BEFORE = {name: getattr(Settings, name) for name in ("wire", "fragments", "accumulate", "replicas", "dither")}
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,8 @@ def read(path: Path) -> Run:
         path, settings, reader.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers),
         bytes_per_exchange=per_exchange, exchanges=exchanges,
-        staleness=_staleness(summary, workers), virtual=settings.get("launcher", "local") != "local",
+        staleness=_staleness(summary, workers),
+        virtual=settings.get("launcher", "local") not in ("local", "distributed"),
         cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
         metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
         doubts=doubts, goodput=summary.get("goodput", {}),

@@ -72,6 +72,10 @@ class Settings:
     launcher: Group = MISSING  # where the processes run
 
     tau: int = 10  # communication period: local steps between two exchanges; auto: by what exchanges cost (auto.share)
+    # of the vector: one of them is exchanged every tau/fragments steps, in place of all of it every tau
+    fragments: int = 1
+    # of vectors on their way: fp32 (as they are) | bf16 | fp16 | int8, rounded at random; what is kept is fp32
+    wire: str = "fp32"
     eta: float = MISSING  # learning rate
     alpha: Optional[float] = None  # moving rate; beta / workers unless given
     beta: Optional[float] = None  # p * alpha; 0.9 unless alpha is given. Only pull_then_step takes both
@@ -194,13 +198,28 @@ def check(s: Settings) -> None:
 
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
+    _check_numbers(s)
+    _check_length(s)
+    _check_choices(s)
+    _check_profile(s)
+    Interval.parse("eval.every", s.eval.every)
+    Interval.parse("checkpoint.every", s.checkpoint.every)
+
+
+def _check_numbers(s: Settings) -> None:
     for key, least in (
-        ("tau", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1), ("steps", 1), ("threads", 1),
-        ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
+        ("tau", 1), ("fragments", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1),
+        ("steps", 1), ("threads", 1), ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1),
+        ("checkpoint.keep", 1),
     ):  # fmt: skip
         value = _get(s, key)
         if value is not None and value < least:
             raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")
+    if s.fragments > s.tau:
+        raise UsageError(
+            f"fragments={s.fragments} tau={s.tau}: each fragment is exchanged at another of the tau steps, so there "
+            "are at most tau of them; give fewer fragments or a longer period."
+        )
     for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta", "clip", "dither"):
         value = _get(s, key)
         if value is not None and not math.isfinite(value):
@@ -229,6 +248,9 @@ def check(s: Settings) -> None:
         raise UsageError(f"delta={s.delta:.15g}: a momentum lies in [0, 1); the paper's is 0.99.")
     if not 0 <= s.seed < 2**63:
         raise UsageError(f"seed={s.seed}: must be a whole number from 0 to 2^63 - 1.")
+
+
+def _check_length(s: Settings) -> None:
     given = [k for k in ("steps", "epochs", "minutes") if _get(s, k) is not None]
     if len(given) > 1:
         raise UsageError(
@@ -237,8 +259,13 @@ def check(s: Settings) -> None:
         )
     if not given and s.default_steps is None:
         raise UsageError("There is no default length for this method and problem: write steps=, epochs= or minutes=.")
+
+
+def _check_choices(s: Settings) -> None:
     if s.precision not in ("fp32", "tf32", "bf16"):
         raise UsageError(f"precision={s.precision}: is fp32, tf32 or bf16.")
+    if s.wire not in ("fp32", "bf16", "fp16", "int8"):
+        raise UsageError(f"wire={s.wire}: is fp32, bf16, fp16 or int8.")
     for name, level in levels(s).items():
         if not math.isfinite(level):
             raise UsageError(f"until.{name}={level}: must be a finite number.")
@@ -253,6 +280,9 @@ def check(s: Settings) -> None:
         raise UsageError(f"on_nan={s.on_nan}: is diverge or rejoin.")
     if s.on_nan == "rejoin" and not s.max_restarts:
         raise UsageError("on_nan=rejoin max_restarts=0: max_restarts is how often it may go back; give at least 1.")
+
+
+def _check_profile(s: Settings) -> None:
     recorded = profiled_steps(s)
     if (
         recorded is not None
@@ -264,8 +294,6 @@ def check(s: Settings) -> None:
             f"profile={s.profile}: the first {UNPROFILED_STEPS} steps are not recorded, and the run has {many}; "
             "give fewer, or a longer run."
         )
-    Interval.parse("eval.every", s.eval.every)
-    Interval.parse("checkpoint.every", s.checkpoint.every)
 
 
 def effective_alpha(s: Settings) -> float:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import fcntl
 import os
+import select
 import signal
 import sys
 import threading
@@ -94,6 +96,14 @@ def held_back() -> Iterator[None]:
 
 
 @contextmanager
+def noted() -> Iterator[list[int]]:
+    """While it lasts, signals of NUMBERS do nothing but stand in the list that it yields."""
+    came: list[int] = []
+    with _reacting({number: lambda number, _: came.append(number) for number in ending()}):
+        yield came
+
+
+@contextmanager
 def raised() -> Iterator[list[int]]:
     """While it lasts, signals of NUMBERS are a KeyboardInterrupt, which is what other programs wait for. Yields those
     that have come.
@@ -116,6 +126,29 @@ def end_with(parent: int, number: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it has ended before
             signal.raise_signal(number)
+
+
+def end_with_pipe(watched: int) -> None:
+    """From here on this process is killed when the writing end of that pipe is closed, at once, whatever it does: the
+    system needs nothing of it, no lock of the interpreter's either, and it may have been stopped. On Linux only, which
+    lets a signal be chosen; elsewhere nothing happens.
+
+    `watched`: its reading end, of which nobody else has a copy, and into which nothing is written.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        with suppress(OSError):  # a system that looks like Linux
+            fcntl.fcntl(watched, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(watched, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(watched, fcntl.F_SETFL, fcntl.fcntl(watched, fcntl.F_GETFL) | os.O_ASYNC)
+    if has_ended(watched):  # before it was asked for
+        os._exit(1)
+
+
+def has_ended(watched: int) -> bool:
+    """Whether the writing end of a pipe has been closed, into which nothing is written; `watched`: its reading end."""
+    poll = select.poll()
+    poll.register(watched, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def tell(text: str) -> None:

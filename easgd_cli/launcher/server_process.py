@@ -1,0 +1,49 @@
+"""Within the server that a run's processes are forked from: what multiprocessing's leaves open there.
+
+A process is bound to its launcher as the first thing it does, and a launcher that is killed while it asks for one is no
+error of the server's.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from multiprocessing import forkserver
+from types import SimpleNamespace
+from typing import Any
+
+from easgd_cli.system import interruption
+
+READY = "easgd-server"  # the name it gives itself when it has imported what children need
+
+
+def name_process(name: str) -> None:
+    """Names this process as `ps` and `top` show it, where the system can; of a longer name 15 letters."""
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as f:
+        f.write(name)
+
+
+def make_ready() -> None:
+    """This process is the server from here on, and multiprocessing's loop is about to serve in it."""
+    server: Any = forkserver
+    receive, serve = server.reduction.recvfds, server._serve_one
+
+    def received(*socket_and_size: Any) -> Any:
+        try:
+            return receive(*socket_and_size)
+        except EOFError as e:  # it would end the server, which goes on after this one
+            raise ConnectionAbortedError(errno.ECONNABORTED, "whoever asked for a process has ended") from e
+
+    def serve_one(child_r: int, fds: list[int], *more: Any) -> Any:
+        *fds, launcher = fds
+        interruption.end_with_pipe(launcher)
+        try:
+            return serve(child_r, fds, *more)
+        except Exception:
+            if interruption.has_ended(launcher):  # in the middle of what it was sending
+                return 1
+            raise
+
+    server.reduction = SimpleNamespace(**{**vars(server.reduction), "recvfds": received})  # for the server alone
+    server._serve_one = serve_one
+    name_process(READY)
