@@ -40,6 +40,7 @@ class Distributed:
     wait: float = 300.0
     silence: float = 10.0
     forks: ClassVar[bool] = True
+    joined: ClassVar[bool] = True  # by hosts, which come for one run
     _listener: socket.socket | None = field(default=None, init=False, repr=False)
     _where: str = field(default="", init=False, repr=False)
 
