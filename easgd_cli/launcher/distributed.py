@@ -5,7 +5,7 @@ and wherever hosts have come in (`easgd join`, or torchrun).
 from __future__ import annotations
 
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -112,9 +112,13 @@ class Distributed:
         from easgd_cli.launcher.far_children import FarChildren
         from easgd_cli.launcher.gate import Gate
         from easgd_cli.launcher.local import Processes
+        from easgd_cli.system.devices import worker_threads
 
         s = experiment.settings
         _refuse(s, self.places_here)
+        # of the machine's cores, those here have all
+        threads = worker_threads(replace(s, workers=max(1, self.places_here)))
+        experiment = replace(experiment, recipe=replace(experiment.recipe, settings=replace(s, threads=threads)))
         listener, where = self.listen()
         secret = network.secret("launcher.address", listener.getsockname()[0])
         vectors = (experiment.size, str(experiment.dtype).removeprefix("torch."))
