@@ -259,7 +259,7 @@ class Place(threading.Thread):
                 break
             if time.monotonic() - looked >= _STATE_SECONDS and (state := state_of(child.process.pid)) is not None:
                 looked = time.monotonic()
-                connection.say({"kind": "process", "letter": state.letter, "ticks": state.ticks})
+                connection.say({"kind": "process", "rate": connection.rate(), **state._asdict()})
             with self._posting, suppress(ChannelClosed):
                 child.channel.flush()
             watched: list[Any] = [child.process.sentinel, self._woken, *([] if done else [child.channel])]

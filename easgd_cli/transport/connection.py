@@ -31,6 +31,7 @@ _MAGIC = b"easgd-1\n"  # with the version of what follows
 _NONCE = _MAC = 32
 _HEAD = struct.Struct("<BxxxIQ")  # kind, bytes of its text, bytes of its vectors
 _MOST_TEXT = 1 << 24
+_TCP_INFO, _ACKNOWLEDGED_AND_BUSY = 11, (120, 168)  # of linux/tcp.h: bytes, and microseconds
 _BEATS = 4  # how often in the time that is silence one says something
 
 
@@ -114,8 +115,7 @@ class Connection:
     def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: Turn | None = None):
         self._socket, self._silence, self._left = sock, silence, 0
         self._turn, self._said = turn, 0.0
-        # of vectors: bytes, and seconds in which they were on their way
-        self.sent, self.sending, self.received, self.receiving = 0, 0.0, 0, 0.0
+        self.sent = self.received = 0  # bytes of vectors
         self.most = most
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(silence)
@@ -152,10 +152,8 @@ class Connection:
                 count = sum(map(len, parts))
                 frame_parts = [memoryview(_HEAD.pack(sort, len(text), count) + text), *parts]
                 with self._turn.taken(self._beat) if self._turn and count >= LARGE else nullcontext():
-                    began = time.monotonic()
                     self._send_all(frame_parts)
-                if count:
-                    self.sent, self.sending = self.sent + count, self.sending + time.monotonic() - began
+                self.sent += count
         except OSError:  # the reader is told
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -173,6 +171,17 @@ class Connection:
             if parts:
                 parts[0] = parts[0][sent:]
         self._said = time.monotonic()
+
+    def rate(self) -> float | None:
+        """Bytes a second that have reached the other side while some were on their way, by the system; None where it
+        does not say, or before any were.
+        """
+        try:
+            said = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
+            acknowledged, busy = (struct.unpack_from("<Q", said, at)[0] for at in _ACKNOWLEDGED_AND_BUSY)
+        except (OSError, struct.error):
+            return None
+        return 1e6 * acknowledged / busy if busy else None
 
     # ---------------------------------------------------------------- in
 
@@ -197,11 +206,9 @@ class Connection:
         parts = [_bytes(v) for v in vectors]
         if sum(map(len, parts)) != self._left:
             raise ConnectionEnded("it sent vectors of another size")
-        if parts:
-            began = time.monotonic()
-            for part in parts:
-                self._read_into(part)
-            self.received, self.receiving = self.received + self._left, self.receiving + time.monotonic() - began
+        for part in parts:
+            self._read_into(part)
+        self.received += self._left
         self._left = 0
 
     def message(self, text: bytes) -> tuple[dict[str, Any], SharedTensors | None]:
