@@ -78,10 +78,11 @@ def drawn(seed: int, number: int, most: int = 4) -> Case:
     counts = {"sgd": [1], "grouped_easgd": [2, 4], **{peer: [2, 3, 4] for peer in _PEERS}}.get(algo, [1, 2, 3, 4])
     workers = chance.choice([n for n in counts if n <= most] or counts[:1])
     taus = {"mdownpour": [1], "allreduce": [1], "streaming_diloco": [10]}.get(algo, [1, 3, 10])
+    average = "none" if algo in _PEERS else chance.choice(("none", "polyak"))  # of a center, which peers have not
     words = [
         f"algo={algo}", f"launcher={launcher}", f"workers={workers}", f"steps={STEPS}", "batch_size=16", "threads=1",
         f"seed={number}", f"tau={chance.choice(taus)}", "eval.train_images=100",
-        f"eval.every='{chance.choice((40, 100))} steps'", f"average={chance.choice(('none', 'polyak'))}",
+        f"eval.every='{chance.choice((40, 100))} steps'", f"average={average}",
         f"checkpoint.every='{chance.choice((20, 60))} steps'", f"checkpoint.keep={chance.randint(1, 3)}",
         *(["eta=0.001"] if algo in ("downpour", "mdownpour") or "diloco" in algo else []),
         *(["algo.degree=2"] if algo == "easgd_tree" else []),

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.journal import Journal
+from easgd_cli.launcher.levels import Levels
 from easgd_cli.launcher.parties import (
     EVALUATOR,
     MASTER,
@@ -78,8 +79,7 @@ class Notes(Journal):
     """A journal without files: how a run ends is decided as ever, what is recorded is kept in lists."""
 
     def __init__(self, written: Callable[[Checkpoint], None]):
-        self._metrics = METRICS
-        self._experiment: Any = SimpleNamespace(settings=SimpleNamespace(until={"test_error": 1.0}))
+        self._levels = Levels({"test_error": 1.0}, METRICS)
         self.resumed, self.status, self.reason, self.signal = None, "completed", None, None
         self.progress: Any = Nothing()
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None

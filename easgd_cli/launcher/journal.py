@@ -20,6 +20,7 @@ from easgd_cli.launcher import disk_estimate
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.keeping import Keeping, how_to_go_on
 from easgd_cli.launcher.last_files import LastFiles
+from easgd_cli.launcher.levels import Levels
 from easgd_cli.launcher.run_log import RunLog
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState
@@ -48,9 +49,10 @@ class Journal:
         self.status = "completed"
         self.reason: str | None = None
         self.signal: int | None = None
-        s, self._metrics = experiment.settings, metrics_of(experiment.problem)
+        s, metrics = experiment.settings, metrics_of(experiment.problem)
+        self._levels = Levels(levels(s), metrics)
         self._diverges = s.on_nan == "diverge" or experiment.method.alone
-        self.progress = RunView(experiment.steps, s.minutes, s.workers, self._metrics, job.screen)
+        self.progress = RunView(experiment.steps, s.minutes, s.workers, metrics, job.screen)
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
         self._keeping: Keeping | None = None
         self._record: Recorder | None = None
@@ -127,23 +129,13 @@ class Journal:
             log.info("%s at step %g: %s", party, moment.step, dict(figures))
         center = metrics["center"]
         last = metrics.get("average", center)
-        reached = self._reached(last)
+        reached = self._levels.reached(last)
         if not all(math.isfinite(value) for name, value in center.items() if name.endswith("_loss")):
             self.diverge(f"the center's loss is not finite at step {moment.step:g}")
         elif reached is not None and self._hit is None:
             self._hit = (moment, {name: v.clone() for name, v in vectors().items()})
             self.status, self.reason = "completed", None  # whatever came later
             self.note(f"{reached} at step {moment.step:g}")
-
-    def _reached(self, figures: Mapping[str, float]) -> str | None:
-        """Which level of `until` has been reached, in words."""
-        for given, level in levels(self._experiment.settings).items():
-            metric = self._metrics[name := self._metrics.named(given)]
-            if metric.reached(figures.get(name), level):
-                return (
-                    f"{metric.title} {metric.shown(figures[name])} reached the level {metric.with_unit(f'{level:g}')}"
-                )
-        return None
 
     def note(self, text: str) -> None:
         """Something the user should know."""

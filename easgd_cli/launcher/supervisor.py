@@ -19,6 +19,7 @@ from easgd_cli.launcher.beginning import Beginning
 from easgd_cli.launcher.checkpoints import Checkpoints
 from easgd_cli.launcher.course import Course
 from easgd_cli.launcher.course import Plan as Plan
+from easgd_cli.launcher.ending import Ending
 from easgd_cli.launcher.evaluation import Evaluation
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.journal import Journal
@@ -56,7 +57,7 @@ class Supervisor:
         recovers = plan.has_master and plan.master_returns and plan.max_restarts > 0
         self._shutdown = Shutdown(journal, members, self._silence, ask, plan.patience, recovers)
         self._losses = Losses(plan, course, journal, members, self.evaluation, self._checkpoints, self._shutdown, ask)
-        self._simulated: dict[str, Any] | None = None  # where a virtual cluster stands at its end
+        self._ending = Ending(course, journal, queue, members, self.evaluation, self._checkpoints)
 
     @property
     def over(self) -> bool:
@@ -161,7 +162,7 @@ class Supervisor:
         if self._course.began and not self.over:
             self._keep_time()
         self._feed_evaluator()
-        self._end_when_done()
+        self._ending.close_when_done()
         self.journal.tick()
 
     def pace(self) -> None:
@@ -191,10 +192,7 @@ class Supervisor:
 
     def state(self) -> dict[str, Any]:
         """Who has been lost and how often somebody came back, as plain numbers: what a virtual cluster keeps."""
-        return {
-            **self._losses.state(),
-            **self.members.state(),
-        }
+        return {**self._losses.state(), **self.members.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts it where it was."""
@@ -210,7 +208,7 @@ class Supervisor:
             self.members[worker].final = state
             self.journal.ended(worker, Tally(**(state.tally or {})).seconds)
         self._checkpoints.worker_state(worker, state, final)
-        self._end_when_done()
+        self._ending.close_when_done()
 
     def owner_state(self, state: OwnerState, final: bool) -> None:
         """The owner's part of a checkpoint, or its last word."""
@@ -218,7 +216,7 @@ class Supervisor:
             self._course.final = state
         else:
             self._checkpoints.owner_state(state)
-        self._end_when_done()
+        self._ending.close_when_done()
 
     def closing(self, state: OwnerState) -> None:
         """The owner's part of what a longer run goes on from, before the closing exchange."""
@@ -228,7 +226,7 @@ class Supervisor:
         """The last words of all at once."""
         for worker, state in checkpoint.workers.items():
             self.worker_state(worker, state, final=True)
-        self._simulated = checkpoint.simulated
+        self._ending.simulated = checkpoint.simulated
         self.owner_state(checkpoint.owner, final=True)
 
     def checkpoint(self, checkpoint: Checkpoint, last: bool = False) -> None:
@@ -248,7 +246,7 @@ class Supervisor:
         if self.journal.decided:
             self._shutdown.begin(self.now)
         self._feed_evaluator()
-        self._end_when_done()
+        self._ending.close_when_done()
 
     def _feed_evaluator(self) -> None:
         if not self.over:
@@ -266,7 +264,7 @@ class Supervisor:
         if not self.over:
             self._silence.drop(party)
             self._losses.ended(party, how, refused, raised, log_file)
-            self._end_when_done()
+            self._ending.close_when_done()
 
     @property
     def stopping(self) -> bool:
@@ -285,25 +283,8 @@ class Supervisor:
         self.journal.fail(reason)
         self._course.over = True
 
-    def _end_when_done(self) -> None:
-        """Closes the run when nothing more is to come."""
-        if self.over or self._course.final is None or self.members.live:
-            return
-        if self.evaluation.goes_on:
-            self.evaluation.take_last(self._course.final)
-            self._feed_evaluator()
-            if self.queue:
-                self.journal.progress.finishing(len(self.queue))
-                return
-        self._course.over = True
-
     def outcome(self, **facts: Any) -> Outcome:
         """Writes what remains of the run directory and says how the run ended; `facts`: what else the summary says.
         Raises RunError.
         """
-        final = self._course.final
-        last = self._checkpoints.of_the_end(self._course, self._simulated)
-        seconds = final.moment.seconds if final is not None else self.now
-        steps = {i: m.t for i, m in self.members.items()}
-        told = {**self._losses.facts(), **facts}
-        return self.journal.close(final, last, steps, self._course.told.exchanges, seconds, told)
+        return self._ending.outcome({**self._losses.facts(), **facts})

@@ -27,7 +27,7 @@ from easgd_cli.training.center import Center
 from easgd_cli.training.drive import ProblemGradients
 from easgd_cli.training.gathering import Gathering, Recorded, gathering_of
 from easgd_cli.training.meter import Meter
-from easgd_cli.training.snapshot import EVALUATED
+from easgd_cli.training.snapshot import EVALUATED, Moment
 from easgd_cli.training.variables import Variables
 from easgd_cli.transport.base import PULL, Request
 from easgd_cli.transport.simulated import Events, Wire
@@ -148,6 +148,12 @@ class VirtualParties:
         return Recorded(order, variable.in_rounds, returns, variable.owner)
 
     # ---------------------------------------------------------------- what is known of them
+
+    @property
+    def moment(self) -> Moment:
+        """Where the owner of what is evaluated is."""
+        clocks = self.clocks
+        return Moment(self.events.now, sum(clocks.values()) / len(clocks), self.served, dict(clocks))
 
     @property
     def served(self) -> int:
