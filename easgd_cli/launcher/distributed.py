@@ -54,8 +54,8 @@ class Distributed:
         if self.here is not None and not 0 <= self.here <= self.workers:
             raise ValueError(f"launcher.here={self.here}: is a number of workers from 0 to workers={self.workers}.")
         for key, value in (("wait", self.wait), ("silence", self.silence)):
-            if not value >= 1:
-                raise ValueError(f"launcher.{key}={value:g}: is a number of seconds, at least 1.")
+            if not value >= 2:
+                raise ValueError(f"launcher.{key}={value:g}: is a number of seconds, at least 2.")
         if self.address is not None and self.interface is not None:
             raise ValueError(
                 f"launcher.address={self.address} launcher.interface={self.interface}: give one of the two."

@@ -32,7 +32,7 @@ _NONCE = _MAC = 32
 _HEAD = struct.Struct("<BxxxIQ")  # kind, bytes of its text, bytes of its vectors
 _MOST_TEXT = 1 << 24
 _TCP_INFO, _ACKNOWLEDGED_AND_BUSY = 11, (120, 168)  # of linux/tcp.h: bytes, and microseconds
-_BEATS = 4  # how often in the time that is silence one says something
+_BEATS, _SHORTEST_SILENCE = 4, 2.0  # how often one says something in the seconds that may be taken for silence
 
 
 class ConnectionEnded(Exception):
@@ -114,6 +114,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: Turn | None = None):
         self._socket, self._silence, self._left = sock, silence, 0
+        self._beats = min(silence, _SHORTEST_SILENCE) / _BEATS  # the other side may be less patient
         self._turn, self._said = turn, 0.0
         self.sent = self.received = 0  # bytes of vectors
         self.most = most
@@ -142,7 +143,7 @@ class Connection:
         try:
             while True:
                 try:
-                    frame = self._out.get(timeout=self._silence / _BEATS)
+                    frame = self._out.get(timeout=self._beats)
                 except queue.Empty:
                     frame = (Sort.ALIVE, b"", ())
                 if frame is None:
@@ -160,7 +161,7 @@ class Connection:
 
     def _beat(self) -> None:
         """Says that it is there, when it is time to."""
-        if time.monotonic() - self._said > self._silence / _BEATS:
+        if time.monotonic() - self._said > self._beats:
             self._send_all([memoryview(_HEAD.pack(Sort.ALIVE, 0, 0))])
 
     def _send_all(self, parts: list[memoryview]) -> None:
