@@ -26,6 +26,7 @@ ALGORITHMS = (
 )
 FRAGMENTS = ("tests/test_fragments.py",)
 TRANSPORT = ("tests/test_transport.py",)
+NETWORK = ("tests/test_network.py",)
 VIRTUAL = (
     "tests/test_simulated.py", "-k", "price or queue or longest or straggler or staleness or by_hand or "
     "(middle_of_steps and sync_easgd) or "
@@ -43,6 +44,10 @@ TESTS = {
     "transport/shared.py": TRANSPORT,
     "transport/staging.py": TRANSPORT,
     "transport/on_device.py": TRANSPORT,
+    "transport/relay.py": ("tests/test_transport.py", "-k", "far"),
+    "transport/connection.py": NETWORK,
+    "transport/turn.py": NETWORK,
+    "launcher/gate.py": NETWORK,
     "transport/simulated.py": (
         *TRANSPORT,
         "tests/test_simulated.py::test_a_step_lasts_as_long_as_its_rule_says",
@@ -272,6 +277,26 @@ MUTANTS = [
     ("launcher/virtual_master.py", "self.closing.discard(request.worker)", "pass"),
     ("training/serving.py", "            self.ledger.end()", "            pass"),
     # the transports
+    (
+        "transport/relay.py",
+        "self._end.reply(request, clock, served, Mark(mark), t)",
+        "self._end.reply(request, clock, served, Mark(mark))",
+    ),
+    ("transport/relay.py", "ended = request.kind in (Kind.CLOSE, Kind.LOST)", "ended = request.kind is Kind.CLOSE"),
+    ("transport/relay.py", "self._free.set()  # before it is sent: the next request is the answer to it", "pass"),
+    (
+        "transport/connection.py",
+        'if not hmac.compare_digest(mac, _proof(secret, b"caller", ours, theirs)):',
+        "if False:",
+    ),
+    (
+        "transport/connection.py",
+        'if not hmac.compare_digest(mac, _proof(secret, b"called", theirs, ours)):',
+        "if False:",
+    ),
+    ("transport/connection.py", "or self._left > self.most:", "or False:"),
+    ("transport/turn.py", "fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+    ("launcher/gate.py", "if host.running.get(worker) == ticket), None)", "if worker in host.running), None)"),
     ("transport/shared.py", "while len(data) < _REPLY.size:", "while len(data) < 0:"),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
     (
