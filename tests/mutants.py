@@ -51,7 +51,10 @@ TESTS = {
     "training/gathering.py": ("tests/test_gathering.py", "tests/test_closing.py"),
     "training/ledger.py": ("tests/test_ledger.py",),
     "problems/replicas.py": ("tests/test_replicas.py",),
-    "training/couriers.py": ("tests/test_ledger.py",),
+    "training/couriers.py": (
+        "tests/test_ledger.py",
+        "tests/test_variables.py::test_real_processes_are_replayed_bit_for_bit_and_go_on",
+    ),
     "training/serving.py": ("tests/test_ledger.py",),
     "training/master.py": ("tests/test_ledger.py", "tests/test_closing.py"),
     "launcher/virtual_master.py": ("tests/test_gathering.py", *VIRTUAL[:-1], f"{VIRTUAL[-1]} or exchanges"),
