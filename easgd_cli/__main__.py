@@ -16,6 +16,7 @@ from easgd_cli.system.terminal import help_text, tell
 
 COMMANDS = {
     "train": "train a model with many workers; -m sweeps",
+    "join": "take part in a run on many machines",
     "eval": "measure what a run has saved: center, average or a worker",
     "data": "prepare a data set of photos for training, or check any data set",
     "bench": "what computing, loading data and communicating cost on this hardware",

@@ -26,6 +26,7 @@ MADE_BY_USERS = 12  # whatever a user's own data set draws
 SAMPLE = 13  # whatever a user's Dataset draws for one sample; n is its index
 TESTED = 14  # samples that a data set without a test set of its own is tested on
 FAULTS = 15  # whether a worker suffers a fault; n is the worker's clock
+WIRE = 16  # how a vector is rounded on its way; n is the worker's clock, the variable and the way
 
 _64_BITS = 2**64 - 1
 

@@ -959,7 +959,7 @@ def test_own_tuning_lies_over_a_shipped_row_and_below_experiments(
         ("eta: fast", "eta=fast: must be a number."),
         ("eval:\n  evry: 30 s", "eval.evry: there is no setting eval.evry; did you mean eval.every?"),
         ("until: 5", "until=5: until is a section; write until.METRIC=LEVEL, such as until.test_error=2."),
-        ("tau: {a: 1}", "tau={'a': 1}: must be a whole number."),
+        ("tau: {a: 1}", "tau={'a': 1}: must be a whole number, or auto."),
     ],
 )
 def test_a_mistake_in_an_own_configuration_is_told_with_its_file(

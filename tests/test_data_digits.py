@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from easgd_cli.data.digits import digits
-from easgd_cli.data.images import as_images
+from easgd_cli.data.image_checks import as_images
 from easgd_cli.data.synthetic import synthetic
 from easgd_cli.errors import UsageError
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from easgd_cli.data.images import Images, _patches, _patches_in_numpy, as_images
+from easgd_cli.data.image_checks import as_images
+from easgd_cli.data.images import Images, _patches, _patches_in_numpy
 from easgd_cli.errors import UsageError
 
 CPU = torch.device("cpu")

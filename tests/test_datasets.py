@@ -22,6 +22,7 @@ from test_simulated import same_files, virtual
 from test_tasks import theirs
 from theirs import Augmented, padded
 
+from easgd_cli.data.arrays import arrays
 from easgd_cli.data.mapped import Mapped
 from easgd_cli.data.table import table
 from easgd_cli.errors import UsageError
@@ -99,6 +100,14 @@ def test_processes_see_the_batches_of_the_simulator_and_go_on_bit_for_bit(tmp_pa
     run(s, tmp_path / "rounds")
     virtual(theirs("Augmented", "Linear", "sync_easgd", workers=3, steps=7), tmp_path / "virtual_rounds")
     same_files(tmp_path / "rounds", tmp_path / "virtual_rounds", "center.pt")
+
+
+def test_arrays_in_shared_memory_are_the_same_with_all_that_is_known_of_them() -> None:
+    x, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    data = replace(arrays(x, y, x[:2], y[:2], "x", classes=("a", "b", "c")), about="Of somewhere.")
+    again = pickle.loads(pickle.dumps(data.share()))
+    assert (again.about, again.classes, again.targets) == ("Of somewhere.", ("a", "b", "c"), "labels")
+    assert torch.equal(again.inputs["train"], x) and torch.equal(again.labels["train"], y) and again.memory is not None
 
 
 def test_large_arrays_are_sent_once(tmp_path: Path) -> None:

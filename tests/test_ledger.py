@@ -5,23 +5,37 @@ nothing is lost, and not a bit differs. Every store of an update is one such mom
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms import EASGD, MDOWNPOUR, GaussSeidelEASGD, Method, SyncEASGD, Vectors, Worker
+from easgd_cli.algorithms import (
+    EASGD,
+    MDOWNPOUR,
+    AsyncDiLoCo,
+    GaussSeidelEASGD,
+    Gossip,
+    GossipPull,
+    GossipPush,
+    Method,
+    SyncEASGD,
+    Vectors,
+    Worker,
+)  # fmt: skip
 from easgd_cli.algorithms.average import Polyak
-from easgd_cli.algorithms.base import Rule, Variable
+from easgd_cli.algorithms.base import WHOLE, Receive, Rule, Variable
+from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import center as centers
-from easgd_cli.training import master as masters
+from easgd_cli.training import serving
 from easgd_cli.training.ledger import ORDER, Ledger
 from easgd_cli.training.master import Master, MasterStart
+from easgd_cli.training.variables import Variables, clocks_of
 from easgd_cli.transport.base import Reply
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 
@@ -66,8 +80,8 @@ class Stores:
 class Mortal(Ledger):
     """A ledger whose owner may be killed before any store, and in the middle of a copy."""
 
-    def __init__(self, memory: SharedTensors, workers: int):
-        super().__init__(memory, workers)
+    def __init__(self, memory: SharedTensors, workers: int, fragments: Sequence[int] = (1,)):
+        super().__init__(memory, workers, fragments)
         for name, value in vars(self).items():
             if isinstance(value, memoryview):
                 setattr(self, name, Stores(value))
@@ -96,17 +110,37 @@ class InHalves(Method):
     def scratch(self) -> tuple[str, ...]:
         return self.method.scratch
 
+    def home(self, worker: int) -> str:
+        return self.method.home(worker)
+
     @property
     def variables(self) -> Mapping[str, Variable]:
-        [(name, variable)] = self.method.variables.items()
+        return {name: _in_halves(variable) for name, variable in self.method.variables.items()}
 
+
+def _in_halves(variable: Variable) -> Variable:
+    def halved(rule: Receive) -> Receive:
         def receive(center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
             for part in (slice(0, 2), slice(2, None)):
                 part_of = Vectors({v: t[part] for v, t in vars(center).items()})
-                variable.receive(part_of, m[part], reply[part], n)
+                part_of.t = center.t
+                rule(part_of, m[part], reply[part], n)
                 MOMENTS.pass_()
 
-        return {name: replace(variable, receive=receive)}
+        return receive
+
+    own = None if variable.own is None else halved(variable.own)
+    return replace(variable, receive=halved(variable.receive), own=own)
+
+
+class Ask(NamedTuple):
+    """What some workers ask of one variable at their clock t."""
+
+    workers: list[int]
+    t: int
+    to: str = "center"
+    fragment: int = WHOLE
+    pull: bool = False
 
 
 class Run:
@@ -115,14 +149,18 @@ class Run:
     def __init__(self, method: Method):
         g = torch.Generator().manual_seed(0)
         self.method = InHalves(method)
-        self.names = (*method.variables["center"].state, "average")
+        of = self.method.variables
+        self.average = Polyak(start=0) if "center" in of else None
+        self.names = Variables.names(self.method, average=self.average is not None)
+        self.fragments = [variable.fragments for variable in of.values()]
+        vectors = max(len(variable.state) for variable in of.values()) + 1
         self.memory = SharedTensors.of({n: torch.rand(SIZE, dtype=DTYPE, generator=g) for n in self.names})
         self.links = [Link.new(i, self.method, SIZE, DTYPE) for i in range(WORKERS)]
         for link in self.links:
             for v in link.memory.tensors.values():
                 v.copy_(torch.rand(SIZE, dtype=DTYPE, generator=g))
-        self.ledger = Ledger.allocate(len(self.names), BLOCK, DTYPE, WORKERS)
-        Ledger(self.ledger, WORKERS).begin_run(served=4, clock=2)
+        self.ledger = Ledger.allocate(vectors, BLOCK, DTYPE, WORKERS, self.fragments)
+        self.noted().begin_run(served=4, clocks=[[2] * n for n in self.fragments])
         self.renewed: dict[int, socket.socket] = {}
         self.ends = [SharedWorkerEnd(link, renew=lambda i=i: self.renewed.pop(i)) for i, link in enumerate(self.links)]
         self.deaths = 0
@@ -132,23 +170,18 @@ class Run:
     def _master(self, links: list[Link]) -> Master:
         channel: Any = SimpleNamespace(post=lambda *_: None, receive=list)
         start = MasterStart(
-            self.method,
-            Polyak(start=0),
-            self.memory,
-            links,
-            None,
-            {"center": 2},
-            4,
-            ledger=self.ledger,
-            returns=True,
+            self.method, self.average, self.memory, links, None, {}, 4, ledger=self.ledger, returns=True
         )
         master = Master(start, channel)
         master._snapshots = SimpleNamespace(seconds=lambda: 0.0, changed=lambda *_: None)  # type: ignore[assignment]
         return master
 
+    def noted(self) -> Ledger:
+        return Ledger(self.ledger, WORKERS, self.fragments)
+
     def next_master(self) -> None:
         self.deaths += 1
-        self.heard += Ledger(self.ledger, WORKERS).order(4 + len(self.heard))
+        self.heard += self.noted().order(4 + len(self.heard))
         for sock in list(self.master._sessions._sockets.values()):
             sock.close()
         links = []
@@ -162,7 +195,7 @@ class Run:
                 return
             except Killed:
                 self.deaths += 1
-                self.heard += Ledger(self.ledger, WORKERS).order(4 + len(self.heard))
+                self.heard += self.noted().order(4 + len(self.heard))
 
     def serve(self) -> None:
         """Until nobody waits that can be served."""
@@ -170,11 +203,13 @@ class Run:
             for request in requests:
                 self.master._answer(request)
 
-    def exchange(self, workers: list[int], t: int) -> list[Reply]:
+    def exchange(self, ask: Ask) -> list[Reply]:
         """The messages of these workers, to their end, whoever dies on the way."""
+        workers = ask.workers
         for i in workers:
             end = self.ends[i]
-            end.post(end.vectors["m" if "m" in end.vectors else "x"], t)
+            message = None if ask.pull else end.vectors["m" if "m" in end.vectors else "x"]
+            end.post(message, ask.t, ask.to, fragment=ask.fragment)
         try:
             self.serve()
         except Killed:
@@ -192,35 +227,68 @@ class Run:
         return replies
 
 
+def asked_of(method: Method) -> list[Ask]:
+    """A few exchanges: in turn, in rounds, of fragments in their turn and of the whole, of several variables."""
+    everybody = list(range(WORKERS))
+    if method.in_rounds:
+        return [Ask(everybody, t) for t in range(4)]
+    turns = [Ask([worker], t) for t, worker in enumerate((0, 2, 2, 1))]
+    if isinstance(method, InFragments):
+        return [ask._replace(fragment=f) for ask, f in zip(turns, (0, 1, 2, WHOLE), strict=True)]
+    if isinstance(method, Gossip):
+        pull = isinstance(method, GossipPull)
+        own = [ask._replace(to=method.home(ask.workers[0])) for ask in turns]
+        others = [ask._replace(to=method.home((ask.workers[0] + 1 + ask.t % 2) % WORKERS), pull=pull) for ask in turns]
+        return [ask for pair in zip(own, others, strict=True) for ask in pair]
+    return turns
+
+
 def script(method: Method) -> tuple[list[Any], dict[str, Tensor], list[int], int]:
     """A few updates; returns replies, the center's vectors, the order, and how many masters have died."""
     run, replies = Run(method), []
-    rounds = not method.alone and method.in_rounds
-    for t, worker in enumerate((0, 2, 2, 1)):
-        for reply in run.exchange([0, 1, 2] if rounds else [worker], t):
+    for ask in asked_of(method):
+        for reply in run.exchange(ask):
             replies.append((reply.vector.tolist(), reply.clock, reply.served, reply.t))
-    order = Ledger(run.ledger, WORKERS).order(4)
-    assert run.heard + run.master._order == order, "what a master before it has left in the middle is told, too"
+    clocks = run.master._serving.variables.clocks
+    replies.append(clocks)
+    assert [run.noted().clocks(i) for i in range(len(run.fragments))] == [
+        clocks_of(clocks, name, n) for name, n in zip(run.method.variables, run.fragments, strict=True)
+    ]
+    order = run.noted().order(4)
+    assert run.heard + run.master._serving.order == order, "what a master before it has left in the middle is told, too"
     return replies, {name: v.clone() for name, v in run.memory.tensors.items()}, order, run.deaths
 
 
 @pytest.fixture(autouse=True)
 def mortal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
-    monkeypatch.setattr(masters, "Ledger", Mortal)
+    monkeypatch.setattr(serving, "Ledger", Mortal)
     monkeypatch.setattr(centers, "BLOCK", BLOCK)
     yield
     MOMENTS.last = -1
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("method", [EASGD(0.2), MDOWNPOUR(0.9, 1), SyncEASGD(0.2), GaussSeidelEASGD(0.2)], ids=repr)
+def fragments_of(method: Method) -> Method:
+    return InFragments(method, (method,) * 3)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        EASGD(0.2), MDOWNPOUR(0.9, 1), SyncEASGD(0.2), GaussSeidelEASGD(0.2), fragments_of(EASGD(0.2)),
+        fragments_of(AsyncDiLoCo(workers=WORKERS)), GossipPull(workers=WORKERS, seed=1),
+        GossipPush(workers=WORKERS, seed=1),
+    ],
+    ids=repr,
+)  # fmt: skip
 def test_a_master_killed_at_any_moment_leaves_nothing_half_done_and_nothing_twice(method: Method) -> None:
     MOMENTS.now, MOMENTS.last = 0, -1
     replies, center, order, deaths = script(method)
     moments = MOMENTS.now
     assert deaths == 0 and moments > 100
-    assert order == [0, 1, 2] * 4 if len(order) == 12 else order == [0, 2, 2, 1]
+    places = list(method.variables)
+    assert order == [worker + (places.index(ask.to) << 16) for ask in asked_of(method) for worker in ask.workers]
     for moment in range(1, moments + 1):
         MOMENTS.now, MOMENTS.last = 0, moment
         again = script(method)
@@ -253,7 +321,7 @@ def test_the_next_master_may_be_killed_while_it_ends_an_update() -> None:
 def test_an_order_that_is_no_longer_kept_is_not_made_up() -> None:
     memory = Ledger.allocate(1, BLOCK, DTYPE, WORKERS)
     ledger = Ledger(memory, WORKERS)
-    ledger.begin_run(ORDER + 10, 5)
+    ledger.begin_run(ORDER + 10, [[5]])
     assert ledger.order(ORDER + 10) == []
     assert len(ledger.order(10)) == ORDER
     with pytest.raises(ValueError, match="exchanges have not been reported"):

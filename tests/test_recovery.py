@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_runs import Watch, recorded_order, rows, run, settings, wait_until
+from test_runs import METHODS, Watch, recorded_order, rows, run, settings, wait_until
 
+from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds, local
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.parties import Patience
+from easgd_cli.record.reader import Entries, by_variable, read_order
 from easgd_cli.settings.schema import Eval, Settings
 from easgd_cli.system.channel import Channel
 from easgd_cli.training.worker import WorkerLoop
@@ -30,7 +32,9 @@ UNHURRIED = {"name": "unhurried", "target": "nets:Unhurried"}
 
 def lasting(algo: str, **values: Any) -> Settings:
     given = {"workers": 3, "steps": 600, "model": UNHURRIED, "max_restarts": 3, "tau": 4}
-    return settings(algo, **(given | {"eval": Eval(every="200 steps", train_images=100)} | values))
+    s = settings("easgd", **(given | {"eval": Eval(every="200 steps", train_images=100)} | values))
+    s.algo = {"name": algo, "target": f"easgd_cli.algorithms:{METHODS.get(algo, algo)}"}
+    return s
 
 
 class Killer:
@@ -65,19 +69,17 @@ class Killer:
 
 
 def replayed(s: Settings, source: Path, directory: Path) -> Outcome:
-    from easgd_cli.experiment import build
-
     directory.mkdir()
     s.launcher = {"name": "simulated", "target": "easgd_cli.launcher.kinds:Simulated"}
     s.replay = str(source)
     return kinds.launcher(s)(Job(directory), build.prepare(s))
 
 
-@pytest.mark.parametrize("algo", ["eamsgd", "downpour", "sync_easgd"])
+@pytest.mark.parametrize(("algo", "fragments"), [("eamsgd", 1), ("downpour", 1), ("sync_easgd", 1), ("easgd", 3)])
 def test_whoever_is_killed_the_run_takes_all_its_steps_and_its_record_gives_its_center(
-    algo: str, tmp_path: Path
+    algo: str, fragments: int, tmp_path: Path
 ) -> None:
-    s = lasting(algo)
+    s = lasting(algo, fragments=fragments)
     order = ["worker_01", "master", "worker_01"]
     with Killer(tmp_path / "run", order) as killer:
         outcome = run(s, tmp_path / "run")
@@ -92,6 +94,21 @@ def test_whoever_is_killed_the_run_takes_all_its_steps_and_its_record_gives_its_
     assert [r["workers_alive"] for r in system if "workers_alive" in r][-1] == 3
     assert replayed(s, tmp_path / "run", tmp_path / "again").status == "completed"
     assert recorded_order(tmp_path / "run") == recorded_order(tmp_path / "again")
+    ours, theirs = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("run", "again"))
+    assert all(torch.equal(ours[k], v) for k, v in theirs.items())
+
+
+@pytest.mark.parametrize("algo", ["GossipPull", "GossipPush"])
+def test_a_master_of_several_variables_is_followed_by_another(algo: str, tmp_path: Path) -> None:
+    s = lasting(algo)
+    with Killer(tmp_path / "run", ["master", "master"]):
+        outcome = run(s, tmp_path / "run")
+    assert outcome.status == "completed" and outcome.summary["restarts"] == {"master": 2}
+    assert replayed(s, tmp_path / "run", tmp_path / "again").status == "completed"
+    entries = Entries.of(build.method(s), s.workers)
+    orders = [read_order(tmp_path / d / "exchanges.bin", entries) for d in ("run", "again")]
+    recorded, again = (by_variable(order, entries.variables) for order in orders)
+    assert recorded == again, "there is one order a variable"
     ours, theirs = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("run", "again"))
     assert all(torch.equal(ours[k], v) for k, v in theirs.items())
 

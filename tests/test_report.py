@@ -30,7 +30,7 @@ from easgd_cli import picture
 from easgd_cli.__main__ import main
 from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import run_directory
-from easgd_cli.reports import figures, findings, notes, reading, table
+from easgd_cli.reports import curves, figures, findings, grid, notes, reading, table
 from easgd_cli.reports.comparison import compare
 from easgd_cli.sweeps.objective import Objective
 
@@ -716,6 +716,65 @@ def test_rows_can_be_asked_for(tmp_path: Path) -> None:
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["eta=0.1", "eta=0.2"]
 
 
+def of_a_grid(root: Path) -> None:
+    """easgd is first at 10 % with 2 workers, by its tau = 4; with 4 nobody but downpour comes there in both runs."""
+    for workers, algo, tau, of_seeds in (
+        (2, "easgd", 4, ([90, 9], [90, 40, 9])),
+        (2, "easgd", 16, ([90, 40, 9], [90, 40, 9])),
+        (2, "downpour", 4, ([90, 60, 50, 9], [90, 60, 50, 9])),
+        (4, "easgd", 4, ([90, 9], [90, 40])),
+        (4, "downpour", 4, ([90, 60, 50, 9], [90, 60, 50, 9])),
+    ):
+        for seed, errors in enumerate(of_seeds):
+            name = f"{workers}_{algo}_{tau}_{seed}"
+            make(root / name, list(errors), workers=workers, algo=algo, tau=tau, seed=seed, delta=0.5)
+
+
+def test_who_is_first_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each method the best of its configurations; its rival is the best of another method."""
+    root = tmp_path / "runs"
+    of_a_grid(root)
+    c = compared(root, levels=[50.0, 10.0])
+    two, four = grid.cells(c, ["workers", "delta"], "seconds")
+    assert (two.at, two.name(0), two.name(1)) == ((2, 0.5), "easgd tau=4", "downpour tau=4")
+    assert [took.mean for _, took in two.ranking] == [1.5, 3.0] and two.margin == 1 and two.apart
+    assert (four.name(0), four.name(1)) == ("downpour", "nobody")
+    steps = grid.cells(c, ["workers", "delta"], "steps")
+    assert [took.mean for _, took in steps[0].ranking] == [30.0, 60.0]
+    told = grid.result(c, ["workers", "delta"], "seconds")
+    assert told.rows[0] == [
+        "2",
+        "0.5",
+        "easgd tau=4",
+        "1.50 ± 0.71",
+        "downpour tau=4",
+        "3 ± 0",
+        "100 %",
+        "yes",
+    ]
+    assert told.rows[1] == ["4", "0.5", "downpour", "3 ± 0", "nobody", "-", "-", "-"]
+    assert main(["report", str(root), "--levels", "10", "--grid", "workers,delta"]) == 0
+    assert "First at 10 % test error, by seconds" in capsys.readouterr().out
+    drawn = (root / "report" / "grid.svg").read_text()
+    assert "easgd tau=4" in drawn and "100 % before" in drawn
+    assert main(["report", str(root), "--levels", "10"]) == 0 and not (root / "report" / "grid.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--grid", "workers"), "--grid workers: is two settings"),
+        (("--grid", "workers,wrkers"), "--grid workers,wrkers: there is no setting wrkers in these runs"),
+    ],
+)
+def test_a_grid_is_of_two_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
+) -> None:
+    of_a_grid(tmp_path / "runs")
+    assert main(["report", str(tmp_path / "runs"), *options]) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_bars_stand_at_the_seconds_to_a_level(tmp_path: Path) -> None:
     for p, seconds in ((2, 4), (4, 2), (8, 1)):
         make(tmp_path / f"p{p}", [90.0] * seconds + [5.0], workers=p)
@@ -813,11 +872,11 @@ def test_virtual_seconds_are_called_so(tmp_path: Path) -> None:
 
 
 def test_a_mean_of_curves_is_of_all_its_runs() -> None:
-    at, values = figures.on_a_common_axis(
+    at, values = curves.on_a_common_axis(
         [(np.linspace(0, 1, 5000), np.zeros(5000)), (np.array([0.0, 2.0]), np.zeros(2))]
     )
     assert 150 < len(at) <= 201 and np.all(np.diff(at) > 0) and at[-1] == 1
-    at, values = figures.on_a_common_axis(
+    at, values = curves.on_a_common_axis(
         [(np.array([0.0, 4.0]), np.array([0.0, 8.0])), (np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, math.nan]))]
     )
     assert at[-1] == 2.0 and np.allclose(values[0], 2 * at)

@@ -20,12 +20,18 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, Method
-from easgd_cli.algorithms.base import Seen
+from easgd_cli.algorithms.base import WHOLE, Seen, Worker
+from easgd_cli.algorithms.fragments import InFragments
+from easgd_cli.algorithms.schedule import Constant
+from easgd_cli.algorithms.wire import WIRES, OnTheWire
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training import drive
 from easgd_cli.training.center import Center
 from easgd_cli.transport.base import Kind, Mark, MasterEnd, Reply, SessionEnded, Withdrawn, WorkerEnd
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort, answer, call
 from easgd_cli.transport.on_device import Handed, hand_out
+from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.simulated import Events, Network, Wire
 from easgd_cli.transport.staging import Staging
@@ -47,17 +53,17 @@ class Star:
         for request in self.master.requests(timeout):
             self.seen.append((request.worker, request.kind, request.t))
             if request.kind is Kind.EXCHANGE:
-                self.center.receive(self.center.lend(*self.master.lent(request)))
+                self.center.serve([(request.worker, *self.master.lent(request))], fragment=request.fragment)
                 self.master.reply(request, self.center.clock, self.center.clock)
             elif request.kind is Kind.JOIN:
                 _, reply = self.master.lent(request)
                 reply.copy_(self.center.vectors["x"])
                 self.master.reply(request, self.center.clock, self.center.clock, t=request.t + 5)
 
-    def exchange(self, worker: int, name: str = "x", t: int = 0) -> Reply:
+    def exchange(self, worker: int, name: str = "x", t: int = 0, fragment: int = WHOLE) -> Reply:
         """One exchange of that worker's vector, to its end."""
         end = self.workers[worker]
-        end.post(end.vectors[name], t)
+        end.post(end.vectors[name], t, fragment=fragment)
         return end.collect()
 
     def lose(self, worker: int) -> None:
@@ -104,12 +110,72 @@ class RealStar(Star):
         assert not self._thread.is_alive()
 
 
+class FarStar(RealStar):
+    """Its workers are on another machine, as far as they know: between each of them and the master is a wire."""
+
+    def __init__(self, method: Method, p: int):
+        center, master, stood_in = ends(method, p)
+        links = [Link.new(i, method, SIZE, torch.float32) for i in range(p)]
+        self.asking: dict[int, WorkerStandIn] = {}
+        for link, end in zip(links, stood_in, strict=True):
+            self.connect(link, end)
+        super().__init__(method, p, center, master, [SharedWorkerEnd(link.for_worker()) for link in links])
+        self.links, self.stood_in = links, stood_in
+
+    def connect(self, link: Link, end: SharedWorkerEnd) -> None:
+        ours, theirs = wires(4 * SIZE)
+        names = {name: end.vectors.get(name, end.reply) for name in link.memory.tensors}
+        self.asking[link.worker] = asks = WorkerStandIn(
+            end, {n: v for n, v in names.items() if v is not None}, link.variables, link.packing, ours
+        )
+        says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.packing, theirs)
+        for wire, hear in ((ours, asks.request), (theirs, says.reply)):
+            threading.Thread(target=self.read, args=(wire, hear), daemon=True).start()
+
+    @staticmethod
+    def read(wire: Connection, hear: Callable[[bytes, int], None]) -> None:
+        with suppress(ConnectionEnded):
+            while True:
+                _, text, count = wire.next()
+                hear(text, count)
+
+    def come_back(self, worker: int, t: int) -> Reply:
+        """As another process on its machine, with a session of its own on either machine."""
+        self.asking[worker].join()
+        ours, theirs = socket.socketpair()
+        near, far = socket.socketpair()
+        self.stood_in[worker]._socket = ours
+        self.admitted.put((worker, theirs))
+        self.links[worker] = link = self.links[worker].with_sockets(worker=near, master=far)
+        self.connect(link, self.stood_in[worker])
+        self.workers[worker]._socket = near
+        self.workers[worker].join(t)
+        return self.workers[worker].collect()
+
+
+def wires(most: int) -> tuple[Connection, Connection]:
+    """Both ends of a connection that has been through its hello."""
+    called: list[socket.socket] = []
+
+    def take() -> None:
+        called.append(listener.accept()[0])
+        answer(called[0], b"secret", 10)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=take)
+        thread.start()
+        caller = call(listener.getsockname(), b"secret", 10)
+        thread.join()
+    return Connection(called[0], 30, most), Connection(caller, 30, most)
+
+
 class VirtualStar(Star):
     """Served event by event."""
 
     def __init__(self, method: Method, p: int):
         self.events = Events()
-        wire = Wire(Network(4 * SIZE, latency=(0.25, 0.5), bandwidth=(4.0 * SIZE, None)), self.events)
+        network = Network(4 * SIZE, latency=(0.25, 0.5), bandwidth=(4.0 * SIZE, None))
+        wire = Wire(network, self.events, method.variables)
         names = (*method.state, *method.scratch)
         workers = [wire.end(i, {name: torch.zeros(SIZE) for name in names}, torch.zeros(SIZE)) for i in range(p)]
         center = Center(
@@ -118,9 +184,9 @@ class VirtualStar(Star):
         self.wire = wire
         super().__init__(method, p, center, wire.master(), workers)
 
-    def exchange(self, worker: int, name: str = "x", t: int = 0) -> Reply:
+    def exchange(self, worker: int, name: str = "x", t: int = 0, fragment: int = WHOLE) -> Reply:
         end = self.workers[worker]
-        end.post(end.vectors[name], t)
+        end.post(end.vectors[name], t, fragment=fragment)
         kinds = []
         while self.events:
             event = self.events.next()
@@ -160,10 +226,12 @@ def ends(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedM
 
 def star(where: str, method: Method, p: int) -> Star:
     """Of each transport there is; the next one belongs here."""
-    return VirtualStar(method, p) if where == "simulated" else RealStar(method, p, *ends(method, p, where)).begin()
+    if where == "simulated":
+        return VirtualStar(method, p)
+    return (FarStar(method, p) if where == "far" else RealStar(method, p, *ends(method, p, where))).begin()
 
 
-EVERYWHERE = pytest.mark.parametrize("where", ["shared", "staged", "handed out", "simulated"])
+EVERYWHERE = pytest.mark.parametrize("where", ["shared", "staged", "handed out", "far", "simulated"])
 
 
 @EVERYWHERE
@@ -193,6 +261,82 @@ def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method, wh
     assert torch.equal(run.center.vectors["x"], expected.vectors["x"])
     assert [t for _, kind, t in run.seen if kind is Kind.EXCHANGE] == list(range(40))
     assert sorted((worker, t) for worker, kind, t in run.seen if kind is Kind.CLOSE) == [(0, 7), (1, 7), (2, 7)]
+
+
+@EVERYWHERE
+def test_a_message_of_a_fragment_leaves_every_bit_of_the_others(where: str) -> None:
+    """Of the center and of the reply; and the whole is all of them."""
+    method = EASGD(alpha=0.3)
+    run = star(where, InFragments(method, (method,) * 3), 1)
+    [w], center = run.workers, run.center
+    cuts = (0, SIZE // 3, 2 * SIZE // 3, SIZE)
+    wanted, before = torch.zeros(SIZE), torch.zeros(SIZE)
+    for t, f in enumerate((1, 0, 2, 1)):
+        w.vectors["x"].normal_()
+        entries = slice(cuts[f], cuts[f + 1])
+        before[entries] = wanted[entries]
+        wanted[entries] = torch.lerp(wanted[entries], w.vectors["x"][entries], 0.3)
+        reply = run.exchange(0, "x", t, f)
+        torch.testing.assert_close(center.vectors["x"], wanted, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(reply.vector, before, rtol=1e-6, atol=1e-7)
+        wanted.copy_(center.vectors["x"])
+        assert reply.clock == center.clock == t + 1
+    assert center.clocks == [1, 2, 1]
+    run.exchange(0, "x", 9)
+    torch.testing.assert_close(center.vectors["x"], torch.lerp(wanted, w.vectors["x"], 0.3), rtol=1e-6, atol=1e-7)
+    assert center.clocks == [2, 3, 2]
+    if isinstance(run, VirtualStar):  # a third of a second for each fragment, a second for the whole, and the latency
+        assert run.events.now == pytest.approx(4 / 3 + 1 + 5 * 0.75)
+    w.close(9)
+    run.wait()
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize("name", ["bf16", "fp16", "int8"])
+def test_what_crosses_in_fewer_bits_is_what_was_rounded(
+    name: str, fragments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine center and worker get the numbers that they get on one; the bytes are those of `nbytes`."""
+    inner: Method = EASGD(alpha=0.3)
+    if fragments > 1:
+        inner = InFragments(inner, (inner,) * fragments)
+    wire = WIRES[name]
+    assert wire is not None
+    method = OnTheWire(inner, wire, seed=4)
+    crossed: list[int] = []
+    post = Connection.post
+
+    def noted(connection: Connection, sort: Sort, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
+        crossed.extend(v.nbytes for v in vectors)
+        post(connection, sort, text, vectors)
+
+    monkeypatch.setattr(Connection, "post", noted)
+    found = {}
+    for where in ("shared", "far"):
+        run = star(where, method, 2)
+        torch.manual_seed(3)
+        for t in range(6):
+            end = run.workers[t % 2]
+            end.vectors["x"].normal_()
+            w = Worker(end.vectors, fragments, Constant(0.1), t, t % 2)
+            drive.take_step(method, w, StillGradients(), end)
+            found.setdefault(where, []).append(w.x.clone())
+        for w in run.workers:
+            w.close(6)
+        run.wait()
+        found[where].append(run.center.vectors["x"].clone())
+    assert all(torch.equal(a, b) for a, b in zip(found["shared"], found["far"], strict=True))
+    assert sum(crossed) == pytest.approx(12 * wire.nbytes(SIZE) / fragments, rel=0.01)
+
+
+class StillGradients:
+    """Of a function that is flat."""
+
+    def load(self, worker: int, t: int) -> None:
+        pass
+
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(x), torch.zeros(())
 
 
 @pytest.mark.parametrize("where", ["shared", "staged", "handed out"])

@@ -68,19 +68,23 @@ class Gradient:
 
 
 CENTER: Final = "center"  # the variable that is evaluated and saved
+WHOLE: Final = -1  # in place of a fragment's number
 
 
 class Exchange:
     """Asks for an exchange: `message` [d], one of the worker's own vectors, goes to the variable `to`; the answer is
     the reply [d]. Without a message it is a pull: the answer is the variable's x, which stays as it is, or what a round
     that is waited for replies.
+
+    `fragment`: of the vectors, by its number (fragments.py); nothing else of message, variable and reply is looked at.
     """
 
-    __slots__ = ("message", "to")
+    __slots__ = ("fragment", "message", "to")
 
-    def __init__(self, message: Tensor | None, to: str = CENTER):
+    def __init__(self, message: Tensor | None, to: str = CENTER, fragment: int = WHOLE):
         self.message: Final = message
         self.to: Final = to
+        self.fragment: Final = fragment
 
 
 Rule = Generator[Any, Any, None]
@@ -126,7 +130,7 @@ class Worker(Vectors):
     has `seen` of the center.
 
     The driver advances `t` and `seen` when a step's rule has ended; no rule does. What a rule draws is to depend on
-    seed, `number` and `t` alone.
+    seed, `number` and `t` alone. `phase`: the first clock at which it is due, of a fragment.
     """
 
     def __init__(
@@ -137,6 +141,7 @@ class Worker(Vectors):
         t: int = 0,
         number: int = 0,
         seen: Seen | None = None,
+        phase: int = 0,
     ):
         super().__init__(vectors)
         self.tau: Final = tau
@@ -144,6 +149,7 @@ class Worker(Vectors):
         self.t = t
         self.number: Final = number
         self.seen: Final = seen or Seen()
+        self.phase: Final = phase
 
     def at(self, x: Tensor) -> Worker:
         """The same worker, if it stood at `x` [d]."""
@@ -154,7 +160,12 @@ class Worker(Vectors):
     @property
     def due(self) -> bool:
         """Whether this step exchanges: tau divides t, so the first exchange is at t = 0."""
-        return self.t % self.tau == 0
+        return (self.t - self.phase) % self.tau == 0
+
+    @property
+    def since(self) -> int:
+        """Steps since the last clock at which it was due."""
+        return (self.t - self.phase) % self.tau
 
     @property
     def eta(self) -> float:
@@ -175,7 +186,8 @@ class Variable:
     `owner`: the worker or courier whose messages it takes by the rule `own`, each by itself; it lies beside that one,
     whose messages take no way. `answers`: whether others' messages get a vector back. `tail`: how many of its last
     entries are no parameters, and the rule of those (statistics.py). `origin`: the variable from which it begins again
-    when it was lost; None: it cannot be.
+    when it was lost; None: it cannot be. `fragments`: how many of its vectors are exchanged by themselves, each with a
+    clock of its own.
     """
 
     receive: Receive
@@ -187,6 +199,7 @@ class Variable:
     own: Receive | None = None
     answers: bool = True
     origin: str | None = None
+    fragments: int = 1
 
     @property
     def in_rounds(self) -> bool:
@@ -205,9 +218,14 @@ class Variable:
         """The parts of its vectors [size] in their order, each with its rule; `own`: of its owner's messages."""
         receive = self.own if own and self.own is not None else self.receive
         if self.tail is None:
-            return [(size, receive)]
+            return [(end, receive) for end in fragment_ends(size, self.fragments)]
         entries, rule = self.tail
         return [(size - entries, receive), (size, rule)]
+
+
+def fragment_ends(size: int, fragments: int) -> list[int]:
+    """The entries before which the fragments of a vector [size] end; they are equally long, up to an entry."""
+    return [size * (f + 1) // fragments for f in range(fragments)]
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ tried first, on a few numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Variable, Vectors, WithLocalStep, Worker
+from easgd_cli.algorithms.base import Gradient, Method, Rule, WithLocalStep, Worker
+from easgd_cli.algorithms.elementwise import moved
 from easgd_cli.algorithms.local import LocalStep
-from easgd_cli.algorithms.schedule import Constant, Schedule
+from easgd_cli.algorithms.schedule import Schedule
+from easgd_cli.algorithms.wrapped import Wrapped, relayed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,12 +37,12 @@ def in_parts(method: Method, parts: Sequence[Part], like: Tensor) -> Method:
     """The method with these `parts`, which are the whole vector; `like`: any tensor of the device where it is tried.
     Raises ValueError where they have no meaning in its rule.
     """
-    made = _made(method, parts)
+    made = with_parts(method, parts)
     first, second = Part(0, 2), Part(2, 5, eta=0.5)
     x, eta = like.new_tensor([0.3, -0.8, 0.5, -0.2, 0.7]).double(), 0.1
-    as_one, in_two = _moved(method, x, eta), _moved(_made(method, [first, second]), x, eta)
+    as_one, in_two = moved(method, x, eta), moved(with_parts(method, [first, second]), x, eta)
     for whole, part in ((as_one, first), (as_one, second._replace(eta=1.0)), (in_two, first), (in_two, second)):
-        alone = _moved(method, x[part.begin : part.end].clone(), eta * part.eta)
+        alone = moved(method, x[part.begin : part.end].clone(), eta * part.eta)
         if any((v[part.begin : part.end] - a).abs().max() > 1e-12 for v, a in zip(whole, alone, strict=True)):
             raise ValueError(
                 "groups: rates of their own have no meaning in this method or local step, which looks at more of "
@@ -49,7 +51,8 @@ def in_parts(method: Method, parts: Sequence[Part], like: Tensor) -> Method:
     return made
 
 
-def _made(method: Method, parts: Sequence[Part]) -> Method:
+def with_parts(method: Method, parts: Sequence[Part]) -> Method:
+    """The method with these parts, wherever they have a meaning. Raises ValueError where weight_decay has none."""
     if isinstance(method, WithLocalStep):
         own = method.local
         steps = tuple(own if p.weight_decay is None else _decaying(own, p.weight_decay) for p in parts)
@@ -107,43 +110,17 @@ class ByParts(LocalStep):
 
 
 @dataclass(frozen=True)
-class Scaled(Method):
+class Scaled(Wrapped):
     """`method`, given each part of a gradient times its factor."""
 
-    method: Method
     parts: tuple[Part, ...]
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        return self.method.state
 
     @property
     def scratch(self) -> tuple[str, ...]:
         return (*self.method.scratch, "g_by_parts")
 
-    @property
-    def variables(self) -> Mapping[str, Variable]:
-        return self.method.variables
-
-    @property
-    def closes(self) -> bool:
-        return self.method.closes
-
-    def closing(self, w: Worker) -> Exchange | None:
-        return self.method.closing(w)
-
     def step(self, w: Worker) -> Rule:
-        rule, answer = self.method.step(w), None
-        while True:
-            try:
-                asked = rule.send(answer)
-            except StopIteration:
-                return
-            answered = yield asked
-            if not isinstance(asked, tuple):
-                answer = self._scaled(w, asked, answered)
-            else:
-                answer = tuple(self._scaled(w, ask, given) for ask, given in zip(asked, answered, strict=True))
+        return relayed(self.method.step(w), lambda asked: asked, lambda asked, given: self._scaled(w, asked, given))
 
     def _scaled(self, w: Worker, ask: Any, given: Any) -> Any:
         if not isinstance(ask, Gradient):
@@ -151,38 +128,3 @@ class Scaled(Method):
         for begin, end, factor, _ in self.parts:
             w.g_by_parts[begin:end].copy_(given[begin:end]).mul_(factor)
         return w.g_by_parts
-
-
-def _moved(method: Method, x: Tensor, eta: float) -> list[Tensor]:
-    """Where a few steps of a worker alone bring it and the variables it shares, from x, with a gradient of which each
-    entry is a function of the same entry of where it is taken.
-    """
-
-    def new(names: Sequence[str]) -> dict[str, Tensor]:
-        return {name: x.clone() if name == "x" else x * 0 for name in names}
-
-    w = Worker(new((*method.state, *method.scratch)), 2, Constant(eta))
-    shared = {name: (variable, Vectors(new(variable.state))) for name, variable in method.variables.items()}
-
-    def answer(ask: Any) -> Tensor | None:
-        if isinstance(ask, Gradient):
-            return (3 * ask.at + w.t).sin()
-        if isinstance(ask, Exchange):
-            variable, vectors = shared[ask.to]
-            if ask.message is None:
-                return vectors.x
-            reply = x * 0
-            variable.receive(vectors, ask.message, reply, 1)
-            return reply
-        return None
-
-    for t in range(5):
-        w.t = t
-        rule, given = method.step(w), None
-        while True:
-            try:
-                asked = rule.send(given)
-            except StopIteration:
-                break
-            given = tuple(map(answer, asked)) if isinstance(asked, tuple) else answer(asked)
-    return [w.x, *(vectors.x for _, vectors in shared.values())]

@@ -20,29 +20,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Variable, Vectors, Worker
+from easgd_cli.algorithms.base import Exchange, Gradient, Rule, Variable, Vectors, Worker
+from easgd_cli.algorithms.wrapped import Wrapped, relayed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class WithStatistics(Method):
+class WithStatistics(Wrapped):
     """`method` on vectors [d + statistics] of `workers` workers. r goes with every message and to wherever a gradient
     is taken.
     """
 
-    method: Method
     statistics: int
     workers: int
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        return self.method.state
-
-    @property
-    def scratch(self) -> tuple[str, ...]:
-        return self.method.scratch
 
     @property
     def variables(self) -> Mapping[str, Variable]:
@@ -52,10 +44,6 @@ class WithStatistics(Method):
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         center.x.lerp_(m, n / self.workers)
         reply.copy_(m)  # so that a gradient at the reply begins from the worker's own
-
-    @property
-    def closes(self) -> bool:
-        return self.method.closes
 
     def closing(self, w: Worker) -> Exchange | None:
         ask = self.method.closing(w)
@@ -88,29 +76,22 @@ class WithStatistics(Method):
         rule = self.method.step(
             Worker({name: v[:d] for name, v in own.items()}, w.tau, w.schedule, w.t, w.number, w.seen)
         )
-        answer: Any = None
-        while True:
-            try:
-                asked = rule.send(answer)
-            except StopIteration:
-                break
-            asks = asked if isinstance(asked, tuple) else (asked,)
-            wanted = [
-                Gradient(carrying(ask.at))
-                if isinstance(ask, Gradient)
-                else Exchange(None if ask.message is None else carrying(ask.message), ask.to)
-                if isinstance(ask, Exchange)
-                else ask
-                for ask in asks
-            ]
-            answered = yield tuple(wanted) if isinstance(asked, tuple) else wanted[0]
-            answers = answered if isinstance(asked, tuple) else (answered,)
-            for ask, given in zip(wanted, answers, strict=True):
-                if isinstance(ask, Gradient):
-                    moved = ask.at[d:] - given[d:]
-                elif isinstance(ask, Exchange) and given is not None:
-                    reply = whole[given.data_ptr()] = given
-            parameters = tuple(None if given is None else given[:d] for given in answers)
-            answer = parameters if isinstance(asked, tuple) else parameters[0]
+
+        def ask(asked: Any) -> Any:
+            if isinstance(asked, Gradient):
+                return Gradient(carrying(asked.at))
+            return asked if asked.message is None else Exchange(carrying(asked.message), asked.to)
+
+        def answer(asked: Any, given: Any) -> Any:
+            nonlocal moved, reply
+            if given is None:
+                return None
+            if isinstance(asked, Gradient):
+                moved = asked.at[d:] - given[d:]
+            else:
+                reply = whole[given.data_ptr()] = given
+            return given[:d]
+
+        yield from relayed(rule, ask, answer)
         if moved is not None:
             r.copy_(moved)

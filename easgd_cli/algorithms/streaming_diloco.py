@@ -1,5 +1,5 @@
-"""Streaming DiLoCo, of Douillard et al. (2025, arXiv 2501.18512), with one fragment: the whole vector. One round of
-all workers:
+"""Streaming DiLoCo, of Douillard et al. (2025, arXiv 2501.18512), Algorithm 2 with `fragments=` of the vector: these
+are the lines of one fragment, or of the whole vector. One round of all workers:
 
     if tau divides t, t > 0:
         d   <- x~ - (1/p) sum_i x^i             as in DiLoCo, of the x^i that are sent now
@@ -13,7 +13,9 @@ all workers:
 
 With mix = 0 the steps of the meantime are lost, with mix = 1 nothing comes back. The exchange overlaps the gradient of
 the step in which it is made; the other steps of the delay pass here after it, and not while it is on its way. A worker
-that was lost and is back has no r until its next exchange, and nothing is mixed. There is a closing exchange.
+that was lost and is back has no r until its next exchange, and nothing is mixed. There is a closing exchange. The first
+exchange of a fragment is at its phase, where that is not 0. The paper cuts between layers, here fragments are equally
+long (fragments.py); messages of fewer bits, which it has too, are wire=.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class StreamingDiLoCo(WithLocalStep):
 
     def step(self, w: Worker) -> Rule:
         x = None
-        if w.t > self.tau and w.t % self.tau == self.delay:
+        if w.since == self.delay:
             share = w.r.any().to(w.r.dtype).mul_(1 - self.mix)  # 0 without r; a GPU works it out, and nobody waits
             x = w.mixed.copy_(w.x).lerp_(w.r, share)
         at = self.local.at(w if x is None else w.at(x))

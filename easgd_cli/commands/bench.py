@@ -21,6 +21,7 @@ from rich.table import Table
 from easgd_cli.commands import arguments, compose, output, plan, single_run
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment import build
+from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import help_text, printable, tell
 
@@ -49,12 +50,16 @@ median over the windows, with its range.
   data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core; of
              photos in files against its ImageFolder on the originals
   startup    seconds from the command to the first step of every worker
+  network    the links to other hosts, on each of which easgd join HOST:PORT is called: what they carry, and an exchange
+             of the given net over them against the bytes alone. --hosts N: how many join (1); --step SECONDS, of a
+             local step, and --share S, of a worker's time (0.05): the tau for it
 
   easgd bench step algo=easgd dataset=synthetic model=convnet7 workers=2 batch_size=128 steps=30
   easgd bench scaling algo=easgd dataset=synthetic model=convnet7 workers=4 tau=10 batch_size=128 steps=40
   easgd bench table4 algo=downpour,easgd dataset=synthetic model=convnet7 workers=1,4 tau=1,10 batch_size=128 steps=20
   easgd bench exchange
   easgd bench startup workers=8
+  easgd bench network launcher.address=10.0.0.1:2950 dataset=cifar10 --hosts 2 --step 0.05
 
   calibrate  the settings of launcher=simulated with which a simulation takes as long as RUN did, a finished run of
              launcher=local; they belong to its net, batch size, number of workers and machine. --yaml writes them as an
@@ -275,6 +280,44 @@ def _data(asked: _Asked) -> Iterator[Row]:
     return iter(run_stored(images, originals, s.batch_size, _windows(asked)))
 
 
+def _network(asked: _Asked) -> Iterator[Row]:
+    from easgd_cli.bench import network as links
+    from easgd_cli.launcher.distributed import Distributed
+    from easgd_cli.system.network import secret
+
+    words, numbers = [], {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}
+    rest = iter(asked.overrides)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option in numbers:
+            numbers[option] = _positive(option, value if equals else next(rest, ""))
+        else:
+            words.append(word)
+    s = _settings(replace(asked, overrides=["launcher=distributed", *words]))
+    launcher = targets.make("launcher", s.launcher, build.symbols(s))
+    if not isinstance(launcher, Distributed):
+        raise UsageError(f"bench network launcher={s.launcher['name']}: leave out launcher=.")
+    size = build.prepare(s).size
+    listener, where = launcher.listen()
+    tell(f"measuring the links to {numbers['--hosts']:.0f} hosts; on each: easgd join {where}")
+    known = secret("launcher.address", listener.getsockname()[0])
+    for costs in links.run(listener, known, int(numbers["--hosts"]), size, _windows(asked), launcher.wait):
+        print(printable(costs.line()))
+        print(links.simulated(costs))
+        if numbers["--step"]:
+            print(links.proposed(costs, numbers["--step"], numbers["--share"], s.workers))
+        yield from costs.rows()
+
+
+def _positive(option: str, text: str) -> float:
+    try:
+        number = float(text)
+        assert 0 < number < 1e9 and (option != "--share" or number < 1)
+    except (ValueError, AssertionError) as e:
+        raise UsageError(f"bench network {option} {text}: must be a number above 0, a share one below 1.") from e
+    return number
+
+
 def _startup(asked: _Asked) -> Iterator[Startup]:
     from easgd_cli.bench.startup import run
 
@@ -292,6 +335,7 @@ def _startup(asked: _Asked) -> Iterator[Startup]:
 
 _MEASURED: dict[str, Callable[[_Asked], Iterator[Row | Spent | Startup]]] = {
     "step": _step, "scaling": _scaling, "table4": _table4, "exchange": _exchange, "data": _data, "startup": _startup,
+    "network": _network,
 }  # fmt: skip
 
 
@@ -311,6 +355,8 @@ def _settings(asked: _Asked) -> Settings:
     with compose.composing(parsed.config_name) as composed:
         settings = composed(parsed.overrides).settings
     single_run.checked(settings)
+    if settings.auto.tau:
+        raise UsageError(f"bench {asked.what} tau=auto: measures with a period that is given; write tau=N.")
     return settings
 
 

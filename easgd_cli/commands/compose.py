@@ -30,6 +30,7 @@ from easgd_cli.commands.arguments import GROUPS, ROOT
 from easgd_cli.errors import UsageError
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import faults, schema, targets
+from easgd_cli.settings.overrides import as_given, spelt_out
 from easgd_cli.settings.schema import Settings
 
 _SETTINGS = OmegaConf.structured(Settings)
@@ -47,7 +48,8 @@ OmegaConf.register_new_resolver(
 def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable[str], digits: int | None) -> str:
     """A directory's name after `prefix`, by all overrides but those of the keys in `but`."""
     left_out = set(but)
-    return run_directory.named_by([o for o in overrides if o.partition("=")[0] not in left_out], prefix, digits)
+    given = [o for o in as_given(overrides) if o.partition("=")[0] not in left_out]
+    return run_directory.named_by(given, prefix, digits)
 
 
 _STUMBLES = (AssertionError, AttributeError, TypeError, ValueError)  # what OmegaConf raises without a word of the key
@@ -75,7 +77,7 @@ def composing(config_name: str) -> Iterator[typing.Callable[[Sequence[str]], Com
             f"--config-name {config_name}: is an option of {group}, and no root configuration; write {group}={option}."
         )
     # the first job of a sweep is asked for twice
-    once = functools.lru_cache(1)(lambda overrides: _compose(config_name, list(overrides)))
+    once = functools.lru_cache(1)(lambda overrides: _compose(config_name, spelt_out(overrides)))
     with initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
         yield lambda overrides: once(tuple(overrides))
 

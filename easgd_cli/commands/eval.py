@@ -96,21 +96,7 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(cores())
     data = build.data(settings) if build.asks_for_data(settings, needed) else None
     [device] = deal_devices(settings.eval.device, 1, "eval.device")
-    try:
-        problem = build.problem(settings, data, torch.device(device))
-    except UsageError as e:
-        if (
-            asked.what.startswith("worker_")
-            or settings.init is None
-            or not str(e).startswith(given := f"init={settings.init}")
-        ):
-            raise
-        # what to do about it is of a run that begins with the file
-        fact = str(e).removeprefix(given).partition("; ")[0].removesuffix(".")
-        raise UsageError(
-            f"eval {asked.run} dataset={settings.dataset['name']}: {asked.what}.pt does not fit these "
-            f"data{fact}; use the data set of the run."
-        ) from e
+    problem = _problem(asked, settings, data, device)
     x = _saved(asked, problem.start()).to(device)
     for sentence in doubts:
         tell(sentence)
@@ -129,6 +115,27 @@ def main(argv: Sequence[str]) -> int:
     if counts is not None:
         console.print(_confusion(counts, classes, console))
     return 0
+
+
+def _problem(asked: _Asked, settings: Settings, data: Any, device: str) -> Any:
+    """Raises UsageError where the file of parameters does not fit the data."""
+    import torch
+
+    try:
+        return build.problem(settings, data, torch.device(device))
+    except UsageError as e:
+        if (
+            asked.what.startswith("worker_")
+            or settings.init is None
+            or not str(e).startswith(given := f"init={settings.init}")
+        ):
+            raise
+        # what to do about it is of a run that begins with the file
+        fact = str(e).removeprefix(given).partition("; ")[0].removesuffix(".")
+        raise UsageError(
+            f"eval {asked.run} dataset={settings.dataset['name']}: {asked.what}.pt does not fit these "
+            f"data{fact}; use the data set of the run."
+        ) from e
 
 
 def _parse(argv: Sequence[str]) -> _Asked:

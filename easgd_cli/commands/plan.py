@@ -206,8 +206,8 @@ class _Checks:
         key = json.dumps(
             [s.problem, s.dataset, s.task, s.model, s.init, s.init_prefix, s.init_without, s.device, s.precision,
              s.compile, s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo, s.local,
-             s.average, s.launcher, s.groups, s.accumulate, s.replicas, s.dither > 0, s.eval.every is None,
-             s.epochs and [s.epochs, s.schedule, s.warmup], s.until]
+             s.average, s.launcher, s.wire != "fp32", s.groups, s.fragments, s.accumulate, s.replicas, s.dither > 0,
+             s.eval.every is None, s.epochs and [s.epochs, s.schedule, s.warmup], s.until]
         )  # fmt: skip
 
         def loaded() -> tuple[int | None, int]:

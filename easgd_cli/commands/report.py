@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from easgd_cli.reports.table import ResultTable
 
 _HELP = """usage: easgd report PATH... [--levels N,N,...] [--baseline KEY=VALUE,...] [--metric NAME] [--x AXIS]
-                           [--rows KEY,...] [--out DIR] [--json FILE]
+                           [--rows KEY,...] [--grid KEY,KEY] [--out DIR] [--json FILE]
 
 Compares runs: a run's directory, several, a sweep's, or a pattern in quotes; also those that run still, were
 interrupted or diverged. Runs that differ by their seed only are one row: mean ± standard deviation over them. Says
@@ -41,6 +41,8 @@ page, needs no network) and its figures as PNG and SVG.
   --x          what curves are drawn against: seconds (of training, virtual ones where simulated), steps, or bytes
   --rows       settings whose values make the rows of panels: algo,gamma. Without it tau or else workers, where they
                vary beside others
+  --grid       two settings: a figure and a table of who comes first to the last of the levels at each pair of their
+               values, by what --x says: workers,launcher.bandwidth
   --out        where the page and figures go: report in the one directory that is named, ./report for several
   --json       the tables' numbers, there, and the sentences
 
@@ -50,7 +52,7 @@ page, needs no network) and its figures as PNG and SVG.
 """
 
 _AXES = ("seconds", "steps", "bytes")  # what curves are drawn against
-_OPTIONS = ("--levels", "--baseline", "--metric", "--x", "--rows", "--out", "--json")
+_OPTIONS = ("--levels", "--baseline", "--metric", "--x", "--rows", "--grid", "--out", "--json")
 
 
 @dataclass
@@ -61,6 +63,7 @@ class _Asked:
     metric: str | None = None
     x: str = "seconds"
     rows: list[str] = field(default_factory=list)
+    grid: list[str] = field(default_factory=list)
     out: Path | None = None
     json: Path | None = None
 
@@ -123,15 +126,18 @@ def _make(asked: _Asked) -> Path:
 
     runs, left_out = reading.read_all(asked.paths)
 
-    from easgd_cli.reports import findings, notes, table
+    from easgd_cli.reports import findings, grid, notes, table
     from easgd_cli.reports.comparison import compare
 
     c = compare(runs, asked.metric, asked.levels, asked.baseline)
     differ = [*c.told_apart, *c.also_differ]
-    for key in asked.rows:
-        if all(key not in run.settings for run in c.runs):
-            there = f"; those that differ are: {', '.join(differ)}" if differ else ""
-            raise UsageError(f"--rows {','.join(asked.rows)}: there is no setting {key} in these runs{there}.")
+    for option, keys in (("rows", asked.rows), ("grid", asked.grid)):
+        for key in keys:
+            if all(key not in run.settings for run in c.runs):
+                there = f"; those that differ are: {', '.join(differ)}" if differ else ""
+                raise UsageError(f"--{option} {','.join(keys)}: there is no setting {key} in these runs{there}.")
+    if asked.grid and not c.levels:
+        raise UsageError(f"--grid {','.join(asked.grid)}: no level was reached; give one with --levels.")
     rows = [key for key in asked.rows if key in differ]
     out = output.directory(
         asked.out
@@ -139,6 +145,8 @@ def _make(asked: _Asked) -> Path:
         given=asked.out is not None,
     )
     said, tables = findings.findings(c), table.tables(c)
+    if asked.grid:
+        tables.append(grid.result(c, asked.grid, asked.x))
     told = [*reading.unfinished(asked.paths), *left_out, *notes.notes(c)]
     if same := [key for key in asked.rows if key not in rows]:
         told.append(
@@ -146,7 +154,7 @@ def _make(asked: _Asked) -> Path:
         )
     title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
     # before anything is printed, of which perhaps only the beginning is read
-    written = _write(out, title, c, said, tables, told, asked.x, rows)
+    written = _write(out, title, c, said, tables, told, asked.x, rows, asked.grid)
     if asked.json is not None:
         output.put(
             asked.json,
@@ -187,14 +195,16 @@ def _asked(argv: Sequence[str]) -> _Asked:
             asked.levels = [_level(text, value) for text in value.split(",")]
         elif option == "--x" and value not in _AXES:
             raise UsageError(f"--x {value}: curves are drawn against one of {', '.join(_AXES)}.")
-        elif option == "--rows":
-            asked.rows = value.split(",")
+        elif option in ("--rows", "--grid"):
+            setattr(asked, option[2:], value.split(","))
         elif option in ("--out", "--json"):
             setattr(asked, option[2:], Path(value))
         else:
             setattr(asked, option[2:], value)
     if not asked.paths:
         raise UsageError("report: name a run, several, or a directory that holds runs; see easgd report --help.")
+    if asked.grid and len(set(asked.grid)) != 2:
+        raise UsageError(f"--grid {','.join(asked.grid)}: is two settings, such as --grid workers,launcher.bandwidth.")
     if asked.json is not None and not asked.json.absolute().parent.is_dir():
         raise UsageError(f"--json {asked.json}: there is no directory {asked.json.parent}.")
     return asked
@@ -247,21 +257,24 @@ def _write(
     notes: list[str],
     x: str,
     rows: list[str],
+    pair: list[str],
 ) -> list[str]:
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
-    from easgd_cli.reports import figures, page
+    from easgd_cli.reports import curves, figures, grid, page
 
     written, on_page = [], {}
     with picture.style():
-        for name, figure in figures.figures(c, x, rows).items():
+        of_pair = {"grid": grid.figure(c, pair, x)} if pair else {}
+        for name, figure in (of_pair | figures.figures(c, x, rows)).items():
             for suffix in ("png", "svg"):
                 output.put(out / f"{name}.{suffix}", partial(picture.save, figure))
                 written.append(f"{name}.{suffix}")
-            on_page[name] = (out / f"{name}.svg", figures.caption(c, name, x))
+            told = grid.caption(c, x) if name == "grid" else figures.caption(c, name, x)
+            on_page[name] = (out / f"{name}.svg", told)
     for name in set(figures.NAMES) - on_page.keys():
         _remove_earlier(out, name)
-    text = page.page(title, c, said, tables, notes, on_page, figures.curves(c, x, rows))
+    text = page.page(title, c, said, tables, notes, on_page, curves.curves(c, x, rows))
     output.put(out / "report.html", lambda path: path.write_text(text, encoding="utf-8"))
     return ["report.html", *written]
 

@@ -110,7 +110,7 @@ def _changes(path: Path, now: Settings) -> set[str] | None:
     if not (path / "config.yaml").exists():
         return None
     before = compose.resumed(str(path / "config.yaml"), [], {})
-    old, new = _flat(asdict(before)), _flat(asdict(now))
+    old, new = _flat(schema.asked_for(asdict(before))), _flat(schema.asked_for(asdict(now)))
     differing = {key for key in old | new if old.get(key) != new.get(key) and key not in schema.OF_SWEEPS}
     for key in sorted(differing):
         if not going_on.changeable(key):

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from easgd_cli.commands import configs
+from easgd_cli.commands import auto_tau, configs
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Experiment
@@ -43,6 +43,7 @@ def checked(settings: Settings) -> None:
     if settings.epochs is None:  # how many steps these are is known once the data are loaded
         build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)
+    auto_tau.check(settings)
     kinds.launcher(settings)
 
 
@@ -59,7 +60,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
         ("delta", "delta" not in uses, f"{algo} has no momentum"),
         ("gamma", "gamma" not in uses, f"{schedule} does not use it"),
-        ("tau", alone, f"{algo} never exchanges"),
+        *((key, alone, f"{algo} never exchanges") for key in ("tau", "fragments")),
         ("center_device", alone, f"{algo} has no center beside its worker"),
         ("center_device", not alone and not in_processes, f"{launcher} keeps the center where its workers compute"),
         ("profile", not in_processes, f"{launcher} has no worker processes"),
@@ -100,13 +101,15 @@ def launch(
     prepared: Experiment,
     as_job: AsJob = _at_once,
     alone: bool = False,
+    say: Callable[[str], object] = tell,
 ) -> tuple[Outcome, Path]:
     """Makes a directory for a new run, `path` or the next that is free, and runs it there, `as_job` of Hydra's or at
-    once.
+    once. Before, tau=auto is settled, and what was chosen said with `say`.
 
     With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no
     directory, and RunError.
     """
+    settings, prepared = auto_tau.chosen(settings, prepared, launcher, say)
     made: list[Path] = []
     above = [p for p in path.parents if not p.exists()]
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from easgd_cli.commands import arguments, compose, hydra_job, single_run
+from easgd_cli.commands import arguments, auto_tau, compose, hydra_job, single_run
 from easgd_cli.commands.compose import Composed
 from easgd_cli.commands.plan import apart
 from easgd_cli.errors import RunError, UsageError
@@ -86,7 +86,7 @@ def _launch(found: JobDirectory, job: Composed, overrides: list[str], config_nam
     try:
         if found.status == STOPPED:
             command = shlex.join(["easgd", "train", f"resume={path}"])
-            outcome = single_run.go_on(path, settings, own(overrides), command)
+            outcome = single_run.go_on(path, auto_tau.as_chosen(path, settings), own(overrides), command)
         else:
             command = shlex.join(["easgd", "train", *_alone(path, overrides, config_name)])
             launcher, prepared = kinds.launcher(settings), build.prepare(settings)

@@ -11,10 +11,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from easgd_cli.commands import (
@@ -23,6 +25,7 @@ from easgd_cli.commands import (
     compose,
     configs,
     hydra_job,
+    join,
     plan,
     replay,
     resume,
@@ -32,7 +35,8 @@ from easgd_cli.commands import (
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
-from easgd_cli.launcher import kinds
+from easgd_cli.launcher import kinds, torchrun
+from easgd_cli.launcher.distributed import followed, refuse_sweep
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.system.terminal import tell, with_command
 
@@ -58,6 +62,12 @@ def main(argv: Sequence[str]) -> int:
     if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
+    world = torchrun.world()
+    if world is not None and world.rank and "resume" in overrides:
+        return join.follow(world)
+    if world is not None and "workers" not in overrides and _distributed(overrides):
+        asked = replace(asked, overrides=[*asked.overrides, f"workers={world.size}"])
+        overrides |= {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides[-1:])}
     if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
         line = (
             f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a "
@@ -81,14 +91,23 @@ def main(argv: Sequence[str]) -> int:
     if asked.show:
         return _shown_by_hydra(asked)
     if isinstance(planned, plan.Plan):
+        for member in planned.jobs:
+            refuse_sweep(member.settings)
         return sweep.run(planned, asked, command)
     settings = planned.settings
     single_run.checked(settings)
+    if (follows := followed(settings)) is not None:
+        return join.follow(follows)
     for line in single_run.ineffective(settings, asked.overrides) + single_run.untuned(settings, asked.overrides):
         tell(line)
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
     path, as_job = Path(planned.run_dir), partial(hydra_job.run, planned)
     return _told(*single_run.launch(settings, path, asked.overrides, command, launcher, prepared, as_job))
+
+
+def _distributed(overrides: Mapping[str, Override]) -> bool:
+    launcher = overrides.get("launcher")
+    return launcher is not None and launcher.value() == "distributed"
 
 
 def _told(outcome: Outcome | None, path: Path) -> int:

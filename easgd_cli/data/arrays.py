@@ -99,7 +99,7 @@ class Arrays:
         tensors = self._tensors()
         places = {id(t): name for name, t in tensors.items()}
         form = nest.mapped(lambda t: places.get(id(t)), (dict(self.inputs), dict(self.labels)))
-        return _rebuilt, (form, self.memory if self.memory is not None else tensors, self.targets, self.classes)
+        return _rebuilt, (form, self.memory if self.memory is not None else tensors, *self._rest())
 
     def training_on(self, device: torch.device) -> Arrays:
         """The same with the training samples on `device`."""
@@ -152,16 +152,24 @@ class Arrays:
     def _with(self, memory: SharedTensors) -> Arrays:
         places = {id(t): name for name, t in self._tensors().items()}
         form = nest.mapped(lambda t: places.get(id(t)), (dict(self.inputs), dict(self.labels)))
-        return _rebuilt(form, memory, self.targets, self.classes)
+        return _rebuilt(form, memory, *self._rest())
+
+    def _rest(self) -> tuple[Any, ...]:
+        """All but the tensors."""
+        return self.targets, self.classes, self.about
 
 
 def _rebuilt(
-    form: Any, tensors: SharedTensors | dict[str, Tensor], targets: Targets, classes: tuple[str, ...] | None
+    form: Any,
+    tensors: SharedTensors | dict[str, Tensor],
+    targets: Targets,
+    classes: tuple[str, ...] | None,
+    about: str | None,
 ) -> Arrays:
     memory = tensors if isinstance(tensors, SharedTensors) else None
     named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
     inputs, labels = nest.mapped(lambda name: None if name is None else named[name], form)
-    return Arrays(inputs, labels, targets, classes, memory=memory)
+    return Arrays(inputs, labels, targets, classes, about, memory)
 
 
 def as_numbers(t: Any, dtype: torch.dtype) -> Any:

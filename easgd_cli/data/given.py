@@ -14,7 +14,8 @@ from easgd_cli.data import nest
 from easgd_cli.data.arrays import Arrays, arrays
 from easgd_cli.data.dataset import Dataset
 from easgd_cli.data.holding_out import tested
-from easgd_cli.data.images import Images, as_images
+from easgd_cli.data.image_checks import as_images
+from easgd_cli.data.images import Images
 from easgd_cli.data.mapped import Mapped
 from easgd_cli.data.stored import StoredImages
 from easgd_cli.data.text import Text

@@ -8,10 +8,9 @@ numbers there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -21,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from easgd_cli.data import decoding
-from easgd_cli.data.conversion import Channels, as_input, checked_channels, sent
-from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
+from easgd_cli.data.conversion import Channels, as_input, sent
+from easgd_cli.data.dataset import Batch, Split
 from easgd_cli.data.holding_out import held_out
+from easgd_cli.data.image_set import ImageSet
 from easgd_cli.data.sources import Source
 from easgd_cli.errors import UsageError
 from easgd_cli.system.shared_memory import SharedTensors
@@ -33,7 +33,7 @@ _VERIFIED = 1024  # images between two words, so that a million tasks never wait
 
 
 @dataclass(frozen=True, eq=False)
-class StoredImages:
+class StoredImages(ImageSet):
     """RGB images in `train` and `test`, resized so that the smallest side is `resize` unless they already are.
 
     Training sees a random patch of `crop` rows and columns, evaluation the center one; with `flip`, training mirrors an
@@ -62,26 +62,6 @@ class StoredImages:
     _pool: list[ThreadPoolExecutor] = field(default_factory=list, repr=False)
 
     @property
-    def targets(self) -> Targets:
-        return "labels"
-
-    def class_count(self, ignored: int | None) -> int:
-        return self.num_classes
-
-    @property
-    def target_shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def described(self) -> str:
-        sides = "x".join(str(side) for side in self.input_shape)
-        return f"the images of this data set, {sides} (channels, rows, columns)"
-
-    @property
-    def sample_size(self) -> int:
-        return math.prod(self.input_shape)
-
-    @property
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of what the net sees."""
         return (3, *self.crop)
@@ -105,10 +85,6 @@ class StoredImages:
         """The same with `n` training images set aside as `held_out`; see holding_out.py. Raises UsageError."""
         taken = held_out(self.train.labels, self.num_classes, n)
         return replace(self, taken=taken.nonzero()[:, 0], kept=(~taken).nonzero()[:, 0], memory=None)
-
-    def normalised(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> StoredImages:
-        """The same with (pixel - mean) / std handed to the net. Raises UsageError."""
-        return replace(self, mean=checked_channels("mean", mean, 3), std=checked_channels("std", std, 3))
 
     def share(self) -> StoredImages:
         """The same with what it holds of every image in anonymous shared memory. Raises MemoryError."""
@@ -181,10 +157,6 @@ class StoredImages:
             for first in range(0, total, _VERIFIED):
                 last = min(first + _VERIFIED, total)
                 yield last, [said for said in pool.map(tried, range(first, last)) if said is not None]
-
-    def training_subset(self, n: int) -> Tensor:
-        """Indices, ascending, of at most `n` training images: the same in every run, whatever its seed."""
-        return fixed_subset(self.count("train"), n)
 
     def _begun(
         self,
@@ -261,22 +233,8 @@ class StoredImages:
             (type(s), {k: v for k, v in vars(s).items() if k not in s.tensors() and k != "_maps"})
             for s in (self.train, self.test)
         ]
-        rest = {
-            name: getattr(self, name)
-            for name in (
-                "num_classes",
-                "resize",
-                "crop",
-                "flip",
-                "loaders",
-                "most_ahead",
-                "about",
-                "mean",
-                "std",
-                "classes",
-                "device",
-            )
-        }
+        apart = {"train", "test", "kept", "taken", "memory", "_pool"}
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         return _rebuilt, (sources, rest, self.memory if self.memory is not None else self._tensors())
 
 
@@ -284,8 +242,6 @@ def _rebuilt(sources: Any, rest: dict[str, Any], tensors: SharedTensors | dict[s
     nothing = torch.empty(0)
     named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
     bare = []
-    for (kind, fields), split in zip(sources, ("train", "test"), strict=True):
-        bare.append(
-            kind(**fields, **{k.removeprefix(f"{split}."): nothing for k in named if k.startswith(f"{split}.")})
-        )
+    for (kind, own), split in zip(sources, ("train", "test"), strict=True):
+        bare.append(kind(**own, **{k.removeprefix(f"{split}."): nothing for k in named if k.startswith(f"{split}.")}))
     return StoredImages(*bare, **rest)._with(tensors)

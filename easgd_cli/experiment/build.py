@@ -76,7 +76,7 @@ class Recipe:
     def parts(self, device: torch.device) -> Parts:
         """All of it, on `device`. Raises UsageError."""
         s, minimised = self.settings, self.problem(device)
-        return Parts(minimised, on_vectors_of(minimised, method(s), s.workers), schedule(s, self.steps), average(s))
+        return Parts(minimised, on_vectors_of(minimised, method(s), s), schedule(s, self.steps), average(s))
 
     def shared(self) -> Recipe:
         """The same, its data where all processes of this machine find them."""
@@ -137,6 +137,14 @@ class Experiment:
     @property
     def dtype(self) -> torch.dtype:
         return self.start.dtype
+
+    @property
+    def vector_bytes(self) -> int:
+        """Of one vector on its way."""
+        from easgd_cli.algorithms.wire import WIRES
+
+        wire = WIRES[self.settings.wire]
+        return self.size * self.dtype.itemsize if wire is None else wire.nbytes(self.size)
 
     def parts_on(self, device: torch.device) -> Parts:
         """The parts of the one process of a simulated run, which are these where it computes on the CPU. Raises

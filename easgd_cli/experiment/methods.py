@@ -79,6 +79,11 @@ def method(s: Settings) -> Method:
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
         raise
     check_method(made, s.algo["name"], workers=s.workers)
+    if s.fragments > 1 and made.couriers:
+        raise UsageError(
+            f"algo={s.algo['name']} fragments={s.fragments}: what is carried between its variables is whole vectors; "
+            "leave out fragments=, or use a method with one center, such as algo=easgd."
+        )
     if not made.alone and CENTER not in made.variables and average(s) is not None:
         raise UsageError(
             f"algo={s.algo['name']} average={s.average['name']}: an average is of the center, and this method has "
@@ -91,26 +96,39 @@ def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
     return {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
 
 
-def on_vectors_of(problem: Problem, rules: Method, workers: int) -> Method:
-    """The method on this problem's vectors: parts of them with rates of their own, statistics among them averaged.
-    Raises UsageError.
+def on_vectors_of(problem: Problem, rules: Method, s: Settings) -> Method:
+    """The method on this problem's vectors: parts of them with rates of their own, statistics among them averaged, in
+    so many fragments, all of them rounded where they are sent. Raises UsageError.
     """
+    from easgd_cli.algorithms.fragments import in_fragments
     from easgd_cli.algorithms.groups import in_parts
     from easgd_cli.algorithms.statistics import WithStatistics
+    from easgd_cli.algorithms.wire import WIRES, OnTheWire
     from easgd_cli.problems.base import statistics_of
 
-    if parts := getattr(problem, "parts", ()):
-        try:
-            rules = in_parts(rules, parts, problem.loss)
-        except ValueError as e:
-            raise UsageError(str(e)) from e
-    statistics = statistics_of(problem)
+    parts, statistics = getattr(problem, "parts", ()), statistics_of(problem)
+    try:
+        made = in_parts(rules, parts, problem.loss) if parts else rules
+        if s.fragments > 1 and not rules.alone:
+            if statistics:
+                raise ValueError(
+                    f"fragments={s.fragments} problem.batch_norm=average: statistics are averaged with whole vectors; "
+                    "use problem.batch_norm=estimate, or leave out fragments=."
+                )
+            x = problem.start(None)
+            made = in_fragments(rules, s.fragments, x.numel(), parts, x)
+    except ValueError as e:
+        raise UsageError(str(e)) from e
+    rules = made
     if statistics and len(rules.variables) > 1:
         raise UsageError(
             f"problem.batch_norm=average: averages over the exchanges with one center, and {type(rules).__name__} has "
             f"{len(rules.variables)} variables; use problem.batch_norm=estimate."
         )
-    return WithStatistics(rules, statistics, workers) if statistics else rules
+    if statistics:
+        rules = WithStatistics(rules, statistics, s.workers)
+    wire = WIRES[s.wire]
+    return rules if wire is None or rules.alone else OnTheWire(rules, wire, s.seed)
 
 
 # What a schedule may ask for by name beside the symbols.

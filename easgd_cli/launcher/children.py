@@ -14,6 +14,7 @@ from easgd_cli.launcher import fork_server
 from easgd_cli.launcher.journal import log
 from easgd_cli.launcher.parties import MASTER, Party
 from easgd_cli.launcher.processes import Child
+from easgd_cli.launcher.standstill import State, state_of
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
@@ -99,6 +100,14 @@ class Children(dict[Party, Child]):
             self._forget(child.process.sentinel)
             self._forget(child.channel)
             child.gone = True
+
+    def state(self, party: Party) -> State | None:
+        """What the system says of its process; None where it does not."""
+        return state_of(self[party].process.pid)
+
+    def facts(self) -> dict[str, Any]:
+        """What the summary says of them."""
+        return {}
 
     def signal(self, number: int, *parties: Party) -> None:
         """Sends a signal to these, or to all."""

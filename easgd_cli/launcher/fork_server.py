@@ -250,6 +250,13 @@ class Process:
             return f"how is not known: {self._server} {gone}"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
+    @property
+    def killed_by(self) -> int | None:
+        """The signal that has ended it, if that is known."""
+        self._process.join(_STATUS_SECONDS)
+        code = self._process.exitcode
+        return -code if code is not None and code < 0 else None
+
     def send_signal(self, number: int) -> None:
         """Sends it a signal, if it lives."""
         with suppress(ProcessLookupError):

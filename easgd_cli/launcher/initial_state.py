@@ -22,7 +22,7 @@ from easgd_cli.training.ledger import Ledger
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import EVALUATED, Moment
-from easgd_cli.training.variables import Variables
+from easgd_cli.training.variables import Variables, clocks_of
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.shared import Link
 
@@ -64,7 +64,10 @@ class InitialState:
             for i in range(self._settings.workers)
         ]
         for link in links:
-            for name, v in self._vectors(link.worker).items():
+            vectors = self._vectors(link.worker)
+            if self._method.variables:  # of a fragment that it has not heard of yet it is at the center
+                link.memory["reply"].copy_(vectors["x"])
+            for name, v in vectors.items():
                 link.memory[name].copy_(v)
         return links
 
@@ -105,8 +108,8 @@ class InitialState:
 
     @property
     def survives(self) -> bool:
-        """Whether another master can go on with what one that is lost leaves: the center, and nothing beside it."""
-        return self.returns and [*self._method.variables] == [CENTER]
+        """Whether another master can go on with what one that is lost leaves: the variables, and no couriers."""
+        return self.returns and not self._method.couriers
 
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
         """Of a worker that was lost at its clock `t`, having said this `row` last."""
@@ -163,9 +166,12 @@ class InitialState:
             )
         start.returns = bool(s.max_restarts and self.returns)
         if start.returns and self.survives:
-            block = min(BLOCK, self._experiment.size)
-            start.ledger = Ledger.allocate(len(names), block, self._experiment.dtype, self._settings.workers)
-            Ledger(start.ledger, self._settings.workers).begin_run(start.served, start.variables.get(CENTER, 0))
+            block, workers, variables = min(BLOCK, self._experiment.size), s.workers, self._method.variables
+            fragments = [of.fragments for of in variables.values()]
+            most = max(len(of.state) for of in variables.values()) + (average is not None)
+            start.ledger = Ledger.allocate(most, block, self._experiment.dtype, workers, fragments)
+            known = [clocks_of(start.variables, name, of.fragments) for name, of in variables.items()]
+            Ledger(start.ledger, workers, fragments).begin_run(start.served, known)
         return start
 
     def _next_points(self) -> list[float] | None:

@@ -250,7 +250,7 @@ class Journal:
             {
                 "status": self.status, "reason": self.reason, "steps": {f"worker_{i:02d}": t for i, t in steps.items()},
                 "exchanges": exchanges,
-                "wall_seconds": seconds, "vector_bytes": self._experiment.size * self._experiment.dtype.itemsize,
+                "wall_seconds": seconds, "vector_bytes": self._experiment.vector_bytes,
                 **facts,
             },
             files,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from easgd_cli.experiment.build import Experiment
@@ -62,9 +64,11 @@ def launch(job: Job, experiment: Experiment) -> Outcome:
 
 
 class Processes:
-    """The processes of a run, and their supervisor's ears and hands."""
+    """The processes of a run, and their supervisor's ears and hands. `children`: has them, and their logs there."""
 
-    def __init__(self, job: Job, experiment: Experiment, journal: Journal):
+    def __init__(
+        self, job: Job, experiment: Experiment, journal: Journal, children: Callable[[Path], Children] = Children
+    ):
         self._experiment, self._journal = experiment, journal
         s, resumed, method = experiment.settings, journal.resumed, experiment.method
         self._initial = InitialState(job, experiment, resumed)
@@ -83,7 +87,7 @@ class Processes:
         )  # fmt: skip
         self._queue = SnapshotQueue(job.run_dir / "snapshots")
         self.supervisor = Supervisor(plan, journal, self._queue, moment)
-        self._children = Children(job.run_dir / "logs")
+        self._children = children(job.run_dir / "logs")
         self._recovery = Recovery(self._children, self.supervisor, self._initial)
         self._watch = Watch(self._children, self.supervisor, faults.read(s), moment.exchanges)
         self._vectors = 2.0  # of an exchange, on the average
@@ -283,7 +287,8 @@ class Processes:
 
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""
-        return {"threads": self._initial.threads, "vectors_per_exchange": self._vectors}
+        own = {"threads": self._initial.threads, "vectors_per_exchange": self._vectors}
+        return own | self._children.facts()
 
     def release(self) -> None:
         """Leaves no snapshot on the disk."""

@@ -66,7 +66,8 @@ class Recovery:
         """
         supervisor, children, links = self._supervisor, self._children, []
         assert self._owner is not None and self._owner.ledger is not None
-        ledger = Ledger(self._owner.ledger, len(self._links))
+        fragments = [of.fragments for of in self._owner.method.variables.values()]
+        ledger = Ledger(self._owner.ledger, len(self._links), fragments)
         try:
             self.served(ledger.order(self._order_heard))
         except ValueError as e:  # the launcher has not listened for tens of thousands of exchanges

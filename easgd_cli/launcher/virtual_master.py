@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from easgd_cli.algorithms.base import WHOLE
 from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Gathering
 from easgd_cli.transport.base import PULL, Kind, Mark, Request
@@ -25,7 +26,7 @@ class Served:
     """Exchanges so far, with all variables, and the vectors that they took over the network."""
 
     exchanges: int = 0
-    vectors: int = 0
+    vectors: float = 0
 
 
 @dataclass
@@ -179,11 +180,13 @@ class VirtualMaster:
         self._in_service = []
         members = [request for request, _ in served]
         self.queueing.add([self._began - arrived for _, arrived in served], self._events.now - self._began)
-        self._all.vectors += self.center.serve([(request.worker, *self._sessions.lent(request)) for request in members])
+        lent = [(request.worker, *self._sessions.lent(request)) for request in members]
+        self._all.vectors += self.center.serve(lent, fragment=members[0].fragment)
         self._all.exchanges += len(members)
         for request in members:
             if request.vector != PULL:
-                self.queueing.staleness[self.center.clock - 1 - self._told.get(request.worker, 0)] += 1
+                own = self.center.variable.fragments if request.fragment == WHOLE else 1
+                self.queueing.staleness[self.center.clock - own - self._told.get(request.worker, 0)] += 1
             self._told[request.worker] = self.center.clock
             self._sessions.reply(request, self.center.clock, self.served)
         if self._dies and self.queueing.served >= self._dies[0]:
@@ -235,18 +238,19 @@ class VirtualMaster:
     def _take(self, members: list[int]) -> None:
         if members:
             self._in_service, self._began = members, self._events.now
-            self._events.add(self._events.now + self._service * len(members), SERVE, self._place)
+            share = self._sessions.share(self._waiting[members[0]][0])
+            self._events.add(self._events.now + self._service * len(members) * share, SERVE, self._place)
 
     def state(self) -> dict[str, Any]:
         """Everything but the vectors."""
         return {
-            "waiting": [(worker, request.t, request.vector, arrived) for worker,
+            "waiting": [(worker, request.t, request.vector, arrived, request.fragment) for worker,
             (request, arrived) in self._waiting.items()],
             "in_service": self._in_service, "began": self._began, "told": self._told, "served": self.served,
             "vectors": self._all.vectors,
             "queueing": self.queueing.state(), "gathering": self._gathering.state(),
             "joining": {worker: request.t for worker, request in self._joining.items()}, "clock": self.center.clock,
-            "away": self.away,
+            "fragments": self.center.clocks, "away": self.away,
             "closing": sorted(self.closing),
             "clocks": self._clocks, "reached": self._reached, "open": list(self._sessions.open),
         }  # fmt: skip
@@ -254,14 +258,15 @@ class VirtualMaster:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts everything where it was."""
         self._waiting = {
-            worker: (Request(worker, Kind.EXCHANGE, t, vector, self._place), arrived)
-            for worker, t, vector, arrived in state["waiting"]
+            worker: (Request(worker, Kind.EXCHANGE, t, vector, self._place, *of), arrived)
+            for worker, t, vector, arrived, *of in state["waiting"]  # those of before say no fragment
         }
         self.closing, self.away = set(state.get("closing", ())), state.get("away", False)
         self._in_service, self._began = list(state["in_service"]), state["began"]
         self._told, self._all.exchanges = dict(state["told"]), state["served"]
         self._all.vectors = state.get("vectors", 2 * self.served)
         self.center.clock = state.get("clock", self.center.clock)  # which those of before have elsewhere
+        self.center.clocks = list(state.get("fragments", ()))
         self.queueing = Queueing.of(state["queueing"])
         self._gathering.restore(state["gathering"])
         self._dies = [n for n in self._dies if n > self.queueing.served]

@@ -53,7 +53,7 @@ class VirtualParties:
         self.problem = self._parts.problem
         self._gradients = ProblemGradients(self.problem, s.clip)
         self.events = Events()
-        self.wire = Wire(costs.network(experiment.size * experiment.dtype.itemsize), self.events, method.variables)
+        self.wire = Wire(costs.network(experiment.vector_bytes), self.events, method.variables)
         self.workers = [self._worker(i) for i in range(s.workers)]
         self.couriers = {name: self._courier(name, s.workers + i) for i, name in enumerate(method.couriers)}
         self._of = {courier.w.number: courier for courier in self.couriers.values()}
@@ -94,7 +94,7 @@ class VirtualParties:
         vectors = self._vectors_from(start, (*method.state, *method.scratch))
         if method.alone and self.average is not None:
             vectors["average"] = start.clone()
-        session = None if method.alone else self.wire.end(i, vectors, torch.zeros_like(start), method.home(i))
+        session = None if method.alone else self.wire.end(i, vectors, start.clone(), method.home(i))
         w = Worker(vectors, s.tau, self._parts.schedule, number=i)
         given, checked = faults.read(s), s.on_nan == "rejoin" and not method.alone
         suffers = faults.Faults(given, s.seed, i) if given or checked else None

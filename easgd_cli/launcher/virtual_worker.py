@@ -93,7 +93,7 @@ class VirtualWorker:
         ask = None if self.closes else self._method.closing(self.w)
         if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
             self.closes = True
-            self.session.post(ask.message, self.w.t, ask.to, Kind.CLOSING)
+            self.session.post(ask.message, self.w.t, ask.to, Kind.CLOSING, fragment=ask.fragment)
         else:
             self.session.close(self.w.t)
 
@@ -159,7 +159,7 @@ class VirtualWorker:
                 self._check(self._watched, asked.message)
             if any(reply for _, reply in self._answered):
                 self._earlier.append(kept(self.session.collect()))
-            self.session.post(asked.message, self.w.t, asked.to)
+            self.session.post(asked.message, self.w.t, asked.to, fragment=asked.fragment)
         else:
             self._events.add(self._computed, READY, self.number)
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from easgd_cli.launcher.children import Children
 from easgd_cli.launcher.journal import log
 from easgd_cli.launcher.parties import EVALUATOR, MASTER, Party
-from easgd_cli.launcher.standstill import Standstill, state_of
+from easgd_cli.launcher.standstill import Standstill
 from easgd_cli.launcher.supervisor import Supervisor
 from easgd_cli.settings.faults import Fault
 
@@ -46,7 +46,7 @@ class Watch:
                 self._children.signal(signal.SIGCONT, party)
 
     def _tell(self, waiting: Collection[Party], now: float) -> None:
-        there = {party: state_of(child.process.pid) for party, child in self._children.items() if not child.done}
+        there = {party: self._children.state(party) for party, child in self._children.items() if not child.done}
         silent = self._standstill.look(there, waiting if self._children.began is not None else list(there), now)
         for party in self._silent - silent.keys():
             self._supervisor.goes_on(party)

@@ -77,6 +77,17 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
         )
     if not isinstance(problem.batch_size, int) or problem.batch_size < 1:
         raise UsageError(f"{said}: its batch_size is {problem.batch_size!r}; it must be a whole number of at least 1.")
+    x = _check_starts(said, problem, workers)
+    _check_gradient(said, problem, x)
+    _check_metrics(said, problem)
+    figures = _figures(said, _called(said, "evaluate(x)", problem.evaluate, x), metrics_of(problem))
+    _check_state(said, _called(said, "state_dict(x)", problem.state_dict, x))
+    _check_facts(said, problem)
+    return figures
+
+
+def _check_starts(said: str, problem: Any, workers: int) -> Tensor:
+    """Where the center begins [d], a vector that may be changed."""
     start = _vector(f"{said}: start()", _called(said, "start()", problem.start))
     statistics = statistics_of(problem)
     if not isinstance(statistics, int) or not 0 <= statistics < start.numel():
@@ -87,7 +98,11 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
     for worker in range(workers):
         own = _vector(f"{said}: start({worker})", _called(said, f"start({worker})", problem.start, worker))
         _same_kind(f"{said}: start({worker})", own, start)
-    x = start.clone()
+    return start.clone()
+
+
+def _check_gradient(said: str, problem: Any, x: Tensor) -> None:
+    start = x.clone()
     _called(said, "load(0, 0)", problem.load, 0, 0)
     g = _vector(f"{said}: gradient(x)", _called(said, "gradient(x)", problem.gradient, x))
     _same_kind(f"{said}: gradient(x)", g, start)
@@ -102,6 +117,9 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
             f"{said}: after gradient(x), its loss is {_kind(loss)}; it must be a tensor without dimensions, "
             "detached from any graph."
         )
+
+
+def _check_metrics(said: str, problem: Any) -> None:
     metrics = getattr(problem, "metrics", ())
     if (
         not isinstance(metrics, list | tuple)
@@ -112,14 +130,18 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
             f"{said}: its metrics are {_kind(metrics)}; they must be a list of easgd_cli.problems.metric.Metric, "
             "at most one of them primary."
         )
-    figures = _figures(said, _called(said, "evaluate(x)", problem.evaluate, x), metrics_of(problem))
-    state = _called(said, "state_dict(x)", problem.state_dict, x)
+
+
+def _check_state(said: str, state: Any) -> None:
     if not isinstance(state, Mapping) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
         raise UsageError(
             f"{said}: state_dict(x) must return a dictionary of tensors by name, such as {{'x': x.clone()}}."
         )
+
+
+def _check_facts(said: str, problem: Any) -> None:
     facts = getattr(problem, "facts", {})
     if not isinstance(facts, Mapping) or not all(
         isinstance(k, str) and isinstance(v, str | int | float) for k, v in facts.items()
@@ -128,7 +150,6 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
             f"{said}: its facts are {_kind(facts)}; they must be a dictionary of texts or numbers by name, as "
             "summary.json is to say them."
         )
-    return figures
 
 
 def _called(said: str, what: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.commands import foreign_code, going_on, single_run
+from easgd_cli.commands import auto_tau, foreign_code, going_on, single_run
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import signals
@@ -19,6 +19,7 @@ from easgd_cli.python.run import Run
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.schema import Group, Settings
 from easgd_cli.settings.targets import Handed
+from easgd_cli.system.terminal import tell
 from easgd_cli.system.unchanged import unchanged_process
 
 if TYPE_CHECKING:
@@ -144,8 +145,9 @@ def _begin(asked: dict[str, Any], handed: dict[str, Group], directory: str | Pat
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{run_directory.named_by(written, '_')}"
     path = Path("runs", name) if directory is None else Path(directory)
     prepared = build.prepare(settings)
-    outcome, path = single_run.launch(settings, path, written, _command(written), here, prepared)
-    return _ended(outcome, Run(path, settings))
+    say: Any = tell if progress else lambda _: None
+    outcome, path = single_run.launch(settings, path, written, _command(written), here, prepared, say=say)
+    return _ended(outcome, Run(path, auto_tau.as_chosen(path, settings)))
 
 
 def _go_on(

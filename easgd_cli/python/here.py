@@ -4,7 +4,6 @@ is, and nothing else changed.
 
 from __future__ import annotations
 
-import io
 import signal
 import sys
 import threading
@@ -23,7 +22,7 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.python.handed import InheritedRecipe, SentRecipe, unsendable
 from easgd_cli.python.run import Failed, Interrupted, Run
-from easgd_cli.record.display import LineScreen, Screen
+from easgd_cli.record.display import LineScreen, Screen, nowhere
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.shared_memory import give_back_freed_memory
 from easgd_cli.system.unchanged import unchanged_process
@@ -77,7 +76,7 @@ class Here:
             self.launcher.begin()
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
-        job, recipe = replace(job, screen=self.screen), experiment.recipe
+        job, recipe = replace(job, screen=job.screen or self.screen), experiment.recipe
         if not self.in_processes:
             try:
                 return self.launcher(job, experiment)
@@ -111,15 +110,10 @@ def ended(outcome: Outcome, run: Run) -> Run:
     raise Interrupted(run)
 
 
-class _Nowhere(io.TextIOBase):
-    def write(self, text: str) -> int:
-        return len(text)
-
-
 def _screen(progress: bool) -> Screen | None:
     """Where a run is shown: a view in a terminal, a line in a notebook, lines elsewhere, or nowhere."""
     if not progress:
-        return Screen(file=_Nowhere(), force_jupyter=False)  # type: ignore[arg-type]
+        return nowhere()
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is not None and not sys.stdout.isatty():
         made = LineScreen(force_jupyter=False, force_terminal=False, highlight=False)

@@ -56,6 +56,8 @@ def composed(given: Mapping[str, Any], handed: Mapping[str, Group]) -> Settings:
     UsageError.
     """
     written = lines(given)
+    if given.get("tau") == "auto":
+        given = {key: value for key, value in given.items() if key != "tau"} | {"auto.tau": True}
     asked = {key: _choice(key, value) for key, value in given.items() if key in GROUPS}
     chosen = _chosen(asked | {group: str(node["name"]) for group, node in handed.items()}, set(handed))
     root: dict[str, Any] = {}

@@ -51,6 +51,16 @@ def screen() -> Screen:
     return made
 
 
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def nowhere() -> Screen:
+    """Of a run that is not shown."""
+    return Screen(file=_Nowhere(), force_jupyter=False)  # type: ignore[arg-type]
+
+
 def say(what: str | Text | Callable[[], object]) -> None:
     """Prints a line, or calls what prints, on standard output. Where nobody reads that any more it goes nowhere, and so
     does all that follows.

@@ -49,6 +49,8 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
     }  # fmt: skip
     if len(experiment.method.variables) > 1:
         facts["variables"] = list(experiment.method.variables)
+    if s.auto.probes:
+        facts["tau_chosen"] = {"share": s.auto.share, "probes": s.auto.probes}
     texts = {
         "command": as_is(job.command),
         "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True)),
@@ -77,7 +79,7 @@ def hparams(s: Settings) -> dict[str, Value]:
         "compile": s.compile,
         "device": s.device, "threads": s.threads, "seed": s.seed,
     }  # fmt: skip
-    unusual = {"accumulate": 1, "replicas": 1, "dither": 0.0}
+    unusual = {"wire": "fp32", "fragments": 1, "accumulate": 1, "replicas": 1, "dither": 0.0}
     found |= {key: getattr(s, key) for key, usual in unusual.items() if getattr(s, key) != usual}
     if s.groups:
         found |= {"groups": str(s.groups)}

@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensor
 _ORDER = (
     "status", "reason", "algo", "problem", "dataset", "task", "model", "workers", "tau", "steps", "exchanges",
     "wall_seconds", "samples_per_second",
-    "center", "average", "evaluated", "seconds", "bytes_exchanged", "lost", "lost_before", "restarts",
+    "center", "average", "evaluated", "seconds", "bytes_exchanged", "links", "lost", "lost_before", "restarts",
     "rejoins", "goodput",
 )  # fmt: skip
 
@@ -37,7 +37,7 @@ def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> di
     if facts.get("wall_seconds"):
         facts["samples_per_second"] = sum(facts["steps"].values()) * facts["batch_size"] / facts["wall_seconds"]
     if vector_bytes is not None:
-        facts["bytes_exchanged"] = round(vectors * facts["exchanges"]) * vector_bytes
+        facts["bytes_exchanged"] = round(vectors * facts["exchanges"] * vector_bytes)
     told = {**facts, **recorder_stats}
     if facts.get("wall_seconds") and "goodput" in told:
         told["goodput"] = _goodput(told["goodput"], facts["steps"], facts["wall_seconds"])

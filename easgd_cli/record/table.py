@@ -38,7 +38,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
                 f": {summary['reason']}" if summary.get("reason") else "", style=""
             ),
         ),
-        ("method", f"{summary['algo']}, {workers}" + (f", tau={summary['tau']}" if summary["exchanges"] else "")),
+        ("method", f"{summary['algo']}, {workers}{_period(summary)}"),
         *_measured(center, metrics),
         *_of_average(summary.get("average"), metrics),
         *_measured_before_the_end(summary),
@@ -55,6 +55,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         ("speed", _speed(summary)),
         ("a worker's time", _shares(summary["seconds"])),
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
+        *(("link", _link(host, link)) for host, link in summary.get("links", {}).items()),
         *(("lost", line) for line in lost_workers.lines(summary)),
         *([("started again", line)] if (line := lost_workers.restarts(summary)) else []),
         *([("back at center", line)] if (line := lost_workers.rejoins(summary)) else []),
@@ -224,6 +225,17 @@ def _communication(said: dict[str, Any]) -> str:
     )
 
 
+def _link(host: str, link: dict[str, Any]) -> str:
+    """What has gone to and from workers of a host."""
+    ways = [
+        f"{_bytes(link[f'bytes_{way}'])} {way}" + (f" at {_bytes(rate)} a second" if rate else "")
+        for way in ("up", "down")
+        for rate in [link[f"bytes_per_second_{way}"]]
+    ]
+    many = len(link["workers"])
+    return f"{host}: {many} worker{'s' if many != 1 else ''}, {', '.join(ways)}"
+
+
 def _seconds(value: float) -> str:
     return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
 
@@ -234,6 +246,16 @@ def _bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+
+
+def _period(summary: dict[str, Any]) -> str:
+    """tau, and how tau=auto came to it where it did."""
+    if not summary["exchanges"]:
+        return ""
+    chosen = summary.get("tau_chosen", {"share": 0.0, "probes": []})
+    waits = ", ".join(f"{100 * probe['share']:.3g} % at {probe['tau']}" for probe in chosen["probes"])
+    auto = f" by tau=auto (waiting {waits}; at most {100 * chosen['share']:g} %)" if waits else ""
+    return f", tau={summary['tau']}{auto}"
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from easgd_cli.reports.comparison import Comparison
@@ -10,26 +12,37 @@ from easgd_cli.reports.reading import MOMENT, Run
 
 def notes(c: Comparison) -> list[str]:
     """Sentences on the runs, the numbers, and where they must not be compared."""
-    said = []
+    evaluated = [run for run in c.runs if len(run.curve["seconds"])]
+    said = [*_of_counting(c), *_of_what_was_measured(c, evaluated), *_of_time(c)]
+    if len(evaluated) < len(c.runs):
+        said.append(f"{len(c.runs) - len(evaluated)} of {len(c.runs)} runs have not been evaluated yet.")
+    said += _of_single_runs(c)
+    if not c.metric.primary:
+        said.append(f"Judged by {c.metric.name}, {c.metric.direction} is better.")
+    return said
+
+
+def _of_counting(c: Comparison) -> Iterator[str]:
+    """Which runs a number is of."""
     if any(len(of.counted) > 1 for of in c.configurations):
-        said.append(
+        yield (
             "Numbers are mean ± sample standard deviation over the runs of a configuration (n), which differ by "
             "their seed only."
         )
     if c.also_differ:
-        said.append(f"Settings that differ as well, along with these: {', '.join(c.also_differ)}.")
+        yield f"Settings that differ as well, along with these: {', '.join(c.also_differ)}."
     if any(len(of.counted) < len(of.runs) for of in c.configurations):
-        said.append("Only completed and diverged runs are counted in a configuration that has any.")
+        yield "Only completed and diverged runs are counted in a configuration that has any."
     if twice := [
         of for of in c.configurations if len({run.settings.get("seed") for run in of.counted}) < len(of.counted)
     ]:
-        said.append(
-            "Several runs with the same seed are counted in "
-            f"{'; '.join(of.label or 'the one configuration' for of in twice)}."
-        )
+        named = "; ".join(of.label or "the one configuration" for of in twice)
+        yield f"Several runs with the same seed are counted in {named}."
+
+
+def _of_what_was_measured(c: Comparison, evaluated: list[Run]) -> Iterator[str]:
     if len(tasks := dict.fromkeys(of.task for of in c.configurations)) > 1:
-        said.append(f"Runs of different problems are here ({'; '.join(tasks)}): what they reached cannot be compared.")
-    evaluated = [run for run in c.runs if len(run.curve["seconds"])]
+        yield f"Runs of different problems are here ({'; '.join(tasks)}): what they reached cannot be compared."
     if without := [
         of.label
         for of in c.configurations
@@ -37,15 +50,18 @@ def notes(c: Comparison) -> list[str]:
     ]:
         others = [m for m in evaluated[0].curve if m not in MOMENT and all(m in run.curve for run in evaluated)]
         instead = f"; --metric {others[0]} is in all" if others else ""
-        said.append(f"No {c.metric.title} was measured in: {'; '.join(without)}{instead}.")
+        yield f"No {c.metric.title} was measured in: {'; '.join(without)}{instead}."
     parties = {run.party for run in c.runs}
     if "average" in parties:
-        said.append(
-            "Measured of the average of the center"
-            + (" where a run keeps one, else of the center." if len(parties) > 1 else ".")
+        yield "Measured of the average of the center" + (
+            " where a run keeps one, else of the center." if len(parties) > 1 else "."
         )
+
+
+def _of_time(c: Comparison) -> Iterator[str]:
+    """What seconds, levels and speed-ups mean here."""
     if any(run.virtual for run in c.runs):
-        said.append("Seconds of simulated runs (launcher=simulated) are virtual.")
+        yield "Seconds of simulated runs (launcher=simulated) are virtual."
     crowded = [
         of
         for of in c.configurations
@@ -55,36 +71,36 @@ def notes(c: Comparison) -> list[str]:
         had = sorted({run.cores for of in crowded for run in of.runs if run.cores})
         cores = f"{' or '.join(map(str, had))} core{'' if had == [1] else 's'}"
         named = "; ".join(of.label or of.runs[0].path.name for of in crowded)
-        said.append(
+        yield (
             f"More workers than the {cores} that a run had, which they shared: {named}. With a core for each they "
             "would be sooner."
         )
+    for of in c.configurations:
+        if chosen := [f"{run.chosen_tau}" for run in of.counted if run.chosen_tau is not None]:
+            yield f"{of.label or 'The only configuration'}: tau=auto has chosen {', '.join(chosen)}."
     if c.levels_chosen:
-        said.append(f"Levels are {c.levels_chosen}; --levels names others.")
+        yield f"Levels are {c.levels_chosen}; --levels names others."
     if c.levels and (apart := _seconds_apart(c)):
-        said.append(f"Seconds to a level are as fine as the evaluations, which are {apart} s apart (eval.every).")
+        yield f"Seconds to a level are as fine as the evaluations, which are {apart} s apart (eval.every)."
     if c.baseline is not None and c.levels:
-        said.append(
-            f"Speed-up is over {c.baseline.label or 'the only configuration'}"
-            + ("." if c.baseline_chosen else "; --baseline names another.")
-        )
-    if len(evaluated) < len(c.runs):
-        said.append(f"{len(c.runs) - len(evaluated)} of {len(c.runs)} runs have not been evaluated yet.")
+        other = "." if c.baseline_chosen else "; --baseline names another."
+        yield f"Speed-up is over {c.baseline.label or 'the only configuration'}{other}"
+
+
+def _of_single_runs(c: Comparison) -> Iterator[str]:
+    """What is doubtful, damaged or lost in one run, or ended it early."""
     for run in c.runs:
-        said += run.doubts
+        yield from run.doubts
         if run.damaged:
-            said.append(
+            yield (
                 f"{run.path.name}: {_lines(run.damaged)} of metrics.jsonl "
                 f"{'are' if len(run.damaged) > 1 else 'is'} damaged and left out."
             )
     for of in c.configurations:
         for run in of.runs:
             if run.status not in ("completed", "running") and run.reason:
-                said.append(f"{run.path.name}: {run.status}: {run.reason}{_last_measured(run)}")
-            said += [f"{run.path.name}: lost {line}." for line in run.lost]
-    if not c.metric.primary:
-        said.append(f"Judged by {c.metric.name}, {c.metric.direction} is better.")
-    return said
+                yield f"{run.path.name}: {run.status}: {run.reason}{_last_measured(run)}"
+            yield from (f"{run.path.name}: lost {line}." for line in run.lost)
 
 
 def _last_measured(run: Run) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from easgd_cli.record import reader
 from easgd_cli.reports.comparison import Comparison, written
-from easgd_cli.reports.figures import Curve, Curves
+from easgd_cli.reports.curves import Curve, Curves
 from easgd_cli.reports.table import ResultTable
 from easgd_cli.system.terminal import printable
 

@@ -25,11 +25,12 @@ MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve
 _PARTS = ("compute", "data", "communication", "other")
 
 # Settings that say where and how a run is kept and started, not what it does.
-_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", *OF_SWEEPS}
+_OF_PROBES = ("auto.seconds", "auto.probes")
+_ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", *_OF_PROBES, *OF_SWEEPS}
 
 
 # What directories of before do not say, since there was no such setting: it was as it is unless given.
-_BEFORE = {name: getattr(Settings, name) for name in ("accumulate", "replicas", "dither")}
+_BEFORE = {name: getattr(Settings, name) for name in ("wire", "fragments", "accumulate", "replicas", "dither")}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Run:
     symbols: list[str] | None
     doubts: list[str] = field(default_factory=list)
     goodput: dict[str, float] = field(default_factory=dict)  # as summary.json has it
+    chosen_tau: int | None = None  # by tau=auto
 
     @property
     def bytes_exchanged(self) -> float:
@@ -233,7 +235,7 @@ def read(path: Path) -> Run:
         settings.get("workers") == 1
         and not exchanges
         and len(curve["step"])
-        and curve["step"][-1] > (settings.get("tau") or 0)
+        and curve["step"][-1] > (config.get("tau") or 0)
     ):
         settings["tau"] = None  # a method that exchanges nothing has no period, whatever the setting says
     status, reason = _status(path, summary)
@@ -246,10 +248,12 @@ def read(path: Path) -> Run:
         path, settings, reader.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers),
         bytes_per_exchange=per_exchange, exchanges=exchanges,
-        staleness=_staleness(summary, workers), virtual=settings.get("launcher", "local") != "local",
+        staleness=_staleness(summary, workers),
+        virtual=settings.get("launcher", "local") not in ("local", "distributed"),
         cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
         metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
         doubts=doubts, goodput=summary.get("goodput", {}),
+        chosen_tau=config["tau"] if settings.get("tau") == "auto" else None,
     )  # fmt: skip
 
 
@@ -267,6 +271,10 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
             flat[key] = value
     if all(flat.get(key) is None for key in ("steps", "epochs", "minutes")) and "default_steps" in flat:
         flat["steps"] = flat["default_steps"]
+    if flat.pop("auto.tau", False):  # what was asked for: the runs of other seeds may have found another period
+        flat["tau"] = "auto"
+    else:
+        flat.pop("auto.share", None)
     return {key: value for key, value in flat.items() if key not in _ABOUT_KEEPING}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def quote(text: str) -> str:
@@ -16,3 +16,13 @@ def quote(text: str) -> str:
 def own(overrides: Sequence[str]) -> list[str]:
     """The overrides that are not Hydra's."""
     return [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+
+
+def spelt_out(overrides: Sequence[str]) -> list[str]:
+    """The same with tau=auto as the setting that it stands for: tau itself is a number."""
+    return ["auto.tau=true" if o == "tau=auto" else o for o in overrides]
+
+
+def as_given(overrides: Iterable[str]) -> list[str]:
+    """The other way round."""
+    return ["tau=auto" if o == "auto.tau=true" else o for o in overrides]

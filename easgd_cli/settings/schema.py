@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional  # Optional: OmegaConf reads these annotations at run time
 
@@ -45,6 +46,14 @@ class Checkpoint:
 
 
 @dataclass
+class Auto:
+    tau: bool = False  # tau=auto: short runs before it choose the communication period
+    share: float = 0.02  # of a worker's time, at most, that it is to wait for exchanges
+    seconds: float = 3.0  # of training in such a short run, where the clock is real
+    probes: list[dict[str, Any]] = field(default_factory=list)  # what they measured; a run writes it here itself
+
+
+@dataclass
 class Settings:
     """A run. Symbols as in Zhang, Choromanska, LeCun (2015), pp. 2-4 and 20."""
 
@@ -62,7 +71,11 @@ class Settings:
     average: Group = field(default_factory=lambda: dict(NO_AVERAGE))
     launcher: Group = MISSING  # where the processes run
 
-    tau: int = 10  # communication period: local steps between two exchanges
+    tau: int = 10  # communication period: local steps between two exchanges; auto: by what exchanges cost (auto.share)
+    # of the vector: one of them is exchanged every tau/fragments steps, in place of all of it every tau
+    fragments: int = 1
+    # of vectors on their way: fp32 (as they are) | bf16 | fp16 | int8, rounded at random; what is kept is fp32
+    wire: str = "fp32"
     eta: float = MISSING  # learning rate
     alpha: Optional[float] = None  # moving rate; beta / workers unless given
     beta: Optional[float] = None  # p * alpha; 0.9 unless alpha is given. Only pull_then_step takes both
@@ -135,6 +148,7 @@ class Settings:
 
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    auto: Auto = field(default_factory=Auto)
 
 
 # how a sweep is run and looked at: no part of a job's settings
@@ -184,13 +198,28 @@ def check(s: Settings) -> None:
 
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
+    _check_numbers(s)
+    _check_length(s)
+    _check_choices(s)
+    _check_profile(s)
+    Interval.parse("eval.every", s.eval.every)
+    Interval.parse("checkpoint.every", s.checkpoint.every)
+
+
+def _check_numbers(s: Settings) -> None:
     for key, least in (
-        ("tau", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1), ("steps", 1), ("threads", 1),
-        ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1), ("checkpoint.keep", 1),
+        ("tau", 1), ("fragments", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1),
+        ("steps", 1), ("threads", 1), ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1),
+        ("checkpoint.keep", 1),
     ):  # fmt: skip
         value = _get(s, key)
         if value is not None and value < least:
             raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")
+    if s.fragments > s.tau:
+        raise UsageError(
+            f"fragments={s.fragments} tau={s.tau}: each fragment is exchanged at another of the tau steps, so there "
+            "are at most tau of them; give fewer fragments or a longer period."
+        )
     for key in ("eta", "alpha", "beta", "l2", "gamma", "epochs", "minutes", "delta", "clip", "dither"):
         value = _get(s, key)
         if value is not None and not math.isfinite(value):
@@ -208,10 +237,20 @@ def check(s: Settings) -> None:
         value = _get(s, key)
         if value is not None and value <= 0:
             raise UsageError(f"{key}={value:.15g}: must be greater than 0.")
+    if not 0 < s.auto.share < 1:
+        raise UsageError(
+            f"auto.share={s.auto.share:g}: the share of its time that a worker waits at most is more than 0 and less "
+            "than 1, such as 0.02."
+        )
+    if not 0 < s.auto.seconds < math.inf:
+        raise UsageError(f"auto.seconds={s.auto.seconds:g}: the length of a probe is more than 0 seconds.")
     if not 0 <= s.delta < 1:
         raise UsageError(f"delta={s.delta:.15g}: a momentum lies in [0, 1); the paper's is 0.99.")
     if not 0 <= s.seed < 2**63:
         raise UsageError(f"seed={s.seed}: must be a whole number from 0 to 2^63 - 1.")
+
+
+def _check_length(s: Settings) -> None:
     given = [k for k in ("steps", "epochs", "minutes") if _get(s, k) is not None]
     if len(given) > 1:
         raise UsageError(
@@ -220,8 +259,13 @@ def check(s: Settings) -> None:
         )
     if not given and s.default_steps is None:
         raise UsageError("There is no default length for this method and problem: write steps=, epochs= or minutes=.")
+
+
+def _check_choices(s: Settings) -> None:
     if s.precision not in ("fp32", "tf32", "bf16"):
         raise UsageError(f"precision={s.precision}: is fp32, tf32 or bf16.")
+    if s.wire not in ("fp32", "bf16", "fp16", "int8"):
+        raise UsageError(f"wire={s.wire}: is fp32, bf16, fp16 or int8.")
     for name, level in levels(s).items():
         if not math.isfinite(level):
             raise UsageError(f"until.{name}={level}: must be a finite number.")
@@ -236,6 +280,9 @@ def check(s: Settings) -> None:
         raise UsageError(f"on_nan={s.on_nan}: is diverge or rejoin.")
     if s.on_nan == "rejoin" and not s.max_restarts:
         raise UsageError("on_nan=rejoin max_restarts=0: max_restarts is how often it may go back; give at least 1.")
+
+
+def _check_profile(s: Settings) -> None:
     recorded = profiled_steps(s)
     if (
         recorded is not None
@@ -247,8 +294,6 @@ def check(s: Settings) -> None:
             f"profile={s.profile}: the first {UNPROFILED_STEPS} steps are not recorded, and the run has {many}; "
             "give fewer, or a longer run."
         )
-    Interval.parse("eval.every", s.eval.every)
-    Interval.parse("checkpoint.every", s.checkpoint.every)
 
 
 def effective_alpha(s: Settings) -> float:
@@ -261,6 +306,13 @@ def effective_alpha(s: Settings) -> float:
 def effective_beta(s: Settings) -> float:
     """beta = p alpha, unless both are given, as a method with two rates allows."""
     return s.beta if s.beta is not None else effective_alpha(s) * s.workers
+
+
+def asked_for(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration without what the run has found itself: the period that tau=auto has chosen."""
+    if not (auto := config.get("auto") or {}).get("tau"):
+        return dict(config)
+    return {**config, "tau": "auto", "auto": {**auto, "probes": []}}
 
 
 def length(s: Settings) -> dict[str, float | None]:

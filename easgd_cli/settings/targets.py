@@ -241,7 +241,7 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
             raise UsageError(f"{key}={value}: must be {_WORDS[dict]}.")
         return {name: convert(f"{key}.{name}", v, typing.get_args(annotation)[1]) for name, v in value.items()}
     if annotation in (int, float, str, bool) and not _fits(value, annotation):
-        raise UsageError(f"{key}={value}: must be {_WORDS[annotation]}.")
+        raise UsageError(f"{key}={value}: must be {_WORDS[annotation]}{', or auto' if key == 'tau' else ''}.")
     try:
         return float(value) if annotation is float else value
     except OverflowError as e:

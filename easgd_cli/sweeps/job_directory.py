@@ -17,7 +17,7 @@ import yaml
 
 from easgd_cli.errors import UsageError
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings.schema import OF_SWEEPS, Settings
+from easgd_cli.settings.schema import OF_SWEEPS, Settings, asked_for
 from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, JobStatus
 
 NEW, STOPPED = "new", "stopped"  # a run is to begin there; to go on from its checkpoint
@@ -103,7 +103,7 @@ def _run(path: Path, retry: bool) -> JobDirectory:
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run another one: how the sweep was run does not."""
-    return {key: value for key, value in config.items() if key not in OF_SWEEPS}
+    return {key: value for key, value in asked_for(config).items() if key not in OF_SWEEPS}
 
 
 def leave_failure(path: Path, settings: Settings, overrides: list[str], reason: str) -> None:

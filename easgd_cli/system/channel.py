@@ -98,6 +98,10 @@ class Channel:
         self._inbox.clear()
         return messages
 
+    def put_back(self, message: Message) -> None:
+        """Has it returned again, before all that comes."""
+        self._inbox.appendleft(message)
+
     def wait(self) -> Message:
         """The next message. Raises ChannelClosed at the end."""
         while not self._inbox:

@@ -96,6 +96,14 @@ def held_back() -> Iterator[None]:
 
 
 @contextmanager
+def noted() -> Iterator[list[int]]:
+    """While it lasts, signals of NUMBERS do nothing but stand in the list that it yields."""
+    came: list[int] = []
+    with _reacting({number: lambda number, _: came.append(number) for number in ending()}):
+        yield came
+
+
+@contextmanager
 def raised() -> Iterator[list[int]]:
     """While it lasts, signals of NUMBERS are a KeyboardInterrupt, which is what other programs wait for. Yields those
     that have come.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.average import Average
-from easgd_cli.algorithms.base import CENTER, Courier, Exchange, Gradient, Method, Rule, Worker
+from easgd_cli.algorithms.base import CENTER, WHOLE, Courier, Exchange, Gradient, Method, Rule, Worker
 from easgd_cli.algorithms.schedule import Constant, Schedule
 from easgd_cli.problems.base import Problem, statistics_of
 from easgd_cli.training.center import Center
@@ -191,7 +191,7 @@ def take_step(method: Method, w: Worker, gradients: Gradients, session: Session 
         asked = turn.exchange
         if asked is not None:
             assert session is not None, "only a method with a center exchanges"
-            session.post(asked.message, w.t, asked.to)
+            session.post(asked.message, w.t, asked.to, fragment=asked.fragment)
         if not loaded:  # a batch depends on the clock alone, so making it overlaps every method's exchange
             gradients.load(w.number, w.t)
             loaded = True
@@ -241,14 +241,14 @@ class ByHand:
         """All variables by name."""
         return self._variables.centers
 
-    def _exchange(self, worker: int, message: Tensor | None, reply: Tensor, to: str) -> Reply:
+    def _exchange(self, worker: int, message: Tensor | None, reply: Tensor, to: str, fragment: int = WHOLE) -> Reply:
         """One exchange at once."""
-        return self._together(to, [(worker, message, reply)])
+        return self._together(to, [(worker, message, reply)], fragment)
 
-    def _together(self, to: str, members: Sequence[tuple[int, Tensor | None, Tensor]]) -> Reply:
+    def _together(self, to: str, members: Sequence[tuple[int, Tensor | None, Tensor]], fragment: int = WHOLE) -> Reply:
         """The exchanges of these, at once; returns the first one's reply."""
         center, place = self._variables.centers[to], list(self.method.variables).index(to)
-        center.serve(members)
+        center.serve(members, fragment=fragment)
         self.order += [worker + (place << 16) for worker, _, _ in members]
         told = Reply(members[0][2], center.clock, len(self.order))
         if any(message is not None for _, message, _ in members):
@@ -302,7 +302,7 @@ class ByHand:
             ]
             together = [members] if self.method.variables[to].in_rounds else [[member] for member in members]
             for group in together:
-                told = self._together(to, group)
+                told = self._together(to, group, asked[group[0][0]].fragment)
                 for i, _, reply in group:
                     replies[i] = self._session(i).told = replace(told, vector=reply)
         return replies
@@ -351,12 +351,12 @@ class ByHand:
 class _Direct:
     """A session whose variables answer at once, in the same process."""
 
-    def __init__(self, worker: int, reply: Tensor, exchange: Callable[[int, Tensor | None, Tensor, str], Reply]):
+    def __init__(self, worker: int, reply: Tensor, exchange: Callable[[int, Tensor | None, Tensor, str, int], Reply]):
         self._worker, self.reply, self._exchange = worker, reply, exchange
         self.told: Reply | None = None  # the last reply
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
-        self.told = self._exchange(self._worker, message, self.reply, to)
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, *, fragment: int = WHOLE) -> None:
+        self.told = self._exchange(self._worker, message, self.reply, to, fragment)
 
     def collect(self) -> Reply:
         assert self.told is not None

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import CENTER
+from easgd_cli.algorithms.base import CENTER, WHOLE
 from easgd_cli.settings.faults import Fault, Faults
 from easgd_cli.training.drive import Gradients
 from easgd_cli.transport.base import Reply, Session
@@ -78,14 +78,14 @@ class WatchedSession:
         self.down: float | None = None  # until this monotonic second
         self.outstanding = False
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, *, fragment: int = WHOLE) -> None:
         if (until := self.down) is not None:
             self.down = None
             if until == 0 or time.monotonic() < until:
                 raise Rejoin("its link was lost", until)
         if message is not None:
             self._gradients.check(message)
-        self._session.post(message, t, to)
+        self._session.post(message, t, to, fragment=fragment)
         self.outstanding = True
 
     def collect(self) -> Reply:

@@ -1,7 +1,7 @@
-"""What the owner of a center has done, kept where the next owner finds it if this one is killed.
+"""What the owner of the variables has done, kept where the next owner finds it if this one is killed.
 
-A process that dies leaves its stores in the order in which it made them. So a few numbers beside the center say how far
-it was: which messages made the update under way, which block was being changed, and the order of exchanges. The block
+A process that dies leaves its stores in the order in which it made them. So a few numbers beside them say how far it
+was: which messages made the update under way, which block was being changed, and the order of exchanges. The block
 being changed has a copy of what it was. From these the next owner ends the update as this one would have, to the bit:
 the messages lie in the workers' memory, and no worker changes its own before it has its reply.
 
@@ -17,67 +17,86 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from easgd_cli.algorithms.base import WHOLE
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.transport.base import Kind, Request
+from easgd_cli.transport.base import PULL, Kind, Request
 
 ORDER: Final = 1 << 15  # exchanges whose workers are kept; their owner reports them long before that many
 
-# Numbers of their own, then three columns of members and three of workers, then the order. _AT is twice the number of
-# blocks that have been changed, and one more while the next is being changed: a single store says both.
-_SERVED, _CLOCK, _TARGET, _NEXT_CLOCK, _AT, _MEMBERS, _FIXED = range(7)
+# Numbers of their own, then three columns of members and three of workers, the clocks of all variables' fragments as
+# they are and as the update under way makes them, then the order. _AT is twice the number of blocks that have been
+# changed, and one more while the next is being changed: a single store says both. The update changes the _CLOCKS from
+# _FIRST on.
+_SERVED, _TARGET, _AT, _MEMBERS, _TO, _FRAGMENT, _FIRST, _CLOCKS, _FIXED = range(9)
+_VARIABLE = 16  # from which bit on an entry or a key has the variable's place
 
 Pairs = list[tuple[Tensor, Tensor]]  # the vectors of a block, each with the place of its copy
 
 
 class Ledger:
-    """`served` exchanges and the center's `clock`, as they are while no update is under way."""
+    """`served` exchanges and the `clocks` of the variables, as they are while no update is under way. `fragments`: of
+    each variable.
+    """
 
-    def __init__(self, memory: SharedTensors, workers: int):
+    def __init__(self, memory: SharedTensors, workers: int, fragments: Sequence[int] = (1,)):
         self._numbers: memoryview = memory["numbers"].numpy().data  # a store is a fifth of one into a tensor
         self._copy = memory["copy"]
         self._workers = workers
-        at = [_FIXED + i * workers for i in range(7)]
-        self._member, self._at, self._vector, self._t, self._clock, self._count = (
+        self._fragments, self._first = fragments, [0, *itertools.accumulate(fragments)]
+        sizes = [workers] * 6 + [self._first[-1]] * 2
+        at = list(itertools.accumulate(sizes, initial=_FIXED))
+        self._member, self._at, self._vector, self._key, self._clock, self._count, self._now, self._next = (
             self._numbers[a:b] for a, b in itertools.pairwise(at)
         )
         self._order = self._numbers[at[-1] :]
 
     @staticmethod
-    def allocate(vectors: int, block: int, dtype: torch.dtype, workers: int) -> SharedTensors:
-        """For a center of so many vectors, changed in blocks of so many entries. Raises MemoryError."""
-        memory = SharedTensors.allocate(
-            {"numbers": ((_FIXED + 6 * workers + ORDER,), torch.int64), "copy": ((vectors, block), dtype)}
-        )
+    def allocate(
+        vectors: int, block: int, dtype: torch.dtype, workers: int, fragments: Sequence[int] = (1,)
+    ) -> SharedTensors:
+        """For variables of so many vectors at most, changed in blocks of so many entries. Raises MemoryError."""
+        numbers = _FIXED + 6 * workers + 2 * sum(fragments) + ORDER
+        memory = SharedTensors.allocate({"numbers": ((numbers,), torch.int64), "copy": ((vectors, block), dtype)})
         memory["numbers"][_FIXED + 3 * workers : _FIXED + 4 * workers] = -1  # no exchange of theirs has been served
         return memory
 
-    def begin_run(self, served: int, clock: int) -> None:
-        """Nothing is under way, at so many exchanges."""
+    def begin_run(self, served: int, clocks: Sequence[Sequence[int]]) -> None:
+        """Nothing is under way, at so many exchanges; `clocks`: of each variable's fragments."""
         self._numbers[_SERVED] = self._numbers[_TARGET] = served
-        self._numbers[_CLOCK] = clock
+        for i, clock in enumerate(itertools.chain(*clocks)):
+            self._now[i] = clock
 
     @property
     def served(self) -> int:
         return self._numbers[_SERVED]
 
-    @property
-    def clock(self) -> int:
-        n = self._numbers
-        return n[_CLOCK] if n[_TARGET] == n[_SERVED] else n[_NEXT_CLOCK] - 1
+    def clocks(self, variable: int) -> list[int]:
+        """Of the fragments of the variable at this place."""
+        n, begin = self._numbers, self._first[variable]
+        changing = range(0) if n[_TARGET] == n[_SERVED] else range(n[_FIRST], n[_FIRST] + n[_CLOCKS])
+        its_own = range(begin, begin + self._fragments[variable])
+        return [self._next[i] - 1 if i in changing else self._now[i] for i in its_own]
 
     # ---------------------------------------------------------------- an update
 
     def begin(self, members: Sequence[Request]) -> None:
         """These messages make the next update."""
-        n = self._numbers
+        n, to, fragment, pulled = self._numbers, members[0].to, members[0].fragment, True
         for i, request in enumerate(members):
             self._member[i], self._at[i], self._vector[i] = request.worker, request.t, request.vector
-        n[_MEMBERS], n[_AT], n[_NEXT_CLOCK] = len(members), 0, n[_CLOCK] + 1
+            pulled = pulled and request.vector == PULL
+        first, clocks = self._first[to], self._fragments[to]
+        if fragment != WHOLE:
+            first, clocks = first + fragment, 1
+        for i in range(first, first + clocks):
+            self._next[i] = self._now[i] + 1
+        n[_MEMBERS], n[_AT], n[_TO], n[_FRAGMENT] = len(members), 0, to, fragment
+        n[_FIRST], n[_CLOCKS] = first, 0 if pulled else clocks  # a pull is no update
         n[_TARGET] = n[_SERVED] + len(members)  # from here on it is under way
 
     def pairs(self, vectors: Sequence[Tensor]) -> Pairs:
         """The vectors of one block as `change` takes them."""
-        return [(v, kept[: len(v)]) for v, kept in zip(vectors, self._copy, strict=True)]
+        return [(v, kept[: len(v)]) for v, kept in zip(vectors, self._copy, strict=False)]
 
     def change(self, block: int, pairs: Pairs) -> None:
         """These vectors of that block are changed next."""
@@ -92,12 +111,15 @@ class Ledger:
     def end(self) -> None:
         """The update is whole: its exchanges have been served. The last store decides; the others may be made twice."""
         n = self._numbers
-        before, served, clock = n[_SERVED], n[_TARGET], n[_NEXT_CLOCK]
+        before, served, to = n[_SERVED], n[_TARGET], n[_TO]
+        for i in range(n[_FIRST], n[_FIRST] + n[_CLOCKS]):
+            self._now[i] = self._next[i]
+        first, after = self._first[to], self._first[to + 1]
+        clock = self._now[first] if after == first + 1 else sum(self._now[i] for i in range(first, after))
         for i in range(served - before):
             worker = self._member[i]
-            self._order[(before + i) % ORDER] = worker
-            self._t[worker], self._clock[worker], self._count[worker] = self._at[i], clock, served
-        n[_CLOCK] = clock
+            self._order[(before + i) % ORDER] = worker + (to << _VARIABLE)
+            self._key[worker], self._clock[worker], self._count[worker] = _key(self._at[i], to), clock, served
         n[_SERVED] = served
 
     # ---------------------------------------------------------------- for the next owner
@@ -107,7 +129,10 @@ class Ledger:
         n = self._numbers
         if n[_TARGET] == n[_SERVED]:
             return None
-        members = [Request(self._member[i], Kind.EXCHANGE, self._at[i], self._vector[i]) for i in range(n[_MEMBERS])]
+        members = [
+            Request(self._member[i], Kind.EXCHANGE, self._at[i], self._vector[i], n[_TO], n[_FRAGMENT])
+            for i in range(n[_MEMBERS])
+        ]
         return members, n[_AT] // 2
 
     def take_back(self, pairs: Pairs) -> None:
@@ -117,19 +142,24 @@ class Ledger:
                 v.copy_(kept)
 
     def answer(self, request: Request) -> tuple[int, int] | None:
-        """The center's clock and the exchanges served after this message's own, if it has been served already."""
-        if self._t[request.worker] != request.t:
+        """The variable's clock and the exchanges served after this message's own, if it has been served already."""
+        if self._key[request.worker] != _key(request.t, request.to):
             return None
         return self._clock[request.worker], self._count[request.worker]
 
     def forget(self, worker: int) -> None:
         """Its next message is a new one, whatever its clock: it has come back."""
-        self._t[worker] = -1
+        self._key[worker] = -1
 
     def order(self, since: int) -> list[int]:
-        """Whose exchanges have been served since there were so many. Raises ValueError if they are not kept any
-        more.
+        """The entries of the exchanges served since there were so many. Raises ValueError if they are not
+        kept any more.
         """
         if not self.served - ORDER <= since <= self.served:
             raise ValueError(f"{self.served - since} exchanges have not been reported, and {ORDER} are kept")
         return [self._order[i % ORDER] for i in range(since, self.served)]
+
+
+def _key(t: int, variable: int) -> int:
+    """By which a worker's message is known: in a step it has at most one for a variable."""
+    return (t << _VARIABLE) + variable

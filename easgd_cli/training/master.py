@@ -10,22 +10,22 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from easgd_cli.algorithms.average import Average
 from easgd_cli.algorithms.base import CENTER, Method
-from easgd_cli.algorithms.schedule import Constant, Schedule
+from easgd_cli.algorithms.schedule import Schedule
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.training.couriers import Couriers
 from easgd_cli.training.gathering import Gathering, gathering_of
-from easgd_cli.training.ledger import ORDER, Ledger
+from easgd_cli.training.ledger import ORDER
+from easgd_cli.training.returning import Progress, Returning
+from easgd_cli.training.serving import Serving
 from easgd_cli.training.snapshot import Moment, Snapshots
-from easgd_cli.training.variables import Variables
-from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request
+from easgd_cli.transport.base import Kind, Mark, Request
 from easgd_cli.transport.on_device import hand_out
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 
@@ -66,7 +66,7 @@ class MasterStart:
 
 
 class Master:
-    """The variables, their sessions, and what has been seen of the workers' clocks."""
+    """The sessions of all workers: which of their messages are served when, and what the launcher hears of it."""
 
     def __init__(self, start: MasterStart, channel: Channel):
         torch.set_num_threads(1)  # a second thread ruins small vectors when the workers are busy
@@ -74,37 +74,21 @@ class Master:
         self._channel = channel
         device = torch.device(start.device)
         torch.get_device_module(device).set_device(device)
-        self._ledger = None if start.ledger is None else Ledger(start.ledger, len(start.links))
-        vectors = {name: v.to(device) for name, v in start.center.tensors.items()}
-        self._variables = Variables(start.method, vectors, start.variables, start.average, self._ledger)
-        self._centers = list(self._variables.centers.values())
-        self._center = self._centers[0]  # the only one, where there is a ledger
         self._sessions = SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
-        self._clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
+        self._serving = Serving(start, self._sessions)
+        self._centers = self._serving.centers
         self._gatherings = [gathering_of(center.variable, self._sessions.open) for center in self._centers]
-        self._in_rounds = start.method.in_rounds
         self._waiting: dict[int, Request] = {}  # messages that have no reply yet
         self._closing: set[int] = set()  # of those, the workers that have taken their last step
         self._kept = start.closing  # whether what a longer run goes on from has been
         self._stopped = False  # whether all are told to end
         self._checkpoint_due: set[int] = set()  # the variables whose next round belongs to a checkpoint
-        self._joining: dict[int, Request] = {}  # workers that are back, and wait for the center
-        self._reached = dict(self._clocks)  # up to which of each worker's steps its work has reached the center
-        self._served = start.served
-        self._lost = set(start.lost)
+        clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
+        self._progress = Progress(clocks, start.lost, start.step)
+        self._returning = Returning(
+            self._serving, self._sessions, self._gatherings, self._progress, self._tell_returned
+        )
         self._returns, self._away = start.returns, set[int]()  # whether lost workers may come back, and those that may
-        self._order: list[int] = []  # what has been served since it was last reported
-        # vectors that exchanges would have taken over a network, since this master began with so many exchanges
-        self._vectors, self._began_at = 0, start.served
-        self._names = list(self._variables.centers)
-        assert start.schedule is not None or not start.method.couriers
-        self._couriers = Couriers(
-            start.method, len(start.links), start.tau, start.schedule or Constant(0.0), self._center.vectors["x"],
-            self._carry, start.steps, start.couriers,
-        )  # fmt: skip
-        if self._ledger is not None:
-            self._go_on(self._ledger)
-        self._step = max(start.step, self._mean_step())
         self._reported = 0.0
         self._cpu_before = start.cpu_seconds - time.process_time()
 
@@ -113,7 +97,7 @@ class Master:
 
         Raises ChannelClosed when the launcher has ended.
         """
-        self._snapshots = Snapshots(self._channel, self._variables, self._interval, began, self._pace)
+        self._snapshots = Snapshots(self._channel, self._serving.variables, self._interval, began, self._pace)
         while self._sessions.open or self._away:
             for request in self._sessions.requests(_REPORT_SECONDS):
                 self._answer(request)
@@ -138,7 +122,7 @@ class Master:
                 self._stopped = self._stopped or message["kind"] == "stop"
                 self._finish(self._gatherings)
                 self._give_back(list(self._closing) if self._stopped else [])
-                self._welcome_back()
+                self._returning.go_on()
 
     def _succeed(self, worker: int, session: socket.socket | None) -> None:
         """A worker's process has ended; another has this `session` in its place, or None follows."""
@@ -148,55 +132,23 @@ class Master:
         if session is not None:
             self._sessions.admit(worker, session)
 
-    def _go_on(self, ledger: Ledger) -> None:
-        """Ends what a master before this one has left in the middle."""
-        self._center.clock, self._served = ledger.clock, ledger.served
-        if (left := ledger.under_way()) is not None:
-            members, block = left
-            self._center.take_back(block)
-            self._update(members, block)
-            self._order += [request.entry for request in members]
-
-    def _update(self, members: Sequence[Request], first: int = 0) -> None:
-        """One update by these messages, or what is left of it from its block `first` on."""
-        lent = [(request.worker, *self._sessions.lent(request)) for request in members]
-        self._vectors += self._centers[members[0].to].serve(lent, first)
-        if self._ledger is not None:
-            self._ledger.end()
-        self._served += len(members)
-
-    def _carry(self, courier: int, message: Tensor | None, reply: Tensor, to: str) -> Reply:
-        """An exchange of a courier, at once."""
-        place = self._names.index(to)
-        self._vectors += self._centers[place].serve([(courier, message, reply)])
-        self._served += 1
-        self._note([Request(courier, Kind.EXCHANGE, 0, PULL if message is None else 0, place)])
-        return Reply(reply, self._centers[place].clock, self._served)
-
-    def _note(self, members: Sequence[Request]) -> None:
-        """They have been served: what follows from it, but for their replies."""
-        self._order += [request.entry for request in members]
-        if self._couriers.clocks and any(request.vector != PULL for request in members):
-            self._couriers.updated(self._names[members[0].to], members[0].worker)
-
     def _answer(self, request: Request) -> None:
         worker = request.worker
         if request.kind is Kind.LOST:
-            self._lost.add(worker)
+            self._progress.lose(worker)
             self._waiting.pop(worker, None)
             self._closing.discard(worker)
-            self._joining.pop(worker, None)
+            self._returning.lose(worker)
             self._leave_rounds(worker)
             if self._returns:
                 self._away.add(worker)
             self._channel.post({"kind": "lost", "worker": worker})
         elif request.kind is not Kind.JOIN:
-            self._clocks[worker] = request.t
-            # it must not step back when a worker is lost, nor when one has come back with its old clock
-            self._step = max(self._step, self._mean_step())
+            self._progress.heard(worker, request.t)
         if request.kind in (Kind.EXCHANGE, Kind.CLOSING):
-            self._reached[worker] = request.t
-            if self._ledger is not None and (told := self._ledger.answer(request)) is not None:
+            self._progress.reached[worker] = request.t
+            ledger = self._serving.ledger
+            if ledger is not None and (told := ledger.answer(request)) is not None:
                 self._sessions.reply(request, *told)  # a master before this one has served it, and died
                 return
             self._waiting[worker] = request
@@ -211,7 +163,7 @@ class Master:
             else:
                 gathering.arrive(worker)
         elif request.kind is Kind.JOIN:
-            self._joining[worker] = request
+            self._returning.ask(request)
             self._leave_rounds(worker)  # until it has the center, no round waits for it
         elif request.kind is Kind.CHECKPOINT:
             self._keep("checkpoint")
@@ -220,7 +172,7 @@ class Master:
         for gathering in [self._gatherings[request.to]] if request.kind is Kind.EXCHANGE else self._gatherings:
             while members := gathering.next():
                 self._serve([self._waiting.pop(member) for member in members])
-        self._welcome_back()
+        self._returning.go_on()
 
     def _taking(self, worker: int) -> list[Gathering]:
         """Of the variables that take messages of this worker."""
@@ -237,8 +189,7 @@ class Master:
     def _give_back(self, workers: Sequence[int]) -> None:
         """Their messages wait for a round that will not be complete any more."""
         for worker in workers:
-            request = self._waiting.pop(worker)
-            self._sessions.reply(request, self._centers[request.to].clock, self._served, Mark.WITHDRAWN)
+            self._serving.reply(self._waiting.pop(worker), Mark.WITHDRAWN)
         self._closing.difference_update(workers)
 
     def _closing_updates(self) -> list[list[int]]:
@@ -264,65 +215,9 @@ class Master:
         for members in updates:
             self._exchange([self._waiting.pop(member) for member in members], Mark.NONE)
 
-    def _welcome_back(self) -> None:
-        """Lets those go on that have joined; in rounds with the next one, unless there is nobody to make it."""
-        for place in {request.to for request in self._joining.values()}:
-            gathering = self._gatherings[place]
-            if gathering.over:
-                for request in self._joined(place):
-                    self._sessions.reply(request, self._centers[place].clock, self._served, Mark.WITHDRAWN)
-            elif not gathering.awaited:
-                latest = max(*self._clocks.values(), *(request.t for request in self._joining.values()))
-                self._welcome(place, latest if self._centers[place].variable.in_rounds else 0)
-
-    def _joined(self, place: int) -> list[Request]:
-        """Takes those that wait for the variable of this place, to begin again with it."""
-        joined = [request for request in self._joining.values() if request.to == place]
-        for request in joined:
-            del self._joining[request.worker]
-        return joined
-
-    def _welcome(self, place: int, t: int) -> None:
-        """Those that have joined get their variable as it is: it is no exchange. Their clocks are `t` or, where there
-        are no rounds, their own if those are later.
-        """
-        center, in_rounds = self._centers[place], self._centers[place].variable.in_rounds
-        for request in self._joined(place):
-            worker = request.worker
-            _, reply = self._sessions.lent(request)
-            center.pull(reply)
-            died = max(request.t, self._clocks[worker])
-            # in rounds exactly that: a worker whose clock is another would wait for rounds that nobody else makes
-            self._clocks[worker] = t if in_rounds else max(t, died)
-            self._lost.discard(worker)
-            for gathering, of in zip(self._gatherings, self._centers, strict=True):
-                if of.variable.takes(worker):
-                    gathering.join(worker)
-            if self._ledger is not None:
-                self._ledger.forget(worker)
-            self._sessions.reply(request, center.clock, self._served, t=self._clocks[worker])
-            self._report()
-            t_back, lost = self._clocks[worker], died - self._reached[worker]
-            self._reached[worker] = t_back
-            self._channel.post(
-                {
-                    "kind": "returned",
-                    "worker": worker,
-                    "t": t_back,
-                    "lost": max(0, lost),
-                    "missed": max(0, t_back - died),
-                }
-            )
-
     def _exchange(self, members: Sequence[Request], mark: Mark) -> None:
-        """One update by these messages, their replies, and the note of it."""
-        if self._ledger is not None:
-            self._ledger.begin(members)
-        self._update(members)
-        for request in members:  # before anything else: they may be waiting
-            self._sessions.reply(request, self._centers[request.to].clock, self._served, mark)
-        self._note(members)
-        if len(self._order) > ORDER // 2:
+        self._serving.exchange(members, mark)
+        if len(self._serving.order) > ORDER // 2:
             self._report()
 
     def _serve(self, members: Sequence[Request]) -> None:
@@ -332,42 +227,42 @@ class Master:
             mark = Mark.CHECKPOINT
             self._checkpoint_due.discard(place)
         self._exchange(members, mark)
-        if self._joining and self._centers[place].variable.in_rounds:
-            self._welcome(place, members[0].t + 1)
-        self._snapshots.changed(self._step, self._served, self._clocks)
+        self._returning.round_ended(place, members[0].t + 1)
+        self._snapshots.changed(self._progress.step, self._serving.served, self._progress.clocks)
         if mark is Mark.CHECKPOINT and not self._checkpoint_due:  # of several groups, the last
             self._keep("checkpoint")
-
-    def _mean_step(self) -> float:
-        live = [t for worker, t in self._clocks.items() if worker not in self._lost]
-        return sum(live) / len(live) if live else 0.0
 
     def _cpu_seconds(self) -> float:
         return self._cpu_before + time.process_time()
 
     def _moment(self) -> Moment:
-        return Moment(self._snapshots.seconds(), self._step, self._served, self._clocks)
+        return Moment(self._snapshots.seconds(), self._progress.step, self._serving.served, self._progress.clocks)
+
+    def _tell_returned(self, how: dict[str, Any]) -> None:
+        self._report()
+        self._channel.post({"kind": "returned", **how})
 
     def _keep(self, purpose: str) -> None:
         self._report()  # the order up to here arrives before the vectors it led to
-        clocks = {name: clock for name, clock in self._variables.clocks.items() if name != CENTER}
+        variables = self._serving.variables
+        clocks = {name: clock for name, clock in variables.clocks.items() if name != CENTER}
         self._snapshots.take(
-            purpose, self._moment(), clock=self._variables.clock, cpu=self._cpu_seconds(), variables=clocks,
-            couriers=self._couriers.clocks,
+            purpose, self._moment(), clock=variables.clock, cpu=self._cpu_seconds(), variables=clocks,
+            couriers=self._serving.couriers,
         )  # fmt: skip
 
     def _report(self) -> None:
-        self._reported = self._snapshots.seconds()
+        serving, self._reported = self._serving, self._snapshots.seconds()
         self._channel.post(
             {
                 "kind": "served",
-                "workers": self._order,
+                "workers": serving.order,
                 "seconds": self._reported,
-                "step": self._step,
-                "exchanges": self._served,
+                "step": self._progress.step,
+                "exchanges": serving.served,
                 "cpu": self._cpu_seconds(),
                 "waiting": list(self._waiting),
-                "vectors": self._vectors / (self._served - self._began_at) if self._served > self._began_at else 2.0,
+                "vectors": serving.vectors_per_exchange,
             }
         )
-        self._order = []
+        serving.order = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from easgd_cli.algorithms.base import CENTER
+from easgd_cli.algorithms.base import CENTER, WHOLE
 from easgd_cli.settings.schema import UNPROFILED_STEPS
 from easgd_cli.system.files import put
 from easgd_cli.training.drive import Gradients
@@ -75,9 +75,9 @@ class Named:
         with record_function("gradient"):
             return self._asked.gradient(x)
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, *, fragment: int = WHOLE) -> None:
         with record_function("post"):
-            self._asked.post(message, t, to)
+            self._asked.post(message, t, to, fragment=fragment)
 
     def collect(self) -> Reply:
         with record_function("collect"):

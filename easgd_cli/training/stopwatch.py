@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import CENTER
+from easgd_cli.algorithms.base import CENTER, WHOLE
 from easgd_cli.training.drive import Gradients
 from easgd_cli.training.meter import Tally
 from easgd_cli.transport.base import Reply, Session
@@ -42,9 +42,9 @@ class Timed:
         self._watch.spent("seconds_compute", before)
         return gradient
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, *, fragment: int = WHOLE) -> None:
         before = self._watch.now()
-        self._session.post(message, t, to)
+        self._session.post(message, t, to, fragment=fragment)
         self._watch.spent("seconds_communication", before)
 
     def collect(self) -> Reply:

@@ -34,7 +34,8 @@ class Variables:
             kept = average if name == CENTER else None
             own = (*variable.state, *(("average",) if kept is not None else ()))
             of = {vector: vectors[_whole(name, vector)] for vector in own}
-            self.centers[name] = Center(variable, of, (clocks or {}).get(name, 0), kept, ledger)
+            self.centers[name] = Center(variable, of, average=kept, ledger=ledger)
+            self.centers[name].begin_at(clocks_of(clocks or {}, name, variable.fragments))
 
     @staticmethod
     def names(method: Method, *, average: bool) -> list[str]:
@@ -58,8 +59,11 @@ class Variables:
 
     @property
     def clocks(self) -> dict[str, int]:
-        """Of each."""
-        return {name: center.clock for name, center in self.centers.items()}
+        """Of each, and of their fragments where they have several."""
+        of_fragments = {
+            _fragment(name, f): clock for name, center in self.centers.items() for f, clock in enumerate(center.clocks)
+        }
+        return {name: center.clock for name, center in self.centers.items()} | of_fragments
 
     def evaluated(self) -> dict[str, Tensor]:
         """What is measured and saved [d]: the center's x and its average, or the mean of all variables' x as x."""
@@ -79,6 +83,16 @@ class Variables:
         mean = self.evaluated()["x"]
         distances = torch.stack([torch.dist(c.vectors["x"], mean) for c in self.centers.values()])
         return float(distances.square().mean().sqrt())
+
+
+def clocks_of(clocks: Mapping[str, int], variable: str, fragments: int) -> list[int]:
+    """The clocks of its fragments, of those that `Variables.clocks` has; 0 unless they are there."""
+    names = [variable] if fragments == 1 else [_fragment(variable, f) for f in range(fragments)]
+    return [clocks.get(name, 0) for name in names]
+
+
+def _fragment(variable: str, fragment: int) -> str:
+    return f"{variable}/{fragment}"
 
 
 def _whole(variable: str, vector: str) -> str:

@@ -23,20 +23,17 @@ from easgd_cli.problems.base import statistics_of
 from easgd_cli.settings import faults
 from easgd_cli.settings.schema import Interval, profiled_steps, samples_a_step
 from easgd_cli.system.channel import Channel
-from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
 from easgd_cli.training.faults import Rejoin, Watched, WatchedSession, suffer
 from easgd_cli.training.meter import Meter
+from easgd_cli.training.news import News
 from easgd_cli.training.profile import Named, Trace
-from easgd_cli.training.snapshot import Moment, OfOneWorker, Snapshots
+from easgd_cli.training.snapshot import OfOneWorker, Snapshots
 from easgd_cli.training.stopwatch import Timed
 from easgd_cli.transport.base import Kind, Mark, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
-
-# how often it tells the launcher its clock and its rows: each message wakes a process that wants a core
-_NEWS_SECONDS = 0.2
 
 
 @dataclass
@@ -92,7 +89,6 @@ class WorkerLoop:
         self._watch(start)
         self._average = parts.average if self._sequential else None
         self._stop = False
-        self._rows: list[dict[str, Any]] = []
         self._warm_up()
 
     def _watch(self, start: WorkerStart) -> None:
@@ -124,11 +120,13 @@ class WorkerLoop:
         start, w, meter = self._start, self._w, self._meter
         tally = meter.tally
         snapshots = Snapshots(self._channel, OfOneWorker(self._lasting()), start.interval, began, start.pace)
+        news = self._news = News(
+            self._channel, w, self._session, meter, self._timed, self._lasting(), self._faults, snapshots
+        )
         trace = self._trace()
         asked = self._timed if trace is None else Named(self._timed)
         if start.returns:
             self._return()
-        news = 0.0
         loop_began, loop_before = time.perf_counter(), tally.seconds_loop
         while (
             not self._stop
@@ -138,7 +136,7 @@ class WorkerLoop:
             try:
                 step = self._step(asked)
             except Rejoin as e:
-                if not self._rejoin(e, snapshots):
+                if not self._rejoin(e):
                     self._stop = True
                 continue
             except Withdrawn:  # the step has not happened: a rule changes its state only after its last yield
@@ -152,27 +150,25 @@ class WorkerLoop:
             if trace is not None:
                 trace.step()
             if meter.due(w.t):
-                self._row(snapshots.seconds())
+                news.row()
             if self._average is not None:
                 w.average.lerp_(w.x, self._average(w.t))
             if self._sequential:
-                snapshots.changed(w.t, 0, {w.number: w.t})
-            if snapshots.seconds() - news >= _NEWS_SECONDS:
-                news = snapshots.seconds()
-                self._post_rows()
+                news.changed()
+            news.now_and_then()
             if step.mark is Mark.CHECKPOINT:
-                self._post_state("checkpoint", snapshots)
-            self._listen(snapshots)
+                news.state("checkpoint")
+            self._listen(news)
         self._timed.settle()
         tally.seconds_loop = loop_before + time.perf_counter() - loop_began
         if trace is not None:
             trace.close()
         # what an interrupted run has not yet said belongs to the row it goes on with
         if tally.steps and not self._stop:
-            self._row(snapshots.seconds())
-        self._post_state("final", snapshots)
+            news.row()
+        news.state("final")
         if self._sequential:
-            self._keep("final", snapshots)
+            news.keep("final")
         else:
             self._close()
 
@@ -187,7 +183,7 @@ class WorkerLoop:
         """
         ask = self._method.closing(self._w)
         if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
-            self._session.post(ask.message, self._w.t, ask.to, Kind.CLOSING)
+            self._session.post(ask.message, self._w.t, ask.to, Kind.CLOSING, fragment=ask.fragment)
             with suppress(Withdrawn):
                 self._session.collect()
         self._session.close(self._w.t)
@@ -235,29 +231,29 @@ class WorkerLoop:
             if fault.kind == "link":
                 self._link.down = time.monotonic() + fault.seconds if fault.seconds else 0.0
             elif fault.kind in ("kill", "stop", "exception"):
-                self._post_rows()
+                self._news.rows()
                 self._channel.post({"kind": "fault", "what": fault.kind, "seconds": fault.seconds})
                 while not self._channel.flush():
                     time.sleep(0.001)
                 suffer(fault)
-                self._post_rows()  # it runs again
+                self._news.rows()  # it runs again
 
-    def _rejoin(self, why: Rejoin, snapshots: Snapshots) -> bool:
+    def _rejoin(self, why: Rejoin) -> bool:
         """Goes back to the center in the session it has; returns False where the run is ending. Raises SessionEnded."""
         w, given = self._w, self._faults
         assert given is not None
         try:
             if self._link.outstanding:
                 self._link.collect()  # the exchange has happened, and is of no use to this worker any more
-            self._post_rows()
+            self._news.rows()
             self._channel.post({"kind": "rejoins", "t": w.t, "why": str(why)})
             while not self._stop and time.monotonic() < why.until:
                 time.sleep(min(0.05, max(0.0, why.until - time.monotonic())))
-                self._listen(snapshots)
+                self._listen(self._news)
             given.spared = max(given.spared, w.t)
             if not self._stop:
                 self._join()
-                self._listen(snapshots)
+                self._listen(self._news)
         except Withdrawn:
             return False
         return True
@@ -272,7 +268,7 @@ class WorkerLoop:
                 self._heard.append(message)
         return self._given.pop(0)
 
-    def _listen(self, snapshots: Snapshots) -> None:
+    def _listen(self, news: News) -> None:
         arrived = self._channel.receive()
         self._given += [enclosed for message, enclosed in arrived if message["kind"] == "session"]
         heard, self._heard = self._heard + [message for message, _ in arrived], []
@@ -280,11 +276,11 @@ class WorkerLoop:
             if message["kind"] == "stop":
                 self._stop = True
             elif message["kind"] == "snapshot":
-                snapshots.take("evaluate", self._moment(snapshots))
+                news.snapshot()
             elif message["kind"] == "checkpoint":
-                self._post_state("checkpoint", snapshots)
+                news.state("checkpoint")
                 if self._sequential:
-                    self._keep("checkpoint", snapshots)
+                    news.keep("checkpoint")
                 elif message["lead"]:
                     # between two of this worker's exchanges: alone, it and the center agree
                     self._session.checkpoint(self._w.t)
@@ -295,42 +291,3 @@ class WorkerLoop:
             name: getattr(self._w, name)
             for name in (*self._method.state, *(("average",) if self._average is not None else ()))
         }
-
-    def _keep(self, purpose: str, snapshots: Snapshots) -> None:
-        """What the owner of a center keeps, where this worker's x takes its place."""
-        snapshots.take(purpose, self._moment(snapshots), clock=self._w.t, cpu=0.0)
-
-    def _moment(self, snapshots: Snapshots) -> Moment:
-        return Moment(snapshots.seconds(), self._w.t, 0, {self._w.number: self._w.t})
-
-    def _post_rows(self) -> None:
-        self._channel.post({"kind": "news", "t": self._w.t, "rows": self._rows})
-        self._rows = []
-
-    def _post_state(self, purpose: str, snapshots: Snapshots) -> None:
-        """Everything this worker needs to go on from here, after all it has to say of before."""
-        self._post_rows()
-        self._timed.settle()
-        kept = self._lasting()
-        if (reply := self._last_reply()) is not None:
-            kept["reply"] = reply  # only to measure distances from it
-        w, seen = self._w, self._w.seen
-        state = {
-            "t": w.t,
-            "center_clock": seen.clock,
-            "served": seen.served,
-            "exchanges": seen.exchanges,
-            "tally": self._meter.state(),
-            **({} if self._faults is None else {"spared": self._faults.spared}),
-        }
-        self._channel.post(
-            {"kind": "state", "purpose": purpose, "state": state},
-            SharedTensors.of(kept),
-        )
-
-    def _row(self, seconds: float) -> None:
-        """Notes what happened since the last row."""
-        self._rows.append(self._meter.row(self._w, seconds, self._w.seen.served, self._last_reply()))
-
-    def _last_reply(self) -> Tensor | None:
-        return self._session.reply if self._w.seen.exchanges else None

@@ -7,7 +7,8 @@ The worker's end:
 - `vectors`: the transport allocates all of the worker's vectors, so that any of them can be lent as a message. `reply`
   is where it finds replies, None where there is no center.
 - `post(m, t, to)` lends m to the variable `to`, at the worker's clock t, and returns at once. Until `collect` returns,
-  the worker leaves m alone; it may compute meanwhile. Without m it is a pull: the variable as it is.
+  the worker leaves m alone; it may compute meanwhile. Without m it is a pull: the variable as it is. Of a `fragment`
+  only its entries are moved, up and down; what else is in the reply stays as it was.
 - `collect()` returns the `Reply`. Its vector is read-only and stays as it is until the next `post`. It raises
   `Withdrawn` when the message was given back: nothing has happened, and nothing will.
 - `join(t)`, first thing in the session of a worker that was lost and is back, asks for the center as it is and for the
@@ -41,7 +42,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from easgd_cli.algorithms.base import CENTER
+from easgd_cli.algorithms.base import CENTER, WHOLE
 
 PULL = -1  # in place of a vector that is lent
 
@@ -70,7 +71,7 @@ class Kind(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request, with the worker's clock t when it was made, which of its vectors it lends (PULL: none), and to
-    which of the method's variables, by its place among them.
+    which of the method's variables, by its place among them; `fragment`: of the vectors, all of them unless it says so.
     """
 
     worker: int
@@ -78,6 +79,7 @@ class Request:
     t: int
     vector: int
     to: int = 0
+    fragment: int = WHOLE
 
     @property
     def entry(self) -> int:
@@ -112,8 +114,10 @@ class Reply:
 class Session(Protocol):
     """What a step uses of a worker's end: one request, one reply."""
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER) -> None:
-        """Lends `message` to the variable `to`, at the worker's clock t, and returns at once; None: a pull."""
+    def post(self, message: Tensor | None, t: int, to: str = CENTER, *, fragment: int = WHOLE) -> None:
+        """Lends `message`, or that fragment of it, to the variable `to`, at the worker's clock t, and returns at once;
+        None: a pull.
+        """
 
     def collect(self) -> Reply:
         """Waits for the reply, valid until the next `post`. Raises Withdrawn and SessionEnded."""
@@ -130,7 +134,9 @@ class WorkerEnd(Session, Protocol):
     def reply(self) -> Tensor | None:
         """Where replies are found [d]; None where there is no center."""
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
+    def post(
+        self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE, *, fragment: int = WHOLE
+    ) -> None:
         """Lends `message` for an exchange of this kind, and returns at once."""
 
     def join(self, t: int) -> None:

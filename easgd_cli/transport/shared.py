@@ -12,17 +12,18 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import CENTER, Method
+from easgd_cli.algorithms.base import CENTER, WHOLE, Method
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, SessionEnded, Withdrawn, index_of
+from easgd_cli.transport.packing import Packing
 
-_REQUEST = struct.Struct("<HhHxxq")  # kind, vector, variable, t
+_REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
 _REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
 
 
@@ -36,6 +37,7 @@ class Link:
     master_socket: socket.socket | None
     variables: tuple[str, ...] = (CENTER,)
     home: str = CENTER  # the variable from which it begins again once it was lost
+    packing: Packing = field(default=Packing(0))  # for the network, where one lies between
 
     @classmethod
     def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype, *, average: bool = False) -> Link:
@@ -50,7 +52,8 @@ class Link:
         )
         a, b = socket.socketpair()
         memory = SharedTensors.allocate({name: ((size,), dtype) for name in names})
-        return cls(worker, memory, a, b, tuple(method.variables), method.home(worker))
+        packing = Packing.of(method, worker)
+        return cls(worker, memory, a, b, tuple(method.variables), method.home(worker), packing)
 
     def with_sockets(self, worker: socket.socket | None = None, master: socket.socket | None = None) -> Link:
         """The same session of the worker, with these."""
@@ -101,8 +104,8 @@ class SharedWorkerEnd:
         self._memory = link.memory  # whose tensors are lent
         self._names = list(link.memory.tensors)
         self._elsewhere = elsewhere
-        # what is posted, of which the master is yet to be told: kind, clock, message and variable
-        self._untold: tuple[Kind, int, int, int] | None = None
+        # what is posted, of which the master is yet to be told: kind, clock, message, variable and fragment
+        self._untold: tuple[Kind, int, int, int, int] | None = None
         self._variables = {name: i for i, name in enumerate(link.variables)}
         self._home = self._variables.get(link.home, 0)
         own = dict(link.memory.tensors if elsewhere is None else elsewhere.vectors)
@@ -114,13 +117,15 @@ class SharedWorkerEnd:
     def reply(self) -> Tensor | None:
         return self._reply
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
+    def post(
+        self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE, *, fragment: int = WHOLE
+    ) -> None:
         index = PULL if message is None else index_of(message, self._index)
         if self._elsewhere is None or message is None:
-            self._send(kind, t, index, self._variables[to])
+            self._send(kind, t, index, self._variables[to], fragment)
         else:
             self._elsewhere.send(self._names[index])
-            self._untold = (kind, t, index, self._variables[to])
+            self._untold = (kind, t, index, self._variables[to], fragment)
 
     def collect(self) -> Reply:
         if self._elsewhere is not None and self._untold is not None:
@@ -157,8 +162,13 @@ class SharedWorkerEnd:
         self._send(Kind.CLOSE, t, 0)
         self._socket.close()
 
-    def _send(self, kind: Kind, t: int, vector: int, to: int = 0) -> None:
-        self._asked = _REQUEST.pack(kind, vector, to, t)
+    def lose(self) -> None:
+        """Ends without a word, as whoever is killed does."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _send(self, kind: Kind, t: int, vector: int, to: int = 0, fragment: int = WHOLE) -> None:
+        self._asked = _REQUEST.pack(kind, vector, to, fragment, t)
         self._repeat()
 
     def _repeat(self) -> None:
@@ -243,8 +253,8 @@ class SharedMasterEnd:
         except ConnectionResetError:
             data = b""
         if len(data) == _REQUEST.size:
-            kind, vector, to, t = _REQUEST.unpack(data)
-            request = Request(worker, Kind(kind), t, vector, to)
+            kind, vector, to, fragment, t = _REQUEST.unpack(data)
+            request = Request(worker, Kind(kind), t, vector, to, fragment)
         else:
             request = Request(worker, Kind.LOST, -1, 0)
         if request.kind in (Kind.CLOSE, Kind.LOST):

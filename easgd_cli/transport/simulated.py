@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from easgd_cli.algorithms.base import CENTER, Variable
+from easgd_cli.algorithms.base import CENTER, WHOLE, Variable
 from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, Withdrawn, index_of
 
 ARRIVE: Final = "arrive"  # a message reaches the master
@@ -89,13 +89,13 @@ class Network:
     bandwidth: tuple[float | None, float | None] = (None, None)
     overhead: float = 0.0
 
-    def up(self) -> float:
-        """Seconds from a worker to the master."""
-        return self.latency[0] + (self.nbytes / self.bandwidth[0] if self.bandwidth[0] is not None else 0.0)
+    def up(self, share: float = 1.0) -> float:
+        """Seconds from a worker to the master, of that share of a message."""
+        return self.latency[0] + (share * self.nbytes / self.bandwidth[0] if self.bandwidth[0] is not None else 0.0)
 
-    def down(self) -> float:
+    def down(self, share: float = 1.0) -> float:
         """Seconds back."""
-        return self.latency[1] + (self.nbytes / self.bandwidth[1] if self.bandwidth[1] is not None else 0.0)
+        return self.latency[1] + (share * self.nbytes / self.bandwidth[1] if self.bandwidth[1] is not None else 0.0)
 
 
 class SimulatedWorkerEnd:
@@ -109,9 +109,11 @@ class SimulatedWorkerEnd:
         self._posted: Request | None = None  # until its reply has been written
         self._reply: Reply | None = None  # written, though it may still be on its way
 
-    def post(self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE) -> None:
+    def post(
+        self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE, *, fragment: int = WHOLE
+    ) -> None:
         index = PULL if message is None else index_of(message, self._index)
-        self._posted = Request(self._number, kind, t, index, self._wire.place(to))
+        self._posted = Request(self._number, kind, t, index, self._wire.place(to), fragment)
         self._wire.up(self._posted)
 
     def takes_way(self, to: str) -> bool:
@@ -158,9 +160,9 @@ class SimulatedWorkerEnd:
 
     def state(self) -> dict[str, Any]:
         """What is under way, as plain numbers."""
-        posted, reply = self._posted, self._reply
+        of, reply = self._posted, self._reply
         return {
-            "posted": None if posted is None else [int(posted.kind), posted.t, posted.vector, posted.to],
+            "posted": None if of is None else [int(of.kind), of.t, of.vector, of.to, of.fragment],
             "reply": None if reply is None else [reply.clock, reply.served, int(reply.mark), reply.t],
         }
 
@@ -168,8 +170,8 @@ class SimulatedWorkerEnd:
         """Puts it where it was."""
         if (posted := state["posted"]) is not None:
             # checkpoints of before say no kind: only exchanges were posted
-            kind, t, vector, *to = posted if len(posted) > 2 else [Kind.EXCHANGE, *posted]
-            self._posted = Request(self._number, Kind(kind), t, vector, *to)
+            kind, t, vector, *of = posted if len(posted) > 2 else [Kind.EXCHANGE, *posted]
+            self._posted = Request(self._number, Kind(kind), t, vector, *of)
         if state["reply"] is not None:  # beside a message that may have been posted since
             assert self.reply is not None
             clock, served, mark, *t = state["reply"]
@@ -186,6 +188,7 @@ class Wire:
         self._places = {name: i for i, name in enumerate(variables or (CENTER,))}
         self._beside = [of.owner for of in variables.values()] if variables else [None]
         self._answers = [of.answers for of in variables.values()] if variables else [True]
+        self._fragments = [of.fragments for of in variables.values()] if variables else [1]
         self._ends: dict[int, SimulatedWorkerEnd] = {}
         self._inboxes: list[list[Request]] = [[] for _ in self._places]
         self.arrived: dict[int, None] = {}  # the places of variables with something in their inbox
@@ -222,15 +225,19 @@ class Wire:
         """Whether a message of the worker to that variable goes over the network."""
         return self._beside[self._places[to]] != worker
 
+    def share(self, request: Request) -> float:
+        """How much of a vector it moves."""
+        return 1.0 if request.fragment == WHOLE else 1 / self._fragments[request.to]
+
     def up(self, request: Request) -> None:
         """A message leaves now."""
-        way = self._network.up() if request.vector != PULL else self._network.latency[0]
+        way = self._network.up(self.share(request)) if request.vector != PULL else self._network.latency[0]
         seconds = 0.0 if self._beside[request.to] == request.worker else self._network.overhead + way
         self._events.add(self._events.now + seconds, ARRIVE, request.worker)
 
     def down(self, request: Request) -> None:
         """A reply leaves now."""
-        way = self._network.down() if self._answers[request.to] else self._network.latency[1]
+        way = self._network.down(self.share(request)) if self._answers[request.to] else self._network.latency[1]
         seconds = 0.0 if self._beside[request.to] == request.worker else way
         self._events.add(self._events.now + seconds, REPLY, request.worker)
 
@@ -273,6 +280,10 @@ class SimulatedMasterEnd:
             elif request.kind is Kind.JOIN:
                 self._wire.open[request.worker] = None
         return found
+
+    def share(self, request: Request) -> float:
+        """How much of a vector this request moves."""
+        return self._wire.share(request)
 
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
         end = self._ends[request.worker]

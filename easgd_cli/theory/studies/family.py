@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
@@ -24,37 +27,25 @@ _LONGEST = 3000  # rounds
 _NONE = 1e-6  # an alpha this close to 0 is 0
 
 
+@dataclass(frozen=True)
+class _Maps:
+    """Of one form over eta h and beta: the alpha of the least spectral radius and that radius; the alpha of the least
+    variance and the radius there.
+    """
+
+    fastest: Array
+    radius: Array
+    quietest: Array
+    noisy: Array
+
+
 def study(s: Family) -> Study:
     """The three forms at (eta, beta) and the given alphas, their best alphas, and maps of both."""
     unit = s.sigma**2 / (s.p * s.h**2)
-    at = Table(
-        "forms",
-        f"p={s.p} eta={s.eta:g} beta={s.beta:g}: spectral radius of the mean mode and of all modes, "
-        "asymptotic variance of the center",
-        ("form", "alpha", "trace", "det", "radius_mean", "radius_all", "variance"),
-        [_row(form, s, alpha, unit) for form in FORMS for alpha in s.alpha],
-    )
-    tables = [at]
+    tables = [_forms(s, unit)]
     findings: list[str] = []
     if s.beta > 0:
-        tables.append(
-            Table(
-                "optimum",
-                "The alpha of the least spectral radius (mean mode; all modes) and of the least variance of "
-                "the center, at this eta and beta",
-                (
-                    "form",
-                    "alpha_mean",
-                    "radius_mean",
-                    "alpha_all",
-                    "radius_all",
-                    "alpha_variance",
-                    "variance",
-                    "radius_all_there",
-                ),
-                [_optimum(form, s, unit) for form in FORMS],
-            )
-        )
+        tables.append(_optima(s, unit))
     simulated = _simulated(s, findings)
     if simulated.rows:
         tables.append(simulated)
@@ -68,37 +59,64 @@ def study(s: Family) -> Study:
     )
     axis = np.linspace(0, 2, s.points + 2)[1:-1]
     beta, eta = np.meshgrid(axis, axis, indexing="ij")
-    several = s.p > 1  # else there are no differences between workers
-    fastest = {form.name: form.fastest(eta, beta, differences=several) for form in FORMS}
-    radius = {form.name: form.radius(eta, fastest[form.name], beta, differences=several) for form in FORMS}
-    quietest = {form.name: form.quietest(eta, beta) for form in FORMS}
-    noisy = {form.name: form.radius(eta, quietest[form.name], beta, differences=several) for form in FORMS}
-    grid = Table(
+    maps = {form.name: _maps(form, eta, beta, several=s.p > 1) for form in FORMS}
+    findings += [_of_the_plane(name, of) for name, of in maps.items()]
+    pictures = {"family_rates": _draw_rates(s), "family_optimum": _draw_optimum(axis, maps)}
+    return Study("family", s, tables, findings, pictures, [_grid(eta, beta, maps)])
+
+
+def _forms(s: Family, unit: float) -> Table:
+    return Table(
+        "forms",
+        f"p={s.p} eta={s.eta:g} beta={s.beta:g}: spectral radius of the mean mode and of all modes, "
+        "asymptotic variance of the center",
+        ("form", "alpha", "trace", "det", "radius_mean", "radius_all", "variance"),
+        [_row(form, s, alpha, unit) for form in FORMS for alpha in s.alpha],
+    )
+
+
+def _optima(s: Family, unit: float) -> Table:
+    columns = ("alpha_mean", "radius_mean", "alpha_all", "radius_all", "alpha_variance", "variance", "radius_all_there")
+    return Table(
+        "optimum",
+        "The alpha of the least spectral radius (mean mode; all modes) and of the least variance of "
+        "the center, at this eta and beta",
+        ("form", *columns),
+        [_optimum(form, s, unit) for form in FORMS],
+    )
+
+
+def _maps(form: Form, eta: Array, beta: Array, *, several: bool) -> _Maps:
+    """`several`: there is more than one worker; else there are no differences between them."""
+    fastest, quietest = form.fastest(eta, beta, differences=several), form.quietest(eta, beta)
+    return _Maps(
+        fastest,
+        form.radius(eta, fastest, beta, differences=several),
+        quietest,
+        form.radius(eta, quietest, beta, differences=several),
+    )
+
+
+def _of_the_plane(name: str, of: _Maps) -> str:
+    a, r = of.fastest, of.radius
+    return (
+        f"{name}, eta h and beta in (0, 2): the fastest alpha is negative in {100 * (a < -_NONE).mean():.0f} % of the "
+        f"plane, 0 in {100 * (abs(a) <= _NONE).mean():.0f} %, positive in {100 * (a > _NONE).mean():.0f} %; it "
+        f"is stable in {100 * (r < 1).mean():.0f} %."
+    )
+
+
+def _grid(eta: Array, beta: Array, maps: Mapping[str, _Maps]) -> Table:
+    return Table(
         "maps",
         "best alpha over eta h and beta",
         ("form", "eta_h", "beta", "alpha_fastest", "radius", "alpha_quietest", "radius_there"),
         [
-            (form.name, *(float(f"{v:.9g}") for v in values))
-            for form in FORMS
-            for values in zip(
-                *(
-                    m.flat
-                    for m in (eta, beta, fastest[form.name], radius[form.name], quietest[form.name], noisy[form.name])
-                ),
-                strict=True,
-            )
+            (name, *(float(f"{v:.9g}") for v in values))
+            for name, of in maps.items()
+            for values in zip(*(m.flat for m in (eta, beta, of.fastest, of.radius, of.quietest, of.noisy)), strict=True)
         ],
     )
-    for form in FORMS:
-        a, r = fastest[form.name], radius[form.name]
-        findings.append(
-            f"{form.name}, eta h and beta in (0, 2): the fastest alpha is negative in "
-            f"{100 * (a < -_NONE).mean():.0f} % of the plane, "
-            f"0 in {100 * (abs(a) <= _NONE).mean():.0f} %, positive in {100 * (a > _NONE).mean():.0f} %; it "
-            f"is stable in {100 * (r < 1).mean():.0f} %."
-        )
-    pictures = {"family_rates": _draw_rates(s), "family_optimum": _draw_optimum(axis, fastest, quietest, noisy)}
-    return Study("family", s, tables, findings, pictures, [grid])
 
 
 def _row(form: Form, s: Family, alpha: float, unit: float) -> tuple[Cell, ...]:
@@ -228,15 +246,13 @@ def _draw_rates(s: Family) -> Figure:
     return figure
 
 
-def _draw_optimum(
-    axis: Array, fastest: dict[str, Array], quietest: dict[str, Array], noisy: dict[str, Array]
-) -> Figure:
+def _draw_optimum(axis: Array, maps: Mapping[str, _Maps]) -> Figure:
     """The best alpha over eta h and beta, a column a form."""
     figure = picture.new(picture.WIDTH, 5.0)
     panels = figure.subplots(2, len(FORMS), sharex=True, sharey=True)
     for column, form in enumerate(FORMS):
-        image = _signed(panels[0, column], axis, fastest[form.name])
-        quiet = np.where(noisy[form.name] < 1, quietest[form.name], np.nan)
+        image = _signed(panels[0, column], axis, maps[form.name].fastest)
+        quiet = np.where(maps[form.name].noisy < 1, maps[form.name].quietest, np.nan)
         _signed(panels[1, column], axis, quiet)
         picture.letter(panels[0, column], f"{form.name}\nleast spectral radius")
         picture.letter(panels[1, column], "least variance of the center")

@@ -29,27 +29,42 @@ def study(s: RoundRobin) -> Study:
     alpha = s.eta * s.rho if s.alpha is None else s.alpha
     easgd, admm = roundrobin.easgd_round(s.p, s.eta, alpha), roundrobin.admm_round(s.p, s.eta, s.rho)
     radii = {"EASGD": float(spectral_radius(easgd)), "ADMM": float(spectral_radius(admm))}
-    single = {
-        "EASGD": max(float(spectral_radius(roundrobin.easgd_map(i, s.p, s.eta, alpha))) for i in range(s.p)),
-        "ADMM": max(float(spectral_radius(roundrobin.admm_map(i, s.p, s.eta, s.rho))) for i in range(s.p)),
-    }
     over_time = {  # all of x and x~ at 1, the multipliers at 0
         "EASGD": roundrobin.norms(easgd, np.ones(s.p + 1), s.rounds),
         "ADMM": roundrobin.norms(admm, np.array([0.0, 1.0] * s.p + [1.0]), s.rounds),
     }
     etas, alphas = np.linspace(0, 2.5, s.points + 2)[1:-1], np.linspace(0, 1.5, s.points + 2)[1:-1]
     alpha_grid, eta_grid = np.meshgrid(alphas, etas)
-    condition = roundrobin.easgd_condition(eta_grid, alpha_grid)
-    one_map = spectral_radius(roundrobin.easgd_map(0, 1, eta_grid, alpha_grid)) <= 1 + _ROUNDING
     composites = {p: spectral_radius(roundrobin.easgd_round(p, eta_grid, alpha_grid)) for p in sorted({*_WORKERS, s.p})}
-    at = Table(
+    return Study(
+        "roundrobin",
+        s,
+        [_radii(s, alpha, radii, over_time), _condition(eta_grid, alpha_grid, composites)],
+        _findings(s, alpha, radii, easgd),
+        {"roundrobin": _draw(s, alpha, over_time, composites, etas, alphas)},
+        [_norms(s, over_time), _map(eta_grid, alpha_grid, composites[s.p])],
+    )
+
+
+def _radii(s: RoundRobin, alpha: float, radii: dict[str, float], over_time: dict[str, Array]) -> Table:
+    single = {
+        "EASGD": max(float(spectral_radius(roundrobin.easgd_map(i, s.p, s.eta, alpha))) for i in range(s.p)),
+        "ADMM": max(float(spectral_radius(roundrobin.admm_map(i, s.p, s.eta, s.rho))) for i in range(s.p)),
+    }
+    return Table(
         "radii",
         f"F = x^2 / 2, p={s.p} eta={s.eta:g} rho={s.rho:g} (EASGD: alpha={alpha:g}); norm of the state, from "
         "x = x~ = 1",
         ("method", "radius_of_a_map", "radius_of_a_round", "norm_at_0", f"norm_at_{s.rounds}"),
         [(m, single[m], radii[m], float(over_time[m][0]), float(over_time[m][-1])) for m in radii],
     )
-    checked = Table(
+
+
+def _condition(eta: Array, alpha: Array, composites: dict[int, Array]) -> Table:
+    """EASGD's condition at every point of the grid, against the eigenvalues of one map and of a round of p."""
+    condition = roundrobin.easgd_condition(eta, alpha)
+    one_map = spectral_radius(roundrobin.easgd_map(0, 1, eta, alpha)) <= 1 + _ROUNDING
+    return Table(
         "condition",
         "Round-robin EASGD on the grid: 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta)/(4 - eta), against eigenvalues",
         (
@@ -72,6 +87,9 @@ def study(s: RoundRobin) -> Study:
             for p, composite in composites.items()
         ],
     )
+
+
+def _findings(s: RoundRobin, alpha: float, radii: dict[str, float], easgd: Array) -> list[str]:
     findings = [
         f"{m}: spectral radius of a round {r:.9f}: "
         + (
@@ -86,29 +104,28 @@ def study(s: RoundRobin) -> Study:
             f"EASGD's own code for {min(s.rounds, _CHECKED)} rounds against the matrix: "
             f"{_difference(s, alpha, easgd):.1e} apart, relative to the state."
         )
+    return findings
+
+
+def _norms(s: RoundRobin, over_time: dict[str, Array]) -> Table:
     times = np.unique(np.geomspace(1, s.rounds + 1, 400).astype(int)) - 1
-    norms = Table(
+    return Table(
         "norms",
         "norm of the state",
         ("round", *over_time),
         [(int(k), *(float(n[k]) for n in over_time.values())) for k in times],
     )
-    grid = Table(
+
+
+def _map(eta: Array, alpha: Array, radius: Array) -> Table:
+    return Table(
         "maps",
         "spectral radius of a round of EASGD",
         ("eta", "alpha", "radius"),
         [
             (float(f"{e:.9g}"), float(f"{a:.9g}"), float(v))
-            for e, a, v in zip(eta_grid.flat, alpha_grid.flat, composites[s.p].flat, strict=True)
+            for e, a, v in zip(eta.flat, alpha.flat, radius.flat, strict=True)
         ],
-    )
-    return Study(
-        "roundrobin",
-        s,
-        [at, checked],
-        findings,
-        {"roundrobin": _draw(s, alpha, over_time, composites, etas, alphas)},
-        [norms, grid],
     )
 
 

@@ -1,0 +1,47 @@
+"""Whether a rule moves each entry of its vectors by itself: tried on a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from easgd_cli.algorithms.base import Exchange, Gradient, Method, Vectors, Worker
+from easgd_cli.algorithms.schedule import Constant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def moved(method: Method, x: Tensor, eta: float) -> list[Tensor]:
+    """Where a few steps of a worker alone bring it and the variables it shares, from x, with a gradient of which each
+    entry is a function of the same entry of where it is taken.
+    """
+
+    def new(names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: x.clone() if name == "x" else x * 0 for name in names}
+
+    w = Worker(new((*method.state, *method.scratch)), 2, Constant(eta))
+    shared = {name: (variable, Vectors(new(variable.state))) for name, variable in method.variables.items()}
+
+    def answer(ask: Any) -> Tensor | None:
+        if isinstance(ask, Gradient):
+            return (3 * ask.at + w.t).sin()
+        if isinstance(ask, Exchange):
+            variable, vectors = shared[ask.to]
+            if ask.message is None:
+                return vectors.x
+            reply = x * 0
+            variable.receive(vectors, ask.message, reply, 1)
+            return reply
+        return None
+
+    for t in range(5):
+        w.t = t
+        rule, given = method.step(w), None
+        while True:
+            try:
+                asked = rule.send(given)
+            except StopIteration:
+                break
+            given = tuple(map(answer, asked)) if isinstance(asked, tuple) else answer(asked)
+    return [w.x, *(vectors.x for _, vectors in shared.values())]

@@ -1,0 +1,245 @@
+"""What the links between machines carry, and what an exchange over them costs, against the bytes alone.
+
+One way is a vector on its way and a word back that it is there. An exchange sends one each way, after another, and a
+master applies it in between. Two sessions at once have both directions to fill.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from easgd_cli.algorithms import EASGD
+from easgd_cli.algorithms.base import CENTER
+from easgd_cli.bench.measure import Row, number
+from easgd_cli.errors import RunError
+from easgd_cli.launcher.far_end import link_of
+from easgd_cli.launcher.gate import AGENT, HELLO_SECONDS, ROLE
+from easgd_cli.launcher.processes import Child
+from easgd_cli.system.files import scratch_directory
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.master import Master, MasterStart
+from easgd_cli.transport.connection import Connection, Refused, Sort, answer, read_exactly
+from easgd_cli.transport.relay import WorkerStandIn
+from easgd_cli.transport.shared import Link, SharedWorkerEnd
+from easgd_cli.transport.turn import Turn, turns
+
+_SESSIONS = 2
+_TOGETHER = 10  # exchanges of two sessions at once at least: their first are made while both still send
+_LEAST_SECONDS = 0.5  # of a window
+_SILENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one host: seconds of a word there and back, of a vector up and down, of an exchange, and of one of each of two
+    sessions at once.
+    """
+
+    name: str
+    size: int
+    round_trip: float
+    up: float
+    down: float
+    exchange: float
+    both: float
+    spread: tuple[tuple[float, float, float], tuple[float, float, float]]  # the two ratios: median, least, greatest
+    windows: int
+
+    def rows(self) -> Iterator[Row]:
+        """Rates in MB/s of one exchange and of two at once, each against the bytes alone."""
+        amount, one_way = 4 * self.size / 1e6, max(self.up, self.down)
+        for what, seconds, many, peer, capacity, (ratio, least, greatest), target in (
+            ("an exchange", self.exchange, 1, "one way", 1, self.spread[0], 2 / 2.2),
+            ("two sessions at once", self.both, 2, "both directions", 2, self.spread[1], 0.8),
+        ):
+            yield Row(
+                f"{what}, {self.name}, {self.size:,} floats", 2 * many * amount / seconds, peer,
+                capacity * amount / one_way, "MB/s", ratio, least, greatest, self.windows, round(target, 2),
+            )  # fmt: skip
+
+    def line(self) -> str:
+        """In a sentence."""
+        rate = 4 * self.size / 1e6
+        return (
+            f"{self.name}: {1000 * self.round_trip:.3g} ms there and back, {number(rate / self.up)} MB/s up, "
+            f"{number(rate / self.down)} MB/s down; an exchange of {self.size:,} floats takes "
+            f"{1000 * self.exchange:.4g} ms"
+        )
+
+
+def simulated(costs: Costs) -> str:
+    """The settings of a virtual cluster with such links."""
+    rates = ",".join(f"{4 * costs.size / seconds:.0f}" for seconds in (costs.up, costs.down))
+    return f"launcher=simulated launcher.latency={costs.round_trip / 2:.6f} launcher.bandwidth=[{rates}]"
+
+
+def proposed(costs: Costs, step: float, share: float, workers: int) -> str:
+    """The tau with which exchanges that are not hidden take that share of a worker's time, whose local step takes
+    `step` seconds, and below which the master's link is full.
+    """
+    alone = max(1, -(-costs.exchange * (1 - share) // (share * step)))
+    full = workers * max(costs.up, costs.down) / step
+    return (
+        f"tau={alone:.0f}: an exchange that is not hidden takes at most {100 * share:g} % of a worker's time, at "
+        f"{1000 * step:.4g} ms a step; with {workers} workers on such links the master's is full below tau={full:.3g}"
+    )
+
+
+def run(listener: socket.socket, secret: bytes, hosts: int, size: int, windows: int, wait: float) -> Iterator[Costs]:
+    """Waits for so many hosts that join, and measures the link to each, one after another. Raises RunError."""
+    for _ in range(hosts):
+        connection, address = _joined(listener, secret, wait)
+        try:
+            _, text, _ = connection.next()
+            name = f"{str(connection.message(text)[0]['name'])[:64]} ({address})"
+            connection.say({"kind": "measure", "sessions": _SESSIONS, "size": size})
+            yield _costs(name, listener, secret, size, windows)
+        finally:
+            connection.say({"kind": "end", "status": "measured", "exit_code": 0})
+            connection.close(2.0)
+
+
+def _joined(listener: socket.socket, secret: bytes, wait: float) -> tuple[Connection, str]:
+    sock, address = _accepted(listener, secret, AGENT, wait)
+    return Connection(sock, _SILENCE), address
+
+
+def _accepted(listener: socket.socket, secret: bytes, wanted: int | None, wait: float) -> tuple[socket.socket, str]:
+    """The next that knows the secret and is an agent, or a session of one. Raises RunError."""
+    ends = time.monotonic() + wait
+    while (left := ends - time.monotonic()) > 0:
+        listener.settimeout(left)
+        try:
+            sock, (address, _) = listener.accept()
+            answer(sock, secret, HELLO_SECONDS)
+            role, _, _ = ROLE.unpack(read_exactly(sock, ROLE.size, HELLO_SECONDS))
+            if (role == AGENT) == (wanted == AGENT):
+                return sock, address
+        except (Refused, OSError):
+            continue
+    raise RunError(f"no host has joined within {wait:g} s.")
+
+
+def _costs(name: str, listener: socket.socket, secret: bytes, size: int, windows: int) -> Costs:
+    with ExitStack() as stack:
+        common = turns()
+        called = [_accepted(listener, secret, None, _SILENCE)[0] for _ in range(_SESSIONS)]
+        sessions = [_Session(i, sock, size, Turn(common)) for i, sock in enumerate(called)]
+        stack.enter_context(_mastered([session.link for session in sessions]))
+        for session in sessions:
+            session.stand_in()
+            stack.callback(session.connection.close)
+        first = sessions[0]
+        round_trip = statistics.median(_timed(lambda: first.word(b"word")) for _ in range(20))
+        found: list[tuple[float, float, float, float]] = []
+        for window in range(windows + 1):
+            up = _rated(lambda: first.word(b"give"))
+            down = _rated(first.take)
+            times = max(2, int(_LEAST_SECONDS / (up + down)))
+            alone = first.exchange(times)
+            if window:  # the first warms up
+                found.append((up, down, alone, _together(sessions, max(_TOGETHER, times))))
+        return _of(name, size, round_trip, found)
+
+
+def _of(name: str, size: int, round_trip: float, found: list[tuple[float, float, float, float]]) -> Costs:
+    up, down, alone, both = (statistics.median(column) for column in zip(*found, strict=True))
+    one = sorted((u + d) / a for u, d, a, _ in found)
+    two = sorted((u + d) / b for u, d, _, b in found)
+    spread = tuple((statistics.median(ratios), ratios[0], ratios[-1]) for ratios in (one, two))
+    return Costs(name, size, round_trip, up, down, alone, both, (spread[0], spread[1]), len(found))
+
+
+class _Session:
+    """This end of a session, whose worker is at the other."""
+
+    def __init__(self, number: int, sock: socket.socket, size: int, turn: Turn):
+        self.link = link_of(number, size)
+        self.connection = Connection(sock, _SILENCE, self.link.memory.nbytes(), turn)
+
+    def stand_in(self) -> None:
+        """Takes the worker's place with the master, which is there by now."""
+        end = SharedWorkerEnd(self.link.for_worker())
+        self._asks = WorkerStandIn(
+            end, self.link.memory.tensors, self.link.variables, self.link.packing, self.connection
+        )
+
+    def word(self, text: bytes) -> None:
+        """Says it, and waits for the answer, with whatever vector there is in it."""
+        self.connection.post(Sort.MESSAGE, text)
+        _, _, count = self.connection.next()
+        if count:
+            self.connection.fill([self.link.memory["x"]])
+
+    def take(self) -> None:
+        """Sends a vector, and waits until it is there."""
+        self.connection.post(Sort.MESSAGE, b"take", [self.link.memory["reply"]])
+        self.connection.next()
+
+    def exchange(self, times: int) -> float:
+        """Seconds of an exchange, as the worker sees it."""
+        self.connection.post(Sort.MESSAGE, b"exchange %d" % times)
+        while True:
+            sort, text, count = self.connection.next()
+            if sort is Sort.MESSAGE:
+                return float(text) / times
+            self._asks.request(text, count)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _rated(work: Callable[[], object]) -> float:
+    """Seconds of a call, on the average over a window."""
+    calls, began = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - began < _LEAST_SECONDS:
+        work()
+        calls += 1
+    return (time.perf_counter() - began) / calls
+
+
+def _together(sessions: list[_Session], times: int) -> float:
+    """Seconds in which each makes one exchange, all at once."""
+    threads = [threading.Thread(target=session.exchange, args=(times,)) for session in sessions]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.perf_counter() - began) / times
+
+
+class _mastered:
+    """A master of these sessions, in a process of its own, for as long as it lasts."""
+
+    def __init__(self, links: list[Link]):
+        self._links, self._stack = links, ExitStack()
+
+    def __enter__(self) -> None:
+        logs = self._stack.enter_context(scratch_directory())
+        method, size = EASGD(alpha=0.1), self._links[0].memory["x"].numel()
+        import torch
+
+        center = SharedTensors.of({name: torch.rand(size) for name in method.variables[CENTER].state})
+        start = MasterStart(method, None, center, [link.for_master() for link in self._links], None)
+        self._master = Child("master", Master, start, logs / "master.log")
+        for link in self._links:
+            assert link.master_socket is not None
+            link.master_socket.close()
+        while self._master.channel.wait()[0]["kind"] != "ready":
+            pass
+        self._master.channel.post({"kind": "start", "began": time.monotonic()})
+
+    def __exit__(self, *_: object) -> None:
+        self._master.kill()
+        self._master.close()
+        self._stack.close()

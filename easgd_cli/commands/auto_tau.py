@@ -1,0 +1,173 @@
+"""tau=auto: short runs of the same configuration measure what an exchange costs, and the period follows from that.
+
+A worker computes for c seconds a step and waits for w seconds at an exchange. With an exchange every tau steps it waits
+for the share w / (tau c + w) of its time. The period is the smallest that keeps this share within auto.share: a longer
+one spares little, and workers drift apart for it.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.errors import RunError, UsageError
+from easgd_cli.experiment import build
+from easgd_cli.experiment.build import Experiment
+from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.kinds import Launcher
+from easgd_cli.record import reader, run_directory
+from easgd_cli.settings.schema import Auto, Settings
+
+_LEAST_STEPS, _LEAST_PERIODS = 20, 4  # of a probe on a virtual clock
+_PROBES = 4  # at most: each is at the period that follows from the one before
+_LONGEST = 4000  # steps of a run of unknown length, for this purpose
+_ANY = 1_000_000  # a period, to see whether a method takes another than its own
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a short run with this period has measured. `share`: of a worker's time, waiting for exchanges.
+    `seconds`: of training, virtual ones where simulated; `real_seconds`: of the clock, with start and end.
+    """
+
+    tau: int
+    share: float
+    seconds: float
+    real_seconds: float
+
+    def period(self, bound: float) -> int:
+        """The smallest with which a worker would wait for a share of at most `bound`, if an exchange cost the same."""
+        ratio = self.tau * self.share * (1 - bound) / ((1 - self.share) * bound) if self.share < 1 else math.inf
+        return math.ceil(min(_ANY, max(1.0, ratio * (1 - 1e-9))))  # rounding makes no step of a whole number
+
+
+def check(s: Settings) -> None:
+    """Raises UsageError for a method that is defined for one period only."""
+    if s.auto.tau and not build.method(replace(s, tau=_least(s))).alone:
+        try:
+            build.method(replace(s, tau=_ANY))
+        except UsageError as e:
+            raise UsageError(str(e).replace(f"tau={_ANY}", "tau=auto")) from e
+
+
+def chosen(
+    s: Settings, prepared: Experiment, launcher: Launcher, tell: Callable[[str], object]
+) -> tuple[Settings, Experiment]:
+    """The settings and what was made of them with the period that was looked for, where one is; else as they are.
+
+    A signal in the meantime does what it would have done, once nothing is left of the probes. Raises RunError where a
+    probe cannot be run.
+    """
+    if not s.auto.tau or s.auto.probes:
+        return s, prepared
+    if prepared.method.alone:
+        return replace(s, auto=Auto()), _with(prepared, replace(s, auto=Auto()))
+    least, probes = _least(s), list[Probe]()
+    most = max(least, (prepared.steps or _LONGEST) // _LEAST_PERIODS)
+    launcher.begin()
+    wanted = least
+    while len(probes) < _PROBES and wanted <= most and wanted not in [probe.tau for probe in probes]:
+        probes.append(_probe(replace(s, tau=wanted), prepared, launcher))
+        wanted = max(least, probes[-1].period(s.auto.share))
+    kept = [probe.tau for probe in probes if probe.share <= s.auto.share]
+    tau = min(kept, default=wanted)
+    if tau > most:
+        why = "; in rounds all wait for the slowest, whatever the period" if prepared.method.in_rounds else ""
+        raise UsageError(
+            f"tau=auto auto.share={s.auto.share:g}: no period up to {most} steps, a quarter of the run, keeps to it "
+            f"(workers waited {_waits(probes)}{why}); give a greater auto.share, a longer run, or tau= as a number."
+        )
+    found = replace(s, tau=tau, auto=replace(s.auto, probes=[asdict(probe) for probe in probes]))
+    many, took = len(probes), sum(probe.real_seconds for probe in probes)
+    tell(
+        f"tau=auto: tau={tau}; workers waited {_waits(probes)}, and {100 * s.auto.share:g} % at most is wanted. The "
+        f"{f'{many} short runs' if many > 1 else 'short run'} took {took:.1f} s."
+    )
+    return found, _with(prepared, found)
+
+
+def _waits(probes: Sequence[Probe]) -> str:
+    return f"{', '.join(f'{100 * p.share:.3g} % at tau={p.tau}' for p in probes)} of their time"
+
+
+def as_chosen(path: Path, s: Settings) -> Settings:
+    """The settings of the run in `path`, which goes on, with the period that it has."""
+    config = reader.config_of(path) if s.auto.tau else None
+    return s if config is None else replace(s, tau=config["tau"], auto=Auto(**config["auto"]))
+
+
+def _least(s: Settings) -> int:
+    """The shortest period that the method takes."""
+    for tau in range(1, 1000):
+        try:
+            build.method(replace(s, tau=tau))
+        except UsageError:
+            continue
+        return tau
+    return s.tau
+
+
+def _probe(s: Settings, prepared: Experiment, launcher: Launcher) -> Probe:
+    """A run with this period in a directory that is not kept."""
+    from easgd_cli.record import display
+
+    began, path = time.monotonic(), Path(tempfile.mkdtemp(prefix="easgd-tau-"))
+    try:
+        short = _short(s)
+        run_directory.write_config(path, short, [])
+        outcome = launcher(Job(path, screen=display.nowhere()), _with(prepared, short))
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+    if outcome.status == "interrupted":
+        signal.raise_signal(outcome.exit_code - 128)
+    if outcome.status != "completed":
+        raise RunError(
+            f"tau=auto: a short run at tau={s.tau}, which was to measure what an exchange costs, has {outcome.status}"
+            f"{f' ({outcome.reason})' if outcome.reason else ''}; write tau= as a number."
+        )
+    return Probe(s.tau, _share(outcome, s.tau), outcome.summary["wall_seconds"], time.monotonic() - began)
+
+
+def _share(outcome: Outcome, tau: int) -> float:
+    """Of a worker's time that it waited, as it would be in a long run: this one has exchanged at its first step."""
+    seconds, steps = outcome.summary["seconds"], outcome.summary["steps"].values()
+    waited, total = seconds["communication"], sum(seconds.values())
+    exchanges = sum(-(-t // tau) for t in steps)
+    if not exchanges or not total:
+        return 0.0
+    waited_a_step, others_a_step = waited / (exchanges * tau), (total - waited) / sum(steps)
+    return float(waited_a_step / (waited_a_step + others_a_step)) if waited_a_step else 0.0
+
+
+def _short(s: Settings) -> Settings:
+    """The same for so long as a probe lasts, measured once before and once after it."""
+    virtual = not build.launched_in_processes(s)
+    steps = max(_LEAST_STEPS, _LEAST_PERIODS * s.tau)
+    length: dict[str, Any] = {
+        "steps": -(-steps // s.tau) * s.tau if virtual else None,
+        "minutes": None if virtual else s.auto.seconds / 60,
+    }
+    return replace(
+        s, **length, epochs=None, default_steps=None, until={}, warmup=0, faults=[], profile=None, resume=None,
+        schedule={"name": "constant", "target": "easgd_cli.algorithms.schedule:Constant"}, auto=Auto(),
+        eval=replace(s.eval, every=f"{_ANY} steps", when="running" if virtual else "deferred"),
+        checkpoint=replace(s.checkpoint, every=None),
+    )  # fmt: skip
+
+
+def _with(prepared: Experiment, s: Settings) -> Experiment:
+    """The experiment with another period or length."""
+    import torch  # here, since a refusal does not wait for it
+
+    steps = s.steps if s.minutes is None and s.epochs is None and s.steps is not None else prepared.steps
+    if s.minutes is not None:
+        steps = None
+    recipe = replace(prepared.recipe, settings=s, steps=steps)
+    return replace(prepared, recipe=recipe, parts=recipe.parts(torch.device("cpu")))  # anew: nothing of a probe is left

@@ -1,0 +1,91 @@
+"""`easgd join`: this machine takes part in a run whose master is on another one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from easgd_cli.errors import RunError, UsageError
+from easgd_cli.launcher.torchrun import World
+from easgd_cli.system import network
+from easgd_cli.system.terminal import help_text, tell
+
+if TYPE_CHECKING:
+    from easgd_cli.experiment.build import Experiment
+
+_HELP = """usage: easgd join HOST:PORT [workers=N] [wait=SECONDS]
+
+Offers this machine to the run that easgd train launcher=distributed has begun at HOST:PORT, for N of its workers, one
+for each CUDA device unless given. The run's settings come from there; its data, and modules of your own that it names,
+are looked for here as they were there, from the working directory. It waits so many seconds for the run, 60 unless
+given, and ends with it.
+
+EASGD_SECRET, or a file named by EASGD_SECRET_FILE, has what the hosts of a run have in common (docs/cluster.md).
+
+Exit status: that of the run; 2 where this machine cannot take part.
+"""
+
+_WAIT_SECONDS = 60.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Takes part until the run has ended; returns its exit status. Raises UsageError and RunError."""
+    if not argv or "-h" in argv or "--help" in argv:
+        print(help_text(_HELP), end="")
+        return 0
+    address, *rest = argv
+    places, wait = None, _WAIT_SECONDS
+    for word in rest:
+        key, _, value = word.partition("=")
+        if key not in ("workers", "wait"):
+            raise UsageError(f"join {word}: takes an address, workers= and wait=; all else is the run's own.")
+        try:
+            number = float(value)
+            assert number >= 0 and (key == "wait" or number == int(number))
+        except (ValueError, OverflowError, AssertionError) as e:
+            raise UsageError(f"join {word}: is a number, such as {key}=2.") from e
+        places, wait = (int(number), wait) if key == "workers" else (places, number)
+    _take_part(address, places, wait)
+
+
+def follow(world: World) -> int:
+    """What a process of torchrun does that is not the first: one of each host takes part, for all of them."""
+    if world.local_rank != 0:
+        return 0
+    _take_part(world.found(300.0), world.local_size, _WAIT_SECONDS)
+
+
+def _take_part(where: str, places: int | None, wait: float) -> NoReturn:
+    """Ends the process with the run's exit status."""
+    host, port = network.split("join ", where)
+    address = network.resolved(f"join {where}", host)
+    secret = network.secret(f"join {where}", address)
+    from easgd_cli.launcher import agent  # here, since it loads torch
+
+    try:
+        status = agent.Agent((address, port), secret, places or agent.usual_places(), wait, _prepared).run()
+    except (UsageError, RunError) as e:
+        tell(str(e))
+        status = 2 if isinstance(e, UsageError) else 1
+    sys.stdout.flush()
+    os._exit(status)  # the interpreter's own ending would break off threads that are giving vectors back
+
+
+def _prepared(settings: dict[str, Any]) -> Experiment:
+    """What the run's settings make of this machine. Raises UsageError."""
+    import yaml
+
+    from easgd_cli.commands import compose, foreign_code
+    from easgd_cli.experiment import build
+
+    with tempfile.TemporaryDirectory(prefix="easgd-") as directory:
+        path = Path(directory) / "config.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        composed = compose.resumed(str(path), [], {})
+        foreign_code.announce(Path(directory), composed)
+    tell(f"preparing {composed.problem['name']}, in {os.getcwd()}")
+    return build.prepare(composed)

@@ -1,0 +1,177 @@
+"""launcher=distributed: many machines. The run's supervisor, master, evaluator and record are here; workers are here
+and wherever hosts have come in (`easgd join`, or torchrun).
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from easgd_cli.errors import UsageError
+from easgd_cli.launcher import kinds, torchrun
+from easgd_cli.settings import targets
+from easgd_cli.settings.schema import Settings
+from easgd_cli.system import network
+from easgd_cli.system.terminal import tell
+
+if TYPE_CHECKING:
+    from easgd_cli.experiment.build import Experiment
+    from easgd_cli.launcher.job import Job, Outcome
+    from easgd_cli.launcher.torchrun import World
+
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass
+class Distributed:
+    """Many machines. Raises ValueError for what cannot be, and UsageError.
+
+    `here`: workers on this machine; `address`: HOST:PORT or HOST, where other machines reach it, or the `interface`
+    whose address that is; `wait`: seconds that a worker may be without a host; `silence`: seconds after which a host
+    that says nothing is gone.
+    """
+
+    workers: int
+    here: int | None = None
+    address: str | None = None
+    interface: str | None = None
+    wait: float = 300.0
+    silence: float = 10.0
+    forks: ClassVar[bool] = True
+    _listener: socket.socket | None = field(default=None, init=False, repr=False)
+    _where: str = field(default="", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        kinds.Local(self.workers)  # its limits: each worker has a process here
+        world = torchrun.world()
+        if world is not None and self.workers != world.size:
+            raise ValueError(
+                f"workers={self.workers}: torchrun has started {world.size} processes, each the place of a worker; "
+                "leave out workers=."
+            )
+        if self.here is not None and not 0 <= self.here <= self.workers:
+            raise ValueError(f"launcher.here={self.here}: is a number of workers from 0 to workers={self.workers}.")
+        for key, value in (("wait", self.wait), ("silence", self.silence)):
+            if not value >= 1:
+                raise ValueError(f"launcher.{key}={value:g}: is a number of seconds, at least 1.")
+        if self.address is not None and self.interface is not None:
+            raise ValueError(
+                f"launcher.address={self.address} launcher.interface={self.interface}: give one of the two."
+            )
+        if world is None or world.rank == 0:
+            self._address()
+
+    @property
+    def places_here(self) -> int:
+        """Workers of this machine."""
+        world = torchrun.world()
+        return self.here if self.here is not None else 1 if world is None else world.local_size
+
+    def begin(self) -> None:
+        from easgd_cli.launcher import fork_server
+
+        self.listen()
+        fork_server.begin()
+
+    def listen(self) -> tuple[socket.socket, str]:
+        """Whom other hosts call, and how that is written. Raises UsageError."""
+        if self._listener is None:
+            asked, address, port = self._address()
+            self._listener = network.listener(asked, address, port)
+            self._where = "{}:{}".format(*self._listener.getsockname())
+        return self._listener, self._where
+
+    def _address(self) -> tuple[str, str, int]:
+        """What says where to listen, the address and the port. Raises UsageError."""
+        asked, host, port = self._asked()
+        address, world = network.resolved(asked, host), torchrun.world()
+        if world is not None and world.size > world.local_size and network.is_loopback(address):
+            raise UsageError(
+                f"{asked}: is {address} on this host, which other hosts do not reach; write launcher.interface=NAME, "
+                f"one of {', '.join(network.interfaces())}."
+            )
+        network.check_own(asked, address)
+        network.secret(asked, address)
+        return asked, address, port
+
+    def _asked(self) -> tuple[str, str, int]:
+        """What says where to listen, the host and the port."""
+        world = torchrun.world()
+        if self.interface is not None:
+            return f"launcher.interface={self.interface}", network.of_interface(self.interface), 0
+        if self.address is not None:
+            return f"launcher.address={self.address}", *network.split("launcher.address=", self.address, 0)
+        if world is not None:
+            return f"MASTER_ADDR={world.address}", world.address, 0
+        return "launcher.address=127.0.0.1", _LOOPBACK, 0
+
+    def __call__(self, job: Job, experiment: Experiment) -> Outcome:
+        from easgd_cli.launcher import driver
+        from easgd_cli.launcher.far_children import FarChildren
+        from easgd_cli.launcher.gate import Gate
+        from easgd_cli.launcher.local import Processes
+
+        s = experiment.settings
+        _refuse(s, self.places_here)
+        listener, where = self.listen()
+        secret = network.secret("launcher.address", listener.getsockname()[0])
+        vectors = (experiment.size, str(experiment.dtype).removeprefix("torch."))
+        gate = Gate(listener, secret, asdict(s), vectors, self.silence)
+        world = torchrun.world()
+        store = None if world is None else world.publish(where)
+        far = self.workers - self.places_here
+        tell(f"master on {socket.gethostname()}, reached at {where}; workers here {self.places_here}, elsewhere {far}")
+        join = f"on another host: easgd join {where}"
+        if far and world is None:
+            tell(join)
+
+        def children(logs: Path) -> FarChildren:
+            return FarChildren(logs, gate, self.places_here, self.wait, self.silence, join)
+
+        outcome: Outcome | None = None
+        try:
+            outcome = driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, children))
+        finally:
+            said = ("failed", 1) if outcome is None else (outcome.status, outcome.exit_code)
+            gate.close({"status": said[0], "exit_code": said[1]})
+            self._listener = None
+            del store
+        return outcome
+
+
+def _refuse(s: Settings, here: int) -> None:
+    """Raises UsageError for what does not work on many machines yet."""
+    if s.center_device != "cpu":
+        raise UsageError(
+            f"launcher=distributed center_device={s.center_device}: the center of many machines lies in the memory of "
+            "its master's; leave out center_device=."
+        )
+    if s.profile is not None and here == 0:
+        raise UsageError(
+            f"launcher=distributed profile={s.profile} launcher.here=0: a profile is of worker 0, and written on the "
+            "master's host; give launcher.here=1."
+        )
+    for group, value in vars(s).items():
+        target: Any = value.get("target") if isinstance(value, dict) else None
+        if isinstance(target, str) and target.startswith(targets.HANDED):
+            raise UsageError(
+                f"launcher=distributed {group}={target.removeprefix(targets.HANDED)}: what is handed over in Python "
+                "does not reach other hosts; put it into a module, and name it as module:callable."
+            )
+
+
+def refuse_sweep(s: Settings) -> None:
+    """Raises UsageError for a job of a sweep that is on many machines: its hosts would leave with the first job."""
+    if s.launcher["target"] == f"{__name__}:Distributed":
+        raise UsageError(
+            "launcher=distributed: hosts join one run and leave with it, so there are no sweeps on many machines yet; "
+            "start the runs one after another."
+        )
+
+
+def followed(s: Settings) -> World | None:
+    """The processes of which this is one that follows rank 0, which makes the run; None where this makes it."""
+    world = torchrun.world() if s.launcher["target"] == f"{__name__}:Distributed" else None
+    return None if world is None or world.rank == 0 else world

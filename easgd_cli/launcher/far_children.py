@@ -1,0 +1,99 @@
+"""The processes of a run on many machines, as its launcher has them: all of this machine, some of them stand-ins for
+workers of other machines.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.launcher.children import Children, Message
+from easgd_cli.launcher.gate import Gate
+from easgd_cli.launcher.parties import Party
+from easgd_cli.launcher.stand_in import StandIn, StandInStart
+from easgd_cli.launcher.standstill import State
+from easgd_cli.training.worker import WorkerStart
+from easgd_cli.transport.turn import turns
+
+
+class FarChildren(Children):
+    """Workers from number `here` on are on other machines, which come in by the `gate`. `wait`: seconds that one may be
+    without a host; `where`: a sentence on how to come in.
+    """
+
+    def __init__(self, logs: Path, gate: Gate, here: int, wait: float, silence: float, where: str):
+        super().__init__(logs)
+        self._gate, self._here, self._wait, self._silence, self._where = gate, here, wait, silence, where
+        self._homeless: list[int] = []  # workers whose stand-ins wait for a host
+        self._tickets: dict[int, int] = {}
+        self._turns = turns()
+        self._states: dict[int, State | None] = {}
+        self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
+
+    def start(self, party: Party, maker: Any, start: Any) -> None:
+        if isinstance(party, int) and party >= self._here:
+            assert isinstance(start, WorkerStart)
+            self._gate.release(party)
+            self._tickets.pop(party, None)
+            self._states.pop(party, None)
+            if party not in self._homeless:
+                self._homeless.append(party)
+            stands_in = StandInStart.of(start, self._wait, self._silence, self._where, self._turns)
+            super().start(party, StandIn, stands_in)
+        else:
+            super().start(party, maker, start)
+
+    def listen(self, party: Party) -> Iterator[Message]:
+        for message, enclosed in super().listen(party):
+            if isinstance(party, int) and message["kind"] == "process":
+                self._states[party] = State(str(message["letter"]), int(message["ticks"]))
+            elif isinstance(party, int) and message["kind"] == "link":
+                self._links[self._tickets.get(party, -1)] = {**message, "worker": party}
+            else:
+                yield message, enclosed
+
+    def state(self, party: Party) -> State | None:
+        """Of a worker elsewhere its own, not its stand-in's."""
+        return self._states.get(party) if isinstance(party, int) and party >= self._here else super().state(party)
+
+    def facts(self) -> dict[str, Any]:
+        """What the links to each host have carried: bytes of vectors, and bytes a second while they were on their
+        way.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for host in sorted({str(link["host"]) for link in self._links.values()}):
+            there = [link for link in self._links.values() if link["host"] == host]
+            found[host] = {"workers": sorted({link["worker"] for link in there})}
+            for way in ("up", "down"):
+                count, seconds = (sum(column) for column in zip(*(link[way] for link in there), strict=True))
+                found[host] |= {f"bytes_{way}": count, f"bytes_per_second_{way}": count / seconds if seconds else None}
+        return {"links": found}
+
+    def heard(self, seconds: float) -> list[Party]:
+        self._house()
+        return super().heard(seconds)
+
+    def _house(self) -> None:
+        """Finds hosts for those that have none, and brings those that have come together with their stand-ins."""
+        for worker in list(self._homeless):
+            if self[worker].gone:
+                self._homeless.remove(worker)
+            elif (ticket := self._gate.place(worker)) is None:
+                break
+            else:
+                self._tickets[worker] = ticket
+                self._homeless.remove(worker)
+        for party, child in self.items():
+            if isinstance(party, int) and child.gone:
+                self._gate.release(party)
+        while True:
+            try:
+                arrived = self._gate.arrived.get_nowait()
+            except queue.Empty:
+                return
+            if self._tickets.get(arrived.worker) == arrived.ticket:
+                self.tell(arrived.worker, {"kind": "connection", "host": arrived.host}, arrived.socket)
+            else:
+                arrived.socket.close()

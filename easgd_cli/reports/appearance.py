@@ -1,0 +1,59 @@
+"""What the figures of a comparison share: which colour, dash and hatch a name has, and how its seconds are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from easgd_cli import picture
+from easgd_cli.reports.comparison import Comparison, label
+from easgd_cli.system.terminal import printable
+
+DASHES = ("-", "--", ":", "-.")  # of curves with one colour; further ones are paler
+HATCHES = (None, "///", "...", "xxx")  # the same of bars
+RANGES = 8  # at most, of curves in a panel or bars over one number of workers: more would hide each other
+
+
+def looks(c: Comparison, names: Mapping[int, str], without: Sequence[str]) -> dict[str, tuple[Any, int]]:
+    """The colour of each name, and which dash or hatch it has.
+
+    `names`: of each configuration, by its id, in a figure that says the values of `without` elsewhere.
+    A method, and whatever else is no number, has one colour in all figures; where there is one method only, every name
+    has its own.
+    """
+    named = [
+        key
+        for key in c.told_apart
+        if key not in without and any(isinstance(of.values[key], str) for of in c.configurations)
+    ]
+    groups: dict[str, dict[str, None]] = {}
+    for of in c.configurations:
+        groups.setdefault(label({key: of.values[key] for key in named}), {})[names[id(of)]] = None
+    if len(groups) == 1:
+        groups = {name: {name: None} for group in groups.values() for name in group}
+    rounds = -(-len(groups) // len(picture.COLOURS))  # how many groups share a colour
+    found: dict[str, tuple[Any, int]] = {}
+    for number, group in enumerate(groups.values()):
+        for at, name in enumerate(group):
+            among = at * rounds + number // len(picture.COLOURS)
+            found[name] = (
+                picture.paler(picture.COLOURS[number % len(picture.COLOURS)], min(0.75, among // len(DASHES) / 4)),
+                among % len(DASHES),
+            )
+    return found
+
+
+def seconds(c: Comparison) -> str:
+    virtual = {run.virtual for run in c.runs}
+    return (
+        "seconds of training"
+        if virtual == {False}
+        else "virtual seconds of training"
+        if virtual == {True}
+        else "seconds of training, some virtual,"
+    )
+
+
+def text(name: str) -> str:
+    """As it stands: a dollar sign begins no formula, and no control character breaks the file."""
+    return printable(name).replace("$", r"\$")

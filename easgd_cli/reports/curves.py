@@ -1,0 +1,209 @@
+"""The curves of a comparison: as numbers, which the page draws itself, and as a figure in the paper's form (pp. 6-8,
+24-29).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from easgd_cli import picture
+from easgd_cli.reports import appearance
+from easgd_cli.reports.comparison import Comparison, Configuration, label, order, written
+from easgd_cli.reports.reading import Run
+
+# the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked
+# for
+_ROWS = ("tau", "workers")
+_SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
+_POINTS = 200  # at most, of a curve that is a mean over seeds
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A configuration in one panel: positions `at` [n], the `mean` over its runs there [n], and their least and
+    greatest values `range` [2, n], None of a single run. NaN where a run was not finite. `line`: its name."""
+
+    line: str
+    at: np.ndarray
+    mean: np.ndarray
+    range: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the figure of curves shows: `rows` of a title and, for each metric, the curves of one panel.
+
+    `x`: what the positions are; `shares_x`: whether all rows have one axis of them. `metrics`: as they are spoken of,
+    and whether their axis is logarithmic. `lines`: the colour, #rrggbb, and the dashes of every name.
+    """
+
+    x: str
+    shares_x: bool
+    metrics: list[tuple[str, bool]]
+    lines: dict[str, tuple[str, str]]
+    rows: list[tuple[str, list[list[Curve]]]]
+
+
+def curves(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> Curves | None:
+    """The same as numbers; None where nothing was evaluated twice. `rows` as those of figures()."""
+    shown, keys = drawn(c, x), rows or _chosen_rows(c)
+    if not shown:
+        return None
+    looks = appearance.looks(c, {id(of): _line(of, keys) for of in c.configurations}, keys)
+    metrics = _metrics(c)
+    found: list[tuple[str, list[list[Curve]]]] = []
+    names: dict[str, None] = {}
+    for values, those in _rows(shown, keys):
+        title = ", ".join(f"{_SYMBOLS.get(key, key)} = {written(v)}" for key, v in zip(keys, values, strict=False))
+        lines = [(of, _line(of, keys)) for of in those]
+        names |= dict.fromkeys(line for _, line in lines)
+        found.append((title, [[u for of, line in lines if (u := _curve(of, metric, x, line))] for metric in metrics]))
+    down = [[curve for _, panels in found for curve in panels[i]] for i in range(len(metrics))]
+    return Curves(
+        _x_label(c, x),
+        x != "bytes",  # they fall with tau
+        [(c.metrics[metric].labelled, _spans_decades(those)) for metric, those in zip(metrics, down, strict=True)],
+        {name: (to_hex(looks[name][0]), appearance.DASHES[looks[name][1]]) for name in names},
+        found,
+    )
+
+
+def _curve(of: Configuration, metric: str, x: str, line: str) -> Curve | None:
+    found = [(x_of(r, x), r.curve[metric]) for r in of.counted if metric in r.curve and len(r.curve[metric]) > 1]
+    if len(found) < 2:
+        return Curve(line, *found[0], None) if found else None
+    at, values = on_a_common_axis(found)
+    return Curve(line, at, values.mean(axis=0), np.array([values.min(axis=0), values.max(axis=0)]))
+
+
+def _spans_decades(those: Sequence[Curve]) -> bool:
+    """Whether one axis of these is logarithmic: their values span more than a factor of ten, and none is below 0."""
+    values = np.concatenate([np.zeros(0), *(curve.mean for curve in those)])
+    values = values[np.isfinite(values)]
+    above = values[values > 0]
+    return bool(len(above) and values.min() >= 0 and above.max() > 10 * above.min())
+
+
+def draw(shown: Curves) -> Figure:
+    wide = len(shown.metrics) > 1
+    looks: dict[str, dict[str, Any]] = {}
+    for name, (colour, dash) in shown.lines.items():
+        looks[name] = {"color": colour, "linestyle": dash, "linewidth": 1.2}
+    height = 1.9 * len(shown.rows) + 0.35 + 0.15 * len(looks)
+    figure = picture.new(picture.WIDTH if wide else picture.WIDTH / 2, height)
+    panels = figure.subplots(len(shown.rows), len(shown.metrics), squeeze=False, sharex=shown.shares_x, sharey="col")
+    for across, (title, row) in zip(panels, shown.rows, strict=True):
+        for panel, those, (metric, _) in zip(across, row, shown.metrics, strict=True):
+            for curve in those:
+                panel.plot(curve.at, curve.mean, **looks[curve.line])
+                if curve.range is not None and len(those) <= appearance.RANGES:
+                    colour = looks[curve.line]["color"]
+                    panel.fill_between(curve.at, *curve.range, color=colour, alpha=0.15, linewidth=0)
+            panel.grid(True, color="0.9")
+            panel.set_axisbelow(True)
+            panel.set_ylabel(metric)
+        picture.letter(across[0], appearance.text(title))
+    for down, (_, logarithmic) in zip(panels.T, shown.metrics, strict=True):
+        if logarithmic:
+            _scale(down)
+    for panel in panels[-1]:
+        panel.set_xlabel(shown.x)
+    if len(looks) > 1:
+        handles = [Line2D([], [], **look) for look in looks.values()]
+        columns = max(1, min(len(looks), int((100 if wide else 50) / (max(map(len, looks)) + 8))))
+        figure.legend(handles, [appearance.text(name) for name in looks], loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _scale(panels: Sequence[Axes]) -> None:
+    """Panels with one logarithmic axis; a 0 lies below it."""
+    least, most = min(panel.dataLim.minposy for panel in panels), max(panel.dataLim.y1 for panel in panels)
+    panels[0].set_yscale("log", nonpositive="clip")  # the others share it
+    for panel in panels:
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 500 * least else (1,)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_ylim(least / 1.2, most * 1.2)
+
+
+def drawn(c: Comparison, x: str) -> list[Configuration]:
+    """Those with a curve: two evaluations that are not at the same place."""
+    return [
+        of
+        for of in c.configurations
+        if any(len(run.curve["seconds"]) > 1 and x_of(run, x)[-1] > 0 for run in of.counted)
+    ]
+
+
+def _rows(drawn: Sequence[Configuration], keys: Sequence[str]) -> list[tuple[list[Any], list[Configuration]]]:
+    """The values of `keys` and the configurations of each row; a row of tau or p has the sequential ones as well, as in
+    the paper.
+    """
+    everywhere = [of for of in drawn if keys and set(keys) <= set(_ROWS) and of.runs[0].sequential]
+    rows: dict[str, tuple[list[Any], list[Configuration]]] = {}
+    for of in drawn:
+        if of not in everywhere:
+            values = [of.setting(key) for key in keys]
+            rows.setdefault(repr(values), (values, []))[1].append(of)
+    if len(rows) < 2:
+        return [([], list(drawn))]
+    ordered = sorted(rows.values(), key=lambda row: [order(v) for v in row[0]])
+    return [(values, [of for of in drawn if of in those or of in everywhere]) for values, those in ordered]
+
+
+def _line(of: Configuration, keys: Sequence[str]) -> str:
+    """What a curve is called among those of its panel."""
+    named = {k: v for k, v in of.values.items() if k not in keys or of.runs[0].sequential}
+    return label(named) or of.label or of.runs[0].path.name
+
+
+def _metrics(c: Comparison) -> list[str]:
+    measured = {key for run in c.runs for key in run.curve}
+    primary, losses = c.metrics.primary, ("train_loss", "test_loss")  # the paper's panels, from left to right
+    judged = primary is not None and primary.name in measured
+    wanted = (
+        (*losses, primary.name)
+        if primary is not None and judged
+        else (c.metric.name, "train_loss", "distance_to_optimum")
+    )
+    return [m for m in dict.fromkeys([*wanted, c.metric.name]) if m in measured]
+
+
+def on_a_common_axis(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [n] up to the end of the shortest curve, and each curve there [curves, n]; NaN where it was not finite.
+
+    Positions are points of the curves, but for those too close to the one before to be seen apart.
+    """
+    end = min(xs[-1] for xs, _ in curves)
+    at = [0.0]
+    for x in sorted(x for xs, _ in curves for x in xs if x < end):
+        if x - at[-1] >= end / _POINTS:
+            at.append(x)
+    at.append(end)
+    return np.array(at), np.array([np.interp(at, xs, ys) for xs, ys in curves])
+
+
+def _chosen_rows(c: Comparison) -> list[str]:
+    """None where nothing else varies: curves that differ in one thing are compared in one panel."""
+    return [key for key in _ROWS if key in c.told_apart][:1] if len(c.told_apart) > 1 else []
+
+
+def _x_label(c: Comparison, x: str) -> str:
+    named = {"steps": "local steps of each worker", "bytes": "exchanged (MB)"}
+    return named.get(x) or appearance.seconds(c).rstrip(",")
+
+
+def x_of(run: Run, x: str) -> np.ndarray:
+    """Where each evaluation lies: seconds, steps, or MB."""
+    if x == "bytes":
+        return run.curve["exchanges"] * run.bytes_per_exchange / 1e6
+    return run.curve[{"seconds": "seconds", "steps": "step"}[x]]

@@ -1,0 +1,91 @@
+"""What a worker tells its launcher: its clock and rows of what was measured, its state, and snapshots of what is
+evaluated where that is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from easgd_cli.algorithms.base import Worker
+from easgd_cli.settings.faults import Faults
+from easgd_cli.system.channel import Channel
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.meter import Meter
+from easgd_cli.training.snapshot import Moment, Snapshots
+from easgd_cli.training.stopwatch import Timed
+from easgd_cli.transport.base import WorkerEnd
+
+# how often it tells its clock and its rows: each message wakes a process that wants a core
+_SECONDS = 0.2
+
+
+class News:
+    """Of the worker `w`, whose vectors that last are `lasting`; None of `faults` where it suffers none."""
+
+    def __init__(
+        self, channel: Channel, w: Worker, session: WorkerEnd, meter: Meter, timed: Timed,
+        lasting: Mapping[str, Tensor], faults: Faults | None, snapshots: Snapshots,
+    ):  # fmt: skip
+        self._channel, self._w, self._session, self._meter, self._timed = channel, w, session, meter, timed
+        self._lasting, self._faults, self._snapshots = lasting, faults, snapshots
+        self._rows: list[dict[str, Any]] = []
+        self._told = 0.0
+
+    def seconds(self) -> float:
+        """Training seconds now."""
+        return self._snapshots.seconds()
+
+    def row(self) -> None:
+        """Notes what happened since the last row."""
+        self._rows.append(self._meter.row(self._w, self.seconds(), self._w.seen.served, self._last_reply()))
+
+    def now_and_then(self) -> None:
+        """Tells its clock and rows, if it has not done so for a while."""
+        seconds = self.seconds()
+        if seconds - self._told >= _SECONDS:
+            self._told = seconds
+            self.rows()
+
+    def rows(self) -> None:
+        """Tells its clock and its rows."""
+        self._channel.post({"kind": "news", "t": self._w.t, "rows": self._rows})
+        self._rows = []
+
+    def state(self, purpose: str) -> None:
+        """Everything this worker needs to go on from here, after all it has to say of before."""
+        self.rows()
+        self._timed.settle()
+        kept = dict(self._lasting)
+        if (reply := self._last_reply()) is not None:
+            kept["reply"] = reply  # only to measure distances from it
+        seen = self._w.seen
+        state = {
+            "t": self._w.t,
+            "center_clock": seen.clock,
+            "served": seen.served,
+            "exchanges": seen.exchanges,
+            "tally": self._meter.state(),
+            **({} if self._faults is None else {"spared": self._faults.spared}),
+        }
+        self._channel.post({"kind": "state", "purpose": purpose, "state": state}, SharedTensors.of(kept))
+
+    def changed(self) -> None:
+        """What is evaluated has changed, where it is this worker's own."""
+        self._snapshots.changed(self._w.t, 0, {self._w.number: self._w.t})
+
+    def snapshot(self) -> None:
+        """One to be measured."""
+        self._snapshots.take("evaluate", self._moment())
+
+    def keep(self, purpose: str) -> None:
+        """What the owner of a center keeps, where this worker's x takes its place."""
+        self._snapshots.take(purpose, self._moment(), clock=self._w.t, cpu=0.0)
+
+    def _moment(self) -> Moment:
+        return Moment(self.seconds(), self._w.t, 0, {self._w.number: self._w.t})
+
+    def _last_reply(self) -> Tensor | None:
+        return self._session.reply if self._w.seen.exchanges else None

@@ -1,0 +1,121 @@
+"""How far the workers are as their master has heard, and how those that were lost begin again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from easgd_cli.training.gathering import Gathering
+from easgd_cli.training.serving import Serving
+from easgd_cli.transport.base import Mark, MasterEnd, Request
+
+
+class Progress:
+    """Of the workers: their `clocks` in their last requests, up to which of its steps the work of each has `reached` a
+    variable, and `step`, the mean clock of those that are not `lost`. It never steps back.
+    """
+
+    def __init__(self, clocks: Mapping[int, int], lost: Iterable[int], step: float):
+        self.clocks, self.reached, self.lost = dict(clocks), dict(clocks), set(lost)
+        there = [t for worker, t in self.clocks.items() if worker not in self.lost]
+        self._sum, self._there = sum(there), len(there)
+        self.step = max(step, self._mean())
+
+    def heard(self, worker: int, t: int) -> None:
+        """A request of its clock t. The mean must not step back when a worker is lost, nor when one has come back with
+        its old clock.
+        """
+        if worker not in self.lost:
+            self._sum += t - self.clocks[worker]
+        self.clocks[worker] = t
+        self.step = max(self.step, self._mean())
+
+    def lose(self, worker: int) -> None:
+        """It is gone."""
+        if worker not in self.lost:
+            self.lost.add(worker)
+            self._sum -= self.clocks[worker]
+            self._there -= 1
+
+    def take_in(self, worker: int, t: int) -> None:
+        """It is there again, or still, and goes on with the clock t."""
+        self.lose(worker)
+        self.lost.discard(worker)
+        self.clocks[worker] = self.reached[worker] = t
+        self._sum += t
+        self._there += 1
+
+    def _mean(self) -> float:
+        return self._sum / self._there if self._there else 0.0
+
+
+class Returning:
+    """Those that are back and wait for their variable. `tell` says of each, once it goes on, how."""
+
+    def __init__(
+        self, serving: Serving, sessions: MasterEnd, gatherings: Sequence[Gathering], progress: Progress,
+        tell: Callable[[dict[str, Any]], None],
+    ):  # fmt: skip
+        self._serving, self._sessions, self._gatherings = serving, sessions, gatherings
+        self._progress, self._tell = progress, tell
+        self._joining: dict[int, Request] = {}
+
+    def ask(self, request: Request) -> None:
+        """A worker asks for its variable as it is."""
+        self._joining[request.worker] = request
+
+    def lose(self, worker: int) -> None:
+        """It is gone again."""
+        self._joining.pop(worker, None)
+
+    def go_on(self) -> None:
+        """Lets those go on that have joined; in rounds with the next one, unless there is nobody to make it."""
+        if not self._joining:
+            return
+        for place in {request.to for request in self._joining.values()}:
+            gathering = self._gatherings[place]
+            if gathering.over:
+                for request in self._joined(place):
+                    self._serving.reply(request, Mark.WITHDRAWN)
+            elif not gathering.awaited:
+                clocks = self._progress.clocks.values()
+                latest = max(*clocks, *(request.t for request in self._joining.values()))
+                self._welcome(place, latest if self._in_rounds(place) else 0)
+
+    def round_ended(self, place: int, t: int) -> None:
+        """The variable of this place has been updated; those that wait for its next round go on at the clock t."""
+        if self._joining and self._in_rounds(place):
+            self._welcome(place, t)
+
+    def _in_rounds(self, place: int) -> bool:
+        return self._serving.centers[place].variable.in_rounds
+
+    def _joined(self, place: int) -> list[Request]:
+        """Takes those that wait for the variable of this place, to begin again with it."""
+        joined = [request for request in self._joining.values() if request.to == place]
+        for request in joined:
+            del self._joining[request.worker]
+        return joined
+
+    def _welcome(self, place: int, t: int) -> None:
+        """Those that have joined get their variable as it is: it is no exchange. Their clocks are `t` or, where there
+        are no rounds, their own if those are later.
+        """
+        serving, progress = self._serving, self._progress
+        for request in self._joined(place):
+            worker = request.worker
+            _, reply = self._sessions.lent(request)
+            serving.centers[place].pull(reply)
+            died = max(request.t, progress.clocks[worker])
+            lost = died - progress.reached[worker]
+            # in rounds exactly that: a worker whose clock is another would wait for rounds that nobody else makes
+            back = t if self._in_rounds(place) else max(t, died)
+            progress.take_in(worker, back)
+            for gathering, of in zip(self._gatherings, serving.centers, strict=True):
+                if of.variable.takes(worker):
+                    gathering.join(worker)
+            if serving.ledger is not None:
+                serving.ledger.forget(worker)
+            serving.reply(request, t=back)
+            missed = back - died
+            self._tell({"worker": worker, "t": back, "lost": max(0, lost), "missed": max(0, missed)})

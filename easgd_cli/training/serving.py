@@ -1,0 +1,101 @@
+"""The variables where one process owns them all: exchanges applied, noted, counted and answered, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from easgd_cli.training.couriers import Couriers
+from easgd_cli.training.ledger import Ledger
+from easgd_cli.training.variables import Variables
+from easgd_cli.transport.base import PULL, Kind, Mark, MasterEnd, Reply, Request
+
+if TYPE_CHECKING:
+    from easgd_cli.training.master import MasterStart
+
+
+class Serving:
+    """`served` exchanges so far, and the `order` of those that are not reported yet. What a master before this one has
+    left in the middle is ended first, by its `ledger`.
+    """
+
+    def __init__(self, start: MasterStart, sessions: MasterEnd):
+        method, self._sessions = start.method, sessions
+        fragments = [of.fragments for of in method.variables.values()]
+        self.ledger = None if start.ledger is None else Ledger(start.ledger, len(start.links), fragments)
+        vectors = {name: v.to(torch.device(start.device)) for name, v in start.center.tensors.items()}
+        self.variables = Variables(method, vectors, start.variables, start.average, self.ledger)
+        self.centers = list(self.variables.centers.values())
+        self._names = list(self.variables.centers)
+        self.served = start.served
+        self.order: list[int] = []
+        # vectors that exchanges would have taken over a network, since this master began with so many exchanges
+        self._vectors, self._began_at = 0.0, start.served
+        self._couriers: Couriers | None = None
+        if method.couriers:
+            assert start.schedule is not None
+            self._couriers = Couriers(
+                method, len(start.links), start.tau, start.schedule, self.centers[0].vectors["x"], self._carry,
+                start.steps, start.couriers,
+            )  # fmt: skip
+        if self.ledger is not None:
+            self._go_on(self.ledger)
+
+    @property
+    def couriers(self) -> dict[str, int]:
+        """The couriers' clocks, by variable."""
+        return {} if self._couriers is None else self._couriers.clocks
+
+    @property
+    def vectors_per_exchange(self) -> float:
+        """How many vectors an exchange would have taken over a network, on the average."""
+        return self._vectors / (self.served - self._began_at) if self.served > self._began_at else 2.0
+
+    def exchange(self, members: Sequence[Request], mark: Mark = Mark.NONE) -> None:
+        """One update by these messages, their replies, and the note of it."""
+        if self.ledger is not None:
+            self.ledger.begin(members)
+        self._update(members)
+        for request in members:  # before anything else: they may be waiting
+            self.reply(request, mark)
+        self._note(members)
+
+    def reply(self, request: Request, mark: Mark = Mark.NONE, t: int | None = None) -> None:
+        """Says how far the variable is that was asked."""
+        self._sessions.reply(request, self.centers[request.to].clock, self.served, mark, t)
+
+    def _go_on(self, ledger: Ledger) -> None:
+        """Ends what a master before this one has left in the middle."""
+        self.served = ledger.served
+        for place, center in enumerate(self.centers):
+            center.begin_at(ledger.clocks(place))
+        if (left := ledger.under_way()) is not None:
+            members, block = left
+            self.centers[members[0].to].take_back(block)
+            self._update(members, block)
+            self.order += [request.entry for request in members]
+
+    def _update(self, members: Sequence[Request], first: int = 0) -> None:
+        """One update by these messages, or what is left of it from its block `first` on."""
+        lent = [(request.worker, *self._sessions.lent(request)) for request in members]
+        self._vectors += self.centers[members[0].to].serve(lent, first, members[0].fragment)
+        if self.ledger is not None:
+            self.ledger.end()
+        self.served += len(members)
+
+    def _carry(self, courier: int, message: Tensor | None, reply: Tensor, to: str) -> Reply:
+        """An exchange of a courier, at once."""
+        place = self._names.index(to)
+        self._vectors += self.centers[place].serve([(courier, message, reply)])
+        self.served += 1
+        self._note([Request(courier, Kind.EXCHANGE, 0, PULL if message is None else 0, place)])
+        return Reply(reply, self.centers[place].clock, self.served)
+
+    def _note(self, members: Sequence[Request]) -> None:
+        """They have been served: what follows from it, but for their replies."""
+        self.order += [request.entry for request in members]
+        if self._couriers is not None and any(request.vector != PULL for request in members):
+            self._couriers.updated(self._names[members[0].to], members[0].worker)

@@ -1,0 +1,255 @@
+"""A connection between two machines: a hello in which each side proves that it knows the secret, then frames.
+
+A frame is a kind, a text and the bytes of vectors, which go from the memory they lie in to the memory they are for.
+Nothing that comes from the network is unpickled, and nothing of a frame is kept before its sizes have been checked.
+Both sides say something every second, so a machine that is gone is noticed, whatever it was doing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import queue
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easgd_cli.errors import why
+from easgd_cli.system.shared_memory import Layout, SharedTensors
+from easgd_cli.transport.turn import LARGE, Turn
+
+_MAGIC = b"easgd-1\n"  # with the version of what follows
+_NONCE = _MAC = 32
+_HEAD = struct.Struct("<BxxxIQ")  # kind, bytes of its text, bytes of its vectors
+_MOST_TEXT = 1 << 24
+_BEATS = 4  # how often in the time that is silence one says something
+
+
+class ConnectionEnded(Exception):
+    """The other side has gone, is silent, or says what nobody who keeps to the rules says."""
+
+
+class Refused(Exception):
+    """The other side is not of this run: it does not know the secret, or is no easgd of this version."""
+
+
+class Sort(IntEnum):
+    """What a frame is."""
+
+    ALIVE = 0  # nothing to say
+    MESSAGE = 1  # JSON, and the vectors that its layout names
+    REQUEST = 2  # of a worker to its master
+    REPLY = 3
+
+
+def answer(sock: socket.socket, secret: bytes, seconds: float) -> None:
+    """The hello of the side that was called. Raises Refused and OSError, after so many seconds at most."""
+    ends = time.monotonic() + seconds
+    ours = os.urandom(_NONCE)
+    sock.settimeout(seconds)
+    sock.sendall(_MAGIC + ours)
+    said = read_exactly(sock, len(_MAGIC) + _NONCE + _MAC, ends - time.monotonic())
+    magic, theirs, mac = said[: len(_MAGIC)], said[len(_MAGIC) : -_MAC], said[-_MAC:]
+    if magic != _MAGIC:
+        raise Refused("it is no easgd of this version")
+    if not hmac.compare_digest(mac, _proof(secret, b"caller", ours, theirs)):
+        raise Refused("its secret is another")
+    sock.sendall(_proof(secret, b"called", ours, theirs))
+
+
+def call(address: tuple[str, int], secret: bytes, seconds: float) -> socket.socket:
+    """A connection to who listens there. Raises Refused and OSError, after so many seconds at most."""
+    ends = time.monotonic() + seconds
+    sock = socket.create_connection(address, timeout=seconds)
+    try:
+        said = read_exactly(sock, len(_MAGIC) + _NONCE, ends - time.monotonic())
+        if said[: len(_MAGIC)] != _MAGIC:
+            raise Refused("what listens there is no easgd of this version")
+        theirs, ours = said[len(_MAGIC) :], os.urandom(_NONCE)
+        sock.sendall(_MAGIC + ours + _proof(secret, b"caller", theirs, ours))
+        try:
+            mac = read_exactly(sock, _MAC, ends - time.monotonic())
+        except ConnectionError as e:
+            raise Refused("its secret is another") from e
+        if not hmac.compare_digest(mac, _proof(secret, b"called", theirs, ours)):
+            raise Refused("its secret is another")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _proof(secret: bytes, who: bytes, called: bytes, caller: bytes) -> bytes:
+    return hmac.digest(secret, who + called + caller, "sha256")
+
+
+def read_exactly(sock: socket.socket, count: int, seconds: float) -> bytes:
+    """So many bytes. Raises ConnectionResetError where they end before, TimeoutError where they do not come."""
+    found, ends = b"", time.monotonic() + seconds
+    while len(found) < count:
+        sock.settimeout(max(0.001, ends - time.monotonic()))
+        if not (more := sock.recv(count - len(found))):
+            raise ConnectionResetError("the connection has ended")
+        found += more
+    return found
+
+
+class Connection:
+    """One end of a connection that has been through its hello. Whatever is posted is sent by a thread of its own, so
+    that nobody waits for the network but who reads from it.
+
+    `silence`: after so many seconds without a byte the other side is gone; `most`: bytes of vectors in one frame;
+    `turn`: for large ones that are sent.
+    """
+
+    def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: Turn | None = None):
+        self._socket, self._silence, self._left = sock, silence, 0
+        self._turn, self._said = turn, 0.0
+        # of vectors: bytes, and seconds in which they were on their way
+        self.sent, self.sending, self.received, self.receiving = 0, 0.0, 0, 0.0
+        self.most = most
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(silence)
+        self._out: queue.SimpleQueue[tuple[Sort, bytes, Sequence[Tensor]] | None] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._sender.start()
+
+    # ---------------------------------------------------------------- out
+
+    def post(self, sort: Sort, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
+        """Queues a frame. The vectors are read when they are sent."""
+        self._out.put((sort, text, vectors))
+
+    def say(self, message: dict[str, Any], enclosed: SharedTensors | None = None) -> None:
+        """Queues a message, with memory that belongs to it from now on."""
+        vectors: list[Tensor] = []
+        if enclosed is not None:
+            layout = {n: [*shape, str(t).removeprefix("torch.")] for n, (shape, t) in enclosed.layout.items()}
+            message, vectors = {**message, "layout": layout}, list(enclosed.tensors.values())
+            enclosed.close()
+        self.post(Sort.MESSAGE, json.dumps(message).encode(), vectors)
+
+    def _send(self) -> None:
+        try:
+            while True:
+                try:
+                    frame = self._out.get(timeout=self._silence / _BEATS)
+                except queue.Empty:
+                    frame = (Sort.ALIVE, b"", ())
+                if frame is None:
+                    break
+                sort, text, vectors = frame
+                parts = [_bytes(v) for v in vectors]
+                count = sum(map(len, parts))
+                frame_parts = [memoryview(_HEAD.pack(sort, len(text), count) + text), *parts]
+                with self._turn.taken(self._beat) if self._turn and count >= LARGE else nullcontext():
+                    began = time.monotonic()
+                    self._send_all(frame_parts)
+                if count:
+                    self.sent, self.sending = self.sent + count, self.sending + time.monotonic() - began
+        except OSError:  # the reader is told
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _beat(self) -> None:
+        """Says that it is there, when it is time to."""
+        if time.monotonic() - self._said > self._silence / _BEATS:
+            self._send_all([memoryview(_HEAD.pack(Sort.ALIVE, 0, 0))])
+
+    def _send_all(self, parts: list[memoryview]) -> None:
+        while parts:
+            sent = self._socket.sendmsg(parts)
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts.pop(0))
+            if parts:
+                parts[0] = parts[0][sent:]
+        self._said = time.monotonic()
+
+    # ---------------------------------------------------------------- in
+
+    def next(self) -> tuple[Sort, bytes, int]:
+        """The next frame: its sort, its text, and how many bytes of vectors it has, which are to be read next. Raises
+        ConnectionEnded.
+        """
+        self.fill([])
+        while True:
+            head = bytearray(_HEAD.size)
+            self._read_into(memoryview(head))
+            number, text, self._left = _HEAD.unpack(head)
+            if number not in set(Sort) or text > _MOST_TEXT or self._left > self.most:
+                raise ConnectionEnded("it said what nobody says who keeps to the rules")
+            said = bytearray(text)
+            self._read_into(memoryview(said))
+            if number != Sort.ALIVE:
+                return Sort(number), bytes(said), self._left
+
+    def fill(self, vectors: Sequence[Tensor]) -> None:
+        """Reads the vectors of this frame into these. Raises ConnectionEnded, also where they have another size."""
+        parts = [_bytes(v) for v in vectors]
+        if sum(map(len, parts)) != self._left:
+            raise ConnectionEnded("it sent vectors of another size")
+        if parts:
+            began = time.monotonic()
+            for part in parts:
+                self._read_into(part)
+            self.received, self.receiving = self.received + self._left, self.receiving + time.monotonic() - began
+        self._left = 0
+
+    def message(self, text: bytes) -> tuple[dict[str, Any], SharedTensors | None]:
+        """What a frame of sort MESSAGE says, and the vectors with it. Raises ConnectionEnded and MemoryError."""
+        try:
+            message = json.loads(text)
+            layout: Layout = {
+                str(name): (tuple(int(side) for side in shape), _TYPES[of])
+                for name, (*shape, of) in message.pop("layout", {}).items()
+            }
+            assert isinstance(message["kind"], str)
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as e:
+            raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
+        size = sum(torch.Size(shape).numel() * of.itemsize for shape, of in layout.values())
+        if size != self._left or any(side < 0 for shape, _ in layout.values() for side in shape):
+            raise ConnectionEnded("it sent vectors of another size")
+        if not layout:
+            return message, None
+        enclosed = SharedTensors.allocate(layout)
+        self.fill(list(enclosed.tensors.values()))
+        return message, enclosed
+
+    def _read_into(self, part: memoryview) -> None:
+        at = 0
+        try:
+            while at < len(part):
+                if not (got := self._socket.recv_into(part[at:])):
+                    raise ConnectionEnded("the connection has ended")
+                at += got
+        except TimeoutError as e:
+            raise ConnectionEnded(f"nothing has been heard of it for {self._silence:g} s") from e
+        except OSError as e:
+            raise ConnectionEnded(f"the connection has ended ({why(e)})") from e
+
+    def close(self, seconds: float = 0.0) -> None:
+        """Ends it; what has been posted may take so long to be sent."""
+        self._out.put(None)
+        self._sender.join(seconds)
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._sender.join()
+        self._socket.close()
+
+
+_TYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
+
+
+def _bytes(v: Tensor) -> memoryview:
+    """The memory of a tensor in one piece."""
+    array: Any = v.detach().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)

@@ -1,0 +1,150 @@
+"""The transport of many machines: a session over a network is two sessions with a connection in between.
+
+    worker  <- shared memory ->  MasterStandIn  <- network ->  WorkerStandIn  <- shared memory ->  master
+    on the worker's machine                                    on the master's machine
+
+Neither worker nor master knows of it: each has a session of its own machine, by `shared.py`. What the worker lends is
+read where it lies and received whole into the master's machine's copy of that vector; only then is the master asked.
+Its reply goes the other way, from the copy's memory into the worker's. So whoever dies in the middle leaves an exchange
+that has not happened, and a next master finds the message where it was.
+"""
+
+from __future__ import annotations
+
+import queue
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from easgd_cli.algorithms.base import WHOLE
+from easgd_cli.transport.base import PULL, Kind, Mark, MasterEnd, Request, SessionEnded, Withdrawn
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
+from easgd_cli.transport.packing import Packing
+from easgd_cli.transport.shared import SharedWorkerEnd
+
+_REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
+_REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
+_EXCHANGES = (Kind.EXCHANGE, Kind.CLOSING)
+_ASKING = (*_EXCHANGES, Kind.JOIN)
+
+
+class MasterStandIn:
+    """On the worker's machine, in the master's place: passes on what the one worker of this `end` asks for."""
+
+    def __init__(self, end: MasterEnd, packing: Packing, connection: Connection):
+        self._end, self._connection, self._packing = end, connection, packing
+        self._asked: Request | None = None  # what has no reply yet
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while self._end.open:
+            for request in self._end.requests(None):
+                sent: Sequence[Tensor] = ()
+                if request.kind in _ASKING:
+                    self._asked = request
+                if request.kind in _EXCHANGES and (message := self._end.lent(request)[0]) is not None:
+                    sent = self._packing.packed(message, request)
+                text = _REQUEST.pack(request.kind, request.vector, request.to, request.fragment, request.t)
+                self._connection.post(Sort.REQUEST, text, sent)
+
+    def reply(self, text: bytes, count: int) -> None:
+        """A reply has come; `count`: bytes of its vector. Raises ConnectionEnded."""
+        request, self._asked = self._asked, None
+        if request is None or len(text) != _REPLY.size:
+            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        clock, served, t, mark = _REPLY.unpack(text)
+        if count:
+            _receive(self._connection, self._packing, self._end.lent(request)[1], request)
+        self._end.reply(request, clock, served, Mark(mark), t)
+
+    def join(self) -> None:
+        """Waits until all has been posted that a worker has asked for which has ended."""
+        self._thread.join()
+
+
+class WorkerStandIn:
+    """On the master's machine, in the worker's place: asks the master for what comes on the connection.
+
+    `vectors`: the worker's, by name, as they lie on this machine, in the order of its own; `variables`: those of the
+    method.
+    """
+
+    def __init__(
+        self, end: SharedWorkerEnd, vectors: Mapping[str, Tensor], variables: Sequence[str], packing: Packing,
+        connection: Connection,
+    ):  # fmt: skip
+        self._end, self._connection, self._variables, self._packing = end, connection, variables, packing
+        self._vectors = list(vectors.values())
+        self._asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._free = threading.Event()  # whether no reply is awaited
+        self._free.set()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def request(self, text: bytes, count: int) -> None:
+        """The worker asks for something, and `count` bytes of the vector it lends follow. Raises ConnectionEnded."""
+        try:
+            kind, vector, to, fragment, t = _REQUEST.unpack(text)
+            request = Request(-1, Kind(kind), t, vector, to, fragment)
+            lent = self._vectors[vector] if vector != PULL and kind in _EXCHANGES else None
+            assert self._free.is_set() and to < max(1, len(self._variables)) and vector >= PULL
+            assert WHOLE <= fragment < max(1, *self._packing.fragments[to : to + 1])
+        except (struct.error, ValueError, IndexError, AssertionError) as e:
+            raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
+        if lent is not None:
+            _receive(self._connection, self._packing, lent, request)  # whole, before the master hears of it
+        else:
+            self._connection.fill([])
+        if kind in _ASKING:
+            self._free.clear()
+        self._asked.put(request)
+
+    def _ask(self) -> None:
+        ended = False
+        while not ended:
+            request = self._asked.get()
+            ended = request.kind in (Kind.CLOSE, Kind.LOST)
+            try:
+                self._pass_on(request)
+            except SessionEnded:
+                return
+
+    def _pass_on(self, request: Request) -> None:
+        kind, t, end = request.kind, request.t, self._end
+        if kind is Kind.CHECKPOINT:
+            end.checkpoint(t)
+        elif kind is Kind.CLOSE:
+            end.close(t)
+        elif kind is Kind.LOST:
+            end.lose()
+        else:
+            if kind is Kind.JOIN:
+                end.join(t)
+            else:
+                lent = None if request.vector == PULL else self._vectors[request.vector]
+                end.post(lent, t, self._variables[request.to], kind, fragment=request.fragment)
+            self._reply(request)
+
+    def _reply(self, request: Request) -> None:
+        try:
+            reply = self._end.collect()
+            text = _REPLY.pack(reply.clock, reply.served, reply.t, reply.mark)
+            vectors = [] if reply.mark is Mark.AWAY else self._packing.packed(reply.vector, request, reply=True)
+        except Withdrawn:
+            text, vectors = _REPLY.pack(0, 0, 0, Mark.WITHDRAWN), []
+        self._free.set()  # before it is sent: the next request is the answer to it
+        self._connection.post(Sort.REPLY, text, vectors)
+
+    def join(self, seconds: float | None = None) -> None:
+        """Waits until the master has been told of a worker's last request, at most so long."""
+        self._thread.join(seconds)
+
+
+def _receive(connection: Connection, packing: Packing, v: Tensor, request: Request) -> None:
+    """Reads what has been sent of a vector [d] into it. Raises ConnectionEnded."""
+    room = packing.room(v, request)
+    connection.fill(room)
+    packing.unpack(room, v, request)

@@ -1,0 +1,61 @@
+"""Large replies leave a machine one after another.
+
+Sessions that began together would stay together: all send, then all receive, and half of the network is idle. When
+replies take turns, the first to have its own sends the next message while the others receive, and both directions fill.
+Nobody waits longer than a reply of his own takes, so one slow link does not hold the others up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from easgd_cli.system.shared_memory import SharedTensors
+
+LARGE = 4 << 20  # bytes; what is less is through before it is worth while to wait
+_POLL_SECONDS = 0.001
+
+
+def turns() -> SharedTensors:
+    """What all who are to take turns have in common, in this process and others. Raises MemoryError."""
+    return SharedTensors.allocate({"turn": ((1,), torch.uint8)})
+
+
+class Turn:
+    """One who takes turns. The lock goes with its process, whatever ends it."""
+
+    def __init__(self, common: SharedTensors):
+        self._fd = os.open(f"/proc/self/fd/{common.fd}", os.O_RDWR)  # opened anew: locks are of what has been opened
+        self._took = 0.1  # seconds of the last time
+
+    @contextmanager
+    def taken(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """While it lasts it is this one's turn, or it has waited for as long as it takes itself; calls `waiting`
+        meanwhile.
+        """
+        ends = time.monotonic() + self._took
+        while not (mine := self._try()) and time.monotonic() < ends:
+            waiting()
+            time.sleep(_POLL_SECONDS)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._took = time.monotonic() - began
+            if mine:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        os.close(self._fd)

@@ -1,0 +1,332 @@
+"""What comes from a network: strangers harm nobody but their own connection, and wrong addresses have a sentence."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from easgd_cli import __version__
+from easgd_cli.bench.network import Costs, proposed
+from easgd_cli.errors import UsageError
+from easgd_cli.launcher.distributed import Distributed
+from easgd_cli.launcher.gate import AGENT, ROLE, WORKER, Gate
+from easgd_cli.system import network
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, answer, call
+from easgd_cli.transport.turn import Turn, turns
+
+SECRET = b"between us"
+
+
+@dataclass
+class Pair:
+    """Both ends of a connection, of which one may also be had raw."""
+
+    called: socket.socket
+    caller: socket.socket
+    raised: list[Exception] = field(default_factory=list)
+
+
+def pair(theirs: bytes = SECRET) -> Pair:
+    called: list[socket.socket] = []
+    raised: list[Exception] = []
+
+    def take() -> None:
+        sock, _ = listener.accept()
+        called.append(sock)
+        try:
+            answer(sock, SECRET, 10)
+        except (Refused, OSError) as e:
+            raised.append(e)
+            sock.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=take)
+        thread.start()
+        try:
+            caller = call(listener.getsockname(), theirs, 10)
+        finally:
+            thread.join()
+    return Pair(called[0], caller, raised)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate(socket.create_server(("127.0.0.1", 0)), SECRET, {"tau": 3}, (5, "float32"), silence=20.0)
+    yield made
+    made.close({"status": "completed", "exit_code": 0})
+
+
+def address(gate: Gate) -> tuple[str, int]:
+    found: tuple[str, int] = gate._listener.getsockname()
+    return found
+
+
+def offered(gate: Gate, places: int = 1, size: int = 5) -> tuple[Connection, dict[str, object]]:
+    """A host that joins, and what it is told of the run."""
+    sock = call(address(gate), SECRET, 10)
+    sock.sendall(ROLE.pack(AGENT, 0, 0))
+    host = Connection(sock, 20)
+    host.say({"kind": "host", "name": "h", "places": places, "version": __version__})
+    said, _ = host.message(host.next()[1])
+    host.say({"kind": "ready", "size": size, "dtype": "float32"})
+    return host, said
+
+
+def ticket(gate: Gate, worker: int) -> int:
+    """By which it has been given to a host, once there is one."""
+    while (found := gate.place(worker)) is None:
+        time.sleep(0.001)
+    return found
+
+
+def test_both_sides_of_a_hello_show_that_they_know_the_secret() -> None:
+    both = pair()
+    left, right = Connection(both.called, 10, 100), Connection(both.caller, 10, 100)
+    x = torch.arange(5.0)
+    left.say({"kind": "state", "t": 3}, SharedTensors.of({"x": x, "n": torch.tensor([2.0], dtype=torch.float64)}))
+    message, enclosed = right.message(right.next()[1])
+    assert message == {"kind": "state", "t": 3} and enclosed is not None
+    assert torch.equal(enclosed["x"], x) and enclosed["n"].dtype == torch.float64
+    for end in (left, right):
+        end.close()
+
+
+def test_who_has_another_secret_is_refused_and_so_is_who_only_listens_there() -> None:
+    with pytest.raises(Refused, match="secret is another"):
+        pair(b"something else")
+
+    def impostor() -> None:
+        sock, _ = listener.accept()
+        sock.sendall(b"easgd-1\n" + bytes(32))
+        sock.recv(1000)
+        sock.sendall(bytes(32))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=impostor)
+        thread.start()
+        with pytest.raises(Refused, match="secret is another"):
+            call(listener.getsockname(), SECRET, 10)
+        thread.join()
+
+
+def test_a_hello_that_is_heard_is_of_no_use_another_time() -> None:
+    heard: list[bytes] = []
+
+    def relay() -> None:
+        caller, _ = listener.accept()
+        with socket.create_connection(real.getsockname()) as called:
+            caller.sendall(called.recv(1000))
+            heard.append(caller.recv(1000))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as real:
+        threads = [threading.Thread(target=relay), threading.Thread(target=lambda: _answered(real))]
+        for thread in threads:
+            thread.start()
+        with pytest.raises((Refused, OSError)):
+            call(listener.getsockname(), SECRET, 2)
+        for thread in threads:
+            thread.join()
+        again = threading.Thread(target=lambda: refused.append(_answered(real)))
+        refused: list[Exception | None] = []
+        again.start()
+        with socket.create_connection(real.getsockname()) as sock:
+            sock.sendall(heard[0])
+            again.join()
+    assert isinstance(refused[0], Refused)
+
+
+def _answered(listener: socket.socket) -> Exception | None:
+    sock, _ = listener.accept()
+    with sock:
+        try:
+            answer(sock, SECRET, 2)
+        except (Refused, OSError) as e:
+            return e
+    return None
+
+
+def test_strangers_bytes_of_any_kind_leave_the_gate_open_to_a_host(gate: Gate) -> None:
+    draw = random.Random(3)
+    strangers = []
+    for i in range(200):  # more than are listened to at a time
+        sock = socket.create_connection(address(gate))
+        sock.sendall([b"", b"GET / HTTP/1.1\r\n\r\n", b"easgd-1\n", draw.randbytes(72), draw.randbytes(5000)][i % 5])
+        strangers.append(sock)
+        if i % 7:
+            sock.close()
+    for sock in strangers:
+        sock.close()
+    host, said = _joined_in_time(gate)
+    assert said["settings"] == {"tau": 3}
+    host.close()
+
+
+def _joined_in_time(gate: Gate) -> tuple[Connection, dict[str, object]]:
+    """As an agent does: again and again, until the strangers' time is over."""
+    for _ in range(1000):
+        try:
+            return offered(gate)
+        except (Refused, OSError):
+            time.sleep(0.01)
+    raise AssertionError("nobody is let in")
+
+
+def test_a_host_that_says_nonsense_once_it_is_in_is_gone_and_the_others_stay(gate: Gate) -> None:
+    host, _ = offered(gate)
+    draw = random.Random(5)
+    for _ in range(30):
+        sock = call(address(gate), SECRET, 10)
+        sock.sendall(ROLE.pack(AGENT, 0, 0))
+        text = draw.choice([b"[1]", b"{}", b'{"kind": 3}', b'{"kind": "host"}', b"[" * 100_000, draw.randbytes(50)])
+        head = struct.pack("<BxxxIQ", draw.choice([0, 1, 1, 1, 2, 9]), len(text), draw.choice([0, 0, 1 << 40]))
+        sock.sendall(head + text)
+        sock.close()
+    assert ticket(gate, 0) and gate.place(1) is None
+    host.close()
+
+
+def test_a_worker_comes_in_by_its_ticket_only(gate: Gate) -> None:
+    host, _ = offered(gate)
+    known = ticket(gate, 0)
+    for number in (known ^ 1, known):
+        sock = call(address(gate), SECRET, 10)
+        sock.sendall(ROLE.pack(WORKER, 0, number))
+        if number != known:
+            sock.settimeout(10)
+            assert sock.recv(1) == b""  # it is closed
+    arrived = gate.arrived.get(timeout=10)
+    assert (arrived.worker, arrived.ticket) == (0, known) and gate.arrived.empty()
+    arrived.socket.close()
+    host.close()
+
+
+def test_a_host_of_another_net_is_told_so_and_gets_no_worker(gate: Gate) -> None:
+    host, _ = offered(gate, size=6)
+    said, _ = host.message(host.next()[1])
+    assert said["kind"] == "refused" and "6 numbers" in said["why"]
+    assert gate.place(0) is None
+    host.close()
+
+
+@pytest.mark.parametrize(
+    ("sort", "text", "body"),
+    [
+        (7, b"", 0),
+        (1, b"not json", 0),
+        (1, b'{"kind": "state", "layout": {"x": [3, "float32"]}}', 8),
+        (1, b'{"kind": "state", "layout": {"x": [-1, "float32"]}}', 4),
+        (1, b'{"kind": "state", "layout": {"x": [2, "system"]}}', 8),
+        (1, b'{"kind": "state", "layout": {"x": 4}}', 4),
+        (2, b"", 101),
+    ],
+)
+def test_a_frame_that_does_not_keep_to_the_rules_ends_its_connection(sort: int, text: bytes, body: int) -> None:
+    both = pair()
+    end = Connection(both.called, 10, 100)
+    both.caller.sendall(struct.pack("<BxxxIQ", sort, len(text), body) + text + bytes(body))
+    with pytest.raises(ConnectionEnded):
+        end.message(end.next()[1])
+    end.close()
+    both.caller.close()
+
+
+def test_who_says_nothing_is_gone_and_who_only_breathes_is_not() -> None:
+    both = pair()
+    end, breathing = Connection(both.called, 1.0), Connection(both.caller, 1.0)
+    with pytest.raises(ConnectionEnded, match="has ended"):  # only when the other side leaves, three silences later
+        threading.Timer(3.0, breathing.close).start()
+        end.next()
+    end.close()
+    both = pair()
+    end = Connection(both.called, 0.3)
+    with pytest.raises(ConnectionEnded, match=r"nothing has been heard of it for 0\.3 s"):
+        end.next()
+    end.close()
+    both.caller.close()
+
+
+def test_turns_are_taken_one_after_another_and_nobody_waits_for_long() -> None:
+    common = turns()
+    one, other = Turn(common), Turn(common)
+    waited = []
+    with one.taken(lambda: None), other.taken(lambda: waited.append(1)):
+        assert waited  # it has asked, and gone ahead
+    with other.taken(lambda: pytest.fail("it is free")):
+        pass
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"interface": "nowhere0"}, "launcher.interface=nowhere0: this machine has no such interface; it has"),
+        ({"address": "203.0.113.7:0"}, "launcher.address=203.0.113.7:0: is no address of this machine, which has"),
+        ({"address": "127.0.0.1:99999"}, "is HOST:PORT"),
+        ({"address": "127.0.0.1:x"}, "is HOST:PORT"),
+        ({"address": "nobody.invalid:1"}, "nobody knows the host nobody.invalid"),
+        ({"here": 5}, "launcher.here=5: is a number of workers from 0 to workers=4"),
+        ({"silence": 0.1}, "launcher.silence=0.1"),
+        ({"address": "127.0.0.1", "interface": "lo"}, "give one of the two"),
+    ],
+)
+def test_a_wrong_address_has_its_sentence(given: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EASGD_SECRET", "x")
+    with pytest.raises((UsageError, ValueError), match=said.replace(".", r"\.").split(";")[0]):
+        Distributed(4, **given).listen()  # type: ignore[arg-type]
+
+
+def test_a_port_that_is_taken_has_its_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match="something listens at that port already"):
+            Distributed(4, address=f"127.0.0.1:{port}").listen()
+
+
+def test_beyond_this_machine_a_secret_is_needed_and_may_be_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("EASGD_SECRET", raising=False)
+    monkeypatch.delenv("EASGD_SECRET_FILE", raising=False)
+    assert network.secret("launcher.address=127.0.0.1", "127.0.0.1") == b""
+    with pytest.raises(UsageError, match="a secret is needed"):
+        network.secret("launcher.address=10.0.0.1", "10.0.0.1")
+    (tmp_path / "secret").write_text("of all\n")
+    monkeypatch.setenv("EASGD_SECRET_FILE", str(tmp_path / "secret"))
+    assert network.secret("launcher.address=10.0.0.1", "10.0.0.1") == b"of all"
+    monkeypatch.setenv("EASGD_SECRET_FILE", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        network.secret("launcher.address=10.0.0.1", "10.0.0.1")
+
+
+def test_the_tau_proposed_is_the_least_with_which_exchanges_take_that_share() -> None:
+    costs = Costs("h", 1000, 0.001, 0.2, 0.1, 0.33, 0.5, ((1, 1, 1), (1, 1, 1)), 1)
+    said = proposed(costs, step=0.05, share=0.05, workers=8)
+    tau = int(said.partition("tau=")[2].partition(":")[0])
+    assert 0.33 / (tau * 0.05 + 0.33) <= 0.05 < 0.33 / ((tau - 1) * 0.05 + 0.33)
+    assert "below tau=32" in said  # eight messages of 0.2 s in tau steps of 0.05 s
+
+
+def test_a_process_of_torchrun_whose_workers_are_another_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with pytest.raises(ValueError, match="workers=3: torchrun has started 4 processes"):
+        Distributed(3)
+    with pytest.raises(UsageError, match="which other hosts do not reach"):
+        Distributed(4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert Distributed(4).places_here == 4
