@@ -156,8 +156,8 @@ class Turn:
                 self.at = ask.at
             elif ask is not None:
                 # two at once would share a buffer, and a variable's owner knows a worker's exchange by its clock
-                known = self._home is not None and ask.to in (to for to, _ in self._replies)
-                if self.exchange is not None or known:
+                again = self._replies and self._home is not None and ask.to in (to for to, _ in self._replies)
+                if self.exchange is not None or again:
                     raise TypeError(
                         "a step asks for one exchange at a time, and for at most one with each variable; this one "
                         "yields a second Exchange"
