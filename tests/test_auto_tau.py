@@ -68,6 +68,8 @@ def center(run: Path) -> torch.Tensor:
         (("algo=easgd", "workers=1", "launcher.latency=0.0005"), 0.001, 1),
         # in rounds everybody waits for the services of all: 4 x 0.5 ms, of which a gradient hides 1
         (("algo=sync_easgd", "workers=4", "launcher.service=0.0005"), 0.1, 9),
+        # two fragments, each waited for: 2 x 2 ms
+        (("algo=downpour", "workers=1", "problem.dimension=2", "launcher.latency=0.001", "fragments=2"), 0.1, 36),
         # a method that needs a period longer than its delay begins there
         (("algo=streaming_diloco", "algo.delay=5", "workers=1"), 0.1, 6),
     ],
@@ -155,13 +157,15 @@ def test_from_python(here: Path) -> None:
         (("tau=auto", "algo=mdownpour"), "tau=auto: MDOWNPOUR is defined for tau = 1 only"),
         (("tau=auto", "algo=allreduce"), "tau=auto: all-reduce SGD averages the gradients of every step"),
         (("tau=auto", "algo=sync_easgd", "launcher.speeds=[1,0.5]"), "in rounds all wait for the slowest"),
+        (("tau=auto", "launcher=distributed"), "tau=auto launcher=distributed: its short runs would take the hosts"),
         (("tau=auto", "launcher.latency=1"), "no period up to 25 steps, a quarter of the run, keeps to it"),
     ],
 )
 def test_mistakes_are_one_sentence(
     easgd: Easgd, here: Path, scratch: Path, words: tuple[str, ...], sentence: str
 ) -> None:
-    said = easgd("train", *VIRTUAL, "eta=0.001", "steps=100", *words)
+    cluster = QUADRATIC if "launcher=distributed" in words else VIRTUAL
+    said = easgd("train", *cluster, "eta=0.001", "steps=100", *words)
     assert said.status == 2 and sentence in said.err and said.err.count("\n") == 1
     assert not (here / "runs").exists() and not list(scratch.iterdir())
 

@@ -939,6 +939,7 @@ def test_own_tuning_lies_over_a_shipped_row_and_below_experiments(
     for name, text in {
         "tuning/eamsgd_digits.yaml": "eta: 0.031\ntau: 3\n",
         "tuning/easgd_mnist.yaml": "defaults: [table/sgd_cifar10@_global_, _self_]\neta: 0.032\n",
+        "tuning/experiment/mine_eamsgd.yaml": "delta: 0.8\ntau: 4\n",
         "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /algo: eamsgd\ntau: 6\n",
     }.items():
         (here / "own" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -947,7 +948,7 @@ def test_own_tuning_lies_over_a_shipped_row_and_below_experiments(
         said = easgd("train", "--config-dir", "own", *words)
         assert (said.status, said.err) == (0, "")
     over, taken, shipped = [job.settings for job in launcher.jobs]
-    assert (over.eta, over.tau, over.batch_size, over.delta, over.default_steps) == (0.031, 6, 8, 0.9, 1500)
+    assert (over.eta, over.tau, over.batch_size, over.delta, over.default_steps) == (0.031, 6, 8, 0.8, 1500)
     assert (taken.eta, taken.l2, taken.default_steps) == (0.032, 1e-4, 3900)
     assert shipped.eta == 0.2
 

@@ -66,7 +66,7 @@ def test_options_stand_anywhere(words: str, easgd: Easgd, launcher: Launcher) ->
         ("tau=0,4", "tau=0: must be a whole number of at least 1."),
         ("algo=easgd,foo tau=1,2", "algo=foo: there is no such algo."),
         ("tua=1,2", "there is no setting tua; did you mean tau?"),
-        ("tau=1,two", "tau=two: must be a whole number."),
+        ("tau=1,two", "tau=two: must be a whole number, or auto."),
         ("tau=4,4", "tau=4 is in it twice"),
         ("steps=5 epochs=2 seed=0,1", "give one of steps, epochs and minutes"),
         ("algo=mdownpour tau=4 seed=0,1", "MDOWNPOUR is defined for tau = 1 only"),

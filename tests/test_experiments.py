@@ -14,6 +14,7 @@ from conftest import Launcher, Said
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from easgd_cli.commands import arguments, compose, configs, report, single_run
+from easgd_cli.errors import UsageError
 
 EXPERIMENTS = sorted((configs.directory() / "experiment").glob("*.yaml"))
 REPRODUCE = Path(__file__).parents[1] / "scripts" / "reproduce"
@@ -54,15 +55,26 @@ def test_its_report_is_one_of_what_it_sweeps(path: Path) -> None:
 
 
 def test_what_it_sweeps_can_run(path: Path) -> None:
-    """Each method, and the last value of every other key, in a job with the first values of the others."""
+    """Each method with one of the periods, and the last value of every other key, in a job with the first values of the
+    others.
+    """
     swept = axes(path)
     fixed = [values[0] for key, values in swept.items() if key not in ("algo", "seed")]
     with compose.composing("config") as composed:
+
+        def check(*words: str) -> None:
+            single_run.checked(composed([f"experiment={path.stem}", *words]).settings)
+
         for key in swept:
-            for value in swept[key] if key == "algo" else swept[key][-1:]:
-                others = [v for v in fixed if not v.startswith(f"{key}=")]
-                first = [] if key == "algo" else swept.get("algo", [])[:1]
-                single_run.checked(composed([f"experiment={path.stem}", *first, *others, value]).settings)
+            others = [v for v in fixed if not v.startswith(f"{key}=")]
+            if key != "algo":
+                check(*swept.get("algo", [])[:1], *others, swept[key][-1])
+                continue
+            for method in swept[key]:
+                try:
+                    check(*others, method)
+                except UsageError:  # it is left out with that period
+                    check(*(v for v in others if not v.startswith("tau=")), method, swept["tau"][-1])
 
 
 @pytest.mark.usefixtures("straight")

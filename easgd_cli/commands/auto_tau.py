@@ -24,6 +24,7 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.schema import Auto, Settings
+from easgd_cli.settings.targets import locate
 
 _LEAST_STEPS, _LEAST_PERIODS = 20, 4  # of a probe on a virtual clock
 _PROBES = 4  # at most: each is at the period that follows from the one before
@@ -49,7 +50,14 @@ class Probe:
 
 
 def check(s: Settings) -> None:
-    """Raises UsageError for a method that is defined for one period only."""
+    """Raises UsageError for a method that is defined for one period only, and where other machines bring in the
+    workers.
+    """
+    if s.auto.tau and getattr(locate("launcher", s.launcher["target"]), "joined", False):
+        raise UsageError(
+            f"tau=auto launcher={s.launcher['name']}: its short runs would take the hosts that join; easgd bench "
+            "network proposes a period, write that."
+        )
     if s.auto.tau and not build.method(replace(s, tau=_least(s))).alone:
         try:
             build.method(replace(s, tau=_ANY))
@@ -105,7 +113,7 @@ def as_chosen(path: Path, s: Settings) -> Settings:
 
 def _least(s: Settings) -> int:
     """The shortest period that the method takes."""
-    for tau in range(1, 1000):
+    for tau in range(s.fragments, s.fragments + 1000):
         try:
             build.method(replace(s, tau=tau))
         except UsageError:

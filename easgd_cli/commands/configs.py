@@ -93,11 +93,15 @@ def _table() -> dict[str, Any]:
 @cache
 def tuning() -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of tuning.yaml by Hydra's group and name: of each method and data set tuning/table/METHOD_DATASET, of
-    each local step and data set tuning/local/STEP_DATASET.
+    each local step and data set tuning/local/STEP_DATASET, of an experiment tuning/experiment/EXPERIMENT_METHOD.
     """
     table = dict(_table())
     same_as, steps, _ = table.pop("same_as"), table.pop("local"), table.pop("untuned")
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {
+        ("tuning/experiment", f"{experiment}_{method}"): row
+        for experiment, methods in table.pop("experiment").items()
+        for method, row in methods.items()
+    }
     for dataset, methods in table.items():
         of_steps = steps | methods.get("local", {})
         for method in sorted({*methods, *same_as} - {"all", "local"}):

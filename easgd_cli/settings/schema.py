@@ -215,7 +215,7 @@ def _check_numbers(s: Settings) -> None:
         value = _get(s, key)
         if value is not None and value < least:
             raise UsageError(f"{key}={value}: must be a whole number of at least {least}.")
-    if s.fragments > s.tau:
+    if s.fragments > s.tau and not s.auto.tau:
         raise UsageError(
             f"fragments={s.fragments} tau={s.tau}: each fragment is exchanged at another of the tau steps, so there "
             "are at most tau of them; give fewer fragments or a longer period."
