@@ -35,12 +35,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STEPS, PATIENCE = 1200, 90.0
-# what each may be given: how many workers, and tau; `_MANY` has several variables, of which a killed master has no next
 _PEERS = ("gossip_pull", "gossip_push")
-_MANY = ("easgd_tree", "grouped_easgd", *_PEERS)
+_WITH_COURIERS = ("easgd_tree", "grouped_easgd")  # a master of theirs that is killed has no next
 METHODS = (
-    "easgd", "eamsgd", "downpour", "mdownpour", "sync_easgd", "gauss_seidel_easgd", "sgd", *_MANY, "allreduce",
-    "model_averaging", "diloco", "async_diloco", "streaming_diloco",
+    "easgd", "eamsgd", "downpour", "mdownpour", "sync_easgd", "gauss_seidel_easgd", "sgd", *_PEERS, *_WITH_COURIERS,
+    "allreduce", "model_averaging", "diloco", "async_diloco", "streaming_diloco",
 )  # fmt: skip
 ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138}
 PARTIES = ("worker", "worker", "master", "master", "evaluator", "launcher", "server")
@@ -208,8 +207,10 @@ def one(case: Case, directory: Path) -> Counter[str]:
             if fault.party == "launcher":
                 allowed.add(-fault.number if fault.number == signal.SIGKILL else ENDING[fault.number])
         lone = "algo=sgd" in case.words  # a worker without a center does not come back
-        many = any(f"algo={algo}" in case.words for algo in _MANY)  # nor, yet, a master of several variables
-        if lone or any(f.party in ("server", "evaluator") or (many and f.party == "master") for f in case.faults):
+        hurt_too_much = {"server", "evaluator"}
+        if any(f"algo={algo}" in case.words for algo in _WITH_COURIERS):
+            hurt_too_much.add("master")
+        if lone or any(f.party in hurt_too_much for f in case.faults):
             allowed.add(1)
         if status < 0 and "The run is in" in said:  # a signal to a program that has ended, but for Python's own end
             status = 0

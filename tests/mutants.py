@@ -26,6 +26,7 @@ ALGORITHMS = (
 )
 FRAGMENTS = ("tests/test_fragments.py",)
 TRANSPORT = ("tests/test_transport.py",)
+NETWORK = ("tests/test_network.py",)
 VIRTUAL = (
     "tests/test_simulated.py", "-k", "price or queue or longest or straggler or staleness or by_hand or "
     "(middle_of_steps and sync_easgd) or "
@@ -43,6 +44,10 @@ TESTS = {
     "transport/shared.py": TRANSPORT,
     "transport/staging.py": TRANSPORT,
     "transport/on_device.py": TRANSPORT,
+    "transport/relay.py": ("tests/test_transport.py", "-k", "far"),
+    "transport/connection.py": NETWORK,
+    "transport/turn.py": NETWORK,
+    "launcher/gate.py": NETWORK,
     "transport/simulated.py": (
         *TRANSPORT,
         "tests/test_simulated.py::test_a_step_lasts_as_long_as_its_rule_says",
@@ -52,6 +57,10 @@ TESTS = {
     "training/gathering.py": ("tests/test_gathering.py", "tests/test_closing.py"),
     "training/ledger.py": ("tests/test_ledger.py",),
     "problems/replicas.py": ("tests/test_replicas.py",),
+    "training/couriers.py": (
+        "tests/test_ledger.py",
+        "tests/test_variables.py::test_real_processes_are_replayed_bit_for_bit_and_go_on",
+    ),
     "training/serving.py": ("tests/test_ledger.py",),
     "training/master.py": ("tests/test_ledger.py", "tests/test_closing.py"),
     "launcher/virtual_master.py": ("tests/test_gathering.py", *VIRTUAL[:-1], f"{VIRTUAL[-1]} or exchanges"),
@@ -255,10 +264,15 @@ MUTANTS = [
     ("training/center.py", "reply[entries].copy_(answered[entries])", "reply.copy_(answered)"),
     # what a killed master leaves to the next
     ("training/ledger.py", "first, clocks = first + fragment, 1", "pass"),
-    ("training/ledger.py", "0 if pulled else clocks  # a pull", "clocks  # a pull"),
+    ("training/ledger.py", "0 if pulled else clocks, 0  # a pull", "clocks, 0  # a pull"),
     ("training/ledger.py", "worker + (to << _VARIABLE)", "worker"),
     ("training/ledger.py", "return (t << _VARIABLE) + variable", "return t"),
     ("training/ledger.py", "self._vector[i], n[_TO], n[_FRAGMENT])", "self._vector[i], n[_TO])"),
+    ("training/ledger.py", "return self._key[request.worker] >> _VARIABLE >= request.t", "return False"),
+    ("training/ledger.py", "self._others[i] + 1, i + 1", "self._others[i] + 1, 0"),
+    ("training/serving.py", "self._couriers.again(to, courier, self.ledger.others(place))", "pass"),
+    ("training/serving.py", "couriers.again(variable, -1, ledger.others(places[variable]))", "pass"),
+    ("training/couriers.py", "self._replies[at % EXCHANGES]", "self._replies[0]"),
     ("training/ledger.py", "self._numbers[_AT] = 2 * block + 1", "pass"),
     ("training/ledger.py", "            kept.copy_(v)", "            pass"),
     ("training/ledger.py", "self._next[i] - 1 if i in changing else", ""),
@@ -272,6 +286,26 @@ MUTANTS = [
     ("launcher/virtual_master.py", "self.closing.discard(request.worker)", "pass"),
     ("training/serving.py", "            self.ledger.end()", "            pass"),
     # the transports
+    (
+        "transport/relay.py",
+        "self._end.reply(request, clock, served, Mark(mark), t)",
+        "self._end.reply(request, clock, served, Mark(mark))",
+    ),
+    ("transport/relay.py", "ended = request.kind in (Kind.CLOSE, Kind.LOST)", "ended = request.kind is Kind.CLOSE"),
+    ("transport/relay.py", "self._free.set()  # before it is sent: the next request is the answer to it", "pass"),
+    (
+        "transport/connection.py",
+        'if not hmac.compare_digest(mac, _proof(secret, b"caller", ours, theirs)):',
+        "if False:",
+    ),
+    (
+        "transport/connection.py",
+        'if not hmac.compare_digest(mac, _proof(secret, b"called", theirs, ours)):',
+        "if False:",
+    ),
+    ("transport/connection.py", "or self._left > self.most:", "or False:"),
+    ("transport/turn.py", "fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+    ("launcher/gate.py", "if host.running.get(worker) == ticket), None)", "if worker in host.running), None)"),
     ("transport/shared.py", "while len(data) < _REPLY.size:", "while len(data) < 0:"),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
     (

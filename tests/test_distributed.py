@@ -136,6 +136,21 @@ def test_one_worker_on_another_machine_is_one_here_bit_for_bit(
     assert far.keys() == near.keys() and all(torch.equal(far[name], near[name]) for name in far)
 
 
+@pytest.mark.parametrize("algo", ["sync_easgd", "diloco"])
+def test_rounds_with_workers_on_two_machines_are_those_of_one_bit_for_bit(
+    algo: str, machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    """Messages are summed in the order of the workers' numbers, wherever they come from; diloco has a closing round."""
+    a, b = machines(2).hosts
+    words = ["workers=3", f"algo={algo}", "tau=4", "steps=24", "eta=0.05"]
+    run = train(a, tmp_path, *words)
+    start(b, tmp_path, "join", "join", where(tmp_path), "workers=2")
+    here = start(a, tmp_path, "here", "train", *SMALL, *words, "hydra.run.dir=local")
+    assert (ended(run, tmp_path, "train"), ended(here, tmp_path, "here")) == (0, 0)
+    far, near = center(tmp_path / "run"), center(tmp_path / "local")
+    assert all(torch.equal(far[name], near[name]) for name in far)
+
+
 def test_a_worker_elsewhere_that_is_stopped_is_told_of_killed_is_started_again_and_without_its_machine_is_lost(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:

@@ -18,21 +18,25 @@ from easgd_cli.algorithms import (
     EASGD,
     MDOWNPOUR,
     AsyncDiLoCo,
+    EASGDTree,
     GaussSeidelEASGD,
     Gossip,
     GossipPull,
     GossipPush,
+    GroupedEASGD,
     Method,
     SyncEASGD,
     Vectors,
     Worker,
 )  # fmt: skip
 from easgd_cli.algorithms.average import Polyak
-from easgd_cli.algorithms.base import WHOLE, Receive, Rule, Variable
+from easgd_cli.algorithms.base import WHOLE, Courier, Receive, Rule, Variable
 from easgd_cli.algorithms.fragments import InFragments
+from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import center as centers
 from easgd_cli.training import serving
+from easgd_cli.training.couriers import Couriers
 from easgd_cli.training.ledger import ORDER, Ledger
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.variables import Variables, clocks_of
@@ -80,8 +84,10 @@ class Stores:
 class Mortal(Ledger):
     """A ledger whose owner may be killed before any store, and in the middle of a copy."""
 
-    def __init__(self, memory: SharedTensors, workers: int, fragments: Sequence[int] = (1,)):
-        super().__init__(memory, workers, fragments)
+    def __init__(
+        self, memory: SharedTensors, workers: int, fragments: Sequence[int] = (1,), carried: Sequence[int] = ()
+    ):
+        super().__init__(memory, workers, fragments, carried)
         for name, value in vars(self).items():
             if isinstance(value, memoryview):
                 setattr(self, name, Stores(value))
@@ -112,6 +118,10 @@ class InHalves(Method):
 
     def home(self, worker: int) -> str:
         return self.method.home(worker)
+
+    @property
+    def couriers(self) -> Mapping[str, Courier]:
+        return self.method.couriers
 
     @property
     def variables(self) -> Mapping[str, Variable]:
@@ -159,8 +169,10 @@ class Run:
         for link in self.links:
             for v in link.memory.tensors.values():
                 v.copy_(torch.rand(SIZE, dtype=DTYPE, generator=g))
-        self.ledger = Ledger.allocate(vectors, BLOCK, DTYPE, WORKERS, self.fragments)
-        self.noted().begin_run(served=4, clocks=[[2] * n for n in self.fragments])
+        beside = dict.fromkeys(Couriers.vectors_of(method), ((SIZE,), DTYPE))
+        self.carried = [list(of).index(name) for name in method.couriers]
+        self.ledger = Ledger.allocate(vectors, BLOCK, DTYPE, WORKERS, self.fragments, len(method.couriers), beside)
+        self.noted().begin_run(4, [[2] * n for n in self.fragments], [2] * len(method.couriers))
         self.renewed: dict[int, socket.socket] = {}
         self.ends = [SharedWorkerEnd(link, renew=lambda i=i: self.renewed.pop(i)) for i, link in enumerate(self.links)]
         self.deaths = 0
@@ -170,14 +182,15 @@ class Run:
     def _master(self, links: list[Link]) -> Master:
         channel: Any = SimpleNamespace(post=lambda *_: None, receive=list)
         start = MasterStart(
-            self.method, self.average, self.memory, links, None, {}, 4, ledger=self.ledger, returns=True
-        )
+            self.method, self.average, self.memory, links, None, {}, 4, ledger=self.ledger, returns=True,
+            schedule=Constant(0.1), couriers=dict.fromkeys(self.method.couriers, 3),
+        )  # fmt: skip
         master = Master(start, channel)
         master._snapshots = SimpleNamespace(seconds=lambda: 0.0, changed=lambda *_: None)  # type: ignore[assignment]
         return master
 
     def noted(self) -> Ledger:
-        return Ledger(self.ledger, WORKERS, self.fragments)
+        return Ledger(self.ledger, WORKERS, self.fragments, self.carried)
 
     def next_master(self) -> None:
         self.deaths += 1
@@ -231,7 +244,7 @@ def asked_of(method: Method) -> list[Ask]:
     """A few exchanges: in turn, in rounds, of fragments in their turn and of the whole, of several variables."""
     everybody = list(range(WORKERS))
     if method.in_rounds:
-        return [Ask(everybody, t) for t in range(4)]
+        return [Ask(everybody, t, method.home(0)) for t in range(4)]
     turns = [Ask([worker], t) for t, worker in enumerate((0, 2, 2, 1))]
     if isinstance(method, InFragments):
         return [ask._replace(fragment=f) for ask, f in zip(turns, (0, 1, 2, WHOLE), strict=True)]
@@ -240,7 +253,7 @@ def asked_of(method: Method) -> list[Ask]:
         own = [ask._replace(to=method.home(ask.workers[0])) for ask in turns]
         others = [ask._replace(to=method.home((ask.workers[0] + 1 + ask.t % 2) % WORKERS), pull=pull) for ask in turns]
         return [ask for pair in zip(own, others, strict=True) for ask in pair]
-    return turns
+    return [ask._replace(to=method.home(ask.workers[0])) for ask in turns]
 
 
 def script(method: Method) -> tuple[list[Any], dict[str, Tensor], list[int], int]:
@@ -269,6 +282,9 @@ def mortal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+TREE = EASGDTree(workers=WORKERS, tau=1, tau2=1, degree=2, depth=3)
+
+
 def fragments_of(method: Method) -> Method:
     return InFragments(method, (method,) * 3)
 
@@ -278,7 +294,8 @@ def fragments_of(method: Method) -> Method:
     [
         EASGD(0.2), MDOWNPOUR(0.9, 1), SyncEASGD(0.2), GaussSeidelEASGD(0.2), fragments_of(EASGD(0.2)),
         fragments_of(AsyncDiLoCo(workers=WORKERS)), GossipPull(workers=WORKERS, seed=1),
-        GossipPush(workers=WORKERS, seed=1),
+        GossipPush(workers=WORKERS, seed=1), TREE,
+        EASGDTree(workers=WORKERS, tau=1, tau_up=1, tau_down=2, degree=2), GroupedEASGD(workers=WORKERS, groups=1),
     ],
     ids=repr,
 )  # fmt: skip
@@ -288,7 +305,9 @@ def test_a_master_killed_at_any_moment_leaves_nothing_half_done_and_nothing_twic
     moments = MOMENTS.now
     assert deaths == 0 and moments > 100
     places = list(method.variables)
-    assert order == [worker + (places.index(ask.to) << 16) for ask in asked_of(method) for worker in ask.workers]
+    asked = [worker + (places.index(ask.to) << 16) for ask in asked_of(method) for worker in ask.workers]
+    assert [entry for entry in order if entry & 0xFFFF < WORKERS] == asked
+    assert (len(order) > len(asked)) is bool(method.couriers)
     for moment in range(1, moments + 1):
         MOMENTS.now, MOMENTS.last = 0, moment
         again = script(method)
@@ -297,10 +316,13 @@ def test_a_master_killed_at_any_moment_leaves_nothing_half_done_and_nothing_twic
         assert all(torch.equal(again[1][name], v) for name, v in center.items()), moment
 
 
-def test_the_next_master_may_be_killed_while_it_ends_an_update() -> None:
+@pytest.mark.parametrize("method", [EASGD(0.2), TREE], ids=repr)
+def test_the_next_master_may_be_killed_while_it_ends_an_update(method: Method) -> None:
     MOMENTS.now, MOMENTS.last = 0, -1
-    replies, center, order, _ = script(EASGD(0.2))
-    for moment in (14, 22, 30):
+    replies, center, order, _ = script(method)
+    moments = (14, 22, 30) if not method.couriers else range(40, MOMENTS.now, 61)
+    twice = 0
+    for moment in moments:
         for after in range(1, 9):
             MOMENTS.now, MOMENTS.last = 0, moment
             before = Run.next_master
@@ -309,13 +331,15 @@ def test_the_next_master_may_be_killed_while_it_ends_an_update() -> None:
                 if run.deaths == 0:
                     MOMENTS.last = MOMENTS.now + after
                 before(run)
+                MOMENTS.last = -1  # there may have been less to end
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Run, "next_master", killed_again)
-                again = script(EASGD(0.2))
-            assert again[3] == 2, (moment, after)
+                again = script(method)
+            twice += again[3] == 2
             assert again[0] == replies and again[2] == order
             assert all(torch.equal(again[1][name], v) for name, v in center.items())
+    assert twice == 24 if not method.couriers else twice > 24
 
 
 def test_an_order_that_is_no_longer_kept_is_not_made_up() -> None:

@@ -227,7 +227,6 @@ def test_a_host_of_another_net_is_told_so_and_gets_no_worker(gate: Gate) -> None
         (1, b'{"kind": "state", "layout": {"x": [-1, "float32"]}}', 4),
         (1, b'{"kind": "state", "layout": {"x": [2, "system"]}}', 8),
         (1, b'{"kind": "state", "layout": {"x": 4}}', 4),
-        (2, b"", 101),
     ],
 )
 def test_a_frame_that_does_not_keep_to_the_rules_ends_its_connection(sort: int, text: bytes, body: int) -> None:
@@ -236,6 +235,16 @@ def test_a_frame_that_does_not_keep_to_the_rules_ends_its_connection(sort: int, 
     both.caller.sendall(struct.pack("<BxxxIQ", sort, len(text), body) + text + bytes(body))
     with pytest.raises(ConnectionEnded):
         end.message(end.next()[1])
+    end.close()
+    both.caller.close()
+
+
+def test_more_vectors_than_there_is_room_for_are_not_read() -> None:
+    both = pair()
+    end = Connection(both.called, 10, 100)
+    both.caller.sendall(struct.pack("<BxxxIQ", 2, 0, 101))
+    with pytest.raises(ConnectionEnded, match="keeps to the rules"):
+        end.next()
     end.close()
     both.caller.close()
 

@@ -228,12 +228,16 @@ def fragment_ends(size: int, fragments: int) -> list[int]:
     return [size * (f + 1) // fragments for f in range(fragments)]
 
 
+EXCHANGES: Final = 4  # that a courier's step makes at most
+
+
 @dataclass(frozen=True)
 class Courier:
     """A worker without gradients that lives beside a variable and keeps time with it: its step t follows the variable's
     update t by others. Where that variable takes rounds, no step follows the last.
 
-    `step`: its rule; `vectors`: those that it lends, which begin at 0 and last.
+    `step`: its rule, which makes at most EXCHANGES exchanges and writes whatever it lends before it lends it, so that
+    a step may be gone through once more with the same answers; `vectors`: those that it lends.
     """
 
     step: Callable[[Worker], Rule]

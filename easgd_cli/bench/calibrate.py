@@ -106,10 +106,15 @@ def read(run: Path, s: Settings) -> Measured:
     enough.
     """
     summary = summary_of(run)
-    if s.launcher["name"] != "local":
+    if s.launcher["name"] not in ("local", "distributed"):
         raise UsageError(
-            f"bench calibrate {run}: is a run of launcher={s.launcher['name']}; give one of launcher=local, which "
-            "measures real time."
+            f"bench calibrate {run}: is a run of launcher={s.launcher['name']}; give one of launcher=local or "
+            "launcher=distributed, which measure real time."
+        )
+    if s.launcher["name"] == "distributed" and summary.get("exchange") != "waits":
+        raise UsageError(
+            f"bench calibrate {run}: algo={s.algo['name']} hides its exchanges, so the record does not tell what they "
+            "took on the network; give a run of a method that waits for them, such as algo=downpour."
         )
     if summary.get("status") not in ("completed", "interrupted", "diverged"):
         raise UsageError(

@@ -62,8 +62,8 @@ median over the windows, with its range.
   easgd bench network launcher.address=10.0.0.1:2950 dataset=cifar10 --hosts 2 --step 0.05
 
   calibrate  the settings of launcher=simulated with which a simulation takes as long as RUN did, a finished run of
-             launcher=local; they belong to its net, batch size, number of workers and machine. --yaml writes them as an
-             option: easgd train --config-dir DIR launcher=mine takes DIR/launcher/mine.yaml
+             launcher=local or distributed; they belong to its net, batch size, number of workers and machines. --yaml
+             writes them as an option: easgd train --config-dir DIR launcher=mine takes DIR/launcher/mine.yaml
 
   easgd bench calibrate runs/2026-11-24_12-00-00_algo=downpour,workers=2 --yaml my_configs/launcher/mine.yaml
 
@@ -148,7 +148,7 @@ def _calibrate(words: list[str]) -> int:
         else:
             run = Path(word)
     if run is None:
-        raise UsageError("bench calibrate: name the directory of a finished run of launcher=local.")
+        raise UsageError("bench calibrate: name the directory of a finished run of launcher=local or distributed.")
     if not run.is_dir():
         raise UsageError(f"bench calibrate {run}: there is no such directory.")
     if out is not None and out.suffix != ".yaml":

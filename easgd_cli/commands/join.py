@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -75,8 +76,8 @@ def _take_part(where: str, places: int | None, wait: float) -> NoReturn:
     os._exit(status)  # the interpreter's own ending would break off threads that are giving vectors back
 
 
-def _prepared(settings: dict[str, Any]) -> Experiment:
-    """What the run's settings make of this machine. Raises UsageError."""
+def _prepared(settings: dict[str, Any], places: int) -> Experiment:
+    """What the run's settings make of this machine, for so many workers. Raises UsageError."""
     import yaml
 
     from easgd_cli.commands import compose, foreign_code
@@ -88,4 +89,5 @@ def _prepared(settings: dict[str, Any]) -> Experiment:
         composed = compose.resumed(str(path), [], {})
         foreign_code.announce(Path(directory), composed)
     tell(f"preparing {composed.problem['name']}, in {os.getcwd()}")
-    return build.prepare(composed)
+    # whoever evaluates is the master's neighbour, and his device need not be here
+    return build.prepare(replace(composed, eval=replace(composed.eval, device="cpu")), places)

@@ -75,15 +75,8 @@ def main(argv: Sequence[str]) -> int:
         )
         print(f"easgd: {line}", file=sys.stderr)
     command = shlex.join(["easgd", "train", *argv])
-    if not asked.show and (resumed := arguments.directory(overrides.get("resume"))) is not None:
-        others = {k: o for k, o in overrides.items() if k != "resume"}
-        if str(resumed) == resume.AUTO:
-            outcome, path = resume.auto(asked, others, command)
-        else:
-            outcome, path = resume.run(resumed, asked, others, command)
-        return _told(outcome, path)
-    if not asked.show and (replayed := arguments.directory(overrides.get("replay"))) is not None:
-        return _told(*replay.run(replayed, asked, overrides, command))
+    if not asked.show and (status := _gone_on(asked, overrides, command)) is not None:
+        return status
     if (anew := overrides.get(resume.NEW_RECORD)) is not None and anew.value() is not False:
         raise UsageError(f"{anew.input_line}: is for a run that goes on, with resume=; leave it out.")
     with compose.composing(asked.config_name) as composed:
@@ -103,6 +96,18 @@ def main(argv: Sequence[str]) -> int:
     launcher, prepared = kinds.launcher(settings), build.prepare(settings)
     path, as_job = Path(planned.run_dir), partial(hydra_job.run, planned)
     return _told(*single_run.launch(settings, path, asked.overrides, command, launcher, prepared, as_job))
+
+
+def _gone_on(asked: Arguments, overrides: dict[str, Override], command: str) -> int | None:
+    """Goes on with a run, or goes through one again; the exit status, None where neither is asked for."""
+    if (resumed := arguments.directory(overrides.get("resume"))) is not None:
+        others = {k: o for k, o in overrides.items() if k != "resume"}
+        if str(resumed) == resume.AUTO:
+            return _told(*resume.auto(asked, others, command))
+        return _told(*resume.run(resumed, asked, others, command))
+    if (replayed := arguments.directory(overrides.get("replay"))) is not None:
+        return _told(*replay.run(replayed, asked, overrides, command))
+    return None
 
 
 def _distributed(overrides: Mapping[str, Override]) -> bool:

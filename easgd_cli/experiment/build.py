@@ -153,8 +153,10 @@ class Experiment:
         return self.parts if device.type == "cpu" else self.recipe.parts(device)
 
 
-def prepare(s: Settings) -> Experiment:
-    """Loads the data, builds the problem and checks all that could fail later. Raises UsageError."""
+def prepare(s: Settings, workers: int | None = None) -> Experiment:
+    """Loads the data, builds the problem and checks all that could fail later; of a machine that is to have only so
+    many of the `workers`. Raises UsageError.
+    """
     import torch
 
     from easgd_cli.experiment.memory_estimate import check_memory
@@ -177,7 +179,9 @@ def prepare(s: Settings) -> Experiment:
         measured = getattr(parts.problem, "measures", ())
     check_levels(s, metrics_of(parts.problem), measured)
     start = parts.problem.start(None if not rules.alone else 0)
+    here = s if workers is None else replace(s, workers=workers)
+    on_cpu = devices[: here.workers].count("cpu")
     memory = check_memory(
-        s, parts.method, parts.average, start, given, on_cpu=devices.count("cpu"), in_processes=launched_in_processes(s)
+        here, parts.method, parts.average, start, given, on_cpu=on_cpu, in_processes=launched_in_processes(s)
     )
     return Experiment(recipe, parts, start, memory, () if given is None else doubts_of(s, given))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from easgd_cli.algorithms.base import EXCHANGES
 from easgd_cli.errors import UsageError
 from easgd_cli.settings.schema import samples_a_step
 from easgd_cli.system import shared_memory
@@ -71,9 +72,9 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, on_cpu: int, in_p
     """How many vectors of the size of x, beside those of the prepared problem."""
     average = kept is not None
     evaluated = 1 + average  # of a snapshot
-    # a courier has its reply
+    # couriers share the replies of a step
     owner = sum(len(of.state) for of in rules.variables.values()) + (average and not rules.alone)
-    owner += sum(len(of.vectors) + 1 for of in rules.couriers.values())
+    owner += sum(len(of.vectors) for of in rules.couriers.values()) + (EXCHANGES if rules.couriers else 0)
     lasting = s.workers * (len(rules.state) + (average if rules.alone else 1))  # of the workers, replies among them
     scratch = s.workers * len(rules.scratch)
     # the last checkpoint, all of it at once, and the state_dict that is saved

@@ -45,12 +45,12 @@ _STATE_SECONDS = 1.0  # between two words on what a worker's process does
 
 class Agent:
     """This machine's part of a run. `address`: where its master's is reached, within `wait` seconds; `prepare`: makes
-    the experiment of settings. Raises UsageError and RunError.
+    the experiment of settings, for so many workers. Raises UsageError and RunError.
     """
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, places: int, wait: float,
-        prepare: Callable[[dict[str, Any]], Experiment],
+        prepare: Callable[[dict[str, Any], int], Experiment],
     ):  # fmt: skip
         self._address, self._secret, self._places = address, secret, places
         self.where = f"{address[0]}:{address[1]}"
@@ -133,7 +133,7 @@ class Agent:
     def _begin(self, message: Mapping[str, Any]) -> None:
         """Makes everything that its workers need, and says so."""
         try:
-            experiment = self._prepare(message["settings"])
+            experiment = self._prepare(message["settings"], self._places)
             fork_server.begin()
             recipe = experiment.recipe.shared()
         except UsageError as e:
@@ -259,7 +259,7 @@ class Place(threading.Thread):
                 break
             if time.monotonic() - looked >= _STATE_SECONDS and (state := state_of(child.process.pid)) is not None:
                 looked = time.monotonic()
-                connection.say({"kind": "process", "letter": state.letter, "ticks": state.ticks})
+                connection.say({"kind": "process", "rate": connection.rate(), **state._asdict()})
             with self._posting, suppress(ChannelClosed):
                 child.channel.flush()
             watched: list[Any] = [child.process.sentinel, self._woken, *([] if done else [child.channel])]

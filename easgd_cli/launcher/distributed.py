@@ -5,7 +5,7 @@ and wherever hosts have come in (`easgd join`, or torchrun).
 from __future__ import annotations
 
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,8 +55,8 @@ class Distributed:
         if self.here is not None and not 0 <= self.here <= self.workers:
             raise ValueError(f"launcher.here={self.here}: is a number of workers from 0 to workers={self.workers}.")
         for key, value in (("wait", self.wait), ("silence", self.silence)):
-            if not value >= 1:
-                raise ValueError(f"launcher.{key}={value:g}: is a number of seconds, at least 1.")
+            if not value >= 2:
+                raise ValueError(f"launcher.{key}={value:g}: is a number of seconds, at least 2.")
         if self.address is not None and self.interface is not None:
             raise ValueError(
                 f"launcher.address={self.address} launcher.interface={self.interface}: give one of the two."
@@ -113,9 +113,13 @@ class Distributed:
         from easgd_cli.launcher.far_children import FarChildren
         from easgd_cli.launcher.gate import Gate
         from easgd_cli.launcher.local import Processes
+        from easgd_cli.system.devices import worker_threads
 
         s = experiment.settings
         _refuse(s, self.places_here)
+        # of the machine's cores, those here have all
+        threads = worker_threads(replace(s, workers=max(1, self.places_here)))
+        experiment = replace(experiment, recipe=replace(experiment.recipe, settings=replace(s, threads=threads)))
         listener, where = self.listen()
         secret = network.secret("launcher.address", listener.getsockname()[0])
         vectors = (experiment.size, str(experiment.dtype).removeprefix("torch."))

@@ -59,16 +59,19 @@ class FarChildren(Children):
         return self._states.get(party) if isinstance(party, int) and party >= self._here else super().state(party)
 
     def facts(self) -> dict[str, Any]:
-        """What the links to each host have carried: bytes of vectors, and bytes a second while they were on their
-        way.
+        """What the links to each host have carried: bytes of vectors, and the mean of bytes a second of its
+        connections.
         """
         found: dict[str, dict[str, Any]] = {}
         for host in sorted({str(link["host"]) for link in self._links.values()}):
             there = [link for link in self._links.values() if link["host"] == host]
             found[host] = {"workers": sorted({link["worker"] for link in there})}
             for way in ("up", "down"):
-                count, seconds = (sum(column) for column in zip(*(link[way] for link in there), strict=True))
-                found[host] |= {f"bytes_{way}": count, f"bytes_per_second_{way}": count / seconds if seconds else None}
+                rates = [rate for _, rate in (link[way] for link in there) if rate is not None]
+                found[host] |= {
+                    f"bytes_{way}": sum(count for count, _ in (link[way] for link in there)),
+                    f"bytes_per_second_{way}": sum(rates) / len(rates) if rates else None,
+                }
         return {"links": found}
 
     def heard(self, seconds: float) -> list[Party]:

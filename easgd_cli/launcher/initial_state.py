@@ -18,6 +18,7 @@ from easgd_cli.settings.schema import Interval
 from easgd_cli.system.devices import deal_devices, worker_threads
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.center import BLOCK
+from easgd_cli.training.couriers import Couriers
 from easgd_cli.training.ledger import Ledger
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.meter import Tally
@@ -101,15 +102,10 @@ class InitialState:
 
     @property
     def returns(self) -> bool:
-        """Whether a worker that is lost can come back: its variables lie in the memory of this machine, not on a
-        GPU.
+        """Whether a worker that is lost can come back, and a master be followed by another: the variables lie in the
+        memory of this machine, not on a GPU.
         """
         return not self._method.alone and self._center_device == "cpu"
-
-    @property
-    def survives(self) -> bool:
-        """Whether another master can go on with what one that is lost leaves: the variables, and no couriers."""
-        return self.returns and not self._method.couriers
 
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
         """Of a worker that was lost at its clock `t`, having said this `row` last."""
@@ -165,13 +161,18 @@ class InitialState:
                 owner.cpu_seconds,
             )
         start.returns = bool(s.max_restarts and self.returns)
-        if start.returns and self.survives:
+        if start.returns:
             block, workers, variables = min(BLOCK, self._experiment.size), s.workers, self._method.variables
             fragments = [of.fragments for of in variables.values()]
             most = max(len(of.state) for of in variables.values()) + (average is not None)
-            start.ledger = Ledger.allocate(most, block, self._experiment.dtype, workers, fragments)
+            couriers, x = self._method.couriers, ((self._experiment.size,), self._experiment.dtype)
+            beside = dict.fromkeys(Couriers.vectors_of(self._method), x)
+            start.ledger = Ledger.allocate(
+                most, block, self._experiment.dtype, workers, fragments, len(couriers), beside
+            )
             known = [clocks_of(start.variables, name, of.fragments) for name, of in variables.items()]
-            Ledger(start.ledger, workers, fragments).begin_run(start.served, known)
+            ledger = Ledger(start.ledger, workers, fragments, [list(variables).index(name) for name in couriers])
+            ledger.begin_run(start.served, known, [start.couriers.get(name, 1) - 1 for name in couriers])
         return start
 
     def _next_points(self) -> list[float] | None:

@@ -82,7 +82,7 @@ class Processes:
             checkpoint_pace=pace,
             system_rows=SystemRows(1.0, doubling=True, seconds=moment.seconds, exchanges=moment.exchanges),
             patience=_PATIENCE, max_restarts=s.max_restarts if self._initial.returns else 0,
-            master_returns=self._initial.survives,
+            master_returns=self._initial.returns,
             rejoins=s.max_restarts,
         )  # fmt: skip
         self._queue = SnapshotQueue(job.run_dir / "snapshots")

@@ -66,8 +66,10 @@ class Recovery:
         """
         supervisor, children, links = self._supervisor, self._children, []
         assert self._owner is not None and self._owner.ledger is not None
-        fragments = [of.fragments for of in self._owner.method.variables.values()]
-        ledger = Ledger(self._owner.ledger, len(self._links), fragments)
+        method = self._owner.method
+        fragments = [of.fragments for of in method.variables.values()]
+        carried = [list(method.variables).index(name) for name in method.couriers]
+        ledger = Ledger(self._owner.ledger, len(self._links), fragments, carried)
         try:
             self.served(ledger.order(self._order_heard))
         except ValueError as e:  # the launcher has not listened for tens of thousands of exchanges

@@ -64,7 +64,7 @@ class StandIn:
         self._channel, self._posting = channel, threading.Lock()
         self._wake, self._woken = socket.socketpair()
         self._sessions: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()  # with next masters
-        self._told = 0.0
+        self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
         self._ready, self._end = threading.Event(), dict[str, Any]()
         sock, self._host = self._connected(start)
         memory = start.link.memory
@@ -114,7 +114,7 @@ class StandIn:
     def _tell_link(self) -> None:
         """What its connection has carried so far."""
         link, self._told = self._connection, time.monotonic()
-        carried = {"up": [link.received, link.receiving], "down": [link.sent, link.sending]}
+        carried = {"up": [link.received, self._rate_up], "down": [link.sent, link.rate()]}
         with suppress(ChannelClosed), self._posting:
             self._channel.post({"kind": "link", "host": self._host, **carried})
 
@@ -179,6 +179,8 @@ class StandIn:
         elif kind == "ended":
             self._end = message
         elif kind != "done":  # which is to be believed once the process has ended
+            if kind == "process":
+                self._rate_up = message.pop("rate")
             if kind == "state":  # it may be its last word that is listened to
                 self._tell_link()
             with self._posting:

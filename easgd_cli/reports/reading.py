@@ -321,8 +321,9 @@ def _staleness(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
 
 
 def _cores(summary: dict[str, Any]) -> int | None:
+    """Of the one machine that all of its workers had."""
     hardware = summary.get("hardware") or {}
-    return None if hardware.get("gpus") else hardware.get("cores")
+    return None if summary.get("links") or hardware.get("gpus") else hardware.get("cores")
 
 
 def _status(path: Path, summary: dict[str, Any]) -> tuple[str, str | None]:

@@ -1,6 +1,8 @@
 """The couriers of variables that lie in one process: each takes its step as soon as it may, which is at once.
 
-So what they do follows from the order of the other exchanges, and takes no time.
+So what they do follows from the order of the other exchanges, and takes no time. What they lend, and the replies of a
+step, may lie in memory that outlives the process. Then the next one takes the step that was under way once more: the
+exchanges that have been served are not made again, and their replies are still there.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import Method, Rule, Worker
+from easgd_cli.algorithms.base import EXCHANGES, Method, Rule, Worker
 from easgd_cli.algorithms.schedule import Schedule
 from easgd_cli.transport.base import Reply
 
@@ -21,28 +23,54 @@ Exchanged = Callable[[int, "Tensor | None", Tensor, str], Reply]
 
 class Couriers:
     """`exchange`: makes an exchange of a courier's number, with its message [d], the place of its reply [d] and its
-    variable. `steps`: local steps in all, None where nobody knows; `clocks`: of a run that goes on, by variable.
+    variable. `steps`: local steps in all, None where nobody knows; `clocks`: of a run that goes on, by variable;
+    `memory`: where their vectors lie, by the names of `vectors_of`.
+
+    `at`: of the exchange that is being made, a number that rises from one to the next of its courier.
     """
 
     def __init__(
         self, method: Method, workers: int, tau: int, schedule: Schedule, like: Tensor, exchange: Exchanged,
-        steps: int | None, clocks: Mapping[str, int] | None = None,
+        steps: int | None, clocks: Mapping[str, int] | None = None, memory: Mapping[str, Tensor] | None = None,
     ):  # fmt: skip
         self._exchange = exchange
         self._couriers: dict[str, tuple[Worker, Callable[[Worker], Rule], int | None]] = {}
+        names = self.vectors_of(method)
+        lying = memory if memory is not None else {name: torch.zeros_like(like) for name in names}
         for i, (name, courier) in enumerate(method.couriers.items()):
-            vectors = {vector: torch.zeros_like(like) for vector in courier.vectors}
+            vectors = {vector: lying[f"{name}.{vector}"] for vector in courier.vectors}
             w = Worker(vectors, tau, schedule, (clocks or {}).get(name, 1), workers + i)
             last = steps if method.variables[name].in_rounds else None
             self._couriers[name] = (w, courier.step, last)
-        self._reply = torch.zeros_like(like) if self._couriers else like
+        self._lends = {
+            w.number: [getattr(w, v) for v in courier.vectors]
+            for (w, _, _), courier in zip(self._couriers.values(), method.couriers.values(), strict=True)
+        }
+        self._replies = [lying[name] for name in names if name.startswith("reply")]
         self._due: deque[str] = deque()
         self._under_way = False
+        self.at = 0
+
+    @staticmethod
+    def vectors_of(method: Method) -> list[str]:
+        """The names of all their vectors, and of the replies of a step."""
+        if not method.couriers:
+            return []
+        own = [f"{name}.{vector}" for name, courier in method.couriers.items() for vector in courier.vectors]
+        return [*own, *(f"reply {i}" for i in range(EXCHANGES))]
 
     @property
     def clocks(self) -> dict[str, int]:
         """Of each, by the variable with which it keeps time."""
         return {name: w.t for name, (w, _, _) in self._couriers.items()}
+
+    def index(self, courier: int, message: Tensor) -> int:
+        """Which of the courier's vectors that is, by its place."""
+        return [v.data_ptr() for v in self._lends[courier]].index(message.data_ptr())
+
+    def lent(self, courier: int, vector: int, at: int) -> tuple[Tensor | None, Tensor]:
+        """The message of that exchange, None of a pull (a negative place), and where its reply goes."""
+        return None if vector < 0 else self._lends[courier][vector], self._replies[at % EXCHANGES]
 
     def updated(self, variable: str, worker: int) -> None:
         """The variable has been updated by that worker or courier."""
@@ -56,12 +84,27 @@ class Couriers:
             self._take_step(*self._couriers[self._due.popleft()])
         self._under_way = False
 
+    def begin_at(self, variable: str, t: int) -> None:
+        """The next step of its courier is t."""
+        self._couriers[variable][0].t = t
+
+    def again(self, variable: str, worker: int, t: int) -> None:
+        """The same, said once more by an owner that does not know what the one before it has made of it: it was the
+        update t.
+        """
+        if variable in self._couriers and self._couriers[variable][0].number != worker:
+            self.begin_at(variable, t)
+            self.updated(variable, worker)
+
     def _take_step(self, w: Worker, step: Callable[[Worker], Rule], last: int | None) -> None:
         """Its next one."""
         if last is None or w.t < last:
             rule, answer = step(w), None
             with suppress(StopIteration):
-                while True:
+                for i in range(EXCHANGES + 1):
                     asked = rule.send(answer)
-                    answer = self._exchange(w.number, asked.message, self._reply, asked.to).vector
+                    if i == EXCHANGES:
+                        raise TypeError(f"a courier's step makes at most {EXCHANGES} exchanges; this one makes more")
+                    self.at = w.t * EXCHANGES + i
+                    answer = self._exchange(w.number, asked.message, self._replies[i], asked.to).vector
         w.t += 1

@@ -11,7 +11,7 @@ Written for death of a process, not of the machine: nothing is flushed, and noth
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
@@ -26,8 +26,9 @@ ORDER: Final = 1 << 15  # exchanges whose workers are kept; their owner reports 
 # Numbers of their own, then three columns of members and three of workers, the clocks of all variables' fragments as
 # they are and as the update under way makes them, then the order. _AT is twice the number of blocks that have been
 # changed, and one more while the next is being changed: a single store says both. The update changes the _CLOCKS from
-# _FIRST on.
-_SERVED, _TARGET, _AT, _MEMBERS, _TO, _FRAGMENT, _FIRST, _CLOCKS, _FIXED = range(9)
+# _FIRST on. Of each courier it has the updates of its variable by others, likewise as they are and will be; _COUNTED is
+# the number from 1 of the courier whose variable is being updated by another, or 0.
+_SERVED, _TARGET, _AT, _MEMBERS, _TO, _FRAGMENT, _FIRST, _CLOCKS, _COUNTED, _FIXED = range(10)
 _VARIABLE = 16  # from which bit on an entry or a key has the variable's place
 
 Pairs = list[tuple[Tensor, Tensor]]  # the vectors of a block, each with the place of its copy
@@ -35,33 +36,45 @@ Pairs = list[tuple[Tensor, Tensor]]  # the vectors of a block, each with the pla
 
 class Ledger:
     """`served` exchanges and the `clocks` of the variables, as they are while no update is under way. `fragments`: of
-    each variable.
+    each variable; `carried`: the places of those that have a courier, in the order of the couriers' numbers.
     """
 
-    def __init__(self, memory: SharedTensors, workers: int, fragments: Sequence[int] = (1,)):
+    def __init__(
+        self, memory: SharedTensors, workers: int, fragments: Sequence[int] = (1,), carried: Sequence[int] = ()
+    ):
         self._numbers: memoryview = memory["numbers"].numpy().data  # a store is a fifth of one into a tensor
         self._copy = memory["copy"]
-        self._workers = workers
+        self._couriers = {place: (i, workers + i) for i, place in enumerate(carried)}
+        parties = workers + len(carried)
         self._fragments, self._first = fragments, [0, *itertools.accumulate(fragments)]
-        sizes = [workers] * 6 + [self._first[-1]] * 2
+        sizes = [parties] * 6 + [self._first[-1]] * 2 + [len(carried)] * 2
         at = list(itertools.accumulate(sizes, initial=_FIXED))
-        self._member, self._at, self._vector, self._key, self._clock, self._count, self._now, self._next = (
-            self._numbers[a:b] for a, b in itertools.pairwise(at)
-        )
+        columns = [self._numbers[a:b] for a, b in itertools.pairwise(at)]
+        self._member, self._at, self._vector, self._key, self._clock, self._count = columns[:6]
+        self._now, self._next, self._others, self._others_next = columns[6:]
         self._order = self._numbers[at[-1] :]
 
     @staticmethod
     def allocate(
-        vectors: int, block: int, dtype: torch.dtype, workers: int, fragments: Sequence[int] = (1,)
-    ) -> SharedTensors:
-        """For variables of so many vectors at most, changed in blocks of so many entries. Raises MemoryError."""
-        numbers = _FIXED + 6 * workers + 2 * sum(fragments) + ORDER
-        memory = SharedTensors.allocate({"numbers": ((numbers,), torch.int64), "copy": ((vectors, block), dtype)})
-        memory["numbers"][_FIXED + 3 * workers : _FIXED + 4 * workers] = -1  # no exchange of theirs has been served
+        vectors: int, block: int, dtype: torch.dtype, workers: int, fragments: Sequence[int] = (1,),
+        couriers: int = 0, beside: Mapping[str, tuple[tuple[int, ...], torch.dtype]] | None = None,
+    ) -> SharedTensors:  # fmt: skip
+        """For variables of so many vectors at most, changed in blocks of so many entries; `beside`: what else is to lie
+        there. Raises MemoryError.
+        """
+        parties = workers + couriers
+        numbers = _FIXED + 6 * parties + 2 * sum(fragments) + 2 * couriers + ORDER
+        shapes = {"numbers": ((numbers,), torch.int64), "copy": ((vectors, block), dtype), **(beside or {})}
+        memory = SharedTensors.allocate(shapes)
+        memory["numbers"][_FIXED + 3 * parties : _FIXED + 4 * parties] = -1  # no exchange of theirs has been served
         return memory
 
-    def begin_run(self, served: int, clocks: Sequence[Sequence[int]]) -> None:
-        """Nothing is under way, at so many exchanges; `clocks`: of each variable's fragments."""
+    def begin_run(self, served: int, clocks: Sequence[Sequence[int]], others: Sequence[int] = ()) -> None:
+        """Nothing is under way, at so many exchanges; `clocks`: of each variable's fragments; `others`: of each courier
+        the updates of its variable by others.
+        """
+        for i, count in enumerate(others):
+            self._others[i] = count
         self._numbers[_SERVED] = self._numbers[_TARGET] = served
         for i, clock in enumerate(itertools.chain(*clocks)):
             self._now[i] = clock
@@ -77,6 +90,10 @@ class Ledger:
         its_own = range(begin, begin + self._fragments[variable])
         return [self._next[i] - 1 if i in changing else self._now[i] for i in its_own]
 
+    def others(self, variable: int) -> int:
+        """The updates by others of the variable at this place, which has a courier, while none is under way."""
+        return self._others[self._couriers[variable][0]]
+
     # ---------------------------------------------------------------- an update
 
     def begin(self, members: Sequence[Request]) -> None:
@@ -91,7 +108,11 @@ class Ledger:
         for i in range(first, first + clocks):
             self._next[i] = self._now[i] + 1
         n[_MEMBERS], n[_AT], n[_TO], n[_FRAGMENT] = len(members), 0, to, fragment
-        n[_FIRST], n[_CLOCKS] = first, 0 if pulled else clocks  # a pull is no update
+        n[_FIRST], n[_CLOCKS], n[_COUNTED] = first, 0 if pulled else clocks, 0  # a pull is no update
+        if self._couriers and not pulled and to in self._couriers:
+            i, number = self._couriers[to]
+            if members[0].worker != number:
+                self._others_next[i], n[_COUNTED] = self._others[i] + 1, i + 1
         n[_TARGET] = n[_SERVED] + len(members)  # from here on it is under way
 
     def pairs(self, vectors: Sequence[Tensor]) -> Pairs:
@@ -114,6 +135,8 @@ class Ledger:
         before, served, to = n[_SERVED], n[_TARGET], n[_TO]
         for i in range(n[_FIRST], n[_FIRST] + n[_CLOCKS]):
             self._now[i] = self._next[i]
+        if counted := n[_COUNTED]:
+            self._others[counted - 1] = self._others_next[counted - 1]
         first, after = self._first[to], self._first[to + 1]
         clock = self._now[first] if after == first + 1 else sum(self._now[i] for i in range(first, after))
         for i in range(served - before):
@@ -146,6 +169,10 @@ class Ledger:
         if self._key[request.worker] != _key(request.t, request.to):
             return None
         return self._clock[request.worker], self._count[request.worker]
+
+    def has_served(self, request: Request) -> bool:
+        """Whether this exchange of a courier, or a later one, has been: their t rises from one to the next."""
+        return self._key[request.worker] >> _VARIABLE >= request.t
 
     def forget(self, worker: int) -> None:
         """Its next message is a new one, whatever its clock: it has come back."""

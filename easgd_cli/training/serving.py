@@ -25,7 +25,9 @@ class Serving:
     def __init__(self, start: MasterStart, sessions: MasterEnd):
         method, self._sessions = start.method, sessions
         fragments = [of.fragments for of in method.variables.values()]
-        self.ledger = None if start.ledger is None else Ledger(start.ledger, len(start.links), fragments)
+        names, self._workers = list(method.variables), len(start.links)
+        carried = [names.index(name) for name in method.couriers]
+        self.ledger = None if start.ledger is None else Ledger(start.ledger, len(start.links), fragments, carried)
         vectors = {name: v.to(torch.device(start.device)) for name, v in start.center.tensors.items()}
         self.variables = Variables(method, vectors, start.variables, start.average, self.ledger)
         self.centers = list(self.variables.centers.values())
@@ -39,7 +41,7 @@ class Serving:
             assert start.schedule is not None
             self._couriers = Couriers(
                 method, len(start.links), start.tau, start.schedule, self.centers[0].vectors["x"], self._carry,
-                start.steps, start.couriers,
+                start.steps, start.couriers, None if start.ledger is None else start.ledger.tensors,
             )  # fmt: skip
         if self.ledger is not None:
             self._go_on(self.ledger)
@@ -77,21 +79,49 @@ class Serving:
             self.centers[members[0].to].take_back(block)
             self._update(members, block)
             self.order += [request.entry for request in members]
+        if self._couriers is not None and self.served:
+            self._couriers_go_on(self._couriers, ledger)
+
+    def _couriers_go_on(self, couriers: Couriers, ledger: Ledger) -> None:
+        """All have followed every update but the last, and perhaps that: whoever has made it says so once more."""
+        places = {name: self._names.index(name) for name in couriers.clocks}
+        for name, place in places.items():
+            couriers.begin_at(name, ledger.others(place) + 1)
+        [last] = ledger.order(self.served - 1)
+        party, variable = last & 0xFFFF, self._names[last >> 16]
+        if party >= self._workers:  # a courier that was on its way, or has just come home
+            variable = list(couriers.clocks)[party - self._workers]
+        if variable in places:
+            couriers.again(variable, -1, ledger.others(places[variable]))
 
     def _update(self, members: Sequence[Request], first: int = 0) -> None:
         """One update by these messages, or what is left of it from its block `first` on."""
-        lent = [(request.worker, *self._sessions.lent(request)) for request in members]
+        lent = [(request.worker, *self._lent(request)) for request in members]
         self._vectors += self.centers[members[0].to].serve(lent, first, members[0].fragment)
         if self.ledger is not None:
             self.ledger.end()
         self.served += len(members)
 
+    def _lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
+        if request.worker >= self._workers:
+            assert self._couriers is not None
+            return self._couriers.lent(request.worker, request.vector, request.t)
+        return self._sessions.lent(request)
+
     def _carry(self, courier: int, message: Tensor | None, reply: Tensor, to: str) -> Reply:
-        """An exchange of a courier, at once."""
+        """An exchange of a courier, at once, unless a master before this one has served it."""
+        assert self._couriers is not None
         place = self._names.index(to)
-        self._vectors += self.centers[place].serve([(courier, message, reply)])
-        self.served += 1
-        self._note([Request(courier, Kind.EXCHANGE, 0, PULL if message is None else 0, place)])
+        vector = PULL if message is None else self._couriers.index(courier, message)
+        request = Request(courier, Kind.EXCHANGE, self._couriers.at, vector, place)
+        if self.ledger is not None and self.ledger.has_served(request):
+            if message is not None and to in self._couriers.clocks:
+                self._couriers.again(to, courier, self.ledger.others(place))
+        else:
+            if self.ledger is not None:
+                self.ledger.begin([request])
+            self._update([request])
+            self._note([request])
         return Reply(reply, self.centers[place].clock, self.served)
 
     def _note(self, members: Sequence[Request]) -> None:

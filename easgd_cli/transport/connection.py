@@ -31,7 +31,8 @@ _MAGIC = b"easgd-1\n"  # with the version of what follows
 _NONCE = _MAC = 32
 _HEAD = struct.Struct("<BxxxIQ")  # kind, bytes of its text, bytes of its vectors
 _MOST_TEXT = 1 << 24
-_BEATS = 4  # how often in the time that is silence one says something
+_TCP_INFO, _ACKNOWLEDGED_AND_BUSY = 11, (120, 168)  # of linux/tcp.h: bytes, and microseconds
+_BEATS, _SHORTEST_SILENCE = 4, 2.0  # how often one says something in the seconds that may be taken for silence
 
 
 class ConnectionEnded(Exception):
@@ -113,9 +114,9 @@ class Connection:
 
     def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: Turn | None = None):
         self._socket, self._silence, self._left = sock, silence, 0
+        self._beats = min(silence, _SHORTEST_SILENCE) / _BEATS  # the other side may be less patient
         self._turn, self._said = turn, 0.0
-        # of vectors: bytes, and seconds in which they were on their way
-        self.sent, self.sending, self.received, self.receiving = 0, 0.0, 0, 0.0
+        self.sent = self.received = 0  # bytes of vectors
         self.most = most
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(silence)
@@ -142,7 +143,7 @@ class Connection:
         try:
             while True:
                 try:
-                    frame = self._out.get(timeout=self._silence / _BEATS)
+                    frame = self._out.get(timeout=self._beats)
                 except queue.Empty:
                     frame = (Sort.ALIVE, b"", ())
                 if frame is None:
@@ -152,17 +153,15 @@ class Connection:
                 count = sum(map(len, parts))
                 frame_parts = [memoryview(_HEAD.pack(sort, len(text), count) + text), *parts]
                 with self._turn.taken(self._beat) if self._turn and count >= LARGE else nullcontext():
-                    began = time.monotonic()
                     self._send_all(frame_parts)
-                if count:
-                    self.sent, self.sending = self.sent + count, self.sending + time.monotonic() - began
+                self.sent += count
         except OSError:  # the reader is told
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def _beat(self) -> None:
         """Says that it is there, when it is time to."""
-        if time.monotonic() - self._said > self._silence / _BEATS:
+        if time.monotonic() - self._said > self._beats:
             self._send_all([memoryview(_HEAD.pack(Sort.ALIVE, 0, 0))])
 
     def _send_all(self, parts: list[memoryview]) -> None:
@@ -173,6 +172,17 @@ class Connection:
             if parts:
                 parts[0] = parts[0][sent:]
         self._said = time.monotonic()
+
+    def rate(self) -> float | None:
+        """Bytes a second that have reached the other side while some were on their way, by the system; None where it
+        does not say, or before any were.
+        """
+        try:
+            said = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
+            acknowledged, busy = (struct.unpack_from("<Q", said, at)[0] for at in _ACKNOWLEDGED_AND_BUSY)
+        except (OSError, struct.error):
+            return None
+        return 1e6 * acknowledged / busy if busy else None
 
     # ---------------------------------------------------------------- in
 
@@ -197,11 +207,9 @@ class Connection:
         parts = [_bytes(v) for v in vectors]
         if sum(map(len, parts)) != self._left:
             raise ConnectionEnded("it sent vectors of another size")
-        if parts:
-            began = time.monotonic()
-            for part in parts:
-                self._read_into(part)
-            self.received, self.receiving = self.received + self._left, self.receiving + time.monotonic() - began
+        for part in parts:
+            self._read_into(part)
+        self.received += self._left
         self._left = 0
 
     def message(self, text: bytes) -> tuple[dict[str, Any], SharedTensors | None]:
