@@ -86,6 +86,17 @@ def test_it_is_the_smallest_period_within_the_bound(
     assert [p["share"] <= share + 1e-9 for p in chosen["probes"] if p["tau"] == tau] == [True]
 
 
+def test_a_queue_at_the_first_period_is_not_taken_for_the_cost_of_an_exchange(easgd: Easgd, here: Path) -> None:
+    """At tau = 1 all 16 wait for one master, so a period of 135 would follow, more than a quarter of the run."""
+    said = easgd("train", *VIRTUAL, "launcher.spread=0.2", "algo=downpour", "workers=16", "launcher.service=0.001",
+                 "tau=auto", "auto.share=0.1", "eta=0.0001", "steps=400", "hydra.run.dir=run")  # fmt: skip
+    assert said.status == 0, said.err
+    tau = config(here / "run")["tau"]
+    probes = json.loads((here / "run" / "summary.json").read_text())["tau_chosen"]["probes"]
+    assert probes[0]["tau"] == 1 and probes[0]["share"] > 0.9
+    assert 16 < tau < 100 and next(p["share"] for p in probes if p["tau"] == tau) <= 0.1
+
+
 def test_the_run_is_the_run_with_that_number(easgd: Easgd, here: Path) -> None:
     """Also replayed, and resumed with more steps."""
     words = ("train", *VIRTUAL, "launcher.spread=0.3", "launcher.latency=0.002", "workers=3", "eta=0.01")

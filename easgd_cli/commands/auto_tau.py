@@ -81,11 +81,12 @@ def chosen(
     most = max(least, (prepared.steps or _LONGEST) // _LEAST_PERIODS)
     launcher.begin()
     wanted = least
-    while len(probes) < _PROBES and wanted <= most and wanted not in [probe.tau for probe in probes]:
+    while len(probes) < _PROBES and wanted not in [probe.tau for probe in probes]:
         probes.append(_probe(replace(s, tau=wanted), prepared, launcher))
-        wanted = max(least, probes[-1].period(s.auto.share))
+        # where many wait for one master at the first period, the second may be too long by far
+        wanted = min(most, max(least, probes[-1].period(s.auto.share)))
     kept = [probe.tau for probe in probes if probe.share <= s.auto.share]
-    tau = min(kept, default=wanted)
+    tau = min(kept, default=probes[-1].period(s.auto.share))
     if tau > most:
         why = "; in rounds all wait for the slowest, whatever the period" if prepared.method.in_rounds else ""
         raise UsageError(
