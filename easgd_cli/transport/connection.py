@@ -124,6 +124,11 @@ class Connection:
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._sender.start()
 
+    def be_patient(self, silence: float) -> None:
+        """From now on the other side is gone after so many seconds without a byte."""
+        self._silence = silence
+        self._socket.settimeout(silence)
+
     # ---------------------------------------------------------------- out
 
     def post(self, sort: Sort, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
