@@ -147,6 +147,7 @@ def test_rounds_with_workers_on_two_machines_are_those_of_one_bit_for_bit(
     start(b, tmp_path, "join", "join", where(tmp_path), "workers=2")
     here = start(a, tmp_path, "here", "train", *SMALL, *words, "hydra.run.dir=local")
     assert (ended(run, tmp_path, "train"), ended(here, tmp_path, "here")) == (0, 0)
+    assert "died" not in log(tmp_path), log(tmp_path)
     far, near = center(tmp_path / "run"), center(tmp_path / "local")
     assert all(torch.equal(far[name], near[name]) for name in far)
 

@@ -132,6 +132,7 @@ class Agent:
 
     def _begin(self, message: Mapping[str, Any]) -> None:
         """Makes everything that its workers need, and says so."""
+        self._connection.be_patient(float(message["silence"]))
         try:
             experiment = self._prepare(message["settings"], self._places)
             fork_server.begin()

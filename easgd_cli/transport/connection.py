@@ -15,9 +15,10 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ _NONCE = _MAC = 32
 _HEAD = struct.Struct("<BxxxIQ")  # kind, bytes of its text, bytes of its vectors
 _MOST_TEXT = 1 << 24
 _TCP_INFO, _ACKNOWLEDGED_AND_BUSY = 11, (120, 168)  # of linux/tcp.h: bytes, and microseconds
+_LOOKS = 5  # in how many parts silence is waited for
 _BEATS, _SHORTEST_SILENCE = 4, 2.0  # how often one says something in the seconds that may be taken for silence
 
 
@@ -113,16 +115,21 @@ class Connection:
     """
 
     def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: Turn | None = None):
-        self._socket, self._silence, self._left = sock, silence, 0
+        self._socket, self._left = sock, 0
         self._beats = min(silence, _SHORTEST_SILENCE) / _BEATS  # the other side may be less patient
         self._turn, self._said = turn, 0.0
         self.sent = self.received = 0  # bytes of vectors
         self.most = most
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(silence)
+        self.be_patient(silence)
         self._out: queue.SimpleQueue[tuple[Sort, bytes, Sequence[Tensor]] | None] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._sender.start()
+
+    def be_patient(self, silence: float) -> None:
+        """From now on the other side is gone after so many seconds without a byte."""
+        self._silence = silence
+        self._socket.settimeout(silence / _LOOKS)
 
     # ---------------------------------------------------------------- out
 
@@ -166,7 +173,7 @@ class Connection:
 
     def _send_all(self, parts: list[memoryview]) -> None:
         while parts:
-            sent = self._socket.sendmsg(parts)
+            sent = self._patiently(partial(self._socket.sendmsg, parts))
             while parts and sent >= len(parts[0]):
                 sent -= len(parts.pop(0))
             if parts:
@@ -236,13 +243,22 @@ class Connection:
         at = 0
         try:
             while at < len(part):
-                if not (got := self._socket.recv_into(part[at:])):
+                if not (got := self._patiently(partial(self._socket.recv_into, part[at:]))):
                     raise ConnectionEnded("the connection has ended")
                 at += got
         except TimeoutError as e:
             raise ConnectionEnded(f"nothing has been heard of it for {self._silence:g} s") from e
         except OSError as e:
             raise ConnectionEnded(f"the connection has ended ({why(e)})") from e
+
+    def _patiently(self, act: Callable[[], int]) -> int:
+        """Waits for as long as is patient, in parts: a machine that has itself stood still, the other one with it, may
+        find one of them over, and not all. Raises TimeoutError.
+        """
+        for _ in range(_LOOKS - 1):
+            with suppress(TimeoutError):
+                return act()
+        return act()
 
     def close(self, seconds: float = 0.0) -> None:
         """Ends it; what has been posted may take so long to be sent."""
