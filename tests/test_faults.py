@@ -20,6 +20,8 @@ from test_runs import recorded_order, rows, run, settings
 from test_simulated import UNEVEN, center_of, on_a_function, same_files, virtual
 
 from easgd_cli.__main__ import main
+from easgd_cli.algorithms import EASGDTree, GossipPull
+from easgd_cli.commands import replay
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher.watch import Watch
 from easgd_cli.settings import faults
@@ -322,3 +324,17 @@ def test_a_run_whose_tree_has_lost_a_node_is_not_replayed(
         assert "replay=tree: node_1 of this run was lost (faults)" in said.err and not (here / "again").exists()
     else:
         assert "bit for bit" in said.out
+
+
+def test_a_run_in_which_a_worker_of_gossip_died_in_the_middle_of_a_step_is_not_replayed() -> None:
+    """Of an order made by hand: worker 1 has published, or has published and pulled."""
+    method = GossipPull(workers=3, seed=0)
+    homes = [list(method.variables).index(method.home(i)) << 16 for i in range(3)]
+    own, others = 1 + homes[1], 1 + homes[2]
+    order = [own, others, 0 + homes[0], 0 + homes[1], own, own, others]
+    replay._refuse_half_steps("replay=x", method, order, [(4, 1, 2)])
+    replay._refuse_half_steps("replay=x", method, order, [(5, 0, 2)])
+    with pytest.raises(UsageError, match=r"replay=x: worker 1 of this run died between its own variable and another's"):
+        replay._refuse_half_steps("replay=x", method, order, [(5, 1, 2)])
+    tree = EASGDTree(workers=4, tau=1, degree=2)  # whose workers exchange with their parent alone
+    replay._refuse_half_steps("replay=x", tree, [1 + (1 << 16)] * 3, [(3, 1, 2)])

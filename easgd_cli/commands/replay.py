@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from easgd_cli.algorithms.base import Method
 from easgd_cli.commands import compose, foreign_code, hydra_job, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
@@ -18,6 +19,7 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader, resumption
+from easgd_cli.record.row_reader import returns_of
 from easgd_cli.settings import faults
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import for_terminal, tell
@@ -62,6 +64,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     method = build.method(settings)
     order = _checked_order(source, reader.Entries.of(method, settings.workers))  # before anything is started
     _refuse_lost_nodes(given, settings, list(method.variables), order)
+    _refuse_half_steps(given, method, order, returns_of(source / "metrics.jsonl", settings.workers))
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
@@ -87,6 +90,23 @@ def _refuse_lost_nodes(given: str, settings: Settings, variables: list[str], ord
             raise UsageError(
                 f"{given}: {fault.variable} of this run was lost (faults), and the order of exchanges does not tell "
                 "who went on without it; run its command again, which gives the same bits on the virtual cluster."
+            )
+
+
+def _refuse_half_steps(
+    given: str, method: Method, order: Sequence[int], returns: Sequence[tuple[int, int, int]]
+) -> None:
+    """A worker of gossip exchanges with its own variable and then with another's. One that died between the two, and
+    came back, has made half a step, which here it would end. Raises UsageError.
+    """
+    places = list(method.variables)
+    for at, worker, _ in returns:
+        home = places.index(method.home(worker))
+        met = Counter(entry >> 16 == home for entry in order[:at] if entry & 0xFFFF == worker)
+        if met[False] and met[True] != met[False]:
+            raise UsageError(
+                f"{given}: worker {worker} of this run died between its own variable and another's, and came back; the "
+                "order of exchanges does not tell what was left out, so this run cannot be gone through again."
             )
 
 
