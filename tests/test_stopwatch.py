@@ -88,7 +88,7 @@ def test_on_a_cpu_seconds_are_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> N
             clock[0] += 10
             return x
 
-        def post(self, message: Tensor | None, t: int, to: str = "center") -> None:
+        def post(self, message: Tensor | None, t: int, to: str = "center", *, fragment: int = -1) -> None:
             clock[0] += 100
 
         def collect(self) -> Tensor:
