@@ -228,6 +228,13 @@ def fragment_ends(size: int, fragments: int) -> list[int]:
     return [size * (f + 1) // fragments for f in range(fragments)]
 
 
+def entries_of(size: int, fragments: int, fragment: int) -> slice:
+    """Those of a vector [size] that are exchanged; `fragment`: its number, or WHOLE."""
+    if fragment == WHOLE:
+        return slice(None)
+    return slice(size * fragment // fragments, size * (fragment + 1) // fragments)
+
+
 EXCHANGES: Final = 4  # that a courier's step makes at most
 
 

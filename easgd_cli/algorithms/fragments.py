@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Variable, Worker, fragment_ends
+from easgd_cli.algorithms.base import Exchange, Gradient, Method, Rule, Variable, Worker, entries_of, fragment_ends
 from easgd_cli.algorithms.elementwise import moved
 from easgd_cli.algorithms.groups import Part, with_parts
 from easgd_cli.algorithms.schedule import Constant
@@ -122,8 +122,7 @@ class _Step:
     """The step of one fragment in progress, and what it asks for: `at`, a gradient there; an `exchange`."""
 
     def __init__(self, method: Method, w: Worker, fragment: int, fragments: int):
-        ends = (0, *fragment_ends(w.x.numel(), fragments))
-        self.entries, self._fragment = slice(ends[fragment], ends[fragment + 1]), fragment
+        self.entries, self._fragment = entries_of(w.x.numel(), fragments, fragment), fragment
         self._all = w
         own = {name: getattr(w, name)[self.entries] for name in (*method.state, *method.scratch)}
         self._names = {v.data_ptr(): name for name, v in own.items()}

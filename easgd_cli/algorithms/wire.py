@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.algorithms.base import WHOLE, Courier, Exchange, Rule, Worker, fragment_ends
+from easgd_cli.algorithms.base import Courier, Exchange, Rule, Worker, entries_of
 from easgd_cli.algorithms.wrapped import Wrapped, relayed
 from easgd_cli.randomness import WIRE, key
 
@@ -188,13 +188,6 @@ class OnTheWire(Wrapped):
         place = self._places[ask.to]
         if self.rounding.beside(w.number, place):
             return False
-        entries = self._entries(ask, x.numel())
+        entries = entries_of(x.numel(), self.variables[ask.to].fragments, ask.fragment)
         self.rounding.round(x[entries], out[entries], w.number, w.t, place, way=way)
         return True
-
-    def _entries(self, ask: Exchange, size: int) -> slice:
-        """Those of a vector [size] that are sent."""
-        if ask.fragment == WHOLE:
-            return slice(None)
-        ends = (0, *fragment_ends(size, self.variables[ask.to].fragments))
-        return slice(ends[ask.fragment], ends[ask.fragment + 1])

@@ -60,7 +60,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
         ("delta", "delta" not in uses, f"{algo} has no momentum"),
         ("gamma", "gamma" not in uses, f"{schedule} does not use it"),
-        *((key, alone, f"{algo} never exchanges") for key in ("tau", "fragments")),
+        *((key, alone, f"{algo} never exchanges") for key in ("tau", "fragments", "wire")),
         ("center_device", alone, f"{algo} has no center beside its worker"),
         ("center_device", not alone and not in_processes, f"{launcher} keeps the center where its workers compute"),
         ("profile", not in_processes, f"{launcher} has no worker processes"),

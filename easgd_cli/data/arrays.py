@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.data import nest
-from easgd_cli.data.conversion import sent
+from easgd_cli.data.conversion import as_tensor, sent
 from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
 from easgd_cli.data.holding_out import held_out, held_out_of
 from easgd_cli.errors import UsageError
@@ -257,12 +257,7 @@ def _checked_labels(name: str, split: Split, y: Tensor) -> Tensor:
 
 
 def _tensor(name: str, part: str, given: Any) -> Tensor:
-    try:
-        made = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
-    except (TypeError, ValueError) as e:
-        raise UsageError(
-            f"dataset={name}: {part} is a {type(given).__name__}, which is neither a tensor nor an array of numbers."
-        ) from e
+    made = as_tensor(given, name, part)
     if made.dim() == 0 or made.is_complex():
         raise UsageError(f"dataset={name}: {part} is {'complex' if made.dim() else 'a single number'}; it is [N, ...].")
     made = made.detach().to("cpu").contiguous()

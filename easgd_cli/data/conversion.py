@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +40,16 @@ def sent(small: Tensor, device: torch.device) -> Tensor:
     has been asked so far.
     """
     return small if device.type == "cpu" else small.pin_memory().to(device, non_blocking=True)
+
+
+def as_tensor(given: Any, name: str, part: str) -> Tensor:
+    """A tensor or array as a tensor. Raises UsageError for what is neither, naming data set and part."""
+    try:
+        return given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
+    except (TypeError, ValueError) as e:
+        raise UsageError(
+            f"dataset={name}: {part} is a {type(given).__name__}, which is neither a tensor nor an array of numbers."
+        ) from e
 
 
 def checked_channels(name: str, values: Sequence[float] | None, channels: int) -> Channels | None:

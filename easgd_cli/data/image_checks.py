@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from easgd_cli.data.conversion import checked_channels
+from easgd_cli.data.conversion import as_tensor, checked_channels
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
 
@@ -101,7 +100,7 @@ def _check(images: Images, name: str) -> None:
 
 
 def _pixels(given: Any, name: str, part: str) -> Tensor:
-    pixels = _tensor(given, name, part)
+    pixels = as_tensor(given, name, part).detach().to("cpu").contiguous()
     if pixels.dim() != 4:
         remedy = f"; {part}[:, None] adds the missing channel axis" if pixels.dim() == 3 else ""
         raise UsageError(
@@ -118,7 +117,7 @@ def _pixels(given: Any, name: str, part: str) -> Tensor:
 
 
 def _labels(given: Any, name: str, part: str) -> Tensor:
-    labels = _tensor(given, name, part)
+    labels = as_tensor(given, name, part).detach().to("cpu").contiguous()
     if labels.dim() != 1:
         column = labels.dim() == 2 and labels.shape[1] == 1
         remedy = f"; {part}[:, 0] makes them so" if column else ""
@@ -130,16 +129,6 @@ def _labels(given: Any, name: str, part: str) -> Tensor:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UsageError(f"dataset={name}: {part} is of type {_short(labels.dtype)}; labels are whole numbers from 0.")
     return labels.to(torch.int64)
-
-
-def _tensor(given: Any, name: str, part: str) -> Tensor:
-    try:
-        made = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
-    except (TypeError, ValueError) as e:
-        raise UsageError(
-            f"dataset={name}: {part} is a {type(given).__name__}, which is neither a tensor nor an array of numbers."
-        ) from e
-    return made.detach().to("cpu").contiguous()
 
 
 def _by(sides: tuple[int, ...]) -> str:

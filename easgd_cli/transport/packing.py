@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from easgd_cli.algorithms.base import WHOLE, Method, fragment_ends
+from easgd_cli.algorithms.base import Method, entries_of
 from easgd_cli.algorithms.wire import OnTheWire, Rounding
 from easgd_cli.transport.base import Kind, Request
 
@@ -29,10 +29,7 @@ class Packing:
 
     def entries(self, v: Tensor, request: Request) -> Tensor:
         """Those of the vector [d] that cross."""
-        if request.fragment == WHOLE:
-            return v
-        ends = (0, *fragment_ends(v.numel(), self.fragments[request.to]))
-        return v[ends[request.fragment] : ends[request.fragment + 1]]
+        return v[entries_of(v.numel(), self.fragments[request.to] if self.fragments else 1, request.fragment)]
 
     def packed(self, v: Tensor, request: Request, *, reply: bool = False) -> list[Tensor]:
         """What is sent of the vector [d]. A message has been rounded by its worker; a `reply` is rounded here, as the
