@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_runs import disturbed, rows, run
+from test_runs import disturbed, run
 from test_simulated import same_files, virtual
 from test_tasks import theirs
 from theirs import Augmented
@@ -120,15 +120,13 @@ def test_an_interrupted_run_and_a_killed_worker_leave_none(number: signal.Signal
     """Ctrl-C reaches all of them, as a terminal sends it; a worker that is killed takes its loaders with it, and its
     successor has its own.
     """
-    s = theirs("Slow", "Linear", "easgd", workers=2, steps=60, max_restarts=3, dataset={"loaders": 2})
-    seen: list[list[str]] = []
+    s = theirs("Slow", "Linear", "easgd", workers=2, steps=200, max_restarts=3, dataset={"loaders": 2})
 
     def act(pids: dict[str, int]) -> None:
-        seen.append(left(tmp_path))
         os.kill(os.getpid() if number == signal.SIGINT else pids["worker_00"], number)
 
-    outcome = disturbed(s, tmp_path, act, lambda directory: any(r["step"] > 3 for r in rows(directory, "worker_00")))
-    assert seen[0].count("easgd-loader") >= 4
+    # the other worker may be far behind, and a loader is named a moment after it has been forked
+    outcome = disturbed(s, tmp_path, act, lambda directory: left(directory).count("easgd-loader") >= 4)
     assert outcome.status == ("interrupted" if number == signal.SIGINT else "completed")
     nothing_is_left(tmp_path)
 
