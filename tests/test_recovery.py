@@ -197,9 +197,9 @@ def test_a_session_that_comes_while_a_worker_computes_is_the_one_it_goes_on_with
     launcher, worker = Channel(ours), WorkerLoop.__new__(WorkerLoop)
     worker._channel, worker._heard, worker._given, worker._stop = Channel(theirs), [], [], False
     one, other = socket.socketpair()
-    launcher.post({"kind": "session"}, one)
+    launcher.post({"kind": "session", "place": 0}, one)
     launcher.post({"kind": "stop"})
     worker._listen(None)  # type: ignore[arg-type]
     assert worker._stop
-    worker._next_session().sendall(b"here")
+    worker._next_session(0).sendall(b"here")
     assert other.recv(4) == b"here"

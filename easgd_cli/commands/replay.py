@@ -62,7 +62,8 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     recorded = reader.summary_of(source, doubts)
     foreign_code.announce(source, settings)
     method = build.method(settings)
-    order = _checked_order(source, reader.Entries.of(method, settings.workers))  # before anything is started
+    entries = reader.Entries.of(method, settings.workers, settings.masters)
+    order = _checked_order(source, entries)  # before anything is started
     _refuse_lost_nodes(given, settings, list(method.variables), order)
     _refuse_half_steps(given, method, order, returns_of(source / "metrics.jsonl", settings.workers))
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number

@@ -60,7 +60,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
         ("delta", "delta" not in uses, f"{algo} has no momentum"),
         ("gamma", "gamma" not in uses, f"{schedule} does not use it"),
-        *((key, alone, f"{algo} never exchanges") for key in ("tau", "fragments", "wire")),
+        *((key, alone, f"{algo} never exchanges") for key in ("tau", "fragments", "wire", "masters")),
         ("center_device", alone, f"{algo} has no center beside its worker"),
         ("center_device", not alone and not in_processes, f"{launcher} keeps the center where its workers compute"),
         ("profile", not in_processes, f"{launcher} has no worker processes"),
@@ -172,7 +172,7 @@ def go_on(
                 f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
                 "already; give more."
             )
-        entries = reader.Entries.of(prepared.method, settings.workers)
+        entries = reader.Entries.of(prepared.method, settings.workers, len(prepared.slices))
         check(path, resumed, settings.workers, prepared.size, settings.new_record, entries)
         for sentence in doubts:
             tell(sentence)

@@ -128,6 +128,13 @@ class Experiment:
         return self.start.numel()
 
     @property
+    def slices(self) -> list[slice]:
+        """Of every vector [size], each with a master of its own; one where there is no center. Raises ValueError."""
+        from easgd_cli.algorithms.slices import slices
+
+        return slices(self.size, 1 if self.method.alone else self.settings.masters)
+
+    @property
     def parameters(self) -> int:
         """Those in x: all of it but a problem's statistics."""
         from easgd_cli.problems.base import statistics_of

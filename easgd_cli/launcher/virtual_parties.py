@@ -132,8 +132,8 @@ class VirtualParties:
         source, method = Path(str(s.replay)), self._parts.method
         if resumed is not None:
             return [([], []) for _ in method.variables]
-        order = read_order(source / "exchanges.bin", Entries.of(method, s.workers))
-        orders = by_variable(order, len(method.variables))
+        order = read_order(source / "exchanges.bin", Entries.of(method, s.workers, s.masters))
+        orders = by_variable(order, max(len(method.variables), s.masters))
         returns: list[list[tuple[int, int, int]]] = [[] for _ in orders]
         for at, worker, t in returns_of(source / "metrics.jsonl", s.workers):
             place = self._names.index(method.home(worker))

@@ -103,9 +103,9 @@ class Entries:
     variables: int = 1
 
     @classmethod
-    def of(cls, method: Method, workers: int) -> Entries:
-        """Those of a run of this method."""
-        return cls(workers + len(method.couriers), len(method.variables))
+    def of(cls, method: Method, workers: int, masters: int = 1) -> Entries:
+        """Those of a run of this method; of several masters each has a place, as variables have."""
+        return cls(workers + len(method.couriers), max(len(method.variables), masters))
 
     @property
     def size(self) -> int:
