@@ -54,7 +54,7 @@ class Killer:
             pids = dict(re.findall(r"INFO (\w+): process (\d+)", before))
             os.kill(int(pids[party]), signal.SIGKILL)
             self.killed += 1
-            back = "INFO the next master goes on" if party == "master" else f"worker {int(party[-2:])} is back"
+            back = "INFO the next master goes on" if party.startswith("master") else f"worker {int(party[-2:])} is back"
             wait_until(lambda back=back, before=before: self.log.read_text().count(back) > before.count(back))
 
     def __enter__(self) -> Killer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from easgd_cli.experiment.checks import check_devices, check_levels, doubts_of, refuse_unused
+from easgd_cli.experiment.checks import check_devices, check_levels, check_slices, doubts_of, refuse_unused
 from easgd_cli.experiment.checks import launched_in_processes as launched_in_processes
 from easgd_cli.experiment.methods import OFFERED_TO_SCHEDULES as OFFERED_TO_SCHEDULES
 from easgd_cli.experiment.methods import average as average
@@ -186,6 +186,7 @@ def prepare(s: Settings, workers: int | None = None) -> Experiment:
         measured = getattr(parts.problem, "measures", ())
     check_levels(s, metrics_of(parts.problem), measured)
     start = parts.problem.start(None if not rules.alone else 0)
+    check_slices(s, rules, start.numel())
     here = s if workers is None else replace(s, workers=workers)
     on_cpu = devices[: here.workers].count("cpu")
     memory = check_memory(

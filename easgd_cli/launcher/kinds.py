@@ -31,23 +31,25 @@ class Launcher(Protocol):
 
 def launcher(s: Settings) -> Launcher:
     """The one that these settings name. Raises UsageError."""
-    return targets.make("launcher", s.launcher, build.symbols(s))
+    return targets.make("launcher", s.launcher, build.symbols(s) | {"masters": s.masters})
 
 
 # what a launcher has open at most: on the whole, and for each worker its vectors, both ends of its session and of its
 # channel, and what tells of its end
 _FILES, _FILES_OF_A_WORKER = 44, 8
 _OTHERS = 5  # processes beside the workers: launcher, master, evaluator, their server and multiprocessing's tracker
+_MOST_MASTERS = 64
 _MOST_LOCAL = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
 
 
 @dataclass(frozen=True)
 class Local:
-    """This machine: a process for the master, for every worker and for the evaluator. Raises ValueError for more
-    workers than it carries.
+    """This machine: a process for each master, for every worker and for the evaluator. Raises ValueError for more
+    of them than it carries.
     """
 
     workers: int
+    masters: int = 1
     forks: ClassVar[bool] = True  # each worker is a process with a problem of its own
 
     def __post_init__(self) -> None:
@@ -56,7 +58,13 @@ class Local:
                 f"workers={self.workers}: launcher=local starts at most {_MOST_LOCAL} workers on one machine; use "
                 "fewer, or launcher=simulated."
             )
-        limits.check(f"workers={self.workers}", _FILES + _FILES_OF_A_WORKER * self.workers, self.workers + _OTHERS)
+        if self.masters > _MOST_MASTERS:  # each has a socket to every worker
+            raise ValueError(
+                f"masters={self.masters}: launcher=local starts at most {_MOST_MASTERS} masters on one machine; use "
+                "fewer, or launcher=simulated."
+            )
+        files = _FILES + (_FILES_OF_A_WORKER + 2 * (self.masters - 1)) * self.workers + 4 * (self.masters - 1)
+        limits.check(f"workers={self.workers}", files, self.workers + self.masters - 1 + _OTHERS)
 
     def begin(self) -> None:
         from easgd_cli.launcher import fork_server
