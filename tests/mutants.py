@@ -363,8 +363,8 @@ MUTANTS = [
     ("transport/simulated.py", "        self._numbers += 1\n", "        self._numbers -= 1\n"),
     (
         "transport/simulated.py",
-        "self._posted = Request(self._number, kind, t, index, self._wire.place(to), fragment)",
-        "self._posted = Request(self._number, kind, 0, index, self._wire.place(to), fragment)",
+        "self._posted = Request(self._number, kind, t, index, self._wire.place(to) + self._shard, fragment)",
+        "self._posted = Request(self._number, kind, 0, index, self._wire.place(to) + self._shard, fragment)",
     ),
     ("transport/simulated.py", "if self._reply.mark is Mark.WITHDRAWN:", "if self._reply.mark is Mark.CHECKPOINT:"),
     ("transport/simulated.py", "self._wire.to_all(Request(self._number, Kind.LOST, -1, 0))", "pass"),

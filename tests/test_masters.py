@@ -211,7 +211,7 @@ def test_a_run_ends_where_its_center_has_reached_the_level_and_its_record_gives_
     prepared = build.prepare(s)
     center = saved_center(tmp_path / "run", prepared)
     assert prepared.problem.evaluate(center)["test_error"] == pytest.approx(last["test_error"])
-    assert_replayed(replace(s, steps=max(outcome.summary["steps"].values())), tmp_path / "run")
+    assert_replayed(s, tmp_path / "run")
 
 
 def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(tmp_path: Path, kept: Path) -> None:
@@ -295,7 +295,7 @@ def test_masters_that_die_together_are_one_loss(tmp_path: Path) -> None:
         for party in ("master", "master_1", "master_2"):
             os.kill(pids[party], signal.SIGKILL)
 
-    outcome = disturbed(s, tmp_path / "run", kill, training)
+    outcome = disturbed(s, tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 60)
     assert outcome.status == "completed" and outcome.summary["restarts"]["master"] <= 3
     assert_replayed(s, tmp_path / "run")
 
@@ -379,7 +379,6 @@ def test_an_exchange_with_k_masters_takes_a_kth_of_the_transfer_and_of_the_servi
     outcome = virtual(s, tmp_path, **cluster)
     longest = max(of.stop - of.start for of in slices(prepared.size, masters)) / prepared.size
     assert outcome.summary["wall_seconds"] == pytest.approx(6 * (0.1 + 0.3 + (2 + 2 + 0.3) * longest))
-    assert longest == pytest.approx(1 / masters, rel=0.1)
 
 
 def test_messages_queue_at_each_master_by_itself(tmp_path: Path) -> None:
@@ -407,14 +406,6 @@ def test_a_virtual_run_interrupted_in_mid_step_goes_on_bit_for_bit(
     assert_replayed(s, tmp_path / "whole", "average.pt")
 
 
-def test_slices_of_one_exchange_meet_different_neighbours(tmp_path: Path) -> None:
-    """What is given up: with links of uneven speed the orders differ."""
-    s = settings("easgd", steps=60, masters=2)
-    virtual(s, tmp_path, **UNEVEN)
-    one, other = orders(tmp_path, s)
-    assert sorted(one) == sorted(other) and one != other
-
-
 # ---------------------------------------------------------------- what is refused
 
 
@@ -432,8 +423,8 @@ def test_what_cannot_be(values: dict[str, Any], said: str) -> None:
     algo = values.pop("algo", "easgd")
     s = settings("easgd", **values)
     if algo != "easgd":
-        maker = {"sync_easgd": "SyncEASGD", "easgd_tree": "EASGDTree"}[algo]
-        s.algo = {"name": algo, "target": f"easgd_cli.algorithms:{maker}"}
+        maker, options = {"sync_easgd": ("SyncEASGD", {}), "easgd_tree": ("EASGDTree", {"degree": 2})}[algo]
+        s.algo = {"name": algo, "target": f"easgd_cli.algorithms:{maker}", **options}
     s.launcher = {"name": "local", "target": "easgd_cli.launcher.kinds:Local"}
     with pytest.raises(UsageError, match=said):
         check(s)

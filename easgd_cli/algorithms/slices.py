@@ -32,7 +32,7 @@ def slices(size: int, masters: int) -> list[slice]:
             f"masters={masters}: x has {size:,} entries and a master's slice at least {_SHORT}; give at most "
             f"{max(1, size // _SHORT)}."
         )
-    ends = [size * j // masters // unit * unit for j in range(masters)] + [size]
+    ends = [round(size * j / masters / unit) * unit for j in range(masters)] + [size]
     return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
