@@ -104,7 +104,9 @@ def replayed(directory: Path) -> None:
 def test_workers_on_two_machines_make_one_run_whose_record_gives_its_center(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
-    a, b = machines(2).hosts
+    of = machines(2)
+    a, b = of.hosts
+    of.limit("100mbit")
     run = train(a, tmp_path, "workers=3", "launcher.here=1", "algo=eamsgd", "tau=5", "steps=60")
     joined = start(b, tmp_path, "join", "join", where(tmp_path), "workers=2")
     assert (ended(run, tmp_path, "train"), ended(joined, tmp_path, "join")) == (0, 0)
@@ -117,6 +119,9 @@ def test_workers_on_two_machines_make_one_run_whose_record_gives_its_center(
     # each message and each reply, and beside them what workers say of their state at the end
     assert 24 * size <= link["bytes_up"] < 40 * size and 24 * size <= link["bytes_down"] < 30 * size
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    of_link = [row for row in rows if row.get("host") == host]
+    assert of_link and all(row["link_silent"] < 60 and row["link_share_up"] >= 0 for row in of_link)
+    assert 0 < link["measured_up"] < 2e7 and 0 < link["measured_down"] < 2e7  # of 12.5 MB/s, and what its bucket holds
     assert {row["party"] for row in rows} >= {"worker_00", "worker_01", "worker_02", "center"}
     assert "process" in (tmp_path / "run" / "logs" / "worker_02.log").read_text()
     replayed(tmp_path)

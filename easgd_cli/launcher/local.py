@@ -275,6 +275,7 @@ class Processes:
 
     def end(self) -> None:
         """Leaves no process behind, whatever happened."""
+        self._watch.links(last=True)
         evaluator = self._children.get(EVALUATOR)
         if evaluator is not None and not evaluator.process.ended:
             self._children.tell(EVALUATOR, {"kind": "stop"})
