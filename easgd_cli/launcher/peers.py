@@ -28,6 +28,7 @@ class DataParallel(Local):
 
     copies: ClassVar[bool] = True  # the workers are those of one sequential method
     periodic: ClassVar[bool] = False  # whether tau is used
+    torch_name: ClassVar[str] = "DistributedDataParallel"
 
     def averaging(self) -> Averaging:
         """When the workers wait for one another, and what they average then."""
@@ -39,9 +40,10 @@ class DataParallel(Local):
         """Raises UsageError for settings that torch's loop has not."""
         here, algo = f"launcher={s.launcher['name']}", s.algo["name"]
         if not method.alone or method.torch_sgd is None:
+            local = f" local={s.local['name']}" if s.local["target"] is not None else ""
             raise UsageError(
-                f"{here} algo={algo}: its workers take the steps of torch.optim.SGD; use algo=sgd, with local=momentum "
-                "or local=nesterov where you want momentum, or algo=msgd."
+                f"{here} algo={algo}{local}: its workers take the steps of torch.optim.SGD; use algo=sgd, with "
+                "local=momentum or local=nesterov where you want momentum, or algo=msgd."
             )
         for key, given, usual, why in _refused(s):
             if given != usual:
@@ -56,7 +58,7 @@ class DataParallel(Local):
                 f"launcher={s.launcher['name']} problem={s.problem['name']}: DistributedDataParallel wraps a net, and "
                 "this problem has none; use problem=dataset."
             )
-        return launch(job, experiment, self.averaging())
+        return launch(job, experiment, self.averaging(), self.torch_name)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class PostLocalSGD(DataParallel):
     tau: int = 1
     ddp_steps: int = 0
     periodic: ClassVar[bool] = True
+    torch_name: ClassVar[str] = "PostLocalSGDOptimizer"
 
     def __post_init__(self) -> None:
         super().__post_init__()

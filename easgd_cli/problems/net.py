@@ -163,9 +163,11 @@ class NetProblem:
         """From here on `backward` goes through what `wrap` makes of the net, DistributedDataParallel say. Returns the
         net's parameters, for an optimizer, in the order in which they stand in x [size], where they begin.
         """
-        self.flat.bind(x.clone())
+        begins = x.clone()
+        self.flat.bind(begins)
         self._model.zero_grad(set_to_none=True)
         self._differentiated = self._compiled(wrap(self._model))
+        begins.copy_(x)  # DistributedDataParallel has given all processes those of the first
         return [p for p in self._model.parameters() if p.requires_grad]
 
     def backward(self) -> None:

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
-from torch.distributed.optim import PostLocalSGDOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from easgd_cli.settings.schema import Settings
@@ -103,6 +102,8 @@ class Periodically:
     after: int
 
     def begin(self, net: DistributedDataParallel, sgd: torch.optim.SGD, t: int, timed: Timed) -> torch.optim.Optimizer:
+        from torch.distributed.optim import PostLocalSGDOptimizer  # here, since it compiles scripts for a second
+
         state = PostLocalSGDState(
             process_group=None, subgroup=None, start_localSGD_iter=self.after, post_local_gradient_allreduce=False
         )
