@@ -56,12 +56,19 @@ def grouped(net: nn.Module, device: torch.device) -> DistributedDataParallel:
     """The gradients that its backward leaves are the mean of all processes'. Its buffers stay each process's own: a
     run estimates those of its center.
     """
-    return DistributedDataParallel(
-        net,
-        device_ids=None if device.type == "cpu" else [device],
-        gradient_as_bucket_view=True,
-        broadcast_buffers=False,
-    )
+    devices = None if device.type == "cpu" else [device]
+    made = DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+    made._set_ddp_runtime_logging_sample_rate(1)  # of its own measurements, which are a few readings of the clock
+    return made
+
+
+def waited(net: DistributedDataParallel) -> float:
+    """Seconds of all backwards so far for which every gradient was there and not all were averaged, as
+    DistributedDataParallel has measured them.
+    """
+    told = net._get_ddp_logging_data()
+    waits = told.get("avg_backward_comm_time", 0) - told.get("avg_backward_compute_comm_overlap_time", 0)
+    return max(0.0, told.get("iteration", 0) * waits / 1e9)
 
 
 Timed = Callable[[Callable[[], None]], None]  # calls what it is given, and counts its seconds as communication

@@ -25,7 +25,7 @@ from easgd_cli.problems.base import OfNet
 from easgd_cli.settings.schema import samples_a_step
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.training.data_parallel import Averaging, Place, grouped
+from easgd_cli.training.data_parallel import Averaging, Place, grouped, waited
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.news import News
 from easgd_cli.training.snapshot import Moment, Snapshots
@@ -95,9 +95,11 @@ class PeerLoop:
             buffers = w.v.to(device, copy=True).split([p.numel() for p in self._parameters])
             for p, v in zip(self._parameters, buffers, strict=True):
                 self._sgd.state[p]["momentum_buffer"] = v.view_as(p)
-        self._optimizer = self._start.averaging.begin(wrapped[0], self._sgd, w.t, self._communicate)
+        self._net = wrapped[0]
+        self._optimizer = self._start.averaging.begin(self._net, self._sgd, w.t, self._communicate)
         self._problem.load(w.number, w.t)
         self._problem.backward()
+        self._waited = waited(self._net)
         torch.get_device_module(device).synchronize()
 
     def run(self, began: float) -> None:
@@ -127,13 +129,13 @@ class PeerLoop:
                 w.seen.served += self._many
                 w.seen.exchanges += 1
             if self._meter.due(w.t):
-                self._watch.settle()
+                self._settle()
                 news.row()
             if meets:
                 self._met(news)
             news.now_and_then()
             self._listen()
-        self._watch.settle()
+        self._settle()
         tally.seconds_loop = loop_before + time.perf_counter() - loop_began
         if tally.steps and "stop" not in self._asked:
             news.row()
@@ -197,6 +199,13 @@ class PeerLoop:
         average()
         self._watch.spent("seconds_communication", before)
         self._before = self._watch.now()
+
+    def _settle(self) -> None:
+        """What was measured is in the tally, the waits in the middle of backward as communication."""
+        self._watch.settle()
+        before, self._waited = self._waited, waited(self._net)
+        self._meter.tally.seconds_communication += self._waited - before
+        self._meter.tally.seconds_compute -= self._waited - before
 
     def _met(self, news: PeerNews) -> None:
         """All have the same parameters now."""
