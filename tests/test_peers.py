@@ -5,6 +5,7 @@ like any other.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from test_runs import checkpoints_written, disturbed, rows, saved_center, settin
 from test_runs import run as of_two_rules
 from torch import Tensor
 
+from easgd_cli.__main__ import main
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
@@ -178,6 +180,27 @@ def test_a_worker_that_raises_is_told_and_not_who_waited_for_it(tmp_path: Path) 
     outcome = run(s, tmp_path / "run")
     assert outcome.status == "failed" and outcome.reason
     assert "worker 2 died (RuntimeError: on purpose)" in outcome.reason
+
+
+def test_from_the_command_line_beside_a_method(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One report of both; there is nothing to replay."""
+    short = ["workers=2", "steps=8", "batch_size=8", "eval.train_images=50"]
+    for launcher, algo in (("local", "eamsgd"), ("ddp", "msgd")):
+        assert main(["train", f"launcher={launcher}", f"algo={algo}", *short, f"hydra.run.dir={launcher}"]) == 0
+    assert "msgd under DistributedDataParallel, 2 workers, tau=1" in capsys.readouterr().out
+    assert main(["report", "ddp", "local", "--out", "told"]) == 0
+    assert re.search(r"^msgd +completed", capsys.readouterr().out, re.MULTILINE)
+    assert main(["train", "replay=ddp"]) == 2
+    assert "torch kept the workers of this run together (launcher=ddp)" in capsys.readouterr().err
+
+
+def test_settings_without_effect_are_told(easgd: Any, unprepared: None) -> None:
+    said = easgd("train", "launcher=ddp", "algo=msgd", "tau=3", "max_restarts=2")
+    assert said.err == (
+        "easgd: tau=3 has no effect: launcher=ddp averages gradients in every step.\n"
+        "easgd: max_restarts=2 has no effect: launcher=ddp ends when a worker does.\n"
+    )
+    assert easgd("train", "launcher=post_local_sgd", "algo=msgd", "tau=3").err == ""
 
 
 def test_a_level_ends_the_run_for_all(tmp_path: Path) -> None:

@@ -45,8 +45,9 @@ def checked(settings: Settings) -> None:
         build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)
     auto_tau.check(settings)
-    if isinstance(peers := kinds.launcher(settings), DataParallel):
-        peers.check(settings, method)
+    if build.of_copies(settings):
+        DataParallel.check(settings, method)
+    kinds.launcher(settings)
 
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:

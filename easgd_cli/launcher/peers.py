@@ -36,7 +36,8 @@ class DataParallel(Local):
 
         return EveryStep()
 
-    def check(self, s: Settings, method: Method) -> None:
+    @staticmethod
+    def check(s: Settings, method: Method) -> None:
         """Raises UsageError for settings that torch's loop has not."""
         here, algo = f"launcher={s.launcher['name']}", s.algo["name"]
         if not method.alone or method.torch_sgd is None:
