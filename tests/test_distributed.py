@@ -319,14 +319,17 @@ def test_the_links_to_another_machine_are_measured(machines: Callable[[int], Mac
     a, b = of.hosts
     of.limit("100mbit")
     words = ["bench", "network", f"launcher.address={a.address}:0", "model=small", "--step", "0.05", "--windows", "1"]
+    words += ["--gloo"]
     bench = start(a, tmp_path, "train", *words, "--json", "found.json")
     joined = start(b, tmp_path, "join", "join", where(tmp_path))
     assert (ended(bench, tmp_path, "train"), ended(joined, tmp_path, "join")) == (0, 0)
     assert said(tmp_path, "train", r"MB/s up, [\d.]+ MB/s down; an exchange of [\d,]+ floats takes")
     assert said(tmp_path, "train", r"tau=\d+: an exchange that is not hidden takes at most 5 %")
-    one, two = json.loads((tmp_path / "found.json").read_text())
+    one, two, *beside = json.loads((tmp_path / "found.json").read_text())
     assert 0 < one["peer"] < 100  # megabytes a second: beyond what the cable carries, with room for its bucket
     assert one["ratio"] > 0 and two["ratio"] > 0
+    assert [row["peer_name"] for row in beside] == ["gloo there and back", "gloo's all-reduce"]
+    assert all(0 < row["peer"] < 400 and row["ratio"] > 0 for row in beside)  # both directions, the bucket full
 
 
 def test_torchrun_on_two_machines(machines: Callable[[int], Machines], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
+from easgd_cli.launcher.peers import DataParallel
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import faults, groups, schema
 from easgd_cli.settings.overrides import own as own
@@ -44,6 +45,8 @@ def checked(settings: Settings) -> None:
         build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)
     auto_tau.check(settings)
+    if build.of_copies(settings):
+        DataParallel.check(settings, method)
     kinds.launcher(settings)
 
 
@@ -55,12 +58,15 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
     method = build.method(settings)
     alone, in_processes = method.alone, build.launched_in_processes(settings)
+    copies, periodic = build.of_copies(settings), build.periodic(settings)
     of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
     without_effect = [
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
         ("delta", "delta" not in uses, f"{algo} has no momentum"),
         ("gamma", "gamma" not in uses, f"{schedule} does not use it"),
-        *((key, alone, f"{algo} never exchanges") for key in ("tau", "fragments", "wire")),
+        ("tau", copies and not periodic, f"{launcher} averages gradients in every step"),
+        ("max_restarts", copies, f"{launcher} ends when a worker does"),
+        *((key, alone and not copies, f"{algo} never exchanges") for key in ("tau", "fragments", "wire")),
         ("center_device", alone, f"{algo} has no center beside its worker"),
         ("center_device", not alone and not in_processes, f"{launcher} keeps the center where its workers compute"),
         ("profile", not in_processes, f"{launcher} has no worker processes"),

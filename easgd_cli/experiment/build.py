@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from easgd_cli.experiment.checks import check_devices, check_levels, doubts_of, refuse_unused, workers_here
 from easgd_cli.experiment.checks import launched_in_processes as launched_in_processes
+from easgd_cli.experiment.checks import of_copies as of_copies
+from easgd_cli.experiment.checks import periodic as periodic
 from easgd_cli.experiment.methods import OFFERED_TO_SCHEDULES as OFFERED_TO_SCHEDULES
 from easgd_cli.experiment.methods import average as average
 from easgd_cli.experiment.methods import follows_the_length as follows_the_length

@@ -52,7 +52,7 @@ from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
 from easgd_cli.training.master import Master
 from easgd_cli.training.snapshot import Moment, Pace
-from easgd_cli.training.worker import WorkerLoop
+from easgd_cli.training.worker import WorkerLoop, WorkerStart
 
 _PATIENCE = Patience()
 _LOOK_UP_SECONDS = 0.1  # how long nothing may happen before signals are looked at
@@ -103,7 +103,7 @@ class Processes:
         for link in links:
             start = initial.worker(link, recipe)
             clocks[link.worker] = start.t
-            self._children.start(link.worker, WorkerLoop, start)
+            self._start_worker(start)
             self.supervisor.advanced(link.worker, start.t)
         if self.supervisor.plan.has_master:
             owner = initial.master(links, clocks)
@@ -118,6 +118,9 @@ class Processes:
         else:
             self._queue.restore(resumed.pending)
         self._obey()
+
+    def _start_worker(self, start: WorkerStart) -> None:
+        self._children.start(start.link.worker, WorkerLoop, start)
 
     # ---------------------------------------------------------------- the loop
 
@@ -181,7 +184,7 @@ class Processes:
             moment = Moment(message["seconds"], message["step"], message["exchanges"])
             supervisor.owner_at(moment)
             self._waiting, self._vectors = message["waiting"], message["vectors"]
-            supervisor.system(moment, master_cpu_seconds=message["cpu"])
+            supervisor.system(moment, **({"master_cpu_seconds": message["cpu"]} if "cpu" in message else {}))
             self._watch.served(moment.exchanges)
         elif kind == "lost":
             log.info("master: the session of worker %d has ended", message["worker"])
