@@ -159,9 +159,9 @@ class InitialState:
                 center[name].copy_(self._resumed.owner.vectors[name])
             elif (of := name.rpartition(".")[2]) in EVALUATED:
                 center[name].copy_(self.evaluated()[of])
-        for replica in (link.replica for link in links):
-            for name in replica.center.tensors if replica is not None else ():
-                replica.center[name].copy_(center[name])
+        for link in links:
+            if link.replica is not None:
+                link.replica.begin(center.tensors)
         if self._resumed is not None:
             owner = self._resumed.owner
             start.variables, start.couriers = {**owner.variables, CENTER: owner.clock}, owner.couriers

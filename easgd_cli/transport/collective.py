@@ -308,8 +308,7 @@ class CollectiveMasterEnd(SharedMasterEnd):
         if request.kind is Kind.SUMMED:
             self._summed = request.t
         elif request.kind is Kind.STATE:
-            for name, v in self._replicas[request.worker].center.tensors.items():
-                v.copy_(self._center[name])
+            self._replicas[request.worker].begin(self._center)
             self._memory[request.worker]["reply"].copy_(self._reply)
             self._say(request.worker, (0, 0, 0), _Word.STATE)
         elif request.kind is Kind.LOST and request.worker in self._group and not self._broken:

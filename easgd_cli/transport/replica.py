@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from easgd_cli.system.shared_memory import AnonymousFile, Layout, SharedTensors
 
@@ -28,6 +29,11 @@ class Replica:
         meeting = AnonymousFile()
         total = SharedTensors.allocate({"sum": ((size,), dtype)})
         return [cls(SharedTensors.allocate(layout), total, meeting, workers) for _ in range(workers)]
+
+    def begin(self, center: Mapping[str, Tensor]) -> None:
+        """It is as the center is."""
+        for name, v in self.center.tensors.items():
+            v.copy_(center[name])
 
     def close(self) -> None:
         """Gives its descriptors back."""
