@@ -61,6 +61,11 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes, doubts)
     recorded = reader.summary_of(source, doubts)
     foreign_code.announce(source, settings)
+    if build.of_copies(settings):
+        raise UsageError(
+            f"{given}: torch kept the workers of this run together (launcher={settings.launcher['name']}), so it has "
+            "no order to go through; run its command again."
+        )
     method = build.method(settings)
     entries = reader.Entries.of(method, settings.workers, settings.masters)
     order = _checked_order(source, entries)  # before anything is started

@@ -111,6 +111,22 @@ def refuse_unused(s: Settings, asked: set[str]) -> None:
             )
 
 
+def of_copies(s: Settings) -> bool:
+    """Whether the launcher's workers are copies of one sequential method, which torch.distributed keeps together."""
+    return bool(getattr(locate("launcher", s.launcher["target"]), "copies", False))
+
+
+def periodic(s: Settings) -> bool:
+    """Whether workers that are such copies are kept together every tau steps, and not in every step."""
+    return bool(getattr(locate("launcher", s.launcher["target"]), "periodic", False))
+
+
 def launched_in_processes(s: Settings) -> bool:
     """Whether the launcher makes a process of every worker, with a problem and threads of its own."""
     return bool(getattr(locate("launcher", s.launcher["target"]), "forks", False))
+
+
+def workers_here(s: Settings) -> int:
+    """How many workers compute on the machine that the launcher is on."""
+    count = getattr(locate("launcher", s.launcher["target"]), "workers_here", None)
+    return s.workers if count is None else int(count(s))

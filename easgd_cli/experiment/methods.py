@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment.checks import of_copies
 from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta
 from easgd_cli.settings.targets import locate, make, signature
 
@@ -79,7 +80,7 @@ def method(s: Settings) -> Method:
         if s.alpha is None and s.beta is not None and str(e).startswith("alpha="):  # which the user has not written
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
         raise
-    check_method(made, s.algo["name"], workers=s.workers)
+    check_method(made, s.algo["name"], workers=1 if of_copies(s) else s.workers)
     if s.fragments > 1 and made.couriers:
         raise UsageError(
             f"algo={s.algo['name']} fragments={s.fragments}: what is carried between its variables is whole vectors; "

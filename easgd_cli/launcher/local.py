@@ -55,26 +55,29 @@ from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.snapshot import Moment, Pace
-from easgd_cli.training.worker import WorkerLoop
+from easgd_cli.training.worker import WorkerLoop, WorkerStart
 
 _PATIENCE = Patience()
 _LOOK_UP_SECONDS = 0.1  # how long nothing may happen before signals are looked at
 
 
-def launch(job: Job, experiment: Experiment) -> Outcome:
-    """Runs the job to its end. Raises RunError when it could not be started."""
-    return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal))
+def launch(job: Job, experiment: Experiment, collective: bool = False) -> Outcome:
+    """Runs the job to its end. `collective`: the messages of rounds go into a sum. Raises RunError when it could not be
+    started.
+    """
+    return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, collective=collective))
 
 
 class Processes:
     """The processes of a run, and their supervisor's ears and hands. `children`: has them, and their logs there."""
 
     def __init__(
-        self, job: Job, experiment: Experiment, journal: Journal, children: Callable[[Path], Children] = Children
-    ):
+        self, job: Job, experiment: Experiment, journal: Journal, children: Callable[[Path], Children] = Children,
+        collective: bool = False,
+    ):  # fmt: skip
         self._experiment, self._journal = experiment, journal
         s, resumed, method = experiment.settings, journal.resumed, experiment.method
-        self._initial = InitialState(job, experiment, resumed)
+        self._initial = InitialState(job, experiment, resumed, collective)
         moment = self._initial.moment
         pace = Pace(Interval.parse("checkpoint.every", s.checkpoint.every))
         if resumed is not None:
@@ -109,7 +112,7 @@ class Processes:
         for link in links:
             start = initial.worker(link, recipe)
             clocks[link.worker] = start.t
-            self._children.start(link.worker, WorkerLoop, start)
+            self._start_worker(start)
             self.supervisor.advanced(link.worker, start.t)
         for place, party in enumerate(self._masters.parties if self.supervisor.plan.has_master else ()):
             owners.append(initial.master(links, clocks, place))
@@ -124,6 +127,9 @@ class Processes:
         else:
             self._queue.restore(resumed.pending)
         self._obey()
+
+    def _start_worker(self, start: WorkerStart) -> None:
+        self._children.start(start.link.worker, WorkerLoop, start)
 
     # ---------------------------------------------------------------- the loop
 
@@ -206,7 +212,7 @@ class Processes:
             moment = Moment(message["seconds"], message["step"], message["exchanges"])
             supervisor.owner_at(moment)
             self._waiting, self._vectors = message["waiting"], message["vectors"]
-            supervisor.system(moment, master_cpu_seconds=message["cpu"])
+            supervisor.system(moment, **({"master_cpu_seconds": message["cpu"]} if "cpu" in message else {}))
             self._watch.served(moment.exchanges)
         elif kind == "order":
             supervisor.served(message["workers"])
@@ -323,6 +329,7 @@ class Processes:
 
     def end(self) -> None:
         """Leaves no process behind, whatever happened."""
+        self._watch.links(last=True)
         evaluator = self._children.get(EVALUATOR)
         if evaluator is not None and not evaluator.process.ended:
             self._children.tell(EVALUATOR, {"kind": "stop"})

@@ -146,6 +146,11 @@ class Losses:
                 f"every worker has died ({'; '.join(sorted(set(members.lost.values())))}); see {log_file}. "
                 f"{self._journal.how_to_go_on()}"
             )
+        elif not self._plan.has_master and not self._shutdown.begun and not refused:
+            self._fail(
+                f"worker {worker} died ({how}), and the others cannot go on without it; see {log_file}. "
+                f"{self._journal.how_to_go_on()}"
+            )
         else:
             if not self._shutdown.begun and not refused:
                 goes_on = f"the run goes on with {members.alive} of {len(members)}"

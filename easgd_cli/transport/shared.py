@@ -26,9 +26,10 @@ from easgd_cli.algorithms.base import CENTER, WHOLE, Method
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, SessionEnded, Withdrawn, index_of
 from easgd_cli.transport.packing import Packing
+from easgd_cli.transport.replica import Replica
 
 _REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
-_REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
+REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Link:
     # the worker's socket and the master's of its sessions with masters 1, 2, ..., where slices have a master each
     further: tuple[tuple[socket.socket | None, socket.socket | None], ...] = ()
     entries: slice = field(default_factory=lambda: slice(None))  # of the vectors, those of the master of this side
+    replica: Replica | None = None  # where messages go into a sum (collective.py)
 
     @classmethod
     def new(
@@ -85,6 +87,12 @@ class Link:
         """For that of these entries, at that place among the masters."""
         return replace(self.with_sockets(master=self.sockets[place][1]), entries=entries)
 
+    def close_memory(self) -> None:
+        """Gives the descriptors of its memory back."""
+        self.memory.close()
+        if self.replica is not None:
+            self.replica.close()
+
     def close_sockets(self) -> None:
         """The launcher's copies: while one is open, no side ever sees the other's end."""
         for pair in self.sockets:
@@ -121,15 +129,15 @@ class _Line:
 
     def answer(self) -> bytes:
         """The reply to what was asked last. Raises SessionEnded."""
-        while len(data := self._received()) < _REPLY.size:
+        while len(data := self.received()) < REPLY.size:
             self._next_master()
             self._repeat()
         return data
 
-    def _received(self) -> bytes:
+    def received(self) -> bytes:
         """A reply, or less of one: the master has ended."""
         try:
-            return self.socket.recv(_REPLY.size, socket.MSG_WAITALL)
+            return self.socket.recv(REPLY.size, socket.MSG_WAITALL)
         except ConnectionResetError:
             return b""
 
@@ -196,7 +204,7 @@ class SharedWorkerEnd:
             self._elsewhere.sent()
             self._send(*self._untold)
             self._untold = None
-        said = [_REPLY.unpack(line.answer()) for line in self._lines]
+        said = [REPLY.unpack(line.answer()) for line in self._lines]
         clock, served, t, mark = said[0]
         for _, by_another, at, how in said[1:]:
             # who comes back goes on from the latest clock that one of the masters has heard of it
@@ -231,12 +239,20 @@ class SharedWorkerEnd:
             line.ask(data)
 
 
+def send(sock: socket.socket, data: bytes) -> None:
+    """To a worker; of one that was killed after posting the exchange has happened, and the next poll says LOST."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        sock.sendall(data)
+
+
 class SharedMasterEnd:
     """A master's sessions, served in the order in which their requests are found.
 
     `handed`: the vectors of each worker where they lie on the center's device (`on_device.hand_out`), else those of the
     shared memory.
     """
+
+    sums = False
 
     def __init__(self, links: Sequence[Link], handed: Mapping[int, Mapping[str, Tensor]] | None = None):
         replies = [vectors["reply"] for vectors in (handed or {}).values()]
@@ -285,6 +301,9 @@ class SharedMasterEnd:
         self._worker_of[sock.fileno()] = worker
         self._poll.register(sock, select.POLLIN)
 
+    def summed(self, members: Sequence[Request]) -> Sequence[Request]:
+        return members
+
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
         memory = self._memory[request.worker]
         message = None if request.vector == PULL else memory[self._names[request.worker][request.vector]]
@@ -296,9 +315,7 @@ class SharedMasterEnd:
         if sock is not None:
             if self._device is not None:
                 self._device.synchronize()  # the rule has been asked for, but is it done?
-            # killed after posting: the exchange has happened, and the next poll says LOST
-            with suppress(BrokenPipeError, ConnectionResetError):
-                sock.sendall(_REPLY.pack(clock, served, request.t if t is None else t, mark))
+            send(sock, REPLY.pack(clock, served, request.t if t is None else t, mark))
 
     def _request(self, worker: int) -> Request:
         sock = self._sockets[worker]

@@ -356,6 +356,8 @@ class Wire:
 class SimulatedMasterEnd:
     """The sessions where one variable is served (transport/base.py)."""
 
+    sums = False
+
     def __init__(self, wire: Wire, place: int):
         self._wire, self._place = wire, place
 
@@ -384,6 +386,9 @@ class SimulatedMasterEnd:
     def slice(self) -> float:
         """How much of a vector this master has."""
         return self._wire.slice(self._place)
+
+    def summed(self, members: Sequence[Request]) -> Sequence[Request]:
+        return members
 
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
         end = self._wire.end_of(request)
