@@ -276,6 +276,11 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
         (["algo=sgd", "workers=1", "eval.every=null"], 4 + 3 + 2 + (1 + 1 + 1)),
         # one problem for all, which is there already
         (["algo=eamsgd", "workers=2", "launcher=simulated"], 2 * 4 + 1 + 2 + (2 * 3 + 1 + 1)),
+        # one of four workers computes here, and all have their vectors here
+        (
+            ["algo=eamsgd", "workers=4", "launcher=distributed", "launcher.here=1", "eval.every=null"],
+            4 * 4 + 3 + 1 + 3 + 2 + (4 * 3 + 1 + 1),
+        ),
     ],
 )
 def test_vectors_that_do_not_fit_are_refused(words: list[str], vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +294,15 @@ def test_vectors_that_do_not_fit_are_refused(words: list[str], vectors: int, mon
         r"workers or a smaller model",
     ):
         build.prepare(s)
+
+
+def test_a_host_that_joins_has_the_vectors_of_its_own_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["problem=quadratic", "problem.dimension=1000", "eta=0.1", "steps=3", "algo=eamsgd", "launcher=distributed"]
+    s = composed(*words, "workers=9")
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: 2 * 7 * 8000)
+    assert build.prepare(s, 2).memory == 2 * 7 * 8000
+    with pytest.raises(UsageError, match="workers=3: this run needs"):
+        build.prepare(s, 3)
 
 
 def test_a_refusal_does_not_wait_for_torch(here: Path) -> None:

@@ -17,7 +17,6 @@ from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
-from easgd_cli.launcher.peers import DataParallel
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import faults, groups, schema
 from easgd_cli.settings.overrides import own as own
@@ -45,9 +44,9 @@ def checked(settings: Settings) -> None:
         build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)
     auto_tau.check(settings)
-    if build.of_copies(settings):
-        DataParallel.check(settings, method)
-    kinds.launcher(settings)
+    made = kinds.launcher(settings)
+    if isinstance(made, kinds.Local):
+        made.check(settings, method)
 
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
@@ -59,6 +58,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
     method = build.method(settings)
     alone, in_processes = method.alone, build.launched_in_processes(settings)
     copies, periodic = build.of_copies(settings), build.periodic(settings)
+    summed = settings.launcher.get("transport") == "collective"
     of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
     without_effect = [
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
@@ -69,6 +69,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         *((key, alone and not copies, f"{algo} never exchanges") for key in ("tau", "fragments", "wire")),
         ("center_device", alone, f"{algo} has no center beside its worker"),
         ("center_device", not alone and not in_processes, f"{launcher} keeps the center where its workers compute"),
+        ("max_restarts", summed, "with launcher.transport=collective the others go on without whoever dies"),
         ("profile", not in_processes, f"{launcher} has no worker processes"),
         *((key, key.rpartition(".")[2] not in asked, f"{problem} does not use it") for key in of_problems),
     ]

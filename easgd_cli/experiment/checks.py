@@ -109,3 +109,9 @@ def periodic(s: Settings) -> bool:
 def launched_in_processes(s: Settings) -> bool:
     """Whether the launcher makes a process of every worker, with a problem and threads of its own."""
     return bool(getattr(locate("launcher", s.launcher["target"]), "forks", False))
+
+
+def workers_here(s: Settings) -> int:
+    """How many workers compute on the machine that the launcher is on."""
+    count = getattr(locate("launcher", s.launcher["target"]), "workers_here", None)
+    return s.workers if count is None else int(count(s))

@@ -20,7 +20,7 @@ from easgd_cli import __version__
 from easgd_cli.algorithms.base import Seen
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment, Recipe
-from easgd_cli.launcher import fork_server
+from easgd_cli.launcher import fork_server, probe
 from easgd_cli.launcher.far_end import FarEnd
 from easgd_cli.launcher.gate import AGENT, ROLE, WORKER
 from easgd_cli.launcher.processes import Child
@@ -58,7 +58,7 @@ class Agent:
         self._address, self._secret, self._places = address, secret, places
         self.where = f"{address[0]}:{address[1]}"
         self._prepare = prepare
-        self._connection = Connection(self._called(wait), CONNECT_SECONDS * 2)
+        self._connection = Connection(self._called(wait), CONNECT_SECONDS * 2, probe.MOST)
         self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
         self._host: Workplace | None = None
         self._filled: dict[int, Place] = {}
@@ -156,8 +156,11 @@ class Agent:
     def _listen(self) -> None:
         try:
             while True:
-                _, text, _ = self._connection.next()
-                self._heard.put(self._connection.message(text)[0])
+                sort, text, count = self._connection.next()
+                if sort is Sort.PROBE:
+                    probe.answer(self._connection, text, count)
+                else:
+                    self._heard.put(self._connection.message(text)[0])
         except ConnectionEnded as e:
             self._heard.put(e)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from easgd_cli.launcher import fork_server
 from easgd_cli.launcher.journal import log
+from easgd_cli.launcher.links import HostLink
 from easgd_cli.launcher.parties import MASTER, Party
 from easgd_cli.launcher.processes import Child
 from easgd_cli.launcher.standstill import State, state_of
@@ -104,6 +105,10 @@ class Children(dict[Party, Child]):
     def state(self, party: Party) -> State | None:
         """What the system says of its process; None where it does not."""
         return state_of(self[party].process.pid)
+
+    def links(self) -> list[HostLink]:
+        """To other hosts."""
+        return []
 
     def facts(self) -> dict[str, Any]:
         """What the summary says of them."""

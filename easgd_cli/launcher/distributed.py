@@ -67,8 +67,12 @@ class Distributed:
     @property
     def places_here(self) -> int:
         """Workers of this machine."""
-        world = torchrun.world()
-        return self.here if self.here is not None else 1 if world is None else world.local_size
+        return _places(self.here)
+
+    @staticmethod
+    def workers_here(s: Settings) -> int:
+        """The same, by the settings."""
+        return _places(s.launcher.get("here"))
 
     def begin(self) -> None:
         from easgd_cli.launcher import fork_server
@@ -144,6 +148,11 @@ class Distributed:
             self._listener = None
             del store
         return outcome
+
+
+def _places(here: int | None) -> int:
+    world = torchrun.world()
+    return here if here is not None else 1 if world is None else world.local_size
 
 
 def _refuse(s: Settings, here: int) -> None:

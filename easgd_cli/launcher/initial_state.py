@@ -25,16 +25,19 @@ from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import EVALUATED, Moment
 from easgd_cli.training.variables import Variables, clocks_of
 from easgd_cli.training.worker import WorkerStart
+from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link
 
 
 class InitialState:
     """What each process is given. `resumed`: the checkpoint to go on from.
 
+    `collective`: whether messages go into a sum (`transport/collective.py`).
+
     `moment`: where the run as a whole begins; `threads`: of each worker.
     """
 
-    def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None):
+    def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None, collective: bool = False):
         self._job, self._settings, self._experiment, self._method, self._resumed = (
             job,
             experiment.settings,
@@ -42,7 +45,7 @@ class InitialState:
             experiment.method,
             resumed,
         )
-        s = self._settings
+        s, self._collective = self._settings, collective
         self.moment = (
             resumed.owner.moment if resumed is not None else Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0))
         )
@@ -64,6 +67,10 @@ class InitialState:
             Link.new(i, self._method, self._experiment.size, self._experiment.dtype, average=own_average)
             for i in range(self._settings.workers)
         ]
+        if self._collective:
+            state = self._method.variables[CENTER].state
+            many = Replica.new(state, self._experiment.size, self._experiment.dtype, len(links))
+            links = [replace(link, replica=replica) for link, replica in zip(links, many, strict=True)]
         for link in links:
             vectors = self._vectors(link.worker)
             if self._method.variables:  # of a fragment that it has not heard of yet it is at the center
@@ -103,9 +110,9 @@ class InitialState:
     @property
     def returns(self) -> bool:
         """Whether a worker that is lost can come back, and a master be followed by another: the variables lie in the
-        memory of this machine, not on a GPU.
+        memory of this machine, not on a GPU. Where messages go into a sum, the others go on without them.
         """
-        return not self._method.alone and self._center_device == "cpu"
+        return not self._method.alone and self._center_device == "cpu" and not self._collective
 
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
         """Of a worker that was lost at its clock `t`, having said this `row` last."""
@@ -152,6 +159,9 @@ class InitialState:
                 center[name].copy_(self._resumed.owner.vectors[name])
             elif (of := name.rpartition(".")[2]) in EVALUATED:
                 center[name].copy_(self.evaluated()[of])
+        for link in links:
+            if link.replica is not None:
+                link.replica.begin(center.tensors)
         if self._resumed is not None:
             owner = self._resumed.owner
             start.variables, start.couriers = {**owner.variables, CENTER: owner.clock}, owner.couriers

@@ -58,20 +58,23 @@ _PATIENCE = Patience()
 _LOOK_UP_SECONDS = 0.1  # how long nothing may happen before signals are looked at
 
 
-def launch(job: Job, experiment: Experiment) -> Outcome:
-    """Runs the job to its end. Raises RunError when it could not be started."""
-    return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal))
+def launch(job: Job, experiment: Experiment, collective: bool = False) -> Outcome:
+    """Runs the job to its end. `collective`: the messages of rounds go into a sum. Raises RunError when it could not be
+    started.
+    """
+    return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, collective=collective))
 
 
 class Processes:
     """The processes of a run, and their supervisor's ears and hands. `children`: has them, and their logs there."""
 
     def __init__(
-        self, job: Job, experiment: Experiment, journal: Journal, children: Callable[[Path], Children] = Children
-    ):
+        self, job: Job, experiment: Experiment, journal: Journal, children: Callable[[Path], Children] = Children,
+        collective: bool = False,
+    ):  # fmt: skip
         self._experiment, self._journal = experiment, journal
         s, resumed, method = experiment.settings, journal.resumed, experiment.method
-        self._initial = InitialState(job, experiment, resumed)
+        self._initial = InitialState(job, experiment, resumed, collective)
         moment = self._initial.moment
         pace = Pace(Interval.parse("checkpoint.every", s.checkpoint.every))
         if resumed is not None:
@@ -278,6 +281,7 @@ class Processes:
 
     def end(self) -> None:
         """Leaves no process behind, whatever happened."""
+        self._watch.links(last=True)
         evaluator = self._children.get(EVALUATOR)
         if evaluator is not None and not evaluator.process.ended:
             self._children.tell(EVALUATOR, {"kind": "stop"})

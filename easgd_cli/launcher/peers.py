@@ -36,8 +36,7 @@ class DataParallel(Local):
 
         return EveryStep()
 
-    @staticmethod
-    def check(s: Settings, method: Method) -> None:
+    def check(self, s: Settings, method: Method) -> None:
         """Raises UsageError for settings that torch's loop has not."""
         here, algo = f"launcher={s.launcher['name']}", s.algo["name"]
         if not method.alone or method.torch_sgd is None:

@@ -39,7 +39,7 @@ class Recovery:
             if recovers:
                 self._links[link.worker] = link
             else:
-                link.memory.close()
+                link.close_memory()
 
     def row(self, worker: int, row: dict[str, Any]) -> None:
         """What the worker has said last."""
@@ -94,4 +94,4 @@ class Recovery:
     def close(self) -> None:
         """Gives back what it keeps."""
         for link in self._links.values():
-            link.memory.close()
+            link.close_memory()

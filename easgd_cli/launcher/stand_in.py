@@ -27,7 +27,7 @@ from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn
 
 _LOOK_UP_SECONDS = 1.0
-_LINK_SECONDS = 5.0  # between two words on what its connection carries
+_LINK_SECONDS = 1.0  # between two words on what its connection carries
 _LAST_SECONDS = 10.0  # for the master to hear the worker's last word
 
 

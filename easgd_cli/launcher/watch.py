@@ -10,10 +10,12 @@ from collections.abc import Collection, Sequence
 
 from easgd_cli.launcher.children import Children
 from easgd_cli.launcher.journal import log
+from easgd_cli.launcher.links import Links
 from easgd_cli.launcher.parties import EVALUATOR, MASTER, Party
 from easgd_cli.launcher.standstill import Standstill
 from easgd_cli.launcher.supervisor import Supervisor
 from easgd_cli.settings.faults import Fault
+from easgd_cli.training.snapshot import Moment
 
 
 class Watch:
@@ -23,7 +25,7 @@ class Watch:
 
     def __init__(self, children: Children, supervisor: Supervisor, faults: Sequence[Fault], served: int):
         self._children, self._supervisor = children, supervisor
-        self._standstill = Standstill()
+        self._standstill, self._links = Standstill(), Links(supervisor.journal)
         self._silent: set[Party] = set()
         self._asleep: dict[Party, float] = {}  # stopped by a fault on purpose, and when they are to be woken
         self._of_master = [f for f in faults if f.exchange is not None and f.exchange >= served]
@@ -41,9 +43,17 @@ class Watch:
         now = time.monotonic()
         if self._standstill.due(now):
             self._tell(waiting, now)
+            self.links()
         for party, until in self._asleep.items():
             if now >= until:  # again and again until it speaks: it may stop a moment after it said so
                 self._children.signal(signal.SIGCONT, party)
+
+    def links(self, last: bool = False) -> None:
+        """Tells how the links to other hosts stand, for the `last` time where training has ended."""
+        if self._children.began is not None:
+            told = self._supervisor.moment
+            moment = Moment(max(self._supervisor.now, told.seconds), told.step, told.exchanges)
+            self._links.look(self._children.links(), moment, last)
 
     def _tell(self, waiting: Collection[Party], now: float) -> None:
         there = {party: self._children.state(party) for party, child in self._children.items() if not child.done}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easgd_cli.record.metrics import MEASURED, MOMENT, PARTIES, SYSTEM, WORKER, Row
+from easgd_cli.record.metrics import LINK, MEASURED, MOMENT, PARTIES, SYSTEM, WORKER, Row
 from easgd_cli.record.run_files import BadFile, open_file
 
 if TYPE_CHECKING:
@@ -203,7 +203,9 @@ def _wrong(row: dict[str, Any], workers: int | None) -> str | None:
             return f"its {what} is {_shown(number)}"
     if "returned" in row and ("returned_at" not in row or type(row["exchanges"]) is not int):
         return "it does not say where the worker returned"
-    numbers = SYSTEM if party == "system" else WORKER
+    if party == "system" and not isinstance(row.get("host", ""), str):
+        return f"its host is {_shown(row['host'])}"
+    numbers = {**SYSTEM, **LINK} if party == "system" else WORKER
     for name, value in row.items():
         kind = type(value)
         finite = math.isfinite(value) if kind is float else kind is int and -_MOST < value < _MOST

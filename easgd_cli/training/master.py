@@ -26,6 +26,7 @@ from easgd_cli.training.returning import Progress, Returning
 from easgd_cli.training.serving import Serving
 from easgd_cli.training.snapshot import Moment, Snapshots
 from easgd_cli.transport.base import Kind, Mark, Request
+from easgd_cli.transport.collective import CollectiveMasterEnd
 from easgd_cli.transport.on_device import hand_out
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 
@@ -74,7 +75,7 @@ class Master:
         self._channel = channel
         device = torch.device(start.device)
         torch.get_device_module(device).set_device(device)
-        self._sessions = SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
+        self._sessions = self._ends(start, device)
         self._serving = Serving(start, self._sessions)
         self._centers = self._serving.centers
         self._gatherings = [gathering_of(center.variable, self._sessions.open) for center in self._centers]
@@ -91,6 +92,17 @@ class Master:
         self._returns, self._away = start.returns, set[int]()  # whether lost workers may come back, and those that may
         self._reported = 0.0
         self._cpu_before = start.cpu_seconds - time.process_time()
+
+    def _ends(self, start: MasterStart, device: torch.device) -> SharedMasterEnd:
+        if start.links and start.links[0].replica is not None:
+            return CollectiveMasterEnd(start.links, start.center.tensors, self._gives_up)
+        return SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
+
+    def _gives_up(self) -> bool:
+        """While a round's sum is waited for: whether it is to be given back, since all are told to end."""
+        self._report()
+        self._listen()
+        return self._stopped
 
     def run(self, began: float) -> None:
         """Serves until every session has ended. `began`: the monotonic time of training second 0.

@@ -57,7 +57,12 @@ class Serving:
         return self._vectors / (self.served - self._began_at) if self.served > self._began_at else 2.0
 
     def exchange(self, members: Sequence[Request], mark: Mark = Mark.NONE) -> None:
-        """One update by these messages, their replies, and the note of it."""
+        """One update by these messages, their replies, and the note of it; or they are given back."""
+        asked, members = members, self._sessions.summed(members)
+        if not members:
+            for request in asked:
+                self.reply(request, Mark.WITHDRAWN)
+            return
         if self.ledger is not None:
             self.ledger.begin(members)
         self._update(members)
@@ -97,7 +102,7 @@ class Serving:
     def _update(self, members: Sequence[Request], first: int = 0) -> None:
         """One update by these messages, or what is left of it from its block `first` on."""
         lent = [(request.worker, *self._lent(request)) for request in members]
-        self._vectors += self.centers[members[0].to].serve(lent, first, members[0].fragment)
+        self._vectors += self.centers[members[0].to].serve(lent, first, members[0].fragment, summed=self._sessions.sums)
         if self.ledger is not None:
             self.ledger.end()
         self.served += len(members)

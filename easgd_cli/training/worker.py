@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import Seen, Worker
+from easgd_cli.algorithms.base import CENTER, Seen, Worker
 from easgd_cli.experiment.build import Recipe
 from easgd_cli.problems.base import statistics_of
 from easgd_cli.settings import faults
@@ -28,9 +28,11 @@ from easgd_cli.training.faults import Rejoin, Watched, WatchedSession, suffer
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.news import News
 from easgd_cli.training.profile import Named, Trace
+from easgd_cli.training.replica import ReplicatedCenter
 from easgd_cli.training.snapshot import OfOneWorker, Snapshots
 from easgd_cli.training.stopwatch import Timed
 from easgd_cli.transport.base import Kind, Mark, SessionEnded, Withdrawn, WorkerEnd
+from easgd_cli.transport.collective import CollectiveWorkerEnd
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
@@ -75,7 +77,7 @@ class WorkerLoop:
         self._sequential = self._method.alone
         self._heard: list[dict[str, Any]] = []  # what the launcher said while the next master was awaited
         self._given: list[socket.socket] = []  # sessions with next masters, given while no reply was awaited
-        self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere(), self._next_session)
+        self._session: WorkerEnd = self._end(start.link)
         self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
         self._meter = Meter(
             start.link.worker,
@@ -105,6 +107,12 @@ class WorkerLoop:
             self._timed = Timed(watched, self._link, self._meter.tally, self._device)
         else:
             self._timed = Timed(gradients, session, self._meter.tally, self._device)
+
+    def _end(self, link: Link) -> WorkerEnd:
+        if (replica := link.replica) is None:
+            return SharedWorkerEnd(link, self._elsewhere(), self._next_session)
+        center = ReplicatedCenter(self._method.variables[CENTER], replica.center.tensors)
+        return CollectiveWorkerEnd(link, replica, center.update, self._elsewhere())
 
     def _warm_up(self) -> None:
         """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""

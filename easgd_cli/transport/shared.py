@@ -22,9 +22,10 @@ from easgd_cli.algorithms.base import CENTER, WHOLE, Method
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, SessionEnded, Withdrawn, index_of
 from easgd_cli.transport.packing import Packing
+from easgd_cli.transport.replica import Replica
 
 _REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
-_REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
+REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Link:
     variables: tuple[str, ...] = (CENTER,)
     home: str = CENTER  # the variable from which it begins again once it was lost
     packing: Packing = field(default=Packing(0))  # for the network, where one lies between
+    replica: Replica | None = None  # where messages go into a sum (collective.py)
 
     @classmethod
     def new(cls, worker: int, method: Method, size: int, dtype: torch.dtype, *, average: bool = False) -> Link:
@@ -64,6 +66,12 @@ class Link:
 
     def for_master(self) -> Link:
         return self.with_sockets(master=self.master_socket)
+
+    def close_memory(self) -> None:
+        """Gives the descriptors of its memory back."""
+        self.memory.close()
+        if self.replica is not None:
+            self.replica.close()
 
     def close_sockets(self) -> None:
         """The launcher's copies: while one is open, no side ever sees the other's end."""
@@ -133,11 +141,11 @@ class SharedWorkerEnd:
             self._send(*self._untold)
             self._untold = None
         data = self._received()
-        while len(data) < _REPLY.size:
+        while len(data) < REPLY.size:
             self._next_master()
             self._repeat()
             data = self._received()
-        clock, served, t, mark = _REPLY.unpack(data)
+        clock, served, t, mark = REPLY.unpack(data)
         if mark == Mark.WITHDRAWN:
             raise Withdrawn
         assert self._reply is not None
@@ -151,7 +159,7 @@ class SharedWorkerEnd:
     def _received(self) -> bytes:
         """A reply, or less of one: the master has ended."""
         try:
-            return self._socket.recv(_REPLY.size, socket.MSG_WAITALL)
+            return self._socket.recv(REPLY.size, socket.MSG_WAITALL)
         except ConnectionResetError:
             return b""
 
@@ -187,12 +195,20 @@ class SharedWorkerEnd:
         self._socket = self._renew()
 
 
+def send(sock: socket.socket, data: bytes) -> None:
+    """To a worker; of one that was killed after posting the exchange has happened, and the next poll says LOST."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        sock.sendall(data)
+
+
 class SharedMasterEnd:
     """A master's sessions, served in the order in which their requests are found.
 
     `handed`: the vectors of each worker where they lie on the center's device (`on_device.hand_out`), else those of the
     shared memory.
     """
+
+    sums = False
 
     def __init__(self, links: Sequence[Link], handed: Mapping[int, Mapping[str, Tensor]] | None = None):
         replies = [vectors["reply"] for vectors in (handed or {}).values()]
@@ -231,6 +247,9 @@ class SharedMasterEnd:
         self._worker_of[sock.fileno()] = worker
         self._poll.register(sock, select.POLLIN)
 
+    def summed(self, members: Sequence[Request]) -> Sequence[Request]:
+        return members
+
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
         memory = self._memory[request.worker]
         message = None if request.vector == PULL else memory[self._names[request.worker][request.vector]]
@@ -242,9 +261,7 @@ class SharedMasterEnd:
         if sock is not None:
             if self._device is not None:
                 self._device.synchronize()  # the rule has been asked for, but is it done?
-            # killed after posting: the exchange has happened, and the next poll says LOST
-            with suppress(BrokenPipeError, ConnectionResetError):
-                sock.sendall(_REPLY.pack(clock, served, request.t if t is None else t, mark))
+            send(sock, REPLY.pack(clock, served, request.t if t is None else t, mark))
 
     def _request(self, worker: int) -> Request:
         sock = self._sockets[worker]

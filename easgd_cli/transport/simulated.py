@@ -11,7 +11,7 @@ requests, or a reply can be collected. A mark, an end and what is given back car
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -261,6 +261,8 @@ class Wire:
 class SimulatedMasterEnd:
     """The sessions where one variable is served (transport/base.py)."""
 
+    sums = False
+
     def __init__(self, ends: Mapping[int, SimulatedWorkerEnd], wire: Wire, place: int):
         self._ends, self._wire, self._place = ends, wire, place
 
@@ -284,6 +286,9 @@ class SimulatedMasterEnd:
     def share(self, request: Request) -> float:
         """How much of a vector this request moves."""
         return self._wire.share(request)
+
+    def summed(self, members: Sequence[Request]) -> Sequence[Request]:
+        return members
 
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
         end = self._ends[request.worker]
