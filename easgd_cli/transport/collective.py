@@ -64,6 +64,7 @@ class Group:
         self._made: Any = None
         self._work: Any = None
         self._failed: Exception | None = None
+        self._given, self._lock = False, threading.Lock()
         self._options = distributed.AllreduceOptions()
         self._options.timeout = _EVER
         self._thread = threading.Thread(target=self._make, daemon=True)
@@ -77,16 +78,21 @@ class Group:
             options = gloo._Options()
             options._timeout = _MEETING
             options._devices = [gloo.create_device(hostname="127.0.0.1")]  # and a port that is free
-            self._made = gloo(distributed.PrefixStore(str(self.generation), store), self.rank, self.size, options)
+            made = gloo(distributed.PrefixStore(str(self.generation), store), self.rank, self.size, options)
+            with self._lock:
+                self._made = made
+                if self._given:
+                    self._start()
         except Exception as e:
             self._failed = e
 
     def begin(self, message: Tensor) -> None:
         """Gives `message` [d] to the sum, and returns at once."""
         self.vector.copy_(message)
-        self._work = None
-        if not self._thread.is_alive():
-            self._start()
+        with self._lock:
+            self._work, self._given = None, True
+            if self._made is not None:
+                self._start()
 
     def ready(self, seconds: float | None) -> bool:
         """Whether the members have met; waits at most so long, None: until then. Raises SumLost."""
@@ -97,10 +103,8 @@ class Group:
 
     def done(self, seconds: float) -> bool:
         """Whether the sum is there; waits at most so long. Raises SumLost."""
-        if self._work is None:
-            if not self.ready(seconds):
-                return False
-            self._start()
+        if self._work is None and not self.ready(seconds):
+            return False
         try:
             if not self._work.is_completed():
                 self._work.wait(datetime.timedelta(seconds=seconds))
@@ -114,8 +118,7 @@ class Group:
         return True
 
     def _start(self) -> None:
-        if self._made is not None:
-            self._work = self._made.allreduce([self.vector], self._options)
+        self._work = self._made.allreduce([self.vector], self._options)
 
 
 class _Sum(IntEnum):
@@ -250,6 +253,7 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         self._send(Kind.STATE, 0, 0)
         while (word := self._word(None)) is not None and word[3] != _Word.STATE:
             assert word[3] == _Word.BROKEN, "a round without this worker"
+        self._leave()
 
 
 class CollectiveMasterEnd(SharedMasterEnd):
