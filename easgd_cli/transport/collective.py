@@ -315,6 +315,7 @@ class CollectiveMasterEnd(SharedMasterEnd):
             self._replicas[request.worker].begin(self._center)
             self._memory[request.worker]["reply"].copy_(self._reply)
             self._say(request.worker, (0, 0, 0), _Word.STATE)
+            self._broken = True  # it has left the group
         elif request.kind is Kind.LOST and request.worker in self._group and not self._broken:
             self._broken = True
             for worker in self._group:
