@@ -94,6 +94,11 @@ class Group:
             if self._made is not None:
                 self._start()
 
+    def sum_all(self, vectors: Sequence[Tensor]) -> None:
+        """Has these summed, and waits for all of them."""
+        for work in [self._made.allreduce([v], self._options) for v in vectors]:
+            work.wait()
+
     def ready(self, seconds: float | None) -> bool:
         """Whether the members have met; waits at most so long, None: until then. Raises SumLost."""
         self._thread.join(seconds)
