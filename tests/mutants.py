@@ -306,7 +306,7 @@ MUTANTS = [
     ("transport/connection.py", "or self._left > self.most:", "or False:"),
     ("transport/turn.py", "fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
     ("launcher/gate.py", "if host.running.get(worker) == ticket), None)", "if worker in host.running), None)"),
-    ("transport/shared.py", "while len(data) < _REPLY.size:", "while len(data) < 0:"),
+    ("transport/shared.py", "while len(data) < REPLY.size:", "while len(data) < 0:"),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
     (
         "transport/shared.py",

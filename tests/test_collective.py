@@ -134,13 +134,14 @@ class Party:
         members = self.master.summed(asked)
         for request in asked if not members else ():
             self.master.reply(request, 0, 0, Mark.WITHDRAWN)
+        clock = self.center.clock + 1
+        for request in members:  # as the master does
+            self.master.reply(request, clock, 0)
         if members:
             self.center.serve([(r.worker, *self.master.lent(r)) for r in members], summed=True)
             self.order.append([r.worker for r in members])
             reply = self.master.lent(members[0])[1]
             self.digests.append((digest(*self.center.vectors.values()), digest(reply)))
-        for request in members:
-            self.master.reply(request, self.center.clock, 0)
 
     def told(self) -> list[Told]:
         """What the workers have said, all of which have ended."""

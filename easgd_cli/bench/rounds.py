@@ -54,9 +54,9 @@ class _Rounds:
         replica = summed.replica
         assert replica is not None
         center = ReplicatedCenter(start.method.variables[CENTER], replica.center.tensors)
-        self._group = Group(start.meeting, 0, summed.worker, start.workers, summed.memory["x"])
+        vector = torch.ones_like(summed.memory["x"])
+        self._group = Group(start.meeting, 0, summed.worker, start.workers, [vector])
         self._group.ready(None)
-        vector = self._group.vector.fill_(1.0)
         self._buckets = list(vector.split(_BUCKET // vector.element_size()))
         ends = CollectiveWorkerEnd(summed, replica, center.update), SharedWorkerEnd(sessions)
         self._kinds: list[Callable[[], object]] = [_exchange(end) for end in ends] + [self._sum]
