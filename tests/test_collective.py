@@ -45,6 +45,7 @@ from easgd_cli.transport.base import Kind, Mark, Request, Withdrawn
 from easgd_cli.transport.collective import CollectiveMasterEnd, CollectiveWorkerEnd, SumLost
 from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link
+from easgd_cli.transport.staging import Staging
 
 SIZE = 70_001  # more than one block
 
@@ -80,7 +81,7 @@ class Told:
 class Party:
     """A master in this process and its workers in theirs, which take `rounds` rounds, and then close."""
 
-    def __init__(self, method: Method, p: int, rounds: int, size: int = SIZE, act: Act = nothing):
+    def __init__(self, method: Method, p: int, rounds: int, size: int = SIZE, act: Act = nothing, staged: bool = False):
         self.size, self.method, self.p = size, method, p
         variable = method.variables[CENTER]
         self.links = [
@@ -102,7 +103,9 @@ class Party:
         context = multiprocessing.get_context("fork")
         for link in self.links:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(self.links, link.worker, method, rounds, size, act, theirs))
+            process = context.Process(
+                target=_work, args=(self.links, link.worker, method, rounds, size, act, theirs, staged)
+            )
             process.start()
             theirs.close()
             self.pipes.append(ours)
@@ -183,7 +186,9 @@ class Party:
         return found
 
 
-def _work(links: list[Link], worker: int, method: Method, rounds: int, size: int, act: Act, pipe: Connection) -> None:
+def _work(
+    links: list[Link], worker: int, method: Method, rounds: int, size: int, act: Act, pipe: Connection, staged: bool
+) -> None:
     torch.set_num_threads(1)
     for link in links:
         assert link.master_socket is not None and link.worker_socket is not None
@@ -193,7 +198,8 @@ def _work(links: list[Link], worker: int, method: Method, rounds: int, size: int
     link = links[worker]
     assert link.replica is not None
     replica = ReplicatedCenter(method.variables[CENTER], link.replica.center.tensors)
-    end = CollectiveWorkerEnd(link.for_worker(), link.replica, replica.update)
+    staging = Staging(link.memory.tensors, torch.device("cpu")) if staged else None
+    end = CollectiveWorkerEnd(link.for_worker(), link.replica, replica.update, staging)
     x = end.vectors["x"]
     try:
         for t in range(rounds):
@@ -220,6 +226,11 @@ def test_every_worker_has_the_center_and_the_reply_bit_for_bit_after_every_round
     found = party.check()
     assert [len(told.rounds) for told in found] == [6] * p and all(told.ended for told in found)
     assert party.order == [list(range(p))] * 6
+
+
+def test_messages_and_replies_of_a_device_go_through_the_hosts_memory() -> None:
+    found = Party(DiLoCo(), 3, rounds=4, staged=True).check()
+    assert [len(told.rounds) for told in found] == [4] * 3
 
 
 @pytest.mark.parametrize("victim", [0, 2])
@@ -362,10 +373,12 @@ def test_interrupted_and_resumed_it_is_the_run_that_was_not(algo: str, tmp_path:
     assert torch.equal(*centers(tmp_path, "parts", "whole"))
 
 
-def test_a_checkpoint_of_a_round_leads_to_the_same_run(tmp_path: Path, summed: None) -> None:
+@pytest.mark.parametrize("further", ["sums", "sessions"])
+def test_either_way_goes_on_from_the_others_checkpoint(further: str, tmp_path: Path, summed: None) -> None:
     s = settings("diloco", workers=2, steps=40, checkpoint=Checkpoint(every="10 steps"))
     assert run(replace(s, steps=30), tmp_path / "parts").status == "completed"
-    assert run(s, tmp_path / "parts", resume=True).status == "completed"
+    resumed = local.launch(Job(tmp_path / "parts", resume=True), build.prepare(s), collective=further == "sums")
+    assert resumed.status == "completed"
     assert run(s, tmp_path / "whole").status == "completed"
     assert torch.equal(*centers(tmp_path, "parts", "whole"))
 

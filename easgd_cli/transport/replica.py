@@ -13,9 +13,11 @@ from easgd_cli.system.shared_memory import AnonymousFile, Layout, SharedTensors
 
 @dataclass
 class Replica:
-    """What a worker has of the center, [d] each by name; where the lead puts its sums [d]: in turn one of two, since the
-    master may still be busy with the other, and a third in place of one in which a sum that is left may be under way;
-    and the file in which the members of a group find each other.
+    """What a worker has of the center, [d] each by name; where the lead puts its sums [d]; and the file in which the
+    members of a group find each other.
+
+    The lead takes two places in turn, since the master may still be busy with the other, and a third instead of one in
+    which a sum that was left may be under way.
     """
 
     center: SharedTensors
