@@ -21,7 +21,6 @@ from rich.table import Table
 from easgd_cli.commands import arguments, compose, output, plan, single_run
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment import build
-from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import help_text, printable, tell
 
@@ -289,6 +288,7 @@ def _data(asked: _Asked) -> Iterator[Row]:
 
 def _network(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench import network as links
+    from easgd_cli.launcher import kinds
     from easgd_cli.launcher.distributed import Distributed
     from easgd_cli.system.network import secret
 
@@ -303,7 +303,7 @@ def _network(asked: _Asked) -> Iterator[Row]:
         else:
             words.append(word)
     s = _settings(replace(asked, overrides=["launcher=distributed", *words]))
-    launcher = targets.make("launcher", s.launcher, build.symbols(s))
+    launcher = kinds.launcher(s)
     if not isinstance(launcher, Distributed):
         raise UsageError(f"bench network launcher={s.launcher['name']}: leave out launcher=.")
     size = build.prepare(s).size
