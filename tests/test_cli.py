@@ -153,6 +153,7 @@ MISTAKES = [
     ("launcher=ddp algo=msgd 'faults=[{worker: 1, step: 2, kind: kill}]'", ["faults=", "there is no recovery"]),
     ("launcher=ddp algo=msgd accumulate=2", ["accumulate=2", "leave out accumulate="]),
     ("launcher=ddp algo=msgd problem.batch_norm=average", ["problem.batch_norm=average: torch averages parameters"]),
+    ("launcher=ddp algo=msgd launcher.transport=collective", ["launcher.transport=collective: ddp has no"]),
     ("launcher=post_local_sgd algo=sgd launcher.ddp_steps=-1", ["launcher.ddp_steps=-1", "0 or more"]),
     ("launcher=simulated launcher.speed=[1,2]", ["launcher.speed=[1,2]: simulated has no such setting; did you "
     "mean launcher.speeds?"]),

@@ -129,7 +129,6 @@ def run(
         try:
             _, text, _ = connection.next()
             name = f"{str(connection.message(text)[0]['name'])[:64]} ({address})"
-            connection.say({"kind": "measure", "sessions": _SESSIONS, "size": size})
             with ExitStack() as stack:
                 beside = None
                 if gloo:
@@ -137,6 +136,8 @@ def run(
                     stack.callback(beside.close)
                     connection.say({"kind": "gloo", "port": beside.port, "size": size})
                     beside.begin()
+                # only now: who calls a session waits seconds for it to be taken
+                connection.say({"kind": "measure", "sessions": _SESSIONS, "size": size})
                 yield _costs(name, listener, secret, size, windows, beside)
         finally:
             connection.say({"kind": "end", "status": "measured", "exit_code": 0})

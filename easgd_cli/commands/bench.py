@@ -45,7 +45,8 @@ median over the windows, with its range.
              paper's Table 4, whose own stand beside DOWNPOUR's at tau=1 and EASGD's at tau=10 with its net and batches;
              lists of values as in a sweep; each run once
   exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a
-             GPU
+             GPU. With launcher.transport=collective: a round of a synchronous method by an all-reduce, against the same
+             over sessions, and against DistributedDataParallel's all-reduce alone
   data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core; of
              photos in files against its ImageFolder on the originals
   startup    seconds from the command to the first step of every worker
@@ -58,6 +59,7 @@ median over the windows, with its range.
   easgd bench scaling algo=easgd dataset=synthetic model=convnet7 workers=4 tau=10 batch_size=128 steps=40
   easgd bench table4 algo=downpour,easgd dataset=synthetic model=convnet7 workers=1,4 tau=1,10 batch_size=128 steps=20
   easgd bench exchange
+  easgd bench exchange algo=sync_easgd launcher.transport=collective workers=2
   easgd bench startup workers=8
   easgd bench network launcher.address=10.0.0.1:2950 dataset=cifar10 --hosts 2 --step 0.05
 
@@ -251,6 +253,10 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
             f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with "
             "a center."
         )
+    if s.launcher.get("transport") == "collective":
+        from easgd_cli.bench import rounds
+
+        return rounds.run(s.algo["name"], build.method(s), s.workers, _windows(asked))
     import torch
 
     from easgd_cli.system.devices import deal_devices

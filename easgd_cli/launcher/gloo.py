@@ -21,7 +21,8 @@ from easgd_cli.launcher.processes import Child
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.files import scratch_directory
 
-_TIMEOUT = timedelta(seconds=60)
+_TIMEOUT = timedelta(seconds=60)  # to meet
+_EVER = timedelta(days=1)  # one end waits while others fill the link; that an end is gone is seen without it
 _BUCKET = 25 << 20  # bytes: DistributedDataParallel's, of which several are on their way at once
 _BACK_AND_FORTH, _ALL_REDUCE = range(2)
 
@@ -47,7 +48,7 @@ class GlooEnd:
         self._buckets = self._x.split(max(1, _BUCKET // self._x.element_size()))
         group: Any = dist.ProcessGroupGloo
         options = group._Options()
-        options._devices, options._timeout = [group.create_device(hostname=start.own)], _TIMEOUT
+        options._devices, options._timeout = [group.create_device(hostname=start.own)], _EVER
         self._group: Any = group(self._store(start), self._rank, 2, options)
 
     def _store(self, start: GlooStart) -> dist.TCPStore:

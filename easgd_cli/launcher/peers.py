@@ -21,14 +21,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataParallel(Local):
+class DataParallel:
     """DistributedDataParallel: gradients are averaged in every step. Raises ValueError for more workers than the
     machine carries.
     """
 
+    workers: int
+    forks: ClassVar[bool] = True
     copies: ClassVar[bool] = True  # the workers are those of one sequential method
     periodic: ClassVar[bool] = False  # whether tau is used
     torch_name: ClassVar[str] = "DistributedDataParallel"
+
+    def __post_init__(self) -> None:
+        Local(self.workers)  # its limits: each worker has a process here
+
+    def begin(self) -> None:
+        from easgd_cli.launcher import fork_server
+
+        fork_server.begin()
 
     def averaging(self) -> Averaging:
         """When the workers wait for one another, and what they average then."""
@@ -36,7 +46,8 @@ class DataParallel(Local):
 
         return EveryStep()
 
-    def check(self, s: Settings, method: Method) -> None:
+    @staticmethod
+    def check(s: Settings, method: Method) -> None:
         """Raises UsageError for settings that torch's loop has not."""
         here, algo = f"launcher={s.launcher['name']}", s.algo["name"]
         if not method.alone or method.torch_sgd is None:

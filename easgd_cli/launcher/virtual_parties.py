@@ -31,7 +31,7 @@ from easgd_cli.training.meter import Meter
 from easgd_cli.training.snapshot import EVALUATED, Moment
 from easgd_cli.training.variables import Variables
 from easgd_cli.transport.base import PULL, Request
-from easgd_cli.transport.simulated import Events, ShardedWorkerEnd, SimulatedWorkerEnd, Wire
+from easgd_cli.transport.simulated import Events, Network, ShardedWorkerEnd, SimulatedWorkerEnd, Wire
 
 # Of each variable: whose exchanges were served, in their order, and who came back to it: after how many exchanges with
 # it, and at which clock.
@@ -56,7 +56,8 @@ class VirtualParties:
         self.events = Events()
         self._slices = experiment.slices
         shares = [(of.stop - of.start) / experiment.size for of in self._slices]
-        self.wire = Wire(costs.network(experiment.vector_bytes), self.events, method.variables, shares)
+        network = costs.network(experiment.vector_bytes)
+        self.wire = Wire(network, self.events, method.variables, shares)
         self.workers = [self._worker(i) for i in range(s.workers)]
         self.couriers = {name: self._courier(name, s.workers + i) for i, name in enumerate(method.couriers)}
         self._of = {courier.w.number: courier for courier in self.couriers.values()}
@@ -71,6 +72,7 @@ class VirtualParties:
                 center, self.wire.master(place), self._gathering(center.variable, place, recorded), self.events,
                 costs.service,
                 partial(self._come_back, center, place), place, self.served_in_all, self._deaths(name),
+                partial(_round_seconds, costs.service, network) if network.ring and center.variable.in_rounds else None,
             )
             for place, (name, center) in enumerate(centers)
         ]  # fmt: skip
@@ -281,7 +283,8 @@ class VirtualParties:
         couriers = {name: courier.state() for name, courier in self.couriers.items()}
         return {
             **self.events.state(), "masters": [master.state() for master in self.masters],
-            "members": [m.place() for m in self.workers], **({"couriers": couriers} if couriers else {}),
+            "members": [m.place() for m in self.workers],
+            **self.wire.state(), **({"couriers": couriers} if couriers else {}),
         }  # fmt: skip
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -294,6 +297,7 @@ class VirtualParties:
             events = [(*event[:3], 0 if event[2] == SERVE else event[3]) for event in place["events"]]
             place = {**place, "events": events}
         self.events.restore(place)
+        self.wire.restore(place)
         for name, v in self.variables.vectors.items():
             v.copy_(owner.vectors[name])
         for master, stood in zip(self.masters, masters, strict=True):
@@ -305,3 +309,8 @@ class VirtualParties:
         for m, stood in zip(self.workers, place["members"], strict=True):
             state = checkpoint.workers[m.number]
             m.restore(state, stood, self._meter(m.number, state.tally))
+
+
+def _round_seconds(service: float, network: Network, members: int, share: float) -> float:
+    """Of a round on a ring: its members add their parts at the same time, a vector each in all."""
+    return service * share + network.ring_seconds(members, share)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,7 +58,9 @@ def grouped(net: nn.Module, device: torch.device) -> DistributedDataParallel:
     run estimates those of its center.
     """
     devices = None if device.type == "cpu" else [device]
-    made = DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+    with warnings.catch_warnings():  # newer torch says that its newest has another name for broadcast_buffers
+        warnings.simplefilter("ignore", FutureWarning)
+        made = DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
     made._set_ddp_runtime_logging_sample_rate(1)  # of its own measurements, which are a few readings of the clock
     return made
 

@@ -19,8 +19,12 @@ from torch import Tensor
 
 from easgd_cli.algorithms.base import CENTER, WHOLE, Variable
 from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, Withdrawn, index_of
+from easgd_cli.transport.shared_link import SharedLink
+from easgd_cli.transport.turn import LARGE
 
 ARRIVE: Final = "arrive"  # a message reaches the master
+ENTER: Final = "enter"  # a message leaves its worker, for a link that all share
+SHARED: Final = "shared"  # some message is through a link that all share; its worker is the number of that link
 REPLY: Final = "reply"  # a reply reaches its worker
 _SHARD = 16  # from which bit on an event of one of several masters says which, beside the worker's number
 
@@ -82,13 +86,24 @@ class Events:
 class Network:
     """What a message of `nbytes` costs on its way, in seconds and bytes a second; a bandwidth of None takes no time.
 
-    `overhead`: seconds of the worker's own before its message leaves.
+    `overhead`: seconds of the worker's own before its message leaves; `shared`: of the master's link, which all
+    messages share, each no faster than its own; `here`: so many workers are on the master's host, and use no network;
+    `ring`: rounds are all-reduced among their members, and not through a master.
     """
 
     nbytes: int
     latency: tuple[float, float] = (0.0, 0.0)  # up, down
     bandwidth: tuple[float | None, float | None] = (None, None)
     overhead: float = 0.0
+    shared: tuple[float | None, float | None] = (None, None)
+    here: int = 0
+    ring: bool = False
+
+    def ring_seconds(self, members: int, share: float = 1.0) -> float:
+        """Of an all-reduce on a ring: 2 (p - 1) messages of a p-th of the vector, one after another."""
+        slowest = min((b for b in self.bandwidth if b is not None), default=None)
+        part = 0.0 if slowest is None else share * self.nbytes / members / slowest
+        return 2 * (members - 1) * (sum(self.latency) / 2 + part)
 
     def up(self, share: float = 1.0) -> float:
         """Seconds from a worker to the master, of that share of a message."""
@@ -250,6 +265,12 @@ class Wire:
         self._beside = [of.owner for of in found] or [None] * len(shares)
         self._answers = [of.answers for of in found] or [True] * len(shares)
         self._fragments = [of.fragments for of in found] or [1] * len(shares)
+        self._in_rounds = [of.in_rounds for of in found] or [False] * len(shares)
+        self._links = [
+            None if b is None else SharedLink(b, own)
+            for _ in shares
+            for b, own in zip(network.shared, network.bandwidth, strict=True)
+        ]  # up and down
         self._ends: dict[int, SimulatedWorkerEnd] = {}
         self._inboxes: list[list[Request]] = [[] for _ in self._beside]
         self.arrived: dict[int, None] = {}  # the places of variables with something in their inbox
@@ -286,8 +307,16 @@ class Wire:
         return SimulatedMasterEnd(self, place)
 
     def deliver(self, event: Event) -> None:
-        """An event of the transport has been taken: a message arrives."""
-        if event.kind == ARRIVE and (request := self._ends[event.worker].take()) is not None:
+        """An event of the transport has been taken: a message arrives. Of a reply there is nothing to do but to collect
+        it.
+        """
+        if event.kind == SHARED:
+            self._through(event.worker)
+        elif (request := self._ends[event.worker].take()) is None:
+            return
+        elif event.kind == ENTER:
+            self._share(self._link(0, request), request)
+        elif event.kind == ARRIVE:
             self.at_once(request)
 
     def replied(self, event: Event) -> Event | None:
@@ -305,6 +334,34 @@ class Wire:
     def end_of(self, request: Request) -> SimulatedWorkerEnd:
         """The session in which this was asked."""
         return self._ends[self._key(request.worker, request.to)]
+
+    def is_stale(self, event: Event) -> bool:
+        """Whether messages that have come since have changed when something is through a shared link."""
+        link = self._links[event.worker] if event.kind == SHARED else None
+        return link is not None and link.due != event.time
+
+    def _link(self, way: int, request: Request) -> int:
+        """Which shared link it takes, 0 up and 1 down: several masters have two each."""
+        return way if len(self._shares) == 1 else way + 2 * request.to
+
+    def _share(self, number: int, request: Request) -> None:
+        """A message enters the link of this number."""
+        link, nbytes = self._links[number], self.share(request) * self._network.nbytes
+        assert link is not None
+        in_turn = number % 2 == 1 and nbytes >= LARGE
+        link.add(self._events.now, nbytes, self._key(request.worker, request.to), in_turn=in_turn)
+        self._wait_for(number, link)
+
+    def _through(self, number: int) -> None:
+        link, latency = self._links[number], self._network.latency[number % 2]
+        assert link is not None
+        for end in link.arrived(self._events.now):
+            self._events.add(self._events.now + latency, REPLY if number % 2 else ARRIVE, end)
+        self._wait_for(number, link)
+
+    def _wait_for(self, number: int, link: SharedLink) -> None:
+        if link.due is not None:
+            self._events.add(link.due, SHARED, number)
 
     def on_its_way(self, worker: int) -> Request | None:
         """What that worker has sent last, unless it has its reply."""
@@ -326,15 +383,43 @@ class Wire:
 
     def up(self, request: Request) -> None:
         """A message leaves now."""
-        way = self._network.up(self.share(request)) if request.vector != PULL else self._network.latency[0]
-        seconds = 0.0 if self._beside[request.to] == request.worker else self._network.overhead + way
-        self._events.add(self._events.now + seconds, ARRIVE, self._key(request.worker, request.to))
+        network, carries, end = self._network, request.vector != PULL, self._key(request.worker, request.to)
+        overhead = 0.0 if self._beside[request.to] == request.worker else network.overhead
+        if self._is_here(request):
+            self._events.add(self._events.now + overhead, ARRIVE, end)
+        elif carries and self._links[0] is not None and overhead == 0:
+            self._share(self._link(0, request), request)
+        elif carries and self._links[0] is not None:
+            self._events.add(self._events.now + overhead, ENTER, end)
+        else:
+            way = network.up(self.share(request)) if carries else network.latency[0]
+            self._events.add(self._events.now + overhead + way, ARRIVE, end)
 
     def down(self, request: Request) -> None:
         """A reply leaves now."""
-        way = self._network.down(self.share(request)) if self._answers[request.to] else self._network.latency[1]
-        seconds = 0.0 if self._beside[request.to] == request.worker else way
-        self._events.add(self._events.now + seconds, REPLY, self._key(request.worker, request.to))
+        network, carries, end = self._network, self._answers[request.to], self._key(request.worker, request.to)
+        if self._is_here(request):
+            self._events.add(self._events.now, REPLY, end)
+        elif carries and self._links[1] is not None:
+            self._share(self._link(1, request), request)
+        else:
+            way = network.down(self.share(request)) if carries else network.latency[1]
+            self._events.add(self._events.now + way, REPLY, end)
+
+    def _is_here(self, request: Request) -> bool:
+        """Whether it takes no way: beside its owner, on the master's host, or part of a round on a ring."""
+        on_ring = self._network.ring and self._in_rounds[request.to]
+        return self._beside[request.to] == request.worker or request.worker < self._network.here or on_ring
+
+    def state(self) -> dict[str, Any]:
+        """Of the links that all share, as plain numbers."""
+        return {"shared": [None if link is None else link.state() for link in self._links]} if any(self._links) else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts it where it was."""
+        for link, stood in zip(self._links, state.get("shared", self._links), strict=True):
+            if link is not None and stood is not link:
+                link.restore(stood)
 
     def at_once(self, request: Request) -> None:
         """What takes no time is there."""
