@@ -368,8 +368,8 @@ MUTANTS = [
     ),
     (
         "transport/simulated.py",
-        "self._events.add(self._events.now + overhead + way, ARRIVE, end)",
-        "self._events.add(self._events.now + way, ARRIVE, end)",
+        "self._events.now + overhead + way, ARRIVE",
+        "self._events.now + way, ARRIVE",
     ),
     (
         "transport/simulated.py",
