@@ -33,6 +33,7 @@ VIRTUAL = (
     "distribution",
 )  # fmt: skip
 THEORY = ("tests/test_theory.py", "tests/test_theory_simulation.py")
+PEERS = ("tests/test_peers.py", "-k", "mean_of_all or every_so_often or longer")
 TESTS = {
     "algorithms/groups.py": ("tests/test_groups.py", "-k", "own_way or meaning or told"),
     "problems/groups.py": ("tests/test_groups.py", "-k", "torchs or tied"),
@@ -55,6 +56,9 @@ TESTS = {
         "tests/test_simulated.py::test_taking_turns_reproduces_the_papers_trace",
         "tests/test_simulated.py::test_a_checkpoint_on_the_way_is_one_to_go_on_from",
     ),
+    "training/data_parallel.py": PEERS,
+    "training/peers.py": PEERS,
+    "problems/net.py": PEERS,
     "training/gathering.py": ("tests/test_gathering.py", "tests/test_closing.py"),
     "training/ledger.py": ("tests/test_ledger.py",),
     "problems/replicas.py": ("tests/test_replicas.py",),
@@ -310,7 +314,11 @@ MUTANTS = [
     ("transport/collective.py", "if self._broken or group != self._group:", "if group != self._group:"),
     ("transport/collective.py", "            self._replicas[request.worker].begin(self._center)\n", ""),
     ("transport/collective.py", "group.size, clock)", "group.size + 1, clock)"),
-    ("transport/shared.py", "while len(data) < REPLY.size:", "while len(data) < 0:"),
+    (
+        "transport/shared.py",
+        "while len(data := self.received()) < REPLY.size:",
+        "while len(data := self.received()) < 0:",
+    ),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
     (
         "transport/shared.py",
@@ -363,8 +371,8 @@ MUTANTS = [
     ("transport/simulated.py", "        self._numbers += 1\n", "        self._numbers -= 1\n"),
     (
         "transport/simulated.py",
-        "self._posted = Request(self._number, kind, t, index, self._wire.place(to), fragment)",
-        "self._posted = Request(self._number, kind, 0, index, self._wire.place(to), fragment)",
+        "self._posted = Request(self._number, kind, t, index, self._wire.place(to) + self._shard, fragment)",
+        "self._posted = Request(self._number, kind, 0, index, self._wire.place(to) + self._shard, fragment)",
     ),
     ("transport/simulated.py", "if self._reply.mark is Mark.WITHDRAWN:", "if self._reply.mark is Mark.CHECKPOINT:"),
     ("transport/simulated.py", "self._wire.to_all(Request(self._number, Kind.LOST, -1, 0))", "pass"),
@@ -392,6 +400,12 @@ MUTANTS = [
         "not self._in_rounds or worker <= members[-1]",
         "not self._in_rounds or worker < members[-1]",
     ),
+    # torch's own loops
+    ("training/data_parallel.py", "(t - self.after) % self.tau == 0", "t % self.tau == 0"),
+    ("training/data_parallel.py", "state.iter = t - 1 if", "state.iter = t if"),
+    ("training/data_parallel.py", "if t and not self.meets(t - 1):", "if t and not self.meets(t):"),
+    ("training/peers.py", 'group["lr"] = w.eta', 'group["lr"] = w.schedule(0)'),
+    ("problems/net.py", "begins.copy_(x)", "pass"),
     # the analysis
     ("theory/linear.py", "covariance = a @ covariance @ _transposed(a) + q", "covariance = a @ covariance @ a + q"),
     ("theory/linear.py", 'if bit == "1":', 'if bit == "0":'),

@@ -236,11 +236,11 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         """The master's next; waits at most so long, and returns None where there is none yet. Raises SessionEnded, and
         SumLost where a sum was lost of which the master knows nothing.
         """
-        if not select.select([self._socket], [], [], seconds)[0]:
+        if not select.select([self._lines[0].socket], [], [], seconds)[0]:
             if seconds:
                 raise SumLost("the sum with the other workers failed, though all of them are there")
             return None
-        data = self._received()
+        data = self._lines[0].received()
         if len(data) < REPLY.size:
             raise SessionEnded("the master has ended")
         clock, served, t, mark = REPLY.unpack(data)
