@@ -360,13 +360,13 @@ MUTANTS = [
     ),
     (
         "transport/simulated.py",
-        "self._network.overhead + way",
-        "self._events.now + self._network.up()",
+        "self._events.now + overhead + way, ARRIVE",
+        "self._events.now + way, ARRIVE",
     ),
     (
         "transport/simulated.py",
-        "way = self._network.down(self.share(request)) if",
-        "way = self._network.up(self.share(request)) if",
+        "way = network.down(self.share(request)) if",
+        "way = network.up(self.share(request)) if",
     ),
     ("transport/simulated.py", "        self._numbers += 1\n", "        self._numbers -= 1\n"),
     (
