@@ -45,6 +45,7 @@ TESTS = {
     "training/center.py": (*ALGORITHMS, *FRAGMENTS, "tests/test_ledger.py"),
     "problems/flat.py": ("tests/test_flat.py",),
     "transport/shared.py": TRANSPORT,
+    "transport/collective.py": ("tests/test_collective.py",),
     "transport/staging.py": TRANSPORT,
     "transport/on_device.py": TRANSPORT,
     "transport/relay.py": ("tests/test_transport.py", "-k", "far"),
@@ -313,6 +314,9 @@ MUTANTS = [
     ("transport/connection.py", "or self._left > self.most:", "or False:"),
     ("transport/turn.py", "fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
     ("launcher/gate.py", "if host.running.get(worker) == ticket), None)", "if worker in host.running), None)"),
+    ("transport/collective.py", "if self._broken or group != self._group:", "if group != self._group:"),
+    ("transport/collective.py", "            self._replicas[request.worker].begin(self._center)\n", ""),
+    ("transport/collective.py", "group.size, clock)", "group.size + 1, clock)"),
     (
         "transport/shared.py",
         "while len(data := self.received()) < REPLY.size:",

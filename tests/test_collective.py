@@ -444,6 +444,7 @@ def test_workers_end_by_the_clock(tmp_path: Path, summed: None) -> None:
         (["algo=grouped_easgd"], "algo=grouped_easgd: a sum is of"),
         (["algo=diloco", "fragments=2"], "fragments=2"),
         (["algo=diloco", "wire=bf16"], "wire=bf16"),
+        (["algo=diloco", "masters=2"], "masters=2"),
         (["algo=diloco", "on_nan=rejoin"], "on_nan=rejoin"),
         (["algo=diloco", "workers=49"], "at most 48 workers"),
         (["algo=diloco", "launcher.transport=pigeons"], "is sessions or collective"),

@@ -104,6 +104,7 @@ class Local:
             )
         refused = {
             f"fragments={s.fragments}": s.fragments > 1 or variables[0].fragments > 1,
+            f"masters={s.masters}": s.masters > 1,
             f"wire={s.wire}": s.wire != "fp32",
             f"center_device={s.center_device}": s.center_device != "cpu",
             f"on_nan={s.on_nan}": s.on_nan != "diverge",
