@@ -83,7 +83,7 @@ def test_ddp_is_the_optimizer_on_the_mean_of_all_gradients(local: str, clip: flo
     torch.testing.assert_close(saved_center(tmp_path / "run", build.prepare(s)), hand.x[0], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("tau", "first", "steps"), [(4, 0, 22), (4, 0, 21), (5, 7, 22), (1, 0, 5)])
+@pytest.mark.parametrize(("tau", "first", "steps"), [(4, 0, 22), (4, 0, 21), (5, 7, 21), (1, 0, 5)])
 def test_post_local_sgd_is_local_steps_with_parameters_averaged_every_so_often(
     tau: int, first: int, steps: int, tmp_path: Path
 ) -> None:
