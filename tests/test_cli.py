@@ -275,6 +275,8 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
         # eight snapshots wait, one is measured
         (["algo=easgd", "workers=2", "eval.every='1 steps'"], 2 * 5 + 1 + 3 + 9 + (2 * 2 + 1 + 1)),
         (["algo=sgd", "workers=1", "eval.every=null"], 4 + 3 + 2 + (1 + 1 + 1)),
+        # x, v, scratch, gradient, start, what backward adds, and torch's parameters, velocity and buckets
+        (["algo=msgd", "workers=2", "launcher=ddp", "eval.every=null"], 2 * 9 + 3 + 2 + (2 * 2 + 1 + 1)),
         # one problem for all, which is there already
         (["algo=eamsgd", "workers=2", "launcher=simulated"], 2 * 4 + 1 + 2 + (2 * 3 + 1 + 1)),
         # one of four workers computes here, and all have their vectors here
