@@ -310,7 +310,11 @@ MUTANTS = [
     ("transport/connection.py", "or self._left > self.most:", "or False:"),
     ("transport/turn.py", "fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
     ("launcher/gate.py", "if host.running.get(worker) == ticket), None)", "if worker in host.running), None)"),
-    ("transport/shared.py", "while len(data) < REPLY.size:", "while len(data) < 0:"),
+    (
+        "transport/shared.py",
+        "while len(data := self.received()) < REPLY.size:",
+        "while len(data := self.received()) < 0:",
+    ),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
     (
         "transport/shared.py",
@@ -363,8 +367,8 @@ MUTANTS = [
     ("transport/simulated.py", "        self._numbers += 1\n", "        self._numbers -= 1\n"),
     (
         "transport/simulated.py",
-        "self._posted = Request(self._number, kind, t, index, self._wire.place(to), fragment)",
-        "self._posted = Request(self._number, kind, 0, index, self._wire.place(to), fragment)",
+        "self._posted = Request(self._number, kind, t, index, self._wire.place(to) + self._shard, fragment)",
+        "self._posted = Request(self._number, kind, 0, index, self._wire.place(to) + self._shard, fragment)",
     ),
     ("transport/simulated.py", "if self._reply.mark is Mark.WITHDRAWN:", "if self._reply.mark is Mark.CHECKPOINT:"),
     ("transport/simulated.py", "self._wire.to_all(Request(self._number, Kind.LOST, -1, 0))", "pass"),

@@ -21,7 +21,6 @@ from rich.table import Table
 from easgd_cli.commands import arguments, compose, output, plan, single_run
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment import build
-from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import help_text, printable, tell
 
@@ -46,7 +45,8 @@ median over the windows, with its range.
              paper's Table 4, whose own stand beside DOWNPOUR's at tau=1 and EASGD's at tau=10 with its net and batches;
              lists of values as in a sweep; each run once
   exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a
-             GPU
+             GPU. With launcher.transport=collective: a round of a synchronous method by an all-reduce, against the same
+             over sessions, and against DistributedDataParallel's all-reduce alone
   data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core; of
              photos in files against its ImageFolder on the originals
   startup    seconds from the command to the first step of every worker
@@ -59,6 +59,7 @@ median over the windows, with its range.
   easgd bench scaling algo=easgd dataset=synthetic model=convnet7 workers=4 tau=10 batch_size=128 steps=40
   easgd bench table4 algo=downpour,easgd dataset=synthetic model=convnet7 workers=1,4 tau=1,10 batch_size=128 steps=20
   easgd bench exchange
+  easgd bench exchange algo=sync_easgd launcher.transport=collective workers=2
   easgd bench startup workers=8
   easgd bench network launcher.address=10.0.0.1:2950 dataset=cifar10 --hosts 2 --step 0.05
 
@@ -252,6 +253,10 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
             f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with "
             "a center."
         )
+    if s.launcher.get("transport") == "collective":
+        from easgd_cli.bench import rounds
+
+        return rounds.run(s.algo["name"], build.method(s), s.workers, _windows(asked))
     import torch
 
     from easgd_cli.system.devices import deal_devices
@@ -283,6 +288,7 @@ def _data(asked: _Asked) -> Iterator[Row]:
 
 def _network(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench import network as links
+    from easgd_cli.launcher import kinds
     from easgd_cli.launcher.distributed import Distributed
     from easgd_cli.system.network import secret
 
@@ -297,7 +303,7 @@ def _network(asked: _Asked) -> Iterator[Row]:
         else:
             words.append(word)
     s = _settings(replace(asked, overrides=["launcher=distributed", *words]))
-    launcher = targets.make("launcher", s.launcher, build.symbols(s))
+    launcher = kinds.launcher(s)
     if not isinstance(launcher, Distributed):
         raise UsageError(f"bench network launcher={s.launcher['name']}: leave out launcher=.")
     size = build.prepare(s).size

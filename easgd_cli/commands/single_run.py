@@ -69,7 +69,7 @@ def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
         ("gamma", "gamma" not in uses, f"{schedule} does not use it"),
         ("tau", copies and not periodic, f"{launcher} averages gradients in every step"),
         ("max_restarts", copies, f"{launcher} ends when a worker does"),
-        *((key, alone and not copies, f"{algo} never exchanges") for key in ("tau", "fragments", "wire")),
+        *((key, alone and not copies, f"{algo} never exchanges") for key in ("tau", "fragments", "wire", "masters")),
         ("center_device", alone, f"{algo} has no center beside its worker"),
         ("center_device", not alone and not in_processes, f"{launcher} keeps the center where its workers compute"),
         ("max_restarts", summed, "with launcher.transport=collective the others go on without whoever dies"),
@@ -182,7 +182,7 @@ def go_on(
                 f"resume={path} minutes={settings.minutes:g}: its workers have trained for {minutes:.2f} minutes "
                 "already; give more."
             )
-        entries = reader.Entries.of(prepared.method, settings.workers)
+        entries = reader.Entries.of(prepared.method, settings.workers, len(prepared.slices))
         check(path, resumed, settings.workers, prepared.size, settings.new_record, entries)
         for sentence in doubts:
             tell(sentence)

@@ -108,6 +108,8 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_pr
     evaluator = 3  # gradient, start, and its copy of a snapshot
     waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated
     before = owner if rules.closes else 0  # what the owner had before the closing exchange
+    if s.launcher.get("transport") == "collective":  # replicas, messages that become sums; three sums, and a reply
+        lasting += s.workers * (owner - average + 1) + 4
     return owner + lasting + scratch + problems + evaluator + waiting + closing + before
 
 

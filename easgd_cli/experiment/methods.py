@@ -57,6 +57,7 @@ def local_step(s: Settings) -> LocalStep | None:
 
 def method(s: Settings) -> Method:
     """The method's two rules, with their constants and its local step. Raises UsageError."""
+    from easgd_cli.algorithms import slices
     from easgd_cli.algorithms.base import CENTER, check_method
 
     if (
@@ -85,6 +86,8 @@ def method(s: Settings) -> Method:
             f"algo={s.algo['name']} fragments={s.fragments}: what is carried between its variables is whole vectors; "
             "leave out fragments=, or use a method with one center, such as algo=easgd."
         )
+    if (why := slices.refusal(made, s.masters, s.fragments)) is not None:
+        raise UsageError(f"algo={s.algo['name']} {why}")
     if not made.alone and CENTER not in made.variables and average(s) is not None:
         raise UsageError(
             f"algo={s.algo['name']} average={s.average['name']}: an average is of the center, and this method has "

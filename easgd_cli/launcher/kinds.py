@@ -34,26 +34,28 @@ class Launcher(Protocol):
 
 def launcher(s: Settings) -> Launcher:
     """The one that these settings name. Raises UsageError."""
-    return targets.make("launcher", s.launcher, build.symbols(s))
+    return targets.make("launcher", s.launcher, build.symbols(s) | {"masters": s.masters})
 
 
 # what a launcher has open at most: on the whole, and for each worker its vectors, both ends of its session and of its
 # channel, and what tells of its end
 _FILES, _FILES_OF_A_WORKER = 44, 8
 _OTHERS = 5  # processes beside the workers: launcher, master, evaluator, their server and multiprocessing's tracker
+_MOST_MASTERS = 64
 _MOST_LOCAL = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
 _MOST_SUMMED = 48  # and five where messages go into a sum
 
 
 @dataclass(frozen=True)
 class Local:
-    """This machine: a process for the master, for every worker and for the evaluator. Raises ValueError for more
-    workers than it carries.
+    """This machine: a process for each master, for every worker and for the evaluator. Raises ValueError for more of
+    them than it carries.
 
     `transport`: how messages travel. sessions: each to the master; collective: those of a round by an all-reduce.
     """
 
     workers: int
+    masters: int = 1
     transport: str = "sessions"
     forks: ClassVar[bool] = True  # each worker is a process with a problem of its own
 
@@ -63,6 +65,11 @@ class Local:
                 f"workers={self.workers}: launcher=local starts at most {_MOST_LOCAL} workers on one machine; use "
                 "fewer, or launcher=simulated."
             )
+        if self.masters > _MOST_MASTERS:  # each has a socket to every worker
+            raise ValueError(
+                f"masters={self.masters}: launcher=local starts at most {_MOST_MASTERS} masters on one machine; use "
+                "fewer, or launcher=simulated."
+            )
         if self.transport not in ("sessions", "collective"):
             raise ValueError(f"launcher.transport={self.transport}: is sessions or collective.")
         if self.collective and self.workers > _MOST_SUMMED:
@@ -70,8 +77,9 @@ class Local:
                 f"launcher.transport=collective workers={self.workers}: starts at most {_MOST_SUMMED} workers; use "
                 "fewer, or leave out launcher.transport=."
             )
-        files = _FILES + (_FILES_OF_A_WORKER + self.collective) * self.workers
-        limits.check(f"workers={self.workers}", files, self.workers + _OTHERS)
+        further = self.masters - 1
+        files = _FILES + (_FILES_OF_A_WORKER + self.collective + 2 * further) * self.workers + 4 * further
+        limits.check(f"workers={self.workers}", files, self.workers + further + _OTHERS)
 
     @property
     def collective(self) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from easgd_cli.algorithms.base import CENTER
 from easgd_cli.experiment import build
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
@@ -49,6 +50,8 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
     }  # fmt: skip
     if len(experiment.method.variables) > 1:
         facts["variables"] = list(experiment.method.variables)
+    if len(experiment.slices) > 1:
+        facts["variables"] = [f"{CENTER}/{place}" for place in range(len(experiment.slices))]
     if s.auto.probes:
         facts["tau_chosen"] = {"share": s.auto.share, "probes": s.auto.probes}
     texts = {

@@ -64,6 +64,8 @@ class MasterStart:
     schedule: Schedule | None = None
     steps: int | None = None
     closing: bool = False  # whether a master before this one has kept what a longer run goes on from
+    # whether it is one of several, each with a slice: the launcher says when all are ready for the closing exchange
+    several: bool = False
 
 
 class Master:
@@ -82,6 +84,7 @@ class Master:
         self._waiting: dict[int, Request] = {}  # messages that have no reply yet
         self._closing: set[int] = set()  # of those, the workers that have taken their last step
         self._kept = start.closing  # whether what a longer run goes on from has been
+        self._several, self._closes = start.several, start.closing or not start.several
         self._stopped = False  # whether all are told to end
         self._checkpoint_due: set[int] = set()  # the variables whose next round belongs to a checkpoint
         clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
@@ -109,12 +112,18 @@ class Master:
 
         Raises ChannelClosed when the launcher has ended.
         """
-        self._snapshots = Snapshots(self._channel, self._serving.variables, self._interval, began, self._pace)
+        # of several, the order up to a snapshot is said before it: they are put together
+        before = self._report if self._several else None
+        self._snapshots = Snapshots(self._channel, self._serving.variables, self._interval, began, self._pace, before)
+        if self._several:  # whose snapshots are to be of one moment, as far as may be
+            self._sessions.watch(self._channel.fileno())
         while self._sessions.open or self._away:
             for request in self._sessions.requests(_REPORT_SECONDS):
                 self._answer(request)
             if self._snapshots.seconds() - self._reported >= _REPORT_SECONDS:
                 self._report()
+                self._listen()
+            elif self._sessions.called:
                 self._listen()
             if self._closing_updates():
                 self._listen()  # to the end of a run that is told to end, before it ends by itself
@@ -127,7 +136,9 @@ class Master:
             if message["kind"] in ("session", "gone"):
                 self._succeed(message["worker"], enclosed)
             elif message["kind"] == "snapshot":
-                self._snapshots.take("evaluate", self._moment())
+                self._snapshots.take("evaluate", self._moment(), number=message["number"])
+            elif message["kind"] == "close":
+                self._closes = True
             elif message["kind"] == "checkpoint":
                 self._checkpoint_due = {i for i, c in enumerate(self._centers) if c.variable.in_rounds}
             elif message["kind"] in ("over", "stop"):
@@ -178,7 +189,7 @@ class Master:
             self._returning.ask(request)
             self._leave_rounds(worker)  # until it has the center, no round waits for it
         elif request.kind is Kind.CHECKPOINT:
-            self._keep("checkpoint")
+            self._keep("checkpoint", request.t)
         elif request.kind is Kind.CLOSE:
             self._finish(self._taking(worker))
         for gathering in [self._gatherings[request.to]] if request.kind is Kind.EXCHANGE else self._gatherings:
@@ -223,6 +234,8 @@ class Master:
             while not self._channel.flush():  # the launcher has it before anything changes
                 time.sleep(0.001)
             self._kept = True
+        if not self._closes:  # before all have kept theirs, a run may be told to end, and none is to have closed then
+            return
         self._closing.clear()
         for members in updates:
             self._exchange([self._waiting.pop(member) for member in members], Mark.NONE)
@@ -254,13 +267,13 @@ class Master:
         self._report()
         self._channel.post({"kind": "returned", **how})
 
-    def _keep(self, purpose: str) -> None:
+    def _keep(self, purpose: str, mark: int = 0) -> None:
         self._report()  # the order up to here arrives before the vectors it led to
         variables = self._serving.variables
         clocks = {name: clock for name, clock in variables.clocks.items() if name != CENTER}
         self._snapshots.take(
             purpose, self._moment(), clock=variables.clock, cpu=self._cpu_seconds(), variables=clocks,
-            couriers=self._serving.couriers,
+            couriers=self._serving.couriers, mark=mark,
         )  # fmt: skip
 
     def _report(self) -> None:

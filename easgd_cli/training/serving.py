@@ -65,8 +65,12 @@ class Serving:
             return
         if self.ledger is not None:
             self.ledger.begin(members)
+        if self._sessions.sums:  # which the others have, too, for their replicas
+            clock, served = self.centers[members[0].to].clock + 1, self.served + len(members)
+            for request in members:
+                self._sessions.reply(request, clock, served, mark)
         self._update(members)
-        for request in members:  # before anything else: they may be waiting
+        for request in members if not self._sessions.sums else ():  # before anything else: they may be waiting
             self.reply(request, mark)
         self._note(members)
 

@@ -76,7 +76,8 @@ class WorkerLoop:
         self._gradients = drive.ProblemGradients(parts.problem, s.clip)
         self._sequential = self._method.alone
         self._heard: list[dict[str, Any]] = []  # what the launcher said while the next master was awaited
-        self._given: list[socket.socket] = []  # sessions with next masters, given while no reply was awaited
+        # sessions with next masters, by their places, given while no reply was awaited
+        self._given: list[tuple[int, socket.socket]] = []
         self._session: WorkerEnd = self._end(start.link)
         self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
         self._meter = Meter(
@@ -266,19 +267,22 @@ class WorkerLoop:
             return False
         return True
 
-    def _next_session(self) -> socket.socket:
-        """The session with the next master, which the launcher is to start. Raises ChannelClosed where it does not."""
-        while not self._given:
+    def _next_session(self, place: int) -> socket.socket:
+        """The session with the next master of this place, which the launcher is to start. Raises ChannelClosed where it
+        does not.
+        """
+        while (given := next((one for one in self._given if one[0] == place), None)) is None:
             message, enclosed = self._channel.wait()
             if message["kind"] == "session":
-                self._given.append(enclosed)
+                self._given.append((message["place"], enclosed))
             else:
                 self._heard.append(message)
-        return self._given.pop(0)
+        self._given.remove(given)
+        return given[1]
 
     def _listen(self, news: News) -> None:
         arrived = self._channel.receive()
-        self._given += [enclosed for message, enclosed in arrived if message["kind"] == "session"]
+        self._given += [(message["place"], sock) for message, sock in arrived if message["kind"] == "session"]
         heard, self._heard = self._heard + [message for message, _ in arrived], []
         for message in heard:
             if message["kind"] == "stop":

@@ -54,16 +54,18 @@ class Group:
     """Members that sum, of one generation. It is made in a thread: who waits for the others to come must hear
     meanwhile that one of them has died.
 
-    `vector` [d]: what is given, and then the sum. It is the group's own, since one that is left may still write there.
+    `vectors` [d]: what is given and then the sum, in turn. They are this group's alone, since one that is left may
+    still write there.
     """
 
-    def __init__(self, meeting: AnonymousFile, generation: int, rank: int, size: int, like: Tensor):
+    def __init__(self, meeting: AnonymousFile, generation: int, rank: int, size: int, vectors: Sequence[Tensor]):
         self.generation, self.rank, self.size = generation, rank, size
-        self.vector = torch.empty_like(like)
+        self._vectors, self._turn = vectors, 0
         self._meeting = meeting
         self._made: Any = None
         self._work: Any = None
         self._failed: Exception | None = None
+        self._given, self._lock = False, threading.Lock()
         self._options = distributed.AllreduceOptions()
         self._options.timeout = _EVER
         self._thread = threading.Thread(target=self._make, daemon=True)
@@ -77,16 +79,32 @@ class Group:
             options = gloo._Options()
             options._timeout = _MEETING
             options._devices = [gloo.create_device(hostname="127.0.0.1")]  # and a port that is free
-            self._made = gloo(distributed.PrefixStore(str(self.generation), store), self.rank, self.size, options)
+            made = gloo(distributed.PrefixStore(str(self.generation), store), self.rank, self.size, options)
+            with self._lock:
+                self._made = made
+                if self._given:
+                    self._start()
         except Exception as e:
             self._failed = e
 
     def begin(self, message: Tensor) -> None:
         """Gives `message` [d] to the sum, and returns at once."""
+        self._turn = (self._turn + 1) % len(self._vectors)
         self.vector.copy_(message)
-        self._work = None
-        if not self._thread.is_alive():
-            self._start()
+        with self._lock:
+            self._work, self._given = None, True
+            if self._made is not None:
+                self._start()
+
+    @property
+    def vector(self) -> Tensor:
+        """The one whose turn it is [d]."""
+        return self._vectors[self._turn]
+
+    def sum_all(self, vectors: Sequence[Tensor]) -> None:
+        """Has these summed, and waits for all of them."""
+        for work in [self._made.allreduce([v], self._options) for v in vectors]:
+            work.wait()
 
     def ready(self, seconds: float | None) -> bool:
         """Whether the members have met; waits at most so long, None: until then. Raises SumLost."""
@@ -97,10 +115,8 @@ class Group:
 
     def done(self, seconds: float) -> bool:
         """Whether the sum is there; waits at most so long. Raises SumLost."""
-        if self._work is None:
-            if not self.ready(seconds):
-                return False
-            self._start()
+        if self._work is None and not self.ready(seconds):
+            return False
         try:
             if not self._work.is_completed():
                 self._work.wait(datetime.timedelta(seconds=seconds))
@@ -114,8 +130,7 @@ class Group:
         return True
 
     def _start(self) -> None:
-        if self._made is not None:
-            self._work = self._made.allreduce([self.vector], self._options)
+        self._work = self._made.allreduce([self.vector], self._options)
 
 
 class _Sum(IntEnum):
@@ -146,12 +161,15 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         self._message: Tensor | None = None
         self._sum = _Sum.NONE
         self._said = False  # as the lead, that the sum is there
+        self._places, self._turn = replica.sums[:2], 0  # where the lead puts it
         self._left: list[Group] = []  # whose sums have not come; to end one would wait for it
         self._group: Group | None = self._in_group(0, replica.workers, link.worker)
         self._group.ready(None)
 
     def _in_group(self, generation: int, size: int, rank: int) -> Group:
-        return Group(self._replica.meeting, generation, rank, size, self._memory["reply"])
+        first = generation == rank == 0  # whose sums the master reads where they are made
+        vectors = self._places if first else [torch.empty_like(self._memory["reply"])]
+        return Group(self._replica.meeting, generation, rank, size, vectors)
 
     def post(
         self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE, *, fragment: int = WHOLE
@@ -202,8 +220,11 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         except SumLost:
             self._sum = _Sum.LOST
         if self._sum is _Sum.DONE and group.rank == 0 and not self._said:
-            self._replica.sum["sum"].copy_(group.vector)
-            self._send(Kind.SUMMED, group.generation, 0)
+            self._turn = (self._turn + 1) % 2
+            place = self._places[self._turn]
+            if place.data_ptr() != group.vector.data_ptr():
+                place.copy_(group.vector)
+            self._send(Kind.SUMMED, group.generation, self._replica.number(place))
             self._said = True
         return True
 
@@ -215,11 +236,11 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         """The master's next; waits at most so long, and returns None where there is none yet. Raises SessionEnded, and
         SumLost where a sum was lost of which the master knows nothing.
         """
-        if not select.select([self._socket], [], [], seconds)[0]:
+        if not select.select([self._lines[0].socket], [], [], seconds)[0]:
             if seconds:
                 raise SumLost("the sum with the other workers failed, though all of them are there")
             return None
-        data = self._received()
+        data = self._lines[0].received()
         if len(data) < REPLY.size:
             raise SessionEnded("the master has ended")
         clock, served, t, mark = REPLY.unpack(data)
@@ -241,8 +262,10 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         return word in list(_Word)
 
     def _leave(self) -> None:
-        if self._group is not None:
-            self._left.append(self._group)
+        if (group := self._group) is not None:
+            self._left.append(group)
+            clean = [v for v in self._places if v.data_ptr() != group.vector.data_ptr()]
+            self._places = [*clean, self._replica.sums[2]][:2]
         self._group, self._sum = None, _Sum.NONE
 
     def _restore(self) -> None:
@@ -250,6 +273,7 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         self._send(Kind.STATE, 0, 0)
         while (word := self._word(None)) is not None and word[3] != _Word.STATE:
             assert word[3] == _Word.BROKEN, "a round without this worker"
+        self._leave()
 
 
 class CollectiveMasterEnd(SharedMasterEnd):
@@ -263,7 +287,8 @@ class CollectiveMasterEnd(SharedMasterEnd):
         super().__init__(links)
         self._replicas = {link.worker: link.replica for link in links if link.replica is not None}
         self._center, self._gives_up = center, gives_up
-        self._sum = next(iter(self._replicas.values())).sum["sum"]
+        self._sums = next(iter(self._replicas.values())).sums
+        self._sum = self._sums[0]
         self._reply = torch.empty_like(self._sum)
         self._group = sorted(self._replicas)  # by rank
         self._generation, self._broken = 0, False
@@ -306,11 +331,12 @@ class CollectiveMasterEnd(SharedMasterEnd):
     def _takes(self, request: Request) -> bool:
         """Whether it is about sums alone, and nobody else's affair."""
         if request.kind is Kind.SUMMED:
-            self._summed = request.t
+            self._summed, self._sum = request.t, self._sums[request.vector]
         elif request.kind is Kind.STATE:
             self._replicas[request.worker].begin(self._center)
             self._memory[request.worker]["reply"].copy_(self._reply)
             self._say(request.worker, (0, 0, 0), _Word.STATE)
+            self._broken = True  # it has left the group
         elif request.kind is Kind.LOST and request.worker in self._group and not self._broken:
             self._broken = True
             for worker in self._group:

@@ -13,12 +13,15 @@ from easgd_cli.system.shared_memory import AnonymousFile, Layout, SharedTensors
 
 @dataclass
 class Replica:
-    """What a worker has of the center, [d] each by name; where the lead puts the `sum` [d], which all share; and the
-    file in which the members of a group find each other.
+    """What a worker has of the center, [d] each by name; where the lead puts its sums [d]; and the file in which the
+    members of a group find each other.
+
+    The lead takes two places in turn, since the master may still be busy with the other, and a third instead of one in
+    which a sum that was left may be under way.
     """
 
     center: SharedTensors
-    sum: SharedTensors
+    shared: SharedTensors
     meeting: AnonymousFile
     workers: int
 
@@ -27,8 +30,17 @@ class Replica:
         """Of every worker. Raises MemoryError."""
         layout: Layout = {name: ((size,), dtype) for name in center}
         meeting = AnonymousFile()
-        total = SharedTensors.allocate({"sum": ((size,), dtype)})
+        total = SharedTensors.allocate(dict.fromkeys(("first", "second", "third"), ((size,), dtype)))
         return [cls(SharedTensors.allocate(layout), total, meeting, workers) for _ in range(workers)]
+
+    @property
+    def sums(self) -> list[Tensor]:
+        """The places of sums, [d] each."""
+        return list(self.shared.tensors.values())
+
+    def number(self, place: Tensor) -> int:
+        """Which of them this is."""
+        return [v.data_ptr() for v in self.sums].index(place.data_ptr())
 
     def begin(self, center: Mapping[str, Tensor]) -> None:
         """It is as the center is."""
@@ -37,5 +49,5 @@ class Replica:
 
     def close(self) -> None:
         """Gives its descriptors back."""
-        for part in (self.center, self.sum, self.meeting):
+        for part in (self.center, self.shared, self.meeting):
             part.close()
