@@ -151,6 +151,7 @@ MISTAKES = [
     ("launcher=post_local_sgd algo=msgd wire=int8", ["wire=int8: torch sends vectors as they are"]),
     ("launcher=post_local_sgd algo=msgd tau=auto", ["tau=auto: there are no exchanges with a center"]),
     ("launcher=ddp algo=msgd 'faults=[{worker: 1, step: 2, kind: kill}]'", ["faults=", "there is no recovery"]),
+    ("launcher=ddp algo=msgd masters=2", ["launcher=ddp masters=2: there is no master; leave out masters="]),
     ("launcher=ddp algo=msgd accumulate=2", ["accumulate=2", "leave out accumulate="]),
     ("launcher=ddp algo=msgd problem.batch_norm=average", ["problem.batch_norm=average: torch averages parameters"]),
     ("launcher=ddp algo=msgd launcher.transport=collective", ["launcher.transport=collective: ddp has no"]),

@@ -99,6 +99,7 @@ def _refused(s: Settings) -> list[tuple[str, Any, Any, str]]:
     return [
         ("average", s.average["name"], "none", "no average of the center is kept beside torch's loop"),
         ("fragments", s.fragments, 1, "torch averages whole vectors"),
+        ("masters", s.masters, 1, "there is no master"),
         ("wire", s.wire, "fp32", "torch sends vectors as they are"),
         ("center_device", s.center_device, "cpu", "there is no center beside the workers"),
         ("faults", s.faults, [], "there is no recovery, so no faults on purpose"),
