@@ -203,6 +203,15 @@ def test_settings_without_effect_are_told(easgd: Any, unprepared: None) -> None:
     assert easgd("train", "launcher=post_local_sgd", "algo=msgd", "tau=3").err == ""
 
 
+def test_torchruns_processes_are_not_as_many_runs(easgd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1"), ("TORCHELASTIC_RUN_ID", "none")):
+        monkeypatch.setenv(name, value)
+    said = easgd("train", "launcher=ddp", "algo=msgd")
+    assert said.status == 2 and "torchrun has started 4 processes, and easgd starts those of" in said.err
+
+
 def test_a_level_ends_the_run_for_all(tmp_path: Path) -> None:
     s = of_peers(POST_LOCAL, model=UNHURRIED, steps=20_000, until={"train_loss": 2.2}, gamma=0.0)
     s = replace(s, eval=Eval(every="20 steps", train_images=100))
