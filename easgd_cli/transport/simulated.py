@@ -24,7 +24,7 @@ from easgd_cli.transport.turn import LARGE
 
 ARRIVE: Final = "arrive"  # a message reaches the master
 ENTER: Final = "enter"  # a message leaves its worker, for a link that all share
-SHARED: Final = "shared"  # some message is through a link that all share; its worker is the number of that link
+SHARED: Final = "shared"  # messages are through a link that all share; its worker is the number of that link
 REPLY: Final = "reply"  # a reply reaches its worker
 _SHARD = 16  # from which bit on an event of one of several masters says which, beside the worker's number
 
@@ -336,7 +336,7 @@ class Wire:
         return self._ends[self._key(request.worker, request.to)]
 
     def is_stale(self, event: Event) -> bool:
-        """Whether messages that have come since have changed when something is through a shared link."""
+        """Whether messages that have left since have changed when something is through a shared link."""
         link = self._links[event.worker] if event.kind == SHARED else None
         return link is not None and link.due != event.time
 
@@ -355,7 +355,7 @@ class Wire:
     def _through(self, number: int) -> None:
         link, latency = self._links[number], self._network.latency[number % 2]
         assert link is not None
-        for end in link.arrived(self._events.now):
+        for end in link.arrived():
             self._events.add(self._events.now + latency, REPLY if number % 2 else ARRIVE, end)
         self._wait_for(number, link)
 
@@ -387,9 +387,9 @@ class Wire:
         overhead = 0.0 if self._beside[request.to] == request.worker else network.overhead
         if self._is_here(request):
             self._events.add(self._events.now + overhead, ARRIVE, end)
-        elif carries and self._links[0] is not None and overhead == 0:
+        elif carries and network.shared[0] is not None and overhead == 0:
             self._share(self._link(0, request), request)
-        elif carries and self._links[0] is not None:
+        elif carries and network.shared[0] is not None:
             self._events.add(self._events.now + overhead, ENTER, end)
         else:
             way = network.up(self.share(request)) if carries else network.latency[0]
@@ -400,7 +400,7 @@ class Wire:
         network, carries, end = self._network, self._answers[request.to], self._key(request.worker, request.to)
         if self._is_here(request):
             self._events.add(self._events.now, REPLY, end)
-        elif carries and self._links[1] is not None:
+        elif carries and network.shared[1] is not None:
             self._share(self._link(1, request), request)
         else:
             way = network.down(self.share(request)) if carries else network.latency[1]
@@ -413,12 +413,14 @@ class Wire:
 
     def state(self) -> dict[str, Any]:
         """Of the links that all share, as plain numbers."""
-        return {"shared": [None if link is None else link.state() for link in self._links]} if any(self._links) else {}
+        if self._network.shared == (None, None):
+            return {}
+        return {"shared": [None if link is None else link.state() for link in self._links]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts it where it was."""
-        for link, stood in zip(self._links, state.get("shared", self._links), strict=True):
-            if link is not None and stood is not link:
+        for link, stood in zip(self._links, state.get("shared", ()), strict=False):
+            if link is not None:
                 link.restore(stood)
 
     def at_once(self, request: Request) -> None:
