@@ -1,10 +1,10 @@
-"""Python's processes of the tests, forked from one that has imported torch, Hydra and the program.
+"""Commands in processes of their own, forked from one that has imported torch, Hydra and the program.
 
-An interpreter of its own costs a command 1.5 to 3 s of a processor: it imports torch, and so does the server that its
-workers are forked from. `subprocess.Popen` is replaced by `Popen` for what would run a module or a script of the
-program in an ordinary environment; everything else, `python -c` among it, is started as ever. Such a process is one as
-any: its own number, session, directory, environment and descriptors, main module and end. It differs in what it has
-imported, in its `ps` line, and in its parent.
+An interpreter of its own costs a command 2 to 4 s of a processor: it imports torch, and so does the server that its
+workers are forked from. A fork costs 0.4 s. `subprocess.Popen` is replaced by `Popen`, which forks what would be
+`python -m easgd_cli` in an ordinary environment; everything else, scripts and `python -c` among it, is started as ever.
+A command has its own number, session, directory, environment, descriptors, main module and end as any process. It
+differs in what it has imported, in its `ps` line, and in its parent.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
@@ -139,7 +140,7 @@ def _may_be_forked(words: list[str], environment: dict[str, str]) -> bool:
     """Whether a copy of the process with everything imported is what an interpreter would be."""
     if _asks is None or len(words) < 2 or words[0] != sys.executable or _read(environment) != _at_start:
         return False
-    return words[1].endswith(".py") or (words[1] == "-m" and words[2] == "easgd_cli")
+    return words[1:3] == ["-m", "easgd_cli"]
 
 
 def _read(values: Any) -> dict[str, str]:
@@ -199,12 +200,12 @@ def _become(request: dict[str, Any]) -> None:
         stream = open(number, mode, buffering=1 if terminal or number == 2 else -1, encoding="utf-8", errors=errors)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    interpreter, *words = request["words"]
+    words = request["words"]
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     old = [path for path in (before or "").split(os.pathsep) if path]
-    first = os.getcwd() if words[0] == "-m" else os.path.dirname(os.path.abspath(words[0]))
-    sys.path[:] = [first, *own, *(path for path in sys.path[1:] if path not in old)]
-    sys.orig_argv = [interpreter, *words]
+    sys.path[:] = [os.getcwd(), *own, *(path for path in sys.path[1:] if path not in old)]
+    tempfile.tempdir = None  # as the environment has it now
+    sys.orig_argv = words
     importlib.invalidate_caches()
 
 
@@ -214,12 +215,8 @@ def _run(words: list[str]) -> int:
     """
     status = 0
     try:
-        if words[0] == "-m":
-            sys.argv = words[1:]
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = words
-            runpy.run_path(words[0], run_name="__main__")
+        sys.argv = words
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     except SystemExit as e:
         if not isinstance(e.code, int | None):
             print(e.code, file=sys.stderr)
@@ -259,7 +256,7 @@ def _main() -> None:
     this = sys.modules["warm"] = sys.modules["__main__"]
     this._asks = asks  # type: ignore[attr-defined]
     subprocess.Popen = Popen  # type: ignore[misc]
-    os._exit(_run(request["words"][1:]) & 0xFF)
+    os._exit(_run(request["words"][2:]) & 0xFF)
 
 
 if __name__ == "__main__":
