@@ -54,6 +54,18 @@ def pytest_configure(config: pytest.Config) -> None:
         warm.begin()
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says whether the tests of several machines ran, which a machine that permits no namespaces skips."""
+    ran = {
+        outcome: [r for r in terminalreporter.stats.get(outcome, ()) if "test_distributed.py" in r.nodeid]
+        for outcome in ("passed", "failed", "skipped")
+    }
+    if any(ran.values()):
+        counts = ", ".join(f"{len(reports)} {outcome}" for outcome, reports in ran.items() if reports)
+        reasons = sorted({str(r.longrepr[2]).removeprefix("Skipped: ") for r in ran["skipped"]})
+        terminalreporter.write_line(f"several machines (network namespaces): {'; '.join([counts, *reasons])}")
+
+
 FAILED = pytest.StashKey[bool]()
 
 

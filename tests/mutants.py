@@ -33,6 +33,7 @@ VIRTUAL = (
     "distribution",
 )  # fmt: skip
 THEORY = ("tests/test_theory.py", "tests/test_theory_simulation.py")
+PEERS = ("tests/test_peers.py", "-k", "mean_of_all or every_so_often or longer")
 TESTS = {
     "algorithms/groups.py": ("tests/test_groups.py", "-k", "own_way or meaning or told"),
     "problems/groups.py": ("tests/test_groups.py", "-k", "torchs or tied"),
@@ -54,6 +55,9 @@ TESTS = {
         "tests/test_simulated.py::test_taking_turns_reproduces_the_papers_trace",
         "tests/test_simulated.py::test_a_checkpoint_on_the_way_is_one_to_go_on_from",
     ),
+    "training/data_parallel.py": PEERS,
+    "training/peers.py": PEERS,
+    "problems/net.py": PEERS,
     "training/gathering.py": ("tests/test_gathering.py", "tests/test_closing.py"),
     "training/ledger.py": ("tests/test_ledger.py",),
     "problems/replicas.py": ("tests/test_replicas.py",),
@@ -306,7 +310,11 @@ MUTANTS = [
     ("transport/connection.py", "or self._left > self.most:", "or False:"),
     ("transport/turn.py", "fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
     ("launcher/gate.py", "if host.running.get(worker) == ticket), None)", "if worker in host.running), None)"),
-    ("transport/shared.py", "while len(data) < _REPLY.size:", "while len(data) < 0:"),
+    (
+        "transport/shared.py",
+        "while len(data := self.received()) < REPLY.size:",
+        "while len(data := self.received()) < 0:",
+    ),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
     (
         "transport/shared.py",
@@ -348,19 +356,19 @@ MUTANTS = [
     ),
     (
         "transport/simulated.py",
-        "self._network.overhead + way",
-        "self._events.now + self._network.up()",
+        "self._events.now + overhead + way, ARRIVE",
+        "self._events.now + way, ARRIVE",
     ),
     (
         "transport/simulated.py",
-        "way = self._network.down(self.share(request)) if",
-        "way = self._network.up(self.share(request)) if",
+        "way = network.down(self.share(request)) if",
+        "way = network.up(self.share(request)) if",
     ),
     ("transport/simulated.py", "        self._numbers += 1\n", "        self._numbers -= 1\n"),
     (
         "transport/simulated.py",
-        "self._posted = Request(self._number, kind, t, index, self._wire.place(to), fragment)",
-        "self._posted = Request(self._number, kind, 0, index, self._wire.place(to), fragment)",
+        "self._posted = Request(self._number, kind, t, index, self._wire.place(to) + self._shard, fragment)",
+        "self._posted = Request(self._number, kind, 0, index, self._wire.place(to) + self._shard, fragment)",
     ),
     ("transport/simulated.py", "if self._reply.mark is Mark.WITHDRAWN:", "if self._reply.mark is Mark.CHECKPOINT:"),
     ("transport/simulated.py", "self._wire.to_all(Request(self._number, Kind.LOST, -1, 0))", "pass"),
@@ -388,6 +396,12 @@ MUTANTS = [
         "not self._in_rounds or worker <= members[-1]",
         "not self._in_rounds or worker < members[-1]",
     ),
+    # torch's own loops
+    ("training/data_parallel.py", "(t - self.after) % self.tau == 0", "t % self.tau == 0"),
+    ("training/data_parallel.py", "state.iter = t - 1 if", "state.iter = t if"),
+    ("training/data_parallel.py", "if t and not self.meets(t - 1):", "if t and not self.meets(t):"),
+    ("training/peers.py", 'group["lr"] = w.eta', 'group["lr"] = w.schedule(0)'),
+    ("problems/net.py", "begins.copy_(x)", "pass"),
     # the analysis
     ("theory/linear.py", "covariance = a @ covariance @ _transposed(a) + q", "covariance = a @ covariance @ a + q"),
     ("theory/linear.py", 'if bit == "1":', 'if bit == "0":'),

@@ -145,6 +145,16 @@ MISTAKES = [
     ("batch_size=99999999999",
     ["batch_size=99999999999: this run needs", "for batches", "are free; use smaller batches"]),
     ("launcher=simulated launcher.compute=0", ["launcher.compute=0", "greater than 0"]),
+    ("launcher=ddp", ["launcher=ddp algo=easgd: its workers take the steps of torch.optim.SGD; use algo=sgd"]),
+    ("launcher=ddp algo=sgd local=adamw", ["launcher=ddp algo=sgd local=adamw: its workers"]),
+    ("launcher=ddp algo=msgd average=polyak", ["launcher=ddp average=polyak: no average", "leave out average="]),
+    ("launcher=post_local_sgd algo=msgd wire=int8", ["wire=int8: torch sends vectors as they are"]),
+    ("launcher=post_local_sgd algo=msgd tau=auto", ["tau=auto: there are no exchanges with a center"]),
+    ("launcher=ddp algo=msgd 'faults=[{worker: 1, step: 2, kind: kill}]'", ["faults=", "there is no recovery"]),
+    ("launcher=ddp algo=msgd accumulate=2", ["accumulate=2", "leave out accumulate="]),
+    ("launcher=ddp algo=msgd problem.batch_norm=average", ["problem.batch_norm=average: torch averages parameters"]),
+    ("launcher=ddp algo=msgd launcher.transport=collective", ["launcher.transport=collective: ddp has no"]),
+    ("launcher=post_local_sgd algo=sgd launcher.ddp_steps=-1", ["launcher.ddp_steps=-1", "0 or more"]),
     ("launcher=simulated launcher.speed=[1,2]", ["launcher.speed=[1,2]: simulated has no such setting; did you "
     "mean launcher.speeds?"]),
     ("launcher=simulated launcher.speeds=4", ["launcher.speeds=4: must be a list"]),
@@ -267,6 +277,11 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
         (["algo=sgd", "workers=1", "eval.every=null"], 4 + 3 + 2 + (1 + 1 + 1)),
         # one problem for all, which is there already
         (["algo=eamsgd", "workers=2", "launcher=simulated"], 2 * 4 + 1 + 2 + (2 * 3 + 1 + 1)),
+        # one of four workers computes here, and all have their vectors here
+        (
+            ["algo=eamsgd", "workers=4", "launcher=distributed", "launcher.here=1", "eval.every=null"],
+            4 * 4 + 3 + 1 + 3 + 2 + (4 * 3 + 1 + 1),
+        ),
     ],
 )
 def test_vectors_that_do_not_fit_are_refused(words: list[str], vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +295,15 @@ def test_vectors_that_do_not_fit_are_refused(words: list[str], vectors: int, mon
         r"workers or a smaller model",
     ):
         build.prepare(s)
+
+
+def test_a_host_that_joins_has_the_vectors_of_its_own_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["problem=quadratic", "problem.dimension=1000", "eta=0.1", "steps=3", "algo=eamsgd", "launcher=distributed"]
+    s = composed(*words, "workers=9")
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: 2 * 7 * 8000)
+    assert build.prepare(s, 2).memory == 2 * 7 * 8000
+    with pytest.raises(UsageError, match="workers=3: this run needs"):
+        build.prepare(s, 3)
 
 
 def test_a_refusal_does_not_wait_for_torch(here: Path) -> None:

@@ -29,26 +29,39 @@ def test_that_comes_after():
 """
 
 
+SEVERAL_MACHINES = """
+import pytest
+
+def test_that_runs():
+    pass
+
+def test_that_may_not():
+    pytest.skip("network namespaces: not permitted")
+"""
+
+
+def suite(directory: Path, *files: str) -> subprocess.CompletedProcess[str]:
+    """Pytest on these files of the directory, with this directory's conftest."""
+    options = ["-p", "conftest", "-p", "no:cacheprovider", "--rootdir", str(directory)]
+    environment = {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-m", "pytest", *options, *files]
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
+
+
+def test_the_output_says_whether_tests_of_several_machines_ran(tmp_path: Path) -> None:
+    (tmp_path / "test_distributed.py").write_text(SEVERAL_MACHINES)
+    (tmp_path / "test_other.py").write_text("def test_nothing(): pass")
+    told = "several machines (network namespaces): 1 passed, 1 skipped; network namespaces: not permitted"
+    assert told in suite(tmp_path, "test_distributed.py", "test_other.py").stdout
+    assert "several machines" not in suite(tmp_path, "test_other.py").stdout
+
+
 def test_what_a_failing_test_started_ends_with_it_and_pytest_does_not_wait(tmp_path: Path) -> None:
     """A child that ignores SIGTERM, as those of runs do, and one of a child; the server that forks them stays for the
     tests to come.
     """
     (tmp_path / "test_failing.py").write_text(FAILING)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "conftest",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(tmp_path),
-        "test_failing.py",
-    ]
-    said = subprocess.run(
-        command, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parent)}, capture_output=True, text=True
-    )
+    said = suite(tmp_path, "test_failing.py")
     assert "on purpose" in said.stdout and "1 failed, 1 passed" in said.stdout, said.stdout + said.stderr
     for note in ("forked", "grandchild"):
         stat = Path("/proc", (tmp_path / note).read_text().strip(), "stat")

@@ -104,7 +104,9 @@ def replayed(directory: Path) -> None:
 def test_workers_on_two_machines_make_one_run_whose_record_gives_its_center(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
-    a, b = machines(2).hosts
+    of = machines(2)
+    a, b = of.hosts
+    of.limit("100mbit")
     run = train(a, tmp_path, "workers=3", "launcher.here=1", "algo=eamsgd", "tau=5", "steps=60")
     joined = start(b, tmp_path, "join", "join", where(tmp_path), "workers=2")
     assert (ended(run, tmp_path, "train"), ended(joined, tmp_path, "join")) == (0, 0)
@@ -117,6 +119,9 @@ def test_workers_on_two_machines_make_one_run_whose_record_gives_its_center(
     # each message and each reply, and beside them what workers say of their state at the end
     assert 24 * size <= link["bytes_up"] < 40 * size and 24 * size <= link["bytes_down"] < 30 * size
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    of_link = [row for row in rows if row.get("host") == host]
+    assert of_link and all(row["link_silent"] < 60 and row["link_share_up"] >= 0 for row in of_link)
+    assert 0 < link["measured_up"] < 2e7 and 0 < link["measured_down"] < 2e7  # of 12.5 MB/s, and what its bucket holds
     assert {row["party"] for row in rows} >= {"worker_00", "worker_01", "worker_02", "center"}
     assert "process" in (tmp_path / "run" / "logs" / "worker_02.log").read_text()
     replayed(tmp_path)
@@ -261,6 +266,39 @@ def test_a_cable_that_is_out_for_a_while_only_delays_and_one_that_stays_out_lose
     assert ended(run, tmp_path, "train") == 143
 
 
+def test_two_runs_on_the_same_machines_whose_cable_is_out_for_five_seconds_go_on_as_if_alone(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    """With the usual settings; each has a secret of its own, and who knows the other's is sent away."""
+    of = machines(2)
+    a, b = of.hosts
+    words = ["launcher=distributed", f"launcher.address={a.address}", "workers=2", "algo=eamsgd", "tau=2"]
+    words += [*SMALL, "model=nets:Gated", "+model.gate=gate", "+model.at=10", "steps=60", "hydra.run.dir=run"]
+    runs, joined, places = [], [], []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        runs.append(start(a, tmp_path / name, "train", "train", *words, f"seed={len(runs)}", EASGD_SECRET=name))
+        places.append(where(tmp_path / name))
+    wrong = start(b, tmp_path, "wrong", "join", places[0], EASGD_SECRET="two")
+    assert ended(wrong, tmp_path, "wrong") == 2 and said(tmp_path, "wrong", "its secret is another")
+    for name, place in zip(("one", "two"), places, strict=True):
+        joined.append(start(b, tmp_path / name, "join", "join", place, EASGD_SECRET=name))
+    for name in ("one", "two"):
+        until(lambda name=name: "training begins" in log(tmp_path / name), "training")
+    of.cut(1)
+    for name in ("one", "two"):
+        (tmp_path / name / "gate").touch()
+    time.sleep(5.0)  # for as long as the cable is out
+    of.join(1)
+    for name, run, host in zip(("one", "two"), runs, joined, strict=True):
+        assert (ended(run, tmp_path / name, "train"), ended(host, tmp_path / name, "join")) == (0, 0)
+        told = summary(tmp_path / name)
+        assert told["steps"] == {"worker_00": 60, "worker_01": 60} and "died" not in log(tmp_path / name)
+        [link] = told["links"].values()
+        assert link["longest_silence"] > 2
+    replayed(tmp_path / "one")
+
+
 def test_when_the_masters_machine_is_gone_nothing_stays_on_the_others(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
@@ -281,14 +319,17 @@ def test_the_links_to_another_machine_are_measured(machines: Callable[[int], Mac
     a, b = of.hosts
     of.limit("100mbit")
     words = ["bench", "network", f"launcher.address={a.address}:0", "model=small", "--step", "0.05", "--windows", "1"]
+    words += ["--gloo"]
     bench = start(a, tmp_path, "train", *words, "--json", "found.json")
     joined = start(b, tmp_path, "join", "join", where(tmp_path))
     assert (ended(bench, tmp_path, "train"), ended(joined, tmp_path, "join")) == (0, 0)
     assert said(tmp_path, "train", r"MB/s up, [\d.]+ MB/s down; an exchange of [\d,]+ floats takes")
     assert said(tmp_path, "train", r"tau=\d+: an exchange that is not hidden takes at most 5 %")
-    one, two = json.loads((tmp_path / "found.json").read_text())
+    one, two, *beside = json.loads((tmp_path / "found.json").read_text())
     assert 0 < one["peer"] < 100  # megabytes a second: beyond what the cable carries, with room for its bucket
     assert one["ratio"] > 0 and two["ratio"] > 0
+    assert [row["peer_name"] for row in beside] == ["gloo there and back", "gloo's all-reduce"]
+    assert all(0 < row["peer"] < 400 and row["ratio"] > 0 for row in beside)  # both directions, the bucket full
 
 
 def test_torchrun_on_two_machines(machines: Callable[[int], Machines], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +18,12 @@ import torch
 from easgd_cli import __version__
 from easgd_cli.bench.network import Costs, proposed
 from easgd_cli.errors import UsageError
+from easgd_cli.launcher import probe
 from easgd_cli.launcher.distributed import Distributed
 from easgd_cli.launcher.gate import AGENT, ROLE, WORKER, Gate
 from easgd_cli.system import network
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, answer, call
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, answer, call
 from easgd_cli.transport.turn import Turn, turns
 
 SECRET = b"between us"
@@ -75,11 +77,22 @@ def offered(gate: Gate, places: int = 1, size: int = 5) -> tuple[Connection, dic
     """A host that joins, and what it is told of the run."""
     sock = call(address(gate), SECRET, 10)
     sock.sendall(ROLE.pack(AGENT, 0, 0))
-    host = Connection(sock, 20)
+    host = Connection(sock, 20, probe.MOST)
     host.say({"kind": "host", "name": "h", "places": places, "version": __version__})
     said, _ = host.message(host.next()[1])
     host.say({"kind": "ready", "size": size, "dtype": "float32"})
+    if size == 5:  # else it is sent away
+        threading.Thread(target=_measured, args=(host,), daemon=True).start()
     return host, said
+
+
+def _measured(host: Connection) -> None:
+    """Takes part in the measuring of its link, for as long as it is there."""
+    with suppress(ConnectionEnded, OSError):
+        while True:
+            sort, text, count = host.next()
+            if sort is Sort.PROBE:
+                probe.answer(host, text, count)
 
 
 def ticket(gate: Gate, worker: int) -> int:
@@ -262,6 +275,44 @@ def test_who_says_nothing_is_gone_and_who_only_breathes_is_not() -> None:
         end.next()
     end.close()
     both.caller.close()
+
+
+def test_a_link_is_measured_by_as_much_as_takes_long_enough_to_tell() -> None:
+    """The far end counts what has come, and what was asked of it, in each message."""
+    both = pair()
+    end, far = Connection(both.called, 10, probe.MOST), Connection(both.caller, 10, probe.MOST)
+    seen: list[tuple[int, int]] = []
+
+    def answers() -> None:
+        with suppress(ConnectionEnded):
+            while True:
+                sort, text, count = far.next()
+                assert sort is Sort.PROBE
+                seen.append((int(text), count))
+                probe.answer(far, text, count)
+
+    thread = threading.Thread(target=answers)
+    thread.start()
+    carries = probe.measured(end)
+    end.close()
+    thread.join()
+    far.close()
+    assert carries.up > 0 and carries.down > 0
+    assert seen[:3] == [(0, 0)] * 3
+    for way in (0, 1):  # twice as much each time, and never more than there is room for
+        sizes = [pair[way] for pair in seen if pair[way]]
+        assert sizes == [sizes[0] * 2**i for i in range(len(sizes))] and sizes[-1] <= probe.MOST
+
+
+def test_who_answers_a_probe_with_something_else_is_gone() -> None:
+    for text, count in ((b"-1", 0), (b"x", 0), (str(2 * probe.MOST).encode(), 0), (b"0", 7)):
+        both = pair()
+        end = Connection(both.called, 10, probe.MOST)
+        both.caller.sendall(struct.pack("<BxxxIQ", Sort.PROBE, len(text), count) + text + bytes(count))
+        with pytest.raises(ConnectionEnded):
+            probe.answer(end, *end.next()[1:])
+        end.close()
+        both.caller.close()
 
 
 def test_turns_are_taken_one_after_another_and_nobody_waits_for_long() -> None:

@@ -466,7 +466,7 @@ def test_a_full_disk_is_told_as_such_and_leaves_no_torn_file(tmp_path: Path, mon
 
 def test_every_metric_has_its_sentence_in_the_documentation() -> None:
     text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
-    told = {**metrics.WORKER, **metrics.SYSTEM}
+    told = {**metrics.WORKER, **metrics.SYSTEM, **metrics.LINK}
     of_tasks = [m for task in (Regression, MultiLabel, NextToken) for m in task.metrics if m.name.startswith("test_")]
     declared = [*METRICS.known(), *DoubleWell.metrics, *(m for m in of_tasks if m.name != "test_loss")]
     for name, sentence in [*told.items(), *((m.name, m.description) for m in declared)]:

@@ -109,6 +109,19 @@ def test_a_worker_that_says_nothing_does_not_count_for_speed(clock: Clock) -> No
     assert "  100 samples/s  " in said(console)[-1]
 
 
+def test_a_terminal_shows_a_line_for_each_link_and_lines_of_text_do_not(clock: Clock) -> None:
+    terminal = Terminal()
+    for console in (Screen(file=terminal, force_terminal=True, width=80), plain()):
+        view = RunView(steps=1000, minutes=None, workers=2, metrics=METRICS, console=console)
+        view.begin(0.0)
+        view.links(["b (10.0.0.2): 2 workers, nothing heard of it for 5 s"])
+        clock.now += 11
+        view.update(seconds=11.0, step=100, exchanges=10, evaluations_pending=0)
+        view.close()
+    assert any("nothing heard of it for 5 s" in line for line in terminal.lines())
+    assert not any("b (10.0.0.2)" in line for line in said(console))
+
+
 def test_who_stands_still_is_shown_instead_of_a_time_left_that_grows(clock: Clock) -> None:
     console = plain()
     view = RunView(steps=1000, minutes=None, workers=4, metrics=METRICS, console=console)

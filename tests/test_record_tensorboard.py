@@ -86,6 +86,23 @@ def test_values_that_are_not_finite_and_texts(tmp_path: Path) -> None:
     assert "center/remark" not in found.Tags()["scalars"]
 
 
+def test_each_link_to_a_host_has_curves_of_its_own(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    for step, share in ((4, 20.0), (8, 90.0)):
+        of_run = {"seconds": step / 10, "step": step, "exchanges": step, "party": "system"}
+        for host, much in (("a (10.0.0.1)", share), ("b (10.0.0.2)", 1.0)):
+            r.row({**of_run, "host": host, "link_share_up": much, "link_silent": 0.1})
+    r.close(ENDED)
+    found = read(tmp_path)
+    assert scalars(found, "link_share_up/a (10.0.0.1)") == [(0, 0.0), (4, 20.0), (8, 90.0)]
+    assert scalars(found, "link_share_up/b (10.0.0.2)") == [(0, 0.0), (4, 1.0), (8, 1.0)]
+    assert found.SummaryMetadata("link_silent/a (10.0.0.1)").summary_description.startswith("Seconds since")
+    assert [c.title for c in charts(tmp_path)["The links to hosts"]] == [
+        "share of the link used, from the host (%)",
+        "seconds since anything was heard of the host",
+    ]
+
+
 def test_hyperparameters_and_texts(tmp_path: Path) -> None:
     r = Recorder(tmp_path, 2, HPARAMS, {"command": "    easgd train", "config": "    eta: 0.1"}, FACTS)
     r.close(ENDED)

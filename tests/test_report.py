@@ -147,6 +147,23 @@ def test_the_table_holds_what_the_records_say(sweep: Path) -> None:
     )
 
 
+def test_links_to_hosts_are_a_table_with_the_share_of_what_each_carries(tmp_path: Path) -> None:
+    link = {
+        "workers": [1, 2], "bytes_up": 40_000_000, "bytes_down": 10_000_000, "seconds_up": 3.0, "seconds_down": None,
+        "measured_up": 1e7, "measured_down": None, "longest_silence": 5.5, "stranger": "text",
+    }  # fmt: skip
+    ended = {"wall_seconds": 8.0, "exchanges": 4, "status": "completed"}
+    make(tmp_path / "far", [90.0, 10.0], summary={**ended, "links": {"b (10.0.0.2)": link}})
+    make(tmp_path / "near", [90.0, 10.0], summary=ended, tau=4)
+    found = {one.title: one for one in table.tables(compared(tmp_path))}["Links to hosts"]
+    assert dict(zip(found.headings, found.rows[0], strict=True)) == {
+        "run": "far", "host": "b (10.0.0.2)", "workers": "2", "bytes up (MB)": "40", "bytes down (MB)": "10",
+        "seconds up": "3", "seconds down": "-", "up (% of the link)": "50", "down (% of the link)": "-",
+        "longest silence (s)": "5.5",
+    }  # fmt: skip
+    assert len(found.rows) == 1
+
+
 def test_only_what_tells_configurations_apart_is_a_column(sweep: Path) -> None:
     c = compared(sweep)
     assert c.told_apart == ["algo"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from easgd_cli.launcher.signals import Signals
 from easgd_cli.record import reader
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.training.drive import ByHand
+from easgd_cli.transport.shared_link import SharedLink
 
 ASYNCHRONOUS = ["easgd", "eamsgd", "downpour", "mdownpour"]
 UNEVEN = {
@@ -230,6 +232,66 @@ def test_messages_queue_at_the_master(tmp_path: Path) -> None:
     assert queue["waiting"] == pytest.approx(100 * (0.1 + 0.2 + 0.3 + 0.4) / (0.1 + 0.2 + 0.3 + 0.4 + 4.0))
 
 
+@pytest.mark.parametrize(
+    ("cluster", "seconds"),
+    [
+        ({"shared_bandwidth": [8.0, 16.0]}, 4 * 1.0 + 4 * 0.5),  # four share a link, up and then down
+        ({"shared_bandwidth": [8.0, 1e30]}, 4 * 1.0),
+        ({"shared_bandwidth": 8.0, "bandwidth": 1.0}, 8.0 + 8.0),  # each has a link of its own that is slower
+        ({"shared_bandwidth": 8.0, "here": 3}, 2.0),  # one of four is elsewhere
+        ({"shared_bandwidth": 8.0, "overhead": 0.25, "latency": [0.1, 0.3]}, 0.25 + 0.1 + 0.3 + 8.0),
+    ],
+)
+def test_messages_share_the_masters_link(cluster: dict[str, Any], seconds: float, tmp_path: Path) -> None:
+    """Eight bytes each, of four workers that begin together; a second of computing after it."""
+    outcome = virtual(on_a_function("downpour", workers=4, tau=1, steps=1), tmp_path, compute=1.0, **cluster)
+    assert outcome.summary["wall_seconds"] == pytest.approx(seconds + 1.0)
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_shared_link_gives_each_message_as_much_as_any_other(in_turn: bool) -> None:
+    """Against a link that hands out its bytes in small pieces; in turn, to the first of those that go so."""
+    draw = random.Random(4)
+    arrivals = sorted((draw.random() * 6, draw.random() * 5 + 0.1, draw.random() < 0.5) for _ in range(25))
+    link, found = SharedLink(10.0, 4.0), dict[int, float]()
+
+    def until(second: float) -> None:
+        while link.due is not None and link.due <= second:
+            now = link.due
+            found.update(dict.fromkeys(link.arrived(now), now))
+
+    for number, (second, nbytes, turn) in enumerate(arrivals):
+        until(second)
+        link.add(second, nbytes, number, in_turn=in_turn and turn)
+    until(math.inf)
+    left, expected, now, dt = dict[int, float](), dict[int, float](), 0.0, 1e-3
+    waiting = list(enumerate(arrivals))
+    while waiting or left:
+        while waiting and waiting[0][1][0] <= now:
+            number, (_, nbytes, _) = waiting.pop(0)
+            left[number] = nbytes
+        turns = [number for number in left if in_turn and arrivals[number][2]]
+        sending = [number for number in left if number not in turns[1:]]
+        for number in sending:
+            left[number] -= dt * min(4.0, 10.0 / len(sending))
+            if left[number] <= 0:
+                expected[number] = now
+                del left[number]
+        now += dt
+    assert found.keys() == expected.keys()
+    assert all(found[number] == pytest.approx(expected[number], abs=0.05) for number in found)
+
+
+@pytest.mark.parametrize(("algo", "tau"), [("allreduce", 1), ("pull_then_step", 2)])
+def test_a_round_on_a_ring_takes_as_long_as_an_all_reduce_does(algo: str, tau: int, tmp_path: Path) -> None:
+    """2 (p - 1) messages of a p-th of the vector one after another, and the work of one vector."""
+    p, latency, bandwidth, service = 4, 0.01, 16.0, 0.3
+    cluster = {"latency": latency, "bandwidth": bandwidth, "service": service, "compute": 1.0, "rounds": "ring"}
+    outcome = virtual(on_a_function(algo, workers=p, tau=tau, steps=6), tmp_path, **cluster)
+    ring = 2 * (p - 1) / p * BYTES / bandwidth + 2 * (p - 1) * latency
+    assert outcome.summary["wall_seconds"] == pytest.approx(6 * 1.0 + 6 // tau * (ring + service))
+
+
 def test_the_longest_wait_is_that_of_the_whole_run(tmp_path: Path) -> None:
     """After the first exchange, where all come at once, they come one after another and nobody waits."""
     outcome = virtual(on_a_function("downpour", workers=4, tau=1, steps=3), tmp_path, compute=1.0, service=0.1)
@@ -318,6 +380,25 @@ def test_interrupted_in_the_middle_of_steps_it_goes_on_bit_for_bit(
     assert {k: v for k, v in whole.items() if k != "real_seconds"} == {
         k: v for k, v in parts.items() if k != "real_seconds"
     }
+
+
+@pytest.mark.parametrize("algo", ["easgd", "downpour", "sync_easgd"])
+def test_interrupted_while_messages_share_a_link_it_goes_on_bit_for_bit(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s, cluster = (
+        on_a_function(algo, steps=30, tau=2),
+        UNEVEN | {"bandwidth": 1600.0, "shared_bandwidth": [2000.0, 900.0]},
+    )
+    cluster |= {"overhead": 0.001, "here": 1}
+    virtual(s, tmp_path / "whole", **cluster)
+    for events in (1, 7, 38, 39, 40, 77):
+        stopped_after(events, monkeypatch)
+        assert virtual(s, tmp_path / "parts", resume=events > 1, **cluster).status == "interrupted"
+    monkeypatch.undo()
+    assert virtual(s, tmp_path / "parts", resume=True, **cluster).status == "completed"
+    same_files(tmp_path / "whole", tmp_path / "parts", "center.pt")
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
 @pytest.mark.parametrize("algo", ["easgd", "mdownpour", "sync_eamsgd"])
@@ -428,6 +509,9 @@ def test_a_thousand_workers(tmp_path: Path) -> None:
         ("latency", -1.0, "launcher.latency=-1"),
         ("bandwidth", 0.0, "launcher.bandwidth=0"),
         ("service", math.inf, "launcher.service=inf"),
+        ("shared_bandwidth", 0.0, "launcher.shared_bandwidth=0.0"),
+        ("here", -1, "launcher.here=-1"),
+        ("rounds", "star", "launcher.rounds=star"),
         ("overhead", -0.1, "launcher.overhead=-0.1"),
     ],
 )

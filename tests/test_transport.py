@@ -70,7 +70,7 @@ class Star:
         """The worker is gone without a word."""
         end = self.workers[worker]
         assert isinstance(end, SharedWorkerEnd)
-        end._socket.close()
+        end._lines[0].socket.close()
 
     def come_back(self, worker: int, t: int) -> Reply:
         """It was lost, and is there again with its vectors where they were."""
@@ -78,7 +78,7 @@ class Star:
         ours, theirs = socket.socketpair()
         end = self.workers[worker]
         assert isinstance(end, SharedWorkerEnd)
-        end._socket = ours
+        end._lines[0].socket = ours
         self.admitted.put((worker, theirs))
         end.join(t)
         return end.collect()
@@ -144,11 +144,11 @@ class FarStar(RealStar):
         self.asking[worker].join()
         ours, theirs = socket.socketpair()
         near, far = socket.socketpair()
-        self.stood_in[worker]._socket = ours
+        self.stood_in[worker]._lines[0].socket = ours
         self.admitted.put((worker, theirs))
         self.links[worker] = link = self.links[worker].with_sockets(worker=near, master=far)
         self.connect(link, self.stood_in[worker])
-        self.workers[worker]._socket = near
+        self.workers[worker]._lines[0].socket = near
         self.workers[worker].join(t)
         return self.workers[worker].collect()
 
@@ -444,7 +444,7 @@ def test_a_message_from_a_device_is_told_of_once_it_is_there_and_a_worker_that_e
     _, master, workers = ends(EASGD(alpha=0.5), 1, where)
     workers[0].post(workers[0].vectors["x"], 0)
     assert master.requests(0.05) == []
-    workers[0]._socket.close()
+    workers[0]._lines[0].socket.close()
     assert [request.kind for request in master.requests(5)] == [Kind.LOST]
 
 

@@ -4,6 +4,7 @@ Memory).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from easgd_cli.algorithms.base import EXCHANGES
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 SNAPSHOTS_IN_MEMORY = 8  # that wait there to be measured; more wait on disk
 
 
+@dataclass(frozen=True)
+class Part:
+    """Of a run, what one machine has: so many workers `computing` there, of which so many `on_cpu`; `serves`: the
+    owners, the evaluator, the launcher, and a copy of the vectors of every worker elsewhere.
+    """
+
+    computing: int
+    on_cpu: int
+    serves: bool = True
+
+
 def check_memory(
     s: Settings,
     rules: Method,
@@ -31,29 +43,34 @@ def check_memory(
     start: Tensor,
     data: Dataset | None,
     *,
-    on_cpu: int,
+    here: Part,
     in_processes: bool,
 ) -> int:
-    """The bytes of a run's vectors, of the batches of the workers `on_cpu`, and of the copy of the data set that they
-    share.
+    """The bytes of a run's vectors, of the batches of the workers on the CPU, and of the copy of the data set that they
+    share, as far as they are on this machine.
 
     `start` [size]: one vector; `in_processes`: whether every worker is a process, with a problem of its own. What a net
     keeps for its backward pass is not known here and comes on top, and so do the processes themselves. Raises
     UsageError where less is free.
     """
-    vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, on_cpu, in_processes)
+    vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, here, in_processes)
     # As many as can be computed at once; of each sample what the net takes, and 8 bytes each for its number, its draw
     # and its label.
     batches = 0 if data is None else samples_a_step(s) * s.replicas * (data.sample_size * start.element_size() + 24)
-    batches *= min(on_cpu, cores())
+    batches *= min(here.on_cpu, cores())
     # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
-    batches += s.workers * s.batch_size * data.sample_size * (data.ahead + 1) if data is not None and data.ahead else 0
+    if data is not None and data.ahead:
+        batches += here.computing * s.batch_size * data.sample_size * (data.ahead + 1)
     copied = data.nbytes if data is not None else 0
     available = shared_memory.available_memory()
     if available is None or vectors + batches + copied <= available:
         return vectors + batches + copied
     said = {
-        f"workers={s.workers}": (vectors, "vectors", "use fewer workers or a smaller model"),
+        f"workers={s.workers if here.serves else here.computing}": (
+            vectors,
+            "vectors",
+            "use fewer workers or a smaller model",
+        ),
         f"batch_size={s.batch_size}": (batches, "batches", "use smaller batches or fewer workers"),
         f"dataset={s.dataset['name']}": (
             copied,
@@ -68,24 +85,28 @@ def check_memory(
     )
 
 
-def _vectors(s: Settings, rules: Method, kept: Average | None, on_cpu: int, in_processes: bool) -> int:
+def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_processes: bool) -> int:
     """How many vectors of the size of x, beside those of the prepared problem."""
     average = kept is not None
     evaluated = 1 + average  # of a snapshot
     # couriers share the replies of a step
     owner = sum(len(of.state) for of in rules.variables.values()) + (average and not rules.alone)
     owner += sum(len(of.vectors) for of in rules.couriers.values()) + (EXCHANGES if rules.couriers else 0)
-    lasting = s.workers * (len(rules.state) + (average if rules.alone else 1))  # of the workers, replies among them
-    scratch = s.workers * len(rules.scratch)
+    lasting = len(rules.state) + (average if rules.alone else 1)  # of a worker, its reply among them
+    # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
+    problems = 3 * here.on_cpu + (here.computing - here.on_cpu)
+    if not here.serves:
+        return here.computing * (lasting + len(rules.scratch)) + problems
+    lasting, scratch = s.workers * lasting, s.workers * len(rules.scratch)
     # the last checkpoint, all of it at once, and the state_dict that is saved
     closing = lasting + max(owner, evaluated) + 1
     if not in_processes:
         return owner + lasting + scratch + closing + 2  # what backward adds to the gradient, and the evaluator's copy
-    # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
-    problems = 3 * on_cpu + (s.workers - on_cpu)
     evaluator = 3  # gradient, start, and its copy of a snapshot
     waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated
     before = owner if rules.closes else 0  # what the owner had before the closing exchange
+    if s.launcher.get("transport") == "collective":  # replicas, messages that become sums; three sums, and a reply
+        lasting += s.workers * (owner - average + 1) + 4
     return owner + lasting + scratch + problems + evaluator + waiting + closing + before
 
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easgd_cli import __version__
 from easgd_cli.algorithms.base import Seen
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment, Recipe
-from easgd_cli.launcher import fork_server
+from easgd_cli.launcher import fork_server, probe
 from easgd_cli.launcher.far_end import FarEnd
 from easgd_cli.launcher.gate import AGENT, ROLE, WORKER
 from easgd_cli.launcher.processes import Child
@@ -35,6 +35,9 @@ from easgd_cli.training.worker import WorkerLoop, WorkerStart
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, call
 from easgd_cli.transport.relay import MasterStandIn
 from easgd_cli.transport.shared import Link, SharedMasterEnd
+
+if TYPE_CHECKING:
+    from easgd_cli.launcher.gloo import FarGloo
 
 CONNECT_SECONDS = 10.0  # for one attempt
 _AGAIN_SECONDS = 0.5  # between two
@@ -55,11 +58,11 @@ class Agent:
         self._address, self._secret, self._places = address, secret, places
         self.where = f"{address[0]}:{address[1]}"
         self._prepare = prepare
-        self._connection = Connection(self._called(wait), CONNECT_SECONDS * 2)
+        self._connection = Connection(self._called(wait), CONNECT_SECONDS * 2, probe.MOST)
         self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
         self._host: Workplace | None = None
         self._filled: dict[int, Place] = {}
-        self._ends: list[FarEnd] = []
+        self._ends: list[FarEnd | FarGloo] = []
 
     def _called(self, wait: float) -> socket.socket:
         """A connection there; whoever listens may come a little later."""
@@ -125,6 +128,11 @@ class Agent:
         elif kind == "measure":
             for session in range(int(message["sessions"])):
                 self._ends.append(FarEnd(self._address, self._secret, session, int(message["size"])))
+        elif kind == "gloo":
+            from easgd_cli.launcher.gloo import FarGloo  # here, since hosts of runs have no use for it
+
+            store = (self._address[0], int(message["port"]))
+            self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"])))
         elif kind == "end":
             tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
             return int(message["exit_code"])
@@ -148,8 +156,11 @@ class Agent:
     def _listen(self) -> None:
         try:
             while True:
-                _, text, _ = self._connection.next()
-                self._heard.put(self._connection.message(text)[0])
+                sort, text, count = self._connection.next()
+                if sort is Sort.PROBE:
+                    probe.answer(self._connection, text, count)
+                else:
+                    self._heard.put(self._connection.message(text)[0])
         except ConnectionEnded as e:
             self._heard.put(e)
 

@@ -32,6 +32,10 @@ class CostModel:
     # until a worker that was killed (faults) asks for the center again: its process has to be started
     restart_seconds: float = 5.0
     overhead: float = 0.0  # of a worker, for each message: its own work, which nothing overlaps
+    # of the master's link, which all messages share; a list: [up, down]; none: each worker's own is all there is
+    shared_bandwidth: float | list[float] | None = None
+    here: int = 0  # workers on the master's host, whose messages take no way
+    rounds: str = "master"  # how a round goes: through the master, or all-reduced on a ring
 
     def __post_init__(self) -> None:
         computes = self.compute if isinstance(self.compute, list) else [self.compute]
@@ -58,12 +62,17 @@ class CostModel:
         for value in self._both(self.latency, "latency"):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"launcher.latency={self.latency}: seconds are at least 0, one number or [up,down].")
-        for value in self._both(self.bandwidth, "bandwidth") if self.bandwidth is not None else ():
-            if not value > 0:
+        for name in ("bandwidth", "shared_bandwidth"):
+            given = getattr(self, name)
+            if given is not None and not all(value > 0 for value in self._both(given, name)):
                 raise ValueError(
-                    f"launcher.bandwidth={self.bandwidth}: bytes a second are more than 0, one number or "
-                    "[up,down]; null is unlimited."
+                    f"launcher.{name}={given}: bytes a second are more than 0, one number or [up,down]; null is "
+                    "unlimited."
                 )
+        if self.here < 0:
+            raise ValueError(f"launcher.here={self.here}: is a number of workers, at least 0.")
+        if self.rounds not in ("master", "ring"):
+            raise ValueError(f"launcher.rounds={self.rounds}: is master or ring.")
 
     def compute_seconds(self, seed: int, worker: int, t: int) -> float:
         """Virtual seconds of the worker's gradient at its step t: a function of (seed, worker, t), as all randomness
@@ -94,8 +103,12 @@ class CostModel:
         """The links, for messages of that many bytes."""
         from easgd_cli.transport.simulated import Network
 
-        bandwidth = (None, None) if self.bandwidth is None else self._both(self.bandwidth, "bandwidth")
-        return Network(nbytes, self._both(self.latency, "latency"), bandwidth, self.overhead)
+        bandwidth, shared = (
+            (None, None) if given is None else self._both(given, name)
+            for given, name in ((self.bandwidth, "bandwidth"), (self.shared_bandwidth, "shared_bandwidth"))
+        )
+        latency, ring = self._both(self.latency, "latency"), self.rounds == "ring"
+        return Network(nbytes, latency, bandwidth, self.overhead, shared, self.here, ring)
 
     def _both(self, value: float | list[float], name: str) -> tuple[float, float]:
         values = value if isinstance(value, list) else [value, value]

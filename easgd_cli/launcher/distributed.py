@@ -34,6 +34,7 @@ class Distributed:
     """
 
     workers: int
+    masters: int = 1
     here: int | None = None
     address: str | None = None
     interface: str | None = None
@@ -45,7 +46,7 @@ class Distributed:
     _where: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        kinds.Local(self.workers)  # its limits: each worker has a process here
+        kinds.Local(self.workers, self.masters)  # its limits: each worker has a process here
         world = torchrun.world()
         if world is not None and self.workers != world.size:
             raise ValueError(
@@ -67,8 +68,12 @@ class Distributed:
     @property
     def places_here(self) -> int:
         """Workers of this machine."""
-        world = torchrun.world()
-        return self.here if self.here is not None else 1 if world is None else world.local_size
+        return _places(self.here)
+
+    @staticmethod
+    def workers_here(s: Settings) -> int:
+        """The same, by the settings."""
+        return _places(s.launcher.get("here"))
 
     def begin(self) -> None:
         from easgd_cli.launcher import fork_server
@@ -144,6 +149,11 @@ class Distributed:
             self._listener = None
             del store
         return outcome
+
+
+def _places(here: int | None) -> int:
+    world = torchrun.world()
+    return here if here is not None else 1 if world is None else world.local_size
 
 
 def _refuse(s: Settings, here: int) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from easgd_cli.launcher.children import Children, Message
 from easgd_cli.launcher.gate import Gate
-from easgd_cli.launcher.parties import Party
+from easgd_cli.launcher.links import HostLink
+from easgd_cli.launcher.parties import Process
 from easgd_cli.launcher.stand_in import StandIn, StandInStart
 from easgd_cli.launcher.standstill import State
 from easgd_cli.training.worker import WorkerStart
@@ -31,8 +32,9 @@ class FarChildren(Children):
         self._turns = turns()
         self._states: dict[int, State | None] = {}
         self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
+        self._longest: dict[str, float] = {}  # seconds in which nothing was heard of a host, the most so far
 
-    def start(self, party: Party, maker: Any, start: Any) -> None:
+    def start(self, party: Process, maker: Any, start: Any) -> None:
         if isinstance(party, int) and party >= self._here:
             assert isinstance(start, WorkerStart)
             self._gate.release(party)
@@ -45,7 +47,7 @@ class FarChildren(Children):
         else:
             super().start(party, maker, start)
 
-    def listen(self, party: Party) -> Iterator[Message]:
+    def listen(self, party: Process) -> Iterator[Message]:
         for message, enclosed in super().listen(party):
             if isinstance(party, int) and message["kind"] == "process":
                 self._states[party] = State(str(message["letter"]), int(message["ticks"]))
@@ -54,27 +56,25 @@ class FarChildren(Children):
             else:
                 yield message, enclosed
 
-    def state(self, party: Party) -> State | None:
+    def state(self, party: Process) -> State | None:
         """Of a worker elsewhere its own, not its stand-in's."""
         return self._states.get(party) if isinstance(party, int) and party >= self._here else super().state(party)
 
-    def facts(self) -> dict[str, Any]:
-        """What the links to each host have carried: bytes of vectors, and the mean of bytes a second of its
-        connections.
-        """
-        found: dict[str, dict[str, Any]] = {}
-        for host in sorted({str(link["host"]) for link in self._links.values()}):
+    def links(self) -> list[HostLink]:
+        silent, found = self._gate.silent(), list[HostLink]()
+        for host in sorted({*silent, *(str(link["host"]) for link in self._links.values())}):
             there = [link for link in self._links.values() if link["host"] == host]
-            found[host] = {"workers": sorted({link["worker"] for link in there})}
-            for way in ("up", "down"):
-                rates = [rate for _, rate in (link[way] for link in there) if rate is not None]
-                found[host] |= {
-                    f"bytes_{way}": sum(count for count, _ in (link[way] for link in there)),
-                    f"bytes_per_second_{way}": sum(rates) / len(rates) if rates else None,
-                }
-        return {"links": found}
+            self._longest[host] = max(self._longest.get(host, 0.0), silent.get(host, 0.0))
+            found.append(HostLink(
+                host, sorted({link["worker"] for link in there}), _carried(there, "up"), _carried(there, "down"),
+                self._gate.carries.get(host), silent.get(host), self._longest[host],
+            ))  # fmt: skip
+        return found
 
-    def heard(self, seconds: float) -> list[Party]:
+    def facts(self) -> dict[str, Any]:
+        return {"links": {link.host: link.facts() for link in self.links() if link.workers}}
+
+    def heard(self, seconds: float) -> list[Process]:
         self._house()
         return super().heard(seconds)
 
@@ -100,3 +100,10 @@ class FarChildren(Children):
                 self.tell(arrived.worker, {"kind": "connection", "host": arrived.host}, arrived.socket)
             else:
                 arrived.socket.close()
+
+
+def _carried(links: list[dict[str, Any]], way: str) -> tuple[int, float | None]:
+    """What these connections have carried: bytes of vectors, and the seconds in which they were on their way."""
+    rated = [(count, rate) for count, rate in (link[way] for link in links) if rate]
+    seconds = sum(count / rate for count, rate in rated) if rated else None
+    return sum(link[way][0] for link in links), seconds

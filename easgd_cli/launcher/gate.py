@@ -12,12 +12,15 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from easgd_cli import __version__
+from easgd_cli.launcher import probe
+from easgd_cli.launcher.probe import Carries
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, answer, read_exactly
 
 log = logging.getLogger("easgd.launcher")
@@ -63,6 +66,7 @@ class Gate:
         self._strangers = threading.BoundedSemaphore(_MOST_STRANGERS)
         self._hosts: list[Host] = []
         self._ended: dict[str, Any] | None = None
+        self.carries: dict[str, Carries] = {}  # what the link to each host does, also to those that have left
         self.arrived: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -88,6 +92,12 @@ class Gate:
         with self._lock:
             for host in self._hosts:
                 host.running.pop(worker, None)
+
+    def silent(self) -> dict[str, float]:
+        """Of each host that is there, by its name: how many seconds ago anything was heard of it."""
+        now = time.monotonic()
+        with self._lock:
+            return {host.name: now - host.connection.heard for host in self._hosts}
 
     def close(self, outcome: Mapping[str, Any]) -> None:
         """The run has ended so: tells all hosts, and nobody comes in any more."""
@@ -130,7 +140,7 @@ class Gate:
         if role == WORKER:
             self._let_in(sock, worker, ticket)
         else:
-            self._serve(Connection(sock, self._silence), address)
+            self._serve(Connection(sock, self._silence, probe.MOST), address)
 
     def _let_in(self, sock: socket.socket, worker: int, ticket: int) -> None:
         with self._lock:
@@ -176,9 +186,12 @@ class Gate:
             log.warning("host %s cannot take part: %s", host.name, why)
             host.connection.say({"kind": "refused", "why": why})
             return
+        carries = probe.measured(host.connection)
         with self._lock:
             if self._ended is not None:
                 host.connection.say(self._ended)
                 return
             self._hosts.append(host)
-        log.info("host %s offers %d places", host.name, host.places)
+            self.carries[host.name] = carries
+        up, down = carries.up / 1e6, carries.down / 1e6
+        log.info("host %s offers %d places; its link carries %.4g MB/s up, %.4g down", host.name, host.places, up, down)

@@ -79,13 +79,14 @@ class Queueing:
 class VirtualMaster:
     """The only writer of the variable at this `place` and of its replies. `service`: virtual seconds for each message;
     `served`: what all variables together have served; `dies`: after which of its exchanges the variable is lost, in
-    their order.
+    their order; `round_seconds`: of so many messages together, and of that share of a vector, where it is not the
+    service of each.
     """
 
     def __init__(
         self, center: Center, sessions: SimulatedMasterEnd, gathering: Gathering, events: Events, service: float,
         come_back: Callable[[int, int], None] = lambda worker, t: None, place: int = 0, served: Served | None = None,
-        dies: Sequence[int] = (),
+        dies: Sequence[int] = (), round_seconds: Callable[[int, float], float] | None = None,
     ):  # fmt: skip
         self.center = center
         self._sessions, self._gathering, self._events, self._service, self._place = (
@@ -96,6 +97,7 @@ class VirtualMaster:
             place,
         )
         self._all = served if served is not None else Served()
+        self._round_seconds = round_seconds
         self._joining: dict[int, Request] = {}  # workers that are back, and wait for the variable
         self._clocks: dict[int, int] = {}  # in the last request of each
         self._reached: dict[int, int] = {}  # up to which of each worker's steps its work has reached the variable
@@ -181,7 +183,7 @@ class VirtualMaster:
         members = [request for request, _ in served]
         self.queueing.add([self._began - arrived for _, arrived in served], self._events.now - self._began)
         lent = [(request.worker, *self._sessions.lent(request)) for request in members]
-        self._all.vectors += self.center.serve(lent, fragment=members[0].fragment)
+        self._all.vectors += self._sessions.slice * self.center.serve(lent, fragment=members[0].fragment)
         self._all.exchanges += len(members)
         for request in members:
             if request.vector != PULL:
@@ -239,7 +241,9 @@ class VirtualMaster:
         if members:
             self._in_service, self._began = members, self._events.now
             share = self._sessions.share(self._waiting[members[0]][0])
-            self._events.add(self._events.now + self._service * len(members) * share, SERVE, self._place)
+            of = self._round_seconds
+            seconds = self._service * len(members) * share if of is None else of(len(members), share)
+            self._events.add(self._events.now + seconds, SERVE, self._place)
 
     def state(self) -> dict[str, Any]:
         """Everything but the vectors."""

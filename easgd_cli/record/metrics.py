@@ -46,6 +46,19 @@ SYSTEM = {
     "master_busy": "Share of the virtual time in which the master was serving so far, in percent (simulated).",
 }
 
+# Of the link to one host, in rows of the system that name it, `host`.
+LINK = {
+    "link_bytes_up": "Bytes of vectors that have come from the host, since the command began.",
+    "link_bytes_down": "Bytes of vectors that have gone to the host, since the command began.",
+    "link_seconds_up": "Seconds in which bytes were on their way from the host, of all its connections together.",
+    "link_seconds_down": "Seconds in which bytes were on their way to the host, of all its connections together.",
+    "link_share_up": "What came from the host since the last point, of what its link carried when it was measured at "
+    "the host's arrival, in percent.",
+    "link_share_down": "What went to the host since the last point, of what its link carried when it was measured at "
+    "the host's arrival, in percent.",
+    "link_silent": "Seconds since anything was heard of the host.",
+}
+
 PARTIES = (*MEASURED, "system")  # everybody else is a worker
 
 # Where a worker's or the system's curve begins, at step 0, nothing has been spent or done: 0. These begin with their

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from easgd_cli.record.metrics import (
     BEGIN_WITH_THEIR_FIRST,
+    LINK,
     MEASURED,
     PARTIES,
     SYSTEM,
@@ -30,7 +31,8 @@ class Point:
 class Points:
     """Turns rows into points, one after another, in the order they are recorded.
 
-    Tags: `<metric>/worker_<ii>`, `workers/<metric>_{mean,min,max}`, `center/...`, `average/...`, `system/...`. Every
+    Tags: `<metric>/worker_<ii>`, `workers/<metric>_{mean,min,max}`, `center/...`, `average/...`, `system/...`,
+    `link_<metric>/<host>`. Every
     tag begins at step 0, where TensorBoard puts the zero of relative time. A tag's step never goes back, not even when
     the slowest worker is lost and the mean over workers would: TensorBoard would drop what it has from there on.
     """
@@ -44,7 +46,9 @@ class Points:
     def of(self, row: Row) -> Iterator[Point]:
         """The points that `row` adds."""
         party = row["party"]
-        if party in PARTIES:
+        if party == "system" and "host" in row:  # a row of its link, whose steps are its own
+            yield from self._points({**row, "party": f"link to {row['host']}"}, {m: f"{m}/{row['host']}" for m in LINK})
+        elif party in PARTIES:
             names = measured(row) if party in MEASURED else SYSTEM  # a problem says itself what it measures
             yield from self._points(row, {m: f"{party}/{m}" for m in names})
             if party == "system" and "lost" in row:

@@ -47,6 +47,7 @@ class RunView:
         self._rates: dict[str, tuple[float, float, float]] = {}
         self._finishing = False
         self._silent: list[str] = []
+        self._links: list[str] = []
         self._show(f"starting {count(workers, 'worker')}", now=True)
 
     # ---------------------------------------------------------------- what happens
@@ -74,6 +75,10 @@ class RunView:
     def silent(self, said: Iterable[str]) -> None:
         """A sentence for everybody who stands still now."""
         self._silent = list(said)
+
+    def links(self, said: Iterable[str]) -> None:
+        """A sentence for each host whose link is to be shown."""
+        self._links = list(said)
 
     def worker(self, row: Row) -> None:
         """A worker's row has come."""
@@ -147,7 +152,8 @@ class RunView:
         line.add_row(*cells)
         silent = [Text(said, style="yellow", no_wrap=True, overflow="ellipsis") for said in self._silent]
         facts = Text("  ".join(self._facts(in_line=False)), no_wrap=True, overflow="ellipsis")
-        rows: list[Any] = [line, *silent, facts]
+        links = [Text(said, style="dim", no_wrap=True, overflow="ellipsis") for said in self._links]
+        rows: list[Any] = [line, *silent, facts, *links]
         if self._center:
             rows.append(Text(_evaluation(self._center, self._metrics), no_wrap=True, overflow="ellipsis"))
         return Group(*rows)

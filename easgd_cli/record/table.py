@@ -38,7 +38,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
                 f": {summary['reason']}" if summary.get("reason") else "", style=""
             ),
         ),
-        ("method", f"{summary['algo']}, {workers}{_period(summary)}"),
+        ("method", f"{summary['algo']}{_under(summary)}, {workers}{_period(summary)}"),
         *_measured(center, metrics),
         *_of_average(summary.get("average"), metrics),
         *_measured_before_the_end(summary),
@@ -55,7 +55,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
         ("speed", _speed(summary)),
         ("a worker's time", _shares(summary["seconds"])),
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
-        *(("link", _link(host, link)) for host, link in summary.get("links", {}).items()),
+        *(("link", _link(host, link, summary["wall_seconds"])) for host, link in summary.get("links", {}).items()),
         *(("lost", line) for line in lost_workers.lines(summary)),
         *([("started again", line)] if (line := lost_workers.restarts(summary)) else []),
         *([("back at center", line)] if (line := lost_workers.rejoins(summary)) else []),
@@ -225,15 +225,16 @@ def _communication(said: dict[str, Any]) -> str:
     )
 
 
-def _link(host: str, link: dict[str, Any]) -> str:
-    """What has gone to and from workers of a host."""
-    ways = [
-        f"{_bytes(link[f'bytes_{way}'])} {way}" + (f" at {_bytes(rate)} a second" if rate else "")
-        for way in ("up", "down")
-        for rate in [link[f"bytes_per_second_{way}"]]
-    ]
+def _link(host: str, link: dict[str, Any], seconds: float) -> str:
+    """What has gone to and from workers of a host, in so many seconds."""
+    ways = []
+    for way in ("up", "down"):
+        count, rate, most = (link.get(f"{name}_{way}") for name in ("bytes", "bytes_per_second", "measured"))
+        fast = f" at {_bytes(rate)} a second" if rate else ""
+        used = f", {100 * count / seconds / most:.1f} % of the link" if count and most and seconds else ""
+        ways.append(f"{_bytes(count or 0)} {way}{fast}{used}")
     many = len(link["workers"])
-    return f"{host}: {many} worker{'s' if many != 1 else ''}, {', '.join(ways)}"
+    return f"{host}: {many} worker{'s' if many != 1 else ''}; {'; '.join(ways)}"
 
 
 def _seconds(value: float) -> str:
@@ -246,6 +247,11 @@ def _bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+
+
+def _under(summary: dict[str, Any]) -> str:
+    """What of torch's keeps the workers together, where that does."""
+    return f" under {summary['under']}" if "under" in summary else ""
 
 
 def _period(summary: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from easgd_cli.errors import why
 from easgd_cli.problems.metric import SECONDS_TO_BEST, TRAIN_LOSS, Metrics
 from easgd_cli.record.append_file import AppendFile
-from easgd_cli.record.metrics import SYSTEM, WORKER, Row
+from easgd_cli.record.metrics import LINK, SYSTEM, WORKER, Row
 from easgd_cli.record.points import Point, Points
 
 Value = str | float | int | bool | None  # of a hyperparameter; None: a number that this run's method does not use
@@ -202,7 +202,9 @@ def _description(tag: str, metrics: Metrics) -> str:
         return f"{word} over the workers at the same local step: {WORKER[metric]}"
     if group == "average":
         return f"The same for the average of the center: {metrics[name].description}"
-    return metrics[name].description if group == "center" else SYSTEM[name] if group == "system" else WORKER[group]
+    if group in ("center", "system"):
+        return metrics[name].description if group == "center" else SYSTEM[name]
+    return {**LINK, **WORKER}[group]
 
 
 def _text(tag: str, markdown: str) -> Summary.Value:
@@ -272,6 +274,11 @@ def _layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
             lines("master busy (%)", "system/master_busy"),
             lines("seconds a message waits for the master", "system/queue_seconds"),
             range_of("samples a second of a worker", "samples_per_second"),
+        ],
+        "The links to hosts": [
+            lines("share of the link used, from the host (%)", "link_share_up/.*"),
+            lines("share of the link used, to the host (%)", "link_share_down/.*"),
+            lines("seconds since anything was heard of the host", "link_silent/.*"),
         ],
     }
     shown = {title: [chart for chart in charts if drawn(chart)] for title, charts in categories.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,7 @@ class Run:
     doubts: list[str] = field(default_factory=list)
     goodput: dict[str, float] = field(default_factory=dict)  # as summary.json has it
     chosen_tau: int | None = None  # by tau=auto
+    links: dict[str, dict[str, float]] = field(default_factory=dict)  # of each host, what is known of its link
 
     @property
     def bytes_exchanged(self) -> float:
@@ -249,11 +251,11 @@ def read(path: Path) -> Run:
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers),
         bytes_per_exchange=per_exchange, exchanges=exchanges,
         staleness=_staleness(summary, workers),
-        virtual=settings.get("launcher", "local") not in ("local", "distributed"),
+        virtual=settings.get("launcher", "local") not in ("local", "distributed", "ddp", "post_local_sgd"),
         cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
         metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
         doubts=doubts, goodput=summary.get("goodput", {}),
-        chosen_tau=config["tau"] if settings.get("tau") == "auto" else None,
+        chosen_tau=config["tau"] if settings.get("tau") == "auto" else None, links=_links(summary),
     )  # fmt: skip
 
 
@@ -318,6 +320,20 @@ def _staleness(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
         return float(mean)
     found = [row["staleness"] for row in workers if row.get("staleness") is not None]
     return float(np.mean(found)) if found else None
+
+
+def _links(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What summary.json says of the links to hosts, in numbers; with the share, in percent, that was used of each."""
+    found: dict[str, dict[str, float]] = {}
+    for host, link in summary.get("links", {}).items():
+        numbers = {key: float(v) for key, v in link.items() if type(v) in (int, float) and abs(v) < 1e300}
+        numbers["workers"] = float(len(link["workers"])) if isinstance(link.get("workers"), list) else math.nan
+        for way in ("up", "down"):
+            most = numbers.get(f"measured_{way}", 0.0) * summary.get("wall_seconds", 0.0)
+            if most > 0 and f"bytes_{way}" in numbers:
+                numbers[f"share_{way}"] = 100 * numbers[f"bytes_{way}"] / most
+        found[host] = numbers
+    return found
 
 
 def _cores(summary: dict[str, Any]) -> int | None:

@@ -26,7 +26,7 @@ def tables(c: Comparison) -> list[ResultTable]:
     found = [_table(c, "Reached", [("status", lambda of: of.statuses)], _reached(c))]
     if c.levels:
         found.append(_table(c, f"Seconds to a {c.metric.title} of", [], _seconds_to(c)))
-    return [*found, _table(c, "Cost", [], _cost(c))]
+    return [*found, _table(c, "Cost", [], _cost(c)), *_links(c)]
 
 
 def level(c: Comparison, value: float) -> str:
@@ -74,6 +74,29 @@ def _table(c: Comparison, title: str, texts: Sequence[Column], columns: Sequence
     headings = [*(c.told_apart or ["run"]), *(heading for heading, _ in texts)]
     rows = [[*named(of), *(show(of) for _, show in (*texts, *columns))] for of in c.configurations]
     return ResultTable(title, [*headings, *(heading for heading, _ in columns)], rows, len(headings))
+
+
+def _links(c: Comparison) -> list[ResultTable]:
+    """What the links to the hosts of each run have carried, where there are any."""
+    columns = {
+        heading.format(way): (f"{name}_{way}", scale)
+        for heading, name, scale in (
+            ("bytes {} (MB)", "bytes", 1e-6),
+            ("seconds {}", "seconds", 1.0),
+            ("{} (% of the link)", "share", 1.0),
+        )
+        for way in ("up", "down")
+    } | {"longest silence (s)": ("longest_silence", 1.0)}
+
+    def cells(link: dict[str, float]) -> list[str]:
+        return [digits(scale * link[key]) if key in link else "-" for key, scale in columns.values()]
+
+    rows = [
+        [run.path.name, host, f"{link['workers']:.0f}", *cells(link)]
+        for run in c.runs
+        for host, link in run.links.items()
+    ]
+    return [ResultTable("Links to hosts", ["run", "host", "workers", *columns], rows, 2)] if rows else []
 
 
 def _reached(c: Comparison) -> list[Column]:

@@ -52,6 +52,7 @@ class Sort(IntEnum):
     MESSAGE = 1  # JSON, and the vectors that its layout names
     REQUEST = 2  # of a worker to its master
     REPLY = 3
+    PROBE = 4  # bytes that are sent to see how long they take
 
 
 def answer(sock: socket.socket, secret: bytes, seconds: float) -> None:
@@ -119,12 +120,18 @@ class Connection:
         self._beats = min(silence, _SHORTEST_SILENCE) / _BEATS  # the other side may be less patient
         self._turn, self._said = turn, 0.0
         self.sent = self.received = 0  # bytes of vectors
+        self.heard = time.monotonic()  # when a byte came last
         self.most = most
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.be_patient(silence)
         self._out: queue.SimpleQueue[tuple[Sort, bytes, Sequence[Tensor]] | None] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._sender.start()
+
+    @property
+    def own_address(self) -> str:
+        """Of this end."""
+        return str(self._socket.getsockname()[0])
 
     def be_patient(self, silence: float) -> None:
         """From now on the other side is gone after so many seconds without a byte."""
@@ -246,6 +253,7 @@ class Connection:
                 if not (got := self._patiently(partial(self._socket.recv_into, part[at:]))):
                     raise ConnectionEnded("the connection has ended")
                 at += got
+                self.heard = time.monotonic()
         except TimeoutError as e:
             raise ConnectionEnded(f"nothing has been heard of it for {self._silence:g} s") from e
         except OSError as e:
