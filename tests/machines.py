@@ -107,9 +107,9 @@ class Machines:
         """Its cable is back."""
         self._switch.run("ip", "link", "set", f"h{i}", "up")
 
-    def limit(self, rate: str) -> None:
-        """So much a second on each cable, in either direction, such as 1gbit."""
-        bucket = ("tbf", "rate", rate, "burst", "256k", "latency", "50ms")
+    def limit(self, rate: str, burst: str = "256k") -> None:
+        """So much a second on each cable, in either direction, such as 1gbit; after a rest, so many bytes at once."""
+        bucket = ("tbf", "rate", rate, "burst", burst, "latency", "50ms")
         for i, host in enumerate(self.hosts):
             self._switch.run("tc", "qdisc", "add", "dev", f"h{i}", "root", *bucket)
             host.run("tc", "qdisc", "add", "dev", "eth0", "root", *bucket)

@@ -151,6 +151,7 @@ MISTAKES = [
     ("launcher=post_local_sgd algo=msgd wire=int8", ["wire=int8: torch sends vectors as they are"]),
     ("launcher=post_local_sgd algo=msgd tau=auto", ["tau=auto: there are no exchanges with a center"]),
     ("launcher=ddp algo=msgd 'faults=[{worker: 1, step: 2, kind: kill}]'", ["faults=", "there is no recovery"]),
+    ("launcher=ddp algo=msgd masters=2", ["launcher=ddp masters=2: there is no master; leave out masters="]),
     ("launcher=ddp algo=msgd accumulate=2", ["accumulate=2", "leave out accumulate="]),
     ("launcher=ddp algo=msgd problem.batch_norm=average", ["problem.batch_norm=average: torch averages parameters"]),
     ("launcher=ddp algo=msgd launcher.transport=collective", ["launcher.transport=collective: ddp has no"]),
@@ -275,6 +276,8 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
         # eight snapshots wait, one is measured
         (["algo=easgd", "workers=2", "eval.every='1 steps'"], 2 * 5 + 1 + 3 + 9 + (2 * 2 + 1 + 1)),
         (["algo=sgd", "workers=1", "eval.every=null"], 4 + 3 + 2 + (1 + 1 + 1)),
+        # x, v, scratch, gradient, start, what backward adds, and torch's parameters, velocity and buckets
+        (["algo=msgd", "workers=2", "launcher=ddp", "eval.every=null"], 2 * 9 + 3 + 2 + (2 * 2 + 1 + 1)),
         # one problem for all, which is there already
         (["algo=eamsgd", "workers=2", "launcher=simulated"], 2 * 4 + 1 + 2 + (2 * 3 + 1 + 1)),
         # one of four workers computes here, and all have their vectors here

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +38,9 @@ from easgd_cli.launcher.signals import Signals
 from easgd_cli.record import reader
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.training.drive import ByHand
+from easgd_cli.transport import simulated as transport
 from easgd_cli.transport.shared_link import SharedLink
+from easgd_cli.transport.turn import LARGE
 
 ASYNCHRONOUS = ["easgd", "eamsgd", "downpour", "mdownpour"]
 UNEVEN = {
@@ -235,7 +236,8 @@ def test_messages_queue_at_the_master(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cluster", "seconds"),
     [
-        ({"shared_bandwidth": [8.0, 16.0]}, 4 * 1.0 + 4 * 0.5),  # four share a link, up and then down
+        ({"shared_bandwidth": [8.0, 16.0]}, 4 * 1.0 + 4 * 0.5),  # all are up at once, and down
+        ({"shared_bandwidth": [8.0, 16.0], "service": 0.7}, 4 * 1.0 + 4 * 0.7 + 0.5),  # down one after another
         ({"shared_bandwidth": [8.0, 1e30]}, 4 * 1.0),
         ({"shared_bandwidth": 8.0, "bandwidth": 1.0}, 8.0 + 8.0),  # each has a link of its own that is slower
         ({"shared_bandwidth": 8.0, "here": 3}, 2.0),  # one of four is elsewhere
@@ -248,38 +250,20 @@ def test_messages_share_the_masters_link(cluster: dict[str, Any], seconds: float
     assert outcome.summary["wall_seconds"] == pytest.approx(seconds + 1.0)
 
 
-@pytest.mark.parametrize("in_turn", [False, True])
-def test_a_shared_link_gives_each_message_as_much_as_any_other(in_turn: bool) -> None:
-    """Against a link that hands out its bytes in small pieces; in turn, to the first of those that go so."""
-    draw = random.Random(4)
-    arrivals = sorted((draw.random() * 6, draw.random() * 5 + 0.1, draw.random() < 0.5) for _ in range(25))
-    link, found = SharedLink(10.0, 4.0), dict[int, float]()
+def test_who_leaves_together_is_there_together_and_who_comes_later_after_them() -> None:
+    link, found = SharedLink(8.0, 4.0), []
 
     def until(second: float) -> None:
         while link.due is not None and link.due <= second:
-            now = link.due
-            found.update(dict.fromkeys(link.arrived(now), now))
+            due = link.due
+            found.append((due, link.arrived()))
 
-    for number, (second, nbytes, turn) in enumerate(arrivals):
+    for second, of in ((0.0, 0), (0.0, 1), (0.5, 2), (9.0, 3), (9.0, 4)):
         until(second)
-        link.add(second, nbytes, number, in_turn=in_turn and turn)
-    until(math.inf)
-    left, expected, now, dt = dict[int, float](), dict[int, float](), 0.0, 1e-3
-    waiting = list(enumerate(arrivals))
-    while waiting or left:
-        while waiting and waiting[0][1][0] <= now:
-            number, (_, nbytes, _) = waiting.pop(0)
-            left[number] = nbytes
-        turns = [number for number in left if in_turn and arrivals[number][2]]
-        sending = [number for number in left if number not in turns[1:]]
-        for number in sending:
-            left[number] -= dt * min(4.0, 10.0 / len(sending))
-            if left[number] <= 0:
-                expected[number] = now
-                del left[number]
-        now += dt
-    assert found.keys() == expected.keys()
-    assert all(found[number] == pytest.approx(expected[number], abs=0.05) for number in found)
+        link.add(second, 8.0, of, in_turn=second == 9.0)
+    until(99.0)
+    # two share it for 2 s; the third is behind them, the fourth has a cable of its own that is slower
+    assert found == [(2.0, [0, 1]), (3.0, [2]), (11.0, [3]), (11.0, [4])]
 
 
 @pytest.mark.parametrize(("algo", "tau"), [("allreduce", 1), ("pull_then_step", 2)])
@@ -382,20 +366,20 @@ def test_interrupted_in_the_middle_of_steps_it_goes_on_bit_for_bit(
     }
 
 
+@pytest.mark.parametrize("large", [LARGE, BYTES])
 @pytest.mark.parametrize("algo", ["easgd", "downpour", "sync_easgd"])
 def test_interrupted_while_messages_share_a_link_it_goes_on_bit_for_bit(
-    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    algo: str, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s, cluster = (
-        on_a_function(algo, steps=30, tau=2),
-        UNEVEN | {"bandwidth": 1600.0, "shared_bandwidth": [2000.0, 900.0]},
-    )
-    cluster |= {"overhead": 0.001, "here": 1}
+    monkeypatch.setattr(transport, "LARGE", large)
+    s = on_a_function(algo, steps=30, tau=2)
+    cluster = UNEVEN | {"bandwidth": 1600.0, "shared_bandwidth": [2000.0, 900.0], "overhead": 0.001, "here": 1}
     virtual(s, tmp_path / "whole", **cluster)
     for events in (1, 7, 38, 39, 40, 77):
         stopped_after(events, monkeypatch)
         assert virtual(s, tmp_path / "parts", resume=events > 1, **cluster).status == "interrupted"
     monkeypatch.undo()
+    monkeypatch.setattr(transport, "LARGE", large)
     assert virtual(s, tmp_path / "parts", resume=True, **cluster).status == "completed"
     same_files(tmp_path / "whole", tmp_path / "parts", "center.pt")
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")

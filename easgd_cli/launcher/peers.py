@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easgd_cli.errors import UsageError
+from easgd_cli.launcher import torchrun
 from easgd_cli.launcher.kinds import Local
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class DataParallel:
 
     def __post_init__(self) -> None:
         Local(self.workers)  # its limits: each worker has a process here
+        if (world := torchrun.world()) is not None:  # or there would be as many runs
+            raise ValueError(
+                f"torchrun has started {world.size} processes, and easgd starts those of {self.torch_name} itself, on "
+                "this machine; call easgd train without torchrun."
+            )
 
     def begin(self) -> None:
         from easgd_cli.launcher import fork_server
@@ -99,6 +105,7 @@ def _refused(s: Settings) -> list[tuple[str, Any, Any, str]]:
     return [
         ("average", s.average["name"], "none", "no average of the center is kept beside torch's loop"),
         ("fragments", s.fragments, 1, "torch averages whole vectors"),
+        ("masters", s.masters, 1, "there is no master"),
         ("wire", s.wire, "fp32", "torch sends vectors as they are"),
         ("center_device", s.center_device, "cpu", "there is no center beside the workers"),
         ("faults", s.faults, [], "there is no recovery, so no faults on purpose"),

@@ -24,7 +24,7 @@ from easgd_cli.transport.turn import LARGE
 
 ARRIVE: Final = "arrive"  # a message reaches the master
 ENTER: Final = "enter"  # a message leaves its worker, for a link that all share
-SHARED: Final = "shared"  # some message is through a link that all share; its worker is the direction
+SHARED: Final = "shared"  # messages are through a link that all share; its worker is the number of that link
 REPLY: Final = "reply"  # a reply reaches its worker
 _SHARD = 16  # from which bit on an event of one of several masters says which, beside the worker's number
 
@@ -267,7 +267,9 @@ class Wire:
         self._fragments = [of.fragments for of in found] or [1] * len(shares)
         self._in_rounds = [of.in_rounds for of in found] or [False] * len(shares)
         self._links = [
-            None if b is None else SharedLink(b, own) for b, own in zip(network.shared, network.bandwidth, strict=True)
+            None if b is None else SharedLink(b, own)
+            for _ in shares
+            for b, own in zip(network.shared, network.bandwidth, strict=True)
         ]  # up and down
         self._ends: dict[int, SimulatedWorkerEnd] = {}
         self._inboxes: list[list[Request]] = [[] for _ in self._beside]
@@ -313,7 +315,7 @@ class Wire:
         elif (request := self._ends[event.worker].take()) is None:
             return
         elif event.kind == ENTER:
-            self._share(0, request)
+            self._share(self._link(0, request), request)
         elif event.kind == ARRIVE:
             self.at_once(request)
 
@@ -334,27 +336,32 @@ class Wire:
         return self._ends[self._key(request.worker, request.to)]
 
     def is_stale(self, event: Event) -> bool:
-        """Whether messages that have come since have changed when something is through a shared link."""
+        """Whether messages that have left since have changed when something is through a shared link."""
         link = self._links[event.worker] if event.kind == SHARED else None
         return link is not None and link.due != event.time
 
-    def _share(self, way: int, request: Request) -> None:
-        """A message enters the link that all share."""
-        link, nbytes = self._links[way], self.share(request) * self._network.nbytes
-        assert link is not None
-        link.add(self._events.now, nbytes, self._key(request.worker, request.to), in_turn=way == 1 and nbytes >= LARGE)
-        self._wait_for(way, link)
+    def _link(self, way: int, request: Request) -> int:
+        """Which shared link it takes, 0 up and 1 down: several masters have two each."""
+        return way if len(self._shares) == 1 else way + 2 * request.to
 
-    def _through(self, way: int) -> None:
-        link, latency = self._links[way], self._network.latency[way]
+    def _share(self, number: int, request: Request) -> None:
+        """A message enters the link of this number."""
+        link, nbytes = self._links[number], self.share(request) * self._network.nbytes
         assert link is not None
-        for end in link.arrived(self._events.now):
-            self._events.add(self._events.now + latency, REPLY if way else ARRIVE, end)
-        self._wait_for(way, link)
+        in_turn = number % 2 == 1 and nbytes >= LARGE
+        link.add(self._events.now, nbytes, self._key(request.worker, request.to), in_turn=in_turn)
+        self._wait_for(number, link)
 
-    def _wait_for(self, way: int, link: SharedLink) -> None:
+    def _through(self, number: int) -> None:
+        link, latency = self._links[number], self._network.latency[number % 2]
+        assert link is not None
+        for end in link.arrived():
+            self._events.add(self._events.now + latency, REPLY if number % 2 else ARRIVE, end)
+        self._wait_for(number, link)
+
+    def _wait_for(self, number: int, link: SharedLink) -> None:
         if link.due is not None:
-            self._events.add(link.due, SHARED, way)
+            self._events.add(link.due, SHARED, number)
 
     def on_its_way(self, worker: int) -> Request | None:
         """What that worker has sent last, unless it has its reply."""
@@ -380,9 +387,9 @@ class Wire:
         overhead = 0.0 if self._beside[request.to] == request.worker else network.overhead
         if self._is_here(request):
             self._events.add(self._events.now + overhead, ARRIVE, end)
-        elif carries and self._links[0] is not None and overhead == 0:
-            self._share(0, request)
-        elif carries and self._links[0] is not None:
+        elif carries and network.shared[0] is not None and overhead == 0:
+            self._share(self._link(0, request), request)
+        elif carries and network.shared[0] is not None:
             self._events.add(self._events.now + overhead, ENTER, end)
         else:
             way = network.up(self.share(request)) if carries else network.latency[0]
@@ -393,8 +400,8 @@ class Wire:
         network, carries, end = self._network, self._answers[request.to], self._key(request.worker, request.to)
         if self._is_here(request):
             self._events.add(self._events.now, REPLY, end)
-        elif carries and self._links[1] is not None:
-            self._share(1, request)
+        elif carries and network.shared[1] is not None:
+            self._share(self._link(1, request), request)
         else:
             way = network.down(self.share(request)) if carries else network.latency[1]
             self._events.add(self._events.now + way, REPLY, end)
@@ -406,12 +413,14 @@ class Wire:
 
     def state(self) -> dict[str, Any]:
         """Of the links that all share, as plain numbers."""
-        return {"shared": [None if link is None else link.state() for link in self._links]} if any(self._links) else {}
+        if self._network.shared == (None, None):
+            return {}
+        return {"shared": [None if link is None else link.state() for link in self._links]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts it where it was."""
-        for link, stood in zip(self._links, state.get("shared", self._links), strict=True):
-            if link is not None and stood is not link:
+        for link, stood in zip(self._links, state.get("shared", ()), strict=False):
+            if link is not None:
                 link.restore(stood)
 
     def at_once(self, request: Request) -> None:
