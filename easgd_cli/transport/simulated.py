@@ -257,7 +257,7 @@ class Wire:
     def _through(self, way: int) -> None:
         link, latency = self._links[way], self._network.latency[way]
         assert link is not None
-        for worker in link.arrived():
+        for worker in link.arrived(self._events.now):
             self._events.add(self._events.now + latency, REPLY if way else ARRIVE, worker)
         self._wait_for(way, link)
 

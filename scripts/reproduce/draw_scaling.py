@@ -19,7 +19,7 @@ LABELS = {
 
 
 def expected(algo: str, rounds: str, p: int, tau: int) -> float:
-    """Seconds of tau steps of a worker, where all steps take as long: of what happens one after another, the longest."""
+    """Seconds of tau steps of a worker, where all steps take as long."""
     if algo in ("easgd", "eamsgd"):  # a worker's own, the exchange behind a gradient; the link's; the master's
         return max((tau - 1) * C + max(C, 2 * (M + LATENCY) + SERVICE), p * M, p * SERVICE)
     if rounds == "master":
