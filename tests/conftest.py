@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 import yaml
 
 from easgd_cli.__main__ import main
@@ -50,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if "device" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        warm.begin()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -87,6 +89,7 @@ def nothing_outlives_a_failing_test(request: pytest.FixtureRequest) -> Iterator[
             fork_server._server._forkserver_pid,
             forkserver._forkserver._forkserver_pid,
             resource_tracker._resource_tracker._pid,
+            warm.pid(),
         }  # later tests use them
         for pid in descendants() - before - kept:
             with suppress(ProcessLookupError):

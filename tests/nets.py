@@ -103,3 +103,14 @@ class TakesItsTime(Quadratic):
     def slope(self, x: Tensor, out: Tensor) -> None:
         time.sleep(self._seconds)
         super().slope(x, out)
+
+
+class RaisesInThird(ConvNetDigits):
+    """The small net, of which the third worker's process cannot take a later step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = torch.distributed.is_initialized() and torch.distributed.get_rank() == 2
+        self.steps = getattr(self, "steps", 0) + (self.training and own)
+        if self.steps > 20:
+            raise RuntimeError("on purpose")
+        return super().forward(x)

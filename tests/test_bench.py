@@ -21,7 +21,7 @@ from conftest import Said
 from test_runs import settings
 
 from easgd_cli.__main__ import main
-from easgd_cli.bench import data, measure, plain, runs, scaling, startup, table4
+from easgd_cli.bench import data, measure, plain, rounds, runs, scaling, startup, table4
 from easgd_cli.bench.ddp import DataParallelLoop, GroupedStart
 from easgd_cli.bench.plain import loop_starts, side_by_side
 from easgd_cli.data.listing import Listed
@@ -304,6 +304,18 @@ def test_a_run_that_is_timed_is_measured_on_few_test_images_and_trains_on_all() 
         assert few is not None and (few.count("train"), few.count("test")) == (40, 16)
         if isinstance(images, StoredImages):
             assert [few.test.name(i) for i in range(16)] == [images.test.name(i) for i in range(16)]  # type: ignore[attr-defined]
+
+
+def test_rounds_by_an_all_reduce_are_held_against_sessions_and_the_all_reduce_alone(
+    monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    monkeypatch.setattr(rounds, "_SIZES", {"few": 70_001})
+    monkeypatch.setattr(rounds, "_SECONDS", 0.005)
+    words = ["bench", "exchange", "algo=diloco", "launcher.transport=collective", "workers=2", "--windows", "2"]
+    assert main([*words, "--json", "figures.json"]) == 0
+    found = json.loads(Path("figures.json").read_text())
+    assert [row["peer_name"] for row in found] == ["over sessions", "DistributedDataParallel's all-reduce"]
+    assert all(row["windows"] == 2 and row["least"] <= row["ratio"] <= row["greatest"] for row in found)
 
 
 def test_ratios_are_of_windows_in_turn() -> None:

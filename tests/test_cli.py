@@ -145,6 +145,17 @@ MISTAKES = [
     ("batch_size=99999999999",
     ["batch_size=99999999999: this run needs", "for batches", "are free; use smaller batches"]),
     ("launcher=simulated launcher.compute=0", ["launcher.compute=0", "greater than 0"]),
+    ("launcher=ddp", ["launcher=ddp algo=easgd: its workers take the steps of torch.optim.SGD; use algo=sgd"]),
+    ("launcher=ddp algo=sgd local=adamw", ["launcher=ddp algo=sgd local=adamw: its workers"]),
+    ("launcher=ddp algo=msgd average=polyak", ["launcher=ddp average=polyak: no average", "leave out average="]),
+    ("launcher=post_local_sgd algo=msgd wire=int8", ["wire=int8: torch sends vectors as they are"]),
+    ("launcher=post_local_sgd algo=msgd tau=auto", ["tau=auto: there are no exchanges with a center"]),
+    ("launcher=ddp algo=msgd 'faults=[{worker: 1, step: 2, kind: kill}]'", ["faults=", "there is no recovery"]),
+    ("launcher=ddp algo=msgd masters=2", ["launcher=ddp masters=2: there is no master; leave out masters="]),
+    ("launcher=ddp algo=msgd accumulate=2", ["accumulate=2", "leave out accumulate="]),
+    ("launcher=ddp algo=msgd problem.batch_norm=average", ["problem.batch_norm=average: torch averages parameters"]),
+    ("launcher=ddp algo=msgd launcher.transport=collective", ["launcher.transport=collective: ddp has no"]),
+    ("launcher=post_local_sgd algo=sgd launcher.ddp_steps=-1", ["launcher.ddp_steps=-1", "0 or more"]),
     ("launcher=simulated launcher.speed=[1,2]", ["launcher.speed=[1,2]: simulated has no such setting; did you "
     "mean launcher.speeds?"]),
     ("launcher=simulated launcher.speeds=4", ["launcher.speeds=4: must be a list"]),
@@ -265,6 +276,8 @@ def test_a_run_that_does_not_fit_is_told_what_takes_most(monkeypatch: pytest.Mon
         # eight snapshots wait, one is measured
         (["algo=easgd", "workers=2", "eval.every='1 steps'"], 2 * 5 + 1 + 3 + 9 + (2 * 2 + 1 + 1)),
         (["algo=sgd", "workers=1", "eval.every=null"], 4 + 3 + 2 + (1 + 1 + 1)),
+        # x, v, scratch, gradient, start, what backward adds, and torch's parameters, velocity and buckets
+        (["algo=msgd", "workers=2", "launcher=ddp", "eval.every=null"], 2 * 9 + 3 + 2 + (2 * 2 + 1 + 1)),
         # one problem for all, which is there already
         (["algo=eamsgd", "workers=2", "launcher=simulated"], 2 * 4 + 1 + 2 + (2 * 3 + 1 + 1)),
         # one of four workers computes here, and all have their vectors here

@@ -127,12 +127,13 @@ def test_workers_on_two_machines_make_one_run_whose_record_gives_its_center(
     replayed(tmp_path)
 
 
+@pytest.mark.parametrize("masters", [1, 3])
 def test_one_worker_on_another_machine_is_one_here_bit_for_bit(
-    machines: Callable[[int], Machines], tmp_path: Path
+    masters: int, machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
     words = ["workers=1", "algo=eamsgd", "tau=3", "steps=40", "eta=0.05"]
-    run = train(a, tmp_path, "launcher.here=0", *words)
+    run = train(a, tmp_path, "launcher.here=0", f"masters={masters}", *words)
     start(b, tmp_path, "join", "join", where(tmp_path))
     assert ended(run, tmp_path, "train") == 0
     here = start(a, tmp_path, "here", "train", *SMALL, *words, "hydra.run.dir=local")
@@ -181,22 +182,27 @@ def test_a_worker_elsewhere_that_is_stopped_is_told_of_killed_is_started_again_a
     assert summary(tmp_path)["restarts"]["worker_01"] >= 1
 
 
+@pytest.mark.parametrize("victims", [("master", "master"), ("master_1", "master")])
 def test_a_master_that_is_killed_is_followed_by_another_with_the_same_workers(
-    machines: Callable[[int], Machines], tmp_path: Path
+    victims: tuple[str, str], machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
-    run = train(a, tmp_path, "workers=2", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=1500")
+    masters, entry = (2, b"\1\0\1\0") if "master_1" in victims else (1, b"\1\0")
+    run = train(
+        a, tmp_path, "workers=2", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=1500", f"masters={masters}"
+    )
     start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "training begins" in log(tmp_path), "training")
-    for deaths in (1, 2):
+    for deaths, victim in enumerate(victims, 1):
+        deaths_of_it = victims[:deaths].count(victim)
 
-        def of(pattern: str, deaths: int = deaths) -> list[str]:
+        def of(pattern: str, deaths: int) -> list[str]:
             return re.findall(pattern, log(tmp_path))[deaths - 1 :]
 
-        master = until(lambda: of(r"master: process (\d+)"), "the master")[0]
-        until(lambda: b"\1\0" in (tmp_path / "run" / "exchanges.bin").read_bytes()[-40:], "exchanges from elsewhere")
+        master = until(lambda: of(rf"INFO {victim}: process (\d+)", deaths_of_it), "the master")[0]  # noqa: B023
+        until(lambda: entry in (tmp_path / "run" / "exchanges.bin").read_bytes()[-80:], "exchanges from elsewhere")
         os.kill(int(master), signal.SIGKILL)
-        until(lambda: of("the next master goes on"), "the next one")
+        until(lambda: of("the next master goes on", deaths), "the next one")  # noqa: B023
     assert ended(run, tmp_path, "train") == 0
     assert set(summary(tmp_path)["steps"].values()) == {1500} and summary(tmp_path)["restarts"] == {"master": 2}
     replayed(tmp_path)
@@ -319,14 +325,17 @@ def test_the_links_to_another_machine_are_measured(machines: Callable[[int], Mac
     a, b = of.hosts
     of.limit("100mbit")
     words = ["bench", "network", f"launcher.address={a.address}:0", "model=small", "--step", "0.05", "--windows", "1"]
+    words += ["--gloo"]
     bench = start(a, tmp_path, "train", *words, "--json", "found.json")
     joined = start(b, tmp_path, "join", "join", where(tmp_path))
     assert (ended(bench, tmp_path, "train"), ended(joined, tmp_path, "join")) == (0, 0)
     assert said(tmp_path, "train", r"MB/s up, [\d.]+ MB/s down; an exchange of [\d,]+ floats takes")
     assert said(tmp_path, "train", r"tau=\d+: an exchange that is not hidden takes at most 5 %")
-    one, two = json.loads((tmp_path / "found.json").read_text())
+    one, two, *beside = json.loads((tmp_path / "found.json").read_text())
     assert 0 < one["peer"] < 100  # megabytes a second: beyond what the cable carries, with room for its bucket
     assert one["ratio"] > 0 and two["ratio"] > 0
+    assert [row["peer_name"] for row in beside] == ["gloo there and back", "gloo's all-reduce"]
+    assert all(0 < row["peer"] < 400 and row["ratio"] > 0 for row in beside)  # both directions, the bucket full
 
 
 def test_torchrun_on_two_machines(machines: Callable[[int], Machines], tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Killer:
             pids = dict(re.findall(r"INFO (\w+): process (\d+)", before))
             os.kill(int(pids[party]), signal.SIGKILL)
             self.killed += 1
-            back = "INFO the next master goes on" if party == "master" else f"worker {int(party[-2:])} is back"
+            back = "INFO the next master goes on" if party.startswith("master") else f"worker {int(party[-2:])} is back"
             wait_until(lambda back=back, before=before: self.log.read_text().count(back) > before.count(back))
 
     def __enter__(self) -> Killer:
@@ -197,9 +197,9 @@ def test_a_session_that_comes_while_a_worker_computes_is_the_one_it_goes_on_with
     launcher, worker = Channel(ours), WorkerLoop.__new__(WorkerLoop)
     worker._channel, worker._heard, worker._given, worker._stop = Channel(theirs), [], [], False
     one, other = socket.socketpair()
-    launcher.post({"kind": "session"}, one)
+    launcher.post({"kind": "session", "place": 0}, one)
     launcher.post({"kind": "stop"})
     worker._listen(None)  # type: ignore[arg-type]
     assert worker._stop
-    worker._next_session().sendall(b"here")
+    worker._next_session(0).sendall(b"here")
     assert other.recv(4) == b"here"

@@ -500,6 +500,7 @@ def disturbed(
     act: Callable[[dict[str, int]], None],
     when: Callable[[Path], bool],
     resume: bool = False,
+    run: Callable[..., Outcome] = run,
 ) -> Outcome:
     """Runs, and lets `act` do something to the processes, once training and `when`."""
     log = directory / "logs" / "launcher.log"

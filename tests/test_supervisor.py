@@ -1383,6 +1383,17 @@ def test_a_single_worker_that_owns_what_is_kept_takes_the_run_along() -> None:
     assert stopped.supervisor.over and stopped.journal.status == "interrupted"
 
 
+def test_workers_that_need_one_another_end_with_the_first_that_is_lost() -> None:
+    world = run_of(3, "alone")
+    world.supervisor.ended(1, "killed by SIGKILL")
+    assert world.supervisor.over and world.journal.status == "failed"
+    assert world.journal.reason.startswith("worker 1 died (killed by SIGKILL), and the others cannot go on without it")
+    stopped = run_of(3, "alone")
+    stopped.supervisor.interrupted(signal.SIGINT)
+    stopped.supervisor.ended(1, "killed by SIGKILL")
+    assert stopped.supervisor.over and stopped.journal.status == "interrupted"
+
+
 def test_a_single_worker_lost_between_its_last_state_and_what_it_owns_is_not_waited_for() -> None:
     world = run_of(1, "alone")
     world.supervisor.worker_state(0, WorkerState(10, X), True)

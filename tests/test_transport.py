@@ -23,6 +23,7 @@ from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, Method
 from easgd_cli.algorithms.base import WHOLE, Seen, Worker
 from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.algorithms.schedule import Constant
+from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import WIRES, OnTheWire
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
@@ -44,6 +45,8 @@ class Star:
     """A master, its sessions, and somebody who serves: every request on any transport, in the order in which they come.
     `seen` notes them.
     """
+
+    masters = 1
 
     def __init__(self, method: Method, p: int, center: Center, master: MasterEnd, workers: Sequence[WorkerEnd]):
         self.center, self.master, self.workers, self.seen = center, master, workers, list[tuple[int, Kind, int]]()
@@ -70,7 +73,7 @@ class Star:
         """The worker is gone without a word."""
         end = self.workers[worker]
         assert isinstance(end, SharedWorkerEnd)
-        end._socket.close()
+        end._lines[0].socket.close()
 
     def come_back(self, worker: int, t: int) -> Reply:
         """It was lost, and is there again with its vectors where they were."""
@@ -78,7 +81,7 @@ class Star:
         ours, theirs = socket.socketpair()
         end = self.workers[worker]
         assert isinstance(end, SharedWorkerEnd)
-        end._socket = ours
+        end._lines[0].socket = ours
         self.admitted.put((worker, theirs))
         end.join(t)
         return end.collect()
@@ -144,11 +147,11 @@ class FarStar(RealStar):
         self.asking[worker].join()
         ours, theirs = socket.socketpair()
         near, far = socket.socketpair()
-        self.stood_in[worker]._socket = ours
+        self.stood_in[worker]._lines[0].socket = ours
         self.admitted.put((worker, theirs))
         self.links[worker] = link = self.links[worker].with_sockets(worker=near, master=far)
         self.connect(link, self.stood_in[worker])
-        self.workers[worker]._socket = near
+        self.workers[worker]._lines[0].socket = near
         self.workers[worker].join(t)
         return self.workers[worker].collect()
 
@@ -167,6 +170,42 @@ def wires(most: int) -> tuple[Connection, Connection]:
         caller = call(listener.getsockname(), b"secret", 10)
         thread.join()
     return Connection(called[0], 30, most), Connection(caller, 30, most)
+
+
+class ShardedStar(Star):
+    """Several masters, each of a slice of the center and served in a thread of its own; `seen` is what the first has.
+    `center`: the whole of it.
+    """
+
+    masters = 3
+
+    def __init__(self, method: Method, p: int):
+        links = [Link.new(i, method, SIZE, torch.float32, masters=self.masters) for i in range(p)]
+        variable = method.variables["center"]
+        whole = Center(variable, {name: torch.zeros(SIZE) for name in variable.state})
+        self.stars: list[RealStar] = []
+        for place, entries in enumerate(slices(SIZE, self.masters)):
+            center = Center(variable, {name: v[entries] for name, v in whole.vectors.items()})
+            master = SharedMasterEnd([link.for_master(place, entries) for link in links])
+            self.stars.append(RealStar(method, p, center, master, ()).begin())
+        super().__init__(method, p, whole, self.stars[0].master, [SharedWorkerEnd(link.for_worker()) for link in links])
+        self.seen = self.stars[0].seen
+
+    def lose(self, worker: int) -> None:
+        self.workers[worker].lose()
+
+    def come_back(self, worker: int, t: int) -> Reply:
+        end = self.workers[worker]
+        for line, run in zip(end._lines, self.stars, strict=True):
+            ours, theirs = socket.socketpair()
+            line.socket = ours
+            run.admitted.put((worker, theirs))
+        end.join(t)
+        return end.collect()
+
+    def wait(self) -> None:
+        for run in self.stars:
+            run.wait()
 
 
 class VirtualStar(Star):
@@ -226,15 +265,17 @@ def ends(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedM
 
 def star(where: str, method: Method, p: int) -> Star:
     """Of each transport there is; the next one belongs here."""
-    if where == "simulated":
-        return VirtualStar(method, p)
+    if where in ("simulated", "sharded"):
+        return VirtualStar(method, p) if where == "simulated" else ShardedStar(method, p)
     return (FarStar(method, p) if where == "far" else RealStar(method, p, *ends(method, p, where))).begin()
 
 
-EVERYWHERE = pytest.mark.parametrize("where", ["shared", "staged", "handed out", "far", "simulated"])
+TRANSPORTS = ["shared", "staged", "handed out", "far", "simulated"]
+EVERYWHERE = pytest.mark.parametrize("where", TRANSPORTS)
+ALSO_IN_SLICES = pytest.mark.parametrize("where", [*TRANSPORTS, "sharded"])
 
 
-@EVERYWHERE
+@ALSO_IN_SLICES
 @pytest.mark.parametrize(
     "method", [EASGD(alpha=0.3), EAMSGD(alpha=0.3, delta=0.5), DOWNPOUR(), MDOWNPOUR(delta=0.5, tau=1)]
 )
@@ -254,7 +295,7 @@ def test_what_arrives_is_the_rule_applied_in_the_order_served(method: Method, wh
         wanted = torch.empty(SIZE)
         expected.receive(expected.lend(w.vectors[lent], wanted))
         assert torch.equal(reply.vector, wanted) and reply.vector is w.reply
-        assert (reply.clock, reply.served, reply.mark) == (expected.clock, t + 1, Mark.NONE)
+        assert (reply.clock, reply.served, reply.mark) == (expected.clock, run.masters * (t + 1), Mark.NONE)
     for w in run.workers:
         w.close(7)
     run.wait()
@@ -360,7 +401,7 @@ def test_a_worker_begins_with_what_was_put_into_its_memory(where: str) -> None:
     assert torch.equal(link.memory["x"], torch.zeros(SIZE) if where == "shared" else before["x"])
 
 
-@EVERYWHERE
+@ALSO_IN_SLICES
 def test_a_mark_for_a_checkpoint_keeps_its_place_between_two_exchanges(where: str) -> None:
     run = star(where, EASGD(alpha=0.5), 1)
     run.exchange(0, t=4)
@@ -371,7 +412,7 @@ def test_a_mark_for_a_checkpoint_keeps_its_place_between_two_exchanges(where: st
     assert run.seen == [(0, Kind.EXCHANGE, 4), (0, Kind.CHECKPOINT, 5), (0, Kind.EXCHANGE, 8), (0, Kind.CLOSE, 9)]
 
 
-@EVERYWHERE
+@ALSO_IN_SLICES
 def test_a_worker_that_was_lost_comes_back_to_the_center_and_its_return_is_no_exchange(where: str) -> None:
     run = star(where, EASGD(alpha=0.5), 2)
     for i in (0, 1):
@@ -381,7 +422,7 @@ def test_a_worker_that_was_lost_comes_back_to_the_center_and_its_return_is_no_ex
     center = run.center.vectors["x"].clone()
     reply = run.come_back(0, 6)
     assert torch.equal(reply.vector, center) and torch.equal(run.center.vectors["x"], center)
-    assert (reply.clock, reply.served, reply.mark, reply.t) == (2, 2, Mark.NONE, 11)
+    assert (reply.clock, reply.served, reply.mark, reply.t) == (2, 2 * run.masters, Mark.NONE, 11)
     again = run.exchange(0, t=11)
     assert torch.equal(again.vector, center) and (again.clock, again.t) == (3, 11)
     run.workers[0].close(12)
@@ -393,7 +434,7 @@ def test_a_worker_that_was_lost_comes_back_to_the_center_and_its_return_is_no_ex
     ]  # fmt: skip
 
 
-@EVERYWHERE
+@ALSO_IN_SLICES
 def test_a_worker_that_ends_without_a_word_is_one_lost_session_and_disturbs_no_other(where: str) -> None:
     run = star(where, EASGD(alpha=0.5), 2)
     run.exchange(0)
@@ -406,7 +447,7 @@ def test_a_worker_that_ends_without_a_word_is_one_lost_session_and_disturbs_no_o
     assert not run.master.open
 
 
-@EVERYWHERE
+@ALSO_IN_SLICES
 def test_a_message_that_is_not_the_workers_own_vector_is_refused(where: str) -> None:
     run = star(where, EASGD(alpha=0.5), 1)
     with pytest.raises(ValueError, match="own vectors"):
@@ -444,7 +485,7 @@ def test_a_message_from_a_device_is_told_of_once_it_is_there_and_a_worker_that_e
     _, master, workers = ends(EASGD(alpha=0.5), 1, where)
     workers[0].post(workers[0].vectors["x"], 0)
     assert master.requests(0.05) == []
-    workers[0]._socket.close()
+    workers[0]._lines[0].socket.close()
     assert [request.kind for request in master.requests(5)] == [Kind.LOST]
 
 

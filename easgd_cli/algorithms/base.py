@@ -321,6 +321,13 @@ class Method(ABC):
         return not self.variables
 
     @property
+    def torch_sgd(self) -> Mapping[str, Any] | None:
+        """The momentum with which torch.optim.SGD takes its steps, where it is one worker without exchange; None where
+        torch.optim.SGD does not.
+        """
+        return None
+
+    @property
     def in_rounds(self) -> bool:
         """Whether workers wait for one another."""
         return any(variable.in_rounds for variable in self.variables.values())

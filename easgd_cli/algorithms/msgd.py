@@ -11,6 +11,7 @@ evaluated and saved.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from easgd_cli.algorithms.base import Gradient, Method, Rule, Worker
 
@@ -24,6 +25,10 @@ class MSGD(Method):
     state = ("x", "v")
     scratch = ("y",)  # the look-ahead point x + delta v
     center = ()
+
+    @property
+    def torch_sgd(self) -> dict[str, Any]:
+        return {"momentum": self.delta, "nesterov": self.delta > 0}
 
     def step(self, w: Worker) -> Rule:
         w.y.copy_(w.x).add_(w.v, alpha=self.delta)

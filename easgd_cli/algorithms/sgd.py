@@ -6,7 +6,9 @@ t <- t + 1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from easgd_cli.algorithms.base import Gradient, Rule, WithLocalStep, Worker
 from easgd_cli.algorithms.local import PLAIN, LocalStep
@@ -19,6 +21,10 @@ class SGD(WithLocalStep):
     local: LocalStep = PLAIN
 
     center = ()
+
+    @property
+    def torch_sgd(self) -> Mapping[str, Any] | None:
+        return self.local.torch_sgd
 
     def step(self, w: Worker) -> Rule:
         g = yield Gradient(self.local.at(w))

@@ -10,6 +10,7 @@ over the bus, and the exchange is held against copying the GPU's memory, in stre
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from easgd_cli.algorithms import slices
 from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.bench.measure import Row, alternate, rate
 from easgd_cli.launcher.processes import Child
@@ -33,6 +35,7 @@ from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
 _HOST = torch.device("cpu")
+SEVERAL = (2, 4)  # masters, a slice of the center each
 _RULE_STREAMS, _PULL_STREAMS, _COPY_STREAMS = 4, 3, 2
 _SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "61 M (the paper's ImageNet net)": 61_128_808}
 
@@ -48,6 +51,8 @@ def run(algo: str, method: Method, device: torch.device, windows: int = 10) -> I
         if device.type != "cpu":
             yield _exchange_over_bus(method, name, size, device, windows)
         yield _exchange(method, name, size, device, windows)
+        for masters in SEVERAL if device.type == "cpu" and slices.refusal(method, 2, 1) is None else ():
+            yield _exchange(method, name, size, device, windows, masters)
 
 
 def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -> float:
@@ -61,11 +66,11 @@ def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -
         for i in range(busy):
             stack.enter_context(_started(Child(f"busy_{i}", _Computing, None, logs / f"busy_{i}.log")))
         worker = stack.enter_context(_served(method, size, _HOST, center=_HOST))
-        message, spent = worker.vectors["x"], []
+        message, spent, clock = worker.vectors["x"], list[float](), itertools.count()
         for _ in range(exchanges):
             _compute()  # a worker comes from its gradient
             before = time.perf_counter()
-            worker.post(message, 0)
+            worker.post(message, next(clock))
             worker.collect()
             spent.append(time.perf_counter() - before)
     return statistics.median(spent)
@@ -107,23 +112,24 @@ def _rule(method: Method, name: str, size: int, windows: int) -> Row:
     )
 
 
-def _exchange(method: Method, name: str, size: int, device: torch.device, windows: int) -> Row:
-    """The center where the worker is."""
-    with _served(method, size, device, center=device) as worker:
-        x = worker.vectors["x"]
+def _exchange(method: Method, name: str, size: int, device: torch.device, windows: int, masters: int = 1) -> Row:
+    """The center where the worker is, or in slices, a master each."""
+    with _served(method, size, device, device, masters) as worker:
+        x, clock = worker.vectors["x"], itertools.count()  # a message of a clock that was served is not served again
 
         def exchange() -> None:
-            worker.post(x, 0)
+            worker.post(x, next(clock))
             x.lerp_(worker.collect().vector, 0.1)
 
         on = "" if device.type == "cpu" else f" with its center on {device},"
+        on = on if masters == 1 else f" masters={masters},"
         return _against_copy(
             f"a whole exchange with its pull,{on} {name}",
             exchange,
             _RULE_STREAMS + _PULL_STREAMS,
             size,
             windows,
-            0.7,
+            0.7 if masters == 1 else None,
             device,
         )
 
@@ -132,11 +138,11 @@ def _exchange_over_bus(method: Method, name: str, size: int, device: torch.devic
     """Two vectors over the bus, whatever else is done with them."""
     seconds, pinned = 0.3 if size > 1_000_000 else 0.1, torch.empty(size, pin_memory=True)
     with _served(method, size, device, center=_HOST) as worker:
-        x = worker.vectors["x"]
+        x, clock = worker.vectors["x"], itertools.count()
         copied = torch.empty_like(x)
 
         def exchange() -> None:
-            worker.post(x, 0)
+            worker.post(x, next(clock))
             x.lerp_(worker.collect().vector, 0.1)
             torch.cuda.synchronize(device)
 
@@ -158,7 +164,7 @@ def _against_copy(
     streams: int,
     size: int,
     windows: int,
-    target: float,
+    target: float | None,
     device: torch.device = _HOST,
 ) -> Row:
     shared = SharedTensors.of({"from": torch.rand(size), "to": torch.rand(size)})
@@ -183,32 +189,34 @@ def _against_copy(
 
 
 @contextmanager
-def _served(method: Method, size: int, device: torch.device, center: torch.device) -> Iterator[SharedWorkerEnd]:
-    """A session of a worker on `device` with a master in a process of its own, whose vectors lie on the device
+def _served(
+    method: Method, size: int, device: torch.device, center: torch.device, masters: int = 1
+) -> Iterator[SharedWorkerEnd]:
+    """A session of a worker on `device` with masters in processes of their own, whose vectors lie on the device
     `center`.
     """
-    with scratch_directory() as logs:
-        link = Link.new(0, method, size, torch.float32)
+    with ExitStack() as stack:
+        logs = stack.enter_context(scratch_directory())
+        link = Link.new(0, method, size, torch.float32, masters=masters)
         for v in link.memory.tensors.values():
             v.uniform_()
-        vectors = SharedTensors.of({n: torch.rand(size) for n in _center(method)})
-        start = MasterStart(method, None, vectors, [link.for_master()], None, device=str(center))
-        if center.type == "cpu":  # as in a run
-            start.ledger = Ledger.allocate(len(vectors.tensors), min(BLOCK, size), torch.float32, 1)
-        master = Child("master", Master, start, logs / "master.log")
-        assert link.master_socket is not None
-        link.master_socket.close()
-        with _started(master):
-            own = link.for_worker()
-            on_host = device.type == "cpu"
-            yield SharedWorkerEnd(
-                own,
-                None
-                if on_host
-                else Staging(own.memory.tensors, device)
-                if center.type == "cpu"
-                else Handed(own, device),
-            )
+        for place, entries in enumerate(slices.slices(size, masters)):
+            own_size = entries.stop - entries.start
+            vectors = SharedTensors.of({n: torch.rand(own_size) for n in _center(method)})
+            links = [link.for_master(place, entries if masters > 1 else slice(None))]
+            start = MasterStart(slices.of_slice(method, entries, size), None, vectors, links, None, device=str(center))
+            if center.type == "cpu":  # as in a run
+                start.ledger = Ledger.allocate(len(vectors.tensors), min(BLOCK, own_size), torch.float32, 1)
+            master = Child(f"master_{place}", Master, start, logs / f"master_{place}.log")
+            theirs = link.sockets[place][1]
+            assert theirs is not None
+            theirs.close()
+            stack.enter_context(_started(master))
+        own, on_host = link.for_worker(), device.type == "cpu"
+        yield SharedWorkerEnd(
+            own,
+            None if on_host else Staging(own.memory.tensors, device) if center.type == "cpu" else Handed(own, device),
+        )
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """What the links between machines carry, and what an exchange over them costs, against the bytes alone.
 
 One way is a vector on its way and a word back that it is there. An exchange sends one each way, after another, and a
-master applies it in between. Two sessions at once have both directions to fill.
+master applies it in between. Two sessions at once have both directions to fill. Beside that, where it is asked for,
+what torch's gloo makes of the same link with the same bytes: a vector there and one back, and an all-reduce of two,
+whose processes send and get a vector each, as DistributedDataParallel has it in every step.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from easgd_cli.bench.measure import Row, number
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.far_end import link_of
 from easgd_cli.launcher.gate import AGENT, HELLO_SECONDS, ROLE
+from easgd_cli.launcher.gloo import Gloo
 from easgd_cli.launcher.processes import Child
 from easgd_cli.system.files import scratch_directory
 from easgd_cli.system.shared_memory import SharedTensors
@@ -33,6 +36,17 @@ _SESSIONS = 2
 _TOGETHER = 10  # exchanges of two sessions at once at least: their first are made while both still send
 _LEAST_SECONDS = 0.5  # of a window
 _SILENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Gloos:
+    """Seconds of a vector there and one back by gloo's sends and receives, and of its all-reduce; and what an exchange
+    and one of two sessions' have of these rates: median, least, greatest.
+    """
+
+    back_and_forth: float
+    all_reduce: float
+    spread: tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -50,9 +64,12 @@ class Costs:
     both: float
     spread: tuple[tuple[float, float, float], tuple[float, float, float]]  # the two ratios: median, least, greatest
     windows: int
+    gloo: Gloos | None = None
 
     def rows(self) -> Iterator[Row]:
-        """Rates in MB/s of one exchange and of two at once, each against the bytes alone."""
+        """Rates in MB/s of one exchange and of two at once, each against the bytes alone, and where gloo was measured
+        against that: an exchange and what it is held against carry a vector in each direction.
+        """
         amount, one_way = 4 * self.size / 1e6, max(self.up, self.down)
         for what, seconds, many, peer, capacity, (ratio, least, greatest), target in (
             ("an exchange", self.exchange, 1, "one way", 1, self.spread[0], 2 / 2.2),
@@ -62,6 +79,16 @@ class Costs:
                 f"{what}, {self.name}, {self.size:,} floats", 2 * many * amount / seconds, peer,
                 capacity * amount / one_way, "MB/s", ratio, least, greatest, self.windows, round(target, 2),
             )  # fmt: skip
+
+        if self.gloo is not None:
+            for what, seconds, peer, theirs, (ratio, least, greatest) in (
+                ("an exchange", self.exchange, "gloo there and back", self.gloo.back_and_forth, self.gloo.spread[0]),
+                ("one of two sessions'", self.both / 2, "gloo's all-reduce", self.gloo.all_reduce, self.gloo.spread[1]),
+            ):
+                yield Row(
+                    f"{what}, {self.name}, {self.size:,} floats", 2 * amount / seconds, peer, 2 * amount / theirs,
+                    "MB/s", ratio, least, greatest, self.windows,
+                )  # fmt: skip
 
     def line(self) -> str:
         """In a sentence."""
@@ -91,15 +118,27 @@ def proposed(costs: Costs, step: float, share: float, workers: int) -> str:
     )
 
 
-def run(listener: socket.socket, secret: bytes, hosts: int, size: int, windows: int, wait: float) -> Iterator[Costs]:
-    """Waits for so many hosts that join, and measures the link to each, one after another. Raises RunError."""
+def run(
+    listener: socket.socket, secret: bytes, hosts: int, size: int, windows: int, wait: float, *, gloo: bool = False
+) -> Iterator[Costs]:
+    """Waits for so many hosts that join, and measures the link to each, one after another, with `gloo` also as torch
+    fills it. Raises RunError.
+    """
     for _ in range(hosts):
         connection, address = _joined(listener, secret, wait)
         try:
             _, text, _ = connection.next()
             name = f"{str(connection.message(text)[0]['name'])[:64]} ({address})"
-            connection.say({"kind": "measure", "sessions": _SESSIONS, "size": size})
-            yield _costs(name, listener, secret, size, windows)
+            with ExitStack() as stack:
+                beside = None
+                if gloo:
+                    beside = Gloo(connection.own_address, size)
+                    stack.callback(beside.close)
+                    connection.say({"kind": "gloo", "port": beside.port, "size": size})
+                    beside.begin()
+                # only now: who calls a session waits seconds for it to be taken
+                connection.say({"kind": "measure", "sessions": _SESSIONS, "size": size})
+                yield _costs(name, listener, secret, size, windows, beside)
         finally:
             connection.say({"kind": "end", "status": "measured", "exit_code": 0})
             connection.close(2.0)
@@ -126,7 +165,7 @@ def _accepted(listener: socket.socket, secret: bytes, wanted: int | None, wait: 
     raise RunError(f"no host has joined within {wait:g} s.")
 
 
-def _costs(name: str, listener: socket.socket, secret: bytes, size: int, windows: int) -> Costs:
+def _costs(name: str, listener: socket.socket, secret: bytes, size: int, windows: int, gloo: Gloo | None) -> Costs:
     with ExitStack() as stack:
         common = turns()
         called = [_accepted(listener, secret, None, _SILENCE)[0] for _ in range(_SESSIONS)]
@@ -137,23 +176,35 @@ def _costs(name: str, listener: socket.socket, secret: bytes, size: int, windows
             stack.callback(session.connection.close)
         first = sessions[0]
         round_trip = statistics.median(_timed(lambda: first.word(b"word")) for _ in range(20))
-        found: list[tuple[float, float, float, float]] = []
+        found: list[tuple[float, ...]] = []
         for window in range(windows + 1):
             up = _rated(lambda: first.word(b"give"))
             down = _rated(first.take)
             times = max(2, int(_LEAST_SECONDS / (up + down)))
             alone = first.exchange(times)
             if window:  # the first warms up
-                found.append((up, down, alone, _together(sessions, max(_TOGETHER, times))))
+                both = _together(sessions, max(_TOGETHER, times))
+                theirs = () if gloo is None else (gloo.back_and_forth(times), gloo.all_reduce(times))
+                found.append((up, down, alone, both, *theirs))
+            elif gloo is not None:
+                gloo.back_and_forth(2)
+                gloo.all_reduce(2)
         return _of(name, size, round_trip, found)
 
 
-def _of(name: str, size: int, round_trip: float, found: list[tuple[float, float, float, float]]) -> Costs:
-    up, down, alone, both = (statistics.median(column) for column in zip(*found, strict=True))
-    one = sorted((u + d) / a for u, d, a, _ in found)
-    two = sorted((u + d) / b for u, d, _, b in found)
-    spread = tuple((statistics.median(ratios), ratios[0], ratios[-1]) for ratios in (one, two))
-    return Costs(name, size, round_trip, up, down, alone, both, (spread[0], spread[1]), len(found))
+def _of(name: str, size: int, round_trip: float, found: list[tuple[float, ...]]) -> Costs:
+    up, down, alone, both, *theirs = (statistics.median(column) for column in zip(*found, strict=True))
+    spread = (_spread((u + d) / a for u, d, a, *_ in found), _spread((u + d) / b for u, d, _, b, *_ in found))
+    beside = None
+    if theirs:
+        ratios = (_spread(f[4] / f[2] for f in found), _spread(2 * f[5] / f[3] for f in found))
+        beside = Gloos(theirs[0], theirs[1], ratios)
+    return Costs(name, size, round_trip, up, down, alone, both, spread, len(found), beside)
+
+
+def _spread(ratios: Iterable[float]) -> tuple[float, float, float]:
+    found = sorted(ratios)
+    return statistics.median(found), found[0], found[-1]
 
 
 class _Session:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from easgd_cli.bench.ddp import backend, data_parallel_images_per_second
+from easgd_cli.bench.ddp import data_parallel_images_per_second
 from easgd_cli.bench.measure import Row, alternate
 from easgd_cli.bench.plain import plain_images_per_second
 from easgd_cli.bench.runs import images_per_second, steps_and_images
 from easgd_cli.bench.scaling import against_plain, described
 from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
+from easgd_cli.training.data_parallel import backend
 
 _ONE_WORKER = 0.98  # of a plain loop
 

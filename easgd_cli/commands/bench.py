@@ -21,7 +21,6 @@ from rich.table import Table
 from easgd_cli.commands import arguments, compose, output, plan, single_run
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment import build
-from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import help_text, printable, tell
 
@@ -46,18 +45,21 @@ median over the windows, with its range.
              paper's Table 4, whose own stand beside DOWNPOUR's at tau=1 and EASGD's at tau=10 with its net and batches;
              lists of values as in a sweep; each run once
   exchange   the center's rule, and a whole exchange as a worker sees it, against copying memory; device=cuda: from a
-             GPU
+             GPU. With launcher.transport=collective: a round of a synchronous method by an all-reduce, against the same
+             over sessions, and against DistributedDataParallel's all-reduce alone
   data       batches of the given data set, cropped and mirrored, against torchvision's DataLoader, on one core; of
              photos in files against its ImageFolder on the originals
   startup    seconds from the command to the first step of every worker
   network    the links to other hosts, on each of which easgd join HOST:PORT is called: what they carry, and an exchange
              of the given net over them against the bytes alone. --hosts N: how many join (1); --step SECONDS, of a
-             local step, and --share S, of a worker's time (0.05): the tau for it
+             local step, and --share S, of a worker's time (0.05): the tau for it; --gloo: beside what torch's gloo
+             makes of the same links, over ports that check nobody
 
   easgd bench step algo=easgd dataset=synthetic model=convnet7 workers=2 batch_size=128 steps=30
   easgd bench scaling algo=easgd dataset=synthetic model=convnet7 workers=4 tau=10 batch_size=128 steps=40
   easgd bench table4 algo=downpour,easgd dataset=synthetic model=convnet7 workers=1,4 tau=1,10 batch_size=128 steps=20
   easgd bench exchange
+  easgd bench exchange algo=sync_easgd launcher.transport=collective workers=2
   easgd bench startup workers=8
   easgd bench network launcher.address=10.0.0.1:2950 dataset=cifar10 --hosts 2 --step 0.05
 
@@ -251,6 +253,10 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
             f"bench exchange algo={s.algo['name']}: this method never exchanges; leave algo out, or name one with "
             "a center."
         )
+    if s.launcher.get("transport") == "collective":
+        from easgd_cli.bench import rounds
+
+        return rounds.run(s.algo["name"], build.method(s), s.workers, _windows(asked))
     import torch
 
     from easgd_cli.system.devices import deal_devices
@@ -282,26 +288,30 @@ def _data(asked: _Asked) -> Iterator[Row]:
 
 def _network(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench import network as links
+    from easgd_cli.launcher import kinds
     from easgd_cli.launcher.distributed import Distributed
     from easgd_cli.system.network import secret
 
-    words, numbers = [], {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}
+    words, numbers, gloo = [], {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}, False
     rest = iter(asked.overrides)
     for word in rest:
         option, equals, value = word.partition("=")
         if option in numbers:
             numbers[option] = _positive(option, value if equals else next(rest, ""))
+        elif word == "--gloo":
+            gloo = True
         else:
             words.append(word)
     s = _settings(replace(asked, overrides=["launcher=distributed", *words]))
-    launcher = targets.make("launcher", s.launcher, build.symbols(s))
+    launcher = kinds.launcher(s)
     if not isinstance(launcher, Distributed):
         raise UsageError(f"bench network launcher={s.launcher['name']}: leave out launcher=.")
     size = build.prepare(s).size
     listener, where = launcher.listen()
     tell(f"measuring the links to {numbers['--hosts']:.0f} hosts; on each: easgd join {where}")
     known = secret("launcher.address", listener.getsockname()[0])
-    for costs in links.run(listener, known, int(numbers["--hosts"]), size, _windows(asked), launcher.wait):
+    hosts, windows = int(numbers["--hosts"]), _windows(asked)
+    for costs in links.run(listener, known, hosts, size, windows, launcher.wait, gloo=gloo):
         print(printable(costs.line()))
         print(links.simulated(costs))
         if numbers["--step"]:

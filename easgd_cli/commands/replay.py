@@ -61,13 +61,24 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     settings = compose.resumed(str(source / "config.yaml"), [o.input_line for o in others.values()], changes, doubts)
     recorded = reader.summary_of(source, doubts)
     foreign_code.announce(source, settings)
+    if build.of_copies(settings):
+        raise UsageError(
+            f"{given}: torch kept the workers of this run together (launcher={settings.launcher['name']}), so it has "
+            "no order to go through; run its command again."
+        )
     method = build.method(settings)
-    order = _checked_order(source, reader.Entries.of(method, settings.workers))  # before anything is started
-    _refuse_lost_nodes(given, settings, list(method.variables), order)
-    _refuse_half_steps(given, method, order, returns_of(source / "metrics.jsonl", settings.workers))
+    entries = reader.Entries.of(method, settings.workers, settings.masters)
+    order = _checked_order(source, entries)  # before anything is started
+    returns = returns_of(source / "metrics.jsonl", settings.workers)
+    if settings.masters == 1:
+        _refuse_lost_nodes(given, settings, list(method.variables), order)
+        _refuse_half_steps(given, method, order, returns)
+    else:
+        _refuse_half_exchanges(given, entries.variables, order, returns)
     threads = recorded.get("threads", settings.threads)  # sums round differently with another number
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
+    summed = settings.launcher.get("transport") == "collective" and settings.workers > 2
     # The recorded order ends where the run did, whatever ended it.
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until={})
     single_run.checked(settings)
@@ -78,7 +89,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
         settings, Path(virtual.run_dir), words, command, launcher, prepared, partial(hydra_job.run, virtual)
     )
     if outcome.status == "completed":
-        print(for_terminal(_compared(source, path), sys.stdout), flush=True)
+        print(for_terminal(_compared(source, path, summed), sys.stdout), flush=True)
     return outcome, path
 
 
@@ -94,19 +105,41 @@ def _refuse_lost_nodes(given: str, settings: Settings, variables: list[str], ord
 
 
 def _refuse_half_steps(
-    given: str, method: Method, order: Sequence[int], returns: Sequence[tuple[int, int, int]]
+    given: str, method: Method, order: Sequence[int], returns: Sequence[tuple[int, int, int, int]]
 ) -> None:
     """A worker of gossip exchanges with its own variable and then with another's. One that died between the two, and
     came back, has made half a step, which here it would end. Raises UsageError.
     """
     places = list(method.variables)
-    for at, worker, _ in returns:
+    for at, worker, _, _ in returns:
         home = places.index(method.home(worker))
         met = Counter(entry >> 16 == home for entry in order[:at] if entry & 0xFFFF == worker)
         if met[False] and met[True] != met[False]:
             raise UsageError(
                 f"{given}: worker {worker} of this run died between its own variable and another's, and came back; the "
                 "order of exchanges does not tell what was left out, so this run cannot be gone through again."
+            )
+
+
+def _refuse_half_exchanges(
+    given: str, masters: int, order: Sequence[int], returns: Sequence[tuple[int, int, int, int]]
+) -> None:
+    """One that died while it told several masters of its message, and came back, has exchanged some slices and not the
+    others, which here it would end. Raises UsageError.
+    """
+    met: dict[int, list[list[int]]] = {}  # of each that came back: its exchanges with each master before that
+    for at, worker, _, master in returns:
+        if master < masters:
+            before = sum(entry == worker + (master << 16) for entry in order[:at])
+            found = met.setdefault(worker, [[] for _ in range(masters)])[master]
+            if before not in found:  # of several returns without an exchange in between one counts
+                found.append(before)
+    for worker, of_masters in met.items():
+        if any(found != of_masters[0] for found in of_masters):
+            raise UsageError(
+                f"{given}: worker {worker} of this run died in the middle of an exchange with its {masters} masters, "
+                "and came back; the order of exchanges does not tell what was left out, so this run cannot be gone "
+                "through again."
             )
 
 
@@ -126,8 +159,8 @@ def _checked_order(source: Path, entries: reader.Entries) -> list[int]:
     return order
 
 
-def _compared(source: Path, path: Path) -> str:
-    """Whether both runs have ended in the same bits."""
+def _compared(source: Path, path: Path, summed: bool) -> str:
+    """Whether both runs have ended in the same bits. `summed`: the recorded one added more than two by all-reduces."""
     import torch
 
     try:
@@ -146,7 +179,9 @@ def _compared(source: Path, path: Path) -> str:
         if ours_said.get(name) != theirs_said.get(name)
     ]
     because = (
-        f"the two differ in {', '.join(changed)} (summary.json)"
+        "sums by an all-reduce are taken in another order, and equal within rounding"
+        if summed
+        else f"the two differ in {', '.join(changed)} (summary.json)"
         if changed
         else "that run was resumed with several workers, say, which is not recorded exactly"
     )

@@ -10,8 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from easgd_cli.experiment.checks import check_devices, check_levels, doubts_of, refuse_unused, workers_here
+from easgd_cli.experiment.checks import (
+    check_devices,
+    check_levels,
+    check_slices,
+    doubts_of,
+    refuse_unused,
+    workers_here,
+)
 from easgd_cli.experiment.checks import launched_in_processes as launched_in_processes
+from easgd_cli.experiment.checks import of_copies as of_copies
+from easgd_cli.experiment.checks import periodic as periodic
 from easgd_cli.experiment.methods import OFFERED_TO_SCHEDULES as OFFERED_TO_SCHEDULES
 from easgd_cli.experiment.methods import average as average
 from easgd_cli.experiment.methods import follows_the_length as follows_the_length
@@ -128,6 +137,13 @@ class Experiment:
         return self.start.numel()
 
     @property
+    def slices(self) -> list[slice]:
+        """Of every vector [size], each with a master of its own; one where there is no center. Raises ValueError."""
+        from easgd_cli.algorithms.slices import slices
+
+        return slices(self.size, 1 if self.method.alone else self.settings.masters)
+
+    @property
     def parameters(self) -> int:
         """Those in x: all of it but a problem's statistics."""
         from easgd_cli.problems.base import statistics_of
@@ -179,6 +195,7 @@ def prepare(s: Settings, workers: int | None = None) -> Experiment:
         measured = getattr(parts.problem, "measures", ())
     check_levels(s, metrics_of(parts.problem), measured)
     start = parts.problem.start(None if not rules.alone else 0)
+    check_slices(s, rules, start.numel())
     computing = workers_here(s) if workers is None else min(workers, s.workers)
     here = Part(computing, devices[:computing].count("cpu"), serves=workers is None)
     memory = check_memory(

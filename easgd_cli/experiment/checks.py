@@ -55,6 +55,11 @@ def check_devices(s: Settings, rules: Method) -> list[str]:
             f"center_device={s.center_device} device={s.device}: a center on a GPU is for workers that all "
             f"compute there; write device={owner}."
         )
+    if owner != "cpu" and not rules.alone and s.masters > 1:
+        raise UsageError(
+            f"masters={s.masters} center_device={s.center_device}: slices of a center lie in the host's memory, where "
+            "several processes take them; leave out one of the two."
+        )
     if s.precision == "tf32" and any(not d.startswith("cuda") for d in devices):
         raise UsageError(
             f"precision=tf32 device={s.device}: tf32 is how CUDA devices multiply, and a worker would be on a "
@@ -63,6 +68,16 @@ def check_devices(s: Settings, rules: Method) -> list[str]:
     if s.compile and any(not d.startswith("cuda") for d in devices):
         check_compiler()
     return devices
+
+
+def check_slices(s: Settings, rules: Method, size: int) -> None:
+    """Raises UsageError where vectors [size] are too short for so many masters."""
+    from easgd_cli.algorithms.slices import slices
+
+    try:
+        slices(size, 1 if rules.alone else s.masters)
+    except ValueError as e:
+        raise UsageError(str(e)) from e
 
 
 def refuse_unused(s: Settings, asked: set[str]) -> None:
@@ -94,6 +109,16 @@ def refuse_unused(s: Settings, asked: set[str]) -> None:
                 f"problem={name} {key}={given}: this problem has no model whose parameters could be read; leave "
                 f"out {key}=."
             )
+
+
+def of_copies(s: Settings) -> bool:
+    """Whether the launcher's workers are copies of one sequential method, which torch.distributed keeps together."""
+    return bool(getattr(locate("launcher", s.launcher["target"]), "copies", False))
+
+
+def periodic(s: Settings) -> bool:
+    """Whether workers that are such copies are kept together every tau steps, and not in every step."""
+    return bool(getattr(locate("launcher", s.launcher["target"]), "periodic", False))
 
 
 def launched_in_processes(s: Settings) -> bool:

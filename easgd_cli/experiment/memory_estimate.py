@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from easgd_cli.algorithms.base import EXCHANGES
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment.checks import of_copies, periodic
 from easgd_cli.settings.schema import samples_a_step
 from easgd_cli.system import shared_memory
 from easgd_cli.system.devices import cores
@@ -95,6 +96,8 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_pr
     lasting = len(rules.state) + (average if rules.alone else 1)  # of a worker, its reply among them
     # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
     problems = 3 * here.on_cpu + (here.computing - here.on_cpu)
+    if of_copies(s):  # torch's own: parameters and velocity, the gradients' buckets, and what a mean is made in
+        problems += here.on_cpu * (len(rules.state) + 1 + periodic(s))
     if not here.serves:
         return here.computing * (lasting + len(rules.scratch)) + problems
     lasting, scratch = s.workers * lasting, s.workers * len(rules.scratch)
@@ -105,7 +108,10 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_pr
     evaluator = 3  # gradient, start, and its copy of a snapshot
     waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated
     before = owner if rules.closes else 0  # what the owner had before the closing exchange
-    return owner + lasting + scratch + problems + evaluator + waiting + closing + before
+    if s.launcher.get("transport") == "collective":  # replicas, messages that become sums; three sums, and a reply
+        lasting += s.workers * (owner - average + 1) + 4
+    slices = owner if s.masters > 1 else 0  # of a snapshot, beside the vectors that are made of them
+    return owner + lasting + scratch + problems + evaluator + waiting + closing + before + slices
 
 
 def _gib(count: int) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment.checks import of_copies
 from easgd_cli.settings.schema import Settings, effective_alpha, effective_beta
 from easgd_cli.settings.targets import locate, make, signature
 
@@ -56,6 +57,7 @@ def local_step(s: Settings) -> LocalStep | None:
 
 def method(s: Settings) -> Method:
     """The method's two rules, with their constants and its local step. Raises UsageError."""
+    from easgd_cli.algorithms import slices
     from easgd_cli.algorithms.base import CENTER, check_method
 
     if (
@@ -78,12 +80,14 @@ def method(s: Settings) -> Method:
         if s.alpha is None and s.beta is not None and str(e).startswith("alpha="):  # which the user has not written
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
         raise
-    check_method(made, s.algo["name"], workers=s.workers)
+    check_method(made, s.algo["name"], workers=1 if of_copies(s) else s.workers)
     if s.fragments > 1 and made.couriers:
         raise UsageError(
             f"algo={s.algo['name']} fragments={s.fragments}: what is carried between its variables is whole vectors; "
             "leave out fragments=, or use a method with one center, such as algo=easgd."
         )
+    if (why := slices.refusal(made, s.masters, s.fragments)) is not None:
+        raise UsageError(f"algo={s.algo['name']} {why}")
     if not made.alone and CENTER not in made.variables and average(s) is not None:
         raise UsageError(
             f"algo={s.algo['name']} average={s.average['name']}: an average is of the center, and this method has "

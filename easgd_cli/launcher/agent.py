@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easgd_cli import __version__
 from easgd_cli.algorithms.base import Seen
@@ -35,6 +35,9 @@ from easgd_cli.training.worker import WorkerLoop, WorkerStart
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, call
 from easgd_cli.transport.relay import MasterStandIn
 from easgd_cli.transport.shared import Link, SharedMasterEnd
+
+if TYPE_CHECKING:
+    from easgd_cli.launcher.gloo import FarGloo
 
 CONNECT_SECONDS = 10.0  # for one attempt
 _AGAIN_SECONDS = 0.5  # between two
@@ -59,7 +62,7 @@ class Agent:
         self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
         self._host: Workplace | None = None
         self._filled: dict[int, Place] = {}
-        self._ends: list[FarEnd] = []
+        self._ends: list[FarEnd | FarGloo] = []
 
     def _called(self, wait: float) -> socket.socket:
         """A connection there; whoever listens may come a little later."""
@@ -125,6 +128,11 @@ class Agent:
         elif kind == "measure":
             for session in range(int(message["sessions"])):
                 self._ends.append(FarEnd(self._address, self._secret, session, int(message["size"])))
+        elif kind == "gloo":
+            from easgd_cli.launcher.gloo import FarGloo  # here, since hosts of runs have no use for it
+
+            store = (self._address[0], int(message["port"]))
+            self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"])))
         elif kind == "end":
             tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
             return int(message["exit_code"])

@@ -13,7 +13,7 @@ from typing import Any
 from easgd_cli.launcher import fork_server
 from easgd_cli.launcher.journal import log
 from easgd_cli.launcher.links import HostLink
-from easgd_cli.launcher.parties import MASTER, Party
+from easgd_cli.launcher.parties import MASTER, Process
 from easgd_cli.launcher.processes import Child
 from easgd_cli.launcher.standstill import State, state_of
 from easgd_cli.record.metrics import worker_name
@@ -26,16 +26,16 @@ _CLOSING_SECONDS = 2.0  # for processes to end by themselves after a run that wa
 _ABORTING_SECONDS = 0.2  # and after one that was
 
 
-class Children(dict[Party, Child]):
+class Children(dict[Process, Child]):
     """All that have been started, the latest of each party. `began`: the monotonic second of training second 0."""
 
     def __init__(self, logs: Path):
         super().__init__()
         self.began: float | None = None
         self._logs, self._selector = logs, selectors.DefaultSelector()
-        self._due: dict[Party, Callable[[], None]] = {}  # what starts those that are to be started when they can be
+        self._due: dict[Process, Callable[[], None]] = {}  # what starts those that are to be started when they can be
 
-    def start(self, party: Party, maker: Any, start: Any) -> None:
+    def start(self, party: Process, maker: Any, start: Any) -> None:
         """Starts a party's process, in the place of one that has ended. Raises RunError and OSError."""
         name = worker_name(party) if isinstance(party, int) else party
         if (before := self.get(party)) is not None:
@@ -47,7 +47,7 @@ class Children(dict[Party, Child]):
         if self.began is not None:
             self.tell(party, {"kind": "start", "began": self.began})
 
-    def start_when_possible(self, party: Party, start: Callable[[], None]) -> None:
+    def start_when_possible(self, party: Process, start: Callable[[], None]) -> None:
         """Has `start` called once a process can be forked at once: nobody waits for a server that imports torch."""
         self._due[party] = start
         self.start_due()
@@ -55,15 +55,15 @@ class Children(dict[Party, Child]):
     def start_due(self) -> None:
         """Starts those whose turn has come."""
         while self._due and fork_server.ready():
-            # the master first: a worker that comes back has its session with it
-            party = MASTER if MASTER in self._due else next(iter(self._due))
+            # masters first: a worker that comes back has its sessions with them
+            party = next((party for party in self._due if str(party).startswith(MASTER)), next(iter(self._due)))
             self._due.pop(party)()
 
-    def is_due(self, party: Party) -> bool:
+    def is_due(self, party: Process) -> bool:
         """Whether it is still to be started."""
         return party in self._due
 
-    def forget_start(self, party: Party) -> None:
+    def forget_start(self, party: Process) -> None:
         """It is not to be started any more."""
         self._due.pop(party, None)
 
@@ -74,17 +74,17 @@ class Children(dict[Party, Child]):
             self.tell(party, {"kind": "start", "began": second})
 
     def tell(
-        self, party: Party, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None
+        self, party: Process, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None
     ) -> None:
         """Posts a message; one to a process that has ended is lost."""
         with suppress(ChannelClosed):  # its end is on its way to us and says more
             self[party].channel.post(dict(message), enclosed)
 
-    def heard(self, seconds: float) -> list[Party]:
+    def heard(self, seconds: float) -> list[Process]:
         """Those that have something to say, or have ended; waits at most so long for the first."""
         return list(dict.fromkeys(key.data for key, _ in self._selector.select(seconds) if key.data is not None))
 
-    def listen(self, party: Party) -> Iterator[Message]:
+    def listen(self, party: Process) -> Iterator[Message]:
         """What a party says: as much as has arrived, or of one that has ended all of it."""
         child = self[party]
         # asked before listening: what a child said last has all arrived then
@@ -102,7 +102,7 @@ class Children(dict[Party, Child]):
             self._forget(child.channel)
             child.gone = True
 
-    def state(self, party: Party) -> State | None:
+    def state(self, party: Process) -> State | None:
         """What the system says of its process; None where it does not."""
         return state_of(self[party].process.pid)
 
@@ -114,7 +114,7 @@ class Children(dict[Party, Child]):
         """What the summary says of them."""
         return {}
 
-    def signal(self, number: int, *parties: Party) -> None:
+    def signal(self, number: int, *parties: Process) -> None:
         """Sends a signal to these, or to all."""
         for party in parties or list(self):
             self[party].process.send_signal(number)

@@ -14,10 +14,10 @@ from easgd_cli.training.snapshot import Moment, Pace
 class Plan:
     """What a supervisor has to know of a run beforehand.
 
-    `has_master`: a master owns what is evaluated, else worker 0 does. `snapshots`: taken by the owner by itself, asked
-    for whenever the evaluator is free, or `deferred`: taken by the owner, measured at the end. `patience`: None where
-    nobody can be silent. `max_restarts`: how often in a row a worker or the master that dies is started again;
-    `master_returns`: whether a master is.
+    `has_master`: a master owns what is evaluated, else worker 0 does, and several need one another. `snapshots`: taken
+    by the owner by itself, asked for whenever the evaluator is free, or `deferred`: taken by the owner, measured at the
+    end. `patience`: None where nobody can be silent. `max_restarts`: how often in a row a worker or the master that
+    dies is started again; `master_returns`: whether a master is.
     """
 
     has_master: bool

@@ -34,6 +34,7 @@ class Distributed:
     """
 
     workers: int
+    masters: int = 1
     here: int | None = None
     address: str | None = None
     interface: str | None = None
@@ -45,7 +46,7 @@ class Distributed:
     _where: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        kinds.Local(self.workers)  # its limits: each worker has a process here
+        kinds.Local(self.workers, self.masters)  # its limits: each worker has a process here
         world = torchrun.world()
         if world is not None and self.workers != world.size:
             raise ValueError(

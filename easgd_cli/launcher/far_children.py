@@ -12,7 +12,7 @@ from typing import Any
 from easgd_cli.launcher.children import Children, Message
 from easgd_cli.launcher.gate import Gate
 from easgd_cli.launcher.links import HostLink
-from easgd_cli.launcher.parties import Party
+from easgd_cli.launcher.parties import Process
 from easgd_cli.launcher.stand_in import StandIn, StandInStart
 from easgd_cli.launcher.standstill import State
 from easgd_cli.training.worker import WorkerStart
@@ -34,7 +34,7 @@ class FarChildren(Children):
         self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
         self._longest: dict[str, float] = {}  # seconds in which nothing was heard of a host, the most so far
 
-    def start(self, party: Party, maker: Any, start: Any) -> None:
+    def start(self, party: Process, maker: Any, start: Any) -> None:
         if isinstance(party, int) and party >= self._here:
             assert isinstance(start, WorkerStart)
             self._gate.release(party)
@@ -47,7 +47,7 @@ class FarChildren(Children):
         else:
             super().start(party, maker, start)
 
-    def listen(self, party: Party) -> Iterator[Message]:
+    def listen(self, party: Process) -> Iterator[Message]:
         for message, enclosed in super().listen(party):
             if isinstance(party, int) and message["kind"] == "process":
                 self._states[party] = State(str(message["letter"]), int(message["ticks"]))
@@ -56,7 +56,7 @@ class FarChildren(Children):
             else:
                 yield message, enclosed
 
-    def state(self, party: Party) -> State | None:
+    def state(self, party: Process) -> State | None:
         """Of a worker elsewhere its own, not its stand-in's."""
         return self._states.get(party) if isinstance(party, int) and party >= self._here else super().state(party)
 
@@ -74,7 +74,7 @@ class FarChildren(Children):
     def facts(self) -> dict[str, Any]:
         return {"links": {link.host: link.facts() for link in self.links() if link.workers}}
 
-    def heard(self, seconds: float) -> list[Party]:
+    def heard(self, seconds: float) -> list[Process]:
         self._house()
         return super().heard(seconds)
 

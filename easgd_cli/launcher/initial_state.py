@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from easgd_cli.algorithms.base import CENTER, Seen
+from easgd_cli.algorithms.slices import of_slice
 from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher.job import Job
 from easgd_cli.record.checkpoint import Checkpoint
@@ -25,16 +26,19 @@ from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import EVALUATED, Moment
 from easgd_cli.training.variables import Variables, clocks_of
 from easgd_cli.training.worker import WorkerStart
+from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link
 
 
 class InitialState:
     """What each process is given. `resumed`: the checkpoint to go on from.
 
+    `collective`: whether messages go into a sum (`transport/collective.py`).
+
     `moment`: where the run as a whole begins; `threads`: of each worker.
     """
 
-    def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None):
+    def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None, collective: bool = False):
         self._job, self._settings, self._experiment, self._method, self._resumed = (
             job,
             experiment.settings,
@@ -42,13 +46,15 @@ class InitialState:
             experiment.method,
             resumed,
         )
-        s = self._settings
+        s, self._collective = self._settings, collective
         self.moment = (
             resumed.owner.moment if resumed is not None else Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0))
         )
         self.threads = worker_threads(s)
         self._devices = deal_devices(s.device, s.workers)
         [self._center_device] = deal_devices(s.center_device, 1, "center_device")
+        self._slices = experiment.slices
+        self.masters = len(self._slices)
         self._interval = Interval.parse("eval.every", s.eval.every)  # of snapshots, for the owner of what is evaluated
         self._pace = self._next_points()
 
@@ -61,9 +67,20 @@ class InitialState:
         """A session for every worker, its vectors in shared memory. Raises MemoryError."""
         own_average = self._method.alone and self._experiment.average is not None
         links = [
-            Link.new(i, self._method, self._experiment.size, self._experiment.dtype, average=own_average)
+            Link.new(
+                i,
+                self._method,
+                self._experiment.size,
+                self._experiment.dtype,
+                average=own_average,
+                masters=self.masters,
+            )
             for i in range(self._settings.workers)
         ]
+        if self._collective:
+            state = self._method.variables[CENTER].state
+            many = Replica.new(state, self._experiment.size, self._experiment.dtype, len(links))
+            links = [replace(link, replica=replica) for link, replica in zip(links, many, strict=True)]
         for link in links:
             vectors = self._vectors(link.worker)
             if self._method.variables:  # of a fragment that it has not heard of yet it is at the center
@@ -103,9 +120,9 @@ class InitialState:
     @property
     def returns(self) -> bool:
         """Whether a worker that is lost can come back, and a master be followed by another: the variables lie in the
-        memory of this machine, not on a GPU.
+        memory of this machine, not on a GPU. Where messages go into a sum, the others go on without them.
         """
-        return not self._method.alone and self._center_device == "cpu"
+        return not self._method.alone and self._center_device == "cpu" and not self._collective
 
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
         """Of a worker that was lost at its clock `t`, having said this `row` last."""
@@ -129,51 +146,60 @@ class InitialState:
         start.pace = self._points_after(moment)
         return start
 
-    def master(self, links: list[Link], clocks: dict[int, int]) -> MasterStart:
-        """Of the master of these sessions, whose workers begin at `clocks`. Its center is the caller's to close. Raises
-        MemoryError.
+    def served(self) -> list[int]:
+        """Exchanges before this start, of each master."""
+        owner = None if self._resumed is None else self._resumed.owner
+        if owner is None or self.masters == 1:
+            return [self.moment.exchanges] * self.masters
+        return [served for _, served in owner.masters]
+
+    def master(self, links: list[Link], clocks: dict[int, int], place: int = 0) -> MasterStart:
+        """Of the master of these sessions, whose workers begin at `clocks`, at that place among the masters. Its center
+        is the caller's to close. Raises MemoryError.
         """
-        s, average = self._settings, self._experiment.average
-        names = Variables.names(self._method, average=average is not None)
-        center = SharedTensors.allocate({name: ((self._experiment.size,), self._experiment.dtype) for name in names})
+        s, average, entries = self._settings, self._experiment.average, self._slices[place]
+        names, size = Variables.names(self._method, average=average is not None), entries.stop - entries.start
+        center = SharedTensors.allocate({name: ((size,), self._experiment.dtype) for name in names})
         start = MasterStart(
-            self._method,
+            of_slice(self._method, entries, self._experiment.size),
             average,
             center,
-            [link.for_master() for link in links],
+            [link.for_master(place, slice(None) if self.masters == 1 else entries) for link in links],
             self._interval,
             clocks=clocks,
         )
-        start.pace, start.device = self._pace, self._center_device
+        start.pace, start.device, start.several = self._pace, self._center_device, self.masters > 1
         start.tau, start.steps = s.tau, self._experiment.steps
         start.schedule = self._experiment.parts.schedule
         for name in names:
             if self._resumed is not None:
-                center[name].copy_(self._resumed.owner.vectors[name])
+                center[name].copy_(self._resumed.owner.vectors[name][entries])
             elif (of := name.rpartition(".")[2]) in EVALUATED:
-                center[name].copy_(self.evaluated()[of])
+                center[name].copy_(self.evaluated()[of][entries])
+        for link in links:
+            if link.replica is not None:
+                link.replica.begin(center.tensors)
         if self._resumed is not None:
             owner = self._resumed.owner
-            start.variables, start.couriers = {**owner.variables, CENTER: owner.clock}, owner.couriers
-            start.served, start.step, start.cpu_seconds = (
-                owner.moment.exchanges,
-                owner.moment.step,
-                owner.cpu_seconds,
-            )
+            clock = owner.masters[place][0] if self.masters > 1 else owner.clock
+            start.variables, start.couriers = {**owner.variables, CENTER: clock}, owner.couriers
+            start.served, start.step = self.served()[place], owner.moment.step
+            start.cpu_seconds = 0.0 if place else owner.cpu_seconds  # of all
         start.returns = bool(s.max_restarts and self.returns)
         if start.returns:
-            block, workers, variables = min(BLOCK, self._experiment.size), s.workers, self._method.variables
-            fragments = [of.fragments for of in variables.values()]
-            most = max(len(of.state) for of in variables.values()) + (average is not None)
-            couriers, x = self._method.couriers, ((self._experiment.size,), self._experiment.dtype)
-            beside = dict.fromkeys(Couriers.vectors_of(self._method), x)
-            start.ledger = Ledger.allocate(
-                most, block, self._experiment.dtype, workers, fragments, len(couriers), beside
-            )
-            known = [clocks_of(start.variables, name, of.fragments) for name, of in variables.items()]
-            ledger = Ledger(start.ledger, workers, fragments, [list(variables).index(name) for name in couriers])
-            ledger.begin_run(start.served, known, [start.couriers.get(name, 1) - 1 for name in couriers])
+            self._allocate_ledger(start, size)
         return start
+
+    def _allocate_ledger(self, start: MasterStart, size: int) -> None:
+        block, workers, variables = min(BLOCK, size), self._settings.workers, self._method.variables
+        fragments = [of.fragments for of in variables.values()]
+        most = max(len(of.state) for of in variables.values()) + (self._experiment.average is not None)
+        couriers, x = self._method.couriers, ((size,), self._experiment.dtype)
+        beside = dict.fromkeys(Couriers.vectors_of(self._method), x)
+        start.ledger = Ledger.allocate(most, block, self._experiment.dtype, workers, fragments, len(couriers), beside)
+        known = [clocks_of(start.variables, name, of.fragments) for name, of in variables.items()]
+        ledger = Ledger(start.ledger, workers, fragments, [list(variables).index(name) for name in couriers])
+        ledger.begin_run(start.served, known, [start.couriers.get(name, 1) - 1 for name in couriers])
 
     def _next_points(self) -> list[float] | None:
         """The next points of evaluation as the checkpoint has them, unless eval.every has been changed since."""

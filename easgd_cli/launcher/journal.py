@@ -64,7 +64,7 @@ class Journal:
         """Begins the record, or takes it back to the checkpoint. Raises RunError."""
         s = self._experiment.settings
         if self.resumed is not None:
-            entries = Entries.of(self._experiment.method, s.workers)
+            entries = Entries.of(self._experiment.method, s.workers, len(self._experiment.slices))
             for text in go_back(self._dir, self.resumed, s.workers, s.new_record, entries):
                 self.note(text)
         if self._experiment.data is not None and self._experiment.data.about is not None:

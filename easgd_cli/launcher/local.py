@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from easgd_cli.launcher.children import Children
 from easgd_cli.launcher.initial_state import InitialState
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal, log
+from easgd_cli.launcher.masters import Masters, Said
 from easgd_cli.launcher.parties import (
     EVALUATOR,
     MASTER,
@@ -30,6 +31,7 @@ from easgd_cli.launcher.parties import (
     Measure,
     Party,
     Patience,
+    Process,
     StartEvaluator,
     StartMaster,
     StartWorker,
@@ -37,6 +39,7 @@ from easgd_cli.launcher.parties import (
     TakeCheckpoint,
     TakeSnapshot,
     Wake,
+    party_of,
 )  # fmt: skip
 from easgd_cli.launcher.processes import Child
 from easgd_cli.launcher.recovery import Recovery
@@ -50,28 +53,31 @@ from easgd_cli.settings.schema import Interval
 from easgd_cli.system.devices import evaluator_threads
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
-from easgd_cli.training.master import Master
+from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.snapshot import Moment, Pace
-from easgd_cli.training.worker import WorkerLoop
+from easgd_cli.training.worker import WorkerLoop, WorkerStart
 
 _PATIENCE = Patience()
 _LOOK_UP_SECONDS = 0.1  # how long nothing may happen before signals are looked at
 
 
-def launch(job: Job, experiment: Experiment) -> Outcome:
-    """Runs the job to its end. Raises RunError when it could not be started."""
-    return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal))
+def launch(job: Job, experiment: Experiment, collective: bool = False) -> Outcome:
+    """Runs the job to its end. `collective`: the messages of rounds go into a sum. Raises RunError when it could not be
+    started.
+    """
+    return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, collective=collective))
 
 
 class Processes:
     """The processes of a run, and their supervisor's ears and hands. `children`: has them, and their logs there."""
 
     def __init__(
-        self, job: Job, experiment: Experiment, journal: Journal, children: Callable[[Path], Children] = Children
-    ):
+        self, job: Job, experiment: Experiment, journal: Journal, children: Callable[[Path], Children] = Children,
+        collective: bool = False,
+    ):  # fmt: skip
         self._experiment, self._journal = experiment, journal
         s, resumed, method = experiment.settings, journal.resumed, experiment.method
-        self._initial = InitialState(job, experiment, resumed)
+        self._initial = InitialState(job, experiment, resumed, collective)
         moment = self._initial.moment
         pace = Pace(Interval.parse("checkpoint.every", s.checkpoint.every))
         if resumed is not None:
@@ -88,27 +94,30 @@ class Processes:
         self._queue = SnapshotQueue(job.run_dir / "snapshots")
         self.supervisor = Supervisor(plan, journal, self._queue, moment)
         self._children = children(job.run_dir / "logs")
-        self._recovery = Recovery(self._children, self.supervisor, self._initial)
+        self._masters = Masters(self._initial.served())
+        self._recovery = Recovery(self._children, self.supervisor, self._initial, self._masters)
         self._watch = Watch(self._children, self.supervisor, faults.read(s), moment.exchanges)
         self._vectors = 2.0  # of an exchange, on the average
         self._waiting: list[int] = []  # workers whose messages the master keeps until a round is complete
+        self._lead: int | None = None  # in whose sessions the mark of a checkpoint travels
+        self._asked = 0  # snapshots that have been asked for
 
     # ---------------------------------------------------------------- start
 
     def start(self) -> None:
-        """Starts master, workers and evaluator, where their run begins. Raises RunError, MemoryError or OSError."""
+        """Starts masters, workers and evaluator, where their run begins. Raises RunError, MemoryError or OSError."""
         s, initial, resumed = self._experiment.settings, self._initial, self._journal.resumed
         recipe = self._experiment.recipe.shared()
-        links, clocks, owner = initial.links(), {}, None
+        links, clocks, owners = initial.links(), {}, list[MasterStart]()
         for link in links:
             start = initial.worker(link, recipe)
             clocks[link.worker] = start.t
-            self._children.start(link.worker, WorkerLoop, start)
+            self._start_worker(start)
             self.supervisor.advanced(link.worker, start.t)
-        if self.supervisor.plan.has_master:
-            owner = initial.master(links, clocks)
-            self._children.start(MASTER, Master, owner)
-        self._recovery.keep(recipe, links, owner)
+        for place, party in enumerate(self._masters.parties if self.supervisor.plan.has_master else ()):
+            owners.append(initial.master(links, clocks, place))
+            self._children.start(party, Master, owners[place])
+        self._recovery.keep(recipe, links, owners)
         self._evaluator_start = EvaluatorStart(recipe, evaluator_threads(s))
         self._journal.open()
         if s.eval.when == "running":
@@ -118,6 +127,9 @@ class Processes:
         else:
             self._queue.restore(resumed.pending)
         self._obey()
+
+    def _start_worker(self, start: WorkerStart) -> None:
+        self._children.start(start.link.worker, WorkerLoop, start)
 
     # ---------------------------------------------------------------- the loop
 
@@ -140,55 +152,77 @@ class Processes:
         began = self._children.began
         return self._initial.moment.seconds if began is None else time.monotonic() - began
 
-    def _hear(self, party: Party) -> None:
-        child = self._children[party]
+    def _hear(self, party: Process) -> None:
+        child, place = self._children[party], self._masters.place(party)
         for message, tensors in self._children.listen(party):
-            self._handle(party, child, message, tensors)
+            self._watch.heard(party)
+            if message["kind"] == "done":
+                self._done(party, child)
+            elif message["kind"] == "error":
+                child.error, child.refused = message["text"], message["refused"]
+            elif place is None:
+                self._handle(party_of(party), message, tensors)
+            elif message["kind"] != "ready":
+                self._pass_on(self._masters.hear(place, message, tensors))
+            elif self._masters.ready(place):
+                self._handle(MASTER, message, tensors)
         if child.gone and not child.done:
             child.done = True
             self._tell_end(party, child)
 
-    def _tell_end(self, party: Party, child: Child) -> None:
-        master = self._children.get(MASTER)
-        if isinstance(party, int) and master is not None and master.process.ended and not master.done:
-            self._hear(MASTER)  # if the worker ended because the master did, that is the news
-            if self.supervisor.over:
+    def _done(self, party: Process, child: Child) -> None:
+        child.done = True
+        if isinstance(party, int):
+            self._tell_masters({"kind": "gone", "worker": party})  # the next one may not have heard its end
+
+    def _pass_on(self, said: Iterable[Said]) -> None:
+        """What the masters say, as one."""
+        for message, tensors in said:
+            self._handle(MASTER, message, tensors)
+
+    def _tell_end(self, party: Process, child: Child) -> None:
+        for master in self._masters.parties if isinstance(party, int) else ():
+            of = self._children.get(master)
+            if of is not None and of.process.ended and not of.done:
+                self._hear(master)  # if the worker ended because the master did, that is the news
+                if self.supervisor.over:
+                    return
+        if (place := self._masters.place(party)) is not None:
+            self._masters.forget_last(place)
+            self._pass_on(self._masters.forget_checkpoint())
+            if not self._masters.ended(place):
                 return
+        elif party == self._lead:  # it may have marked the place of one master and not of another
+            self._pass_on(self._masters.forget_checkpoint())
         self.supervisor.ended(
-            party, child.how, refused=child.refused, raised=child.error is not None, log_file=str(child.log)
+            party_of(party), child.how, refused=child.refused, raised=child.error is not None, log_file=str(child.log)
         )
 
-    def _handle(self, party: Party, child: Child, message: dict[str, Any], tensors: SharedTensors | None) -> None:
+    def _handle(self, party: Party, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         kind, supervisor = message["kind"], self.supervisor
-        self._watch.heard(party)
         if kind == "ready":
             supervisor.ready(party)
-        elif kind == "done":
-            child.done = True
-            if isinstance(party, int) and self.supervisor.plan.has_master:
-                self._children.tell(
-                    MASTER, {"kind": "gone", "worker": party}
-                )  # the next master may not have heard its end
-        elif kind == "error":
-            child.error, child.refused = message["text"], message["refused"]
         elif kind == "news":
             supervisor.advanced(_worker(party), message["t"])
             for row in message["rows"]:
                 self._recovery.row(_worker(party), row)
                 supervisor.row(row)
         elif kind == "served":
-            self._recovery.served(message["workers"])
+            supervisor.served(message["workers"])
             moment = Moment(message["seconds"], message["step"], message["exchanges"])
             supervisor.owner_at(moment)
             self._waiting, self._vectors = message["waiting"], message["vectors"]
-            supervisor.system(moment, master_cpu_seconds=message["cpu"])
+            supervisor.system(moment, **({"master_cpu_seconds": message["cpu"]} if "cpu" in message else {}))
             self._watch.served(moment.exchanges)
+        elif kind == "order":
+            supervisor.served(message["workers"])
         elif kind == "lost":
             log.info("master: the session of worker %d has ended", message["worker"])
         elif kind == "joined":
             supervisor.joined(_worker(party), message["t"])
         elif kind == "returned":
-            supervisor.returned(message["worker"], message["t"], message["lost"], message["missed"])
+            master = message["master"] if len(self._masters.parties) > 1 else None
+            supervisor.returned(message["worker"], message["t"], message["lost"], message["missed"], master)
         elif kind == "rejoins":
             supervisor.rejoins(_worker(party), message["t"], message["why"])
         elif kind == "fault":
@@ -203,7 +237,7 @@ class Processes:
             self._watch.measured()
             supervisor.evaluated(message["number"], message["metrics"])
         else:
-            raise AssertionError(f"{child.name} sent {kind}")
+            raise AssertionError(f"{party} sent {kind}")
 
     def _snapshot(self, message: dict[str, Any], tensors: SharedTensors | None) -> None:
         moment = Moment.read(message["moment"])
@@ -215,10 +249,11 @@ class Processes:
         else:
             owner = OwnerState(
                 moment, message["clock"], _taken(tensors), message["cpu"], message["pace"],
-                message.get("variables", {}), message.get("couriers", {}),
+                message.get("variables", {}), message.get("couriers", {}), message.get("masters", []),
             )  # fmt: skip
             if message["purpose"] == "last":
                 self.supervisor.closing(owner)
+                self._tell_masters({"kind": "close"})  # unless they have been told to stop before
             else:
                 self.supervisor.owner_state(owner, message["purpose"] == "final")
 
@@ -241,35 +276,54 @@ class Processes:
             children.start_when_possible(command.worker, partial(recovery.worker, command.worker, command.t))
         elif isinstance(command, GiveUpWorker):
             children.forget_start(command.worker)
-            children.tell(MASTER, {"kind": "gone", "worker": command.worker})
+            self._tell_masters({"kind": "gone", "worker": command.worker})
         elif isinstance(command, StartMaster):
-            children.start_when_possible(MASTER, partial(recovery.master, command.stopped))
+            children.start_when_possible(MASTER, partial(self._next_masters, command.stopped))
         elif isinstance(command, Measure):
             snapshot = command.snapshot
             children.tell(EVALUATOR, {"kind": "evaluate", "number": snapshot.number}, snapshot.shared())
             self._watch.measuring()
         elif isinstance(command, TakeSnapshot):
-            children.tell(MASTER if self.supervisor.plan.has_master else 0, {"kind": "snapshot"})
+            self._asked += 1
+            asked = {"kind": "snapshot", "number": self._asked}
+            if self.supervisor.plan.has_master:
+                self._tell_masters(asked)
+            else:
+                children.tell(0, asked)
         elif isinstance(command, TakeCheckpoint):
+            self._lead = command.lead
+            self._masters.marks()
             if command.lead is None:
-                children.tell(
-                    MASTER, {"kind": "checkpoint"}
-                )  # which tells the workers, in its next reply to all of them
+                # which tells the workers, in its next reply to all of them
+                self._tell_masters({"kind": "checkpoint"})
             else:
                 for worker in command.workers:
                     children.tell(worker, {"kind": "checkpoint", "lead": worker == command.lead})
         elif isinstance(command, Stop):
             if children.is_due(MASTER):
-                children.start_when_possible(MASTER, partial(recovery.master, stopped=True))
-            elif self.supervisor.plan.has_master:
-                # or a worker that is silent would keep all others in its round, and those that have ended would close
-                children.tell(MASTER, {"kind": "stop"})
+                children.start_when_possible(MASTER, partial(self._next_masters, stopped=True))
+            # or a worker that is silent would keep all others in its round, and those that have ended would close
+            self._tell_masters({"kind": "stop"})
             for worker in command.workers:
                 children.tell(worker, {"kind": "stop"})
         elif isinstance(command, Wake):
             children.signal(signal.SIGCONT)
         elif isinstance(command, Kill):
-            children.signal(signal.SIGKILL, command.party)
+            masters = [p for p in self._masters.parties if p in children and not children[p].done]
+            children.signal(signal.SIGKILL, *(masters if command.party == MASTER else [command.party]))
+
+    def _tell_masters(self, message: dict[str, Any]) -> None:
+        """A message to all that are there."""
+        for party in self._masters.parties if self.supervisor.plan.has_master else ():
+            self._children.tell(party, message)
+
+    def _next_masters(self, stopped: bool) -> None:
+        """Starts those again that have died."""
+        for place in self._masters.to_replace():
+            if (entries := self._recovery.unheard(place)) is None:
+                return
+            self._pass_on(self._masters.hear(place, {"kind": "order", "workers": entries}, None))
+            self._recovery.master(place, stopped)
 
     # ---------------------------------------------------------------- closing
 

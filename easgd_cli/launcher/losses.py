@@ -67,12 +67,13 @@ class Losses:
             self._members.come_back(worker, t)
             self._journal.note(f"worker {worker} is back, at its step {t}")
 
-    def returned(self, worker: int, t: int, lost: int, missed: int) -> None:
+    def returned(self, worker: int, t: int, lost: int, missed: int, master: int | None) -> None:
         """The owner has given it the center; see the supervisor's event."""
         alive = self._members.alive + self._members[worker].away  # it may not yet have said so itself
         self._journal.system(
             self._course.told, workers_alive=alive, restarts=self.restarts, returned=worker, returned_at=t,
             steps_lost=lost, steps_missed=missed,
+            **({} if master is None else {"master": master}),
         )  # fmt: skip
 
     def awaits(self, member: Member) -> bool:
@@ -143,6 +144,11 @@ class Losses:
         elif not members.alive and not members.away and not self._shutdown.begun:
             self._fail(
                 f"every worker has died ({'; '.join(sorted(set(members.lost.values())))}); see {log_file}. "
+                f"{self._journal.how_to_go_on()}"
+            )
+        elif not self._plan.has_master and not self._shutdown.begun and not refused:
+            self._fail(
+                f"worker {worker} died ({how}), and the others cannot go on without it; see {log_file}. "
                 f"{self._journal.how_to_go_on()}"
             )
         else:

@@ -11,6 +11,17 @@ from easgd_cli.record.metrics import worker_name
 MASTER: Final = "master"
 EVALUATOR: Final = "evaluator"
 Party = int | Literal["master", "evaluator"]  # a worker is its number
+Process = int | str  # the same, and by names of their own what masters there are beside the first
+
+
+def master_at(place: int) -> Process:
+    """The master at that place among several; they are one party."""
+    return MASTER if place == 0 else f"{MASTER}_{place}"
+
+
+def party_of(process: Process) -> Party:
+    """Whose process this is."""
+    return process if isinstance(process, int) else EVALUATOR if process == EVALUATOR else MASTER
 
 
 def title(party: Party) -> str:

@@ -7,6 +7,7 @@ error of the server's.
 from __future__ import annotations
 
 import errno
+import gc
 from contextlib import suppress
 from multiprocessing import forkserver
 from types import SimpleNamespace
@@ -44,6 +45,7 @@ def make_ready() -> None:
                 return 1
             raise
 
+    gc.freeze()  # what a collector looks at it marks, and each child would have a copy of it: 30 MB
     server.reduction = SimpleNamespace(**{**vars(server.reduction), "recvfds": received})  # for the server alone
     server._serve_one = serve_one
     name_process(READY)

@@ -63,7 +63,8 @@ class StandIn:
     def __init__(self, start: StandInStart, channel: Channel):
         self._channel, self._posting = channel, threading.Lock()
         self._wake, self._woken = socket.socketpair()
-        self._sessions: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()  # with next masters
+        # with next masters, by their places
+        self._sessions = [queue.SimpleQueue[socket.socket]() for _ in start.link.sockets]
         self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
         self._ready, self._end = threading.Event(), dict[str, Any]()
         sock, self._host = self._connected(start)
@@ -71,7 +72,7 @@ class StandIn:
         self._connection = Connection(sock, start.silence, memory.nbytes(), Turn(start.turns))
         for number in (signal.SIGCONT, signal.SIGQUIT):
             signal.signal(number, lambda number, _: self._connection.say({"kind": "signal", "number": number}))
-        end = SharedWorkerEnd(start.link, None, self._sessions.get)
+        end = SharedWorkerEnd(start.link, None, lambda place: self._sessions[place].get())
         self._asks = WorkerStandIn(end, memory.tensors, start.link.variables, start.link.packing, self._connection)
         # one that comes back takes everything from the center
         held = {} if start.begin["returns"] else {n: v for n, v in memory.tensors.items() if v.any()}
@@ -93,7 +94,7 @@ class StandIn:
                 if message["kind"] == "connection":
                     host = (enclosed, message["host"])
                 elif message["kind"] == "session":
-                    self._sessions.put(enclosed)
+                    self._sessions[message["place"]].put(enclosed)
                 elif message["kind"] == "start":  # of a run that is under way
                     begins = (message, enclosed)
                 else:
@@ -126,7 +127,7 @@ class StandIn:
         select.select(watched, [] if said_all else [self._channel], [], _LOOK_UP_SECONDS)
         for message, enclosed in self._channel.receive():
             if message["kind"] == "session":
-                self._sessions.put(enclosed)
+                self._sessions[message["place"]].put(enclosed)
             else:
                 self._connection.say(message)
         if time.monotonic() - self._told > _LINK_SECONDS:

@@ -110,12 +110,12 @@ class Supervisor:
         """A worker that was lost has the center, and trains again from its clock `t` on."""
         self._losses.joined(worker, t)
 
-    def returned(self, worker: int, t: int, lost: int = 0, missed: int = 0) -> None:
+    def returned(self, worker: int, t: int, lost: int = 0, missed: int = 0, master: int | None = None) -> None:
         """The owner has given the center to a worker that was lost: after the exchanges that have been said, and before
         the next. `lost`: its steps whose work has not reached the center, and will not; `missed`: those that its clock
-        leaves out.
+        leaves out; `master`: which of several it was.
         """
-        self._losses.returned(worker, t, lost, missed)
+        self._losses.returned(worker, t, lost, missed, master)
 
     def rejoins(self, worker: int, t: int, why: str) -> None:
         """At its step `t` a worker goes back to the center, unless it has often done so and got no further."""

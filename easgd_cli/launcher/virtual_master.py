@@ -183,7 +183,7 @@ class VirtualMaster:
         members = [request for request, _ in served]
         self.queueing.add([self._began - arrived for _, arrived in served], self._events.now - self._began)
         lent = [(request.worker, *self._sessions.lent(request)) for request in members]
-        self._all.vectors += self.center.serve(lent, fragment=members[0].fragment)
+        self._all.vectors += self._sessions.slice * self.center.serve(lent, fragment=members[0].fragment)
         self._all.exchanges += len(members)
         for request in members:
             if request.vector != PULL:

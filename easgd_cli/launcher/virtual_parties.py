@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import Variable, Worker
+from easgd_cli.algorithms.base import CENTER, Variable, Worker
+from easgd_cli.algorithms.slices import of_slice
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.cost_model import CostModel
 from easgd_cli.launcher.job import Job
@@ -30,7 +31,7 @@ from easgd_cli.training.meter import Meter
 from easgd_cli.training.snapshot import EVALUATED, Moment
 from easgd_cli.training.variables import Variables
 from easgd_cli.transport.base import PULL, Request
-from easgd_cli.transport.simulated import Events, Network, Wire
+from easgd_cli.transport.simulated import Events, Network, ShardedWorkerEnd, SimulatedWorkerEnd, Wire
 
 # Of each variable: whose exchanges were served, in their order, and who came back to it: after how many exchanges with
 # it, and at which clock.
@@ -53,27 +54,40 @@ class VirtualParties:
         self.problem = self._parts.problem
         self._gradients = ProblemGradients(self.problem, s.clip)
         self.events = Events()
+        self._slices = experiment.slices
+        shares = [(of.stop - of.start) / experiment.size for of in self._slices]
         network = costs.network(experiment.vector_bytes)
-        self.wire = Wire(network, self.events, method.variables)
+        self.wire = Wire(network, self.events, method.variables, shares)
         self.workers = [self._worker(i) for i in range(s.workers)]
         self.couriers = {name: self._courier(name, s.workers + i) for i, name in enumerate(method.couriers)}
         self._of = {courier.w.number: courier for courier in self.couriers.values()}
         self.variables = self._variables()
-        self._names = list(self.variables.centers)
+        centers = self._centers()
+        self._names = [name for name, _ in centers]
+        # of workers that come back, where several masters have slices: what has been given them so far, by the places
+        self._given: dict[int, dict[int, tuple[Tensor, int, int]]] = {}
         self.served_in_all, recorded = Served(), self._recorded(resumed)
         self.masters = [
             VirtualMaster(
                 center, self.wire.master(place), self._gathering(center.variable, place, recorded), self.events,
                 costs.service,
-                partial(self._come_back, center), place, self.served_in_all, self._deaths(name),
+                partial(self._come_back, center, place), place, self.served_in_all, self._deaths(name),
                 partial(_round_seconds, costs.service, network) if network.ring and center.variable.in_rounds else None,
             )
-            for place, (name, center) in enumerate(self.variables.centers.items())
+            for place, (name, center) in enumerate(centers)
         ]  # fmt: skip
         self.clocks = dict.fromkeys(range(s.workers), 0)
 
-    def _come_back(self, home: Center, worker: int, t: int) -> None:
-        self.workers[worker].come_back(home.vectors["x"], home.clock, t)
+    def _come_back(self, home: Center, place: int, worker: int, t: int) -> None:
+        if len(self._slices) == 1:
+            self.workers[worker].come_back(home.vectors["x"], home.clock, t)
+            return
+        given = self._given.setdefault(worker, {})
+        given[place] = (home.vectors["x"].clone(), home.clock, t)
+        if len(given) == len(self._slices):
+            x = torch.cat([given[i][0] for i in range(len(given))])
+            del self._given[worker]
+            self.workers[worker].come_back(x, given[0][1], max(t for _, _, t in given.values()))
 
     def _deaths(self, variable: str) -> list[int]:
         """After which of its exchanges this variable is lost, by the faults of the run."""
@@ -96,7 +110,11 @@ class VirtualParties:
         vectors = self._vectors_from(start, (*method.state, *method.scratch))
         if method.alone and self.average is not None:
             vectors["average"] = start.clone()
-        session = None if method.alone else self.wire.end(i, vectors, start.clone(), method.home(i))
+        session: SimulatedWorkerEnd | ShardedWorkerEnd | None = None
+        if len(self._slices) > 1:
+            session = self.wire.ends(i, vectors, start.clone(), self._slices)
+        elif not method.alone:
+            session = self.wire.end(i, vectors, start.clone(), method.home(i))
         w = Worker(vectors, s.tau, self._parts.schedule, number=i)
         given, checked = faults.read(s), s.on_nan == "rejoin" and not method.alone
         suffers = faults.Faults(given, s.seed, i) if given or checked else None
@@ -123,6 +141,17 @@ class VirtualParties:
         names = Variables.names(method, average=average is not None)
         return Variables(method, Variables.begin(names, self._experiment.start.to(self.device)), average=average)
 
+    def _centers(self) -> list[tuple[str, Center]]:
+        """What has a master each: the variables, or the slices of the center where several masters have it."""
+        if len(self._slices) == 1:
+            return list(self.variables.centers.items())
+        found: list[tuple[str, Center]] = []
+        for place, entries in enumerate(self._slices):
+            [variable] = of_slice(self._parts.method, entries, self._experiment.size).variables.values()
+            vectors = {name: v[entries] for name, v in self.variables.vectors.items()}
+            found.append((f"{CENTER}/{place}", Center(variable, vectors, average=self.average)))
+        return found
+
     def _vectors_from(self, start: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         return {name: start.clone() if name in EVALUATED else torch.zeros_like(start) for name in names}
 
@@ -133,14 +162,15 @@ class VirtualParties:
             return None
         source, method = Path(str(s.replay)), self._parts.method
         if resumed is not None:
-            return [([], []) for _ in method.variables]
-        order = read_order(source / "exchanges.bin", Entries.of(method, s.workers))
-        orders = by_variable(order, len(method.variables))
+            return [([], []) for _ in self._names]
+        order = read_order(source / "exchanges.bin", Entries.of(method, s.workers, len(self._slices)))
+        orders = by_variable(order, len(self._names))
         returns: list[list[tuple[int, int, int]]] = [[] for _ in orders]
-        for at, worker, t in returns_of(source / "metrics.jsonl", s.workers):
-            place = self._names.index(method.home(worker))
-            before = sum(entry >> 16 == place for entry in order[:at])  # exchanges with that variable
-            returns[place].append((before, worker, t))
+        for at, worker, t, master in returns_of(source / "metrics.jsonl", s.workers):
+            place = self._names.index(method.home(worker)) if len(self._slices) == 1 else master
+            if place < len(orders):
+                before = sum(entry >> 16 == place for entry in order[:at])  # exchanges with that variable
+                returns[place].append((before, worker, t))
         return list(zip(orders, returns, strict=True))
 
     def _gathering(self, variable: Variable, place: int, recorded: Recording | None) -> Gathering:
@@ -158,6 +188,11 @@ class VirtualParties:
         return Moment(self.events.now, sum(clocks.values()) / len(clocks), self.served, dict(clocks))
 
     @property
+    def sharded(self) -> bool:
+        """Whether several masters have a slice of the center each."""
+        return len(self._slices) > 1
+
+    @property
     def served(self) -> int:
         """Exchanges so far."""
         return self.masters[0].served if self.masters else 0
@@ -165,6 +200,8 @@ class VirtualParties:
     @property
     def owner_clock(self) -> int:
         """Of the owner of what is evaluated: updates of the center, or steps of the single worker."""
+        if len(self._slices) > 1:
+            return self.masters[0].center.clock
         return self.variables.clock if self.masters else self.workers[0].w.t
 
     @property
@@ -192,9 +229,12 @@ class VirtualParties:
             return
         closing = {worker for master in self.masters for worker in master.closing}
         there = {worker for worker in self.wire.open if worker not in self._of}
+        everybody = closing == there
+        if len(self._slices) > 1:  # whose messages have reached all masters
+            everybody = all(master.closing == there for master in self.masters)
         for master in self.masters:
             if master.rounds_are_over or not away:
-                master.close(closing == there)
+                master.close(everybody)
 
     def updated(self, requests: Sequence[Request]) -> None:
         """These have been served together; a courier may be waiting for it."""

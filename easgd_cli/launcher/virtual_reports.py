@@ -54,7 +54,10 @@ class VirtualReports:
             self.owner()
             for worker, t, lost, missed in master.returned:
                 self._parties.clocks[worker] = t
-                self._supervisor.returned(worker, t, lost, missed)
+                if not self._parties.sharded:
+                    self._supervisor.returned(worker, t, lost, missed)
+                else:  # the steps are lost once
+                    self._supervisor.returned(worker, t, *((0, 0) if place else (lost, missed)), place)
             master.returned.clear()
 
     def changed(self) -> None:

@@ -14,7 +14,7 @@ from easgd_cli.launcher.virtual_reports import VirtualReports
 from easgd_cli.launcher.virtual_worker import READY, VirtualWorker
 from easgd_cli.record.checkpoint import Checkpoint
 from easgd_cli.training.faults import Rejoin
-from easgd_cli.transport.simulated import ARRIVE, ENTER, SHARED, Event
+from easgd_cli.transport.simulated import ARRIVE, ENTER, REPLY, SHARED, Event
 
 BEGIN = "begin"  # the event of a worker whose next step begins
 BACK = "back"  # of a variable that was lost, by its place
@@ -51,9 +51,10 @@ class VirtualTraining:
         """
         if event.kind == SHARED:
             return self._parties.wire.is_stale(event)
-        if event.kind not in (ARRIVE, ENTER, JOIN) or not self._parties.too_late(event.worker):
+        worker = event.worker & 0xFFFF
+        if event.kind not in (ARRIVE, ENTER, JOIN) or not self._parties.too_late(worker):
             return False
-        self._parties.workers[event.worker].turn = None  # given back
+        self._parties.workers[worker].turn = None  # given back
         return True
 
     def happen(self, event: Event) -> None:
@@ -66,7 +67,14 @@ class VirtualTraining:
         elif event.kind in (ARRIVE, ENTER, SHARED):
             self._parties.wire.deliver(event)
             self._listen()
-        elif (courier := self._parties.courier(event.worker)) is not None:
+        elif event.kind == REPLY:
+            if (all_are_there := self._parties.wire.replied(event)) is not None:
+                self._replied(all_are_there)
+        else:
+            self._happen_to(self._parties.workers[event.worker], event)
+
+    def _replied(self, event: Event) -> None:
+        if (courier := self._parties.courier(event.worker)) is not None:
             courier.replied()
         else:
             self._happen_to(self._parties.workers[event.worker], event)

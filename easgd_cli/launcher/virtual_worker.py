@@ -22,7 +22,7 @@ from easgd_cli.training.drive import Gradients, StepResult, Turn
 from easgd_cli.training.faults import Rejoin, Watched
 from easgd_cli.training.meter import Meter
 from easgd_cli.transport.base import Kind, Reply
-from easgd_cli.transport.simulated import Events, SimulatedWorkerEnd
+from easgd_cli.transport.simulated import Events, ShardedWorkerEnd, SimulatedWorkerEnd
 
 READY: Final = "ready"  # the event of a worker: all its rule waits for is there
 
@@ -31,7 +31,8 @@ class VirtualWorker:
     """One of them. `gradients` serve all; `session`: None where there is no center."""
 
     def __init__(
-        self, method: Method, w: Worker, session: SimulatedWorkerEnd | None, meter: Meter, gradients: Gradients,
+        self, method: Method, w: Worker, session: SimulatedWorkerEnd | ShardedWorkerEnd | None, meter: Meter,
+        gradients: Gradients,
         costs: CostModel, seed: int, events: Events, faults: Faults | None = None, checked: bool = False,
     ):  # fmt: skip
         self.w, self.session, self.meter = w, session, meter

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from easgd_cli.launcher.children import Children
 from easgd_cli.launcher.journal import log
 from easgd_cli.launcher.links import Links
-from easgd_cli.launcher.parties import EVALUATOR, MASTER, Party
+from easgd_cli.launcher.parties import EVALUATOR, MASTER, Process, party_of
 from easgd_cli.launcher.standstill import Standstill
 from easgd_cli.launcher.supervisor import Supervisor
 from easgd_cli.settings.faults import Fault
@@ -27,19 +27,19 @@ class Watch:
         self._children, self._supervisor = children, supervisor
         self._standstill = Standstill()
         self._links: Links | None = None  # from when there are any to tell of
-        self._silent: set[Party] = set()
-        self._asleep: dict[Party, float] = {}  # stopped by a fault on purpose, and when they are to be woken
+        self._silent: set[Process] = set()
+        self._asleep: dict[Process, float] = {}  # stopped by a fault on purpose, and when they are to be woken
         self._of_master = [f for f in faults if f.exchange is not None and f.exchange >= served]
         self._of_evaluator = [f for f in faults if f.evaluation is not None]
         self._measured = 0
 
-    def heard(self, party: Party) -> None:
+    def heard(self, party: Process) -> None:
         """It has said something."""
         self._asleep.pop(party, None)
         if self._children.began is not None:
             self._standstill.heard(party, time.monotonic())
 
-    def look(self, waiting: Collection[Party]) -> None:
+    def look(self, waiting: Collection[Process]) -> None:
         """Tells the supervisor who stands still, but for those that wait for others, and wakes whose time is over."""
         now = time.monotonic()
         if self._standstill.due(now):
@@ -57,18 +57,18 @@ class Watch:
             moment = Moment(max(self._supervisor.now, told.seconds), told.step, told.exchanges)
             self._links.look(links, moment, last)
 
-    def _tell(self, waiting: Collection[Party], now: float) -> None:
+    def _tell(self, waiting: Collection[Process], now: float) -> None:
         there = {party: self._children.state(party) for party, child in self._children.items() if not child.done}
         silent = self._standstill.look(there, waiting if self._children.began is not None else list(there), now)
         for party in self._silent - silent.keys():
-            self._supervisor.goes_on(party)
+            self._supervisor.goes_on(party_of(party))
         for party, (seconds, stopped) in silent.items():
-            self._supervisor.silent(party, seconds, stopped=stopped)
+            self._supervisor.silent(party_of(party), seconds, stopped=stopped)
         self._silent = set(silent)
 
     # ---------------------------------------------------------------- faults on purpose
 
-    def said(self, party: Party, what: str, seconds: float) -> None:
+    def said(self, party: Process, what: str, seconds: float) -> None:
         """A worker is about to suffer a fault of its own; one that stops itself is woken after so many `seconds`."""
         log.info("%s: a fault on purpose, %s", self._children[party].name, what)
         if what == "stop":
@@ -91,6 +91,6 @@ class Watch:
         """And has measured it."""
         self._measured += 1
 
-    def _inflict(self, party: Party, fault: Fault) -> None:
+    def _inflict(self, party: Process, fault: Fault) -> None:
         self.said(party, fault.kind, fault.seconds)
         self._children.signal(signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP, party)

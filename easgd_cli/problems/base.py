@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.classification import metrics_of
@@ -53,6 +53,18 @@ class Problem(Protocol):
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
         """What is saved of `x` [d]: plain CPU tensors by name."""
+
+
+class OfNet(Problem, Protocol):
+    """A problem whose gradients are those of a torch net, for those who move its parameters themselves."""
+
+    def wrapped(self, wrap: Callable[[nn.Module], nn.Module], x: Tensor) -> list[nn.Parameter]:
+        """From here on `backward` goes through what `wrap` makes of the net, DistributedDataParallel say. Returns the
+        net's parameters, for an optimizer, in the order in which they stand in x [d], where they begin.
+        """
+
+    def backward(self) -> None:
+        """Adds the gradient of the loaded batch's loss, without the l2 term, to those of the net's parameters."""
 
 
 def statistics_of(problem: Any) -> int:

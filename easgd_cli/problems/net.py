@@ -73,7 +73,8 @@ class NetProblem:
         rates = parts(self.flat, groups, {"eta": 1.0, "weight_decay": None})
         self.parts = [] if len(rates) == 1 and rates[0][2] == (1.0, None) else [Part(b, e, *v) for b, e, v in rates]
         # Bound to one vector after another it stays one graph: a parameter's address is no part of what is compiled.
-        self._differentiated = compiled(model) if compile else model
+        self._compiled = compiled if compile else _as_it_is
+        self._differentiated = self._compiled(model)
         self._tf32 = precision == "tf32"
         self._autocast = autocast(device, precision)
         self._data = data.training_on(self.device)
@@ -153,14 +154,31 @@ class NetProblem:
                 torch.mul(x[begin:end], l2, out=g[begin:end])
             else:
                 g[begin:end].zero_()
+        self.backward()
+        if self.statistics:
+            torch.sub(x[self.flat.size :], self._running.vector, out=self.flat.gradient_and_behind[self.flat.size :])
+        return self.flat.gradient_and_behind
+
+    def wrapped(self, wrap: Callable[[nn.Module], nn.Module], x: Tensor) -> list[nn.Parameter]:
+        """From here on `backward` goes through what `wrap` makes of the net, DistributedDataParallel say. Returns the
+        net's parameters, for an optimizer, in the order in which they stand in x [size], where they begin.
+        """
+        begins = x.clone()
+        self.flat.bind(begins)
+        self._model.zero_grad(set_to_none=True)
+        self._differentiated = self._compiled(wrap(self._model))
+        begins.copy_(x)  # DistributedDataParallel has given all processes those of the first
+        return [p for p in self._model.parameters() if p.requires_grad]
+
+    def backward(self) -> None:
+        """Adds the gradient of the loaded batches' mean loss, dropout on and without the l2 term, to those of the net's
+        parameters, where these are.
+        """
         if not self._model.training:
             self._model.train()
         use_tf32(self.device, self._tf32)
         losses = [self._differentiate(i, *batch) for i, batch in enumerate(self._loaded)]
         self.loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        if self.statistics:
-            torch.sub(x[self.flat.size :], self._running.vector, out=self.flat.gradient_and_behind[self.flat.size :])
-        return self.flat.gradient_and_behind
 
     def _differentiate(self, i: int, inputs: Any, targets: Any) -> Tensor:
         """Adds the gradient of the i-th loaded batch to the flat one; returns its share of the loss []."""
@@ -247,6 +265,10 @@ class NetProblem:
                     totals[name] = torch.zeros((), dtype=torch.float64, device=self.device)
                 totals[name] += value
         return self.task.figures({name: float(value) for name, value in totals.items()})
+
+
+def _as_it_is(net: nn.Module) -> nn.Module:
+    return net
 
 
 def _check(batch_norm: str, batch_norm_images: int | None, precision: str, model: nn.Module) -> None:

@@ -45,7 +45,8 @@ class OwnerState:
     """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
 
     `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and
-    in seconds; `variables`, `couriers`: the clocks of other variables, and of couriers by their variables.
+    in seconds; `variables`, `couriers`: the clocks of other variables, and of couriers by their variables; `masters`:
+    of several the clock of each, and the exchanges it has served.
     """
 
     moment: Moment
@@ -55,6 +56,7 @@ class OwnerState:
     pace: list[float] = field(default_factory=lambda: [0.0, 0.0])
     variables: dict[str, int] = field(default_factory=dict)
     couriers: dict[str, int] = field(default_factory=dict)
+    masters: list[list[int]] = field(default_factory=list)
 
 
 @dataclass

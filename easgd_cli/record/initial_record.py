@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from easgd_cli.algorithms.base import CENTER
 from easgd_cli.experiment import build
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
@@ -43,12 +44,14 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "precision": s.precision,
         "length": length(s), "until": levels(s), "symbols": sorted(build.symbols_used(s)),
         # so that nobody who looks at the run has to run its code
-        "exchange": how_it_exchanges(build.method(s), s.eta),
+        "exchange": "in rounds" if build.of_copies(s) else how_it_exchanges(build.method(s), s.eta),
         "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in hparams(s).items()},
         "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
     if len(experiment.method.variables) > 1:
         facts["variables"] = list(experiment.method.variables)
+    if len(experiment.slices) > 1:
+        facts["variables"] = [f"{CENTER}/{place}" for place in range(len(experiment.slices))]
     if s.auto.probes:
         facts["tau_chosen"] = {"share": s.auto.share, "probes": s.auto.probes}
     texts = {
@@ -67,7 +70,7 @@ def hparams(s: Settings) -> dict[str, Value]:
     """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols
     its method does not use.
     """
-    exchanges = not build.method(s).alone
+    exchanges = not build.method(s).alone or build.periodic(s)
     uses = build.symbols_used(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in GROUPS}
     found |= {

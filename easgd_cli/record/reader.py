@@ -61,7 +61,7 @@ _SUMMARY: dict[str, Any] = {
     "steps": dict[str, int], **dict.fromkeys(("evaluated", "seconds", "communication.staleness"), dict[str, float]),
     **dict.fromkeys(("center", "average", "length", "until"), dict[str, float | None]),
     "lost": dict[str, str], "lost_before": dict[str, list[float]], "metrics": list[dict[str, Any]],
-    "goodput": dict[str, float], "links": dict[str, dict[str, Any]],
+    "goodput": dict[str, float], "links": dict[str, dict[str, Any]], "under": str,
     "symbols": list[str], "exchange": str, "hparams": dict[str, Any], "files": dict[str, dict[str, Any]],
     "resumed": dict[str, Any],
     **dict.fromkeys(("hardware", "versions", "communication"), dict[str, Any]),

@@ -50,12 +50,16 @@ def read_rows(path: Path, workers: int | None = None, damaged: list[int] | None 
                 raise BadFile(path, f"is not a row of the record ({wrong})", number)
 
 
-def returns_of(path: Path, workers: int) -> list[tuple[int, int, int]]:
-    """The workers that came back while their run went on, by its metrics.jsonl: after how many exchanges, who, and at
-    which clock. Of rows that cannot be read there are none.
+def returns_of(path: Path, workers: int) -> list[tuple[int, int, int, int]]:
+    """The workers that came back while their run went on, by its metrics.jsonl: after how many exchanges, who, at
+    which clock, and to which of several masters. Of rows that cannot be read there are none.
     """
     rows = read_rows(path, workers, damaged=[]) if path.exists() else ()
-    return [(row["exchanges"], row["returned"], row["returned_at"]) for row in rows if "returned" in row]
+    return [
+        (row["exchanges"], row["returned"], row["returned_at"], row.get("master", 0))
+        for row in rows
+        if "returned" in row
+    ]
 
 
 def _next(path: Path, file: Any, number: int) -> bytes:
@@ -103,9 +107,9 @@ class Entries:
     variables: int = 1
 
     @classmethod
-    def of(cls, method: Method, workers: int) -> Entries:
-        """Those of a run of this method."""
-        return cls(workers + len(method.couriers), len(method.variables))
+    def of(cls, method: Method, workers: int, masters: int = 1) -> Entries:
+        """Those of a run of this method; of several masters each has a place, as variables have."""
+        return cls(workers + len(method.couriers), max(len(method.variables), masters))
 
     @property
     def size(self) -> int:
@@ -197,7 +201,7 @@ def _wrong(row: dict[str, Any], workers: int | None) -> str | None:
         number = _WORKER.fullmatch(party)
         if number is None or (workers is not None and int(number[1]) >= workers):
             return f"there is no party {_shown(party)}" + ("" if workers is None else f" in a run of {workers} workers")
-    for what, most in (("lost", workers), ("returned", workers), ("returned_at", None)):
+    for what, most in (("lost", workers), ("returned", workers), ("returned_at", None), ("master", None)):
         number = row.get(what, 0)
         if type(number) is not int or not 0 <= number < (most or _MOST):
             return f"its {what} is {_shown(number)}"

@@ -38,7 +38,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
                 f": {summary['reason']}" if summary.get("reason") else "", style=""
             ),
         ),
-        ("method", f"{summary['algo']}, {workers}{_period(summary)}"),
+        ("method", f"{summary['algo']}{_under(summary)}, {workers}{_period(summary)}"),
         *_measured(center, metrics),
         *_of_average(summary.get("average"), metrics),
         *_measured_before_the_end(summary),
@@ -247,6 +247,11 @@ def _bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+
+
+def _under(summary: dict[str, Any]) -> str:
+    """What of torch's keeps the workers together, where that does."""
+    return f" under {summary['under']}" if "under" in summary else ""
 
 
 def _period(summary: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from easgd_cli.reports.reading import MOMENT, Run
 from easgd_cli.settings import targets
 
 # Named first where they differ; the rest in the order of config.yaml.
-_FIRST = ("problem", "dataset", "model", "algo", "average", "tau", "workers")
+_FIRST = ("problem", "dataset", "model", "algo", "launcher", "average", "tau", "workers")
 _TASK = ("problem", "dataset")
 # Settings that only some methods and schedules use, with the names by which their makers ask for them: alpha follows
 # from beta.

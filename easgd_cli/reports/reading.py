@@ -251,7 +251,7 @@ def read(path: Path) -> Run:
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers),
         bytes_per_exchange=per_exchange, exchanges=exchanges,
         staleness=_staleness(summary, workers),
-        virtual=settings.get("launcher", "local") not in ("local", "distributed"),
+        virtual=settings.get("launcher", "local") not in ("local", "distributed", "ddp", "post_local_sgd"),
         cores=_cores(summary), lost=lost_workers.lines(summary), damaged=damaged,
         metrics=reader.metrics_of(path), symbols=summary.get("symbols"),
         doubts=doubts, goodput=summary.get("goodput", {}),

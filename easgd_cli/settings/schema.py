@@ -90,6 +90,7 @@ class Settings:
     clip: Optional[float] = None  # greatest norm of a gradient, l2 term included; a larger one is scaled down to it
 
     workers: int = 4  # p
+    masters: int = 1  # processes that own the center, a slice each; a worker exchanges with all of them at once
     batch_size: int = 128  # samples per worker and step, or per part of one with accumulate=
     # so many batches, one after another, make the gradient of a step, their mean: accumulate * batch_size samples
     accumulate: int = 1
@@ -208,7 +209,8 @@ def check(s: Settings) -> None:
 
 def _check_numbers(s: Settings) -> None:
     for key, least in (
-        ("tau", 1), ("fragments", 1), ("workers", 1), ("batch_size", 1), ("accumulate", 1), ("replicas", 1),
+        ("tau", 1), ("fragments", 1), ("workers", 1), ("masters", 1), ("batch_size", 1), ("accumulate", 1),
+        ("replicas", 1),
         ("steps", 1), ("threads", 1), ("warmup", 0), ("max_restarts", 0), ("eval.train_images", 1),
         ("checkpoint.keep", 1),
     ):  # fmt: skip

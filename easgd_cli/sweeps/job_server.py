@@ -42,12 +42,12 @@ def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
     with Connection(descriptor) as sweep, suppress(EOFError):
         while True:
             arguments, log, in_processes = sweep.recv()
-            if in_processes:
-                fork_server.begin()
+            if in_processes and not ((server := fork_server.running()) and server.lives):
+                fork_server.begin_here()  # this process has computed nothing and loaded nothing of a user's
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the job reacts to them
-            server, pid = os.getpid(), os.fork()
+            this, pid = os.getpid(), os.fork()
             if pid == 0:
-                interruption.end_with(server, signal.SIGKILL)
+                interruption.end_with(this, signal.SIGKILL)
                 _be(run, arguments, log)
             sweep.send(pid)
             sweep.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

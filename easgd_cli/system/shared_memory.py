@@ -97,6 +97,31 @@ class SharedTensors:
         return _rebuild, (self.layout, reduction.DupFd(self.fd))
 
 
+class AnonymousFile:
+    """An empty file without a name, for what wants to open one by its `path`: in every process that holds the object
+    the same file, which is gone with its last holder. Linux only.
+    """
+
+    def __init__(self, fd: int | None = None):
+        self.fd = _anonymous_file() if fd is None else fd
+
+    @property
+    def path(self) -> str:
+        return f"/proc/self/fd/{self.fd}"
+
+    def close(self) -> None:
+        """Gives the descriptor back."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _file_again, (reduction.DupFd(self.fd),)
+
+
 class MappedFile:
     """The bytes of a file as a tensor [n] uint8, read when they are wanted into pages that all processes share.
 
@@ -157,6 +182,10 @@ def available_memory() -> int | None:
 
 def _rebuild(layout: Layout, descriptor: Any) -> SharedTensors:
     return SharedTensors(layout, descriptor.detach())
+
+
+def _file_again(descriptor: Any) -> AnonymousFile:
+    return AnonymousFile(descriptor.detach())
 
 
 def _mapped_again(descriptor: Any) -> MappedFile:

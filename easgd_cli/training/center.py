@@ -82,11 +82,13 @@ class Center:
         reply.copy_(self.vectors["x"])
 
     def serve(
-        self, members: Sequence[tuple[int, Tensor | None, Tensor]], first: int = 0, fragment: int = WHOLE
-    ) -> float:
+        self, members: Sequence[tuple[int, Tensor | None, Tensor]], first: int = 0, fragment: int = WHOLE,
+        *, summed: bool = False,
+    ) -> float:  # fmt: skip
         """What these exchanges ask for, each the number of its worker, its message [d] and where its reply goes [d]:
         one update by their messages, or what is left of it from the block `first` on; a pull has no message. All are
-        of the same `fragment`. Returns how many vectors that takes over a network.
+        of the same `fragment`. `summed`: each message is already the sum of all. Returns how many vectors that takes
+        over a network.
         """
         if self._plain and len(members) == 1 and members[0][1] is not None:  # the way of most exchanges
             self._update(self.lend(members[0][1], members[0][2]), first, self.clock)
@@ -94,7 +96,7 @@ class Center:
         owner, answers = self.variable.owner, self.variable.answers
         lent = [self.lend(m, reply, worker == owner) for worker, m, reply in members if m is not None]
         if self.variable.in_rounds and lent:
-            self.receive_round(lent, first, fragment)
+            self.receive_round(lent[:1] if summed else lent, first, fragment, len(lent))
         else:
             for one in lent:  # of which only a closing exchange has several
                 self.receive(one, first, fragment)
@@ -119,14 +121,21 @@ class Center:
             self._update(lent[: blocks.stop], max(first, blocks.start), self.clocks[f])
             self.clocks[f] += 1
 
-    def receive_round(self, members: Sequence[Lent], first: int = 0, fragment: int = WHOLE) -> None:
-        """One update by the mean of a round's messages, summed in the order given; everybody gets the same reply."""
+    def receive_round(
+        self, members: Sequence[Lent], first: int = 0, fragment: int = WHOLE, n: int | None = None
+    ) -> None:
+        """One update by the mean of a round's messages, summed in the order given; everybody gets the same reply. `n`:
+        how many messages these are the sum of, where they are not one each.
+        """
+        n = len(members) if n is None else n
         if self.variable.fragments == 1:
-            self._update_together(members, first, self.clock)
+            self._update_together(members, first, self.clock, n)
             return
         for f in self._named(fragment):
             blocks = self._of[f]
-            self._update_together([lent[: blocks.stop] for lent in members], max(first, blocks.start), self.clocks[f])
+            self._update_together(
+                [lent[: blocks.stop] for lent in members], max(first, blocks.start), self.clocks[f], n
+            )
             self.clocks[f] += 1
 
     def _named(self, fragment: int) -> Sequence[int]:
@@ -146,8 +155,8 @@ class Center:
                 ledger.changed(i)
         self.clock += 1
 
-    def _update_together(self, members: Sequence[Lent], first: int, clock: int) -> None:
-        n, weight, ledger = len(members), self._weight(clock), self._ledger
+    def _update_together(self, members: Sequence[Lent], first: int, clock: int, n: int) -> None:
+        weight, ledger = self._weight(clock), self._ledger
         for i, parts in enumerate(list(zip(*members, strict=True))[first:], first):
             if ledger is not None:
                 ledger.change(i, self._kept[i])

@@ -26,6 +26,7 @@ from easgd_cli.training.returning import Progress, Returning
 from easgd_cli.training.serving import Serving
 from easgd_cli.training.snapshot import Moment, Snapshots
 from easgd_cli.transport.base import Kind, Mark, Request
+from easgd_cli.transport.collective import CollectiveMasterEnd
 from easgd_cli.transport.on_device import hand_out
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 
@@ -63,6 +64,8 @@ class MasterStart:
     schedule: Schedule | None = None
     steps: int | None = None
     closing: bool = False  # whether a master before this one has kept what a longer run goes on from
+    # whether it is one of several, each with a slice: the launcher says when all are ready for the closing exchange
+    several: bool = False
 
 
 class Master:
@@ -74,13 +77,14 @@ class Master:
         self._channel = channel
         device = torch.device(start.device)
         torch.get_device_module(device).set_device(device)
-        self._sessions = SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
+        self._sessions = self._ends(start, device)
         self._serving = Serving(start, self._sessions)
         self._centers = self._serving.centers
         self._gatherings = [gathering_of(center.variable, self._sessions.open) for center in self._centers]
         self._waiting: dict[int, Request] = {}  # messages that have no reply yet
         self._closing: set[int] = set()  # of those, the workers that have taken their last step
         self._kept = start.closing  # whether what a longer run goes on from has been
+        self._several, self._closes = start.several, start.closing or not start.several
         self._stopped = False  # whether all are told to end
         self._checkpoint_due: set[int] = set()  # the variables whose next round belongs to a checkpoint
         clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
@@ -92,17 +96,34 @@ class Master:
         self._reported = 0.0
         self._cpu_before = start.cpu_seconds - time.process_time()
 
+    def _ends(self, start: MasterStart, device: torch.device) -> SharedMasterEnd:
+        if start.links and start.links[0].replica is not None:
+            return CollectiveMasterEnd(start.links, start.center.tensors, self._gives_up)
+        return SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
+
+    def _gives_up(self) -> bool:
+        """While a round's sum is waited for: whether it is to be given back, since all are told to end."""
+        self._report()
+        self._listen()
+        return self._stopped
+
     def run(self, began: float) -> None:
         """Serves until every session has ended. `began`: the monotonic time of training second 0.
 
         Raises ChannelClosed when the launcher has ended.
         """
-        self._snapshots = Snapshots(self._channel, self._serving.variables, self._interval, began, self._pace)
+        # of several, the order up to a snapshot is said before it: they are put together
+        before = self._report if self._several else None
+        self._snapshots = Snapshots(self._channel, self._serving.variables, self._interval, began, self._pace, before)
+        if self._several:  # whose snapshots are to be of one moment, as far as may be
+            self._sessions.watch(self._channel.fileno())
         while self._sessions.open or self._away:
             for request in self._sessions.requests(_REPORT_SECONDS):
                 self._answer(request)
             if self._snapshots.seconds() - self._reported >= _REPORT_SECONDS:
                 self._report()
+                self._listen()
+            elif self._sessions.called:
                 self._listen()
             if self._closing_updates():
                 self._listen()  # to the end of a run that is told to end, before it ends by itself
@@ -115,7 +136,9 @@ class Master:
             if message["kind"] in ("session", "gone"):
                 self._succeed(message["worker"], enclosed)
             elif message["kind"] == "snapshot":
-                self._snapshots.take("evaluate", self._moment())
+                self._snapshots.take("evaluate", self._moment(), number=message["number"])
+            elif message["kind"] == "close":
+                self._closes = True
             elif message["kind"] == "checkpoint":
                 self._checkpoint_due = {i for i, c in enumerate(self._centers) if c.variable.in_rounds}
             elif message["kind"] in ("over", "stop"):
@@ -166,7 +189,7 @@ class Master:
             self._returning.ask(request)
             self._leave_rounds(worker)  # until it has the center, no round waits for it
         elif request.kind is Kind.CHECKPOINT:
-            self._keep("checkpoint")
+            self._keep("checkpoint", request.t)
         elif request.kind is Kind.CLOSE:
             self._finish(self._taking(worker))
         for gathering in [self._gatherings[request.to]] if request.kind is Kind.EXCHANGE else self._gatherings:
@@ -211,6 +234,8 @@ class Master:
             while not self._channel.flush():  # the launcher has it before anything changes
                 time.sleep(0.001)
             self._kept = True
+        if not self._closes:  # before all have kept theirs, a run may be told to end, and none is to have closed then
+            return
         self._closing.clear()
         for members in updates:
             self._exchange([self._waiting.pop(member) for member in members], Mark.NONE)
@@ -242,13 +267,13 @@ class Master:
         self._report()
         self._channel.post({"kind": "returned", **how})
 
-    def _keep(self, purpose: str) -> None:
+    def _keep(self, purpose: str, mark: int = 0) -> None:
         self._report()  # the order up to here arrives before the vectors it led to
         variables = self._serving.variables
         clocks = {name: clock for name, clock in variables.clocks.items() if name != CENTER}
         self._snapshots.take(
             purpose, self._moment(), clock=variables.clock, cpu=self._cpu_seconds(), variables=clocks,
-            couriers=self._serving.couriers,
+            couriers=self._serving.couriers, mark=mark,
         )  # fmt: skip
 
     def _report(self) -> None:

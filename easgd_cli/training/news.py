@@ -15,7 +15,7 @@ from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.snapshot import Moment, Snapshots
-from easgd_cli.training.stopwatch import Timed
+from easgd_cli.training.stopwatch import Timed, Watch
 from easgd_cli.transport.base import WorkerEnd
 
 # how often it tells its clock and its rows: each message wakes a process that wants a core
@@ -23,10 +23,12 @@ _SECONDS = 0.2
 
 
 class News:
-    """Of the worker `w`, whose vectors that last are `lasting`; None of `faults` where it suffers none."""
+    """Of the worker `w`, whose vectors that last are `lasting`; None of `faults` where it suffers none, of `session`
+    where it has no master.
+    """
 
     def __init__(
-        self, channel: Channel, w: Worker, session: WorkerEnd, meter: Meter, timed: Timed,
+        self, channel: Channel, w: Worker, session: WorkerEnd | None, meter: Meter, timed: Timed | Watch,
         lasting: Mapping[str, Tensor], faults: Faults | None, snapshots: Snapshots,
     ):  # fmt: skip
         self._channel, self._w, self._session, self._meter, self._timed = channel, w, session, meter, timed
@@ -74,7 +76,8 @@ class News:
 
     def changed(self) -> None:
         """What is evaluated has changed, where it is this worker's own."""
-        self._snapshots.changed(self._w.t, 0, {self._w.number: self._w.t})
+        now = self._moment()
+        self._snapshots.changed(now.step, now.exchanges, now.clocks)
 
     def snapshot(self) -> None:
         """One to be measured."""
@@ -88,4 +91,4 @@ class News:
         return Moment(self.seconds(), self._w.t, 0, {self._w.number: self._w.t})
 
     def _last_reply(self) -> Tensor | None:
-        return self._session.reply if self._w.seen.exchanges else None
+        return self._session.reply if self._session is not None and self._w.seen.exchanges else None

@@ -57,11 +57,20 @@ class Serving:
         return self._vectors / (self.served - self._began_at) if self.served > self._began_at else 2.0
 
     def exchange(self, members: Sequence[Request], mark: Mark = Mark.NONE) -> None:
-        """One update by these messages, their replies, and the note of it."""
+        """One update by these messages, their replies, and the note of it; or they are given back."""
+        asked, members = members, self._sessions.summed(members)
+        if not members:
+            for request in asked:
+                self.reply(request, Mark.WITHDRAWN)
+            return
         if self.ledger is not None:
             self.ledger.begin(members)
+        if self._sessions.sums:  # which the others have, too, for their replicas
+            clock, served = self.centers[members[0].to].clock + 1, self.served + len(members)
+            for request in members:
+                self._sessions.reply(request, clock, served, mark)
         self._update(members)
-        for request in members:  # before anything else: they may be waiting
+        for request in members if not self._sessions.sums else ():  # before anything else: they may be waiting
             self.reply(request, mark)
         self._note(members)
 
@@ -97,7 +106,7 @@ class Serving:
     def _update(self, members: Sequence[Request], first: int = 0) -> None:
         """One update by these messages, or what is left of it from its block `first` on."""
         lent = [(request.worker, *self._lent(request)) for request in members]
-        self._vectors += self.centers[members[0].to].serve(lent, first, members[0].fragment)
+        self._vectors += self.centers[members[0].to].serve(lent, first, members[0].fragment, summed=self._sessions.sums)
         if self.ledger is not None:
             self.ledger.end()
         self.served += len(members)

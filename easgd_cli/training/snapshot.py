@@ -7,7 +7,7 @@ posts it to the launcher, so a snapshot never changes and nobody waits for its e
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -104,8 +104,10 @@ class Snapshots:
         interval: Interval | None,
         began: float,
         pace: Sequence[float] | None,
+        before: Callable[[], None] | None = None,
     ):
         self._channel, self._kept, self._began = channel, kept, began
+        self._before = before  # to be called before one is posted
         # of a run that goes on: the point that was next when it stopped
         self._pace = Pace(interval, *(pace or (0.0, 0.0)))
 
@@ -126,6 +128,8 @@ class Snapshots:
         vectors = dict(self._kept.evaluated())
         if purpose != "evaluate":
             vectors |= self._kept.vectors
+        if self._before is not None:
+            self._before()
         spread = self._kept.spread() if purpose in ("evaluate", "final") else None
         self._channel.post(
             {

@@ -28,8 +28,7 @@ class Timed:
 
     def __init__(self, gradients: Gradients, session: Session, tally: Tally, device: torch.device):
         self._gradients, self._session = gradients, session
-        event = partial(torch.get_device_module(device).Event, enable_timing=True)
-        self._watch: Watch = ByClock(tally) if device.type == "cpu" else ByEvents(tally, event)
+        self._watch = watch_of(tally, device)
 
     def load(self, worker: int, t: int) -> None:
         before = self._watch.now()
@@ -67,6 +66,12 @@ class Watch(Protocol):
         """What was done since `before` belongs to the tally's seconds `name`."""
 
     def settle(self) -> None: ...
+
+
+def watch_of(tally: Tally, device: torch.device) -> Watch:
+    """How what is done on `device` is measured."""
+    event = partial(torch.get_device_module(device).Event, enable_timing=True)
+    return ByClock(tally) if device.type == "cpu" else ByEvents(tally, event)
 
 
 class ByClock:

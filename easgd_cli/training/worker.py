@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import Seen, Worker
+from easgd_cli.algorithms.base import CENTER, Seen, Worker
 from easgd_cli.experiment.build import Recipe
 from easgd_cli.problems.base import statistics_of
 from easgd_cli.settings import faults
@@ -28,9 +28,11 @@ from easgd_cli.training.faults import Rejoin, Watched, WatchedSession, suffer
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.news import News
 from easgd_cli.training.profile import Named, Trace
+from easgd_cli.training.replica import ReplicatedCenter
 from easgd_cli.training.snapshot import OfOneWorker, Snapshots
 from easgd_cli.training.stopwatch import Timed
 from easgd_cli.transport.base import Kind, Mark, SessionEnded, Withdrawn, WorkerEnd
+from easgd_cli.transport.collective import CollectiveWorkerEnd
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
@@ -74,8 +76,9 @@ class WorkerLoop:
         self._gradients = drive.ProblemGradients(parts.problem, s.clip)
         self._sequential = self._method.alone
         self._heard: list[dict[str, Any]] = []  # what the launcher said while the next master was awaited
-        self._given: list[socket.socket] = []  # sessions with next masters, given while no reply was awaited
-        self._session: WorkerEnd = SharedWorkerEnd(start.link, self._elsewhere(), self._next_session)
+        # sessions with next masters, by their places, given while no reply was awaited
+        self._given: list[tuple[int, socket.socket]] = []
+        self._session: WorkerEnd = self._end(start.link)
         self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
         self._meter = Meter(
             start.link.worker,
@@ -105,6 +108,12 @@ class WorkerLoop:
             self._timed = Timed(watched, self._link, self._meter.tally, self._device)
         else:
             self._timed = Timed(gradients, session, self._meter.tally, self._device)
+
+    def _end(self, link: Link) -> WorkerEnd:
+        if (replica := link.replica) is None:
+            return SharedWorkerEnd(link, self._elsewhere(), self._next_session)
+        center = ReplicatedCenter(self._method.variables[CENTER], replica.center.tensors)
+        return CollectiveWorkerEnd(link, replica, center.update, self._elsewhere())
 
     def _warm_up(self) -> None:
         """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""
@@ -258,19 +267,22 @@ class WorkerLoop:
             return False
         return True
 
-    def _next_session(self) -> socket.socket:
-        """The session with the next master, which the launcher is to start. Raises ChannelClosed where it does not."""
-        while not self._given:
+    def _next_session(self, place: int) -> socket.socket:
+        """The session with the next master of this place, which the launcher is to start. Raises ChannelClosed where it
+        does not.
+        """
+        while (given := next((one for one in self._given if one[0] == place), None)) is None:
             message, enclosed = self._channel.wait()
             if message["kind"] == "session":
-                self._given.append(enclosed)
+                self._given.append((message["place"], enclosed))
             else:
                 self._heard.append(message)
-        return self._given.pop(0)
+        self._given.remove(given)
+        return given[1]
 
     def _listen(self, news: News) -> None:
         arrived = self._channel.receive()
-        self._given += [enclosed for message, enclosed in arrived if message["kind"] == "session"]
+        self._given += [(message["place"], sock) for message, sock in arrived if message["kind"] == "session"]
         heard, self._heard = self._heard + [message for message, _ in arrived], []
         for message in heard:
             if message["kind"] == "stop":

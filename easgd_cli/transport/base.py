@@ -35,7 +35,7 @@ One writer: only the master writes the center and the replies; only a worker wri
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -66,6 +66,8 @@ class Kind(IntEnum):
     LOST = 4  # never sent: what a master makes of a session that ended without CLOSE
     JOIN = 5  # a worker that was lost is back: the center as it is, please
     CLOSING = 6  # an exchange after the last step: to be served when all have ended
+    SUMMED = 7  # the sum of a round's messages is where the master reads it (collective.py), for that alone
+    STATE = 8  # replica and reply as they are, please; there, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,9 @@ class WorkerEnd(Session, Protocol):
 
 
 class MasterEnd(Protocol):
-    """A master's end of all its sessions."""
+    """A master's end of all its sessions. `sums`: whether the messages of a round come as their sum."""
+
+    sums: bool
 
     @property
     def open(self) -> Collection[int]:
@@ -163,8 +167,15 @@ class MasterEnd(Protocol):
         ever.
         """
 
+    def summed(self, members: Sequence[Request]) -> Sequence[Request]:
+        """Those of a round's members, in their order, whose messages can be read now; none where the round is to be
+        given back.
+        """
+
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
-        """The message that this request lends [d], None of a pull, and where the reply to it is to be written [d]."""
+        """The message that this request lends [d], None of a pull, and where the reply to it is to be written [d].
+        Where the transport `sums`, the message is the sum of the round's.
+        """
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         """The reply has been written, or the message is given back; see `Reply`. `t`: that of the request unless

@@ -128,6 +128,11 @@ class Connection:
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._sender.start()
 
+    @property
+    def own_address(self) -> str:
+        """Of this end."""
+        return str(self._socket.getsockname()[0])
+
     def be_patient(self, silence: float) -> None:
         """From now on the other side is gone after so many seconds without a byte."""
         self._silence = silence

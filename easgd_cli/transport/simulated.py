@@ -11,7 +11,7 @@ requests, or a reply can be collected. A mark, an end and what is given back car
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -24,8 +24,9 @@ from easgd_cli.transport.turn import LARGE
 
 ARRIVE: Final = "arrive"  # a message reaches the master
 ENTER: Final = "enter"  # a message leaves its worker, for a link that all share
-SHARED: Final = "shared"  # messages are through the link that all share; its worker is the way, 0 up and 1 down
+SHARED: Final = "shared"  # messages are through a link that all share; its worker is the number of that link
 REPLY: Final = "reply"  # a reply reaches its worker
+_SHARD = 16  # from which bit on an event of one of several masters says which, beside the worker's number
 
 
 class Event(NamedTuple):
@@ -116,19 +117,23 @@ class Network:
 class SimulatedWorkerEnd:
     """A worker's session (transport/base.py)."""
 
-    def __init__(self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None, wire: Wire, home: int):
+    def __init__(
+        self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None, wire: Wire, home: int, shard: int = 0
+    ):
         self.vectors, self.reply = dict(vectors), reply
-        self._number, self._wire, self._home = number, wire, home
+        self._number, self._wire, self._home, self._shard = number, wire, home, shard
         self._names = list(vectors)
         self._index = {v.data_ptr(): i for i, v in enumerate(vectors.values())}
         self._posted: Request | None = None  # until its reply has been written
         self._reply: Reply | None = None  # written, though it may still be on its way
+        self.awaits = False  # whether a reply is yet to come
 
     def post(
         self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE, *, fragment: int = WHOLE
     ) -> None:
         index = PULL if message is None else index_of(message, self._index)
-        self._posted = Request(self._number, kind, t, index, self._wire.place(to), fragment)
+        self._posted = Request(self._number, kind, t, index, self._wire.place(to) + self._shard, fragment)
+        self.awaits = True
         self._wire.up(self._posted)
 
     def takes_way(self, to: str) -> bool:
@@ -143,6 +148,7 @@ class SimulatedWorkerEnd:
 
     def join(self, t: int) -> None:
         self._posted = Request(self._number, Kind.JOIN, t, 0, self._home)
+        self.awaits = True
         self._wire.up(self._posted)
 
     def checkpoint(self, t: int) -> None:
@@ -193,23 +199,80 @@ class SimulatedWorkerEnd:
             self._reply = Reply(self.reply, clock, served, Mark(mark), *t)
 
 
-class Wire:
-    """What lies between the ends: the network, and the events of messages on their way. `variables`: a center alone
-    unless given.
+class ShardedWorkerEnd:
+    """A worker's sessions with several masters, each of a slice of its vectors, as one: `ends` by the masters' places.
+    What holds of `SimulatedWorkerEnd` holds here; the reply's clock is the first master's, and `served` counts the
+    exchanges of all.
     """
 
-    def __init__(self, network: Network, events: Events, variables: Mapping[str, Variable] | None = None):
+    def __init__(self, vectors: Mapping[str, Tensor], reply: Tensor, ends: Sequence[SimulatedWorkerEnd]):
+        self.vectors, self.reply = dict(vectors), reply
+        self._ends = list(ends)
+        self._names = {v.data_ptr(): name for name, v in vectors.items()}
+
+    def post(
+        self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE, *, fragment: int = WHOLE
+    ) -> None:
+        name = None if message is None else self._names.get(message.data_ptr(), "")
+        for end in self._ends:
+            end.post(message if not name else end.vectors[name], t, to, kind, fragment=fragment)
+
+    def takes_way(self, to: str) -> bool:
+        return self._ends[0].takes_way(to)
+
+    def collect(self) -> Reply:
+        replies = [end.collect() for end in self._ends]
+        served, t = sum(reply.served for reply in replies), max(reply.t for reply in replies)
+        return replace(replies[0], vector=self.reply, served=served, t=t)
+
+    def join(self, t: int) -> None:
+        for end in self._ends:
+            end.join(t)
+
+    def close(self, t: int) -> None:
+        self._ends[0].close(t)  # which tells all masters
+
+    def lose(self) -> None:
+        self.withdraw()
+        self._ends[0].lose()
+
+    def withdraw(self) -> None:
+        for end in self._ends:
+            end.withdraw()
+
+    def state(self) -> dict[str, Any]:
+        return {"ends": [{**end.state(), "awaits": end.awaits} for end in self._ends]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for end, stood in zip(self._ends, state["ends"], strict=True):
+            end.restore(stood)
+            end.awaits = stood["awaits"]
+
+
+class Wire:
+    """What lies between the ends: the network, and the events of messages on their way. `variables`: a center alone
+    unless given; `shares`: where several masters have a slice of the center each, how much of a vector that is.
+    """
+
+    def __init__(
+        self, network: Network, events: Events, variables: Mapping[str, Variable] | None = None,
+        shares: Sequence[float] = (1.0,),
+    ):  # fmt: skip
         self._network, self._events = network, events
         self._places = {name: i for i, name in enumerate(variables or (CENTER,))}
-        self._beside = [of.owner for of in variables.values()] if variables else [None]
-        self._answers = [of.answers for of in variables.values()] if variables else [True]
-        self._fragments = [of.fragments for of in variables.values()] if variables else [1]
-        self._in_rounds = [of.in_rounds for of in variables.values()] if variables else [False]
+        self._shares = shares
+        found = list(variables.values()) * len(shares) if variables else []
+        self._beside = [of.owner for of in found] or [None] * len(shares)
+        self._answers = [of.answers for of in found] or [True] * len(shares)
+        self._fragments = [of.fragments for of in found] or [1] * len(shares)
+        self._in_rounds = [of.in_rounds for of in found] or [False] * len(shares)
         self._links = [
-            None if b is None else SharedLink(b, own) for b, own in zip(network.shared, network.bandwidth, strict=True)
+            None if b is None else SharedLink(b, own)
+            for _ in shares
+            for b, own in zip(network.shared, network.bandwidth, strict=True)
         ]  # up and down
         self._ends: dict[int, SimulatedWorkerEnd] = {}
-        self._inboxes: list[list[Request]] = [[] for _ in self._places]
+        self._inboxes: list[list[Request]] = [[] for _ in self._beside]
         self.arrived: dict[int, None] = {}  # the places of variables with something in their inbox
         self.open: dict[int, None] = {}  # whose sessions are
 
@@ -218,16 +281,30 @@ class Wire:
         return self._places[variable]
 
     def end(
-        self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None, home: str = CENTER
+        self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None, home: str = CENTER, shard: int = 0
     ) -> SimulatedWorkerEnd:
-        """A new session of the worker `number`, whose `vectors` [d] the caller has allocated for it."""
-        end = self._ends[number] = SimulatedWorkerEnd(number, vectors, reply, self, self._places.get(home, 0))
+        """A new session of the worker `number`, whose `vectors` [d] the caller has allocated for it; `shard`: with
+        which of several masters, whose slice they are.
+        """
+        place = self._places.get(home, 0) + shard
+        end = self._ends[self._key(number, place)] = SimulatedWorkerEnd(number, vectors, reply, self, place, shard)
         self.open[number] = None
         return end
 
+    def ends(
+        self, number: int, vectors: Mapping[str, Tensor], reply: Tensor, slices: Sequence[slice]
+    ) -> ShardedWorkerEnd:
+        """New sessions of the worker with the masters of all `slices`."""
+        parts = [{name: v[entries] for name, v in vectors.items()} for entries in slices]
+        ends = [
+            self.end(number, of, reply[entries], shard=i)
+            for i, (of, entries) in enumerate(zip(parts, slices, strict=True))
+        ]
+        return ShardedWorkerEnd(vectors, reply, ends)
+
     def master(self, place: int = 0) -> SimulatedMasterEnd:
         """The other end of all sessions made so far, where the variable of this place is served."""
-        return SimulatedMasterEnd(self._ends, self, place)
+        return SimulatedMasterEnd(self, place)
 
     def deliver(self, event: Event) -> None:
         """An event of the transport has been taken: a message arrives. Of a reply there is nothing to do but to collect
@@ -238,32 +315,53 @@ class Wire:
         elif (request := self._ends[event.worker].take()) is None:
             return
         elif event.kind == ENTER:
-            self._share(0, request)
+            self._share(self._link(0, request), request)
         elif event.kind == ARRIVE:
             self.at_once(request)
+
+    def replied(self, event: Event) -> Event | None:
+        """A reply has come, and can be collected; with several masters when those of all have: then the event is of
+        the worker.
+        """
+        self._ends[event.worker].awaits = False
+        worker = event.worker & 0xFFFF
+        awaited = any(self._ends[worker + (shard << _SHARD)].awaits for shard in range(len(self._shares)))
+        return None if awaited else event._replace(worker=worker)
+
+    def _key(self, worker: int, to: int) -> int:
+        return worker if len(self._shares) == 1 else worker + (to << _SHARD)
+
+    def end_of(self, request: Request) -> SimulatedWorkerEnd:
+        """The session in which this was asked."""
+        return self._ends[self._key(request.worker, request.to)]
 
     def is_stale(self, event: Event) -> bool:
         """Whether messages that have left since have changed when something is through a shared link."""
         link = self._links[event.worker] if event.kind == SHARED else None
         return link is not None and link.due != event.time
 
-    def _share(self, way: int, request: Request) -> None:
-        """A message enters the link that all share."""
-        link, nbytes = self._links[way], self.share(request) * self._network.nbytes
-        assert link is not None
-        link.add(self._events.now, nbytes, request.worker, in_turn=way == 1 and nbytes >= LARGE)
-        self._wait_for(way, link)
+    def _link(self, way: int, request: Request) -> int:
+        """Which shared link it takes, 0 up and 1 down: several masters have two each."""
+        return way if len(self._shares) == 1 else way + 2 * request.to
 
-    def _through(self, way: int) -> None:
-        link, latency = self._links[way], self._network.latency[way]
+    def _share(self, number: int, request: Request) -> None:
+        """A message enters the link of this number."""
+        link, nbytes = self._links[number], self.share(request) * self._network.nbytes
         assert link is not None
-        for worker in link.arrived(self._events.now):
-            self._events.add(self._events.now + latency, REPLY if way else ARRIVE, worker)
-        self._wait_for(way, link)
+        in_turn = number % 2 == 1 and nbytes >= LARGE
+        link.add(self._events.now, nbytes, self._key(request.worker, request.to), in_turn=in_turn)
+        self._wait_for(number, link)
 
-    def _wait_for(self, way: int, link: SharedLink) -> None:
+    def _through(self, number: int) -> None:
+        link, latency = self._links[number], self._network.latency[number % 2]
+        assert link is not None
+        for end in link.arrived(self._events.now):
+            self._events.add(self._events.now + latency, REPLY if number % 2 else ARRIVE, end)
+        self._wait_for(number, link)
+
+    def _wait_for(self, number: int, link: SharedLink) -> None:
         if link.due is not None:
-            self._events.add(link.due, SHARED, way)
+            self._events.add(link.due, SHARED, number)
 
     def on_its_way(self, worker: int) -> Request | None:
         """What that worker has sent last, unless it has its reply."""
@@ -275,32 +373,38 @@ class Wire:
 
     def share(self, request: Request) -> float:
         """How much of a vector it moves."""
+        if len(self._shares) > 1:
+            return self._shares[request.to]
         return 1.0 if request.fragment == WHOLE else 1 / self._fragments[request.to]
+
+    def slice(self, place: int) -> float:
+        """How much of a vector the master at that place has."""
+        return self._shares[place] if len(self._shares) > 1 else 1.0
 
     def up(self, request: Request) -> None:
         """A message leaves now."""
-        network, carries = self._network, request.vector != PULL
+        network, carries, end = self._network, request.vector != PULL, self._key(request.worker, request.to)
         overhead = 0.0 if self._beside[request.to] == request.worker else network.overhead
         if self._is_here(request):
-            self._events.add(self._events.now + overhead, ARRIVE, request.worker)
+            self._events.add(self._events.now + overhead, ARRIVE, end)
         elif carries and network.shared[0] is not None and overhead == 0:
-            self._share(0, request)
+            self._share(self._link(0, request), request)
         elif carries and network.shared[0] is not None:
-            self._events.add(self._events.now + overhead, ENTER, request.worker)
+            self._events.add(self._events.now + overhead, ENTER, end)
         else:
             way = network.up(self.share(request)) if carries else network.latency[0]
-            self._events.add(self._events.now + overhead + way, ARRIVE, request.worker)
+            self._events.add(self._events.now + overhead + way, ARRIVE, end)
 
     def down(self, request: Request) -> None:
         """A reply leaves now."""
-        network, carries = self._network, self._answers[request.to]
+        network, carries, end = self._network, self._answers[request.to], self._key(request.worker, request.to)
         if self._is_here(request):
-            self._events.add(self._events.now, REPLY, request.worker)
+            self._events.add(self._events.now, REPLY, end)
         elif carries and network.shared[1] is not None:
-            self._share(1, request)
+            self._share(self._link(1, request), request)
         else:
             way = network.down(self.share(request)) if carries else network.latency[1]
-            self._events.add(self._events.now + way, REPLY, request.worker)
+            self._events.add(self._events.now + way, REPLY, end)
 
     def _is_here(self, request: Request) -> bool:
         """Whether it takes no way: beside its owner, on the master's host, or part of a round on a ring."""
@@ -339,8 +443,10 @@ class Wire:
 class SimulatedMasterEnd:
     """The sessions where one variable is served (transport/base.py)."""
 
-    def __init__(self, ends: Mapping[int, SimulatedWorkerEnd], wire: Wire, place: int):
-        self._ends, self._wire, self._place = ends, wire, place
+    sums = False
+
+    def __init__(self, wire: Wire, place: int):
+        self._wire, self._place = wire, place
 
     @property
     def open(self) -> Collection[int]:
@@ -363,13 +469,21 @@ class SimulatedMasterEnd:
         """How much of a vector this request moves."""
         return self._wire.share(request)
 
+    @property
+    def slice(self) -> float:
+        """How much of a vector this master has."""
+        return self._wire.slice(self._place)
+
+    def summed(self, members: Sequence[Request]) -> Sequence[Request]:
+        return members
+
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
-        end = self._ends[request.worker]
+        end = self._wire.end_of(request)
         assert end.reply is not None
         return end.message(request), end.reply
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         if request.worker in self._wire.open:
-            self._ends[request.worker].answer(clock, served, mark, request.t if t is None else t)
+            self._wire.end_of(request).answer(clock, served, mark, request.t if t is None else t)
             if mark is not Mark.WITHDRAWN:
                 self._wire.down(request)

@@ -11,7 +11,8 @@ is no gradient: it is a constant of the step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,11 @@ class LocalStep(ABC):
 
     state: ClassVar[tuple[str, ...]] = ()  # vectors [d] beside x that last; they begin at 0 and stay with the worker
     scratch: ClassVar[tuple[str, ...]] = ()  # vectors [d] that need not outlive a step
+
+    @property
+    def torch_sgd(self) -> Mapping[str, Any] | None:
+        """The momentum with which torch.optim.SGD takes this step; None where it does not."""
+        return None
 
     def at(self, w: Worker) -> Tensor:
         """Where the gradient is taken [d]; may write scratch only."""

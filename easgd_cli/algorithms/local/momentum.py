@@ -10,7 +10,7 @@ not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from easgd_cli.algorithms.local.base import LocalStep
 
@@ -27,6 +27,10 @@ class Momentum(LocalStep):
     delta: float
 
     state = ("v",)
+
+    @property
+    def torch_sgd(self) -> dict[str, Any]:
+        return {"momentum": self.delta}
 
     def move(self, w: Worker, g: Tensor) -> None:
         w.v.mul_(self.delta).add_(g)

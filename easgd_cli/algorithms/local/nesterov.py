@@ -9,7 +9,7 @@ torch.optim.SGD(nesterov=True) is the same iteration seen from the look-ahead po
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from easgd_cli.algorithms.local.base import LocalStep
 
@@ -30,6 +30,10 @@ class Nesterov(LocalStep):
 
     def at(self, w: Worker) -> Tensor:
         return w.y.copy_(w.x).add_(w.v, alpha=self.delta)
+
+    @property
+    def torch_sgd(self) -> dict[str, Any]:
+        return {"momentum": self.delta, "nesterov": self.delta > 0}
 
     def move(self, w: Worker, g: Tensor) -> None:
         w.v.mul_(self.delta).sub_(g, alpha=w.eta)

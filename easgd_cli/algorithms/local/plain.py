@@ -6,7 +6,7 @@ x <- x - eta g(x)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from easgd_cli.algorithms.local.base import LocalStep
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Plain(LocalStep):
     """torch.optim.SGD without momentum."""
+
+    @property
+    def torch_sgd(self) -> dict[str, Any]:
+        return {}
 
     def move(self, w: Worker, g: Tensor) -> None:
         w.x.sub_(g, alpha=w.eta)

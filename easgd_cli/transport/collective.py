@@ -1,0 +1,353 @@
+"""The transport of rounds by an all-reduce: every worker keeps a replica of the center and gives its message to a sum
+that all get, so no message passes through one process.
+
+What is asked and answered stays as it is (`shared.py`): a worker says in 16 bytes that it takes part, the master
+gathers the round, and its reply ends it. Vectors go another way. With `post` a worker begins the all-reduce with the
+others of its *group*, while it differentiates. The group's first, the *lead*, puts the sum where the master reads it
+and says so (SUMMED). The master updates its own center by the center's rule, as ever, and answers; the workers do the
+same to their replicas, of the same bits: an all-reduce gives all members the same.
+
+The answer is where a round becomes whole: no worker has gone on before it, so a round that a member does not live to
+see is begun once more by the others. They form the next *generation* of the group, which the master numbers; what
+belongs to an older one is left where it is. A worker that has been answered and whose sum does not come, since another
+died in the middle of giving it away, asks its master for replica and reply as they are now (STATE).
+"""
+
+from __future__ import annotations
+
+import datetime
+import select
+import threading
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from easgd_cli.algorithms.base import CENTER, WHOLE
+from easgd_cli.system.shared_memory import AnonymousFile
+from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
+from easgd_cli.transport.replica import Replica
+from easgd_cli.transport.shared import REPLY, Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd, send
+
+_MEETING = datetime.timedelta(minutes=30)  # for all members to come: at the start some read their data for long
+_EVER = datetime.timedelta(days=30)  # a sum takes as long as the slowest member's steps; who dies is known otherwise
+_SLICE = 0.05  # seconds of waiting for a sum after which the master is listened to
+_KNOWN_BY = 20.0  # seconds after which a master has noticed that a worker has died
+_LOOK = 0.2  # seconds of waiting for the lead after which the master looks around
+
+
+class _Word(IntEnum):
+    """What a master says beside its replies, in the place of their mark."""
+
+    REGROUP = 10  # generation, members, your rank: begin the sum once more, with these
+    BROKEN = 11  # generation: a member has died
+    STATE = 12  # replica and reply are written
+
+
+class SumLost(Exception):
+    """A member of the group has died: this sum does not come any more."""
+
+
+class Group:
+    """Members that sum, of one generation. It is made in a thread: who waits for the others to come must hear
+    meanwhile that one of them has died.
+
+    `vectors` [d]: what is given and then the sum, in turn. They are this group's alone, since one that is left may
+    still write there.
+    """
+
+    def __init__(self, meeting: AnonymousFile, generation: int, rank: int, size: int, vectors: Sequence[Tensor]):
+        self.generation, self.rank, self.size = generation, rank, size
+        self._vectors, self._turn = vectors, 0
+        self._meeting = meeting
+        self._made: Any = None
+        self._work: Any = None
+        self._failed: Exception | None = None
+        self._given, self._lock = False, threading.Lock()
+        self._options = distributed.AllreduceOptions()
+        self._options.timeout = _EVER
+        self._thread = threading.Thread(target=self._make, daemon=True)
+        self._thread.start()
+
+    def _make(self) -> None:
+        try:
+            store = distributed.FileStore(self._meeting.path, -1)
+            store.set_timeout(_MEETING)
+            gloo: Any = distributed.ProcessGroupGloo
+            options = gloo._Options()
+            options._timeout = _MEETING
+            options._devices = [gloo.create_device(hostname="127.0.0.1")]  # and a port that is free
+            made = gloo(distributed.PrefixStore(str(self.generation), store), self.rank, self.size, options)
+            with self._lock:
+                self._made = made
+                if self._given:
+                    self._start()
+        except Exception as e:
+            self._failed = e
+
+    def begin(self, message: Tensor) -> None:
+        """Gives `message` [d] to the sum, and returns at once."""
+        self._turn = (self._turn + 1) % len(self._vectors)
+        self.vector.copy_(message)
+        with self._lock:
+            self._work, self._given = None, True
+            if self._made is not None:
+                self._start()
+
+    @property
+    def vector(self) -> Tensor:
+        """The one whose turn it is [d]."""
+        return self._vectors[self._turn]
+
+    def sum_all(self, vectors: Sequence[Tensor]) -> None:
+        """Has these summed, and waits for all of them."""
+        for work in [self._made.allreduce([v], self._options) for v in vectors]:
+            work.wait()
+
+    def ready(self, seconds: float | None) -> bool:
+        """Whether the members have met; waits at most so long, None: until then. Raises SumLost."""
+        self._thread.join(seconds)
+        if self._failed is not None:
+            raise SumLost(str(self._failed)) from self._failed
+        return not self._thread.is_alive()
+
+    def done(self, seconds: float) -> bool:
+        """Whether the sum is there; waits at most so long. Raises SumLost."""
+        if self._work is None and not self.ready(seconds):
+            return False
+        try:
+            if not self._work.is_completed():
+                self._work.wait(datetime.timedelta(seconds=seconds))
+        except RuntimeError:  # the time is over, or a member has died
+            if not self._work.is_completed():
+                return False
+        try:
+            self._work.wait()
+        except RuntimeError as e:
+            raise SumLost(str(e)) from e
+        return True
+
+    def _start(self) -> None:
+        self._work = self._made.allreduce([self.vector], self._options)
+
+
+class _Sum(IntEnum):
+    """How the sum of an exchange stands."""
+
+    NONE = 0  # not begun
+    BEGUN = 1
+    DONE = 2
+    LOST = 3
+
+
+class CollectiveWorkerEnd(SharedWorkerEnd):
+    """A worker's session whose messages go into a sum. `update(sum, reply, n, clock)` does to its replica what the
+    center's rule does by the mean of `n` messages, as the update after which the center's clock is `clock`.
+
+    Made when all have come. Raises SumLost where they do not.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        replica: Replica,
+        update: Callable[[Tensor, Tensor, int, int], None],
+        elsewhere: Elsewhere | None = None,
+    ):
+        super().__init__(link, elsewhere)
+        self._replica, self._update = replica, update
+        self._message: Tensor | None = None
+        self._sum = _Sum.NONE
+        self._said = False  # as the lead, that the sum is there
+        self._places, self._turn = replica.sums[:2], 0  # where the lead puts it
+        self._left: list[Group] = []  # whose sums have not come; to end one would wait for it
+        self._group: Group | None = self._in_group(0, replica.workers, link.worker)
+        self._group.ready(None)
+
+    def _in_group(self, generation: int, size: int, rank: int) -> Group:
+        first = generation == rank == 0  # whose sums the master reads where they are made
+        vectors = self._places if first else [torch.empty_like(self._memory["reply"])]
+        return Group(self._replica.meeting, generation, rank, size, vectors)
+
+    def post(
+        self, message: Tensor | None, t: int, to: str = CENTER, kind: Kind = Kind.EXCHANGE, *, fragment: int = WHOLE
+    ) -> None:
+        super().post(message, t, to, kind, fragment=fragment)
+        assert message is not None, "a method that pulls has no sums"
+        self._message = self._memory[self._names[self._index[message.data_ptr()]]]
+        self._sum = _Sum.NONE
+        if self._elsewhere is None:
+            self._begin()
+
+    def collect(self) -> Reply:
+        if self._elsewhere is not None and self._untold is not None:
+            self._elsewhere.sent()
+            self._send(*self._untold)
+            self._untold = None
+            self._begin()
+        told: tuple[int, int, int, int] | None = None
+        while told is None or self._sum is not _Sum.DONE:
+            if told is not None and self._sum is not _Sum.BEGUN:
+                self._restore()
+                break
+            word = self._word(0 if self._wait_for_sum(told is not None) else self._patience())
+            if word is not None and not self._regroup(*word):
+                told = word
+        clock, served, t, mark = told
+        group = self._group
+        if self._sum is _Sum.DONE and group is not None:
+            self._update(group.vector, self._memory["reply"], group.size, clock)
+        assert self._reply is not None
+        if self._elsewhere is not None:
+            self._elsewhere.receive()
+        return Reply(self._reply, clock, served, Mark(mark), t)
+
+    def _begin(self) -> None:
+        if self._group is not None and self._message is not None:
+            self._group.begin(self._message)
+            self._sum, self._said = _Sum.BEGUN, False
+
+    def _wait_for_sum(self, answered: bool) -> bool:
+        """Waits a moment for it where that is what is to come next, and says whether it was. The lead passes it on."""
+        group = self._group
+        if group is None or self._sum is not _Sum.BEGUN or not (answered or group.rank == 0):
+            return False
+        try:
+            if group.done(_SLICE):
+                self._sum = _Sum.DONE
+        except SumLost:
+            self._sum = _Sum.LOST
+        if self._sum is _Sum.DONE and group.rank == 0 and not self._said:
+            self._turn = (self._turn + 1) % 2
+            place = self._places[self._turn]
+            if place.data_ptr() != group.vector.data_ptr():
+                place.copy_(group.vector)
+            self._send(Kind.SUMMED, group.generation, self._replica.number(place))
+            self._said = True
+        return True
+
+    def _patience(self) -> float | None:
+        """Of whoever sees that a member has died, and waits for the master's word of it."""
+        return _KNOWN_BY if self._sum is _Sum.LOST else None
+
+    def _word(self, seconds: float | None) -> tuple[int, int, int, int] | None:
+        """The master's next; waits at most so long, and returns None where there is none yet. Raises SessionEnded, and
+        SumLost where a sum was lost of which the master knows nothing.
+        """
+        if not select.select([self._lines[0].socket], [], [], seconds)[0]:
+            if seconds:
+                raise SumLost("the sum with the other workers failed, though all of them are there")
+            return None
+        data = self._lines[0].received()
+        if len(data) < REPLY.size:
+            raise SessionEnded("the master has ended")
+        clock, served, t, mark = REPLY.unpack(data)
+        return clock, served, t, mark
+
+    def _regroup(self, generation: int, size: int, rank: int, word: int) -> bool:
+        """What a word changes that is no reply; returns whether it was none. Raises Withdrawn."""
+        group = self._group
+        if word == Mark.WITHDRAWN:
+            self._leave()  # the others' next sum is not this one
+            raise Withdrawn
+        if word == _Word.BROKEN:
+            if group is not None and group.generation == generation and self._sum is _Sum.BEGUN:
+                self._sum = _Sum.LOST
+        elif word == _Word.REGROUP:
+            self._leave()
+            self._group = self._in_group(generation, size, rank)
+            self._begin()
+        return word in list(_Word)
+
+    def _leave(self) -> None:
+        if (group := self._group) is not None:
+            self._left.append(group)
+            clean = [v for v in self._places if v.data_ptr() != group.vector.data_ptr()]
+            self._places = [*clean, self._replica.sums[2]][:2]
+        self._group, self._sum = None, _Sum.NONE
+
+    def _restore(self) -> None:
+        """Has the master write replica and reply."""
+        self._send(Kind.STATE, 0, 0)
+        while (word := self._word(None)) is not None and word[3] != _Word.STATE:
+            assert word[3] == _Word.BROKEN, "a round without this worker"
+        self._leave()
+
+
+class CollectiveMasterEnd(SharedMasterEnd):
+    """A master's sessions whose messages come as sums. `center`: its vectors; `gives_up`: asked a few times a second
+    while a sum is waited for, whether the round is to be given back.
+    """
+
+    sums = True
+
+    def __init__(self, links: Sequence[Link], center: dict[str, Tensor], gives_up: Callable[[], bool]):
+        super().__init__(links)
+        self._replicas = {link.worker: link.replica for link in links if link.replica is not None}
+        self._center, self._gives_up = center, gives_up
+        self._sums = next(iter(self._replicas.values())).sums
+        self._sum = self._sums[0]
+        self._reply = torch.empty_like(self._sum)
+        self._group = sorted(self._replicas)  # by rank
+        self._generation, self._broken = 0, False
+        self._summed = -1  # the generation whose sum is there
+        self._found: list[Request] = []  # while a sum was waited for
+
+    def requests(self, timeout: float | None) -> list[Request]:
+        found, self._found = self._found, []
+        return found or self._heard(timeout)
+
+    def rest(self, worker: int) -> list[Request]:
+        return [request for request in super().rest(worker) if not self._takes(request)]
+
+    def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
+        return self._sum, self._reply
+
+    def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
+        if mark is Mark.WITHDRAWN:
+            self._broken = True  # it may have begun a sum
+        super().reply(request, clock, served, mark, t)
+
+    def summed(self, members: Sequence[Request]) -> Sequence[Request]:
+        while there := [request for request in members if request.worker in self._sockets]:
+            group = [request.worker for request in there]
+            if self._broken or group != self._group:
+                self._regroup(group)
+            while self._summed == self._generation or not self._broken:
+                if self._summed == self._generation:
+                    self._summed = -1
+                    return there
+                found = self._heard(_LOOK)
+                self._found += found
+                if not found and self._gives_up():
+                    return []
+        return []
+
+    def _heard(self, timeout: float | None) -> list[Request]:
+        return [request for request in super().requests(timeout) if not self._takes(request)]
+
+    def _takes(self, request: Request) -> bool:
+        """Whether it is about sums alone, and nobody else's affair."""
+        if request.kind is Kind.SUMMED:
+            self._summed, self._sum = request.t, self._sums[request.vector]
+        elif request.kind is Kind.STATE:
+            self._replicas[request.worker].begin(self._center)
+            self._memory[request.worker]["reply"].copy_(self._reply)
+            self._say(request.worker, (0, 0, 0), _Word.STATE)
+            self._broken = True  # it has left the group
+        elif request.kind is Kind.LOST and request.worker in self._group and not self._broken:
+            self._broken = True
+            for worker in self._group:
+                self._say(worker, (self._generation, 0, 0), _Word.BROKEN)
+        return request.kind in (Kind.SUMMED, Kind.STATE)
+
+    def _regroup(self, group: list[int]) -> None:
+        self._generation, self._group, self._broken = self._generation + 1, group, False
+        for rank, worker in enumerate(group):
+            self._say(worker, (self._generation, len(group), rank), _Word.REGROUP)
+
+    def _say(self, worker: int, numbers: tuple[int, int, int], word: _Word) -> None:
+        if (sock := self._sockets.get(worker)) is not None:
+            send(sock, REPLY.pack(*numbers, word))

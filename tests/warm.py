@@ -1,0 +1,264 @@
+"""Commands in processes of their own, forked from one that has imported torch, Hydra and the program.
+
+An interpreter of its own costs a command 2 to 4 s of a processor: it imports torch, and so does the server that its
+workers are forked from. A fork costs 0.4 s. `subprocess.Popen` is replaced by `Popen`, which forks what would be
+`python -m easgd_cli` in an ordinary environment; everything else, scripts and `python -c` among it, is started as ever.
+A command has its own number, session, directory, environment, descriptors, main module and end as any process. It
+differs in what it has imported, in its `ps` line, and in its parent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+Cold = subprocess.Popen
+LONGEST = 1 << 20  # bytes of a request
+MODULES = (
+    "torch", "torch._dynamo", "hydra", "tensorboard.summary.writer.event_file_writer",
+    "easgd_cli.commands.train", "easgd_cli.commands.join", "easgd_cli.commands.report", "easgd_cli.launcher.local",
+    "easgd_cli.launcher.simulated", "easgd_cli.launcher.processes", "easgd_cli.launcher.stand_in",
+    "easgd_cli.training.evaluator", "easgd_cli.training.master", "easgd_cli.training.worker",
+)  # fmt: skip
+
+READ_AT_START = ("LC_", "LANG", "PYTHON", "OMP_", "MKL_", "ATEN_", "ONEDNN_", "CUDA_")
+
+_asks: socket.socket | None = None  # to the process that forks them
+_pid: int | None = None
+_at_start = dict[str, str]()
+
+
+def begin() -> None:
+    """Starts it, in the place of `subprocess.Popen`'s own way. Only once."""
+    global _asks, _pid
+    _at_start.update(_read(os.environ))
+    _asks, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (_asks, its):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST)
+    with its:
+        _pid = Cold([sys.executable, __file__, str(its.fileno())], pass_fds=[its.fileno()], start_new_session=True).pid
+    subprocess.Popen = Popen  # type: ignore[misc]
+
+
+def pid() -> int | None:
+    """The process that forks them."""
+    return _pid
+
+
+@contextmanager
+def cold() -> Iterator[None]:
+    """Meanwhile every process is an interpreter of its own."""
+    subprocess.Popen = Cold  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        subprocess.Popen = Popen  # type: ignore[misc]
+
+
+class Popen(Cold):  # type: ignore[type-arg]
+    """As subprocess has it."""
+
+    _answer: int | None = None
+
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
+                       env: Any, *more: Any) -> None:  # fmt: skip
+        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = more[3:9]
+        new_session = more[14]
+        environment = dict(os.environ if env is None else env)
+        inside, words = _namespaces(args)
+        if executable or preexec_fn or pass_fds or not _may_be_forked(words, environment):
+            super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)  # type: ignore[misc]
+            return
+        request = json.dumps(
+            {"words": words, "cwd": os.fspath(cwd) if cwd else os.getcwd(), "environment": environment,
+             "new_session": bool(new_session), "inside": inside}
+        ).encode()  # fmt: skip
+        self._answer, told = os.pipe()
+        assert _asks is not None
+        try:
+            given = [end if end != -1 else own for own, end in enumerate((p2cread, c2pwrite, errwrite))]
+            socket.send_fds(_asks, [request], [*given, told])
+        finally:
+            os.close(told)
+        self.pid = int(os.read(self._answer, 8).decode() or "-1")
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+        if self.pid < 0:
+            raise OSError("the process could not be forked")
+
+    def _ended(self, seconds: float | None) -> bool:
+        """Whether its status has come, within so many seconds."""
+        if self.returncode is None and self._answer is not None:
+            if not select.select([self._answer], [], [], seconds)[0]:
+                return False
+            said = os.read(self._answer, 8)
+            os.close(self._answer)
+            self._answer = None
+            self.returncode = int(said or b"-9")
+        return True
+
+    def _internal_poll(self, *args: Any, **kwargs: Any) -> int | None:
+        if self._answer is None:
+            return super()._internal_poll(*args, **kwargs)  # type: ignore[misc, no-any-return]
+        self._ended(0)
+        return self.returncode
+
+    def _wait(self, timeout: float | None) -> int:
+        if self._answer is None:
+            return super()._wait(timeout)  # type: ignore[misc, no-any-return]
+        if not self._ended(timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self.returncode
+
+
+def _namespaces(args: Any) -> tuple[list[str], list[str]]:
+    """Of `nsenter -t PID [-U --preserve-credentials] -n WORDS` the namespaces, and the words."""
+    words = [os.fspath(word) for word in args] if isinstance(args, (list, tuple)) else [os.fspath(args)]
+    if words[:2] != ["nsenter", "-t"] or "-n" not in words:
+        return [], words
+    at = words.index("-n") + 1
+    return [f"/proc/{words[2]}/ns/{kind}" for kind in (("user", "net") if "-U" in words else ("net",))], words[at:]
+
+
+def _may_be_forked(words: list[str], environment: dict[str, str]) -> bool:
+    """Whether a copy of the process with everything imported is what an interpreter would be."""
+    if _asks is None or len(words) < 2 or words[0] != sys.executable or _read(environment) != _at_start:
+        return False
+    return words[1:3] == ["-m", "easgd_cli"]
+
+
+def _read(values: Any) -> dict[str, str]:
+    """What of the environment an interpreter reads as it begins."""
+    return {k: v for k, v in values.items() if k.startswith(READ_AT_START) and k != "PYTHONPATH"}
+
+
+# --- within the process that forks them ---
+
+
+def _serve(asks: socket.socket) -> dict[str, Any]:
+    """Forks whatever is asked for, until nobody can ask any more; returns in a fork, with what it is to be."""
+    running: dict[int, tuple[int, int]] = {}  # by descriptor of the process: its number, and who waits for its status
+    while True:
+        for ready in select.select([asks, *running], [], [])[0]:
+            if ready in running:
+                pid, told = running.pop(ready)
+                with suppress(OSError):
+                    os.write(told, b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                os.close(told)
+                os.close(ready)
+                continue
+            message, descriptors, _, _ = socket.recv_fds(asks, LONGEST, 4)
+            if not message:
+                os._exit(0)
+            *given, told = descriptors
+            if not (pid := os.fork()):
+                for descriptor, (_, other) in running.items():
+                    os.close(descriptor)
+                    os.close(other)
+                os.close(told)
+                for own, descriptor in enumerate(given):
+                    os.dup2(descriptor, own)
+                    os.close(descriptor)
+                return json.loads(message)  # type: ignore[no-any-return]
+            running[os.pidfd_open(pid)] = pid, told
+            os.write(told, b"%-8d" % pid)
+            for descriptor in given:
+                os.close(descriptor)
+
+
+def _become(request: dict[str, Any]) -> None:
+    """What an interpreter has done before the first line of its main module."""
+    if request["new_session"]:
+        os.setsid()
+    for namespace in request["inside"]:
+        with open(namespace) as f:
+            if ctypes.CDLL(None, use_errno=True).setns(f.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"setns {namespace}")
+    os.chdir(request["cwd"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    for name, number, mode, errors in (("stdin", 0, "r", "strict"), ("stdout", 1, "w", "strict"),
+                                       ("stderr", 2, "w", "backslashreplace")):  # fmt: skip
+        terminal = os.isatty(number)
+        stream = open(number, mode, buffering=1 if terminal or number == 2 else -1, encoding="utf-8", errors=errors)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    words = request["words"]
+    own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    old = [path for path in (before or "").split(os.pathsep) if path]
+    sys.path[:] = [os.getcwd(), *own, *(path for path in sys.path[1:] if path not in old)]
+    tempfile.tempdir = None  # as the environment has it now
+    sys.orig_argv = words
+    importlib.invalidate_caches()
+
+
+def _run(words: list[str]) -> int:
+    """The main module, and the end of an interpreter except that memory is not given back one object after another,
+    which takes longer than most commands. Returns the exit status.
+    """
+    status = 0
+    try:
+        sys.argv = words
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    except SystemExit as e:
+        if not isinstance(e.code, int | None):
+            print(e.code, file=sys.stderr)
+        status = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = 120
+    return status
+
+
+def _main() -> None:
+    asks = socket.socket(fileno=int(sys.argv[1]))
+    asks.set_inheritable(False)
+    for module in MODULES:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # what a collector looks at, it copies
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, f"{len(threads)} threads, which a fork would not have"
+    request = _serve(asks)
+    _become(request)
+    # the processes of a run are forked from a copy of this one as it is now
+    from easgd_cli.launcher import fork_server
+
+    fork_server.begin_here()
+    this = sys.modules["warm"] = sys.modules["__main__"]
+    this._asks = asks  # type: ignore[attr-defined]
+    subprocess.Popen = Popen  # type: ignore[misc]
+    os._exit(_run(request["words"][2:]) & 0xFF)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _main()
