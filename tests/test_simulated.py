@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -237,7 +238,6 @@ def test_messages_queue_at_the_master(tmp_path: Path) -> None:
     ("cluster", "seconds"),
     [
         ({"shared_bandwidth": [8.0, 16.0]}, 4 * 1.0 + 4 * 0.5),  # all are up at once, and down
-        ({"shared_bandwidth": [8.0, 16.0], "service": 0.7}, 4 * 1.0 + 4 * 0.7 + 0.5),  # down one after another
         ({"shared_bandwidth": [8.0, 1e30]}, 4 * 1.0),
         ({"shared_bandwidth": 8.0, "bandwidth": 1.0}, 8.0 + 8.0),  # each has a link of its own that is slower
         ({"shared_bandwidth": 8.0, "here": 3}, 2.0),  # one of four is elsewhere
@@ -245,25 +245,50 @@ def test_messages_queue_at_the_master(tmp_path: Path) -> None:
     ],
 )
 def test_messages_share_the_masters_link(cluster: dict[str, Any], seconds: float, tmp_path: Path) -> None:
-    """Eight bytes each, of four workers that begin together; a second of computing after it."""
-    outcome = virtual(on_a_function("downpour", workers=4, tau=1, steps=1), tmp_path, compute=1.0, **cluster)
+    """Eight bytes each, of a round of four workers that begin together; a second of computing after it."""
+    outcome = virtual(on_a_function("pull_then_step", workers=4, tau=1, steps=1), tmp_path, compute=1.0, **cluster)
     assert outcome.summary["wall_seconds"] == pytest.approx(seconds + 1.0)
 
 
-def test_who_leaves_together_is_there_together_and_who_comes_later_after_them() -> None:
-    link, found = SharedLink(8.0, 4.0), []
+def test_a_shared_link_gives_every_message_its_part_and_is_used_whole() -> None:
+    """Against a link that hands out its bytes in small pieces; its parts are those of the fixed sequence."""
+    draw = random.Random(4)
+    arrivals = sorted((draw.random() * 6, draw.random() * 5 + 0.1) for _ in range(25))
+    link, found = SharedLink(10.0, None), dict[int, float]()
 
     def until(second: float) -> None:
         while link.due is not None and link.due <= second:
             due = link.due
-            found.append((due, link.arrived()))
+            found.update(dict.fromkeys(link.arrived(due), due))
 
-    for second, of in ((0.0, 0), (0.0, 1), (0.5, 2), (9.0, 3), (9.0, 4)):
+    for number, (second, nbytes) in enumerate(arrivals):
         until(second)
-        link.add(second, 8.0, of, in_turn=second == 9.0)
-    until(99.0)
-    # two share it for 2 s; the third is behind them, the fourth has a cable of its own that is slower
-    assert found == [(2.0, [0, 1]), (3.0, [2]), (11.0, [3]), (11.0, [4])]
+        link.add(second, nbytes, number)
+    until(math.inf)
+    left, expected, now, dt = dict[int, float](), dict[int, float](), 0.0, 1e-3
+    weights = [4.0 ** ((number + 1) * 0.6180339887498949 % 1.0) for number in range(len(arrivals))]
+    waiting = list(enumerate(arrivals))
+    while waiting or left:
+        while waiting and waiting[0][1][0] <= now:
+            number, (_, nbytes) = waiting.pop(0)
+            left[number] = nbytes
+        total = sum(weights[number] for number in left)
+        left = {number: nbytes - dt * 10.0 * weights[number] / total for number, nbytes in left.items()}
+        now += dt
+        expected |= {number: now for number, nbytes in left.items() if nbytes <= 0}
+        left = {number: nbytes for number, nbytes in left.items() if nbytes > 0}
+    assert found.keys() == expected.keys()
+    assert all(found[number] == pytest.approx(expected[number], abs=0.05) for number in found)
+
+
+def test_large_replies_go_in_turn_and_nobody_faster_than_its_own_cable() -> None:
+    link = SharedLink(8.0, 4.0)
+    for of in range(3):
+        link.add(0.0, 8.0, of, in_turn=True)
+    found = []
+    while link.due is not None:
+        found.append((link.due, link.arrived(link.due)))
+    assert found == [(2.0, [0, 1]), (3.0, [2])]  # the first by its own cable, the others by the link
 
 
 @pytest.mark.parametrize(("algo", "tau"), [("allreduce", 1), ("pull_then_step", 2)])

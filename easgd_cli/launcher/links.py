@@ -55,8 +55,6 @@ class Links:
 
     def look(self, links: list[HostLink], moment: Moment, last: bool = False) -> None:
         """So they stand at this moment, the `last` that is recorded."""
-        if not links:
-            return
         lines: list[tuple[float, str]] = []
         for link in links:
             up, down = _shares(link, moment.seconds, self._shown)

@@ -25,7 +25,8 @@ class Watch:
 
     def __init__(self, children: Children, supervisor: Supervisor, faults: Sequence[Fault], served: int):
         self._children, self._supervisor = children, supervisor
-        self._standstill, self._links = Standstill(), Links(supervisor.journal)
+        self._standstill = Standstill()
+        self._links: Links | None = None  # from when there are any to tell of
         self._silent: set[Process] = set()
         self._asleep: dict[Process, float] = {}  # stopped by a fault on purpose, and when they are to be woken
         self._of_master = [f for f in faults if f.exchange is not None and f.exchange >= served]
@@ -50,10 +51,11 @@ class Watch:
 
     def links(self, last: bool = False) -> None:
         """Tells how the links to other hosts stand, for the `last` time where training has ended."""
-        if self._children.began is not None:
+        if self._children.began is not None and (links := self._children.links()):
+            self._links = self._links or Links(self._supervisor.journal)
             told = self._supervisor.moment
             moment = Moment(max(self._supervisor.now, told.seconds), told.step, told.exchanges)
-            self._links.look(self._children.links(), moment, last)
+            self._links.look(links, moment, last)
 
     def _tell(self, waiting: Collection[Process], now: float) -> None:
         there = {party: self._children.state(party) for party, child in self._children.items() if not child.done}

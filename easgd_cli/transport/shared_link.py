@@ -1,68 +1,92 @@
-"""A link that all messages share, on a virtual clock.
+"""A link that all messages share, on a virtual clock, as TCP shares it.
 
-Those that leave at the same moment share it, each as fast as any other, and are there together: a round's replies, say.
-Whoever comes later is through after those before it, since a connection that has just begun to send takes little from
-one that is at full speed.
+Of those on their way each gets a part of the link, and all of it is used. The parts are uneven, by up to four to one,
+in a fixed sequence: connections are not fair to each other for as long as a message takes, and with equal parts
+messages that have once left together would do so for ever, each at a fraction of the speed, which was not found to be
+so.
+
+A message of weight w is there when the link has given to a weight of 1, since it left, as many bytes as it has over w:
+one number that grows, and a heap of where it ends for each.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
 from typing import Any
 
-
-@dataclass
-class _Together:
-    """Messages that have left at the same second: their bytes in all, of the largest, and whose they are."""
-
-    left: float
-    nbytes: float
-    largest: float
-    of: list[int]
+_ROUNDING = 1e-9
+_GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) evenly
 
 
 class SharedLink:
     """`capacity`: bytes a second of the link; `each`: at most of one message, None where its own cable is no limit.
-    `due`: when the next messages are there, None where there are none.
+    `due`: when the next one is there, None where there is none.
     """
 
     def __init__(self, capacity: float, each: float | None):
         self._capacity, self._each = capacity, each
-        self._free = 0.0  # when those before the first of these have left it
-        self._waiting: list[_Together] = []
-
-    def add(self, now: float, nbytes: float, of: int, in_turn: bool = False) -> None:
-        """A message of `of` leaves now; `in_turn`: after all that have left before, also at this moment."""
-        if self._waiting and self._waiting[-1].left == now and not in_turn:
-            last = self._waiting[-1]
-            last.nbytes, last.largest = last.nbytes + nbytes, max(last.largest, nbytes)
-            last.of.append(of)
-        else:
-            self._waiting.append(_Together(now, nbytes, nbytes, [of]))
+        self._given = self._now = 0.0  # bytes to a weight of 1 up to this second
+        self._weights = 0.0  # of all that are on their way
+        # What has been given when it is through, a number, of whom, its weight, and when its own cable has carried it
+        self._sending: list[tuple[float, int, int, float, float]] = []
+        self._there: list[tuple[float, int, int]] = []  # those through: when they are there, a number, of whom
+        self._free = 0.0  # when all that go one after another are through
+        self._numbers = 0
+        self._through: float | None = None  # when the next is
 
     @property
     def due(self) -> float | None:
-        if not self._waiting:
-            return None
-        first = self._waiting[0]
-        own = 0.0 if self._each is None else first.largest / self._each
-        return max(self._leaves(first), first.left + own)
+        times = [*(() if self._through is None else (self._through,)), *(one[0] for one in self._there[:1])]
+        return min(times, default=None)
 
-    def _leaves(self, first: _Together) -> float:
-        return max(self._free, first.left) + first.nbytes / self._capacity
+    def add(self, now: float, nbytes: float, of: int, in_turn: bool = False) -> None:
+        """A message of `of` leaves now; `in_turn`: after all before it that are so, with the whole link."""
+        self._advance(now)
+        self._numbers += 1
+        own = now + (0.0 if self._each is None else nbytes / self._each)
+        if in_turn:
+            self._free = max(now, self._free) + nbytes / self._capacity
+            heapq.heappush(self._there, (max(self._free, own), self._numbers, of))
+            return
+        weight = 4.0 ** (self._numbers * _GOLDEN % 1.0)
+        self._weights += weight
+        heapq.heappush(self._sending, (self._given + nbytes / weight, self._numbers, of, weight, own))
+        self._look()
 
-    def arrived(self) -> list[int]:
-        """Whose messages are there when it is `due`."""
-        first = self._waiting.pop(0)
-        self._free = self._leaves(first)
-        return first.of
+    def arrived(self, now: float) -> list[int]:
+        """Whose messages are there by now."""
+        self._advance(now)
+        if self._through is not None and now >= self._through:  # whatever has been lost in rounding
+            self._given = max(self._given, self._sending[0][0])
+        while self._sending and self._sending[0][0] <= self._given * (1 + _ROUNDING):
+            _, number, of, weight, own = heapq.heappop(self._sending)
+            self._weights -= weight
+            heapq.heappush(self._there, (max(now, own), number, of))
+        if not self._sending:
+            self._given = self._weights = 0.0
+        self._look()
+        found = []
+        while self._there and self._there[0][0] <= now:
+            found.append(heapq.heappop(self._there)[-1])
+        return found
+
+    def _advance(self, now: float) -> None:
+        if self._sending:
+            self._given += self._capacity / self._weights * (now - self._now)
+        self._now = now
+
+    def _look(self) -> None:
+        left = max(0.0, self._sending[0][0] - self._given) if self._sending else 0.0
+        self._through = self._now + left * self._weights / self._capacity if self._sending else None
 
     def state(self) -> dict[str, Any]:
         """Everything, as plain numbers."""
-        return {"free": self._free, "waiting": [astuple(one) for one in self._waiting]}
+        kept = {name: value for name, value in vars(self).items() if name not in ("_capacity", "_each")}
+        return {**kept, "_sending": list(self._sending), "_there": list(self._there)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts it where it was."""
-        self._free = state["free"]
-        self._waiting = [_Together(left, nbytes, largest, list(of)) for left, nbytes, largest, of in state["waiting"]]
+        vars(self).update(state)
+        self._sending = [(float(a), int(b), int(c), float(d), float(e)) for a, b, c, d, e in self._sending]
+        self._there = [(float(a), int(b), int(c)) for a, b, c in self._there]

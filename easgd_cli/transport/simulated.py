@@ -355,7 +355,7 @@ class Wire:
     def _through(self, number: int) -> None:
         link, latency = self._links[number], self._network.latency[number % 2]
         assert link is not None
-        for end in link.arrived():
+        for end in link.arrived(self._events.now):
             self._events.add(self._events.now + latency, REPLY if number % 2 else ARRIVE, end)
         self._wait_for(number, link)
 
