@@ -332,9 +332,9 @@ def test_a_run_in_which_a_worker_of_gossip_died_in_the_middle_of_a_step_is_not_r
     homes = [list(method.variables).index(method.home(i)) << 16 for i in range(3)]
     own, others = 1 + homes[1], 1 + homes[2]
     order = [own, others, 0 + homes[0], 0 + homes[1], own, own, others]
-    replay._refuse_half_steps("replay=x", method, order, [(4, 1, 2)])
-    replay._refuse_half_steps("replay=x", method, order, [(5, 0, 2)])
+    replay._refuse_half_steps("replay=x", method, order, [(4, 1, 2, 0)])
+    replay._refuse_half_steps("replay=x", method, order, [(5, 0, 2, 0)])
     with pytest.raises(UsageError, match=r"replay=x: worker 1 of this run died between its own variable and another's"):
-        replay._refuse_half_steps("replay=x", method, order, [(5, 1, 2)])
+        replay._refuse_half_steps("replay=x", method, order, [(5, 1, 2, 0)])
     tree = EASGDTree(workers=4, tau=1, degree=2)  # whose workers exchange with their parent alone
-    replay._refuse_half_steps("replay=x", tree, [1 + (1 << 16)] * 3, [(3, 1, 2)])
+    replay._refuse_half_steps("replay=x", tree, [1 + (1 << 16)] * 3, [(3, 1, 2, 0)])
