@@ -250,6 +250,7 @@ def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
             steps=settings.steps if settings.steps is not None else settings.default_steps,
             memory=0,
             size=2,
+            slices=[slice(0, 2)],
             method=build.method(settings),
         )
 

@@ -179,7 +179,7 @@ MISTAKES = [
     ("alpha=5", ["alpha=5: the moving rate", "lies in [0, 1]"]),
     ("ümlaut=3", ["ümlaut=3: ümlaut is not a key; settings are written key=value"]),
     # half of it is in launcher
-    ("layers=3", ["layers=3: there is no setting layers; easgd train --help lists all of them"]),
+    ("colour=3", ["colour=3: there is no setting colour; easgd train --help lists all of them"]),
     ("default_steps=3",
     ["default_steps=3: default_steps is the length that configs/tuning.yaml gives", "write steps=3"]),
     ("--resolve", ["--resolve: says how --cfg prints the settings", "write --cfg job --resolve"]),

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -41,6 +42,7 @@ from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Round
 from easgd_cli.training.replica import ReplicatedCenter
+from easgd_cli.transport import collective
 from easgd_cli.transport.base import Kind, Mark, Request, Withdrawn
 from easgd_cli.transport.collective import CollectiveMasterEnd, CollectiveWorkerEnd, SumLost
 from easgd_cli.transport.replica import Replica
@@ -226,6 +228,21 @@ def test_every_worker_has_the_center_and_the_reply_bit_for_bit_after_every_round
     found = party.check()
     assert [len(told.rounds) for told in found] == [6] * p and all(told.ended for told in found)
     assert party.order == [list(range(p))] * 6
+
+
+def test_after_a_death_those_that_are_there_wait_for_one_that_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than it may take until a master knows of the death."""
+    monkeypatch.setattr(collective, "_KNOWN_BY", 1.0)
+
+    def act(worker: int, t: int, at: str, end: CollectiveWorkerEnd) -> None:
+        if (worker, t, at) == (1, 3, "after"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif (worker, t, at) == (2, 3, "before"):
+            time.sleep(2.5)
+
+    party = Party(DiLoCo(), 3, rounds=5, act=act)
+    assert [told.ended for told in party.check()] == [True, False, True]
+    assert party.order == [[0, 1, 2]] * 3 + [[0, 2]] * 2
 
 
 def test_messages_and_replies_of_a_device_go_through_the_hosts_memory() -> None:

@@ -174,7 +174,9 @@ class Run:
         self.ledger = Ledger.allocate(vectors, BLOCK, DTYPE, WORKERS, self.fragments, len(method.couriers), beside)
         self.noted().begin_run(4, [[2] * n for n in self.fragments], [2] * len(method.couriers))
         self.renewed: dict[int, socket.socket] = {}
-        self.ends = [SharedWorkerEnd(link, renew=lambda i=i: self.renewed.pop(i)) for i, link in enumerate(self.links)]
+        self.ends = [
+            SharedWorkerEnd(link, renew=lambda _, i=i: self.renewed.pop(i)) for i, link in enumerate(self.links)
+        ]
         self.deaths = 0
         self.heard: list[int] = []  # the order as the launcher hears it: of a killed master from its ledger
         self.master = self._master(self.links)
@@ -228,8 +230,9 @@ class Run:
         except Killed:
             self.next_master()
             for i in workers:  # as `collect` does when it finds its master gone
-                self.ends[i]._next_master()
-                self.ends[i]._repeat()
+                [line] = self.ends[i]._lines
+                line._next_master()
+                line._repeat()
             self.serve()
         replies = []
         for i in workers:

@@ -179,7 +179,7 @@ def _compared(source: Path, path: Path, summed: bool) -> str:
         if ours_said.get(name) != theirs_said.get(name)
     ]
     because = (
-        "sums by an all-reduce are taken in another order, and equal within rounding"
+        "an all-reduce sums in another order, which differs in the last bits, and training makes more of them"
         if summed
         else f"the two differ in {', '.join(changed)} (summary.json)"
         if changed

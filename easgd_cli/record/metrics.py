@@ -38,7 +38,7 @@ SYSTEM = {
     "restarts": "How often workers or the master have been started again, so far.",
     "steps_lost": "Steps of a worker that came back whose work never reached the center.",
     "steps_missed": "Steps that its clock left out, since the others' round had gone on.",
-    "master_cpu_seconds": "CPU seconds the master has used since its start.",
+    "master_cpu_seconds": "CPU seconds the master, or all masters, have used since their start.",
     "exchanges_per_second": "Exchanges the master has served a second since the last point.",
     "spread": "Root mean square distance of the workers' variables from their mean, which is evaluated where there is "
     "no center.",

@@ -61,6 +61,7 @@ class Group:
     def __init__(self, meeting: AnonymousFile, generation: int, rank: int, size: int, vectors: Sequence[Tensor]):
         self.generation, self.rank, self.size = generation, rank, size
         self._vectors, self._turn = vectors, 0
+        self.broken = False  # as the master says
         self._meeting = meeting
         self._made: Any = None
         self._work: Any = None
@@ -139,7 +140,7 @@ class _Sum(IntEnum):
     NONE = 0  # not begun
     BEGUN = 1
     DONE = 2
-    LOST = 3
+    LOST = 3  # as is seen here; the master is yet to say so
 
 
 class CollectiveWorkerEnd(SharedWorkerEnd):
@@ -205,7 +206,7 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         return Reply(self._reply, clock, served, Mark(mark), t)
 
     def _begin(self) -> None:
-        if self._group is not None and self._message is not None:
+        if self._group is not None and not self._group.broken and self._message is not None:
             self._group.begin(self._message)
             self._sum, self._said = _Sum.BEGUN, False
 
@@ -253,8 +254,10 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
             self._leave()  # the others' next sum is not this one
             raise Withdrawn
         if word == _Word.BROKEN:
-            if group is not None and group.generation == generation and self._sum is _Sum.BEGUN:
-                self._sum = _Sum.LOST
+            if group is not None and group.generation == generation:
+                group.broken = True
+                if self._sum is not _Sum.DONE:
+                    self._sum = _Sum.NONE  # until the others that live are all there to begin it once more
         elif word == _Word.REGROUP:
             self._leave()
             self._group = self._in_group(generation, size, rank)
