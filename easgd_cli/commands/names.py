@@ -74,12 +74,12 @@ def no_option(full: str, written: str, name: str, siblings: Sequence[str]) -> st
         return f"{written}: there is no setting {full}; did you mean {elsewhere}?"
     if key in types(Settings):
         return f"{written}: {key} is a setting of the run, not of {parent}; write {key}=."
-    others = [f"{parent}={option}" for option in configs.options(parent) if key in configs.settings(parent, option)]
+    others = [option for option in configs.options(parent) if key in configs.settings(parent, option)]
     having = f"it has {', '.join(siblings)}." if siblings else "it has none of its own."
     if near := near_to(key, siblings):
         having = f"did you mean {parent}.{near}?"
     elif others:
-        having = f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it."
+        having = f"{parent}={others[0]} has it." if len(others) == 1 else f"of {parent}= {', '.join(others)} have it."
     return f"{written}: {name} has no such setting; {having}"
 
 

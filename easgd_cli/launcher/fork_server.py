@@ -102,6 +102,11 @@ def leave_removed_directory() -> None:
         os.chdir("/")
 
 
+def _here() -> str:
+    """The working directory, by a name that it has also when it is removed, where the system can."""
+    return f"/proc/{os.getpid()}/cwd" if os.path.isdir("/proc/self/fd") else os.getcwd()
+
+
 def begin() -> None:
     """Starts the server, unless one runs, without waiting for it: it imports torch while the caller goes on. Raises
     OSError.
@@ -181,7 +186,7 @@ class _Popen(popen_forkserver.Popen):
 
     def _launch(self, process_obj: Any) -> None:
         told = {
-            "name": process_obj.name, "authkey": process.current_process().authkey, "dir": os.getcwd(),
+            "name": process_obj.name, "authkey": process.current_process().authkey, "dir": _here(),
             "sys_path": [path or process.ORIGINAL_DIR for path in sys.path], "sys_argv": sys.argv,  # type: ignore[attr-defined]
             "orig_dir": process.ORIGINAL_DIR,  # type: ignore[attr-defined]
         }  # fmt: skip
