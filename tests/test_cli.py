@@ -95,7 +95,7 @@ MISTAKES = [
     ("hidden=[3,4] model=mlp", ["hidden=[3,4]: there is no setting hidden", "did you mean model.hidden?"]),
     (
         "launcher.latency=0.1",
-        ["launcher.latency=0.1: local has no such setting; of launcher= ", "simulated, ", "virtual_1g have it."],
+        ["launcher.latency=0.1: local has no such setting; launcher=", "launcher=simulated, ", "virtual_1g have it."],
     ),
     ("model=resnet18", ["model=resnet18: is a net of torchvision; write model=torchvision model.name=resnet18."]),
     ("model=cnn", ["model=cnn: there is no such model; did you mean convnet7?"]),

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_runs import recorded_order
+from test_runs import recorded_order, run, settings
 from test_simulated import on_a_function, virtual
 
 from easgd_cli.launcher import disk_estimate
@@ -66,15 +66,17 @@ def on_a_small_disk(tmp_path: Path, free: int, *words: str) -> tuple[int, str, P
     return done.returncode, done.stderr, kept
 
 
-# center.pt 58 KB, a checkpoint 388 KB, one without its workers 57 KB, the record 350 KB
+# center.pt 58 KB, a checkpoint 278 to 388 KB, one without its workers 57 KB, the record from 360 KB on
 RUN = ("algo=easgd", "workers=2", "steps=300", "checkpoint.every=50 steps", "eval.every=50 steps", "threads=1")
 
 
-@pytest.mark.parametrize(("free", "status"), [(660, 0), (300, None), (150, 1)])
+@pytest.mark.parametrize(("free", "status"), [(1100, 0), (300, None), (150, 1)])
 def test_a_run_on_a_disk_that_is_too_small_leaves_its_center_and_what_else_fits(
     free: int, status: int | None, tmp_path: Path
 ) -> None:
-    """In the middle case the record may just fit: how long it is hangs on how long the run took."""
+    """How long the record is hangs on how long the run took. In the first case there is room for one of 650 KB, beside
+    a whole checkpoint and one without its workers; in the middle case the record may just fit.
+    """
     code, said, run = on_a_small_disk(tmp_path, free, *RUN)
     assert code in ((0, 1) if status is None else (status,))
     status = code
@@ -82,12 +84,30 @@ def test_a_run_on_a_disk_that_is_too_small_leaves_its_center_and_what_else_fits(
     assert summary["status"] == ("failed" if status else "completed")
     assert set(summary["steps"].values()) == {300}  # training went on to its end
     torch.load(run / "center.pt", weights_only=True)
-    if free == 660:  # whole, or without its workers
+    if free == 1100:  # whole, or without its workers
         last = reader.newest_checkpoint(run)
         assert len(last.workers) in (0, 2) and last.owner.moment.exchanges == summary["exchanges"]
     assert [p for p in run.rglob(".*") if p.is_file()] == []
     if status:
         assert said.count("\n") == 1 and "could not be written" in said and "No space left on device" in said
+
+
+def test_a_last_checkpoint_that_does_not_fit_is_kept_without_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = checkpoint.write
+
+    def refusing(directory: Path, kept: Resumed, keep: int) -> Path:
+        if kept.workers:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(directory, kept, keep)
+
+    monkeypatch.setattr(checkpoint, "write", refusing)
+    outcome = run(settings("easgd", steps=12, checkpoint=Checkpoint(every="5 steps")), tmp_path)
+    last = reader.newest_checkpoint(tmp_path)
+    assert outcome.status == "completed" and not last.workers
+    assert last.owner.moment.exchanges == outcome.summary["exchanges"] == len(recorded_order(tmp_path))
+    assert "it is without its workers: resumed, they begin at the center" in capsys.readouterr().out
 
 
 def test_a_disk_with_nothing_left_is_one_sentence(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def no_option(full: str, written: str, name: str, siblings: Sequence[str]) -> st
     if near := near_to(key, siblings):
         having = f"did you mean {parent}.{near}?"
     elif others:
-        having = f"{parent}={others[0]} has it." if len(others) == 1 else f"of {parent}= {', '.join(others)} have it."
+        having = f"{', '.join(f'{parent}={option}' for option in others)} {'has' if len(others) == 1 else 'have'} it."
     return f"{written}: {name} has no such setting; {having}"
 
 
