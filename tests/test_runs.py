@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from listings import Listing
 from torch import Tensor
 
@@ -749,9 +750,10 @@ def test_no_process_and_no_shared_memory_is_left(tmp_path: Path) -> None:
 def test_ctrl_c_while_processes_are_starting_ends_cleanly(tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to every process of the group, the server that is still importing torch among them."""
     command = [sys.executable, "-m", "easgd_cli", "train", "steps=100000", f"hydra.run.dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    with warm.cold():
+        process = subprocess.Popen(
+            command, cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
     while not (tmp_path / "run" / "logs" / "launcher.log").exists():
         assert process.poll() is None
         time.sleep(0.01)
