@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from easgd_cli.bench.network import Costs, proposed
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import probe
 from easgd_cli.launcher.distributed import Distributed
+from easgd_cli.launcher.far_children import FarChildren
 from easgd_cli.launcher.gate import AGENT, ROLE, WORKER, Gate
 from easgd_cli.system import network
 from easgd_cli.system.shared_memory import SharedTensors
@@ -390,3 +394,38 @@ def test_a_process_of_torchrun_whose_workers_are_another_number_is_refused(monke
         Distributed(4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert Distributed(4).places_here == 4
+
+
+class Hosts:
+    """Stands in for the gate: one host, which leaves, and then another."""
+
+    def __init__(self) -> None:
+        self.arrived: SimpleQueue[Any] = SimpleQueue()
+        self.given: list[int] = []
+        self.there = 1
+
+    def place(self, worker: int) -> int | None:
+        self.given.append(worker)
+        return len(self.given)
+
+    def expects(self, worker: int, ticket: int) -> bool:
+        return ticket == self.there
+
+    def release(self, worker: int) -> None:
+        """Nothing to release."""
+
+
+def test_a_worker_whose_host_leaves_before_it_has_come_is_given_to_another(tmp_path: Path) -> None:
+    hosts: Any = Hosts()
+    children = FarChildren(tmp_path, hosts, 0, 300.0, 10.0, "10.0.0.1:1")
+    waiting: Any = SimpleNamespace(gone=False)
+    children[3] = waiting
+    children._homeless.append(3)
+    children._house()
+    children._house()
+    assert hosts.given == [3]  # once, while its host is there
+    hosts.there = 2
+    children._house()
+    children._house()
+    children._house()
+    assert hosts.given == [3, 3]

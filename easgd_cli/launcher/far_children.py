@@ -29,6 +29,7 @@ class FarChildren(Children):
         self._gate, self._here, self._wait, self._silence, self._where = gate, here, wait, silence, where
         self._homeless: list[int] = []  # workers whose stand-ins wait for a host
         self._tickets: dict[int, int] = {}
+        self._called: set[int] = set()  # those that have been given to a host, and have not come yet
         self._turns = turns()
         self._states: dict[int, State | None] = {}
         self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
@@ -39,6 +40,7 @@ class FarChildren(Children):
             assert isinstance(start, WorkerStart)
             self._gate.release(party)
             self._tickets.pop(party, None)
+            self._called.discard(party)
             self._states.pop(party, None)
             if party not in self._homeless:
                 self._homeless.append(party)
@@ -88,6 +90,7 @@ class FarChildren(Children):
             else:
                 self._tickets[worker] = ticket
                 self._homeless.remove(worker)
+                self._called.add(worker)
         for party, child in self.items():
             if isinstance(party, int) and child.gone:
                 self._gate.release(party)
@@ -95,11 +98,16 @@ class FarChildren(Children):
             try:
                 arrived = self._gate.arrived.get_nowait()
             except queue.Empty:
-                return
+                break
             if self._tickets.get(arrived.worker) == arrived.ticket:
+                self._called.discard(arrived.worker)
                 self.tell(arrived.worker, {"kind": "connection", "host": arrived.host}, arrived.socket)
             else:
                 arrived.socket.close()
+        for worker in sorted(self._called):
+            if not self._gate.expects(worker, self._tickets[worker]):  # its host has left before it came from there
+                self._called.discard(worker)
+                self._homeless.append(worker)
 
 
 def _carried(links: list[dict[str, Any]], way: str) -> tuple[int, float | None]:

@@ -93,6 +93,11 @@ class Gate:
             for host in self._hosts:
                 host.running.pop(worker, None)
 
+    def expects(self, worker: int, ticket: int) -> bool:
+        """Whether the host that was given the worker by this ticket is still there."""
+        with self._lock:
+            return any(host.running.get(worker) == ticket for host in self._hosts)
+
     def silent(self) -> dict[str, float]:
         """Of each host that is there, by its name: how many seconds ago anything was heard of it."""
         now = time.monotonic()
