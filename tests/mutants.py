@@ -336,7 +336,9 @@ MUTANTS = [
     ("transport/shared_link.py", "self._given += self._capacity / self._weights *", "self._given += self._capacity *"),
     ("transport/shared_link.py", "max(now, self._free) + nbytes", "now + nbytes"),
     ("launcher/links.py", "before[link.host] = (second, link.up[0]", "before[link.host] = (second, 0"),
-    ("launcher/probe.py", "assert 0 <= asked <= MOST", "assert 0 <= asked"),
+    ("launcher/probe.py", "if not 0 <= asked <= MOST:", "if not 0 <= asked:"),
+    ("transport/connection.py", "shutdown(socket.SHUT_WR)", "shutdown(socket.SHUT_RDWR)"),
+    ("transport/connection.py", "gone.poll(1000 *", "gone.poll(0 *"),
     ("transport/simulated.py", "return None if awaited else event._replace", "return event._replace"),
     ("transport/shared.py", "if mark == Mark.WITHDRAWN:", "if mark == Mark.CHECKPOINT:"),
     (

@@ -266,6 +266,28 @@ def test_more_vectors_than_there_is_room_for_are_not_read() -> None:
     both.caller.close()
 
 
+def test_last_words_are_heard_by_who_was_speaking_himself() -> None:
+    """The other side is slow, and says something all the while that is not read any more."""
+    both = pair()
+    end, slow = Connection(both.called, 10), Connection(both.caller, 1.0, 1 << 20)
+    x = torch.arange(1 << 18, dtype=torch.float32)
+    slow.say({"kind": "not read"})
+    end.say({"kind": "ended"}, SharedTensors.of({"x": x}))
+    leaves = threading.Thread(target=end.finish, args=(30.0,))
+    leaves.start()
+    time.sleep(1.0)
+    slow.say({"kind": "not read either"})
+    time.sleep(0.5)
+    message, enclosed = slow.message(slow.next()[1])
+    assert message == {"kind": "ended"} and enclosed is not None and torch.equal(enclosed["x"], x)
+    with pytest.raises(ConnectionEnded, match=r"^the connection has ended$"):
+        slow.next()
+    assert leaves.is_alive()  # until this side has ended it
+    slow.close()
+    leaves.join(20)
+    assert not leaves.is_alive()
+
+
 def test_who_says_nothing_is_gone_and_who_only_breathes_is_not() -> None:
     both = pair()
     end, breathing = Connection(both.called, 1.0), Connection(both.caller, 1.0)

@@ -141,7 +141,7 @@ def run(
                 yield _costs(name, listener, secret, size, windows, beside)
         finally:
             connection.say({"kind": "end", "status": "measured", "exit_code": 0})
-            connection.close(2.0)
+            connection.finish(_SILENCE)
 
 
 def _joined(listener: socket.socket, secret: bytes, wait: float) -> tuple[Connection, str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.bench.measure import Row
+from easgd_cli.launcher.gloo import BUCKET
 from easgd_cli.launcher.processes import Child
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.files import scratch_directory
@@ -29,7 +30,6 @@ from easgd_cli.transport.shared import Link, SharedWorkerEnd
 
 _SIZES = {"352 k": 351_946, "61 M": 61_128_808}
 _SECONDS = 0.4  # of a window, about
-_BUCKET = 25 * 2**20  # bytes
 
 
 @dataclass
@@ -57,7 +57,7 @@ class _Rounds:
         vector = torch.ones_like(summed.memory["x"])
         self._group = Group(start.meeting, 0, summed.worker, start.workers, [vector])
         self._group.ready(None)
-        self._buckets = list(vector.split(_BUCKET // vector.element_size()))
+        self._buckets = list(vector.split(BUCKET // vector.element_size()))
         ends = CollectiveWorkerEnd(summed, replica, center.update), SharedWorkerEnd(sessions)
         self._kinds: list[Callable[[], object]] = [_exchange(end) for end in ends] + [self._sum]
 

@@ -17,7 +17,6 @@ from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
-from easgd_cli.launcher.peers import DataParallel
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import faults, groups, schema
 from easgd_cli.settings.overrides import own as own
@@ -45,11 +44,8 @@ def checked(settings: Settings) -> None:
         build.schedule(settings, schema.total_steps(settings, None))
     build.average(settings)
     auto_tau.check(settings)
-    made = kinds.launcher(settings)
-    if isinstance(made, kinds.Local):
-        made.check(settings, method)
-    if build.of_copies(settings):
-        DataParallel.check(settings, method)
+    kinds.launcher(settings)
+    build.check_launcher(settings, method)
 
 
 def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:

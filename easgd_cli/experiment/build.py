@@ -18,6 +18,7 @@ from easgd_cli.experiment.checks import (
     refuse_unused,
     workers_here,
 )
+from easgd_cli.experiment.checks import check_launcher as check_launcher
 from easgd_cli.experiment.checks import launched_in_processes as launched_in_processes
 from easgd_cli.experiment.checks import of_copies as of_copies
 from easgd_cli.experiment.checks import periodic as periodic

@@ -111,6 +111,13 @@ def refuse_unused(s: Settings, asked: set[str]) -> None:
             )
 
 
+def check_launcher(s: Settings, rules: Method) -> None:
+    """Raises UsageError for what the launcher cannot run."""
+    check = getattr(locate("launcher", s.launcher["target"]), "check", None)
+    if check is not None:
+        check(s, rules)
+
+
 def of_copies(s: Settings) -> bool:
     """Whether the launcher's workers are copies of one sequential method, which torch.distributed keeps together."""
     return bool(getattr(locate("launcher", s.launcher["target"]), "copies", False))

@@ -134,6 +134,7 @@ class Agent:
             store = (self._address[0], int(message["port"]))
             self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"])))
         elif kind == "end":
+            self._connection.close()  # which says there that it has been heard
             tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
             return int(message["exit_code"])
         return None
@@ -147,6 +148,7 @@ class Agent:
             recipe = experiment.recipe.shared()
         except UsageError as e:
             self._connection.say({"kind": "failed", "text": str(e)})
+            self._connection.finish(CONNECT_SECONDS)
             raise
         self._host = Workplace(self._address, self._secret, float(message["silence"]), experiment, recipe, self._places)
         dtype = str(experiment.dtype).removeprefix("torch.")
@@ -249,7 +251,7 @@ class Place(threading.Thread):
                 says.join()  # what it asked for comes before the news of its end
                 number = child.process.killed_by
                 connection.say({"kind": "ended", "done": done, "signal": number, "how": child.process.how})
-                connection.close(self._host.silence)
+                connection.finish(self._host.silence)
         finally:
             child.kill()
             child.close()

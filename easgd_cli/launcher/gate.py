@@ -114,8 +114,9 @@ class Gate:
         self._listener.close()
         for host in hosts:
             host.connection.say(self._ended)
+        ends = time.monotonic() + self._silence  # as long as a host may be silent, all of them together
         for host in hosts:
-            host.connection.close(2.0)
+            host.connection.finish(max(0.0, ends - time.monotonic()))
 
     # ---------------------------------------------------------------- who comes
 

@@ -20,10 +20,11 @@ from easgd_cli.errors import RunError
 from easgd_cli.launcher.processes import Child
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.files import scratch_directory
+from easgd_cli.transport.collective import gloo_group
 
 _TIMEOUT = timedelta(seconds=60)  # to meet
 _EVER = timedelta(days=1)  # one end waits while others fill the link; that an end is gone is seen without it
-_BUCKET = 25 << 20  # bytes: DistributedDataParallel's, of which several are on their way at once
+BUCKET = 25 << 20  # bytes: DistributedDataParallel's, of which several are on their way at once
 _BACK_AND_FORTH, _ALL_REDUCE = range(2)
 
 
@@ -45,11 +46,8 @@ class GlooEnd:
         torch.set_num_threads(1)
         self._channel, self._rank = channel, 0 if start.store is None else 1
         self._x = torch.rand(start.size)
-        self._buckets = self._x.split(max(1, _BUCKET // self._x.element_size()))
-        group: Any = dist.ProcessGroupGloo
-        options = group._Options()
-        options._devices, options._timeout = [group.create_device(hostname=start.own)], _EVER
-        self._group: Any = group(self._store(start), self._rank, 2, options)
+        self._buckets = self._x.split(max(1, BUCKET // self._x.element_size()))
+        self._group = gloo_group(self._store(start), self._rank, 2, start.own, _EVER)
 
     def _store(self, start: GlooStart) -> dist.TCPStore:
         if start.store is not None:

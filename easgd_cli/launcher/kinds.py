@@ -86,9 +86,10 @@ class Local:
         """Whether messages go into a sum."""
         return self.transport == "collective"
 
-    def check(self, s: Settings, method: Method) -> None:
-        """Raises UsageError for what this transport cannot do."""
-        if not self.collective:
+    @staticmethod
+    def check(s: Settings, method: Method) -> None:
+        """Raises UsageError for what its transport cannot do."""
+        if s.launcher.get("transport") != "collective":
             return
         algo = f"launcher.transport=collective algo={s.algo['name']}"
         [*variables] = method.variables.values()

@@ -50,6 +50,16 @@ class SumLost(Exception):
     """A member of the group has died: this sum does not come any more."""
 
 
+def gloo_group(store: Any, rank: int, size: int, address: str, timeout: datetime.timedelta) -> Any:
+    """Gloo's, once all have met in `store`, by connections to this address and a port that is free. Raises
+    RuntimeError.
+    """
+    gloo: Any = distributed.ProcessGroupGloo
+    options = gloo._Options()
+    options._devices, options._timeout = [gloo.create_device(hostname=address)], timeout
+    return gloo(store, rank, size, options)
+
+
 class Group:
     """Members that sum, of one generation. It is made in a thread: who waits for the others to come must hear
     meanwhile that one of them has died.
@@ -76,11 +86,8 @@ class Group:
         try:
             store = distributed.FileStore(self._meeting.path, -1)
             store.set_timeout(_MEETING)
-            gloo: Any = distributed.ProcessGroupGloo
-            options = gloo._Options()
-            options._timeout = _MEETING
-            options._devices = [gloo.create_device(hostname="127.0.0.1")]  # and a port that is free
-            made = gloo(distributed.PrefixStore(str(self.generation), store), self.rank, self.size, options)
+            named = distributed.PrefixStore(str(self.generation), store)
+            made = gloo_group(named, self.rank, self.size, "127.0.0.1", _MEETING)
             with self._lock:
                 self._made = made
                 if self._given:

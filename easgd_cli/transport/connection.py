@@ -11,6 +11,7 @@ import hmac
 import json
 import os
 import queue
+import select
 import socket
 import struct
 import threading
@@ -268,10 +269,25 @@ class Connection:
                 return act()
         return act()
 
-    def close(self, seconds: float = 0.0) -> None:
-        """Ends it; what has been posted may take so long to be sent."""
+    def finish(self, seconds: float) -> None:
+        """Ends it in order: what has been posted is sent, and the other side, once it has read that, ends it too. It
+        is waited for so long at most.
+        """
+        ends = time.monotonic() + seconds
         self._out.put(None)
         self._sender.join(seconds)
+        with suppress(OSError, ValueError):  # it may have ended meanwhile
+            self._socket.shutdown(socket.SHUT_WR)
+            gone = select.poll()
+            gone.register(self._socket, select.POLLRDHUP)
+            gone.poll(1000 * max(0.0, ends - time.monotonic()))
+        self.close()
+
+    def close(self) -> None:
+        """Ends it at once. What the other side has not read yet may be lost: a system that is sent more on a closed
+        connection takes back what it has not delivered.
+        """
+        self._out.put(None)
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._sender.join()
