@@ -81,12 +81,11 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     summed = settings.launcher.get("transport") == "collective" and settings.workers > 2
     # The recorded order ends where the run did, whatever ended it.
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until={})
-    single_run.checked(settings)
+    outline, launcher = single_run.checked(settings)
     for sentence in doubts:
         tell(sentence)
-    launcher, prepared = kinds.launcher(settings), build.prepare(settings)
     outcome, path = single_run.launch(
-        settings, Path(virtual.run_dir), words, command, launcher, prepared, partial(hydra_job.run, virtual)
+        outline, launcher, Path(virtual.run_dir), words, command, partial(hydra_job.run, virtual)
     )
     if outcome.status == "completed":
         print(for_terminal(_compared(source, path, summed), sys.stdout), flush=True)

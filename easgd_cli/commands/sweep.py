@@ -210,8 +210,9 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
 
     known: dict[str, tuple[dict[str, Any], Metrics]] = {}
     declared: dict[str, Metrics] = {}  # of a user's data set they are known once it is loaded
-    for s in (job.settings for job in jobs):
-        key, found = json.dumps([s.problem, s.dataset, s.task], sort_keys=True), hparams(s)
+    for job in jobs:
+        s = job.settings
+        key, found = json.dumps([s.problem, s.dataset, s.task], sort_keys=True), hparams(s, job.outline.rules)
         if key not in declared:
             declared[key] = build.declared_metrics(s)
         known[json.dumps(found, sort_keys=True)] = found, declared[key]
@@ -228,7 +229,7 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
 
 
 def _lines(job: SweepJob) -> list[str]:
-    return single_run.ineffective(job.settings, job.words) + single_run.untuned(job.settings, job.words)
+    return single_run.ineffective(job.outline, job.words) + single_run.untuned(job.settings, job.words)
 
 
 def _warn_ineffective(jobs: list[SweepJob]) -> None:

@@ -34,8 +34,7 @@ from easgd_cli.commands import (
 )
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
-from easgd_cli.experiment import build
-from easgd_cli.launcher import kinds, torchrun
+from easgd_cli.launcher import torchrun
 from easgd_cli.launcher.distributed import followed, refuse_sweep
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.system.terminal import tell, with_command
@@ -88,14 +87,13 @@ def main(argv: Sequence[str]) -> int:
             refuse_sweep(member.settings)
         return sweep.run(planned, asked, command)
     settings = planned.settings
-    single_run.checked(settings)
+    outline, launcher = single_run.checked(settings)
     if (follows := followed(settings)) is not None:
         return join.follow(follows)
-    for line in single_run.ineffective(settings, asked.overrides) + single_run.untuned(settings, asked.overrides):
+    for line in single_run.ineffective(outline, asked.overrides) + single_run.untuned(settings, asked.overrides):
         tell(line)
-    launcher, prepared = kinds.launcher(settings), build.prepare(settings)
     path, as_job = Path(planned.run_dir), partial(hydra_job.run, planned)
-    return _told(*single_run.launch(settings, path, asked.overrides, command, launcher, prepared, as_job))
+    return _told(*single_run.launch(outline, launcher, path, asked.overrides, command, as_job))
 
 
 def _gone_on(asked: Arguments, overrides: dict[str, Override], command: str) -> int | None:
