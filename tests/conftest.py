@@ -245,16 +245,18 @@ def straight(monkeypatch: pytest.MonkeyPatch) -> None:
 def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and model are not loaded, for tests of what comes before and after."""
 
-    def prepare(settings: Settings) -> SimpleNamespace:
+    def experiment(outline: build.Outline) -> SimpleNamespace:
+        settings = outline.settings
         return SimpleNamespace(
+            settings=settings,
             steps=settings.steps if settings.steps is not None else settings.default_steps,
             memory=0,
             size=2,
             slices=[slice(0, 2)],
-            method=build.method(settings),
+            method=outline.rules,
         )
 
-    monkeypatch.setattr(build, "prepare", prepare)
+    monkeypatch.setattr(build, "experiment", experiment)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -194,7 +194,7 @@ def test_an_objective_is_one_of_a_few(text: str) -> None:
 def test_a_mistake_has_its_sentence_before_anything_is_made(
     words: str, sentence: str, elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "prepare", lambda settings: None)
+    monkeypatch.setattr(build, "experiment", lambda outline: None)
     said = easgd("train", "-m", "-cd", "own", *words.split())
     assert said.status == 2
     assert sentence in said.err
