@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
@@ -156,7 +156,7 @@ class JobServerHere:
 
     lives = True
 
-    def __init__(self, slot: Slot, devices: Devices, program: str, log: Path):
+    def __init__(self, slot: Slot, devices: Devices, program: str, log: Path, shared: Sequence[int]):
         self.devices, self._program = devices, importlib.import_module(program)
 
     def give(self, arguments: list[str], log: Path, in_processes: bool) -> None:

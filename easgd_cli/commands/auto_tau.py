@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Experiment
+from easgd_cli.launcher import distributed
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.schema import Auto, Settings
-from easgd_cli.settings.targets import locate
 
 if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
@@ -53,14 +53,9 @@ class Probe:
 
 
 def check(s: Settings, rules: Method) -> None:
-    """Raises UsageError for a method that is defined for one period only, and where other machines bring in the
-    workers.
-    """
-    if s.auto.tau and getattr(locate("launcher", s.launcher["target"]), "joined", False):
-        raise UsageError(
-            f"tau=auto launcher={s.launcher['name']}: its short runs would take the hosts that join; easgd bench "
-            "network proposes a period, write that."
-        )
+    """Raises UsageError for a method that is defined for one period only, and where torchrun has started one run."""
+    if s.auto.tau:
+        distributed.refuse_torchrun(s, "tau=auto", "write tau= as a number, such as easgd bench network proposes")
     if s.auto.tau and not rules.alone:
         try:
             build.method(replace(s, tau=_ANY))
@@ -133,7 +128,7 @@ def _probe(s: Settings, prepared: Experiment, launcher: Launcher) -> Probe:
     try:
         short = _short(s)
         run_directory.write_config(path, short, [])
-        outcome = launcher(Job(path, screen=display.nowhere()), _with(prepared, short))
+        outcome = launcher(Job(path, screen=display.nowhere(), another=True), _with(prepared, short))
     finally:
         shutil.rmtree(path, ignore_errors=True)
     if outcome.status == "interrupted":

@@ -21,6 +21,7 @@ from easgd_cli.commands.compose import Composed
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Outline
+from easgd_cli.launcher import distributed
 from easgd_cli.record import run_directory
 from easgd_cli.settings import schema
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
@@ -104,6 +105,8 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
             )
         every = [list(words) for words in itertools.product(*axes.values())]
         jobs, left_out = _checked(every, axes, varying, composed)
+    members = [job.settings for job in jobs] or [first.settings for first in [first] if first]
+    distributed.check_sweep(members, of_sweep.jobs, (launcher, sweeper) == ("basic", "basic"))
     return Plan(
         _root(of_sweep.sweep, fixed, varying, first), {word.partition("=")[0]: word for word in fixed}, varying,
         of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, jobs, left_out, launcher, sweeper,

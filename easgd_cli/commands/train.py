@@ -35,7 +35,7 @@ from easgd_cli.commands import (
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import torchrun
-from easgd_cli.launcher.distributed import followed, refuse_sweep
+from easgd_cli.launcher.distributed import followed
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.system.terminal import tell, with_command
 
@@ -83,8 +83,6 @@ def main(argv: Sequence[str]) -> int:
     if asked.show:
         return _shown_by_hydra(asked)
     if isinstance(planned, plan.Plan):
-        for member in planned.jobs:
-            refuse_sweep(member.settings)
         return sweep.run(planned, asked, command)
     settings = planned.settings
     outline, launcher = single_run.checked(settings)

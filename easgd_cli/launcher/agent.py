@@ -46,15 +46,21 @@ _LOOK_UP_SECONDS = 0.5
 _STATE_SECONDS = 1.0  # between two words on what a worker's process does
 
 
+class Over(RunError):
+    """Nobody listens any more where a host has taken part: no further run follows."""
+
+
 class Agent:
     """This machine's part of a run. `address`: where its master's is reached, within `wait` seconds; `prepare`: makes
-    the experiment of settings, for so many workers. Raises UsageError and RunError.
+    the experiment of settings, for so many workers. `again`: whether it has been in a run there which another follows;
+    after this one it `stays` for one more, or not. Raises UsageError and RunError: Over where none has followed.
     """
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, places: int, wait: float,
-        prepare: Callable[[dict[str, Any], int], Experiment],
+        prepare: Callable[[dict[str, Any], int], Experiment], again: bool = False,
     ):  # fmt: skip
+        self._again, self.stays = again, False
         self._address, self._secret, self._places = address, secret, places
         self.where = f"{address[0]}:{address[1]}"
         self._prepare = prepare
@@ -75,6 +81,8 @@ class Agent:
             except Refused as e:
                 raise UsageError(f"{self.where}: {e}; EASGD_SECRET is to be the same on all hosts of a run.") from e
             except OSError as e:
+                if self._again and isinstance(e, ConnectionRefusedError):
+                    raise Over(f"{self.where}: no further run follows there.") from e
                 if time.monotonic() > ends:
                     raise RunError(
                         f"{self.where}: no run is reached there ({why(e)}); is it under way, and is that its address?"
@@ -135,6 +143,7 @@ class Agent:
             self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"])))
         elif kind == "end":
             self._connection.close()  # which says there that it has been heard
+            self.stays = bool(message["again"])
             tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
             return int(message["exit_code"])
         return None
