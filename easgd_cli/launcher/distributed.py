@@ -143,11 +143,9 @@ class Distributed:
         store = None if world is None else world.publish(where)
         far = self.workers - self.places_here
         join = f"on another host: easgd join {where}"
-        if not self._told:
-            self._told = True
-            tell(
-                f"master on {socket.gethostname()}, reached at {where}; workers here {self.places_here}, elsewhere {far}"
-            )
+        if not self._told:  # by a short run of tau=auto, at the same place
+            host, self._told = socket.gethostname(), True
+            tell(f"master on {host}, reached at {where}; workers here {self.places_here}, elsewhere {far}")
             if far and world is None:
                 tell(join)
 

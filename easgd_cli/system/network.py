@@ -77,7 +77,7 @@ def listener(asked: str, address: str, port: int) -> socket.socket:
 
 
 class Lent(socket.socket):
-    """A listener for one run of several: after `shutdown` it listens no more, and who calls then is heard by the next."""
+    """A listener for one run of several: after `shutdown` it listens no more, and the next hears who calls then."""
 
     def __init__(self, listener: socket.socket):
         super().__init__(fileno=os.dup(listener.fileno()))
