@@ -143,7 +143,7 @@ class Agent:
             self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"])))
         elif kind == "end":
             self._connection.close()  # which says there that it has been heard
-            self.stays = bool(message["again"])
+            self.stays = bool(message.get("again"))
             tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
             return int(message["exit_code"])
         return None
