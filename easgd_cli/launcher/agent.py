@@ -200,7 +200,7 @@ class Workplace:
         steps = None if begin["interval"] is None else Interval(*begin["interval"])
         start = WorkerStart(self.recipe, link.for_worker(), self._devices[slot], self.threads, steps)
         start.t, start.seen, start.meter, start.pace = begin["t"], Seen(*begin["seen"]), begin["meter"], begin["pace"]
-        start.returns, start.spared = begin["returns"], begin["spared"]
+        start.returns, start.new, start.spared = begin["returns"], begin["new"], begin["spared"]
         with self._forking:
             return Child(worker_name(link.worker), WorkerLoop, start, log)
 

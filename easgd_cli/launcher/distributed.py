@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from easgd_cli.algorithms.base import CENTER
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import kinds, torchrun
 from easgd_cli.settings import targets
@@ -20,6 +21,7 @@ from easgd_cli.system import network
 from easgd_cli.system.terminal import tell
 
 if TYPE_CHECKING:
+    from easgd_cli.algorithms.base import Method
     from easgd_cli.experiment.build import Experiment
     from easgd_cli.launcher.job import Job, Outcome
     from easgd_cli.launcher.torchrun import World
@@ -33,13 +35,15 @@ class Distributed:
     """Many machines. Raises ValueError for what cannot be, and UsageError.
 
     `here`: workers on this machine; `address`: HOST:PORT or HOST, where other machines reach it, or the `interface`
-    whose address that is; `wait`: seconds that a worker may be without a host; `silence`: seconds after which a host
+    whose address that is; `least`: workers with which training begins, while the others have no host yet, None for all;
+    `wait`: seconds that a worker may be without a host; `silence`: seconds after which a host
     that says nothing is gone.
     """
 
     workers: int
     masters: int = 1
     here: int | None = None
+    least: int | None = None
     address: str | None = None
     interface: str | None = None
     wait: float = 300.0
@@ -60,6 +64,8 @@ class Distributed:
             )
         if self.here is not None and not 0 <= self.here <= self.workers:
             raise ValueError(f"launcher.here={self.here}: is a number of workers from 0 to workers={self.workers}.")
+        if self.least is not None and not 1 <= self.least <= self.workers:
+            raise ValueError(f"launcher.least={self.least}: is a number of workers from 1 to workers={self.workers}.")
         for key, value in (("wait", self.wait), ("silence", self.silence)):
             if not value >= 2:
                 raise ValueError(f"launcher.{key}={value:g}: is a number of seconds, at least 2.")
@@ -74,6 +80,23 @@ class Distributed:
     def places_here(self) -> int:
         """Workers of this machine."""
         return _places(self.here)
+
+    @staticmethod
+    def check(s: Settings, method: Method) -> None:
+        """Raises UsageError where workers are to come later and cannot."""
+        least = s.launcher.get("least")
+        if least is None or least == s.workers:
+            return
+        if CENTER not in method.variables:
+            raise UsageError(
+                f"launcher.least={least} algo={s.algo['name']}: there is no center to begin with for who comes later; "
+                "leave out launcher.least=, or use a method with a center such as algo=easgd."
+            )
+        if s.max_restarts == 0:
+            raise UsageError(
+                f"launcher.least={least} max_restarts=0: who comes later comes as one that was lost and is back; leave "
+                "out one of the two."
+            )
 
     @staticmethod
     def workers_here(s: Settings) -> int:
@@ -150,7 +173,8 @@ class Distributed:
                 tell(join)
 
         def children(logs: Path) -> FarChildren:
-            return FarChildren(logs, gate, self.places_here, self.wait, self.silence, join)
+            needs_all = self.least is None
+            return FarChildren(logs, gate, self.places_here, self.wait, self.silence, join, needs_all)
 
         outcome: Outcome | None = None
         try:

@@ -4,6 +4,7 @@ workers of other machines.
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +22,16 @@ from easgd_cli.transport.turn import turns
 
 class FarChildren(Children):
     """Workers from number `here` on are on other machines, which come in by the `gate`. `wait`: seconds that one may be
-    without a host; `where`: a sentence on how to come in.
+    without a host, of a run that has begun and does not `need_all` as long as it takes; `where`: a sentence on how to
+    come in.
     """
 
-    def __init__(self, logs: Path, gate: Gate, here: int, wait: float, silence: float, where: str):
+    def __init__(
+        self, logs: Path, gate: Gate, here: int, wait: float, silence: float, where: str, need_all: bool = True
+    ):  # fmt: skip
         super().__init__(logs)
         self._gate, self._here, self._wait, self._silence, self._where = gate, here, wait, silence, where
+        self._needs_all = need_all
         self._homeless: list[int] = []  # workers whose stand-ins wait for a host
         self._tickets: dict[int, int] = {}
         self._called: set[int] = set()  # those that have been given to a host, and have not come yet
@@ -44,7 +49,8 @@ class FarChildren(Children):
             self._states.pop(party, None)
             if party not in self._homeless:
                 self._homeless.append(party)
-            stands_in = StandInStart.of(start, self._wait, self._silence, self._where, self._turns)
+            wait = self._wait if self.began is None or self._needs_all else math.inf
+            stands_in = StandInStart.of(start, wait, self._silence, self._where, self._turns)
             super().start(party, StandIn, stands_in)
         else:
             super().start(party, maker, start)
@@ -62,6 +68,11 @@ class FarChildren(Children):
         """Of a worker elsewhere its own, not its stand-in's."""
         return self._states.get(party) if isinstance(party, int) and party >= self._here else super().state(party)
 
+    def forget_start(self, party: Process) -> None:
+        super().forget_start(party)
+        if party in self._homeless:
+            self._homeless.remove(party)
+
     def links(self) -> list[HostLink]:
         silent, found = self._gate.silent(), list[HostLink]()
         for host in sorted({*silent, *(str(link["host"]) for link in self._links.values())}):
@@ -72,6 +83,9 @@ class FarChildren(Children):
                 self._gate.carries.get(host), silent.get(host), self._longest[host],
             ))  # fmt: skip
         return found
+
+    def homeless(self) -> list[int]:
+        return self._homeless
 
     def facts(self) -> dict[str, Any]:
         return {"links": {link.host: link.facts() for link in self.links() if link.workers}}

@@ -28,6 +28,7 @@ from easgd_cli.transport.turn import Turn
 
 _LOOK_UP_SECONDS = 1.0
 _LINK_SECONDS = 1.0  # between two words on what its connection carries
+_LONGEST_SECONDS = 3600.0  # that a system call is asked to wait
 _LAST_SECONDS = 10.0  # for the master to hear the worker's last word
 
 
@@ -52,7 +53,7 @@ class StandInStart:
             "worker": start.link.worker, "t": start.t, "seen": [seen.clock, seen.served, seen.exchanges],
             "interval": None if interval is None else [interval.steps, interval.seconds],
             "meter": start.meter, "pace": None if start.pace is None else list(start.pace),
-            "returns": start.returns, "spared": start.spared,
+            "returns": start.returns, "new": start.new, "spared": start.spared,
         }  # fmt: skip
         return cls(start.link, begin, wait, silence, where, turns)
 
@@ -89,7 +90,7 @@ class StandIn:
         ends = time.monotonic() + start.wait
         host, begins = None, None
         while host is None and (left := ends - time.monotonic()) > 0:
-            select.select([self._channel], [], [], left)
+            select.select([self._channel], [], [], min(left, _LONGEST_SECONDS))
             for message, enclosed in self._channel.receive():
                 if message["kind"] == "connection":
                     host = (enclosed, message["host"])
