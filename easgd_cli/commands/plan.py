@@ -105,7 +105,7 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
             )
         every = [list(words) for words in itertools.product(*axes.values())]
         jobs, left_out = _checked(every, axes, varying, composed)
-    members = [job.settings for job in jobs] or [first.settings for first in [first] if first]
+    members = [job.settings for job in jobs] or ([first.settings] if first else [])
     distributed.check_sweep(members, of_sweep.jobs, (launcher, sweeper) == ("basic", "basic"))
     return Plan(
         _root(of_sweep.sweep, fixed, varying, first), {word.partition("=")[0]: word for word in fixed}, varying,

@@ -83,13 +83,13 @@ class Lent(socket.socket):
         super().__init__(fileno=os.dup(listener.fileno()))
         self.setblocking(False)  # who called may have gone before it is accepted
         self._wake, self._woken = socket.socketpair()
+        self._poll = select.poll()
+        for watched in (self, self._woken):
+            self._poll.register(watched, select.POLLIN)
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Raises OSError after `shutdown`."""
-        poll = select.poll()
-        for watched in (self, self._woken):
-            poll.register(watched, select.POLLIN)
-        while self._woken.fileno() not in dict(poll.poll()):
+        while self._woken.fileno() not in dict(self._poll.poll()):
             with suppress(BlockingIOError):
                 return super().accept()
         raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
