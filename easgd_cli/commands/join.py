@@ -18,12 +18,12 @@ from easgd_cli.system.terminal import help_text, tell
 if TYPE_CHECKING:
     from easgd_cli.experiment.build import Experiment
 
-_HELP = """usage: easgd join HOST:PORT [workers=N] [wait=SECONDS]
+_HELP = """usage: easgd join HOST:PORT [workers=N] [masters=N] [wait=SECONDS]
 
 Offers this machine to the run that easgd train launcher=distributed has begun at HOST:PORT, for N of its workers, one
-for each CUDA device unless given. The run's settings come from there; its data, and modules of your own that it names,
-are looked for here as they were there, from the working directory. It waits so many seconds for the run, 60 unless
-given, and ends with it.
+for each CUDA device unless given, and for N of its masters, one unless given, where some are not to be on the first
+host. The run's settings come from there; its data, and modules of your own that it names, are looked for here as they
+were there, from the working directory. It waits so many seconds for the run, 60 unless given, and ends with it.
 
 EASGD_SECRET, or a file named by EASGD_SECRET_FILE, has what the hosts of a run have in common (docs/cluster.md).
 
@@ -39,28 +39,29 @@ def main(argv: Sequence[str]) -> int:
         print(help_text(_HELP), end="")
         return 0
     address, *rest = argv
-    places, wait = None, _WAIT_SECONDS
+    given: dict[str, float] = {}
     for word in rest:
         key, _, value = word.partition("=")
-        if key not in ("workers", "wait"):
-            raise UsageError(f"join {word}: takes an address, workers= and wait=; all else is the run's own.")
+        if key not in ("workers", "masters", "wait"):
+            raise UsageError(f"join {word}: takes an address, workers=, masters= and wait=; all else is the run's own.")
         try:
             number = float(value)
             assert number >= 0 and (key == "wait" or number == int(number))
         except (ValueError, OverflowError, AssertionError) as e:
             raise UsageError(f"join {word}: is a number, such as {key}=2.") from e
-        places, wait = (int(number), wait) if key == "workers" else (places, number)
-    _take_part(address, places, wait)
+        given[key] = number
+    places, masters = int(given.get("workers", 0)), int(given.get("masters", 1))
+    _take_part(address, places, masters, given.get("wait", _WAIT_SECONDS))
 
 
 def follow(world: World) -> int:
     """What a process of torchrun does that is not the first: one of each host takes part, for all of them."""
     if world.local_rank != 0:
         return 0
-    _take_part(world.found(300.0), world.local_size, _WAIT_SECONDS)
+    _take_part(world.found(300.0), world.local_size, 1, _WAIT_SECONDS)
 
 
-def _take_part(where: str, places: int | None, wait: float) -> NoReturn:
+def _take_part(where: str, places: int, masters: int, wait: float) -> NoReturn:
     """Ends the process with the run's exit status."""
     host, port = network.split("join ", where)
     address = network.resolved(f"join {where}", host)
@@ -68,7 +69,7 @@ def _take_part(where: str, places: int | None, wait: float) -> NoReturn:
     from easgd_cli.launcher import agent  # here, since it loads torch
 
     try:
-        status = agent.Agent((address, port), secret, places or agent.usual_places(), wait, _prepared).run()
+        status = agent.Agent((address, port), secret, places or agent.usual_places(), masters, wait, _prepared).run()
     except (UsageError, RunError) as e:
         tell(str(e))
         status = 2 if isinstance(e, UsageError) else 1

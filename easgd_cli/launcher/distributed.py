@@ -17,6 +17,7 @@ from easgd_cli.system import network
 from easgd_cli.system.terminal import tell
 
 if TYPE_CHECKING:
+    from easgd_cli.algorithms.base import Method
     from easgd_cli.experiment.build import Experiment
     from easgd_cli.launcher.job import Job, Outcome
     from easgd_cli.launcher.torchrun import World
@@ -28,14 +29,15 @@ _LOOPBACK = "127.0.0.1"
 class Distributed:
     """Many machines. Raises ValueError for what cannot be, and UsageError.
 
-    `here`: workers on this machine; `address`: HOST:PORT or HOST, where other machines reach it, or the `interface`
-    whose address that is; `wait`: seconds that a worker may be without a host; `silence`: seconds after which a host
-    that says nothing is gone.
+    `here`: workers on this machine; `masters_here`: masters on it, all unless given; `address`: HOST:PORT or HOST,
+    where other machines reach it, or the `interface` whose address that is; `wait`: seconds that a worker may be
+    without a host; `silence`: seconds after which a host that says nothing is gone.
     """
 
     workers: int
     masters: int = 1
     here: int | None = None
+    masters_here: int | None = None
     address: str | None = None
     interface: str | None = None
     wait: float = 300.0
@@ -55,6 +57,10 @@ class Distributed:
             )
         if self.here is not None and not 0 <= self.here <= self.workers:
             raise ValueError(f"launcher.here={self.here}: is a number of workers from 0 to workers={self.workers}.")
+        if self.masters_here is not None and not 1 <= self.masters_here <= self.masters:
+            raise ValueError(
+                f"launcher.masters_here={self.masters_here}: is a number of masters from 1 to masters={self.masters}."
+            )
         for key, value in (("wait", self.wait), ("silence", self.silence)):
             if not value >= 2:
                 raise ValueError(f"launcher.{key}={value:g}: is a number of seconds, at least 2.")
@@ -74,6 +80,15 @@ class Distributed:
     def workers_here(s: Settings) -> int:
         """The same, by the settings."""
         return _places(s.launcher.get("here"))
+
+    @staticmethod
+    def check(s: Settings, method: Method) -> None:
+        """Raises UsageError for what masters on other machines cannot do."""
+        if masters_elsewhere(s) and s.wire != "fp32":
+            raise UsageError(
+                f"launcher.masters_here={s.launcher['masters_here']} wire={s.wire}: vectors are rounded whole, and a "
+                "master elsewhere has its slice alone; leave out one of the two."
+            )
 
     def begin(self) -> None:
         from easgd_cli.launcher import fork_server
@@ -115,7 +130,7 @@ class Distributed:
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher import driver
-        from easgd_cli.launcher.far_children import FarChildren
+        from easgd_cli.launcher.far_children import FarChildren, Here
         from easgd_cli.launcher.gate import Gate
         from easgd_cli.launcher.local import Processes
         from easgd_cli.system.devices import worker_threads
@@ -131,14 +146,19 @@ class Distributed:
         gate = Gate(listener, secret, asdict(s), vectors, self.silence)
         world = torchrun.world()
         store = None if world is None else world.publish(where)
-        far = self.workers - self.places_here
-        tell(f"master on {socket.gethostname()}, reached at {where}; workers here {self.places_here}, elsewhere {far}")
+        far, masters_far = self.workers - self.places_here, masters_elsewhere(s)
+        masters = f"; masters here {self.masters - masters_far}, elsewhere {masters_far}" if masters_far else ""
+        tell(
+            f"master on {socket.gethostname()}, reached at {where}; workers here {self.places_here}, elsewhere {far}"
+            f"{masters}"
+        )
         join = f"on another host: easgd join {where}"
-        if far and world is None:
+        if (far or masters_far) and world is None:
             tell(join)
+        here = Here(self.places_here, self.masters - masters_far, entries_here(experiment), masters_far)
 
         def children(logs: Path) -> FarChildren:
-            return FarChildren(logs, gate, self.places_here, self.wait, self.silence, join)
+            return FarChildren(logs, gate, here, secret, self.wait, self.silence, join)
 
         outcome: Outcome | None = None
         try:
@@ -154,6 +174,18 @@ class Distributed:
 def _places(here: int | None) -> int:
     world = torchrun.world()
     return here if here is not None else 1 if world is None else world.local_size
+
+
+def masters_elsewhere(s: Settings) -> int:
+    """How many masters of the run are not on its first host: the last ones."""
+    here = s.launcher.get("masters_here")
+    return 0 if here is None else s.masters - int(here)
+
+
+def entries_here(experiment: Experiment) -> slice:
+    """Of vectors, those that the masters of the first host own."""
+    elsewhere = masters_elsewhere(experiment.settings)
+    return slice(0, experiment.slices[-elsewhere].start) if elsewhere else slice(None)
 
 
 def _refuse(s: Settings, here: int) -> None:
