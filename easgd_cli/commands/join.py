@@ -50,7 +50,9 @@ def main(argv: Sequence[str]) -> int:
         except (ValueError, OverflowError, AssertionError) as e:
             raise UsageError(f"join {word}: is a number, such as {key}=2.") from e
         given[key] = number
-    places, masters = int(given.get("workers", 0)), int(given.get("masters", 1))
+    places, masters = int(given["workers"]) if "workers" in given else None, int(given.get("masters", 1))
+    if places == masters == 0:
+        raise UsageError("join workers=0 masters=0: a host is there for workers or masters; leave out one of the two.")
     _take_part(address, places, masters, given.get("wait", _WAIT_SECONDS))
 
 
@@ -61,15 +63,16 @@ def follow(world: World) -> int:
     _take_part(world.found(300.0), world.local_size, 1, _WAIT_SECONDS)
 
 
-def _take_part(where: str, places: int, masters: int, wait: float) -> NoReturn:
+def _take_part(where: str, places: int | None, masters: int, wait: float) -> NoReturn:
     """Ends the process with the run's exit status."""
     host, port = network.split("join ", where)
     address = network.resolved(f"join {where}", host)
     secret = network.secret(f"join {where}", address)
     from easgd_cli.launcher import agent  # here, since it loads torch
 
+    places = agent.usual_places() if places is None else places
     try:
-        status = agent.Agent((address, port), secret, places or agent.usual_places(), masters, wait, _prepared).run()
+        status = agent.Agent((address, port), secret, places, masters, wait, _prepared).run()
     except (UsageError, RunError) as e:
         tell(str(e))
         status = 2 if isinstance(e, UsageError) else 1

@@ -53,8 +53,8 @@ class Workplace:
         self.address, self.secret, self.silence, self.experiment, self.recipe = (
             address, secret, silence, experiment, recipe,
         )  # fmt: skip
-        here = replace(experiment.settings, workers=places)
-        self.threads, self.devices = worker_threads(here), deal_devices(here.device, places)
+        here = replace(experiment.settings, workers=max(1, places))
+        self.threads, self.devices = worker_threads(here), deal_devices(here.device, max(1, places))
         self.masters_elsewhere = masters_elsewhere(experiment.settings)
         self.turns = turns()
         self._forking = threading.Lock()
