@@ -52,6 +52,7 @@ TESTS = {
     "transport/connection.py": NETWORK,
     "transport/turn.py": NETWORK,
     "launcher/gate.py": NETWORK,
+    "launcher/far_children.py": NETWORK,
     "transport/simulated.py": (
         *TRANSPORT,
         "tests/test_simulated.py::test_a_step_lasts_as_long_as_its_rule_says",
@@ -316,7 +317,14 @@ MUTANTS = [
     ),
     ("transport/connection.py", "or self._left > self.most:", "or False:"),
     ("transport/turn.py", "fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
-    ("launcher/gate.py", "if host.running.get(worker) == ticket), None)", "if worker in host.running), None)"),
+    ("launcher/gate.py", "if host.running.get(party) == ticket), None)", "if party in host.running), None)"),
+    ("launcher/gate.py", "0 if self.address is None else self.masters", "self.masters"),
+    ("launcher/far_children.py", "(isinstance(party, int) and not all_there)", "False"),
+    (
+        "launcher/far_children.py",
+        "self._addresses[place] for place in sorted(self._addresses)",
+        "*self._addresses.values()",
+    ),
     ("transport/collective.py", "if self._broken or group != self._group:", "if group != self._group:"),
     ("transport/collective.py", "            self._replicas[request.worker].begin(self._center)\n", ""),
     ("transport/collective.py", "group.size, clock)", "group.size + 1, clock)"),
