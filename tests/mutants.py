@@ -52,6 +52,8 @@ TESTS = {
     "transport/connection.py": NETWORK,
     "transport/turn.py": NETWORK,
     "launcher/gate.py": NETWORK,
+    "launcher/far_sessions.py": ("tests/test_transport.py", "-k", "apart or elsewhere"),
+    "launcher/hosted.py": ("tests/test_transport.py", "-k", "apart"),
     "launcher/far_children.py": NETWORK,
     "transport/simulated.py": (
         *TRANSPORT,
@@ -303,6 +305,10 @@ MUTANTS = [
         "self._end.reply(request, clock, served, Mark(mark), t)",
         "self._end.reply(request, clock, served, Mark(mark))",
     ),
+    ("transport/relay.py", "assert kind == Kind.LOST or self._free.is_set()", "assert self._free.is_set()"),
+    ("launcher/far_sessions.py", "        self._end.lose()\n", ""),
+    ("launcher/far_sessions.py", "        self._asks.lost()", "        pass"),
+    ("launcher/hosted.py", "if worker not in self._first:", "if False:"),
     ("transport/relay.py", "ended = request.kind in (Kind.CLOSE, Kind.LOST)", "ended = request.kind is Kind.CLOSE"),
     ("transport/relay.py", "self._free.set()  # before it is sent: the next request is the answer to it", "pass"),
     (
