@@ -144,7 +144,7 @@ class FarStar(RealStar):
             threading.Thread(target=self.read, args=(wire, hear), daemon=True).start()
 
     @staticmethod
-    def read(wire: Connection, hear: Callable[[bytes, int], None]) -> None:
+    def read(wire: Connection, hear: Callable[[bytes, int], Kind | None]) -> None:
         with suppress(ConnectionEnded):
             while True:
                 _, text, count = wire.next()

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from easgd_cli.launcher.door import SESSION, called
 from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.transport.base import Kind
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
 from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
@@ -75,9 +76,8 @@ class ComingIn(threading.Thread):
         with suppress(ConnectionEnded):
             while True:
                 sort, text, count = self._connection.next()
-                if sort is not Sort.REQUEST:
+                if sort is not Sort.REQUEST or self._asks.request(text, count) is Kind.LOST:
                     break
-                self._asks.request(text, count)
         self._asks.lost()  # unless it has said its end
         self._asks.join(_SERVING_SECONDS)
         self._end.lose()

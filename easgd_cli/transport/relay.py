@@ -84,8 +84,10 @@ class WorkerStandIn:
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
 
-    def request(self, text: bytes, count: int) -> None:
-        """The worker asks for something, and `count` bytes of the vector it lends follow. Raises ConnectionEnded."""
+    def request(self, text: bytes, count: int) -> Kind:
+        """The worker asks for something, which is returned, and `count` bytes of the vector it lends follow. Raises
+        ConnectionEnded.
+        """
         try:
             kind, vector, to, fragment, t = _REQUEST.unpack(text)
             request = Request(-1, Kind(kind), t, vector, to, fragment)
@@ -102,6 +104,7 @@ class WorkerStandIn:
         if kind in _ASKING:
             self._free.clear()
         self._asked.put(request)
+        return request.kind
 
     def lost(self) -> None:
         """Nothing comes any more."""
