@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,22 @@ def test_one_worker_with_masters_on_three_machines_is_one_with_one_here_bit_for_
     assert ended(near, tmp_path, "near") == 0
     far, one = center(tmp_path / "run"), center(tmp_path / "near")
     assert far.keys() == one.keys() and all(torch.equal(far[name], one[name]) for name in far)
+
+
+def test_the_closing_exchange_is_with_masters_on_both_machines(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b = machines(2).hosts
+    run = train(a, tmp_path, "workers=3", "algo=async_diloco", "tau=5", "steps=23", *APART)
+    other = joined(b, tmp_path, "b", "workers=2")
+    assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "b")) == (0, 0)
+    order = struct.iter_unpack("<HH", (tmp_path / "run" / "exchanges.bin").read_bytes())
+    of_masters: list[list[int]] = [[], []]
+    for worker, place in order:
+        of_masters[place].append(worker)
+    assert [of[-3:] for of in of_masters] == [[0, 1, 2]] * 2
+    assert [sorted(of) for of in of_masters] == [sorted([0, 1, 2] * (len(of_masters[0]) // 3))] * 2
+    replayed(tmp_path)
 
 
 def test_workers_that_are_killed_come_back_to_all_masters(machines: Callable[[int], Machines], tmp_path: Path) -> None:

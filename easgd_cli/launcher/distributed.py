@@ -158,7 +158,8 @@ class Distributed:
         here = Here(self.places_here, self.masters - masters_far, entries_here(experiment), masters_far)
 
         def children(logs: Path) -> FarChildren:
-            return FarChildren(logs, gate, here, secret, self.wait, self.silence, join)
+            first = f" ({masters_far} for a master each come before those for workers)" if masters_far else ""
+            return FarChildren(logs, gate, here, secret, self.wait, self.silence, join + first)
 
         outcome: Outcome | None = None
         try:

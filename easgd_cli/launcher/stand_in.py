@@ -111,7 +111,8 @@ class OfMaster:
             return
         before = self._open.pop(worker)
         before.end()  # or its last reply would be written over what the next is told
-        self._carried = self.carried()
+        came, went = self._carried
+        self._carried = (came + before.connection.received, went + before.connection.sent)
         self._begin(worker, link.with_sockets(master=session))
 
     def request(self, text: bytes, count: int) -> None:
