@@ -90,6 +90,13 @@ def log(directory: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
+def served(directory: Path, worker: int | None = None) -> int:
+    """Exchanges that are recorded, of that worker or of all."""
+    file = directory / "run" / "exchanges.bin"
+    entries = file.read_bytes() if file.exists() else b""
+    return sum(worker in (None, entries[i]) for i in range(0, len(entries), 2))
+
+
 def center(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "center.pt")
 
@@ -227,6 +234,41 @@ def test_a_run_that_is_interrupted_keeps_what_workers_elsewhere_have_and_goes_on
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_begins_with_the_worker_that_is_there_and_another_comes_at_its_step(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b = machines(2).hosts
+    words = ["model=nets:Gated", "+model.gate=gate", "+model.at=40", "steps=60", "algo=easgd", "tau=2"]
+    run = train(a, tmp_path, "workers=3", "launcher.least=1", *words)
+    until(lambda: served(tmp_path) >= 20, "its waiting at the gate")
+    joined = start(b, tmp_path, "join", "join", where(tmp_path))
+    until(lambda: "worker 1 has come, at its step 38" in log(tmp_path), "its coming")
+    (tmp_path / "gate").touch()
+    assert (ended(run, tmp_path, "train"), ended(joined, tmp_path, "join")) == (0, 0)
+    told = summary(tmp_path)
+    assert told["steps"] == {"worker_00": 60, "worker_01": 60, "worker_02": 0}
+    assert told["lost"] == {"worker_02": "no host has come for it"} and not told["restarts"]
+    replayed(tmp_path)
+
+
+def test_in_rounds_too_a_worker_comes_later_and_its_run_goes_on_and_is_replayed(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b = machines(2).hosts
+    run = train(
+        a, tmp_path, "workers=2", "launcher.least=1", "model=nets:Unhurried", "minutes=10", "algo=sync_easgd", "tau=2"
+    )
+    until(lambda: served(tmp_path) > 5, "rounds of one")
+    joined = start(b, tmp_path, "join", "join", where(tmp_path))
+    until(lambda: "worker 1 has come, at its step" in log(tmp_path), "its coming")
+    many = served(tmp_path)
+    until(lambda: served(tmp_path) > many + 5, "rounds of both")
+    os.kill(run.pid, signal.SIGTERM)
+    assert (ended(run, tmp_path, "train"), ended(joined, tmp_path, "join")) == (143, 143)
+    assert summary(tmp_path)["lost"] == {}
+    replayed(tmp_path)
+
+
 def test_a_machine_joins_in_the_place_of_one_that_is_gone(machines: Callable[[int], Machines], tmp_path: Path) -> None:
     a, b, c = machines(3).hosts
     run = train(
@@ -253,17 +295,12 @@ def test_a_cable_that_is_out_for_a_while_only_delays_and_one_that_stays_out_lose
     joined = start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "training begins" in log(tmp_path), "training")
 
-    def served() -> int:
-        file = tmp_path / "run" / "exchanges.bin"
-        entries = file.read_bytes() if file.exists() else b""
-        return sum(entries[i] == 1 for i in range(0, len(entries), 2))
-
-    until(lambda: served() > 5, "exchanges")
+    until(lambda: served(tmp_path, 1) > 5, "exchanges")
     of.cut(1)
     time.sleep(2.0)  # for as long as the cable is out
-    before = served()
+    before = served(tmp_path, 1)
     of.join(1)
-    until(lambda: served() > before + 5, "exchanges after the cable is back")
+    until(lambda: served(tmp_path, 1) > before + 5, "exchanges after the cable is back")
     assert "died" not in log(tmp_path)
     of.cut(1)
     until(lambda: "nothing has been heard of it for 6 s" in log(tmp_path), "the news of its silence")

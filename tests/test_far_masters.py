@@ -103,6 +103,26 @@ def test_the_closing_exchange_is_with_masters_on_both_machines(
     replayed(tmp_path)
 
 
+def test_a_worker_that_comes_later_comes_to_all_masters_and_one_that_never_does_is_waited_for_by_none(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b, c = machines(3).hosts
+    words = ["model=nets:Gated", "+model.gate=gate", "+model.at=40", "steps=60", "algo=easgd", "tau=2"]
+    run = train(a, tmp_path, "workers=3", "launcher.least=1", *APART, *words)
+    hosts = [joined(b, tmp_path, "b", "workers=0")]
+    until(lambda: "training begins" in log(tmp_path), "training")
+    until(lambda: (tmp_path / "run" / "exchanges.bin").stat().st_size >= 4 * 2 * 20, "its waiting at the gate")
+    hosts.append(joined(c, tmp_path, "c", "masters=0"))
+    until(lambda: "worker 1 has come, at its step 38" in log(tmp_path), "its coming")
+    (tmp_path / "gate").touch()
+    assert ended(run, tmp_path, "train") == 0
+    assert [ended(host, tmp_path, name) for host, name in zip(hosts, "bc", strict=True)] == [0, 0]
+    told = summary(tmp_path)
+    assert told["steps"] == {"worker_00": 60, "worker_01": 60, "worker_02": 0}
+    assert told["lost"] == {"worker_02": "no host has come for it"} and not told["restarts"]
+    replayed(tmp_path)
+
+
 def test_workers_that_are_killed_come_back_to_all_masters(machines: Callable[[int], Machines], tmp_path: Path) -> None:
     """One beside each of the masters; and the master of the first machine is followed by another, as everywhere."""
     a, b = machines(2).hosts

@@ -24,7 +24,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.launcher import probe
 from easgd_cli.launcher.distributed import Distributed
 from easgd_cli.launcher.door import AGENT, MASTER, ROLE, SESSION, WORKER
-from easgd_cli.launcher.far_children import FarChildren, Here
+from easgd_cli.launcher.far_children import FarChildren, Here, Waits
 from easgd_cli.launcher.gate import Arrived, Gate
 from easgd_cli.launcher.parties import Process
 from easgd_cli.system import network
@@ -465,7 +465,7 @@ class Hosts:
 
 def children(hosts: Any, directory: Path, here: Here, *homeless: Process) -> FarChildren:
     """With stand-ins that wait for a host."""
-    found = FarChildren(directory, hosts, here, SECRET, 300.0, 10.0, "10.0.0.1:1")
+    found = FarChildren(directory, hosts, here, SECRET, Waits(300.0, 10.0, "10.0.0.1:1"))
     for party in homeless:
         said: list[Any] = []
         channel = SimpleNamespace(post=lambda message, _, said=said: said.append(message))

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import imported
 import pytest
 import torch
 import warm
@@ -991,6 +992,18 @@ def test_sigquit_writes_where_every_process_is_into_its_log_and_the_run_goes_on(
             wait_until(lambda name=name, line=line: line in (logs / f"{name}.log").read_text())  # type: ignore[misc]
 
     assert disturbed(s, tmp_path, ask, training).status == "completed"
+
+
+def test_a_process_that_makes_its_parts_imports_nothing_but_the_users_own_choice(tmp_path: Path) -> None:
+    """What all processes need, their server has: each would pay for it."""
+    s = settings("easgd", model={"name": "mlp", "target": "easgd_cli.models.mlp:MLP"})
+    child = Child("imported", imported.Imported, build.prepare(s).recipe, tmp_path / "log")
+    try:
+        message, _ = child.channel.wait()
+        assert message == {"kind": "imported", "modules": ["easgd_cli.models.mlp"]}
+    finally:
+        child.kill()
+        child.close()
 
 
 def test_a_run_goes_on_without_the_server_that_its_processes_were_forked_from(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.training.gathering import Each, Gathering, Round
 from easgd_cli.training.snapshot import Moment
+from easgd_cli.transport.base import NEW
 
 PATIENCE = Patience(interrupted=6.0, usual=60.0)
 X = {"x": torch.zeros(1)}
@@ -158,7 +159,7 @@ class InMemory(SnapshotQueue):
 @dataclass(frozen=True)
 class Shape:
     """A kind of run. `gathers`: alone (one worker, no master), each or round; `evaluation`: interval, asked or
-    deferred; `restarts`: how often in a row whoever dies is started again.
+    deferred; `restarts`: how often in a row whoever dies is started again; `least`: with how many workers it begins.
     """
 
     workers: int
@@ -166,6 +167,7 @@ class Shape:
     evaluation: str
     length: int
     restarts: int = 0
+    least: int | None = None
 
 
 @dataclass(eq=False)
@@ -218,7 +220,7 @@ class World:
         self.due = Due()
         self.plan = Plan(
             not self.alone, self.rounds, shape.evaluation == "asked", shape.evaluation == "deferred", self.due,
-            SystemRows(1.0), PATIENCE, shape.restarts
+            SystemRows(1.0), PATIENCE, shape.restarts, least=shape.least
         )  # type: ignore[arg-type]  # fmt: skip
         self.journal, self.queue = Notes(self.check_written), InMemory()
         start = Moment(0.0, 0.0, 0, dict.fromkeys(workers, 0))
@@ -1151,10 +1153,11 @@ def test_all_orders_of_a_few_events_end_as_they_should(shape: Shape, prologue: i
 
 
 def run_of(
-    workers: int, gathers: str = "each", evaluation: str = "interval", *, begin: bool = True, restarts: int = 0
-) -> World:
+    workers: int, gathers: str = "each", evaluation: str = "interval", *, begin: bool = True, restarts: int = 0,
+    least: int | None = None,
+) -> World:  # fmt: skip
     """A world of which the test tells the supervisor by itself; training has begun."""
-    world = World(Shape(workers, gathers, evaluation, 10, restarts))
+    world = World(Shape(workers, gathers, evaluation, 10, restarts, least))
     for party in [*world.parties, EVALUATOR] if begin else []:
         world.supervisor.ready(party)
     world.supervisor.commands()
@@ -1513,3 +1516,52 @@ def test_a_party_that_cannot_start_ends_the_run_at_once() -> None:
         world = run_of(2, begin=False)
         world.supervisor.ended(party, "no", raised=True)
         assert world.supervisor.over and world.journal.reason.startswith(reason)
+
+
+def test_training_begins_without_those_that_have_no_host_once_enough_are_there_and_nobody_is_on_the_way() -> None:
+    world = run_of(4, begin=False, restarts=1, least=2)
+    supervisor = world.supervisor
+    supervisor.homeless([1, 2, 3])
+    for party in (MASTER, 0):
+        supervisor.ready(party)
+    assert supervisor.commands() == []  # one is not enough
+    supervisor.homeless([2, 3])
+    supervisor.homeless([3])  # there are hosts for 1 and 2, which are about to come
+    supervisor.ready(1)
+    assert supervisor.commands() == []
+    supervisor.ready(2)
+    assert supervisor.commands() == [Begin(), StartWorker(3, NEW)]
+    assert world.journal.notes == ["3 of 4 workers begin; the others come when their hosts do"]
+    assert supervisor.members.alive == 3 and world.journal.rows == [{"workers_alive": 3, "lost": 3}]
+    supervisor.joined(3, 5)
+    assert world.journal.notes[-1] == "worker 3 has come, at its step 5" and supervisor.members.alive == 4
+    supervisor.ended(3, "killed by SIGKILL")  # which takes one of its lives; that it came late has taken none
+    assert StartWorker(3, 5) in supervisor.commands()
+
+
+def test_without_a_least_number_everybody_is_waited_for() -> None:
+    world = run_of(2, begin=False, restarts=1)
+    world.supervisor.homeless([1])
+    for party in (MASTER, 0):
+        world.supervisor.ready(party)
+    assert world.supervisor.commands() == []
+    world.supervisor.ready(1)
+    assert world.supervisor.commands() == [Begin()]
+
+
+def test_who_has_no_host_when_somebody_is_done_is_given_up_and_who_has_one_is_not() -> None:
+    world = run_of(3, begin=False, restarts=1, least=1)
+    supervisor = world.supervisor
+    supervisor.homeless([1, 2])
+    for party in (MASTER, 0):
+        supervisor.ready(party)
+    supervisor.homeless([2])  # worker 1 is on the way
+    supervisor.commands()
+    supervisor.worker_state(0, WorkerState(10, X), True)
+    supervisor.tick(1.0)
+    assert supervisor.commands() == [Kill(2), GiveUpWorker(2)]
+    supervisor.ended(2, "killed by SIGKILL")
+    supervisor.joined(1, 0)
+    supervisor.worker_state(1, WorkerState(10, X), True)
+    supervisor.owner_state(owner_at(10), True)
+    assert supervisor.members.lost == {2: "no host has come for it"} and not world.journal.failures

@@ -245,7 +245,6 @@ class ApartStar(ShardedStar):
         hosted.prepare()
         said = {"variables": {}, "served": 0, "step": 0.0, "pace": None, "returns": True, "cpu": 0.0}
         _, start = hosted.begin(its, {"clocks": {str(i): 0 for i in range(p)}, **said}, None)
-        hosted._first = set(range(p))
         hosted._begun.set()
         return start.links
 

@@ -58,7 +58,7 @@ def local_step(s: Settings) -> LocalStep | None:
 def method(s: Settings) -> Method:
     """The method's two rules, with their constants and its local step. Raises UsageError."""
     from easgd_cli.algorithms import slices
-    from easgd_cli.algorithms.base import CENTER, check_method
+    from easgd_cli.algorithms.base import CENTER, Method, check_method
 
     if (
         s.alpha is not None
@@ -80,7 +80,9 @@ def method(s: Settings) -> Method:
         if s.alpha is None and s.beta is not None and str(e).startswith("alpha="):  # which the user has not written
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
         raise
-    check_method(made, s.algo["name"], workers=1 if of_copies(s) else s.workers)
+    # the launcher is looked at only where it matters: processes of a run would import it for that alone
+    copies = s.workers > 1 and isinstance(made, Method) and not made.variables and of_copies(s)
+    check_method(made, s.algo["name"], workers=1 if copies else s.workers)
     if s.fragments > 1 and made.couriers:
         raise UsageError(
             f"algo={s.algo['name']} fragments={s.fragments}: what is carried between its variables is whole vectors; "

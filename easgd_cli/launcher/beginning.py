@@ -1,4 +1,4 @@
-"""The beginning of training: it waits for everybody."""
+"""The beginning of training: it waits for everybody, or for so many that those without a host are not waited for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Literal
 from easgd_cli.launcher.course import Course, Plan
 from easgd_cli.launcher.journal import Journal
 from easgd_cli.launcher.members import Members
-from easgd_cli.launcher.parties import MASTER, Begin, Command
+from easgd_cli.launcher.parties import MASTER, Begin, Command, StartWorker
+from easgd_cli.transport.base import NEW
 
 log = logging.getLogger("easgd.launcher")
 
@@ -20,6 +21,7 @@ class Beginning:
     def __init__(self, plan: Plan, course: Course, journal: Journal, members: Members, ask: Callable[[Command], None]):
         self._course, self._journal, self._members, self._ask = course, journal, members, ask
         self._has_master, self._master_ready = plan.has_master, False
+        self._least = len(members) if plan.least is None else plan.least
 
     def ready(self, party: int | Literal["master"]) -> None:
         """The party waits for training to begin."""
@@ -32,8 +34,28 @@ class Beginning:
             self._master_ready = True
         else:
             self._members[party].ready = True
-        if self._master_ready == self._has_master and all(m.ready for m in self._members.values()) and not course.over:
-            course.began = True
-            self._ask(Begin())
-            log.info("training begins")
-            self._journal.progress.begin(course.now)
+        self.begin_when_possible()
+
+    def begin_when_possible(self) -> None:
+        """Begins training once, when everybody is ready but workers without a host, and enough are. These come later,
+        as workers that were lost come back.
+        """
+        course, members = self._course, self._members
+        ready = sum(m.ready for m in members.values())
+        late = [worker for worker, m in members.items() if not m.ready]
+        if (
+            course.began or course.over or self._master_ready != self._has_master
+            or ready < self._least or not members.homeless.issuperset(late)
+        ):  # fmt: skip
+            return
+        course.began = True
+        self._ask(Begin())
+        log.info("training begins")
+        self._journal.progress.begin(course.now)
+        if late:
+            self._journal.note(f"{ready} of {len(members)} workers begin; the others come when their hosts do")
+        for worker in late:
+            members.lose(worker, "no host has come for it")
+            members[worker].away = members[worker].new = True
+            self._journal.system(course.told, workers_alive=members.alive, lost=worker)
+            self._ask(StartWorker(worker, NEW))

@@ -39,6 +39,7 @@ class Children(dict[Process, Child]):
         """Starts a party's process, in the place of one that has ended. Raises RunError and OSError."""
         name = worker_name(party) if isinstance(party, int) else party
         if (before := self.get(party)) is not None:
+            before.kill()  # it may wait for something yet
             self._leave(before)
         child = self[party] = Child(name, maker, start, self._logs / f"{name}.log")
         self._selector.register(child.channel, selectors.EVENT_READ, party)
@@ -101,6 +102,10 @@ class Children(dict[Process, Child]):
             self._forget(child.process.sentinel)
             self._forget(child.channel)
             child.gone = True
+
+    def homeless(self) -> list[int]:
+        """Workers for which no host is there."""
+        return []
 
     def state(self, party: Process) -> State | None:
         """What the system says of its process; None where it does not."""

@@ -29,6 +29,7 @@ class Plan:
     patience: Patience | None
     max_restarts: int = 0
     master_returns: bool = True
+    least: int | None = None  # workers with which training begins without those that have no host; None: all
     rejoins: int = 0  # how often in a row a worker whose gradient is not finite goes back to the center
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from easgd_cli.algorithms.base import CENTER
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import kinds, torchrun
 from easgd_cli.settings import targets
@@ -29,15 +30,17 @@ _LOOPBACK = "127.0.0.1"
 class Distributed:
     """Many machines. Raises ValueError for what cannot be, and UsageError.
 
-    `here`: workers on this machine; `masters_here`: masters on it, all unless given; `address`: HOST:PORT or HOST,
-    where other machines reach it, or the `interface` whose address that is; `wait`: seconds that a worker may be
-    without a host; `silence`: seconds after which a host that says nothing is gone.
+    `here`: workers on this machine; `masters_here`: masters on it, all unless given; `least`: workers with which
+    training begins, while the others have no host yet, None for all; `address`: HOST:PORT or HOST, where other machines
+    reach it, or the `interface` whose address that is; `wait`: seconds that a worker may be without a host; `silence`:
+    seconds after which a host that says nothing is gone.
     """
 
     workers: int
     masters: int = 1
     here: int | None = None
     masters_here: int | None = None
+    least: int | None = None
     address: str | None = None
     interface: str | None = None
     wait: float = 300.0
@@ -61,6 +64,8 @@ class Distributed:
             raise ValueError(
                 f"launcher.masters_here={self.masters_here}: is a number of masters from 1 to masters={self.masters}."
             )
+        if self.least is not None and not 1 <= self.least <= self.workers:
+            raise ValueError(f"launcher.least={self.least}: is a number of workers from 1 to workers={self.workers}.")
         for key, value in (("wait", self.wait), ("silence", self.silence)):
             if not value >= 2:
                 raise ValueError(f"launcher.{key}={value:g}: is a number of seconds, at least 2.")
@@ -77,18 +82,31 @@ class Distributed:
         return _places(self.here)
 
     @staticmethod
-    def workers_here(s: Settings) -> int:
-        """The same, by the settings."""
-        return _places(s.launcher.get("here"))
-
-    @staticmethod
     def check(s: Settings, method: Method) -> None:
-        """Raises UsageError for what masters on other machines cannot do."""
+        """Raises UsageError where workers are to come later and cannot, or for what masters elsewhere cannot do."""
         if masters_elsewhere(s) and s.wire != "fp32":
             raise UsageError(
                 f"launcher.masters_here={s.launcher['masters_here']} wire={s.wire}: vectors are rounded whole, and a "
                 "master elsewhere has its slice alone; leave out one of the two."
             )
+        least = s.launcher.get("least")
+        if least is None or least == s.workers:
+            return
+        if CENTER not in method.variables:
+            raise UsageError(
+                f"launcher.least={least} algo={s.algo['name']}: there is no center to begin with for who comes later; "
+                "leave out launcher.least=, or use a method with a center such as algo=easgd."
+            )
+        if s.max_restarts == 0:
+            raise UsageError(
+                f"launcher.least={least} max_restarts=0: who comes later comes as one that was lost and is back; leave "
+                "out one of the two."
+            )
+
+    @staticmethod
+    def workers_here(s: Settings) -> int:
+        """The same, by the settings."""
+        return _places(s.launcher.get("here"))
 
     def begin(self) -> None:
         from easgd_cli.launcher import fork_server
@@ -130,7 +148,7 @@ class Distributed:
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher import driver
-        from easgd_cli.launcher.far_children import FarChildren, Here
+        from easgd_cli.launcher.far_children import FarChildren, Here, Waits
         from easgd_cli.launcher.gate import Gate
         from easgd_cli.launcher.local import Processes
         from easgd_cli.system.devices import worker_threads
@@ -159,7 +177,8 @@ class Distributed:
 
         def children(logs: Path) -> FarChildren:
             first = f" ({masters_far} for a master each come before those for workers)" if masters_far else ""
-            return FarChildren(logs, gate, here, secret, self.wait, self.silence, join + first)
+            waits = Waits(self.wait, self.silence, join + first, self.least is None)
+            return FarChildren(logs, gate, here, secret, waits)
 
         outcome: Outcome | None = None
         try:

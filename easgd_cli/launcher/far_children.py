@@ -4,6 +4,7 @@ workers and masters of other machines.
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,15 +34,24 @@ class Here:
     elsewhere: int = 0
 
 
-class FarChildren(Children):
-    """All but those `here` are on other machines, which come in by the `gate`. `secret`: of the run; `wait`: seconds
-    that one may be without a host; `where`: a sentence on how to come in.
+@dataclass(frozen=True)
+class Waits:
+    """`wait`: seconds that one may be without a host, in a run that has begun and does not `need_all` as long as it
+    takes; `silence`: after which a host is lost; `where`: a sentence on how to come in.
     """
 
-    def __init__(self, logs: Path, gate: Gate, here: Here, secret: bytes, wait: float, silence: float, where: str):
+    wait: float
+    silence: float
+    where: str
+    need_all: bool = True
+
+
+class FarChildren(Children):
+    """All but those `here` are on other machines, which come in by the `gate`. `secret`: of the run."""
+
+    def __init__(self, logs: Path, gate: Gate, here: Here, secret: bytes, waits: Waits):
         super().__init__(logs)
-        self._gate, self._here, self._secret = gate, here, secret
-        self._wait, self._silence, self._where = wait, silence, where
+        self._gate, self._here, self._secret, self._waits = gate, here, secret, waits
         self._homeless: list[Process] = []  # those whose stand-ins wait for a host
         self._tickets: dict[Process, int] = {}
         self._called: set[Process] = set()  # those that have been given to a host, and have not come yet
@@ -61,7 +71,9 @@ class FarChildren(Children):
         self._states.pop(party, None)
         if party not in self._homeless:
             self._homeless.append(party)
-        here, common = self._here, (self._wait, self._silence, self._where, self._turns)
+        here, waits = self._here, self._waits
+        wait = waits.wait if self.began is None or waits.need_all else math.inf
+        common = (wait, waits.silence, waits.where, self._turns)
         if isinstance(start, WorkerStart):
             stands_in = StandInStart.of_worker(start, here.masters, here.entries, *common)
         else:
@@ -91,6 +103,11 @@ class FarChildren(Children):
         """Of one elsewhere its own, not its stand-in's."""
         return self._states.get(party) if self._elsewhere(party) else super().state(party)
 
+    def forget_start(self, party: Process) -> None:
+        super().forget_start(party)
+        if party in self._homeless:
+            self._homeless.remove(party)
+
     def links(self) -> list[HostLink]:
         silent, found = self._gate.silent(), list[HostLink]()
         for host in sorted({*silent, *(str(link["host"]) for link in self._links.values())}):
@@ -102,6 +119,9 @@ class FarChildren(Children):
                 self._gate.carries.get(host), silent.get(host), self._longest[host],
             ))  # fmt: skip
         return found
+
+    def homeless(self) -> list[int]:
+        return [party for party in self._homeless if isinstance(party, int)]
 
     def facts(self) -> dict[str, Any]:
         return {"links": {link.host: link.facts() for link in self.links() if link.workers or link.up[0]}}

@@ -99,7 +99,7 @@ class HostedWorker:
         steps = None if begin["interval"] is None else Interval(*begin["interval"])
         start = WorkerStart(host.recipe, link.for_worker(), host.devices[self.slot], host.threads, steps)
         start.t, start.seen, start.meter, start.pace = begin["t"], Seen(*begin["seen"]), begin["meter"], begin["pace"]
-        start.returns, start.spared = begin["returns"], begin["spared"]
+        start.returns, start.new, start.spared = begin["returns"], begin["new"], begin["spared"]
         return WorkerLoop, start
 
     def begun(self) -> None:
@@ -112,8 +112,9 @@ class HostedWorker:
         """A reply of the first host's masters has come. Raises ConnectionEnded."""
         self._says.reply(text, count)
 
-    def told(self, message: Mapping[str, Any]) -> None:
-        """Its process is about to be told this, and that is all."""
+    def told(self, message: Mapping[str, Any]) -> bool:
+        """Whether its process is to be told this."""
+        return True
 
     def ended(self) -> None:
         """Its process has ended: what it has asked for is sent."""
@@ -137,8 +138,9 @@ class HostedMaster:
         self.name, self.role = str(self.party), (MASTER, place)
         self._admitting, self._begun, self._over = threading.Lock(), threading.Event(), False
         self._links: dict[int, Link] = {}
-        self._first: set[int] = set()  # workers whose first session is yet to come
-        self._sessions: dict[int, ComingIn] = {}
+        self._lives: dict[int, int] = {}  # of each worker: in which of its sessions it is
+        self._sessions: dict[int, ComingIn | None] = {}  # None: its first, which is yet to come
+        self._ended: dict[int, int] = {}  # how many of them are known to have ended
 
     def prepare(self) -> int:
         """Allocates its slice; how many bytes of it are said to it at once at most. Raises MemoryError."""
@@ -155,6 +157,8 @@ class HostedMaster:
             self._center[name].copy_(v)
         clocks = {int(worker): int(t) for worker, t in begin["clocks"].items()}
         self._links = {worker: Link.new(worker, self._method, self._size, e.dtype) for worker in clocks}
+        self._lives, self._ended = dict.fromkeys(clocks, 1), dict.fromkeys(clocks, 0)
+        self._sessions = dict.fromkeys(clocks)
         ends = [link.for_master() for link in self._links.values()]
         every = Interval.parse("eval.every", e.settings.eval.every)
         start = MasterStart(self._method, e.average, self._center, ends, every, clocks=clocks)
@@ -169,7 +173,6 @@ class HostedMaster:
         for link in self._links.values():
             assert link.master_socket is not None
             link.master_socket.close()
-        self._first = set(self._links)
         self._begun.set()
 
     def admit(self, worker: int, sock: socket.socket) -> None:
@@ -180,11 +183,11 @@ class HostedMaster:
                 sock.close()
                 return
             link, theirs = self._links[worker].for_worker(), None
-            if worker not in self._first:
+            if worker not in self._sessions or self._sessions[worker] is not None:  # it is not its first
                 self._finish(worker)
+                self._lives[worker] += 1
                 mine, theirs = socket.socketpair()
                 link = link.with_sockets(mine)
-            self._first.discard(worker)
             self._sessions[worker] = ComingIn(sock, link, self._host.silence, self._host.turns)
             if theirs is not None:
                 self._post({"kind": "session", "worker": worker}, theirs)
@@ -193,15 +196,24 @@ class HostedMaster:
         """Raises ConnectionEnded: it asks for nothing."""
         raise ConnectionEnded("it said what nobody says who keeps to the rules")
 
-    def told(self, message: Mapping[str, Any]) -> None:
-        """Of a worker that is gone for good the master reads on to the end: what it has said is to have come."""
-        if message["kind"] == "gone":
+    def told(self, message: Mapping[str, Any]) -> bool:
+        """Of a worker that is gone for good the master reads on to the end: what it has said is to have come. One that
+        is started again elsewhere has ended a session, perhaps without ever having come in it.
+        """
+        if (kind := message["kind"]) in ("gone", "again"):
             with self._admitting:
-                self._finish(int(message["worker"]))
+                worker = int(message["worker"])
+                self._ended[worker] += kind == "again"
+                if kind == "gone" or self._ended[worker] == self._lives[worker]:  # else the next has come before
+                    self._finish(worker)
+        return kind != "again"
 
     def _finish(self, worker: int) -> None:
-        if (before := self._sessions.pop(worker, None)) is not None:
-            before.end(self._host.silence)
+        if worker in self._sessions:
+            if (before := self._sessions.pop(worker)) is not None:
+                before.end(self._host.silence)
+            elif (mine := self._links[worker].worker_socket) is not None:
+                mine.close()
 
     def ended(self) -> None:
         """Its process has ended; so have its sessions."""
@@ -212,7 +224,8 @@ class HostedMaster:
         self._begun.set()
         with self._admitting:
             for session in self._sessions.values():
-                session.end(0.0)
+                if session is not None:
+                    session.end(0.0)
 
 
 class Place(threading.Thread):
@@ -308,7 +321,8 @@ class Place(threading.Thread):
                     self.of.reply(text, count)
                     continue
                 message, _ = self.connection.message(text)
-                self.of.told(message)
+                if not self.of.told(message):
+                    continue
                 if message["kind"] == "signal":
                     child.process.send_signal(int(message["number"]))
                     continue

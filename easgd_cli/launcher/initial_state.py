@@ -26,6 +26,7 @@ from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import EVALUATED, Moment
 from easgd_cli.training.variables import Variables, clocks_of
 from easgd_cli.training.worker import WorkerStart
+from easgd_cli.transport.base import NEW
 from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link
 
@@ -125,9 +126,10 @@ class InitialState:
         return not self._method.alone and self._center_device == "cpu" and not self._collective
 
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
-        """Of a worker that was lost at its clock `t`, having said this `row` last."""
+        """Of a worker that was lost at its clock `t`, having said this `row` last; or of a NEW one."""
         start = WorkerStart(recipe, link, self._devices[link.worker], self.threads, None)
-        start.t, start.center_device, start.returns, start.spared = t, self._center_device, True, t
+        start.t, start.center_device, start.returns, start.spared = max(t, 0), self._center_device, True, t
+        start.new = t == NEW
         if row is not None:
             start.meter = Tally.of(row)
         return start

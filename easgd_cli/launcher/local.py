@@ -88,7 +88,7 @@ class Processes:
             checkpoint_pace=pace,
             system_rows=SystemRows(1.0, doubling=True, seconds=moment.seconds, exchanges=moment.exchanges),
             patience=_PATIENCE, max_restarts=s.max_restarts if self._initial.returns else 0,
-            master_returns=self._initial.returns,
+            master_returns=self._initial.returns, least=s.launcher.get("least"),
             rejoins=s.max_restarts,
         )  # fmt: skip
         self._queue = SnapshotQueue(job.run_dir / "snapshots")
@@ -139,6 +139,7 @@ class Processes:
         self.supervisor.now = self._seconds()
         for party in heard:
             self._hear(party)
+        self.supervisor.homeless(self._children.homeless())
         self._watch.look([*self._waiting, *(() if self._queue.busy else (EVALUATOR,))])
         if (said := fork_server.gone()) is not None:
             self._journal.note(f"{said}; the run goes on without it")

@@ -15,6 +15,7 @@ from easgd_cli.launcher.parties import (
     MASTER,
     Command,
     GiveUpWorker,
+    Kill,
     Lives,
     Party,
     StartMaster,
@@ -23,6 +24,7 @@ from easgd_cli.launcher.parties import (
 )
 from easgd_cli.launcher.shutdown import Shutdown
 from easgd_cli.record.metrics import worker_name
+from easgd_cli.transport.base import NEW
 
 
 class Losses:
@@ -64,8 +66,18 @@ class Losses:
     def joined(self, worker: int, t: int) -> None:
         """A worker that was lost has the center, and trains again from its clock `t` on."""
         if self._members[worker].away:  # else it has been given up meanwhile
+            comes = "has come" if self._members[worker].new else "is back"
             self._members.come_back(worker, t)
-            self._journal.note(f"worker {worker} is back, at its step {t}")
+            self._journal.note(f"worker {worker} {comes}, at its step {t}")
+
+    def give_up_homeless(self) -> None:
+        """Where training begins without some, nobody without a host is waited for once somebody is done."""
+        members = self._members
+        if self._plan.least is not None and members.finals:
+            for worker in members.homeless.intersection(members.away):
+                members[worker].away = False
+                self._ask(Kill(worker))
+                self._give_up(worker)
 
     def returned(self, worker: int, t: int, lost: int, missed: int, master: int | None) -> None:
         """The owner has given it the center; see the supervisor's event."""
@@ -140,7 +152,7 @@ class Losses:
             self._journal.note(f"worker {worker} died ({how}); it is started again")
             self._journal.system(course.told, workers_alive=members.alive, lost=worker)
             self._checkpoints.lose(worker)
-            self._ask(StartWorker(worker, member.t))
+            self._ask(StartWorker(worker, NEW if member.new else member.t))
         elif not members.alive and not members.away and not self._shutdown.begun:
             self._fail(
                 f"every worker has died ({'; '.join(sorted(set(members.lost.values())))}); see {log_file}. "

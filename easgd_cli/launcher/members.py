@@ -20,6 +20,7 @@ class Member:
     silent: bool = False  # killed, since it did not stop when told to
     lost: str | None = None  # how it was lost
     away: bool = False  # lost, and started again
+    new: bool = False  # it has not been there yet
     returns: int = 0  # how often it has come back
 
     @property
@@ -28,11 +29,12 @@ class Member:
 
 
 class Members(dict[int, Member]):
-    """All of them by number. `alive`: how many have not been lost."""
+    """All of them by number. `alive`: how many have not been lost; `homeless`: those for which no host is there."""
 
     def __init__(self, moment: Moment):
         super().__init__({worker: Member(t) for worker, t in moment.clocks.items()})
         self.alive = len(self)
+        self.homeless: frozenset[int] = frozenset()
         self._clocks = sum(moment.clocks.values())  # of those
         self._step = moment.step  # the greatest mean local step so far
 
@@ -79,7 +81,7 @@ class Members(dict[int, Member]):
     def come_back(self, worker: int, t: int) -> None:
         """It trains again, its clock at `t`."""
         m = self[worker]
-        m.lost, m.away, m.t = None, False, t
+        m.lost, m.away, m.new, m.t = None, False, False, t
         m.returns += 1
         self._clocks += t
         self.alive += 1

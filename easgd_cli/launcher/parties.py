@@ -83,7 +83,9 @@ class TakeCheckpoint:
 
 @dataclass(frozen=True)
 class StartWorker:
-    """This worker was lost. It is started again, to come back with the center as it is then, its clock being `t`."""
+    """This worker was lost. It is started again, to come back with the center as it is then, its clock being `t`, or
+    NEW where it has not been there before.
+    """
 
     worker: int
     t: int

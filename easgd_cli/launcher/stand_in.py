@@ -32,6 +32,7 @@ from easgd_cli.transport.turn import Turn
 
 _LOOK_UP_SECONDS = 1.0
 _LINK_SECONDS = 1.0  # between two words on what its connection carries
+_LONGEST_SECONDS = 3600.0  # that a system call is asked to wait
 _LAST_SECONDS = 10.0  # for the master to hear the worker's last word
 
 Address = tuple[str, int]
@@ -93,7 +94,7 @@ class OfMaster:
         self._carried = (0, 0)
 
     def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
-        host, port = where["masters"][-1]
+        self._connection, [host, port] = connection, where["masters"][-1]
         self._address = (str(host), int(port))
         for worker, link in self._links.items():
             self._begin(worker, link)
@@ -108,6 +109,7 @@ class OfMaster:
     def give(self, message: Mapping[str, Any], session: socket.socket) -> None:
         if (link := self._links.get(worker := message["worker"])) is None:
             session.close()  # it is on another host, and comes from there
+            self._connection.say({"kind": "again", "worker": worker})
             return
         before = self._open.pop(worker)
         before.end()  # or its last reply would be written over what the next is told
@@ -155,7 +157,7 @@ class StandInStart:
             "worker": link.worker, "t": start.t, "seen": [seen.clock, seen.served, seen.exchanges],
             "interval": None if interval is None else [interval.steps, interval.seconds],
             "meter": start.meter, "pace": None if start.pace is None else list(start.pace),
-            "returns": start.returns, "spared": start.spared,
+            "returns": start.returns, "new": start.new, "spared": start.spared,
         }  # fmt: skip
         link = replace(link, further=link.further[: masters - 1], entries=entries)
         # one that comes back takes everything from the center
@@ -210,7 +212,7 @@ class StandIn:
         ends = time.monotonic() + start.wait
         host, begins = None, None
         while host is None and (left := ends - time.monotonic()) > 0:
-            select.select([self._channel], [], [], left)
+            select.select([self._channel], [], [], min(left, _LONGEST_SECONDS))
             for message, enclosed in self._channel.receive():
                 if message["kind"] == "connection":
                     host = (enclosed, message)

@@ -12,7 +12,7 @@ changes where this begins.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from easgd_cli.launcher.beginning import Beginning
@@ -102,6 +102,11 @@ class Supervisor:
             self._beginning.ready(party)
         self._feed_evaluator()
 
+    def homeless(self, workers: Collection[int]) -> None:
+        """These workers have no host at this moment, all others have."""
+        self.members.homeless = frozenset(workers)
+        self._beginning.begin_when_possible()
+
     def advanced(self, worker: int, t: int) -> None:
         """The worker's clock stands at `t`."""
         self.members.advance(worker, t)
@@ -179,6 +184,7 @@ class Supervisor:
                 evaluations_pending=pending,
             )
         if not self._shutdown.begun and self._course.final is None:
+            self._losses.give_up_homeless()
             if self.plan.patience is not None:
                 self._checkpoints.give_up_late(self.now, self.plan.patience.usual)
             self.pace()

@@ -7,7 +7,7 @@ from typing import Any
 
 from easgd_cli.training.gathering import Gathering
 from easgd_cli.training.serving import Serving
-from easgd_cli.transport.base import Mark, MasterEnd, Request
+from easgd_cli.transport.base import NEW, Mark, MasterEnd, Request
 
 
 class Progress:
@@ -99,7 +99,7 @@ class Returning:
 
     def _welcome(self, place: int, t: int) -> None:
         """Those that have joined get their variable as it is: it is no exchange. Their clocks are `t` or, where there
-        are no rounds, their own if those are later.
+        are no rounds, their own if those are later, of new ones the mean of the others'.
         """
         serving, progress = self._serving, self._progress
         for request in self._joined(place):
@@ -109,7 +109,8 @@ class Returning:
             died = max(request.t, progress.clocks[worker])
             lost = died - progress.reached[worker]
             # in rounds exactly that: a worker whose clock is another would wait for rounds that nobody else makes
-            back = t if self._in_rounds(place) else max(t, died)
+            first = int(progress.step) if request.t == NEW else t
+            back = t if self._in_rounds(place) else max(first, died)
             progress.take_in(worker, back)
             for gathering, of in zip(self._gatherings, serving.centers, strict=True):
                 if of.variable.takes(worker):

@@ -31,7 +31,7 @@ from easgd_cli.training.profile import Named, Trace
 from easgd_cli.training.replica import ReplicatedCenter
 from easgd_cli.training.snapshot import OfOneWorker, Snapshots
 from easgd_cli.training.stopwatch import Timed
-from easgd_cli.transport.base import Kind, Mark, SessionEnded, Withdrawn, WorkerEnd
+from easgd_cli.transport.base import NEW, Kind, Mark, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.collective import CollectiveWorkerEnd
 from easgd_cli.transport.on_device import Handed
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
@@ -53,6 +53,7 @@ class WorkerStart:
     pace: Sequence[float] | None = None
     center_device: str = "cpu"  # where the master has the center
     trace: Path | None = None  # where a profile of its steps is to be written
+    new: bool = False  # one that returns and has not been there before
     returns: bool = False  # one that was lost, and takes the center before its first step
     spared: int = -1  # it has had the faults of its steps up to this one
 
@@ -200,7 +201,7 @@ class WorkerLoop:
     def _return(self) -> None:
         """Comes back as a process of its own. Raises SessionEnded."""
         try:
-            self._join()
+            self._join(NEW if self._start.new else self._w.t)
         except Withdrawn as e:
             raise SessionEnded("the run is ending") from e
 
@@ -221,12 +222,12 @@ class WorkerLoop:
             else None
         )
 
-    def _join(self) -> None:
-        """Comes back: x from the center, everything else at 0, and the clock that the master says. Raises Withdrawn and
-        SessionEnded.
+    def _join(self, t: int) -> None:
+        """Comes back with its clock `t`: x from the center, everything else at 0, and the clock that the master says.
+        Raises Withdrawn and SessionEnded.
         """
         w, session = self._w, self._session
-        session.join(w.t)
+        session.join(t)
         reply = session.collect()
         for name in self._method.state:
             getattr(w, name).zero_()
@@ -261,7 +262,7 @@ class WorkerLoop:
                 self._listen(self._news)
             given.spared = max(given.spared, w.t)
             if not self._stop:
-                self._join()
+                self._join(w.t)
                 self._listen(self._news)
         except Withdrawn:
             return False

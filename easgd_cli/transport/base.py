@@ -12,7 +12,7 @@ The worker's end:
 - `collect()` returns the `Reply`. Its vector is read-only and stays as it is until the next `post`. It raises
   `Withdrawn` when the message was given back: nothing has happened, and nothing will.
 - `join(t)`, first thing in the session of a worker that was lost and is back, asks for the center as it is and for the
-  clock to go on from; `collect()` returns them.
+  clock to go on from, its own or, of one that is NEW, the others'; `collect()` returns them.
 - `post(m, t, to, Kind.CLOSING)`, the last message of a worker, is served after those of all others: when every worker
   that is there has sent its own.
 - `checkpoint(t)` marks a moment in the order of requests; it has no reply.
@@ -45,6 +45,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import CENTER, WHOLE
 
 PULL = -1  # in place of a vector that is lent
+NEW = -1  # in place of the clock of a worker that joins and has not been there before
 
 
 class SessionEnded(Exception):
