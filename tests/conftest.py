@@ -54,10 +54,13 @@ def pytest_configure(config: pytest.Config) -> None:
         warm.begin()
 
 
+MACHINES = ("test_distributed.py", "test_far_masters.py")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Says whether the tests of several machines ran, which a machine that permits no namespaces skips."""
     ran = {
-        outcome: [r for r in terminalreporter.stats.get(outcome, ()) if "test_distributed.py" in r.nodeid]
+        outcome: [r for r in terminalreporter.stats.get(outcome, ()) if any(name in r.nodeid for name in MACHINES)]
         for outcome in ("passed", "failed", "skipped")
     }
     if any(ran.values()):

@@ -34,15 +34,16 @@ _LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom othe
 class Distributed:
     """Many machines. Raises ValueError for what cannot be, and UsageError.
 
-    `here`: workers on this machine; `address`: HOST:PORT or HOST, where other machines reach it, or the `interface`
-    whose address that is; `least`: workers with which training begins, while the others have no host yet, None for all;
-    `wait`: seconds that a worker may be without a host; `silence`: seconds after which a host
-    that says nothing is gone.
+    `here`: workers on this machine; `masters_here`: masters on it, all unless given; `least`: workers with which
+    training begins, while the others have no host yet, None for all; `address`: HOST:PORT or HOST, where other machines
+    reach it, or the `interface` whose address that is; `wait`: seconds that a worker may be without a host; `silence`:
+    seconds after which a host that says nothing is gone.
     """
 
     workers: int
     masters: int = 1
     here: int | None = None
+    masters_here: int | None = None
     least: int | None = None
     address: str | None = None
     interface: str | None = None
@@ -64,6 +65,10 @@ class Distributed:
             )
         if self.here is not None and not 0 <= self.here <= self.workers:
             raise ValueError(f"launcher.here={self.here}: is a number of workers from 0 to workers={self.workers}.")
+        if self.masters_here is not None and not 1 <= self.masters_here <= self.masters:
+            raise ValueError(
+                f"launcher.masters_here={self.masters_here}: is a number of masters from 1 to masters={self.masters}."
+            )
         if self.least is not None and not 1 <= self.least <= self.workers:
             raise ValueError(f"launcher.least={self.least}: is a number of workers from 1 to workers={self.workers}.")
         for key, value in (("wait", self.wait), ("silence", self.silence)):
@@ -83,7 +88,12 @@ class Distributed:
 
     @staticmethod
     def check(s: Settings, method: Method) -> None:
-        """Raises UsageError where workers are to come later and cannot."""
+        """Raises UsageError where workers are to come later and cannot, or for what masters elsewhere cannot do."""
+        if masters_elsewhere(s) and s.wire != "fp32":
+            raise UsageError(
+                f"launcher.masters_here={s.launcher['masters_here']} wire={s.wire}: vectors are rounded whole, and a "
+                "master elsewhere has its slice alone; leave out one of the two."
+            )
         least = s.launcher.get("least")
         if least is None or least == s.workers:
             return
@@ -148,7 +158,7 @@ class Distributed:
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher import driver
-        from easgd_cli.launcher.far_children import FarChildren
+        from easgd_cli.launcher.far_children import FarChildren, Here, Waits
         from easgd_cli.launcher.gate import Gate
         from easgd_cli.launcher.local import Processes
         from easgd_cli.system.devices import worker_threads
@@ -164,17 +174,20 @@ class Distributed:
         gate = Gate(network.Lent(listener), secret, asdict(s), vectors, self.silence)
         world = torchrun.world()
         store = None if world is None else world.publish(where)
-        far = self.workers - self.places_here
+        far, masters_far = self.workers - self.places_here, masters_elsewhere(s)
         join = f"on another host: easgd join {where}"
         if not self._told:  # by a short run of tau=auto, at the same place
             host, self._told = socket.gethostname(), True
-            tell(f"master on {host}, reached at {where}; workers here {self.places_here}, elsewhere {far}")
-            if far and world is None:
+            masters = f"; masters here {self.masters - masters_far}, elsewhere {masters_far}" if masters_far else ""
+            tell(f"master on {host}, reached at {where}; workers here {self.places_here}, elsewhere {far}{masters}")
+            if (far or masters_far) and world is None:
                 tell(join)
+        here = Here(self.places_here, self.masters - masters_far, entries_here(experiment), masters_far)
 
         def children(logs: Path) -> FarChildren:
-            needs_all = self.least is None
-            return FarChildren(logs, gate, self.places_here, self.wait, self.silence, join, needs_all)
+            first = f" ({masters_far} for a master each come before those for workers)" if masters_far else ""
+            waits = Waits(self.wait, self.silence, join + first, self.least is None)
+            return FarChildren(logs, gate, here, secret, waits)
 
         outcome: Outcome | None = None
         try:
@@ -193,6 +206,18 @@ class Distributed:
 def _places(here: int | None) -> int:
     world = torchrun.world()
     return here if here is not None else 1 if world is None else world.local_size
+
+
+def masters_elsewhere(s: Settings) -> int:
+    """How many masters of the run are not on its first host: the last ones."""
+    here = s.launcher.get("masters_here")
+    return 0 if here is None else s.masters - int(here)
+
+
+def entries_here(experiment: Experiment) -> slice:
+    """Of vectors, those that the masters of the first host own."""
+    elsewhere = masters_elsewhere(experiment.settings)
+    return slice(0, experiment.slices[-elsewhere].start) if elsewhere else slice(None)
 
 
 def _refuse(s: Settings, here: int) -> None:
