@@ -27,19 +27,20 @@ def double_residual(input_shape: tuple[int, int, int], num_classes: int) -> nn.M
 
 
 class Unhurried(nn.Module):
-    """A net that costs little, and in a worker's process takes at least 4 ms over a step: whoever watches or measures
-    the run finds a core to do so.
+    """A net that costs little, and in a worker's process takes at least 4 ms over a step, or so many seconds: whoever
+    watches or measures the run finds a core to do so.
     """
 
-    def __init__(self, input_shape: tuple[int, int, int], num_classes: int):
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, seconds: float = 0.004):
         super().__init__()
+        self._seconds = seconds
         self.net = nn.Sequential(
             nn.Flatten(), nn.Linear(math.prod(input_shape), 16), nn.ReLU(), nn.Linear(16, num_classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and multiprocessing.parent_process() is not None:
-            time.sleep(0.004)
+            time.sleep(self._seconds)
         return self.net(x)
 
 
