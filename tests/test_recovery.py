@@ -104,7 +104,9 @@ def test_whoever_is_killed_the_run_takes_all_its_steps_and_its_record_gives_its_
 def test_a_master_of_several_variables_is_followed_by_another(
     algo: str, options: dict[str, int], tmp_path: Path
 ) -> None:
-    s = lasting(algo, workers=4, steps=300, eval=Eval(every="100 steps", train_images=100))
+    s = lasting(
+        algo, workers=4, steps=300, model=UNHURRIED | {"seconds": 0.01}, eval=Eval(every="100 steps", train_images=100)
+    )
     s.algo |= options
     with Killer(tmp_path / "run", ["master", "master"]):
         outcome = run(s, tmp_path / "run")

@@ -70,9 +70,17 @@ def settings(algo: str, **values: Any) -> Settings:
     )
 
 
-def unhurried(algo: str, **values: Any) -> Settings:
-    """Of a run that is watched and stopped while it trains. Without a length it would take most of a minute."""
-    return settings(algo, **{"steps": 20_000, "model": {"name": "unhurried", "target": "nets:Unhurried"}, **values})
+def unhurried(algo: str, seconds: float = 0.004, **values: Any) -> Settings:
+    """Of a run that is watched and stopped while it trains. A step takes at least so many seconds; the bits are the
+    same with others. Without a length it would take over a minute.
+    """
+    model = {"name": "unhurried", "target": "nets:Unhurried", "seconds": seconds}
+    return settings(algo, **{"steps": 20_000, "model": model, **values})
+
+
+def hurried(s: Settings) -> Settings:
+    """The same run, which nobody has to watch."""
+    return replace(s, model=s.model | {"seconds": 0.0})
 
 
 def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
@@ -367,8 +375,8 @@ def test_rounds_of_four_processes_are_the_same_rounds_in_one_bit_for_bit(algo: s
 def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> None:
     """Workers stop at whatever step they are in; a round that can no longer be complete is given back."""
     s = unhurried("sync_eamsgd", steps=400)
-    run(s, tmp_path / "whole")
-    broken = unhurried("sync_eamsgd", steps=400, checkpoint=Checkpoint(every="50 steps"))
+    run(hurried(s), tmp_path / "whole")
+    broken = unhurried("sync_eamsgd", seconds=0.01, steps=400, checkpoint=Checkpoint(every="50 steps"))
     outcome = disturbed(broken, tmp_path / "broken", lambda _: os.kill(os.getpid(), signal.SIGINT), training)
     assert outcome.status == "interrupted"
 
@@ -385,7 +393,7 @@ def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> Non
         resume=True,
     )
     assert outcome.status == "failed"
-    assert run(broken, tmp_path / "broken", resume=True).status == "completed"
+    assert run(hurried(broken), tmp_path / "broken", resume=True).status == "completed"
     a, b = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("whole", "broken"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert recorded_order(tmp_path / "whole") == recorded_order(tmp_path / "broken")
@@ -446,8 +454,10 @@ def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_be
     """The launcher's record after the checkpoint is thrown away and made again, without gap or repeat."""
     evaluation = Eval(every="40 steps", train_images=100)
     whole = unhurried(algo, workers=1, steps=300, eval=evaluation)
-    run(whole, tmp_path / "whole")
-    broken = unhurried(algo, workers=1, steps=300, eval=evaluation, checkpoint=Checkpoint(every="30 steps"))
+    run(hurried(whole), tmp_path / "whole")
+    broken = unhurried(
+        algo, seconds=0.01, workers=1, steps=300, eval=evaluation, checkpoint=Checkpoint(every="30 steps")
+    )
 
     def kill_the_master_or_worker(pids: dict[str, int]) -> None:
         os.kill(pids.get("master", pids["worker_00"]), signal.SIGKILL)
@@ -456,7 +466,7 @@ def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_be
         broken, tmp_path / "broken", kill_the_master_or_worker, when=lambda d: any((d / "checkpoint").glob("*.pt"))
     )
     assert outcome.status == "failed" and outcome.exit_code == 1 and "resume=" in (outcome.reason or "")
-    assert run(broken, tmp_path / "broken", resume=True).status == "completed"
+    assert run(hurried(broken), tmp_path / "broken", resume=True).status == "completed"
     a, b = (torch.load(tmp_path / d / "center.pt", weights_only=True) for d in ("whole", "broken"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     same = ("step", "train_loss", "eta", "test_loss", "test_error", "distance_to_center", "staleness", "party")
@@ -1027,8 +1037,7 @@ def test_a_run_goes_on_without_the_server_that_its_processes_were_forked_from(tm
         os.kill(pids["evaluator"], signal.SIGKILL)
         interrupt_after(40, tmp_path)
 
-    slow = {"name": "unhurried", "target": "nets:Unhurried", "seconds": 0.02}
-    s = unhurried("easgd", workers=2, model=slow, eval=Eval(every="10 steps", train_images=100))
+    s = unhurried("easgd", seconds=0.02, workers=2, eval=Eval(every="10 steps", train_images=100))
     outcome = disturbed(s, tmp_path, kill_the_server_and_the_evaluator, lambda d: evaluated_at(d) > 0)
     assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
     log = (tmp_path / "logs" / "launcher.log").read_text()
