@@ -283,7 +283,7 @@ def test_whoever_is_killed_the_others_go_on_and_the_record_gives_the_center(algo
     with Killer(tmp_path / "run", order) as killer:
         outcome = run(s, tmp_path / "run")
     assert killer.killed == len(order) and outcome.status == "completed"
-    assert set(outcome.summary["steps"].values()) == {600} and outcome.summary["lost"] == {}
+    assert set(outcome.summary["steps"].values()) == {400} and outcome.summary["lost"] == {}
     assert outcome.summary["restarts"] == {"master": 2, "worker_01": 2}
     back = [(r["returned"], r["master"]) for r in rows(tmp_path / "run", "system") if "returned" in r]
     assert sorted(back) == [(1, 0), (1, 0), (1, 1), (1, 1)]
