@@ -41,8 +41,8 @@ from easgd_cli.training.snapshot import Moment
 # machine most of its time.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # and commands in processes of their own
-# torch.optim imports it at its first step: over a second in every process of a benchmark, or once
-fork_server._PRELOAD.append("torch._dynamo")
+# What torch.optim imports at its first step, and torch's local SGD: a second in every process of a run, or once.
+fork_server._PRELOAD += ["torch._dynamo", "torch.distributed.optim"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

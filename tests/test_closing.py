@@ -111,7 +111,9 @@ def while_others_wait(s: Settings, directory: Path, act: Callable[[dict[str, int
 def test_whoever_is_killed_while_the_others_wait_to_close_the_record_gives_the_center(
     victim: str, tmp_path: Path
 ) -> None:
-    s = replace(unhurried("async_diloco", workers=3, steps=400, max_restarts=3), eval=Eval(train_images=100))
+    s = replace(
+        unhurried("async_diloco", seconds=0.01, workers=3, steps=200, max_restarts=3), eval=Eval(train_images=100)
+    )
     log = tmp_path / "logs" / "launcher.log"
     told = {"master": "the next master goes on", "worker_00": "worker_00: "}[victim]
 
@@ -129,7 +131,7 @@ def test_whoever_is_killed_while_the_others_wait_to_close_the_record_gives_the_c
 
 
 def test_a_run_that_is_told_to_end_does_not_close_and_does_so_when_it_goes_on(tmp_path: Path) -> None:
-    s = replace(unhurried("async_diloco", workers=3, steps=400), eval=Eval(train_images=100))
+    s = replace(unhurried("async_diloco", seconds=0.01, workers=3, steps=200), eval=Eval(train_images=100))
     s.checkpoint = Checkpoint()
     outcome = while_others_wait(s, tmp_path, lambda pids: os.kill(os.getpid(), signal.SIGINT))
     assert outcome.status == "interrupted"
@@ -137,7 +139,7 @@ def test_a_run_that_is_told_to_end_does_not_close_and_does_so_when_it_goes_on(tm
     driver = by_hand(s, prepared)
     driver.replay(order)
     assert torch.equal(driver.vectors()["x"], saved_center(tmp_path, prepared))
-    assert [order.count(i) for i in range(2)] == [134, 134] and order.count(2) < 134
+    assert [order.count(i) for i in range(2)] == [67, 67] and order.count(2) < 67
     assert run(s, tmp_path, resume=True).status == "completed"
-    assert [recorded_order(tmp_path).count(i) for i in range(3)] == [135, 135, 135]
+    assert [recorded_order(tmp_path).count(i) for i in range(3)] == [68, 68, 68]
     assert recorded_order(tmp_path)[-3:] == [0, 1, 2]

@@ -196,7 +196,15 @@ def test_a_master_that_is_killed_is_followed_by_another_with_the_same_workers(
     a, b = machines(2).hosts
     masters, entry = (2, b"\1\0\1\0") if "master_1" in victims else (1, b"\1\0")
     run = train(
-        a, tmp_path, "workers=2", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=1500", f"masters={masters}"
+        a,
+        tmp_path,
+        "workers=2",
+        "algo=eamsgd",
+        "tau=2",
+        "model=nets:Unhurried",
+        "+model.seconds=0.012",
+        "steps=600",
+        f"masters={masters}",
     )
     start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "training begins" in log(tmp_path), "training")
@@ -211,7 +219,7 @@ def test_a_master_that_is_killed_is_followed_by_another_with_the_same_workers(
         os.kill(int(master), signal.SIGKILL)
         until(lambda: of("the next master goes on", deaths), "the next one")  # noqa: B023
     assert ended(run, tmp_path, "train") == 0
-    assert set(summary(tmp_path)["steps"].values()) == {1500} and summary(tmp_path)["restarts"] == {"master": 2}
+    assert set(summary(tmp_path)["steps"].values()) == {600} and summary(tmp_path)["restarts"] == {"master": 2}
     replayed(tmp_path)
 
 
@@ -272,7 +280,15 @@ def test_in_rounds_too_a_worker_comes_later_and_its_run_goes_on_and_is_replayed(
 def test_a_machine_joins_in_the_place_of_one_that_is_gone(machines: Callable[[int], Machines], tmp_path: Path) -> None:
     a, b, c = machines(3).hosts
     run = train(
-        a, tmp_path, "workers=2", "algo=easgd", "tau=2", "model=nets:Unhurried", "steps=3000", "launcher.here=0"
+        a,
+        tmp_path,
+        "workers=2",
+        "algo=easgd",
+        "tau=2",
+        "model=nets:Unhurried",
+        "+model.seconds=0.02",
+        "steps=700",
+        "launcher.here=0",
     )
     for host, name in ((b, "join"), (c, "other")):
         start(host, tmp_path, name, "join", where(tmp_path))
@@ -282,7 +298,7 @@ def test_a_machine_joins_in_the_place_of_one_that_is_gone(machines: Callable[[in
     third = start(a, tmp_path, "third", "join", where(tmp_path))
     until(lambda: "is back" in log(tmp_path), "its return")
     assert (ended(run, tmp_path, "train"), ended(third, tmp_path, "third")) == (0, 0)
-    assert set(summary(tmp_path)["steps"].values()) == {3000}
+    assert set(summary(tmp_path)["steps"].values()) == {700}
 
 
 def test_a_cable_that_is_out_for_a_while_only_delays_and_one_that_stays_out_loses_its_machine(

@@ -2,14 +2,19 @@
 not by chance but by enumeration.
 
 A run on the virtual clock, or without a center, is a function of its settings. A forked child takes it and ends by
-os._exit at its k-th operation; then it is resumed and held against the run that nobody disturbed.
+os._exit at its k-th operation; then it is resumed and held against the run that nobody disturbed. A run on the virtual
+clock is one thread of one process, so what it has left when it ends there is what there is at that moment: most of the
+directories are copied from one run, before each of its operations.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -36,18 +41,20 @@ EACH = "EASGD_EVERY_WRITE" in os.environ
 _CHANGING = {"os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
 
-class Death:
-    """Ends this process before its k-th operation on a file below `directory`, counted from 1."""
+class Operations:
+    """Calls `before(k)` before the k-th operation of this process on a file below `directory`, counted from 1."""
 
-    def __init__(self, directory: Path, k: int):
-        self.left, self._below = k, str(directory)
+    def __init__(self, directory: Path, before: Callable[[int], None]):
+        self._k, self._below, self._before, self._within = 0, str(directory), before, False
 
     def happens(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os._exit(_KILLED)
+        self._k, self._within = self._k + 1, True
+        self._before(self._k)
+        self._within = False
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self._within:
+            return
         if event == "open":
             if not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
@@ -62,9 +69,9 @@ class Death:
         """
         sys.addaudithook(self.audit)
         for where, name in ((os, "pwrite"), (os, "fsync"), (Summing, "seal")):
-            setattr(where, name, self._before(getattr(where, name)))
+            setattr(where, name, self._counted(getattr(where, name)))
 
-    def _before(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
             self.happens()
             return call(*arguments)
@@ -74,10 +81,30 @@ class Death:
 
 def killed_at(k: int, directory: Path, task: Callable[[], Any]) -> bool:
     """Whether the task, in a process of its own, was ended at its k-th operation; False where it has fewer."""
+
+    def end(now: int) -> None:
+        if now == k:
+            os._exit(_KILLED)
+
+    return done_by_another(task, directory, end) == _KILLED
+
+
+def copied_at_each(directory: Path, task: Callable[[], Any]) -> None:
+    """The task in a process of its own, with the directory copied to k.copy beside it before its k-th operation."""
+
+    def copy(k: int) -> None:
+        assert threading.active_count() == 1
+        shutil.copytree(directory, directory.with_name(f"{k}.copy"), symlinks=True)
+
+    assert done_by_another(task, directory, copy) == 0
+
+
+def done_by_another(task: Callable[[], Any], directory: Path, before: Callable[[int], None]) -> int:
+    """The exit status of a process that does the task, and calls `before` before each operation."""
     pid = os.fork()
     if pid == 0:
         try:
-            Death(directory, k).begin()
+            Operations(directory, before).begin()
             task()
             os._exit(0)
         except BaseException:
@@ -85,7 +112,7 @@ def killed_at(k: int, directory: Path, task: Callable[[], Any]) -> bool:
             os._exit(1)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code in (0, _KILLED)
-    return code == _KILLED
+    return code
 
 
 def short(algo: str, **more: Any) -> Settings:
@@ -124,6 +151,11 @@ def check_vectors(directory: Path, whole: Path) -> None:
         assert all(torch.equal(ours[key], v) for key, v in theirs.items()), name
 
 
+def files(directory: Path) -> list[str]:
+    """What there is below a directory, without the numbers of processes."""
+    return sorted(re.sub(r"(\.\d+)+$", "", str(path.relative_to(directory))) for path in directory.rglob("*"))
+
+
 def hidden(directory: Path) -> list[Path]:
     return [path for path in directory.rglob(".*") if path.is_file()]
 
@@ -144,19 +176,25 @@ LEVEL = {"distance_to_optimum": 1.6}  # reached at step 2
 def test_killed_before_any_operation_on_a_file_a_run_goes_on_as_if_nothing_had_been(
     algo: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that ends where it reaches its level."""
+    """Also one that ends where it reaches its level. With EASGD_EVERY_WRITE=1 each is killed, and none copied."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # counted, not done
     whole = tmp_path / "whole"
     virtual(short(algo, **more), whole)
     if "until" in more:
         below_its_level(short(algo, **more), whole)
         assert reader.summary_of(whole)["steps"]["worker_00"] == 2
-    k = resumed = 0
-    while True:
-        k += 1
-        directory = tmp_path / str(k)
-        if not killed_at(k, directory, lambda directory=directory: virtual(short(algo, **more), directory)):
-            break
+    resumed = 0
+    directory = tmp_path / "copied"
+    directory.mkdir()
+    copied_at_each(directory, lambda: virtual(short(algo, **more), directory))
+    each = 1 if EACH else 16
+    for k in range(1, len(list(tmp_path.glob("*.copy"))) + 1):
+        directory = tmp_path / f"{k}.copy"
+        if k % each == 0:
+            copied, directory = directory, tmp_path / f"{k}.killed"
+            directory.mkdir()
+            assert killed_at(k, directory, lambda directory=directory: virtual(short(algo, **more), directory))
+            assert files(directory) == files(copied), "what one that is ended there has left"
         if reader.checkpoints(directory / "checkpoint"):
             virtual(short(algo, **more), directory, resume=True)
             check_is_as_if_undisturbed(directory, whole)

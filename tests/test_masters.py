@@ -23,6 +23,7 @@ from test_runs import (
     MOVING,
     POLYAK,
     disturbed,
+    hurried,
     one_worker,
     recorded_order,
     rows,
@@ -227,15 +228,16 @@ def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(tmp_path: Path, kept
 
 def test_one_worker_killed_goes_on_from_its_last_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     """A checkpoint on the way is of one place in the worker's sessions, and the record is taken back to that."""
-    s = unhurried("eamsgd", workers=1, steps=300, masters=2, average=MOVING, checkpoint=Checkpoint(every="30 steps"))
-    run(replace(s, checkpoint=Checkpoint()), tmp_path / "whole")
+    s = unhurried("eamsgd", seconds=0.01, workers=1, steps=300, masters=2, average=MOVING)
+    run(hurried(s), tmp_path / "whole")
+    s.checkpoint = Checkpoint(every="30 steps")
 
     def kill(pids: dict[str, int]) -> None:
         os.kill(pids["master_1"], signal.SIGKILL)
 
     outcome = disturbed(s, tmp_path / "parts", kill, when=lambda d: any((d / "checkpoint").glob("*.pt")))
     assert outcome.status == "failed" and "resume=" in (outcome.reason or "")
-    assert run(s, tmp_path / "parts", resume=True).status == "completed"
+    assert run(hurried(s), tmp_path / "parts", resume=True).status == "completed"
     same_files(tmp_path / "whole", tmp_path / "parts", "center.pt", "average.pt")
     assert orders(tmp_path / "whole", s) == orders(tmp_path / "parts", s)
 
@@ -263,7 +265,7 @@ def test_the_closing_exchange_is_with_all_masters(launcher: str, tmp_path: Path)
 
 
 def test_a_run_that_is_told_to_end_closes_with_none_of_its_masters(tmp_path: Path) -> None:
-    s = replace(unhurried("async_diloco", workers=3, steps=400, masters=2), eval=Eval(train_images=100))
+    s = replace(unhurried("async_diloco", seconds=0.01, workers=3, steps=200, masters=2), eval=Eval(train_images=100))
     outcome = while_others_wait(s, tmp_path, lambda pids: os.kill(os.getpid(), signal.SIGINT))
     assert outcome.status == "interrupted"
     assert [sorted(order) for order in orders(tmp_path, s)] == [sorted(orders(tmp_path, s)[0])] * 2
@@ -281,7 +283,7 @@ def test_whoever_is_killed_the_others_go_on_and_the_record_gives_the_center(algo
     with Killer(tmp_path / "run", order) as killer:
         outcome = run(s, tmp_path / "run")
     assert killer.killed == len(order) and outcome.status == "completed"
-    assert set(outcome.summary["steps"].values()) == {600} and outcome.summary["lost"] == {}
+    assert set(outcome.summary["steps"].values()) == {400} and outcome.summary["lost"] == {}
     assert outcome.summary["restarts"] == {"master": 2, "worker_01": 2}
     back = [(r["returned"], r["master"]) for r in rows(tmp_path / "run", "system") if "returned" in r]
     assert sorted(back) == [(1, 0), (1, 0), (1, 1), (1, 1)]

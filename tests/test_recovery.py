@@ -27,11 +27,11 @@ from easgd_cli.settings.schema import Eval, Settings
 from easgd_cli.system.channel import Channel
 from easgd_cli.training.worker import WorkerLoop
 
-UNHURRIED = {"name": "unhurried", "target": "nets:Unhurried"}
+UNHURRIED = {"name": "unhurried", "target": "nets:Unhurried", "seconds": 0.01}
 
 
 def lasting(algo: str, **values: Any) -> Settings:
-    given = {"workers": 3, "steps": 600, "model": UNHURRIED, "max_restarts": 3, "tau": 4}
+    given = {"workers": 3, "steps": 400, "model": UNHURRIED, "max_restarts": 3, "tau": 4}
     s = settings("easgd", **(given | {"eval": Eval(every="200 steps", train_images=100)} | values))
     s.algo = {"name": algo, "target": f"easgd_cli.algorithms:{METHODS.get(algo, algo)}"}
     return s
@@ -84,7 +84,7 @@ def test_whoever_is_killed_the_run_takes_all_its_steps_and_its_record_gives_its_
     with Killer(tmp_path / "run", order) as killer:
         outcome = run(s, tmp_path / "run")
     assert killer.killed == len(order)
-    assert outcome.status == "completed" and set(outcome.summary["steps"].values()) == {600}
+    assert outcome.status == "completed" and set(outcome.summary["steps"].values()) == {400}
     assert outcome.summary["lost"] == {}
     assert outcome.summary["restarts"] == {"master": 1, "worker_01": 2}
     system = rows(tmp_path / "run", "system")

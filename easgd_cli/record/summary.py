@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,13 @@ def _text(summary: Mapping[str, Any]) -> bytes:
 
 
 def surroundings() -> dict[str, Any]:
-    """What a run depends on beside its settings: versions, hardware and the commit of this program."""
-    return {"versions": _versions(), "hardware": _hardware(), "git_commit": _commit()}
+    """What a run depends on beside its settings: versions, hardware and the commit of this program. What this process
+    has imported stays, so versions and commit are looked up once.
+    """
+    return {"versions": dict(_versions()), "hardware": _hardware(), "git_commit": _commit()}
 
 
+@cache
 def _versions() -> dict[str, str]:
     import torch
 
@@ -134,6 +138,7 @@ def _memory() -> int | None:
         return None
 
 
+@cache
 def _commit() -> str | None:
     """The commit of the checkout this program runs from, marked where files differ from it; None when installed."""
     here = Path(__file__).parent
