@@ -43,6 +43,10 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # and commands in processes of their own
 # What torch.optim imports at its first step, and torch's local SGD: a second in every process of a run, or once.
 fork_server._PRELOAD += ["torch._dynamo", "torch.distributed.optim"]
+# A shell that puts the tests in the background has them ignore these, and the processes that they interrupt inherit it.
+for number, reaction in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, reaction)
 
 
 def pytest_configure(config: pytest.Config) -> None:
