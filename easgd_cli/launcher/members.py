@@ -76,6 +76,8 @@ class Members(dict[int, Member]):
     @property
     def away(self) -> tuple[int, ...]:
         """Those that are expected back."""
+        if self.alive == len(self):  # asked for after every event of a virtual cluster, however many there are
+            return ()
         return tuple(worker for worker, m in self.items() if m.away)
 
     def come_back(self, worker: int, t: int) -> None:
