@@ -5,12 +5,16 @@ workers are forked from. A fork costs 0.4 s. `subprocess.Popen` is replaced by `
 `python -m easgd_cli` in an ordinary environment; everything else, scripts and `python -c` among it, is started as ever.
 A command has its own number, session, directory, environment, descriptors, main module and end as any process. It
 differs in what it has imported, in its `ps` line, and in its parent.
+
+So are the processes of a sweep's jobs (`CHILDREN`), which end with their parent: they are children of whoever asked,
+also of a command that has itself been forked.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import gc
 import importlib
 import json
@@ -29,6 +33,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 Cold = subprocess.Popen
+PYTHON = sys.executable  # which a test may replace
 LONGEST = 1 << 20  # bytes of a request
 MODULES = (
     "torch", "torch._dynamo", "hydra", "tensorboard.summary.writer.event_file_writer",
@@ -36,24 +41,42 @@ MODULES = (
     "easgd_cli.launcher.simulated", "easgd_cli.launcher.processes", "easgd_cli.launcher.stand_in",
     "easgd_cli.training.evaluator", "easgd_cli.training.master", "easgd_cli.training.worker",
 )  # fmt: skip
+COMMAND = "easgd_cli"
+CHILDREN = ("easgd_cli.sweeps.job_server", "easgd_cli.commands.sweep_job")
 
 READ_AT_START = ("LC_", "LANG", "PYTHON", "OMP_", "MKL_", "ATEN_", "ONEDNN_", "CUDA_")
 
 _asks: socket.socket | None = None  # to the process that forks them
 _pid: int | None = None
 _at_start = dict[str, str]()
+_begins: dict[str, Any] | None = None  # how that process is started when the first is asked for
+_one_at_a_time = threading.Lock()
 
 
 def begin() -> None:
-    """Starts it, in the place of `subprocess.Popen`'s own way. Only once."""
-    global _asks, _pid
+    """From here on they are forked, in the place of `subprocess.Popen`'s own way. Only once."""
+    global _begins
     _at_start.update(_read(os.environ))
-    _asks, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for end in (_asks, its):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST)
-    with its:
-        _pid = Cold([sys.executable, __file__, str(its.fileno())], pass_fds=[its.fileno()], start_new_session=True).pid
+    _begins = {"env": dict(os.environ), "cwd": os.getcwd(), "stdin": subprocess.DEVNULL, "start_new_session": True}
     subprocess.Popen = Popen  # type: ignore[misc]
+
+
+def _there() -> bool:
+    """Whether there is a process that forks them, now if not before."""
+    global _asks, _pid
+    if _asks is None and _begins is not None:
+        _asks, its = _pair()
+        with its:
+            words = [PYTHON, __file__, str(its.fileno())]
+            _pid = Cold(words, pass_fds=[its.fileno()], **_begins).pid
+    return _asks is not None
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST)
+    return ends
 
 
 def pid() -> int | None:
@@ -82,21 +105,17 @@ class Popen(Cold):  # type: ignore[type-arg]
         new_session = more[14]
         environment = dict(os.environ if env is None else env)
         inside, words = _namespaces(args)
-        if executable or preexec_fn or pass_fds or not _may_be_forked(words, environment):
+        child = words[2:3] != [COMMAND]
+        if executable or preexec_fn or (pass_fds and not child) or not _may_be_forked(words, environment):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)  # type: ignore[misc]
             return
         request = json.dumps(
             {"words": words, "cwd": os.fspath(cwd) if cwd else os.getcwd(), "environment": environment,
-             "new_session": bool(new_session), "inside": inside}
+             "new_session": bool(new_session), "inside": inside, "child": child, "passed": list(pass_fds),
+             "mask": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]}
         ).encode()  # fmt: skip
-        self._answer, told = os.pipe()
-        assert _asks is not None
-        try:
-            given = [end if end != -1 else own for own, end in enumerate((p2cread, c2pwrite, errwrite))]
-            socket.send_fds(_asks, [request], [*given, told])
-        finally:
-            os.close(told)
-        self.pid = int(os.read(self._answer, 8).decode() or "-1")
+        given = [end if end != -1 else own for own, end in enumerate((p2cread, c2pwrite, errwrite))]
+        self.pid = _ask(self, request, [*given, *pass_fds])
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
         if self.pid < 0:
@@ -127,6 +146,35 @@ class Popen(Cold):  # type: ignore[type-arg]
         return self.returncode
 
 
+def _ask(asking: Popen, request: bytes, descriptors: list[int]) -> int:
+    """Has it forked; returns its number. By what is left open the end of one is told that is not a child of this."""
+    answer, told = os.pipe()
+    child = json.loads(request)["child"]
+    with _one_at_a_time:
+        if not _there():
+            raise OSError("nobody forks")
+        assert _asks is not None
+        _adopts(child)
+        try:
+            try:
+                socket.send_fds(_asks, [request], [told, *descriptors])
+            finally:
+                os.close(told)
+            pid = int(os.read(answer, 8).decode() or "-1")
+        finally:
+            _adopts(False)
+    if child:
+        os.close(answer)
+    else:
+        asking._answer = answer
+    return pid
+
+
+def _adopts(yes: bool) -> None:
+    """Whether a process below this one whose own parent ends becomes a child of this one."""
+    ctypes.CDLL(None).prctl(36, int(yes), 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
 def _namespaces(args: Any) -> tuple[list[str], list[str]]:
     """Of `nsenter -t PID [-U --preserve-credentials] -n WORDS` the namespaces, and the words."""
     words = [os.fspath(word) for word in args] if isinstance(args, (list, tuple)) else [os.fspath(args)]
@@ -138,9 +186,9 @@ def _namespaces(args: Any) -> tuple[list[str], list[str]]:
 
 def _may_be_forked(words: list[str], environment: dict[str, str]) -> bool:
     """Whether a copy of the process with everything imported is what an interpreter would be."""
-    if _asks is None or len(words) < 2 or words[0] != sys.executable or _read(environment) != _at_start:
+    if (_asks or _begins) is None or words[:2] != [PYTHON, "-m"] or _read(environment) != _at_start:
         return False
-    return words[1:3] == ["-m", "easgd_cli"]
+    return words[2] in (COMMAND, *CHILDREN)
 
 
 def _read(values: Any) -> dict[str, str]:
@@ -163,23 +211,53 @@ def _serve(asks: socket.socket) -> dict[str, Any]:
                 os.close(told)
                 os.close(ready)
                 continue
-            message, descriptors, _, _ = socket.recv_fds(asks, LONGEST, 4)
+            message, descriptors, _, _ = socket.recv_fds(asks, LONGEST, 16)
             if not message:
                 os._exit(0)
-            *given, told = descriptors
-            if not (pid := os.fork()):
+            request = json.loads(message)
+            told, *given = descriptors
+            if request["child"]:
+                forked = _adopted(told)
+            elif forked := not (pid := os.fork()):
+                os.close(told)
+            else:
+                running[os.pidfd_open(pid)] = pid, told
+                os.write(told, b"%-8d" % pid)
+            if forked:
                 for descriptor, (_, other) in running.items():
                     os.close(descriptor)
                     os.close(other)
-                os.close(told)
-                for own, descriptor in enumerate(given):
+                asks.close()
+                above = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 500) for descriptor in given]  # nobody's place
+                for descriptor in given:
+                    os.close(descriptor)
+                for own, descriptor in zip([0, 1, 2, *request["passed"]], above, strict=True):
                     os.dup2(descriptor, own)
                     os.close(descriptor)
-                return json.loads(message)  # type: ignore[no-any-return]
-            running[os.pidfd_open(pid)] = pid, told
-            os.write(told, b"%-8d" % pid)
+                return request  # type: ignore[no-any-return]
             for descriptor in given:
                 os.close(descriptor)
+
+
+def _adopted(told: int) -> bool:
+    """Forks a process that becomes a child of whoever asked: its own parent ends at once. Returns whether this is
+    it.
+    """
+    waits, ended = os.pipe()
+    if between := os.fork():
+        os.close(waits)
+        os.close(told)
+        os.waitpid(between, 0)
+        os.close(ended)
+        return False
+    if os.fork():
+        os._exit(0)
+    os.close(ended)
+    os.read(waits, 1)  # nothing is written
+    os.close(waits)
+    os.write(told, b"%-8d" % os.getpid())
+    os.close(told)
+    return True
 
 
 def _become(request: dict[str, Any]) -> None:
@@ -207,6 +285,7 @@ def _become(request: dict[str, Any]) -> None:
     tempfile.tempdir = None  # as the environment has it now
     sys.orig_argv = words
     importlib.invalidate_caches()
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["mask"])
 
 
 def _run(words: list[str]) -> int:
@@ -239,6 +318,7 @@ def _run(words: list[str]) -> int:
 
 
 def _main() -> None:
+    global _asks
     asks = socket.socket(fileno=int(sys.argv[1]))
     asks.set_inheritable(False)
     for module in MODULES:
@@ -249,14 +329,40 @@ def _main() -> None:
     assert len(threads) == 1, f"{len(threads)} threads, which a fork would not have"
     request = _serve(asks)
     _become(request)
-    # the processes of a run are forked from a copy of this one as it is now
-    from easgd_cli.launcher import fork_server
+    sys.modules["warm"] = sys.modules["__main__"]
+    words = request["words"][2:]
+    if words[0] == COMMAND and {"-m", "--multirun"} & set(words):
+        _asks, its = _pair()
+        _at_start.update(_read(os.environ))
+        if not os.fork():
+            words = _for_jobs(_asks, its)
+        else:
+            its.close()
+    if words[0] not in CHILDREN[:1]:
+        # the processes of a run are forked from a copy of this one as it is now
+        from easgd_cli.launcher import fork_server
 
-    fork_server.begin_here()
-    this = sys.modules["warm"] = sys.modules["__main__"]
-    this._asks = asks  # type: ignore[attr-defined]
+        fork_server.begin_here()
     subprocess.Popen = Popen  # type: ignore[misc]
-    os._exit(_run(request["words"][2:]) & 0xFF)
+    os._exit(_run(words) & 0xFF)
+
+
+def _for_jobs(asks: socket.socket, its: socket.socket) -> list[str]:
+    """In a copy of a command that is about to run a sweep: forks the processes of its jobs until it ends. Returns in
+    each, with its words.
+    """
+    global _asks
+    asks.close()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # none is for it
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for own in range(3):
+        os.dup2(nowhere, own)
+    os.close(nowhere)
+    request = _serve(its)
+    _become(request)
+    _asks = None
+    return request["words"][2:]  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":
