@@ -41,6 +41,10 @@ from easgd_cli.training.snapshot import Moment
 # machine most of its time.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # and commands in processes of their own
+# A shell that puts the tests in the background has them ignore these, and the processes that they interrupt inherit it.
+for number, reaction in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, reaction)
 # torch.optim imports it at its first step: over a second in every process of a benchmark, or once
 fork_server._PRELOAD.append("torch._dynamo")
 
