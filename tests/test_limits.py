@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import Limited
 
 from easgd_cli.launcher.kinds import Local
 from easgd_cli.system import limits
@@ -145,7 +146,7 @@ def test_too_few_files_are_counted_before_anything_is_made_and_as_many_as_are_as
 @pytest.mark.parametrize("blocks", [4, 64, 400])
 def test_a_file_size_limit_is_called_that_and_not_a_full_disk(blocks: int, tmp_path: Path) -> None:
     """Met by the configuration, by shared memory, and by the checkpoint at the end."""
-    said = easgd(*SHORT, f"hydra.run.dir={tmp_path / 'run'}", preexec_fn=limited(resource.RLIMIT_FSIZE, blocks * 1024))
+    said = easgd(*SHORT, f"hydra.run.dir={tmp_path / 'run'}", preexec_fn=Limited(resource.RLIMIT_FSIZE, blocks * 1024))
     assert "than this shell's file-size limit, which ulimit -f shows" in f"{said.stdout}{said.stderr}"
     assert "disk" not in f"{said.stdout}{said.stderr}"
 

@@ -19,6 +19,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import select
 import signal
@@ -30,6 +31,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 Cold = subprocess.Popen
@@ -94,6 +96,17 @@ def cold() -> Iterator[None]:
         subprocess.Popen = Popen  # type: ignore[misc]
 
 
+@dataclass(frozen=True)
+class Limited:
+    """A `preexec_fn` that leaves the process at most so much of something, `resource.RLIMIT_...`; it may be forked."""
+
+    what: int
+    most: int
+
+    def __call__(self) -> None:
+        resource.setrlimit(self.what, (self.most, self.most))
+
+
 class Popen(Cold):  # type: ignore[type-arg]
     """As subprocess has it."""
 
@@ -106,12 +119,19 @@ class Popen(Cold):  # type: ignore[type-arg]
         environment = dict(os.environ if env is None else env)
         inside, words = _namespaces(args)
         child = words[2:3] != [COMMAND]
-        if executable or preexec_fn or (pass_fds and not child) or not _may_be_forked(words, environment):
+        limited = preexec_fn if isinstance(preexec_fn, Limited) else None
+        if (
+            executable
+            or preexec_fn is not limited
+            or (pass_fds and not child)
+            or not _may_be_forked(words, environment)
+        ):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)  # type: ignore[misc]
             return
         request = json.dumps(
             {"words": words, "cwd": os.fspath(cwd) if cwd else os.getcwd(), "environment": environment,
              "new_session": bool(new_session), "inside": inside, "child": child, "passed": list(pass_fds),
+             "limited": limited and (limited.what, limited.most),
              "mask": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]}
         ).encode()  # fmt: skip
         given = [end if end != -1 else own for own, end in enumerate((p2cread, c2pwrite, errwrite))]
@@ -286,6 +306,8 @@ def _become(request: dict[str, Any]) -> None:
     sys.orig_argv = words
     importlib.invalidate_caches()
     signal.pthread_sigmask(signal.SIG_SETMASK, request["mask"])
+    if request["limited"]:
+        Limited(*request["limited"])()
 
 
 def _run(words: list[str]) -> int:
