@@ -5,6 +5,7 @@ arrives when.
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from easgd_cli.launcher import virtual_master
 from easgd_cli.launcher.virtual_master import SERVE, VirtualMaster
 from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Each, Gathering, Recorded, Round
+from easgd_cli.training.returning import Progress, Returning
+from easgd_cli.transport.base import NEW, Kind, Request
 from easgd_cli.transport.simulated import REPLY, Events, Network, Wire
 
 
@@ -164,3 +167,25 @@ def test_a_distribution_is_that_of_the_numbers_counted() -> None:
     """The median of an even number of them is the lower of the two in the middle."""
     assert list(virtual_master._distribution({5: 1, 1: 9})) == [1.4, 1.0, 1.0, 5.0, 5.0]
     assert list(virtual_master._distribution({0: 1, 2: 1})) == [1.0, 0.0, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(("asks", "goes_on"), [(NEW, 20), (4, 4), (25, 25)])
+def test_a_new_worker_goes_on_at_the_mean_clock_of_the_others_and_one_that_was_lost_at_its_own(
+    asks: int, goes_on: int
+) -> None:
+    """Without rounds. The others are at 15 and 26."""
+    progress = Progress({0: 15, 1: 26, 2: 0}, [2], 0.0)
+    replies, told = list[int](), list[dict[str, Any]]()
+    center = SimpleNamespace(
+        variable=SimpleNamespace(in_rounds=False, takes=lambda worker: True), pull=lambda reply: None
+    )
+    serving: Any = SimpleNamespace(
+        centers=[center], ledger=None, reply=lambda request, mark=None, t=0: replies.append(t)
+    )
+    sessions: Any = SimpleNamespace(lent=lambda request: (None, None))
+    gathering = Each()
+    returning = Returning(serving, sessions, [gathering], progress, told.append)
+    returning.ask(Request(2, Kind.JOIN, asks, 0))
+    returning.go_on()
+    assert replies == [goes_on] and progress.clocks[2] == goes_on and progress.lost == set()
+    assert told == [{"worker": 2, "t": goes_on, "lost": max(0, asks), "missed": 20 if asks == NEW else 0}]

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +17,17 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Said
 
 from easgd_cli import __version__
 from easgd_cli.bench.network import Costs, proposed
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import probe
 from easgd_cli.launcher.distributed import Distributed
-from easgd_cli.launcher.far_children import FarChildren
-from easgd_cli.launcher.gate import AGENT, ROLE, WORKER, Gate
+from easgd_cli.launcher.door import AGENT, MASTER, ROLE, SESSION, WORKER
+from easgd_cli.launcher.far_children import FarChildren, Here, Waits
+from easgd_cli.launcher.gate import Arrived, Gate
+from easgd_cli.launcher.parties import Process
 from easgd_cli.system import network
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, answer, call
@@ -73,18 +76,20 @@ def gate() -> Iterator[Gate]:
 
 
 def address(gate: Gate) -> tuple[str, int]:
-    found: tuple[str, int] = gate._listener.getsockname()
+    found: tuple[str, int] = gate._door._listener.getsockname()
     return found
 
 
-def offered(gate: Gate, places: int = 1, size: int = 5) -> tuple[Connection, dict[str, object]]:
+def offered(
+    gate: Gate, places: int = 1, size: int = 5, port: int | None = None
+) -> tuple[Connection, dict[str, object]]:
     """A host that joins, and what it is told of the run."""
     sock = call(address(gate), SECRET, 10)
     sock.sendall(ROLE.pack(AGENT, 0, 0))
     host = Connection(sock, 20, probe.MOST)
-    host.say({"kind": "host", "name": "h", "places": places, "version": __version__})
+    host.say({"kind": "host", "name": "h", "places": places, "masters": 1, "version": __version__})
     said, _ = host.message(host.next()[1])
-    host.say({"kind": "ready", "size": size, "dtype": "float32"})
+    host.say({"kind": "ready", "size": size, "dtype": "float32", "port": port})
     if size == 5:  # else it is sent away
         threading.Thread(target=_measured, args=(host,), daemon=True).start()
     return host, said
@@ -99,9 +104,9 @@ def _measured(host: Connection) -> None:
                 probe.answer(host, text, count)
 
 
-def ticket(gate: Gate, worker: int) -> int:
+def ticket(gate: Gate, party: Process) -> int:
     """By which it has been given to a host, once there is one."""
-    while (found := gate.place(worker)) is None:
+    while (found := gate.place(party)) is None:
         time.sleep(0.001)
     return found
 
@@ -222,9 +227,29 @@ def test_a_worker_comes_in_by_its_ticket_only(gate: Gate) -> None:
             sock.settimeout(10)
             assert sock.recv(1) == b""  # it is closed
     arrived = gate.arrived.get(timeout=10)
-    assert (arrived.worker, arrived.ticket) == (0, known) and gate.arrived.empty()
+    assert (arrived.party, arrived.ticket) == (0, known) and gate.arrived.empty()
     arrived.socket.close()
     host.close()
+
+
+def test_a_master_goes_to_a_host_that_listens_by_its_ticket_only_and_a_session_to_none_here(gate: Gate) -> None:
+    hosts = [offered(gate)[0]]
+    ticket(gate, 0)
+    assert gate.place("master_1") is None  # it cannot be reached there
+    hosts.append(offered(gate, port=7)[0])
+    known = ticket(gate, "master_1")
+    assert gate.place("master_2") is None  # one for each host
+    for role, number in ((SESSION, known), (MASTER, known ^ 1), (WORKER, known), (MASTER, known)):
+        sock = call(address(gate), SECRET, 10)
+        sock.sendall(ROLE.pack(role, 1, number))
+        if (role, number) != (MASTER, known):
+            sock.settimeout(10)
+            assert sock.recv(1) == b""  # it is closed
+    arrived = gate.arrived.get(timeout=10)
+    assert (arrived.party, arrived.address) == ("master_1", ("127.0.0.1", 7)) and gate.arrived.empty()
+    arrived.socket.close()
+    for host in hosts:
+        host.close()
 
 
 def test_a_host_of_another_net_is_told_so_and_gets_no_worker(gate: Gate) -> None:
@@ -362,6 +387,8 @@ def test_turns_are_taken_one_after_another_and_nobody_waits_for_long() -> None:
         ({"address": "127.0.0.1:x"}, "is HOST:PORT"),
         ({"address": "nobody.invalid:1"}, "nobody knows the host nobody.invalid"),
         ({"here": 5}, "launcher.here=5: is a number of workers from 0 to workers=4"),
+        ({"masters": 2, "masters_here": 0}, "launcher.masters_here=0: is a number of masters from 1 to masters=2"),
+        ({"masters": 2, "masters_here": 3}, "launcher.masters_here=3: is a number of masters from 1 to masters=2"),
         ({"silence": 0.1}, "launcher.silence=0.1"),
         ({"address": "127.0.0.1", "interface": "lo"}, "give one of the two"),
     ],
@@ -403,13 +430,17 @@ def test_the_tau_proposed_is_the_least_with_which_exchanges_take_that_share() ->
     assert "below tau=32" in said  # eight messages of 0.2 s in tau steps of 0.05 s
 
 
-def test_a_process_of_torchrun_whose_workers_are_another_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")
     for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+
+
+def test_a_process_of_torchrun_whose_workers_are_another_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    under_torchrun(monkeypatch)
     with pytest.raises(ValueError, match="workers=3: torchrun has started 4 processes"):
         Distributed(3)
     with pytest.raises(UsageError, match="which other hosts do not reach"):
@@ -423,31 +454,101 @@ class Hosts:
 
     def __init__(self) -> None:
         self.arrived: SimpleQueue[Any] = SimpleQueue()
-        self.given: list[int] = []
+        self.given: list[Process] = []
         self.there = 1
 
-    def place(self, worker: int) -> int | None:
-        self.given.append(worker)
+    def place(self, party: Process) -> int | None:
+        self.given.append(party)
         return len(self.given)
 
-    def expects(self, worker: int, ticket: int) -> bool:
-        return ticket == self.there
+    def expects(self, party: Process, ticket: int) -> bool:
+        return ticket >= self.there
 
-    def release(self, worker: int) -> None:
+    def release(self, party: Process) -> None:
         """Nothing to release."""
 
 
+def children(hosts: Any, directory: Path, here: Here, *homeless: Process) -> FarChildren:
+    """With stand-ins that wait for a host."""
+    found = FarChildren(directory, hosts, here, SECRET, Waits(300.0, 10.0, "10.0.0.1:1"))
+    for party in homeless:
+        said: list[Any] = []
+        channel = SimpleNamespace(post=lambda message, _, said=said: said.append(message))
+        waiting: Any = SimpleNamespace(gone=False, channel=channel, said=said)
+        found[party] = waiting
+        found._homeless.append(party)
+    return found
+
+
 def test_a_worker_whose_host_leaves_before_it_has_come_is_given_to_another(tmp_path: Path) -> None:
-    hosts: Any = Hosts()
-    children = FarChildren(tmp_path, hosts, 0, 300.0, 10.0, "10.0.0.1:1")
-    waiting: Any = SimpleNamespace(gone=False)
-    children[3] = waiting
-    children._homeless.append(3)
-    children._house()
-    children._house()
+    hosts = Hosts()
+    found = children(hosts, tmp_path, Here(0), 3)
+    found._house()
+    found._house()
     assert hosts.given == [3]  # once, while its host is there
     hosts.there = 2
-    children._house()
-    children._house()
-    children._house()
+    for _ in range(3):
+        found._house()
     assert hosts.given == [3, 3]
+
+
+@pytest.mark.parametrize("words", ["-m seed=0,1", "tau=auto"])
+def test_torchrun_starts_the_processes_of_one_run(
+    words: str, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_torchrun(monkeypatch)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    said = easgd("train", *words.split(), "launcher=distributed", "problem=quadratic", "threads=1")
+    asked = words.partition(" ")[0]
+    assert said.status == 2 and said.err.startswith(f"easgd: launcher=distributed {asked}: torchrun starts the")
+    assert said.err.count("\n") == 1
+
+
+def test_whoever_calls_between_two_runs_is_heard_by_the_next() -> None:
+    with network.listener("", "127.0.0.1", 0) as kept:
+        at = kept.getsockname()
+        first, heard = network.Lent(kept), SimpleQueue[bytes]()
+
+        def listen(lent: network.Lent) -> None:
+            with suppress(OSError):
+                while True:
+                    sock, _ = lent.accept()
+                    with sock:
+                        heard.put(sock.recv(1))
+
+        listens = threading.Thread(target=listen, args=(first,))
+        listens.start()
+        with socket.create_connection(at, 10) as one:
+            one.sendall(b"1")
+            assert heard.get(timeout=10) == b"1"
+        first.shutdown(socket.SHUT_RDWR)
+        listens.join(10)
+        assert not listens.is_alive()
+        first.close()
+        with socket.create_connection(at, 10) as two:
+            two.sendall(b"2")
+            second = network.Lent(kept)
+            listens = threading.Thread(target=listen, args=(second,))
+            listens.start()
+            assert heard.get(timeout=10) == b"2"
+        second.shutdown(socket.SHUT_RDWR)
+        listens.join(10)
+        second.close()
+    with pytest.raises(ConnectionRefusedError):  # by which a host knows that no further run follows
+        socket.create_connection(at, 10)
+
+
+def test_workers_wait_until_all_masters_have_come_and_are_told_where_they_are(tmp_path: Path) -> None:
+    hosts = Hosts()
+    found = children(hosts, tmp_path, Here(0, 1, slice(0, 5), 2), 3, "master_1", "master_2")
+    for ticket, party, at in ((2, "master_2", ("10.0.0.3", 8)), (1, "master_1", ("10.0.0.2", 7))):
+        found._house()
+        assert hosts.given == ["master_1", "master_2"]
+        hosts.arrived.put(Arrived(party, ticket, "h", at, None))  # type: ignore[arg-type]
+    for _ in range(2):
+        found._house()
+    assert hosts.given == ["master_1", "master_2", 3]
+    hosts.arrived.put(Arrived(3, 3, "h", None, None))  # type: ignore[arg-type]
+    found._house()
+    told = [vars(found[party])["said"][0]["masters"] for party in ("master_1", "master_2", 3)]
+    assert told == [[("10.0.0.2", 7)], [("10.0.0.3", 8)], [("10.0.0.2", 7), ("10.0.0.3", 8)]]

@@ -1532,7 +1532,7 @@ def test_training_begins_without_those_that_have_no_host_once_enough_are_there_a
     supervisor.ready(2)
     assert supervisor.commands() == [Begin(), StartWorker(3, NEW)]
     assert world.journal.notes == ["3 of 4 workers begin; the others come when their hosts do"]
-    assert supervisor.members.alive == 3
+    assert supervisor.members.alive == 3 and world.journal.rows == [{"workers_alive": 3, "lost": 3}]
     supervisor.joined(3, 5)
     assert world.journal.notes[-1] == "worker 3 has come, at its step 5" and supervisor.members.alive == 4
     supervisor.ended(3, "killed by SIGKILL")  # which takes one of its lives; that it came late has taken none

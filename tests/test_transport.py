@@ -13,7 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +28,10 @@ from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import WIRES, OnTheWire
+from easgd_cli.launcher.door import SESSION, Door
+from easgd_cli.launcher.far_sessions import ComingIn, GoingOut
+from easgd_cli.launcher.hosted import HostedMaster
+from easgd_cli.settings.schema import Eval
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
@@ -36,6 +43,7 @@ from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.simulated import Events, Network, Wire
 from easgd_cli.transport.staging import Staging
+from easgd_cli.transport.turn import turns
 
 SIZE = 70_001  # more than one block, and not a multiple of anything
 CPU = torch.device("cpu")
@@ -136,7 +144,7 @@ class FarStar(RealStar):
             threading.Thread(target=self.read, args=(wire, hear), daemon=True).start()
 
     @staticmethod
-    def read(wire: Connection, hear: Callable[[bytes, int], None]) -> None:
+    def read(wire: Connection, hear: Callable[[bytes, int], Kind | None]) -> None:
         with suppress(ConnectionEnded):
             while True:
                 _, text, count = wire.next()
@@ -208,6 +216,69 @@ class ShardedStar(Star):
             run.wait()
 
 
+class ApartStar(ShardedStar):
+    """The masters but the first are on another machine, as far as anybody knows, and reached there at its door."""
+
+    def __init__(self, method: Method, p: int):
+        self.cuts, variable = slices(SIZE, self.masters), method.variables["center"]
+        self.links = [Link.new(i, method, SIZE, torch.float32, masters=self.masters) for i in range(p)]
+        whole = Center(variable, {name: torch.zeros(SIZE) for name in variable.state})
+        self.hosted: dict[int, HostedMaster] = {}
+        self.stars = []
+        for place, entries in enumerate(self.cuts):
+            center = Center(variable, {name: v[entries] for name, v in whole.vectors.items()})
+            ends = self.hosts(method, place, p) if place else [link.for_master(0, entries) for link in self.links]
+            self.stars.append(RealStar(method, p, center, SharedMasterEnd(ends), ()).begin())
+        self.door = Door(socket.create_server(("127.0.0.1", 0)), b"secret", self.enters)
+        self.out = {(place, link.worker): self.goes(place, link) for place in self.hosted for link in self.links}
+        ends_here = [SharedWorkerEnd(link.for_worker()) for link in self.links]
+        Star.__init__(self, method, p, whole, self.stars[0].master, ends_here)
+        self.seen = self.stars[0].seen
+
+    def hosts(self, method: Method, place: int, p: int) -> list[Link]:
+        """A machine with that master, whose process is a thread of ours; its ends of the sessions."""
+        run = SimpleNamespace(slices=self.cuts, method=method, average=None, size=SIZE, dtype=torch.float32, steps=None)
+        run.settings, run.parts = SimpleNamespace(eval=Eval(), tau=1), SimpleNamespace(schedule=None)
+        host: Any = SimpleNamespace(experiment=run, silence=30.0, turns=turns())
+        its: Any = SimpleNamespace(post=lambda said, sock: self.stars[place].admitted.put((said["worker"], sock)))
+        hosted = self.hosted[place] = HostedMaster(host, place)
+        hosted.prepare()
+        said = {"variables": {}, "served": 0, "step": 0.0, "pace": None, "returns": True, "cpu": 0.0}
+        _, start = hosted.begin(its, {"clocks": {str(i): 0 for i in range(p)}, **said}, None)
+        hosted._begun.set()
+        return start.links
+
+    def enters(self, sock: socket.socket, _: str, role: int, worker: int, place: int) -> None:
+        assert role == SESSION
+        self.hosted[place].admit(worker, sock)
+
+    def goes(self, place: int, link: Link) -> GoingOut:
+        end = link.for_master(place, self.cuts[place])
+        return GoingOut(self.door._listener.getsockname(), b"secret", 30.0, place, end, pytest.fail)
+
+    def come_back(self, worker: int, t: int) -> Reply:
+        end = self.workers[worker]
+        assert isinstance(end, SharedWorkerEnd)
+        pairs = [socket.socketpair() for _ in self.stars]
+        self.stars[0].admitted.put((worker, pairs[0][1]))
+        link = replace(self.links[worker], further=tuple(pairs[1:]))
+        for line, (ours, _) in zip(end._lines, pairs, strict=True):
+            line.socket = ours
+        for place in self.hosted:
+            self.out[place, worker].end()
+            self.out[place, worker] = self.goes(place, link)
+        end.join(t)
+        return end.collect()
+
+    def wait(self) -> None:
+        for out in self.out.values():
+            out.end()
+        super().wait()
+        self.door.close()
+        for hosted in self.hosted.values():
+            hosted.close()
+
+
 class VirtualStar(Star):
     """Served event by event."""
 
@@ -265,14 +336,14 @@ def ends(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedM
 
 def star(where: str, method: Method, p: int) -> Star:
     """Of each transport there is; the next one belongs here."""
-    if where in ("simulated", "sharded"):
-        return VirtualStar(method, p) if where == "simulated" else ShardedStar(method, p)
+    if where in ("simulated", "sharded", "apart"):
+        return {"simulated": VirtualStar, "sharded": ShardedStar, "apart": ApartStar}[where](method, p)
     return (FarStar(method, p) if where == "far" else RealStar(method, p, *ends(method, p, where))).begin()
 
 
 TRANSPORTS = ["shared", "staged", "handed out", "far", "simulated"]
 EVERYWHERE = pytest.mark.parametrize("where", TRANSPORTS)
-ALSO_IN_SLICES = pytest.mark.parametrize("where", [*TRANSPORTS, "sharded"])
+ALSO_IN_SLICES = pytest.mark.parametrize("where", [*TRANSPORTS, "sharded", "apart"])
 
 
 @ALSO_IN_SLICES
@@ -445,6 +516,39 @@ def test_a_worker_that_ends_without_a_word_is_one_lost_session_and_disturbs_no_o
     run.wait()
     assert [worker for worker, kind, _ in run.seen if kind is Kind.LOST] == [1]
     assert not run.master.open
+
+
+def test_a_worker_elsewhere_that_dies_while_it_waits_for_its_reply_is_lost_after_its_message() -> None:
+    run = FarStar(EASGD(alpha=0.5), 1)
+    end = run.workers[0]
+    end.post(end.vectors["x"], 4)
+    run.lose(0)
+    while run.asking[0]._asked.empty():  # until its end is known, behind the message that nobody has served yet
+        time.sleep(0.001)
+    run.begin().wait()
+    assert run.seen == [(0, Kind.EXCHANGE, 4), (0, Kind.LOST, -1)]
+
+
+def test_a_master_elsewhere_hears_of_a_workers_end_also_while_it_keeps_its_message() -> None:
+    """As it does until all are there for the closing exchange."""
+    here, there = (Link.new(0, EASGD(alpha=0.5), SIZE, torch.float32) for _ in range(2))
+    master, came = SharedMasterEnd([there.for_master()]), queue.SimpleQueue[ComingIn]()
+    common = turns()
+    door = Door(
+        socket.create_server(("127.0.0.1", 0)), b"secret",
+        lambda sock, *_: came.put(ComingIn(sock, there.for_worker(), 30.0, common)),
+    )  # fmt: skip
+    out = GoingOut(door._listener.getsockname(), b"secret", 30.0, 1, here.for_master(), pytest.fail)
+    worker = SharedWorkerEnd(here.for_worker())
+    worker.vectors["x"].fill_(3.0)
+    worker.post(worker.vectors["x"], 4)
+    [message] = master.requests(None)
+    assert message.kind is Kind.EXCHANGE and torch.equal(there.memory["x"], worker.vectors["x"])
+    worker.lose()
+    assert [request.kind for request in master.requests(None)] == [Kind.LOST]
+    out.end()
+    came.get().end(30.0)
+    door.close()
 
 
 @ALSO_IN_SLICES

@@ -20,8 +20,8 @@ from easgd_cli.algorithms import EASGD
 from easgd_cli.algorithms.base import CENTER
 from easgd_cli.bench.measure import Row, number
 from easgd_cli.errors import RunError
+from easgd_cli.launcher.door import AGENT, HELLO_SECONDS, ROLE
 from easgd_cli.launcher.far_end import link_of
-from easgd_cli.launcher.gate import AGENT, HELLO_SECONDS, ROLE
 from easgd_cli.launcher.gloo import Gloo
 from easgd_cli.launcher.processes import Child
 from easgd_cli.system.files import scratch_directory

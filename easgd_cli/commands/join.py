@@ -18,16 +18,17 @@ from easgd_cli.system.terminal import help_text, tell
 if TYPE_CHECKING:
     from easgd_cli.experiment.build import Experiment
 
-_HELP = """usage: easgd join HOST:PORT [workers=N] [wait=SECONDS]
+_HELP = """usage: easgd join HOST:PORT [workers=N] [masters=N] [wait=SECONDS]
 
 Offers this machine to the run that easgd train launcher=distributed has begun at HOST:PORT, for N of its workers, one
-for each CUDA device unless given. The run's settings come from there; its data, and modules of your own that it names,
-are looked for here as they were there, from the working directory. It waits so many seconds for the run, 60 unless
-given, and ends with it.
+for each CUDA device unless given, and for N of its masters, one unless given, where some are not to be on the first
+host. The run's settings come from there; its data, and modules of your own that it names, are looked for here as they
+were there, from the working directory. It waits so many seconds for the run, 60 unless given, and ends with it. Of a
+sweep it takes part in one job after another, and waits so long for each.
 
 EASGD_SECRET, or a file named by EASGD_SECRET_FILE, has what the hosts of a run have in common (docs/cluster.md).
 
-Exit status: that of the run; 2 where this machine cannot take part.
+Exit status: that of the run, of several the highest; 2 where this machine cannot take part.
 """
 
 _WAIT_SECONDS = 60.0
@@ -39,36 +40,46 @@ def main(argv: Sequence[str]) -> int:
         print(help_text(_HELP), end="")
         return 0
     address, *rest = argv
-    places, wait = None, _WAIT_SECONDS
+    given: dict[str, float] = {}
     for word in rest:
         key, _, value = word.partition("=")
-        if key not in ("workers", "wait"):
-            raise UsageError(f"join {word}: takes an address, workers= and wait=; all else is the run's own.")
+        if key not in ("workers", "masters", "wait"):
+            raise UsageError(f"join {word}: takes an address, workers=, masters= and wait=; all else is the run's own.")
         try:
             number = float(value)
             assert number >= 0 and (key == "wait" or number == int(number))
         except (ValueError, OverflowError, AssertionError) as e:
             raise UsageError(f"join {word}: is a number, such as {key}=2.") from e
-        places, wait = (int(number), wait) if key == "workers" else (places, number)
-    _take_part(address, places, wait)
+        given[key] = number
+    places, masters = int(given["workers"]) if "workers" in given else None, int(given.get("masters", 1))
+    if places == masters == 0:
+        raise UsageError("join workers=0 masters=0: a host is there for workers or masters; leave out one of the two.")
+    _take_part(address, places, masters, given.get("wait", _WAIT_SECONDS))
 
 
 def follow(world: World) -> int:
     """What a process of torchrun does that is not the first: one of each host takes part, for all of them."""
     if world.local_rank != 0:
         return 0
-    _take_part(world.found(300.0), world.local_size, _WAIT_SECONDS)
+    _take_part(world.found(300.0), world.local_size, 1, _WAIT_SECONDS)
 
 
-def _take_part(where: str, places: int | None, wait: float) -> NoReturn:
-    """Ends the process with the run's exit status."""
+def _take_part(where: str, places: int | None, masters: int, wait: float) -> NoReturn:
+    """Ends the process with the run's exit status; of several runs, one after another, with the highest."""
     host, port = network.split("join ", where)
     address = network.resolved(f"join {where}", host)
     secret = network.secret(f"join {where}", address)
     from easgd_cli.launcher import agent  # here, since it loads torch
 
+    places = agent.usual_places() if places is None else places
+    status, part = 0, None
     try:
-        status = agent.Agent((address, port), secret, places or agent.usual_places(), wait, _prepared).run()
+        while part is None or part.stays:
+            given = secret, places, masters, wait, _prepared
+            part = agent.Agent((address, port), *given, again=part is not None)
+            status = max(status, part.run())
+    except agent.Over as e:
+        tell(str(e))
     except (UsageError, RunError) as e:
         tell(str(e))
         status = 2 if isinstance(e, UsageError) else 1

@@ -57,4 +57,5 @@ class Beginning:
         for worker in late:
             members.lose(worker, "no host has come for it")
             members[worker].away = members[worker].new = True
+            self._journal.system(course.told, workers_alive=members.alive, lost=worker)
             self._ask(StartWorker(worker, NEW))

@@ -111,6 +111,10 @@ class Children(dict[Process, Child]):
         """What the system says of its process; None where it does not."""
         return state_of(self[party].process.pid)
 
+    def leaves_memory(self, party: Process) -> bool:
+        """Whether another one can begin with what it leaves."""
+        return True
+
     def links(self) -> list[HostLink]:
         """To other hosts."""
         return []

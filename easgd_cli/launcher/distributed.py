@@ -4,7 +4,10 @@ and wherever hosts have come in (`easgd join`, or torchrun).
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,30 +27,33 @@ if TYPE_CHECKING:
     from easgd_cli.launcher.torchrun import World
 
 _LOOPBACK = "127.0.0.1"
+_LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
 
 
 @dataclass
 class Distributed:
     """Many machines. Raises ValueError for what cannot be, and UsageError.
 
-    `here`: workers on this machine; `address`: HOST:PORT or HOST, where other machines reach it, or the `interface`
-    whose address that is; `least`: workers with which training begins, while the others have no host yet, None for all;
-    `wait`: seconds that a worker may be without a host; `silence`: seconds after which a host
-    that says nothing is gone.
+    `here`: workers on this machine; `masters_here`: masters on it, all unless given; `least`: workers with which
+    training begins, while the others have no host yet, None for all; `address`: HOST:PORT or HOST, where other machines
+    reach it, or the `interface` whose address that is; `wait`: seconds that a worker may be without a host; `silence`:
+    seconds after which a host that says nothing is gone.
     """
 
     workers: int
     masters: int = 1
     here: int | None = None
+    masters_here: int | None = None
     least: int | None = None
     address: str | None = None
     interface: str | None = None
     wait: float = 300.0
     silence: float = 10.0
     forks: ClassVar[bool] = True
-    joined: ClassVar[bool] = True  # by hosts, which come for one run
     _listener: socket.socket | None = field(default=None, init=False, repr=False)
+    _of_sweep: bool = field(default=False, init=False, repr=False)  # whose jobs are all reached where this is
     _where: str = field(default="", init=False, repr=False)
+    _told: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         kinds.Local(self.workers, self.masters)  # its limits: each worker has a process here
@@ -59,6 +65,10 @@ class Distributed:
             )
         if self.here is not None and not 0 <= self.here <= self.workers:
             raise ValueError(f"launcher.here={self.here}: is a number of workers from 0 to workers={self.workers}.")
+        if self.masters_here is not None and not 1 <= self.masters_here <= self.masters:
+            raise ValueError(
+                f"launcher.masters_here={self.masters_here}: is a number of masters from 1 to masters={self.masters}."
+            )
         if self.least is not None and not 1 <= self.least <= self.workers:
             raise ValueError(f"launcher.least={self.least}: is a number of workers from 1 to workers={self.workers}.")
         for key, value in (("wait", self.wait), ("silence", self.silence)):
@@ -78,7 +88,12 @@ class Distributed:
 
     @staticmethod
     def check(s: Settings, method: Method) -> None:
-        """Raises UsageError where workers are to come later and cannot."""
+        """Raises UsageError where workers are to come later and cannot, or for what masters elsewhere cannot do."""
+        if masters_elsewhere(s) and s.wire != "fp32":
+            raise UsageError(
+                f"launcher.masters_here={s.launcher['masters_here']} wire={s.wire}: vectors are rounded whole, and a "
+                "master elsewhere has its slice alone; leave out one of the two."
+            )
         least = s.launcher.get("least")
         if least is None or least == s.workers:
             return
@@ -107,8 +122,13 @@ class Distributed:
     def listen(self) -> tuple[socket.socket, str]:
         """Whom other hosts call, and how that is written. Raises UsageError."""
         if self._listener is None:
-            asked, address, port = self._address()
-            self._listener = network.listener(asked, address, port)
+            inherited = os.environ.pop(_LISTENER, None)
+            self._of_sweep = inherited is not None
+            if inherited is None:
+                self._listener = network.listener(*self._address())
+            else:
+                self._listener = socket.socket(fileno=int(inherited))
+                self._listener.set_inheritable(False)
             self._where = "{}:{}".format(*self._listener.getsockname())
         return self._listener, self._where
 
@@ -138,7 +158,7 @@ class Distributed:
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher import driver
-        from easgd_cli.launcher.far_children import FarChildren
+        from easgd_cli.launcher.far_children import FarChildren, Here, Waits
         from easgd_cli.launcher.gate import Gate
         from easgd_cli.launcher.local import Processes
         from easgd_cli.system.devices import worker_threads
@@ -151,26 +171,34 @@ class Distributed:
         listener, where = self.listen()
         secret = network.secret("launcher.address", listener.getsockname()[0])
         vectors = (experiment.size, str(experiment.dtype).removeprefix("torch."))
-        gate = Gate(listener, secret, asdict(s), vectors, self.silence)
+        gate = Gate(network.Lent(listener), secret, asdict(s), vectors, self.silence)
         world = torchrun.world()
         store = None if world is None else world.publish(where)
-        far = self.workers - self.places_here
-        tell(f"master on {socket.gethostname()}, reached at {where}; workers here {self.places_here}, elsewhere {far}")
+        far, masters_far = self.workers - self.places_here, masters_elsewhere(s)
         join = f"on another host: easgd join {where}"
-        if far and world is None:
-            tell(join)
+        if not self._told:  # by a short run of tau=auto, at the same place
+            host, self._told = socket.gethostname(), True
+            masters = f"; masters here {self.masters - masters_far}, elsewhere {masters_far}" if masters_far else ""
+            tell(f"master on {host}, reached at {where}; workers here {self.places_here}, elsewhere {far}{masters}")
+            if (far or masters_far) and world is None:
+                tell(join)
+        here = Here(self.places_here, self.masters - masters_far, entries_here(experiment), masters_far)
 
         def children(logs: Path) -> FarChildren:
-            needs_all = self.least is None
-            return FarChildren(logs, gate, self.places_here, self.wait, self.silence, join, needs_all)
+            first = f" ({masters_far} for a master each come before those for workers)" if masters_far else ""
+            waits = Waits(self.wait, self.silence, join + first, self.least is None)
+            return FarChildren(logs, gate, here, secret, waits)
 
         outcome: Outcome | None = None
         try:
             outcome = driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, children))
         finally:
             said = ("failed", 1) if outcome is None else (outcome.status, outcome.exit_code)
-            gate.close({"status": said[0], "exit_code": said[1]})
-            self._listener = None
+            again = job.another or self._of_sweep
+            gate.close({"status": said[0], "exit_code": said[1], "again": again})
+            if not again:
+                listener.close()
+                self._listener = None
             del store
         return outcome
 
@@ -178,6 +206,18 @@ class Distributed:
 def _places(here: int | None) -> int:
     world = torchrun.world()
     return here if here is not None else 1 if world is None else world.local_size
+
+
+def masters_elsewhere(s: Settings) -> int:
+    """How many masters of the run are not on its first host: the last ones."""
+    here = s.launcher.get("masters_here")
+    return 0 if here is None else s.masters - int(here)
+
+
+def entries_here(experiment: Experiment) -> slice:
+    """Of vectors, those that the masters of the first host own."""
+    elsewhere = masters_elsewhere(experiment.settings)
+    return slice(0, experiment.slices[-elsewhere].start) if elsewhere else slice(None)
 
 
 def _refuse(s: Settings, here: int) -> None:
@@ -201,16 +241,62 @@ def _refuse(s: Settings, here: int) -> None:
             )
 
 
-def refuse_sweep(s: Settings) -> None:
-    """Raises UsageError for a job of a sweep that is on many machines: its hosts would leave with the first job."""
-    if s.launcher["target"] == f"{__name__}:Distributed":
+def check_sweep(jobs: Sequence[Settings], at_once: str, basic: bool) -> None:
+    """Raises UsageError where hosts could not stay from one of these jobs to the next. `basic`: whether easgd runs them
+    itself.
+    """
+    places = [(s.launcher.get("address"), s.launcher.get("interface")) if _is_distributed(s) else None for s in jobs]
+    if not any(places):
+        return
+    refuse_torchrun(jobs[0], "-m", "start the sweep with easgd train -m, and easgd join on each other host")
+    if not basic:
         raise UsageError(
-            "launcher=distributed: hosts join one run and leave with it, so there are no sweeps on many machines yet; "
-            "start the runs one after another."
+            "launcher=distributed: hosts stay from job to job only where easgd runs the sweep itself; leave out "
+            "hydra/launcher= and hydra/sweeper=."
+        )
+    if at_once != Settings.jobs:
+        raise UsageError(
+            f"launcher=distributed jobs={at_once}: a host takes part in one run at a time; leave out jobs=."
+        )
+    if len(set(places)) > 1:
+        raise UsageError(
+            "launcher=distributed: hosts wait for the next job of a sweep where they have joined, so all its jobs are "
+            "on many machines and reached at one address; start the others as a sweep of their own."
+        )
+
+
+@contextmanager
+def listening(job: Settings) -> Iterator[list[int]]:
+    """Where all jobs of a sweep are reached, of which this is one, for as long as this lasts: the descriptors that
+    their processes are to inherit; none where they are not on many machines. Raises UsageError.
+    """
+    launcher = kinds.launcher(job) if _is_distributed(job) else None
+    if not isinstance(launcher, Distributed):
+        yield []
+        return
+    listener, where = launcher.listen()
+    tell(f"the jobs are reached at {where}; on another host: easgd join {where}")
+    with listener:
+        os.environ[_LISTENER] = str(listener.fileno())
+        try:
+            yield [listener.fileno()]
+        finally:
+            del os.environ[_LISTENER]
+
+
+def _is_distributed(s: Settings) -> bool:
+    return bool(s.launcher["target"] == f"{__name__}:Distributed")
+
+
+def refuse_torchrun(s: Settings, asked: str, instead: str) -> None:
+    """Raises UsageError for what is several runs, where torchrun has started the processes of one."""
+    if _is_distributed(s) and torchrun.world() is not None:
+        raise UsageError(
+            f"launcher=distributed {asked}: torchrun starts the processes of one run, and this is several; {instead}."
         )
 
 
 def followed(s: Settings) -> World | None:
     """The processes of which this is one that follows rank 0, which makes the run; None where this makes it."""
-    world = torchrun.world() if s.launcher["target"] == f"{__name__}:Distributed" else None
+    world = torchrun.world() if _is_distributed(s) else None
     return None if world is None or world.rank == 0 else world

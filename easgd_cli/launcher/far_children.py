@@ -1,5 +1,5 @@
 """The processes of a run on many machines, as its launcher has them: all of this machine, some of them stand-ins for
-workers of other machines.
+workers and masters of other machines.
 """
 
 from __future__ import annotations
@@ -7,66 +7,101 @@ from __future__ import annotations
 import math
 import queue
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from easgd_cli.launcher.children import Children, Message
-from easgd_cli.launcher.gate import Gate
+from easgd_cli.launcher.gate import Arrived, Gate
 from easgd_cli.launcher.links import HostLink
-from easgd_cli.launcher.parties import Process
+from easgd_cli.launcher.parties import EVALUATOR, Process, place_of
 from easgd_cli.launcher.stand_in import StandIn, StandInStart
 from easgd_cli.launcher.standstill import State
+from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.turn import turns
 
 
-class FarChildren(Children):
-    """Workers from number `here` on are on other machines, which come in by the `gate`. `wait`: seconds that one may be
-    without a host, of a run that has begun and does not `need_all` as long as it takes; `where`: a sentence on how to
-    come in.
+@dataclass(frozen=True)
+class Here:
+    """What of a run is on its first host: `workers` and `masters`, the first of each; `entries`: of vectors, those of
+    its masters; `elsewhere`: how many masters are not.
     """
 
-    def __init__(
-        self, logs: Path, gate: Gate, here: int, wait: float, silence: float, where: str, need_all: bool = True
-    ):  # fmt: skip
+    workers: int
+    masters: int = 1
+    entries: slice = field(default_factory=lambda: slice(None))
+    elsewhere: int = 0
+
+
+@dataclass(frozen=True)
+class Waits:
+    """`wait`: seconds that one may be without a host, in a run that has begun and does not `need_all` as long as it
+    takes; `silence`: after which a host is lost; `where`: a sentence on how to come in.
+    """
+
+    wait: float
+    silence: float
+    where: str
+    need_all: bool = True
+
+
+class FarChildren(Children):
+    """All but those `here` are on other machines, which come in by the `gate`. `secret`: of the run."""
+
+    def __init__(self, logs: Path, gate: Gate, here: Here, secret: bytes, waits: Waits):
         super().__init__(logs)
-        self._gate, self._here, self._wait, self._silence, self._where = gate, here, wait, silence, where
-        self._needs_all = need_all
-        self._homeless: list[int] = []  # workers whose stand-ins wait for a host
-        self._tickets: dict[int, int] = {}
-        self._called: set[int] = set()  # those that have been given to a host, and have not come yet
+        self._gate, self._here, self._secret, self._waits = gate, here, secret, waits
+        self._homeless: list[Process] = []  # those whose stand-ins wait for a host
+        self._tickets: dict[Process, int] = {}
+        self._called: set[Process] = set()  # those that have been given to a host, and have not come yet
+        self._addresses: dict[int, tuple[str, int]] = {}  # where masters elsewhere are reached, by their places
         self._turns = turns()
-        self._states: dict[int, State | None] = {}
+        self._states: dict[Process, State | None] = {}
         self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
         self._longest: dict[str, float] = {}  # seconds in which nothing was heard of a host, the most so far
 
     def start(self, party: Process, maker: Any, start: Any) -> None:
-        if isinstance(party, int) and party >= self._here:
-            assert isinstance(start, WorkerStart)
-            self._gate.release(party)
-            self._tickets.pop(party, None)
-            self._called.discard(party)
-            self._states.pop(party, None)
-            if party not in self._homeless:
-                self._homeless.append(party)
-            wait = self._wait if self.began is None or self._needs_all else math.inf
-            stands_in = StandInStart.of(start, wait, self._silence, self._where, self._turns)
-            super().start(party, StandIn, stands_in)
-        else:
+        if not self._elsewhere(party):
             super().start(party, maker, start)
+            return
+        self._gate.release(party)
+        self._tickets.pop(party, None)
+        self._called.discard(party)
+        self._states.pop(party, None)
+        if party not in self._homeless:
+            self._homeless.append(party)
+        here, waits = self._here, self._waits
+        wait = waits.wait if self.began is None or waits.need_all else math.inf
+        common = (wait, waits.silence, waits.where, self._turns)
+        if isinstance(start, WorkerStart):
+            stands_in = StandInStart.of_worker(start, here.masters, here.entries, *common)
+        else:
+            assert isinstance(start, MasterStart) and isinstance(party, str)
+            stands_in = StandInStart.of_master(start, place_of(party), here.workers, self._secret, *common)
+        super().start(party, StandIn, stands_in)
+
+    def _elsewhere(self, party: Process) -> bool:
+        if isinstance(party, int):
+            return party >= self._here.workers
+        return party != EVALUATOR and place_of(party) >= self._here.masters
+
+    def leaves_memory(self, party: Process) -> bool:
+        """Not one that is elsewhere, and its memory with it."""
+        return not self._elsewhere(party)
 
     def listen(self, party: Process) -> Iterator[Message]:
         for message, enclosed in super().listen(party):
-            if isinstance(party, int) and message["kind"] == "process":
+            if message["kind"] == "process":
                 self._states[party] = State(str(message["letter"]), int(message["ticks"]))
-            elif isinstance(party, int) and message["kind"] == "link":
-                self._links[self._tickets.get(party, -1)] = {**message, "worker": party}
+            elif message["kind"] == "link":
+                self._links[self._tickets.get(party, -1)] = {**message, "party": party}
             else:
                 yield message, enclosed
 
     def state(self, party: Process) -> State | None:
-        """Of a worker elsewhere its own, not its stand-in's."""
-        return self._states.get(party) if isinstance(party, int) and party >= self._here else super().state(party)
+        """Of one elsewhere its own, not its stand-in's."""
+        return self._states.get(party) if self._elsewhere(party) else super().state(party)
 
     def forget_start(self, party: Process) -> None:
         super().forget_start(party)
@@ -78,54 +113,70 @@ class FarChildren(Children):
         for host in sorted({*silent, *(str(link["host"]) for link in self._links.values())}):
             there = [link for link in self._links.values() if link["host"] == host]
             self._longest[host] = max(self._longest.get(host, 0.0), silent.get(host, 0.0))
+            workers = sorted({of for link in there if isinstance(of := link["party"], int)})
             found.append(HostLink(
-                host, sorted({link["worker"] for link in there}), _carried(there, "up"), _carried(there, "down"),
+                host, workers, _carried(there, "up"), _carried(there, "down"),
                 self._gate.carries.get(host), silent.get(host), self._longest[host],
             ))  # fmt: skip
         return found
 
     def homeless(self) -> list[int]:
-        return self._homeless
+        return [party for party in self._homeless if isinstance(party, int)]
 
     def facts(self) -> dict[str, Any]:
-        return {"links": {link.host: link.facts() for link in self.links() if link.workers}}
+        return {"links": {link.host: link.facts() for link in self.links() if link.workers or link.up[0]}}
 
     def heard(self, seconds: float) -> list[Process]:
         self._house()
         return super().heard(seconds)
 
     def _house(self) -> None:
-        """Finds hosts for those that have none, and brings those that have come together with their stand-ins."""
-        for worker in list(self._homeless):
-            if self[worker].gone:
-                self._homeless.remove(worker)
-            elif (ticket := self._gate.place(worker)) is None:
+        """Finds hosts for those that have none, and brings those that have come together with their stand-ins: masters
+        first, since a worker is told where they are.
+        """
+        all_there = len(self._addresses) == self._here.elsewhere
+        for party in sorted(self._homeless, key=lambda party: isinstance(party, int)):
+            if self[party].gone:
+                self._homeless.remove(party)
+            elif (isinstance(party, int) and not all_there) or (ticket := self._gate.place(party)) is None:
                 break
             else:
-                self._tickets[worker] = ticket
-                self._homeless.remove(worker)
-                self._called.add(worker)
+                self._tickets[party] = ticket
+                self._homeless.remove(party)
+                self._called.add(party)
         for party, child in self.items():
-            if isinstance(party, int) and child.gone:
+            if child.gone and self._elsewhere(party):
                 self._gate.release(party)
         while True:
             try:
-                arrived = self._gate.arrived.get_nowait()
+                self._take_in(self._gate.arrived.get_nowait())
             except queue.Empty:
                 break
-            if self._tickets.get(arrived.worker) == arrived.ticket:
-                self._called.discard(arrived.worker)
-                self.tell(arrived.worker, {"kind": "connection", "host": arrived.host}, arrived.socket)
-            else:
-                arrived.socket.close()
-        for worker in sorted(self._called):
-            if not self._gate.expects(worker, self._tickets[worker]):  # its host has left before it came from there
-                self._called.discard(worker)
-                self._homeless.append(worker)
+        for party in sorted(self._called, key=str):
+            if not self._gate.expects(party, self._tickets[party]):  # its host has left before it came from there
+                self._called.discard(party)
+                self._homeless.append(party)
+
+    def _take_in(self, arrived: Arrived) -> None:
+        """One has come: its stand-in is told."""
+        party = arrived.party
+        if self._tickets.get(party) != arrived.ticket:
+            arrived.socket.close()
+            return
+        self._called.discard(party)
+        if isinstance(party, str):
+            assert arrived.address is not None
+            self._addresses[place_of(party)] = arrived.address
+        masters = [self._addresses[place] for place in sorted(self._addresses)]
+        told = {"kind": "connection", "host": arrived.host, "masters": masters}
+        self.tell(party, told | ({"masters": [arrived.address]} if isinstance(party, str) else {}), arrived.socket)
 
 
 def _carried(links: list[dict[str, Any]], way: str) -> tuple[int, float | None]:
-    """What these connections have carried: bytes of vectors, and the seconds in which they were on their way."""
+    """What these connections have carried: bytes of vectors, and the seconds in which they were on their way, where
+    nobody says it at the others' rate.
+    """
     rated = [(count, rate) for count, rate in (link[way] for link in links) if rate]
-    seconds = sum(count / rate for count, rate in rated) if rated else None
-    return sum(link[way][0] for link in links), seconds
+    seconds, total = sum(count / rate for count, rate in rated), sum(link[way][0] for link in links)
+    known = sum(count for count, _ in rated)
+    return total, seconds * total / known if known else None

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import torch
 
-from easgd_cli.launcher.gate import ROLE, WORKER
+from easgd_cli.launcher.door import ROLE, WORKER
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import SessionEnded
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, call

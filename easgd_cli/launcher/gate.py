@@ -1,7 +1,5 @@
-"""Where a run on many machines is reached: hosts come in by it, offer places for workers, and are told to fill them.
-
-It listens in threads of its own. Who does not know the secret is sent away before a byte of what he says is looked at,
-and harms nobody but his own connection.
+"""Where a run on many machines is reached: hosts come in by it, offer places for workers and for masters, and are told
+to fill them.
 """
 
 from __future__ import annotations
@@ -10,44 +8,55 @@ import logging
 import queue
 import secrets
 import socket
-import struct
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from easgd_cli import __version__
 from easgd_cli.launcher import probe
+from easgd_cli.launcher.door import AGENT, MASTER, WORKER, Door
+from easgd_cli.launcher.parties import Process, master_at, place_of
 from easgd_cli.launcher.probe import Carries
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, answer, read_exactly
+from easgd_cli.transport.connection import Connection, ConnectionEnded
 
 log = logging.getLogger("easgd.launcher")
-
-ROLE = struct.Struct("<BxxxIQ")  # what a connection is for; of a worker's: its number, and the ticket it was called by
-AGENT, WORKER = 1, 2
-HELLO_SECONDS = 5.0  # for a stranger to show that it is none
-_MOST_STRANGERS = 64  # connections at a time that have not yet
 
 
 @dataclass
 class Host:
-    """A machine that offers places. `running`: the tickets of the workers it has been given."""
+    """A machine that offers places for workers and for `masters`. `running`: the tickets of those it has been given;
+    `address`: where its masters are reached, if it may have any.
+    """
 
     name: str
     places: int
+    masters: int
     connection: Connection
-    running: dict[int, int] = field(default_factory=dict)
+    running: dict[Process, int] = field(default_factory=dict)
+    address: tuple[str, int] | None = None
+
+    def taken(self, party: Process) -> int:
+        """Its places for one like this party that are taken."""
+        return sum(isinstance(other, int) == isinstance(party, int) for other in self.running)
+
+    def has_room(self, party: Process) -> bool:
+        """For another like this."""
+        masters = 0 if self.address is None else self.masters
+        return self.taken(party) < (self.places if isinstance(party, int) else masters)
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A worker's connection: of which worker, called by which ticket, and from which host."""
+    """A connection of a worker or master: of which, called by which ticket, from which host, and where that is
+    reached.
+    """
 
-    worker: int
+    party: Process
     ticket: int
     host: str
+    address: tuple[str, int] | None
     socket: socket.socket
 
 
@@ -60,43 +69,42 @@ class Gate:
         self, listener: socket.socket, secret: bytes, settings: Mapping[str, Any],
         vectors: tuple[int, str], silence: float,
     ):  # fmt: skip
-        self._listener, self._secret, self._settings, self._silence = listener, secret, settings, silence
+        self._settings, self._silence = settings, silence
         self._size, self._dtype = vectors
         self._lock = threading.Lock()
-        self._strangers = threading.BoundedSemaphore(_MOST_STRANGERS)
         self._hosts: list[Host] = []
         self._ended: dict[str, Any] | None = None
         self.carries: dict[str, Carries] = {}  # what the link to each host does, also to those that have left
         self.arrived: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
+        self._door = Door(listener, secret, self._enters)
 
     # ---------------------------------------------------------------- what the launcher asks for
 
-    def place(self, worker: int) -> int | None:
-        """Gives the worker to a host that has room for it; the ticket by which its connection will be known, None
-        where there is no room.
+    def place(self, party: Process) -> int | None:
+        """Gives the worker or master to a host that has room for it; the ticket by which its connection will be known,
+        None where there is no room.
         """
         with self._lock:
-            free = [host for host in self._hosts if len(host.running) < host.places]
+            free = [host for host in self._hosts if host.has_room(party)]
             if not free:
                 return None
-            host = min(free, key=lambda host: len(host.running))
-            ticket = host.running[worker] = secrets.randbits(63)
-            host.connection.say({"kind": "start", "worker": worker, "ticket": ticket})
-        log.info("worker %d: on host %s", worker, host.name)
+            host = min(free, key=lambda host: host.taken(party))
+            ticket = host.running[party] = secrets.randbits(63)
+            of = {"worker": party} if isinstance(party, int) else {"master": place_of(party)}
+            host.connection.say({"kind": "start", **of, "ticket": ticket})
+        log.info("%s: on host %s", f"worker {party}" if isinstance(party, int) else party, host.name)
         return ticket
 
-    def release(self, worker: int) -> None:
-        """The worker has ended, and its place is free."""
+    def release(self, party: Process) -> None:
+        """It has ended, and its place is free."""
         with self._lock:
             for host in self._hosts:
-                host.running.pop(worker, None)
+                host.running.pop(party, None)
 
-    def expects(self, worker: int, ticket: int) -> bool:
-        """Whether the host that was given the worker by this ticket is still there."""
+    def expects(self, party: Process, ticket: int) -> bool:
+        """Whether the host that was given it by this ticket is still there."""
         with self._lock:
-            return any(host.running.get(worker) == ticket for host in self._hosts)
+            return any(host.running.get(party) == ticket for host in self._hosts)
 
     def silent(self) -> dict[str, float]:
         """Of each host that is there, by its name: how many seconds ago anything was heard of it."""
@@ -109,9 +117,7 @@ class Gate:
         with self._lock:
             self._ended = {"kind": "end", **outcome}
             hosts = list(self._hosts)
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._door.close()
         for host in hosts:
             host.connection.say(self._ended)
         ends = time.monotonic() + self._silence  # as long as a host may be silent, all of them together
@@ -120,41 +126,21 @@ class Gate:
 
     # ---------------------------------------------------------------- who comes
 
-    def _listen(self) -> None:
-        while True:
-            try:
-                sock, address = self._listener.accept()
-            except OSError:
-                return
-            if not self._strangers.acquire(blocking=False):
-                sock.close()
-                continue
-            threading.Thread(target=self._greet, args=(sock, address[0]), daemon=True).start()
-
-    def _greet(self, sock: socket.socket, address: str) -> None:
-        """Finds out who that is, and lets in who belongs to the run."""
-        try:
-            try:
-                answer(sock, self._secret, HELLO_SECONDS)
-                role, worker, ticket = ROLE.unpack(read_exactly(sock, ROLE.size, HELLO_SECONDS))
-            finally:
-                self._strangers.release()
-        except (Refused, OSError) as e:
-            log.warning("a connection from %s is refused: %s", address, e)
-            sock.close()
-            return
-        if role == WORKER:
-            self._let_in(sock, worker, ticket)
-        else:
+    def _enters(self, sock: socket.socket, address: str, role: int, number: int, ticket: int) -> None:
+        if role in (WORKER, MASTER):
+            self._let_in(sock, number if role == WORKER else master_at(number), ticket)
+        elif role == AGENT:
             self._serve(Connection(sock, self._silence, probe.MOST), address)
+        else:
+            sock.close()
 
-    def _let_in(self, sock: socket.socket, worker: int, ticket: int) -> None:
+    def _let_in(self, sock: socket.socket, party: Process, ticket: int) -> None:
         with self._lock:
-            host = next((host for host in self._hosts if host.running.get(worker) == ticket), None)
+            host = next((host for host in self._hosts if host.running.get(party) == ticket), None)
         if host is None:  # it has been given to another since
             sock.close()
         else:
-            self.arrived.put(Arrived(worker, ticket, host.name, sock))
+            self.arrived.put(Arrived(party, ticket, host.name, host.address, sock))
 
     def _serve(self, connection: Connection, address: str) -> None:
         """A host, from its hello to its end."""
@@ -164,7 +150,8 @@ class Gate:
                 _, text, _ = connection.next()
                 message, _ = connection.message(text)
                 if message["kind"] == "host":
-                    host = Host(f"{str(message['name'])[:64]} ({address})", int(message["places"]), connection)
+                    name = f"{str(message['name'])[:64]} ({address})"
+                    host = Host(name, int(message["places"]), int(message["masters"]), connection)
                     self._introduce(connection, str(message["version"]))
                 elif message["kind"] == "ready" and host is not None:
                     self._admit(host, message)
@@ -192,6 +179,8 @@ class Gate:
             log.warning("host %s cannot take part: %s", host.name, why)
             host.connection.say({"kind": "refused", "why": why})
             return
+        if message["port"] is not None:
+            host.address = (host.connection.their_address, int(message["port"]))
         carries = probe.measured(host.connection)
         with self._lock:
             if self._ended is not None:

@@ -93,14 +93,14 @@ class Losses:
         owns = self._course.final is None and member.lost is None and not self._plan.has_master
         return member.live or owns
 
-    def ended(self, party: Party, how: str, refused: bool, raised: bool, log_file: str) -> None:
+    def ended(self, party: Party, how: str, refused: bool, raised: bool, log_file: str, follows: bool) -> None:
         """A party has ended before its time; see the supervisor's event."""
         if refused and not self._journal.reached:  # an image that cannot be decoded is missing for all of them
             self._fail(how)
         if party == EVALUATOR:
             self._evaluator(how, raised, log_file)
         elif party == MASTER:
-            self._master(how)
+            self._master(how, follows)
         elif self.awaits(self._members[party]) or self._members[party].away:
             self._worker(party, how, refused, log_file)
         else:  # it has said its last, and perhaps not to its master
@@ -111,13 +111,13 @@ class Losses:
         if self._plan.has_master and course.final is None and not course.over:
             self._ask(GiveUpWorker(worker))
 
-    def _master(self, how: str) -> None:
+    def _master(self, how: str, follows: bool) -> None:
         course = self._course
         if course.final is not None:
             return
         if self._journal.reached:
             self.without_master()
-        elif course.began and self._lives[MASTER].again(course.told.exchanges):
+        elif course.began and follows and self._lives[MASTER].again(course.told.exchanges):
             if not self._shutdown.master_killed:  # else it has been told
                 self._journal.note(f"the master died ({how}); another goes on with its center")
             self._journal.system(course.told, workers_alive=self._members.alive, restarts=self.restarts)

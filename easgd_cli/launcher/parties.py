@@ -19,6 +19,11 @@ def master_at(place: int) -> Process:
     return MASTER if place == 0 else f"{MASTER}_{place}"
 
 
+def place_of(master: str) -> int:
+    """Of the master of that name."""
+    return 0 if master == MASTER else int(master.removeprefix(f"{MASTER}_"))
+
+
 def party_of(process: Process) -> Party:
     """Whose process this is."""
     return process if isinstance(process, int) else EVALUATOR if process == EVALUATOR else MASTER

@@ -260,16 +260,19 @@ class Supervisor:
 
     # ---------------------------------------------------------------- losses
 
-    def ended(self, party: Party, how: str, *, refused: bool = False, raised: bool = False, log_file: str = "") -> None:
+    def ended(
+        self, party: Party, how: str, *, refused: bool = False, raised: bool = False, log_file: str = "",
+        follows: bool = True,
+    ) -> None:  # fmt: skip
         """A party has ended without having said that it is done: `how`, for a sentence; `raised`: by an exception of
-        its own.
+        its own; `follows`: of a master, whether another can go on with what it leaves.
 
         `refused`: by the data's fault, so that the next would end in the same way.
         """
         log.warning("%s: %s", title_in_files(party), how)
         if not self.over:
             self._silence.drop(party)
-            self._losses.ended(party, how, refused, raised, log_file)
+            self._losses.ended(party, how, refused, raised, log_file, follows)
             self._ending.close_when_done()
 
     @property

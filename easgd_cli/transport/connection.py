@@ -134,6 +134,11 @@ class Connection:
         """Of this end."""
         return str(self._socket.getsockname()[0])
 
+    @property
+    def their_address(self) -> str:
+        """Of the other."""
+        return str(self._socket.getpeername()[0])
+
     def be_patient(self, silence: float) -> None:
         """From now on the other side is gone after so many seconds without a byte."""
         self._silence = silence

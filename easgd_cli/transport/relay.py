@@ -68,8 +68,8 @@ class MasterStandIn:
 class WorkerStandIn:
     """On the master's machine, in the worker's place: asks the master for what comes on the connection.
 
-    `vectors`: the worker's, by name, as they lie on this machine, in the order of its own; `variables`: those of the
-    method.
+    `vectors`: the worker's, by name, as they lie on this machine, in the order of its own: all of them, or the entries
+    of the masters here; `variables`: those of the method.
     """
 
     def __init__(
@@ -77,20 +77,23 @@ class WorkerStandIn:
         connection: Connection,
     ):  # fmt: skip
         self._end, self._connection, self._variables, self._packing = end, connection, variables, packing
-        self._vectors = list(vectors.values())
+        self._vectors, self._replies = list(vectors.values()), vectors.get("reply")
         self._asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._free = threading.Event()  # whether no reply is awaited
         self._free.set()
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
 
-    def request(self, text: bytes, count: int) -> None:
-        """The worker asks for something, and `count` bytes of the vector it lends follow. Raises ConnectionEnded."""
+    def request(self, text: bytes, count: int) -> Kind:
+        """The worker asks for something, which is returned, and `count` bytes of the vector it lends follow. Raises
+        ConnectionEnded.
+        """
         try:
             kind, vector, to, fragment, t = _REQUEST.unpack(text)
             request = Request(-1, Kind(kind), t, vector, to, fragment)
             lent = self._vectors[vector] if vector != PULL and kind in _EXCHANGES else None
-            assert self._free.is_set() and to < max(1, len(self._variables)) and vector >= PULL
+            assert kind == Kind.LOST or self._free.is_set()  # it may die while it waits
+            assert to < max(1, len(self._variables)) and vector >= PULL
             assert WHOLE <= fragment < max(1, *self._packing.fragments[to : to + 1])
         except (struct.error, ValueError, IndexError, AssertionError) as e:
             raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
@@ -101,6 +104,11 @@ class WorkerStandIn:
         if kind in _ASKING:
             self._free.clear()
         self._asked.put(request)
+        return request.kind
+
+    def lost(self) -> None:
+        """Nothing comes any more."""
+        self._asked.put(Request(-1, Kind.LOST, -1, 0))
 
     def _ask(self) -> None:
         ended = False
@@ -132,7 +140,8 @@ class WorkerStandIn:
         try:
             reply = self._end.collect()
             text = _REPLY.pack(reply.clock, reply.served, reply.t, reply.mark)
-            vectors = [] if reply.mark is Mark.AWAY else self._packing.packed(reply.vector, request, reply=True)
+            assert self._replies is not None
+            vectors = [] if reply.mark is Mark.AWAY else self._packing.packed(self._replies, request, reply=True)
         except Withdrawn:
             text, vectors = _REPLY.pack(0, 0, 0, Mark.WITHDRAWN), []
         self._free.set()  # before it is sent: the next request is the answer to it

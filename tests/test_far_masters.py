@@ -1,0 +1,170 @@
+"""A center whose masters are on different machines (launcher.masters_here), as network namespaces of this one: the same
+runs and the same record; what a worker and a master say to each other does not pass the first machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from machines import Machine, Machines
+from test_distributed import SMALL, center, ended, log, machines, replayed, said, start, summary, train, until, where
+
+__all__ = ["machines"]  # a fixture
+
+APART = ["masters=2", "launcher.masters_here=1"]
+
+
+def carried(machine: Machine) -> int:
+    """Bytes that its cable has carried so far, both ways."""
+    done = subprocess.run([*machine.enter, "cat", "/proc/net/dev"], capture_output=True, text=True, timeout=20)
+    [line] = [line for line in done.stdout.splitlines() if "eth0:" in line]
+    figures = line.partition(":")[2].split()
+    return int(figures[0]) + int(figures[8])
+
+
+def joined(machine: Machine, directory: Path, name: str, *words: str) -> subprocess.Popen[Any]:
+    return start(machine, directory, name, "join", where(directory), *words)
+
+
+def process(directory: Path, name: str, who: str) -> int:
+    return int(until(lambda: said(directory, name, rf"{who} runs here, process (\d+)"), who)[1])
+
+
+def test_workers_reach_a_master_elsewhere_straight_and_the_record_gives_the_center(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    """Of two masters one is on another machine: half of what workers elsewhere exchange passes the first."""
+    a, b, c = machines(3).hosts
+    words = ["workers=2", "launcher.here=0", "algo=eamsgd", "tau=1", "steps=100", "model=nets:Gated"]
+    run = train(a, tmp_path, *words, "+model.gate=gate", "+model.at=2", *APART, "average=polyak")
+    hosts = [joined(b, tmp_path, "b"), joined(c, tmp_path, "c", "masters=0")]
+    until(lambda: "training begins" in log(tmp_path), "training")
+    before = carried(a)
+    (tmp_path / "gate").touch()
+    assert [ended(run, tmp_path, "train"), *(ended(p, tmp_path, n) for p, n in zip(hosts, "bc", strict=True))] == [
+        0
+    ] * 3
+    told = summary(tmp_path)
+    assert told["exchanges"] == 2 * 2 * 100 and set(told["steps"].values()) == {100}
+    whole = 2 * 100 * 2 * 4 * told["parameters"]  # of all messages and replies
+    assert 0.5 * whole < carried(a) - before < 0.65 * whole  # and evaluations, heads, states at the end
+    links = told["links"].values()
+    assert 0.5 * whole < sum(link["bytes_up"] + link["bytes_down"] for link in links) < 0.65 * whole
+    assert sorted(len(link["workers"]) for link in links) == [1, 1]
+    replayed(tmp_path)
+
+
+@pytest.mark.parametrize("here", [0, 1])
+def test_one_worker_with_masters_on_three_machines_is_one_with_one_here_bit_for_bit(
+    here: int, machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    """Also interrupted and resumed, with the machines' parts changed."""
+    a, b, c = machines(3).hosts
+    words = ["workers=1", "algo=eamsgd", "tau=3", "eta=0.05", "model=nets:Unhurried", "steps=300"]
+    run = train(a, tmp_path, *words, f"launcher.here={here}", "masters=3", "launcher.masters_here=1")
+    for host, name in ((b, "b"), (c, "c")):
+        joined(host, tmp_path, name, f"workers={int(name == 'c')}")
+    until(lambda: "center at step 21:" in log(tmp_path), "twenty steps")
+    os.kill(run.pid, signal.SIGINT)
+    assert ended(run, tmp_path, "train") == 130
+    again = start(a, tmp_path, "train", "train", "resume=run")
+    for host, name in ((c, "c2"), (b, "b2")):
+        joined(host, tmp_path, name, f"workers={int(name == 'b2')}")
+    assert ended(again, tmp_path, "train") == 0
+    near = start(a, tmp_path, "near", "train", *SMALL, *words, "hydra.run.dir=near")
+    assert ended(near, tmp_path, "near") == 0
+    far, one = center(tmp_path / "run"), center(tmp_path / "near")
+    assert far.keys() == one.keys() and all(torch.equal(far[name], one[name]) for name in far)
+
+
+def test_the_closing_exchange_is_with_masters_on_both_machines(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b = machines(2).hosts
+    run = train(a, tmp_path, "workers=3", "algo=async_diloco", "tau=5", "steps=23", *APART)
+    other = joined(b, tmp_path, "b", "workers=2")
+    assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "b")) == (0, 0)
+    order = struct.iter_unpack("<HH", (tmp_path / "run" / "exchanges.bin").read_bytes())
+    of_masters: list[list[int]] = [[], []]
+    for worker, place in order:
+        of_masters[place].append(worker)
+    assert [of[-3:] for of in of_masters] == [[0, 1, 2]] * 2
+    assert [sorted(of) for of in of_masters] == [sorted([0, 1, 2] * (len(of_masters[0]) // 3))] * 2
+    replayed(tmp_path)
+
+
+def test_a_worker_that_comes_later_comes_to_all_masters_and_one_that_never_does_is_waited_for_by_none(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b, c = machines(3).hosts
+    words = ["model=nets:Gated", "+model.gate=gate", "+model.at=40", "steps=60", "algo=easgd", "tau=2"]
+    run = train(a, tmp_path, "workers=3", "launcher.least=1", *APART, *words)
+    hosts = [joined(b, tmp_path, "b", "workers=0")]
+    until(lambda: "training begins" in log(tmp_path), "training")
+    until(lambda: (tmp_path / "run" / "exchanges.bin").stat().st_size >= 4 * 2 * 20, "its waiting at the gate")
+    hosts.append(joined(c, tmp_path, "c", "masters=0"))
+    until(lambda: "worker 1 has come, at its step 38" in log(tmp_path), "its coming")
+    (tmp_path / "gate").touch()
+    assert ended(run, tmp_path, "train") == 0
+    assert [ended(host, tmp_path, name) for host, name in zip(hosts, "bc", strict=True)] == [0, 0]
+    told = summary(tmp_path)
+    assert told["steps"] == {"worker_00": 60, "worker_01": 60, "worker_02": 0}
+    assert told["lost"] == {"worker_02": "no host has come for it"} and not told["restarts"]
+    replayed(tmp_path)
+
+
+def test_workers_that_are_killed_come_back_to_all_masters(machines: Callable[[int], Machines], tmp_path: Path) -> None:
+    """One beside each of the masters; and the master of the first machine is followed by another, as everywhere."""
+    a, b = machines(2).hosts
+    run = train(a, tmp_path, "workers=2", "algo=easgd", "tau=2", "model=nets:Unhurried", "steps=1500", *APART)
+    other = joined(b, tmp_path, "b")
+    until(lambda: "training begins" in log(tmp_path), "training")
+    own = until(lambda: re.search(r"INFO worker_00: process (\d+)", log(tmp_path)), "worker 0")
+    for worker, pid in ((0, int(own[1])), (1, process(tmp_path, "b", "worker 1"))):
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: f"worker {worker} is back" in log(tmp_path), "its return")  # noqa: B023
+    master = until(lambda: re.search(r"INFO master: process (\d+)", log(tmp_path)), "the master")
+    os.kill(int(master[1]), signal.SIGKILL)
+    until(lambda: "the next master goes on" in log(tmp_path), "the next one")
+    assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "b")) == (0, 0)
+    told = summary(tmp_path)
+    assert set(told["steps"].values()) == {1500}
+    assert told["restarts"] == {"worker_00": 1, "worker_01": 1, "master": 1}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sorted((r["returned"], r["master"]) for r in rows if "returned" in r) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("whole_machine", [True, False])
+def test_a_master_elsewhere_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(
+    whole_machine: bool, machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b, c = machines(3).hosts
+    words = ["workers=1", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=600", "checkpoint.every=50 steps"]
+    run = train(a, tmp_path, *words, "launcher.here=0", *APART)
+    joined(b, tmp_path, "b", "workers=0")
+    other = joined(c, tmp_path, "c", "masters=0")
+    until(lambda: any((tmp_path / "run" / "checkpoint").glob("*.pt")), "a checkpoint")
+    if whole_machine:
+        b.kill()
+    else:
+        os.kill(process(tmp_path, "b", "master_1"), signal.SIGKILL)
+    assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "c")) == (1, 1)
+    how = r"its host \S+ \(10.9.0.2\) is lost: .*" if whole_machine else "killed by SIGKILL"
+    assert re.search(rf"the master died \(master_1, .*: {how}\).* resume=", summary(tmp_path)["reason"])
+    again = start(a, tmp_path, "train", "train", "resume=run")
+    joined(c, tmp_path, "c2")
+    assert ended(again, tmp_path, "train") == 0
+    whole = start(a, tmp_path, "whole", "train", *SMALL, *words, "hydra.run.dir=whole")
+    assert ended(whole, tmp_path, "whole") == 0
+    one, other_center = center(tmp_path / "run"), center(tmp_path / "whole")
+    assert all(torch.equal(one[name], other_center[name]) for name in one)
