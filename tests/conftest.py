@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
@@ -159,7 +159,7 @@ class JobServerHere:
 
     lives = True
 
-    def __init__(self, slot: Slot, devices: Devices, program: str, log: Path):
+    def __init__(self, slot: Slot, devices: Devices, program: str, log: Path, shared: Sequence[int]):
         self.devices, self._program = devices, importlib.import_module(program)
 
     def give(self, arguments: list[str], log: Path, in_processes: bool) -> None:
@@ -248,16 +248,18 @@ def straight(monkeypatch: pytest.MonkeyPatch) -> None:
 def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and model are not loaded, for tests of what comes before and after."""
 
-    def prepare(settings: Settings) -> SimpleNamespace:
+    def experiment(outline: build.Outline) -> SimpleNamespace:
+        settings = outline.settings
         return SimpleNamespace(
+            settings=settings,
             steps=settings.steps if settings.steps is not None else settings.default_steps,
             memory=0,
             size=2,
             slices=[slice(0, 2)],
-            method=build.method(settings),
+            method=outline.rules,
         )
 
-    monkeypatch.setattr(build, "prepare", prepare)
+    monkeypatch.setattr(build, "experiment", experiment)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -168,15 +168,13 @@ def test_from_python(here: Path) -> None:
         (("tau=auto", "algo=mdownpour"), "tau=auto: MDOWNPOUR is defined for tau = 1 only"),
         (("tau=auto", "algo=allreduce"), "tau=auto: all-reduce SGD averages the gradients of every step"),
         (("tau=auto", "algo=sync_easgd", "launcher.speeds=[1,0.5]"), "in rounds all wait for the slowest"),
-        (("tau=auto", "launcher=distributed"), "tau=auto launcher=distributed: its short runs would take the hosts"),
         (("tau=auto", "launcher.latency=1"), "no period up to 25 steps, a quarter of the run, keeps to it"),
     ],
 )
 def test_mistakes_are_one_sentence(
     easgd: Easgd, here: Path, scratch: Path, words: tuple[str, ...], sentence: str
 ) -> None:
-    cluster = QUADRATIC if "launcher=distributed" in words else VIRTUAL
-    said = easgd("train", *cluster, "eta=0.001", "steps=100", *words)
+    said = easgd("train", *VIRTUAL, "eta=0.001", "steps=100", *words)
     assert said.status == 2 and sentence in said.err and said.err.count("\n") == 1
     assert not (here / "runs").exists() and not list(scratch.iterdir())
 

@@ -108,15 +108,16 @@ def test_data_and_models_are_tried_before_the_first_run(
 ) -> None:
     prepared: list[Settings] = []
 
-    def prepare(s: Settings) -> SimpleNamespace:
+    def experiment(outline: build.Outline) -> SimpleNamespace:
+        s = outline.settings
         prepared.append(s)
         if s.dataset["name"] == "cifar10":
             raise UsageError("dataset.root=data: no such data.")
         if s.model["name"] == "convnet7" and s.dataset["name"] == "digits":
             raise UsageError("model=convnet7: the images are too small.")
-        return SimpleNamespace(steps=s.steps, memory=0)
+        return SimpleNamespace(settings=s, steps=s.steps, memory=0)
 
-    monkeypatch.setattr(build, "prepare", prepare)
+    monkeypatch.setattr(build, "experiment", experiment)
     said = easgd("train", "-m", "dataset=digits,cifar10", "seed=0,1")
     assert (said.status, said.err) == (2, "easgd: dataset.root=data: no such data.\n")
     assert len(prepared) == 2  # one for each data set, not for each job

@@ -375,6 +375,45 @@ def test_the_links_to_another_machine_are_measured(machines: Callable[[int], Mac
     assert all(0 < row["peer"] < 400 and row["ratio"] > 0 for row in beside)  # both directions, the bucket full
 
 
+def test_a_host_takes_part_in_one_job_of_a_sweep_after_another(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b = machines(2).hosts
+    words = [
+        "launcher=distributed",
+        f"launcher.address={a.address}",
+        "launcher.here=0",
+        "workers=1",
+        "steps=20",
+        *SMALL,
+    ]
+    sweep = start(a, tmp_path, "train", "train", "-m", *words, "tau=2", "eta=0.01,0.02", "hydra.sweep.dir=sweep")
+    joined = start(b, tmp_path, "join", "join", where(tmp_path))
+    assert (ended(sweep, tmp_path, "train"), ended(joined, tmp_path, "join")) == (0, 0)
+    for job in ("eta=0.01", "eta=0.02"):
+        told = json.loads((tmp_path / "sweep" / job / "summary.json").read_text())
+        assert told["status"] == "completed" and told["steps"] == {"worker_00": 20}
+    text = (tmp_path / "join.txt").read_text()
+    assert text.count("this host offers 1 places") == text.count("has ended: completed") == 2
+    assert "no further run follows there" in text
+
+
+def test_the_short_runs_of_tau_auto_are_on_the_same_machines(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b = machines(2).hosts
+    words = ["workers=1", "launcher.here=0", "steps=200", "tau=auto", "auto.seconds=0.5", "auto.share=0.9"]
+    run = train(a, tmp_path, *words)
+    joined = start(b, tmp_path, "join", "join", where(tmp_path))
+    assert (ended(run, tmp_path, "train"), ended(joined, tmp_path, "join")) == (0, 0)
+    told = summary(tmp_path)
+    assert told["status"] == "completed" and told["steps"] == {"worker_00": 200}
+    probes = len(told["tau_chosen"]["probes"])
+    text = (tmp_path / "join.txt").read_text()
+    assert text.count("this host offers 1 places") == text.count("has ended: completed") == probes + 1
+    assert "no further run" not in text  # the last has said that it is the last
+
+
 def test_torchrun_on_two_machines(machines: Callable[[int], Machines], tmp_path: Path) -> None:
     """One command on each; workers are as many as processes, and each machine has its own."""
     hosts = machines(2).hosts

@@ -187,6 +187,19 @@ def test_an_objective_is_one_of_a_few(text: str) -> None:
             "hydra/launcher=mine eta=0.1,0.2 hydra.sweep.subdir=x",
             "hydra.sweep.subdir=x: runs of a sweep are named by the values",
         ),
+        (
+            "hydra/launcher=mine eta=0.1,0.2 launcher=distributed",
+            "launcher=distributed: hosts stay from job to job only where easgd runs the sweep itself",
+        ),
+        (
+            "hydra/sweeper=mine eta=0.1,0.2 objective=test:best_error launcher=distributed",
+            "launcher=distributed: hosts stay from job to job only where easgd runs the sweep itself",
+        ),
+        ("launcher=distributed eta=0.1,0.2 jobs=2", "launcher=distributed jobs=2: a host takes part in one run at a"),
+        (
+            "launcher=local,distributed eta=0.1,0.2",
+            "launcher=distributed: hosts wait for the next job of a sweep",
+        ),
         ("hydra/launcher=mine eta=-1,0.2", "eta=-1: a learning rate is not negative"),
         ("hydra/launcher=myne eta=0.1,0.2", "hydra/launcher=myne: there is no such hydra/launcher; did you mean mine?"),
     ],
@@ -194,7 +207,7 @@ def test_an_objective_is_one_of_a_few(text: str) -> None:
 def test_a_mistake_has_its_sentence_before_anything_is_made(
     words: str, sentence: str, elsewhere: Path, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "prepare", lambda settings: None)
+    monkeypatch.setattr(build, "experiment", lambda outline: SimpleNamespace(steps=None, memory=0))
     said = easgd("train", "-m", "-cd", "own", *words.split())
     assert said.status == 2
     assert sentence in said.err

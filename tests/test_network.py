@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Said
 
 from easgd_cli import __version__
 from easgd_cli.bench.network import Costs, proposed
@@ -429,13 +430,17 @@ def test_the_tau_proposed_is_the_least_with_which_exchanges_take_that_share() ->
     assert "below tau=32" in said  # eight messages of 0.2 s in tau steps of 0.05 s
 
 
-def test_a_process_of_torchrun_whose_workers_are_another_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")
     for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+
+
+def test_a_process_of_torchrun_whose_workers_are_another_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    under_torchrun(monkeypatch)
     with pytest.raises(ValueError, match="workers=3: torchrun has started 4 processes"):
         Distributed(3)
     with pytest.raises(UsageError, match="which other hosts do not reach"):
@@ -485,6 +490,52 @@ def test_a_worker_whose_host_leaves_before_it_has_come_is_given_to_another(tmp_p
     for _ in range(3):
         found._house()
     assert hosts.given == [3, 3]
+
+
+@pytest.mark.parametrize("words", ["-m seed=0,1", "tau=auto"])
+def test_torchrun_starts_the_processes_of_one_run(
+    words: str, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_torchrun(monkeypatch)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    said = easgd("train", *words.split(), "launcher=distributed", "problem=quadratic", "threads=1")
+    asked = words.partition(" ")[0]
+    assert said.status == 2 and said.err.startswith(f"easgd: launcher=distributed {asked}: torchrun starts the")
+    assert said.err.count("\n") == 1
+
+
+def test_whoever_calls_between_two_runs_is_heard_by_the_next() -> None:
+    with network.listener("", "127.0.0.1", 0) as kept:
+        at = kept.getsockname()
+        first, heard = network.Lent(kept), SimpleQueue[bytes]()
+
+        def listen(lent: network.Lent) -> None:
+            with suppress(OSError):
+                while True:
+                    sock, _ = lent.accept()
+                    with sock:
+                        heard.put(sock.recv(1))
+
+        listens = threading.Thread(target=listen, args=(first,))
+        listens.start()
+        with socket.create_connection(at, 10) as one:
+            one.sendall(b"1")
+            assert heard.get(timeout=10) == b"1"
+        first.shutdown(socket.SHUT_RDWR)
+        listens.join(10)
+        assert not listens.is_alive()
+        first.close()
+        with socket.create_connection(at, 10) as two:
+            two.sendall(b"2")
+            second = network.Lent(kept)
+            listens = threading.Thread(target=listen, args=(second,))
+            listens.start()
+            assert heard.get(timeout=10) == b"2"
+        second.shutdown(socket.SHUT_RDWR)
+        listens.join(10)
+        second.close()
+    with pytest.raises(ConnectionRefusedError):  # by which a host knows that no further run follows
+        socket.create_connection(at, 10)
 
 
 def test_workers_wait_until_all_masters_have_come_and_are_told_where_they_are(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from easgd_cli.algorithms import EASGD
 from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.errors import RunError
+from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Experiment, Parts, Recipe
 from easgd_cli.launcher.job import Job
 from easgd_cli.problems.classification import METRICS
@@ -27,9 +28,9 @@ from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.problems.tasks.multi_label import MultiLabel
 from easgd_cli.problems.tasks.next_token import NextToken
 from easgd_cli.problems.tasks.regression import Regression
-from easgd_cli.record import checkpoint, metrics, reader
+from easgd_cli.record import checkpoint, initial_record, metrics, reader
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
-from easgd_cli.record.initial_record import hparams, open_record, up_to
+from easgd_cli.record.initial_record import open_record, up_to
 from easgd_cli.record.reader import read_rows
 from easgd_cli.record.recorder import Recorder
 from easgd_cli.settings.schema import Settings
@@ -348,6 +349,10 @@ def settings(algo: str = "EASGD", **values: Any) -> Settings:
     )
 
 
+def hparams(s: Settings) -> dict[str, Any]:
+    return initial_record.hparams(s, build.method(s))
+
+
 def test_hyperparameters_are_those_the_method_uses() -> None:
     easgd, eamsgd, downpour, sgd = (
         hparams(settings(a, workers=1 if a == "SGD" else 3)) for a in ("EASGD", "EAMSGD", "DOWNPOUR", "SGD")
@@ -426,7 +431,8 @@ def test_the_steps_of_a_checkpoint_are_those_of_the_worker_that_is_furthest() ->
 
 def test_a_job_is_recorded_and_gone_on_with(tmp_path: Path) -> None:
     s = settings()
-    parts = Parts(SimpleNamespace(batch_size=32), EASGD(alpha=0.3), Constant(0.1), None)  # type: ignore[arg-type]
+    rules = EASGD(alpha=0.3)
+    parts = Parts(SimpleNamespace(batch_size=32), rules, rules, Constant(0.1), None)  # type: ignore[arg-type]
     prepared = Experiment(Recipe(s, None, 40), parts, torch.zeros(5), 0)  # type: ignore[arg-type]
     job = Job(tmp_path, command="easgd train algo=easgd")
     r = open_record(job, prepared, None)

@@ -20,7 +20,9 @@ from conftest import Said
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from easgd_cli.__main__ import main
+from easgd_cli.algorithms import EASGD
 from easgd_cli.errors import UsageError
+from easgd_cli.experiment.build import Outline
 from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps import slots
 from easgd_cli.sweeps.plan import SweepJob
@@ -346,10 +348,8 @@ LOCAL, SIMULATED = (
 
 
 def jobs(number: int, memory: int = 0, **settings: Any) -> list[SweepJob]:
-    return [
-        SweepJob([], str(i), Settings(eta=0.1, **{"launcher": LOCAL, **settings}), steps=10, memory=memory)
-        for i in range(number)
-    ]
+    outline = Outline(Settings(eta=0.1, **{"launcher": LOCAL, **settings}), EASGD(alpha=0.1), None, None)
+    return [SweepJob([], str(i), outline, steps=10, memory=memory) for i in range(number)]
 
 
 @pytest.fixture

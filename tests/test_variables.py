@@ -453,7 +453,7 @@ def test_shapes_that_cannot_be_are_refused(kind: str, options: dict[str, int], s
 def test_an_average_of_no_center_is_refused() -> None:
     s = of("GossipPull", average={"name": "polyak", "target": "easgd_cli.algorithms.average:Polyak"})
     with pytest.raises(UsageError, match=r"average=polyak.*leave out average="):
-        build.method(s)
+        build.outline(s)
 
 
 def test_gossip_of_one_is_refused() -> None:

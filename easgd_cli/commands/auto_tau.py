@@ -15,16 +15,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Experiment
+from easgd_cli.launcher import distributed
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.schema import Auto, Settings
-from easgd_cli.settings.targets import locate
+
+if TYPE_CHECKING:
+    from easgd_cli.algorithms.base import Method
 
 _LEAST_STEPS, _LEAST_PERIODS = 20, 4  # of a probe on a virtual clock
 _PROBES = 4  # at most: each is at the period that follows from the one before
@@ -49,34 +52,28 @@ class Probe:
         return math.ceil(min(_ANY, max(1.0, ratio * (1 - 1e-9))))  # rounding makes no step of a whole number
 
 
-def check(s: Settings) -> None:
-    """Raises UsageError for a method that is defined for one period only, and where other machines bring in the
-    workers.
-    """
-    if s.auto.tau and getattr(locate("launcher", s.launcher["target"]), "joined", False):
-        raise UsageError(
-            f"tau=auto launcher={s.launcher['name']}: its short runs would take the hosts that join; easgd bench "
-            "network proposes a period, write that."
-        )
-    if s.auto.tau and not build.method(replace(s, tau=_least(s))).alone:
+def check(s: Settings, rules: Method) -> None:
+    """Raises UsageError for a method that is defined for one period only, and where torchrun has started one run."""
+    if s.auto.tau:
+        distributed.refuse_torchrun(s, "tau=auto", "write tau= as a number, such as easgd bench network proposes")
+    if s.auto.tau and not rules.alone:
         try:
             build.method(replace(s, tau=_ANY))
         except UsageError as e:
             raise UsageError(str(e).replace(f"tau={_ANY}", "tau=auto")) from e
 
 
-def chosen(
-    s: Settings, prepared: Experiment, launcher: Launcher, tell: Callable[[str], object]
-) -> tuple[Settings, Experiment]:
-    """The settings and what was made of them with the period that was looked for, where one is; else as they are.
+def chosen(prepared: Experiment, launcher: Launcher, tell: Callable[[str], object]) -> Experiment:
+    """The experiment with the period that was looked for, where one is; else as it is.
 
     A signal in the meantime does what it would have done, once nothing is left of the probes. Raises RunError where a
     probe cannot be run.
     """
+    s = prepared.settings
     if not s.auto.tau or s.auto.probes:
-        return s, prepared
+        return prepared
     if prepared.method.alone:
-        return replace(s, auto=Auto()), _with(prepared, replace(s, auto=Auto()))
+        return replace(prepared, recipe=replace(prepared.recipe, settings=replace(s, auto=Auto())))
     least, probes = _least(s), list[Probe]()
     most = max(least, (prepared.steps or _LONGEST) // _LEAST_PERIODS)
     launcher.begin()
@@ -99,7 +96,7 @@ def chosen(
         f"tau=auto: tau={tau}; workers waited {_waits(probes)}, and {100 * s.auto.share:g} % at most is wanted. The "
         f"{f'{many} short runs' if many > 1 else 'short run'} took {took:.1f} s."
     )
-    return found, _with(prepared, found)
+    return _with(prepared, found)
 
 
 def _waits(probes: Sequence[Probe]) -> str:
@@ -131,7 +128,7 @@ def _probe(s: Settings, prepared: Experiment, launcher: Launcher) -> Probe:
     try:
         short = _short(s)
         run_directory.write_config(path, short, [])
-        outcome = launcher(Job(path, screen=display.nowhere()), _with(prepared, short))
+        outcome = launcher(Job(path, screen=display.nowhere(), another=True), _with(prepared, short))
     finally:
         shutil.rmtree(path, ignore_errors=True)
     if outcome.status == "interrupted":

@@ -4,7 +4,7 @@ and from Python.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,10 @@ def run(
     before: Settings,
     asked: Asked,
     doubts: list[str],
-    launcher: Launcher | None = None,
+    around: Callable[[Settings, Launcher], Launcher] = lambda _, launcher: launcher,
 ) -> Outcome | str:
     """Goes on with the run in `path`, whose settings were those `before`, with these; a sentence where nothing is left
-    to do. `launcher`: None for the one that the settings name. Raises UsageError and RunError.
+    to do. `around`: makes of the launcher that is named the one that is called. Raises UsageError and RunError.
     """
     longer = next((asked.lines[k] for k in _LENGTH if asked.changes.get(k) is not None), None)
     if settings.replay is not None and longer is not None:
@@ -76,7 +76,8 @@ def run(
             f"{asked.given} {longer}: this run goes through the exchanges of {settings.replay} again and "
             f"ends with them; leave out {longer.partition('=')[0]}=."
         )
-    single_run.checked(settings)
+    outline, launcher = single_run.checked(settings)
+    launcher = around(settings, launcher)
     _refuse_another_length(asked.given, settings, before)
     with run_directory.held(path):  # before anything is said about a run that another process may be changing
         left = _nothing_left(path, settings, doubts)
@@ -84,7 +85,7 @@ def run(
         return left
     kept = [o for o in reader.overrides_of(path) if o.partition("=")[0] not in asked.changes]
     kept += [line for key, line in asked.lines.items() if key != NEW_RECORD]
-    return single_run.go_on(path, settings, kept, asked.command, doubts, launcher)
+    return single_run.go_on(outline, launcher, path, kept, asked.command, doubts)
 
 
 def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:

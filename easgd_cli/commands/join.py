@@ -23,11 +23,12 @@ _HELP = """usage: easgd join HOST:PORT [workers=N] [masters=N] [wait=SECONDS]
 Offers this machine to the run that easgd train launcher=distributed has begun at HOST:PORT, for N of its workers, one
 for each CUDA device unless given, and for N of its masters, one unless given, where some are not to be on the first
 host. The run's settings come from there; its data, and modules of your own that it names, are looked for here as they
-were there, from the working directory. It waits so many seconds for the run, 60 unless given, and ends with it.
+were there, from the working directory. It waits so many seconds for the run, 60 unless given, and ends with it. Of a
+sweep it takes part in one job after another, and waits so long for each.
 
 EASGD_SECRET, or a file named by EASGD_SECRET_FILE, has what the hosts of a run have in common (docs/cluster.md).
 
-Exit status: that of the run; 2 where this machine cannot take part.
+Exit status: that of the run, of several the highest; 2 where this machine cannot take part.
 """
 
 _WAIT_SECONDS = 60.0
@@ -64,15 +65,21 @@ def follow(world: World) -> int:
 
 
 def _take_part(where: str, places: int | None, masters: int, wait: float) -> NoReturn:
-    """Ends the process with the run's exit status."""
+    """Ends the process with the run's exit status; of several runs, one after another, with the highest."""
     host, port = network.split("join ", where)
     address = network.resolved(f"join {where}", host)
     secret = network.secret(f"join {where}", address)
     from easgd_cli.launcher import agent  # here, since it loads torch
 
     places = agent.usual_places() if places is None else places
+    status, part = 0, None
     try:
-        status = agent.Agent((address, port), secret, places, masters, wait, _prepared).run()
+        while part is None or part.stays:
+            given = secret, places, masters, wait, _prepared
+            part = agent.Agent((address, port), *given, again=part is not None)
+            status = max(status, part.run())
+    except agent.Over as e:
+        tell(str(e))
     except (UsageError, RunError) as e:
         tell(str(e))
         status = 2 if isinstance(e, UsageError) else 1

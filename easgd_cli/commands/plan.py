@@ -20,6 +20,8 @@ from easgd_cli.commands.arguments import Arguments
 from easgd_cli.commands.compose import Composed
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.experiment.build import Outline
+from easgd_cli.launcher import distributed
 from easgd_cli.record import run_directory
 from easgd_cli.settings import schema
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
@@ -103,6 +105,8 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
             )
         every = [list(words) for words in itertools.product(*axes.values())]
         jobs, left_out = _checked(every, axes, varying, composed)
+    members = [job.settings for job in jobs] or ([first.settings] if first else [])
+    distributed.check_sweep(members, of_sweep.jobs, (launcher, sweeper) == ("basic", "basic"))
     return Plan(
         _root(of_sweep.sweep, fixed, varying, first), {word.partition("=")[0]: word for word in fixed}, varying,
         of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, jobs, left_out, launcher, sweeper,
@@ -132,7 +136,7 @@ def _checked(
     """
     checks = _Checks(composed)
     fails: dict[int, str] = {}
-    for check in (checks.settings, checks.extent):
+    for check in (checks.outline, checks.extent):
         for i, words in enumerate(combinations):
             if i not in fails and (sentence := _wrong(check, words)):
                 fails[i] = sentence
@@ -141,13 +145,14 @@ def _checked(
         raise UsageError("\n".join(dict.fromkeys(fails.values())))
     jobs: dict[str, SweepJob] = {}
     for words in (words for i, words in enumerate(combinations) if i not in fails):
-        settings, (steps, memory) = apart(checks.settings(words)), checks.extent(words)
+        outline, (steps, memory) = checks.outline(words), checks.extent(words)
+        settings = apart(outline.settings)
         swept = [w for key, w in zip(axes, words, strict=True) if key in varying] or single_run.own(words)
         name = run_directory.named_by(swept) or "default"
         if name in jobs:
             name = f"{name}-{run_directory.digest(swept)}"
         steps = steps if settings.epochs is not None else schema.total_steps(settings, None)
-        jobs[name] = SweepJob(words, name, settings, steps, memory)
+        jobs[name] = SweepJob(words, name, replace(outline, settings=settings), steps, memory)
     left_out = _left_out({i: single_run.own(combinations[i]) for i in fails}, fails, len(axes.get("seed", [])))
     return list(jobs.values()), list(left_out)
 
@@ -188,21 +193,16 @@ class _Checks:
             raise known
         return known
 
-    def settings(self, words: Sequence[str]) -> Settings:
+    def outline(self, words: Sequence[str]) -> Outline:
         """Checked as far as can be without loading data."""
-
-        def composed() -> Settings:
-            settings = self._composed(words).settings
-            single_run.checked(settings)
-            return settings
-
-        return self._once(tuple(words), composed)
+        return self._once(tuple(words), lambda: single_run.checked(self._composed(words).settings)[0])
 
     def extent(self, words: Sequence[str]) -> tuple[int | None, int]:
         """Steps and memory, which data, model and start tell; each combination of what they depend on is loaded
         once.
         """
-        s = self.settings(words)
+        outline = self.outline(words)
+        s = outline.settings
         key = json.dumps(
             [s.problem, s.dataset, s.task, s.model, s.init, s.init_prefix, s.init_without, s.device, s.precision,
              s.compile, s.eval.device, s.eval.train_images, s.batch_size, s.workers, s.threads, s.algo, s.local,
@@ -211,7 +211,7 @@ class _Checks:
         )  # fmt: skip
 
         def loaded() -> tuple[int | None, int]:
-            prepared = build.prepare(s)
+            prepared = build.experiment(outline)
             return prepared.steps, prepared.memory
 
         return self._once(key, loaded)

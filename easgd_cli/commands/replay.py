@@ -66,7 +66,14 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
             f"{given}: torch kept the workers of this run together (launcher={settings.launcher['name']}), so it has "
             "no order to go through; run its command again."
         )
-    method = build.method(settings)
+    threads = recorded.get("threads", settings.threads)  # sums round differently with another number
+    if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
+        settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
+    summed = settings.launcher.get("transport") == "collective" and settings.workers > 2
+    # The recorded order ends where the run did, whatever ended it.
+    settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until={})
+    outline, launcher = single_run.checked(settings)
+    method = outline.rules
     entries = reader.Entries.of(method, settings.workers, settings.masters)
     order = _checked_order(source, entries)  # before anything is started
     returns = returns_of(source / "metrics.jsonl", settings.workers)
@@ -75,18 +82,10 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
         _refuse_half_steps(given, method, order, returns)
     else:
         _refuse_half_exchanges(given, entries.variables, order, returns)
-    threads = recorded.get("threads", settings.threads)  # sums round differently with another number
-    if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
-        settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
-    summed = settings.launcher.get("transport") == "collective" and settings.workers > 2
-    # The recorded order ends where the run did, whatever ended it.
-    settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until={})
-    single_run.checked(settings)
     for sentence in doubts:
         tell(sentence)
-    launcher, prepared = kinds.launcher(settings), build.prepare(settings)
     outcome, path = single_run.launch(
-        settings, Path(virtual.run_dir), words, command, launcher, prepared, partial(hydra_job.run, virtual)
+        outline, launcher, Path(virtual.run_dir), words, command, partial(hydra_job.run, virtual)
     )
     if outcome.status == "completed":
         print(for_terminal(_compared(source, path, summed), sys.stdout), flush=True)

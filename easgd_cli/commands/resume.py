@@ -15,8 +15,6 @@ from typing import Any
 from easgd_cli.commands import compose, foreign_code, going_on, hydra_job, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
-from easgd_cli.experiment import build
-from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import schema
@@ -73,7 +71,7 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
     if planned.multirun:  # an experiment's
         raise UsageError(refused)
     now, path = planned.settings, Path(planned.run_dir).absolute()
-    single_run.checked(now)
+    outline, launcher = single_run.checked(now)
     changes = _changes(path, now)
     if changes is not None:
         status = reader.summary_of(path).get("status")
@@ -90,13 +88,10 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
             aside = next(p for p in run_directory.candidates(path) if not p.exists())
             path.rename(aside)
         tell(f"{path} has no checkpoint to go on from: the run begins again, and what there was is in {aside.name}")
-    for line in single_run.ineffective(now, words):
+    for line in single_run.ineffective(outline, words):
         tell(line)
-    launcher = kinds.launcher(now)
     try:
-        return single_run.launch(
-            now, path, words, command, launcher, build.prepare(now), partial(hydra_job.run, planned), alone=True
-        )
+        return single_run.launch(outline, launcher, path, words, command, partial(hydra_job.run, planned), alone=True)
     except FileExistsError as e:
         raise UsageError(
             f"resume=auto: {path} is there and is not the directory of a run; choose another with hydra.run.dir=PATH."

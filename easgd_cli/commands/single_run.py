@@ -13,7 +13,7 @@ from pathlib import Path
 from easgd_cli.commands import auto_tau, configs
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
-from easgd_cli.experiment.build import Experiment
+from easgd_cli.experiment.build import Outline
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
@@ -31,30 +31,29 @@ def _at_once(_: Path, run: Callable[[], Outcome]) -> Outcome:
     return run()
 
 
-def checked(settings: Settings) -> None:
-    """All that can be said before data and model are loaded. Raises UsageError."""
+def checked(settings: Settings) -> tuple[Outline, Launcher]:
+    """What can be made before data and model are loaded, all that can be said by then having been said. Raises
+    UsageError.
+    """
     schema.check(settings)
     groups.read(settings)
-    given, method = faults.read(settings), build.method(settings)
-    processes = build.launched_in_processes(settings)
+    given, made = faults.read(settings), build.outline(settings)
+    processes, method = build.launched_in_processes(settings), made.rules
     mortal = [name for name, variable in method.variables.items() if variable.origin is not None]
-    launcher, algo = settings.launcher["name"], settings.algo["name"]
-    faults.check_parties(given, processes, not method.alone, launcher, algo, mortal)
-    if settings.epochs is None:  # how many steps these are is known once the data are loaded
-        build.schedule(settings, schema.total_steps(settings, None))
-    build.average(settings)
-    auto_tau.check(settings)
-    kinds.launcher(settings)
+    faults.check_parties(given, processes, not method.alone, settings.launcher["name"], settings.algo["name"], mortal)
+    auto_tau.check(settings, method)
+    launcher = kinds.launcher(settings)
     build.check_launcher(settings, method)
+    return made, launcher
 
 
-def ineffective(settings: Settings, overrides: Sequence[str]) -> list[str]:
+def ineffective(outline: Outline, overrides: Sequence[str]) -> list[str]:
     """A sentence for every setting given in `overrides` that this method, schedule and problem do not use."""
+    settings, method = outline.settings, outline.rules
     groups = {name: getattr(settings, name) for name in ("algo", "schedule", "problem", "launcher")}
     algo, schedule, problem, launcher = (f"{name}={group['name']}" for name, group in groups.items())
     uses = build.symbols_used(settings)
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
-    method = build.method(settings)
     alone, in_processes = method.alone, build.launched_in_processes(settings)
     copies, periodic = build.of_copies(settings), build.periodic(settings)
     summed = settings.launcher.get("transport") == "collective"
@@ -99,23 +98,22 @@ def untuned(settings: Settings, overrides: Sequence[str]) -> list[str]:
 
 
 def launch(
-    settings: Settings,
+    outline: Outline,
+    launcher: Launcher,
     path: Path,
     overrides: list[str],
     command: str,
-    launcher: Launcher,
-    prepared: Experiment,
     as_job: AsJob = _at_once,
     alone: bool = False,
     say: Callable[[str], object] = tell,
 ) -> tuple[Outcome, Path]:
-    """Makes a directory for a new run, `path` or the next that is free, and runs it there, `as_job` of Hydra's or at
-    once. Before, tau=auto is settled, and what was chosen said with `say`.
+    """Prepares a new run, makes a directory for it, `path` or the next that is free, and runs it there, `as_job` of
+    Hydra's or at once. Before, tau=auto is settled, and what was chosen said with `say`.
 
     With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no
     directory, and RunError.
     """
-    settings, prepared = auto_tau.chosen(settings, prepared, launcher, say)
+    prepared = auto_tau.chosen(build.experiment(outline), launcher, say)
     made: list[Path] = []
     above = [p for p in path.parents if not p.exists()]
 
@@ -135,7 +133,7 @@ def launch(
             made.clear()
             raise FileExistsError(f"{path}: another process has taken this directory at the same moment.") from e
         try:
-            run_directory.write_config(path, settings, own(overrides))
+            run_directory.write_config(path, prepared.settings, own(overrides))
             launcher.begin()
             outcome = as_job(path, lambda: launcher(Job(path, own(overrides), command), prepared))
         except UsageError:
@@ -145,18 +143,12 @@ def launch(
 
 
 def go_on(
-    path: Path,
-    settings: Settings,
-    overrides: list[str],
-    command: str,
-    doubts: Sequence[str] = (),
-    launcher: Launcher | None = None,
+    outline: Outline, launcher: Launcher, path: Path, overrides: list[str], command: str, doubts: Sequence[str] = ()
 ) -> Outcome:
     """Goes on with the run in `path`, which the caller has found worth going on with, and tells the `doubts` there are
-    of its files. `launcher`: None for the one that the settings name. Raises UsageError and RunError.
+    of its files. Raises UsageError and RunError.
     """
-    launcher = launcher or kinds.launcher(settings)
-    prepared = build.prepare(settings)
+    settings, prepared = outline.settings, build.experiment(outline)
     from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
     from easgd_cli.record.resumption import check
 

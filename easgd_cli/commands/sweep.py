@@ -15,6 +15,7 @@ from easgd_cli.commands import configs, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError, why
 from easgd_cli.experiment import build
+from easgd_cli.launcher import distributed
 from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.overrides import own
@@ -42,7 +43,14 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     _warn_ineffective(plan.jobs)
     if plan.named:
         refuse_another(plan)
-    executor, how = _executor(plan, asked)
+    with ExitStack() as lasting:
+        # before a directory is made, and until the jobs are over
+        shared = lasting.enter_context(distributed.listening(plan.jobs[0].settings)) if plan.basic else []
+        return _run(plan, command, *_executor(plan, asked, shared), lasting)
+
+
+def _run(plan: Plan, command: str, executor: Executor, how: str, lasting: ExitStack) -> int:
+    """The same by this executor; `lasting` ends with the jobs. Raises UsageError and RunError."""
     root = _made(plan.root)
     _tell_tensorboard(root, plan.jobs, command)
     from easgd_cli.record.display import say
@@ -61,6 +69,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
             code = executor.run(plan.jobs, jobs.begin, jobs.tell, jobs.view.look)
         finally:
             jobs.view.close()
+            lasting.close()
     ended = jobs.all()
     if ended:
         say("")
@@ -80,8 +89,8 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     return code or (0 if whole and not statuses & {FAILED, KILLED} else 1)
 
 
-def _executor(plan: Plan, asked: Arguments) -> tuple[Executor, str]:
-    """Who runs the jobs, and how, in words. Raises UsageError."""
+def _executor(plan: Plan, asked: Arguments, shared: list[int]) -> tuple[Executor, str]:
+    """Who runs the jobs, whose processes inherit the descriptors `shared`, and how, in words. Raises UsageError."""
     if not plan.basic:
         hydra = HydraExecutor(plan, asked.overrides, asked.config_name, configs.directory(), PROGRAM)
         return hydra, f", by {plan.plugins}"
@@ -91,7 +100,7 @@ def _executor(plan: Plan, asked: Arguments) -> tuple[Executor, str]:
         return ["--config-name", asked.config_name, *job.words, f"retry={str(plan.retry).lower()}"]
 
     at_once = f", {len(shares)} at a time" if len(shares) > 1 else ""
-    return SlotExecutor(plan.root, shares, PROGRAM, words), at_once
+    return SlotExecutor(plan.root, shares, PROGRAM, words, shared), at_once
 
 
 def _made(root: Path) -> Path:
@@ -210,8 +219,9 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
 
     known: dict[str, tuple[dict[str, Any], Metrics]] = {}
     declared: dict[str, Metrics] = {}  # of a user's data set they are known once it is loaded
-    for s in (job.settings for job in jobs):
-        key, found = json.dumps([s.problem, s.dataset, s.task], sort_keys=True), hparams(s)
+    for job in jobs:
+        s = job.settings
+        key, found = json.dumps([s.problem, s.dataset, s.task], sort_keys=True), hparams(s, job.outline.rules)
         if key not in declared:
             declared[key] = build.declared_metrics(s)
         known[json.dumps(found, sort_keys=True)] = found, declared[key]
@@ -228,7 +238,7 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
 
 
 def _lines(job: SweepJob) -> list[str]:
-    return single_run.ineffective(job.settings, job.words) + single_run.untuned(job.settings, job.words)
+    return single_run.ineffective(job.outline, job.words) + single_run.untuned(job.settings, job.words)
 
 
 def _warn_ineffective(jobs: list[SweepJob]) -> None:

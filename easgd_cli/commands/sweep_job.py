@@ -19,15 +19,17 @@ from easgd_cli.commands import arguments, auto_tau, compose, hydra_job, single_r
 from easgd_cli.commands.compose import Composed
 from easgd_cli.commands.plan import apart
 from easgd_cli.errors import RunError, UsageError
-from easgd_cli.experiment import build
-from easgd_cli.launcher import kinds
+from easgd_cli.experiment.build import Outline
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.settings.overrides import own
 from easgd_cli.settings.schema import OF_SWEEPS
 from easgd_cli.sweeps import job_directory, job_status
 from easgd_cli.sweeps.job_directory import STOPPED, JobDirectory
 from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, INTERRUPTED, RUNNING, JobStatus
 from easgd_cli.system import interruption
+
+_Made = tuple[Outline, Launcher]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
             with compose.composing(asked.config_name) as composed:
                 job = composed(overrides)
             job = replace(job, settings=apart(job.settings))
-            single_run.checked(job.settings)
-            said, code = _run(root, name, job, overrides, asked.config_name, retry="retry=true" in words)
+            made = single_run.checked(job.settings)
+            said, code = _run(root, name, job, made, overrides, asked.config_name, retry="retry=true" in words)
     except (UsageError, RunError) as e:
         print(f"easgd: {e}", file=sys.stderr)
         with suppress(RunError):  # which it may be
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(
-    root: Path, name: str, job: Composed, overrides: list[str], config_name: str, retry: bool
+    root: Path, name: str, job: Composed, made: _Made, overrides: list[str], config_name: str, retry: bool
 ) -> tuple[JobStatus | None, int]:
     """The job where its directory is. Nothing is to be said of one that another sweep runs, or has just run."""
     while True:
@@ -77,22 +79,23 @@ def _run(
             return None if known else found.said, int(found.status == FAILED)
         job_status.write(root, name, JobStatus(RUNNING, path=str(found.path)))
         with suppress(FileExistsError):  # another sweep has just taken it
-            return _launch(found, job, overrides, config_name)
+            return _launch(found, job, made, overrides, config_name)
 
 
-def _launch(found: JobDirectory, job: Composed, overrides: list[str], config_name: str) -> tuple[JobStatus, int]:
+def _launch(
+    found: JobDirectory, job: Composed, made: _Made, overrides: list[str], config_name: str
+) -> tuple[JobStatus, int]:
     """A new run in the directory, or the one that was stopped there, whatever becomes of it. Raises FileExistsError."""
     path, settings = found.path, job.settings
     try:
         if found.status == STOPPED:
             command = shlex.join(["easgd", "train", f"resume={path}"])
-            outcome = single_run.go_on(path, auto_tau.as_chosen(path, settings), own(overrides), command)
+            if (chosen := auto_tau.as_chosen(path, settings)) is not settings:
+                made = single_run.checked(chosen)
+            outcome = single_run.go_on(*made, path, own(overrides), command)
         else:
             command = shlex.join(["easgd", "train", *_alone(path, overrides, config_name)])
-            launcher, prepared = kinds.launcher(settings), build.prepare(settings)
-            outcome, path = single_run.launch(
-                settings, path, overrides, command, launcher, prepared, partial(hydra_job.run, job), alone=True
-            )
+            outcome, path = single_run.launch(*made, path, overrides, command, partial(hydra_job.run, job), alone=True)
     except FileExistsError:
         raise
     except (UsageError, RunError) as e:

@@ -34,9 +34,8 @@ from easgd_cli.commands import (
 )
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
-from easgd_cli.experiment import build
-from easgd_cli.launcher import kinds, torchrun
-from easgd_cli.launcher.distributed import followed, refuse_sweep
+from easgd_cli.launcher import torchrun
+from easgd_cli.launcher.distributed import followed
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.system.terminal import tell, with_command
 
@@ -84,18 +83,15 @@ def main(argv: Sequence[str]) -> int:
     if asked.show:
         return _shown_by_hydra(asked)
     if isinstance(planned, plan.Plan):
-        for member in planned.jobs:
-            refuse_sweep(member.settings)
         return sweep.run(planned, asked, command)
     settings = planned.settings
-    single_run.checked(settings)
+    outline, launcher = single_run.checked(settings)
     if (follows := followed(settings)) is not None:
         return join.follow(follows)
-    for line in single_run.ineffective(settings, asked.overrides) + single_run.untuned(settings, asked.overrides):
+    for line in single_run.ineffective(outline, asked.overrides) + single_run.untuned(settings, asked.overrides):
         tell(line)
-    launcher, prepared = kinds.launcher(settings), build.prepare(settings)
     path, as_job = Path(planned.run_dir), partial(hydra_job.run, planned)
-    return _told(*single_run.launch(settings, path, asked.overrides, command, launcher, prepared, as_job))
+    return _told(*single_run.launch(outline, launcher, path, asked.overrides, command, as_job))
 
 
 def _gone_on(asked: Arguments, overrides: dict[str, Override], command: str) -> int | None:

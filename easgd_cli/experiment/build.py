@@ -41,7 +41,7 @@ from easgd_cli.experiment.problems import model as model
 from easgd_cli.experiment.problems import problem as problem
 from easgd_cli.experiment.problems import split_parameter as split_parameter
 from easgd_cli.experiment.problems import task as task
-from easgd_cli.settings.schema import Settings
+from easgd_cli.settings.schema import Settings, total_steps
 from easgd_cli.settings.targets import ours
 
 if TYPE_CHECKING:
@@ -56,12 +56,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What settings name that needs neither data nor problem, made and checked once: an experiment grows from it.
+
+    `rules`: the method as it is listed. `schedule`: None where the length of the run follows from its data.
+    """
+
+    settings: Settings
+    rules: Method
+    schedule: Schedule | None
+    average: Average | None
+
+
+def outline(s: Settings) -> Outline:
+    """Raises UsageError."""
+    rules = method(s)
+    known = s.epochs is None
+    return Outline(s, rules, schedule(s, total_steps(s, None)) if known else None, average(s, rules))
+
+
+@dataclass(frozen=True)
 class Parts:
-    """What one process of a run works with: the problem on its device, the method on that problem's vectors, and what
-    follows from the settings.
+    """What one process of a run works with: the problem on its device, the method as it is listed (`rules`) and on that
+    problem's vectors, and what follows from the settings.
     """
 
     problem: Problem
+    rules: Method
     method: Method
     schedule: Schedule
     average: Average | None
@@ -85,8 +106,9 @@ class Recipe:
 
     def parts(self, device: torch.device) -> Parts:
         """All of it, on `device`. Raises UsageError."""
-        s, minimised = self.settings, self.problem(device)
-        return Parts(minimised, on_vectors_of(minimised, method(s), s), schedule(s, self.steps), average(s))
+        s, minimised, rules = self.settings, self.problem(device), method(self.settings)
+        on_vectors = on_vectors_of(minimised, rules, s)
+        return Parts(minimised, rules, on_vectors, schedule(s, self.steps), average(s, rules))
 
     def shared(self) -> Recipe:
         """The same, its data where all processes of this machine find them."""
@@ -167,10 +189,18 @@ class Experiment:
         """The parts of the one process of a simulated run, which are these where it computes on the CPU. Raises
         UsageError.
         """
-        return self.parts if device.type == "cpu" else self.recipe.parts(device)
+        if device.type == "cpu":
+            return self.parts
+        minimised = self.recipe.problem(device)
+        return replace(self.parts, problem=minimised, method=on_vectors_of(minimised, self.parts.rules, self.settings))
 
 
 def prepare(s: Settings, workers: int | None = None) -> Experiment:
+    """The experiment of settings of which nothing has been made. Raises UsageError."""
+    return experiment(outline(s), workers)
+
+
+def experiment(of: Outline, workers: int | None = None) -> Experiment:
     """Loads the data, builds the problem and checks all that could fail later; of a machine that has only so many of
     the `workers`, and nothing else of the run. Raises UsageError.
     """
@@ -179,23 +209,23 @@ def prepare(s: Settings, workers: int | None = None) -> Experiment:
     from easgd_cli.experiment.memory_estimate import Part, check_memory
     from easgd_cli.problems.base import check_problem
     from easgd_cli.problems.classification import metrics_of
-    from easgd_cli.settings.schema import total_steps
 
-    rules = method(s)
+    s, rules = of.settings, of.rules
     devices = check_devices(s, rules)
     asked = asked_by_problem(s)
     refuse_unused(s, asked)
     given = data(s) if asks_for_data(s, asked) else None
     steps = total_steps(s, None if given is None else given.count("train"))
-    schedule(s, steps)  # said before the data set is measured
+    timed = schedule(s, steps) if of.schedule is None else of.schedule  # said before the data set is measured
     recipe = Recipe(s, given, steps)
-    parts = recipe.parts(torch.device("cpu"))
+    minimised = recipe.problem(torch.device("cpu"))
+    parts = Parts(minimised, rules, on_vectors_of(minimised, rules, s), timed, of.average)
     if given is None or not ours(s.problem):  # measuring our own on a whole data set would take seconds
-        measured = tuple(check_problem(parts.problem, s.problem["name"], s.workers))
+        measured = tuple(check_problem(minimised, s.problem["name"], s.workers))
     else:
-        measured = getattr(parts.problem, "measures", ())
-    check_levels(s, metrics_of(parts.problem), measured)
-    start = parts.problem.start(None if not rules.alone else 0)
+        measured = getattr(minimised, "measures", ())
+    check_levels(s, metrics_of(minimised), measured)
+    start = minimised.start(None if not rules.alone else 0)
     check_slices(s, rules, start.numel())
     computing = workers_here(s) if workers is None else min(workers, s.workers)
     here = Part(computing, devices[:computing].count("cpu"), serves=workers is None)

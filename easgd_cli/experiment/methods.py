@@ -58,7 +58,7 @@ def local_step(s: Settings) -> LocalStep | None:
 def method(s: Settings) -> Method:
     """The method's two rules, with their constants and its local step. Raises UsageError."""
     from easgd_cli.algorithms import slices
-    from easgd_cli.algorithms.base import CENTER, Method, check_method
+    from easgd_cli.algorithms.base import Method, check_method
 
     if (
         s.alpha is not None
@@ -90,11 +90,6 @@ def method(s: Settings) -> Method:
         )
     if (why := slices.refusal(made, s.masters, s.fragments)) is not None:
         raise UsageError(f"algo={s.algo['name']} {why}")
-    if not made.alone and CENTER not in made.variables and average(s) is not None:
-        raise UsageError(
-            f"algo={s.algo['name']} average={s.average['name']}: an average is of the center, and this method has "
-            "none; leave out average=."
-        )
     return made
 
 
@@ -166,6 +161,14 @@ def follows_the_length(s: Settings) -> bool:
     return "steps" in signature(locate("schedule", s.schedule["target"]))
 
 
-def average(s: Settings) -> Average | None:
+def average(s: Settings, rules: Method) -> Average | None:
     """The weights of the center in its average; None where none is kept. Raises UsageError."""
-    return make("average", s.average, {})
+    from easgd_cli.algorithms.base import CENTER
+
+    made: Average | None = make("average", s.average, {})
+    if made is not None and not rules.alone and CENTER not in rules.variables:
+        raise UsageError(
+            f"algo={s.algo['name']} average={s.average['name']}: an average is of the center, and this method has "
+            "none; leave out average=."
+        )
+    return made

@@ -123,9 +123,9 @@ def loss_arguments(maker: Callable[..., Any]) -> list[str]:
     return wanted if len(wanted) == 2 else []
 
 
-def model(s: Settings, data: Dataset | None, checked: bool = True) -> nn.Module:
-    """A net for these data, `checked` on two samples of them, initialised from the one seed, or as `init` says. Raises
-    UsageError.
+def model(s: Settings, data: Dataset | None, checked: bool = True, trained_for: Task | None = None) -> nn.Module:
+    """A net for these data, `checked` on two samples of them, initialised from the one seed, or as `init` says.
+    `trained_for`: the task, made here unless given. Raises UsageError.
 
     Without data, or where the problem feeds it with something else, it is what its maker makes of it.
     """
@@ -136,7 +136,8 @@ def model(s: Settings, data: Dataset | None, checked: bool = True) -> nn.Module:
             f"problem={s.problem['name']} model={s.model['name']}: this problem needs a net; choose one, such as "
             "model=small."
         )
-    trained_for = None if data is None else task(s, data)
+    if trained_for is None and data is not None:
+        trained_for = task(s, data)
     outputs = None if data is None or trained_for is None else trained_for.outputs(data)
     offered = {"input_shape": data.input_shape} if data is not None else {}
     if data is not None and outputs is None and ours(s.model):
@@ -187,7 +188,7 @@ def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
     if data is not None:
         offered |= {"data": data, "images": data, "task": trained_for}
     if "model" in asked:
-        offered["model"] = model(s, data, checked=trained_for is not None)
+        offered["model"] = model(s, data, trained_for is not None, trained_for)
     return make("problem", s.problem, offered)
 
 

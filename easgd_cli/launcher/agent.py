@@ -32,16 +32,22 @@ _AGAIN_SECONDS = 0.5  # between two
 _LEAVING_SECONDS = 10.0  # a signal goes to all hosts of a run: how long it may take to end for that reason
 
 
+class Over(RunError):
+    """Nobody listens any more where a host has taken part: no further run follows."""
+
+
 class Agent:
     """This machine's part of a run, with so many `places` for workers and `masters`. `address`: where its first host is
-    reached, within `wait` seconds; `prepare`: makes the experiment of settings, for so many workers. Raises UsageError
-    and RunError.
+    reached, within `wait` seconds; `prepare`: makes the experiment of settings, for so many workers. `again`: whether
+    it has been in a run there which another follows; after this one it `stays` for one more, or not. Raises UsageError
+    and RunError: Over where none has followed.
     """
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, places: int, masters: int, wait: float,
-        prepare: Callable[[dict[str, Any], int], Experiment],
+        prepare: Callable[[dict[str, Any], int], Experiment], again: bool = False,
     ):  # fmt: skip
+        self._again, self.stays = again, False
         self._address, self._secret, self._places, self._masters = address, secret, places, masters
         self.where = f"{address[0]}:{address[1]}"
         self._prepare = prepare
@@ -61,6 +67,8 @@ class Agent:
             except Refused as e:
                 raise UsageError(f"{self.where}: {e}; EASGD_SECRET is to be the same on all hosts of a run.") from e
             except OSError as e:
+                if self._again and isinstance(e, ConnectionRefusedError):
+                    raise Over(f"{self.where}: no further run follows there.") from e
                 if time.monotonic() > ends:
                     raise RunError(
                         f"{self.where}: no run is reached there ({why(e)}); is it under way, and is that its address?"
@@ -117,6 +125,7 @@ class Agent:
             self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"])))
         elif kind == "end":
             self._connection.close()  # which says there that it has been heard
+            self.stays = bool(message.get("again"))
             tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
             return int(message["exit_code"])
         return None

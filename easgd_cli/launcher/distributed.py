@@ -4,7 +4,10 @@ and wherever hosts have come in (`easgd join`, or torchrun).
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from easgd_cli.launcher.torchrun import World
 
 _LOOPBACK = "127.0.0.1"
+_LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
 
 
 @dataclass
@@ -46,9 +50,10 @@ class Distributed:
     wait: float = 300.0
     silence: float = 10.0
     forks: ClassVar[bool] = True
-    joined: ClassVar[bool] = True  # by hosts, which come for one run
     _listener: socket.socket | None = field(default=None, init=False, repr=False)
+    _of_sweep: bool = field(default=False, init=False, repr=False)  # whose jobs are all reached where this is
     _where: str = field(default="", init=False, repr=False)
+    _told: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         kinds.Local(self.workers, self.masters)  # its limits: each worker has a process here
@@ -117,8 +122,13 @@ class Distributed:
     def listen(self) -> tuple[socket.socket, str]:
         """Whom other hosts call, and how that is written. Raises UsageError."""
         if self._listener is None:
-            asked, address, port = self._address()
-            self._listener = network.listener(asked, address, port)
+            inherited = os.environ.pop(_LISTENER, None)
+            self._of_sweep = inherited is not None
+            if inherited is None:
+                self._listener = network.listener(*self._address())
+            else:
+                self._listener = socket.socket(fileno=int(inherited))
+                self._listener.set_inheritable(False)
             self._where = "{}:{}".format(*self._listener.getsockname())
         return self._listener, self._where
 
@@ -161,18 +171,17 @@ class Distributed:
         listener, where = self.listen()
         secret = network.secret("launcher.address", listener.getsockname()[0])
         vectors = (experiment.size, str(experiment.dtype).removeprefix("torch."))
-        gate = Gate(listener, secret, asdict(s), vectors, self.silence)
+        gate = Gate(network.Lent(listener), secret, asdict(s), vectors, self.silence)
         world = torchrun.world()
         store = None if world is None else world.publish(where)
         far, masters_far = self.workers - self.places_here, masters_elsewhere(s)
-        masters = f"; masters here {self.masters - masters_far}, elsewhere {masters_far}" if masters_far else ""
-        tell(
-            f"master on {socket.gethostname()}, reached at {where}; workers here {self.places_here}, elsewhere {far}"
-            f"{masters}"
-        )
         join = f"on another host: easgd join {where}"
-        if (far or masters_far) and world is None:
-            tell(join)
+        if not self._told:  # by a short run of tau=auto, at the same place
+            host, self._told = socket.gethostname(), True
+            masters = f"; masters here {self.masters - masters_far}, elsewhere {masters_far}" if masters_far else ""
+            tell(f"master on {host}, reached at {where}; workers here {self.places_here}, elsewhere {far}{masters}")
+            if (far or masters_far) and world is None:
+                tell(join)
         here = Here(self.places_here, self.masters - masters_far, entries_here(experiment), masters_far)
 
         def children(logs: Path) -> FarChildren:
@@ -185,8 +194,11 @@ class Distributed:
             outcome = driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, children))
         finally:
             said = ("failed", 1) if outcome is None else (outcome.status, outcome.exit_code)
-            gate.close({"status": said[0], "exit_code": said[1]})
-            self._listener = None
+            again = job.another or self._of_sweep
+            gate.close({"status": said[0], "exit_code": said[1], "again": again})
+            if not again:
+                listener.close()
+                self._listener = None
             del store
         return outcome
 
@@ -229,16 +241,62 @@ def _refuse(s: Settings, here: int) -> None:
             )
 
 
-def refuse_sweep(s: Settings) -> None:
-    """Raises UsageError for a job of a sweep that is on many machines: its hosts would leave with the first job."""
-    if s.launcher["target"] == f"{__name__}:Distributed":
+def check_sweep(jobs: Sequence[Settings], at_once: str, basic: bool) -> None:
+    """Raises UsageError where hosts could not stay from one of these jobs to the next. `basic`: whether easgd runs them
+    itself.
+    """
+    places = [(s.launcher.get("address"), s.launcher.get("interface")) if _is_distributed(s) else None for s in jobs]
+    if not any(places):
+        return
+    refuse_torchrun(jobs[0], "-m", "start the sweep with easgd train -m, and easgd join on each other host")
+    if not basic:
         raise UsageError(
-            "launcher=distributed: hosts join one run and leave with it, so there are no sweeps on many machines yet; "
-            "start the runs one after another."
+            "launcher=distributed: hosts stay from job to job only where easgd runs the sweep itself; leave out "
+            "hydra/launcher= and hydra/sweeper=."
+        )
+    if at_once != Settings.jobs:
+        raise UsageError(
+            f"launcher=distributed jobs={at_once}: a host takes part in one run at a time; leave out jobs=."
+        )
+    if len(set(places)) > 1:
+        raise UsageError(
+            "launcher=distributed: hosts wait for the next job of a sweep where they have joined, so all its jobs are "
+            "on many machines and reached at one address; start the others as a sweep of their own."
+        )
+
+
+@contextmanager
+def listening(job: Settings) -> Iterator[list[int]]:
+    """Where all jobs of a sweep are reached, of which this is one, for as long as this lasts: the descriptors that
+    their processes are to inherit; none where they are not on many machines. Raises UsageError.
+    """
+    launcher = kinds.launcher(job) if _is_distributed(job) else None
+    if not isinstance(launcher, Distributed):
+        yield []
+        return
+    listener, where = launcher.listen()
+    tell(f"the jobs are reached at {where}; on another host: easgd join {where}")
+    with listener:
+        os.environ[_LISTENER] = str(listener.fileno())
+        try:
+            yield [listener.fileno()]
+        finally:
+            del os.environ[_LISTENER]
+
+
+def _is_distributed(s: Settings) -> bool:
+    return bool(s.launcher["target"] == f"{__name__}:Distributed")
+
+
+def refuse_torchrun(s: Settings, asked: str, instead: str) -> None:
+    """Raises UsageError for what is several runs, where torchrun has started the processes of one."""
+    if _is_distributed(s) and torchrun.world() is not None:
+        raise UsageError(
+            f"launcher=distributed {asked}: torchrun starts the processes of one run, and this is several; {instead}."
         )
 
 
 def followed(s: Settings) -> World | None:
     """The processes of which this is one that follows rank 0, which makes the run; None where this makes it."""
-    world = torchrun.world() if s.launcher["target"] == f"{__name__}:Distributed" else None
+    world = torchrun.world() if _is_distributed(s) else None
     return None if world is None or world.rank == 0 else world

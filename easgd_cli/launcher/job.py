@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Job:
     """Where a run is kept, in a directory made for it and locked, and what it was asked for by. `screen`: where it is
-    shown (record/display.py); None: standard output.
+    shown (record/display.py); None: standard output. `another`: whether one more run of the same launcher follows, for
+    which hosts that have joined this one stay.
     """
 
     run_dir: Path
@@ -21,6 +22,7 @@ class Job:
     command: str = ""
     resume: bool = False
     screen: Screen | None = None
+    another: bool = False
 
 
 @dataclass(frozen=True)

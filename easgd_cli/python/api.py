@@ -7,25 +7,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.commands import auto_tau, foreign_code, going_on, single_run
 from easgd_cli.errors import UsageError
-from easgd_cli.experiment import build
 from easgd_cli.launcher import signals
 from easgd_cli.python import keywords
 from easgd_cli.python.run import Run
 from easgd_cli.record import reader, run_directory
-from easgd_cli.settings.schema import Group, Settings
+from easgd_cli.settings.schema import Group
 from easgd_cli.settings.targets import Handed
 from easgd_cli.system.terminal import tell
 from easgd_cli.system.unchanged import unchanged_process
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from easgd_cli.python.here import Here
 
 
 def train(
@@ -137,22 +135,26 @@ def _handed(model: Any, train: Any, test: Any, loss: Any, asked: dict[str, Any])
 
 
 def _begin(asked: dict[str, Any], handed: dict[str, Group], directory: str | Path | None, progress: bool) -> Run:
+    from easgd_cli.python.here import Here, ended
+
     settings = keywords.composed(asked, handed)
     written = [f"{group}={node['name']}" for group, node in handed.items()] + keywords.lines(asked)
-    here = _checked(settings, progress)
-    for line in single_run.ineffective(settings, written) + single_run.untuned(settings, written):
+    outline, launcher = single_run.checked(settings)
+    here = Here.of(settings, launcher, progress)
+    for line in single_run.ineffective(outline, written) + single_run.untuned(settings, written):
         warnings.warn(line, stacklevel=3)
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{run_directory.named_by(written, '_')}"
     path = Path("runs", name) if directory is None else Path(directory)
-    prepared = build.prepare(settings)
     say: Any = tell if progress else lambda _: None
-    outcome, path = single_run.launch(settings, path, written, _command(written), here, prepared, say=say)
-    return _ended(outcome, Run(path, auto_tau.as_chosen(path, settings)))
+    outcome, path = single_run.launch(outline, here, path, written, _command(written), say=say)
+    return ended(outcome, Run(path, auto_tau.as_chosen(path, settings)))
 
 
 def _go_on(
     resume: Run | str | Path, asked: dict[str, Any], handed: dict[str, Group], directory: Any, progress: bool
 ) -> Run:
+    from easgd_cli.python.here import Here, ended
+
     if directory is not None:
         raise UsageError(f"resume={resume} directory={directory}: a run goes on in the directory that it has.")
     path, of_this_process = (resume.directory, resume.settings) if isinstance(resume, Run) else (Path(resume), None)
@@ -170,26 +172,10 @@ def _go_on(
     settings = keywords.resumed(path, changes, handed, doubts)
     if of_this_process is None:
         foreign_code.announce(path, settings)
-    here = _checked(settings, progress)
     given = going_on.Asked(f"resume={path}", lines, changes, _command([f"resume={path}", *lines.values()]))
+    here = partial(Here.of, progress=progress)
     outcome = going_on.run(path, settings, keywords.resumed(path, {}, handed), given, doubts, here)
-    return Run(path, settings) if isinstance(outcome, str) else _ended(outcome, Run(path, settings))
-
-
-def _checked(settings: Settings, progress: bool) -> Here:
-    """The launcher of a run whose settings have been checked as far as can be without data and model. Raises
-    UsageError.
-    """
-    from easgd_cli.python.here import Here
-
-    single_run.checked(settings)
-    return Here.of(settings, progress)
-
-
-def _ended(outcome: Any, run: Run) -> Run:
-    from easgd_cli.python.here import ended
-
-    return ended(outcome, run)
+    return Run(path, settings) if isinstance(outcome, str) else ended(outcome, Run(path, settings))
 
 
 def _command(lines: Iterable[str]) -> str:

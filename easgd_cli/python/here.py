@@ -17,7 +17,7 @@ import torch
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Experiment
-from easgd_cli.launcher import fork_server, kinds
+from easgd_cli.launcher import fork_server
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.python.handed import InheritedRecipe, SentRecipe, unsendable
@@ -60,7 +60,7 @@ class Here:
     forks: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, s: Settings, progress: bool) -> Here:
+    def of(cls, s: Settings, launcher: Launcher, progress: bool) -> Here:
         """Raises UsageError where what was handed over cannot reach the workers."""
         in_processes = build.launched_in_processes(s)
         inherits = unsendable(s) if in_processes else None
@@ -69,7 +69,7 @@ class Here:
                 f"{inherits}: workers would have to be copies of this process, which a GPU's driver does not take; put "
                 "it at the top of a module, and import it from there."
             )
-        return cls(kinds.launcher(s), _screen(progress), in_processes, inherits)
+        return cls(launcher, _screen(progress), in_processes, inherits)
 
     def begin(self) -> None:
         if self.inherits is None:

@@ -19,6 +19,7 @@ from easgd_cli.record.tensorboard import Value
 from easgd_cli.settings.schema import GROUPS, Settings, effective_alpha, effective_beta, length, levels
 
 if TYPE_CHECKING:
+    from easgd_cli.algorithms.base import Method
     from easgd_cli.record.checkpoint import Checkpoint
 
 
@@ -35,7 +36,8 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
     """The recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
     from easgd_cli.training.drive import how_it_exchanges  # here, since it loads torch
 
-    s = experiment.settings
+    s, rules = experiment.settings, experiment.parts.rules
+    of_run = hparams(s, rules)
     facts = {
         **getattr(experiment.problem, "facts", {}),
         "algo": s.algo["name"], "problem": s.problem["name"], "dataset": s.dataset["name"], "model": s.model["name"],
@@ -44,8 +46,8 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "precision": s.precision,
         "length": length(s), "until": levels(s), "symbols": sorted(build.symbols_used(s)),
         # so that nobody who looks at the run has to run its code
-        "exchange": "in rounds" if build.of_copies(s) else how_it_exchanges(build.method(s), s.eta),
-        "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in hparams(s).items()},
+        "exchange": "in rounds" if build.of_copies(s) else how_it_exchanges(rules, s.eta),
+        "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in of_run.items()},
         "metrics": metrics_of(experiment.problem).told(),
     }  # fmt: skip
     if len(experiment.method.variables) > 1:
@@ -59,18 +61,18 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "config": as_is(yaml.safe_dump(asdict(s), sort_keys=False, allow_unicode=True)),
     }
     if resumed is None:
-        return Recorder(job.run_dir, s.workers, hparams(s), texts, facts)
+        return Recorder(job.run_dir, s.workers, of_run, texts, facts)
     return Recorder.reopen(
-        job.run_dir, s.workers, hparams(s), texts, facts, keep=up_to(resumed),
+        job.run_dir, s.workers, of_run, texts, facts, keep=up_to(resumed),
         exchanges=resumed.owner.moment.exchanges, checkpoint=resumed.name,
     )  # fmt: skip
 
 
-def hparams(s: Settings) -> dict[str, Value]:
+def hparams(s: Settings, rules: Method) -> dict[str, Value]:
     """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols
     its method does not use.
     """
-    exchanges = not build.method(s).alone or build.periodic(s)
+    exchanges = not rules.alone or build.periodic(s)
     uses = build.symbols_used(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in GROUPS}
     found |= {

@@ -46,11 +46,18 @@ class SlotExecutor:
     """At most one job in each of `slots`, of the sweep in `root`. With one slot the jobs run in turn.
 
     A job is `program`, a module, whose main is called with root, name and `words` of the job in a process of its own.
-    Killed, this process takes the jobs with it.
+    Killed, this process takes the jobs with it. They inherit the descriptors `shared`.
     """
 
-    def __init__(self, root: Path, slots: Sequence[Slot], program: str, words: Callable[[SweepJob], list[str]]):
-        self._root, self._slots, self._program, self._words = root, slots, program, words
+    def __init__(
+        self,
+        root: Path,
+        slots: Sequence[Slot],
+        program: str,
+        words: Callable[[SweepJob], list[str]],
+        shared: Sequence[int] = (),
+    ):
+        self._root, self._slots, self._program, self._words, self._shared = root, slots, program, words, shared
         self._servers: dict[int, JobServer] = {}
         self._running: dict[int, SweepJob] = {}
 
@@ -85,7 +92,7 @@ class SlotExecutor:
         if server is not None and (not server.lives or server.devices is not devices):
             self._servers.pop(at).kill()
         if at not in self._servers:
-            self._servers[at] = JobServer(self._slots[at], devices, self._program, log)
+            self._servers[at] = JobServer(self._slots[at], devices, self._program, log, self._shared)
         arguments = [str(self._root), job.name, *self._words(job)]
         self._servers[at].give(arguments, log, build.launched_in_processes(job.settings))
         self._running[at] = job
@@ -105,7 +112,7 @@ class JobServer:
     job with it.
     """
 
-    def __init__(self, slot: Slot, devices: Devices, program: str, log: Path):
+    def __init__(self, slot: Slot, devices: Devices, program: str, log: Path, shared: Sequence[int] = ()):
         self.devices = devices
         self._pid: int | None = None  # of its job
         self._due: list[int] = []  # signals for that
@@ -120,7 +127,7 @@ class JobServer:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=slot.environment(devices),
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *shared],
                 start_new_session=True,  # a terminal's Ctrl-C comes to the sweep alone, which passes it on once
             )
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

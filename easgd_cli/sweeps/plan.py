@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from easgd_cli.experiment.build import Outline
 from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps.objective import Objective
 
@@ -20,9 +21,13 @@ class SweepJob:
 
     words: list[str]
     name: str
-    settings: Settings
+    outline: Outline
     steps: int | None
     memory: int
+
+    @property
+    def settings(self) -> Settings:
+        return self.outline.settings
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import select
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from easgd_cli.errors import UsageError, why
 
@@ -71,6 +74,29 @@ def listener(asked: str, address: str, port: int) -> socket.socket:
                 f"{asked}: something listens at that port already; give another, or 0 for a free one."
             ) from e
         raise UsageError(f"{asked}: nobody can listen there ({why(e)}); give another address.") from e
+
+
+class Lent(socket.socket):
+    """A listener for one run of several: after `shutdown` it listens no more, and the next hears who calls then."""
+
+    def __init__(self, listener: socket.socket):
+        super().__init__(fileno=os.dup(listener.fileno()))
+        self.setblocking(False)  # who called may have gone before it is accepted
+        self._wake, self._woken = socket.socketpair()
+        self._poll = select.poll()
+        for watched in (self, self._woken):
+            self._poll.register(watched, select.POLLIN)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Raises OSError after `shutdown`."""
+        while self._woken.fileno() not in dict(self._poll.poll()):
+            with suppress(BlockingIOError):
+                return super().accept()
+        raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+
+    def shutdown(self, how: int) -> None:
+        """Ends `accept` alone, whatever `how`: others have a descriptor of this socket too."""
+        self._wake.send(b"x")
 
 
 def check_own(asked: str, address: str) -> None:
