@@ -111,9 +111,9 @@ def test_a_worker_that_comes_later_comes_to_all_masters_and_one_that_never_does_
     run = train(a, tmp_path, "workers=3", "launcher.least=1", *APART, *words)
     hosts = [joined(b, tmp_path, "b", "workers=0")]
     until(lambda: "training begins" in log(tmp_path), "training")
-    until(lambda: (tmp_path / "run" / "exchanges.bin").stat().st_size >= 4 * 2 * 20, "its waiting at the gate")
+    until(lambda: (tmp_path / "run" / "exchanges.bin").stat().st_size >= 4 * 5, "exchanges of one")
     hosts.append(joined(c, tmp_path, "c", "masters=0"))
-    until(lambda: "worker 1 has come, at its step 38" in log(tmp_path), "its coming")
+    until(lambda: "worker 1 has come, at its step" in log(tmp_path), "its coming")
     (tmp_path / "gate").touch()
     assert ended(run, tmp_path, "train") == 0
     assert [ended(host, tmp_path, name) for host, name in zip(hosts, "bc", strict=True)] == [0, 0]
