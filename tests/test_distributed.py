@@ -20,7 +20,7 @@ import torch
 from machines import Machine, Machines
 
 HERE = Path(__file__).parent
-PATIENCE = 40.0  # a test's, on a busy machine
+PATIENCE = 120.0  # a test's, on a busy machine
 SMALL = ["threads=1", "device=cpu", "batch_size=16", "eval.every=20 steps", "eval.train_images=100"]
 
 

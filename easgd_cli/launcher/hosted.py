@@ -237,6 +237,7 @@ class Place(threading.Thread):
         self._leaves = threading.Event()
         self._wake, self._woken = socket.socketpair()
         self._posting = threading.Lock()
+        self._child: Child | None = None
         self.start()
 
     def leave(self) -> None:
@@ -271,7 +272,7 @@ class Place(threading.Thread):
         _, text, _ = connection.next()
         begin, vectors = connection.message(text)
         maker, start = self.of.begin(self, begin, vectors)
-        child = self.child = self._host.start(self.of.party, maker, start, log)
+        child = self._child = self._host.start(self.of.party, maker, start, log)
         self.of.begun()
         tell(f"{self.of.name} runs here, process {child.process.pid}")
         threading.Thread(target=self._listen, args=(child,), daemon=True).start()
@@ -335,15 +336,17 @@ class Place(threading.Thread):
     def post(self, message: dict[str, Any], enclosed: socket.socket | None = None) -> None:
         """To the process; one that has ended hears nothing."""
         with self._posting, suppress(ChannelClosed):
-            if not self._leaves.is_set():
-                self.child.channel.post(message, enclosed)
+            if self._child is not None and not self._leaves.is_set():
+                self._child.channel.post(message, enclosed)
 
     def session_lost(self, how: str) -> None:
         """Its worker is to come back, in sessions with all masters."""
-        if not self._leaves.is_set():
+        if self._child is None:
+            self.leave()
+        elif not self._leaves.is_set():
             text = f"its session with a master on another host is lost: {how}"
             self.connection.say({"kind": "error", "text": text, "refused": False})
-            self.child.kill()
+            self._child.kill()
 
 
 def _say_log(connection: Connection, log: Path, read: int) -> int:
