@@ -1539,6 +1539,19 @@ def test_training_begins_without_those_that_have_no_host_once_enough_are_there_a
     assert StartWorker(3, 5) in supervisor.commands()
 
 
+def test_the_next_master_goes_on_after_the_last_snapshot_that_was_said_and_takes_none_again() -> None:
+    """Its points of evaluation are those after the latest moment that is known."""
+    world = run_of(2, restarts=1)
+    supervisor = world.supervisor
+    supervisor.owner_at(Moment(1.0, 150.0, 60))
+    supervisor.snapshot(Moment(1.5, 200.0, 80), X)
+    assert supervisor.moment.step == 200.0
+    supervisor.owner_at(Moment(1.4, 190.0, 76))  # which it had said before
+    assert supervisor.moment.step == 200.0
+    supervisor.owner_at(Moment(1.6, 210.0, 84))
+    assert supervisor.moment.step == 210.0
+
+
 def test_without_a_least_number_everybody_is_waited_for() -> None:
     world = run_of(2, begin=False, restarts=1)
     world.supervisor.homeless([1])

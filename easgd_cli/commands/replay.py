@@ -21,7 +21,7 @@ from easgd_cli.launcher.job import Outcome
 from easgd_cli.record import reader, resumption
 from easgd_cli.record.row_reader import returns_of
 from easgd_cli.settings import faults
-from easgd_cli.settings.schema import Settings
+from easgd_cli.settings.faults import Fault
 from easgd_cli.system.terminal import for_terminal, tell
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
@@ -70,6 +70,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
     summed = settings.launcher.get("transport") == "collective" and settings.workers > 2
+    faults_of_run = faults.read(settings)  # a replay has none
     # The recorded order ends where the run did, whatever ended it.
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until={})
     outline, launcher = single_run.checked(settings)
@@ -78,7 +79,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     order = _checked_order(source, entries)  # before anything is started
     returns = returns_of(source / "metrics.jsonl", settings.workers)
     if settings.masters == 1:
-        _refuse_lost_nodes(given, settings, list(method.variables), order)
+        _refuse_lost_nodes(given, faults_of_run, list(method.variables), order)
         _refuse_half_steps(given, method, order, returns)
     else:
         _refuse_half_exchanges(given, entries.variables, order, returns)
@@ -92,10 +93,10 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     return outcome, path
 
 
-def _refuse_lost_nodes(given: str, settings: Settings, variables: list[str], order: list[int]) -> None:
+def _refuse_lost_nodes(given: str, faults_of_run: Sequence[Fault], variables: list[str], order: list[int]) -> None:
     """Whoever came to a node while it was lost went on alone, and of that no exchange tells. Raises UsageError."""
     served = Counter(variables[entry >> 16] for entry in order)
-    for fault in faults.read(settings):
+    for fault in faults_of_run:
         if fault.variable is not None and fault.exchange is not None and served[fault.variable] >= fault.exchange:
             raise UsageError(
                 f"{given}: {fault.variable} of this run was lost (faults), and the order of exchanges does not tell "

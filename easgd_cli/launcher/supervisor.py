@@ -48,6 +48,7 @@ class Supervisor:
         self.plan, self.journal, self.queue = plan, journal, queue
         self.members = Members(moment)
         course = self._course = Course(moment, moment.seconds)
+        self._taken = moment  # the last snapshot
         self._commands: list[Command] = []
         members, ask = self.members, self._commands.append
         self._beginning = Beginning(plan, course, journal, members, ask)
@@ -89,8 +90,8 @@ class Supervisor:
 
     @property
     def moment(self) -> Moment:
-        """Where the owner last said it was."""
-        return self._course.told
+        """Where the owner last was, as it has said or as its last snapshot tells, which may come first."""
+        return max(self._course.told, self._taken, key=lambda moment: (moment.exchanges, moment.step))
 
     # ---------------------------------------------------------------- events of training
 
@@ -243,6 +244,7 @@ class Supervisor:
 
     def snapshot(self, moment: Moment, vectors: Vectors) -> None:
         """The owner has taken a snapshot, to be measured; it is the queue's from now on."""
+        self._taken = moment
         self.evaluation.taken(moment, vectors)
         self._feed_evaluator()
 
