@@ -9,6 +9,7 @@ import queue
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -674,6 +675,34 @@ def _fill(shared: SharedTensors) -> None:
 def test_more_shared_memory_than_there_is_is_an_error_and_not_a_crash() -> None:
     with pytest.raises(MemoryError, match="could not be had"):
         SharedTensors.allocate({"x": ((2**62,), torch.uint8)})
+
+
+def test_several_threads_say_something_on_one_channel_and_every_word_arrives_whole() -> None:
+    left, right = (Channel(end) for end in socket.socketpair())
+    count, threads = 3000, 4
+
+    def says(thread: int) -> None:
+        for n in range(count):
+            left.post({"thread": thread, "n": n})
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        talking = [threading.Thread(target=says, args=(thread,)) for thread in range(threads)]
+        for thread in talking:
+            thread.start()
+        heard: list[list[int]] = [[] for _ in range(threads)]
+        while sum(map(len, heard)) < count * threads:
+            left.flush()
+            for message, _ in right.receive():
+                heard[message["thread"]].append(message["n"])
+        for thread in talking:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+        left.close()
+        right.close()
+    assert heard == [list(range(count))] * threads
 
 
 def test_a_channel_carries_messages_and_memory_in_order_without_blocking() -> None:

@@ -307,7 +307,7 @@ class Place(threading.Thread):
             if time.monotonic() - looked >= _STATE_SECONDS and (state := state_of(child.process.pid)) is not None:
                 looked = time.monotonic()
                 connection.say({"kind": "process", "rate": connection.rate(), **state._asdict()})
-            with self._posting, suppress(ChannelClosed):
+            with suppress(ChannelClosed):
                 child.channel.flush()
             watched: list[Any] = [child.process.sentinel, self._woken, *([] if done else [child.channel])]
             select.select(watched, [], [], _LOOK_UP_SECONDS)

@@ -183,7 +183,7 @@ class StandIn:
     """Passes on what is said, and stands between its sessions."""
 
     def __init__(self, start: StandInStart, channel: Channel):
-        self._channel, self._posting = channel, threading.Lock()
+        self._channel = channel
         self._wake, self._woken = socket.socketpair()
         self._sessions = start.sessions(self._lose)
         self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
@@ -242,13 +242,12 @@ class StandIn:
         # the rate is of its own connection
         up, down = (None, None) if came or went else (self._rate_up, link.rate())
         carried = {"up": [came + link.received, up], "down": [went + link.sent, down]}
-        with suppress(ChannelClosed), self._posting:
+        with suppress(ChannelClosed):
             self._channel.post({"kind": "link", "host": self._host, **carried})
 
     def _turn(self) -> None:
         """Passes on what the launcher says, and what it has not yet taken."""
-        with self._posting:
-            said_all = self._channel.flush()
+        said_all = self._channel.flush()
         watched: list[Any] = [self._channel, self._woken]
         select.select(watched, [] if said_all else [self._channel], [], _LOOK_UP_SECONDS)
         for message, enclosed in self._channel.receive():
@@ -278,7 +277,7 @@ class StandIn:
             return
         if "lost" in end:
             raise self._given_up(f"its host {self._host} is lost: {end['lost']}")
-        with suppress(ChannelClosed), self._posting:
+        with suppress(ChannelClosed):
             while not self._channel.flush():
                 select.select([], [self._channel], [])
         if number := end.get("signal"):
@@ -287,8 +286,7 @@ class StandIn:
         raise SessionEnded(f"it has {end.get('how', 'ended')}")
 
     def _given_up(self, text: str) -> SessionEnded:
-        with self._posting:
-            self._channel.post({"kind": "error", "text": text, "refused": False})
+        self._channel.post({"kind": "error", "text": text, "refused": False})
         return SessionEnded(text)
 
     # ---------------------------------------------------------------- what comes from its host
@@ -321,5 +319,4 @@ class StandIn:
                 self._rate_up = message.pop("rate")
             if kind in ("state", "snapshot"):  # it may be its last word that is listened to
                 self._tell_link()
-            with self._posting:
-                self._channel.post(message, enclosed)
+            self._channel.post(message, enclosed)

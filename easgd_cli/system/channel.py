@@ -11,6 +11,7 @@ import json
 import os
 import select
 import socket
+import threading
 from collections import deque
 from typing import Any
 
@@ -29,13 +30,14 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """One end. `post` queues a message, `flush` sends what the socket takes, `receive` and `wait` return what has
-    arrived.
+    """One end. `post` queues a message, `flush` sends what the socket takes, by any thread; `receive` and `wait` return
+    what has arrived, to one.
     """
 
     def __init__(self, sock: socket.socket):
         self._socket = sock
         sock.setblocking(False)
+        self._sending = threading.Lock()
         self._out: deque[tuple[memoryview, SharedTensors | socket.socket | None]] = deque()
         self._in = bytearray()
         self._fds: deque[int] = deque()
@@ -60,13 +62,19 @@ class Channel:
             }
         elif enclosed is not None:
             message = {**message, "layout": "socket"}
-        self._out.append((memoryview(json.dumps(message).encode() + b"\n"), enclosed))
-        self.flush()
+        data = memoryview(json.dumps(message).encode() + b"\n")
+        with self._sending:
+            self._out.append((data, enclosed))
+            self._flush()
 
     def flush(self) -> bool:
         """Sends what the socket takes now; True when nothing is left. Raises ChannelClosed when the other side has
         ended.
         """
+        with self._sending:
+            return self._flush()
+
+    def _flush(self) -> bool:
         while self._out:
             data, enclosed = self._out[0]
             try:
