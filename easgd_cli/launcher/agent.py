@@ -88,8 +88,10 @@ class Agent:
                 self._door.close()
             for place in self._filled.values():
                 place.leave()
-            for thread in (*self._filled.values(), *self._ends):
-                thread.join(CONNECT_SECONDS)
+            for place in self._filled.values():
+                place.join(CONNECT_SECONDS)
+            for end in self._ends:
+                end.end()
             self._connection.close()
 
     def _serve(self, came: list[int]) -> int:

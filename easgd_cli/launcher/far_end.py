@@ -47,6 +47,10 @@ class FarEnd(threading.Thread):
             finally:
                 connection.close()
 
+    def end(self) -> None:
+        """Waits for its end, which the other side makes, at most so long as one connects."""
+        self.join(_SECONDS)
+
     def _serve(self, connection: Connection, link: Link) -> None:
         says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.packing, connection)
         worker, x = SharedWorkerEnd(link.for_worker()), link.memory["x"]

@@ -151,8 +151,8 @@ class FarGloo:
         self._child = Child("gloo", GlooEnd, GlooStart(own, store, size), logs / "gloo.log")
         self._child.channel.post({"kind": "start", "began": time.monotonic()})
 
-    def join(self, seconds: float) -> None:
-        """It ends."""
+    def end(self) -> None:
+        """Nothing more is measured."""
         self._child.kill()
         self._child.close()
         self._stack.close()
