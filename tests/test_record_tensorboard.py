@@ -94,9 +94,9 @@ def test_each_link_to_a_host_has_curves_of_its_own(tmp_path: Path) -> None:
             r.row({**of_run, "host": host, "link_share_up": much, "link_silent": 0.1})
     r.close(ENDED)
     found = read(tmp_path)
-    assert scalars(found, "link_share_up/a (10.0.0.1)") == [(0, 0.0), (4, 20.0), (8, 90.0)]
-    assert scalars(found, "link_share_up/b (10.0.0.2)") == [(0, 0.0), (4, 1.0), (8, 1.0)]
-    assert found.SummaryMetadata("link_silent/a (10.0.0.1)").summary_description.startswith("Seconds since")
+    assert scalars(found, "link_share_up/a 10.0.0.1") == [(0, 0.0), (4, 20.0), (8, 90.0)]
+    assert scalars(found, "link_share_up/b 10.0.0.2") == [(0, 0.0), (4, 1.0), (8, 1.0)]
+    assert found.SummaryMetadata("link_silent/a 10.0.0.1").summary_description.startswith("Seconds since")
     assert [c.title for c in charts(tmp_path)["The links to hosts"]] == [
         "share of the link used, from the host (%)",
         "seconds since anything was heard of the host",

@@ -18,6 +18,10 @@ from easgd_cli.record.metrics import (
     worker_name,
 )
 
+# The page of Custom Scalars takes what is before the last parenthesis of "run (tag)" for a curve's run: with one in the
+# tag it draws no line.
+_WITHOUT_PARENTHESES = str.maketrans("", "", "()")
+
 
 @dataclass(frozen=True)
 class Point:
@@ -47,7 +51,8 @@ class Points:
         """The points that `row` adds."""
         party = row["party"]
         if party == "system" and "host" in row:  # a row of its link, whose steps are its own
-            yield from self._points({**row, "party": f"link to {row['host']}"}, {m: f"{m}/{row['host']}" for m in LINK})
+            host = row["host"].translate(_WITHOUT_PARENTHESES)
+            yield from self._points({**row, "party": f"link to {host}"}, {m: f"{m}/{host}" for m in LINK})
         elif party in PARTIES:
             names = measured(row) if party in MEASURED else SYSTEM  # a problem says itself what it measures
             yield from self._points(row, {m: f"{party}/{m}" for m in names})
