@@ -20,12 +20,13 @@ import torch
 from machines import Machine, Machines
 
 HERE = Path(__file__).parent
-PATIENCE = 120.0  # a test's, on a busy machine
+PATIENCE = 100.0  # of a test on a busy machine, which is ended after 120
 SMALL = ["threads=1", "device=cpu", "batch_size=16", "eval.every=20 steps", "eval.train_images=100"]
 
 
 @pytest.fixture
-def machines() -> Iterator[Callable[[int], Machines]]:
+def machines(tmp_path: Path) -> Iterator[Callable[[int], Machines]]:
+    """Makes some. What was said on them is shown with a test that fails."""
     made: list[Machines] = []
 
     def make(count: int) -> Machines:
@@ -38,6 +39,8 @@ def machines() -> Iterator[Callable[[int], Machines]]:
     yield make
     for one in made:
         one.close()
+    for file in sorted({*tmp_path.glob("*.txt"), *tmp_path.glob("*/logs/*.log")}):
+        print(f"---- {file.relative_to(tmp_path)}\n{file.read_text(errors='replace')[-5000:]}")
 
 
 def environment(**values: str) -> dict[str, str]:

@@ -169,6 +169,21 @@ def test_a_distribution_is_that_of_the_numbers_counted() -> None:
     assert list(virtual_master._distribution({0: 1, 2: 1})) == [1.0, 0.0, 2.0, 2.0, 2.0]
 
 
+def test_the_mean_clock_rises_when_a_worker_is_lost_that_was_behind_and_does_not_fall_when_one_ahead_is() -> None:
+    """Nobody else is heard meanwhile: who comes next begins at it."""
+    progress = Progress({0: 0, 1: 0, 2: 0}, [], 0.0)
+    progress.heard(0, 38)
+    assert progress.step == 38 / 3
+    progress.lose(1)
+    assert progress.step == 38 / 2
+    progress.lose(2)
+    assert progress.step == 38
+    progress.take_in(2, 90)
+    assert progress.step == 64
+    progress.lose(2)
+    assert progress.step == 64
+
+
 @pytest.mark.parametrize(("asks", "goes_on"), [(NEW, 20), (4, 4), (25, 25)])
 def test_a_new_worker_goes_on_at_the_mean_clock_of_the_others_and_one_that_was_lost_at_its_own(
     asks: int, goes_on: int

@@ -19,7 +19,8 @@ class Progress:
         self.clocks, self.reached, self.lost = dict(clocks), dict(clocks), set(lost)
         there = [t for worker, t in self.clocks.items() if worker not in self.lost]
         self._sum, self._there = sum(there), len(there)
-        self.step = max(step, self._mean())
+        self.step = step
+        self._note_step()
 
     def heard(self, worker: int, t: int) -> None:
         """A request of its clock t. The mean must not step back when a worker is lost, nor when one has come back with
@@ -28,7 +29,7 @@ class Progress:
         if worker not in self.lost:
             self._sum += t - self.clocks[worker]
         self.clocks[worker] = t
-        self.step = max(self.step, self._mean())
+        self._note_step()
 
     def lose(self, worker: int) -> None:
         """It is gone."""
@@ -36,6 +37,7 @@ class Progress:
             self.lost.add(worker)
             self._sum -= self.clocks[worker]
             self._there -= 1
+            self._note_step()
 
     def take_in(self, worker: int, t: int) -> None:
         """It is there again, or still, and goes on with the clock t."""
@@ -44,9 +46,12 @@ class Progress:
         self.clocks[worker] = self.reached[worker] = t
         self._sum += t
         self._there += 1
+        self._note_step()
 
-    def _mean(self) -> float:
-        return self._sum / self._there if self._there else 0.0
+    def _note_step(self) -> None:
+        """After every change: a worker that comes next begins at this step, though nobody may be heard in between."""
+        if self._there:
+            self.step = max(self.step, self._sum / self._there)
 
 
 class Returning:
