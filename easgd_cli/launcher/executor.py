@@ -97,10 +97,10 @@ class Executor:
             for worker in command.workers:
                 children.tell(worker, {"kind": "stop"})
         elif isinstance(command, Wake):
-            children.signal(signal.SIGCONT)
+            children.signal(signal.SIGCONT, list(children))
         elif isinstance(command, Kill):
             masters = [p for p in self._masters.parties if p in children and not children[p].done]
-            children.signal(signal.SIGKILL, *(masters if command.party == MASTER else [command.party]))
+            children.signal(signal.SIGKILL, masters if command.party == MASTER else [command.party])
 
     def tell_masters(self, message: dict[str, Any]) -> None:
         """A message to all that are there."""

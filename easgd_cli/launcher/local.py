@@ -257,7 +257,7 @@ class Processes:
 
     def show_stacks(self) -> None:
         """Has every process write where it is into its log."""
-        self._children.signal(signal.SIGQUIT)
+        self._children.signal(signal.SIGQUIT, list(self._children))
 
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""
