@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import random
 import socket
 import struct
@@ -23,8 +25,9 @@ from easgd_cli import __version__
 from easgd_cli.bench.network import Costs, proposed
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import probe
+from easgd_cli.launcher.agent import Agent
 from easgd_cli.launcher.distributed import Distributed
-from easgd_cli.launcher.door import AGENT, MASTER, ROLE, SESSION, WORKER
+from easgd_cli.launcher.door import AGENT, MASTER, ROLE, SESSION, WORKER, Door, called
 from easgd_cli.launcher.far_children import FarChildren, Here, Waits
 from easgd_cli.launcher.gate import Arrived, Gate
 from easgd_cli.launcher.parties import Process
@@ -252,6 +255,112 @@ def test_a_master_goes_to_a_host_that_listens_by_its_ticket_only_and_a_session_t
         host.close()
 
 
+def test_one_that_cannot_begin_on_a_host_goes_to_another_and_not_there_again(gate: Gate) -> None:
+    host, _ = offered(gate)
+    known = ticket(gate, 0)
+    other, _ = offered(gate)
+    host.say({"kind": "cannot", "ticket": known, "text": "there is no memory"})
+    while gate.expects(0, known):
+        time.sleep(0.001)
+    assert gate.expects(0, ticket(gate, 0))
+    gate.release(0)
+    other.close()
+    while len(gate.silent()) > 1:
+        time.sleep(0.001)
+    assert gate.place(0) is None and gate.place(1) is not None  # what there is not for one may be there for another
+    host.close()
+
+
+def test_one_that_is_started_again_comes_back_to_its_host_while_another_is_idle(gate: Gate) -> None:
+    hosts = [offered(gate)[0]]
+    ticket(gate, 0)
+    hosts.append(offered(gate)[0])
+    ticket(gate, 1)  # the other is there
+    first, second = gate._hosts
+    for party in (0, 1):
+        gate.release(party)
+    for _ in range(3):
+        ticket(gate, 1)
+        assert 1 in second.running and not first.running
+        gate.release(1)
+    for host in hosts:
+        host.close()
+
+
+def test_two_hosts_of_one_machine_have_a_name_each(gate: Gate) -> None:
+    hosts = [offered(gate)[0] for _ in range(3)]
+    while len(gate._hosts) < 3:
+        time.sleep(0.001)
+    names = list(gate.silent())
+    assert len(names) == 3 and [name.removeprefix(names[0]) for name in names] == ["", ", 2", ", 3"]
+    for host in hosts:
+        host.close()
+
+
+def test_a_host_that_is_not_ready_yet_hears_how_the_run_has_ended(gate: Gate) -> None:
+    sock = call(address(gate), SECRET, 10)
+    sock.sendall(ROLE.pack(AGENT, 0, 0))
+    host = Connection(sock, 20.0)
+    host.say({"kind": "host", "name": "late", "places": 1, "masters": 1, "version": __version__})
+    assert host.message(host.next()[1])[0]["kind"] == "run"
+    closing = threading.Thread(target=gate.close, args=({"status": "completed", "exit_code": 0},))
+    closing.start()
+    assert host.message(host.next()[1])[0] == {"kind": "end", "status": "completed", "exit_code": 0}
+    host.close()
+    closing.join()
+
+
+@pytest.mark.parametrize("places", ["Infinity", "{}", '"many"'])
+def test_a_host_that_offers_what_is_no_number_is_sent_away(gate: Gate, places: str) -> None:
+    sock = call(address(gate), SECRET, 10)
+    sock.sendall(ROLE.pack(AGENT, 0, 0))
+    text = f'{{"kind": "host", "name": "odd", "places": {places}, "masters": 1, "version": "{__version__}"}}'.encode()
+    sock.sendall(struct.pack("<BxxxIQ", 1, len(text), 0) + text)
+    sock.settimeout(10)
+    with suppress(ConnectionResetError):
+        while sock.recv(1000):
+            pass
+    sock.close()
+
+
+def test_whoever_cannot_be_let_in_for_a_moment_keeps_nobody_else_out(caplog: pytest.LogCaptureFixture) -> None:
+    """No descriptor is left, say."""
+
+    class Failing(socket.socket):
+        fails = 2
+
+        def accept(self) -> Any:
+            if self.fails:
+                self.fails -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    listener = Failing(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    came = SimpleQueue[int]()
+    door = Door(listener, SECRET, lambda sock, address, role, number, ticket: (sock.close(), came.put(number))[1])
+    called((str(listener.getsockname()[0]), listener.getsockname()[1]), SECRET, 10, AGENT, 7).close()
+    assert came.get(timeout=10) == 7
+    door.close()
+    told = [record.message for record in caplog.records]
+    assert told == ["a connection could not be taken: Too many open files"], "once, and not for each"
+
+
+def test_a_worker_that_is_started_again_has_its_slot_while_the_one_before_still_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def place(host: Any, of: Any, ticket: int) -> Any:
+        return SimpleNamespace(of=of, is_alive=lambda: True, leave=lambda: None)
+
+    monkeypatch.setattr("easgd_cli.launcher.agent.Place", place)
+    agent: Any = Agent.__new__(Agent)
+    agent._places, agent._filled = 2, {}
+    for worker in (1, 2, 2, 1):
+        agent._fill(None, {"worker": worker, "ticket": 1})
+        assert agent._filled[worker].of.slot == worker - 1
+
+
 def test_a_host_of_another_net_is_told_so_and_gets_no_worker(gate: Gate) -> None:
     host, _ = offered(gate, size=6)
     said, _ = host.message(host.next()[1])
@@ -269,6 +378,7 @@ def test_a_host_of_another_net_is_told_so_and_gets_no_worker(gate: Gate) -> None
         (1, b'{"kind": "state", "layout": {"x": [-1, "float32"]}}', 4),
         (1, b'{"kind": "state", "layout": {"x": [2, "system"]}}', 8),
         (1, b'{"kind": "state", "layout": {"x": 4}}', 4),
+        (1, b'{"kind": "state", "layout": {"x": [4611686018427387904, 4, "float32"]}}', 0),
     ],
 )
 def test_a_frame_that_does_not_keep_to_the_rules_ends_its_connection(sort: int, text: bytes, body: int) -> None:
@@ -390,6 +500,7 @@ def test_turns_are_taken_one_after_another_and_nobody_waits_for_long() -> None:
         ({"masters": 2, "masters_here": 0}, "launcher.masters_here=0: is a number of masters from 1 to masters=2"),
         ({"masters": 2, "masters_here": 3}, "launcher.masters_here=3: is a number of masters from 1 to masters=2"),
         ({"silence": 0.1}, "launcher.silence=0.1"),
+        ({"silence": math.inf}, "launcher.silence=inf"),
         ({"address": "127.0.0.1", "interface": "lo"}, "give one of the two"),
     ],
 )

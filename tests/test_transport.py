@@ -39,13 +39,13 @@ from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
 from easgd_cli.training.center import Center
 from easgd_cli.transport.base import Kind, Mark, MasterEnd, Reply, SessionEnded, Withdrawn, WorkerEnd
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort, answer, call
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort, answer, call, read_exactly
 from easgd_cli.transport.on_device import Handed, hand_out
 from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.simulated import Events, Network, Wire
 from easgd_cli.transport.staging import Staging
-from easgd_cli.transport.turn import turns
+from easgd_cli.transport.turn import Turn, turns
 
 SIZE = 70_001  # more than one block, and not a multiple of anything
 CPU = torch.device("cpu")
@@ -549,10 +549,10 @@ def test_a_master_elsewhere_hears_of_a_workers_end_also_while_it_keeps_its_messa
     """As it does until all are there for the closing exchange."""
     here, there = (Link.new(0, EASGD(alpha=0.5), SIZE, torch.float32) for _ in range(2))
     master, came = SharedMasterEnd([there.for_master()]), queue.SimpleQueue[ComingIn]()
-    common = turns()
+    turn = Turn(turns())
     door = Door(
         socket.create_server(("127.0.0.1", 0)), b"secret",
-        lambda sock, *_: came.put(ComingIn(sock, there.for_worker(), 30.0, common)),
+        lambda sock, *_: came.put(ComingIn(Connection(sock, 30.0, 0, turn), turn, there.for_worker())),
     )  # fmt: skip
     out = GoingOut(door._listener.getsockname(), b"secret", 30.0, 1, here.for_master(), pytest.fail)
     worker = SharedWorkerEnd(here.for_worker())
@@ -565,6 +565,22 @@ def test_a_master_elsewhere_hears_of_a_workers_end_also_while_it_keeps_its_messa
     out.end()
     came.get().end(30.0)
     door.close()
+
+
+def test_a_master_elsewhere_that_waits_for_its_slice_is_heard_by_the_workers_that_have_come() -> None:
+    """However long that takes."""
+    host: Any = SimpleNamespace(silence=2.0, turns=turns())
+    master = HostedMaster(host, 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    admitting = threading.Thread(target=master.admit, args=(0, theirs))
+    admitting.start()
+    assert len(read_exactly(ours, 16, 30)) == 16  # that it is there
+    assert admitting.is_alive()
+    master.close()  # the run has ended meanwhile
+    admitting.join()
+    ours.close()
 
 
 @ALSO_IN_SLICES

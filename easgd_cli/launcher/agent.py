@@ -100,6 +100,8 @@ class Agent:
             if came and leaves is None:
                 leaves = time.monotonic() + _LEAVING_SECONDS
                 tell(f"leaving the run, unless it ends within {_LEAVING_SECONDS:g} s; once more to leave at once")
+            # of those that have ended the memory is not kept
+            self._filled = {party: place for party, place in self._filled.items() if place.is_alive()}
             if len(came) > 1 or (leaves is not None and time.monotonic() > leaves):
                 return 128 + came[0]
             with suppress(queue.Empty):
@@ -126,7 +128,6 @@ class Agent:
             store = (self._address[0], int(message["port"]))
             self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"])))
         elif kind == "end":
-            self._connection.close()  # which says there that it has been heard
             self.stays = bool(message.get("again"))
             tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
             return int(message["exit_code"])
@@ -136,14 +137,18 @@ class Agent:
         """A worker or a master is to be here."""
         hosted: HostedWorker | HostedMaster
         if "worker" in message:
-            taken = {place.of.slot for place in self._filled.values() if place.is_alive()}
-            slot = next((i for i in range(self._places) if i not in taken), 0)
-            hosted = HostedWorker(host, int(message["worker"]), slot)
+            worker = int(message["worker"])
+            others = {place.of.slot for party, place in self._filled.items() if party != worker and place.is_alive()}
+            slot = next((i for i in range(self._places) if i not in others), 0)
+            hosted = HostedWorker(host, worker, slot)
         else:
             hosted = HostedMaster(host, int(message["master"]))
         if (before := self._filled.get(hosted.party)) is not None:
             before.leave()
         self._filled[hosted.party] = Place(host, hosted, int(message["ticket"]))
+
+    def _cannot(self, ticket: int, text: str) -> None:
+        self._connection.say({"kind": "cannot", "ticket": ticket, "text": text})
 
     def _enters(self, sock: socket.socket, address: str, role: int, worker: int, place: int) -> None:
         """A worker's session with a master of this host."""
@@ -164,7 +169,9 @@ class Agent:
             self._connection.say({"kind": "failed", "text": str(e)})
             self._connection.finish(CONNECT_SECONDS)
             raise
-        self._host = Workplace(self._address, self._secret, float(message["silence"]), experiment, recipe, self._places)
+        self._host = Workplace(
+            self._address, self._secret, float(message["silence"]), experiment, recipe, self._places, self._cannot
+        )
         dtype, port = str(experiment.dtype).removeprefix("torch."), None
         if self._host.masters_elsewhere:
             listener = network.listener("join", self._connection.own_address, 0)
@@ -179,9 +186,14 @@ class Agent:
                 if sort is Sort.PROBE:
                     probe.answer(self._connection, text, count)
                 else:
-                    self._heard.put(self._connection.message(text)[0])
+                    message, _ = self._connection.message(text)
+                    if message["kind"] == "end":
+                        self._connection.close()  # which says there that it has been heard
+                    self._heard.put(message)
         except ConnectionEnded as e:
             self._heard.put(e)
+        except Exception as e:
+            self._heard.put(ConnectionEnded(f"it said what cannot be ({type(e).__name__})"))
 
 
 def usual_places() -> int:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from easgd_cli.launcher.torchrun import World
 
 _LOOPBACK = "127.0.0.1"
+_LONGEST_SILENCE = 86400.0
 _LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
 
 
@@ -74,6 +75,11 @@ class Distributed:
         for key, value in (("wait", self.wait), ("silence", self.silence)):
             if not value >= 2:
                 raise ValueError(f"launcher.{key}={value:g}: is a number of seconds, at least 2.")
+        if self.silence > _LONGEST_SILENCE:
+            raise ValueError(
+                f"launcher.silence={self.silence:g}: is at most {_LONGEST_SILENCE:g} seconds, a day; a host that is "
+                "gone would not be missed."
+            )
         if self.address is not None and self.interface is not None:
             raise ValueError(
                 f"launcher.address={self.address} launcher.interface={self.interface}: give one of the two."

@@ -5,12 +5,15 @@ and harms nobody but his own connection.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from easgd_cli.errors import why
 from easgd_cli.transport.connection import Refused, answer, call, read_exactly
 
 log = logging.getLogger("easgd.launcher")
@@ -21,6 +24,8 @@ WORKER, MASTER = 2, 3  # of the one with this number, or this place, and the tic
 SESSION = 4  # of the worker of this number with the master of the place that is in place of a ticket
 HELLO_SECONDS = 5.0  # for a stranger to show that it is none
 _MOST_STRANGERS = 64  # connections at a time that have not yet
+_AGAIN_SECONDS = 0.1  # after which one listens again that could not
+_QUIET_SECONDS = 60.0  # between two complaints
 
 
 class Door:
@@ -33,10 +38,12 @@ class Door:
     ):
         self._listener, self._secret, self._enters = listener, secret, enters
         self._strangers = threading.BoundedSemaphore(_MOST_STRANGERS)
+        self._closed, self._told, self._untold = threading.Event(), -math.inf, 0
         threading.Thread(target=self._listen, daemon=True).start()
 
     def close(self) -> None:
         """Nobody comes in any more."""
+        self._closed.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -45,12 +52,28 @@ class Door:
         while True:
             try:
                 sock, address = self._listener.accept()
-            except OSError:
-                return
+            except OSError as e:  # who called may have gone, or there is no descriptor left for him
+                if self._closed.wait(_AGAIN_SECONDS):
+                    return
+                self._complain(f"a connection could not be taken: {why(e)}")
+                continue
             if not self._strangers.acquire(blocking=False):
                 sock.close()
                 continue
-            threading.Thread(target=self._greet, args=(sock, address[0]), daemon=True).start()
+            try:
+                threading.Thread(target=self._greet, args=(sock, address[0]), daemon=True).start()
+            except RuntimeError:  # no more threads
+                self._strangers.release()
+                sock.close()
+
+    def _complain(self, text: str) -> None:
+        """At most once a minute: whoever comes without a secret could fill the log."""
+        now = time.monotonic()
+        if now - self._told < _QUIET_SECONDS:
+            self._untold += 1
+            return
+        log.warning("%s%s", text, f" (and {self._untold} before that)" if self._untold else "")
+        self._told, self._untold = now, 0
 
     def _greet(self, sock: socket.socket, address: str) -> None:
         """Finds out who that is, and lets in who belongs to the run."""
@@ -61,7 +84,7 @@ class Door:
             finally:
                 self._strangers.release()
         except (Refused, OSError) as e:
-            log.warning("a connection from %s is refused: %s", address, e)
+            self._complain(f"a connection from {address} is refused: {e}")
             sock.close()
             return
         self._enters(sock, address, role, number, ticket)
@@ -76,3 +99,19 @@ def called(
     sock = call(address, secret, seconds)
     sock.sendall(ROLE.pack(role, number, ticket))
     return sock
+
+
+def called_patiently(
+    address: tuple[str, int], secret: bytes, seconds: float, patience: float, leaves: threading.Event, role: int,
+    number: int, ticket: int,
+) -> socket.socket:  # fmt: skip
+    """The same, called again for so long where it fails, unless one `leaves`: a cable may be out for a while, and of
+    many that call at once some are sent away. Raises Refused and OSError.
+    """
+    ends = time.monotonic() + patience
+    while True:
+        try:
+            return called(address, secret, seconds, role, number, ticket)
+        except OSError:
+            if time.monotonic() > ends or leaves.wait(_AGAIN_SECONDS):
+                raise

@@ -8,13 +8,11 @@ Each is a thread, a connection and one half of `transport/relay.py`.
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from easgd_cli.launcher.door import SESSION, called
-from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.launcher.door import SESSION, called_patiently
 from easgd_cli.transport.base import Kind
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
 from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
@@ -37,7 +35,8 @@ class GoingOut(threading.Thread):
     ):  # fmt: skip
         super().__init__(daemon=True)
         self._end, self._silence, self._lost = SharedMasterEnd([link]), silence, lost
-        sock = called(address, secret, CONNECT_SECONDS, SESSION, link.worker, place)
+        never = threading.Event()
+        sock = called_patiently(address, secret, CONNECT_SECONDS, silence, never, SESSION, link.worker, place)
         self.connection = Connection(sock, silence, link.memory.nbytes())
         self._says = MasterStandIn(self._end, link.packing, self.connection)
         self.start()
@@ -62,13 +61,13 @@ class GoingOut(threading.Thread):
 
 class ComingIn(threading.Thread):
     """Of one worker, of another host or this, with a master of this host. `link`: the worker's side of it, with its
-    vectors here, of the master's slice; `turns`: of all of the host.
+    vectors here, of the master's slice; `turn`: what large replies of the connection take.
     """
 
-    def __init__(self, sock: socket.socket, link: Link, silence: float, turns: SharedTensors):
+    def __init__(self, connection: Connection, turn: Turn, link: Link):
         super().__init__(daemon=True)
-        self._end, self._turn = SharedWorkerEnd(link), Turn(turns)
-        self._connection = Connection(sock, silence, link.memory.nbytes(), self._turn)
+        self._end, self._turn, self._connection = SharedWorkerEnd(link), turn, connection
+        connection.most = link.memory.nbytes()
         self._asks = WorkerStandIn(self._end, link.memory.tensors, link.variables, link.packing, self._connection)
         self.start()
 

@@ -4,6 +4,7 @@ to fill them.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import secrets
@@ -27,7 +28,8 @@ log = logging.getLogger("easgd.launcher")
 @dataclass
 class Host:
     """A machine that offers places for workers and for `masters`. `running`: the tickets of those it has been given;
-    `address`: where its masters are reached, if it may have any.
+    `unfit`: for whom it has said that they cannot begin there; `address`: where its masters are reached, if it may have
+    any.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Host:
     masters: int
     connection: Connection
     running: dict[Process, int] = field(default_factory=dict)
+    unfit: set[Process] = field(default_factory=set)
     address: tuple[str, int] | None = None
 
     def taken(self, party: Process) -> int:
@@ -44,7 +47,7 @@ class Host:
     def has_room(self, party: Process) -> bool:
         """For another like this."""
         masters = 0 if self.address is None else self.masters
-        return self.taken(party) < (self.places if isinstance(party, int) else masters)
+        return party not in self.unfit and self.taken(party) < (self.places if isinstance(party, int) else masters)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Gate:
         self._size, self._dtype = vectors
         self._lock = threading.Lock()
         self._hosts: list[Host] = []
+        self._connections: set[Connection] = set()  # of all who have shown that they belong to the run
+        self._last: dict[Process, Host] = {}  # where each was given a place last
         self._ended: dict[str, Any] | None = None
         self.carries: dict[str, Carries] = {}  # what the link to each host does, also to those that have left
         self.arrived: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
@@ -88,7 +93,10 @@ class Gate:
             free = [host for host in self._hosts if host.has_room(party)]
             if not free:
                 return None
-            host = min(free, key=lambda host: host.taken(party))
+            # one that died there comes back there
+            host = self._last[party] = min(
+                free, key=lambda host: (host is not self._last.get(party), host.taken(party))
+            )
             ticket = host.running[party] = secrets.randbits(63)
             of = {"worker": party} if isinstance(party, int) else {"master": place_of(party)}
             host.connection.say({"kind": "start", **of, "ticket": ticket})
@@ -116,13 +124,13 @@ class Gate:
         """The run has ended so: tells all hosts, and nobody comes in any more."""
         with self._lock:
             self._ended = {"kind": "end", **outcome}
-            hosts = list(self._hosts)
+            connections = list(self._connections)  # also of hosts that are not ready yet
         self._door.close()
-        for host in hosts:
-            host.connection.say(self._ended)
+        for connection in connections:
+            connection.say(self._ended)
         ends = time.monotonic() + self._silence  # as long as a host may be silent, all of them together
-        for host in hosts:
-            host.connection.finish(max(0.0, ends - time.monotonic()))
+        for connection in connections:
+            connection.finish(max(0.0, ends - time.monotonic()))
 
     # ---------------------------------------------------------------- who comes
 
@@ -145,24 +153,45 @@ class Gate:
     def _serve(self, connection: Connection, address: str) -> None:
         """A host, from its hello to its end."""
         host: Host | None = None
+        with self._lock:
+            ended = self._ended
+            self._connections.add(connection)
+        if ended is not None:
+            connection.say(ended)
         try:
             while True:
                 _, text, _ = connection.next()
                 message, _ = connection.message(text)
-                if message["kind"] == "host":
+                if message["kind"] == "host" and host is None:
                     name = f"{str(message['name'])[:64]} ({address})"
                     host = Host(name, int(message["places"]), int(message["masters"]), connection)
                     self._introduce(connection, str(message["version"]))
-                elif message["kind"] == "ready" and host is not None:
+                elif message["kind"] == "ready" and host is not None and host not in self._hosts:
                     self._admit(host, message)
+                elif message["kind"] == "cannot" and host is not None:
+                    self._cannot(host, int(message["ticket"]), str(message["text"])[:1000])
                 elif message["kind"] == "failed" and host is not None:
                     log.warning("host %s cannot take part: %s", host.name, str(message["text"])[:1000])
-        except (ConnectionEnded, KeyError, ValueError, TypeError) as e:
+        except Exception as e:  # whatever it said, it has lost its own connection and nothing else
             connection.close()
             with self._lock:
-                if host in self._hosts and host is not None:
+                self._connections.discard(connection)
+                there = host is not None and host in self._hosts
+                if host is not None and there:
                     self._hosts.remove(host)
-                    log.info("host %s has left: %s", host.name, e)
+            if there or not isinstance(e, ConnectionEnded):
+                log.info("host %s has left: %s", "?" if host is None else host.name, e)
+
+    def _cannot(self, host: Host, ticket: int, text: str) -> None:
+        """One that it was given does not come from there: another host is to have it."""
+        with self._lock:
+            parties = [party for party, of in host.running.items() if of == ticket]
+            for party in parties:
+                del host.running[party]
+                host.unfit.add(party)
+        for party in parties:
+            who = f"worker {party}" if isinstance(party, int) else party
+            log.warning("%s: cannot begin on host %s: %s", who, host.name, text)
 
     def _introduce(self, connection: Connection, version: str) -> None:
         """What it is to know, or why it cannot take part."""
@@ -186,6 +215,9 @@ class Gate:
             if self._ended is not None:
                 host.connection.say(self._ended)
                 return
+            names = [other.name for other in self._hosts]
+            if host.name in names:  # two of them on one machine
+                host.name = next(name for i in itertools.count(2) if (name := f"{host.name}, {i}") not in names)
             self._hosts.append(host)
             self.carries[host.name] = carries
         up, down = carries.up / 1e6, carries.down / 1e6

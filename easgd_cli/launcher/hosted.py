@@ -4,12 +4,12 @@ their stand-ins on the first host, and their sessions with one another.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from easgd_cli.algorithms.slices import of_slice
 from easgd_cli.errors import RunError
 from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher.distributed import entries_here, masters_elsewhere
-from easgd_cli.launcher.door import MASTER, WORKER, called
+from easgd_cli.launcher.door import MASTER, WORKER, called_patiently
 from easgd_cli.launcher.far_sessions import CONNECT_SECONDS, ComingIn, GoingOut
 from easgd_cli.launcher.parties import Process, master_at
 from easgd_cli.launcher.processes import Child
@@ -29,7 +29,7 @@ from easgd_cli.record.metrics import worker_name
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.devices import deal_devices, worker_threads
-from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.system.shared_memory import AnonymousFile, SharedTensors
 from easgd_cli.system.terminal import tell
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.variables import Variables
@@ -37,18 +37,18 @@ from easgd_cli.training.worker import WorkerLoop, WorkerStart
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
 from easgd_cli.transport.relay import MasterStandIn
 from easgd_cli.transport.shared import Link, SharedMasterEnd
-from easgd_cli.transport.turn import turns
+from easgd_cli.transport.turn import Turn, turns
 
 _LOOK_UP_SECONDS = 0.5
 _STATE_SECONDS = 1.0  # between two words on what its process does
 
 
 class Workplace:
-    """What the workers and masters of one host share."""
+    """What the workers and masters of one host share. `cannot`: says of the one with a ticket why it does not come."""
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, silence: float,
-        experiment: Experiment, recipe: Recipe, places: int,
+        experiment: Experiment, recipe: Recipe, places: int, cannot: Callable[[int, str], None],
     ):  # fmt: skip
         self.address, self.secret, self.silence, self.experiment, self.recipe = (
             address, secret, silence, experiment, recipe,
@@ -56,7 +56,7 @@ class Workplace:
         here = replace(experiment.settings, workers=max(1, places))
         self.threads, self.devices = worker_threads(here), deal_devices(here.device, max(1, places))
         self.masters_elsewhere = masters_elsewhere(experiment.settings)
-        self.turns = turns()
+        self.turns, self.cannot = turns(), cannot
         self._forking = threading.Lock()
 
     def start(self, party: Process, maker: Any, start: Any, log: Path) -> Child:
@@ -177,10 +177,13 @@ class HostedMaster:
 
     def admit(self, worker: int, sock: socket.socket) -> None:
         """A session of this worker has come: its first, or one in the place of what it had before it was lost."""
-        self._begun.wait(CONNECT_SECONDS)
+        turn = Turn(self._host.turns)
+        connection = Connection(sock, self._host.silence, 0, turn)  # it is heard while the slice is yet to come
+        self._begun.wait()
         with self._admitting:
             if self._over or worker not in self._links:
-                sock.close()
+                connection.close()
+                turn.close()
                 return
             link, theirs = self._links[worker].for_worker(), None
             if worker not in self._sessions or self._sessions[worker] is not None:  # it is not its first
@@ -188,7 +191,7 @@ class HostedMaster:
                 self._lives[worker] += 1
                 mine, theirs = socket.socketpair()
                 link = link.with_sockets(mine)
-            self._sessions[worker] = ComingIn(sock, link, self._host.silence, self._host.turns)
+            self._sessions[worker] = ComingIn(connection, turn, link)
             if theirs is not None:
                 self._post({"kind": "session", "worker": worker}, theirs)
 
@@ -247,16 +250,20 @@ class Place(threading.Thread):
             self._wake.send(b"x")
 
     def run(self) -> None:
+        host = self._host
         try:
-            sock = called(self._host.address, self._host.secret, CONNECT_SECONDS, *self.of.role, self._ticket)
-            most = self.of.prepare()
+            log, most = AnonymousFile(), self.of.prepare()
+            sock = called_patiently(
+                host.address, host.secret, CONNECT_SECONDS, host.silence, self._leaves, *self.of.role, self._ticket
+            )
         except (Refused, OSError, MemoryError) as e:
-            tell(f"{self.of.name} cannot begin here: {e}")
-            return
-        self.connection = Connection(sock, self._host.silence, most)
-        with tempfile.TemporaryDirectory(prefix="easgd-") as directory:
+            if not self._leaves.is_set():
+                tell(f"{self.of.name} cannot begin here: {e}")
+                host.cannot(self._ticket, str(e))
+        else:
+            self.connection = Connection(sock, host.silence, most)
             try:
-                self._work(Path(directory) / "log")
+                self._work(log)
             except (ConnectionEnded, Refused, RunError, OSError, MemoryError) as e:
                 if not self._leaves.is_set():
                     tell(f"{self.of.name}: {e}")
@@ -264,15 +271,17 @@ class Place(threading.Thread):
                 self._leaves.set()
                 self.of.close()
                 self.connection.close()
+                log.close()
         for end in (self._wake, self._woken):
             end.close()
 
-    def _work(self, log: Path) -> None:
+    def _work(self, log: AnonymousFile) -> None:
+        """`log`: its process's, in memory, since what is said there is for the first host."""
         connection = self.connection
         _, text, _ = connection.next()
         begin, vectors = connection.message(text)
         maker, start = self.of.begin(self, begin, vectors)
-        child = self._child = self._host.start(self.of.party, maker, start, log)
+        child = self._child = self._host.start(self.of.party, maker, start, Path(f"/proc/{os.getpid()}/fd/{log.fd}"))
         self.of.begun()
         tell(f"{self.of.name} runs here, process {child.process.pid}")
         threading.Thread(target=self._listen, args=(child,), daemon=True).start()
@@ -289,7 +298,7 @@ class Place(threading.Thread):
                 child.kill()
                 child.close()
 
-    def _pass_on(self, child: Child, log: Path) -> bool:
+    def _pass_on(self, child: Child, log: AnonymousFile) -> bool:
         """Says what the process says, until it has ended; whether it has said all it had to."""
         connection, done, read, looked = self.connection, False, 0, 0.0
         while not self._leaves.is_set():
@@ -349,11 +358,8 @@ class Place(threading.Thread):
             self._child.kill()
 
 
-def _say_log(connection: Connection, log: Path, read: int) -> int:
+def _say_log(connection: Connection, log: AnonymousFile, read: int) -> int:
     """Says what the log has from there on; returns up to where."""
-    with suppress(OSError), open(log, "rb") as f:
-        f.seek(read)
-        if data := f.read(1 << 20):
-            connection.say({"kind": "log", "text": data.decode("utf-8", "replace")})
-            return read + len(data)
-    return read
+    if data := os.pread(log.fd, 1 << 20, read):
+        connection.say({"kind": "log", "text": data.decode("utf-8", "replace")})
+    return read + len(data)

@@ -124,7 +124,7 @@ class OfMaster:
         """It asks for nothing."""
 
     def carried(self) -> tuple[int, int]:
-        open_ = [session.connection for session in self._open.values()]
+        open_ = [session.connection for session in list(self._open.values())]  # asked for by another thread
         return (
             self._carried[0] + sum(one.received for one in open_), self._carried[1] + sum(one.sent for one in open_)
         )  # fmt: skip
@@ -303,6 +303,8 @@ class StandIn:
             self._end = {"lost": str(e)}
         except ChannelClosed:
             self._end = {"how": "no launcher any more"}
+        except Exception as e:
+            self._end = {"lost": f"it said what cannot be ({type(e).__name__})"}
         self._ready.set()
         self._wake.send(b"x")
 

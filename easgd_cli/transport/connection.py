@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import math
 import os
 import queue
 import select
@@ -244,7 +245,7 @@ class Connection:
                 raise TypeError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
-        size = sum(torch.Size(shape).numel() * of.itemsize for shape, of in layout.values())
+        size = sum(math.prod(shape) * of.itemsize for shape, of in layout.values())
         if size != self._left or any(side < 0 for shape, _ in layout.values() for side in shape):
             raise ConnectionEnded("it sent vectors of another size")
         if not layout:
