@@ -1237,6 +1237,19 @@ def test_what_a_worker_says_after_its_part_of_a_checkpoint_does_not_replace_it()
         assert checkpoint.workers[0].t == checkpoint.owner.clock == 5
 
 
+def test_in_rounds_a_mark_of_before_that_comes_late_makes_no_checkpoint_without_who_has_ended_since() -> None:
+    """Two that were asked for have been given up; then a worker has ended, and the mark of the second comes."""
+    world = run_of(2, "round")
+    supervisor = world.supervisor
+    assert checkpoint_asked(world) == TakeCheckpoint((0, 1), None)
+    supervisor.tick(PATIENCE.usual + 1)
+    supervisor.worker_state(0, WorkerState(10, X, center_clock=10), True)
+    assert checkpoint_asked(world) == TakeCheckpoint((1,), None)
+    supervisor.worker_state(1, WorkerState(5, X, center_clock=5), False)
+    supervisor.owner_state(owner_at(5), False)
+    assert not world.journal._written
+
+
 def test_a_silent_worker_is_killed_after_its_patience_and_the_run_ends_without_it() -> None:
     world = run_of(2)
     supervisor = world.supervisor
