@@ -80,7 +80,19 @@ def unhurried(algo: str, seconds: float = 0.004, **values: Any) -> Settings:
 
 def hurried(s: Settings) -> Settings:
     """The same run, which nobody has to watch."""
-    return replace(s, model=s.model | {"seconds": 0.0})
+    return replace(s, model=s.model | {"seconds": 0.0, "at": 0})
+
+
+def gated(s: Settings, gate: Path, at: int) -> Settings:
+    """The same run, whose workers wait at each so many steps of their processes, until the file `gate` is there: what
+    is to happen before its end does, however late that is.
+    """
+    return replace(s, model=s.model | {"gate": str(gate), "at": at})
+
+
+def longer(s: Settings, outcome: Outcome) -> Settings:
+    """The same run with some steps more than the workers of one had taken that was broken off, wherever that was."""
+    return replace(s, steps=max(outcome.summary["steps"].values()) + 50)
 
 
 def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
@@ -380,8 +392,17 @@ def test_rounds_interrupted_twice_end_as_if_never_stopped(tmp_path: Path) -> Non
     s = unhurried("sync_eamsgd", steps=400)
     run(hurried(s), tmp_path / "whole")
     broken = unhurried("sync_eamsgd", seconds=0.01, steps=400, checkpoint=Checkpoint(every="50 steps"))
-    outcome = disturbed(broken, tmp_path / "broken", lambda _: os.kill(os.getpid(), signal.SIGINT), training)
+    gate = tmp_path / "gate"
+    broken = gated(broken, gate, 150)
+
+    def interrupt(_: dict[str, int]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: "SIGINT" in (tmp_path / "broken" / "logs" / "launcher.log").read_text())
+        gate.touch()
+
+    outcome = disturbed(broken, tmp_path / "broken", interrupt, training)
     assert outcome.status == "interrupted"
+    gate.unlink()
 
     before = checkpoints_written(tmp_path / "broken")
 
@@ -461,6 +482,7 @@ def test_one_worker_killed_goes_on_from_its_last_checkpoint_as_if_nothing_had_be
     broken = unhurried(
         algo, seconds=0.01, workers=1, steps=300, eval=evaluation, checkpoint=Checkpoint(every="30 steps")
     )
+    broken = gated(broken, tmp_path / "gate", 100)
 
     def kill_the_master_or_worker(pids: dict[str, int]) -> None:
         os.kill(pids.get("master", pids["worker_00"]), signal.SIGKILL)
