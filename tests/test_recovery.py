@@ -56,12 +56,12 @@ class Killer:
             wait_until(lambda so_far=so_far: len(recorded_order(self.directory)) > so_far + 6)
             before = self.log.read_text()
             pids = dict(re.findall(r"INFO (\w+): process (\d+)", before))
+            so_far = len(recorded_order(self.directory))
             os.kill(int(pids[party]), signal.SIGKILL)
             self.killed += 1
+            self.gate.with_suffix(f".{stage}").touch()
             back = "INFO the next master goes on" if party.startswith("master") else f"worker {int(party[-2:])} is back"
             wait_until(lambda back=back, before=before: self.log.read_text().count(back) > before.count(back))
-            so_far = len(recorded_order(self.directory))
-            self.gate.with_suffix(f".{stage}").touch()
         self.gate.touch()
 
     def __enter__(self) -> Killer:
@@ -86,10 +86,12 @@ def replayed(s: Settings, source: Path, directory: Path) -> Outcome:
 def test_whoever_is_killed_the_run_takes_all_its_steps_and_its_record_gives_its_center(
     algo: str, fragments: int, tmp_path: Path
 ) -> None:
+    # in rounds nobody can be held: who is back begins with the next one, which the others make
+    held = 0 if algo == "sync_easgd" else STAGE
     s = lasting(algo, fragments=fragments)
     order = ["worker_01", "master", "worker_01"]
     with Killer(tmp_path / "run", order) as killer:
-        outcome = run(gated(s, killer.gate, STAGE), tmp_path / "run")
+        outcome = run(gated(s, killer.gate, held), tmp_path / "run")
     assert killer.killed == len(order)
     assert outcome.status == "completed" and set(outcome.summary["steps"].values()) == {400}
     assert outcome.summary["lost"] == {}
