@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import time
-from pathlib import Path
+import os
+from time import sleep
 
 import torch
 from torch import Tensor, nn
@@ -26,38 +26,52 @@ def double_residual(input_shape: tuple[int, int, int], num_classes: int) -> nn.M
     return Residual(input_shape, num_classes).double()
 
 
-class Unhurried(nn.Module):
-    """A net that costs little, and in a worker's process takes at least 4 ms over a step, or so many seconds: whoever
-    watches or measures the run finds a core to do so.
+class Gate:
+    """Where a worker waits, at each `at` steps of its process, until there is a file `gate`, or for the k-th time
+    `gate.k`: nobody is past it before a test says so, however late that looks. Without `at` it is open.
     """
 
-    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, seconds: float = 0.004):
+    def __init__(self, gate: str, at: int):
+        self._gate, self._at, self._steps = gate, at, 0
+
+    def __call__(self) -> None:
+        time, step = divmod(self._steps, self._at) if self._at else (0, 0)
+        self._steps += 1
+        while time and not step and not any(map(os.path.exists, (self._gate, f"{self._gate}.{time}"))):
+            sleep(0.002)
+
+
+class Unhurried(nn.Module):
+    """A net that costs little, and in a worker's process takes at least 4 ms over a step, or so many seconds: whoever
+    watches or measures the run finds a core to do so. It may have a gate.
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, int, int], num_classes: int, seconds: float = 0.004, gate: str = "", at: int = 0
+    ):
         super().__init__()
-        self._seconds = seconds
+        self._seconds, self._gate = seconds, Gate(gate, at)
         self.net = nn.Sequential(
             nn.Flatten(), nn.Linear(math.prod(input_shape), 16), nn.ReLU(), nn.Linear(16, num_classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and multiprocessing.parent_process() is not None:
-            time.sleep(self._seconds)
+            sleep(self._seconds)
+            self._gate()
         return self.net(x)
 
 
 class Gated(ConvNetDigits):
-    """The small net, whose workers wait before their gradient at step `at` until there is a file `gate`: nobody is past
-    it before a test says so.
-    """
+    """The small net, with a gate before its gradient."""
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, gate: str, at: int):
         super().__init__(input_shape, num_classes)
-        self._gate, self._left = Path(gate), at
+        self._gate = Gate(gate, at)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and multiprocessing.parent_process() is not None:
-            self._left -= 1
-            while self._left < 0 and not self._gate.exists():
-                time.sleep(0.002)
+            self._gate()
         return super().forward(x)
 
 
@@ -99,17 +113,21 @@ class RaisesAt(Quadratic):
 
 
 class TakesItsTime(Quadratic):
-    """A function whose gradients take a while, so that a run of few steps is long enough for its launcher to look."""
+    """A function whose gradients take a while in a worker's process, so that a run of few steps is long enough for its
+    launcher to look. It may have a gate.
+    """
 
     def __init__(
-        self, seconds: float, dimension: int = 1, noise: float = 1.0, *, seed: int, workers: int, l2: float,
-        device: torch.device,
+        self, seconds: float, dimension: int = 1, noise: float = 1.0, gate: str = "", at: int = 0, *, seed: int,
+        workers: int, l2: float, device: torch.device,
     ):  # fmt: skip
         super().__init__(dimension, noise=noise, seed=seed, workers=workers, l2=l2, device=device)
-        self._seconds = seconds
+        self._seconds, self._gate = seconds, Gate(gate, at)
 
     def slope(self, x: Tensor, out: Tensor) -> None:
-        time.sleep(self._seconds)
+        if multiprocessing.parent_process() is not None:
+            sleep(self._seconds)
+            self._gate()
         super().slope(x, out)
 
 

@@ -14,7 +14,18 @@ from typing import Any
 import pytest
 import torch
 from test_recovery import replayed
-from test_runs import by_hand, disturbed, recorded_order, rows, run, saved_center, settings, unhurried, wait_until
+from test_runs import (
+    by_hand,
+    disturbed,
+    gated,
+    recorded_order,
+    rows,
+    run,
+    saved_center,
+    settings,
+    unhurried,
+    wait_until,
+)
 
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
@@ -96,9 +107,12 @@ def others_wait(directory: Path, steps: int) -> Callable[[], bool]:
 
 def while_others_wait(s: Settings, directory: Path, act: Callable[[dict[str, int]], None]) -> Outcome:
     """Runs, keeps worker 2 from its end until the others wait for it there, lets `act`, and has it go on."""
+    gate = directory.with_name(f"{directory.name}_gate")
+    s = gated(s, gate, 100)
 
     def at_the_end(pids: dict[str, int]) -> None:
         os.kill(pids["worker_02"], signal.SIGSTOP)
+        gate.touch()
         assert s.steps is not None
         wait_until(others_wait(directory, s.steps))
         act(pids)

@@ -23,7 +23,9 @@ from test_recovery import replayed
 from test_runs import (
     by_hand,
     disturbed,
+    gated,
     hurried,
+    longer,
     recorded_order,
     rows,
     run,
@@ -380,13 +382,14 @@ def test_in_float64_four_workers_are_a_run_by_hand(algo: str, tmp_path: Path, su
 
 @pytest.mark.parametrize("algo", ["sync_eamsgd", "diloco"])
 def test_interrupted_and_resumed_it_is_the_run_that_was_not(algo: str, tmp_path: Path, summed: None) -> None:
-    s = replace(unhurried(algo, seconds=0.01, workers=3, steps=200), eval=Eval(train_images=100))
+    s = replace(unhurried(algo, workers=3), eval=Eval(train_images=100))
     outcome = disturbed(
         s, tmp_path / "parts", lambda _: os.kill(os.getpid(), signal.SIGINT), lambda d: len(recorded_order(d)) > 30
     )
     assert (outcome.status, outcome.exit_code) == ("interrupted", 130)
-    assert run(hurried(s), tmp_path / "parts", resume=True).status == "completed"
-    assert run(hurried(s), tmp_path / "whole").status == "completed"
+    s = longer(hurried(s), outcome)
+    assert run(s, tmp_path / "parts", resume=True).status == "completed"
+    assert run(s, tmp_path / "whole").status == "completed"
     assert recorded_order(tmp_path / "parts") == recorded_order(tmp_path / "whole")
     assert torch.equal(*centers(tmp_path, "parts", "whole"))
 
@@ -403,12 +406,17 @@ def test_either_way_goes_on_from_the_others_checkpoint(further: str, tmp_path: P
 
 @pytest.mark.parametrize("victim", ["worker_00", "worker_02"])
 def test_a_run_goes_on_without_a_worker_that_is_killed(victim: str, tmp_path: Path, summed: None) -> None:
+    gate = tmp_path / "gate"
     problem = {"name": "slow", "target": "nets:TakesItsTime", "seconds": 0.01, "dimension": 1001}
+    problem |= {"gate": str(gate), "at": 100}
     none = {"name": "none", "target": None}
     s = settings("sync_eamsgd", workers=3, steps=300, problem=problem, dataset=none, model=none, l2=0.0, max_restarts=3)
-    outcome = disturbed(
-        s, tmp_path / "run", lambda pids: os.kill(pids[victim], signal.SIGKILL), lambda d: len(recorded_order(d)) > 30
-    )
+
+    def kill(pids: dict[str, int]) -> None:
+        os.kill(pids[victim], signal.SIGKILL)
+        gate.touch()
+
+    outcome = disturbed(s, tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 30)
     assert outcome.status == "completed" and outcome.summary["lost"] == {victim: "killed by SIGKILL"}
     number = int(victim[-2:])
     others = [i for i in range(3) if i != number]
@@ -422,6 +430,7 @@ def test_a_killed_master_ends_the_run_with_a_sentence_and_it_goes_on(tmp_path: P
     s = replace(
         unhurried("diloco", seconds=0.01, workers=2, steps=300), checkpoint=Checkpoint(every="20 steps"), max_restarts=3
     )
+    s = gated(s, tmp_path / "gate", 100)
     outcome = disturbed(
         s, tmp_path / "run", lambda pids: os.kill(pids["master"], signal.SIGKILL),
         lambda d: any((d / "checkpoint").glob("*.pt")),

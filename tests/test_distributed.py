@@ -100,6 +100,11 @@ def served(directory: Path, worker: int | None = None) -> int:
     return sum(worker in (None, entries[i]) for i in range(0, len(entries), 2))
 
 
+def longer(directory: Path) -> str:
+    """A length of the run that was broken off, wherever that was, to which it can go on."""
+    return f"steps={max(summary(directory)['steps'].values()) + 100}"
+
+
 def center(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "center.pt")
 
@@ -206,6 +211,8 @@ def test_a_master_that_is_killed_is_followed_by_another_with_the_same_workers(
         "tau=2",
         "model=nets:Unhurried",
         "+model.seconds=0.012",
+        "+model.gate=gate",
+        "+model.at=250",
         "steps=600",
         f"masters={masters}",
     )
@@ -221,6 +228,7 @@ def test_a_master_that_is_killed_is_followed_by_another_with_the_same_workers(
         until(lambda: entry in (tmp_path / "run" / "exchanges.bin").read_bytes()[-80:], "exchanges from elsewhere")
         os.kill(int(master), signal.SIGKILL)
         until(lambda: of("the next master goes on", deaths), "the next one")  # noqa: B023
+    (tmp_path / "gate").touch()
     assert ended(run, tmp_path, "train") == 0
     assert set(summary(tmp_path)["steps"].values()) == {600} and summary(tmp_path)["restarts"] == {"master": 2}
     replayed(tmp_path)
@@ -230,16 +238,17 @@ def test_a_run_that_is_interrupted_keeps_what_workers_elsewhere_have_and_goes_on
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
-    words = ["workers=1", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=400"]
-    run = train(a, tmp_path, *words, "launcher.here=0")
+    words = ["workers=1", "algo=eamsgd", "tau=2", "model=nets:Unhurried"]
+    run = train(a, tmp_path, *words, "launcher.here=0", "steps=100000")
     start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "center at step 20:" in log(tmp_path), "twenty steps")
     os.kill(run.pid, signal.SIGINT)
     assert ended(run, tmp_path, "train") == 130
-    again = start(a, tmp_path, "train", "train", "resume=run")
+    steps = longer(tmp_path)
+    again = start(a, tmp_path, "train", "train", "resume=run", steps)
     start(b, tmp_path, "join2", "join", where(tmp_path))
     assert ended(again, tmp_path, "train") == 0
-    whole = start(a, tmp_path, "whole", "train", *SMALL, *words, "hydra.run.dir=whole")
+    whole = start(a, tmp_path, "whole", "train", *SMALL, *words, steps, "hydra.run.dir=whole")
     assert ended(whole, tmp_path, "whole") == 0
     one, other = center(tmp_path / "run"), center(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in one)

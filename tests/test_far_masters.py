@@ -17,7 +17,21 @@ from typing import Any
 import pytest
 import torch
 from machines import Machine, Machines
-from test_distributed import SMALL, center, ended, log, machines, replayed, said, start, summary, train, until, where
+from test_distributed import (
+    SMALL,
+    center,
+    ended,
+    log,
+    longer,
+    machines,
+    replayed,
+    said,
+    start,
+    summary,
+    train,
+    until,
+    where,
+)
 
 __all__ = ["machines"]  # a fixture
 
@@ -70,18 +84,20 @@ def test_one_worker_with_masters_on_three_machines_is_one_with_one_here_bit_for_
 ) -> None:
     """Also interrupted and resumed, with the machines' parts changed."""
     a, b, c = machines(3).hosts
-    words = ["workers=1", "algo=eamsgd", "tau=3", "eta=0.05", "model=nets:Unhurried", "steps=300"]
-    run = train(a, tmp_path, *words, f"launcher.here={here}", "masters=3", "launcher.masters_here=1")
+    words = ["workers=1", "algo=eamsgd", "tau=3", "eta=0.05", "model=nets:Unhurried"]
+    apart = ["masters=3", "launcher.masters_here=1"]
+    run = train(a, tmp_path, *words, f"launcher.here={here}", *apart, "steps=100000")
     for host, name in ((b, "b"), (c, "c")):
         joined(host, tmp_path, name, f"workers={int(name == 'c')}")
     until(lambda: "center at step 21:" in log(tmp_path), "twenty steps")
     os.kill(run.pid, signal.SIGINT)
     assert ended(run, tmp_path, "train") == 130
-    again = start(a, tmp_path, "train", "train", "resume=run")
+    steps = longer(tmp_path)
+    again = start(a, tmp_path, "train", "train", "resume=run", steps)
     for host, name in ((c, "c2"), (b, "b2")):
         joined(host, tmp_path, name, f"workers={int(name == 'b2')}")
     assert ended(again, tmp_path, "train") == 0
-    near = start(a, tmp_path, "near", "train", *SMALL, *words, "hydra.run.dir=near")
+    near = start(a, tmp_path, "near", "train", *SMALL, *words, steps, "hydra.run.dir=near")
     assert ended(near, tmp_path, "near") == 0
     far, one = center(tmp_path / "run"), center(tmp_path / "near")
     assert far.keys() == one.keys() and all(torch.equal(far[name], one[name]) for name in far)
@@ -126,7 +142,8 @@ def test_a_worker_that_comes_later_comes_to_all_masters_and_one_that_never_does_
 def test_workers_that_are_killed_come_back_to_all_masters(machines: Callable[[int], Machines], tmp_path: Path) -> None:
     """One beside each of the masters; and the master of the first machine is followed by another, as everywhere."""
     a, b = machines(2).hosts
-    run = train(a, tmp_path, "workers=2", "algo=easgd", "tau=2", "model=nets:Unhurried", "steps=1500", *APART)
+    words = ["workers=2", "algo=easgd", "tau=2", "steps=1500"]
+    run = train(a, tmp_path, *words, "model=nets:Unhurried", "+model.gate=gate", "+model.at=500", *APART)
     other = joined(b, tmp_path, "b")
     until(lambda: "training begins" in log(tmp_path), "training")
     own = until(lambda: re.search(r"INFO worker_00: process (\d+)", log(tmp_path)), "worker 0")
@@ -136,6 +153,7 @@ def test_workers_that_are_killed_come_back_to_all_masters(machines: Callable[[in
     master = until(lambda: re.search(r"INFO master: process (\d+)", log(tmp_path)), "the master")
     os.kill(int(master[1]), signal.SIGKILL)
     until(lambda: "the next master goes on" in log(tmp_path), "the next one")
+    (tmp_path / "gate").touch()
     assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "b")) == (0, 0)
     told = summary(tmp_path)
     assert set(told["steps"].values()) == {1500}
@@ -168,8 +186,8 @@ def test_a_master_elsewhere_that_dies_ends_the_run_which_goes_on_from_its_checkp
     whole_machine: bool, machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b, c = machines(3).hosts
-    words = ["workers=1", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "steps=600", "checkpoint.every=50 steps"]
-    run = train(a, tmp_path, *words, "launcher.here=0", *APART)
+    words = ["workers=1", "algo=eamsgd", "tau=2", "model=nets:Unhurried", "checkpoint.every=50 steps"]
+    run = train(a, tmp_path, *words, "launcher.here=0", *APART, "steps=100000")
     joined(b, tmp_path, "b", "workers=0")
     other = joined(c, tmp_path, "c", "masters=0")
     until(lambda: any((tmp_path / "run" / "checkpoint").glob("*.pt")), "a checkpoint")
@@ -180,10 +198,11 @@ def test_a_master_elsewhere_that_dies_ends_the_run_which_goes_on_from_its_checkp
     assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "c")) == (1, 1)
     how = r"its host \S+ \(10.9.0.2\) is lost: .*" if whole_machine else "killed by SIGKILL"
     assert re.search(rf"the master died \(master_1, .*: {how}\).* resume=", summary(tmp_path)["reason"])
-    again = start(a, tmp_path, "train", "train", "resume=run")
+    steps = longer(tmp_path)
+    again = start(a, tmp_path, "train", "train", "resume=run", steps)
     joined(c, tmp_path, "c2")
     assert ended(again, tmp_path, "train") == 0
-    whole = start(a, tmp_path, "whole", "train", *SMALL, *words, "hydra.run.dir=whole")
+    whole = start(a, tmp_path, "whole", "train", *SMALL, *words, steps, "hydra.run.dir=whole")
     assert ended(whole, tmp_path, "whole") == 0
     one, other_center = center(tmp_path / "run"), center(tmp_path / "whole")
     assert all(torch.equal(one[name], other_center[name]) for name in one)

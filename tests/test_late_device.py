@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,12 @@ def test_what_holds_on_a_device_holds_on_one_that_works_as_late_as_it_may() -> N
     tests = Path(__file__).parent / "test_device.py"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-m", "device", str(tests)]
     environment = os.environ | {"EASGD_TEST_DEVICE": "late:0"}
-    done = subprocess.run(
-        command, env=environment, cwd=tests.parent.parent, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout
+    with subprocess.Popen(
+        command, env=environment, cwd=tests.parent.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=580)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # by which it says how far it is, and where
+            said, _ = process.communicate(timeout=15)
+    assert process.returncode == 0 and "skipped" not in said, said

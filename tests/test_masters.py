@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 import torch
 from test_closing import while_others_wait
-from test_recovery import Killer, lasting, replayed
+from test_recovery import STAGE, Killer, lasting, replayed
 from test_runs import (
     MOVING,
     POLYAK,
     disturbed,
+    gated,
     hurried,
     one_worker,
     recorded_order,
@@ -230,7 +231,7 @@ def test_one_worker_killed_goes_on_from_its_last_checkpoint_bit_for_bit(tmp_path
     """A checkpoint on the way is of one place in the worker's sessions, and the record is taken back to that."""
     s = unhurried("eamsgd", seconds=0.01, workers=1, steps=300, masters=2, average=MOVING)
     run(hurried(s), tmp_path / "whole")
-    s.checkpoint = Checkpoint(every="30 steps")
+    s = gated(replace(s, checkpoint=Checkpoint(every="30 steps")), tmp_path / "gate", 100)
 
     def kill(pids: dict[str, int]) -> None:
         os.kill(pids["master_1"], signal.SIGKILL)
@@ -281,7 +282,7 @@ def test_whoever_is_killed_the_others_go_on_and_the_record_gives_the_center(algo
     s = lasting(algo, masters=2)
     order = ["worker_01", "master_1", "worker_01", "master"]
     with Killer(tmp_path / "run", order) as killer:
-        outcome = run(s, tmp_path / "run")
+        outcome = run(gated(s, killer.gate, STAGE), tmp_path / "run")
     assert killer.killed == len(order) and outcome.status == "completed"
     assert set(outcome.summary["steps"].values()) == {400} and outcome.summary["lost"] == {}
     assert outcome.summary["restarts"] == {"master": 2, "worker_01": 2}
@@ -300,13 +301,14 @@ def test_whoever_is_killed_the_others_go_on_and_the_record_gives_the_center(algo
 
 
 def test_masters_that_die_together_are_one_loss(tmp_path: Path) -> None:
-    s = lasting("easgd", masters=3, steps=300)
+    s, gate = lasting("easgd", masters=3, steps=300), tmp_path / "gate"
 
     def kill(pids: dict[str, int]) -> None:
         for party in ("master", "master_1", "master_2"):
             os.kill(pids[party], signal.SIGKILL)
+        gate.touch()
 
-    outcome = disturbed(s, tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 60)
+    outcome = disturbed(gated(s, gate, 100), tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 60)
     assert outcome.status == "completed" and outcome.summary["restarts"]["master"] <= 3
     assert_replayed(s, tmp_path / "run")
 
