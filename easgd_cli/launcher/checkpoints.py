@@ -51,7 +51,7 @@ class Checkpoints:
         ):
             return
         lead = None if self._in_rounds else live[0]
-        # in rounds all parts are of one moment, and an earlier mark that comes late is of one before the ends there were
+        # in rounds all parts are of one moment; an earlier mark that comes late is of one before the ends there were
         asked = {*live, *self._members.finals} if self._in_rounds else set(live)
         self._pending = PendingCheckpoint(now, lead, asked, self._members.finals)
         self._ask(TakeCheckpoint(live, lead))
