@@ -290,8 +290,8 @@ def test_faults_of_a_master_that_have_happened_do_not_when_a_run_goes_on() -> No
     class Killed(list):  # type: ignore[type-arg]
         began = None
 
-        def signal(self, number: int, party: str) -> None:
-            self.append((number, party))
+        def signal(self, number: int, parties: list[str]) -> None:
+            self.extend((number, party) for party in parties)
 
         def __getitem__(self, party: Any) -> Any:
             return SimpleNamespace(name=party)
