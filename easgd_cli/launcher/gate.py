@@ -212,8 +212,7 @@ class Gate:
             host.address = (host.connection.their_address, int(message["port"]))
         carries = probe.measured(host.connection)
         with self._lock:
-            if self._ended is not None:
-                host.connection.say(self._ended)
+            if self._ended is not None:  # which it has been told
                 return
             names = [other.name for other in self._hosts]
             if host.name in names:  # two of them on one machine
