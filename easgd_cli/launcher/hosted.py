@@ -164,6 +164,7 @@ class HostedMaster:
         start = MasterStart(self._method, e.average, self._center, ends, every, clocks=clocks)
         start.variables, start.served, start.step = begin["variables"], begin["served"], begin["step"]
         start.pace, start.returns, start.cpu_seconds = begin["pace"], begin["returns"], begin["cpu"]
+        start.lost = begin["lost"]
         start.several, start.tau, start.steps = True, e.settings.tau, e.steps
         start.schedule = e.parts.schedule
         return Master, start

@@ -173,7 +173,7 @@ class StandInStart:
         begin = {
             "master": place, "clocks": start.clocks, "variables": start.variables, "served": start.served,
             "step": start.step, "pace": None if start.pace is None else list(start.pace), "returns": start.returns,
-            "cpu": start.cpu_seconds,
+            "cpu": start.cpu_seconds, "lost": list(start.lost),
         }  # fmt: skip
         sessions = partial(OfMaster, place, [link for link in start.links if link.worker < here], secret, silence)
         return cls(sessions, begin, start.center, start.center.nbytes(), wait, silence, where, turns)
