@@ -1539,6 +1539,19 @@ def test_training_begins_without_those_that_have_no_host_once_enough_are_there_a
     assert StartWorker(3, 5) in supervisor.commands()
 
 
+def test_one_that_was_ready_and_has_lost_its_host_is_waited_for_again() -> None:
+    world = run_of(2, begin=False, restarts=1)
+    supervisor = world.supervisor
+    supervisor.ready(1)
+    supervisor.homeless([1])
+    supervisor.homeless([])  # another is about to have it
+    for party in (MASTER, 0):
+        supervisor.ready(party)
+    assert supervisor.commands() == []
+    supervisor.ready(1)
+    assert supervisor.commands() == [Begin()]
+
+
 def test_in_a_run_that_goes_on_who_had_not_come_yet_comes_as_new_with_a_host_at_once_or_later() -> None:
     world = run_of(3, begin=False, restarts=1, least=1)
     supervisor = world.supervisor

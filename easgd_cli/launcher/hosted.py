@@ -268,6 +268,9 @@ class Place(threading.Thread):
             except (ConnectionEnded, Refused, RunError, OSError, MemoryError) as e:
                 if not self._leaves.is_set():
                     tell(f"{self.of.name}: {e}")
+                    if self._child is None:  # which the first host is to know, and gives it to another
+                        self.connection.say({"kind": "cannot", "text": str(e)})
+                        self.connection.finish(host.silence)
             finally:
                 self._leaves.set()
                 self.of.close()
