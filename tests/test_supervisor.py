@@ -1552,6 +1552,18 @@ def test_one_that_was_ready_and_has_lost_its_host_is_waited_for_again() -> None:
     assert supervisor.commands() == [Begin()]
 
 
+def test_of_one_that_is_lost_again_before_it_was_back_the_last_reason_is_told() -> None:
+    world = run_of(3, begin=False, restarts=1, least=1)
+    supervisor = world.supervisor
+    supervisor.homeless([1, 2])
+    for party in (MASTER, 0):
+        supervisor.ready(party)
+    for _ in range(2):
+        supervisor.ended(1, "killed by SIGSEGV")
+    assert supervisor.members.lost == {1: "killed by SIGSEGV", 2: "no host has come for it"}
+    assert supervisor.members.alive == 1
+
+
 def test_in_a_run_that_goes_on_who_had_not_come_yet_comes_as_new_with_a_host_at_once_or_later() -> None:
     world = run_of(3, begin=False, restarts=1, least=1)
     supervisor = world.supervisor

@@ -114,7 +114,7 @@ class Gate:
         with self._lock:
             for host in self._hosts:
                 if host.running.pop(party, None) is not None:
-                    host.unfit.add(party)
+                    host.unfit |= {party}
 
     def expects(self, party: Process, ticket: int) -> bool:
         """Whether the host that was given it by this ticket is still there."""
