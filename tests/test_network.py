@@ -271,6 +271,14 @@ def test_one_that_cannot_begin_on_a_host_goes_to_another_and_not_there_again(gat
     host.close()
 
 
+def test_one_that_was_lost_before_it_began_is_not_given_to_that_host_again(gate: Gate) -> None:
+    host, _ = offered(gate)
+    ticket(gate, 0)
+    gate.lost(0)
+    assert gate.place(0) is None and gate.place(1) is not None
+    host.close()
+
+
 def test_one_that_is_started_again_comes_back_to_its_host_while_another_is_idle(gate: Gate) -> None:
     hosts = [offered(gate)[0]]
     ticket(gate, 0)

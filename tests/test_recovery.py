@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds, local
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.parties import Patience
-from easgd_cli.record.reader import Entries, by_variable, read_order
+from easgd_cli.record import checkpoint
+from easgd_cli.record.reader import Entries, by_variable, newest_checkpoint, read_order
 from easgd_cli.settings.schema import Eval, Settings
 from easgd_cli.system.channel import Channel
 from easgd_cli.training.worker import WorkerLoop
@@ -212,3 +214,20 @@ def test_a_session_that_comes_while_a_worker_computes_is_the_one_it_goes_on_with
     assert worker._stop
     worker._next_session(0).sendall(b"here")
     assert other.recv(4) == b"here"
+
+
+def test_a_worker_that_had_never_come_begins_with_the_mean_clock_when_its_run_goes_on(tmp_path: Path) -> None:
+    """As in a run that began with launcher.least, for which no host was there."""
+    run(lasting("easgd", workers=2, steps=200), tmp_path)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    clocks = {**found.owner.moment.clocks, 1: 0}
+    found.owner.moment = replace(found.owner.moment, clocks=clocks)
+    del found.workers[1]
+    checkpoint.write(tmp_path / "checkpoint", found, keep=1)
+    outcome = run(lasting("easgd", workers=2, steps=400), tmp_path, resume=True)
+    assert outcome.status == "completed"
+    [back] = [row for row in rows(tmp_path, "system") if "returned" in row]
+    assert back["returned"] == 1 and 200 <= back["returned_at"] <= 400
+    assert "worker 1 has come, at its step" in (tmp_path / "logs" / "launcher.log").read_text()
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == {"worker_00": 400, "worker_01": 400}

@@ -1552,6 +1552,47 @@ def test_training_begins_without_those_that_have_no_host_once_enough_are_there_a
     assert StartWorker(3, 5) in supervisor.commands()
 
 
+def test_one_that_was_ready_and_has_lost_its_host_is_waited_for_again() -> None:
+    world = run_of(2, begin=False, restarts=1)
+    supervisor = world.supervisor
+    supervisor.ready(1)
+    supervisor.homeless([1])
+    supervisor.homeless([])  # another is about to have it
+    for party in (MASTER, 0):
+        supervisor.ready(party)
+    assert supervisor.commands() == []
+    supervisor.ready(1)
+    assert supervisor.commands() == [Begin()]
+
+
+def test_of_one_that_is_lost_again_before_it_was_back_the_last_reason_is_told() -> None:
+    world = run_of(3, begin=False, restarts=1, least=1)
+    supervisor = world.supervisor
+    supervisor.homeless([1, 2])
+    for party in (MASTER, 0):
+        supervisor.ready(party)
+    for _ in range(2):
+        supervisor.ended(1, "killed by SIGSEGV")
+    assert supervisor.members.lost == {1: "killed by SIGSEGV", 2: "no host has come for it"}
+    assert supervisor.members.alive == 1
+
+
+def test_in_a_run_that_goes_on_who_had_not_come_yet_comes_as_new_with_a_host_at_once_or_later() -> None:
+    world = run_of(3, begin=False, restarts=1, least=1)
+    supervisor = world.supervisor
+    for worker in (1, 2):
+        supervisor.members[worker].new = True
+    supervisor.homeless([2])
+    for party in (MASTER, 0, 1):
+        supervisor.ready(party)
+    assert supervisor.commands() == [Begin(), StartWorker(2, NEW)]
+    assert supervisor.members.alive == 1 and supervisor.members.away == (1, 2)
+    supervisor.ended(1, "killed by SIGKILL")
+    assert supervisor.commands() == [StartWorker(1, NEW)]
+    supervisor.joined(1, 7)
+    assert supervisor.members[1].t == 7 and supervisor.members.lost == {2: "no host has come for it"}
+
+
 def test_the_next_master_goes_on_after_the_last_snapshot_that_was_said_and_takes_none_again() -> None:
     """Its points of evaluation are those after the latest moment that is known."""
     world = run_of(2, restarts=1)

@@ -54,8 +54,9 @@ class Beginning:
         self._journal.progress.begin(course.now)
         if late:
             self._journal.note(f"{ready} of {len(members)} workers begin; the others come when their hosts do")
-        for worker in late:
+        for worker in [worker for worker, m in members.items() if m.new or not m.ready]:
             members.lose(worker, "no host has come for it")
             members[worker].away = members[worker].new = True
             self._journal.system(course.told, workers_alive=members.alive, lost=worker)
-            self._ask(StartWorker(worker, NEW))
+            if worker in late:  # one that is ready asks for the center by itself
+                self._ask(StartWorker(worker, NEW))

@@ -13,6 +13,7 @@ from typing import Any
 
 from easgd_cli.launcher.children import Children, Message
 from easgd_cli.launcher.gate import Arrived, Gate
+from easgd_cli.launcher.journal import log
 from easgd_cli.launcher.links import HostLink
 from easgd_cli.launcher.parties import EVALUATOR, Process, place_of
 from easgd_cli.launcher.stand_in import StandIn, StandInStart
@@ -66,11 +67,7 @@ class FarChildren(Children):
             super().start(party, maker, start)
             return
         self._gate.release(party)
-        self._tickets.pop(party, None)
-        self._called.discard(party)
-        self._states.pop(party, None)
-        if party not in self._homeless:
-            self._homeless.append(party)
+        self._forget_host(party)
         here, waits = self._here, self._waits
         wait = waits.wait if self.began is None or waits.need_all else math.inf
         common = (wait, waits.silence, waits.where, self._turns)
@@ -80,6 +77,14 @@ class FarChildren(Children):
             assert isinstance(start, MasterStart) and isinstance(party, str)
             stands_in = StandInStart.of_master(start, place_of(party), here.workers, self._secret, *common)
         super().start(party, StandIn, stands_in)
+
+    def _forget_host(self, party: Process) -> None:
+        """It waits for one."""
+        self._tickets.pop(party, None)
+        self._called.discard(party)
+        self._states.pop(party, None)
+        if party not in self._homeless:
+            self._homeless.append(party)
 
     def _elsewhere(self, party: Process) -> bool:
         if isinstance(party, int):
@@ -96,6 +101,10 @@ class FarChildren(Children):
                 self._states[party] = State(str(message["letter"]), int(message["ticks"]))
             elif message["kind"] == "link":
                 self._links[self._tickets.get(party, -1)] = {**message, "party": party}
+            elif message["kind"] == "homeless":
+                log.warning("%s: %s; another host is to have it", self[party].name, message["why"])
+                self._gate.lost(party)
+                self._forget_host(party)
             else:
                 yield message, enclosed
 

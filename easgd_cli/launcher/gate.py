@@ -109,6 +109,13 @@ class Gate:
             for host in self._hosts:
                 host.running.pop(party, None)
 
+    def lost(self, party: Process) -> None:
+        """It could not begin where it was, and is not given to that host again."""
+        with self._lock:
+            for host in self._hosts:
+                if host.running.pop(party, None) is not None:
+                    host.unfit |= {party}
+
     def expects(self, party: Process, ticket: int) -> bool:
         """Whether the host that was given it by this ticket is still there."""
         with self._lock:

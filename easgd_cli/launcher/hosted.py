@@ -164,6 +164,7 @@ class HostedMaster:
         start = MasterStart(self._method, e.average, self._center, ends, every, clocks=clocks)
         start.variables, start.served, start.step = begin["variables"], begin["served"], begin["step"]
         start.pace, start.returns, start.cpu_seconds = begin["pace"], begin["returns"], begin["cpu"]
+        start.lost = begin["lost"]
         start.several, start.tau, start.steps = True, e.settings.tau, e.steps
         start.schedule = e.parts.schedule
         return Master, start
@@ -267,6 +268,9 @@ class Place(threading.Thread):
             except (ConnectionEnded, Refused, RunError, OSError, MemoryError) as e:
                 if not self._leaves.is_set():
                     tell(f"{self.of.name}: {e}")
+                    if self._child is None:  # which the first host is to know, and gives it to another
+                        self.connection.say({"kind": "cannot", "text": str(e)})
+                        self.connection.finish(host.silence)
             finally:
                 self._leaves.set()
                 self.of.close()

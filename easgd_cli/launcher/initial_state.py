@@ -1,6 +1,7 @@
 """Where the processes of a run begin: as the problem says or, in a run that goes on, as its checkpoint does.
 
-A worker that the checkpoint leaves out begins like one that comes back: x from the center, v = 0, its old clock.
+A worker that the checkpoint leaves out begins like one that comes back: x from the center, v = 0, its old clock. One
+that had not come yet begins like one that comes late: with the center and the mean clock of the others.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class InitialState:
 
     `collective`: whether messages go into a sum (`transport/collective.py`).
 
-    `moment`: where the run as a whole begins; `threads`: of each worker.
+    `moment`: where the run as a whole begins; `new`: workers that had not come before that, while others trained;
+    `threads`: of each worker.
     """
 
     def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None, collective: bool = False):
@@ -54,10 +56,18 @@ class InitialState:
         self.threads = worker_threads(s)
         self._devices = deal_devices(s.device, s.workers)
         [self._center_device] = deal_devices(s.center_device, 1, "center_device")
+        self.new = self._not_yet_come()
         self._slices = experiment.slices
         self.masters = len(self._slices)
         self._interval = Interval.parse("eval.every", s.eval.every)  # of snapshots, for the owner of what is evaluated
         self._pace = self._next_points()
+
+    def _not_yet_come(self) -> frozenset[int]:
+        """Those that have no state in the checkpoint and no step, if a worker can come late at all."""
+        comes_late = self.returns and self._settings.max_restarts > 0 and CENTER in self._method.variables
+        if self._resumed is None or self.moment.step < 1 or not comes_late:
+            return frozenset()
+        return frozenset(worker for worker, t in self.moment.clocks.items() if t == 0) - self._resumed.workers.keys()
 
     def evaluated(self) -> dict[str, Tensor]:
         """The vectors that are evaluated, as a run begins with them, by name: x [size] and its average where one is
@@ -118,6 +128,8 @@ class InitialState:
                 state.tally,
                 state.spared,
             )
+        elif number in self.new:
+            start.returns = start.new = True
         return start
 
     @property
@@ -187,7 +199,7 @@ class InitialState:
             owner = self._resumed.owner
             clock = owner.masters[place][0] if self.masters > 1 else owner.clock
             start.variables, start.couriers = {**owner.variables, CENTER: clock}, owner.couriers
-            start.served, start.step = self.served()[place], owner.moment.step
+            start.served, start.step, start.lost = self.served()[place], owner.moment.step, sorted(self.new)
             start.cpu_seconds = 0.0 if place else owner.cpu_seconds  # of all
         start.returns = bool(s.max_restarts and self.returns)
         if start.returns:

@@ -74,6 +74,8 @@ class Processes:
         )  # fmt: skip
         self._queue = SnapshotQueue(job.run_dir / "snapshots")
         self.supervisor = Supervisor(plan, journal, self._queue, moment)
+        for worker in self._initial.new:
+            self.supervisor.members[worker].new = True
         self._children = children(job.run_dir / "logs")
         self._masters = Masters(self._initial.served())
         self._recovery = Recovery(self._children, self.supervisor, self._initial, self._masters)

@@ -83,12 +83,11 @@ class Members(dict[int, Member]):
         self._mean.join(t)
 
     def lose(self, worker: int, how: str) -> None:
-        """It is lost; a silent one because it had to be."""
+        """It is lost, or again before it was back: the last reason is told. A silent one had to be."""
         m = self[worker]
-        if m.lost is not None:
-            return
+        if m.lost is None:
+            self._mean.leave(m.t)
         m.lost = "did not finish its step when the run ended" if m.silent else how
-        self._mean.leave(m.t)
 
     def state(self) -> dict[str, Any]:
         """Who was lost and is away, and the step that has been told, as plain numbers."""

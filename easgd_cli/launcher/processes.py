@@ -18,7 +18,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import fork_server, server_process
@@ -32,6 +32,13 @@ class Party(Protocol):
     """What a child runs: made from its start and its channel, then run from training second 0 on."""
 
     def run(self, began: float) -> None: ...
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """A party to which something may happen before training begins."""
+
+    def wait_for_start(self) -> float: ...
 
 
 class PartyMaker(Protocol):
@@ -85,7 +92,7 @@ def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: s
         # from here on: the net's own parameters, replaced while the party was made, have gone back to the system
         keep_freed_memory()
         channel.post({"kind": "ready"})
-        party.run(_wait_for_start(channel))
+        party.run(party.wait_for_start() if isinstance(party, Waits) else _wait_for_start(channel))
         channel.post({"kind": "done"})
     except ChannelClosed:
         print("the launcher has ended", flush=True)

@@ -134,7 +134,7 @@ class OfMaster:
 class StandInStart:
     """`sessions`: makes those of the party; `begin`: what it begins with, as plain data, and `held`, its vectors;
     `most`: bytes of them that it says at once; `wait`: seconds until a host has to be found for it, and `where` that is
-    said; `turns`: of all stand-ins.
+    said; `turns`: of all stand-ins; `again`: whether another host may have it where the first is lost before it begins.
     """
 
     sessions: Callable[[Callable[[str], None]], Sessions]
@@ -145,6 +145,7 @@ class StandInStart:
     silence: float
     where: str
     turns: SharedTensors
+    again: bool = False
 
     @classmethod
     def of_worker(
@@ -159,10 +160,11 @@ class StandInStart:
             "meter": start.meter, "pace": None if start.pace is None else list(start.pace),
             "returns": start.returns, "new": start.new, "spared": start.spared,
         }  # fmt: skip
+        again = len(link.further) == masters - 1  # a master elsewhere has heard of the first, and of its end
         link = replace(link, further=link.further[: masters - 1], entries=entries)
         # one that comes back takes everything from the center
         held = None if start.returns else link.memory
-        return cls(partial(OfWorker, link), begin, held, link.memory.nbytes(), wait, silence, where, turns)
+        return cls(partial(OfWorker, link), begin, held, link.memory.nbytes(), wait, silence, where, turns, again)
 
     @classmethod
     def of_master(
@@ -173,7 +175,7 @@ class StandInStart:
         begin = {
             "master": place, "clocks": start.clocks, "variables": start.variables, "served": start.served,
             "step": start.step, "pace": None if start.pace is None else list(start.pace), "returns": start.returns,
-            "cpu": start.cpu_seconds,
+            "cpu": start.cpu_seconds, "lost": list(start.lost),
         }  # fmt: skip
         sessions = partial(OfMaster, place, [link for link in start.links if link.worker < here], secret, silence)
         return cls(sessions, begin, start.center, start.center.nbytes(), wait, silence, where, turns)
@@ -183,16 +185,22 @@ class StandIn:
     """Passes on what is said, and stands between its sessions."""
 
     def __init__(self, start: StandInStart, channel: Channel):
-        self._channel = channel
+        self._start, self._channel, self._wait = start, channel, start.wait
         self._wake, self._woken = socket.socketpair()
         self._sessions = start.sessions(self._lose)
         self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
         self._ready, self._end = threading.Event(), dict[str, Any]()
-        sock, where = self._connected(start)
-        self._host = where["host"]
-        self._connection = Connection(sock, start.silence, start.most, Turn(start.turns))
+        self._turn_to_send, self._asked, self._lost_host = Turn(start.turns), False, ""
+        self._begin(*self._connected())
         for number in (signal.SIGCONT, signal.SIGQUIT):
             signal.signal(number, lambda number, _: self._connection.say({"kind": "signal", "number": number}))
+        self._ready.wait()
+        self._find_another()
+
+    def _begin(self, sock: socket.socket, where: dict[str, Any]) -> None:
+        """On a host, by this connection to it. Raises SessionEnded."""
+        start, self._host = self._start, where["host"]
+        self._connection = Connection(sock, start.silence, start.most, self._turn_to_send)
         held = {} if start.held is None else {name: v for name, v in start.held.tensors.items() if v.any()}
         begin = {"kind": "begin", "masters": where["masters"], **start.begin}
         self._connection.say(begin, SharedTensors.of(held) if held else None)
@@ -200,33 +208,67 @@ class StandIn:
             self._sessions.begin(self._connection, where)
         except (Refused, OSError) as e:
             raise self._given_up(f"its host {self._host} is not reached: {e}") from e
-        threading.Thread(target=self._listen, daemon=True).start()
-        self._ready.wait()
-        if self._end:
-            self._leave()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
-    def _connected(self, start: StandInStart) -> tuple[socket.socket, dict[str, Any]]:
+    def _find_another(self) -> None:
+        """Until a host has it ready: where one is lost before anything has happened, the next has it as the first would
+        have. Raises SessionEnded and ChannelClosed.
+        """
+        while self._end:
+            if not self._start.again or "lost" not in self._end or self._asked:
+                return self._leave()
+            self._connection.close()
+            self._listener.join()
+            self._woken.recv(1)
+            self._lost_host = f"its host {self._host} is lost: {self._end['lost']}"
+            self._channel.post({"kind": "homeless", "why": self._lost_host})
+            self._end = {}
+            self._ready.clear()
+            self._begin(*self._connected())
+            self._ready.wait()
+
+    def _connected(self) -> tuple[socket.socket, dict[str, Any]]:
         """The connection to its host, which the launcher has found, and what it says of it. Raises ChannelClosed, and
         SessionEnded where none is found.
         """
-        ends = time.monotonic() + start.wait
+        began = time.monotonic()
         host, begins = None, None
-        while host is None and (left := ends - time.monotonic()) > 0:
+        while host is None and (left := began + self._wait - time.monotonic()) > 0:
             select.select([self._channel], [], [], min(left, _LONGEST_SECONDS))
             for message, enclosed in self._channel.receive():
                 if message["kind"] == "connection":
                     host = (enclosed, message)
                 elif message["kind"] == "session":
                     self._sessions.give(message, enclosed)
-                elif message["kind"] == "start":  # of a run that is under way
-                    begins = (message, enclosed)
-                else:
+                elif message["kind"] != "start":
                     raise ChannelClosed  # told to stop
+                elif self._lost_host and not self._start.begin["returns"]:
+                    raise self._given_up(self._lost_host)  # the others have begun, and it is to come back
+                else:
+                    begins = (message, enclosed)  # of a run that is under way
+        self._wait -= time.monotonic() - began
+        if begins is not None:
+            self._channel.put_back(begins)
         if host is not None:
-            if begins is not None:
-                self._channel.put_back(begins)
             return host
-        raise self._given_up(f"no host has had a place for it for {start.wait:g} s; {start.where}")
+        why = f"{self._lost_host}, and " if self._lost_host else ""
+        raise self._given_up(f"{why}no host has had a place for it for {self._start.wait:g} s; {self._start.where}")
+
+    def wait_for_start(self) -> float:
+        """The monotonic time of training second 0. Raises SessionEnded where its host is lost before and no other has
+        it, and ChannelClosed where it is told to stop.
+        """
+        while True:
+            for message, _ in self._channel.receive():
+                if message["kind"] == "start":
+                    return float(message["began"])
+                raise ChannelClosed
+            if self._end:
+                self._find_another()
+                self._channel.post({"kind": "ready"})
+            watched: list[Any] = [self._channel, self._woken]
+            select.select(watched, [], [])
 
     def run(self, began: float) -> None:
         """Until the worker has ended. Raises SessionEnded where it has ended before its time, and ChannelClosed."""
@@ -296,6 +338,7 @@ class StandIn:
             while not self._end:
                 sort, text, count = self._connection.next()
                 if sort is Sort.REQUEST:
+                    self._asked = True
                     self._sessions.request(text, count)
                 elif sort is Sort.MESSAGE:
                     self._hear(*self._connection.message(text))
@@ -316,6 +359,8 @@ class StandIn:
             print(message["text"], end="", flush=True)
         elif kind == "ended":
             self._end = message
+        elif kind == "cannot":
+            self._end = {"lost": str(message["text"])}
         elif kind != "done":  # which is to be believed once the process has ended
             if kind == "process":
                 self._rate_up = message.pop("rate")

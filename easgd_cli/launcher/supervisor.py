@@ -96,6 +96,8 @@ class Supervisor:
     def homeless(self, workers: Collection[int]) -> None:
         """These workers have no host at this moment, all others have."""
         self.members.homeless = frozenset(workers)
+        for worker in workers:  # one that was ready, and has lost its host since
+            self.members[worker].ready = False
         self._beginning.begin_when_possible()
 
     def advanced(self, worker: int, t: int) -> None:
