@@ -17,10 +17,11 @@ from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import fork_server, probe
 from easgd_cli.launcher.door import AGENT, SESSION, Door, called
-from easgd_cli.launcher.far_end import FarEnd
+from easgd_cli.launcher.far_end import FarEnd, FarMaster, memory_of
 from easgd_cli.launcher.hosted import HostedMaster, HostedWorker, Place, Workplace
 from easgd_cli.launcher.parties import Process, master_at
 from easgd_cli.system import interruption, network
+from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.system.terminal import printable, tell
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
 
@@ -56,7 +57,8 @@ class Agent:
         self._host: Workplace | None = None
         self._filled: dict[Process, Place] = {}
         self._door: Door | None = None  # where its masters' sessions come in
-        self._ends: list[FarEnd | FarGloo] = []
+        self._ends: list[FarEnd | FarMaster | FarGloo] = []  # of what is measured
+        self._vectors: dict[int, SharedTensors] = {}  # and its vectors
 
     def _called(self, wait: float) -> socket.socket:
         """A connection there; whoever listens may come a little later."""
@@ -118,13 +120,20 @@ class Agent:
         elif kind == "start" and self._host is not None:
             self._fill(self._host, message)
         elif kind == "measure":
-            for session in range(int(message["sessions"])):
-                self._ends.append(FarEnd(self._address, self._secret, session, int(message["size"])))
+            number = int(message["number"])  # sessions of one number use its vectors one after another
+            if number not in self._vectors:
+                self._vectors[number] = memory_of(int(message["size"]))
+            self._ends.append(FarEnd(self._address, self._secret, self._vectors[number], message))
+        elif kind == "serve":
+            size, workers = int(message["size"]), int(message["workers"])
+            self._ends.append(master := FarMaster(self._connection.own_address, self._secret, size, workers))
+            self._connection.say({"kind": "serves", "port": master.port})
         elif kind == "gloo":
             from easgd_cli.launcher.gloo import FarGloo  # here, since hosts of runs have no use for it
 
             store = (self._address[0], int(message["port"]))
-            self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"])))
+            which = int(message["rank"]), int(message["ranks"])
+            self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"]), *which))
         elif kind == "end":
             self._connection.close()  # which says there that it has been heard
             self.stays = bool(message.get("again"))
