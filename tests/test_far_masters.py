@@ -64,13 +64,13 @@ def test_workers_reach_a_master_elsewhere_straight_and_the_record_gives_the_cent
     replayed(tmp_path)
 
 
-@pytest.mark.parametrize("here", [0, 1])
+@pytest.mark.parametrize(("here", "wire"), [(0, "bf16"), (1, "fp32")])
 def test_one_worker_with_masters_on_three_machines_is_one_with_one_here_bit_for_bit(
-    here: int, machines: Callable[[int], Machines], tmp_path: Path
+    here: int, wire: str, machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     """Also interrupted and resumed, with the machines' parts changed."""
     a, b, c = machines(3).hosts
-    words = ["workers=1", "algo=eamsgd", "tau=3", "eta=0.05", "model=nets:Unhurried", "steps=300"]
+    words = ["workers=1", "algo=eamsgd", "tau=3", "eta=0.05", "model=nets:Unhurried", "steps=300", f"wire={wire}"]
     run = train(a, tmp_path, *words, f"launcher.here={here}", "masters=3", "launcher.masters_here=1")
     for host, name in ((b, "b"), (c, "c")):
         joined(host, tmp_path, name, f"workers={int(name == 'c')}")

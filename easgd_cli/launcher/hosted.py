@@ -35,6 +35,7 @@ from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.variables import Variables
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.packing import Packing
 from easgd_cli.transport.relay import MasterStandIn
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 from easgd_cli.transport.turn import turns
@@ -156,7 +157,12 @@ class HostedMaster:
         for name, v in vectors.tensors.items() if vectors is not None else ():
             self._center[name].copy_(v)
         clocks = {int(worker): int(t) for worker, t in begin["clocks"].items()}
-        self._links = {worker: Link.new(worker, self._method, self._size, e.dtype) for worker in clocks}
+        before = e.slices[self._place].start
+        self._links = {
+            worker: replace(link, packing=Packing.of(e.method, worker, before))
+            for worker in clocks
+            for link in [Link.new(worker, self._method, self._size, e.dtype)]
+        }
         self._lives, self._ended = dict.fromkeys(clocks, 1), dict.fromkeys(clocks, 0)
         self._sessions = dict.fromkeys(clocks)
         ends = [link.for_master() for link in self._links.values()]
