@@ -187,3 +187,25 @@ def test_a_master_elsewhere_that_dies_ends_the_run_which_goes_on_from_its_checkp
     assert ended(whole, tmp_path, "whole") == 0
     one, other_center = center(tmp_path / "run"), center(tmp_path / "whole")
     assert all(torch.equal(one[name], other_center[name]) for name in one)
+
+
+def test_what_several_masters_make_of_the_links_is_measured(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    """In one run for all numbers of them, beside gloo."""
+    a, b, c = machines(3).hosts
+    words = [f"launcher.address={a.address}:0", "launcher.masters_here=1", "masters=1,4", "model=small", "--hosts", "2"]
+    bench = start(a, tmp_path, "train", "bench", "network", *words, "--gloo", "--windows", "1", "--json", "found.json")
+    hosts = [joined(b, tmp_path, "b"), joined(c, tmp_path, "c")]
+    assert ended(bench, tmp_path, "train") == 0
+    assert [ended(host, tmp_path, name) for host, name in zip(hosts, "bc", strict=True)] == [0, 0]
+    assert said(tmp_path, "train", r"4 masters on 3 hosts: [\d.,]+ exchanges of [\d,]+ floats a second of one worker")
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert [(row["what"].rpartition(", ")[0], row["peer_name"]) for row in rows] == [
+        ("an exchange, 1 master on 1 host", "gloo there and back"),
+        ("one of 3 workers', 1 master on 1 host", "gloo's all-reduce of 3"),
+        ("an exchange, 4 masters on 3 hosts", "gloo there and back"),
+        ("one of 3 workers', 4 masters on 3 hosts", "gloo's all-reduce of 3"),
+        ("one of 3 workers', 4 masters on 3 hosts", "1 master on 1 host"),
+    ]
+    assert all(row["figure"] > 0 and row["ratio"] > 0 and row["windows"] == 1 for row in rows)

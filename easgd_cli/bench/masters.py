@@ -24,8 +24,8 @@ from easgd_cli.transport.connection import Connection
 from easgd_cli.transport.shared import SharedWorkerEnd
 from easgd_cli.transport.turn import Turn, turns
 
-_ALONE, _TOGETHER = 0.5, 1.5  # seconds of a window at least
-_LEAST = 4  # exchanges of all at once in it: the first are made while nobody receives yet
+_ALONE, _TOGETHER = 0.5, 1.0  # seconds of a window, about
+_LEAST = 3  # exchanges of all at once in it: the first are made while nobody receives yet
 
 
 @dataclass(frozen=True)
