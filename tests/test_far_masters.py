@@ -19,6 +19,8 @@ import torch
 from machines import Machine, Machines
 from test_distributed import SMALL, center, ended, log, machines, replayed, said, start, summary, train, until, where
 
+from easgd_cli.algorithms.slices import slices
+
 __all__ = ["machines"]  # a fixture
 
 APART = ["masters=2", "launcher.masters_here=1"]
@@ -58,9 +60,16 @@ def test_workers_reach_a_master_elsewhere_straight_and_the_record_gives_the_cent
     assert told["exchanges"] == 2 * 2 * 100 and set(told["steps"].values()) == {100}
     whole = 2 * 100 * 2 * 4 * told["parameters"]  # of all messages and replies
     assert 0.5 * whole < carried(a) - before < 0.65 * whole  # and evaluations, heads, states at the end
-    links = told["links"].values()
+    [beside] = [name for name in told["links"] if " to " in name]
+    between, links = told["links"].pop(beside), told["links"].values()
     assert 0.5 * whole < sum(link["bytes_up"] + link["bytes_down"] for link in links) < 0.65 * whole
     assert sorted(len(link["workers"]) for link in links) == [1, 1]
+    # of c's worker with b's master; what b's worker says to it passes no cable
+    assert re.fullmatch(r"\S+ \(10\.9\.0\.3\) to \S+ \(10\.9\.0\.2\)", beside) and len(between["workers"]) == 1
+    part = slices(told["parameters"], 2)[1]
+    assert between["bytes_up"] == between["bytes_down"] == 100 * 4 * (part.stop - part.start)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["link_bytes_up"] for row in rows if row.get("host") == beside][-1] == between["bytes_up"]
     replayed(tmp_path)
 
 
