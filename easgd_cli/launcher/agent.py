@@ -39,14 +39,14 @@ class Over(RunError):
 
 class Agent:
     """This machine's part of a run, with so many `places` for workers and `masters`. `address`: where its first host is
-    reached, within `wait` seconds; `prepare`: makes the experiment of settings, for so many workers. `again`: whether
-    it has been in a run there which another follows; after this one it `stays` for one more, or not. Raises UsageError
-    and RunError: Over where none has followed.
+    reached, within `wait` seconds; `prepare`: makes the experiment of settings, for so many workers and masters.
+    `again`: whether it has been in a run there which another follows; after this one it `stays` for one more, or not.
+    Raises UsageError and RunError: Over where none has followed.
     """
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, places: int, masters: int, wait: float,
-        prepare: Callable[[dict[str, Any], int], Experiment], again: bool = False,
+        prepare: Callable[[dict[str, Any], int, int], Experiment], again: bool = False,
     ):  # fmt: skip
         self._again, self.stays = again, False
         self._address, self._secret, self._places, self._masters = address, secret, places, masters
@@ -166,7 +166,7 @@ class Agent:
         """Makes everything that its workers need, and says so."""
         self._connection.be_patient(float(message["silence"]))
         try:
-            experiment = self._prepare(message["settings"], self._places)
+            experiment = self._prepare(message["settings"], self._places, self._masters)
             fork_server.begin()
             recipe = experiment.recipe.shared()
         except UsageError as e:
