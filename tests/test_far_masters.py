@@ -188,7 +188,8 @@ def test_a_master_elsewhere_that_dies_ends_the_run_which_goes_on_from_its_checkp
         os.kill(process(tmp_path, "b", "master_1"), signal.SIGKILL)
     assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "c")) == (1, 1)
     how = r"its host \S+ \(10.9.0.2\) is lost: .*" if whole_machine else "killed by SIGKILL"
-    assert re.search(rf"the master died \(master_1, .*: {how}\).* resume=", summary(tmp_path)["reason"])
+    told = rf"the master died \(master_1, with its slice, on \S+ \(10.9.0.2\): {how}\); go on .* easgd train resume="
+    assert re.search(told, summary(tmp_path)["reason"])
     again = start(a, tmp_path, "train", "train", "resume=run")
     joined(c, tmp_path, "c2")
     assert ended(again, tmp_path, "train") == 0

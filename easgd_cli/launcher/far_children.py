@@ -91,9 +91,8 @@ class FarChildren(Children):
             return party >= self._here.workers
         return party != EVALUATOR and place_of(party) >= self._here.masters
 
-    def leaves_memory(self, party: Process) -> bool:
-        """Not one that is elsewhere, and its memory with it."""
-        return not self._elsewhere(party)
+    def far_host(self, party: Process) -> str | None:
+        return self._rooms.get(party, "no host") if self._elsewhere(party) else None
 
     def listen(self, party: Process) -> Iterator[Message]:
         for message, enclosed in super().listen(party):
