@@ -100,7 +100,7 @@ def test_the_closing_exchange_is_with_masters_on_both_machines(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
-    run = train(a, tmp_path, "workers=3", "algo=async_diloco", "tau=5", "steps=23", *APART)
+    run = train(a, tmp_path, "workers=3", "algo=async_diloco", "tau=5", "steps=23", "wire=bf16", *APART)
     other = joined(b, tmp_path, "b", "workers=2")
     assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "b")) == (0, 0)
     order = struct.iter_unpack("<HH", (tmp_path / "run" / "exchanges.bin").read_bytes())

@@ -16,7 +16,7 @@ from functools import partial
 
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.bench.measure import Row, number
-from easgd_cli.bench.network import Session, accepted, ask_gloo, dismiss, joined, spread, together
+from easgd_cli.bench.network import ALGO, Session, accepted, ask_gloo, dismiss, joined, spread, together
 from easgd_cli.launcher.far_end import SILENCE, Mastered, exchange, link_of, memory_of
 from easgd_cli.launcher.far_sessions import GoingOut
 from easgd_cli.launcher.gloo import Gloo
@@ -169,15 +169,17 @@ class _Sets:
         ]
         for place in range(here):
             part = parts[place]
-            master = Mastered([link.for_master(place, part) for link in links], part.stop - part.start)
+            master = Mastered([link.for_master(place, part) for link in links], part.stop - part.start, ALGO)
             self._stack.callback(master.close)
         made: list[Exchanges] = []
         for link in links[:near]:
             for place, first, last, name, port in far:
                 end = link.for_master(place, slice(first, last))
                 out = GoingOut((name, port), self._secret, SILENCE, place, end, lambda how: None)
-                self._stack.callback(out.connection.close)
-            made.append(partial(exchange, SharedWorkerEnd(link.for_worker())))
+                self._stack.callback(out.end)
+            worker = SharedWorkerEnd(link.for_worker())
+            self._stack.callback(worker.lose)  # which ends the threads: the interpreter's end would break them off
+            made.append(partial(exchange, worker))
         there = parts[here - 1].stop
         for host, link in zip(self._hosts, links[near:], strict=True):
             sizes = {"size": self._size, "here": there}
@@ -192,6 +194,6 @@ class _Sets:
     def _far_master(self, place: int, part: slice) -> tuple[int, int, int, str, int]:
         """Has a host that joined begin it: its place, its first and last entry, and where it is reached."""
         host = self._hosts[(place - self._layout.masters_here) % len(self._hosts)]
-        host.say({"kind": "serve", "size": part.stop - part.start, "workers": self._layout.workers})
+        host.say({"kind": "serve", "size": part.stop - part.start, "workers": self._layout.workers, "algo": ALGO})
         _, text, _ = host.next()
         return place, part.start, part.stop, host.their_address, int(host.message(text)[0]["port"])

@@ -26,6 +26,7 @@ from easgd_cli.transport.relay import WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn, turns
 
+ALGO = {"target": "easgd_cli.algorithms:EASGD", "alpha": 0.1}  # of the masters
 _SESSIONS = 2
 _TOGETHER = 10  # exchanges of two sessions at once at least: their first are made while both still send
 _LEAST_SECONDS = 0.5  # of a window
@@ -176,7 +177,7 @@ def _costs(name: str, listener: socket.socket, secret: bytes, size: int, windows
         called = [accepted(listener, secret, None, SILENCE)[0] for _ in range(_SESSIONS)]
         links = [link_of(number, memory_of(size)) for number in range(_SESSIONS)]
         sessions = [Session(link, sock, Turn(common)) for link, sock in zip(links, called, strict=True)]
-        stack.callback(Mastered([link.for_master() for link in links], size).close)
+        stack.callback(Mastered([link.for_master() for link in links], size, ALGO).close)
         for session in sessions:
             session.stand_in()
             stack.callback(session.connection.close)

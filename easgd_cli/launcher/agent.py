@@ -126,7 +126,8 @@ class Agent:
             self._ends.append(FarEnd(self._address, self._secret, self._vectors[number], message))
         elif kind == "serve":
             size, workers = int(message["size"]), int(message["workers"])
-            self._ends.append(master := FarMaster(self._connection.own_address, self._secret, size, workers))
+            own, algo = self._connection.own_address, message["algo"]
+            self._ends.append(master := FarMaster(own, self._secret, size, workers, algo))
             self._connection.say({"kind": "serves", "port": master.port})
         elif kind == "gloo":
             from easgd_cli.launcher.gloo import FarGloo  # here, since hosts of runs have no use for it

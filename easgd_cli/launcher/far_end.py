@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from easgd_cli.algorithms import EASGD
 from easgd_cli.algorithms.base import CENTER
 from easgd_cli.launcher.door import SESSION, WORKER, Door, called
 from easgd_cli.launcher.far_sessions import ComingIn, GoingOut
 from easgd_cli.launcher.processes import Child
+from easgd_cli.settings import targets
 from easgd_cli.system import network
 from easgd_cli.system.files import scratch_directory
 from easgd_cli.system.shared_memory import SharedTensors
@@ -107,14 +107,14 @@ def exchange(worker: SharedWorkerEnd, times: int) -> None:
 
 
 class Mastered:
-    """A master of these sessions, which has so many entries of their vectors, in a process of its own. Raises
-    ChannelClosed where it cannot begin.
+    """A master of these sessions, which has so many entries of their vectors, in a process of its own. `algo`: its
+    method's target and parameters. Raises ChannelClosed where it cannot begin.
     """
 
-    def __init__(self, links: Sequence[Link], size: int):
+    def __init__(self, links: Sequence[Link], size: int, algo: Mapping[str, Any]):
         self._stack = ExitStack()
         logs = self._stack.enter_context(scratch_directory())
-        method = EASGD(alpha=0.1)
+        method = targets.make("algo", dict(algo), {})
         center = SharedTensors.of({name: torch.rand(size) for name in method.variables[CENTER].state})
         self._master = Child("master", Master, MasterStart(method, None, center, list(links), None), logs / "log")
         for link in links:
@@ -135,10 +135,10 @@ class FarMaster:
     `port` at this address.
     """
 
-    def __init__(self, own: str, secret: bytes, size: int, workers: int):
+    def __init__(self, own: str, secret: bytes, size: int, workers: int, algo: Mapping[str, Any]):
         self._links, self._turns = [link_of(worker, memory_of(size)) for worker in range(workers)], turns()
         self._sessions: list[ComingIn] = []
-        self._master = Mastered([link.for_master() for link in self._links], size)
+        self._master = Mastered([link.for_master() for link in self._links], size, algo)
         listener = network.listener("join", own, 0)
         self._door, self.port = Door(listener, secret, self._enters), int(listener.getsockname()[1])
 
