@@ -219,3 +219,19 @@ def test_what_several_masters_make_of_the_links_is_measured(
         ("one of 3 workers', 4 masters on 3 hosts", "1 master on 1 host"),
     ]
     assert all(row["figure"] > 0 and row["ratio"] > 0 and row["windows"] == 1 for row in rows)
+
+
+def test_a_host_with_a_master_that_is_gone_ends_the_measuring(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b, c = machines(3).hosts
+    words = [f"launcher.address={a.address}:0", "launcher.masters_here=1", "masters=1,2", "model=small", "--hosts", "2"]
+    bench = start(a, tmp_path, "train", "bench", "network", *words, "--windows", "10000")
+    joined(b, tmp_path, "b")
+    until(lambda: carried(b) > 10_000, "the first host")
+    other = joined(c, tmp_path, "c")
+    until(lambda: carried(c) > 50 * 4 * 13_706, "exchanges")
+    b.kill()
+    assert ended(bench, tmp_path, "train") == 1
+    assert said(tmp_path, "train", "bench network: a host has left while it was measured: ")
+    assert ended(other, tmp_path, "c") == 0

@@ -173,11 +173,11 @@ class _Sets:
             self._stack.callback(master.close)
         made: list[Exchanges] = []
         for link in links[:near]:
+            worker = SharedWorkerEnd(link.for_worker())
             for place, first, last, name, port in far:
                 end = link.for_master(place, slice(first, last))
-                out = GoingOut((name, port), self._secret, SILENCE, place, end, lambda how: None)
+                out = GoingOut((name, port), self._secret, SILENCE, place, end, lambda how, of=worker: of.lose())  # type: ignore[misc]
                 self._stack.callback(out.end)
-            worker = SharedWorkerEnd(link.for_worker())
             self._stack.callback(worker.lose)  # which ends the threads: the interpreter's end would break them off
             made.append(partial(exchange, worker))
         there = parts[here - 1].stop

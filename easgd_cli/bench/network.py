@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import socket
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -265,11 +265,12 @@ def _rated(work: Callable[[], object]) -> float:
 
 
 def together(exchanges: Iterable[Callable[[int], object]], times: int) -> float:
-    """Seconds in which each makes one exchange, all at once. `exchanges`: make so many, one after another."""
-    threads = [threading.Thread(target=exchange, args=(times,)) for exchange in exchanges]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return (time.perf_counter() - began) / times
+    """Seconds in which each makes one exchange, all at once. `exchanges`: make so many, one after another. Raises what
+    they raise, once all have ended.
+    """
+    made = list(exchanges)
+    with ThreadPoolExecutor(len(made)) as pool:
+        began = time.perf_counter()
+        for done in [pool.submit(exchange, times) for exchange in made]:
+            done.result()
+        return (time.perf_counter() - began) / times

@@ -295,6 +295,8 @@ def _network(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.launcher import kinds
     from easgd_cli.launcher.distributed import Distributed
     from easgd_cli.system.network import secret
+    from easgd_cli.transport.base import SessionEnded
+    from easgd_cli.transport.connection import ConnectionEnded
 
     words, numbers, gloo, counts = list[str](), {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}, False, list[int]()
     rest = iter(asked.overrides)
@@ -309,6 +311,8 @@ def _network(asked: _Asked) -> Iterator[Row]:
             words.append(f"masters={max(counts)}")
         else:
             words.append(word)
+    if counts and numbers["--step"]:
+        raise UsageError("bench network --step: tau is proposed for one master; leave out --step or the list masters=.")
     s = _settings(replace(asked, overrides=["launcher=distributed", *words]))
     launcher = kinds.launcher(s)
     if not isinstance(launcher, Distributed):
@@ -318,19 +322,22 @@ def _network(asked: _Asked) -> Iterator[Row]:
     tell(f"measuring the links to {numbers['--hosts']:.0f} hosts; on each: easgd join {where}")
     known = secret("launcher.address", listener.getsockname()[0])
     hosts, windows = int(numbers["--hosts"]), _windows(asked)
-    if counts:
-        layout = masters.Layout(counts, launcher.masters_here or max(counts), launcher.places_here > 0, hosts)
-        found = masters.run(listener, known, layout, size, windows, launcher.wait, gloo=gloo)
-        for of in found:
-            print(of.line())
-            yield from of.rows(found[0])
-        return
-    for costs in links.run(listener, known, hosts, size, windows, launcher.wait, gloo=gloo):
-        print(printable(costs.line()))
-        print(links.simulated(costs))
-        if numbers["--step"]:
-            print(links.proposed(costs, numbers["--step"], numbers["--share"], s.workers))
-        yield from costs.rows()
+    try:
+        if counts:
+            layout = masters.Layout(counts, launcher.masters_here or max(counts), launcher.places_here > 0, hosts)
+            found = masters.run(listener, known, layout, size, windows, launcher.wait, gloo=gloo)
+            for of in found:
+                print(of.line())
+                yield from of.rows(found[0])
+            return
+        for costs in links.run(listener, known, hosts, size, windows, launcher.wait, gloo=gloo):
+            print(printable(costs.line()))
+            print(links.simulated(costs))
+            if numbers["--step"]:
+                print(links.proposed(costs, numbers["--step"], numbers["--share"], s.workers))
+            yield from costs.rows()
+    except (ConnectionEnded, SessionEnded) as e:
+        raise RunError(f"bench network: a host has left while it was measured: {e}.") from e
 
 
 def _positive(option: str, text: str) -> float:

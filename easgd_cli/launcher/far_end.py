@@ -60,13 +60,13 @@ class FarEnd(threading.Thread):
 
     def run(self) -> None:
         with suppress(Refused, OSError, ConnectionEnded, SessionEnded), ExitStack() as stack:
-            for line, (place, first, last, host, port) in enumerate(self._asked["masters"], 1):
-                end = self._link.for_master(line, slice(int(first), int(last)))
-                out = GoingOut((str(host), int(port)), self._secret, SILENCE, int(place), end, lambda how: None)
-                stack.callback(out.connection.close)
             sock = called(self._address, self._secret, _SECONDS, WORKER, self._link.worker)
             connection = Connection(sock, SILENCE, self._link.memory.nbytes())
             stack.callback(connection.close)
+            for line, (place, first, last, host, port) in enumerate(self._asked["masters"], 1):
+                end, there = self._link.for_master(line, slice(int(first), int(last))), (str(host), int(port))
+                out = GoingOut(there, self._secret, SILENCE, int(place), end, lambda how: connection.close())
+                stack.callback(out.connection.close)
             self._serve(connection, self._link)
 
     def end(self) -> None:
