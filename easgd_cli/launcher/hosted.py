@@ -232,8 +232,9 @@ class HostedMaster:
 
     def carried(self) -> list[Carried]:
         """Of each worker's session: its number, and as of a worker's."""
-        with self._admitting:
-            links = [(worker, session.connection) for worker, session in self._sessions.items() if session is not None]
+        # not while nobody admits: a session's end is waited for there, and what its master says may not wait for that
+        of = self._sessions.copy()
+        links = [(worker, session.connection) for worker, session in of.items() if session is not None]
         return [(worker, link.sent, link.received, link.rate()) for worker, link in links]
 
     def close(self) -> None:
