@@ -355,6 +355,8 @@ def test_ratios_are_of_windows_in_turn() -> None:
         (["table4", "algo=mdownpour", "tau=2,4"], "tau = 1 only"),
         (["exchange", "algo=sgd"], "never exchanges"),
         (["data", "problem=quadratic", "eta=0.1"], "has no data set"),
+        (["network", "masters=1,0"], "masters=0: must be a whole number of at least 1"),
+        (["network", "masters=1,2", "--step", "0.1"], "bench network --step: tau is proposed for one master"),
     ],
 )
 def test_a_wrong_command_is_a_sentence(words: list[str], part: str, easgd: Callable[..., Said], here: Path) -> None:

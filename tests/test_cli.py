@@ -312,6 +312,16 @@ def test_a_host_that_joins_has_the_vectors_of_its_own_workers(monkeypatch: pytes
         build.prepare(s, 3)
 
 
+def test_a_host_that_joins_has_the_slices_of_its_masters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the center, two snapshots and what is kept at the end, and of x, v, scratch and reply of each worker."""
+    words = ["problem=quadratic", "problem.dimension=1000", "eta=0.1", "steps=3", "algo=eamsgd", "launcher=distributed"]
+    s = composed(*words, "workers=4", "masters=2", "launcher.masters_here=1")
+    monkeypatch.setattr(shared_memory, "available_memory", lambda: (4 + 4 * 4) * 4000)
+    assert build.prepare(s, 0, 1).memory == (4 + 4 * 4) * 4000
+    with pytest.raises(UsageError, match=r"masters=2: this run needs .* for slices of the center .* offer fewer"):
+        build.prepare(s, 0, 2)
+
+
 def test_a_refusal_does_not_wait_for_torch(here: Path) -> None:
     """tau=0, help and version are answered by what loads in a moment; help without a command loads not even Hydra."""
     code = (

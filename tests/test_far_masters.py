@@ -33,6 +33,8 @@ from test_distributed import (
     where,
 )
 
+from easgd_cli.algorithms.slices import slices
+
 __all__ = ["machines"]  # a fixture
 
 APART = ["masters=2", "launcher.masters_here=1"]
@@ -72,19 +74,26 @@ def test_workers_reach_a_master_elsewhere_straight_and_the_record_gives_the_cent
     assert told["exchanges"] == 2 * 2 * 100 and set(told["steps"].values()) == {100}
     whole = 2 * 100 * 2 * 4 * told["parameters"]  # of all messages and replies
     assert 0.5 * whole < carried(a) - before < 0.65 * whole  # and evaluations, heads, states at the end
-    links = told["links"].values()
+    [beside] = [name for name in told["links"] if " to " in name]
+    between, links = told["links"].pop(beside), told["links"].values()
     assert 0.5 * whole < sum(link["bytes_up"] + link["bytes_down"] for link in links) < 0.65 * whole
     assert sorted(len(link["workers"]) for link in links) == [1, 1]
+    # of c's worker with b's master; what b's worker says to it passes no cable
+    assert re.fullmatch(r"\S+ \(10\.9\.0\.3\) to \S+ \(10\.9\.0\.2\)", beside) and len(between["workers"]) == 1
+    part = slices(told["parameters"], 2)[1]
+    assert between["bytes_up"] == between["bytes_down"] == 100 * 4 * (part.stop - part.start)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["link_bytes_up"] for row in rows if row.get("host") == beside][-1] == between["bytes_up"]
     replayed(tmp_path)
 
 
-@pytest.mark.parametrize("here", [0, 1])
+@pytest.mark.parametrize(("here", "wire"), [(0, "bf16"), (1, "fp32")])
 def test_one_worker_with_masters_on_three_machines_is_one_with_one_here_bit_for_bit(
-    here: int, machines: Callable[[int], Machines], tmp_path: Path
+    here: int, wire: str, machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     """Also interrupted and resumed, with the machines' parts changed."""
     a, b, c = machines(3).hosts
-    words = ["workers=1", "algo=eamsgd", "tau=3", "eta=0.05", "model=nets:Unhurried"]
+    words = ["workers=1", "algo=eamsgd", "tau=3", "eta=0.05", "model=nets:Unhurried", f"wire={wire}"]
     apart = ["masters=3", "launcher.masters_here=1"]
     run = train(a, tmp_path, *words, f"launcher.here={here}", *apart, "steps=100000")
     for host, name in ((b, "b"), (c, "c")):
@@ -107,7 +116,7 @@ def test_the_closing_exchange_is_with_masters_on_both_machines(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
-    run = train(a, tmp_path, "workers=3", "algo=async_diloco", "tau=5", "steps=23", *APART)
+    run = train(a, tmp_path, "workers=3", "algo=async_diloco", "tau=5", "steps=23", "wire=bf16", *APART)
     other = joined(b, tmp_path, "b", "workers=2")
     assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "b")) == (0, 0)
     order = struct.iter_unpack("<HH", (tmp_path / "run" / "exchanges.bin").read_bytes())
@@ -197,7 +206,8 @@ def test_a_master_elsewhere_that_dies_ends_the_run_which_goes_on_from_its_checkp
         os.kill(process(tmp_path, "b", "master_1"), signal.SIGKILL)
     assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "c")) == (1, 1)
     how = r"its host \S+ \(10.9.0.2\) is lost: .*" if whole_machine else "killed by SIGKILL"
-    assert re.search(rf"the master died \(master_1, .*: {how}\).* resume=", summary(tmp_path)["reason"])
+    told = rf"the master died \(master_1, with its slice, on \S+ \(10.9.0.2\): {how}\); go on .* easgd train resume="
+    assert re.search(told, summary(tmp_path)["reason"])
     steps = longer(tmp_path)
     again = start(a, tmp_path, "train", "train", "resume=run", steps)
     joined(c, tmp_path, "c2")
@@ -206,3 +216,41 @@ def test_a_master_elsewhere_that_dies_ends_the_run_which_goes_on_from_its_checkp
     assert ended(whole, tmp_path, "whole") == 0
     one, other_center = center(tmp_path / "run"), center(tmp_path / "whole")
     assert all(torch.equal(one[name], other_center[name]) for name in one)
+
+
+def test_what_several_masters_make_of_the_links_is_measured(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    """In one run for all numbers of them, beside gloo."""
+    a, b, c = machines(3).hosts
+    words = [f"launcher.address={a.address}:0", "launcher.masters_here=1", "masters=1,4", "model=small", "--hosts", "2"]
+    bench = start(a, tmp_path, "train", "bench", "network", *words, "--gloo", "--windows", "1", "--json", "found.json")
+    hosts = [joined(b, tmp_path, "b"), joined(c, tmp_path, "c")]
+    assert ended(bench, tmp_path, "train") == 0
+    assert [ended(host, tmp_path, name) for host, name in zip(hosts, "bc", strict=True)] == [0, 0]
+    assert said(tmp_path, "train", r"4 masters on 3 hosts: [\d.,]+ exchanges of [\d,]+ floats a second of one worker")
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert [(row["what"].rpartition(", ")[0], row["peer_name"]) for row in rows] == [
+        ("an exchange, 1 master on 1 host", "gloo there and back"),
+        ("one of 3 workers', 1 master on 1 host", "gloo's all-reduce of 3"),
+        ("an exchange, 4 masters on 3 hosts", "gloo there and back"),
+        ("one of 3 workers', 4 masters on 3 hosts", "gloo's all-reduce of 3"),
+        ("one of 3 workers', 4 masters on 3 hosts", "1 master on 1 host"),
+    ]
+    assert all(row["figure"] > 0 and row["ratio"] > 0 and row["windows"] == 1 for row in rows)
+
+
+def test_a_host_with_a_master_that_is_gone_ends_the_measuring(
+    machines: Callable[[int], Machines], tmp_path: Path
+) -> None:
+    a, b, c = machines(3).hosts
+    words = [f"launcher.address={a.address}:0", "launcher.masters_here=1", "masters=1,2", "model=small", "--hosts", "2"]
+    bench = start(a, tmp_path, "train", "bench", "network", *words, "--windows", "10000")
+    joined(b, tmp_path, "b")
+    until(lambda: carried(b) > 10_000, "the first host")
+    other = joined(c, tmp_path, "c")
+    until(lambda: carried(c) > 50 * 4 * 13_706, "exchanges")
+    b.kill()
+    assert ended(bench, tmp_path, "train") == 1
+    assert said(tmp_path, "train", "bench network: a host has left while it was measured: ")
+    assert ended(other, tmp_path, "c") == 0

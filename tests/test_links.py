@@ -52,7 +52,7 @@ def test_who_is_silent_or_has_left_comes_first_and_no_more_than_four_are_shown()
     links.look(hosts, Moment(1.0, 10, 20))
     assert journal.lines[:2] == ["h5: has left", "h3: 2 workers, nothing heard of it for 5 s"]
     assert [line[:3] for line in journal.lines[2:4]] == ["h8:", "h7:"]
-    assert journal.lines[4:] == ["and 5 hosts more"]
+    assert journal.lines[4:] == ["and 5 links more"]
 
 
 def test_a_link_that_was_not_measured_has_no_shares() -> None:

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,15 +22,17 @@ import torch
 from conftest import Said
 
 from easgd_cli import __version__
+from easgd_cli.algorithms.slices import slices
 from easgd_cli.bench.network import Costs, proposed
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import probe
 from easgd_cli.launcher.agent import Agent
-from easgd_cli.launcher.distributed import Distributed
+from easgd_cli.launcher.distributed import Distributed, _check_slices
 from easgd_cli.launcher.door import AGENT, MASTER, ROLE, SESSION, WORKER, Door, called
 from easgd_cli.launcher.far_children import FarChildren, Here, Waits
 from easgd_cli.launcher.gate import Arrived, Gate
 from easgd_cli.launcher.parties import Process
+from easgd_cli.settings import schema as settings
 from easgd_cli.system import network
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, answer, call
@@ -516,6 +518,14 @@ def test_a_wrong_address_has_its_sentence(given: dict[str, object], said: str, m
     monkeypatch.setenv("EASGD_SECRET", "x")
     with pytest.raises((UsageError, ValueError), match=said.replace(".", r"\.").split(";")[0]):
         Distributed(4, **given).listen()  # type: ignore[arg-type]
+
+
+def test_slices_that_are_too_short_for_int8_have_their_sentence() -> None:
+    run = settings.Settings(masters=2, wire="int8", launcher={"masters_here": 1})
+    for size, fits in ((1800, False), (5000, True)):
+        of = SimpleNamespace(settings=run, size=size, slices=slices(size, 2))
+        with nullcontext() if fits else pytest.raises(UsageError, match=r"wire=int8: 1024 numbers share"):
+            _check_slices(of)  # type: ignore[arg-type]
 
 
 def test_a_port_that_is_taken_has_its_sentence() -> None:

@@ -19,6 +19,7 @@ from easgd_cli.algorithms import EASGD, EASGDTree
 from easgd_cli.algorithms.base import CENTER, Worker
 from easgd_cli.algorithms.fragments import in_fragments
 from easgd_cli.algorithms.schedule import Constant
+from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import SHARING, WIRES, OnTheWire, Wire
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
@@ -28,6 +29,8 @@ from easgd_cli.record import reader
 from easgd_cli.settings import schema
 from easgd_cli.settings.schema import Eval
 from easgd_cli.training.drive import ByHand
+from easgd_cli.transport.base import Kind, Request
+from easgd_cli.transport.packing import Packing
 
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -100,6 +103,22 @@ def test_its_expectation_is_the_number(name: str, dtype: torch.dtype) -> None:
     # a number drawn once in 10,000 times may not have been drawn at all
     assert bool((error <= 5 * drawn_of.std(0) / 4000**0.5 + 2e-4 * drawn_of.abs().max()).all())
     assert float(drawn_of.std(0).max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", [*KINDS, "int8"])
+def test_a_slice_that_a_machine_has_alone_is_sent_back_as_in_the_whole_vector(name: str) -> None:
+    x, method = numbers(), OnTheWire(EASGD(alpha=0.1), wire(name), seed=3)
+    asked = Request(1, Kind.EXCHANGE, 5, 0)
+
+    def arrived(v: Tensor, before: int) -> Tensor:
+        packing, out = Packing.of(method, 1, before), torch.full_like(v, torch.nan)
+        packing.unpack(packing.packed(v, asked, reply=True), out, asked)
+        return out
+
+    whole = arrived(x, 0)
+    assert not torch.equal(whole, x)
+    for part in slices(x.numel(), 4):
+        assert torch.equal(arrived(x[part], part.start), whole[part])
 
 
 def test_more_than_can_be_sent_is_sent_as_the_most_and_what_is_not_finite_stays() -> None:

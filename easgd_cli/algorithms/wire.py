@@ -73,10 +73,14 @@ class Wire:
         if self.bits is None:
             out.mul_(sent[0].to(out.dtype).repeat_interleave(SHARING)[: out.numel()])
 
-    def round(self, x: Tensor, out: Tensor, generator: Generator) -> None:
-        """`out` [d] is x [d] rounded. On a CPU in blocks; a GPU's launches would cost more than its arithmetic."""
+    def round(self, x: Tensor, out: Tensor, generator: Generator, before: int = 0) -> None:
+        """`out` [d] is x [d] rounded, as part of a vector with so many entries `before` it, a multiple of SHARING. On a
+        CPU in blocks; a GPU's launches would cost more than its arithmetic.
+        """
         drawn = _FLOAT32 - (self.bits or 8)  # bits of u
         block = _BLOCK if x.device.type == "cpu" else max(1, x.numel())
+        for at in range(0, before, block):  # a number is drawn for each
+            x.new_empty(min(block, before - at)).random_(0, 1 << drawn, generator=generator)
         for part, into in zip(x.split(block), out.split(block), strict=True):
             ulp = self._shared_ulp(part) if self.bits is None else self._ulp(part, self.bits)
             u = into.random_(0, 1 << drawn, generator=generator).mul_(2.0**-drawn)
@@ -126,13 +130,15 @@ class Rounding:
         """Whether what they exchange takes no way."""
         return self.owners[place] == worker
 
-    def round(self, x: Tensor, out: Tensor, worker: int, t: int, place: int, *, way: int) -> None:
-        """`out` [d] is x [d], rounded as it is at the worker's clock t on its way to that variable (0), or back (1)."""
+    def round(self, x: Tensor, out: Tensor, worker: int, t: int, place: int, *, way: int, before: int = 0) -> None:
+        """`out` [d] is x [d], rounded as it is at the worker's clock t on its way to that variable (0), or back (1);
+        `before`: entries of the vector before these.
+        """
         import torch
 
         drawn = _ALL if way and self.rounds[place] else worker
         z = key(self.seed, WIRE, drawn, (t * len(self.rounds) + place) * 2 + way)
-        self.wire.round(x, out, torch.Generator(x.device).manual_seed(z))
+        self.wire.round(x, out, torch.Generator(x.device).manual_seed(z), before)
 
 
 @dataclass(frozen=True)

@@ -10,32 +10,26 @@ from __future__ import annotations
 
 import socket
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from easgd_cli.algorithms import EASGD
-from easgd_cli.algorithms.base import CENTER
 from easgd_cli.bench.measure import Row, number
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.door import AGENT, HELLO_SECONDS, ROLE
-from easgd_cli.launcher.far_end import link_of
+from easgd_cli.launcher.far_end import SILENCE, Mastered, link_of, memory_of
 from easgd_cli.launcher.gloo import Gloo
-from easgd_cli.launcher.processes import Child
-from easgd_cli.system.files import scratch_directory
-from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.transport.connection import Connection, Refused, Sort, answer, read_exactly
 from easgd_cli.transport.relay import WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn, turns
 
+ALGO = {"target": "easgd_cli.algorithms:EASGD", "alpha": 0.1}  # of the masters
 _SESSIONS = 2
 _TOGETHER = 10  # exchanges of two sessions at once at least: their first are made while both still send
 _LEAST_SECONDS = 0.5  # of a window
-_SILENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -125,41 +119,53 @@ def run(
     fills it. Raises RunError.
     """
     for _ in range(hosts):
-        connection, address = _joined(listener, secret, wait)
+        connection, name = joined(listener, secret, wait)
         try:
-            _, text, _ = connection.next()
-            name = f"{str(connection.message(text)[0]['name'])[:64]} ({address})"
             with ExitStack() as stack:
                 beside = None
                 if gloo:
                     beside = Gloo(connection.own_address, size)
                     stack.callback(beside.close)
-                    connection.say({"kind": "gloo", "port": beside.port, "size": size})
+                    ask_gloo(connection, beside, size, 1, 2)
                     beside.begin()
                 # only now: who calls a session waits seconds for it to be taken
-                connection.say({"kind": "measure", "sessions": _SESSIONS, "size": size})
+                for number in range(_SESSIONS):
+                    connection.say({"kind": "measure", "number": number, "size": size, "here": size, "masters": []})
                 yield _costs(name, listener, secret, size, windows, beside)
         finally:
-            connection.say({"kind": "end", "status": "measured", "exit_code": 0})
-            connection.finish(_SILENCE)
+            dismiss(connection)
 
 
-def _joined(listener: socket.socket, secret: bytes, wait: float) -> tuple[Connection, str]:
-    sock, address = _accepted(listener, secret, AGENT, wait)
-    return Connection(sock, _SILENCE), address
+def joined(listener: socket.socket, secret: bytes, wait: float) -> tuple[Connection, str]:
+    """The next host that joins, and what it is called. Raises RunError and ConnectionEnded."""
+    sock, address, _ = accepted(listener, secret, AGENT, wait)
+    connection = Connection(sock, SILENCE)
+    _, text, _ = connection.next()
+    return connection, f"{str(connection.message(text)[0]['name'])[:64]} ({address})"
 
 
-def _accepted(listener: socket.socket, secret: bytes, wanted: int | None, wait: float) -> tuple[socket.socket, str]:
-    """The next that knows the secret and is an agent, or a session of one. Raises RunError."""
+def dismiss(connection: Connection) -> None:
+    """Nothing more is measured of that host."""
+    connection.say({"kind": "end", "status": "measured", "exit_code": 0})
+    connection.finish(SILENCE)
+
+
+def ask_gloo(connection: Connection, beside: Gloo, size: int, rank: int, ranks: int) -> None:
+    """Has a host begin its end."""
+    connection.say({"kind": "gloo", "port": beside.port, "size": size, "rank": rank, "ranks": ranks})
+
+
+def accepted(listener: socket.socket, secret: bytes, wanted: int | None, wait: float) -> tuple[socket.socket, str, int]:
+    """The next that knows the secret and is an agent, or a session of one, which has a number. Raises RunError."""
     ends = time.monotonic() + wait
     while (left := ends - time.monotonic()) > 0:
         listener.settimeout(left)
         try:
             sock, (address, _) = listener.accept()
             answer(sock, secret, HELLO_SECONDS)
-            role, _, _ = ROLE.unpack(read_exactly(sock, ROLE.size, HELLO_SECONDS))
+            role, number, _ = ROLE.unpack(read_exactly(sock, ROLE.size, HELLO_SECONDS))
             if (role == AGENT) == (wanted == AGENT):
-                return sock, address
+                return sock, address, number
         except (Refused, OSError):
             continue
     raise RunError(f"no host has joined within {wait:g} s.")
@@ -168,9 +174,10 @@ def _accepted(listener: socket.socket, secret: bytes, wanted: int | None, wait: 
 def _costs(name: str, listener: socket.socket, secret: bytes, size: int, windows: int, gloo: Gloo | None) -> Costs:
     with ExitStack() as stack:
         common = turns()
-        called = [_accepted(listener, secret, None, _SILENCE)[0] for _ in range(_SESSIONS)]
-        sessions = [_Session(i, sock, size, Turn(common)) for i, sock in enumerate(called)]
-        stack.enter_context(_mastered([session.link for session in sessions]))
+        called = [accepted(listener, secret, None, SILENCE)[0] for _ in range(_SESSIONS)]
+        links = [link_of(number, memory_of(size)) for number in range(_SESSIONS)]
+        sessions = [Session(link, sock, Turn(common)) for link, sock in zip(links, called, strict=True)]
+        stack.callback(Mastered([link.for_master() for link in links], size, ALGO).close)
         for session in sessions:
             session.stand_in()
             stack.callback(session.connection.close)
@@ -183,7 +190,7 @@ def _costs(name: str, listener: socket.socket, secret: bytes, size: int, windows
             times = max(2, int(_LEAST_SECONDS / (up + down)))
             alone = first.exchange(times)
             if window:  # the first warms up
-                both = _together(sessions, max(_TOGETHER, times))
+                both = together([session.exchange for session in sessions], max(_TOGETHER, times))
                 theirs = () if gloo is None else (gloo.back_and_forth(times), gloo.all_reduce(times))
                 found.append((up, down, alone, both, *theirs))
             elif gloo is not None:
@@ -194,32 +201,31 @@ def _costs(name: str, listener: socket.socket, secret: bytes, size: int, windows
 
 def _of(name: str, size: int, round_trip: float, found: list[tuple[float, ...]]) -> Costs:
     up, down, alone, both, *theirs = (statistics.median(column) for column in zip(*found, strict=True))
-    spread = (_spread((u + d) / a for u, d, a, *_ in found), _spread((u + d) / b for u, d, _, b, *_ in found))
+    ratios = (spread((u + d) / a for u, d, a, *_ in found), spread((u + d) / b for u, d, _, b, *_ in found))
     beside = None
     if theirs:
-        ratios = (_spread(f[4] / f[2] for f in found), _spread(2 * f[5] / f[3] for f in found))
-        beside = Gloos(theirs[0], theirs[1], ratios)
-    return Costs(name, size, round_trip, up, down, alone, both, spread, len(found), beside)
+        theirs_too = (spread(f[4] / f[2] for f in found), spread(2 * f[5] / f[3] for f in found))
+        beside = Gloos(theirs[0], theirs[1], theirs_too)
+    return Costs(name, size, round_trip, up, down, alone, both, ratios, len(found), beside)
 
 
-def _spread(ratios: Iterable[float]) -> tuple[float, float, float]:
+def spread(ratios: Iterable[float]) -> tuple[float, float, float]:
     found = sorted(ratios)
     return statistics.median(found), found[0], found[-1]
 
 
-class _Session:
+class Session:
     """This end of a session, whose worker is at the other."""
 
-    def __init__(self, number: int, sock: socket.socket, size: int, turn: Turn):
-        self.link = link_of(number, size)
-        self.connection = Connection(sock, _SILENCE, self.link.memory.nbytes(), turn)
+    def __init__(self, link: Link, sock: socket.socket, turn: Turn):
+        self.link = link
+        self.connection = Connection(sock, SILENCE, link.memory.nbytes(), turn)
 
-    def stand_in(self) -> None:
-        """Takes the worker's place with the master, which is there by now."""
+    def stand_in(self, entries: slice = slice(None)) -> None:
+        """Takes the worker's place with the masters of these entries, which are there by now."""
+        vectors = {name: v[entries] for name, v in self.link.memory.tensors.items()}
         end = SharedWorkerEnd(self.link.for_worker())
-        self._asks = WorkerStandIn(
-            end, self.link.memory.tensors, self.link.variables, self.link.packing, self.connection
-        )
+        self._asks = WorkerStandIn(end, vectors, self.link.variables, self.link.packing, self.connection)
 
     def word(self, text: bytes) -> None:
         """Says it, and waits for the answer, with whatever vector there is in it."""
@@ -258,39 +264,13 @@ def _rated(work: Callable[[], object]) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def _together(sessions: list[_Session], times: int) -> float:
-    """Seconds in which each makes one exchange, all at once."""
-    threads = [threading.Thread(target=session.exchange, args=(times,)) for session in sessions]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return (time.perf_counter() - began) / times
-
-
-class _mastered:
-    """A master of these sessions, in a process of its own, for as long as it lasts."""
-
-    def __init__(self, links: list[Link]):
-        self._links, self._stack = links, ExitStack()
-
-    def __enter__(self) -> None:
-        logs = self._stack.enter_context(scratch_directory())
-        method, size = EASGD(alpha=0.1), self._links[0].memory["x"].numel()
-        import torch
-
-        center = SharedTensors.of({name: torch.rand(size) for name in method.variables[CENTER].state})
-        start = MasterStart(method, None, center, [link.for_master() for link in self._links], None)
-        self._master = Child("master", Master, start, logs / "master.log")
-        for link in self._links:
-            assert link.master_socket is not None
-            link.master_socket.close()
-        while self._master.channel.wait()[0]["kind"] != "ready":
-            pass
-        self._master.channel.post({"kind": "start", "began": time.monotonic()})
-
-    def __exit__(self, *_: object) -> None:
-        self._master.kill()
-        self._master.close()
-        self._stack.close()
+def together(exchanges: Iterable[Callable[[int], object]], times: int) -> float:
+    """Seconds in which each makes one exchange, all at once. `exchanges`: make so many, one after another. Raises what
+    they raise, once all have ended.
+    """
+    made = list(exchanges)
+    with ThreadPoolExecutor(len(made)) as pool:
+        began = time.perf_counter()
+        for done in [pool.submit(exchange, times) for exchange in made]:
+            done.result()
+        return (time.perf_counter() - began) / times

@@ -53,7 +53,9 @@ median over the windows, with its range.
   network    the links to other hosts, on each of which easgd join HOST:PORT is called: what they carry, and an exchange
              of the given net over them against the bytes alone. --hosts N: how many join (1); --step SECONDS, of a
              local step, and --share S, of a worker's time (0.05): the tau for it; --gloo: beside what torch's gloo
-             makes of the same links, over ports that check nobody
+             makes of the same links, over ports that check nobody. With a list, masters=1,2,4: instead the exchanges
+             of one worker, and of one on each host at once, with so many masters, of which launcher.masters_here= are
+             on the first host (all) and the others on the hosts that join, in turn
 
   easgd bench step algo=easgd dataset=synthetic model=convnet7 workers=2 batch_size=128 steps=30
   easgd bench scaling algo=easgd dataset=synthetic model=convnet7 workers=4 tau=10 batch_size=128 steps=40
@@ -62,6 +64,7 @@ median over the windows, with its range.
   easgd bench exchange algo=sync_easgd launcher.transport=collective workers=2
   easgd bench startup workers=8
   easgd bench network launcher.address=10.0.0.1:2950 dataset=cifar10 --hosts 2 --step 0.05
+  easgd bench network launcher.address=10.0.0.1:2950 --hosts 3 masters=1,2,4 launcher.masters_here=1 --gloo
 
   calibrate  the settings of launcher=simulated with which a simulation takes as long as RUN did, a finished run of
              launcher=local or distributed; they belong to its net, batch size, number of workers and machines. --yaml
@@ -287,12 +290,15 @@ def _data(asked: _Asked) -> Iterator[Row]:
 
 
 def _network(asked: _Asked) -> Iterator[Row]:
+    from easgd_cli.bench import masters
     from easgd_cli.bench import network as links
     from easgd_cli.launcher import kinds
     from easgd_cli.launcher.distributed import Distributed
     from easgd_cli.system.network import secret
+    from easgd_cli.transport.base import SessionEnded
+    from easgd_cli.transport.connection import ConnectionEnded
 
-    words, numbers, gloo = [], {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}, False
+    words, numbers, gloo, counts = list[str](), {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}, False, list[int]()
     rest = iter(asked.overrides)
     for word in rest:
         option, equals, value = word.partition("=")
@@ -300,8 +306,13 @@ def _network(asked: _Asked) -> Iterator[Row]:
             numbers[option] = _positive(option, value if equals else next(rest, ""))
         elif word == "--gloo":
             gloo = True
+        elif option == "masters" and "," in value:
+            counts = [_whole(count, "masters=") for count in value.split(",")]
+            words.append(f"masters={max(counts)}")
         else:
             words.append(word)
+    if counts and numbers["--step"]:
+        raise UsageError("bench network --step: tau is proposed for one master; leave out --step or the list masters=.")
     s = _settings(replace(asked, overrides=["launcher=distributed", *words]))
     launcher = kinds.launcher(s)
     if not isinstance(launcher, Distributed):
@@ -311,12 +322,22 @@ def _network(asked: _Asked) -> Iterator[Row]:
     tell(f"measuring the links to {numbers['--hosts']:.0f} hosts; on each: easgd join {where}")
     known = secret("launcher.address", listener.getsockname()[0])
     hosts, windows = int(numbers["--hosts"]), _windows(asked)
-    for costs in links.run(listener, known, hosts, size, windows, launcher.wait, gloo=gloo):
-        print(printable(costs.line()))
-        print(links.simulated(costs))
-        if numbers["--step"]:
-            print(links.proposed(costs, numbers["--step"], numbers["--share"], s.workers))
-        yield from costs.rows()
+    try:
+        if counts:
+            layout = masters.Layout(counts, launcher.masters_here or max(counts), launcher.places_here > 0, hosts)
+            found = masters.run(listener, known, layout, size, windows, launcher.wait, gloo=gloo)
+            for of in found:
+                print(of.line())
+                yield from of.rows(found[0])
+            return
+        for costs in links.run(listener, known, hosts, size, windows, launcher.wait, gloo=gloo):
+            print(printable(costs.line()))
+            print(links.simulated(costs))
+            if numbers["--step"]:
+                print(links.proposed(costs, numbers["--step"], numbers["--share"], s.workers))
+            yield from costs.rows()
+    except (ConnectionEnded, SessionEnded) as e:
+        raise RunError(f"bench network: a host has left while it was measured: {e}.") from e
 
 
 def _positive(option: str, text: str) -> float:
@@ -404,7 +425,7 @@ def _windows(asked: _Asked) -> int:
     return asked.windows if asked.windows is not None else 10
 
 
-def _whole(text: str) -> int:
+def _whole(text: str, key: str = "--windows ") -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--windows {text}: must be a whole number of at least 1.")
+        raise UsageError(f"{key}{text}: must be a whole number of at least 1.")
     return int(text)

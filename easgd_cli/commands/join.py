@@ -87,12 +87,13 @@ def _take_part(where: str, places: int | None, masters: int, wait: float) -> NoR
     os._exit(status)  # the interpreter's own ending would break off threads that are giving vectors back
 
 
-def _prepared(settings: dict[str, Any], places: int) -> Experiment:
-    """What the run's settings make of this machine, for so many workers. Raises UsageError."""
+def _prepared(settings: dict[str, Any], places: int, masters: int) -> Experiment:
+    """What the run's settings make of this machine, for so many workers and masters. Raises UsageError."""
     import yaml
 
     from easgd_cli.commands import compose, foreign_code
     from easgd_cli.experiment import build
+    from easgd_cli.launcher.distributed import masters_elsewhere
 
     with tempfile.TemporaryDirectory(prefix="easgd-") as directory:
         path = Path(directory) / "config.yaml"
@@ -101,4 +102,5 @@ def _prepared(settings: dict[str, Any], places: int) -> Experiment:
         foreign_code.announce(Path(directory), composed)
     tell(f"preparing {composed.problem['name']}, in {os.getcwd()}")
     # whoever evaluates is the master's neighbour, and his device need not be here
-    return build.prepare(replace(composed, eval=replace(composed.eval, device="cpu")), places)
+    here = replace(composed, eval=replace(composed.eval, device="cpu"))
+    return build.prepare(here, places, min(masters, masters_elsewhere(here)))

@@ -195,14 +195,14 @@ class Experiment:
         return replace(self.parts, problem=minimised, method=on_vectors_of(minimised, self.parts.rules, self.settings))
 
 
-def prepare(s: Settings, workers: int | None = None) -> Experiment:
+def prepare(s: Settings, workers: int | None = None, masters: int = 0) -> Experiment:
     """The experiment of settings of which nothing has been made. Raises UsageError."""
-    return experiment(outline(s), workers)
+    return experiment(outline(s), workers, masters)
 
 
-def experiment(of: Outline, workers: int | None = None) -> Experiment:
+def experiment(of: Outline, workers: int | None = None, masters: int = 0) -> Experiment:
     """Loads the data, builds the problem and checks all that could fail later; of a machine that has only so many of
-    the `workers`, and nothing else of the run. Raises UsageError.
+    the `workers` and so many of several `masters`, and nothing else of the run. Raises UsageError.
     """
     import torch
 
@@ -228,7 +228,7 @@ def experiment(of: Outline, workers: int | None = None) -> Experiment:
     start = minimised.start(None if not rules.alone else 0)
     check_slices(s, rules, start.numel())
     computing = workers_here(s) if workers is None else min(workers, s.workers)
-    here = Part(computing, devices[:computing].count("cpu"), serves=workers is None)
+    here = Part(computing, devices[:computing].count("cpu"), serves=workers is None, masters=masters)
     memory = check_memory(
         s, parts.method, parts.average, start, given, here=here, in_processes=launched_in_processes(s)
     )

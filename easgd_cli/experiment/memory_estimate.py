@@ -29,12 +29,14 @@ SNAPSHOTS_IN_MEMORY = 8  # that wait there to be measured; more wait on disk
 @dataclass(frozen=True)
 class Part:
     """Of a run, what one machine has: so many workers `computing` there, of which so many `on_cpu`; `serves`: the
-    owners, the evaluator, the launcher, and a copy of the vectors of every worker elsewhere.
+    owners, the evaluator, the launcher, and a copy of the vectors of every worker elsewhere; else so many `masters` of
+    a slice, each with that slice of every worker's vectors.
     """
 
     computing: int
     on_cpu: int
     serves: bool = True
+    masters: int = 0
 
 
 def check_memory(
@@ -63,9 +65,10 @@ def check_memory(
     if data is not None and data.ahead:
         batches += here.computing * s.batch_size * data.sample_size * (data.ahead + 1)
     copied = data.nbytes if data is not None else 0
-    available = shared_memory.available_memory()
-    if available is None or vectors + batches + copied <= available:
-        return vectors + batches + copied
+    owned = here.masters * start.element_size() * -(-start.numel() * _owned(s, rules, kept) // s.masters)
+    needed, available = vectors + batches + copied + owned, shared_memory.available_memory()
+    if available is None or needed <= available:
+        return needed
     said = {
         f"workers={s.workers if here.serves else here.computing}": (
             vectors,
@@ -78,10 +81,15 @@ def check_memory(
             "the copy of the data set that workers share",
             "use fewer or smaller images",
         ),
+        f"masters={here.masters}": (
+            owned,
+            "slices of the center and of all workers' vectors",
+            "offer fewer masters, or use fewer workers or a smaller model",
+        ),
     }
     written, (most, what, remedy) = max(said.items(), key=lambda item: item[1][0])
     raise UsageError(
-        f"{written}: this run needs {_gib(vectors + batches + copied)}, {_gib(most)} of them for {what}, and "
+        f"{written}: this run needs {_gib(needed)}, {_gib(most)} of them for {what}, and "
         f"{_gib(available)} are free; {remedy}."
     )
 
@@ -112,6 +120,15 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_pr
         lasting += s.workers * (owner - average + 1) + 4
     slices = owner if s.masters > 1 else 0  # of a snapshot, beside the vectors that are made of them
     return owner + lasting + scratch + problems + evaluator + waiting + closing + before + slices
+
+
+def _owned(s: Settings, rules: Method, kept: Average | None) -> int:
+    """How many slices a master on a host that has joined has: of the center, of all workers' vectors, and of snapshots:
+    two on their way, and all of the center.
+    """
+    average = kept is not None
+    center = sum(len(of.state) for of in rules.variables.values()) + average
+    return 2 * center + 2 * (1 + average) + s.workers * (len(rules.state) + 1 + len(rules.scratch))
 
 
 def _gib(count: int) -> str:

@@ -17,10 +17,11 @@ from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import fork_server, probe
 from easgd_cli.launcher.door import AGENT, SESSION, Door, called
-from easgd_cli.launcher.far_end import FarEnd
+from easgd_cli.launcher.far_end import FarEnd, FarMaster, memory_of
 from easgd_cli.launcher.hosted import HostedMaster, HostedWorker, Place, Workplace
 from easgd_cli.launcher.parties import Process, master_at
 from easgd_cli.system import interruption, network
+from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.system.terminal import printable, tell
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
 
@@ -38,14 +39,14 @@ class Over(RunError):
 
 class Agent:
     """This machine's part of a run, with so many `places` for workers and `masters`. `address`: where its first host is
-    reached, within `wait` seconds; `prepare`: makes the experiment of settings, for so many workers. `again`: whether
-    it has been in a run there which another follows; after this one it `stays` for one more, or not. Raises UsageError
-    and RunError: Over where none has followed.
+    reached, within `wait` seconds; `prepare`: makes the experiment of settings, for so many workers and masters.
+    `again`: whether it has been in a run there which another follows; after this one it `stays` for one more, or not.
+    Raises UsageError and RunError: Over where none has followed.
     """
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, places: int, masters: int, wait: float,
-        prepare: Callable[[dict[str, Any], int], Experiment], again: bool = False,
+        prepare: Callable[[dict[str, Any], int, int], Experiment], again: bool = False,
     ):  # fmt: skip
         self._again, self.stays = again, False
         self._address, self._secret, self._places, self._masters = address, secret, places, masters
@@ -56,7 +57,8 @@ class Agent:
         self._host: Workplace | None = None
         self._filled: dict[Process, Place] = {}
         self._door: Door | None = None  # where its masters' sessions come in
-        self._ends: list[FarEnd | FarGloo] = []
+        self._ends: list[FarEnd | FarMaster | FarGloo] = []  # of what is measured
+        self._vectors: dict[int, SharedTensors] = {}  # and its vectors
 
     def _called(self, wait: float) -> socket.socket:
         """A connection there; whoever listens may come a little later."""
@@ -120,13 +122,21 @@ class Agent:
         elif kind == "start" and self._host is not None:
             self._fill(self._host, message)
         elif kind == "measure":
-            for session in range(int(message["sessions"])):
-                self._ends.append(FarEnd(self._address, self._secret, session, int(message["size"])))
+            number = int(message["number"])  # sessions of one number use its vectors one after another
+            if number not in self._vectors:
+                self._vectors[number] = memory_of(int(message["size"]))
+            self._ends.append(FarEnd(self._address, self._secret, self._vectors[number], message))
+        elif kind == "serve":
+            size, workers = int(message["size"]), int(message["workers"])
+            own, algo = self._connection.own_address, message["algo"]
+            self._ends.append(master := FarMaster(own, self._secret, size, workers, algo))
+            self._connection.say({"kind": "serves", "port": master.port})
         elif kind == "gloo":
             from easgd_cli.launcher.gloo import FarGloo  # here, since hosts of runs have no use for it
 
             store = (self._address[0], int(message["port"]))
-            self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"])))
+            which = int(message["rank"]), int(message["ranks"])
+            self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"]), *which))
         elif kind == "end":
             self.stays = bool(message.get("again"))
             tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
@@ -162,7 +172,7 @@ class Agent:
         """Makes everything that its workers need, and says so."""
         self._connection.be_patient(float(message["silence"]))
         try:
-            experiment = self._prepare(message["settings"], self._places)
+            experiment = self._prepare(message["settings"], self._places, self._masters)
             fork_server.begin()
             recipe = experiment.recipe.shared()
         except UsageError as e:

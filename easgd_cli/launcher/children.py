@@ -111,9 +111,9 @@ class Children(dict[Process, Child]):
         """What the system says of its process; None where it does not."""
         return state_of(self[party].process.pid)
 
-    def leaves_memory(self, party: Process) -> bool:
-        """Whether another one can begin with what it leaves."""
-        return True
+    def far_host(self, party: Process) -> str | None:
+        """Of one that is on another host, and its memory with it: which. None of others, who leave it to a next one."""
+        return None
 
     def links(self) -> list[HostLink]:
         """To other hosts."""

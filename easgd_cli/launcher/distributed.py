@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easgd_cli.algorithms.base import CENTER
+from easgd_cli.algorithms.wire import SHARING
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import kinds, torchrun
 from easgd_cli.settings import targets
@@ -94,12 +95,7 @@ class Distributed:
 
     @staticmethod
     def check(s: Settings, method: Method) -> None:
-        """Raises UsageError where workers are to come later and cannot, or for what masters elsewhere cannot do."""
-        if masters_elsewhere(s) and s.wire != "fp32":
-            raise UsageError(
-                f"launcher.masters_here={s.launcher['masters_here']} wire={s.wire}: vectors are rounded whole, and a "
-                "master elsewhere has its slice alone; leave out one of the two."
-            )
+        """Raises UsageError where workers are to come later and cannot."""
         least = s.launcher.get("least")
         if least is None or least == s.workers:
             return
@@ -171,6 +167,7 @@ class Distributed:
 
         s = experiment.settings
         _refuse(s, self.places_here)
+        _check_slices(experiment)
         # of the machine's cores, those here have all
         threads = worker_threads(replace(s, workers=max(1, self.places_here)))
         experiment = replace(experiment, recipe=replace(experiment.recipe, settings=replace(s, threads=threads)))
@@ -245,6 +242,16 @@ def _refuse(s: Settings, here: int) -> None:
                 f"launcher=distributed {group}={target.removeprefix(targets.HANDED)}: what is handed over in Python "
                 "does not reach other hosts; put it into a module, and name it as module:callable."
             )
+
+
+def _check_slices(experiment: Experiment) -> None:
+    """Raises UsageError where a master elsewhere cannot round its slice as the whole vector is rounded."""
+    s = experiment.settings
+    if masters_elsewhere(s) and s.wire == "int8" and any(part.start % SHARING for part in experiment.slices):
+        raise UsageError(
+            f"launcher.masters_here={s.launcher['masters_here']} wire=int8: {SHARING} numbers share a power of two, "
+            f"and x, of {experiment.size} numbers, is too short for slices of as many; use fewer masters or wire=bf16."
+        )
 
 
 def check_sweep(jobs: Sequence[Settings], at_once: str, basic: bool) -> None:

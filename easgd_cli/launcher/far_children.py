@@ -15,7 +15,7 @@ from easgd_cli.launcher.children import Children, Message
 from easgd_cli.launcher.gate import Arrived, Gate
 from easgd_cli.launcher.journal import log
 from easgd_cli.launcher.links import HostLink
-from easgd_cli.launcher.parties import EVALUATOR, Process, place_of
+from easgd_cli.launcher.parties import EVALUATOR, Process, master_at, place_of
 from easgd_cli.launcher.stand_in import StandIn, StandInStart
 from easgd_cli.launcher.standstill import State
 from easgd_cli.training.master import MasterStart
@@ -60,6 +60,11 @@ class FarChildren(Children):
         self._turns = turns()
         self._states: dict[Process, State | None] = {}
         self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
+        self._rooms: dict[Process, str] = {}  # the host of each that has come
+        # what each session of a worker elsewhere with a master elsewhere has carried: by the worker's ticket and the
+        # master's place; and how fast the master sends
+        self._between: dict[tuple[int, int], dict[str, Any]] = {}
+        self._rates: dict[tuple[int, int], float | None] = {}
         self._longest: dict[str, float] = {}  # seconds in which nothing was heard of a host, the most so far
 
     def start(self, party: Process, maker: Any, start: Any) -> None:
@@ -91,9 +96,8 @@ class FarChildren(Children):
             return party >= self._here.workers
         return party != EVALUATOR and place_of(party) >= self._here.masters
 
-    def leaves_memory(self, party: Process) -> bool:
-        """Not one that is elsewhere, and its memory with it."""
-        return not self._elsewhere(party)
+    def far_host(self, party: Process) -> str | None:
+        return self._rooms.get(party, "no host") if self._elsewhere(party) else None
 
     def listen(self, party: Process) -> Iterator[Message]:
         for message, enclosed in super().listen(party):
@@ -105,8 +109,23 @@ class FarChildren(Children):
                 log.warning("%s: %s; another host is to have it", self[party].name, message["why"])
                 self._gate.lost(party)
                 self._forget_host(party)
+            elif message["kind"] == "carried":
+                self._note(party, message["links"])
             else:
                 yield message, enclosed
+
+    def _note(self, party: Process, links: list[tuple[int, int, int, float | None]]) -> None:
+        """What this worker has sent to each master elsewhere and got from it, and how fast it sends; or the same of a
+        master and workers.
+        """
+        for other, sent, came, rate in links:
+            if isinstance(party, str):
+                self._rates[other, place_of(party)] = rate
+                continue
+            ends, back = (self._rooms[party], self._rooms[master_at(other)]), self._rates.get((party, other))
+            self._between[self._tickets.get(party, -1), other] = {
+                "host": " to ".join(ends), "ends": ends, "party": party, "up": [sent, rate], "down": [came, back],
+            }  # fmt: skip
 
     def state(self, party: Process) -> State | None:
         """Of one elsewhere its own, not its stand-in's."""
@@ -118,15 +137,19 @@ class FarChildren(Children):
             self._homeless.remove(party)
 
     def links(self) -> list[HostLink]:
+        """To each host; and from each host with workers to each other one with masters, but for the first."""
         silent, found = self._gate.silent(), list[HostLink]()
         for host in sorted({*silent, *(str(link["host"]) for link in self._links.values())}):
-            there = [link for link in self._links.values() if link["host"] == host]
             self._longest[host] = max(self._longest.get(host, 0.0), silent.get(host, 0.0))
-            workers = sorted({of for link in there if isinstance(of := link["party"], int)})
-            found.append(HostLink(
-                host, workers, _carried(there, "up"), _carried(there, "down"),
-                self._gate.carries.get(host), silent.get(host), self._longest[host],
-            ))  # fmt: skip
+            link = _link(host, list(self._links.values()), self._longest[host])
+            link.carries, link.silent = self._gate.carries.get(host), silent.get(host)
+            found.append(link)
+        for one, other in sorted({link["ends"] for link in self._between.values()}):
+            if one != other:  # what a host says to itself takes no way
+                longest = max(self._longest.get(host, 0.0) for host in (one, other))
+                link = _link(f"{one} to {other}", list(self._between.values()), longest)
+                link.silent = max(silent[one], silent[other]) if one in silent and other in silent else None
+                found.append(link)
         return found
 
     def homeless(self) -> list[int]:
@@ -173,12 +196,20 @@ class FarChildren(Children):
             arrived.socket.close()
             return
         self._called.discard(party)
+        self._rooms[party] = arrived.host
         if isinstance(party, str):
             assert arrived.address is not None
             self._addresses[place_of(party)] = arrived.address
         masters = [self._addresses[place] for place in sorted(self._addresses)]
         told = {"kind": "connection", "host": arrived.host, "masters": masters}
         self.tell(party, told | ({"masters": [arrived.address]} if isinstance(party, str) else {}), arrived.socket)
+
+
+def _link(name: str, links: list[dict[str, Any]], longest: float) -> HostLink:
+    """Of this name, by what of these belongs to it."""
+    there = [link for link in links if link["host"] == name]
+    workers = sorted({of for link in there if isinstance(of := link["party"], int)})
+    return HostLink(name, workers, _carried(there, "up"), _carried(there, "down"), longest=longest)
 
 
 def _carried(links: list[dict[str, Any]], way: str) -> tuple[int, float | None]:

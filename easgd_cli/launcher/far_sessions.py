@@ -66,26 +66,26 @@ class ComingIn(threading.Thread):
 
     def __init__(self, connection: Connection, turn: Turn, link: Link):
         super().__init__(daemon=True)
-        self._end, self._turn, self._connection = SharedWorkerEnd(link), turn, connection
+        self._end, self._turn, self.connection = SharedWorkerEnd(link), turn, connection
         connection.most = link.memory.nbytes()
-        self._asks = WorkerStandIn(self._end, link.memory.tensors, link.variables, link.packing, self._connection)
+        self._asks = WorkerStandIn(self._end, link.memory.tensors, link.variables, link.packing, connection)
         self.start()
 
     def run(self) -> None:
         with suppress(ConnectionEnded):
             while True:
-                sort, text, count = self._connection.next()
+                sort, text, count = self.connection.next()
                 if sort is not Sort.REQUEST or self._asks.request(text, count) is Kind.LOST:
                     break
         self._asks.lost()  # unless it has said its end
         self._asks.join(_SERVING_SECONDS)
         self._end.lose()
-        self._connection.close()
+        self.connection.close()
         self._asks.join()
         self._turn.close()
 
     def end(self, seconds: float) -> None:
         """The worker is known to have ended: what it has said arrives within so many seconds, or not any more."""
         self.join(seconds)
-        self._connection.close()
+        self.connection.close()
         self.join()

@@ -1,4 +1,5 @@
-"""Torch's own transport over a link that is measured: gloo's send and receive of a vector, and its all-reduce of two.
+"""Torch's own transport over links that are measured: gloo's send and receive of a vector between the first two hosts,
+and its all-reduce of all.
 
 Each end is a process: gloo ends the one that it is in when something goes wrong. Its ports check nobody, and are open
 while the measurement lasts.
@@ -30,32 +31,34 @@ _BACK_AND_FORTH, _ALL_REDUCE = range(2)
 
 @dataclass
 class GlooStart:
-    """Of one end of the two. `own`: the address it is reached at; `store`: where both find each other, None for the end
-    that says where.
+    """Of the end of this `rank` of so many `ranks`. `own`: the address it is reached at; `store`: where all find each
+    other, None for the first, which says where.
     """
 
     own: str
     store: tuple[str, int] | None
     size: int
+    rank: int = 0
+    ranks: int = 2
 
 
 class GlooEnd:
-    """One end: the first measures what it is asked for, the other does the same until the first has ended."""
+    """One end: the first measures what it is asked for, the others do the same until the first has ended."""
 
     def __init__(self, start: GlooStart, channel: Channel):
         torch.set_num_threads(1)
-        self._channel, self._rank = channel, 0 if start.store is None else 1
+        self._channel, self._rank, self._ranks = channel, start.rank, start.ranks
         self._x = torch.rand(start.size)
         self._buckets = self._x.split(max(1, BUCKET // self._x.element_size()))
-        self._group = gloo_group(self._store(start), self._rank, 2, start.own, _EVER)
+        self._group = gloo_group(self._store(start), start.rank, start.ranks, start.own, _EVER)
 
     def _store(self, start: GlooStart) -> dist.TCPStore:
         if start.store is not None:
-            return dist.TCPStore(*start.store, 2, False, _TIMEOUT)
+            return dist.TCPStore(*start.store, start.ranks, False, _TIMEOUT)
         listener = socket.create_server((start.own, 0))  # or the store would listen on every interface
         port = listener.getsockname()[1]
         store = dist.TCPStore(
-            start.own, port, 2, True, _TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach()
+            start.own, port, start.ranks, True, _TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach()
         )
         self._channel.post({"kind": "store", "port": port})
         self._channel.flush()
@@ -69,7 +72,8 @@ class GlooEnd:
             return
         while (message := self._channel.wait()[0])["kind"] == "measure":
             what, times = int(message["what"]), int(message["times"])
-            self._group.send([torch.tensor([what, times])], 1, 0).wait()
+            for rank in range(1, self._ranks):
+                self._group.send([torch.tensor([what, times])], rank, 0).wait()
             before = time.perf_counter()
             for _ in range(times):
                 self._take_part(what)
@@ -89,6 +93,8 @@ class GlooEnd:
         if what == _ALL_REDUCE:
             for work in [self._group.allreduce([bucket]) for bucket in self._buckets]:
                 work.wait()
+        elif self._rank > 1:
+            return  # it is between two
         elif self._rank:
             self._group.recv([self._x], 0, 1).wait()
             self._group.send([self._x], 0, 2).wait()
@@ -99,16 +105,16 @@ class GlooEnd:
 
 
 class Gloo:
-    """The first end, asked from here; `own`: the address at which the other reaches it. Raises RunError."""
+    """The first of so many ends, asked from here; `own`: the address at which the others reach it. Raises RunError."""
 
-    def __init__(self, own: str, size: int):
+    def __init__(self, own: str, size: int, ranks: int = 2):
         self._stack = ExitStack()
         logs = self._stack.enter_context(scratch_directory())
-        self._child = Child("gloo", GlooEnd, GlooStart(own, None, size), logs / "gloo.log")
+        self._child = Child("gloo", GlooEnd, GlooStart(own, None, size, 0, ranks), logs / "gloo.log")
         self.port = int(self._said("store")["port"])
 
     def begin(self) -> None:
-        """Once the other end has been told of the port: returns when both are there."""
+        """Once the other ends have been told of the port: returns when all are there."""
         self._said("ready")
         self._child.channel.post({"kind": "start", "began": time.monotonic()})
 
@@ -117,7 +123,7 @@ class Gloo:
         return self._measured(_BACK_AND_FORTH, times)
 
     def all_reduce(self, times: int) -> float:
-        """Seconds in which both have the sum of both vectors."""
+        """Seconds in which all have the sum of all vectors."""
         return self._measured(_ALL_REDUCE, times)
 
     def _measured(self, what: int, times: int) -> float:
@@ -143,12 +149,12 @@ class Gloo:
 
 
 class FarGloo:
-    """The other end, on the host that joined; `own`: its address."""
+    """Another end, on a host that joined; `own`: its address."""
 
-    def __init__(self, own: str, store: tuple[str, int], size: int):
+    def __init__(self, own: str, store: tuple[str, int], size: int, rank: int, ranks: int):
         self._stack = ExitStack()
         logs = self._stack.enter_context(scratch_directory())
-        self._child = Child("gloo", GlooEnd, GlooStart(own, store, size), logs / "gloo.log")
+        self._child = Child("gloo", GlooEnd, GlooStart(own, store, size, rank, ranks), logs / "gloo.log")
         self._child.channel.post({"kind": "start", "began": time.monotonic()})
 
     def end(self) -> None:

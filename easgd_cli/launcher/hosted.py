@@ -35,12 +35,15 @@ from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.variables import Variables
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.packing import Packing
 from easgd_cli.transport.relay import MasterStandIn
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 from easgd_cli.transport.turn import Turn, turns
 
 _LOOK_UP_SECONDS = 0.5
 _STATE_SECONDS = 1.0  # between two words on what its process does
+
+Carried = tuple[int, int, int, float | None]
 
 
 class Workplace:
@@ -73,7 +76,7 @@ class HostedWorker:
     def __init__(self, host: Workplace, worker: int, slot: int):
         self._host, self.party, self.slot, self.name = host, worker, slot, f"worker {worker}"
         self.role = (WORKER, worker)
-        self._sessions: list[GoingOut] = []
+        self._sessions: dict[int, GoingOut] = {}  # by the places of the masters
 
     def prepare(self) -> int:
         """Allocates its vectors; how many bytes of them are said to it at once at most. Raises MemoryError."""
@@ -93,9 +96,8 @@ class HostedWorker:
         elsewhere = list(enumerate(e.slices))[len(e.slices) - host.masters_elsewhere :]
         for line, ((of, entries), (name, port)) in enumerate(zip(elsewhere, begin["masters"], strict=True), 1):
             end = link.for_master(line, entries)
-            self._sessions.append(
-                GoingOut((str(name), int(port)), host.secret, host.silence, of, end, place.session_lost)
-            )
+            there = (str(name), int(port))
+            self._sessions[of] = GoingOut(there, host.secret, host.silence, of, end, place.session_lost)
         steps = None if begin["interval"] is None else Interval(*begin["interval"])
         start = WorkerStart(host.recipe, link.for_worker(), host.devices[self.slot], host.threads, steps)
         start.t, start.seen, start.meter, start.pace = begin["t"], Seen(*begin["seen"]), begin["meter"], begin["pace"]
@@ -119,12 +121,17 @@ class HostedWorker:
     def ended(self) -> None:
         """Its process has ended: what it has asked for is sent."""
         self._says.join()
-        for session in self._sessions:
+        for session in self._sessions.values():
             session.end()
+
+    def carried(self) -> list[Carried]:
+        """Of each session with a master elsewhere: its place, bytes of vectors that went and came, and the rate."""
+        links = [(of, session.connection) for of, session in self._sessions.items()]
+        return [(of, link.sent, link.received, link.rate()) for of, link in links]
 
     def close(self) -> None:
         """It leaves at once."""
-        for session in self._sessions:
+        for session in self._sessions.values():
             session.connection.close()
 
 
@@ -156,7 +163,12 @@ class HostedMaster:
         for name, v in vectors.tensors.items() if vectors is not None else ():
             self._center[name].copy_(v)
         clocks = {int(worker): int(t) for worker, t in begin["clocks"].items()}
-        self._links = {worker: Link.new(worker, self._method, self._size, e.dtype) for worker in clocks}
+        before = e.slices[self._place].start
+        self._links = {
+            worker: replace(link, packing=Packing.of(e.method, worker, before))
+            for worker in clocks
+            for link in [Link.new(worker, self._method, self._size, e.dtype)]
+        }
         self._lives, self._ended = dict.fromkeys(clocks, 1), dict.fromkeys(clocks, 0)
         self._sessions = dict.fromkeys(clocks)
         ends = [link.for_master() for link in self._links.values()]
@@ -221,6 +233,13 @@ class HostedMaster:
 
     def ended(self) -> None:
         """Its process has ended; so have its sessions."""
+
+    def carried(self) -> list[Carried]:
+        """Of each worker's session: its number, and as of a worker's."""
+        # not while nobody admits: a session's end is waited for there, and what its master says may not wait for that
+        of = self._sessions.copy()
+        links = [(worker, session.connection) for worker, session in of.items() if session is not None]
+        return [(worker, link.sent, link.received, link.rate()) for worker, link in links]
 
     def close(self) -> None:
         """It leaves at once."""
@@ -311,6 +330,8 @@ class Place(threading.Thread):
                 while messages := child.channel.receive():
                     for message, enclosed in messages:
                         done = done or message["kind"] == "done"
+                        if message["kind"] in ("state", "snapshot"):  # it may be its last word that is listened to
+                            self._say_carried()
                         connection.say(message, enclosed)
             except ChannelClosed:
                 pass
@@ -320,11 +341,17 @@ class Place(threading.Thread):
             if time.monotonic() - looked >= _STATE_SECONDS and (state := state_of(child.process.pid)) is not None:
                 looked = time.monotonic()
                 connection.say({"kind": "process", "rate": connection.rate(), **state._asdict()})
+                self._say_carried()
             with suppress(ChannelClosed):
                 child.channel.flush()
             watched: list[Any] = [child.process.sentinel, self._woken, *([] if done else [child.channel])]
             select.select(watched, [], [], _LOOK_UP_SECONDS)
         return done
+
+    def _say_carried(self) -> None:
+        """What its sessions with other hosts than the first have carried."""
+        if carried := self.of.carried():
+            self.connection.say({"kind": "carried", "links": carried})
 
     def _listen(self, child: Child) -> None:
         """Does what is said on the other side."""

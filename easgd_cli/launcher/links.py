@@ -13,15 +13,16 @@ from easgd_cli.launcher.system_rows import SystemRows
 from easgd_cli.training.snapshot import Moment
 
 _SILENT_SECONDS = 2.0  # a host says something four times as often at least
-_SHOWN = 4  # hosts in the view
+_SHOWN = 4  # links in the view
 
 
 @dataclass
 class HostLink:
-    """Of one host, `workers` having been there. `up` and `down`: bytes of vectors that have come from it and gone to
-    it so far, and the seconds in which they were on their way, None where the system does not say; `carries`: as
-    measured when the host came, None where it has gone before; `silent`: seconds since anything was heard of it, None
-    where it has left; `longest`: the most of those so far.
+    """Of one host, `workers` having been there; or from a host that has joined, with these `workers`, to another one
+    with masters, which has then the place of the first host. `up` and `down`: bytes of vectors that have come from it
+    and gone to it so far, and the seconds in which they were on their way, None where the system does not say;
+    `carries`: as measured when the host came, None where it has gone before, or joined as both ends did; `silent`:
+    seconds since anything was heard of it, None where it has left; `longest`: the most of those so far.
     """
 
     host: str
@@ -60,7 +61,7 @@ class Links:
             up, down = _shares(link, moment.seconds, self._shown)
             lines.append(_line(link, up, down))
         lines.sort(reverse=True)
-        more = [f"and {len(lines) - _SHOWN} hosts more"] if len(lines) > _SHOWN else []
+        more = [f"and {len(lines) - _SHOWN} links more"] if len(lines) > _SHOWN else []
         self._journal.progress.links([*(line for _, line in lines[:_SHOWN]), *more])
         if self._rows.rate(moment.seconds, 0) is not None or last:
             for link in links:

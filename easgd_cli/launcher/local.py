@@ -172,19 +172,19 @@ class Processes:
                 self._hear(master)  # if the worker ended because the master did, that is the news
                 if self.supervisor.over:
                     return
-        follows, how = self._children.leaves_memory(party), child.how
+        far, how = self._children.far_host(party), child.how
         if (place := self._masters.place(party)) is not None:
             self._masters.forget_last(place)
             self._pass_on(self._masters.forget_checkpoint())
-            if not follows:
-                how = f"{party}, with its slice: {how}"
+            if far is not None:
+                how = f"{party}, with its slice, on {far}: {how}"
             elif not self._masters.ended(place):
                 return
         elif party == self._executor.lead:  # it may have marked the place of one master and not of another
             self._pass_on(self._masters.forget_checkpoint())
         self.supervisor.ended(
             party_of(party), how, refused=child.refused, raised=child.error is not None, log_file=str(child.log),
-            follows=follows,
+            follows=far is None,
         )  # fmt: skip
 
     def _handle(self, party: Party, message: dict[str, Any], tensors: SharedTensors | None) -> None:

@@ -15,17 +15,19 @@ from easgd_cli.transport.base import Kind, Request
 @dataclass(frozen=True)
 class Packing:
     """Of the session of `worker`. `fragments`: how many each variable's vectors are exchanged in; `rounding`: None
-    where vectors cross as they are.
+    where vectors cross as they are; `before`: how many entries the worker's vectors have before those of a master
+    whose machine has its slice alone.
     """
 
     worker: int
     fragments: tuple[int, ...] = (1,)
     rounding: Rounding | None = None
+    before: int = 0
 
     @classmethod
-    def of(cls, method: Method, worker: int) -> Packing:
+    def of(cls, method: Method, worker: int, before: int = 0) -> Packing:
         fragments = tuple(variable.fragments for variable in method.variables.values())
-        return cls(worker, fragments, method.rounding if isinstance(method, OnTheWire) else None)
+        return cls(worker, fragments, method.rounding if isinstance(method, OnTheWire) else None, before)
 
     def entries(self, v: Tensor, request: Request) -> Tensor:
         """Those of the vector [d] that cross."""
@@ -39,7 +41,8 @@ class Packing:
         if rounding is None:
             return [x]
         if reply:
-            rounding.round(x, rounded := x.new_empty(x.shape), self.worker, request.t, request.to, way=1)
+            rounded, at = x.new_empty(x.shape), (self.worker, request.t, request.to)
+            rounding.round(x, rounded, *at, way=1, before=self.before)
             x = rounded
         return rounding.wire.encoded(x)
 
