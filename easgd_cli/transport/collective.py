@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime
 import select
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -28,9 +29,10 @@ from torch import Tensor, distributed
 from easgd_cli.algorithms.base import CENTER, WHOLE
 from easgd_cli.system.shared_memory import AnonymousFile
 from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
-from easgd_cli.transport.replica import Replica
+from easgd_cli.transport.replica import Meeting, Replica
 from easgd_cli.transport.shared import REPLY, Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd, send
 
+_CONNECTING = datetime.timedelta(minutes=1)  # to those that have come
 _MEETING = datetime.timedelta(minutes=30)  # for all members to come: at the start some read their data for long
 _EVER = datetime.timedelta(days=30)  # a sum takes as long as the slowest member's steps; who dies is known otherwise
 _SLICE = 0.05  # seconds of waiting for a sum after which the master is listened to
@@ -38,7 +40,7 @@ _KNOWN_BY = 20.0  # seconds after which a master has noticed that a worker has d
 _LOOK = 0.2  # seconds of waiting for the lead after which the master looks around
 
 
-class _Word(IntEnum):
+class Word(IntEnum):
     """What a master says beside its replies, in the place of their mark."""
 
     REGROUP = 10  # generation, members, your rank: begin the sum once more, with these
@@ -60,6 +62,23 @@ def gloo_group(store: Any, rank: int, size: int, address: str, timeout: datetime
     return gloo(store, rank, size, options)
 
 
+def meeting_place(address: str) -> tuple[Any, int]:
+    """A store that is reached at this address and a port that is free, and the port; it is there while somebody holds
+    it, and checks nobody. Raises OSError and RuntimeError.
+    """
+    listener = socket.create_server((address, 0))  # or the store would listen on every interface
+    port = listener.getsockname()[1]
+    store = distributed.TCPStore(
+        address, port, None, True, _CONNECTING, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    return store, port
+
+
+def store_at(place: tuple[str, int]) -> Any:
+    """That of a `meeting_place`. Raises RuntimeError."""
+    return distributed.TCPStore(*place, None, False, _CONNECTING, wait_for_workers=False)
+
+
 class Group:
     """Members that sum, of one generation. It is made in a thread: who waits for the others to come must hear
     meanwhile that one of them has died.
@@ -68,7 +87,7 @@ class Group:
     still write there.
     """
 
-    def __init__(self, meeting: AnonymousFile, generation: int, rank: int, size: int, vectors: Sequence[Tensor]):
+    def __init__(self, meeting: Meeting, generation: int, rank: int, size: int, vectors: Sequence[Tensor]):
         self.generation, self.rank, self.size = generation, rank, size
         self._vectors, self._turn = vectors, 0
         self.broken = False  # as the master says
@@ -84,10 +103,13 @@ class Group:
 
     def _make(self) -> None:
         try:
-            store = distributed.FileStore(self._meeting.path, -1)
-            store.set_timeout(_MEETING)
+            place = self._meeting.place
+            store = distributed.FileStore(place.path, -1) if isinstance(place, AnonymousFile) else store_at(place)
             named = distributed.PrefixStore(str(self.generation), store)
-            made = gloo_group(named, self.rank, self.size, "127.0.0.1", _MEETING)
+            named.set(f"here {self.rank}", "")
+            # only then do they connect: whoever is not reached within a minute is not reached
+            named.wait([f"here {rank}" for rank in range(self.size)], _MEETING)
+            made = gloo_group(named, self.rank, self.size, self._meeting.own, _CONNECTING)
             with self._lock:
                 self._made = made
                 if self._given:
@@ -260,16 +282,16 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         if word == Mark.WITHDRAWN:
             self._leave()  # the others' next sum is not this one
             raise Withdrawn
-        if word == _Word.BROKEN:
+        if word == Word.BROKEN:
             if group is not None and group.generation == generation:
                 group.broken = True
                 if self._sum is not _Sum.DONE:
                     self._sum = _Sum.NONE  # until the others that live are all there to begin it once more
-        elif word == _Word.REGROUP:
+        elif word == Word.REGROUP:
             self._leave()
             self._group = self._in_group(generation, size, rank)
             self._begin()
-        return word in list(_Word)
+        return word in list(Word)
 
     def _leave(self) -> None:
         if (group := self._group) is not None:
@@ -281,8 +303,8 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
     def _restore(self) -> None:
         """Has the master write replica and reply."""
         self._send(Kind.STATE, 0, 0)
-        while (word := self._word(None)) is not None and word[3] != _Word.STATE:
-            assert word[3] == _Word.BROKEN, "a round without this worker"
+        while (word := self._word(None)) is not None and word[3] != Word.STATE:
+            assert word[3] == Word.BROKEN, "a round without this worker"
         self._leave()
 
 
@@ -345,19 +367,19 @@ class CollectiveMasterEnd(SharedMasterEnd):
         elif request.kind is Kind.STATE:
             self._replicas[request.worker].begin(self._center)
             self._memory[request.worker]["reply"].copy_(self._reply)
-            self._say(request.worker, (0, 0, 0), _Word.STATE)
+            self._say(request.worker, (0, 0, 0), Word.STATE)
             self._broken = True  # it has left the group
         elif request.kind is Kind.LOST and request.worker in self._group and not self._broken:
             self._broken = True
             for worker in self._group:
-                self._say(worker, (self._generation, 0, 0), _Word.BROKEN)
+                self._say(worker, (self._generation, 0, 0), Word.BROKEN)
         return request.kind in (Kind.SUMMED, Kind.STATE)
 
     def _regroup(self, group: list[int]) -> None:
         self._generation, self._group, self._broken = self._generation + 1, group, False
         for rank, worker in enumerate(group):
-            self._say(worker, (self._generation, len(group), rank), _Word.REGROUP)
+            self._say(worker, (self._generation, len(group), rank), Word.REGROUP)
 
-    def _say(self, worker: int, numbers: tuple[int, int, int], word: _Word) -> None:
+    def _say(self, worker: int, numbers: tuple[int, int, int], word: Word) -> None:
         if (sock := self._sockets.get(worker)) is not None:
             send(sock, REPLY.pack(*numbers, word))
