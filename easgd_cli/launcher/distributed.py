@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from easgd_cli.experiment.build import Experiment
     from easgd_cli.launcher.job import Job, Outcome
     from easgd_cli.launcher.torchrun import World
+    from easgd_cli.transport.replica import Meeting
 
 _LOOPBACK = "127.0.0.1"
 _LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
@@ -34,14 +35,15 @@ _LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom othe
 class Distributed:
     """Many machines. Raises ValueError for what cannot be, and UsageError.
 
-    `here`: workers on this machine; `masters_here`: masters on it, all unless given; `least`: workers with which
-    training begins, while the others have no host yet, None for all; `address`: HOST:PORT or HOST, where other machines
-    reach it, or the `interface` whose address that is; `wait`: seconds that a worker may be without a host; `silence`:
-    seconds after which a host that says nothing is gone.
+    `transport`: how messages travel (kinds.Local). `here`: workers on this machine; `masters_here`: masters on it, all
+    unless given; `least`: workers with which training begins, while the others have no host yet, None for all;
+    `address`: HOST:PORT or HOST, where other machines reach it, or the `interface` whose address that is; `wait`:
+    seconds that a worker may be without a host; `silence`: seconds after which a host that says nothing is gone.
     """
 
     workers: int
     masters: int = 1
+    transport: str = "sessions"
     here: int | None = None
     masters_here: int | None = None
     least: int | None = None
@@ -56,7 +58,7 @@ class Distributed:
     _told: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        kinds.Local(self.workers, self.masters)  # its limits: each worker has a process here
+        kinds.Local(self.workers, self.masters, self.transport)  # its limits: each worker has a process here
         world = torchrun.world()
         if world is not None and self.workers != world.size:
             raise ValueError(
@@ -88,7 +90,10 @@ class Distributed:
 
     @staticmethod
     def check(s: Settings, method: Method) -> None:
-        """Raises UsageError where workers are to come later and cannot, or for what masters elsewhere cannot do."""
+        """Raises UsageError where workers are to come later and cannot, or for what masters elsewhere, or messages that
+        go into a sum, cannot do.
+        """
+        kinds.check_transport(s, method)
         if masters_elsewhere(s) and s.wire != "fp32":
             raise UsageError(
                 f"launcher.masters_here={s.launcher['masters_here']} wire={s.wire}: vectors are rounded whole, and a "
@@ -101,6 +106,11 @@ class Distributed:
             raise UsageError(
                 f"launcher.least={least} algo={s.algo['name']}: there is no center to begin with for who comes later; "
                 "leave out launcher.least=, or use a method with a center such as algo=easgd."
+            )
+        if kinds.summed(s):
+            raise UsageError(
+                f"launcher.least={least} launcher.transport=collective: the first sum is of all workers; leave out one "
+                "of the two."
             )
         if s.max_restarts == 0:
             raise UsageError(
@@ -190,8 +200,9 @@ class Distributed:
             return FarChildren(logs, gate, here, secret, waits)
 
         outcome: Outcome | None = None
+        held, meeting = _meeting(s, listener.getsockname()[0])
         try:
-            outcome = driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, children))
+            outcome = driver.run(job, experiment, lambda of: Processes(job, experiment, of, children, meeting))
         finally:
             said = ("failed", 1) if outcome is None else (outcome.status, outcome.exit_code)
             again = job.another or self._of_sweep
@@ -199,8 +210,19 @@ class Distributed:
             if not again:
                 listener.close()
                 self._listener = None
-            del store
+            del store, held
         return outcome
+
+
+def _meeting(s: Settings, address: str) -> tuple[Any, Meeting | None]:
+    """Where the workers find each other whose messages go into a sum, as long as the first is held."""
+    from easgd_cli.transport.collective import meeting_place
+    from easgd_cli.transport.replica import Meeting
+
+    if not kinds.summed(s):
+        return None, None
+    held, port = meeting_place(address)
+    return held, Meeting((address, port), address)
 
 
 def _places(here: int | None) -> int:

@@ -30,7 +30,7 @@ from easgd_cli.algorithms.base import CENTER, WHOLE
 from easgd_cli.system.shared_memory import AnonymousFile
 from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
 from easgd_cli.transport.replica import Meeting, Replica
-from easgd_cli.transport.shared import REPLY, Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd, send
+from easgd_cli.transport.shared import REPLY, Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
 
 _CONNECTING = datetime.timedelta(minutes=1)  # to those that have come
 _MEETING = datetime.timedelta(minutes=30)  # for all members to come: at the start some read their data for long
@@ -176,7 +176,8 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
     """A worker's session whose messages go into a sum. `update(sum, reply, n, clock)` does to its replica what the
     center's rule does by the mean of `n` messages, as the update after which the center's clock is `clock`.
 
-    Made when all have come. Raises SumLost where they do not.
+    Made when all have come, unless it `returns`: one that was lost, and is in the next group. Raises SumLost where they
+    do not.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         replica: Replica,
         update: Callable[[Tensor, Tensor, int, int], None],
         elsewhere: Elsewhere | None = None,
+        returns: bool = False,
     ):
         super().__init__(link, elsewhere)
         self._replica, self._update = replica, update
@@ -193,8 +195,9 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         self._said = False  # as the lead, that the sum is there
         self._places, self._turn = replica.sums[:2], 0  # where the lead puts it
         self._left: list[Group] = []  # whose sums have not come; to end one would wait for it
-        self._group: Group | None = self._in_group(0, replica.workers, link.worker)
-        self._group.ready(None)
+        self._group: Group | None = None if returns else self._in_group(0, replica.workers, link.worker)
+        if self._group is not None:
+            self._group.ready(None)
 
     def _in_group(self, generation: int, size: int, rank: int) -> Group:
         first = generation == rank == 0  # whose sums the master reads where they are made
@@ -210,6 +213,10 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         self._sum = _Sum.NONE
         if self._elsewhere is None:
             self._begin()
+
+    def join(self, t: int) -> None:
+        super().join(t)
+        self._sum = _Sum.DONE  # the master writes replica and reply
 
     def collect(self) -> Reply:
         if self._elsewhere is not None and self._untold is not None:
@@ -332,18 +339,25 @@ class CollectiveMasterEnd(SharedMasterEnd):
         return found or self._heard(timeout)
 
     def rest(self, worker: int) -> list[Request]:
-        return [request for request in super().rest(worker) if not self._takes(request)]
+        found = [request for request in self._found if request.worker == worker]
+        self._found = [request for request in self._found if request.worker != worker]
+        return found + [request for request in super().rest(worker) if not self._takes(request)]
 
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
+        if request.kind is Kind.JOIN:  # others may still ask for the last round's reply
+            return None, self._memory[request.worker]["reply"]
         return self._sum, self._reply
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         if mark is Mark.WITHDRAWN:
             self._broken = True  # it may have begun a sum
+        elif request.kind is Kind.JOIN:
+            self._replicas[request.worker].begin(self._center)
         super().reply(request, clock, served, mark, t)
 
     def summed(self, members: Sequence[Request]) -> Sequence[Request]:
-        while there := [request for request in members if request.worker in self._sockets]:
+        sessions = [(request, self._sockets.get(request.worker)) for request in members]  # one that is back has another
+        while there := [request for request, of in sessions if of and self._sockets.get(request.worker) is of]:
             group = [request.worker for request in there]
             if self._broken or group != self._group:
                 self._regroup(group)
@@ -367,19 +381,18 @@ class CollectiveMasterEnd(SharedMasterEnd):
         elif request.kind is Kind.STATE:
             self._replicas[request.worker].begin(self._center)
             self._memory[request.worker]["reply"].copy_(self._reply)
-            self._say(request.worker, (0, 0, 0), Word.STATE)
+            self._word(request.worker, (0, 0, 0), Word.STATE)
             self._broken = True  # it has left the group
         elif request.kind is Kind.LOST and request.worker in self._group and not self._broken:
             self._broken = True
             for worker in self._group:
-                self._say(worker, (self._generation, 0, 0), Word.BROKEN)
+                self._word(worker, (self._generation, 0, 0), Word.BROKEN)
         return request.kind in (Kind.SUMMED, Kind.STATE)
 
     def _regroup(self, group: list[int]) -> None:
         self._generation, self._group, self._broken = self._generation + 1, group, False
         for rank, worker in enumerate(group):
-            self._say(worker, (self._generation, len(group), rank), Word.REGROUP)
+            self._word(worker, (self._generation, len(group), rank), Word.REGROUP)
 
-    def _say(self, worker: int, numbers: tuple[int, int, int], word: Word) -> None:
-        if (sock := self._sockets.get(worker)) is not None:
-            send(sock, REPLY.pack(*numbers, word))
+    def _word(self, worker: int, numbers: tuple[int, int, int], word: Word) -> None:
+        self.say(worker, REPLY.pack(*numbers, word))

@@ -13,8 +13,8 @@ from easgd_cli.system.shared_memory import AnonymousFile, Layout, SharedTensors
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the members of a group find each other: a file of this machine, or the address of a store that others reach,
-    too. `own`: the address by which they reach this member.
+    """Where the members of a group find each other: a file of this machine, or the address of a store that others
+    reach, too. `own`: the address by which they reach this member.
     """
 
     place: AnonymousFile | tuple[str, int]
