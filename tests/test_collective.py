@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_runs
@@ -401,11 +402,31 @@ def test_either_way_goes_on_from_the_others_checkpoint(further: str, tmp_path: P
     assert torch.equal(*centers(tmp_path, "parts", "whole"))
 
 
-@pytest.mark.parametrize("victim", ["worker_00", "worker_02"])
-def test_a_run_goes_on_without_a_worker_that_is_killed(victim: str, tmp_path: Path, summed: None) -> None:
+def lasting(workers: int, **more: Any) -> Settings:
+    """A run of some seconds."""
     problem = {"name": "slow", "target": "nets:TakesItsTime", "seconds": 0.01, "dimension": 1001}
     none = {"name": "none", "target": None}
-    s = settings("sync_eamsgd", workers=3, steps=300, problem=problem, dataset=none, model=none, l2=0.0, max_restarts=3)
+    return settings("sync_eamsgd", workers=workers, problem=problem, dataset=none, model=none, l2=0.0, **more)
+
+
+@pytest.mark.parametrize("victims", [["worker_00"], ["worker_02"], ["worker_00", "worker_01"]])
+def test_a_worker_that_is_killed_comes_back_in_a_later_round(victims: list[str], tmp_path: Path, summed: None) -> None:
+    s = lasting(3, steps=600, max_restarts=3)
+
+    def kill(pids: dict[str, int]) -> None:
+        for victim in victims:
+            os.kill(pids[victim], signal.SIGKILL)
+
+    outcome = disturbed(s, tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 30)
+    assert outcome.status == "completed" and set(outcome.summary["restarts"]) == set(victims)
+    assert recorded_order(tmp_path / "run")[-3:] == [0, 1, 2] and set(outcome.summary["steps"].values()) == {600}
+    assert replayed(replace(s), tmp_path / "run", tmp_path / "again").status == "completed"
+    torch.testing.assert_close(*centers(tmp_path, "run", "again"), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("victim", ["worker_00", "worker_02"])
+def test_a_run_goes_on_without_a_worker_that_is_killed(victim: str, tmp_path: Path, summed: None) -> None:
+    s = lasting(3, steps=300, max_restarts=0)
     outcome = disturbed(
         s, tmp_path / "run", lambda pids: os.kill(pids[victim], signal.SIGKILL), lambda d: len(recorded_order(d)) > 30
     )

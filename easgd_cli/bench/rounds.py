@@ -25,7 +25,8 @@ from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.replica import ReplicatedCenter
 from easgd_cli.transport.base import WorkerEnd
 from easgd_cli.transport.collective import CollectiveWorkerEnd, Group
-from easgd_cli.transport.replica import Meeting, Replica
+from easgd_cli.transport.meeting import Meeting
+from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 
 _SIZES = {"352 k": 351_946, "61 M": 61_128_808}

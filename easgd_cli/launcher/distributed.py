@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from easgd_cli.experiment.build import Experiment
     from easgd_cli.launcher.job import Job, Outcome
     from easgd_cli.launcher.torchrun import World
-    from easgd_cli.transport.replica import Meeting
 
 _LOOPBACK = "127.0.0.1"
 _LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
@@ -181,7 +180,7 @@ class Distributed:
         listener, where = self.listen()
         secret = network.secret("launcher.address", listener.getsockname()[0])
         vectors = (experiment.size, str(experiment.dtype).removeprefix("torch."))
-        gate = Gate(network.Lent(listener), secret, asdict(s), vectors, self.silence)
+        gate = Gate(network.Lent(listener), secret, asdict(s), vectors, self.silence, kinds.summed(s))
         world = torchrun.world()
         store = None if world is None else world.publish(where)
         far, masters_far = self.workers - self.places_here, masters_elsewhere(s)
@@ -200,7 +199,7 @@ class Distributed:
             return FarChildren(logs, gate, here, secret, waits)
 
         outcome: Outcome | None = None
-        held, meeting = _meeting(s, listener.getsockname()[0])
+        meeting = gate.meeting if kinds.summed(s) else None
         try:
             outcome = driver.run(job, experiment, lambda of: Processes(job, experiment, of, children, meeting))
         finally:
@@ -210,19 +209,8 @@ class Distributed:
             if not again:
                 listener.close()
                 self._listener = None
-            del store, held
+            del store
         return outcome
-
-
-def _meeting(s: Settings, address: str) -> tuple[Any, Meeting | None]:
-    """Where the workers find each other whose messages go into a sum, as long as the first is held."""
-    from easgd_cli.transport.collective import meeting_place
-    from easgd_cli.transport.replica import Meeting
-
-    if not kinds.summed(s):
-        return None, None
-    held, port = meeting_place(address)
-    return held, Meeting((address, port), address)
 
 
 def _places(here: int | None) -> int:

@@ -10,8 +10,10 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from easgd_cli.transport.connection import Refused, answer, call, read_exactly
+from easgd_cli.transport.meeting import Meeting
 
 log = logging.getLogger("easgd.launcher")
 
@@ -19,6 +21,8 @@ ROLE = struct.Struct("<BxxxIQ")  # what a connection is for, of whom, and by whi
 AGENT = 1  # of a host
 WORKER, MASTER = 2, 3  # of the one with this number, or this place, and the ticket it was called by
 SESSION = 4  # of the worker of this number with the master of the place that is in place of a ticket
+MEETING = 5  # of a worker that looks for the others, whose messages go into a sum with its own
+CONNECT_SECONDS = 10.0  # for one attempt
 HELLO_SECONDS = 5.0  # for a stranger to show that it is none
 _MOST_STRANGERS = 64  # connections at a time that have not yet
 
@@ -76,3 +80,8 @@ def called(
     sock = call(address, secret, seconds)
     sock.sendall(ROLE.pack(role, number, ticket))
     return sock
+
+
+def met_by_call(address: tuple[str, int], secret: bytes, own: str) -> Meeting:
+    """Where a worker that others reach at its `own` address finds them."""
+    return Meeting(partial(called, address, secret, CONNECT_SECONDS, MEETING), own)

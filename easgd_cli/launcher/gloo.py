@@ -6,6 +6,7 @@ while the measurement lasts.
 
 from __future__ import annotations
 
+import socket
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.processes import Child
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.files import scratch_directory
-from easgd_cli.transport.collective import gloo_group, meeting_place, store_at
+from easgd_cli.transport.collective import gloo_group
 
+_TIMEOUT = timedelta(seconds=60)  # to meet
 _EVER = timedelta(days=1)  # one end waits while others fill the link; that an end is gone is seen without it
 BUCKET = 25 << 20  # bytes: DistributedDataParallel's, of which several are on their way at once
 _BACK_AND_FORTH, _ALL_REDUCE = range(2)
@@ -46,10 +49,14 @@ class GlooEnd:
         self._buckets = self._x.split(max(1, BUCKET // self._x.element_size()))
         self._group = gloo_group(self._store(start), self._rank, 2, start.own, _EVER)
 
-    def _store(self, start: GlooStart) -> Any:
+    def _store(self, start: GlooStart) -> dist.TCPStore:
         if start.store is not None:
-            return store_at(start.store)
-        store, port = meeting_place(start.own)
+            return dist.TCPStore(*start.store, 2, False, _TIMEOUT)
+        listener = socket.create_server((start.own, 0))  # or the store would listen on every interface
+        port = listener.getsockname()[1]
+        store = dist.TCPStore(
+            start.own, port, 2, True, _TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
         self._channel.post({"kind": "store", "port": port})
         self._channel.flush()
         return store

@@ -21,8 +21,8 @@ from easgd_cli.errors import RunError
 from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.distributed import entries_here, masters_elsewhere
-from easgd_cli.launcher.door import MASTER, WORKER, called
-from easgd_cli.launcher.far_sessions import CONNECT_SECONDS, ComingIn, GoingOut
+from easgd_cli.launcher.door import CONNECT_SECONDS, MASTER, WORKER, called, met_by_call
+from easgd_cli.launcher.far_sessions import ComingIn, GoingOut
 from easgd_cli.launcher.parties import Process, master_at
 from easgd_cli.launcher.processes import Child
 from easgd_cli.launcher.stand_in import OF_CENTER
@@ -38,7 +38,7 @@ from easgd_cli.training.variables import Variables
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
 from easgd_cli.transport.relay import MasterStandIn, SummedMasterStandIn
-from easgd_cli.transport.replica import Meeting, Replica
+from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 from easgd_cli.transport.turn import turns
 
@@ -95,8 +95,7 @@ class HostedWorker:
         mine, own = dict(link.memory.tensors), SharedMasterEnd([link.for_master(0, entries_here(e))])
         if (replica := link.replica) is not None:
             mine |= {OF_CENTER + name: v for name, v in replica.center.tensors.items()}
-            [name, port] = begin["meeting"]
-            replica.meeting = Meeting((str(name), int(port)), place.connection.own_address)
+            replica.meeting = met_by_call(host.address, host.secret, place.connection.own_address)
             replica.workers = e.settings.workers
             self._says: MasterStandIn = SummedMasterStandIn(own, link, place.connection)
         else:

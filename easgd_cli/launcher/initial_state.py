@@ -27,7 +27,8 @@ from easgd_cli.training.snapshot import EVALUATED, Moment
 from easgd_cli.training.variables import Variables, clocks_of
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.base import NEW
-from easgd_cli.transport.replica import Meeting, Replica
+from easgd_cli.transport.meeting import Meeting
+from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link
 
 

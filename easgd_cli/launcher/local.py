@@ -56,7 +56,7 @@ from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.snapshot import Moment, Pace
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
-from easgd_cli.transport.replica import Meeting
+from easgd_cli.transport.meeting import Meeting
 
 _PATIENCE = Patience()
 _LOOK_UP_SECONDS = 0.1  # how long nothing may happen before signals are looked at

@@ -167,7 +167,7 @@ class StandInStart:
         link = replace(link, further=link.further[: masters - 1], entries=entries)
         held = {"": link.memory}
         if (replica := link.replica) is not None:
-            held[OF_CENTER], begin["meeting"] = replica.center, replica.meeting.place
+            held[OF_CENTER] = replica.center
         most = sum(memory.nbytes() for memory in held.values())
         if start.returns:
             held = {}  # it takes everything from the center

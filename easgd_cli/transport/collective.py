@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import datetime
 import select
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -27,9 +26,9 @@ import torch
 from torch import Tensor, distributed
 
 from easgd_cli.algorithms.base import CENTER, WHOLE
-from easgd_cli.system.shared_memory import AnonymousFile
 from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
-from easgd_cli.transport.replica import Meeting, Replica
+from easgd_cli.transport.meeting import BoardStore, Meeting
+from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import REPLY, Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
 
 _CONNECTING = datetime.timedelta(minutes=1)  # to those that have come
@@ -62,23 +61,6 @@ def gloo_group(store: Any, rank: int, size: int, address: str, timeout: datetime
     return gloo(store, rank, size, options)
 
 
-def meeting_place(address: str) -> tuple[Any, int]:
-    """A store that is reached at this address and a port that is free, and the port; it is there while somebody holds
-    it, and checks nobody. Raises OSError and RuntimeError.
-    """
-    listener = socket.create_server((address, 0))  # or the store would listen on every interface
-    port = listener.getsockname()[1]
-    store = distributed.TCPStore(
-        address, port, None, True, _CONNECTING, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
-    return store, port
-
-
-def store_at(place: tuple[str, int]) -> Any:
-    """That of a `meeting_place`. Raises RuntimeError."""
-    return distributed.TCPStore(*place, None, False, _CONNECTING, wait_for_workers=False)
-
-
 class Group:
     """Members that sum, of one generation. It is made in a thread: who waits for the others to come must hear
     meanwhile that one of them has died.
@@ -91,7 +73,7 @@ class Group:
         self.generation, self.rank, self.size = generation, rank, size
         self._vectors, self._turn = vectors, 0
         self.broken = False  # as the master says
-        self._meeting = meeting
+        self._meeting, self._store = meeting, None
         self._made: Any = None
         self._work: Any = None
         self._failed: Exception | None = None
@@ -103,8 +85,7 @@ class Group:
 
     def _make(self) -> None:
         try:
-            place = self._meeting.place
-            store = distributed.FileStore(place.path, -1) if isinstance(place, AnonymousFile) else store_at(place)
+            self._store = store = self._meeting.store()
             named = distributed.PrefixStore(str(self.generation), store)
             named.set(f"here {self.rank}", "")
             # only then do they connect: whoever is not reached within a minute is not reached
@@ -116,6 +97,13 @@ class Group:
                     self._start()
         except Exception as e:
             self._failed = e
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """It meets nobody any more."""
+        if isinstance(self._store, BoardStore):
+            self._store.close()
 
     def begin(self, message: Tensor) -> None:
         """Gives `message` [d] to the sum, and returns at once."""
@@ -302,6 +290,7 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
 
     def _leave(self) -> None:
         if (group := self._group) is not None:
+            group.leave()
             self._left.append(group)
             clean = [v for v in self._places if v.data_ptr() != group.vector.data_ptr()]
             self._places = [*clean, self._replica.sums[2]][:2]

@@ -9,21 +9,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.system.shared_memory import AnonymousFile, Layout, SharedTensors
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where the members of a group find each other: a file of this machine, or the address of a store that others
-    reach, too. `own`: the address by which they reach this member.
-    """
-
-    place: AnonymousFile | tuple[str, int]
-    own: str = "127.0.0.1"
-
-    def close(self) -> None:
-        """Gives its descriptor back."""
-        if isinstance(self.place, AnonymousFile):
-            self.place.close()
+from easgd_cli.transport.meeting import Meeting
 
 
 @dataclass
