@@ -86,11 +86,13 @@ class Told:
     ended: bool = False
 
 
-def relay(near: Link, far: Link) -> None:
-    """The session of a worker that has the `far` link, with a master that has the `near` one; in between a network."""
+def relay(near: Link, far: Link) -> list[Connection]:
+    """The session of a worker that has the `far` link, with a master that has the `near` one; in between a network,
+    whose ends are returned.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sockets = [socket.create_connection(listener.getsockname()), listener.accept()[0]]
-    here, there = (Connection(sock, 20.0, 10 * near.memory.nbytes()) for sock in sockets)
+    here, there = ends = [Connection(sock, 20.0, 10 * near.memory.nbytes()) for sock in sockets]
     asks, says = SummedWorkerStandIn(near, here), SummedMasterStandIn(SharedMasterEnd([far.for_master()]), far, there)
 
     def read(connection: Connection, sort: Sort, heard: Callable[[bytes, int], object]) -> None:
@@ -100,6 +102,7 @@ def relay(near: Link, far: Link) -> None:
 
     for of in ((here, Sort.REQUEST, asks.request), (there, Sort.REPLY, says.reply)):
         threading.Thread(target=read, args=of, daemon=True).start()
+    return ends
 
 
 class Party:
@@ -120,6 +123,7 @@ class Party:
         start = torch.linspace(-1, 1, size)
         vectors = {name: start.clone() if name == "x" else torch.zeros(size) for name in variable.state}
         self.center = Center(variable, vectors)
+        self.connections: list[Connection] = []
         theirs = [self._far(link) if link.worker in far else link for link in self.links]
         for link in (*self.links, *theirs):
             assert link.replica is not None
@@ -145,7 +149,8 @@ class Party:
             assert mine.worker_socket is not None
             mine.worker_socket.close()
             if mine is not link:
-                relay(link, mine)
+                self.connections += relay(link, mine)
+        self.all = [*self.links, *theirs]
 
     def _far(self, link: Link) -> Link:
         """Its own where it is."""
@@ -214,6 +219,11 @@ class Party:
         """
         self.serve()
         found = self.told()
+        for connection in self.connections:
+            connection.close()
+        for link in self.all:
+            link.close_sockets()
+            link.close_memory()
         for told in found:
             for clock, replica, reply in told.rounds:
                 assert (replica, reply) == self.digests[clock - 1]
