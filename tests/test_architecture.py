@@ -48,6 +48,15 @@ def nodes(path: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(path.read_text())))
 
 
+@pytest.mark.parametrize(("kinds", "most"), [((ast.FunctionDef, ast.AsyncFunctionDef), 60), ((ast.ClassDef,), 250)])
+def test_nothing_is_too_long_to_be_read_at_once(kinds: tuple[type, ...], most: int) -> None:
+    for module in MODULES:
+        for node in nodes(module):
+            if isinstance(node, kinds):
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= most, f"{node.name} in {module.relative_to(PACKAGE)} has {lines} lines"
+
+
 @cache
 def imports(path: Path) -> set[str]:
     found: set[str] = set()

@@ -15,12 +15,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_runs import recorded_order, run, settings
+from test_runs import POLYAK, recorded_order, run, settings
 from test_simulated import on_a_function, virtual
 
 from easgd_cli.launcher import disk_estimate
@@ -108,6 +109,21 @@ def test_a_last_checkpoint_that_does_not_fit_is_kept_without_its_workers(
     assert outcome.status == "completed" and not last.workers
     assert last.owner.moment.exchanges == outcome.summary["exchanges"] == len(recorded_order(tmp_path))
     assert "it is without its workers: resumed, they begin at the center" in capsys.readouterr().out
+
+
+def test_a_single_worker_goes_on_bit_for_bit_from_a_last_checkpoint_that_is_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the owner of what is evaluated, and that is there: x, v and the average."""
+    s, write = settings("msgd", steps=24, average=POLYAK), checkpoint.write
+    run(s, tmp_path / "whole")
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "write", lambda directory, kept, keep: write(directory, replace(kept, workers={}), keep))
+        run(replace(s, steps=12), tmp_path / "parts")
+    run(s, tmp_path / "parts", resume=True)
+    for file in ("center.pt", "average.pt"):
+        whole, parts = (torch.load(tmp_path / name / file, weights_only=True) for name in ("whole", "parts"))
+        assert all(torch.equal(parts[name], v) for name, v in whole.items())
 
 
 def test_a_disk_with_nothing_left_is_one_sentence(tmp_path: Path) -> None:

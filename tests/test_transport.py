@@ -9,6 +9,7 @@ import queue
 import random
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, Method
+from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD, MDOWNPOUR, SGD, Method
 from easgd_cli.algorithms.base import WHOLE, Seen, Worker
 from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.algorithms.schedule import Constant
@@ -179,6 +180,20 @@ def wires(most: int) -> tuple[Connection, Connection]:
         caller = call(listener.getsockname(), b"secret", 10)
         thread.join()
     return Connection(called[0], 30, most), Connection(caller, 30, most)
+
+
+def test_of_a_worker_elsewhere_whose_method_has_no_variables_the_end_is_heard_and_nothing_else() -> None:
+    link = Link.new(0, SGD(), SIZE, torch.float32)
+    ours, theirs = wires(4 * SIZE)
+    end = SharedWorkerEnd(link.for_worker())
+    asks = WorkerStandIn(end, end.vectors, link.variables, link.packing, ours)
+    for kind in set(Kind) - {Kind.LOST}:
+        with pytest.raises(ConnectionEnded):
+            asks.request(struct.pack("<HhHhq", kind, 0, 0, WHOLE, 0), 0)
+    assert asks.request(struct.pack("<HhHhq", Kind.LOST, 0, 0, WHOLE, -1), 0) is Kind.LOST
+    asks.join(10)
+    for wire in (ours, theirs):
+        wire.close()
 
 
 class ShardedStar(Star):

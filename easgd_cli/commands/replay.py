@@ -33,20 +33,8 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     Raises UsageError and RunError.
     """
     given = f"replay={source}"
-    if asked.multirun:
-        raise UsageError(f"{given}: one run is replayed at a time; leave out -m.")
-    others = {key: o for key, o in overrides.items() if key != "replay"}
-    for key, override in others.items():
-        if key != _OPTION and not key.startswith(_CHANGEABLE):
-            raise UsageError(
-                f"{given} {override.input_line}: a run is replayed with the settings it had; "
-                "only a virtual cluster (launcher=, launcher.*), eval.*, checkpoint.* and hydra.run.dir may be given."
-            )
-    if not source.is_dir():
-        raise UsageError(f"{given}: there is no such directory; give that of a run.")
-    source = source.resolve()
-    if not os.path.lexists(source / "exchanges.bin"):
-        raise UsageError(f"{given}: holds no exchanges.bin, so this is not the directory of a run.")
+    others = _others(given, asked, overrides)
+    source = _directory(given, source)
     with compose.composing(asked.config_name) as composed:
         words = asked.overrides if _OPTION in others else ["launcher=simulated", *asked.overrides]
         virtual = composed(words)  # of which the cluster and the directory are taken
@@ -91,6 +79,30 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
     if outcome.status == "completed":
         print(for_terminal(_compared(source, path, summed), sys.stdout), flush=True)
     return outcome, path
+
+
+def _others(given: str, asked: Arguments, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given beside `replay`, by its key. Raises UsageError."""
+    if asked.multirun:
+        raise UsageError(f"{given}: one run is replayed at a time; leave out -m.")
+    others = {key: o for key, o in overrides.items() if key != "replay"}
+    for key, override in others.items():
+        if key != _OPTION and not key.startswith(_CHANGEABLE):
+            raise UsageError(
+                f"{given} {override.input_line}: a run is replayed with the settings it had; "
+                "only a virtual cluster (launcher=, launcher.*), eval.*, checkpoint.* and hydra.run.dir may be given."
+            )
+    return others
+
+
+def _directory(given: str, source: Path) -> Path:
+    """Of the run. Raises UsageError."""
+    if not source.is_dir():
+        raise UsageError(f"{given}: there is no such directory; give that of a run.")
+    source = source.resolve()
+    if not os.path.lexists(source / "exchanges.bin"):
+        raise UsageError(f"{given}: holds no exchanges.bin, so this is not the directory of a run.")
+    return source
 
 
 def _refuse_lost_nodes(given: str, faults_of_run: Sequence[Fault], variables: list[str], order: list[int]) -> None:

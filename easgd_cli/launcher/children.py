@@ -5,7 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,9 @@ class Children(dict[Process, Child]):
         """What the summary says of them."""
         return {}
 
-    def signal(self, number: int, *parties: Process) -> None:
-        """Sends a signal to these, or to all."""
-        for party in parties or list(self):
+    def signal(self, number: int, parties: Iterable[Process]) -> None:
+        """Sends a signal to these."""
+        for party in parties:
             self[party].process.send_signal(number)
 
     def end(self, broken_off: bool) -> None:

@@ -61,8 +61,10 @@ class InitialState:
         self._pace = self._next_points()
 
     def evaluated(self) -> dict[str, Tensor]:
-        """The vectors that are evaluated, by name: x [size] and its average where one is kept."""
-        x = self._resumed.owner.vectors["x"] if self._resumed is not None else self._experiment.start
+        """The vectors that are evaluated, as a run begins with them, by name: x [size] and its average where one is
+        kept.
+        """
+        x = self._experiment.start
         return {"x": x} | ({"average": x} if self._experiment.average is not None else {})
 
     def links(self) -> list[Link]:
@@ -96,7 +98,7 @@ class InitialState:
         if self._resumed is not None and worker in self._resumed.workers:
             return self._resumed.workers[worker].vectors
         if self._method.alone:
-            return self.evaluated()
+            return self.evaluated() if self._resumed is None else self._resumed.owner.vectors
         return {
             "x": self._experiment.problem.start(worker) if self._resumed is None else self._resumed.owner.vectors["x"]
         }

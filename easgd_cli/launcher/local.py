@@ -10,37 +10,18 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import driver, fork_server
 from easgd_cli.launcher.children import Children
+from easgd_cli.launcher.executor import Executor
 from easgd_cli.launcher.initial_state import InitialState
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import Journal, log
 from easgd_cli.launcher.masters import Masters, Said
-from easgd_cli.launcher.parties import (
-    EVALUATOR,
-    MASTER,
-    Begin,
-    Command,
-    GiveUpWorker,
-    Kill,
-    Measure,
-    Party,
-    Patience,
-    Process,
-    StartEvaluator,
-    StartMaster,
-    StartWorker,
-    Stop,
-    TakeCheckpoint,
-    TakeSnapshot,
-    Wake,
-    party_of,
-)  # fmt: skip
+from easgd_cli.launcher.parties import EVALUATOR, MASTER, Party, Patience, Process, party_of
 from easgd_cli.launcher.processes import Child
 from easgd_cli.launcher.recovery import Recovery
 from easgd_cli.launcher.snapshot_queue import SnapshotQueue
@@ -52,7 +33,7 @@ from easgd_cli.settings import faults
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system.devices import evaluator_threads
 from easgd_cli.system.shared_memory import AnonymousFile, SharedTensors
-from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
+from easgd_cli.training.evaluator import EvaluatorStart
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.snapshot import Moment, Pace
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
@@ -101,10 +82,11 @@ class Processes:
         self._masters = Masters(self._initial.served())
         self._recovery = Recovery(self._children, self.supervisor, self._initial, self._masters)
         self._watch = Watch(self._children, self.supervisor, faults.read(s), moment.exchanges)
+        self._executor = Executor(
+            self._children, self.supervisor, self._recovery, self._masters, self._watch, moment.seconds, self._pass_on
+        )
         self._vectors = 2.0  # of an exchange, on the average
         self._waiting: list[int] = []  # workers whose messages the master keeps until a round is complete
-        self._lead: int | None = None  # in whose sessions the mark of a checkpoint travels
-        self._asked = 0  # snapshots that have been asked for
 
     # ---------------------------------------------------------------- start
 
@@ -122,7 +104,7 @@ class Processes:
             owners.append(initial.master(links, clocks, place))
             self._children.start(party, Master, owners[place])
         self._recovery.keep(recipe, links, owners)
-        self._evaluator_start = EvaluatorStart(recipe, evaluator_threads(s))
+        self._executor.evaluator = EvaluatorStart(recipe, evaluator_threads(s))
         self._journal.open()
         if s.eval.when == "running":
             self.supervisor.evaluation.start()
@@ -130,7 +112,7 @@ class Processes:
             self._queue.add_copies(initial.moment, initial.evaluated())
         else:
             self._queue.restore(resumed.pending)
-        self._obey()
+        self._executor.obey()
 
     def _start_worker(self, start: WorkerStart) -> None:
         self._children.start(start.link.worker, WorkerLoop, start)
@@ -150,7 +132,7 @@ class Processes:
             fork_server.begin()  # of the next evaluator
         self._children.start_due()
         self.supervisor.tick(self._seconds())
-        self._obey()
+        self._executor.obey()
         self.supervisor.now = self._seconds()  # a process may have been started, and a signal comes now
 
     def _seconds(self) -> float:
@@ -178,7 +160,7 @@ class Processes:
     def _done(self, party: Process, child: Child) -> None:
         child.done = True
         if isinstance(party, int):
-            self._tell_masters({"kind": "gone", "worker": party})  # the next one may not have heard its end
+            self._executor.tell_masters({"kind": "gone", "worker": party})  # the next one may not have heard its end
 
     def _pass_on(self, said: Iterable[Said]) -> None:
         """What the masters say, as one."""
@@ -200,7 +182,7 @@ class Processes:
                 how = f"{party}, with its slice: {how}"
             elif not self._masters.ended(place):
                 return
-        elif party == self._lead:  # it may have marked the place of one master and not of another
+        elif party == self._executor.lead:  # it may have marked the place of one master and not of another
             self._pass_on(self._masters.forget_checkpoint())
         self.supervisor.ended(
             party_of(party), how, refused=child.refused, raised=child.error is not None, log_file=str(child.log),
@@ -262,77 +244,9 @@ class Processes:
             )  # fmt: skip
             if message["purpose"] == "last":
                 self.supervisor.closing(owner)
-                self._tell_masters({"kind": "close"})  # unless they have been told to stop before
+                self._executor.tell_masters({"kind": "close"})  # unless they have been told to stop before
             else:
                 self.supervisor.owner_state(owner, message["purpose"] == "final")
-
-    # ---------------------------------------------------------------- what the supervisor asks for
-
-    def _obey(self) -> None:
-        while commands := self.supervisor.commands():
-            for command in commands:
-                self._carry_out(command)
-
-    def _carry_out(self, command: Command) -> None:
-        children, recovery = self._children, self._recovery
-        if isinstance(command, Begin):
-            children.begin(time.monotonic() - self._initial.moment.seconds)
-        elif isinstance(command, StartEvaluator):
-            children.start_when_possible(
-                EVALUATOR, partial(children.start, EVALUATOR, Evaluator, self._evaluator_start)
-            )
-        elif isinstance(command, StartWorker):
-            children.start_when_possible(command.worker, partial(recovery.worker, command.worker, command.t))
-        elif isinstance(command, GiveUpWorker):
-            children.forget_start(command.worker)
-            self._tell_masters({"kind": "gone", "worker": command.worker})
-        elif isinstance(command, StartMaster):
-            children.start_when_possible(MASTER, partial(self._next_masters, command.stopped))
-        elif isinstance(command, Measure):
-            snapshot = command.snapshot
-            children.tell(EVALUATOR, {"kind": "evaluate", "number": snapshot.number}, snapshot.shared())
-            self._watch.measuring()
-        elif isinstance(command, TakeSnapshot):
-            self._asked += 1
-            asked = {"kind": "snapshot", "number": self._asked}
-            if self.supervisor.plan.has_master:
-                self._tell_masters(asked)
-            else:
-                children.tell(0, asked)
-        elif isinstance(command, TakeCheckpoint):
-            self._lead = command.lead
-            self._masters.marks()
-            if command.lead is None:
-                # which tells the workers, in its next reply to all of them
-                self._tell_masters({"kind": "checkpoint"})
-            else:
-                for worker in command.workers:
-                    children.tell(worker, {"kind": "checkpoint", "lead": worker == command.lead})
-        elif isinstance(command, Stop):
-            if children.is_due(MASTER):
-                children.start_when_possible(MASTER, partial(self._next_masters, stopped=True))
-            # or a worker that is silent would keep all others in its round, and those that have ended would close
-            self._tell_masters({"kind": "stop"})
-            for worker in command.workers:
-                children.tell(worker, {"kind": "stop"})
-        elif isinstance(command, Wake):
-            children.signal(signal.SIGCONT)
-        elif isinstance(command, Kill):
-            masters = [p for p in self._masters.parties if p in children and not children[p].done]
-            children.signal(signal.SIGKILL, *(masters if command.party == MASTER else [command.party]))
-
-    def _tell_masters(self, message: dict[str, Any]) -> None:
-        """A message to all that are there."""
-        for party in self._masters.parties if self.supervisor.plan.has_master else ():
-            self._children.tell(party, message)
-
-    def _next_masters(self, stopped: bool) -> None:
-        """Starts those again that have died."""
-        for place in self._masters.to_replace():
-            if (entries := self._recovery.unheard(place)) is None:
-                return
-            self._pass_on(self._masters.hear(place, {"kind": "order", "workers": entries}, None))
-            self._recovery.master(place, stopped)
 
     # ---------------------------------------------------------------- closing
 
@@ -347,7 +261,7 @@ class Processes:
 
     def show_stacks(self) -> None:
         """Has every process write where it is into its log."""
-        self._children.signal(signal.SIGQUIT)
+        self._children.signal(signal.SIGQUIT, list(self._children))
 
     def facts(self) -> dict[str, Any]:
         """What else the summary says."""

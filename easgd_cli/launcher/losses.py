@@ -113,7 +113,7 @@ class Losses:
 
     def _master(self, how: str, follows: bool) -> None:
         course = self._course
-        if course.final is not None:
+        if course.final is not None or course.over:
             return
         if self._journal.reached:
             self.without_master()

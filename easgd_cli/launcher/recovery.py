@@ -90,7 +90,7 @@ class Recovery:
             links.append(replace(self._links[worker].with_sockets(master=end), entries=entries))
         clocks = {worker: member.t for worker, member in supervisor.members.items()}
         lost = list(supervisor.members.lost)
-        closing = supervisor.before is not None
+        closing = supervisor.course.before is not None
         before, moment = self._owners[place], supervisor.moment
         owner = self._owners[place] = self._initial.next_master(before, links, clocks, lost, moment, closing)
         children.start(party, Master, owner)

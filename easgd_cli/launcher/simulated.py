@@ -127,7 +127,7 @@ class VirtualCluster:
             self._obey()
             self._parties.close(away=bool(supervisor.members.away))
         self._reports.owner()
-        if (not self._events or self._stopped) and not supervisor.has_ended and not supervisor.over:
+        if (not self._events or self._stopped) and supervisor.course.final is None and not supervisor.over:
             if not self._stopped:
                 self._reports.spread()
             supervisor.last_states(self._state())

@@ -42,12 +42,12 @@ log = logging.getLogger("easgd.launcher")
 
 
 class Supervisor:
-    """One run. `over`: nothing more is to come; `now`: the second of training."""
+    """One run. `over`: nothing more is to come; `now`: the second of training; `course`: how far it is."""
 
     def __init__(self, plan: Plan, journal: Journal, queue: SnapshotQueue, moment: Moment):
         self.plan, self.journal, self.queue = plan, journal, queue
         self.members = Members(moment)
-        course = self._course = Course(moment, moment.seconds)
+        course = self.course = Course(moment, moment.seconds)
         self._taken = moment  # the last snapshot
         self._commands: list[Command] = []
         members, ask = self.members, self._commands.append
@@ -62,25 +62,15 @@ class Supervisor:
 
     @property
     def over(self) -> bool:
-        return self._course.over
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the owner of what is evaluated has said its last."""
-        return self._course.final is not None
-
-    @property
-    def before(self) -> OwnerState | None:
-        """What the owner had before the closing exchange."""
-        return self._course.before
+        return self.course.over
 
     @property
     def now(self) -> float:
-        return self._course.now
+        return self.course.now
 
     @now.setter
     def now(self, second: float) -> None:
-        self._course.now = second
+        self.course.now = second
 
     def commands(self) -> list[Command]:
         """What is to be done now, in this order; each is given once."""
@@ -91,7 +81,7 @@ class Supervisor:
     @property
     def moment(self) -> Moment:
         """Where the owner last was, as it has said or as its last snapshot tells, which may come first."""
-        return max(self._course.told, self._taken, key=lambda moment: (moment.exchanges, moment.step))
+        return max(self.course.told, self._taken, key=lambda moment: (moment.exchanges, moment.step))
 
     # ---------------------------------------------------------------- events of training
 
@@ -140,7 +130,7 @@ class Supervisor:
 
     def owner_at(self, moment: Moment) -> None:
         """The owner of what is evaluated says where it stands."""
-        self._course.told = moment
+        self.course.told = moment
 
     def system(self, moment: Moment, **figures: float) -> None:
         """Figures of the run as a whole at this moment, which are recorded now and then."""
@@ -155,17 +145,17 @@ class Supervisor:
     def silent(self, party: Party, seconds: float, *, stopped: bool) -> None:
         """A party that is there has said nothing for so long; `stopped`: a signal keeps its process from running."""
         if not self.over:
-            self._silence.lasts(party, seconds, stopped, self._course.moment)
+            self._silence.lasts(party, seconds, stopped, self.course.moment)
 
     def goes_on(self, party: Party) -> None:
         """A party stands still no longer."""
         if not self.over:
-            self._silence.ends(party, self._course.moment)
+            self._silence.ends(party, self.course.moment)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
         self.now = now
-        if self._course.began and not self.over:
+        if self.course.began and not self.over:
             self._keep_time()
         self._feed_evaluator()
         self._ending.close_when_done()
@@ -176,15 +166,15 @@ class Supervisor:
         self._checkpoints.begin_when_due(self.now)
 
     def _keep_time(self) -> None:
-        if self._course.final is None:
+        if self.course.final is None:
             pending = len(self.queue) - self.queue.busy
             self.journal.progress.update(
                 seconds=self.now,
                 step=self.members.step,
-                exchanges=self._course.told.exchanges,
+                exchanges=self.course.told.exchanges,
                 evaluations_pending=pending,
             )
-        if not self._shutdown.begun and self._course.final is None:
+        if not self._shutdown.begun and self.course.final is None:
             self._losses.give_up_homeless()
             if self.plan.patience is not None:
                 self._checkpoints.give_up_late(self.now, self.plan.patience.usual)
@@ -192,9 +182,9 @@ class Supervisor:
             self.evaluation.ask_snapshot(self.now)
         else:
             self._shutdown.keep_time(
-                self.now, self._losses.awaits, master_awaited=self.plan.has_master and self._course.final is None
+                self.now, self._losses.awaits, master_awaited=self.plan.has_master and self.course.final is None
             )
-            if self._shutdown.hopeless and self._course.final is None:
+            if self._shutdown.hopeless and self.course.final is None:
                 self._losses.without_master()
 
     def state(self) -> dict[str, Any]:
@@ -220,14 +210,14 @@ class Supervisor:
     def owner_state(self, state: OwnerState, final: bool) -> None:
         """The owner's part of a checkpoint, or its last word."""
         if final:
-            self._course.final = state
+            self.course.final = state
         else:
             self._checkpoints.owner_state(state)
         self._ending.close_when_done()
 
     def closing(self, state: OwnerState) -> None:
         """The owner's part of what a longer run goes on from, before the closing exchange."""
-        self._course.before = state
+        self.course.before = state
 
     def last_states(self, checkpoint: Checkpoint) -> None:
         """The last words of all at once."""
@@ -258,7 +248,7 @@ class Supervisor:
 
     def _feed_evaluator(self) -> None:
         if not self.over:
-            self.evaluation.feed(self._course.began, self._course.final is not None)
+            self.evaluation.feed(self.course.began, self.course.final is not None)
 
     # ---------------------------------------------------------------- losses
 
@@ -286,13 +276,13 @@ class Supervisor:
 
     def interrupted(self, number: int) -> None:
         """A signal has come that ends the run; one that is over has its result."""
-        if not self.over and self._shutdown.interrupted(number, self.now, self._course.began):
-            self._course.over = True
+        if not self.over and self._shutdown.interrupted(number, self.now, self.course.began):
+            self.course.over = True
 
     def fail(self, reason: str) -> None:
         """Ends the run at once; its table and the command say why."""
         self.journal.fail(reason)
-        self._course.over = True
+        self.course.over = True
 
     def outcome(self, **facts: Any) -> Outcome:
         """Writes what remains of the run directory and says how the run ended; `facts`: what else the summary says.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easgd_cli.algorithms.base import CENTER, Variable, Worker
+from easgd_cli.algorithms.base import CENTER, Method, Variable, Worker
 from easgd_cli.algorithms.slices import of_slice
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.cost_model import CostModel
@@ -22,7 +22,7 @@ from easgd_cli.problems.base import statistics_of
 from easgd_cli.record.checkpoint import Checkpoint, WorkerState
 from easgd_cli.record.reader import Entries, by_variable, read_order, returns_of
 from easgd_cli.settings import faults
-from easgd_cli.settings.schema import samples_a_step
+from easgd_cli.settings.schema import Settings, samples_a_step
 from easgd_cli.system.devices import deal_devices
 from easgd_cli.training.center import Center
 from easgd_cli.training.drive import ProblemGradients
@@ -33,9 +33,9 @@ from easgd_cli.training.variables import Variables
 from easgd_cli.transport.base import PULL, Request
 from easgd_cli.transport.simulated import Events, Network, ShardedWorkerEnd, SimulatedWorkerEnd, Wire
 
-# Of each variable: whose exchanges were served, in their order, and who came back to it: after how many exchanges with
-# it, and at which clock.
-Recording = list[tuple[list[int], list[tuple[int, int, int]]]]
+# Of a variable: whose exchanges were served, in their order, and who came back to it: after how many exchanges with it,
+# and at which clock.
+Recording = tuple[list[int], list[tuple[int, int, int]]]
 
 
 class VirtualParties:
@@ -66,10 +66,12 @@ class VirtualParties:
         self._names = [name for name, _ in centers]
         # of workers that come back, where several masters have slices: what has been given them so far, by the places
         self._given: dict[int, dict[int, tuple[Tensor, int, int]]] = {}
-        self.served_in_all, recorded = Served(), self._recorded(resumed)
+        self.served_in_all = Served()
+        recorded = _recording(s, method, self._names, len(self._slices), resumed is not None)
         self.masters = [
             VirtualMaster(
-                center, self.wire.master(place), self._gathering(center.variable, place, recorded), self.events,
+                center, self.wire.master(place),
+                _gathering(center.variable, s.workers, None if recorded is None else recorded[place]), self.events,
                 costs.service,
                 partial(self._come_back, center, place), place, self.served_in_all, self._deaths(name),
                 partial(_round_seconds, costs.service, network) if network.ring and center.variable.in_rounds else None,
@@ -154,30 +156,6 @@ class VirtualParties:
 
     def _vectors_from(self, start: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         return {name: start.clone() if name in EVALUATED else torch.zeros_like(start) for name in names}
-
-    def _recorded(self, resumed: Checkpoint | None) -> Recording | None:
-        """The exchanges that are to be gone through again; of a run that is resumed, its checkpoint has the rest."""
-        s = self._settings
-        if s.replay is None:
-            return None
-        source, method = Path(str(s.replay)), self._parts.method
-        if resumed is not None:
-            return [([], []) for _ in self._names]
-        order = read_order(source / "exchanges.bin", Entries.of(method, s.workers, len(self._slices)))
-        orders = by_variable(order, len(self._names))
-        returns: list[list[tuple[int, int, int]]] = [[] for _ in orders]
-        for at, worker, t, master in returns_of(source / "metrics.jsonl", s.workers):
-            place = self._names.index(method.home(worker)) if len(self._slices) == 1 else master
-            if place < len(orders):
-                before = sum(entry >> 16 == place for entry in order[:at])  # exchanges with that variable
-                returns[place].append((before, worker, t))
-        return list(zip(orders, returns, strict=True))
-
-    def _gathering(self, variable: Variable, place: int, recorded: Recording | None) -> Gathering:
-        if recorded is None:
-            return gathering_of(variable, range(self._settings.workers))
-        order, returns = recorded[place]
-        return Recorded(order, variable.in_rounds, returns, variable.owner)
 
     # ---------------------------------------------------------------- what is known of them
 
@@ -314,3 +292,30 @@ class VirtualParties:
 def _round_seconds(service: float, network: Network, members: int, share: float) -> float:
     """Of a round on a ring: its members add their parts at the same time, a vector each in all."""
     return service * share + network.ring_seconds(members, share)
+
+
+def _recording(s: Settings, method: Method, names: Sequence[str], slices: int, resumed: bool) -> list[Recording] | None:
+    """The exchanges that are to be gone through again, of each of these variables; of a run that is resumed, its
+    checkpoint has the rest.
+    """
+    if s.replay is None:
+        return None
+    if resumed:
+        return [([], []) for _ in names]
+    source = Path(str(s.replay))
+    order = read_order(source / "exchanges.bin", Entries.of(method, s.workers, slices))
+    orders = by_variable(order, len(names))
+    returns: list[list[tuple[int, int, int]]] = [[] for _ in orders]
+    for at, worker, t, master in returns_of(source / "metrics.jsonl", s.workers):
+        place = names.index(method.home(worker)) if slices == 1 else master
+        if place < len(orders):
+            before = sum(entry >> 16 == place for entry in order[:at])  # exchanges with that variable
+            returns[place].append((before, worker, t))
+    return list(zip(orders, returns, strict=True))
+
+
+def _gathering(variable: Variable, workers: int, recorded: Recording | None) -> Gathering:
+    if recorded is None:
+        return gathering_of(variable, range(workers))
+    order, returns = recorded
+    return Recorded(order, variable.in_rounds, returns, variable.owner)

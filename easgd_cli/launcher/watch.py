@@ -47,7 +47,7 @@ class Watch:
             self.links()
         for party, until in self._asleep.items():
             if now >= until:  # again and again until it speaks: it may stop a moment after it said so
-                self._children.signal(signal.SIGCONT, party)
+                self._children.signal(signal.SIGCONT, [party])
 
     def links(self, last: bool = False) -> None:
         """Tells how the links to other hosts stand, for the `last` time where training has ended."""
@@ -93,4 +93,4 @@ class Watch:
 
     def _inflict(self, party: Process, fault: Fault) -> None:
         self.said(party, fault.kind, fault.seconds)
-        self._children.signal(signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP, party)
+        self._children.signal(signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP, [party])

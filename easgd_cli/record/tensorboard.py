@@ -227,23 +227,23 @@ _PARTS = {
 }
 
 
+def _lines(title: str, *tags: str) -> layout_pb2.Chart:
+    return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags]))
+
+
+def _range_of(title: str, metric: str) -> layout_pb2.Chart:
+    series = layout_pb2.MarginChartContent.Series(
+        value=f"workers/{metric}_mean", lower=f"workers/{metric}_min", upper=f"workers/{metric}_max"
+    )
+    return layout_pb2.Chart(title=f"{title}: mean and range", margin=layout_pb2.MarginChartContent(series=[series]))
+
+
 def _layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
     """The Custom Scalars page: every chart for which there are curves, `plotted` being their tags.
 
     The page joins the layouts of all runs it shows, category by category, and draws a chart without curves as an empty
     frame.
     """
-
-    def lines(title: str, *tags: str) -> layout_pb2.Chart:
-        return layout_pb2.Chart(
-            title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags])
-        )
-
-    def range_of(title: str, metric: str) -> layout_pb2.Chart:
-        series = layout_pb2.MarginChartContent.Series(
-            value=f"workers/{metric}_mean", lower=f"workers/{metric}_min", upper=f"workers/{metric}_max"
-        )
-        return layout_pb2.Chart(title=f"{title}: mean and range", margin=layout_pb2.MarginChartContent(series=[series]))
 
     tags = "\n".join(plotted)  # one search goes through them all, and there are some of every worker
 
@@ -255,32 +255,32 @@ def _layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
     charts = _charts(metrics)
     # Of a category the page shows the line charts first, and after them those with a range, the last of them first.
     categories = {
-        "The center": [lines(title, f"center/{metric}") for metric, title in charts.items()],
+        "The center": [_lines(title, f"center/{metric}") for metric, title in charts.items()],
         "The center and its average": [
-            lines(title, f"center/{metric}", f"average/{metric}") for metric, title in charts.items()
+            _lines(title, f"center/{metric}", f"average/{metric}") for metric, title in charts.items()
         ],
         "The workers": [
-            lines("training loss of every worker", "train_loss/worker_.*"),
-            range_of("staleness", "staleness"),
-            range_of("distance to the center", "distance_to_center"),
-            lines("spread of the workers around their mean", "system/spread"),
-            range_of("training loss", "train_loss"),
+            _lines("training loss of every worker", "train_loss/worker_.*"),
+            _range_of("staleness", "staleness"),
+            _range_of("distance to the center", "distance_to_center"),
+            _lines("spread of the workers around their mean", "system/spread"),
+            _range_of("training loss", "train_loss"),
         ],
         "Where the time goes": [
-            lines("where a worker's seconds go: mean", *(f"workers/seconds_{part}_mean" for part in _PARTS)),
-            *(range_of(title, f"seconds_{part}") for part, title in reversed(_PARTS.items())),
+            _lines("where a worker's seconds go: mean", *(f"workers/seconds_{part}_mean" for part in _PARTS)),
+            *(_range_of(title, f"seconds_{part}") for part, title in reversed(_PARTS.items())),
         ],
         "Speed": [
-            lines("exchanges a second", "system/exchanges_per_second"),
-            lines("workers alive", "system/workers_alive"),
-            lines("master busy (%)", "system/master_busy"),
-            lines("seconds a message waits for the master", "system/queue_seconds"),
-            range_of("samples a second of a worker", "samples_per_second"),
+            _lines("exchanges a second", "system/exchanges_per_second"),
+            _lines("workers alive", "system/workers_alive"),
+            _lines("master busy (%)", "system/master_busy"),
+            _lines("seconds a message waits for the master", "system/queue_seconds"),
+            _range_of("samples a second of a worker", "samples_per_second"),
         ],
         "The links to hosts": [
-            lines("share of the link used, from the host (%)", "link_share_up/.*"),
-            lines("share of the link used, to the host (%)", "link_share_down/.*"),
-            lines("seconds since anything was heard of the host", "link_silent/.*"),
+            _lines("share of the link used, from the host (%)", "link_share_up/.*"),
+            _lines("share of the link used, to the host (%)", "link_share_down/.*"),
+            _lines("seconds since anything was heard of the host", "link_silent/.*"),
         ],
     }
     shown = {title: [chart for chart in charts if drawn(chart)] for title, charts in categories.items()}

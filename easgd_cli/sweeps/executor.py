@@ -120,17 +120,19 @@ class JobServer:
         words = [str(os.getpid()), str(theirs.fileno()), json.dumps(sorted(slot.cores)), program]
         # It inherits this, and no signal to all ends it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {*interruption.NUMBERS, signal.SIGQUIT})
-        with theirs, open(log, "wb") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "easgd_cli.sweeps.job_server", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=slot.environment(devices),
-                pass_fds=[theirs.fileno(), *shared],
-                start_new_session=True,  # a terminal's Ctrl-C comes to the sweep alone, which passes it on once
-            )
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            with theirs, open(log, "wb") as out:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "easgd_cli.sweeps.job_server", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=slot.environment(devices),
+                    pass_fds=[theirs.fileno(), *shared],
+                    start_new_session=True,  # a terminal's Ctrl-C comes to the sweep alone, which passes it on once
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @property
     def lives(self) -> bool:

@@ -240,8 +240,9 @@ class Connection:
                 str(name): (tuple(int(side) for side in shape), _TYPES[of])
                 for name, (*shape, of) in message.pop("layout", {}).items()
             }
-            assert isinstance(message["kind"], str)
-        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as e:
+            if not isinstance(message["kind"], str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
         size = sum(torch.Size(shape).numel() * of.itemsize for shape, of in layout.values())
         if size != self._left or any(side < 0 for shape, _ in layout.values() for side in shape):

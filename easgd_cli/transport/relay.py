@@ -133,20 +133,29 @@ class WorkerStandIn:
         try:
             kind, vector, to, fragment, t = REQUEST.unpack(text)
             request = Request(-1, Kind(kind), t, vector, to, fragment)
-            lent = self._vectors[vector] if vector != PULL and kind in _EXCHANGES else None
-            assert kind == Kind.LOST or self._free.is_set()  # it may die while it waits
-            assert to < max(1, len(self._variables)) and vector >= PULL
-            assert WHOLE <= fragment < max(1, *self._packing.fragments[to : to + 1])
-        except (struct.error, ValueError, IndexError, AssertionError) as e:
+        except (struct.error, ValueError) as e:
             raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
-        if lent is not None:
-            _receive(self._connection, self._packing, lent, request)  # whole, before the master hears of it
+        if not self._may_come(request):
+            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        if vector != PULL and kind in _EXCHANGES:
+            # whole, before the master hears of it
+            _receive(self._connection, self._packing, self._vectors[vector], request)
         else:
             self._connection.fill([])
         if kind in _ASKING:
             self._free.clear()
         self._asked.put(request)
         return request.kind
+
+    def _may_come(self, request: Request) -> bool:
+        if request.kind is Kind.LOST:  # it may die while it waits, and also where there is no variable
+            return True
+        return (
+            self._free.is_set()
+            and PULL <= request.vector < len(self._vectors)
+            and 0 <= request.to < len(self._variables)
+            and WHOLE <= request.fragment < self._packing.fragments[request.to]
+        )
 
     def lost(self) -> None:
         """Nothing comes any more."""

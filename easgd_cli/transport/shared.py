@@ -1,7 +1,7 @@
 """The transport of one machine: vectors in anonymous shared memory, a socket per worker for a few bytes.
 
 An exchange sends no vector. The worker writes 16 bytes that say which of its vectors it lends, the master reads that
-vector where it lies, updates the center and writes the reply into the worker's memory, and sends 24 bytes back. Latency
+vector where it lies, updates the center and writes the reply into the worker's memory, and sends 32 bytes back. Latency
 is two wake-ups; the worker spends them on its gradient.
 
 Where several masters own a slice of the center each (masters=k), a worker has a socket to each of them: it tells all of
