@@ -217,18 +217,20 @@ class SummedWorkerStandIn:
         with suppress(ConnectionResetError):
             while len(text := self._socket.recv(REPLY.size, socket.MSG_WAITALL)) == REPLY.size:
                 mark = REPLY.unpack(text)[-1]
-                joined, self._joins = self._joins and mark == Mark.NONE, False
+                joined = self._joins and mark == Mark.NONE
+                self._joins = self._joins and mark in set(Word)
                 self._connection.post(Sort.REPLY, text, self._restored if joined or mark == Word.STATE else ())
 
     def request(self, text: bytes, count: int) -> Kind:
         try:
             number, vector, to, fragment, _ = REQUEST.unpack(text)
             kind = Kind(number)
-            assert (to, fragment) == (0, WHOLE)
-            sums = [self._sums[vector]] if kind is Kind.SUMMED and vector >= 0 else []
-        except (struct.error, ValueError, IndexError, AssertionError) as e:
+        except (struct.error, ValueError) as e:
             raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
-        self._connection.fill(sums)
+        summed = kind is Kind.SUMMED
+        if (to, fragment) != (0, WHOLE) or (summed and not 0 <= vector < len(self._sums)):
+            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        self._connection.fill([self._sums[vector]] if summed else [])
         self._joins = self._joins or kind is Kind.JOIN
         if kind is Kind.LOST:
             self.lost()
