@@ -73,7 +73,7 @@ class Group:
         self.generation, self.rank, self.size = generation, rank, size
         self._vectors, self._turn = vectors, 0
         self.broken = False  # as the master says
-        self._meeting, self._store = meeting, None
+        self._meeting, self._store, self._left = meeting, None, False
         self._made: Any = None
         self._work: Any = None
         self._failed: Exception | None = None
@@ -86,11 +86,19 @@ class Group:
     def _make(self) -> None:
         try:
             self._store = store = self._meeting.store()
+            if self._left:
+                raise SumLost
             named = distributed.PrefixStore(str(self.generation), store)
-            named.set(f"here {self.rank}", "")
+            own, keys = self._meeting.own, [f"at {rank}" for rank in range(self.size)]
+            named.set(keys[self.rank], own)
             # only then do they connect: whoever is not reached within a minute is not reached
-            named.wait([f"here {rank}" for rank in range(self.size)], _MEETING)
-            made = gloo_group(named, self.rank, self.size, self._meeting.own, _CONNECTING)
+            named.wait(keys, _MEETING)
+            try:
+                made = gloo_group(named, self.rank, self.size, own, _CONNECTING)
+            except RuntimeError as e:
+                there = ", ".join(sorted({named.get(key).decode() for key in keys} - {own}))
+                text = f"the worker at {own} and those at {there or own} do not all reach each other ({e})"
+                raise SumLost(text) from e
             with self._lock:
                 self._made = made
                 if self._given:
@@ -102,6 +110,7 @@ class Group:
 
     def leave(self) -> None:
         """It meets nobody any more."""
+        self._left = True
         if isinstance(self._store, BoardStore):
             self._store.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 import time
@@ -65,22 +66,27 @@ class BoardStore(distributed.Store):
     def __init__(self, sock: socket.socket):
         super().__init__()
         sock.settimeout(None)
+        self._closed = False
         self._socket, self._lines, self._asking = sock, sock.makefile("rw", encoding="ascii"), threading.Lock()
 
     def set(self, key: str, value: bytes) -> None:  # type: ignore[override]  # as torch calls it
         self._asked(key, value.hex())
 
     def get(self, key: str) -> bytes:
-        while (found := self._asked(key)) is None:
-            time.sleep(_AGAIN_SECONDS)
-        return bytes.fromhex(found)
+        self.wait([key])
+        return bytes.fromhex(self._asked(key) or "")
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        ends = math.inf if timeout is None else time.monotonic() + timeout.total_seconds()
         for key in keys:
-            self.get(key)
+            while self._asked(key) is None:
+                if self._closed or time.monotonic() > ends:
+                    raise RuntimeError(f"{key} has not come")
+                time.sleep(_AGAIN_SECONDS)
 
     def close(self) -> None:
         """Whoever waits here does not any more."""
+        self._closed = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
