@@ -101,7 +101,8 @@ def test_whoever_is_killed_is_back_and_the_lead_may_be_another(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b, c = machines(3).hosts
-    words = [SUMS, "workers=3", "algo=sync_eamsgd", "tau=2", "steps=1000", *LASTING]
+    words = [SUMS, "workers=3", "algo=sync_eamsgd", "tau=2", "steps=1000"]
+    words += ["problem=nets:TakesItsTime", "+problem.seconds=0.01", "+problem.dimension=1001", "eta=0.1"]
     run = train(a, tmp_path, *words)
     hosts = [joined(b, tmp_path, "b"), joined(c, tmp_path, "c")]
     until(lambda: served(tmp_path) > 30, "rounds")
@@ -115,9 +116,7 @@ def test_whoever_is_killed_is_back_and_the_lead_may_be_another(
     assert told["lost"] == {}
     program = ["train", "replay=run", "hydra.run.dir=again"]
     assert ended(start(a, tmp_path, "again", *program), tmp_path, "again") == 0
-    one, other = center(tmp_path / "run"), center(tmp_path / "again")
-    for name, v in one.items():
-        torch.testing.assert_close(v, other[name], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(center(tmp_path / "run"), center(tmp_path / "again"), rtol=1e-10, atol=1e-10)
 
 
 def test_a_host_that_loses_its_power_is_left_out_and_its_worker_comes_back_on_another(
@@ -195,16 +194,18 @@ def test_interrupted_and_resumed_it_is_the_run_that_was_not_and_a_killed_master_
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["algo=easgd"], "algo=easgd: a sum is of the messages of all workers together"),
-        (["algo=diloco", "launcher.least=2"], "launcher.least=2 launcher.transport=collective: the first sum"),
+        (["workers=4", "algo=easgd"], "algo=easgd: a sum is of the messages of all workers together"),
+        (
+            ["workers=4", "algo=diloco", "launcher.least=2"],
+            "launcher.least=2 launcher.transport=collective: the first sum",
+        ),
         (["algo=diloco", "wire=bf16"], "wire=bf16: is for messages"),
         (["algo=diloco", "workers=49"], "at most 48 workers"),
-        (["algo=diloco", "launcher.transport=pigeons"], "is sessions or collective"),
     ],
 )
 def test_what_it_cannot_do_is_refused(
     given: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "launcher=distributed", SUMS, "workers=4", *given]) == 2
+    assert main(["train", "launcher=distributed", SUMS, *given]) == 2
     assert sentence in capsys.readouterr().err and not list(tmp_path.iterdir())
