@@ -459,10 +459,10 @@ def test_either_way_goes_on_from_the_others_checkpoint(further: str, tmp_path: P
 
 
 def lasting(workers: int, **more: Any) -> Settings:
-    """A run of some seconds."""
+    """A run of some seconds, which forgets nothing by its end."""
     problem = {"name": "slow", "target": "nets:TakesItsTime", "seconds": 0.01, "dimension": 1001}
     none = {"name": "none", "target": None}
-    return settings("sync_eamsgd", workers=workers, problem=problem, dataset=none, model=none, l2=0.0, **more)
+    return settings("sync_eamsgd", workers=workers, problem=problem, dataset=none, model=none, l2=0.0, eta=3e-4, **more)
 
 
 @pytest.mark.parametrize("victims", [["worker_00"], ["worker_02"], ["worker_00", "worker_01"]])

@@ -102,7 +102,12 @@ def test_whoever_is_killed_is_back_and_the_lead_may_be_another(
 ) -> None:
     a, b, c = machines(3).hosts
     words = [SUMS, "workers=3", "algo=sync_eamsgd", "tau=2", "steps=1000"]
-    words += ["problem=nets:TakesItsTime", "+problem.seconds=0.01", "+problem.dimension=1001", "eta=0.1"]
+    words += [
+        "problem=nets:TakesItsTime",
+        "+problem.seconds=0.01",
+        "+problem.dimension=1001",
+        "eta=0.0003",
+    ]  # which forgets nothing
     run = train(a, tmp_path, *words)
     hosts = [joined(b, tmp_path, "b"), joined(c, tmp_path, "c")]
     until(lambda: served(tmp_path) > 30, "rounds")
