@@ -182,6 +182,17 @@ def test_the_mean_clock_rises_when_a_worker_is_lost_that_was_behind_and_does_not
     assert progress.step == 64
     progress.lose(2)
     assert progress.step == 64
+    progress.take_in(1, 70)
+    progress.take_in(0, 70)  # which is still there: it has gone back to the center
+    assert progress.step == 70
+    progress.take_in(0, 30)
+    assert progress.step == 70
+
+
+def test_one_that_goes_back_to_the_center_is_there_all_the_time() -> None:
+    progress = Progress({0: 10, 1: 20}, [], 0.0)
+    progress.take_in(0, 12)
+    assert progress.step == 16
 
 
 @pytest.mark.parametrize(("asks", "goes_on"), [(NEW, 20), (4, 4), (25, 25)])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from easgd_cli.record.checkpoint import WorkerState
+from easgd_cli.training.mean_clock import MeanClock
 from easgd_cli.training.snapshot import Moment
 
 
@@ -33,22 +34,17 @@ class Members(dict[int, Member]):
 
     def __init__(self, moment: Moment):
         super().__init__({worker: Member(t) for worker, t in moment.clocks.items()})
-        self.alive = len(self)
         self.homeless: frozenset[int] = frozenset()
-        self._clocks = sum(moment.clocks.values())  # of those
-        self._step = moment.step  # the greatest mean local step so far
+        self._mean = MeanClock(moment.clocks.values(), moment.step)
+
+    @property
+    def alive(self) -> int:
+        return self._mean.workers
 
     @property
     def step(self) -> float:
-        """Mean local step of those that have not been lost. It does not step back when one is, nor when one has come
-        back with its old clock.
-        """
-        return self._step
-
-    def _note_step(self) -> None:
-        """After every change: what is told must not depend on when somebody asks."""
-        if self.alive:
-            self._step = max(self._step, self._clocks / self.alive)
+        """Mean local step of those that have not been lost. It never steps back."""
+        return self._mean.step
 
     @property
     def live(self) -> tuple[int, ...]:
@@ -68,10 +64,9 @@ class Members(dict[int, Member]):
     def advance(self, worker: int, t: int) -> None:
         """Its clock stands at `t`."""
         m = self[worker]
+        before, m.t = m.t, t
         if m.lost is None:
-            self._clocks += t - m.t
-        m.t = t
-        self._note_step()
+            self._mean.advance(t - before)
 
     @property
     def away(self) -> tuple[int, ...]:
@@ -85,9 +80,7 @@ class Members(dict[int, Member]):
         m = self[worker]
         m.lost, m.away, m.new, m.t = None, False, False, t
         m.returns += 1
-        self._clocks += t
-        self.alive += 1
-        self._note_step()
+        self._mean.join(t)
 
     def lose(self, worker: int, how: str) -> None:
         """It is lost; a silent one because it had to be."""
@@ -95,15 +88,13 @@ class Members(dict[int, Member]):
         if m.lost is not None:
             return
         m.lost = "did not finish its step when the run ended" if m.silent else how
-        self._clocks -= m.t
-        self.alive -= 1
-        self._note_step()
+        self._mean.leave(m.t)
 
     def state(self) -> dict[str, Any]:
         """Who was lost and is away, and the step that has been told, as plain numbers."""
         return {
             "members": {worker: [m.lost, m.away, m.returns] for worker, m in self.items()},
-            "step": self._step,
+            "step": self.step,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -112,4 +103,4 @@ class Members(dict[int, Member]):
             if lost is not None:
                 self.lose(worker, lost)
             self[worker].away, self[worker].returns = away, returns
-        self._step = state["step"]
+        self._mean.step = state["step"]

@@ -6,52 +6,44 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from easgd_cli.training.gathering import Gathering
+from easgd_cli.training.mean_clock import MeanClock
 from easgd_cli.training.serving import Serving
 from easgd_cli.transport.base import NEW, Mark, MasterEnd, Request
 
 
 class Progress:
     """Of the workers: their `clocks` in their last requests, up to which of its steps the work of each has `reached` a
-    variable, and `step`, the mean clock of those that are not `lost`. It never steps back.
+    variable, and `step`, the mean clock of those that are not `lost`.
     """
 
     def __init__(self, clocks: Mapping[int, int], lost: Iterable[int], step: float):
         self.clocks, self.reached, self.lost = dict(clocks), dict(clocks), set(lost)
-        there = [t for worker, t in self.clocks.items() if worker not in self.lost]
-        self._sum, self._there = sum(there), len(there)
-        self.step = step
-        self._note_step()
+        self._mean = MeanClock([t for worker, t in self.clocks.items() if worker not in self.lost], step)
+
+    @property
+    def step(self) -> float:
+        return self._mean.step
 
     def heard(self, worker: int, t: int) -> None:
-        """A request of its clock t. The mean must not step back when a worker is lost, nor when one has come back with
-        its old clock.
-        """
+        """A request of its clock t."""
+        before, self.clocks[worker] = self.clocks[worker], t
         if worker not in self.lost:
-            self._sum += t - self.clocks[worker]
-        self.clocks[worker] = t
-        self._note_step()
+            self._mean.advance(t - before)
 
     def lose(self, worker: int) -> None:
         """It is gone."""
         if worker not in self.lost:
             self.lost.add(worker)
-            self._sum -= self.clocks[worker]
-            self._there -= 1
-            self._note_step()
+            self._mean.leave(self.clocks[worker])
 
     def take_in(self, worker: int, t: int) -> None:
         """It is there again, or still, and goes on with the clock t."""
-        self.lose(worker)
-        self.lost.discard(worker)
+        if worker in self.lost:
+            self.lost.discard(worker)
+            self._mean.join(t)
+        else:
+            self._mean.advance(t - self.clocks[worker])
         self.clocks[worker] = self.reached[worker] = t
-        self._sum += t
-        self._there += 1
-        self._note_step()
-
-    def _note_step(self) -> None:
-        """After every change: a worker that comes next begins at this step, though nobody may be heard in between."""
-        if self._there:
-            self.step = max(self.step, self._sum / self._there)
 
 
 class Returning:
