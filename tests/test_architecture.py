@@ -91,8 +91,8 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 DISTRIBUTED = (
-    "transport/collective.py", "training/data_parallel.py", "training/peers.py", "launcher/torchrun.py",
-    "launcher/gloo.py",
+    "transport/collective.py", "transport/meeting.py", "training/data_parallel.py", "training/peers.py",
+    "launcher/torchrun.py", "launcher/gloo.py",
 )  # fmt: skip
 
 

@@ -9,12 +9,15 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_runs
@@ -48,8 +51,10 @@ from easgd_cli.training.replica import ReplicatedCenter
 from easgd_cli.transport import collective
 from easgd_cli.transport.base import Kind, Mark, Request, Withdrawn
 from easgd_cli.transport.collective import CollectiveMasterEnd, CollectiveWorkerEnd, SumLost
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
+from easgd_cli.transport.relay import SummedMasterStandIn, SummedWorkerStandIn
 from easgd_cli.transport.replica import Replica
-from easgd_cli.transport.shared import Link
+from easgd_cli.transport.shared import Link, SharedMasterEnd
 from easgd_cli.transport.staging import Staging
 
 SIZE = 70_001  # more than one block
@@ -83,10 +88,34 @@ class Told:
     ended: bool = False
 
 
-class Party:
-    """A master in this process and its workers in theirs, which take `rounds` rounds, and then close."""
+def relay(near: Link, far: Link) -> list[Connection]:
+    """The session of a worker that has the `far` link, with a master that has the `near` one; in between a network,
+    whose ends are returned.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sockets = [socket.create_connection(listener.getsockname()), listener.accept()[0]]
+    here, there = ends = [Connection(sock, 20.0, 10 * near.memory.nbytes()) for sock in sockets]
+    asks, says = SummedWorkerStandIn(near, here), SummedMasterStandIn(SharedMasterEnd([far.for_master()]), far, there)
 
-    def __init__(self, method: Method, p: int, rounds: int, size: int = SIZE, act: Act = nothing, staged: bool = False):
+    def read(connection: Connection, sort: Sort, heard: Callable[[bytes, int], object]) -> None:
+        with suppress(ConnectionEnded):
+            while (said := connection.next())[0] is sort:
+                heard(*said[1:])
+
+    for of in ((here, Sort.REQUEST, asks.request), (there, Sort.REPLY, says.reply)):
+        threading.Thread(target=read, args=of, daemon=True).start()
+    return ends
+
+
+class Party:
+    """A master in this process and its workers in theirs, which take `rounds` rounds, and then close; `far`: those with
+    a network in between.
+    """
+
+    def __init__(
+        self, method: Method, p: int, rounds: int, size: int = SIZE, act: Act = nothing, staged: bool = False,
+        far: Collection[int] = (),
+    ):  # fmt: skip
         self.size, self.method, self.p = size, method, p
         variable = method.variables[CENTER]
         self.links = [
@@ -96,7 +125,9 @@ class Party:
         start = torch.linspace(-1, 1, size)
         vectors = {name: start.clone() if name == "x" else torch.zeros(size) for name in variable.state}
         self.center = Center(variable, vectors)
-        for link in self.links:
+        self.connections: list[Connection] = []
+        theirs = [self._far(link) if link.worker in far else link for link in self.links]
+        for link in (*self.links, *theirs):
             assert link.replica is not None
             link.replica.begin(vectors)
         self.stopped = False
@@ -107,17 +138,29 @@ class Party:
         self.pipes, self.processes = [], []
         context = multiprocessing.get_context("fork")
         for link in self.links:
-            ours, theirs = context.Pipe()
+            ours, pipe = context.Pipe()
+            others = [of for of in (*self.links, *theirs) if of is not theirs[link.worker]]
             process = context.Process(
-                target=_work, args=(self.links, link.worker, method, rounds, size, act, theirs, staged)
+                target=_work, args=(theirs[link.worker], others, method, rounds, size, act, pipe, staged)
             )
             process.start()
-            theirs.close()
+            pipe.close()
             self.pipes.append(ours)
             self.processes.append(process)
-        for link in self.links:
-            assert link.worker_socket is not None
-            link.worker_socket.close()
+        for link, mine in zip(self.links, theirs, strict=True):
+            assert mine.worker_socket is not None
+            mine.worker_socket.close()
+            if mine is not link:
+                self.connections += relay(link, mine)
+        self.all = [*self.links, *theirs]
+
+    def _far(self, link: Link) -> Link:
+        """Its own where it is."""
+        assert link.replica is not None
+        state = self.method.variables[CENTER].state
+        [replica] = Replica.new(state, self.size, torch.float32, 1, link.replica.meeting)
+        replica.workers = self.p
+        return replace(Link.new(link.worker, self.method, self.size, torch.float32), replica=replica)
 
     def serve(self) -> None:
         waiting: dict[int, Request] = {}
@@ -178,6 +221,11 @@ class Party:
         """
         self.serve()
         found = self.told()
+        for connection in self.connections:
+            connection.close()
+        for link in self.all:
+            link.close_sockets()
+            link.close_memory()
         for told in found:
             for clock, replica, reply in told.rounds:
                 assert (replica, reply) == self.digests[clock - 1]
@@ -192,16 +240,14 @@ class Party:
 
 
 def _work(
-    links: list[Link], worker: int, method: Method, rounds: int, size: int, act: Act, pipe: Connection, staged: bool
+    link: Link, others: list[Link], method: Method, rounds: int, size: int, act: Act, pipe: Pipe, staged: bool
 ) -> None:
     torch.set_num_threads(1)
-    for link in links:
-        assert link.master_socket is not None and link.worker_socket is not None
-        link.master_socket.close()
-        if link.worker != worker:
-            link.worker_socket.close()
-    link = links[worker]
-    assert link.replica is not None
+    assert link.replica is not None and link.master_socket is not None
+    link.master_socket.close()
+    for other in others:
+        other.close_sockets()
+    worker = link.worker
     replica = ReplicatedCenter(method.variables[CENTER], link.replica.center.tensors)
     staging = Staging(link.memory.tensors, torch.device("cpu")) if staged else None
     end = CollectiveWorkerEnd(link.for_worker(), link.replica, replica.update, staging)
@@ -224,10 +270,16 @@ def _work(
 METHODS = [SyncEASGD(alpha=0.3), AllReduce(delta=0.9, tau=1), DiLoCo()]
 
 
+FAR = pytest.mark.parametrize("far", [(), (1, 2), (0, 1, 2, 3)], ids=["near", "some far", "all far"])
+
+
+@FAR
 @pytest.mark.parametrize("p", [1, 2, 4])
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
-def test_every_worker_has_the_center_and_the_reply_bit_for_bit_after_every_round(method: Method, p: int) -> None:
-    party = Party(method, p, rounds=6)
+def test_every_worker_has_the_center_and_the_reply_bit_for_bit_after_every_round(
+    method: Method, p: int, far: Collection[int]
+) -> None:
+    party = Party(method, p, rounds=6, far=far)
     found = party.check()
     assert [len(told.rounds) for told in found] == [6] * p and all(told.ended for told in found)
     assert party.order == [list(range(p))] * 6
@@ -253,22 +305,26 @@ def test_messages_and_replies_of_a_device_go_through_the_hosts_memory() -> None:
     assert [len(told.rounds) for told in found] == [4] * 3
 
 
+@FAR
 @pytest.mark.parametrize("victim", [0, 2])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_others_go_on_without_one_that_dies(victim: int, when: str) -> None:
+def test_the_others_go_on_without_one_that_dies(victim: int, when: str, far: Collection[int]) -> None:
     def die(worker: int, t: int, at: str, end: CollectiveWorkerEnd) -> None:
         if (worker, t, at) == (victim, 3, when):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    party = Party(DiLoCo(), 3, rounds=6, act=die)
+    party = Party(DiLoCo(), 3, rounds=6, act=die, far=far)
     found = party.check()
     assert [told.ended for told in found] == [i != victim for i in range(3)]
     assert party.order[2] == [0, 1, 2] and party.order[-1] == [i for i in range(3) if i != victim]
     assert len(party.order) == 6
 
 
+@FAR
 @pytest.mark.parametrize("worker", [1, 2])
-def test_one_whose_sum_is_lost_when_the_round_is_whole_has_the_same_bits_from_its_master(worker: int) -> None:
+def test_one_whose_sum_is_lost_when_the_round_is_whole_has_the_same_bits_from_its_master(
+    worker: int, far: Collection[int]
+) -> None:
     def lose(number: int, t: int, at: str, end: CollectiveWorkerEnd) -> None:
         def lost(seconds: float) -> bool:
             raise SumLost
@@ -277,7 +333,7 @@ def test_one_whose_sum_is_lost_when_the_round_is_whole_has_the_same_bits_from_it
             assert end._group is not None
             end._group.done = lost  # type: ignore[method-assign]
 
-    found = Party(DiLoCo(), 3, rounds=6, act=lose).check()
+    found = Party(DiLoCo(), 3, rounds=6, act=lose, far=far).check()
     assert [len(told.rounds) for told in found] == [6] * 3
 
 
@@ -301,8 +357,9 @@ def test_a_round_that_is_given_back_has_not_happened() -> None:
     assert all(told.withdrawn and told.ended for told in found) and len(party.order) == 3
 
 
+@FAR
 @pytest.mark.parametrize("seed", range(int(os.environ.get("EASGD_TRIES", "6"))))
-def test_whoever_dies_at_whatever_moment_no_replica_is_another(seed: int) -> None:
+def test_whoever_dies_at_whatever_moment_no_replica_is_another(seed: int, far: Collection[int]) -> None:
     """Two of four, at random moments in the middle of their rounds."""
     draw = random.Random(seed)
     deaths = {worker: (draw.randrange(5), draw.random() * 0.02) for worker in draw.sample(range(4), 2)}
@@ -311,7 +368,7 @@ def test_whoever_dies_at_whatever_moment_no_replica_is_another(seed: int) -> Non
         if worker in deaths and t == deaths[worker][0] and at == "before":
             threading.Timer(deaths[worker][1], lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
-    party = Party(DiLoCo(), 4, rounds=6, size=1_000_003, act=die)
+    party = Party(DiLoCo(), 4, rounds=6, size=1_000_003, act=die, far=far)
     found = party.check()
     for worker, told in enumerate(found):
         assert told.ended or worker in deaths
@@ -404,17 +461,37 @@ def test_either_way_goes_on_from_the_others_checkpoint(further: str, tmp_path: P
     assert torch.equal(*centers(tmp_path, "parts", "whole"))
 
 
-@pytest.mark.parametrize("victim", ["worker_00", "worker_02"])
-def test_a_run_goes_on_without_a_worker_that_is_killed(victim: str, tmp_path: Path, summed: None) -> None:
-    gate = tmp_path / "gate"
+def lasting(gate: Path, workers: int, **more: Any) -> Settings:
+    """A run of some seconds, which forgets nothing by its end, and whose workers wait at step 100 for the gate."""
     problem = {"name": "slow", "target": "nets:TakesItsTime", "seconds": 0.01, "dimension": 1001}
     problem |= {"gate": str(gate), "at": 100}
     none = {"name": "none", "target": None}
-    s = settings("sync_eamsgd", workers=3, steps=300, problem=problem, dataset=none, model=none, l2=0.0, max_restarts=3)
+    return settings("sync_eamsgd", workers=workers, problem=problem, dataset=none, model=none, l2=0.0, eta=3e-4, **more)
+
+
+@pytest.mark.parametrize("victims", [["worker_00"], ["worker_02"], ["worker_00", "worker_01"]])
+def test_a_worker_that_is_killed_comes_back_in_a_later_round(victims: list[str], tmp_path: Path, summed: None) -> None:
+    s = lasting(tmp_path / "gate", 3, steps=600, max_restarts=3)
+
+    def kill(pids: dict[str, int]) -> None:
+        for victim in victims:
+            os.kill(pids[victim], signal.SIGKILL)
+        (tmp_path / "gate").touch()
+
+    outcome = disturbed(s, tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 30)
+    assert outcome.status == "completed" and set(outcome.summary["restarts"]) == set(victims)
+    assert recorded_order(tmp_path / "run")[-3:] == [0, 1, 2] and set(outcome.summary["steps"].values()) == {600}
+    assert replayed(replace(s), tmp_path / "run", tmp_path / "again").status == "completed"
+    torch.testing.assert_close(*centers(tmp_path, "run", "again"), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("victim", ["worker_00", "worker_02"])
+def test_a_run_goes_on_without_a_worker_that_is_killed(victim: str, tmp_path: Path, summed: None) -> None:
+    s = lasting(tmp_path / "gate", 3, steps=300, max_restarts=0)
 
     def kill(pids: dict[str, int]) -> None:
         os.kill(pids[victim], signal.SIGKILL)
-        gate.touch()
+        (tmp_path / "gate").touch()
 
     outcome = disturbed(s, tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 30)
     assert outcome.status == "completed" and outcome.summary["lost"] == {victim: "killed by SIGKILL"}

@@ -25,6 +25,7 @@ from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.replica import ReplicatedCenter
 from easgd_cli.transport.base import WorkerEnd
 from easgd_cli.transport.collective import CollectiveWorkerEnd, Group
+from easgd_cli.transport.meeting import Meeting
 from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 
@@ -38,7 +39,7 @@ class _Start:
 
     method: Method
     ways: tuple[Link, Link]
-    meeting: AnonymousFile
+    meeting: Meeting
     workers: int
     windows: int
     rounds: int
@@ -111,7 +112,7 @@ def _measured(method: Method, size: int, workers: int, windows: int, rounds: int
             Child(f"master_{i}", Master, _master(method, size, links), logs / f"master_{i}.log")
             for i, links in enumerate(ways)
         ]
-        meeting = AnonymousFile()
+        meeting = Meeting(AnonymousFile())
         starts = [
             _Start(method, (a.for_worker(), b.for_worker()), meeting, workers, windows, rounds)
             for a, b in zip(*ways, strict=True)

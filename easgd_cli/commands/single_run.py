@@ -56,7 +56,6 @@ def ineffective(outline: Outline, overrides: Sequence[str]) -> list[str]:
     asked, given = build.asked_by_problem(settings), {o.partition("=")[0]: o for o in overrides}
     alone, in_processes = method.alone, build.launched_in_processes(settings)
     copies, periodic = build.of_copies(settings), build.periodic(settings)
-    summed = settings.launcher.get("transport") == "collective"
     of_problems = ("l2", "batch_size", "precision", "compile", "task", "eval.train_images")
     without_effect = [
         *((key, not uses & {"alpha", "beta"}, f"{algo} has no moving rate") for key in ("alpha", "beta")),
@@ -67,7 +66,6 @@ def ineffective(outline: Outline, overrides: Sequence[str]) -> list[str]:
         *((key, alone and not copies, f"{algo} never exchanges") for key in ("tau", "fragments", "wire", "masters")),
         ("center_device", alone, f"{algo} has no center beside its worker"),
         ("center_device", not alone and not in_processes, f"{launcher} keeps the center where its workers compute"),
-        ("max_restarts", summed, "with launcher.transport=collective the others go on without whoever dies"),
         ("profile", not in_processes, f"{launcher} has no worker processes"),
         *((key, key.rpartition(".")[2] not in asked, f"{problem} does not use it") for key in of_problems),
     ]

@@ -106,8 +106,10 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_pr
     problems = 3 * here.on_cpu + (here.computing - here.on_cpu)
     if of_copies(s):  # torch's own: parameters and velocity, the gradients' buckets, and what a mean is made in
         problems += here.on_cpu * (len(rules.state) + 1 + periodic(s))
-    if not here.serves:
-        return here.computing * (lasting + len(rules.scratch)) + problems
+    # replicas of the center, and messages that become sums
+    summed, replica = s.launcher.get("transport") == "collective", owner - average
+    if not here.serves:  # each may come to be the lead, and has the places of three sums
+        return here.computing * (lasting + len(rules.scratch) + (replica + 4 if summed else 0)) + problems
     lasting, scratch = s.workers * lasting, s.workers * len(rules.scratch)
     # the last checkpoint, all of it at once, and the state_dict that is saved
     closing = lasting + max(owner, evaluated) + 1
@@ -116,8 +118,8 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_pr
     evaluator = 3  # gradient, start, and its copy of a snapshot
     waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated
     before = owner if rules.closes else 0  # what the owner had before the closing exchange
-    if s.launcher.get("transport") == "collective":  # replicas, messages that become sums; three sums, and a reply
-        lasting += s.workers * (owner - average + 1) + 4
+    if summed:  # all replicas, three sums, and a reply
+        lasting += s.workers * replica + here.computing + 4
     slices = owner if s.masters > 1 else 0  # of a snapshot, beside the vectors that are made of them
     return owner + lasting + scratch + problems + evaluator + waiting + closing + before + slices
 

@@ -16,7 +16,7 @@ from easgd_cli import __version__
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import fork_server, probe
-from easgd_cli.launcher.door import AGENT, SESSION, Door, called
+from easgd_cli.launcher.door import AGENT, CONNECT_SECONDS, SESSION, Door, called
 from easgd_cli.launcher.far_end import FarEnd, FarMaster, memory_of
 from easgd_cli.launcher.hosted import HostedMaster, HostedWorker, Place, Workplace
 from easgd_cli.launcher.parties import Process, master_at
@@ -28,7 +28,6 @@ from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused,
 if TYPE_CHECKING:
     from easgd_cli.launcher.gloo import FarGloo
 
-CONNECT_SECONDS = 10.0  # for one attempt
 _AGAIN_SECONDS = 0.5  # between two
 _LEAVING_SECONDS = 10.0  # a signal goes to all hosts of a run: how long it may take to end for that reason
 

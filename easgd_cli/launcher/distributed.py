@@ -36,14 +36,15 @@ _LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom othe
 class Distributed:
     """Many machines. Raises ValueError for what cannot be, and UsageError.
 
-    `here`: workers on this machine; `masters_here`: masters on it, all unless given; `least`: workers with which
-    training begins, while the others have no host yet, None for all; `address`: HOST:PORT or HOST, where other machines
-    reach it, or the `interface` whose address that is; `wait`: seconds that a worker may be without a host; `silence`:
-    seconds after which a host that says nothing is gone.
+    `transport`: how messages travel (kinds.Local). `here`: workers on this machine; `masters_here`: masters on it, all
+    unless given; `least`: workers with which training begins, while the others have no host yet, None for all;
+    `address`: HOST:PORT or HOST, where other machines reach it, or the `interface` whose address that is; `wait`:
+    seconds that a worker may be without a host; `silence`: seconds after which a host that says nothing is gone.
     """
 
     workers: int
     masters: int = 1
+    transport: str = "sessions"
     here: int | None = None
     masters_here: int | None = None
     least: int | None = None
@@ -58,7 +59,7 @@ class Distributed:
     _told: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        kinds.Local(self.workers, self.masters)  # its limits: each worker has a process here
+        kinds.Local(self.workers, self.masters, self.transport)  # its limits: each worker has a process here
         world = torchrun.world()
         if world is not None and self.workers != world.size:
             raise ValueError(
@@ -95,7 +96,10 @@ class Distributed:
 
     @staticmethod
     def check(s: Settings, method: Method) -> None:
-        """Raises UsageError where workers are to come later and cannot."""
+        """Raises UsageError where workers are to come later and cannot, or for what messages that go into a sum cannot
+        do.
+        """
+        kinds.check_transport(s, method)
         least = s.launcher.get("least")
         if least is None or least == s.workers:
             return
@@ -103,6 +107,11 @@ class Distributed:
             raise UsageError(
                 f"launcher.least={least} algo={s.algo['name']}: there is no center to begin with for who comes later; "
                 "leave out launcher.least=, or use a method with a center such as algo=easgd."
+            )
+        if kinds.summed(s):
+            raise UsageError(
+                f"launcher.least={least} launcher.transport=collective: the first sum is of all workers; leave out one "
+                "of the two."
             )
         if s.max_restarts == 0:
             raise UsageError(
@@ -174,7 +183,7 @@ class Distributed:
         listener, where = self.listen()
         secret = network.secret("launcher.address", listener.getsockname()[0])
         vectors = (experiment.size, str(experiment.dtype).removeprefix("torch."))
-        gate = Gate(network.Lent(listener), secret, asdict(s), vectors, self.silence)
+        gate = Gate(network.Lent(listener), secret, asdict(s), vectors, self.silence, kinds.summed(s))
         world = torchrun.world()
         store = None if world is None else world.publish(where)
         far, masters_far = self.workers - self.places_here, masters_elsewhere(s)
@@ -193,8 +202,9 @@ class Distributed:
             return FarChildren(logs, gate, here, secret, waits)
 
         outcome: Outcome | None = None
+        meeting = gate.meeting if kinds.summed(s) else None
         try:
-            outcome = driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, children))
+            outcome = driver.run(job, experiment, lambda of: Processes(job, experiment, of, children, meeting))
         finally:
             said = ("failed", 1) if outcome is None else (outcome.status, outcome.exit_code)
             again = job.another or self._of_sweep

@@ -12,9 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from easgd_cli.errors import why
 from easgd_cli.transport.connection import Refused, answer, call, read_exactly
+from easgd_cli.transport.meeting import Meeting
 
 log = logging.getLogger("easgd.launcher")
 
@@ -22,6 +24,8 @@ ROLE = struct.Struct("<BxxxIQ")  # what a connection is for, of whom, and by whi
 AGENT = 1  # of a host
 WORKER, MASTER = 2, 3  # of the one with this number, or this place, and the ticket it was called by
 SESSION = 4  # of the worker of this number with the master of the place that is in place of a ticket
+MEETING = 5  # of a worker that looks for the others, whose messages go into a sum with its own
+CONNECT_SECONDS = 10.0  # for one attempt
 HELLO_SECONDS = 5.0  # for a stranger to show that it is none
 _MOST_STRANGERS = 64  # connections at a time that have not yet
 _AGAIN_SECONDS = 0.1  # after which one listens again that could not
@@ -115,3 +119,8 @@ def called_patiently(
         except OSError:
             if time.monotonic() > ends or leaves.wait(_AGAIN_SECONDS):
                 raise
+
+
+def met_by_call(address: tuple[str, int], secret: bytes, own: str) -> Meeting:
+    """Where a worker that others reach at its `own` address finds them."""
+    return Meeting(partial(called, address, secret, CONNECT_SECONDS, MEETING), own)

@@ -12,14 +12,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from easgd_cli.launcher.door import SESSION, called_patiently
+from easgd_cli.launcher.door import CONNECT_SECONDS, SESSION, called_patiently
 from easgd_cli.transport.base import Kind
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
 from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn
 
-CONNECT_SECONDS = 10.0
 _SERVING_SECONDS = 1.0  # for a master to take what a worker had said that is gone; what it then still keeps, waits
 
 

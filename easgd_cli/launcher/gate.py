@@ -17,10 +17,11 @@ from typing import Any
 
 from easgd_cli import __version__
 from easgd_cli.launcher import probe
-from easgd_cli.launcher.door import AGENT, MASTER, WORKER, Door
+from easgd_cli.launcher.door import AGENT, MASTER, MEETING, WORKER, Door, met_by_call
 from easgd_cli.launcher.parties import Process, master_at, place_of
 from easgd_cli.launcher.probe import Carries
 from easgd_cli.transport.connection import Connection, ConnectionEnded
+from easgd_cli.transport.meeting import Board
 
 log = logging.getLogger("easgd.launcher")
 
@@ -65,14 +66,14 @@ class Arrived:
 
 class Gate:
     """The hosts of a run. `settings`: of the run, in plain data; `vectors`: how long they are and of what type;
-    `silence`: seconds without a word after which a host is gone.
+    `silence`: seconds without a word after which a host is gone; `sums`: whether messages go into a sum.
     """
 
     def __init__(
         self, listener: socket.socket, secret: bytes, settings: Mapping[str, Any],
-        vectors: tuple[int, str], silence: float,
+        vectors: tuple[int, str], silence: float, sums: bool = False,
     ):  # fmt: skip
-        self._settings, self._silence = settings, silence
+        self._settings, self._silence, self._sums = settings, silence, sums
         self._size, self._dtype = vectors
         self._lock = threading.Lock()
         self._hosts: list[Host] = []
@@ -81,6 +82,8 @@ class Gate:
         self._ended: dict[str, Any] | None = None
         self.carries: dict[str, Carries] = {}  # what the link to each host does, also to those that have left
         self.arrived: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
+        host, port = listener.getsockname()
+        self.meeting, self._board = met_by_call((host, port), secret, host), Board()
         self._door = Door(listener, secret, self._enters)
 
     # ---------------------------------------------------------------- what the launcher asks for
@@ -93,9 +96,11 @@ class Gate:
             free = [host for host in self._hosts if host.has_room(party)]
             if not free:
                 return None
-            # one that died there comes back there
+            # one that died there comes back there; a sum goes round by the workers' numbers, so that neighbours on one
+            # host spare its link
+            last, before = self._last.get(party), party - 1 if self._sums and isinstance(party, int) else None
             host = self._last[party] = min(
-                free, key=lambda host: (host is not self._last.get(party), host.taken(party))
+                free, key=lambda host: (host is not last, before not in host.running, host.taken(party))
             )
             ticket = host.running[party] = secrets.randbits(63)
             of = {"worker": party} if isinstance(party, int) else {"master": place_of(party)}
@@ -146,6 +151,8 @@ class Gate:
             self._let_in(sock, number if role == WORKER else master_at(number), ticket)
         elif role == AGENT:
             self._serve(Connection(sock, self._silence, probe.MOST), address)
+        elif role == MEETING:
+            self._board.serve(sock)
         else:
             sock.close()
 

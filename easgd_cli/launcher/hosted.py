@@ -15,15 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.algorithms.base import Seen
+from easgd_cli.algorithms.base import CENTER, Seen
 from easgd_cli.algorithms.slices import of_slice
 from easgd_cli.errors import RunError
 from easgd_cli.experiment.build import Experiment, Recipe
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.distributed import entries_here, masters_elsewhere
-from easgd_cli.launcher.door import MASTER, WORKER, called_patiently
-from easgd_cli.launcher.far_sessions import CONNECT_SECONDS, ComingIn, GoingOut
+from easgd_cli.launcher.door import CONNECT_SECONDS, MASTER, WORKER, called_patiently, met_by_call
+from easgd_cli.launcher.far_sessions import ComingIn, GoingOut
 from easgd_cli.launcher.parties import Process, master_at
 from easgd_cli.launcher.processes import Child
+from easgd_cli.launcher.stand_in import OF_CENTER
 from easgd_cli.launcher.standstill import state_of
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.settings.schema import Interval
@@ -36,7 +38,8 @@ from easgd_cli.training.variables import Variables
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
 from easgd_cli.transport.packing import Packing
-from easgd_cli.transport.relay import MasterStandIn
+from easgd_cli.transport.relay import MasterStandIn, SummedMasterStandIn
+from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 from easgd_cli.transport.turn import Turn, turns
 
@@ -83,16 +86,25 @@ class HostedWorker:
         e, masters = self._host.experiment, 1 + self._host.masters_elsewhere
         average = e.method.alone and e.average is not None
         self._link = Link.new(self.party, e.method, e.size, e.dtype, average=average, masters=masters)
-        return self._link.memory.nbytes()
+        most = self._link.memory.nbytes()
+        if kinds.summed(e.settings):
+            [replica] = Replica.new(e.method.variables[CENTER].state, e.size, e.dtype, 1)
+            self._link.replica, most = replica, most + replica.center.nbytes()
+        return most
 
     def begin(self, place: Place, begin: Mapping[str, Any], vectors: SharedTensors | None) -> tuple[Any, WorkerStart]:
         """What its process runs, and begins with. Raises Refused and OSError."""
         host, link, e = self._host, self._link, self._host.experiment
+        mine, own = dict(link.memory.tensors), SharedMasterEnd([link.for_master(0, entries_here(e))])
+        if (replica := link.replica) is not None:
+            mine |= {OF_CENTER + name: v for name, v in replica.center.tensors.items()}
+            replica.meeting = met_by_call(host.address, host.secret, place.connection.own_address)
+            replica.workers = e.settings.workers
+            self._says: MasterStandIn = SummedMasterStandIn(own, link, place.connection)
+        else:
+            self._says = MasterStandIn(own, link.packing, place.connection)
         for name, v in vectors.tensors.items() if vectors is not None else ():
-            link.memory[name].copy_(v)
-        self._says = MasterStandIn(
-            SharedMasterEnd([link.for_master(0, entries_here(e))]), link.packing, place.connection
-        )
+            mine[name].copy_(v)
         elsewhere = list(enumerate(e.slices))[len(e.slices) - host.masters_elsewhere :]
         for line, ((of, entries), (name, port)) in enumerate(zip(elsewhere, begin["masters"], strict=True), 1):
             end = link.for_master(line, entries)

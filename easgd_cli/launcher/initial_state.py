@@ -28,6 +28,7 @@ from easgd_cli.training.snapshot import EVALUATED, Moment
 from easgd_cli.training.variables import Variables, clocks_of
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.base import NEW
+from easgd_cli.transport.meeting import Meeting
 from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link
 
@@ -35,13 +36,13 @@ from easgd_cli.transport.shared import Link
 class InitialState:
     """What each process is given. `resumed`: the checkpoint to go on from.
 
-    `collective`: whether messages go into a sum (`transport/collective.py`).
+    `meeting`: where workers find each other whose messages go into a sum (`transport/collective.py`).
 
     `moment`: where the run as a whole begins; `new`: workers that had not come before that, while others trained;
     `threads`: of each worker.
     """
 
-    def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None, collective: bool = False):
+    def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None, meeting: Meeting | None = None):
         self._job, self._settings, self._experiment, self._method, self._resumed = (
             job,
             experiment.settings,
@@ -49,7 +50,7 @@ class InitialState:
             experiment.method,
             resumed,
         )
-        s, self._collective = self._settings, collective
+        s, self._meeting = self._settings, meeting
         self.moment = (
             resumed.owner.moment if resumed is not None else Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0))
         )
@@ -90,9 +91,9 @@ class InitialState:
             )
             for i in range(self._settings.workers)
         ]
-        if self._collective:
+        if self._meeting is not None:
             state = self._method.variables[CENTER].state
-            many = Replica.new(state, self._experiment.size, self._experiment.dtype, len(links))
+            many = Replica.new(state, self._experiment.size, self._experiment.dtype, len(links), self._meeting)
             links = [replace(link, replica=replica) for link, replica in zip(links, many, strict=True)]
         for link in links:
             vectors = self._vectors(link.worker)
@@ -134,10 +135,15 @@ class InitialState:
 
     @property
     def returns(self) -> bool:
-        """Whether a worker that is lost can come back, and a master be followed by another: the variables lie in the
-        memory of this machine, not on a GPU. Where messages go into a sum, the others go on without them.
+        """Whether a worker that is lost can come back: the variables lie in the memory of this machine, not on a
+        GPU.
         """
-        return not self._method.alone and self._center_device == "cpu" and not self._collective
+        return not self._method.alone and self._center_device == "cpu"
+
+    @property
+    def master_returns(self) -> bool:
+        """Whether a master that is lost can be followed by another; not where messages go into a sum."""
+        return self.returns and self._meeting is None
 
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
         """Of a worker that was lost at its clock `t`, having said this `row` last; or of a NEW one."""
@@ -202,7 +208,7 @@ class InitialState:
             start.served, start.step, start.lost = self.served()[place], owner.moment.step, sorted(self.new)
             start.cpu_seconds = 0.0 if place else owner.cpu_seconds  # of all
         start.returns = bool(s.max_restarts and self.returns)
-        if start.returns:
+        if start.returns and self.master_returns:
             self._allocate_ledger(start, size)
         return start
 

@@ -89,33 +89,7 @@ class Local:
     @staticmethod
     def check(s: Settings, method: Method) -> None:
         """Raises UsageError for what its transport cannot do."""
-        if s.launcher.get("transport") != "collective":
-            return
-        algo = f"launcher.transport=collective algo={s.algo['name']}"
-        [*variables] = method.variables.values()
-        if not all(variable.in_rounds for variable in variables) or not variables:
-            raise UsageError(
-                f"{algo}: a sum is of the messages of all workers together, and this method has none such; use a "
-                "synchronous method such as algo=sync_easgd, or leave out launcher.transport=."
-            )
-        if list(method.variables) != [CENTER] or variables[0].owner is not None or variables[0].members is not None:
-            raise UsageError(
-                f"{algo}: only a center is replicated, and this method has other variables; leave out "
-                "launcher.transport=."
-            )
-        refused = {
-            f"fragments={s.fragments}": s.fragments > 1 or variables[0].fragments > 1,
-            f"masters={s.masters}": s.masters > 1,
-            f"wire={s.wire}": s.wire != "fp32",
-            f"center_device={s.center_device}": s.center_device != "cpu",
-            f"on_nan={s.on_nan}": s.on_nan != "diverge",
-            "faults=[{kind: link}]": any(fault.get("kind") == "link" for fault in s.faults),
-        }
-        for written in (key for key, asked in refused.items() if asked):
-            raise UsageError(
-                f"launcher.transport=collective {written}: is for messages that each go to the master; leave out one "
-                "of the two."
-            )
+        check_transport(s, method)
 
     def begin(self) -> None:
         from easgd_cli.launcher import fork_server
@@ -126,6 +100,41 @@ class Local:
         from easgd_cli.launcher.local import launch
 
         return launch(job, experiment, self.collective)
+
+
+def summed(s: Settings) -> bool:
+    """Whether messages go into a sum (transport/collective.py)."""
+    return bool(s.launcher.get("transport") == "collective")
+
+
+def check_transport(s: Settings, method: Method) -> None:
+    """Raises UsageError for what messages that go into a sum cannot be."""
+    if not summed(s):
+        return
+    algo = f"launcher.transport=collective algo={s.algo['name']}"
+    [*variables] = method.variables.values()
+    if not all(variable.in_rounds for variable in variables) or not variables:
+        raise UsageError(
+            f"{algo}: a sum is of the messages of all workers together, and this method has none such; use a "
+            "synchronous method such as algo=sync_easgd, or leave out launcher.transport=."
+        )
+    if list(method.variables) != [CENTER] or variables[0].owner is not None or variables[0].members is not None:
+        raise UsageError(
+            f"{algo}: only a center is replicated, and this method has other variables; leave out launcher.transport=."
+        )
+    refused = {
+        f"fragments={s.fragments}": s.fragments > 1 or variables[0].fragments > 1,
+        f"masters={s.masters}": s.masters > 1,
+        f"wire={s.wire}": s.wire != "fp32",
+        f"center_device={s.center_device}": s.center_device != "cpu",
+        f"on_nan={s.on_nan}": s.on_nan != "diverge",
+        "faults=[{kind: link}]": any(fault.get("kind") == "link" for fault in s.faults),
+    }
+    for written in (key for key, asked in refused.items() if asked):
+        raise UsageError(
+            f"launcher.transport=collective {written}: is for messages that each go to the master; leave out one "
+            "of the two."
+        )
 
 
 @dataclass(frozen=True)

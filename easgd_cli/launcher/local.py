@@ -32,11 +32,12 @@ from easgd_cli.record.checkpoint import OwnerState, WorkerState
 from easgd_cli.settings import faults
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system.devices import evaluator_threads
-from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.system.shared_memory import AnonymousFile, SharedTensors
 from easgd_cli.training.evaluator import EvaluatorStart
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.snapshot import Moment, Pace
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
+from easgd_cli.transport.meeting import Meeting
 
 _PATIENCE = Patience()
 _LOOK_UP_SECONDS = 0.1  # how long nothing may happen before signals are looked at
@@ -46,19 +47,22 @@ def launch(job: Job, experiment: Experiment, collective: bool = False) -> Outcom
     """Runs the job to its end. `collective`: the messages of rounds go into a sum. Raises RunError when it could not be
     started.
     """
-    return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, collective=collective))
+    meeting = Meeting(AnonymousFile()) if collective else None
+    return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, meeting=meeting))
 
 
 class Processes:
-    """The processes of a run, and their supervisor's ears and hands. `children`: has them, and their logs there."""
+    """The processes of a run, and their supervisor's ears and hands. `children`: has them, and their logs there;
+    `meeting`: where workers find each other whose messages go into a sum.
+    """
 
     def __init__(
         self, job: Job, experiment: Experiment, journal: Journal, children: Callable[[Path], Children] = Children,
-        collective: bool = False,
+        meeting: Meeting | None = None,
     ):  # fmt: skip
         self._experiment, self._journal = experiment, journal
         s, resumed, method = experiment.settings, journal.resumed, experiment.method
-        self._initial = InitialState(job, experiment, resumed, collective)
+        self._initial = InitialState(job, experiment, resumed, meeting)
         moment = self._initial.moment
         pace = Pace(Interval.parse("checkpoint.every", s.checkpoint.every))
         if resumed is not None:
@@ -69,7 +73,7 @@ class Processes:
             checkpoint_pace=pace,
             system_rows=SystemRows(1.0, doubling=True, seconds=moment.seconds, exchanges=moment.exchanges),
             patience=_PATIENCE, max_restarts=s.max_restarts if self._initial.returns else 0,
-            master_returns=self._initial.returns, least=s.launcher.get("least"),
+            master_returns=self._initial.master_returns, least=s.launcher.get("least"),
             rejoins=s.max_restarts,
         )  # fmt: skip
         self._queue = SnapshotQueue(job.run_dir / "snapshots")

@@ -26,7 +26,7 @@ from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.base import SessionEnded
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
-from easgd_cli.transport.relay import WorkerStandIn
+from easgd_cli.transport.relay import StandsIn, SummedWorkerStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn
 
@@ -34,6 +34,8 @@ _LOOK_UP_SECONDS = 1.0
 _LINK_SECONDS = 1.0  # between two words on what its connection carries
 _LONGEST_SECONDS = 3600.0  # that a system call is asked to wait
 _LAST_SECONDS = 10.0  # for the master to hear the worker's last word
+
+OF_CENTER = "center."  # before the names of a replica's vectors
 
 Address = tuple[str, int]
 
@@ -67,6 +69,9 @@ class OfWorker:
 
     def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
         link, entries = self._link, self._link.entries
+        if link.replica is not None:
+            self._asks: StandsIn = SummedWorkerStandIn(link, connection)
+            return
         vectors = {name: v[entries] for name, v in link.memory.tensors.items()}
         end = SharedWorkerEnd(link, None, lambda place: self._next[place].get())
         self._asks = WorkerStandIn(end, vectors, link.variables, link.packing, connection)
@@ -132,14 +137,15 @@ class OfMaster:
 
 @dataclass(frozen=True)
 class StandInStart:
-    """`sessions`: makes those of the party; `begin`: what it begins with, as plain data, and `held`, its vectors;
-    `most`: bytes of them that it says at once; `wait`: seconds until a host has to be found for it, and `where` that is
-    said; `turns`: of all stand-ins; `again`: whether another host may have it where the first is lost before it begins.
+    """`sessions`: makes those of the party; `begin`: what it begins with, as plain data, and `held`, its vectors, whose
+    names begin with the key; `most`: bytes of them that it says at once; `wait`: seconds until a host has to be found
+    for it, and `where` that is said; `turns`: of all stand-ins; `again`: whether another host may have it where the
+    first is lost before it begins.
     """
 
     sessions: Callable[[Callable[[str], None]], Sessions]
     begin: dict[str, Any]
-    held: SharedTensors | None
+    held: Mapping[str, SharedTensors]
     most: int
     wait: float
     silence: float
@@ -162,9 +168,13 @@ class StandInStart:
         }  # fmt: skip
         again = len(link.further) == masters - 1  # a master elsewhere has heard of the first, and of its end
         link = replace(link, further=link.further[: masters - 1], entries=entries)
-        # one that comes back takes everything from the center
-        held = None if start.returns else link.memory
-        return cls(partial(OfWorker, link), begin, held, link.memory.nbytes(), wait, silence, where, turns, again)
+        held = {"": link.memory}
+        if (replica := link.replica) is not None:
+            held[OF_CENTER] = replica.center
+        most = sum(memory.nbytes() for memory in held.values())
+        if start.returns:
+            held = {}  # it takes everything from the center
+        return cls(partial(OfWorker, link), begin, held, most, wait, silence, where, turns, again)
 
     @classmethod
     def of_master(
@@ -178,7 +188,7 @@ class StandInStart:
             "cpu": start.cpu_seconds, "lost": list(start.lost),
         }  # fmt: skip
         sessions = partial(OfMaster, place, [link for link in start.links if link.worker < here], secret, silence)
-        return cls(sessions, begin, start.center, start.center.nbytes(), wait, silence, where, turns)
+        return cls(sessions, begin, {"": start.center}, start.center.nbytes(), wait, silence, where, turns)
 
 
 class StandIn:
@@ -201,7 +211,8 @@ class StandIn:
         """On a host, by this connection to it. Raises SessionEnded."""
         start, self._host = self._start, where["host"]
         self._connection = Connection(sock, start.silence, start.most, self._turn_to_send)
-        held = {} if start.held is None else {name: v for name, v in start.held.tensors.items() if v.any()}
+        vectors = [(key + name, v) for key, of in start.held.items() for name, v in of.tensors.items()]
+        held = {name: v for name, v in vectors if v.any()}
         begin = {"kind": "begin", "masters": where["masters"], **start.begin}
         self._connection.say(begin, SharedTensors.of(held) if held else None)
         try:

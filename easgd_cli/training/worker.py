@@ -114,7 +114,7 @@ class WorkerLoop:
         if (replica := link.replica) is None:
             return SharedWorkerEnd(link, self._elsewhere(), self._next_session)
         center = ReplicatedCenter(self._method.variables[CENTER], replica.center.tensors)
-        return CollectiveWorkerEnd(link, replica, center.update, self._elsewhere())
+        return CollectiveWorkerEnd(link, replica, center.update, self._elsewhere(), self._start.returns)
 
     def _warm_up(self) -> None:
         """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, distributed
 
 from easgd_cli.algorithms.base import CENTER, WHOLE
-from easgd_cli.system.shared_memory import AnonymousFile
 from easgd_cli.transport.base import Kind, Mark, Reply, Request, SessionEnded, Withdrawn
+from easgd_cli.transport.meeting import BoardStore, Meeting
 from easgd_cli.transport.replica import Replica
-from easgd_cli.transport.shared import REPLY, Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd, send
+from easgd_cli.transport.shared import REPLY, Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
 
+_CONNECTING = datetime.timedelta(minutes=1)  # to those that have come
 _MEETING = datetime.timedelta(minutes=30)  # for all members to come: at the start some read their data for long
 _EVER = datetime.timedelta(days=30)  # a sum takes as long as the slowest member's steps; who dies is known otherwise
 _SLICE = 0.05  # seconds of waiting for a sum after which the master is listened to
@@ -38,7 +39,7 @@ _KNOWN_BY = 20.0  # seconds after which a master has noticed that a worker has d
 _LOOK = 0.2  # seconds of waiting for the lead after which the master looks around
 
 
-class _Word(IntEnum):
+class Word(IntEnum):
     """What a master says beside its replies, in the place of their mark."""
 
     REGROUP = 10  # generation, members, your rank: begin the sum once more, with these
@@ -68,11 +69,11 @@ class Group:
     still write there.
     """
 
-    def __init__(self, meeting: AnonymousFile, generation: int, rank: int, size: int, vectors: Sequence[Tensor]):
+    def __init__(self, meeting: Meeting, generation: int, rank: int, size: int, vectors: Sequence[Tensor]):
         self.generation, self.rank, self.size = generation, rank, size
         self._vectors, self._turn = vectors, 0
         self.broken = False  # as the master says
-        self._meeting = meeting
+        self._meeting, self._store, self._left = meeting, None, False
         self._made: Any = None
         self._work: Any = None
         self._failed: Exception | None = None
@@ -84,16 +85,34 @@ class Group:
 
     def _make(self) -> None:
         try:
-            store = distributed.FileStore(self._meeting.path, -1)
-            store.set_timeout(_MEETING)
+            self._store = store = self._meeting.store()
+            if self._left:
+                raise SumLost
             named = distributed.PrefixStore(str(self.generation), store)
-            made = gloo_group(named, self.rank, self.size, "127.0.0.1", _MEETING)
+            own, keys = self._meeting.own, [f"at {rank}" for rank in range(self.size)]
+            named.set(keys[self.rank], own)
+            # only then do they connect: whoever is not reached within a minute is not reached
+            named.wait(keys, _MEETING)
+            try:
+                made = gloo_group(named, self.rank, self.size, own, _CONNECTING)
+            except RuntimeError as e:
+                there = ", ".join(sorted({named.get(key).decode() for key in keys} - {own}))
+                text = f"the worker at {own} and those at {there or own} do not all reach each other ({e})"
+                raise SumLost(text) from e
             with self._lock:
                 self._made = made
                 if self._given:
                     self._start()
         except Exception as e:
             self._failed = e
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """It meets nobody any more."""
+        self._left = True
+        if isinstance(self._store, BoardStore):
+            self._store.close()
 
     def begin(self, message: Tensor) -> None:
         """Gives `message` [d] to the sum, and returns at once."""
@@ -154,7 +173,8 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
     """A worker's session whose messages go into a sum. `update(sum, reply, n, clock)` does to its replica what the
     center's rule does by the mean of `n` messages, as the update after which the center's clock is `clock`.
 
-    Made when all have come. Raises SumLost where they do not.
+    Made when all have come, unless it `returns`: one that was lost, and is in the next group. Raises SumLost where they
+    do not.
     """
 
     def __init__(
@@ -163,6 +183,7 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         replica: Replica,
         update: Callable[[Tensor, Tensor, int, int], None],
         elsewhere: Elsewhere | None = None,
+        returns: bool = False,
     ):
         super().__init__(link, elsewhere)
         self._replica, self._update = replica, update
@@ -171,8 +192,9 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         self._said = False  # as the lead, that the sum is there
         self._places, self._turn = replica.sums[:2], 0  # where the lead puts it
         self._left: list[Group] = []  # whose sums have not come; to end one would wait for it
-        self._group: Group | None = self._in_group(0, replica.workers, link.worker)
-        self._group.ready(None)
+        self._group: Group | None = None if returns else self._in_group(0, replica.workers, link.worker)
+        if self._group is not None:
+            self._group.ready(None)
 
     def _in_group(self, generation: int, size: int, rank: int) -> Group:
         first = generation == rank == 0  # whose sums the master reads where they are made
@@ -188,6 +210,10 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         self._sum = _Sum.NONE
         if self._elsewhere is None:
             self._begin()
+
+    def join(self, t: int) -> None:
+        super().join(t)
+        self._sum = _Sum.DONE  # the master writes replica and reply
 
     def collect(self) -> Reply:
         if self._elsewhere is not None and self._untold is not None:
@@ -260,19 +286,20 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         if word == Mark.WITHDRAWN:
             self._leave()  # the others' next sum is not this one
             raise Withdrawn
-        if word == _Word.BROKEN:
+        if word == Word.BROKEN:
             if group is not None and group.generation == generation:
                 group.broken = True
                 if self._sum is not _Sum.DONE:
                     self._sum = _Sum.NONE  # until the others that live are all there to begin it once more
-        elif word == _Word.REGROUP:
+        elif word == Word.REGROUP:
             self._leave()
             self._group = self._in_group(generation, size, rank)
             self._begin()
-        return word in list(_Word)
+        return word in list(Word)
 
     def _leave(self) -> None:
         if (group := self._group) is not None:
+            group.leave()
             self._left.append(group)
             clean = [v for v in self._places if v.data_ptr() != group.vector.data_ptr()]
             self._places = [*clean, self._replica.sums[2]][:2]
@@ -281,8 +308,8 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
     def _restore(self) -> None:
         """Has the master write replica and reply."""
         self._send(Kind.STATE, 0, 0)
-        while (word := self._word(None)) is not None and word[3] != _Word.STATE:
-            assert word[3] == _Word.BROKEN, "a round without this worker"
+        while (word := self._word(None)) is not None and word[3] != Word.STATE:
+            assert word[3] == Word.BROKEN, "a round without this worker"
         self._leave()
 
 
@@ -310,18 +337,25 @@ class CollectiveMasterEnd(SharedMasterEnd):
         return found or self._heard(timeout)
 
     def rest(self, worker: int) -> list[Request]:
-        return [request for request in super().rest(worker) if not self._takes(request)]
+        found = [request for request in self._found if request.worker == worker]
+        self._found = [request for request in self._found if request.worker != worker]
+        return found + [request for request in super().rest(worker) if not self._takes(request)]
 
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
+        if request.kind is Kind.JOIN:  # others may still ask for the last round's reply
+            return None, self._memory[request.worker]["reply"]
         return self._sum, self._reply
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         if mark is Mark.WITHDRAWN:
             self._broken = True  # it may have begun a sum
+        elif request.kind is Kind.JOIN:
+            self._replicas[request.worker].begin(self._center)
         super().reply(request, clock, served, mark, t)
 
     def summed(self, members: Sequence[Request]) -> Sequence[Request]:
-        while there := [request for request in members if request.worker in self._sockets]:
+        sessions = [(request, self._sockets.get(request.worker)) for request in members]  # one that is back has another
+        while there := [request for request, of in sessions if of and self._sockets.get(request.worker) is of]:
             group = [request.worker for request in there]
             if self._broken or group != self._group:
                 self._regroup(group)
@@ -345,19 +379,18 @@ class CollectiveMasterEnd(SharedMasterEnd):
         elif request.kind is Kind.STATE:
             self._replicas[request.worker].begin(self._center)
             self._memory[request.worker]["reply"].copy_(self._reply)
-            self._say(request.worker, (0, 0, 0), _Word.STATE)
+            self._word(request.worker, (0, 0, 0), Word.STATE)
             self._broken = True  # it has left the group
         elif request.kind is Kind.LOST and request.worker in self._group and not self._broken:
             self._broken = True
             for worker in self._group:
-                self._say(worker, (self._generation, 0, 0), _Word.BROKEN)
+                self._word(worker, (self._generation, 0, 0), Word.BROKEN)
         return request.kind in (Kind.SUMMED, Kind.STATE)
 
     def _regroup(self, group: list[int]) -> None:
         self._generation, self._group, self._broken = self._generation + 1, group, False
         for rank, worker in enumerate(group):
-            self._say(worker, (self._generation, len(group), rank), _Word.REGROUP)
+            self._word(worker, (self._generation, len(group), rank), Word.REGROUP)
 
-    def _say(self, worker: int, numbers: tuple[int, int, int], word: _Word) -> None:
-        if (sock := self._sockets.get(worker)) is not None:
-            send(sock, REPLY.pack(*numbers, word))
+    def _word(self, worker: int, numbers: tuple[int, int, int], word: Word) -> None:
+        self.say(worker, REPLY.pack(*numbers, word))

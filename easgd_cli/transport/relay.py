@@ -7,25 +7,30 @@ Neither worker nor master knows of it: each has a session of its own machine, by
 read where it lies and received whole into the master's machine's copy of that vector; only then is the master asked.
 Its reply goes the other way, from the copy's memory into the worker's. So whoever dies in the middle leaves an exchange
 that has not happened, and a next master finds the message where it was.
+
+Where messages go into a sum (`collective.py`) both halves have a form of their own. Words cross whenever they are said,
+and of vectors only the lead's sum, where the lead is not on the master's machine, and what a worker restores.
 """
 
 from __future__ import annotations
 
 import queue
+import socket
 import struct
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
 
 from torch import Tensor
 
 from easgd_cli.algorithms.base import WHOLE
-from easgd_cli.transport.base import PULL, Kind, Mark, MasterEnd, Request, SessionEnded, Withdrawn
+from easgd_cli.transport.base import PULL, Kind, Mark, Request, SessionEnded, Withdrawn
+from easgd_cli.transport.collective import Word
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
 from easgd_cli.transport.packing import Packing
-from easgd_cli.transport.shared import SharedWorkerEnd
+from easgd_cli.transport.shared import REPLY, REQUEST, Link, SharedMasterEnd, SharedWorkerEnd
 
-_REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
-_REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
 _EXCHANGES = (Kind.EXCHANGE, Kind.CLOSING)
 _ASKING = (*_EXCHANGES, Kind.JOIN)
 
@@ -33,7 +38,7 @@ _ASKING = (*_EXCHANGES, Kind.JOIN)
 class MasterStandIn:
     """On the worker's machine, in the master's place: passes on what the one worker of this `end` asks for."""
 
-    def __init__(self, end: MasterEnd, packing: Packing, connection: Connection):
+    def __init__(self, end: SharedMasterEnd, packing: Packing, connection: Connection):
         self._end, self._connection, self._packing = end, connection, packing
         self._asked: Request | None = None  # what has no reply yet
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -42,20 +47,23 @@ class MasterStandIn:
     def _serve(self) -> None:
         while self._end.open:
             for request in self._end.requests(None):
-                sent: Sequence[Tensor] = ()
                 if request.kind in _ASKING:
                     self._asked = request
-                if request.kind in _EXCHANGES and (message := self._end.lent(request)[0]) is not None:
-                    sent = self._packing.packed(message, request)
-                text = _REQUEST.pack(request.kind, request.vector, request.to, request.fragment, request.t)
-                self._connection.post(Sort.REQUEST, text, sent)
+                text = REQUEST.pack(request.kind, request.vector, request.to, request.fragment, request.t)
+                self._connection.post(Sort.REQUEST, text, self._sent(request))
+
+    def _sent(self, request: Request) -> Sequence[Tensor]:
+        """The vectors that go with it."""
+        if request.kind in _EXCHANGES and (message := self._end.lent(request)[0]) is not None:
+            return self._packing.packed(message, request)
+        return ()
 
     def reply(self, text: bytes, count: int) -> None:
         """A reply has come; `count`: bytes of its vector. Raises ConnectionEnded."""
         request, self._asked = self._asked, None
-        if request is None or len(text) != _REPLY.size:
+        if request is None or len(text) != REPLY.size:
             raise ConnectionEnded("it said what nobody says who keeps to the rules")
-        clock, served, t, mark = _REPLY.unpack(text)
+        clock, served, t, mark = REPLY.unpack(text)
         if count:
             _receive(self._connection, self._packing, self._end.lent(request)[1], request)
         self._end.reply(request, clock, served, Mark(mark), t)
@@ -63,6 +71,40 @@ class MasterStandIn:
     def join(self) -> None:
         """Waits until all has been posted that a worker has asked for which has ended."""
         self._thread.join()
+
+
+class SummedMasterStandIn(MasterStandIn):
+    """The same where messages go into a sum."""
+
+    def __init__(self, end: SharedMasterEnd, link: Link, connection: Connection):
+        assert link.replica is not None
+        self._worker, self._sums, self._restored = link.worker, link.replica.sums, _restored(link)
+        super().__init__(end, link.packing, connection)
+
+    def _sent(self, request: Request) -> Sequence[Tensor]:
+        return [self._sums[request.vector]] if request.kind is Kind.SUMMED else ()
+
+    def reply(self, text: bytes, count: int) -> None:
+        if len(text) != REPLY.size:
+            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        if count:
+            self._connection.fill(self._restored)
+        self._end.say(self._worker, text)
+
+
+class StandsIn(Protocol):
+    """On the master's machine, in the worker's place."""
+
+    def request(self, text: bytes, count: int) -> Kind:
+        """The worker asks for something, which is returned, and `count` bytes of vectors follow. Raises
+        ConnectionEnded.
+        """
+
+    def lost(self) -> None:
+        """Nothing comes any more."""
+
+    def join(self, seconds: float | None = None) -> None:
+        """Waits until the master has been told of a worker's last request, at most so long."""
 
 
 class WorkerStandIn:
@@ -89,7 +131,7 @@ class WorkerStandIn:
         ConnectionEnded.
         """
         try:
-            kind, vector, to, fragment, t = _REQUEST.unpack(text)
+            kind, vector, to, fragment, t = REQUEST.unpack(text)
             request = Request(-1, Kind(kind), t, vector, to, fragment)
         except (struct.error, ValueError) as e:
             raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
@@ -148,17 +190,67 @@ class WorkerStandIn:
     def _reply(self, request: Request) -> None:
         try:
             reply = self._end.collect()
-            text = _REPLY.pack(reply.clock, reply.served, reply.t, reply.mark)
+            text = REPLY.pack(reply.clock, reply.served, reply.t, reply.mark)
             assert self._replies is not None
             vectors = [] if reply.mark is Mark.AWAY else self._packing.packed(self._replies, request, reply=True)
         except Withdrawn:
-            text, vectors = _REPLY.pack(0, 0, 0, Mark.WITHDRAWN), []
+            text, vectors = REPLY.pack(0, 0, 0, Mark.WITHDRAWN), []
         self._free.set()  # before it is sent: the next request is the answer to it
         self._connection.post(Sort.REPLY, text, vectors)
 
     def join(self, seconds: float | None = None) -> None:
         """Waits until the master has been told of a worker's last request, at most so long."""
         self._thread.join(seconds)
+
+
+class SummedWorkerStandIn:
+    """The same where messages go into a sum. Masters are not followed by others here, so words go on as they are."""
+
+    def __init__(self, link: Link, connection: Connection):
+        assert link.worker_socket is not None and link.replica is not None
+        self._socket, self._connection, self._sums = link.worker_socket, connection, link.replica.sums
+        self._restored, self._joins = _restored(link), False
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        with suppress(ConnectionResetError):
+            while len(text := self._socket.recv(REPLY.size, socket.MSG_WAITALL)) == REPLY.size:
+                mark = REPLY.unpack(text)[-1]
+                joined = self._joins and mark == Mark.NONE
+                self._joins = self._joins and mark in set(Word)
+                self._connection.post(Sort.REPLY, text, self._restored if joined or mark == Word.STATE else ())
+
+    def request(self, text: bytes, count: int) -> Kind:
+        try:
+            number, vector, to, fragment, _ = REQUEST.unpack(text)
+            kind = Kind(number)
+        except (struct.error, ValueError) as e:
+            raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
+        summed = kind is Kind.SUMMED
+        if (to, fragment) != (0, WHOLE) or (summed and not 0 <= vector < len(self._sums)):
+            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        self._connection.fill([self._sums[vector]] if summed else [])
+        self._joins = self._joins or kind is Kind.JOIN
+        if kind is Kind.LOST:
+            self.lost()
+        else:
+            with suppress(OSError):  # the master has ended, and the launcher hears of it
+                self._socket.sendall(text)
+        return kind
+
+    def lost(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def join(self, seconds: float | None = None) -> None:
+        """Whatever was asked has been told."""
+
+
+def _restored(link: Link) -> list[Tensor]:
+    """What a worker gets that comes back, or has lost a sum."""
+    assert link.replica is not None
+    return [*link.replica.center.tensors.values(), link.memory["reply"]]
 
 
 def _receive(connection: Connection, packing: Packing, v: Tensor, request: Request) -> None:

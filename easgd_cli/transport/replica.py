@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from easgd_cli.system.shared_memory import AnonymousFile, Layout, SharedTensors
+from easgd_cli.transport.meeting import Meeting
 
 
 @dataclass
 class Replica:
-    """What a worker has of the center, [d] each by name; where the lead puts its sums [d]; and the file in which the
-    members of a group find each other.
+    """What a worker has of the center, [d] each by name; where the lead puts its sums [d]; and where the members of a
+    group find each other.
 
     The lead takes two places in turn, since the master may still be busy with the other, and a third instead of one in
     which a sum that was left may be under way.
@@ -22,14 +23,16 @@ class Replica:
 
     center: SharedTensors
     shared: SharedTensors
-    meeting: AnonymousFile
+    meeting: Meeting
     workers: int
 
     @classmethod
-    def new(cls, center: Sequence[str], size: int, dtype: torch.dtype, workers: int) -> list[Replica]:
-        """Of every worker. Raises MemoryError."""
+    def new(
+        cls, center: Sequence[str], size: int, dtype: torch.dtype, workers: int, meeting: Meeting | None = None
+    ) -> list[Replica]:
+        """Of every worker; they meet in a file of this machine unless it is said where. Raises MemoryError."""
         layout: Layout = {name: ((size,), dtype) for name in center}
-        meeting = AnonymousFile()
+        meeting = meeting or Meeting(AnonymousFile())
         total = SharedTensors.allocate(dict.fromkeys(("first", "second", "third"), ((size,), dtype)))
         return [cls(SharedTensors.allocate(layout), total, meeting, workers) for _ in range(workers)]
 

@@ -28,7 +28,7 @@ from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, SessionEn
 from easgd_cli.transport.packing import Packing
 from easgd_cli.transport.replica import Replica
 
-_REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
+REQUEST = struct.Struct("<HhHhq")  # kind, vector, variable, fragment, t
 REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
 
 
@@ -234,7 +234,7 @@ class SharedWorkerEnd:
                 line.socket.shutdown(socket.SHUT_RDWR)
 
     def _send(self, kind: Kind, t: int, vector: int, to: int = 0, fragment: int = WHOLE) -> None:
-        data = _REQUEST.pack(kind, vector, to, fragment, t)
+        data = REQUEST.pack(kind, vector, to, fragment, t)
         for line in self._lines:
             line.ask(data)
 
@@ -311,20 +311,24 @@ class SharedMasterEnd:
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         # None: its end has been found beside the message that completed its round, and is yet to be told
-        sock = self._sockets.get(request.worker)
-        if sock is not None:
+        if request.worker in self._sockets:
             if self._device is not None:
                 self._device.synchronize()  # the rule has been asked for, but is it done?
-            send(sock, REPLY.pack(clock, served, request.t if t is None else t, mark))
+            self.say(request.worker, REPLY.pack(clock, served, request.t if t is None else t, mark))
+
+    def say(self, worker: int, data: bytes) -> None:
+        """What has the size of a reply, to a worker that may have gone."""
+        if (sock := self._sockets.get(worker)) is not None:
+            send(sock, data)
 
     def _request(self, worker: int) -> Request:
         sock = self._sockets[worker]
         try:
-            data = sock.recv(_REQUEST.size, socket.MSG_WAITALL)
+            data = sock.recv(REQUEST.size, socket.MSG_WAITALL)
         except ConnectionResetError:
             data = b""
-        if len(data) == _REQUEST.size:
-            kind, vector, to, fragment, t = _REQUEST.unpack(data)
+        if len(data) == REQUEST.size:
+            kind, vector, to, fragment, t = REQUEST.unpack(data)
             request = Request(worker, Kind(kind), t, vector, to, fragment)
         else:
             request = Request(worker, Kind.LOST, -1, 0)
