@@ -82,6 +82,7 @@ def drawn(seed: int, number: int, most: int = 4) -> Case:
         f"seed={number}", f"tau={chance.choice(taus)}", "eval.train_images=100",
         f"eval.every='{chance.choice((40, 100))} steps'", f"average={average}",
         f"checkpoint.every='{chance.choice((20, 60))} steps'", f"checkpoint.keep={chance.randint(1, 3)}",
+        "model=nets:Unhurried", "model.seconds=0.001",  # steps that take time, and little of the processor's
         *(["eta=0.001"] if algo in ("downpour", "mdownpour") or "diloco" in algo else []),
         *(["algo.degree=2"] if algo == "easgd_tree" else []),
     ]  # fmt: skip
@@ -107,7 +108,8 @@ class Site:
         self.temporary.mkdir(parents=True)
         self.shared = set(os.listdir("/dev/shm"))
         self.mark = f"easgd-chaos-{directory.name}"
-        self.environment = {**os.environ, "TMPDIR": str(self.temporary), "EASGD_CHAOS": self.mark}
+        nets = {"PYTHONPATH": str(Path(__file__).parent)}
+        self.environment = {**os.environ, **nets, "TMPDIR": str(self.temporary), "EASGD_CHAOS": self.mark}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import composed_once
 import pytest
 import torch
 import warm
@@ -56,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "device" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         warm.begin()
+    composed_once.begin()
 
 
 MACHINES = ("test_distributed.py", "test_far_masters.py")

@@ -5,11 +5,11 @@ run, which then is the run with that number.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def test_a_signal_during_a_probe_leaves_nothing(here: Path, scratch: Path, numbe
     assert process.stderr is not None
     while not [*scratch.glob("easgd-tau-*/logs/worker_01.log")]:
         assert process.poll() is None, process.stderr.read()
-        os.sched_yield()
+        time.sleep(0.01)
     process.send_signal(number)
     assert process.wait(60) == code, process.stderr.read()
     assert not list(scratch.iterdir()) and not (here / "runs").exists()

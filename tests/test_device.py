@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_runs import POLYAK, by_hand, on_function, recorded_order, run, saved_center, settings
+from test_runs import CONVNET, POLYAK, by_hand, on_function, recorded_order, run, saved_center
+from test_runs import settings as any_settings
 from test_simulated import virtual
 from test_transport import RealStar
 from torch import Tensor
@@ -49,6 +50,13 @@ pytestmark = [
     pytest.mark.device,
     pytest.mark.skipif(not LATE and not torch.cuda.is_available(), reason="this machine shows no CUDA device"),
 ]
+
+
+def settings(algo: str, **values: Any) -> Settings:
+    """With convolutions, of which a device makes more kinds of kernels than of a small net's products."""
+    return any_settings(algo, **{"model": CONVNET, **values})
+
+
 on_late = pytest.mark.skipif(not LATE, reason="only of the device that is late")
 
 

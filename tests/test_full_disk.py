@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -58,11 +57,15 @@ def on_a_small_disk(tmp_path: Path, free: int, *words: str) -> tuple[int, str, P
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     train = [sys.executable, "-m", "easgd_cli", "train", *words, f"hydra.run.dir={disk}/run"]
-    script = (
-        f"mount -t tmpfs -o size={free}k none {disk} && {shlex.join(train)}; status=$?; "
-        f"cp -r {disk}/run {kept}; exit $status"
-    )
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=120)
+    mounts = f"mount -t tmpfs -o size={free}k none {disk} && echo mounted && cat"
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", mounts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:  # as long as it runs, there is the disk
+        assert holder.stdin is not None and holder.stdout is not None and holder.stdout.readline() == "mounted\n"
+        there = ["nsenter", "-t", str(holder.pid), "-m"]
+        done = subprocess.run([*there, *train], capture_output=True, text=True, timeout=120)
+        subprocess.run([*there, "cp", "-r", f"{disk}/run", str(kept)], capture_output=True, check=False)
+        holder.stdin.close()
     assert "Traceback" not in done.stdout + done.stderr
     return done.returncode, done.stderr, kept
 

@@ -150,6 +150,14 @@ def check_vectors(directory: Path, whole: Path) -> None:
         assert all(torch.equal(ours[key], v) for key, v in theirs.items()), name
 
 
+def content(directory: Path) -> frozenset[tuple[str, bytes]]:
+    """All there is in it: what goes on from it does so in the same way from another with the same."""
+    files = [path for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
+    assert not any(path.is_symlink() for path in files)
+    told = {(str(path.relative_to(directory)), path.read_bytes()) for path in files}
+    return frozenset(told | {(f"{path.relative_to(directory)}/", b"") for path in directory.rglob("*/")})
+
+
 def hidden(directory: Path) -> list[Path]:
     return [path for path in directory.rglob(".*") if path.is_file()]
 
@@ -182,6 +190,7 @@ def test_killed_before_any_operation_on_a_file_a_run_goes_on_as_if_nothing_had_b
     directory.mkdir()
     copied_at_each(directory, lambda: virtual(short(algo, **more), directory))
     each = 1 if EACH else 16
+    seen = set[frozenset[tuple[str, bytes]]]()
     for k in range(1, len(list(tmp_path.glob("*.copy"))) + 1):
         directory = tmp_path / f"{k}.copy"
         if k % each == 0:  # killed there; one that took less real time may have had fewer
@@ -189,12 +198,17 @@ def test_killed_before_any_operation_on_a_file_a_run_goes_on_as_if_nothing_had_b
             directory.mkdir()
             if not killed_at(k, directory, lambda directory=directory: virtual(short(algo, **more), directory)):
                 continue
-        if reader.checkpoints(directory / "checkpoint"):
+        if not reader.checkpoints(directory / "checkpoint"):
+            continue
+        resumed += 1
+        # where the operation before, such as waiting for the disk, has changed nothing, that has been tried
+        if (there := content(directory)) not in seen:
+            seen.add(there)
             virtual(short(algo, **more), directory, resume=True)
             check_is_as_if_undisturbed(directory, whole)
             assert hidden(directory) == [], f"after a kill at operation {k}"
-            resumed += 1
     assert resumed > 20
+    print(f"{k} operations, {resumed} with a checkpoint, {len(seen)} of them different")
 
 
 @pytest.mark.parametrize("algo", ["easgd", "msgd"])

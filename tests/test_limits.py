@@ -175,6 +175,7 @@ def test_a_run_goes_on_when_the_working_directory_is_removed(tmp_path: Path) -> 
     here, run = tmp_path / "here", tmp_path / "run"
     here.mkdir()
     words = [sys.executable, "-m", "easgd_cli", "train", "workers=2", "threads=1", "steps=2000", f"hydra.run.dir={run}"]
+    words += ["model=mlp", "model.hidden=[24]"]
     with subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         said = [next(line for line in process.stdout if "training begins" in line)]

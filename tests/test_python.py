@@ -51,13 +51,16 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def in_a_process(script: str, where: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The script by itself, as `python script.py`, with the tests' modules at hand."""
+def in_a_process(script: str, where: Path, fresh: bool = True) -> subprocess.CompletedProcess[str]:
+    """The script by itself, as `python script.py`, with the tests' modules at hand; or not `fresh`, as `python -m
+    script` in a process that may have imported everything (warm.py).
+    """
     (where / "script.py").write_text(textwrap.dedent(script))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     return subprocess.run(
-        [sys.executable, "script.py", *words], cwd=where, env=environment, capture_output=True, text=True, check=False
-    )
+        [sys.executable, *(["script.py"] if fresh else ["-m", "script"])],
+        cwd=where, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -539,7 +542,7 @@ def test_a_run_in_a_thread_ends_with_a_checkpoint_when_ctrl_c_has_ended_the_main
         os.kill(os.getpid(), signal.SIGINT)
         thread.join()
     """
-    said = in_a_process(script, here)
+    said = in_a_process(script, here, fresh=False)
     assert said.stdout == "Interrupted\n" and said.returncode == -signal.SIGINT
     run = easgd_cli.load(here / "ended")
     assert run.status == "interrupted" and (run.directory / "checkpoint").is_dir()
@@ -598,7 +601,7 @@ def test_every_block_of_docs_python_runs(here: Path) -> None:
     text = (ROOT / "docs" / "python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 4
-    said = in_a_process("\n".join(blocks), here)
+    said = in_a_process("\n".join(blocks), here, fresh=False)
     assert said.returncode == 0, said.stderr
 
 

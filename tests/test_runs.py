@@ -50,6 +50,8 @@ METHODS = {
 ROUNDS = ["sync_easgd", "sync_eamsgd", "gauss_seidel_easgd", "pull_then_step"]
 POLYAK = {"name": "polyak", "target": "easgd_cli.algorithms.average:Polyak"}
 MOVING = {"name": "moving", "target": "easgd_cli.algorithms.average:Moving", "rate": 0.1}
+# Its gradient costs four times that of the net that `settings` has.
+CONVNET = {"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"}
 
 
 def settings(algo: str, **values: Any) -> Settings:
@@ -60,7 +62,7 @@ def settings(algo: str, **values: Any) -> Settings:
         "eval": Eval(every="20 steps", train_images=100),
         "problem": {"name": "dataset", "target": "easgd_cli.problems.net:NetProblem"},
         "dataset": {"name": "digits", "target": "easgd_cli.data.digits:digits"},
-        "model": {"name": "small", "target": "easgd_cli.models.convnet_digits:ConvNetDigits"}, **values,
+        "model": {"name": "mlp", "target": "easgd_cli.models.mlp:MLP", "hidden": [24]}, **values,
     }  # fmt: skip
     return Settings(
         algo={"name": algo, "target": f"easgd_cli.algorithms:{METHODS[algo]}"},
@@ -103,7 +105,7 @@ def run(s: Settings, directory: Path, resume: bool = False) -> Outcome:
 @cache
 def four_workers(algo: str, kept: Path) -> tuple[Settings, Path]:
     """A run of four processes, made once. Its rate decays and it keeps an average."""
-    s, directory = settings(algo, gamma=1e-2, average=POLYAK), kept / f"four_{algo}"
+    s, directory = settings(algo, gamma=1e-2, average=POLYAK, model=CONVNET), kept / f"four_{algo}"
     assert run(s, directory).status == "completed"
     return s, directory
 
@@ -111,7 +113,7 @@ def four_workers(algo: str, kept: Path) -> tuple[Settings, Path]:
 @cache
 def one_worker(algo: str, kept: Path) -> tuple[Settings, Path]:
     """A run of one worker, made once. It keeps an average."""
-    s, directory = settings(algo, workers=1, average=MOVING), kept / f"one_{algo}"
+    s, directory = settings(algo, workers=1, average=MOVING, model=CONVNET), kept / f"one_{algo}"
     assert run(s, directory).status == "completed"
     return s, directory
 
@@ -160,7 +162,7 @@ def what_was_recorded(s: Settings, directory: Path) -> tuple[build.Experiment, l
 
 
 def test_processes_differentiate_in_bf16_and_repeat_bit_for_bit(tmp_path: Path) -> None:
-    s = settings("eamsgd", precision="bf16")
+    s = settings("eamsgd", precision="bf16", model=CONVNET)
     prepared, order, center = what_four_processes_did(s, tmp_path)
     driver = by_hand(s, prepared)
     driver.replay(order)
@@ -319,7 +321,7 @@ def test_a_profile_is_of_as_many_steps_of_one_worker_as_asked_for_and_shows_its_
     algo: str, steps: int, recorded: int, tmp_path: Path
 ) -> None:
     """Of a run that ends before, what there is of them. The run itself is the same."""
-    s = settings(algo, steps=steps, profile="7 steps")
+    s = settings(algo, steps=steps, profile="7 steps", model=CONVNET)
     assert run(s, tmp_path).status == "completed"
     assert [p.name for p in (tmp_path / "logs").glob("*trace*")] == ["trace_worker_00.json"]
     events = [
@@ -1040,13 +1042,16 @@ def test_sigquit_writes_where_every_process_is_into_its_log_and_the_run_goes_on(
 def test_a_process_that_makes_its_parts_imports_nothing_but_the_users_own_choice(tmp_path: Path) -> None:
     """What all processes need, their server has: each would pay for it."""
     s = settings("easgd", model={"name": "mlp", "target": "easgd_cli.models.mlp:MLP"})
-    child = Child("imported", imported.Imported, build.prepare(s).recipe, tmp_path / "log")
+    fork_server.end()
+    with warm.cold():  # the server that other tests have has imported all models
+        child = Child("imported", imported.Imported, build.prepare(s).recipe, tmp_path / "log")
     try:
         message, _ = child.channel.wait()
         assert message == {"kind": "imported", "modules": ["easgd_cli.models.mlp"]}
     finally:
         child.kill()
         child.close()
+        fork_server.end()
 
 
 def test_a_run_goes_on_without_the_server_that_its_processes_were_forked_from(tmp_path: Path) -> None:

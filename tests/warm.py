@@ -7,7 +7,8 @@ A command has its own number, session, directory, environment, descriptors, main
 differs in what it has imported, in its `ps` line, and in its parent.
 
 So are the processes of a sweep's jobs (`CHILDREN`), which end with their parent: they are children of whoever asked,
-also of a command that has itself been forked.
+also of a command that has itself been forked. And so is the server that the processes of a run in the tests' own
+process are forked from (`SERVER`): it costs 3 s of a processor, and every test that ends it has the next start another.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import io
 import json
 import os
+import pkgutil
 import resource
 import runpy
 import select
@@ -32,19 +35,28 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import util
 from typing import Any
 
+import composed_once
+
 Cold = subprocess.Popen
+_cold_server = util.spawnv_passfds  # type: ignore[attr-defined]
 PYTHON = sys.executable  # which a test may replace
 LONGEST = 1 << 20  # bytes of a request
 MODULES = (
-    "torch", "torch._dynamo", "hydra", "tensorboard.summary.writer.event_file_writer",
+    "torch", "torch._dynamo", "torch.distributed.optim", "hydra", "tensorboard.summary.writer.event_file_writer",
     "easgd_cli.commands.train", "easgd_cli.commands.join", "easgd_cli.commands.report", "easgd_cli.launcher.local",
     "easgd_cli.launcher.simulated", "easgd_cli.launcher.processes", "easgd_cli.launcher.stand_in",
-    "easgd_cli.training.evaluator", "easgd_cli.training.master", "easgd_cli.training.worker",
+    "easgd_cli.training.evaluator", "easgd_cli.training.master", "easgd_cli.training.worker", "rich._emoji_codes",
+    "torch.utils.serialization.config",
 )  # fmt: skip
+ROOMS = ("easgd_cli.algorithms", "easgd_cli.data", "easgd_cli.models", "easgd_cli.problems")
+COMPOSED: tuple[list[str], ...] = ([], ["problem=quadratic", "eta=0.1"], ["launcher=simulated", "hydra.run.dir=run"])
 COMMAND = "easgd_cli"
+LIKE_IT = (COMMAND, "script", "torch.distributed.run")  # `script`: a test's own, in its working directory
 CHILDREN = ("easgd_cli.sweeps.job_server", "easgd_cli.commands.sweep_job")
+SERVER = "from multiprocessing.forkserver import main; main("
 
 READ_AT_START = ("LC_", "LANG", "PYTHON", "OMP_", "MKL_", "ATEN_", "ONEDNN_", "CUDA_")
 
@@ -61,6 +73,25 @@ def begin() -> None:
     _at_start.update(_read(os.environ))
     _begins = {"env": dict(os.environ), "cwd": os.getcwd(), "stdin": subprocess.DEVNULL, "start_new_session": True}
     subprocess.Popen = Popen  # type: ignore[misc]
+    util.spawnv_passfds = _server  # type: ignore[attr-defined]
+
+
+def _server(path: Any, args: Any, passed: Any) -> int:
+    """In the place of multiprocessing's own, which starts its server and its tracker: only the server is forked."""
+    words = [PYTHON, "-c", os.fsdecode(args[-1])]  # not its flags, which are those of whoever forks it
+    forked = subprocess.Popen is Popen and words[2].startswith(SERVER)
+    if not forked or _read(os.environ) != _at_start or not os.path.isdir(os.getcwd()):
+        return _cold_server(path, args, passed)  # type: ignore[no-any-return]
+    passed = sorted(map(int, passed))
+    request = _request(words, dict(os.environ), child=True, passed=passed)
+    return _ask(request, [0, 1, 2, *passed])[0]
+
+
+def _request(words: list[str], environment: dict[str, str], cwd: Any = None, **more: Any) -> bytes:
+    mask = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+    usual = {"new_session": False, "inside": [], "child": False, "passed": [], "limited": None, "mask": mask}
+    where = os.fspath(cwd) if cwd else os.getcwd()
+    return json.dumps(usual | {"words": words, "cwd": where, "environment": environment} | more).encode()
 
 
 def _there() -> bool:
@@ -118,7 +149,9 @@ class Popen(Cold):  # type: ignore[type-arg]
         new_session = more[14]
         environment = dict(os.environ if env is None else env)
         inside, words = _namespaces(args)
-        child = words[2:3] != [COMMAND]
+        if words[:2] == [PYTHON, "-u"]:
+            words, environment = [PYTHON, *words[2:]], environment | {"PYTHONUNBUFFERED": "1"}
+        child = words[2:3] not in [[name] for name in LIKE_IT]
         limited = preexec_fn if isinstance(preexec_fn, Limited) else None
         if (
             executable
@@ -128,14 +161,12 @@ class Popen(Cold):  # type: ignore[type-arg]
         ):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)  # type: ignore[misc]
             return
-        request = json.dumps(
-            {"words": words, "cwd": os.fspath(cwd) if cwd else os.getcwd(), "environment": environment,
-             "new_session": bool(new_session), "inside": inside, "child": child, "passed": list(pass_fds),
-             "limited": limited and (limited.what, limited.most),
-             "mask": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]}
-        ).encode()  # fmt: skip
+        request = _request(
+            words, environment, cwd, new_session=bool(new_session), inside=inside, child=child, passed=list(pass_fds),
+            limited=limited and (limited.what, limited.most),
+        )  # fmt: skip
         given = [end if end != -1 else own for own, end in enumerate((p2cread, c2pwrite, errwrite))]
-        self.pid = _ask(self, request, [*given, *pass_fds])
+        self.pid, self._answer = _ask(request, [*given, *pass_fds])
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
         if self.pid < 0:
@@ -166,8 +197,10 @@ class Popen(Cold):  # type: ignore[type-arg]
         return self.returncode
 
 
-def _ask(asking: Popen, request: bytes, descriptors: list[int]) -> int:
-    """Has it forked; returns its number. By what is left open the end of one is told that is not a child of this."""
+def _ask(request: bytes, descriptors: list[int]) -> tuple[int, int | None]:
+    """Has it forked; returns its number, and a descriptor by which the end of one is told that is not a child of
+    this.
+    """
     answer, told = os.pipe()
     child = json.loads(request)["child"]
     with _one_at_a_time:
@@ -185,9 +218,7 @@ def _ask(asking: Popen, request: bytes, descriptors: list[int]) -> int:
             _adopts(False)
     if child:
         os.close(answer)
-    else:
-        asking._answer = answer
-    return pid
+    return pid, None if child else answer
 
 
 def _adopts(yes: bool) -> None:
@@ -196,24 +227,28 @@ def _adopts(yes: bool) -> None:
 
 
 def _namespaces(args: Any) -> tuple[list[str], list[str]]:
-    """Of `nsenter -t PID [-U --preserve-credentials] -n WORDS` the namespaces, and the words."""
+    """Of `nsenter -t PID [-U --preserve-credentials] [-n] [-m] WORDS` the namespaces, and the words."""
     words = [os.fspath(word) for word in args] if isinstance(args, (list, tuple)) else [os.fspath(args)]
-    if words[:2] != ["nsenter", "-t"] or "-n" not in words:
+    if words[:2] != ["nsenter", "-t"]:
         return [], words
-    at = words.index("-n") + 1
-    return [f"/proc/{words[2]}/ns/{kind}" for kind in (("user", "net") if "-U" in words else ("net",))], words[at:]
+    at, kinds = 3, []
+    while words[at].startswith("-"):
+        kinds += [kind for option, kind in (("-U", "user"), ("-n", "net"), ("-m", "mnt")) if words[at] == option]
+        at += 1
+    return [f"/proc/{words[2]}/ns/{kind}" for kind in kinds], words[at:]
 
 
 def _may_be_forked(words: list[str], environment: dict[str, str]) -> bool:
     """Whether a copy of the process with everything imported is what an interpreter would be."""
     if (_asks or _begins) is None or words[:2] != [PYTHON, "-m"] or _read(environment) != _at_start:
         return False
-    return words[2] in (COMMAND, *CHILDREN)
+    return words[2] in (*LIKE_IT, *CHILDREN)
 
 
 def _read(values: Any) -> dict[str, str]:
     """What of the environment an interpreter reads as it begins."""
-    return {k: v for k, v in values.items() if k.startswith(READ_AT_START) and k != "PYTHONPATH"}
+    own = ("PYTHONPATH", "PYTHONUNBUFFERED")  # of which a fork sees to itself
+    return {k: v for k, v in values.items() if k.startswith(READ_AT_START) and k not in own}
 
 
 # --- within the process that forks them ---
@@ -294,8 +329,13 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     for name, number, mode, errors in (("stdin", 0, "r", "strict"), ("stdout", 1, "w", "strict"),
                                        ("stderr", 2, "w", "backslashreplace")):  # fmt: skip
-        terminal = os.isatty(number)
-        stream = open(number, mode, buffering=1 if terminal or number == 2 else -1, encoding="utf-8", errors=errors)  # noqa: SIM115
+        if os.environ.get("PYTHONUNBUFFERED") and number:
+            raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115
+            stream = io.TextIOWrapper(raw, encoding="utf-8", errors=errors, write_through=True)  # type: ignore[arg-type]
+        else:
+            lines = os.isatty(number) or number == 2
+            buffering = 1 if lines else -1
+            stream = open(number, mode, buffering, "utf-8", errors, closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     words = request["words"]
@@ -314,7 +354,7 @@ def _run(words: list[str]) -> int:
     """The main module, and the end of an interpreter except that memory is not given back one object after another,
     which takes longer than most commands. Returns the exit status.
     """
-    status = 0
+    status, interrupted = 0, False
     try:
         sys.argv = words
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
@@ -324,8 +364,7 @@ def _run(words: list[str]) -> int:
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
     except KeyboardInterrupt:
         traceback.print_exc()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupted = True
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -336,6 +375,9 @@ def _run(words: list[str]) -> int:
             stream.flush()
         except (OSError, ValueError):
             status = 120
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     return status
 
 
@@ -345,6 +387,17 @@ def _main() -> None:
     asks.set_inheritable(False)
     for module in MODULES:
         importlib.import_module(module)
+    for room in ROOMS:
+        for found in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
+            importlib.import_module(found.name)
+    composed_once.begin()
+    from easgd_cli.commands.compose import composing
+    from easgd_cli.record import summary
+
+    with composing("config") as composed:
+        for words in COMPOSED:
+            composed(words)
+    summary.surroundings()  # asks git and uname once
     gc.collect()
     gc.freeze()  # what a collector looks at, it copies
     threads = os.listdir("/proc/self/task")
@@ -353,7 +406,10 @@ def _main() -> None:
     _become(request)
     sys.modules["warm"] = sys.modules["__main__"]
     words = request["words"][2:]
-    if words[0] == COMMAND and {"-m", "--multirun"} & set(words):
+    if words[0].startswith(SERVER):
+        exec(words[0], {"__name__": "__main__"})
+        os._exit(0)
+    if words[0] in LIKE_IT and {"-m", "--multirun"} & set(words):  # it will start others
         _asks, its = _pair()
         _at_start.update(_read(os.environ))
         if not os.fork():
