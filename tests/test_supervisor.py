@@ -493,7 +493,8 @@ class World:
                 self.snapshot_asked = False
         elif p.party not in self.finals or (self.alone and self.owner_final is None):
             self.losses[p.party] += 1
-            self.lost.setdefault(p.party, how)
+            if p.party not in self.lost or p.party in self.away:
+                self.lost[p.party] = how
             self.away.discard(p.party)
             ending = self.stop_at is not None or (self.rounds and self.finals)
             if began and not refused and not ending and self._lives_again(p.party, self.heard[p.party]):
