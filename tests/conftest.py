@@ -29,8 +29,9 @@ import yaml
 from easgd_cli.__main__ import main
 from easgd_cli.commands import hydra_job
 from easgd_cli.experiment import build
-from easgd_cli.launcher import fork_server, kinds
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.processes import fork_server
 from easgd_cli.record import checkpoint
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
 from easgd_cli.settings.schema import Settings

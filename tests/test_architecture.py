@@ -68,6 +68,21 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+# Of the launcher's rooms, from the top; what is no room of it stands above or below all of them.
+IN_LAUNCHER = [{"hosts"}, {"processes", "virtual"}, {"supervisor"}, {"journal"}]
+
+
+def test_the_supervisor_knows_neither_processes_nor_the_virtual_clock() -> None:
+    for path in (PACKAGE / "launcher").rglob("*/*.py"):
+        own = path.parent.name
+        mine = next(i for i, rooms in enumerate(IN_LAUNCHER) if own in rooms)
+        for name in imports(path):
+            parts = name.split(".")
+            theirs = next((i for i, rooms in enumerate(IN_LAUNCHER) if parts[2:] and parts[2] in rooms), None)
+            if parts[:2] == ["easgd_cli", "launcher"] and theirs is not None and parts[2] != own:
+                assert theirs > mine, f"launcher/{own}/{path.name} imports {name}, which does not lie below it"
+
+
 def layer(name: str) -> int | None:
     return next((i for i, names in enumerate(LAYERS) if name in names), None)
 
@@ -92,7 +107,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 DISTRIBUTED = (
     "transport/collective.py", "transport/meeting.py", "training/data_parallel.py", "training/peers.py",
-    "launcher/torchrun.py", "launcher/gloo.py",
+    "launcher/hosts/torchrun.py", "launcher/hosts/gloo.py",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from easgd_cli.data.synthetic import synthetic
 from easgd_cli.errors import RunError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.launcher.processes import Child
+from easgd_cli.launcher.processes.child import Child
 from easgd_cli.problems.batches import Batches
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption

@@ -42,8 +42,8 @@ from easgd_cli.__main__ import main
 from easgd_cli.algorithms import AllReduce, DiLoCo, Method, SyncEASGD
 from easgd_cli.algorithms.base import CENTER
 from easgd_cli.experiment import build
-from easgd_cli.launcher import local
 from easgd_cli.launcher.job import Job, Outcome
+from easgd_cli.launcher.processes import local
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Round

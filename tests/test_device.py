@@ -25,7 +25,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import Method, Worker
 from easgd_cli.data.images import Images
 from easgd_cli.experiment import build
-from easgd_cli.launcher import fork_server
+from easgd_cli.launcher.processes import fork_server
 from easgd_cli.record.reader import checkpoints
 from easgd_cli.settings.schema import Eval, Settings
 from easgd_cli.training import drive

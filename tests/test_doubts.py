@@ -23,7 +23,7 @@ from easgd_cli.data.given import as_dataset
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build, checks
 from easgd_cli.launcher.job import Job
-from easgd_cli.launcher.local import launch
+from easgd_cli.launcher.processes.local import launch
 from easgd_cli.problems.flat import Flat
 from easgd_cli.settings.targets import convert
 

@@ -23,7 +23,7 @@ from easgd_cli.__main__ import main
 from easgd_cli.algorithms import EASGDTree, GossipPull
 from easgd_cli.commands import replay
 from easgd_cli.errors import UsageError
-from easgd_cli.launcher.watch import Watch
+from easgd_cli.launcher.processes.watch import Watch
 from easgd_cli.settings import faults
 from easgd_cli.settings.schema import Checkpoint, Settings, check
 from easgd_cli.training.faults import Rejoin, Watched, WatchedSession

@@ -23,9 +23,9 @@ import torch
 from test_runs import POLYAK, recorded_order, run, settings
 from test_simulated import on_a_function, virtual
 
-from easgd_cli.launcher import disk_estimate
-from easgd_cli.launcher.checkpoint_writer import CheckpointWriter
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.launcher.journal import disk_estimate
+from easgd_cli.launcher.journal.checkpoint_writer import CheckpointWriter
 from easgd_cli.record import checkpoint, reader
 from easgd_cli.record.append_file import AppendFile
 from easgd_cli.record.checkpoint import Checkpoint as Resumed

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from easgd_cli.algorithms import EASGD, SyncEASGD
-from easgd_cli.launcher import virtual_master
-from easgd_cli.launcher.virtual_master import SERVE, VirtualMaster
+from easgd_cli.launcher.virtual import master as virtual_master
+from easgd_cli.launcher.virtual.master import SERVE, VirtualMaster
 from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Each, Gathering, Recorded, Round
 from easgd_cli.training.returning import Progress, Returning

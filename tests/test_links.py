@@ -5,8 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from easgd_cli.launcher.links import HostLink, Links
-from easgd_cli.launcher.probe import Carries
+from easgd_cli.launcher.journal.links import Carries, HostLink, Links
 from easgd_cli.training.snapshot import Moment
 
 

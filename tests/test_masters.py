@@ -45,7 +45,7 @@ from easgd_cli.commands.replay import _refuse_half_exchanges
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
-from easgd_cli.launcher.masters import Masters
+from easgd_cli.launcher.processes.masters import Masters
 from easgd_cli.record.reader import Entries, by_variable, read_order
 from easgd_cli.record.row_reader import returns_of
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings, check

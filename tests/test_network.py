@@ -25,13 +25,13 @@ from easgd_cli import __version__
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.bench.network import Costs, proposed
 from easgd_cli.errors import UsageError
-from easgd_cli.launcher import probe
-from easgd_cli.launcher.agent import Agent
 from easgd_cli.launcher.distributed import Distributed, _check_slices
-from easgd_cli.launcher.door import AGENT, MASTER, ROLE, SESSION, WORKER, Door, called
-from easgd_cli.launcher.far_children import FarChildren, Here, Waits
-from easgd_cli.launcher.gate import Arrived, Gate
-from easgd_cli.launcher.parties import Process
+from easgd_cli.launcher.hosts import probe
+from easgd_cli.launcher.hosts.agent import Agent
+from easgd_cli.launcher.hosts.door import AGENT, MASTER, ROLE, SESSION, WORKER, Door, called
+from easgd_cli.launcher.hosts.far_children import FarChildren, Here, Waits
+from easgd_cli.launcher.hosts.gate import Arrived, Gate
+from easgd_cli.launcher.supervisor.parties import Process
 from easgd_cli.settings import schema as settings
 from easgd_cli.system import network
 from easgd_cli.system.shared_memory import SharedTensors
@@ -363,7 +363,7 @@ def test_a_worker_that_is_started_again_has_its_slot_while_the_one_before_still_
     def place(host: Any, of: Any, ticket: int) -> Any:
         return SimpleNamespace(of=of, is_alive=lambda: True, leave=lambda: None)
 
-    monkeypatch.setattr("easgd_cli.launcher.agent.Place", place)
+    monkeypatch.setattr("easgd_cli.launcher.hosts.agent.Place", place)
     agent: Any = Agent.__new__(Agent)
     agent._places, agent._filled = 2, {}
     for worker in (1, 2, 2, 1):

@@ -129,13 +129,13 @@ def test_a_launcher_that_is_killed_while_it_asks_for_a_process_leaves_no_word(
 import os, signal
 import loose
 from multiprocessing import reduction
-from easgd_cli.launcher import fork_server
-fork_server._PRELOAD = ["loose", "easgd_cli.launcher.server_process", "at_once"]
+from easgd_cli.launcher.processes import fork_server
+fork_server._PRELOAD = ["loose", "easgd_cli.launcher.processes.server_process", "at_once"]
 {killed}
 fork_server.Process("easgd-worker", print, ("well",))
 """
     (tmp_path / "at_once.py").write_text(
-        "from easgd_cli.launcher.server_process import make_ready\nmake_ready()"
+        "from easgd_cli.launcher.processes.server_process import make_ready\nmake_ready()"
     )  # without torch
     said = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60,

@@ -34,7 +34,7 @@ from torch.utils.data import TensorDataset
 import easgd_cli
 from easgd_cli.__main__ import main
 from easgd_cli.commands import compose, configs
-from easgd_cli.launcher import fork_server
+from easgd_cli.launcher.processes import fork_server
 from easgd_cli.python import keywords
 from easgd_cli.python.here import _screen
 from easgd_cli.randomness import INIT, seeded

@@ -344,7 +344,7 @@ def settings(algo: str = "EASGD", **values: Any) -> Settings:
     return Settings(
         algo={"name": algo.lower(), "target": f"easgd_cli.algorithms:{algo}"},
         schedule={"name": "decay", "target": "easgd_cli.algorithms.schedule:Decay"},
-        launcher={"name": "local", "target": "easgd_cli.launcher.local:launch"},
+        launcher={"name": "local", "target": "easgd_cli.launcher.processes.local:launch"},
         **given,
     )
 

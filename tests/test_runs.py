@@ -27,12 +27,12 @@ from torch import Tensor
 
 from easgd_cli.errors import RunError
 from easgd_cli.experiment import build
-from easgd_cli.launcher import fork_server
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.launcher.journal import Journal
-from easgd_cli.launcher.local import Processes, launch
-from easgd_cli.launcher.parties import Patience
-from easgd_cli.launcher.processes import Child
+from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.processes import fork_server
+from easgd_cli.launcher.processes.child import Child
+from easgd_cli.launcher.processes.local import Processes, launch
+from easgd_cli.launcher.supervisor.parties import Patience
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.net import NetProblem
 from easgd_cli.record.checkpoint import steps_taken
@@ -67,7 +67,7 @@ def settings(algo: str, **values: Any) -> Settings:
     return Settings(
         algo={"name": algo, "target": f"easgd_cli.algorithms:{METHODS[algo]}"},
         schedule={"name": "decay", "target": "easgd_cli.algorithms.schedule:Decay"},
-        launcher={"name": "local", "target": "easgd_cli.launcher.local:launch"},
+        launcher={"name": "local", "target": "easgd_cli.launcher.processes.local:launch"},
         **given,
     )
 
@@ -847,7 +847,7 @@ def test_an_evaluator_that_keeps_dying_stops_the_run_but_loses_nothing(tmp_path:
 def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=1.5))
+    monkeypatch.setattr("easgd_cli.launcher.processes.local._PATIENCE", Patience(usual=1.5))
     s = unhurried("easgd", checkpoint=Checkpoint(every="100 steps"))
 
     def freeze(pids: dict[str, int]) -> None:
@@ -868,7 +868,7 @@ def test_a_silent_worker_does_not_keep_checkpoints_from_being_written(
 def test_a_run_that_has_its_result_does_not_wait_for_a_silent_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=4.0))
+    monkeypatch.setattr("easgd_cli.launcher.processes.local._PATIENCE", Patience(usual=4.0))
     s = unhurried("eamsgd", until={"test_error": 15.0}, batch_size=32)
     outcome = disturbed(s, tmp_path, lambda pids: os.kill(pids["worker_02"], signal.SIGSTOP), lambda _: True)
     assert (outcome.status, outcome.exit_code) == ("completed", 0)
@@ -889,7 +889,7 @@ def test_one_worker_that_is_silent_when_its_level_is_reached_costs_nothing_of_th
     """It owns what is kept at an end, so there is no checkpoint of that, but the center that reached the level is
     saved.
     """
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(usual=0.5))
+    monkeypatch.setattr("easgd_cli.launcher.processes.local._PATIENCE", Patience(usual=0.5))
     s = unhurried("msgd", until={"test_error": 50.0}, batch_size=32)
     evaluated = Journal.evaluation
 
@@ -927,7 +927,7 @@ def test_a_worker_that_cannot_be_woken_does_not_take_the_others_of_its_round_wit
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_woken: None
 ) -> None:
     """They wait for its message when the end comes, and are given theirs back."""
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=4.0))
+    monkeypatch.setattr("easgd_cli.launcher.processes.local._PATIENCE", Patience(interrupted=4.0))
 
     def freeze_and_interrupt(pids: dict[str, int]) -> None:
         os.kill(pids["worker_02"], signal.SIGSTOP)
@@ -956,7 +956,7 @@ def frozen_master(s: Settings, directory: Path) -> Outcome:
 def test_another_master_keeps_the_center_of_one_that_cannot_be_woken(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_woken: None
 ) -> None:
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=8.0))
+    monkeypatch.setattr("easgd_cli.launcher.processes.local._PATIENCE", Patience(interrupted=8.0))
     s = unhurried(algo, checkpoint=Checkpoint(every="40 steps"), max_restarts=3)
     outcome = frozen_master(s, tmp_path)
     assert (outcome.status, outcome.exit_code, outcome.reason) == ("interrupted", 130, "SIGINT received")
@@ -971,7 +971,7 @@ def test_a_master_that_cannot_be_woken_is_not_blamed_for_the_signal_that_ended_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_woken: None
 ) -> None:
     """Where no other goes on with its center."""
-    monkeypatch.setattr("easgd_cli.launcher.local._PATIENCE", Patience(interrupted=2.0))
+    monkeypatch.setattr("easgd_cli.launcher.processes.local._PATIENCE", Patience(interrupted=2.0))
     outcome = frozen_master(unhurried("easgd", checkpoint=Checkpoint(every="40 steps"), max_restarts=0), tmp_path)
     assert (outcome.status, outcome.exit_code, outcome.summary["lost"]) == ("interrupted", 130, {})
     assert outcome.reason is not None and "SIGKILL" not in outcome.reason and "resume=" in outcome.reason

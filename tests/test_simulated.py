@@ -32,10 +32,11 @@ from test_runs import (
 
 from easgd_cli.algorithms import EASGD, Exchange, Gradient, Rule, Worker
 from easgd_cli.experiment import build
-from easgd_cli.launcher import kinds, simulated
+from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Simulated
 from easgd_cli.launcher.signals import Signals
+from easgd_cli.launcher.virtual import simulated
 from easgd_cli.record import reader
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.training.drive import ByHand

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from easgd_cli.launcher.stand_in import StandIn, StandInStart
+from easgd_cli.launcher.hosts.stand_in import StandIn, StandInStart
 from easgd_cli.system.channel import Channel
 from easgd_cli.transport.base import SessionEnded
 from easgd_cli.transport.connection import Connection

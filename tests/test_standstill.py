@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from easgd_cli.launcher.parties import EVALUATOR, MASTER, Party
-from easgd_cli.launcher.standstill import Silent, Standstill, State, state_of
+from easgd_cli.launcher.processes.standstill import Silent, Standstill, State, state_of
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Party
 
 
 def looks(

@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.launcher.journal import Journal
-from easgd_cli.launcher.levels import Levels
-from easgd_cli.launcher.parties import (
+from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.levels import Levels
+from easgd_cli.launcher.journal.snapshot_queue import InPlace, Snapshot, SnapshotQueue
+from easgd_cli.launcher.journal.system_rows import SystemRows
+from easgd_cli.launcher.supervisor.parties import (
     EVALUATOR,
     MASTER,
     Begin,
@@ -46,9 +48,7 @@ from easgd_cli.launcher.parties import (
     Wake,
     title,
 )
-from easgd_cli.launcher.snapshot_queue import InPlace, Snapshot, SnapshotQueue
-from easgd_cli.launcher.supervisor import Plan, Supervisor
-from easgd_cli.launcher.system_rows import SystemRows
+from easgd_cli.launcher.supervisor.supervisor import Plan, Supervisor
 from easgd_cli.problems.classification import METRICS
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.record.metrics import worker_name

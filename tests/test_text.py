@@ -16,7 +16,7 @@ from easgd_cli.data.text import text
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher.job import Job
-from easgd_cli.launcher.local import launch
+from easgd_cli.launcher.processes.local import launch
 from easgd_cli.models.gpt import GPT, _turned, _turns
 from easgd_cli.settings.schema import Eval
 

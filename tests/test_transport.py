@@ -30,9 +30,9 @@ from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import WIRES, OnTheWire
-from easgd_cli.launcher.door import SESSION, Door
-from easgd_cli.launcher.far_sessions import ComingIn, GoingOut
-from easgd_cli.launcher.hosted import HostedMaster
+from easgd_cli.launcher.hosts.door import SESSION, Door
+from easgd_cli.launcher.hosts.far_sessions import ComingIn, GoingOut
+from easgd_cli.launcher.hosts.hosted import HostedMaster
 from easgd_cli.settings.schema import Eval
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors

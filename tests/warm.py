@@ -46,10 +46,10 @@ PYTHON = sys.executable  # which a test may replace
 LONGEST = 1 << 20  # bytes of a request
 MODULES = (
     "torch", "torch._dynamo", "torch.distributed.optim", "hydra", "tensorboard.summary.writer.event_file_writer",
-    "easgd_cli.commands.train", "easgd_cli.commands.join", "easgd_cli.commands.report", "easgd_cli.launcher.local",
-    "easgd_cli.launcher.simulated", "easgd_cli.launcher.processes", "easgd_cli.launcher.stand_in",
-    "easgd_cli.training.evaluator", "easgd_cli.training.master", "easgd_cli.training.worker", "rich._emoji_codes",
-    "torch.utils.serialization.config",
+    "easgd_cli.commands.train", "easgd_cli.commands.join", "easgd_cli.commands.report",
+    "easgd_cli.launcher.processes.local", "easgd_cli.launcher.virtual.simulated",
+    "easgd_cli.launcher.processes.child", "easgd_cli.launcher.hosts.stand_in", "easgd_cli.training.evaluator",
+    "easgd_cli.training.master", "easgd_cli.training.worker", "rich._emoji_codes", "torch.utils.serialization.config",
 )  # fmt: skip
 ROOMS = ("easgd_cli.algorithms", "easgd_cli.data", "easgd_cli.models", "easgd_cli.problems")
 COMPOSED: tuple[list[str], ...] = ([], ["problem=quadratic", "eta=0.1"], ["launcher=simulated", "hydra.run.dir=run"])
@@ -418,7 +418,7 @@ def _main() -> None:
             its.close()
     if words[0] not in CHILDREN[:1]:
         # the processes of a run are forked from a copy of this one as it is now
-        from easgd_cli.launcher import fork_server
+        from easgd_cli.launcher.processes import fork_server
 
         fork_server.begin_here()
     subprocess.Popen = Popen  # type: ignore[misc]

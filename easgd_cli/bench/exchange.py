@@ -23,7 +23,7 @@ import torch
 from easgd_cli.algorithms import slices
 from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.bench.measure import Row, alternate, rate
-from easgd_cli.launcher.processes import Child
+from easgd_cli.launcher.processes.child import Child
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.files import scratch_directory
 from easgd_cli.system.shared_memory import SharedTensors

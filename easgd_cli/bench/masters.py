@@ -17,9 +17,9 @@ from functools import partial
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.bench.measure import Row, number
 from easgd_cli.bench.network import ALGO, Session, accepted, ask_gloo, dismiss, joined, spread, together
-from easgd_cli.launcher.far_end import SILENCE, Mastered, exchange, link_of, memory_of
-from easgd_cli.launcher.far_sessions import GoingOut
-from easgd_cli.launcher.gloo import Gloo
+from easgd_cli.launcher.hosts.far_end import SILENCE, Mastered, exchange, link_of, memory_of
+from easgd_cli.launcher.hosts.far_sessions import GoingOut
+from easgd_cli.launcher.hosts.gloo import Gloo
 from easgd_cli.transport.connection import Connection
 from easgd_cli.transport.shared import SharedWorkerEnd
 from easgd_cli.transport.turn import Turn, turns

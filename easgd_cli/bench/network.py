@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from easgd_cli.bench.measure import Row, number
 from easgd_cli.errors import RunError
-from easgd_cli.launcher.door import AGENT, HELLO_SECONDS, ROLE
-from easgd_cli.launcher.far_end import SILENCE, Mastered, link_of, memory_of
-from easgd_cli.launcher.gloo import Gloo
+from easgd_cli.launcher.hosts.door import AGENT, HELLO_SECONDS, ROLE
+from easgd_cli.launcher.hosts.far_end import SILENCE, Mastered, link_of, memory_of
+from easgd_cli.launcher.hosts.gloo import Gloo
 from easgd_cli.transport.connection import Connection, Refused, Sort, answer, read_exactly
 from easgd_cli.transport.relay import WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd

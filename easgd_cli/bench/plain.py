@@ -18,7 +18,7 @@ from easgd_cli.data.dataset import Batch, Dataset
 from easgd_cli.data.nest import called
 from easgd_cli.errors import RunError
 from easgd_cli.experiment import build
-from easgd_cli.launcher.processes import Child, PartyMaker
+from easgd_cli.launcher.processes.child import Child, PartyMaker
 from easgd_cli.problems.batches import Batches
 from easgd_cli.problems.net import outputs_as
 from easgd_cli.problems.precision import autocast, compiled, use_tf32

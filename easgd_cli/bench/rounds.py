@@ -16,8 +16,8 @@ from torch import Tensor
 
 from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.bench.measure import Row
-from easgd_cli.launcher.gloo import BUCKET
-from easgd_cli.launcher.processes import Child
+from easgd_cli.launcher.hosts.gloo import BUCKET
+from easgd_cli.launcher.processes.child import Child
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.files import scratch_directory
 from easgd_cli.system.shared_memory import AnonymousFile, SharedTensors

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from easgd_cli.errors import RunError, UsageError
-from easgd_cli.launcher.torchrun import World
+from easgd_cli.launcher.hosts.torchrun import World
 from easgd_cli.system import network
 from easgd_cli.system.terminal import help_text, tell
 
@@ -69,7 +69,7 @@ def _take_part(where: str, places: int | None, masters: int, wait: float) -> NoR
     host, port = network.split("join ", where)
     address = network.resolved(f"join {where}", host)
     secret = network.secret(f"join {where}", address)
-    from easgd_cli.launcher import agent  # here, since it loads torch
+    from easgd_cli.launcher.hosts import agent  # here, since it loads torch
 
     places = agent.usual_places() if places is None else places
     status, part = 0, None

@@ -34,8 +34,8 @@ from easgd_cli.commands import (
 )
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
-from easgd_cli.launcher import torchrun
 from easgd_cli.launcher.distributed import followed
+from easgd_cli.launcher.hosts import torchrun
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.system.terminal import tell, with_command
 

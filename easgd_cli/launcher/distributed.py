@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from easgd_cli.algorithms.base import CENTER
 from easgd_cli.algorithms.wire import SHARING
 from easgd_cli.errors import UsageError
-from easgd_cli.launcher import kinds, torchrun
+from easgd_cli.launcher import kinds
+from easgd_cli.launcher.hosts import torchrun
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import network
@@ -24,8 +25,8 @@ from easgd_cli.system.terminal import tell
 if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
     from easgd_cli.experiment.build import Experiment
+    from easgd_cli.launcher.hosts.torchrun import World
     from easgd_cli.launcher.job import Job, Outcome
-    from easgd_cli.launcher.torchrun import World
 
 _LOOPBACK = "127.0.0.1"
 _LONGEST_SILENCE = 86400.0
@@ -125,7 +126,7 @@ class Distributed:
         return _places(s.launcher.get("here"))
 
     def begin(self) -> None:
-        from easgd_cli.launcher import fork_server
+        from easgd_cli.launcher.processes import fork_server
 
         self.listen()
         fork_server.begin()
@@ -169,9 +170,9 @@ class Distributed:
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher import driver
-        from easgd_cli.launcher.far_children import FarChildren, Here, Waits
-        from easgd_cli.launcher.gate import Gate
-        from easgd_cli.launcher.local import Processes
+        from easgd_cli.launcher.hosts.far_children import FarChildren, Here, Waits
+        from easgd_cli.launcher.hosts.gate import Gate
+        from easgd_cli.launcher.processes.local import Processes
         from easgd_cli.system.devices import worker_threads
 
         s = experiment.settings

@@ -92,12 +92,12 @@ class Local:
         check_transport(s, method)
 
     def begin(self) -> None:
-        from easgd_cli.launcher import fork_server
+        from easgd_cli.launcher.processes import fork_server
 
         fork_server.begin()  # torch is imported there meanwhile
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
-        from easgd_cli.launcher.local import launch
+        from easgd_cli.launcher.processes.local import launch
 
         return launch(job, experiment, self.collective)
 
@@ -149,6 +149,6 @@ class Simulated(CostModel):
         """Nothing takes long."""
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
-        from easgd_cli.launcher.simulated import launch
+        from easgd_cli.launcher.virtual.simulated import launch
 
         return launch(job, experiment, self)

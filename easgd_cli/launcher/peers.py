@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easgd_cli.errors import UsageError
-from easgd_cli.launcher import torchrun
+from easgd_cli.launcher.hosts import torchrun
 from easgd_cli.launcher.kinds import Local
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class DataParallel:
             )
 
     def begin(self) -> None:
-        from easgd_cli.launcher import fork_server
+        from easgd_cli.launcher.processes import fork_server
 
         fork_server.begin()
 
@@ -67,7 +67,7 @@ class DataParallel:
                 raise UsageError(f"{here} {key}={given}: {why}; leave out {key}=.")
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
-        from easgd_cli.launcher.peer_processes import launch
+        from easgd_cli.launcher.processes.peer_processes import launch
 
         if not hasattr(experiment.problem, "wrapped"):
             s = experiment.settings

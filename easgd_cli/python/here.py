@@ -17,9 +17,9 @@ import torch
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Experiment
-from easgd_cli.launcher import fork_server
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
+from easgd_cli.launcher.processes import fork_server
 from easgd_cli.python.handed import InheritedRecipe, SentRecipe, unsendable
 from easgd_cli.python.run import Failed, Interrupted, Run
 from easgd_cli.record.display import LineScreen, Screen, nowhere

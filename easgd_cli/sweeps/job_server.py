@@ -35,7 +35,8 @@ def main(parent: int, descriptor: int, cores: list[int], program: str) -> None:
     interruption.end_with(parent, signal.SIGKILL)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    from easgd_cli.launcher import fork_server, local, simulated  # noqa: F401
+    from easgd_cli.launcher.processes import fork_server
+    from easgd_cli.launcher.virtual import simulated  # noqa: F401
 
     run = importlib.import_module(program)
     os.set_inheritable(descriptor, False)

@@ -1,0 +1,1 @@
+"""Other machines: how they come in, and what stands here for what is there."""

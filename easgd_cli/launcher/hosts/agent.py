@@ -1,0 +1,213 @@
+"""What a host does for a run that is led from another one: it offers places, and fills them with workers and masters as
+it is told. Each is a process of this machine, as everywhere; what it says goes to its stand-in on the first host.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from easgd_cli import __version__
+from easgd_cli.errors import RunError, UsageError, why
+from easgd_cli.experiment.build import Experiment
+from easgd_cli.launcher.hosts import probe
+from easgd_cli.launcher.hosts.door import AGENT, CONNECT_SECONDS, SESSION, Door, called
+from easgd_cli.launcher.hosts.far_end import FarEnd, FarMaster, memory_of
+from easgd_cli.launcher.hosts.hosted import HostedMaster, HostedWorker, Place, Workplace
+from easgd_cli.launcher.processes import fork_server
+from easgd_cli.launcher.supervisor.parties import Process, master_at
+from easgd_cli.system import interruption, network
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.system.terminal import printable, tell
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+
+if TYPE_CHECKING:
+    from easgd_cli.launcher.hosts.gloo import FarGloo
+
+_AGAIN_SECONDS = 0.5  # between two
+_LEAVING_SECONDS = 10.0  # a signal goes to all hosts of a run: how long it may take to end for that reason
+
+
+class Over(RunError):
+    """Nobody listens any more where a host has taken part: no further run follows."""
+
+
+class Agent:
+    """This machine's part of a run, with so many `places` for workers and `masters`. `address`: where its first host is
+    reached, within `wait` seconds; `prepare`: makes the experiment of settings, for so many workers and masters.
+    `again`: whether it has been in a run there which another follows; after this one it `stays` for one more, or not.
+    Raises UsageError and RunError: Over where none has followed.
+    """
+
+    def __init__(
+        self, address: tuple[str, int], secret: bytes, places: int, masters: int, wait: float,
+        prepare: Callable[[dict[str, Any], int, int], Experiment], again: bool = False,
+    ):  # fmt: skip
+        self._again, self.stays = again, False
+        self._address, self._secret, self._places, self._masters = address, secret, places, masters
+        self.where = f"{address[0]}:{address[1]}"
+        self._prepare = prepare
+        self._connection = Connection(self._called(wait), CONNECT_SECONDS * 2, probe.MOST)
+        self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
+        self._host: Workplace | None = None
+        self._filled: dict[Process, Place] = {}
+        self._door: Door | None = None  # where its masters' sessions come in
+        self._ends: list[FarEnd | FarMaster | FarGloo] = []  # of what is measured
+        self._vectors: dict[int, SharedTensors] = {}  # and its vectors
+
+    def _called(self, wait: float) -> socket.socket:
+        """A connection there; whoever listens may come a little later."""
+        ends = time.monotonic() + wait
+        while True:
+            try:
+                return called(self._address, self._secret, CONNECT_SECONDS, AGENT)
+            except Refused as e:
+                raise UsageError(f"{self.where}: {e}; EASGD_SECRET is to be the same on all hosts of a run.") from e
+            except OSError as e:
+                if self._again and isinstance(e, ConnectionRefusedError):
+                    raise Over(f"{self.where}: no further run follows there.") from e
+                if time.monotonic() > ends:
+                    raise RunError(
+                        f"{self.where}: no run is reached there ({why(e)}); is it under way, and is that its address?"
+                    ) from e
+                time.sleep(_AGAIN_SECONDS)
+
+    def run(self) -> int:
+        """Until the run has ended; its exit status. Raises UsageError and RunError."""
+        offers = {"places": self._places, "masters": self._masters}
+        self._connection.say({"kind": "host", "name": socket.gethostname(), **offers, "version": __version__})
+        threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            with interruption.noted() as came:
+                return self._serve(came)
+        finally:
+            if self._door is not None:
+                self._door.close()
+            for place in self._filled.values():
+                place.leave()
+            for place in self._filled.values():
+                place.join(CONNECT_SECONDS)
+            for end in self._ends:
+                end.end()
+            self._connection.close()
+
+    def _serve(self, came: list[int]) -> int:
+        leaves: float | None = None
+        while True:
+            if came and leaves is None:
+                leaves = time.monotonic() + _LEAVING_SECONDS
+                tell(f"leaving the run, unless it ends within {_LEAVING_SECONDS:g} s; once more to leave at once")
+            # of those that have ended the memory is not kept
+            self._filled = {party: place for party, place in self._filled.items() if place.is_alive()}
+            if len(came) > 1 or (leaves is not None and time.monotonic() > leaves):
+                return 128 + came[0]
+            with suppress(queue.Empty):
+                heard = self._heard.get(timeout=0.2)
+                if isinstance(heard, ConnectionEnded):
+                    raise RunError(f"the run at {self.where} is lost: {heard}.")
+                if (status := self._hear(heard)) is not None:
+                    return status
+
+    def _hear(self, message: dict[str, Any]) -> int | None:
+        kind = message["kind"]
+        if kind == "run":
+            self._begin(message)
+        elif kind == "refused":
+            raise UsageError(f"{self.where}: {message['why']}.")
+        elif kind == "start" and self._host is not None:
+            self._fill(self._host, message)
+        elif kind == "measure":
+            number = int(message["number"])  # sessions of one number use its vectors one after another
+            if number not in self._vectors:
+                self._vectors[number] = memory_of(int(message["size"]))
+            self._ends.append(FarEnd(self._address, self._secret, self._vectors[number], message))
+        elif kind == "serve":
+            size, workers = int(message["size"]), int(message["workers"])
+            own, algo = self._connection.own_address, message["algo"]
+            self._ends.append(master := FarMaster(own, self._secret, size, workers, algo))
+            self._connection.say({"kind": "serves", "port": master.port})
+        elif kind == "gloo":
+            from easgd_cli.launcher.hosts.gloo import FarGloo  # here, since hosts of runs have no use for it
+
+            store = (self._address[0], int(message["port"]))
+            which = int(message["rank"]), int(message["ranks"])
+            self._ends.append(FarGloo(self._connection.own_address, store, int(message["size"]), *which))
+        elif kind == "end":
+            self.stays = bool(message.get("again"))
+            tell(f"the run at {self.where} has ended: {printable(str(message['status']))}")
+            return int(message["exit_code"])
+        return None
+
+    def _fill(self, host: Workplace, message: Mapping[str, Any]) -> None:
+        """A worker or a master is to be here."""
+        hosted: HostedWorker | HostedMaster
+        if "worker" in message:
+            worker = int(message["worker"])
+            others = {place.of.slot for party, place in self._filled.items() if party != worker and place.is_alive()}
+            slot = next((i for i in range(self._places) if i not in others), 0)
+            hosted = HostedWorker(host, worker, slot)
+        else:
+            hosted = HostedMaster(host, int(message["master"]))
+        if (before := self._filled.get(hosted.party)) is not None:
+            before.leave()
+        self._filled[hosted.party] = Place(host, hosted, int(message["ticket"]))
+
+    def _cannot(self, ticket: int, text: str) -> None:
+        self._connection.say({"kind": "cannot", "ticket": ticket, "text": text})
+
+    def _enters(self, sock: socket.socket, address: str, role: int, worker: int, place: int) -> None:
+        """A worker's session with a master of this host."""
+        filled = self._filled.get(master_at(place))
+        if role == SESSION and filled is not None and isinstance(filled.of, HostedMaster):
+            filled.of.admit(worker, sock)
+        else:
+            sock.close()
+
+    def _begin(self, message: Mapping[str, Any]) -> None:
+        """Makes everything that its workers need, and says so."""
+        self._connection.be_patient(float(message["silence"]))
+        try:
+            experiment = self._prepare(message["settings"], self._places, self._masters)
+            fork_server.begin()
+            recipe = experiment.recipe.shared()
+        except UsageError as e:
+            self._connection.say({"kind": "failed", "text": str(e)})
+            self._connection.finish(CONNECT_SECONDS)
+            raise
+        self._host = Workplace(
+            self._address, self._secret, float(message["silence"]), experiment, recipe, self._places, self._cannot
+        )
+        dtype, port = str(experiment.dtype).removeprefix("torch."), None
+        if self._host.masters_elsewhere:
+            listener = network.listener("join", self._connection.own_address, 0)
+            self._door, port = Door(listener, self._secret, self._enters), listener.getsockname()[1]
+        self._connection.say({"kind": "ready", "size": experiment.size, "dtype": dtype, "port": port})
+        tell(f"this host offers {self._places} places to the run at {self.where}")
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                sort, text, count = self._connection.next()
+                if sort is Sort.PROBE:
+                    probe.answer(self._connection, text, count)
+                else:
+                    message, _ = self._connection.message(text)
+                    if message["kind"] == "end":
+                        self._connection.close()  # which says there that it has been heard
+                    self._heard.put(message)
+        except ConnectionEnded as e:
+            self._heard.put(e)
+        except Exception as e:
+            self._heard.put(ConnectionEnded(f"it said what cannot be ({type(e).__name__})"))
+
+
+def usual_places() -> int:
+    """How many workers a host has that does not say: one for each CUDA device, or one."""
+    import torch
+
+    return max(1, torch.cuda.device_count())

@@ -1,0 +1,90 @@
+"""Sessions of workers with a master on another host: straight from the one host to the other.
+
+    worker's host                                                   master's host
+    worker  <- shared memory ->  GoingOut  <====== network ======>  ComingIn  <- shared memory ->  master
+
+Each is a thread, a connection and one half of `transport/relay.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, SESSION, called_patiently
+from easgd_cli.transport.base import Kind
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
+from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
+from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
+from easgd_cli.transport.turn import Turn
+
+_SERVING_SECONDS = 1.0  # for a master to take what a worker had said that is gone; what it then still keeps, waits
+
+
+class GoingOut(threading.Thread):
+    """Of one worker of this host with the master of the `place` that is reached at `address`; `link`: the master's side
+    of it. `lost` is called, from this thread, with how it was lost, where that was before its end. Raises Refused and
+    OSError.
+    """
+
+    def __init__(
+        self, address: tuple[str, int], secret: bytes, silence: float, place: int, link: Link,
+        lost: Callable[[str], None],
+    ):  # fmt: skip
+        super().__init__(daemon=True)
+        self._end, self._silence, self._lost = SharedMasterEnd([link]), silence, lost
+        never = threading.Event()
+        sock = called_patiently(address, secret, CONNECT_SECONDS, silence, never, SESSION, link.worker, place)
+        self.connection = Connection(sock, silence, link.memory.nbytes())
+        self._says = MasterStandIn(self._end, link.packing, self.connection)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            while True:
+                sort, text, count = self.connection.next()
+                if sort is not Sort.REPLY:
+                    raise ConnectionEnded("it said what nobody says who keeps to the rules")
+                self._says.reply(text, count)
+        except ConnectionEnded as e:
+            if self._end.open:
+                self._lost(str(e))
+
+    def end(self) -> None:
+        """The worker has ended: all it has asked for is sent, and the other side has heard it."""
+        self._says.join()
+        self.connection.finish(self._silence)
+        self.join()
+
+
+class ComingIn(threading.Thread):
+    """Of one worker, of another host or this, with a master of this host. `link`: the worker's side of it, with its
+    vectors here, of the master's slice; `turn`: what large replies of the connection take.
+    """
+
+    def __init__(self, connection: Connection, turn: Turn, link: Link):
+        super().__init__(daemon=True)
+        self._end, self._turn, self.connection = SharedWorkerEnd(link), turn, connection
+        connection.most = link.memory.nbytes()
+        self._asks = WorkerStandIn(self._end, link.memory.tensors, link.variables, link.packing, connection)
+        self.start()
+
+    def run(self) -> None:
+        with suppress(ConnectionEnded):
+            while True:
+                sort, text, count = self.connection.next()
+                if sort is not Sort.REQUEST or self._asks.request(text, count) is Kind.LOST:
+                    break
+        self._asks.lost()  # unless it has said its end
+        self._asks.join(_SERVING_SECONDS)
+        self._end.lose()
+        self.connection.close()
+        self._asks.join()
+        self._turn.close()
+
+    def end(self, seconds: float) -> None:
+        """The worker is known to have ended: what it has said arrives within so many seconds, or not any more."""
+        self.join(seconds)
+        self.connection.close()
+        self.join()

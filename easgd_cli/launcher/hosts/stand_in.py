@@ -1,0 +1,380 @@
+"""The process on the first host that stands for a worker, or a master, on another one.
+
+Launcher, supervisor and whoever has a session with it have it as that: what it says is what the other says, and it ends
+as the other ends, of the same signal or with the same words.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+from easgd_cli.launcher.hosts.far_sessions import GoingOut
+from easgd_cli.system.channel import Channel, ChannelClosed
+from easgd_cli.system.shared_memory import SharedTensors
+from easgd_cli.training.master import MasterStart
+from easgd_cli.training.worker import WorkerStart
+from easgd_cli.transport.base import SessionEnded
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.relay import StandsIn, SummedWorkerStandIn, WorkerStandIn
+from easgd_cli.transport.shared import Link, SharedWorkerEnd
+from easgd_cli.transport.turn import Turn
+
+_LOOK_UP_SECONDS = 1.0
+_LINK_SECONDS = 1.0  # between two words on what its connection carries
+_LONGEST_SECONDS = 3600.0  # that a system call is asked to wait
+_LAST_SECONDS = 10.0  # for the master to hear the worker's last word
+
+OF_CENTER = "center."  # before the names of a replica's vectors
+
+Address = tuple[str, int]
+
+
+class Sessions(Protocol):
+    """Those of the party with others of this host."""
+
+    def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
+        """The connection is there; `where`: what else the launcher has said with it. Raises Refused and OSError."""
+
+    def give(self, message: Mapping[str, Any], session: socket.socket) -> None:
+        """Another one. Raises Refused and OSError."""
+
+    def request(self, text: bytes, count: int) -> None:
+        """Its connection brings a request. Raises ConnectionEnded."""
+
+    def join(self, seconds: float) -> None:
+        """Waits until what it has asked for last has been told, at most so long."""
+
+    def carried(self) -> tuple[int, int]:
+        """Bytes of vectors that have come and gone beside its connection."""
+
+
+class OfWorker:
+    """Sessions with the masters of this host, by the worker's connection."""
+
+    def __init__(self, link: Link, lost: Callable[[str], None]):
+        self._link = link
+        # with next masters, by their places
+        self._next = [queue.SimpleQueue[socket.socket]() for _ in link.sockets]
+
+    def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
+        link, entries = self._link, self._link.entries
+        if link.replica is not None:
+            self._asks: StandsIn = SummedWorkerStandIn(link, connection)
+            return
+        vectors = {name: v[entries] for name, v in link.memory.tensors.items()}
+        end = SharedWorkerEnd(link, None, lambda place: self._next[place].get())
+        self._asks = WorkerStandIn(end, vectors, link.variables, link.packing, connection)
+
+    def give(self, message: Mapping[str, Any], session: socket.socket) -> None:
+        self._next[message["place"]].put(session)
+
+    def request(self, text: bytes, count: int) -> None:
+        self._asks.request(text, count)
+
+    def join(self, seconds: float) -> None:
+        self._asks.join(seconds)
+
+    def carried(self) -> tuple[int, int]:
+        return 0, 0
+
+
+class OfMaster:
+    """Sessions of this host's workers, each by a connection of its own. `links`: theirs."""
+
+    def __init__(self, place: int, links: list[Link], secret: bytes, silence: float, lost: Callable[[str], None]):
+        self._links = {link.worker: link for link in links}
+        self._place, self._secret, self._silence, self._lost = place, secret, silence, lost
+        self._open: dict[int, GoingOut] = {}
+        self._carried = (0, 0)
+
+    def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
+        self._connection, [host, port] = connection, where["masters"][-1]
+        self._address = (str(host), int(port))
+        for worker, link in self._links.items():
+            self._begin(worker, link)
+
+    def _begin(self, worker: int, link: Link) -> None:
+        lost = partial(self._lose, worker)
+        self._open[worker] = GoingOut(self._address, self._secret, self._silence, self._place, link, lost)
+
+    def _lose(self, worker: int, how: str) -> None:
+        self._lost(f"{how}, in its session with worker {worker}")
+
+    def give(self, message: Mapping[str, Any], session: socket.socket) -> None:
+        if (link := self._links.get(worker := message["worker"])) is None:
+            session.close()  # it is on another host, and comes from there
+            self._connection.say({"kind": "again", "worker": worker})
+            return
+        before = self._open.pop(worker)
+        before.end()  # or its last reply would be written over what the next is told
+        came, went = self._carried
+        self._carried = (came + before.connection.received, went + before.connection.sent)
+        self._begin(worker, link.with_sockets(master=session))
+
+    def request(self, text: bytes, count: int) -> None:
+        raise ConnectionEnded("it said what nobody says who keeps to the rules")
+
+    def join(self, seconds: float) -> None:
+        """It asks for nothing."""
+
+    def carried(self) -> tuple[int, int]:
+        open_ = [session.connection for session in list(self._open.values())]  # asked for by another thread
+        return (
+            self._carried[0] + sum(one.received for one in open_), self._carried[1] + sum(one.sent for one in open_)
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StandInStart:
+    """`sessions`: makes those of the party; `begin`: what it begins with, as plain data, and `held`, its vectors, whose
+    names begin with the key; `most`: bytes of them that it says at once; `wait`: seconds until a host has to be found
+    for it, and `where` that is said; `turns`: of all stand-ins; `again`: whether another host may have it where the
+    first is lost before it begins.
+    """
+
+    sessions: Callable[[Callable[[str], None]], Sessions]
+    begin: dict[str, Any]
+    held: Mapping[str, SharedTensors]
+    most: int
+    wait: float
+    silence: float
+    where: str
+    turns: SharedTensors
+    again: bool = False
+
+    @classmethod
+    def of_worker(
+        cls, start: WorkerStart, masters: int, entries: slice, wait: float, silence: float, where: str,
+        turns: SharedTensors,
+    ) -> StandInStart:  # fmt: skip
+        """In the place of the worker that was to begin so; the first `masters`, which own these `entries`, are here."""
+        interval, seen, link = start.interval, start.seen, start.link
+        begin = {
+            "worker": link.worker, "t": start.t, "seen": [seen.clock, seen.served, seen.exchanges],
+            "interval": None if interval is None else [interval.steps, interval.seconds],
+            "meter": start.meter, "pace": None if start.pace is None else list(start.pace),
+            "returns": start.returns, "new": start.new, "spared": start.spared,
+        }  # fmt: skip
+        again = len(link.further) == masters - 1  # a master elsewhere has heard of the first, and of its end
+        link = replace(link, further=link.further[: masters - 1], entries=entries)
+        held = {"": link.memory}
+        if (replica := link.replica) is not None:
+            held[OF_CENTER] = replica.center
+        most = sum(memory.nbytes() for memory in held.values())
+        if start.returns:
+            held = {}  # it takes everything from the center
+        return cls(partial(OfWorker, link), begin, held, most, wait, silence, where, turns, again)
+
+    @classmethod
+    def of_master(
+        cls, start: MasterStart, place: int, here: int, secret: bytes, wait: float, silence: float, where: str,
+        turns: SharedTensors,
+    ) -> StandInStart:  # fmt: skip
+        """In the place of the master that was to begin so; the first `here` workers are here."""
+        begin = {
+            "master": place, "clocks": start.clocks, "variables": start.variables, "served": start.served,
+            "step": start.step, "pace": None if start.pace is None else list(start.pace), "returns": start.returns,
+            "cpu": start.cpu_seconds, "lost": list(start.lost),
+        }  # fmt: skip
+        sessions = partial(OfMaster, place, [link for link in start.links if link.worker < here], secret, silence)
+        return cls(sessions, begin, {"": start.center}, start.center.nbytes(), wait, silence, where, turns)
+
+
+class StandIn:
+    """Passes on what is said, and stands between its sessions."""
+
+    def __init__(self, start: StandInStart, channel: Channel):
+        self._start, self._channel, self._wait = start, channel, start.wait
+        self._wake, self._woken = socket.socketpair()
+        self._sessions = start.sessions(self._lose)
+        self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
+        self._ready, self._end = threading.Event(), dict[str, Any]()
+        self._turn_to_send, self._asked, self._lost_host = Turn(start.turns), False, ""
+        self._begin(*self._connected())
+        for number in (signal.SIGCONT, signal.SIGQUIT):
+            signal.signal(number, lambda number, _: self._connection.say({"kind": "signal", "number": number}))
+        self._ready.wait()
+        self._find_another()
+
+    def _begin(self, sock: socket.socket, where: dict[str, Any]) -> None:
+        """On a host, by this connection to it. Raises SessionEnded."""
+        start, self._host = self._start, where["host"]
+        self._connection = Connection(sock, start.silence, start.most, self._turn_to_send)
+        vectors = [(key + name, v) for key, of in start.held.items() for name, v in of.tensors.items()]
+        held = {name: v for name, v in vectors if v.any()}
+        begin = {"kind": "begin", "masters": where["masters"], **start.begin}
+        self._connection.say(begin, SharedTensors.of(held) if held else None)
+        try:
+            self._sessions.begin(self._connection, where)
+        except (Refused, OSError) as e:
+            raise self._given_up(f"its host {self._host} is not reached: {e}") from e
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def _find_another(self) -> None:
+        """Until a host has it ready: where one is lost before anything has happened, the next has it as the first would
+        have. Raises SessionEnded and ChannelClosed.
+        """
+        while self._end:
+            if not self._start.again or "lost" not in self._end or self._asked:
+                return self._leave()
+            self._connection.close()
+            self._listener.join()
+            self._woken.recv(1)
+            self._lost_host = f"its host {self._host} is lost: {self._end['lost']}"
+            self._channel.post({"kind": "homeless", "why": self._lost_host})
+            self._end = {}
+            self._ready.clear()
+            self._begin(*self._connected())
+            self._ready.wait()
+
+    def _connected(self) -> tuple[socket.socket, dict[str, Any]]:
+        """The connection to its host, which the launcher has found, and what it says of it. Raises ChannelClosed, and
+        SessionEnded where none is found.
+        """
+        began = time.monotonic()
+        host, begins = None, None
+        while host is None and (left := began + self._wait - time.monotonic()) > 0:
+            select.select([self._channel], [], [], min(left, _LONGEST_SECONDS))
+            for message, enclosed in self._channel.receive():
+                if message["kind"] == "connection":
+                    host = (enclosed, message)
+                elif message["kind"] == "session":
+                    self._sessions.give(message, enclosed)
+                elif message["kind"] != "start":
+                    raise ChannelClosed  # told to stop
+                elif self._lost_host and not self._start.begin["returns"]:
+                    raise self._given_up(self._lost_host)  # the others have begun, and it is to come back
+                else:
+                    begins = (message, enclosed)  # of a run that is under way
+        self._wait -= time.monotonic() - began
+        if begins is not None:
+            self._channel.put_back(begins)
+        if host is not None:
+            return host
+        why = f"{self._lost_host}, and " if self._lost_host else ""
+        raise self._given_up(f"{why}no host has had a place for it for {self._start.wait:g} s; {self._start.where}")
+
+    def wait_for_start(self) -> float:
+        """The monotonic time of training second 0. Raises SessionEnded where its host is lost before and no other has
+        it, and ChannelClosed where it is told to stop.
+        """
+        while True:
+            for message, _ in self._channel.receive():
+                if message["kind"] == "start":
+                    return float(message["began"])
+                raise ChannelClosed
+            if self._end:
+                self._find_another()
+                self._channel.post({"kind": "ready"})
+            watched: list[Any] = [self._channel, self._woken]
+            select.select(watched, [], [])
+
+    def run(self, began: float) -> None:
+        """Until the worker has ended. Raises SessionEnded where it has ended before its time, and ChannelClosed."""
+        self._connection.say({"kind": "start", "elapsed": time.monotonic() - began})
+        while not self._end:
+            self._turn()
+        self._leave()
+
+    def _tell_link(self) -> None:
+        """What its connection has carried so far."""
+        link, self._told = self._connection, time.monotonic()
+        came, went = self._sessions.carried()
+        # the rate is of its own connection
+        up, down = (None, None) if came or went else (self._rate_up, link.rate())
+        carried = {"up": [came + link.received, up], "down": [went + link.sent, down]}
+        with suppress(ChannelClosed):
+            self._channel.post({"kind": "link", "host": self._host, **carried})
+
+    def _turn(self) -> None:
+        """Passes on what the launcher says, and what it has not yet taken."""
+        said_all = self._channel.flush()
+        watched: list[Any] = [self._channel, self._woken]
+        select.select(watched, [] if said_all else [self._channel], [], _LOOK_UP_SECONDS)
+        for message, enclosed in self._channel.receive():
+            if message["kind"] == "session":
+                self._give(message, enclosed)
+            else:
+                self._connection.say(message)
+        if time.monotonic() - self._told > _LINK_SECONDS:
+            self._tell_link()
+
+    def _give(self, message: dict[str, Any], session: socket.socket) -> None:
+        try:
+            self._sessions.give(message, session)
+        except (Refused, OSError) as e:
+            self._lose(str(e))
+
+    def _lose(self, how: str) -> None:
+        self._end = self._end or {"lost": how}
+        self._ready.set()
+        self._wake.send(b"x")
+
+    def _leave(self) -> None:
+        """Ends as the other has ended."""
+        end = self._end
+        if end.get("done"):
+            self._sessions.join(_LAST_SECONDS)
+            return
+        if "lost" in end:
+            raise self._given_up(f"its host {self._host} is lost: {end['lost']}")
+        with suppress(ChannelClosed):
+            while not self._channel.flush():
+                select.select([], [self._channel], [])
+        if number := end.get("signal"):
+            signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+            os.kill(os.getpid(), number)
+        raise SessionEnded(f"it has {end.get('how', 'ended')}")
+
+    def _given_up(self, text: str) -> SessionEnded:
+        self._channel.post({"kind": "error", "text": text, "refused": False})
+        return SessionEnded(text)
+
+    # ---------------------------------------------------------------- what comes from its host
+
+    def _listen(self) -> None:
+        try:
+            while not self._end:
+                sort, text, count = self._connection.next()
+                if sort is Sort.REQUEST:
+                    self._asked = True
+                    self._sessions.request(text, count)
+                elif sort is Sort.MESSAGE:
+                    self._hear(*self._connection.message(text))
+        except (ConnectionEnded, MemoryError) as e:
+            self._end = {"lost": str(e)}
+        except ChannelClosed:
+            self._end = {"how": "no launcher any more"}
+        except Exception as e:
+            self._end = {"lost": f"it said what cannot be ({type(e).__name__})"}
+        self._ready.set()
+        self._wake.send(b"x")
+
+    def _hear(self, message: dict[str, Any], enclosed: SharedTensors | None) -> None:
+        kind = message["kind"]
+        if kind == "ready":
+            self._ready.set()
+        elif kind == "log":
+            print(message["text"], end="", flush=True)
+        elif kind == "ended":
+            self._end = message
+        elif kind == "cannot":
+            self._end = {"lost": str(message["text"])}
+        elif kind != "done":  # which is to be believed once the process has ended
+            if kind == "process":
+                self._rate_up = message.pop("rate")
+            if kind in ("state", "snapshot"):  # it may be its last word that is listened to
+                self._tell_link()
+            self._channel.post(message, enclosed)

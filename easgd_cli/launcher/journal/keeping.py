@@ -1,0 +1,101 @@
+"""The checkpoints of a run on its disk: when one may be written, what is told of it, and how to go on from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from easgd_cli.errors import why
+from easgd_cli.launcher.journal.checkpoint_writer import CheckpointWriter
+from easgd_cli.record.checkpoint import Checkpoint
+from easgd_cli.record.recorder import Recorder
+
+log = logging.getLogger("easgd.launcher")
+
+
+class Keeping:
+    """Of the run in `run_dir`. `flushed`: writes the record and says whether all of it is on the disk; `note`: tells
+    the user; `resumed`: the run goes on from a checkpoint that is there.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        keep: int,
+        recorder: Recorder,
+        flushed: Callable[[], bool],
+        note: Callable[[str], None],
+        resumed: bool,
+    ):
+        self._dir, self._recorder, self._flushed, self._note = run_dir, recorder, flushed, note
+        self._writer = CheckpointWriter(run_dir, keep, recorder, self._told)
+        self._there = resumed  # whether there is one to go on from
+        self._lacking = False  # whether the last could not be written
+        self._refused = ""  # and why
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is being written."""
+        return self._writer.busy
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Writes one meanwhile: its tensors must not change. Without its record nobody could go on from it."""
+        if self._flushed():
+            self._writer.begin(checkpoint)
+
+    def write(self, checkpoint: Checkpoint) -> bool:
+        """The same at once: its tensors may be the run's own. Returns whether it has been written."""
+        return self._flushed() and self._writer.write(checkpoint)
+
+    def poll(self) -> None:
+        """To be called often."""
+        self._writer.poll()
+
+    def wait(self) -> None:
+        """Returns when none is being written."""
+        self._writer.wait()
+
+    def at_the_end(self, keep: Checkpoint) -> None:
+        """The last one in the largest form that the disk takes."""
+        self._lacking = True  # in which form is said below, once
+        if self._writer.write(keep):
+            return
+        said = f"the checkpoint of the end, at step {keep.owner.moment.step:g}, could not be written"
+        bare = replace(keep, workers={}, pending=[])
+        if keep.simulated is None and self._writer.write(bare):
+            self._note(f"{said} whole ({self._refused}); it is without its workers: resumed, they begin at the center")
+        else:
+            self._note(f"{said} ({self._refused}); {self.what_there_is()}")
+
+    def how_to_go_on(self) -> str:
+        """A sentence on what can be done after a failure."""
+        self._writer.wait()  # one that is being written is one to go on from
+        return how_to_go_on(self._dir, self._there)
+
+    def what_there_is(self) -> str:
+        """The same where the run has ended, but not found room for what it leaves."""
+        return self.how_to_go_on() if self._there else "nor is there an older checkpoint."
+
+    def _told(self, checkpoint: Checkpoint, result: Path | OSError) -> None:
+        """A checkpoint has been written, or could not be."""
+        if isinstance(result, Path):
+            self._there, self._lacking = True, False
+            self._recorder.checkpointed()
+            log.info("checkpoint %s", result.name)
+            return
+        self._refused = why(result)
+        said = f"the checkpoint at step {checkpoint.owner.moment.step:g} could not be written ({self._refused})"
+        if self._lacking:
+            log.warning(said)
+        else:
+            self._note(f"{said}; the next is tried again")
+        self._lacking = True
+
+
+def how_to_go_on(run_dir: Path, there: bool) -> str:
+    """A sentence on how to go on with a run, `there` being a checkpoint of it."""
+    if not there:
+        return "there is no checkpoint to go on from; checkpoint.every='30 s' writes them."
+    return f"go on from the last checkpoint with: easgd train resume={run_dir}"

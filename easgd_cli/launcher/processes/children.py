@@ -1,0 +1,148 @@
+"""The processes of a run as its launcher has them: started, told, listened to, and left."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from easgd_cli.launcher.journal.journal import log
+from easgd_cli.launcher.journal.links import HostLink
+from easgd_cli.launcher.processes import fork_server
+from easgd_cli.launcher.processes.child import Child
+from easgd_cli.launcher.processes.standstill import State, state_of
+from easgd_cli.launcher.supervisor.parties import MASTER, Process
+from easgd_cli.record.metrics import worker_name
+from easgd_cli.system.channel import ChannelClosed
+from easgd_cli.system.shared_memory import SharedTensors
+
+Message = tuple[dict[str, Any], SharedTensors | None]
+
+_CLOSING_SECONDS = 2.0  # for processes to end by themselves after a run that was not broken off
+_ABORTING_SECONDS = 0.2  # and after one that was
+
+
+class Children(dict[Process, Child]):
+    """All that have been started, the latest of each party. `began`: the monotonic second of training second 0."""
+
+    def __init__(self, logs: Path):
+        super().__init__()
+        self.began: float | None = None
+        self._logs, self._selector = logs, selectors.DefaultSelector()
+        self._due: dict[Process, Callable[[], None]] = {}  # what starts those that are to be started when they can be
+
+    def start(self, party: Process, maker: Any, start: Any) -> None:
+        """Starts a party's process, in the place of one that has ended. Raises RunError and OSError."""
+        name = worker_name(party) if isinstance(party, int) else party
+        if (before := self.get(party)) is not None:
+            before.kill()  # it may wait for something yet
+            self._leave(before)
+        child = self[party] = Child(name, maker, start, self._logs / f"{name}.log")
+        self._selector.register(child.channel, selectors.EVENT_READ, party)
+        self._selector.register(child.process.sentinel, selectors.EVENT_READ, party)
+        log.info("%s: process %d", name, child.process.pid)
+        if self.began is not None:
+            self.tell(party, {"kind": "start", "began": self.began})
+
+    def start_when_possible(self, party: Process, start: Callable[[], None]) -> None:
+        """Has `start` called once a process can be forked at once: nobody waits for a server that imports torch."""
+        self._due[party] = start
+        self.start_due()
+
+    def start_due(self) -> None:
+        """Starts those whose turn has come."""
+        while self._due and fork_server.ready():
+            # masters first: a worker that comes back has its sessions with them
+            party = next((party for party in self._due if str(party).startswith(MASTER)), next(iter(self._due)))
+            self._due.pop(party)()
+
+    def is_due(self, party: Process) -> bool:
+        """Whether it is still to be started."""
+        return party in self._due
+
+    def forget_start(self, party: Process) -> None:
+        """It is not to be started any more."""
+        self._due.pop(party, None)
+
+    def begin(self, second: float) -> None:
+        """Training begins, and this is its second 0."""
+        self.began = second
+        for party in self:
+            self.tell(party, {"kind": "start", "began": second})
+
+    def tell(
+        self, party: Process, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None
+    ) -> None:
+        """Posts a message; one to a process that has ended is lost."""
+        with suppress(ChannelClosed):  # its end is on its way to us and says more
+            self[party].channel.post(dict(message), enclosed)
+
+    def heard(self, seconds: float) -> list[Process]:
+        """Those that have something to say, or have ended; waits at most so long for the first."""
+        return list(dict.fromkeys(key.data for key, _ in self._selector.select(seconds) if key.data is not None))
+
+    def listen(self, party: Process) -> Iterator[Message]:
+        """What a party says: as much as has arrived, or of one that has ended all of it."""
+        child = self[party]
+        # asked before listening: what a child said last has all arrived then
+        ended = child.process.ended
+        try:
+            while messages := child.channel.receive():
+                yield from messages
+                if not ended:
+                    break  # the others' turn; of an ended child this is the last look
+            child.channel.flush()
+        except ChannelClosed:
+            self._forget(child.channel)
+        if ended:
+            self._forget(child.process.sentinel)
+            self._forget(child.channel)
+            child.gone = True
+
+    def homeless(self) -> list[int]:
+        """Workers for which no host is there."""
+        return []
+
+    def state(self, party: Process) -> State | None:
+        """What the system says of its process; None where it does not."""
+        return state_of(self[party].process.pid)
+
+    def far_host(self, party: Process) -> str | None:
+        """Of one that is on another host, and its memory with it: which. None of others, who leave it to a next one."""
+        return None
+
+    def links(self) -> list[HostLink]:
+        """To other hosts."""
+        return []
+
+    def facts(self) -> dict[str, Any]:
+        """What the summary says of them."""
+        return {}
+
+    def signal(self, number: int, parties: Iterable[Process]) -> None:
+        """Sends a signal to these."""
+        for party in parties:
+            self[party].process.send_signal(number)
+
+    def end(self, broken_off: bool) -> None:
+        """Leaves no process behind."""
+        ends = time.monotonic() + (_ABORTING_SECONDS if broken_off else _CLOSING_SECONDS)
+        for child in self.values():
+            if not child.process.join(ends - time.monotonic()):
+                child.kill()
+            self._leave(child)
+        self._selector.close()
+
+    def _leave(self, child: Child) -> None:
+        """Has done with it: it has ended, or is about to."""
+        self._forget(child.channel)
+        self._forget(child.process.sentinel)
+        child.close()
+
+    def _forget(self, what: Any) -> None:
+        if what in self._selector.get_map():
+            self._selector.unregister(what)

@@ -1,0 +1,1 @@
+"""What decides a run: events in, commands out."""

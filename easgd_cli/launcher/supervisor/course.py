@@ -1,0 +1,53 @@
+"""What a run's supervisor and its parts know together: what is planned, and how far the run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from easgd_cli.launcher.journal.system_rows import SystemRows
+from easgd_cli.launcher.supervisor.parties import Patience
+from easgd_cli.record.checkpoint import OwnerState
+from easgd_cli.training.snapshot import Moment, Pace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a supervisor has to know of a run beforehand.
+
+    `has_master`: a master owns what is evaluated, else worker 0 does, and several need one another. `snapshots`: taken
+    by the owner by itself, asked for whenever the evaluator is free, or `deferred`: taken by the owner, measured at the
+    end. `patience`: None where nobody can be silent. `max_restarts`: how often in a row a worker or the master that
+    dies is started again; `master_returns`: whether a master is.
+    """
+
+    has_master: bool
+    in_rounds: bool
+    asks_for_snapshots: bool
+    deferred: bool
+    checkpoint_pace: Pace
+    system_rows: SystemRows
+    patience: Patience | None
+    max_restarts: int = 0
+    master_returns: bool = True
+    least: int | None = None  # workers with which training begins without those that have no host; None: all
+    rejoins: int = 0  # how often in a row a worker whose gradient is not finite goes back to the center
+
+
+@dataclass
+class Course:
+    """How far a run is. `now`: the second of training; `told`: where the owner of what is evaluated last said it was;
+    `final`: its last word, and `before`: the same before the closing exchange, of a method that has one; `over`:
+    nothing more is to come.
+    """
+
+    told: Moment
+    now: float
+    began: bool = False
+    over: bool = False
+    final: OwnerState | None = None
+    before: OwnerState | None = None
+
+    @property
+    def moment(self) -> Moment:
+        """Where the owner last said it was, now."""
+        return replace(self.told, seconds=max(self.now, self.told.seconds))

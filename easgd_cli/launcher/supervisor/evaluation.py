@@ -1,0 +1,98 @@
+"""The snapshots of a run on their way from their owner through the evaluator into the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue, Vectors
+from easgd_cli.launcher.supervisor.parties import Command, Measure, StartEvaluator, TakeSnapshot
+from easgd_cli.record.checkpoint import OwnerState
+from easgd_cli.training.snapshot import EVALUATED, Moment
+
+LIVES = 3  # how often in a row an evaluator may die before the run ends
+
+
+class Evaluation:
+    """What is measured, and by whom. `ask` takes commands; `asks`: snapshots are asked for; `deferred`: they are
+    measured at the end.
+    """
+
+    def __init__(
+        self, journal: Journal, queue: SnapshotQueue, ask: Callable[[Command], None], *, asks: bool, deferred: bool
+    ):
+        self._journal, self._queue, self._ask = journal, queue, ask
+        self._asks, self._deferred = asks, deferred
+        self._evaluator: Literal["absent", "starting", "ready"] = "absent"
+        self._deaths = 0
+        self._asked, self._next_ask = False, 0.0
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what is pending is still to be measured in this run; else it is part of the checkpoint."""
+        return self._journal.signal is None and not self._journal.reached and self._deaths < LIVES
+
+    def start(self) -> None:
+        """Asks for an evaluator."""
+        self._evaluator = "starting"
+        self._ask(StartEvaluator())
+
+    def ready(self) -> None:
+        """There is one, and it waits."""
+        self._evaluator = "ready"
+
+    def feed(self, began: bool, at_end: bool) -> None:
+        """Gives the evaluator what is next, if both are there. `began`: training has; `at_end`: the owner has said its
+        last.
+        """
+        if self._queue.busy or not self._queue or not self.goes_on:
+            return
+        if self._evaluator == "absent":
+            if not self._deferred or at_end:
+                self.start()
+        elif self._evaluator == "ready" and began and (snapshot := self._queue.next()) is not None:
+            self._ask(Measure(snapshot))
+
+    def ask_snapshot(self, now: float) -> None:
+        """Without an interval: the newest snapshot whenever the evaluator is free."""
+        if self._asks and not self._asked and not self._queue and now >= self._next_ask:
+            self._asked = True
+            self._ask(TakeSnapshot())
+            self._next_ask = now + max(1.0, now / 200)  # a bound on the number of points of a long run
+
+    def forget_asked(self) -> None:
+        """Whoever was asked for a snapshot is gone."""
+        self._asked = False
+
+    def taken(self, moment: Moment, vectors: Vectors) -> None:
+        """The owner has taken a snapshot, to be measured; it is the queue's from now on."""
+        self._asked = False
+        self._queue.add(moment, vectors)
+
+    def take_last(self, final: OwnerState) -> None:
+        """What the owner has at the end is measured, unless it has been or is to be."""
+        newest, moment = self._queue.newest, final.moment
+        last = (newest.step, newest.exchanges) if newest else self._journal.evaluated
+        if last != (moment.step, moment.exchanges):
+            self._queue.add_copies(moment, {name: v for name, v in final.vectors.items() if name in EVALUATED})
+
+    def measured(self, number: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """The snapshot of this number has been measured."""
+        done = self._queue.done(number)
+        if done is not None:
+            self._deaths = 0
+            self._journal.evaluation(done.moment, done.vectors, metrics)
+            if self._journal.reached:
+                self._queue.keep(done)  # a run that goes on from here measures it again, and has its result, too
+            else:
+                done.drop()
+
+    def ended(self) -> Literal["unwanted", "to start again", "too often"]:
+        """The evaluator is gone; what it had is measured by the next. Returns what follows."""
+        self._evaluator = "absent"
+        self._queue.give_back()
+        if not self.goes_on:
+            return "unwanted"
+        self._deaths += 1
+        return "to start again" if self._deaths < LIVES else "too often"

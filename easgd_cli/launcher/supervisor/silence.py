@@ -1,0 +1,52 @@
+"""Parties that stand still, as a run's supervisor knows them: said when it begins and when it is over."""
+
+from __future__ import annotations
+
+from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.supervisor.parties import Party, title
+from easgd_cli.record.metrics import worker_name
+from easgd_cli.training.snapshot import Moment
+
+
+class Silence:
+    """Who says nothing, and for how many seconds by now."""
+
+    def __init__(self, journal: Journal):
+        self._journal = journal
+        self._seconds: dict[Party, float] = {}
+
+    def __contains__(self, party: Party) -> bool:
+        return party in self._seconds
+
+    def lasts(self, party: Party, seconds: float, stopped: bool, moment: Moment) -> None:
+        """The party has said nothing for so long; `stopped`: a signal keeps its process from running."""
+        new = party not in self._seconds
+        self._seconds[party] = seconds
+        self._show()
+        if new:
+            why = ": its process is stopped, and SIGCONT lets it go on" if stopped else ""
+            self._journal.note(f"{_said(party, seconds)}{why}")
+            self._journal.system(moment, silent=_name(party), silent_seconds=round(seconds, 1))
+
+    def ends(self, party: Party, moment: Moment) -> None:
+        """It goes on."""
+        if (seconds := self._seconds.pop(party, None)) is not None:
+            self._show()
+            self._journal.note(f"{title(party)} goes on after {seconds:.0f} s of silence")
+            self._journal.system(moment, goes_on=_name(party), silent_seconds=round(seconds, 1))
+
+    def drop(self, party: Party) -> None:
+        """It is gone."""
+        if self._seconds.pop(party, None) is not None:
+            self._show()
+
+    def _show(self) -> None:
+        self._journal.progress.silent(_said(party, seconds) for party, seconds in self._seconds.items())
+
+
+def _said(party: Party, seconds: float) -> str:
+    return f"{title(party)} has said nothing for {seconds:.0f} s"
+
+
+def _name(party: Party) -> str:
+    return worker_name(party) if isinstance(party, int) else party

@@ -1,0 +1,73 @@
+"""A courier on the virtual clock: it lives beside its variable, computes nothing, and waits for the network alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from easgd_cli.algorithms.base import Courier, Method, Worker
+from easgd_cli.launcher.virtual.worker import kept, vars_of
+from easgd_cli.training.drive import Turn
+from easgd_cli.transport.base import Reply
+from easgd_cli.transport.simulated import SimulatedWorkerEnd
+
+
+class VirtualCourier:
+    """One of them. Its steps follow the updates of its variable by others, late where it is still on its way. No step
+    follows the `last` local step, None: where nobody knows.
+    """
+
+    def __init__(self, method: Method, courier: Courier, w: Worker, session: SimulatedWorkerEnd, last: int | None):
+        self._method, self._courier, self.w, self._session, self._last = method, courier, w, session, last
+        self._updates = 0  # of its variable by others
+        self._turn: Turn | None = None
+        self._answers: list[Reply] = []  # of its step
+
+    def updated(self) -> None:
+        """Its variable has been, by another."""
+        self._updates += 1
+        self._begin()
+
+    def replied(self) -> None:
+        """The reply it waits for has come."""
+        assert self._turn is not None
+        self._answers.append(kept(self._session.collect()))
+        self._turn.answer(None, self._answers[-1])
+        self._ask_or_end(self._turn)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Its next step, and those after it that ask for nothing, if it has none under way."""
+        while self._turn is None and self.w.t <= self._updates and (self._last is None or self.w.t < self._last):
+            self._turn, self._answers = Turn(self._method, self.w, self._courier), []
+            self._ask_or_end(self._turn)
+
+    def _ask_or_end(self, turn: Turn) -> None:
+        if turn.ended:
+            self._turn = None
+            return
+        assert turn.exchange is not None, "a courier computes no gradient"
+        self._session.post(turn.exchange.message, self.w.t, turn.exchange.to)
+
+    def state(self) -> dict[str, Any]:
+        """Where it is."""
+        return {
+            "t": self.w.t, "updates": self._updates, "in_step": self._turn is not None,
+            "answers": [vars_of(reply) for reply in self._answers], "reply": self._session.reply,
+            "session": self._session.state(),
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts it where it was: its rule is run again with the answers it has had."""
+        self.w.t, self._updates = state["t"], state["updates"]
+        reply: Tensor | None = self._session.reply
+        assert reply is not None
+        reply.copy_(state["reply"])
+        self._session.restore(state["session"])
+        self._answers = [Reply(*answer) for answer in state["answers"]]
+        if state["in_step"]:
+            self._turn = Turn(self._method, self.w, self._courier)
+            for answer in self._answers:
+                self._turn.answer(None, answer)

@@ -1,0 +1,88 @@
+"""What the supervisor of a virtual cluster is told of it as a whole: where it is, the order of its exchanges, what is
+evaluated, and figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from easgd_cli.launcher.journal.snapshot_queue import InPlace
+from easgd_cli.launcher.journal.system_rows import SystemRows
+from easgd_cli.launcher.supervisor.supervisor import Supervisor
+from easgd_cli.launcher.virtual.parties import VirtualParties
+from easgd_cli.training.snapshot import Pace
+from easgd_cli.transport.base import Request
+
+
+class VirtualReports:
+    """Of one run. `pace`: of snapshots; `obey`: does what the supervisor asks for."""
+
+    def __init__(
+        self, parties: VirtualParties, supervisor: Supervisor, pace: Pace, rows: SystemRows, obey: Callable[[], None]
+    ):
+        self._parties, self._supervisor, self._pace, self._rows, self._obey = parties, supervisor, pace, rows, obey
+        self._order: list[int] = []  # served, and not yet told
+
+    def clock(self, worker: int, t: int) -> None:
+        """The owner of what is evaluated has seen a worker's clock."""
+        self._parties.clocks[worker] = t
+        self._supervisor.advanced(worker, t)
+
+    def served(self, requests: Sequence[Request]) -> None:
+        """These have been served together; `order` tells it."""
+        for request in requests:
+            self._order.append(request.entry)
+            if request.worker in self._parties.clocks:
+                self.clock(request.worker, request.t)
+
+    def order(self) -> None:
+        """What came so far is in the record before what it leads to."""
+        if self._order:  # where the record could not be opened there is none to tell
+            self._supervisor.served(self._order)
+        self._order = []
+
+    def owner(self) -> None:
+        """Where the owner of what is evaluated is."""
+        self.order()
+        self._supervisor.owner_at(self._parties.moment)
+
+    def returned(self, place: int) -> None:
+        """Who has been given the variable at this place."""
+        master = self._parties.masters[place]
+        if master.returned:
+            self.owner()
+            for worker, t, lost, missed in master.returned:
+                self._parties.clocks[worker] = t
+                if not self._parties.sharded:
+                    self._supervisor.returned(worker, t, lost, missed)
+                else:  # the steps are lost once
+                    self._supervisor.returned(worker, t, *((0, 0) if place else (lost, missed)), place)
+            master.returned.clear()
+
+    def changed(self) -> None:
+        """What is evaluated has changed."""
+        now = self._parties.events.now
+        if self._pace.due(self._supervisor.members.step, now):
+            self.snapshot()
+            self._obey()
+        if self._parties.masters and self._rows.due(now):
+            queue = self._parties.queueing
+            self._supervisor.system(
+                self._parties.moment, queue_seconds=queue.waited / queue.served, master_busy=100 * queue.busy / now
+            )
+
+    def snapshot(self) -> None:
+        """What is evaluated, as it is now."""
+        self.order()
+        self.spread()
+        self._supervisor.snapshot(self._parties.moment, InPlace(self._parties.evaluated()))
+
+    def spread(self) -> None:
+        """How far peers are apart, where there is no center."""
+        if (spread := self._parties.variables.spread()) is not None:
+            self._supervisor.measured(self._parties.moment, spread=spread)
+
+    def state(self) -> tuple[list[float], list[Any]]:
+        """When the next snapshot is due, and the next row of the run as a whole."""
+        return [self._pace.next_step, self._pace.next_seconds], self._rows.state()

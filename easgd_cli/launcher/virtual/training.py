@@ -1,0 +1,193 @@
+"""What each event of a virtual cluster means for its workers, masters and couriers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from easgd_cli.experiment.build import Experiment
+from easgd_cli.launcher.cost_model import CostModel
+from easgd_cli.launcher.supervisor.supervisor import Supervisor
+from easgd_cli.launcher.virtual.master import SERVE
+from easgd_cli.launcher.virtual.parties import VirtualParties
+from easgd_cli.launcher.virtual.reports import VirtualReports
+from easgd_cli.launcher.virtual.worker import READY, VirtualWorker
+from easgd_cli.record.checkpoint import Checkpoint
+from easgd_cli.training.faults import Rejoin
+from easgd_cli.transport.simulated import ARRIVE, ENTER, REPLY, SHARED, Event
+
+BEGIN = "begin"  # the event of a worker whose next step begins
+BACK = "back"  # of a variable that was lost, by its place
+JOIN = "join"  # of one that has been started again, or whose link is back
+
+
+class VirtualTraining:
+    """One run, event by event. `obey`: does what the supervisor asks for; `state`: everything as it is now."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        costs: CostModel,
+        parties: VirtualParties,
+        supervisor: Supervisor,
+        reports: VirtualReports,
+        obey: Callable[[], None],
+        state: Callable[[], Checkpoint],
+    ):
+        self._steps, self._minutes, self._costs = experiment.steps, experiment.settings.minutes, costs
+        self._parties, self._supervisor, self._reports = parties, supervisor, reports
+        self._obey, self._state = obey, state
+        self._events = parties.events
+        self._kept = False  # whether the checkpoint at the first end of a worker has been written
+
+    def begin(self) -> None:
+        """The first steps begin."""
+        for m in self._parties.workers:
+            self._begin_step(m)
+
+    def is_too_late(self, event: Event) -> bool:
+        """Whether what this event would ask for could only wait for ever: the worker's step has not happened then, and
+        no other will.
+        """
+        if event.kind == SHARED:
+            return self._parties.wire.is_stale(event)
+        worker = event.worker & 0xFFFF
+        if event.kind not in (ARRIVE, ENTER, JOIN) or not self._parties.too_late(worker):
+            return False
+        self._parties.workers[worker].turn = None  # given back
+        return True
+
+    def happen(self, event: Event) -> None:
+        """It happens now."""
+        if event.kind == SERVE:
+            self._served(event.worker)
+        elif event.kind == BACK:
+            self._supervisor.journal.note(f"{self._parties.begin_again(event.worker)} is back")
+            self._reports.returned(event.worker)
+        elif event.kind in (ARRIVE, ENTER, SHARED):
+            self._parties.wire.deliver(event)
+            self._listen()
+        elif event.kind == REPLY:
+            if (all_are_there := self._parties.wire.replied(event)) is not None:
+                self._replied(all_are_there)
+        else:
+            self._happen_to(self._parties.workers[event.worker], event)
+
+    def _replied(self, event: Event) -> None:
+        if (courier := self._parties.courier(event.worker)) is not None:
+            courier.replied()
+        else:
+            self._happen_to(self._parties.workers[event.worker], event)
+
+    def _happen_to(self, m: VirtualWorker, event: Event) -> None:
+        if event.kind == BEGIN:
+            self._begin_step(m, event)
+        elif event.kind == READY:
+            self._go_on(m, event)
+        elif event.kind == JOIN:
+            m.join()
+        elif m.closes:
+            m.close()
+            self._listen()
+        elif m.joins:
+            self._supervisor.joined(m.number, m.joined())
+            self._begin_step(m, event)
+        else:
+            m.replied()
+
+    def _listen(self) -> None:
+        """The masters take what has arrived."""
+        while arrived := list(self._parties.wire.arrived):
+            for place in arrived:
+                for worker in self._parties.masters[place].listen():
+                    self._parties.workers[worker].turn = None  # given back
+                self._reports.returned(place)
+
+    def _begin_step(self, m: VirtualWorker, event: Event | None = None) -> None:
+        steps, minutes = self._steps, self._minutes
+        if (steps is not None and m.w.t >= steps) or (minutes is not None and self._events.now >= minutes * 60):
+            self._finish(m, event)
+            return
+        if m.faults is not None and self._fails(m):
+            return
+        try:
+            m.begin()
+        except Rejoin as e:
+            self._rejoins(m, e)
+
+    def _fails(self, m: VirtualWorker) -> bool:
+        """Whether a fault on purpose keeps the worker from beginning its step now."""
+        assert m.faults is not None
+        for fault in m.faults.at(m.w.t):
+            if fault.kind == "stop" and m.stood < m.w.t:
+                m.stand_still(fault.seconds)
+                self._events.add(self._events.now + fault.seconds, BEGIN, m.number)
+                return True
+            if fault.kind == "link":
+                m.link_down = self._events.now + fault.seconds if fault.seconds else math.inf
+            elif fault.kind in ("kill", "exception"):
+                self._lose(m, "killed by SIGKILL" if fault.kind == "kill" else "InjectedFault: a fault on purpose")
+                return True
+        return False
+
+    def _lose(self, m: VirtualWorker, how: str) -> None:
+        self._reports.clock(m.number, m.w.t)
+        self._reports.owner()
+        m.lose()
+        self._listen()
+        self._supervisor.ended(m.number, how)
+        self._obey()
+
+    def _rejoins(self, m: VirtualWorker, why: Rejoin) -> None:
+        """The worker goes back to the center in the session it has."""
+        self._supervisor.rejoins(m.number, m.w.t, str(why))
+        m.turn = None
+        self._events.add(max(self._events.now, why.until), JOIN, m.number)
+        self._obey()
+
+    def _go_on(self, m: VirtualWorker, event: Event) -> None:
+        """Everything the rule waits for is there."""
+        try:
+            if m.go_on() is None:
+                return
+        except Rejoin as e:
+            self._rejoins(m, e)
+            return
+        w, average, alone = m.w, self._parties.average, not self._parties.masters
+        if average is not None and alone:
+            w.average.lerp_(w.x, average(w.t))
+        if m.meter.due(w.t):
+            self._supervisor.row(m.meter.row(w, self._events.now, w.seen.served, m.last_reply))
+        if alone:
+            self._reports.clock(0, w.t)
+            self._reports.changed()
+        self._begin_step(m, event)
+
+    def _served(self, place: int) -> None:
+        """The service at the variable of this place ends."""
+        parties = self._parties
+        served = parties.masters[place].serve()
+        self._reports.served(served)
+        self._reports.returned(place)
+        if parties.masters[place].away:
+            self._supervisor.journal.note(
+                f"{parties.name(place)} died; its children go on alone until it is started again"
+            )
+            self._events.add(self._events.now + self._costs.restart_seconds, BACK, place)
+        parties.updated(served)
+        self._reports.changed()
+
+    def _finish(self, m: VirtualWorker, event: Event | None) -> None:
+        """The worker takes no further step. The first to say so ends what a longer run would have in common with this
+        one.
+        """
+        m.turn = None
+        if not self._kept and event is not None:
+            self._events.again(event._replace(kind=BEGIN))  # where a run that goes on for longer begins
+            self._kept = True
+            self._reports.order()
+            self._supervisor.checkpoint(self._state(), last=True)
+            self._events.next()
+        self._reports.clock(m.number, m.w.t)
+        m.close()
+        self._listen()
