@@ -31,7 +31,7 @@ from easgd_cli.errors import RunError
 from easgd_cli.launcher.processes.server_process import READY, make_ready
 from easgd_cli.system import interruption
 
-_PRELOAD = ["easgd_cli.launcher.processes.preload"]
+_PRELOAD = ["easgd_cli.launcher.preload"]
 _STATUS_SECONDS = 2.0  # for the server to tell how a process ended; it does so at once
 _SIGNALS = {*interruption.NUMBERS, signal.SIGQUIT}
 _FORKS = "the server that a run's processes are forked from"
