@@ -143,9 +143,7 @@ def saved(directory: Path, party: str, prepared: build.Experiment) -> Tensor:
 
 
 def rows(directory: Path, party: str | None = None) -> list[dict[str, Any]]:
-    *lines, _ = (
-        (directory / "metrics.jsonl").read_text().split("\n")
-    )  # what follows the last end of a line is not whole
+    *lines, _ = (directory / "metrics.jsonl").read_text().split("\n")  # the last is empty, or not whole yet
     found = [json.loads(line) for line in lines]
     return [r for r in found if party is None or r["party"] == party]
 
