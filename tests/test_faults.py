@@ -25,7 +25,7 @@ from easgd_cli.commands import replay
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher.processes.watch import Watch
 from easgd_cli.settings import faults
-from easgd_cli.settings.schema import Checkpoint, Settings, check
+from easgd_cli.settings.schema import Checkpoint, Eval, Settings, check
 from easgd_cli.training.faults import Rejoin, Watched, WatchedSession
 
 KILL = {"kind": "kill", "worker": 1, "step": 10}
@@ -115,6 +115,15 @@ def easgd_by_hand(steps: int, tau: int, killed: dict[int, int], back_after: int)
         else:
             x -= 0.1 * x
     return center
+
+
+def test_on_the_virtual_clock_too_a_step_of_the_run_is_that_of_those_that_are_left(tmp_path: Path) -> None:
+    """All take equal steps, so the run is at k when they are; who is lost at its step 3 counts no more."""
+    s = on_a_function("easgd", workers=4, tau=1, steps=40, max_restarts=0, eval=Eval(every="10 steps"))
+    s.faults = [{"kind": "kill", "worker": 3, "step": 3}]
+    assert virtual(s, tmp_path).summary["lost"] == {"worker_03": "killed by SIGKILL"}
+    steps = [row["step"] for row in rows(tmp_path, "center")]
+    assert [round(step) for step in steps] == [0, 10, 20, 30, 40] and steps[-1] == 40
 
 
 @pytest.mark.parametrize("launch", [run, virtual])

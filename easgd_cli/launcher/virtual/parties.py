@@ -160,11 +160,9 @@ class VirtualParties:
 
     # ---------------------------------------------------------------- what is known of them
 
-    @property
-    def moment(self) -> Moment:
-        """Where the owner of what is evaluated is."""
-        clocks = self.clocks
-        return Moment(self.events.now, sum(clocks.values()) / len(clocks), self.served, dict(clocks))
+    def moment(self, step: float) -> Moment:
+        """Where the owner of what is evaluated is; `step`: the mean of the clocks of those that are left."""
+        return Moment(self.events.now, step, self.served, dict(self.clocks))
 
     @property
     def sharded(self) -> bool:

@@ -11,7 +11,7 @@ from easgd_cli.launcher.journal.snapshot_queue import InPlace
 from easgd_cli.launcher.journal.system_rows import SystemRows
 from easgd_cli.launcher.supervisor.supervisor import Supervisor
 from easgd_cli.launcher.virtual.parties import VirtualParties
-from easgd_cli.training.snapshot import Pace
+from easgd_cli.training.snapshot import Moment, Pace
 from easgd_cli.transport.base import Request
 
 
@@ -23,6 +23,11 @@ class VirtualReports:
     ):
         self._parties, self._supervisor, self._pace, self._rows, self._obey = parties, supervisor, pace, rows, obey
         self._order: list[int] = []  # served, and not yet told
+
+    @property
+    def moment(self) -> Moment:
+        """Where the owner of what is evaluated is."""
+        return self._parties.moment(self._supervisor.members.step)
 
     def clock(self, worker: int, t: int) -> None:
         """The owner of what is evaluated has seen a worker's clock."""
@@ -45,7 +50,7 @@ class VirtualReports:
     def owner(self) -> None:
         """Where the owner of what is evaluated is."""
         self.order()
-        self._supervisor.owner_at(self._parties.moment)
+        self._supervisor.owner_at(self.moment)
 
     def returned(self, place: int) -> None:
         """Who has been given the variable at this place."""
@@ -69,19 +74,19 @@ class VirtualReports:
         if self._parties.masters and self._rows.due(now):
             queue = self._parties.queueing
             self._supervisor.system(
-                self._parties.moment, queue_seconds=queue.waited / queue.served, master_busy=100 * queue.busy / now
+                self.moment, queue_seconds=queue.waited / queue.served, master_busy=100 * queue.busy / now
             )
 
     def snapshot(self) -> None:
         """What is evaluated, as it is now."""
         self.order()
         self.spread()
-        self._supervisor.snapshot(self._parties.moment, InPlace(self._parties.evaluated()))
+        self._supervisor.snapshot(self.moment, InPlace(self._parties.evaluated()))
 
     def spread(self) -> None:
         """How far peers are apart, where there is no center."""
         if (spread := self._parties.variables.spread()) is not None:
-            self._supervisor.measured(self._parties.moment, spread=spread)
+            self._supervisor.measured(self.moment, spread=spread)
 
     def state(self) -> tuple[list[float], list[Any]]:
         """When the next snapshot is due, and the next row of the run as a whole."""

@@ -61,6 +61,7 @@ class VirtualCluster:
         self._stopped = False
         self._real_before = 0.0
         self._real_began = time.monotonic()
+        begins = 0.0 if resumed is None else resumed.owner.moment.step
         if resumed is not None:
             assert resumed.simulated is not None
             self._parties.restore(resumed)
@@ -73,7 +74,7 @@ class VirtualCluster:
             checkpoint_pace=checkpoint_pace, system_rows=rows, patience=None,
             max_restarts=s.max_restarts, rejoins=s.max_restarts,
         )  # fmt: skip
-        self.supervisor = Supervisor(plan, journal, self._queue, self._parties.moment)
+        self.supervisor = Supervisor(plan, journal, self._queue, self._parties.moment(begins))
         if resumed is not None and (state := (resumed.simulated or {}).get("supervisor")) is not None:
             self.supervisor.restore(state)
         self._reports = VirtualReports(self._parties, self.supervisor, pace, rows, self._obey)
@@ -159,7 +160,7 @@ class VirtualCluster:
     def _state(self) -> Checkpoint:
         """Everything, between two events. Its tensors are the run's own."""
         parties, (pace, rows) = self._parties, self._reports.state()
-        owner = OwnerState(parties.moment, parties.owner_clock, parties.vectors, pace=pace)
+        owner = OwnerState(self._reports.moment, parties.owner_clock, parties.vectors, pace=pace)
         simulated = parties.place() | {
             "system": rows, "real_seconds": self._real_seconds(), "supervisor": self.supervisor.state(),
         }  # fmt: skip
