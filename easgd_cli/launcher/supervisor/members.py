@@ -90,15 +90,17 @@ class Members(dict[int, Member]):
         m.lost = "did not finish its step when the run ended" if m.silent else how
 
     def state(self) -> dict[str, Any]:
-        """Who was lost and is away, and the step that has been told, as plain numbers."""
+        """Who was lost and is away, clocks, and the step that has been told, as plain numbers."""
         return {
-            "members": {worker: [m.lost, m.away, m.returns] for worker, m in self.items()},
+            "members": {worker: [m.lost, m.away, m.returns, m.t] for worker, m in self.items()},
             "step": self.step,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts them where they were."""
-        for worker, (lost, away, returns) in state["members"].items():
+        for worker, (lost, away, returns, *t) in state["members"].items():
+            if t:  # which checkpoints of before have not
+                self.advance(worker, *t)
             if lost is not None:
                 self.lose(worker, lost)
             self[worker].away, self[worker].returns = away, returns
