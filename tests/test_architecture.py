@@ -75,7 +75,8 @@ IN_LAUNCHER = [{"hosts"}, {"processes", "virtual"}, {"supervisor"}, {"journal"}]
 def test_the_supervisor_knows_neither_processes_nor_the_virtual_clock() -> None:
     for path in (PACKAGE / "launcher").rglob("*/*.py"):
         own = path.parent.name
-        mine = next(i for i, rooms in enumerate(IN_LAUNCHER) if own in rooms)
+        mine = next((i for i, rooms in enumerate(IN_LAUNCHER) if own in rooms), None)
+        assert mine is not None, f"launcher/{own} has no row in IN_LAUNCHER"
         for name in imports(path):
             parts = name.split(".")
             theirs = next((i for i, rooms in enumerate(IN_LAUNCHER) if parts[2:] and parts[2] in rooms), None)

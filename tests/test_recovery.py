@@ -23,7 +23,7 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.processes import local
-from easgd_cli.launcher.supervisor.parties import Patience
+from easgd_cli.launcher.supervisor.course import Patience
 from easgd_cli.record import checkpoint
 from easgd_cli.record.reader import Entries, by_variable, newest_checkpoint, read_order
 from easgd_cli.settings.schema import Eval, Settings

@@ -32,7 +32,7 @@ from easgd_cli.launcher.journal.journal import Journal
 from easgd_cli.launcher.processes import fork_server
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.launcher.processes.local import Processes, launch
-from easgd_cli.launcher.supervisor.parties import Patience
+from easgd_cli.launcher.supervisor.course import Patience
 from easgd_cli.models.convnet_digits import ConvNetDigits
 from easgd_cli.problems.net import NetProblem
 from easgd_cli.record.checkpoint import steps_taken

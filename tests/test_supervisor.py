@@ -28,17 +28,12 @@ from easgd_cli.launcher.journal.journal import Journal
 from easgd_cli.launcher.journal.levels import Levels
 from easgd_cli.launcher.journal.snapshot_queue import InPlace, Snapshot, SnapshotQueue
 from easgd_cli.launcher.journal.system_rows import SystemRows
-from easgd_cli.launcher.supervisor.parties import (
-    EVALUATOR,
-    MASTER,
+from easgd_cli.launcher.supervisor.commands import (
     Begin,
     Command,
     GiveUpWorker,
     Kill,
-    Lives,
     Measure,
-    Party,
-    Patience,
     StartEvaluator,
     StartMaster,
     StartWorker,
@@ -46,8 +41,10 @@ from easgd_cli.launcher.supervisor.parties import (
     TakeCheckpoint,
     TakeSnapshot,
     Wake,
-    title,
 )
+from easgd_cli.launcher.supervisor.course import Patience
+from easgd_cli.launcher.supervisor.losses import Lives
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Party, title
 from easgd_cli.launcher.supervisor.supervisor import Plan, Supervisor
 from easgd_cli.problems.classification import METRICS
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState

@@ -1,4 +1,6 @@
-"""The launchers by what is asked of them: settings, checked before torch is loaded. What they do is in a file each."""
+"""launcher=local and simulated by what is asked of them, and what all launchers share of that: settings, checked before
+torch is loaded. distributed.py and peers.py have the others.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A frame is a kind, a text and the bytes of vectors, which go from the memory they lie in to the memory they are for.
 Nothing that comes from the network is unpickled, and nothing of a frame is kept before its sizes have been checked.
-Both sides say something every second, so a machine that is gone is noticed, whatever it was doing.
+Both sides say something twice a second or more often, so a machine that is gone is noticed, whatever it was doing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What every launcher keeps of a run: its record, what is shown of it, its checkpoints, and how it ends.
 
 A launcher says what happens; the journal writes it down, shows it, and knows from it whether the run has its result. It
-is the only writer of the run directory.
+is the only writer of the record and of checkpoints.
 """
 
 from __future__ import annotations

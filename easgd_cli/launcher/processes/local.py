@@ -1,7 +1,7 @@
 """launcher=local: one machine, a process for the master, for every worker and for the evaluator.
 
-The launcher itself computes nothing. It starts the others, listens to them, is the only one that writes the run
-directory, and ends everything: on success, failure, Ctrl-C and SIGTERM. It is single-threaded, one loop over sockets.
+The launcher itself computes nothing. It starts the others, listens to them, is the only one that writes the
+record, and ends everything: on success, failure, Ctrl-C and SIGTERM. It is single-threaded, one loop over sockets.
 What follows from what is heard is the supervisor's affair.
 """
 
@@ -22,12 +22,13 @@ from easgd_cli.launcher.journal.system_rows import SystemRows
 from easgd_cli.launcher.processes import fork_server
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.launcher.processes.children import Children
-from easgd_cli.launcher.processes.commands import CommandRunner
+from easgd_cli.launcher.processes.command_runner import CommandRunner
 from easgd_cli.launcher.processes.initial_state import InitialState
 from easgd_cli.launcher.processes.masters import Masters, Said
 from easgd_cli.launcher.processes.recovery import Recovery
 from easgd_cli.launcher.processes.watch import Watch
-from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Party, Patience, Process, party_of
+from easgd_cli.launcher.supervisor.course import Patience
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Party, Process, party_of
 from easgd_cli.launcher.supervisor.supervisor import Plan, Supervisor
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
 from easgd_cli.settings import faults
@@ -132,7 +133,7 @@ class Processes:
         self._watch.look([*self._waiting, *(() if self._queue.busy else (EVALUATOR,))])
         if (said := fork_server.gone()) is not None:
             self._journal.note(f"{said}; the run goes on without it")
-            fork_server.begin()  # of the next evaluator
+            fork_server.begin()  # so that the next evaluator can be forked
         self._children.start_due()
         self.supervisor.tick(self._seconds())
         self._runner.obey()

@@ -5,19 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from easgd_cli.launcher.journal.system_rows import SystemRows
-from easgd_cli.launcher.supervisor.parties import Patience
 from easgd_cli.record.checkpoint import OwnerState
 from easgd_cli.training.snapshot import Moment, Pace
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds that a party may take.
+
+    `interrupted`: over its last step when the user waits; `usual`: when nobody does, and over its part of a checkpoint.
+    The master may take a third of that longer. What is left of 10 s after a signal is for writing.
+    """
+
+    interrupted: float = 6.0
+    usual: float = 60.0
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a supervisor has to know of a run beforehand.
 
-    `has_master`: a master owns what is evaluated, else worker 0 does, and several need one another. `snapshots`: taken
-    by the owner by itself, asked for whenever the evaluator is free, or `deferred`: taken by the owner, measured at the
-    end. `patience`: None where nobody can be silent. `max_restarts`: how often in a row a worker or the master that
-    dies is started again; `master_returns`: whether a master is.
+    `has_master`: a master owns what is evaluated, else worker 0 does, and several need one another.
+    `asks_for_snapshots`: whenever the evaluator is free, else the owner takes them by itself; `deferred`: they are
+    measured at the end. `patience`: None where nobody can be silent. `max_restarts`: how often in a row a worker or the
+    master that dies is started again; `master_returns`: whether a master is.
     """
 
     has_master: bool

@@ -7,7 +7,7 @@ from typing import Literal
 
 from easgd_cli.launcher.journal.journal import Journal
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue, Vectors
-from easgd_cli.launcher.supervisor.parties import Command, Measure, StartEvaluator, TakeSnapshot
+from easgd_cli.launcher.supervisor.commands import Command, Measure, StartEvaluator, TakeSnapshot
 from easgd_cli.record.checkpoint import OwnerState
 from easgd_cli.training.snapshot import EVALUATED, Moment
 

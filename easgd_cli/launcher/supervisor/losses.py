@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from easgd_cli.launcher.journal.journal import Journal
 from easgd_cli.launcher.supervisor.checkpoints import Checkpoints
+from easgd_cli.launcher.supervisor.commands import Command, GiveUpWorker, Kill, StartMaster, StartWorker
 from easgd_cli.launcher.supervisor.course import Course, Plan
 from easgd_cli.launcher.supervisor.evaluation import LIVES, Evaluation
 from easgd_cli.launcher.supervisor.members import Member, Members
-from easgd_cli.launcher.supervisor.parties import (
-    EVALUATOR,
-    MASTER,
-    Command,
-    GiveUpWorker,
-    Kill,
-    Lives,
-    Party,
-    StartMaster,
-    StartWorker,
-    title_in_files,
-)
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Party, title_in_files
 from easgd_cli.launcher.supervisor.shutdown import Shutdown
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.transport.base import NEW
+
+
+@dataclass
+class Lives:
+    """How often a party may be started again, `limit` times in a row without getting further between two deaths."""
+
+    limit: int
+    deaths: int = 0
+    reached: float = -1.0  # at its last death
+    all: int = 0  # how often it has been started again
+
+    def again(self, reached: float) -> bool:
+        """It has died, having `reached` so much; whether it is started again."""
+        self.deaths = 1 if reached > self.reached else self.deaths + 1
+        self.reached = reached
+        alive = self.deaths <= self.limit
+        self.all += alive
+        return alive
 
 
 class Losses:

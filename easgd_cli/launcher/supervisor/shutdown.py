@@ -7,8 +7,10 @@ import signal
 from collections.abc import Callable
 
 from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.supervisor.commands import Command, GiveUpWorker, Kill, Stop, Wake
+from easgd_cli.launcher.supervisor.course import Patience
 from easgd_cli.launcher.supervisor.members import Member, Members
-from easgd_cli.launcher.supervisor.parties import MASTER, Command, GiveUpWorker, Kill, Patience, Stop, Wake
+from easgd_cli.launcher.supervisor.parties import MASTER
 from easgd_cli.launcher.supervisor.silence import Silence
 
 

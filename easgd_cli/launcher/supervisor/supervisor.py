@@ -20,18 +20,14 @@ from easgd_cli.launcher.journal.journal import Journal
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue, Vectors
 from easgd_cli.launcher.supervisor.beginning import Beginning
 from easgd_cli.launcher.supervisor.checkpoints import Checkpoints
+from easgd_cli.launcher.supervisor.commands import Command
 from easgd_cli.launcher.supervisor.course import Course
 from easgd_cli.launcher.supervisor.course import Plan as Plan
 from easgd_cli.launcher.supervisor.ending import Ending
 from easgd_cli.launcher.supervisor.evaluation import Evaluation
 from easgd_cli.launcher.supervisor.losses import Losses
 from easgd_cli.launcher.supervisor.members import Members
-from easgd_cli.launcher.supervisor.parties import (
-    EVALUATOR,
-    Command,
-    Party,
-    title_in_files,
-)
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, Party, title_in_files
 from easgd_cli.launcher.supervisor.shutdown import Shutdown
 from easgd_cli.launcher.supervisor.silence import Silence
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState

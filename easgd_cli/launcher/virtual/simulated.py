@@ -19,7 +19,8 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal.journal import Journal
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue
 from easgd_cli.launcher.journal.system_rows import SystemRows
-from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Command, Measure, StartWorker, Stop, TakeCheckpoint
+from easgd_cli.launcher.supervisor.commands import Command, Measure, StartWorker, Stop, TakeCheckpoint
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER
 from easgd_cli.launcher.supervisor.supervisor import Plan, Supervisor
 from easgd_cli.launcher.virtual.parties import VirtualParties
 from easgd_cli.launcher.virtual.reports import VirtualReports

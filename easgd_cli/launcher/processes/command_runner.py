@@ -12,9 +12,7 @@ from easgd_cli.launcher.processes.children import Children
 from easgd_cli.launcher.processes.masters import Masters, Said
 from easgd_cli.launcher.processes.recovery import Recovery
 from easgd_cli.launcher.processes.watch import Watch
-from easgd_cli.launcher.supervisor.parties import (
-    EVALUATOR,
-    MASTER,
+from easgd_cli.launcher.supervisor.commands import (
     Begin,
     Command,
     GiveUpWorker,
@@ -28,6 +26,7 @@ from easgd_cli.launcher.supervisor.parties import (
     TakeSnapshot,
     Wake,
 )
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER
 from easgd_cli.launcher.supervisor.supervisor import Supervisor
 from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
 
