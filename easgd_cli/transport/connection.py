@@ -43,6 +43,13 @@ class ConnectionEnded(Exception):
     """The other side has gone, is silent, or says what nobody who keeps to the rules says."""
 
 
+class RulesBroken(ConnectionEnded):
+    """It says what nobody who keeps to the rules says."""
+
+    def __init__(self, how: str = "it said what nobody says who keeps to the rules"):
+        super().__init__(how)
+
+
 class Refused(Exception):
     """The other side is not of this run: it does not know the secret, or is no easgd of this version."""
 
@@ -217,7 +224,7 @@ class Connection:
             self._read_into(memoryview(head))
             number, text, self._left = _HEAD.unpack(head)
             if number not in set(Sort) or text > _MOST_TEXT or self._left > self.most:
-                raise ConnectionEnded("it said what nobody says who keeps to the rules")
+                raise RulesBroken
             said = bytearray(text)
             self._read_into(memoryview(said))
             if number != Sort.ALIVE:
@@ -227,7 +234,7 @@ class Connection:
         """Reads the vectors of this frame into these. Raises ConnectionEnded, also where they have another size."""
         parts = [_bytes(v) for v in vectors]
         if sum(map(len, parts)) != self._left:
-            raise ConnectionEnded("it sent vectors of another size")
+            raise RulesBroken("it sent vectors of another size")
         for part in parts:
             self._read_into(part)
         self.received += self._left
@@ -244,10 +251,10 @@ class Connection:
             if not isinstance(message["kind"], str):
                 raise TypeError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
+            raise RulesBroken from e
         size = sum(math.prod(shape) * of.itemsize for shape, of in layout.values())
         if size != self._left or any(side < 0 for shape, _ in layout.values() for side in shape):
-            raise ConnectionEnded("it sent vectors of another size")
+            raise RulesBroken("it sent vectors of another size")
         if not layout:
             return message, None
         enclosed = SharedTensors.allocate(layout)

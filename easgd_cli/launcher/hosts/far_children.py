@@ -102,13 +102,16 @@ class FarChildren(Children):
     def listen(self, party: Process) -> Iterator[Message]:
         for message, enclosed in super().listen(party):
             if message["kind"] == "process":
-                self._states[party] = State(str(message["letter"]), int(message["ticks"]))
+                self._states[party] = State(message["letter"], message["ticks"])
             elif message["kind"] == "link":
                 self._links[self._tickets.get(party, -1)] = {**message, "party": party}
             elif message["kind"] == "homeless":
                 log.warning("%s: %s; another host is to have it", self[party].name, message["why"])
                 self._gate.lost(party)
                 self._forget_host(party)
+            elif message["kind"] == "unfit":
+                log.warning("%s: %s; that host is not to have it again", self[party].name, message["why"])
+                self._gate.lost(party)
             elif message["kind"] == "carried":
                 self._note(party, message["links"])
             else:
@@ -122,7 +125,9 @@ class FarChildren(Children):
             if isinstance(party, str):
                 self._rates[other, place_of(party)] = rate
                 continue
-            ends, back = (self._rooms[party], self._rooms[master_at(other)]), self._rates.get((party, other))
+            if (master := self._rooms.get(master_at(other))) is None:
+                continue  # there is none
+            ends, back = (self._rooms[party], master), self._rates.get((party, other))
             self._between[self._tickets.get(party, -1), other] = {
                 "host": " to ".join(ends), "ends": ends, "party": party, "up": [sent, rate], "down": [came, back],
             }  # fmt: skip

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, SESSION, called_patiently
 from easgd_cli.transport.base import Kind
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, RulesBroken, Sort
 from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn
@@ -45,7 +45,7 @@ class GoingOut(threading.Thread):
             while True:
                 sort, text, count = self.connection.next()
                 if sort is not Sort.REPLY:
-                    raise ConnectionEnded("it said what nobody says who keeps to the rules")
+                    raise RulesBroken
                 self._says.reply(text, count)
         except ConnectionEnded as e:
             if self._end.open:

@@ -36,7 +36,7 @@ from easgd_cli.system.terminal import tell
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.variables import Variables
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, RulesBroken, Sort
 from easgd_cli.transport.packing import Packing
 from easgd_cli.transport.relay import MasterStandIn, SummedMasterStandIn
 from easgd_cli.transport.replica import Replica
@@ -222,7 +222,7 @@ class HostedMaster:
 
     def reply(self, text: bytes, count: int) -> None:
         """Raises ConnectionEnded: it asks for nothing."""
-        raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        raise RulesBroken
 
     def told(self, message: Mapping[str, Any]) -> bool:
         """Of a worker that is gone for good the master reads on to the end: what it has said is to have come. One that

@@ -20,12 +20,14 @@ from functools import partial
 from typing import Any, Protocol
 
 from easgd_cli.launcher.hosts.far_sessions import GoingOut
+from easgd_cli.launcher.hosts.words import Words
+from easgd_cli.launcher.supervisor.parties import master_at
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.base import SessionEnded
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, RulesBroken, Sort
 from easgd_cli.transport.relay import StandsIn, SummedWorkerStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn
@@ -123,7 +125,7 @@ class OfMaster:
         self._begin(worker, link.with_sockets(master=session))
 
     def request(self, text: bytes, count: int) -> None:
-        raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        raise RulesBroken
 
     def join(self, seconds: float) -> None:
         """It asks for nothing."""
@@ -139,8 +141,8 @@ class OfMaster:
 class StandInStart:
     """`sessions`: makes those of the party; `begin`: what it begins with, as plain data, and `held`, its vectors, whose
     names begin with the key; `most`: bytes of them that it says at once; `wait`: seconds until a host has to be found
-    for it, and `where` that is said; `turns`: of all stand-ins; `again`: whether another host may have it where the
-    first is lost before it begins.
+    for it, and `where` that is said; `turns`: of all stand-ins; `words`: what its host may say; `again`: whether
+    another host may have it where the first is lost before it begins.
     """
 
     sessions: Callable[[Callable[[str], None]], Sessions]
@@ -151,6 +153,7 @@ class StandInStart:
     silence: float
     where: str
     turns: SharedTensors
+    words: Words
     again: bool = False
 
     @classmethod
@@ -174,7 +177,8 @@ class StandInStart:
         most = sum(memory.nbytes() for memory in held.values())
         if start.returns:
             held = {}  # it takes everything from the center
-        return cls(partial(OfWorker, link), begin, held, most, wait, silence, where, turns, again)
+        words = Words(link.worker, start.recipe.settings.workers, link.memory.layout, alone=not link.variables)
+        return cls(partial(OfWorker, link), begin, held, most, wait, silence, where, turns, words, again)
 
     @classmethod
     def of_master(
@@ -188,7 +192,8 @@ class StandInStart:
             "cpu": start.cpu_seconds, "lost": list(start.lost),
         }  # fmt: skip
         sessions = partial(OfMaster, place, [link for link in start.links if link.worker < here], secret, silence)
-        return cls(sessions, begin, {"": start.center}, start.center.nbytes(), wait, silence, where, turns)
+        words = Words(master_at(place), len(start.links), start.center.layout)
+        return cls(sessions, begin, {"": start.center}, start.center.nbytes(), wait, silence, where, turns, words)
 
 
 class StandIn:
@@ -329,7 +334,10 @@ class StandIn:
             self._sessions.join(_LAST_SECONDS)
             return
         if "lost" in end:
-            raise self._given_up(f"its host {self._host} is lost: {end['lost']}")
+            why = f"its host {self._host} is lost: {end['lost']}"
+            if end.get("broken"):  # it may be there, and is not to have this one again
+                self._channel.post({"kind": "unfit", "why": why})
+            raise self._given_up(why)
         with suppress(ChannelClosed):
             while not self._channel.flush():
                 select.select([], [self._channel], [])
@@ -353,16 +361,19 @@ class StandIn:
                     self._sessions.request(text, count)
                 elif sort is Sort.MESSAGE:
                     self._hear(*self._connection.message(text))
+                else:
+                    raise RulesBroken
         except (ConnectionEnded, MemoryError) as e:
-            self._end = {"lost": str(e)}
+            self._end = {"lost": str(e), "broken": isinstance(e, RulesBroken)}
         except ChannelClosed:
             self._end = {"how": "no launcher any more"}
         except Exception as e:
-            self._end = {"lost": f"it said what cannot be ({type(e).__name__})"}
+            self._end = {"lost": f"it said what cannot be ({type(e).__name__})", "broken": True}
         self._ready.set()
         self._wake.send(b"x")
 
     def _hear(self, message: dict[str, Any], enclosed: SharedTensors | None) -> None:
+        self._start.words.check(message, enclosed)
         kind = message["kind"]
         if kind == "ready":
             self._ready.set()
@@ -371,7 +382,7 @@ class StandIn:
         elif kind == "ended":
             self._end = message
         elif kind == "cannot":
-            self._end = {"lost": str(message["text"])}
+            self._end = {"lost": message["text"]}
         elif kind != "done":  # which is to be believed once the process has ended
             if kind == "process":
                 self._rate_up = message.pop("rate")
