@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from easgd_cli.launcher.supervisor.parties import Process
 from easgd_cli.record.metrics import worker_name
@@ -72,7 +72,7 @@ def fits(value: Any, form: Any, marks: Marks) -> bool:
     if of is Annotated:
         plain, mark = arguments
         return fits(value, plain, marks) and (value in mark if isinstance(mark, range) else marks[mark](value))
-    if of is UnionType:
+    if of in (UnionType, Union):
         return any(fits(value, one, marks) for one in arguments)
     if of is Literal:
         return value in arguments
