@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from enum import IntEnum
 from functools import partial
@@ -158,7 +158,7 @@ class Connection:
         """Queues a frame. The vectors are read when they are sent."""
         self._out.put((sort, text, vectors))
 
-    def say(self, message: dict[str, Any], enclosed: SharedTensors | None = None) -> None:
+    def say(self, message: Mapping[str, Any], enclosed: SharedTensors | None = None) -> None:
         """Queues a message, with memory that belongs to it from now on."""
         vectors: list[Tensor] = []
         if enclosed is not None:

@@ -33,6 +33,7 @@ from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.devices import deal_devices, worker_threads
 from easgd_cli.system.shared_memory import AnonymousFile, SharedTensors
 from easgd_cli.system.terminal import tell
+from easgd_cli.training import messages
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.variables import Variables
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
@@ -300,7 +301,7 @@ class Place(threading.Thread):
                 if not self._leaves.is_set():
                     tell(f"{self.of.name}: {e}")
                     if self._child is None:  # which the first host is to know, and gives it to another
-                        self.connection.say({"kind": "cannot", "text": str(e)})
+                        self.connection.say(messages.Cannot(kind="cannot", text=str(e)))
                         self.connection.finish(host.silence)
             finally:
                 self._leaves.set()
@@ -325,7 +326,7 @@ class Place(threading.Thread):
             if not self._leaves.is_set():
                 self.of.ended()  # what it asked for comes before the news of its end
                 number = child.process.killed_by
-                connection.say({"kind": "ended", "done": done, "signal": number, "how": child.process.how})
+                connection.say(messages.Ended(kind="ended", done=done, signal=number, how=child.process.how))
                 connection.finish(self._host.silence)
         finally:
             with self._posting:
@@ -339,8 +340,8 @@ class Place(threading.Thread):
         while not self._leaves.is_set():
             ended = child.process.ended
             try:
-                while messages := child.channel.receive():
-                    for message, enclosed in messages:
+                while heard := child.channel.receive():
+                    for message, enclosed in heard:
                         done = done or message["kind"] == "done"
                         if message["kind"] in ("state", "snapshot"):  # it may be its last word that is listened to
                             self._say_carried()
@@ -352,7 +353,9 @@ class Place(threading.Thread):
                 break
             if time.monotonic() - looked >= _STATE_SECONDS and (state := state_of(child.process.pid)) is not None:
                 looked = time.monotonic()
-                connection.say({"kind": "process", "rate": connection.rate(), **state._asdict()})
+                connection.say(
+                    messages.Process(kind="process", rate=connection.rate(), letter=state.letter, ticks=state.ticks)
+                )
                 self._say_carried()
             with suppress(ChannelClosed):
                 child.channel.flush()
@@ -363,7 +366,7 @@ class Place(threading.Thread):
     def _say_carried(self) -> None:
         """What its sessions with other hosts than the first have carried."""
         if carried := self.of.carried():
-            self.connection.say({"kind": "carried", "links": carried})
+            self.connection.say(messages.Carried(kind="carried", links=carried))
 
     def _listen(self, child: Child) -> None:
         """Does what is said on the other side."""
@@ -397,12 +400,12 @@ class Place(threading.Thread):
             self.leave()
         elif not self._leaves.is_set():
             text = f"its session with a master on another host is lost: {how}"
-            self.connection.say({"kind": "error", "text": text, "refused": False})
+            self.connection.say(messages.Error(kind="error", text=text, refused=False))
             self._child.kill()
 
 
 def _say_log(connection: Connection, log: AnonymousFile, read: int) -> int:
     """Says what the log has from there on; returns up to where."""
     if data := os.pread(log.fd, 1 << 20, read):
-        connection.say({"kind": "log", "text": data.decode("utf-8", "replace")})
+        connection.say(messages.Log(kind="log", text=data.decode("utf-8", "replace")))
     return read + len(data)
