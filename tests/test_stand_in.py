@@ -317,7 +317,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The part of one that hears what is said."""
     local: Any = Processes.__new__(Processes)
     local.supervisor = Told(tmp_path_factory.mktemp("record"))
-    local._recovery = local._watch = local._executor = SimpleNamespace(
+    local._recovery = local._watch = local._runner = SimpleNamespace(
         row=lambda worker, row: Tally.of(row), served=lambda exchanges: None, tell_masters=lambda message: None,
         said=lambda party, what, seconds: float(seconds),
     )  # fmt: skip
