@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import queue
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class FarChildren(Children):
         self._tickets: dict[Process, int] = {}
         self._called: set[Process] = set()  # those that have been given to a host, and have not come yet
         self._addresses: dict[int, tuple[str, int]] = {}  # where masters elsewhere are reached, by their places
-        self._turns = turns()
+        self._turns, self._lives = turns(), Counter[Process]()
         self._states: dict[Process, State | None] = {}
         self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
         self._rooms: dict[Process, str] = {}  # the host of each that has come
@@ -73,11 +74,12 @@ class FarChildren(Children):
             return
         self._gate.release(party)
         self._forget_host(party)
+        self._lives[party] += 1
         here, waits = self._here, self._waits
         wait = waits.wait if self.began is None or waits.need_all else math.inf
         common = (wait, waits.silence, waits.where, self._turns)
         if isinstance(start, WorkerStart):
-            stands_in = StandInStart.of_worker(start, here.masters, here.entries, *common)
+            stands_in = StandInStart.of_worker(start, self._lives[party], here.masters, here.entries, *common)
         else:
             assert isinstance(start, MasterStart) and isinstance(party, str)
             stands_in = StandInStart.of_master(start, place_of(party), here.workers, self._secret, *common)

@@ -110,7 +110,7 @@ class HostedWorker:
         for line, ((of, entries), (name, port)) in enumerate(zip(elsewhere, begin["masters"], strict=True), 1):
             end = link.for_master(line, entries)
             there = (str(name), int(port))
-            self._sessions[of] = GoingOut(there, host.secret, host.silence, of, end, place.session_lost)
+            self._sessions[of] = GoingOut(there, host.secret, host.silence, of, end, place.session_lost, begin["life"])
         steps = None if begin["interval"] is None else Interval(*begin["interval"])
         start = WorkerStart(host.recipe, link.for_worker(), host.devices[self.slot], host.threads, steps)
         start.t, start.seen, start.meter, start.pace = begin["t"], Seen(*begin["seen"]), begin["meter"], begin["pace"]
@@ -158,9 +158,9 @@ class HostedMaster:
         self.name, self.role = str(self.party), (MASTER, place)
         self._admitting, self._begun, self._over = threading.Lock(), threading.Event(), False
         self._links: dict[int, Link] = {}
-        self._lives: dict[int, int] = {}  # of each worker: in which of its sessions it is
+        self._lives: dict[int, int] = {}  # of each worker: in which of its lives it came last, or is to come first
         self._sessions: dict[int, ComingIn | None] = {}  # None: its first, which is yet to come
-        self._ended: dict[int, int] = {}  # how many of them are known to have ended
+        self._ended: dict[int, int] = {}  # up to which of them all are known to have ended
 
     def prepare(self) -> int:
         """Allocates its slice; how many bytes of it are said to it at once at most. Raises MemoryError."""
@@ -201,23 +201,22 @@ class HostedMaster:
             link.master_socket.close()
         self._begun.set()
 
-    def admit(self, worker: int, sock: socket.socket) -> None:
-        """A session of this worker has come: its first, or one in the place of what it had before it was lost."""
+    def admit(self, worker: int, life: int, sock: socket.socket) -> None:
+        """A session of this worker has come: of its first life, or of one after it was lost."""
         turn = Turn(self._host.turns)
         connection = Connection(sock, self._host.silence, 0, turn)  # it is heard while the slice is yet to come
         self._begun.wait()
         with self._admitting:
-            if self._over or worker not in self._links:
+            if self._over or worker not in self._links or life <= self._ended[worker] or life < self._lives[worker]:
                 connection.close()
                 turn.close()
                 return
             link, theirs = self._links[worker].for_worker(), None
-            if worker not in self._sessions or self._sessions[worker] is not None:  # it is not its first
+            if life > 1 or self._sessions.get(worker, self) is not None:  # it is not its first
                 self._finish(worker)
-                self._lives[worker] += 1
                 mine, theirs = socket.socketpair()
                 link = link.with_sockets(mine)
-            self._sessions[worker] = ComingIn(connection, turn, link)
+            self._lives[worker], self._sessions[worker] = life, ComingIn(connection, turn, link)
             if theirs is not None:
                 self._post({"kind": "session", "worker": worker}, theirs)
 
@@ -227,13 +226,14 @@ class HostedMaster:
 
     def told(self, message: Mapping[str, Any]) -> bool:
         """Of a worker that is gone for good the master reads on to the end: what it has said is to have come. One that
-        is started again elsewhere has ended a session, perhaps without ever having come in it.
+        is started again elsewhere has ended a life, perhaps without ever having come in it, or only after the next.
         """
         if (kind := message["kind"]) in ("gone", "again"):
             with self._admitting:
                 worker = int(message["worker"])
-                self._ended[worker] += kind == "again"
-                if kind == "gone" or self._ended[worker] == self._lives[worker]:  # else the next has come before
+                if kind == "again":
+                    self._ended[worker] = int(message["life"])
+                if kind == "gone" or self._lives[worker] <= self._ended[worker]:
                     self._finish(worker)
         return kind != "again"
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -98,6 +99,7 @@ class OfMaster:
         self._links = {link.worker: link for link in links}
         self._place, self._secret, self._silence, self._lost = place, secret, silence, lost
         self._open: dict[int, GoingOut] = {}
+        self._lives = Counter[int]()  # of each worker, those that have ended: it is given a session for each next one
         self._carried = (0, 0)
 
     def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
@@ -108,15 +110,18 @@ class OfMaster:
 
     def _begin(self, worker: int, link: Link) -> None:
         lost = partial(self._lose, worker)
-        self._open[worker] = GoingOut(self._address, self._secret, self._silence, self._place, link, lost)
+        self._open[worker] = GoingOut(
+            self._address, self._secret, self._silence, self._place, link, lost, 1 + self._lives[worker]
+        )  # fmt: skip
 
     def _lose(self, worker: int, how: str) -> None:
         self._lost(f"{how}, in its session with worker {worker}")
 
     def give(self, message: Mapping[str, Any], session: socket.socket) -> None:
-        if (link := self._links.get(worker := message["worker"])) is None:
+        self._lives[worker := message["worker"]] += 1
+        if (link := self._links.get(worker)) is None:
             session.close()  # it is on another host, and comes from there
-            self._connection.say({"kind": "again", "worker": worker})
+            self._connection.say({"kind": "again", "worker": worker, "life": self._lives[worker]})
             return
         before = self._open.pop(worker)
         before.end()  # or its last reply would be written over what the next is told
@@ -158,16 +163,18 @@ class StandInStart:
 
     @classmethod
     def of_worker(
-        cls, start: WorkerStart, masters: int, entries: slice, wait: float, silence: float, where: str,
+        cls, start: WorkerStart, life: int, masters: int, entries: slice, wait: float, silence: float, where: str,
         turns: SharedTensors,
     ) -> StandInStart:  # fmt: skip
-        """In the place of the worker that was to begin so; the first `masters`, which own these `entries`, are here."""
+        """In the place of the worker that was to begin so, in that of its lives; the first `masters`, which own these
+        `entries`, are here.
+        """
         interval, seen, link = start.interval, start.seen, start.link
         begin = {
             "worker": link.worker, "t": start.t, "seen": [seen.clock, seen.served, seen.exchanges],
             "interval": None if interval is None else [interval.steps, interval.seconds],
             "meter": start.meter, "pace": None if start.pace is None else list(start.pace),
-            "returns": start.returns, "new": start.new, "spared": start.spared,
+            "returns": start.returns, "new": start.new, "spared": start.spared, "life": life,
         }  # fmt: skip
         again = len(link.further) == masters - 1  # a master elsewhere has heard of the first, and of its end
         link = replace(link, further=link.further[: masters - 1], entries=entries)
