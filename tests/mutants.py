@@ -327,7 +327,7 @@ MUTANTS = [
     ("launcher/hosts/gate.py", "(host is not last, before not in", "(before not in"),
     ("launcher/hosts/door.py", "if self._closed.wait(_AGAIN_SECONDS):", "if True:"),
     ("launcher/hosts/far_sessions.py", "        self._end.lose()\n", ""),
-    ("launcher/hosts/hosted.py", "or self._sessions[worker] is not None:", "and False:"),
+    ("launcher/hosts/hosted.py", "if life > 1 or self._sessions.get(worker, self) is not None:", "if False:"),
     ("transport/relay.py", "ended = request.kind in (Kind.CLOSE, Kind.LOST)", "ended = request.kind is Kind.CLOSE"),
     ("transport/relay.py", "self._free.set()  # before it is sent: the next request is the answer to it", "pass"),
     (

@@ -639,6 +639,17 @@ def test_a_message_that_is_given_back_raises_withdrawn() -> None:
             worker.collect()
 
 
+def test_virtual_events_that_are_restored_come_in_their_order_in_whichever_they_are_kept() -> None:
+    events = Events()
+    for time_ in (3.0, 1.0, 2.0, 1.0):
+        events.add(time_, "step", 0)
+    state = events.state()
+    for kept in (state["events"], state["events"][::-1]):
+        again = Events()
+        again.restore({**state, "events": kept})
+        assert [again.next()[:2] for _ in kept] == [(1.0, 2), (1.0, 4), (2.0, 3), (3.0, 1)]
+
+
 def test_a_message_on_a_virtual_link_takes_its_latency_and_its_bytes_and_arrives_in_that_order() -> None:
     run = VirtualStar(EASGD(alpha=0.5), 1)
     run.exchange(0)
