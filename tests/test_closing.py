@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,8 @@ from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
+from easgd_cli.training.master import Master
+from easgd_cli.transport.base import Kind, Request
 
 STEPS = 23  # of which tau = 3 leaves two steps after the last exchange
 
@@ -157,3 +160,13 @@ def test_a_run_that_is_told_to_end_does_not_close_and_does_so_when_it_goes_on(tm
     assert run(s, tmp_path, resume=True).status == "completed"
     assert [recorded_order(tmp_path).count(i) for i in range(3)] == [68, 68, 68]
     assert recorded_order(tmp_path)[-3:] == [0, 1, 2]
+
+
+def test_the_closing_exchange_waits_for_who_may_come_back() -> None:
+    master: Any = Master.__new__(Master)
+    master._closing, master._sessions = {0}, SimpleNamespace(open={0: None})
+    master._centers = [SimpleNamespace(variable=SimpleNamespace(in_rounds=False))]
+    master._waiting = {0: Request(0, Kind.CLOSING, 4, 0)}
+    for away, updates in (({1}, []), (set(), [[0]])):
+        master._away = away
+        assert master._closing_updates() == updates

@@ -28,6 +28,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.record.reader import summary_of
 from easgd_cli.settings.schema import Eval, check
+from easgd_cli.training.center import Center
 from easgd_cli.training.drive import ByHand, Turn
 from easgd_cli.transport.base import Reply
 
@@ -250,6 +251,13 @@ def test_an_exchange_leaves_every_bit_of_the_other_fragments(name: str) -> None:
         for session, reply in zip(driver._sessions, replies, strict=True):
             bits = session.reply.view(torch.int64)  # type: ignore[union-attr]  # before a reply there is anything
             assert torch.equal(bits[still], reply.view(torch.int64)[still])
+
+
+def test_a_fragment_that_is_asked_for_is_all_of_a_reply_that_changes() -> None:
+    x = torch.arange(D, dtype=torch.float64)
+    reply = torch.full_like(x, -1.0)
+    Center(in_turn(EASGD(alpha=0.5)).variables[CENTER], {"x": x}).serve([(0, None, reply)], fragment=1)
+    assert torch.equal(reply, torch.where(OF_ENTRY == 1, x, -1.0))
 
 
 @pytest.mark.parametrize("average", [Polyak(start=1), Moving(rate=0.1, start=0)])

@@ -148,6 +148,23 @@ def test_a_message_that_waits_when_its_worker_is_lost_is_no_update() -> None:
     assert events.next().kind == REPLY and not events
 
 
+def test_a_worker_that_is_lost_while_it_waits_for_the_closing_exchange_has_none() -> None:
+    events, method = Events(), EASGD(alpha=0.5)
+    wire = Wire(Network(8), events)
+    ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
+    center = Center(method.variables["center"], {"x": torch.zeros(1)})
+    master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
+    for end in ends:
+        end.post(end.vectors["x"], 4, kind=Kind.CLOSING)
+        wire.deliver(events.next())
+    master.listen()
+    ends[1].lose()
+    master.listen()
+    master.close(everybody=True)
+    events.next()
+    assert [request.worker for request in master.serve()] == [0] and center.vectors["x"].item() == 0.5
+
+
 def test_a_round_counts_as_many_exchanges_as_it_has_messages() -> None:
     events, method = Events(), SyncEASGD(alpha=0.5)
     wire = Wire(Network(8), events)

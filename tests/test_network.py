@@ -621,6 +621,25 @@ def test_a_worker_whose_host_leaves_before_it_has_come_is_given_to_another(tmp_p
     assert hosts.given == [3, 3]
 
 
+def test_a_host_that_has_said_what_nobody_says_is_not_given_that_worker_again(tmp_path: Path) -> None:
+    lost: list[Process] = []
+    found = children(SimpleNamespace(lost=lost.append), tmp_path, Here(0), 3)
+    heard = [[({"kind": "unfit", "why": "so"}, None)]]
+    found._homeless.clear()
+    found[3] = SimpleNamespace(  # type: ignore[assignment]
+        name="worker_03", process=SimpleNamespace(ended=False),
+        channel=SimpleNamespace(receive=lambda: heard.pop() if heard else [], flush=lambda: True),
+    )  # fmt: skip
+    assert list(found.listen(3)) == [] and lost == [3] and not found.homeless()
+
+
+def test_what_is_said_of_a_session_with_a_master_that_is_nowhere_is_not_noted(tmp_path: Path) -> None:
+    found = children(Hosts(), tmp_path, Here(0, 1, slice(0, 5), 1), 3)
+    found._rooms |= {3: "a", "master_1": "b"}
+    found._note(3, [(7, 1, 2, None), (1, 3, 4, None)])
+    assert [between["ends"] for between in found._between.values()] == [("a", "b")]
+
+
 @pytest.mark.parametrize("words", ["-m seed=0,1", "tau=auto"])
 def test_torchrun_starts_the_processes_of_one_run(
     words: str, easgd: Callable[..., Said], monkeypatch: pytest.MonkeyPatch

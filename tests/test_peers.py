@@ -23,6 +23,8 @@ from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.record import reader
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
+from easgd_cli.training import data_parallel
+from easgd_cli.training.data_parallel import Periodically
 
 DDP = {"name": "ddp", "target": "easgd_cli.launcher.peers:DataParallel"}
 POST_LOCAL = {"name": "post_local_sgd", "target": "easgd_cli.launcher.peers:PostLocalSGD"}
@@ -97,6 +99,18 @@ def test_post_local_sgd_is_local_steps_with_parameters_averaged_every_so_often(
         if t >= first and (t - first) % tau == 0:
             hand.x = [hand.mean() for _ in range(3)]
     torch.testing.assert_close(saved_center(tmp_path / "run", build.prepare(s)), hand.mean(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("t", "averaged"), [(0, False), (1, False), (2, False), (3, True), (4, False), (5, True)])
+def test_at_the_end_is_averaged_what_the_last_step_has_not_every_so_often(
+    t: int, averaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tau=2 after 1 step, steps 0, 1 and 3 are averaged, and then 5."""
+    summed: list[Tensor] = []
+    monkeypatch.setattr(data_parallel.dist, "all_reduce", summed.append)
+    monkeypatch.setattr(data_parallel.dist, "get_world_size", lambda: 2)
+    Periodically(tau=2, after=1).finish([torch.nn.Parameter(torch.ones(2))], t)
+    assert bool(summed) == averaged
 
 
 def test_ddp_gives_the_center_of_all_reduced_gradients(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import WIRES, OnTheWire
-from easgd_cli.launcher.hosts.door import SESSION, Door
+from easgd_cli.launcher.hosts.door import LIFE, SESSION, Door, called
 from easgd_cli.launcher.hosts.far_sessions import ComingIn, GoingOut
 from easgd_cli.launcher.hosts.hosted import HostedMaster
 from easgd_cli.settings.schema import Eval
@@ -264,15 +264,16 @@ class ApartStar(ShardedStar):
         hosted._begun.set()
         return start.links
 
-    def enters(self, sock: socket.socket, _: str, role: int, worker: int, place: int) -> None:
+    def enters(self, sock: socket.socket, _: str, role: int, worker: int, of: int) -> None:
         assert role == SESSION
-        self.hosted[place].admit(worker, sock)
+        life, place = divmod(of, 1 << LIFE)
+        self.hosted[place].admit(worker, life, sock)
 
-    def goes(self, place: int, link: Link) -> GoingOut:
+    def goes(self, place: int, link: Link, life: int = 1) -> GoingOut:
         end = link.for_master(place, self.cuts[place])
-        return GoingOut(self.door._listener.getsockname(), b"secret", 30.0, place, end, pytest.fail)
+        return GoingOut(self.door._listener.getsockname(), b"secret", 30.0, place, end, pytest.fail, life)
 
-    def come_back(self, worker: int, t: int) -> Reply:
+    def come_back(self, worker: int, t: int, life: int = 2) -> Reply:
         end = self.workers[worker]
         assert isinstance(end, SharedWorkerEnd)
         pairs = [socket.socketpair() for _ in self.stars]
@@ -282,7 +283,7 @@ class ApartStar(ShardedStar):
             line.socket = ours
         for place in self.hosted:
             self.out[place, worker].end()
-            self.out[place, worker] = self.goes(place, link)
+            self.out[place, worker] = self.goes(place, link, life)
         end.join(t)
         return end.collect()
 
@@ -567,6 +568,35 @@ def test_a_master_elsewhere_hears_of_a_workers_end_also_while_it_keeps_its_messa
     door.close()
 
 
+@pytest.mark.parametrize("told", [(), (1,), (2,), (1, 2)])
+def test_the_news_of_a_life_in_which_a_worker_never_came_to_a_master_elsewhere_ends_no_later_one(
+    told: tuple[int, ...],
+) -> None:
+    """It is told on another way than that by which its sessions come, so before or after the next."""
+    run = ApartStar(EASGD(alpha=0.5), 2)
+    run.exchange(0, t=4)
+    run.lose(0)
+    for after in (False, True):
+        for life in (1, 2):
+            for hosted in run.hosted.values() if (life in told) != after else ():
+                assert not hosted.told({"kind": "again", "worker": 0, "life": life})
+        if not after:
+            assert run.come_back(0, 6, life=3).t == 11
+    assert run.exchange(0, t=11).t == 11
+    run.lose(0)
+    for hosted in run.hosted.values():
+        hosted.told({"kind": "again", "worker": 0, "life": 3})
+    late = called(run.door._listener.getsockname(), b"secret", 10, SESSION, 0, 1 | 3 << LIFE)
+    while late.recv(64):  # of a life that is known to have ended: it is closed
+        pass
+    assert 0 not in run.hosted[1]._sessions
+    assert run.come_back(0, 12, life=4).t == 17
+    for worker in run.workers:
+        worker.close(18)
+    run.wait()
+    late.close()
+
+
 def test_a_master_elsewhere_that_waits_for_its_slice_is_heard_by_the_workers_that_have_come() -> None:
     """However long that takes."""
     host: Any = SimpleNamespace(silence=2.0, turns=turns())
@@ -574,7 +604,7 @@ def test_a_master_elsewhere_that_waits_for_its_slice_is_heard_by_the_workers_tha
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
-    admitting = threading.Thread(target=master.admit, args=(0, theirs))
+    admitting = threading.Thread(target=master.admit, args=(0, 1, theirs))
     admitting.start()
     assert len(read_exactly(ours, 16, 30)) == 16  # that it is there
     assert admitting.is_alive()
@@ -607,6 +637,17 @@ def test_a_message_that_is_given_back_raises_withdrawn() -> None:
         master.reply(request, 0, 0, Mark.WITHDRAWN)
         with pytest.raises(Withdrawn):
             worker.collect()
+
+
+def test_virtual_events_that_are_restored_come_in_their_order_in_whichever_they_are_kept() -> None:
+    events = Events()
+    for time_ in (3.0, 1.0, 2.0, 1.0):
+        events.add(time_, "step", 0)
+    state = events.state()
+    for kept in (state["events"], state["events"][::-1]):
+        again = Events()
+        again.restore({**state, "events": kept})
+        assert [again.next()[:2] for _ in kept] == [(1.0, 2), (1.0, 4), (2.0, 3), (3.0, 1)]
 
 
 def test_a_message_on_a_virtual_link_takes_its_latency_and_its_bytes_and_arrives_in_that_order() -> None:

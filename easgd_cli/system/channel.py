@@ -13,6 +13,7 @@ import select
 import socket
 import threading
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def post(self, message: dict[str, Any], enclosed: SharedTensors | socket.socket | None = None) -> None:
+    def post(self, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None) -> None:
         """Queues a message, memory or a socket with it, which belongs to the message from now on: this end closes
         it.
         """

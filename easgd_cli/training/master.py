@@ -22,6 +22,7 @@ from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.gathering import Gathering, gathering_of
 from easgd_cli.training.ledger import ORDER
+from easgd_cli.training.messages import Lost, Served
 from easgd_cli.training.returning import Progress, Returning
 from easgd_cli.training.serving import Serving
 from easgd_cli.training.snapshot import Moment, Snapshots
@@ -165,7 +166,7 @@ class Master:
             self._leave_rounds(worker)
             if self._returns:
                 self._away.add(worker)
-            self._channel.post({"kind": "lost", "worker": worker})
+            self._channel.post(Lost(kind="lost", worker=worker))
         elif request.kind is not Kind.JOIN:
             self._progress.heard(worker, request.t)
         if request.kind in (Kind.EXCHANGE, Kind.CLOSING):
@@ -279,15 +280,15 @@ class Master:
     def _report(self) -> None:
         serving, self._reported = self._serving, self._snapshots.seconds()
         self._channel.post(
-            {
-                "kind": "served",
-                "workers": serving.order,
-                "seconds": self._reported,
-                "step": self._progress.step,
-                "exchanges": serving.served,
-                "cpu": self._cpu_seconds(),
-                "waiting": list(self._waiting),
-                "vectors": serving.vectors_per_exchange,
-            }
+            Served(
+                kind="served",
+                workers=serving.order,
+                seconds=self._reported,
+                step=self._progress.step,
+                exchanges=serving.served,
+                cpu=self._cpu_seconds(),
+                waiting=list(self._waiting),
+                vectors=serving.vectors_per_exchange,
+            )
         )
         serving.order = []

@@ -23,7 +23,7 @@ from easgd_cli.problems.base import statistics_of
 from easgd_cli.settings import faults
 from easgd_cli.settings.schema import Interval, profiled_steps, samples_a_step
 from easgd_cli.system.channel import Channel
-from easgd_cli.training import drive
+from easgd_cli.training import drive, messages
 from easgd_cli.training.faults import Rejoin, Watched, WatchedSession, suffer
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.news import News
@@ -233,7 +233,7 @@ class WorkerLoop:
             getattr(w, name).zero_()
         w.x.copy_(reply.vector)
         w.t, w.seen.clock, w.seen.served = reply.t, reply.clock, reply.served
-        self._channel.post({"kind": "joined", "t": w.t})
+        self._channel.post(messages.Joined(kind="joined", t=w.t))
 
     def _fail(self, given: faults.Faults) -> None:
         """Suffers what its faults have for this step. Its clock has been said before: with that it comes back."""
@@ -256,7 +256,7 @@ class WorkerLoop:
             if self._link.outstanding:
                 self._link.collect()  # the exchange has happened, and is of no use to this worker any more
             self._news.rows()
-            self._channel.post({"kind": "rejoins", "t": w.t, "why": str(why)})
+            self._channel.post(messages.Rejoins(kind="rejoins", t=w.t, why=str(why)))
             while not self._stop and time.monotonic() < why.until:
                 time.sleep(min(0.05, max(0.0, why.until - time.monotonic())))
                 self._listen(self._news)

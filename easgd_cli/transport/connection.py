@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from enum import IntEnum
 from functools import partial
@@ -41,6 +41,13 @@ _BEATS, _SHORTEST_SILENCE = 4, 2.0  # how often one says something in the second
 
 class ConnectionEnded(Exception):
     """The other side has gone, is silent, or says what nobody who keeps to the rules says."""
+
+
+class RulesBroken(ConnectionEnded):
+    """It says what nobody who keeps to the rules says."""
+
+    def __init__(self, how: str = "it said what nobody says who keeps to the rules"):
+        super().__init__(how)
 
 
 class Refused(Exception):
@@ -151,7 +158,7 @@ class Connection:
         """Queues a frame. The vectors are read when they are sent."""
         self._out.put((sort, text, vectors))
 
-    def say(self, message: dict[str, Any], enclosed: SharedTensors | None = None) -> None:
+    def say(self, message: Mapping[str, Any], enclosed: SharedTensors | None = None) -> None:
         """Queues a message, with memory that belongs to it from now on."""
         vectors: list[Tensor] = []
         if enclosed is not None:
@@ -217,7 +224,7 @@ class Connection:
             self._read_into(memoryview(head))
             number, text, self._left = _HEAD.unpack(head)
             if number not in set(Sort) or text > _MOST_TEXT or self._left > self.most:
-                raise ConnectionEnded("it said what nobody says who keeps to the rules")
+                raise RulesBroken
             said = bytearray(text)
             self._read_into(memoryview(said))
             if number != Sort.ALIVE:
@@ -227,7 +234,7 @@ class Connection:
         """Reads the vectors of this frame into these. Raises ConnectionEnded, also where they have another size."""
         parts = [_bytes(v) for v in vectors]
         if sum(map(len, parts)) != self._left:
-            raise ConnectionEnded("it sent vectors of another size")
+            raise RulesBroken("it sent vectors of another size")
         for part in parts:
             self._read_into(part)
         self.received += self._left
@@ -244,10 +251,10 @@ class Connection:
             if not isinstance(message["kind"], str):
                 raise TypeError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
+            raise RulesBroken from e
         size = sum(math.prod(shape) * of.itemsize for shape, of in layout.values())
         if size != self._left or any(side < 0 for shape, _ in layout.values() for side in shape):
-            raise ConnectionEnded("it sent vectors of another size")
+            raise RulesBroken("it sent vectors of another size")
         if not layout:
             return message, None
         enclosed = SharedTensors.allocate(layout)

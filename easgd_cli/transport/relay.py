@@ -27,7 +27,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import WHOLE
 from easgd_cli.transport.base import PULL, Kind, Mark, Request, SessionEnded, Withdrawn
 from easgd_cli.transport.collective import Word
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
+from easgd_cli.transport.connection import Connection, RulesBroken, Sort
 from easgd_cli.transport.packing import Packing
 from easgd_cli.transport.shared import REPLY, REQUEST, Link, SharedMasterEnd, SharedWorkerEnd
 
@@ -62,7 +62,7 @@ class MasterStandIn:
         """A reply has come; `count`: bytes of its vector. Raises ConnectionEnded."""
         request, self._asked = self._asked, None
         if request is None or len(text) != REPLY.size:
-            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+            raise RulesBroken
         clock, served, t, mark = REPLY.unpack(text)
         if count:
             _receive(self._connection, self._packing, self._end.lent(request)[1], request)
@@ -86,7 +86,7 @@ class SummedMasterStandIn(MasterStandIn):
 
     def reply(self, text: bytes, count: int) -> None:
         if len(text) != REPLY.size:
-            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+            raise RulesBroken
         if count:
             self._connection.fill(self._restored)
         self._end.say(self._worker, text)
@@ -134,9 +134,9 @@ class WorkerStandIn:
             kind, vector, to, fragment, t = REQUEST.unpack(text)
             request = Request(-1, Kind(kind), t, vector, to, fragment)
         except (struct.error, ValueError) as e:
-            raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
+            raise RulesBroken from e
         if not self._may_come(request):
-            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+            raise RulesBroken
         if vector != PULL and kind in _EXCHANGES:
             # whole, before the master hears of it
             _receive(self._connection, self._packing, self._vectors[vector], request)
@@ -226,10 +226,10 @@ class SummedWorkerStandIn:
             number, vector, to, fragment, _ = REQUEST.unpack(text)
             kind = Kind(number)
         except (struct.error, ValueError) as e:
-            raise ConnectionEnded("it said what nobody says who keeps to the rules") from e
+            raise RulesBroken from e
         summed = kind is Kind.SUMMED
         if (to, fragment) != (0, WHOLE) or (summed and not 0 <= vector < len(self._sums)):
-            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+            raise RulesBroken
         self._connection.fill([self._sums[vector]] if summed else [])
         self._joins = self._joins or kind is Kind.JOIN
         if kind is Kind.LOST:

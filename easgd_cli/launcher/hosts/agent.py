@@ -16,7 +16,7 @@ from easgd_cli import __version__
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.hosts import probe
-from easgd_cli.launcher.hosts.door import AGENT, CONNECT_SECONDS, SESSION, Door, called
+from easgd_cli.launcher.hosts.door import AGENT, CONNECT_SECONDS, LIFE, SESSION, Door, called
 from easgd_cli.launcher.hosts.far_end import FarEnd, FarMaster, memory_of
 from easgd_cli.launcher.hosts.hosted import HostedMaster, HostedWorker, Place, Workplace
 from easgd_cli.launcher.processes import fork_server
@@ -160,11 +160,12 @@ class Agent:
     def _cannot(self, ticket: int, text: str) -> None:
         self._connection.say({"kind": "cannot", "ticket": ticket, "text": text})
 
-    def _enters(self, sock: socket.socket, address: str, role: int, worker: int, place: int) -> None:
+    def _enters(self, sock: socket.socket, address: str, role: int, worker: int, of: int) -> None:
         """A worker's session with a master of this host."""
+        life, place = divmod(of, 1 << LIFE)
         filled = self._filled.get(master_at(place))
         if role == SESSION and filled is not None and isinstance(filled.of, HostedMaster):
-            filled.of.admit(worker, sock)
+            filled.of.admit(worker, life, sock)
         else:
             sock.close()
 

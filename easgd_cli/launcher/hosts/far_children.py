@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import queue
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class FarChildren(Children):
         self._tickets: dict[Process, int] = {}
         self._called: set[Process] = set()  # those that have been given to a host, and have not come yet
         self._addresses: dict[int, tuple[str, int]] = {}  # where masters elsewhere are reached, by their places
-        self._turns = turns()
+        self._turns, self._lives = turns(), Counter[Process]()
         self._states: dict[Process, State | None] = {}
         self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
         self._rooms: dict[Process, str] = {}  # the host of each that has come
@@ -73,11 +74,12 @@ class FarChildren(Children):
             return
         self._gate.release(party)
         self._forget_host(party)
+        self._lives[party] += 1
         here, waits = self._here, self._waits
         wait = waits.wait if self.began is None or waits.need_all else math.inf
         common = (wait, waits.silence, waits.where, self._turns)
         if isinstance(start, WorkerStart):
-            stands_in = StandInStart.of_worker(start, here.masters, here.entries, *common)
+            stands_in = StandInStart.of_worker(start, self._lives[party], here.masters, here.entries, *common)
         else:
             assert isinstance(start, MasterStart) and isinstance(party, str)
             stands_in = StandInStart.of_master(start, place_of(party), here.workers, self._secret, *common)
@@ -102,13 +104,16 @@ class FarChildren(Children):
     def listen(self, party: Process) -> Iterator[Message]:
         for message, enclosed in super().listen(party):
             if message["kind"] == "process":
-                self._states[party] = State(str(message["letter"]), int(message["ticks"]))
+                self._states[party] = State(message["letter"], message["ticks"])
             elif message["kind"] == "link":
                 self._links[self._tickets.get(party, -1)] = {**message, "party": party}
             elif message["kind"] == "homeless":
                 log.warning("%s: %s; another host is to have it", self[party].name, message["why"])
                 self._gate.lost(party)
                 self._forget_host(party)
+            elif message["kind"] == "unfit":
+                log.warning("%s: %s; that host is not to have it again", self[party].name, message["why"])
+                self._gate.lost(party)
             elif message["kind"] == "carried":
                 self._note(party, message["links"])
             else:
@@ -122,7 +127,9 @@ class FarChildren(Children):
             if isinstance(party, str):
                 self._rates[other, place_of(party)] = rate
                 continue
-            ends, back = (self._rooms[party], self._rooms[master_at(other)]), self._rates.get((party, other))
+            if (master := self._rooms.get(master_at(other))) is None:
+                continue  # there is none
+            ends, back = (self._rooms[party], master), self._rates.get((party, other))
             self._between[self._tickets.get(party, -1), other] = {
                 "host": " to ".join(ends), "ends": ends, "party": party, "up": [sent, rate], "down": [came, back],
             }  # fmt: skip

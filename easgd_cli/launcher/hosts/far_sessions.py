@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, SESSION, called_patiently
+from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, SESSION, called_patiently
 from easgd_cli.transport.base import Kind
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, RulesBroken, Sort
 from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn
@@ -24,18 +24,19 @@ _SERVING_SECONDS = 1.0  # for a master to take what a worker had said that is go
 
 class GoingOut(threading.Thread):
     """Of one worker of this host with the master of the `place` that is reached at `address`; `link`: the master's side
-    of it. `lost` is called, from this thread, with how it was lost, where that was before its end. Raises Refused and
-    OSError.
+    of it; `life`: which of the worker's it is, from 1 on. `lost` is called, from this thread, with how it was lost,
+    where that was before its end. Raises Refused and OSError.
     """
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, silence: float, place: int, link: Link,
-        lost: Callable[[str], None],
+        lost: Callable[[str], None], life: int = 1,
     ):  # fmt: skip
         super().__init__(daemon=True)
         self._end, self._silence, self._lost = SharedMasterEnd([link]), silence, lost
         never = threading.Event()
-        sock = called_patiently(address, secret, CONNECT_SECONDS, silence, never, SESSION, link.worker, place)
+        of = place | life << LIFE
+        sock = called_patiently(address, secret, CONNECT_SECONDS, silence, never, SESSION, link.worker, of)
         self.connection = Connection(sock, silence, link.memory.nbytes())
         self._says = MasterStandIn(self._end, link.packing, self.connection)
         self.start()
@@ -45,7 +46,7 @@ class GoingOut(threading.Thread):
             while True:
                 sort, text, count = self.connection.next()
                 if sort is not Sort.REPLY:
-                    raise ConnectionEnded("it said what nobody says who keeps to the rules")
+                    raise RulesBroken
                 self._says.reply(text, count)
         except ConnectionEnded as e:
             if self._end.open:

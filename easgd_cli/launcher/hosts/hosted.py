@@ -33,10 +33,11 @@ from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.devices import deal_devices, worker_threads
 from easgd_cli.system.shared_memory import AnonymousFile, SharedTensors
 from easgd_cli.system.terminal import tell
+from easgd_cli.training import messages
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.training.variables import Variables
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, RulesBroken, Sort
 from easgd_cli.transport.packing import Packing
 from easgd_cli.transport.relay import MasterStandIn, SummedMasterStandIn
 from easgd_cli.transport.replica import Replica
@@ -109,7 +110,7 @@ class HostedWorker:
         for line, ((of, entries), (name, port)) in enumerate(zip(elsewhere, begin["masters"], strict=True), 1):
             end = link.for_master(line, entries)
             there = (str(name), int(port))
-            self._sessions[of] = GoingOut(there, host.secret, host.silence, of, end, place.session_lost)
+            self._sessions[of] = GoingOut(there, host.secret, host.silence, of, end, place.session_lost, begin["life"])
         steps = None if begin["interval"] is None else Interval(*begin["interval"])
         start = WorkerStart(host.recipe, link.for_worker(), host.devices[self.slot], host.threads, steps)
         start.t, start.seen, start.meter, start.pace = begin["t"], Seen(*begin["seen"]), begin["meter"], begin["pace"]
@@ -157,9 +158,9 @@ class HostedMaster:
         self.name, self.role = str(self.party), (MASTER, place)
         self._admitting, self._begun, self._over = threading.Lock(), threading.Event(), False
         self._links: dict[int, Link] = {}
-        self._lives: dict[int, int] = {}  # of each worker: in which of its sessions it is
+        self._lives: dict[int, int] = {}  # of each worker: in which of its lives it came last, or is to come first
         self._sessions: dict[int, ComingIn | None] = {}  # None: its first, which is yet to come
-        self._ended: dict[int, int] = {}  # how many of them are known to have ended
+        self._ended: dict[int, int] = {}  # up to which of them all are known to have ended
 
     def prepare(self) -> int:
         """Allocates its slice; how many bytes of it are said to it at once at most. Raises MemoryError."""
@@ -200,39 +201,39 @@ class HostedMaster:
             link.master_socket.close()
         self._begun.set()
 
-    def admit(self, worker: int, sock: socket.socket) -> None:
-        """A session of this worker has come: its first, or one in the place of what it had before it was lost."""
+    def admit(self, worker: int, life: int, sock: socket.socket) -> None:
+        """A session of this worker has come: of its first life, or of one after it was lost."""
         turn = Turn(self._host.turns)
         connection = Connection(sock, self._host.silence, 0, turn)  # it is heard while the slice is yet to come
         self._begun.wait()
         with self._admitting:
-            if self._over or worker not in self._links:
+            if self._over or worker not in self._links or life <= self._ended[worker] or life < self._lives[worker]:
                 connection.close()
                 turn.close()
                 return
             link, theirs = self._links[worker].for_worker(), None
-            if worker not in self._sessions or self._sessions[worker] is not None:  # it is not its first
+            if life > 1 or self._sessions.get(worker, self) is not None:  # it is not its first
                 self._finish(worker)
-                self._lives[worker] += 1
                 mine, theirs = socket.socketpair()
                 link = link.with_sockets(mine)
-            self._sessions[worker] = ComingIn(connection, turn, link)
+            self._lives[worker], self._sessions[worker] = life, ComingIn(connection, turn, link)
             if theirs is not None:
                 self._post({"kind": "session", "worker": worker}, theirs)
 
     def reply(self, text: bytes, count: int) -> None:
         """Raises ConnectionEnded: it asks for nothing."""
-        raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        raise RulesBroken
 
     def told(self, message: Mapping[str, Any]) -> bool:
         """Of a worker that is gone for good the master reads on to the end: what it has said is to have come. One that
-        is started again elsewhere has ended a session, perhaps without ever having come in it.
+        is started again elsewhere has ended a life, perhaps without ever having come in it, or only after the next.
         """
         if (kind := message["kind"]) in ("gone", "again"):
             with self._admitting:
                 worker = int(message["worker"])
-                self._ended[worker] += kind == "again"
-                if kind == "gone" or self._ended[worker] == self._lives[worker]:  # else the next has come before
+                if kind == "again":
+                    self._ended[worker] = int(message["life"])
+                if kind == "gone" or self._lives[worker] <= self._ended[worker]:
                     self._finish(worker)
         return kind != "again"
 
@@ -300,7 +301,7 @@ class Place(threading.Thread):
                 if not self._leaves.is_set():
                     tell(f"{self.of.name}: {e}")
                     if self._child is None:  # which the first host is to know, and gives it to another
-                        self.connection.say({"kind": "cannot", "text": str(e)})
+                        self.connection.say(messages.Cannot(kind="cannot", text=str(e)))
                         self.connection.finish(host.silence)
             finally:
                 self._leaves.set()
@@ -325,7 +326,7 @@ class Place(threading.Thread):
             if not self._leaves.is_set():
                 self.of.ended()  # what it asked for comes before the news of its end
                 number = child.process.killed_by
-                connection.say({"kind": "ended", "done": done, "signal": number, "how": child.process.how})
+                connection.say(messages.Ended(kind="ended", done=done, signal=number, how=child.process.how))
                 connection.finish(self._host.silence)
         finally:
             with self._posting:
@@ -339,8 +340,8 @@ class Place(threading.Thread):
         while not self._leaves.is_set():
             ended = child.process.ended
             try:
-                while messages := child.channel.receive():
-                    for message, enclosed in messages:
+                while heard := child.channel.receive():
+                    for message, enclosed in heard:
                         done = done or message["kind"] == "done"
                         if message["kind"] in ("state", "snapshot"):  # it may be its last word that is listened to
                             self._say_carried()
@@ -352,7 +353,9 @@ class Place(threading.Thread):
                 break
             if time.monotonic() - looked >= _STATE_SECONDS and (state := state_of(child.process.pid)) is not None:
                 looked = time.monotonic()
-                connection.say({"kind": "process", "rate": connection.rate(), **state._asdict()})
+                connection.say(
+                    messages.Process(kind="process", rate=connection.rate(), letter=state.letter, ticks=state.ticks)
+                )
                 self._say_carried()
             with suppress(ChannelClosed):
                 child.channel.flush()
@@ -363,7 +366,7 @@ class Place(threading.Thread):
     def _say_carried(self) -> None:
         """What its sessions with other hosts than the first have carried."""
         if carried := self.of.carried():
-            self.connection.say({"kind": "carried", "links": carried})
+            self.connection.say(messages.Carried(kind="carried", links=carried))
 
     def _listen(self, child: Child) -> None:
         """Does what is said on the other side."""
@@ -397,12 +400,12 @@ class Place(threading.Thread):
             self.leave()
         elif not self._leaves.is_set():
             text = f"its session with a master on another host is lost: {how}"
-            self.connection.say({"kind": "error", "text": text, "refused": False})
+            self.connection.say(messages.Error(kind="error", text=text, refused=False))
             self._child.kill()
 
 
 def _say_log(connection: Connection, log: AnonymousFile, read: int) -> int:
     """Says what the log has from there on; returns up to where."""
     if data := os.pread(log.fd, 1 << 20, read):
-        connection.say({"kind": "log", "text": data.decode("utf-8", "replace")})
+        connection.say(messages.Log(kind="log", text=data.decode("utf-8", "replace")))
     return read + len(data)

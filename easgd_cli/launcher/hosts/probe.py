@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from easgd_cli.launcher.journal.links import Carries
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
+from easgd_cli.transport.connection import Connection, RulesBroken, Sort
 
 _PART = 1 << 16  # bytes of the first message; the others are that many times the same memory
 MOST = 1 << 25  # bytes of the last
@@ -29,7 +29,7 @@ def measured(connection: Connection) -> Carries:
         connection.post(Sort.PROBE, b"%d" % up, [part] * (down // _PART))
         sort, _, count = connection.next()
         if sort is not Sort.PROBE or count != up:
-            raise ConnectionEnded("it said what nobody says who keeps to the rules")
+            raise RulesBroken
         connection.fill([part] * (count // _PART))
         return time.monotonic() - began
 
@@ -50,5 +50,5 @@ def answer(connection: Connection, text: bytes, count: int) -> None:
     connection.fill([part] * (count // _PART))
     asked = int(text) if text.isdigit() and len(text) <= len(str(MOST)) else -1
     if not 0 <= asked <= MOST:
-        raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        raise RulesBroken
     connection.post(Sort.PROBE, b"", [part] * (asked // _PART))

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,12 +21,14 @@ from functools import partial
 from typing import Any, Protocol
 
 from easgd_cli.launcher.hosts.far_sessions import GoingOut
+from easgd_cli.launcher.hosts.words import Words
+from easgd_cli.launcher.supervisor.parties import master_at
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.base import SessionEnded
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, RulesBroken, Sort
 from easgd_cli.transport.relay import StandsIn, SummedWorkerStandIn, WorkerStandIn
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import Turn
@@ -96,6 +99,7 @@ class OfMaster:
         self._links = {link.worker: link for link in links}
         self._place, self._secret, self._silence, self._lost = place, secret, silence, lost
         self._open: dict[int, GoingOut] = {}
+        self._lives = Counter[int]()  # of each worker, those that have ended: it is given a session for each next one
         self._carried = (0, 0)
 
     def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
@@ -106,15 +110,18 @@ class OfMaster:
 
     def _begin(self, worker: int, link: Link) -> None:
         lost = partial(self._lose, worker)
-        self._open[worker] = GoingOut(self._address, self._secret, self._silence, self._place, link, lost)
+        self._open[worker] = GoingOut(
+            self._address, self._secret, self._silence, self._place, link, lost, 1 + self._lives[worker]
+        )  # fmt: skip
 
     def _lose(self, worker: int, how: str) -> None:
         self._lost(f"{how}, in its session with worker {worker}")
 
     def give(self, message: Mapping[str, Any], session: socket.socket) -> None:
-        if (link := self._links.get(worker := message["worker"])) is None:
+        self._lives[worker := message["worker"]] += 1
+        if (link := self._links.get(worker)) is None:
             session.close()  # it is on another host, and comes from there
-            self._connection.say({"kind": "again", "worker": worker})
+            self._connection.say({"kind": "again", "worker": worker, "life": self._lives[worker]})
             return
         before = self._open.pop(worker)
         before.end()  # or its last reply would be written over what the next is told
@@ -123,7 +130,7 @@ class OfMaster:
         self._begin(worker, link.with_sockets(master=session))
 
     def request(self, text: bytes, count: int) -> None:
-        raise ConnectionEnded("it said what nobody says who keeps to the rules")
+        raise RulesBroken
 
     def join(self, seconds: float) -> None:
         """It asks for nothing."""
@@ -139,8 +146,8 @@ class OfMaster:
 class StandInStart:
     """`sessions`: makes those of the party; `begin`: what it begins with, as plain data, and `held`, its vectors, whose
     names begin with the key; `most`: bytes of them that it says at once; `wait`: seconds until a host has to be found
-    for it, and `where` that is said; `turns`: of all stand-ins; `again`: whether another host may have it where the
-    first is lost before it begins.
+    for it, and `where` that is said; `turns`: of all stand-ins; `words`: what its host may say; `again`: whether
+    another host may have it where the first is lost before it begins.
     """
 
     sessions: Callable[[Callable[[str], None]], Sessions]
@@ -151,20 +158,23 @@ class StandInStart:
     silence: float
     where: str
     turns: SharedTensors
+    words: Words
     again: bool = False
 
     @classmethod
     def of_worker(
-        cls, start: WorkerStart, masters: int, entries: slice, wait: float, silence: float, where: str,
+        cls, start: WorkerStart, life: int, masters: int, entries: slice, wait: float, silence: float, where: str,
         turns: SharedTensors,
     ) -> StandInStart:  # fmt: skip
-        """In the place of the worker that was to begin so; the first `masters`, which own these `entries`, are here."""
+        """In the place of the worker that was to begin so, in that of its lives; the first `masters`, which own these
+        `entries`, are here.
+        """
         interval, seen, link = start.interval, start.seen, start.link
         begin = {
             "worker": link.worker, "t": start.t, "seen": [seen.clock, seen.served, seen.exchanges],
             "interval": None if interval is None else [interval.steps, interval.seconds],
             "meter": start.meter, "pace": None if start.pace is None else list(start.pace),
-            "returns": start.returns, "new": start.new, "spared": start.spared,
+            "returns": start.returns, "new": start.new, "spared": start.spared, "life": life,
         }  # fmt: skip
         again = len(link.further) == masters - 1  # a master elsewhere has heard of the first, and of its end
         link = replace(link, further=link.further[: masters - 1], entries=entries)
@@ -174,7 +184,8 @@ class StandInStart:
         most = sum(memory.nbytes() for memory in held.values())
         if start.returns:
             held = {}  # it takes everything from the center
-        return cls(partial(OfWorker, link), begin, held, most, wait, silence, where, turns, again)
+        words = Words(link.worker, start.recipe.settings.workers, link.memory.layout, alone=not link.variables)
+        return cls(partial(OfWorker, link), begin, held, most, wait, silence, where, turns, words, again)
 
     @classmethod
     def of_master(
@@ -188,7 +199,8 @@ class StandInStart:
             "cpu": start.cpu_seconds, "lost": list(start.lost),
         }  # fmt: skip
         sessions = partial(OfMaster, place, [link for link in start.links if link.worker < here], secret, silence)
-        return cls(sessions, begin, {"": start.center}, start.center.nbytes(), wait, silence, where, turns)
+        words = Words(master_at(place), len(start.links), start.center.layout)
+        return cls(sessions, begin, {"": start.center}, start.center.nbytes(), wait, silence, where, turns, words)
 
 
 class StandIn:
@@ -329,7 +341,10 @@ class StandIn:
             self._sessions.join(_LAST_SECONDS)
             return
         if "lost" in end:
-            raise self._given_up(f"its host {self._host} is lost: {end['lost']}")
+            why = f"its host {self._host} is lost: {end['lost']}"
+            if end.get("broken"):  # it may be there, and is not to have this one again
+                self._channel.post({"kind": "unfit", "why": why})
+            raise self._given_up(why)
         with suppress(ChannelClosed):
             while not self._channel.flush():
                 select.select([], [self._channel], [])
@@ -353,16 +368,19 @@ class StandIn:
                     self._sessions.request(text, count)
                 elif sort is Sort.MESSAGE:
                     self._hear(*self._connection.message(text))
+                else:
+                    raise RulesBroken
         except (ConnectionEnded, MemoryError) as e:
-            self._end = {"lost": str(e)}
+            self._end = {"lost": str(e), "broken": isinstance(e, RulesBroken)}
         except ChannelClosed:
             self._end = {"how": "no launcher any more"}
         except Exception as e:
-            self._end = {"lost": f"it said what cannot be ({type(e).__name__})"}
+            self._end = {"lost": f"it said what cannot be ({type(e).__name__})", "broken": True}
         self._ready.set()
         self._wake.send(b"x")
 
     def _hear(self, message: dict[str, Any], enclosed: SharedTensors | None) -> None:
+        self._start.words.check(message, enclosed)
         kind = message["kind"]
         if kind == "ready":
             self._ready.set()
@@ -371,7 +389,7 @@ class StandIn:
         elif kind == "ended":
             self._end = message
         elif kind == "cannot":
-            self._end = {"lost": str(message["text"])}
+            self._end = {"lost": message["text"]}
         elif kind != "done":  # which is to be believed once the process has ended
             if kind == "process":
                 self._rate_up = message.pop("rate")

@@ -25,6 +25,7 @@ from easgd_cli.launcher.processes import fork_server, server_process
 from easgd_cli.system import interruption, streams
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import keep_freed_memory
+from easgd_cli.training.messages import Done, Error, Ready
 from easgd_cli.transport.base import SessionEnded
 
 
@@ -91,9 +92,9 @@ def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: s
         party = maker(start, channel)
         # from here on: the net's own parameters, replaced while the party was made, have gone back to the system
         keep_freed_memory()
-        channel.post({"kind": "ready"})
+        channel.post(Ready(kind="ready"))
         party.run(party.wait_for_start() if isinstance(party, Waits) else _wait_for_start(channel))
-        channel.post({"kind": "done"})
+        channel.post(Done(kind="done"))
     except ChannelClosed:
         print("the launcher has ended", flush=True)
         status = 1
@@ -104,12 +105,12 @@ def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: s
         print(e, flush=True)
         status = 1
         with suppress(ChannelClosed):
-            channel.post({"kind": "error", "text": str(e), "refused": True})
+            channel.post(Error(kind="error", text=str(e), refused=True))
     except BaseException as e:
         traceback.print_exc()
         status = 1
         with suppress(ChannelClosed):
-            channel.post({"kind": "error", "text": f"{type(e).__name__}: {e}", "refused": False})
+            channel.post(Error(kind="error", text=f"{type(e).__name__}: {e}", refused=False))
     with suppress(ChannelClosed):
         while not channel.flush():
             select.select([], [channel], [])
