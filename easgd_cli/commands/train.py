@@ -7,14 +7,17 @@ job of Hydra's, so that its callbacks, environment and run-time values (`${hydra
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -35,8 +38,9 @@ from easgd_cli.commands import (
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher.distributed import followed
-from easgd_cli.launcher.hosts import torchrun
+from easgd_cli.launcher.hosts.world import World, world
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.record import reader
 from easgd_cli.system.terminal import tell, with_command
 
 
@@ -61,11 +65,11 @@ def main(argv: Sequence[str]) -> int:
     if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
-    world = torchrun.world()
-    if world is not None and world.rank and "resume" in overrides:
-        return join.follow(world)
-    if world is not None and "workers" not in overrides and _distributed(overrides):
-        asked = replace(asked, overrides=[*asked.overrides, f"workers={world.size}"])
+    started = world()
+    if started is not None and started.rank and _goes_on_distributed(overrides):
+        return join.follow(started)
+    if "workers" not in overrides and _distributed(overrides) and (count := _processes(started, overrides)):
+        asked = replace(asked, overrides=[*asked.overrides, f"workers={count}"])
         overrides |= {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides[-1:])}
     if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
         line = (
@@ -107,8 +111,29 @@ def _gone_on(asked: Arguments, overrides: dict[str, Override], command: str) -> 
 
 
 def _distributed(overrides: Mapping[str, Override]) -> bool:
-    launcher = overrides.get("launcher")
-    return launcher is not None and launcher.value() == "distributed"
+    return _value(overrides, "launcher", None) == "distributed"
+
+
+def _value(overrides: Mapping[str, Override], key: str, usual: Any) -> Any:
+    return overrides[key].value() if key in overrides else usual
+
+
+def _processes(started: World | None, overrides: Mapping[str, Override]) -> int | None:
+    """Of how many processes of torchrun's, or tasks of SLURM's, a run is; None where they are started by neither."""
+    if _value(overrides, "hydra/launcher", None) != "submitit_slurm":
+        return None if started is None else started.size
+    counts = [_value(overrides, f"hydra.launcher.{key}", 1) for key in ("nodes", "tasks_per_node")]
+    return math.prod(counts) if all(type(count) is int for count in counts) else None
+
+
+def _goes_on_distributed(overrides: Mapping[str, Override]) -> bool:
+    """Whether a run is to go on that is of many machines: its own settings say that, or with resume=auto these."""
+    path = arguments.directory(overrides.get("resume"))
+    if path is None or str(path) == resume.AUTO:
+        return path is not None and _distributed(overrides)
+    with suppress(reader.BadFile):
+        return bool(((reader.config_of(path) or {}).get("launcher") or {}).get("name") == "distributed")
+    return False
 
 
 def _told(outcome: Outcome | None, path: Path) -> int:
