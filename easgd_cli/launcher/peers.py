@@ -37,8 +37,8 @@ class DataParallel:
         Local(self.workers)  # its limits: each worker has a process here
         if isinstance(started := world(), Torchrun):  # or there would be as many runs
             raise ValueError(
-                f"torchrun has started {started.size} processes, and easgd starts those of {self.torch_name} itself, on "
-                "this machine; call easgd train without torchrun."
+                f"torchrun has started {started.size} processes, and easgd starts those of {self.torch_name} itself, "
+                "on this machine; call easgd train without torchrun."
             )
 
     def begin(self) -> None:

@@ -135,7 +135,7 @@ def secret(asked: str, address: str | None) -> bytes:
             raise UsageError(f"{_SECRET_FILE}={path}: cannot be read ({e}).") from e
     if not found and (address is None or not is_loopback(address)):
         raise UsageError(
-            f"{asked}: other machines reach {address or 'the run'}, so a secret is needed that all machines of the run know; set "
-            f"{_SECRET}, or {_SECRET_FILE} to a file that has it, on each (openssl rand -hex 16 makes one)."
+            f"{asked}: other machines reach {address or 'the run'}, so a secret is needed that all machines of the run "
+            f"know; set {_SECRET}, or {_SECRET_FILE} to a file that has it, on each (openssl rand -hex 16 makes one)."
         )
     return found.encode()

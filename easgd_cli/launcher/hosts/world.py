@@ -46,7 +46,7 @@ class World(ABC):
 
     @abstractmethod
     def address(self) -> tuple[str, str]:
-        """What says where the first host is to listen unless the user does, and its name or address. Raises UsageError."""
+        """What says where the first host is to listen, unless the user does, and that host. Raises UsageError."""
 
     @abstractmethod
     def told(self, where: str) -> AbstractContextManager[None]:
