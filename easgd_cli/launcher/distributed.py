@@ -34,6 +34,10 @@ _LONGEST_SILENCE = 86400.0
 _LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
 _made_elsewhere = ContextVar("made_elsewhere", default=False)
 _SLURM = "submitit_slurm"
+_OTHERWISE = (
+    "start the sweep with easgd train -m alone, and easgd join on each other host, or on SLURM add "
+    f"hydra/launcher={_SLURM}"
+)
 
 
 @dataclass
@@ -287,7 +291,7 @@ def check_sweep(jobs: Sequence[Settings], at_once: str, plugins: tuple[str, str]
     places = [(s.launcher.get("address"), s.launcher.get("interface")) if _is_distributed(s) else None for s in jobs]
     if not any(places):
         return
-    refuse_several(jobs[0], "-m", "start the sweep with easgd train -m, and easgd join on each other host")
+    refuse_several(jobs[0], "-m", _OTHERWISE)
     if plugins != ("basic", "basic"):
         raise UsageError(
             "launcher=distributed: hosts stay from job to job only where easgd runs the sweep itself; leave out "

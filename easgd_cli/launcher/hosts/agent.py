@@ -72,7 +72,11 @@ class Agent:
                 raise UsageError(f"{self.where}: {e}; EASGD_SECRET is to be the same on all hosts of a run.") from e
             except OSError as e:
                 if isinstance(e, ConnectionRefusedError) and (self._again or self._led):
-                    over = "no further run follows there" if self._again else "the run has ended before it has begun"
+                    over = (
+                        "no further run follows there"
+                        if self._again
+                        else "the run has ended before it began, and says why itself"
+                    )
                     raise Over(f"{self.where}: {over}.") from e
                 if time.monotonic() > ends:
                     raise RunError(

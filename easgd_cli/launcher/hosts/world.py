@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.system import interruption, network
 from easgd_cli.system.files import put
+from easgd_cli.system.terminal import tell
 
 _OF_TORCHRUN = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"
@@ -118,6 +119,8 @@ class Step(World):
 
     def address(self) -> tuple[str, str]:
         """This host's address on the network on which SLURM starts tasks; a node's name may be a loopback address."""
+        if self.size == self.local_size:
+            return "launcher.address=127.0.0.1", "127.0.0.1"
         asked = f"SLURM_LAUNCH_NODE_IPADDR={self.srun}"
         return asked, network.towards(asked, self.srun)
 
@@ -128,6 +131,7 @@ class Step(World):
     @contextmanager
     def told(self, where: str) -> Iterator[None]:
         file = self._file
+        self._tell_of_cores()
         try:
             put(file, lambda beside: beside.write_text(where, encoding="utf-8"))
         except OSError as e:
@@ -141,7 +145,17 @@ class Step(World):
             finally:
                 file.unlink(missing_ok=True)
 
+    def _tell_of_cores(self) -> None:
+        """SLURM may bind a task to its share of a node's cores, and this one takes part for all of the node's."""
+        mine, all_tasks = len(os.sched_getaffinity(0)), os.environ.get("SLURM_CPUS_ON_NODE", "")
+        if self.local_size > 1 and all_tasks.isdecimal() and mine < int(all_tasks):
+            tell(
+                f"this task is bound to {mine} of the {all_tasks} cores that its node's {self.local_size} tasks have, "
+                "and it does their work; give srun --cpu-bind=none, or set SLURM_CPU_BIND=none."
+            )
+
     def found(self) -> str:
+        self._tell_of_cores()
         ends = time.monotonic() + self.seconds
         while True:
             with suppress(OSError, UnicodeDecodeError):
