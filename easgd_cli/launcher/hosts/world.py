@@ -147,7 +147,9 @@ class Step(World):
 
     def _tell_of_cores(self) -> None:
         """SLURM may bind a task to its share of a node's cores, and this one takes part for all of the node's."""
-        mine, all_tasks = len(os.sched_getaffinity(0)), os.environ.get("SLURM_CPUS_ON_NODE", "")
+        from easgd_cli.system.devices import cores  # here, since it loads torch
+
+        mine, all_tasks = cores(), os.environ.get("SLURM_CPUS_ON_NODE", "")
         if self.local_size > 1 and all_tasks.isdecimal() and mine < int(all_tasks):
             tell(
                 f"this task is bound to {mine} of the {all_tasks} cores that its node's {self.local_size} tasks have, "
