@@ -72,11 +72,7 @@ class Agent:
                 raise UsageError(f"{self.where}: {e}; EASGD_SECRET is to be the same on all hosts of a run.") from e
             except OSError as e:
                 if isinstance(e, ConnectionRefusedError) and (self._again or self._led):
-                    over = (
-                        "no further run follows there"
-                        if self._again
-                        else "the run has ended before it began, and says why itself"
-                    )
+                    over = "no further run follows there" if self._again else "the run ended before it began"
                     raise Over(f"{self.where}: {over}.") from e
                 if time.monotonic() > ends:
                     raise RunError(
