@@ -208,7 +208,7 @@ def submitted(
         (f"{NODES} launcher=local seed=0,1", "a job has 2 tasks, and launcher=local makes a run of one; leave them"),
         ("launcher=distributed seed=0,1", "launcher=distributed: a job has one task, and no others would join it"),
         (
-            f"{NODES} launcher=distributed workers=2,3",
+            f"{NODES} launcher=distributed workers=3 seed=0,1",
             "workers=3: a job has 2 tasks of SLURM's, each the place of a worker; leave out workers=, or change",
         ),
         (f"{NODES} launcher=distributed tau=auto seed=0,1", "tau=auto: SLURM starts the processes of one run"),
@@ -304,6 +304,7 @@ def test_a_sweep_on_slurm_has_jobs_of_several_nodes_which_go_on_when_they_have_b
         [link] = told["links"]
         assert "10.9.0.2" in link
         assert job_status.read(root, name).status == "completed"
-    assert "going on after" in log("tau=5") and "going on after" not in log("tau=10")
+    begun = {name: job_status.log(root, name).read_text().count("training begins") for name in ("tau=5", "tau=10")}
+    assert begun == {"tau=5": 2, "tau=10": 1} and "going on after" in job_status.log(root, "tau=5").read_text()
     assert sorted(p.name for p in root.iterdir() if p.is_dir()) == [".submitit", "logs", "tau=10", "tau=5"]
     assert not list(tmp_path.glob(".easgd*"))
