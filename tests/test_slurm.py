@@ -279,6 +279,21 @@ def test_srun_makes_one_run_of_its_tasks_and_goes_on_with_it(slurm: Slurm, tmp_p
     assert not list(tmp_path.glob(".easgd*"))
 
 
+@pytest.mark.parametrize("resumed", ["resume=run", "resume=auto hydra.run.dir=run launcher=distributed"])
+@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("interrupted", 1)])
+def test_a_task_that_nobody_leads_since_the_run_is_complete_ends_with_status_0(
+    resumed: str, status: str, code: int, here: Path, in_step: Callable[..., None], easgd: Callable[..., Said],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    in_step(SLURM_LOCALID="0")
+    monkeypatch.setenv("EASGD_SECRET", "between us")
+    monkeypatch.setattr(Step, "seconds", 0.1)
+    (here / "run").mkdir()
+    (here / "run/config.yaml").write_text("launcher: {name: distributed}\n")
+    (here / "run/summary.json").write_text(json.dumps({"status": status}))
+    assert easgd("train", *resumed.split()).status == code
+
+
 def test_a_sweep_on_slurm_has_jobs_of_several_nodes_which_go_on_when_they_have_been_preempted(
     slurm: Slurm, tmp_path: Path
 ) -> None:

@@ -36,11 +36,11 @@ from easgd_cli.commands import (
     sweep,
 )
 from easgd_cli.commands.arguments import Arguments
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.distributed import followed
 from easgd_cli.launcher.hosts.world import World, world
 from easgd_cli.launcher.job import Outcome
-from easgd_cli.record import reader
+from easgd_cli.record import reader, run_directory
 from easgd_cli.system.terminal import tell, with_command
 
 
@@ -66,11 +66,11 @@ def main(argv: Sequence[str]) -> int:
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
     started = world()
-    if started is not None and started.rank and _goes_on_distributed(overrides):
-        return join.follow(started)
     if "workers" not in overrides and _distributed(overrides) and (count := _processes(started, overrides)):
         asked = replace(asked, overrides=[*asked.overrides, f"workers={count}"])
         overrides |= {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides[-1:])}
+    if started is not None and started.rank and (path := _going_on(asked, overrides)) is not None:
+        return _followed(started, path)
     if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
         line = (
             f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a "
@@ -126,14 +126,28 @@ def _processes(started: World | None, overrides: Mapping[str, Override]) -> int 
     return math.prod(counts) if all(type(count) is int for count in counts) else None
 
 
-def _goes_on_distributed(overrides: Mapping[str, Override]) -> bool:
-    """Whether a run is to go on that is of many machines: its own settings say that, or with resume=auto these."""
+def _going_on(asked: Arguments, overrides: Mapping[str, Override]) -> Path | None:
+    """The run that is to go on, where it is of many machines: its own settings say that, or with resume=auto these."""
     path = arguments.directory(overrides.get("resume"))
-    if path is None or str(path) == resume.AUTO:
-        return path is not None and _distributed(overrides)
+    if path is not None and str(path) == resume.AUTO:
+        words = arguments.parse_overrides(resume.auto_words(asked, overrides)) if _distributed(overrides) else []
+        return arguments.directory(next((o for o in words if o.key_or_group == "hydra.run.dir"), None))
     with suppress(reader.BadFile):
-        return bool(((reader.config_of(path) or {}).get("launcher") or {}).get("name") == "distributed")
-    return False
+        if path is not None and ((reader.config_of(path) or {}).get("launcher") or {}).get("name") == "distributed":
+            return path
+    return None
+
+
+def _followed(started: World, path: Path) -> int:
+    """Takes part in the run that goes on; of one that does not, since it has ended, nobody says where it is. Raises
+    UsageError and RunError.
+    """
+    try:
+        return join.follow(started)
+    except RunError:
+        if reader.summary_of(path).get("status") not in run_directory.ENDED:
+            raise
+        return 0
 
 
 def _told(outcome: Outcome | None, path: Path) -> int:
