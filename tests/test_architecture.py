@@ -26,7 +26,7 @@ LAYERS = [
     {"algorithms", "data"},
     {"system"},
     {"settings"},
-    {"errors", "randomness", "picture"},
+    {"errors", "order_entry", "randomness", "picture"},
 ]
 ONLY_IN = {
     "hydra": {"commands", "sweeps/hydra_executor.py"},

@@ -143,7 +143,8 @@ def saved(directory: Path, party: str, prepared: build.Experiment) -> Tensor:
 
 
 def rows(directory: Path, party: str | None = None) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    *lines, _ = (directory / "metrics.jsonl").read_text().split("\n")  # the last is empty, or not whole yet
+    found = [json.loads(line) for line in lines]
     return [r for r in found if party is None or r["party"] == party]
 
 

@@ -36,7 +36,7 @@ def of_nothing(lost: Callable[[str], None]) -> Any:
     return SimpleNamespace(begin=lambda connection, where: None, carried=lambda: (0, 0), join=lambda seconds: None)
 
 
-START = StandInStart(of_nothing, {"worker": 1, "returns": False}, None, 100, 10.0, 20.0, "come in", turns(), again=True)
+START = StandInStart(of_nothing, {"worker": 1, "returns": False}, {}, 100, 10.0, 20.0, "come in", turns(), again=True)
 
 
 class Launcher:

@@ -259,7 +259,7 @@ class ApartStar(ShardedStar):
         its: Any = SimpleNamespace(post=lambda said, sock: self.stars[place].admitted.put((said["worker"], sock)))
         hosted = self.hosted[place] = HostedMaster(host, place)
         hosted.prepare()
-        said = {"variables": {}, "served": 0, "step": 0.0, "pace": None, "returns": True, "cpu": 0.0}
+        said = {"variables": {}, "served": 0, "step": 0.0, "pace": None, "returns": True, "cpu": 0.0, "lost": []}
         _, start = hosted.begin(its, {"clocks": {str(i): 0 for i in range(p)}, **said}, None)
         hosted._begun.set()
         return start.links

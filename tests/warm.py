@@ -36,6 +36,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import util
+from multiprocessing.connection import wait
 from typing import Any
 
 import composed_once
@@ -175,7 +176,7 @@ class Popen(Cold):  # type: ignore[type-arg]
     def _ended(self, seconds: float | None) -> bool:
         """Whether its status has come, within so many seconds."""
         if self.returncode is None and self._answer is not None:
-            if not select.select([self._answer], [], [], seconds)[0]:
+            if not wait([self._answer], seconds):
                 return False
             said = os.read(self._answer, 8)
             os.close(self._answer)

@@ -18,6 +18,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.order_entry import entry_of, entry_place, entry_worker
 from easgd_cli.record import reader, resumption
 from easgd_cli.record.row_reader import returns_of
 from easgd_cli.settings import faults
@@ -107,7 +108,7 @@ def _directory(given: str, source: Path) -> Path:
 
 def _refuse_lost_nodes(given: str, faults_of_run: Sequence[Fault], variables: list[str], order: list[int]) -> None:
     """Whoever came to a node while it was lost went on alone, and of that no exchange tells. Raises UsageError."""
-    served = Counter(variables[entry >> 16] for entry in order)
+    served = Counter(variables[entry_place(entry)] for entry in order)
     for fault in faults_of_run:
         if fault.variable is not None and fault.exchange is not None and served[fault.variable] >= fault.exchange:
             raise UsageError(
@@ -125,7 +126,7 @@ def _refuse_half_steps(
     places = list(method.variables)
     for at, worker, _, _ in returns:
         home = places.index(method.home(worker))
-        met = Counter(entry >> 16 == home for entry in order[:at] if entry & 0xFFFF == worker)
+        met = Counter(entry_place(entry) == home for entry in order[:at] if entry_worker(entry) == worker)
         if met[False] and met[True] != met[False]:
             raise UsageError(
                 f"{given}: worker {worker} of this run died between its own variable and another's, and came back; the "
@@ -142,7 +143,7 @@ def _refuse_half_exchanges(
     met: dict[int, list[list[int]]] = {}  # of each that came back: its exchanges with each master before that
     for at, worker, _, master in returns:
         if master < masters:
-            before = sum(entry == worker + (master << 16) for entry in order[:at])
+            before = sum(entry == entry_of(worker, master) for entry in order[:at])
             found = met.setdefault(worker, [[] for _ in range(masters)])[master]
             if before not in found:  # of several returns without an exchange in between one counts
                 found.append(before)

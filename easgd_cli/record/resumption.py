@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.errors import RunError, UsageError, why
+from easgd_cli.order_entry import entry_worker
 from easgd_cli.record import reader
 from easgd_cli.record.checksum import Held
 from easgd_cli.record.reader import NOBODY, BadFile, Entries
@@ -169,10 +170,10 @@ def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int, entrie
 def _check_exchanges(path: Path, exchanges: int, of: Entries) -> None:
     """Raises BadFile where there are fewer exchanges, or some of workers that the run has not."""
     order = of.unpack(reader.beginning(path, of.size * exchanges))
-    known = [entry for entry in order if entry & 0xFFFF != NOBODY]
+    known = [entry for entry in order if entry_worker(entry) != NOBODY]
     if (stranger := of.stranger(known)) is not None:
         worker = stranger[1]
-        number = next(i for i, entry in enumerate(order, 1) if entry & 0xFFFF == worker)
+        number = next(i for i, entry in enumerate(order, 1) if entry_worker(entry) == worker)
         raise BadFile(path, f"says that exchange {number} was of worker {worker}, and the run has {of.workers}, from 0")
     if len(order) < exchanges:
         raise BadFile(path, f"holds {len(order)} exchanges, and {exchanges} are needed to go on from the checkpoint")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easgd_cli.order_entry import entry_place, entry_worker
 from easgd_cli.record.metrics import LINK, MEASURED, MOMENT, PARTIES, SYSTEM, WORKER, Row
 from easgd_cli.record.run_files import BadFile, open_file
 
@@ -120,7 +121,7 @@ class Entries:
         return struct.pack(f"<{len(entries)}{'H' if self.size == 2 else 'I'}", *entries)
 
     def unpack(self, data: bytes) -> list[int]:
-        """The whole ones of `data`, each a worker's number and, from bit 16 on, the variable's place."""
+        """The whole ones of `data`, see order_entry.py."""
         count = len(data) // self.size
         return list(struct.unpack(f"<{count}{'H' if self.size == 2 else 'I'}", data[: count * self.size]))
 
@@ -130,8 +131,8 @@ class Entries:
         if most is None or not entries or (self.size == 2 and max(entries) < most):
             return None
         for i, entry in enumerate(entries, 1):
-            if entry & 0xFFFF >= most or entry >> 16 >= self.variables:
-                return i, entry & 0xFFFF
+            if entry_worker(entry) >= most or entry_place(entry) >= self.variables:
+                return i, entry_worker(entry)
         return None
 
 
@@ -165,7 +166,7 @@ def by_variable(order: Sequence[int], variables: int) -> list[list[int]]:
     """The worker numbers of these entries, of each variable by itself."""
     found: list[list[int]] = [[] for _ in range(variables)]
     for entry in order:
-        found[entry >> 16].append(entry & 0xFFFF)
+        found[entry_place(entry)].append(entry_worker(entry))
     return found
 
 

@@ -113,7 +113,7 @@ class Channel:
     def wait(self) -> Message:
         """The next message. Raises ChannelClosed at the end."""
         while not self._inbox:
-            select.select([self._socket], [], [])
+            self._poll.poll()
             self._fill()
         return self._inbox.popleft()
 

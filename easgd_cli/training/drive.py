@@ -17,6 +17,7 @@ from torch import Tensor
 from easgd_cli.algorithms.average import Average
 from easgd_cli.algorithms.base import CENTER, WHOLE, Courier, Exchange, Gradient, Method, Rule, Worker
 from easgd_cli.algorithms.schedule import Constant, Schedule
+from easgd_cli.order_entry import entry_of
 from easgd_cli.problems.base import Problem, statistics_of
 from easgd_cli.training.center import Center
 from easgd_cli.training.couriers import Couriers
@@ -107,7 +108,7 @@ class Turn:
     and it stands at the same place. `result`: what the step brought back, once it has ended.
     """
 
-    __slots__ = ("_asked", "_home", "_loss", "_mark", "_replies", "_rule", "at", "ended", "exchange", "result", "w")
+    __slots__ = ("_asked", "_home", "_loss", "_replies", "_rule", "at", "ended", "exchange", "result", "w")
 
     def __init__(self, method: Method, w: Worker, courier: Courier | None = None):
         self.w = w
@@ -211,7 +212,7 @@ class ByHand:
     `problem` serves all of them. `start` [d]: where the variables and every worker begin, or `starts`: the workers' own
     beginnings. `average` is of the center; a method without one keeps none here. `clip`: greatest norm of a gradient.
     `steps`: how many local steps there are in all, where a courier asks. `order` records the exchanges as a real run
-    does: the number of a worker or courier each, and from bit 16 on the variable's place.
+    does: an entry each, of a worker or courier (`order_entry.py`).
     """
 
     def __init__(
@@ -249,7 +250,7 @@ class ByHand:
         """The exchanges of these, at once; returns the first one's reply."""
         center, place = self._variables.centers[to], list(self.method.variables).index(to)
         center.serve(members, fragment=fragment)
-        self.order += [worker + (place << 16) for worker, _, _ in members]
+        self.order += [entry_of(worker, place) for worker, _, _ in members]
         told = Reply(members[0][2], center.clock, len(self.order))
         if any(message is not None for _, message, _ in members):
             self._couriers.updated(to, members[0][0])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.base import WHOLE
+from easgd_cli.order_entry import entry_of
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import PULL, Kind, Request
 
@@ -29,7 +30,7 @@ ORDER: Final = 1 << 15  # exchanges whose workers are kept; their owner reports 
 # _FIRST on. Of each courier it has the updates of its variable by others, likewise as they are and will be; _COUNTED is
 # the number from 1 of the courier whose variable is being updated by another, or 0.
 _SERVED, _TARGET, _AT, _MEMBERS, _TO, _FRAGMENT, _FIRST, _CLOCKS, _COUNTED, _FIXED = range(10)
-_VARIABLE = 16  # from which bit on an entry or a key has the variable's place
+_VARIABLES = 16  # bits of a variable's place in a key
 
 Pairs = list[tuple[Tensor, Tensor]]  # the vectors of a block, each with the place of its copy
 
@@ -141,7 +142,7 @@ class Ledger:
         clock = self._now[first] if after == first + 1 else sum(self._now[i] for i in range(first, after))
         for i in range(served - before):
             worker = self._member[i]
-            self._order[(before + i) % ORDER] = worker + (to << _VARIABLE)
+            self._order[(before + i) % ORDER] = entry_of(worker, to)
             self._key[worker], self._clock[worker], self._count[worker] = _key(self._at[i], to), clock, served
         n[_SERVED] = served
 
@@ -172,7 +173,7 @@ class Ledger:
 
     def has_served(self, request: Request) -> bool:
         """Whether this exchange of a courier, or a later one, has been: their t rises from one to the next."""
-        return self._key[request.worker] >> _VARIABLE >= request.t
+        return self._key[request.worker] >> _VARIABLES >= request.t
 
     def forget(self, worker: int) -> None:
         """Its next message is a new one, whatever its clock: it has come back."""
@@ -189,4 +190,4 @@ class Ledger:
 
 def _key(t: int, variable: int) -> int:
     """By which a worker's message is known: in a step it has at most one for a variable."""
-    return (t << _VARIABLE) + variable
+    return (t << _VARIABLES) + variable

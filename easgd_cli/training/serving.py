@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from easgd_cli.order_entry import entry_place, entry_worker
 from easgd_cli.training.couriers import Couriers
 from easgd_cli.training.ledger import Ledger
 from easgd_cli.training.variables import Variables
@@ -97,7 +98,7 @@ class Serving:
         for name, place in places.items():
             couriers.begin_at(name, ledger.others(place) + 1)
         [last] = ledger.order(self.served - 1)
-        party, variable = last & 0xFFFF, self._names[last >> 16]
+        party, variable = entry_worker(last), self._names[entry_place(last)]
         if party >= self._workers:  # a courier that was on its way, or has just come home
             variable = list(couriers.clocks)[party - self._workers]
         if variable in places:

@@ -43,6 +43,7 @@ from typing import Protocol
 from torch import Tensor
 
 from easgd_cli.algorithms.base import CENTER, WHOLE
+from easgd_cli.order_entry import entry_of
 
 PULL = -1  # in place of a vector that is lent
 NEW = -1  # in place of the clock of a worker that joins and has not been there before
@@ -86,8 +87,8 @@ class Request:
 
     @property
     def entry(self) -> int:
-        """What the order of exchanges has of it: the worker's number and, from bit 16 on, the variable's place."""
-        return self.worker + (self.to << 16)
+        """What the order of exchanges has of it."""
+        return entry_of(self.worker, self.to)
 
 
 class Mark(IntEnum):

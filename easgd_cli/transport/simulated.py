@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor
 
 from easgd_cli.algorithms.base import CENTER, WHOLE, Variable
+from easgd_cli.order_entry import entry_of, entry_worker
 from easgd_cli.transport.base import PULL, Kind, Mark, Reply, Request, Withdrawn, index_of
 from easgd_cli.transport.shared_link import SharedLink
 from easgd_cli.transport.turn import LARGE
@@ -26,7 +27,6 @@ ARRIVE: Final = "arrive"  # a message reaches the master
 ENTER: Final = "enter"  # a message leaves its worker, for a link that all share
 SHARED: Final = "shared"  # messages are through a link that all share; its worker is the number of that link
 REPLY: Final = "reply"  # a reply reaches its worker
-_SHARD = 16  # from which bit on an event of one of several masters says which, beside the worker's number
 
 
 class Event(NamedTuple):
@@ -324,12 +324,12 @@ class Wire:
         the worker.
         """
         self._ends[event.worker].awaits = False
-        worker = event.worker & 0xFFFF
-        awaited = any(self._ends[worker + (shard << _SHARD)].awaits for shard in range(len(self._shares)))
+        worker = entry_worker(event.worker)
+        awaited = any(self._ends[entry_of(worker, shard)].awaits for shard in range(len(self._shares)))
         return None if awaited else event._replace(worker=worker)
 
     def _key(self, worker: int, to: int) -> int:
-        return worker if len(self._shares) == 1 else worker + (to << _SHARD)
+        return worker if len(self._shares) == 1 else entry_of(worker, to)
 
     def end_of(self, request: Request) -> SimulatedWorkerEnd:
         """The session in which this was asked."""

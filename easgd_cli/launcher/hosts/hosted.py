@@ -5,13 +5,13 @@ their stand-ins on the first host, and their sessions with one another.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -357,7 +357,7 @@ class Place(threading.Thread):
             with suppress(ChannelClosed):
                 child.channel.flush()
             watched: list[Any] = [child.process.sentinel, self._woken, *([] if done else [child.channel])]
-            select.select(watched, [], [], _LOOK_UP_SECONDS)
+            wait(watched, _LOOK_UP_SECONDS)
         return done
 
     def _say_carried(self) -> None:

@@ -22,7 +22,7 @@ from easgd_cli.launcher.journal.system_rows import SystemRows
 from easgd_cli.launcher.processes import fork_server
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.launcher.processes.children import Children
-from easgd_cli.launcher.processes.executor import Executor
+from easgd_cli.launcher.processes.commands import CommandRunner
 from easgd_cli.launcher.processes.initial_state import InitialState
 from easgd_cli.launcher.processes.masters import Masters, Said
 from easgd_cli.launcher.processes.recovery import Recovery
@@ -85,7 +85,7 @@ class Processes:
         self._masters = Masters(self._initial.served())
         self._recovery = Recovery(self._children, self.supervisor, self._initial, self._masters)
         self._watch = Watch(self._children, self.supervisor, faults.read(s), moment.exchanges)
-        self._executor = Executor(
+        self._runner = CommandRunner(
             self._children, self.supervisor, self._recovery, self._masters, self._watch, moment.seconds, self._pass_on
         )
         self._vectors = 2.0  # of an exchange, on the average
@@ -107,7 +107,7 @@ class Processes:
             owners.append(initial.master(links, clocks, place))
             self._children.start(party, Master, owners[place])
         self._recovery.keep(recipe, links, owners)
-        self._executor.evaluator = EvaluatorStart(recipe, evaluator_threads(s))
+        self._runner.evaluator = EvaluatorStart(recipe, evaluator_threads(s))
         self._journal.open()
         if s.eval.when == "running":
             self.supervisor.evaluation.start()
@@ -115,7 +115,7 @@ class Processes:
             self._queue.add_copies(initial.moment, initial.evaluated())
         else:
             self._queue.restore(resumed.pending)
-        self._executor.obey()
+        self._runner.obey()
 
     def _start_worker(self, start: WorkerStart) -> None:
         self._children.start(start.link.worker, WorkerLoop, start)
@@ -135,7 +135,7 @@ class Processes:
             fork_server.begin()  # of the next evaluator
         self._children.start_due()
         self.supervisor.tick(self._seconds())
-        self._executor.obey()
+        self._runner.obey()
         self.supervisor.now = self._seconds()  # a process may have been started, and a signal comes now
 
     def _seconds(self) -> float:
@@ -163,7 +163,7 @@ class Processes:
     def _done(self, party: Process, child: Child) -> None:
         child.done = True
         if isinstance(party, int):
-            self._executor.tell_masters({"kind": "gone", "worker": party})  # the next one may not have heard its end
+            self._runner.tell_masters({"kind": "gone", "worker": party})  # the next one may not have heard its end
 
     def _pass_on(self, said: Iterable[Said]) -> None:
         """What the masters say, as one."""
@@ -185,7 +185,7 @@ class Processes:
                 how = f"{party}, with its slice, on {far}: {how}"
             elif not self._masters.ended(place):
                 return
-        elif party == self._executor.lead:  # it may have marked the place of one master and not of another
+        elif party == self._runner.lead:  # it may have marked the place of one master and not of another
             self._pass_on(self._masters.forget_checkpoint())
         self.supervisor.ended(
             party_of(party), how, refused=child.refused, raised=child.error is not None, log_file=str(child.log),
@@ -247,7 +247,7 @@ class Processes:
             )  # fmt: skip
             if message["purpose"] == "last":
                 self.supervisor.closing(owner)
-                self._executor.tell_masters({"kind": "close"})  # unless they have been told to stop before
+                self._runner.tell_masters({"kind": "close"})  # unless they have been told to stop before
             else:
                 self.supervisor.owner_state(owner, message["purpose"] == "final")
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from easgd_cli.launcher.supervisor.parties import Process, master_at
+from easgd_cli.order_entry import entry_of
 from easgd_cli.system.shared_memory import SharedTensors
 
 Said = tuple[dict[str, Any], SharedTensors | None]
 
 # Where one master has said a snapshot and another one of a later kind, the first has no counterpart any more.
 _ORDER = ("evaluate", "checkpoint", "last", "final")
-_VARIABLE = 16  # from which bit on an entry of the order of exchanges has the master's place
 
 
 class Masters:
@@ -114,7 +114,7 @@ class Masters:
         if message["kind"] not in ("served", "order"):
             return message
         self._exchanges += len(message["workers"])
-        entries = [worker + (place << _VARIABLE) for worker in message["workers"]]
+        entries = [entry_of(worker, place) for worker in message["workers"]]
         if message["kind"] == "order":
             return {**message, "workers": entries}
         self._cpu[place], self._waiting[place] = message["cpu"], message["waiting"]

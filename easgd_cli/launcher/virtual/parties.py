@@ -18,6 +18,7 @@ from easgd_cli.launcher.job import Job
 from easgd_cli.launcher.virtual.courier import VirtualCourier
 from easgd_cli.launcher.virtual.master import SERVE, Queueing, Served, VirtualMaster
 from easgd_cli.launcher.virtual.worker import VirtualWorker
+from easgd_cli.order_entry import entry_place
 from easgd_cli.problems.base import statistics_of
 from easgd_cli.record.checkpoint import Checkpoint, WorkerState
 from easgd_cli.record.reader import Entries, by_variable, read_order, returns_of
@@ -309,7 +310,7 @@ def _recording(s: Settings, method: Method, names: Sequence[str], slices: int, r
     for at, worker, t, master in returns_of(source / "metrics.jsonl", s.workers):
         place = names.index(method.home(worker)) if slices == 1 else master
         if place < len(orders):
-            before = sum(entry >> 16 == place for entry in order[:at])  # exchanges with that variable
+            before = sum(entry_place(entry) == place for entry in order[:at])  # exchanges with that variable
             returns[place].append((before, worker, t))
     return list(zip(orders, returns, strict=True))
 

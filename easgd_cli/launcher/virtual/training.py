@@ -12,6 +12,7 @@ from easgd_cli.launcher.virtual.master import SERVE
 from easgd_cli.launcher.virtual.parties import VirtualParties
 from easgd_cli.launcher.virtual.reports import VirtualReports
 from easgd_cli.launcher.virtual.worker import READY, VirtualWorker
+from easgd_cli.order_entry import entry_worker
 from easgd_cli.record.checkpoint import Checkpoint
 from easgd_cli.training.faults import Rejoin
 from easgd_cli.transport.simulated import ARRIVE, ENTER, REPLY, SHARED, Event
@@ -51,7 +52,7 @@ class VirtualTraining:
         """
         if event.kind == SHARED:
             return self._parties.wire.is_stale(event)
-        worker = event.worker & 0xFFFF
+        worker = entry_worker(event.worker)
         if event.kind not in (ARRIVE, ENTER, JOIN) or not self._parties.too_late(worker):
             return False
         self._parties.workers[worker].turn = None  # given back

@@ -32,7 +32,7 @@ from easgd_cli.launcher.supervisor.supervisor import Supervisor
 from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
 
 
-class Executor:
+class CommandRunner:
     """Carries out the supervisor's commands. `second`: of training, at which the run begins; `pass_on`: takes what the
     masters say, as one.
 
