@@ -108,7 +108,7 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
         with distributed.checked_for(launcher):
             jobs, left_out = _checked(every, axes, varying, composed)
     members = [job.settings for job in jobs] or ([first.settings] if first else [])
-    tasks = plugins.tasks(first.config) if first is not None else 1
+    tasks = plugins.tasks(first.config) if first is not None and launcher == "submitit_slurm" else 1
     distributed.check_sweep(members, of_sweep.jobs, (launcher, sweeper), tasks)
     return Plan(
         _root(of_sweep.sweep, fixed, varying, first), {word.partition("=")[0]: word for word in fixed}, varying,
