@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     composed_once.begin()
 
 
-MACHINES = ("test_distributed.py", "test_far_masters.py")
+MACHINES = ("test_distributed.py", "test_far_masters.py", "test_slurm.py")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -53,9 +53,9 @@ class Probe:
 
 
 def check(s: Settings, rules: Method) -> None:
-    """Raises UsageError for a method that is defined for one period only, and where torchrun has started one run."""
+    """Raises UsageError for a method that is defined for one period only, and for processes started for one run."""
     if s.auto.tau:
-        distributed.refuse_torchrun(s, "tau=auto", "write tau= as a number, such as easgd bench network proposes")
+        distributed.refuse_several(s, "tau=auto", "write tau= as a number, such as easgd bench network proposes")
     if s.auto.tau and not rules.alone:
         try:
             build.method(replace(s, tau=_ANY))

@@ -24,6 +24,8 @@ _OPENING = """usage: easgd train [KEY=VALUE ...]       one run
   easgd train algo=sync_easgd tau=1 problem=quadratic problem.noise=10
   easgd train -m jobs=2 tau=1,4 seed=0,1,2
   easgd train -m hydra/launcher=submitit_slurm hydra.launcher.cpus_per_task=8 tau=1,4 workers=8
+  easgd train -m hydra/launcher=submitit_slurm hydra.launcher.nodes=4 launcher=distributed tau=1,4
+  srun --nodes=4 --ntasks-per-node=1 easgd train launcher=distributed algo=eamsgd tau=10
   easgd train -m hydra/sweeper=optuna hydra.sweeper.n_trials=20 'eta=interval(0.05,0.5)' dataset.validation=300
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from easgd_cli.errors import RunError, UsageError
-from easgd_cli.launcher.hosts.torchrun import World
+from easgd_cli.launcher.hosts.world import World
 from easgd_cli.system import network
 from easgd_cli.system.terminal import help_text, tell
 
@@ -58,14 +58,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def follow(world: World) -> int:
-    """What a process of torchrun does that is not the first: one of each host takes part, for all of them."""
+    """What a process of torchrun's or SLURM's does that is not the first: one of each host takes part, for all of them.
+    Raises UsageError and RunError.
+    """
     if world.local_rank != 0:
         return 0
-    _take_part(world.found(300.0), world.local_size, 1, _WAIT_SECONDS)
+    if world.size > world.local_size:  # who has no secret hears that, and not that the first says nothing
+        asked, host = world.address()
+        network.secret(asked, network.resolved(asked, host))
+    _take_part(world.found(), world.local_size, 1, _WAIT_SECONDS, led=True)
 
 
-def _take_part(where: str, places: int | None, masters: int, wait: float) -> NoReturn:
-    """Ends the process with the run's exit status; of several runs, one after another, with the highest."""
+def _take_part(where: str, places: int | None, masters: int, wait: float, led: bool = False) -> NoReturn:
+    """Ends the process with the run's exit status; of several runs, one after another, with the highest. `led`: whether
+    who makes the run has said where it is.
+    """
     host, port = network.split("join ", where)
     address = network.resolved(f"join {where}", host)
     secret = network.secret(f"join {where}", address)
@@ -76,10 +83,11 @@ def _take_part(where: str, places: int | None, masters: int, wait: float) -> NoR
     try:
         while part is None or part.stays:
             given = secret, places, masters, wait, _prepared
-            part = agent.Agent((address, port), *given, again=part is not None)
+            part = agent.Agent((address, port), *given, again=part is not None, led=led)
             status = max(status, part.run())
     except agent.Over as e:
         tell(str(e))
+        status = status if part is not None else 1
     except (UsageError, RunError) as e:
         tell(str(e))
         status = 2 if isinstance(e, UsageError) else 1

@@ -91,7 +91,8 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
                 "such as eta=interval(0.01,0.1)."
             )
         one_by_one = ([v[0] if k != at else value for k, v in axes.items()] for at in axes for value in axes[at])
-        _checked(list(one_by_one), axes, varying, composed)
+        with distributed.checked_for(launcher):
+            _checked(list(one_by_one), axes, varying, composed)
     else:
         if of_sweep.objective is not None:
             raise UsageError(
@@ -104,9 +105,11 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
                 "hydra/sweeper=optuna."
             )
         every = [list(words) for words in itertools.product(*axes.values())]
-        jobs, left_out = _checked(every, axes, varying, composed)
+        with distributed.checked_for(launcher):
+            jobs, left_out = _checked(every, axes, varying, composed)
     members = [job.settings for job in jobs] or ([first.settings] if first else [])
-    distributed.check_sweep(members, of_sweep.jobs, (launcher, sweeper) == ("basic", "basic"))
+    tasks = plugins.tasks(first.config) if first is not None and launcher == "submitit_slurm" else 1
+    distributed.check_sweep(members, of_sweep.jobs, (launcher, sweeper), tasks)
     return Plan(
         _root(of_sweep.sweep, fixed, varying, first), {word.partition("=")[0]: word for word in fixed}, varying,
         of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, jobs, left_out, launcher, sweeper,

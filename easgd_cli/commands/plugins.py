@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import shutil
 
+from omegaconf import DictConfig
+
 from easgd_cli.errors import UsageError
 
 # An option of hydra/launcher or hydra/sweeper, the extra that brings it, and its module.
@@ -26,6 +28,12 @@ def check(launcher: str, sweeper: str) -> None:
             "hydra/launcher=submitit_slurm: there is no sbatch on this machine, so no SLURM to hand jobs to; "
             "start it where one is, or leave the launcher out."
         )
+
+
+def tasks(config: DictConfig) -> int:
+    """How many tasks of SLURM's a job of a sweep has, by what Hydra has composed."""
+    launcher = config.hydra.launcher
+    return int(launcher.get("nodes", 1)) * int(launcher.get("tasks_per_node", 1))
 
 
 def refuse_missing(part: str, option: str) -> None:

@@ -62,10 +62,7 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
     refused = "resume=auto: a sweep that is started again goes on by itself; leave resume= out."
     if asked.multirun:
         raise UsageError(refused)
-    words = [o for o in asked.overrides if o.partition("=")[0] != "resume"]
-    if "hydra.run.dir" not in overrides:
-        named = [o for o in words if not going_on.changeable(o.partition("=")[0])]
-        words.append("hydra.run.dir=" + quote(f"runs/auto/{run_directory.named_by(named) or 'defaults'}"))
+    words = auto_words(asked, overrides)
     with compose.composing(asked.config_name) as composed:
         planned = composed(words)
     if planned.multirun:  # an experiment's
@@ -96,6 +93,15 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
         raise UsageError(
             f"resume=auto: {path} is there and is not the directory of a run; choose another with hydra.run.dir=PATH."
         ) from e
+
+
+def auto_words(asked: Arguments, overrides: Mapping[str, Any]) -> list[str]:
+    """The words of resume=auto without that, the run's directory among them."""
+    words = [o for o in asked.overrides if o.partition("=")[0] != "resume"]
+    if "hydra.run.dir" not in overrides:
+        named = [o for o in words if not going_on.changeable(o.partition("=")[0])]
+        words.append("hydra.run.dir=" + quote(f"runs/auto/{run_directory.named_by(named) or 'defaults'}"))
+    return words
 
 
 def _changes(path: Path, now: Settings) -> set[str] | None:

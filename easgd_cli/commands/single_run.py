@@ -14,7 +14,7 @@ from easgd_cli.commands import auto_tau, configs
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Outline
-from easgd_cli.launcher import kinds
+from easgd_cli.launcher import distributed, kinds
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
@@ -111,32 +111,34 @@ def launch(
     With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no
     directory, and RunError.
     """
-    prepared = auto_tau.chosen(build.experiment(outline), launcher, say)
-    made: list[Path] = []
-    above = [p for p in path.parents if not p.exists()]
+    with distributed.announced(launcher):
+        prepared = auto_tau.chosen(build.experiment(outline), launcher, say)
+        made: list[Path] = []
+        above = [p for p in path.parents if not p.exists()]
 
-    def discard() -> None:
-        for directory in made:
-            if not (directory / "summary.json").exists():  # which says that a run has begun there
-                run_directory.discard(directory, above)
+        def discard() -> None:
+            for directory in made:
+                if not (directory / "summary.json").exists():  # which says that a run has begun there
+                    run_directory.discard(directory, above)
 
-    with interruption.undone_by(discard), ExitStack() as holding:
-        with interruption.held_back():
-            # Hydra may change the working directory (hydra.job.chdir)
-            path = run_directory.create(path, alone).absolute()
-            made.append(path)
-        try:  # from the first moment: who looks for a place for the same run knows that this one is taken, and for what
-            holding.enter_context(run_directory.held(path))
-        except (UsageError, FileNotFoundError) as e:  # it was taken for what a killed process had left
-            made.clear()
-            raise FileExistsError(f"{path}: another process has taken this directory at the same moment.") from e
-        try:
-            run_directory.write_config(path, prepared.settings, own(overrides))
-            launcher.begin()
-            outcome = as_job(path, lambda: launcher(Job(path, own(overrides), command), prepared))
-        except UsageError:
-            discard()
-            raise
+        with interruption.undone_by(discard), ExitStack() as holding:
+            with interruption.held_back():
+                # Hydra may change the working directory (hydra.job.chdir)
+                path = run_directory.create(path, alone).absolute()
+                made.append(path)
+            # from the first moment: who looks for a place for the same run knows that this one is taken, and for what
+            try:
+                holding.enter_context(run_directory.held(path))
+            except (UsageError, FileNotFoundError) as e:  # it was taken for what a killed process had left
+                made.clear()
+                raise FileExistsError(f"{path}: another process has taken this directory at the same moment.") from e
+            try:
+                run_directory.write_config(path, prepared.settings, own(overrides))
+                launcher.begin()
+                outcome = as_job(path, lambda: launcher(Job(path, own(overrides), command), prepared))
+            except UsageError:
+                discard()
+                raise
     return outcome, path
 
 
@@ -146,11 +148,12 @@ def go_on(
     """Goes on with the run in `path`, which the caller has found worth going on with, and tells the `doubts` there are
     of its files. Raises UsageError and RunError.
     """
-    settings, prepared = outline.settings, build.experiment(outline)
+    settings = outline.settings
     from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
     from easgd_cli.record.resumption import check
 
-    with run_directory.held(path):
+    with distributed.announced(launcher), run_directory.held(path):
+        prepared = build.experiment(outline)
         try:
             damaged: list[reader.BadFile] = []
             resumed = reader.newest_checkpoint(path, damaged)

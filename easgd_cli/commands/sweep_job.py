@@ -1,6 +1,7 @@
 """One job of a sweep, in a process of its own: `python -m easgd_cli.commands.sweep_job PARENT ROOT NAME WORDS`.
 
-It says how it stands in logs/NAME.json of the sweep in ROOT (sweeps/job_status.py).
+It says how it stands in logs/NAME.json of the sweep in ROOT (sweeps/job_status.py). With PARENT alone: a task of a
+job of SLURM's that is not the first, which joins the run that the first makes, and says nothing of it there.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from easgd_cli.commands import arguments, auto_tau, compose, hydra_job, single_run
+from easgd_cli.commands import arguments, auto_tau, compose, hydra_job, join, single_run
 from easgd_cli.commands.compose import Composed
 from easgd_cli.commands.plan import apart
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment.build import Outline
+from easgd_cli.launcher.hosts.world import world
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.settings.overrides import own
@@ -38,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
 
     WORDS are its settings, as after `easgd train`, and retry= of the sweep.
     """
+    if not argv:
+        return _follow()
     root, name, words = Path(argv[0]), argv[1], argv[2:]
     here = root.absolute()  # Hydra may change the working directory (hydra.job.chdir)
 
@@ -66,6 +70,17 @@ def main(argv: Sequence[str]) -> int:
     if said is not None:
         job_status.write(root, name, said)
     return code
+
+
+def _follow() -> int:
+    """Takes part in the job; returns the run's exit status."""
+    try:
+        with interruption.ending_the_process():
+            started = world()
+            return 0 if started is None else join.follow(started)
+    except (UsageError, RunError) as e:
+        print(f"easgd: {e}", file=sys.stderr)
+        return 2 if isinstance(e, UsageError) else 1
 
 
 def _run(

@@ -7,14 +7,17 @@ job of Hydra's, so that its callbacks, environment and run-time values (`${hydra
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -33,10 +36,11 @@ from easgd_cli.commands import (
     sweep,
 )
 from easgd_cli.commands.arguments import Arguments
-from easgd_cli.errors import UsageError
+from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.distributed import followed
-from easgd_cli.launcher.hosts import torchrun
+from easgd_cli.launcher.hosts.world import World, world
 from easgd_cli.launcher.job import Outcome
+from easgd_cli.record import reader, run_directory
 from easgd_cli.system.terminal import tell, with_command
 
 
@@ -61,12 +65,12 @@ def main(argv: Sequence[str]) -> int:
     if asked.show and asked.show[0] in ("--hydra-help", "--shell-completion"):
         return _shown_by_hydra(asked)
     overrides = {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides)}
-    world = torchrun.world()
-    if world is not None and world.rank and "resume" in overrides:
-        return join.follow(world)
-    if world is not None and "workers" not in overrides and _distributed(overrides):
-        asked = replace(asked, overrides=[*asked.overrides, f"workers={world.size}"])
+    started = world()
+    if "workers" not in overrides and _distributed(overrides) and (count := _processes(started, overrides)):
+        asked = replace(asked, overrides=[*asked.overrides, f"workers={count}"])
         overrides |= {o.key_or_group: o for o in arguments.parse_overrides(asked.overrides[-1:])}
+    if started is not None and started.rank and (path := _going_on(asked, overrides)) is not None:
+        return _followed(started, path)
     if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
         line = (
             f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a "
@@ -107,8 +111,43 @@ def _gone_on(asked: Arguments, overrides: dict[str, Override], command: str) -> 
 
 
 def _distributed(overrides: Mapping[str, Override]) -> bool:
-    launcher = overrides.get("launcher")
-    return launcher is not None and launcher.value() == "distributed"
+    return _value(overrides, "launcher", None) == "distributed"
+
+
+def _value(overrides: Mapping[str, Override], key: str, usual: Any) -> Any:
+    return overrides[key].value() if key in overrides else usual
+
+
+def _processes(started: World | None, overrides: Mapping[str, Override]) -> int | None:
+    """Of how many processes of torchrun's, or tasks of SLURM's, a run is; None where they are started by neither."""
+    if _value(overrides, "hydra/launcher", None) != "submitit_slurm":
+        return None if started is None else started.size
+    counts = [_value(overrides, f"hydra.launcher.{key}", 1) for key in ("nodes", "tasks_per_node")]
+    return math.prod(counts) if all(type(count) is int for count in counts) else None
+
+
+def _going_on(asked: Arguments, overrides: Mapping[str, Override]) -> Path | None:
+    """The run that is to go on, where it is of many machines: its own settings say that, or with resume=auto these."""
+    path = arguments.directory(overrides.get("resume"))
+    if path is not None and str(path) == resume.AUTO:
+        words = arguments.parse_overrides(resume.auto_words(asked, overrides)) if _distributed(overrides) else []
+        return arguments.directory(next((o for o in words if o.key_or_group == "hydra.run.dir"), None))
+    with suppress(reader.BadFile):
+        if path is not None and ((reader.config_of(path) or {}).get("launcher") or {}).get("name") == "distributed":
+            return path
+    return None
+
+
+def _followed(started: World, path: Path) -> int:
+    """Takes part in the run that goes on; of one that does not, since it has ended, nobody says where it is. Raises
+    UsageError and RunError.
+    """
+    try:
+        return join.follow(started)
+    except RunError:
+        if reader.summary_of(path).get("status") not in run_directory.ENDED:
+            raise
+        return 0
 
 
 def _told(outcome: Outcome | None, path: Path) -> int:

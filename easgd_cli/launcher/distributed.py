@@ -1,5 +1,5 @@
 """launcher=distributed: many machines. The run's supervisor, master, evaluator and record are here; workers are here
-and wherever hosts have come in (`easgd join`, or torchrun).
+and wherever hosts have come in (`easgd join`, or the processes of torchrun or SLURM).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,7 @@ from easgd_cli.algorithms.base import CENTER
 from easgd_cli.algorithms.wire import SHARING
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import kinds
-from easgd_cli.launcher.hosts import torchrun
+from easgd_cli.launcher.hosts.world import world as started_together
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import network
@@ -25,12 +26,18 @@ from easgd_cli.system.terminal import tell
 if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
     from easgd_cli.experiment.build import Experiment
-    from easgd_cli.launcher.hosts.torchrun import World
+    from easgd_cli.launcher.hosts.world import World
     from easgd_cli.launcher.job import Job, Outcome
 
 _LOOPBACK = "127.0.0.1"
 _LONGEST_SILENCE = 86400.0
 _LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
+_made_elsewhere = ContextVar("made_elsewhere", default=False)
+_SLURM = "submitit_slurm"
+_OTHERWISE = (
+    "start the sweep with easgd train -m alone, and easgd join on each other host, or on SLURM add "
+    f"hydra/launcher={_SLURM}"
+)
 
 
 @dataclass
@@ -61,11 +68,11 @@ class Distributed:
 
     def __post_init__(self) -> None:
         kinds.Local(self.workers, self.masters, self.transport)  # its limits: each worker has a process here
-        world = torchrun.world()
+        world = started_together()
         if world is not None and self.workers != world.size:
             raise ValueError(
-                f"workers={self.workers}: torchrun has started {world.size} processes, each the place of a worker; "
-                "leave out workers=."
+                f"workers={self.workers}: {world.starter} has started {world.size} processes, each the place of a "
+                "worker; leave out workers=."
             )
         if self.here is not None and not 0 <= self.here <= self.workers:
             raise ValueError(f"launcher.here={self.here}: is a number of workers from 0 to workers={self.workers}.")
@@ -87,7 +94,7 @@ class Distributed:
             raise ValueError(
                 f"launcher.address={self.address} launcher.interface={self.interface}: give one of the two."
             )
-        if world is None or world.rank == 0:
+        if (world is None or world.rank == 0) and not _made_elsewhere.get():
             self._address()
 
     @property
@@ -147,7 +154,7 @@ class Distributed:
     def _address(self) -> tuple[str, str, int]:
         """What says where to listen, the address and the port. Raises UsageError."""
         asked, host, port = self._asked()
-        address, world = network.resolved(asked, host), torchrun.world()
+        address, world = network.resolved(asked, host), started_together()
         if world is not None and world.size > world.local_size and network.is_loopback(address):
             raise UsageError(
                 f"{asked}: is {address} on this host, which other hosts do not reach; write launcher.interface=NAME, "
@@ -159,13 +166,13 @@ class Distributed:
 
     def _asked(self) -> tuple[str, str, int]:
         """What says where to listen, the host and the port."""
-        world = torchrun.world()
+        world = started_together()
         if self.interface is not None:
             return f"launcher.interface={self.interface}", network.of_interface(self.interface), 0
         if self.address is not None:
             return f"launcher.address={self.address}", *network.split("launcher.address=", self.address, 0)
         if world is not None:
-            return f"MASTER_ADDR={world.address}", world.address, 0
+            return *world.address(), 0
         return "launcher.address=127.0.0.1", _LOOPBACK, 0
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
@@ -185,15 +192,13 @@ class Distributed:
         secret = network.secret("launcher.address", listener.getsockname()[0])
         vectors = (experiment.size, str(experiment.dtype).removeprefix("torch."))
         gate = Gate(network.Lent(listener), secret, asdict(s), vectors, self.silence, kinds.summed(s))
-        world = torchrun.world()
-        store = None if world is None else world.publish(where)
         far, masters_far = self.workers - self.places_here, masters_elsewhere(s)
         join = f"on another host: easgd join {where}"
         if not self._told:  # by a short run of tau=auto, at the same place
             host, self._told = socket.gethostname(), True
             masters = f"; masters here {self.masters - masters_far}, elsewhere {masters_far}" if masters_far else ""
             tell(f"master on {host}, reached at {where}; workers here {self.places_here}, elsewhere {far}{masters}")
-            if (far or masters_far) and world is None:
+            if (far or masters_far) and started_together() is None:
                 tell(join)
         here = Here(self.places_here, self.masters - masters_far, entries_here(experiment), masters_far)
 
@@ -213,12 +218,11 @@ class Distributed:
             if not again:
                 listener.close()
                 self._listener = None
-            del store
         return outcome
 
 
 def _places(here: int | None) -> int:
-    world = torchrun.world()
+    world = started_together()
     return here if here is not None else 1 if world is None else world.local_size
 
 
@@ -265,18 +269,33 @@ def _check_slices(experiment: Experiment) -> None:
         )
 
 
-def check_sweep(jobs: Sequence[Settings], at_once: str, basic: bool) -> None:
-    """Raises UsageError where hosts could not stay from one of these jobs to the next. `basic`: whether easgd runs them
-    itself.
+@contextmanager
+def checked_for(launcher: str) -> Iterator[None]:
+    """While it lasts, settings are checked for runs that Hydra's `launcher` starts: on nodes of SLURM's, whose
+    addresses are not those of this machine.
     """
+    token = _made_elsewhere.set(launcher == _SLURM)
+    try:
+        yield
+    finally:
+        _made_elsewhere.reset(token)
+
+
+def check_sweep(jobs: Sequence[Settings], at_once: str, plugins: tuple[str, str], tasks: int) -> None:
+    """Raises UsageError where hosts could not stay from one of these jobs to the next, or could not come in. `plugins`:
+    Hydra's launcher and sweeper; `tasks`: of SLURM's, a job.
+    """
+    if plugins[0] == _SLURM:
+        _check_tasks(jobs, tasks)
+        return
     places = [(s.launcher.get("address"), s.launcher.get("interface")) if _is_distributed(s) else None for s in jobs]
     if not any(places):
         return
-    refuse_torchrun(jobs[0], "-m", "start the sweep with easgd train -m, and easgd join on each other host")
-    if not basic:
+    refuse_several(jobs[0], "-m", _OTHERWISE)
+    if plugins != ("basic", "basic"):
         raise UsageError(
             "launcher=distributed: hosts stay from job to job only where easgd runs the sweep itself; leave out "
-            "hydra/launcher= and hydra/sweeper=."
+            f"hydra/launcher= and hydra/sweeper=, or give hydra/launcher={_SLURM}, which starts them for each job."
         )
     if at_once != Settings.jobs:
         raise UsageError(
@@ -287,6 +306,42 @@ def check_sweep(jobs: Sequence[Settings], at_once: str, basic: bool) -> None:
             "launcher=distributed: hosts wait for the next job of a sweep where they have joined, so all its jobs are "
             "on many machines and reached at one address; start the others as a sweep of their own."
         )
+
+
+def _check_tasks(jobs: Sequence[Settings], tasks: int) -> None:
+    """Raises UsageError where a job could not be a run of all of its tasks."""
+    given = f"hydra/launcher={_SLURM}"
+    for s in jobs:
+        if not _is_distributed(s) and tasks > 1:
+            raise UsageError(
+                f"{given}: with hydra.launcher.nodes= and tasks_per_node= a job has {tasks} tasks, and launcher="
+                f"{s.launcher['name']} makes a run of one; leave them out, or use launcher=distributed."
+            )
+        if _is_distributed(s) and tasks == 1:
+            raise UsageError(
+                f"{given} launcher=distributed: a job has one task, and no others would join it; give "
+                "hydra.launcher.nodes=, or leave out launcher=."
+            )
+        if _is_distributed(s) and s.workers != tasks:
+            raise UsageError(
+                f"workers={s.workers}: a job has {tasks} tasks of SLURM's, each the place of a worker; leave out "
+                "workers=, or change hydra.launcher.nodes= or tasks_per_node=."
+            )
+        if _is_distributed(s):
+            network.secret(f"{given} launcher=distributed", None)
+
+
+@contextmanager
+def announced(launcher: object) -> Iterator[None]:
+    """While it lasts, the processes that torchrun or SLURM has started with this one, which makes the run, find it.
+    That is before data are loaded: they call, and wait for as long as somebody listens. Raises UsageError and RunError.
+    """
+    world = started_together()
+    if world is None or not isinstance(launcher, Distributed):
+        yield
+        return
+    with world.told(launcher.listen()[1]):
+        yield
 
 
 @contextmanager
@@ -312,15 +367,16 @@ def _is_distributed(s: Settings) -> bool:
     return bool(s.launcher["target"] == f"{__name__}:Distributed")
 
 
-def refuse_torchrun(s: Settings, asked: str, instead: str) -> None:
-    """Raises UsageError for what is several runs, where torchrun has started the processes of one."""
-    if _is_distributed(s) and torchrun.world() is not None:
+def refuse_several(s: Settings, asked: str, instead: str) -> None:
+    """Raises UsageError for what is several runs, where torchrun or SLURM has started the processes of one."""
+    starter = "SLURM" if _made_elsewhere.get() else (world := started_together()) and world.starter
+    if _is_distributed(s) and starter:
         raise UsageError(
-            f"launcher=distributed {asked}: torchrun starts the processes of one run, and this is several; {instead}."
+            f"launcher=distributed {asked}: {starter} starts the processes of one run, and this is several; {instead}."
         )
 
 
 def followed(s: Settings) -> World | None:
     """The processes of which this is one that follows rank 0, which makes the run; None where this makes it."""
-    world = torchrun.world() if _is_distributed(s) else None
+    world = started_together() if _is_distributed(s) else None
     return None if world is None or world.rank == 0 else world

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easgd_cli.errors import UsageError
-from easgd_cli.launcher.hosts import torchrun
+from easgd_cli.launcher.hosts.world import Torchrun, world
 from easgd_cli.launcher.kinds import Local
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class DataParallel:
 
     def __post_init__(self) -> None:
         Local(self.workers)  # its limits: each worker has a process here
-        if (world := torchrun.world()) is not None:  # or there would be as many runs
+        if isinstance(started := world(), Torchrun):  # or there would be as many runs
             raise ValueError(
-                f"torchrun has started {world.size} processes, and easgd starts those of {self.torch_name} itself, on "
-                "this machine; call easgd train without torchrun."
+                f"torchrun has started {started.size} processes, and easgd starts those of {self.torch_name} itself, "
+                "on this machine; call easgd train without torchrun."
             )
 
     def begin(self) -> None:

@@ -26,6 +26,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from easgd_cli.errors import RunError, UsageError
+from easgd_cli.launcher.hosts.world import world
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.overrides import own, quote
 from easgd_cli.settings.schema import OF_SWEEPS
@@ -52,7 +53,7 @@ class HydraExecutor:
         root = plan.root.absolute()
         self._words = [w for w in words if not w.startswith(elsewhere)] + [f"hydra.sweep.dir={quote(str(root))}"]
         self._plan, self._config_name, self._configs = plan, config_name, configs
-        self._job = HydraJob(root, program, plan.objective, plan.retry)
+        self._job = HydraJob(root, program, plan.objective, plan.retry, plan.launcher == "submitit_slurm")
 
     def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int:
         """Runs `jobs`, or where the sweeper draws them whatever that draws. It leaves traces in this process."""
@@ -121,16 +122,22 @@ class HydraJob:
 
     Neither signals nor multiprocessing are there as a launcher of runs needs them, so the run has a process of its own.
     With an `objective` it returns the value of that and raises RunError where the run failed, as sweepers have it;
-    without, nothing. Raises CannotSay. `retry`: also a run that failed before.
+    without, nothing. Raises CannotSay. `retry`: also a run that failed before. `by_slurm`: it is called in every task
+    of a job of SLURM's; the first makes the run, and in the others it joins that and says nothing of it.
     """
 
     root: Path
     program: str
     objective: Objective | None = None
     retry: bool = False
+    by_slurm: bool = False
 
     def __call__(self, _: DictConfig) -> float | None:
         info = HydraConfig.get()
+        if self.by_slurm and (started := world()) is not None and started.rank:
+            # its output is submitit's; the job's log is the first task's
+            _waited_for(subprocess.Popen(self._program(), cwd=info.runtime.cwd, stdin=subprocess.DEVNULL))
+            return None
         name = self._name(run_directory.clean(str(info.sweep.subdir)) or "default", own(info.overrides.task))
         with suppress(OSError):
             # Hydra has made it; the run makes its own, or goes on in the one it had
@@ -172,7 +179,7 @@ class HydraJob:
         """Runs it and returns what it said last. Raises RunError where it has nowhere to say it."""
         with open(job_status.begin(self.root, name), "ab") as out:  # a job may be queued again
             process = subprocess.Popen(
-                [sys.executable, "-m", self.program, str(os.getpid()), str(self.root), name, *words],
+                [*self._program(), str(self.root), name, *words],
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -180,13 +187,25 @@ class HydraJob:
                 start_new_session=True,  # a terminal's Ctrl-C comes to the sweep, which passes it on once
             )
         try:
-            code = process.wait()
-        except BaseException:  # a signal, or what a scheduler's has become: it saves what it has
-            process.terminate()
+            code = _waited_for(process)
+        except BaseException:
             with suppress(RunError):
                 job_status.settle(self.root, name, process.pid, process.wait())
             raise
         return job_status.settle(self.root, name, process.pid, code)
+
+    def _program(self) -> list[str]:
+        return [sys.executable, "-m", self.program, str(os.getpid())]
+
+
+def _waited_for(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status. A signal, or what a scheduler's has become, ends it first: it saves what it has."""
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def _hydra() -> Hydra:

@@ -59,6 +59,20 @@ def resolved(asked: str, host: str) -> str:
         raise UsageError(f"{asked}: nobody knows the host {host} ({e}); write its address instead.") from e
 
 
+def towards(asked: str, other: str) -> str:
+    """The IPv4 address of this machine at which one with the address `other` reaches it. Nothing is sent. Raises
+    UsageError.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.connect((other, 9))
+            return str(s.getsockname()[0])
+    except OSError as e:
+        raise UsageError(
+            f"{asked}: no way leads there ({why(e)}); write launcher.interface=NAME, one of {', '.join(interfaces())}."
+        ) from e
+
+
 def is_loopback(address: str) -> bool:
     """Whether nobody but this machine reaches it."""
     return ipaddress.ip_address(address).is_loopback
@@ -109,9 +123,9 @@ def _said(there: dict[str, str]) -> str:
     return ", ".join(f"{name} ({address})" for name, address in there.items()) or "none"
 
 
-def secret(asked: str, address: str) -> bytes:
-    """What all machines of a run know; nothing is needed where nobody but this machine reaches `address`. Raises
-    UsageError.
+def secret(asked: str, address: str | None) -> bytes:
+    """What all machines of a run know; nothing is needed where nobody but this machine reaches `address`, None: one
+    that is not known yet. Raises UsageError.
     """
     found = os.environ.get(_SECRET, "").strip()
     if not found and (path := os.environ.get(_SECRET_FILE)):
@@ -119,9 +133,9 @@ def secret(asked: str, address: str) -> bytes:
             found = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as e:
             raise UsageError(f"{_SECRET_FILE}={path}: cannot be read ({e}).") from e
-    if not found and not is_loopback(address):
+    if not found and (address is None or not is_loopback(address)):
         raise UsageError(
-            f"{asked}: other machines reach {address}, so a secret is needed that all machines of the run know; set "
-            f"{_SECRET}, or {_SECRET_FILE} to a file that has it, on each (openssl rand -hex 16 makes one)."
+            f"{asked}: other machines reach {address or 'the run'}, so a secret is needed that all machines of the run "
+            f"know; set {_SECRET}, or {_SECRET_FILE} to a file that has it, on each (openssl rand -hex 16 makes one)."
         )
     return found.encode()

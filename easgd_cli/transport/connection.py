@@ -34,6 +34,7 @@ _MAGIC = b"easgd-1\n"  # with the version of what follows
 _NONCE = _MAC = 32
 _HEAD = struct.Struct("<BxxxIQ")  # kind, bytes of its text, bytes of its vectors
 _MOST_TEXT = 1 << 24
+_CONNECT_SECONDS = 10.0  # for whoever is there; what he says may take longer
 _TCP_INFO, _ACKNOWLEDGED_AND_BUSY = 11, (120, 168)  # of linux/tcp.h: bytes, and microseconds
 _LOOKS = 5  # in how many parts silence is waited for
 _BEATS, _SHORTEST_SILENCE = 4, 2.0  # how often one says something in the seconds that may be taken for silence
@@ -82,7 +83,7 @@ def answer(sock: socket.socket, secret: bytes, seconds: float) -> None:
 def call(address: tuple[str, int], secret: bytes, seconds: float) -> socket.socket:
     """A connection to who listens there. Raises Refused and OSError, after so many seconds at most."""
     ends = time.monotonic() + seconds
-    sock = socket.create_connection(address, timeout=seconds)
+    sock = socket.create_connection(address, timeout=min(seconds, _CONNECT_SECONDS))
     try:
         said = read_exactly(sock, len(_MAGIC) + _NONCE, ends - time.monotonic())
         if said[: len(_MAGIC)] != _MAGIC:

@@ -30,25 +30,27 @@ if TYPE_CHECKING:
     from easgd_cli.launcher.hosts.gloo import FarGloo
 
 _AGAIN_SECONDS = 0.5  # between two
+_PATIENCE_SECONDS = 86400.0  # of who is told where to call, for the run to be ready: it listens, so it is under way
 _LEAVING_SECONDS = 10.0  # a signal goes to all hosts of a run: how long it may take to end for that reason
 
 
 class Over(RunError):
-    """Nobody listens any more where a host has taken part: no further run follows."""
+    """Nobody listens any more where somebody has: no further run follows, or the one that was to has ended."""
 
 
 class Agent:
     """This machine's part of a run, with so many `places` for workers and `masters`. `address`: where its first host is
     reached, within `wait` seconds; `prepare`: makes the experiment of settings, for so many workers and masters.
     `again`: whether it has been in a run there which another follows; after this one it `stays` for one more, or not.
-    Raises UsageError and RunError: Over where none has followed.
+    `led`: whether who makes the run has said that it is there. Raises UsageError and RunError: Over where no run comes.
     """
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, places: int, masters: int, wait: float,
         prepare: Callable[[dict[str, Any], int, int], Experiment], again: bool = False,
+        led: bool = False,
     ):  # fmt: skip
-        self._again, self.stays = again, False
+        self._again, self._led, self.stays = again, led, False
         self._address, self._secret, self._places, self._masters = address, secret, places, masters
         self.where = f"{address[0]}:{address[1]}"
         self._prepare = prepare
@@ -65,12 +67,13 @@ class Agent:
         ends = time.monotonic() + wait
         while True:
             try:
-                return called(self._address, self._secret, CONNECT_SECONDS, AGENT)
+                return called(self._address, self._secret, _PATIENCE_SECONDS if self._led else CONNECT_SECONDS, AGENT)
             except Refused as e:
                 raise UsageError(f"{self.where}: {e}; EASGD_SECRET is to be the same on all hosts of a run.") from e
             except OSError as e:
-                if self._again and isinstance(e, ConnectionRefusedError):
-                    raise Over(f"{self.where}: no further run follows there.") from e
+                if isinstance(e, ConnectionRefusedError) and (self._again or self._led):
+                    over = "no further run follows there" if self._again else "the run ended before it began"
+                    raise Over(f"{self.where}: {over}.") from e
                 if time.monotonic() > ends:
                     raise RunError(
                         f"{self.where}: no run is reached there ({why(e)}); is it under way, and is that its address?"
