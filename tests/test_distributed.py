@@ -422,7 +422,7 @@ def test_a_host_takes_part_in_one_job_of_a_sweep_after_another(
         told = json.loads((tmp_path / "sweep" / job / "summary.json").read_text())
         assert told["status"] == "completed" and told["steps"] == {"worker_00": 20}
     text = (tmp_path / "join.txt").read_text()
-    assert text.count("this host offers 1 places") == text.count("has ended: completed") == 2
+    assert text.count("this host offers 1 place") == text.count("has ended: completed") == 2
     assert "no further run follows there" in text
 
 
@@ -438,7 +438,7 @@ def test_the_short_runs_of_tau_auto_are_on_the_same_machines(
     assert told["status"] == "completed" and told["steps"] == {"worker_00": 200}
     probes = len(told["tau_chosen"]["probes"])
     text = (tmp_path / "join.txt").read_text()
-    assert text.count("this host offers 1 places") == text.count("has ended: completed") == probes + 1
+    assert text.count("this host offers 1 place") == text.count("has ended: completed") == probes + 1
     assert "no further run" not in text  # the last has said that it is the last
 
 

@@ -621,6 +621,15 @@ def test_a_worker_whose_host_leaves_before_it_has_come_is_given_to_another(tmp_p
     assert hosts.given == [3, 3]
 
 
+def test_one_for_whom_there_is_no_host_keeps_no_other_from_one(tmp_path: Path) -> None:
+    """It is unfit for the only one that is free."""
+    hosts = Hosts()
+    hosts.place = lambda party: None if party == 3 else Hosts.place(hosts, party)  # type: ignore[method-assign]
+    found = children(hosts, tmp_path, Here(0), 3, 4)
+    found._house()
+    assert hosts.given == [4] and found.homeless() == [3]
+
+
 def test_a_host_that_has_said_what_nobody_says_is_not_given_that_worker_again(tmp_path: Path) -> None:
     lost: list[Process] = []
     found = children(SimpleNamespace(lost=lost.append), tmp_path, Here(0), 3)

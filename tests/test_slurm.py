@@ -271,11 +271,11 @@ def test_srun_makes_one_run_of_its_tasks_and_goes_on_with_it(slurm: Slurm, tmp_p
     assert told["status"] == "completed" and told["steps"] == {f"worker_0{i}": 20 for i in range(3)}
     assert [link["workers"] for link in told["links"].values()] == [[2]]
     assert "reached at 10.9.0.1:" in (tmp_path / "begun0.txt").read_text()
-    assert "offers 1 places" in (tmp_path / "begun2.txt").read_text()
+    assert "offers 1 place" in (tmp_path / "begun2.txt").read_text()
     assert (tmp_path / "begun1.txt").read_text() == ""  # whose work the first of its node does
     assert srun(slurm, tmp_path, "on", "resume=run", "steps=40") == 0
     assert set(summary(tmp_path / "run")["steps"].values()) == {40}
-    assert "offers 1 places" in (tmp_path / "on2.txt").read_text()
+    assert "offers 1 place" in (tmp_path / "on2.txt").read_text()
     assert not list(tmp_path.glob(".easgd*"))
 
 

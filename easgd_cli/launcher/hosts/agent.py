@@ -191,7 +191,7 @@ class Agent:
             listener = network.listener("join", self._connection.own_address, 0)
             self._door, port = Door(listener, self._secret, self._enters), listener.getsockname()[1]
         self._connection.say({"kind": "ready", "size": experiment.size, "dtype": dtype, "port": port})
-        tell(f"this host offers {self._places} places to the run at {self.where}")
+        tell(f"this host offers {self._places} place{'' if self._places == 1 else 's'} to the run at {self.where}")
 
     def _listen(self) -> None:
         try:

@@ -177,9 +177,9 @@ class FarChildren(Children):
         for party in sorted(self._homeless, key=lambda party: isinstance(party, int)):
             if self[party].gone:
                 self._homeless.remove(party)
-            elif (isinstance(party, int) and not all_there) or (ticket := self._gate.place(party)) is None:
+            elif isinstance(party, int) and not all_there:
                 break
-            else:
+            elif (ticket := self._gate.place(party)) is not None:  # what is no place for one may be for the next
                 self._tickets[party] = ticket
                 self._homeless.remove(party)
                 self._called.add(party)

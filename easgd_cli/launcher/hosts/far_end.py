@@ -19,6 +19,7 @@ from easgd_cli.launcher.hosts.far_sessions import ComingIn, GoingOut
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.settings import targets
 from easgd_cli.system import network
+from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.files import scratch_directory
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.master import Master, MasterStart
@@ -120,8 +121,12 @@ class Mastered:
         for link in links:
             assert link.master_socket is not None
             link.master_socket.close()
-        while self._master.channel.wait()[0]["kind"] != "ready":
-            pass
+        try:
+            while self._master.channel.wait()[0]["kind"] != "ready":
+                pass
+        except ChannelClosed:
+            self.close()
+            raise
         self._master.channel.post({"kind": "start", "began": time.monotonic()})
 
     def close(self) -> None:

@@ -293,6 +293,7 @@ class Place(threading.Thread):
             if not self._leaves.is_set():
                 tell(f"{self.of.name} cannot begin here: {e}")
                 host.cannot(self._ticket, str(e))
+            self.of.close()
         else:
             self.connection = Connection(sock, host.silence, most)
             try:
