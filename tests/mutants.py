@@ -84,7 +84,11 @@ TESTS = {
     ),
     "training/serving.py": ("tests/test_ledger.py",),
     "training/master.py": ("tests/test_ledger.py", "tests/test_closing.py"),
-    "launcher/virtual/master.py": ("tests/test_gathering.py", *VIRTUAL[:-1], f"{VIRTUAL[-1]} or exchanges or closing_exchange"),
+    "launcher/virtual/master.py": (
+        "tests/test_gathering.py",
+        *VIRTUAL[:-1],
+        f"{VIRTUAL[-1]} or exchanges or closing_exchange",
+    ),
     "theory/": THEORY,
 }
 
