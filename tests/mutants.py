@@ -348,7 +348,7 @@ MUTANTS = [
     ("transport/turn.py", "fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
     ("launcher/hosts/gate.py", "if host.running.get(party) == ticket), None)", "if party in host.running), None)"),
     ("launcher/hosts/gate.py", "0 if self.address is None else self.masters", "self.masters"),
-    ("launcher/hosts/far_children.py", "(isinstance(party, int) and not all_there)", "False"),
+    ("launcher/hosts/far_children.py", "elif isinstance(party, int) and not all_there:", "elif False:"),
     ("launcher/hosts/far_children.py", "for place in sorted(self._addresses)", "for place in self._addresses"),
     ("transport/collective.py", "if self._broken or group != self._group:", "if group != self._group:"),
     ("transport/collective.py", "begin(self._center)\n        super()", "begin({})\n        super()"),

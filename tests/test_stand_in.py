@@ -228,8 +228,9 @@ def test_what_may_be_said_is_each_key_of_it_and_no_other_with_these_vectors(
 
 def test_nobody_says_what_is_said_by_another_sort_of_party() -> None:
     """A worker with a master owns nothing that is evaluated; what stand-ins say is theirs."""
+    evaluated: tuple[Said, tuple[str, ...]] = ({**SNAPSHOT, "purpose": "evaluate"}, ("x",))
     of_stand_ins = ("homeless", "unfit", "link", "order", "session", "connection", "start", "stop", "evaluated", "")
-    for words, said in ((WORKER, [*OF_MASTER, *OF_ALONE]), (MASTER, OF_WORKER), (ALONE, OF_MASTER)):
+    for words, said in ((WORKER, [*OF_MASTER, *OF_ALONE, evaluated]), (MASTER, OF_WORKER), (ALONE, OF_MASTER)):
         for message, names in [*said, *(({"kind": kind, "why": "so"}, ()) for kind in of_stand_ins)]:
             with pytest.raises(RulesBroken):
                 check(words, message, names)
@@ -245,7 +246,7 @@ WRONG: list[tuple[Words, Said]] = [
     (WORKER, {"kind": "news", "t": 4, "rows": [ROW | {"eta": 10**400}]}),
     (WORKER, {"kind": "rejoins", "t": 4, "why": "\ud800"}),
     (WORKER, {"kind": "fault", "what": "link", "seconds": 0.5}),
-    (WORKER, {"kind": "ended", "done": False, "signal": signal.SIGSTOP, "how": "stopped"}),
+    (WORKER, {"kind": "ended", "done": False, "signal": int(signal.SIGSTOP), "how": "stopped"}),
     (WORKER, {"kind": "ended", "done": False, "signal": 1000, "how": "so"}),
     (WORKER, {"kind": "carried", "links": [[1, 2, 3]]}),
     (MASTER, {"kind": "lost", "worker": 2}),
