@@ -196,6 +196,21 @@ def test_of_a_worker_elsewhere_whose_method_has_no_variables_the_end_is_heard_an
         wire.close()
 
 
+def test_a_clock_that_no_worker_has_is_no_request_of_one() -> None:
+    link = Link.new(0, EASGD(alpha=0.2), SIZE, torch.float32)
+    ours, theirs = wires(4 * SIZE)
+    end = SharedWorkerEnd(link.for_worker())
+    asks = WorkerStandIn(end, end.vectors, link.variables, link.packing, ours)
+    for t in (-2, 1 << 53, -(1 << 63)):
+        with pytest.raises(ConnectionEnded):
+            asks.request(struct.pack("<HhHhq", Kind.CLOSE, 0, 0, WHOLE, t), 0)
+    assert asks.request(struct.pack("<HhHhq", Kind.CLOSE, 0, 0, WHOLE, (1 << 53) - 1), 0) is Kind.CLOSE
+    for wire in (ours, theirs):
+        wire.close()
+    asks.lost()
+    asks.join(10)
+
+
 class ShardedStar(Star):
     """Several masters, each of a slice of the center and served in a thread of its own; `seen` is what the first has.
     `center`: the whole of it.

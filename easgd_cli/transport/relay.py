@@ -25,7 +25,7 @@ from typing import Protocol
 from torch import Tensor
 
 from easgd_cli.algorithms.base import WHOLE
-from easgd_cli.transport.base import PULL, Kind, Mark, Request, SessionEnded, Withdrawn
+from easgd_cli.transport.base import NEW, PULL, Kind, Mark, Request, SessionEnded, Withdrawn
 from easgd_cli.transport.collective import Word
 from easgd_cli.transport.connection import Connection, RulesBroken, Sort
 from easgd_cli.transport.packing import Packing
@@ -33,6 +33,7 @@ from easgd_cli.transport.shared import REPLY, REQUEST, Link, SharedMasterEnd, Sh
 
 _EXCHANGES = (Kind.EXCHANGE, Kind.CLOSING)
 _ASKING = (*_EXCHANGES, Kind.JOIN)
+_MOST_STEPS = 1 << 53  # a clock below that is exact in the record, whatever reads it
 
 
 class MasterStandIn:
@@ -152,6 +153,7 @@ class WorkerStandIn:
             return True
         return (
             self._free.is_set()
+            and NEW <= request.t < _MOST_STEPS
             and PULL <= request.vector < len(self._vectors)
             and 0 <= request.to < len(self._variables)
             and WHOLE <= request.fragment < self._packing.fragments[request.to]
