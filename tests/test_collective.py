@@ -52,7 +52,7 @@ from easgd_cli.transport import collective
 from easgd_cli.transport.base import Kind, Mark, Request, Withdrawn
 from easgd_cli.transport.collective import CollectiveMasterEnd, CollectiveWorkerEnd, SumLost
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
-from easgd_cli.transport.relay import SummedMasterStandIn, SummedWorkerStandIn
+from easgd_cli.transport.relay import SummedMasterRelay, SummedWorkerRelay
 from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link, SharedMasterEnd
 from easgd_cli.transport.staging import Staging
@@ -95,7 +95,7 @@ def relay(near: Link, far: Link) -> list[Connection]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sockets = [socket.create_connection(listener.getsockname()), listener.accept()[0]]
     here, there = ends = [Connection(sock, 20.0, 10 * near.memory.nbytes()) for sock in sockets]
-    asks, says = SummedWorkerStandIn(near, here), SummedMasterStandIn(SharedMasterEnd([far.for_master()]), far, there)
+    asks, says = SummedWorkerRelay(near, here), SummedMasterRelay(SharedMasterEnd([far.for_master()]), far, there)
 
     def read(connection: Connection, sort: Sort, heard: Callable[[bytes, int], object]) -> None:
         with suppress(ConnectionEnded):

@@ -32,7 +32,7 @@ from easgd_cli.training import drive
 from easgd_cli.training.center import Center
 from easgd_cli.training.meter import Tally
 from easgd_cli.training.stopwatch import Timed
-from easgd_cli.transport.on_device import Handed, hand_out
+from easgd_cli.transport.on_device import DeviceVectors, hand_out
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
@@ -189,7 +189,9 @@ def begun(method: Method, start: Tensor, where: str) -> OtherProcess:
     master = SharedMasterEnd(
         [link.for_master()], hand_out([link.for_master()], DEVICE) if where == "handed out" else None
     )
-    elsewhere = Handed(link.for_worker(), DEVICE) if where == "handed out" else Staging(link.memory.tensors, DEVICE)
+    elsewhere = (
+        DeviceVectors(link.for_worker(), DEVICE) if where == "handed out" else Staging(link.memory.tensors, DEVICE)
+    )
     star = OtherProcess(method, 1, center, master, [SharedWorkerEnd(link.for_worker(), elsewhere)])
     star.begin()
     return star

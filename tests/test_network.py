@@ -29,14 +29,14 @@ from easgd_cli.launcher.distributed import Distributed, _check_slices
 from easgd_cli.launcher.hosts import probe
 from easgd_cli.launcher.hosts.agent import Agent
 from easgd_cli.launcher.hosts.door import AGENT, MASTER, ROLE, SESSION, WORKER, Door, called
-from easgd_cli.launcher.hosts.far_children import FarChildren, Here, Waits
-from easgd_cli.launcher.hosts.gate import Arrived, Gate
+from easgd_cli.launcher.hosts.far_children import FarChildren, FirstHost, Timeouts
+from easgd_cli.launcher.hosts.gate import Arrival, Gate
 from easgd_cli.launcher.supervisor.parties import Process
 from easgd_cli.settings import schema as settings
 from easgd_cli.system import network
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, answer, call
-from easgd_cli.transport.turn import Turn, turns
+from easgd_cli.transport.turn import SendTurn, turns
 
 SECRET = b"between us"
 
@@ -488,7 +488,7 @@ def test_who_answers_a_probe_with_something_else_is_gone() -> None:
 
 def test_turns_are_taken_one_after_another_and_nobody_waits_for_long() -> None:
     common = turns()
-    one, other = Turn(common), Turn(common)
+    one, other = SendTurn(common), SendTurn(common)
     waited = []
     with one.taken(lambda: None), other.taken(lambda: waited.append(1)):
         assert waited  # it has asked, and gone ahead
@@ -597,9 +597,9 @@ class Hosts:
         """Nothing to release."""
 
 
-def children(hosts: Any, directory: Path, here: Here, *homeless: Process) -> FarChildren:
+def children(hosts: Any, directory: Path, here: FirstHost, *homeless: Process) -> FarChildren:
     """With stand-ins that wait for a host."""
-    found = FarChildren(directory, hosts, here, SECRET, Waits(300.0, 10.0, "10.0.0.1:1"))
+    found = FarChildren(directory, hosts, here, SECRET, Timeouts(300.0, 10.0, "10.0.0.1:1"))
     for party in homeless:
         said: list[Any] = []
         channel = SimpleNamespace(post=lambda message, _, said=said: said.append(message))
@@ -611,7 +611,7 @@ def children(hosts: Any, directory: Path, here: Here, *homeless: Process) -> Far
 
 def test_a_worker_whose_host_leaves_before_it_has_come_is_given_to_another(tmp_path: Path) -> None:
     hosts = Hosts()
-    found = children(hosts, tmp_path, Here(0), 3)
+    found = children(hosts, tmp_path, FirstHost(0), 3)
     found._house()
     found._house()
     assert hosts.given == [3]  # once, while its host is there
@@ -625,14 +625,14 @@ def test_one_for_whom_there_is_no_host_keeps_no_other_from_one(tmp_path: Path) -
     """It is unfit for the only one that is free."""
     hosts = Hosts()
     hosts.place = lambda party: None if party == 3 else Hosts.place(hosts, party)  # type: ignore[method-assign]
-    found = children(hosts, tmp_path, Here(0), 3, 4)
+    found = children(hosts, tmp_path, FirstHost(0), 3, 4)
     found._house()
     assert hosts.given == [4] and found.homeless() == [3]
 
 
 def test_a_host_that_has_said_what_nobody_says_is_not_given_that_worker_again(tmp_path: Path) -> None:
     lost: list[Process] = []
-    found = children(SimpleNamespace(lost=lost.append), tmp_path, Here(0), 3)
+    found = children(SimpleNamespace(lost=lost.append), tmp_path, FirstHost(0), 3)
     heard = [[({"kind": "unfit", "why": "so"}, None)]]
     found._homeless.clear()
     found[3] = SimpleNamespace(  # type: ignore[assignment]
@@ -643,7 +643,7 @@ def test_a_host_that_has_said_what_nobody_says_is_not_given_that_worker_again(tm
 
 
 def test_what_is_said_of_a_session_with_a_master_that_is_nowhere_is_not_noted(tmp_path: Path) -> None:
-    found = children(Hosts(), tmp_path, Here(0, 1, slice(0, 5), 1), 3)
+    found = children(Hosts(), tmp_path, FirstHost(0, 1, slice(0, 5), 1), 3)
     found._rooms |= {3: "a", "master_1": "b"}
     found._note(3, [(7, 1, 2, None), (1, 3, 4, None)])
     assert [between["ends"] for between in found._between.values()] == [("a", "b")]
@@ -697,15 +697,15 @@ def test_whoever_calls_between_two_runs_is_heard_by_the_next() -> None:
 
 def test_workers_wait_until_all_masters_have_come_and_are_told_where_they_are(tmp_path: Path) -> None:
     hosts = Hosts()
-    found = children(hosts, tmp_path, Here(0, 1, slice(0, 5), 2), 3, "master_1", "master_2")
+    found = children(hosts, tmp_path, FirstHost(0, 1, slice(0, 5), 2), 3, "master_1", "master_2")
     for ticket, party, at in ((2, "master_2", ("10.0.0.3", 8)), (1, "master_1", ("10.0.0.2", 7))):
         found._house()
         assert hosts.given == ["master_1", "master_2"]
-        hosts.arrived.put(Arrived(party, ticket, "h", at, None))  # type: ignore[arg-type]
+        hosts.arrived.put(Arrival(party, ticket, "h", at, None))  # type: ignore[arg-type]
     for _ in range(2):
         found._house()
     assert hosts.given == ["master_1", "master_2", 3]
-    hosts.arrived.put(Arrived(3, 3, "h", None, None))  # type: ignore[arg-type]
+    hosts.arrived.put(Arrival(3, 3, "h", None, None))  # type: ignore[arg-type]
     found._house()
     told = [vars(found[party])["said"][0]["masters"] for party in ("master_1", "master_2", 3)]
     assert told == [[("10.0.0.2", 7)], [("10.0.0.3", 8)], [("10.0.0.2", 7), ("10.0.0.3", 8)]]

@@ -177,6 +177,13 @@ def test_each_task_says_what_is_wrong(
     assert list(here.iterdir()) == []
 
 
+def test_torchs_own_loops_are_not_as_many_runs(in_step: Callable[..., None], easgd: Any) -> None:
+    in_step()
+    said = easgd("train", "launcher=ddp", "algo=msgd")
+    assert said.status == 2 and "SLURM has started 5 processes, and easgd starts those of" in said.err
+    assert "in a step of one task" in said.err
+
+
 NODES = "hydra.launcher.nodes=2"
 
 

@@ -31,7 +31,7 @@ from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import WIRES, OnTheWire
 from easgd_cli.launcher.hosts.door import LIFE, SESSION, Door, called
-from easgd_cli.launcher.hosts.far_sessions import ComingIn, GoingOut
+from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
 from easgd_cli.launcher.hosts.hosted import HostedMaster
 from easgd_cli.settings.schema import Eval
 from easgd_cli.system.channel import Channel, ChannelClosed
@@ -40,12 +40,12 @@ from easgd_cli.training import drive
 from easgd_cli.training.center import Center
 from easgd_cli.transport.base import Kind, Mark, MasterEnd, Reply, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort, answer, call, read_exactly
-from easgd_cli.transport.on_device import Handed, hand_out
-from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
+from easgd_cli.transport.on_device import DeviceVectors, hand_out
+from easgd_cli.transport.relay import MasterRelay, WorkerRelay
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.simulated import Events, Network, Wire
 from easgd_cli.transport.staging import Staging
-from easgd_cli.transport.turn import Turn, turns
+from easgd_cli.transport.turn import SendTurn, turns
 
 SIZE = 70_001  # more than one block, and not a multiple of anything
 CPU = torch.device("cpu")
@@ -129,7 +129,7 @@ class FarStar(RealStar):
     def __init__(self, method: Method, p: int):
         center, master, stood_in = ends(method, p)
         links = [Link.new(i, method, SIZE, torch.float32) for i in range(p)]
-        self.asking: dict[int, WorkerStandIn] = {}
+        self.asking: dict[int, WorkerRelay] = {}
         for link, end in zip(links, stood_in, strict=True):
             self.connect(link, end)
         super().__init__(method, p, center, master, [SharedWorkerEnd(link.for_worker()) for link in links])
@@ -138,10 +138,10 @@ class FarStar(RealStar):
     def connect(self, link: Link, end: SharedWorkerEnd) -> None:
         ours, theirs = wires(4 * SIZE)
         names = {name: end.vectors.get(name, end.reply) for name in link.memory.tensors}
-        self.asking[link.worker] = asks = WorkerStandIn(
+        self.asking[link.worker] = asks = WorkerRelay(
             end, {n: v for n, v in names.items() if v is not None}, link.variables, link.packing, ours
         )
-        says = MasterStandIn(SharedMasterEnd([link.for_master()]), link.packing, theirs)
+        says = MasterRelay(SharedMasterEnd([link.for_master()]), link.packing, theirs)
         for wire, hear in ((ours, asks.request), (theirs, says.reply)):
             threading.Thread(target=self.read, args=(wire, hear), daemon=True).start()
 
@@ -186,7 +186,7 @@ def test_of_a_worker_elsewhere_whose_method_has_no_variables_the_end_is_heard_an
     link = Link.new(0, SGD(), SIZE, torch.float32)
     ours, theirs = wires(4 * SIZE)
     end = SharedWorkerEnd(link.for_worker())
-    asks = WorkerStandIn(end, end.vectors, link.variables, link.packing, ours)
+    asks = WorkerRelay(end, end.vectors, link.variables, link.packing, ours)
     for kind in set(Kind) - {Kind.LOST}:
         with pytest.raises(ConnectionEnded):
             asks.request(struct.pack("<HhHhq", kind, 0, 0, WHOLE, 0), 0)
@@ -200,7 +200,7 @@ def test_a_clock_that_no_worker_has_is_no_request_of_one() -> None:
     link = Link.new(0, EASGD(alpha=0.2), SIZE, torch.float32)
     ours, theirs = wires(4 * SIZE)
     end = SharedWorkerEnd(link.for_worker())
-    asks = WorkerStandIn(end, end.vectors, link.variables, link.packing, ours)
+    asks = WorkerRelay(end, end.vectors, link.variables, link.packing, ours)
     for t in (-2, 1 << 53, -(1 << 63)):
         with pytest.raises(ConnectionEnded):
             asks.request(struct.pack("<HhHhq", Kind.CLOSE, 0, 0, WHOLE, t), 0)
@@ -284,9 +284,9 @@ class ApartStar(ShardedStar):
         life, place = divmod(of, 1 << LIFE)
         self.hosted[place].admit(worker, life, sock)
 
-    def goes(self, place: int, link: Link, life: int = 1) -> GoingOut:
+    def goes(self, place: int, link: Link, life: int = 1) -> OutgoingSession:
         end = link.for_master(place, self.cuts[place])
-        return GoingOut(self.door._listener.getsockname(), b"secret", 30.0, place, end, pytest.fail, life)
+        return OutgoingSession(self.door._listener.getsockname(), b"secret", 30.0, place, end, pytest.fail, life)
 
     def come_back(self, worker: int, t: int, life: int = 2) -> Reply:
         end = self.workers[worker]
@@ -361,7 +361,7 @@ def ends(method: Method, p: int, where: str = "shared") -> tuple[Center, SharedM
     master = SharedMasterEnd(theirs, hand_out(theirs, CPU) if where == "handed out" else None)
     elsewhere: dict[str, Callable[[Link], Elsewhere | None]] = {
         "shared": lambda link: None, "staged": lambda link: Staging(link.memory.tensors, CPU),
-        "handed out": lambda link: Handed(link, CPU),
+        "handed out": lambda link: DeviceVectors(link, CPU),
     }  # fmt: skip
     return center, master, [SharedWorkerEnd(link, elsewhere[where](link)) for link in own]
 
@@ -494,7 +494,7 @@ def test_a_worker_begins_with_what_was_put_into_its_memory(where: str) -> None:
     elsewhere = (
         Staging(link.memory.tensors, CPU)
         if where == "staged"
-        else Handed(link.for_worker(), CPU)
+        else DeviceVectors(link.for_worker(), CPU)
         if handed is not None
         else None
     )
@@ -564,13 +564,13 @@ def test_a_worker_elsewhere_that_dies_while_it_waits_for_its_reply_is_lost_after
 def test_a_master_elsewhere_hears_of_a_workers_end_also_while_it_keeps_its_message() -> None:
     """As it does until all are there for the closing exchange."""
     here, there = (Link.new(0, EASGD(alpha=0.5), SIZE, torch.float32) for _ in range(2))
-    master, came = SharedMasterEnd([there.for_master()]), queue.SimpleQueue[ComingIn]()
-    turn = Turn(turns())
+    master, came = SharedMasterEnd([there.for_master()]), queue.SimpleQueue[IncomingSession]()
+    turn = SendTurn(turns())
     door = Door(
         socket.create_server(("127.0.0.1", 0)), b"secret",
-        lambda sock, *_: came.put(ComingIn(Connection(sock, 30.0, 0, turn), turn, there.for_worker())),
+        lambda sock, *_: came.put(IncomingSession(Connection(sock, 30.0, 0, turn), turn, there.for_worker())),
     )  # fmt: skip
-    out = GoingOut(door._listener.getsockname(), b"secret", 30.0, 1, here.for_master(), pytest.fail)
+    out = OutgoingSession(door._listener.getsockname(), b"secret", 30.0, 1, here.for_master(), pytest.fail)
     worker = SharedWorkerEnd(here.for_worker())
     worker.vectors["x"].fill_(3.0)
     worker.post(worker.vectors["x"], 4)

@@ -30,8 +30,8 @@ from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.center import BLOCK, Center
 from easgd_cli.training.ledger import Ledger
 from easgd_cli.training.master import Master, MasterStart
-from easgd_cli.transport.on_device import Handed
-from easgd_cli.transport.shared import Link, SharedWorkerEnd
+from easgd_cli.transport.on_device import DeviceVectors
+from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
 _HOST = torch.device("cpu")
@@ -212,11 +212,12 @@ def _served(
             assert theirs is not None
             theirs.close()
             stack.enter_context(_started(master))
-        own, on_host = link.for_worker(), device.type == "cpu"
-        yield SharedWorkerEnd(
-            own,
-            None if on_host else Staging(own.memory.tensors, device) if center.type == "cpu" else Handed(own, device),
-        )
+        own = link.for_worker()
+        elsewhere: Elsewhere | None = None
+        if device.type != "cpu":
+            staged = center.type == "cpu"
+            elsewhere = Staging(own.memory.tensors, device) if staged else DeviceVectors(own, device)
+        yield SharedWorkerEnd(own, elsewhere)
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from functools import partial
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.bench.measure import Row, number
 from easgd_cli.bench.network import ALGO, Session, accepted, ask_gloo, dismiss, joined, spread, together
-from easgd_cli.launcher.hosts.far_end import SILENCE, Mastered, exchange, link_of, memory_of
-from easgd_cli.launcher.hosts.far_sessions import GoingOut
-from easgd_cli.launcher.hosts.gloo import Gloo
+from easgd_cli.launcher.hosts.far_sessions import OutgoingSession
+from easgd_cli.launcher.hosts.measured_end import SILENCE, MasterProcess, exchange, link_of, memory_of
+from easgd_cli.launcher.hosts.measured_gloo import Gloo
 from easgd_cli.transport.connection import Connection
 from easgd_cli.transport.shared import SharedWorkerEnd
-from easgd_cli.transport.turn import Turn, turns
+from easgd_cli.transport.turn import SendTurn, turns
 
 _ALONE, _TOGETHER = 0.5, 1.0  # seconds of a window, about
 _LEAST = 3  # exchanges of all at once in it: the first are made while nobody receives yet
@@ -169,14 +169,14 @@ class _Sets:
         ]
         for place in range(here):
             part = parts[place]
-            master = Mastered([link.for_master(place, part) for link in links], part.stop - part.start, ALGO)
+            master = MasterProcess([link.for_master(place, part) for link in links], part.stop - part.start, ALGO)
             self._stack.callback(master.close)
         made: list[Exchanges] = []
         for link in links[:near]:
             worker = SharedWorkerEnd(link.for_worker())
             for place, first, last, name, port in far:
                 end = link.for_master(place, slice(first, last))
-                out = GoingOut((name, port), self._secret, SILENCE, place, end, lambda how, of=worker: of.lose())  # type: ignore[misc]
+                out = OutgoingSession((name, port), self._secret, SILENCE, place, end, lambda how, of=worker: of.lose())  # type: ignore[misc]
                 self._stack.callback(out.end)
             self._stack.callback(worker.lose)  # which ends the threads: the interpreter's end would break them off
             made.append(partial(exchange, worker))
@@ -185,7 +185,7 @@ class _Sets:
             sizes = {"size": self._size, "here": there}
             host.say({"kind": "measure", "number": link.worker, **sizes, "masters": far})
             sock, _, _ = accepted(self._listener, self._secret, None, SILENCE)
-            far_worker = Session(link, sock, Turn(self._turns))
+            far_worker = Session(link, sock, SendTurn(self._turns))
             self._stack.callback(far_worker.connection.close)
             far_worker.stand_in(slice(0, there))
             made.append(far_worker.exchange)

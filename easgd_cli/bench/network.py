@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from easgd_cli.bench.measure import Row, number
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.hosts.door import AGENT, HELLO_SECONDS, ROLE
-from easgd_cli.launcher.hosts.far_end import SILENCE, Mastered, link_of, memory_of
-from easgd_cli.launcher.hosts.gloo import Gloo
+from easgd_cli.launcher.hosts.measured_end import SILENCE, MasterProcess, link_of, memory_of
+from easgd_cli.launcher.hosts.measured_gloo import Gloo
 from easgd_cli.transport.connection import Connection, Refused, Sort, answer, read_exactly
-from easgd_cli.transport.relay import WorkerStandIn
+from easgd_cli.transport.relay import WorkerRelay
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
-from easgd_cli.transport.turn import Turn, turns
+from easgd_cli.transport.turn import SendTurn, turns
 
 ALGO = {"target": "easgd_cli.algorithms:EASGD", "alpha": 0.1}  # of the masters
 _SESSIONS = 2
@@ -176,8 +176,8 @@ def _costs(name: str, listener: socket.socket, secret: bytes, size: int, windows
         common = turns()
         called = [accepted(listener, secret, None, SILENCE)[0] for _ in range(_SESSIONS)]
         links = [link_of(number, memory_of(size)) for number in range(_SESSIONS)]
-        sessions = [Session(link, sock, Turn(common)) for link, sock in zip(links, called, strict=True)]
-        stack.callback(Mastered([link.for_master() for link in links], size, ALGO).close)
+        sessions = [Session(link, sock, SendTurn(common)) for link, sock in zip(links, called, strict=True)]
+        stack.callback(MasterProcess([link.for_master() for link in links], size, ALGO).close)
         for session in sessions:
             session.stand_in()
             stack.callback(session.connection.close)
@@ -217,7 +217,7 @@ def spread(ratios: Iterable[float]) -> tuple[float, float, float]:
 class Session:
     """This end of a session, whose worker is at the other."""
 
-    def __init__(self, link: Link, sock: socket.socket, turn: Turn):
+    def __init__(self, link: Link, sock: socket.socket, turn: SendTurn):
         self.link = link
         self.connection = Connection(sock, SILENCE, link.memory.nbytes(), turn)
 
@@ -225,7 +225,7 @@ class Session:
         """Takes the worker's place with the masters of these entries, which are there by now."""
         vectors = {name: v[entries] for name, v in self.link.memory.tensors.items()}
         end = SharedWorkerEnd(self.link.for_worker())
-        self._asks = WorkerStandIn(end, vectors, self.link.variables, self.link.packing, self.connection)
+        self._asks = WorkerRelay(end, vectors, self.link.variables, self.link.packing, self.connection)
 
     def word(self, text: bytes) -> None:
         """Says it, and waits for the answer, with whatever vector there is in it."""

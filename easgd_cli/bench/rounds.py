@@ -16,7 +16,7 @@ from torch import Tensor
 
 from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.bench.measure import Row
-from easgd_cli.launcher.hosts.gloo import BUCKET
+from easgd_cli.launcher.hosts.measured_gloo import BUCKET
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.files import scratch_directory

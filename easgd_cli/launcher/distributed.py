@@ -177,7 +177,7 @@ class Distributed:
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher import driver
-        from easgd_cli.launcher.hosts.far_children import FarChildren, Here, Waits
+        from easgd_cli.launcher.hosts.far_children import FarChildren, FirstHost, Timeouts
         from easgd_cli.launcher.hosts.gate import Gate
         from easgd_cli.launcher.processes.local import Processes
         from easgd_cli.system.devices import worker_threads
@@ -200,11 +200,11 @@ class Distributed:
             tell(f"master on {host}, reached at {where}; workers here {self.places_here}, elsewhere {far}{masters}")
             if (far or masters_far) and started_together() is None:
                 tell(join)
-        here = Here(self.places_here, self.masters - masters_far, entries_here(experiment), masters_far)
+        here = FirstHost(self.places_here, self.masters - masters_far, entries_here(experiment), masters_far)
 
         def children(logs: Path) -> FarChildren:
             first = f" ({masters_far} for a master each come before those for workers)" if masters_far else ""
-            waits = Waits(self.wait, self.silence, join + first, self.least is None)
+            waits = Timeouts(self.wait, self.silence, join + first, self.least is None)
             return FarChildren(logs, gate, here, secret, waits)
 
         outcome: Outcome | None = None

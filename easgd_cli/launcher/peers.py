@@ -35,10 +35,11 @@ class DataParallel:
 
     def __post_init__(self) -> None:
         Local(self.workers)  # its limits: each worker has a process here
-        if isinstance(started := world(), Torchrun):  # or there would be as many runs
+        if (started := world()) is not None:  # or there would be as many runs
+            instead = "without torchrun" if isinstance(started, Torchrun) else "in a step of one task"
             raise ValueError(
-                f"torchrun has started {started.size} processes, and easgd starts those of {self.torch_name} itself, "
-                "on this machine; call easgd train without torchrun."
+                f"{started.starter} has started {started.size} processes, and easgd starts those of {self.torch_name} "
+                f"itself, on this machine; call easgd train {instead}."
             )
 
     def begin(self) -> None:

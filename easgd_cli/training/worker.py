@@ -33,7 +33,7 @@ from easgd_cli.training.snapshot import OfOneWorker, Snapshots
 from easgd_cli.training.stopwatch import Timed
 from easgd_cli.transport.base import NEW, Kind, Mark, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.collective import CollectiveWorkerEnd
-from easgd_cli.transport.on_device import Handed
+from easgd_cli.transport.on_device import DeviceVectors
 from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
@@ -210,7 +210,7 @@ class WorkerLoop:
         if self._device.type == "cpu":
             return None
         if not self._sequential and self._start.center_device != "cpu":
-            return Handed(self._start.link, self._device)
+            return DeviceVectors(self._start.link, self._device)
         return Staging(self._start.link.memory.tensors, self._device)
 
     def _trace(self) -> Trace | None:

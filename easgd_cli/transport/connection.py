@@ -28,7 +28,7 @@ from torch import Tensor
 
 from easgd_cli.errors import why
 from easgd_cli.system.shared_memory import Layout, SharedTensors
-from easgd_cli.transport.turn import LARGE, Turn
+from easgd_cli.transport.turn import LARGE, SendTurn
 
 _MAGIC = b"easgd-1\n"  # with the version of what follows
 _NONCE = _MAC = 32
@@ -125,7 +125,7 @@ class Connection:
     `turn`: for large ones that are sent.
     """
 
-    def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: Turn | None = None):
+    def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: SendTurn | None = None):
         self._socket, self._left = sock, 0
         self._beats = min(silence, _SHORTEST_SILENCE) / _BEATS  # the other side may be less patient
         self._turn, self._said = turn, 0.0

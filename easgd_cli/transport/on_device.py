@@ -55,7 +55,7 @@ def _unname() -> None:
         named.unlink(missing_ok=True)
 
 
-class Handed:
+class DeviceVectors:
     """A worker's part: the vectors that it was handed, with what the `link`'s memory holds copied into them.
 
     Waits for the master to hand them out. Raises SessionEnded when that has ended.

@@ -1,6 +1,6 @@
 """The transport of many machines: a session over a network is two sessions with a connection in between.
 
-    worker  <- shared memory ->  MasterStandIn  <- network ->  WorkerStandIn  <- shared memory ->  master
+    worker  <- shared memory ->  MasterRelay  <- network ->  WorkerRelay  <- shared memory ->  master
     on the worker's machine                                    on the master's machine
 
 Neither worker nor master knows of it: each has a session of its own machine, by `shared.py`. What the worker lends is
@@ -36,7 +36,7 @@ _ASKING = (*_EXCHANGES, Kind.JOIN)
 _MOST_STEPS = 1 << 53  # a clock below that is exact in the record, whatever reads it
 
 
-class MasterStandIn:
+class MasterRelay:
     """On the worker's machine, in the master's place: passes on what the one worker of this `end` asks for."""
 
     def __init__(self, end: SharedMasterEnd, packing: Packing, connection: Connection):
@@ -74,7 +74,7 @@ class MasterStandIn:
         self._thread.join()
 
 
-class SummedMasterStandIn(MasterStandIn):
+class SummedMasterRelay(MasterRelay):
     """The same where messages go into a sum."""
 
     def __init__(self, end: SharedMasterEnd, link: Link, connection: Connection):
@@ -93,7 +93,7 @@ class SummedMasterStandIn(MasterStandIn):
         self._end.say(self._worker, text)
 
 
-class StandsIn(Protocol):
+class Relay(Protocol):
     """On the master's machine, in the worker's place."""
 
     def request(self, text: bytes, count: int) -> Kind:
@@ -108,7 +108,7 @@ class StandsIn(Protocol):
         """Waits until the master has been told of a worker's last request, at most so long."""
 
 
-class WorkerStandIn:
+class WorkerRelay:
     """On the master's machine, in the worker's place: asks the master for what comes on the connection.
 
     `vectors`: the worker's, by name, as they lie on this machine, in the order of its own: all of them, or the entries
@@ -205,7 +205,7 @@ class WorkerStandIn:
         self._thread.join(seconds)
 
 
-class SummedWorkerStandIn:
+class SummedWorkerRelay:
     """The same where messages go into a sum. Masters are not followed by others here, so words go on as they are."""
 
     def __init__(self, link: Link, connection: Connection):

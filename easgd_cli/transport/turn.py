@@ -26,7 +26,7 @@ def turns() -> SharedTensors:
     return SharedTensors.allocate({"turn": ((1,), torch.uint8)})
 
 
-class Turn:
+class SendTurn:
     """One who takes turns. The lock goes with its process, whatever ends it."""
 
     def __init__(self, common: SharedTensors):

@@ -17,8 +17,8 @@ from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.hosts import probe
 from easgd_cli.launcher.hosts.door import AGENT, CONNECT_SECONDS, LIFE, SESSION, Door, called
-from easgd_cli.launcher.hosts.far_end import FarEnd, FarMaster, memory_of
 from easgd_cli.launcher.hosts.hosted import HostedMaster, HostedWorker, Place, Workplace
+from easgd_cli.launcher.hosts.measured_end import FarEnd, FarMaster, memory_of
 from easgd_cli.launcher.processes import fork_server
 from easgd_cli.launcher.supervisor.parties import Process, master_at
 from easgd_cli.system import interruption, network
@@ -27,7 +27,7 @@ from easgd_cli.system.terminal import printable, tell
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
 
 if TYPE_CHECKING:
-    from easgd_cli.launcher.hosts.gloo import FarGloo
+    from easgd_cli.launcher.hosts.measured_gloo import FarGloo
 
 _AGAIN_SECONDS = 0.5  # between two
 _PATIENCE_SECONDS = 86400.0  # of who is told where to call, for the run to be ready: it listens, so it is under way
@@ -135,7 +135,7 @@ class Agent:
             self._ends.append(master := FarMaster(own, self._secret, size, workers, algo))
             self._connection.say({"kind": "serves", "port": master.port})
         elif kind == "gloo":
-            from easgd_cli.launcher.hosts.gloo import FarGloo  # here, since hosts of runs have no use for it
+            from easgd_cli.launcher.hosts.measured_gloo import FarGloo  # here, since hosts of runs have no use for it
 
             store = (self._address[0], int(message["port"]))
             which = int(message["rank"]), int(message["ranks"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.launcher.hosts.gate import Arrived, Gate
+from easgd_cli.launcher.hosts.gate import Arrival, Gate
 from easgd_cli.launcher.hosts.stand_in import StandIn, StandInStart
 from easgd_cli.launcher.journal.journal import log
 from easgd_cli.launcher.journal.links import HostLink
@@ -25,7 +25,7 @@ from easgd_cli.transport.turn import turns
 
 
 @dataclass(frozen=True)
-class Here:
+class FirstHost:
     """What of a run is on its first host: `workers` and `masters`, the first of each; `entries`: of vectors, those of
     its masters; `elsewhere`: how many masters are not.
     """
@@ -37,7 +37,7 @@ class Here:
 
 
 @dataclass(frozen=True)
-class Waits:
+class Timeouts:
     """`wait`: seconds that one may be without a host, in a run that has begun and does not `need_all` as long as it
     takes; `silence`: after which a host is lost; `where`: a sentence on how to come in.
     """
@@ -51,7 +51,7 @@ class Waits:
 class FarChildren(Children):
     """All but those `here` are on other machines, which come in by the `gate`. `secret`: of the run."""
 
-    def __init__(self, logs: Path, gate: Gate, here: Here, secret: bytes, waits: Waits):
+    def __init__(self, logs: Path, gate: Gate, here: FirstHost, secret: bytes, waits: Timeouts):
         super().__init__(logs)
         self._gate, self._here, self._secret, self._waits = gate, here, secret, waits
         self._homeless: list[Process] = []  # those whose stand-ins wait for a host
@@ -196,7 +196,7 @@ class FarChildren(Children):
                 self._called.discard(party)
                 self._homeless.append(party)
 
-    def _take_in(self, arrived: Arrived) -> None:
+    def _take_in(self, arrived: Arrival) -> None:
         """One has come: its stand-in is told."""
         party = arrived.party
         if self._tickets.get(party) != arrived.ticket:

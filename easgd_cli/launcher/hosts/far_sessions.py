@@ -1,7 +1,7 @@
 """Sessions of workers with a master on another host: straight from the one host to the other.
 
     worker's host                                                   master's host
-    worker  <- shared memory ->  GoingOut  <====== network ======>  ComingIn  <- shared memory ->  master
+    worker  <- shared memory ->  OutgoingSession  <====== network ======>  IncomingSession  <- shared memory ->  master
 
 Each is a thread, a connection and one half of `transport/relay.py`.
 """
@@ -15,14 +15,14 @@ from contextlib import suppress
 from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, SESSION, called_patiently
 from easgd_cli.transport.base import Kind
 from easgd_cli.transport.connection import Connection, ConnectionEnded, RulesBroken, Sort
-from easgd_cli.transport.relay import MasterStandIn, WorkerStandIn
+from easgd_cli.transport.relay import MasterRelay, WorkerRelay
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
-from easgd_cli.transport.turn import Turn
+from easgd_cli.transport.turn import SendTurn
 
 _SERVING_SECONDS = 1.0  # for a master to take what a worker had said that is gone; what it then still keeps, waits
 
 
-class GoingOut(threading.Thread):
+class OutgoingSession(threading.Thread):
     """Of one worker of this host with the master of the `place` that is reached at `address`; `link`: the master's side
     of it; `life`: which of the worker's it is, from 1 on. `lost` is called, from this thread, with how it was lost,
     where that was before its end. Raises Refused and OSError.
@@ -38,7 +38,7 @@ class GoingOut(threading.Thread):
         of = place | life << LIFE
         sock = called_patiently(address, secret, CONNECT_SECONDS, silence, never, SESSION, link.worker, of)
         self.connection = Connection(sock, silence, link.memory.nbytes())
-        self._says = MasterStandIn(self._end, link.packing, self.connection)
+        self._says = MasterRelay(self._end, link.packing, self.connection)
         self.start()
 
     def run(self) -> None:
@@ -59,16 +59,16 @@ class GoingOut(threading.Thread):
         self.join()
 
 
-class ComingIn(threading.Thread):
+class IncomingSession(threading.Thread):
     """Of one worker, of another host or this, with a master of this host. `link`: the worker's side of it, with its
     vectors here, of the master's slice; `turn`: what large replies of the connection take.
     """
 
-    def __init__(self, connection: Connection, turn: Turn, link: Link):
+    def __init__(self, connection: Connection, turn: SendTurn, link: Link):
         super().__init__(daemon=True)
         self._end, self._turn, self.connection = SharedWorkerEnd(link), turn, connection
         connection.most = link.memory.nbytes()
-        self._asks = WorkerStandIn(self._end, link.memory.tensors, link.variables, link.packing, connection)
+        self._asks = WorkerRelay(self._end, link.memory.tensors, link.variables, link.packing, connection)
         self.start()
 
     def run(self) -> None:

@@ -52,7 +52,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Arrived:
+class Arrival:
     """A connection of a worker or master: of which, called by which ticket, from which host, and where that is
     reached.
     """
@@ -81,7 +81,7 @@ class Gate:
         self._last: dict[Process, Host] = {}  # where each was given a place last
         self._ended: dict[str, Any] | None = None
         self.carries: dict[str, Carries] = {}  # what the link to each host does, also to those that have left
-        self.arrived: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
+        self.arrived: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         host, port = listener.getsockname()
         self.meeting, self._board = met_by_call((host, port), secret, host), Board()
         self._door = Door(listener, secret, self._enters)
@@ -162,7 +162,7 @@ class Gate:
         if host is None:  # it has been given to another since
             sock.close()
         else:
-            self.arrived.put(Arrived(party, ticket, host.name, host.address, sock))
+            self.arrived.put(Arrival(party, ticket, host.name, host.address, sock))
 
     def _serve(self, connection: Connection, address: str) -> None:
         """A host, from its hello to its end."""

@@ -22,7 +22,7 @@ from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.distributed import entries_here, masters_elsewhere
 from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, MASTER, WORKER, called_patiently, met_by_call
-from easgd_cli.launcher.hosts.far_sessions import ComingIn, GoingOut
+from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
 from easgd_cli.launcher.hosts.stand_in import OF_CENTER
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.launcher.processes.standstill import state_of
@@ -39,10 +39,10 @@ from easgd_cli.training.variables import Variables
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, RulesBroken, Sort
 from easgd_cli.transport.packing import Packing
-from easgd_cli.transport.relay import MasterStandIn, SummedMasterStandIn
+from easgd_cli.transport.relay import MasterRelay, SummedMasterRelay
 from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link, SharedMasterEnd
-from easgd_cli.transport.turn import Turn, turns
+from easgd_cli.transport.turn import SendTurn, turns
 
 _LOOK_UP_SECONDS = 0.5
 _STATE_SECONDS = 1.0  # between two words on what its process does
@@ -80,7 +80,7 @@ class HostedWorker:
     def __init__(self, host: Workplace, worker: int, slot: int):
         self._host, self.party, self.slot, self.name = host, worker, slot, f"worker {worker}"
         self.role = (WORKER, worker)
-        self._sessions: dict[int, GoingOut] = {}  # by the places of the masters
+        self._sessions: dict[int, OutgoingSession] = {}  # by the places of the masters
 
     def prepare(self) -> int:
         """Allocates its vectors; how many bytes of them are said to it at once at most. Raises MemoryError."""
@@ -101,16 +101,18 @@ class HostedWorker:
             mine |= {OF_CENTER + name: v for name, v in replica.center.tensors.items()}
             replica.meeting = met_by_call(host.address, host.secret, place.connection.own_address)
             replica.workers = e.settings.workers
-            self._says: MasterStandIn = SummedMasterStandIn(own, link, place.connection)
+            self._says: MasterRelay = SummedMasterRelay(own, link, place.connection)
         else:
-            self._says = MasterStandIn(own, link.packing, place.connection)
+            self._says = MasterRelay(own, link.packing, place.connection)
         for name, v in vectors.tensors.items() if vectors is not None else ():
             mine[name].copy_(v)
         elsewhere = list(enumerate(e.slices))[len(e.slices) - host.masters_elsewhere :]
         for line, ((of, entries), (name, port)) in enumerate(zip(elsewhere, begin["masters"], strict=True), 1):
             end = link.for_master(line, entries)
             there = (str(name), int(port))
-            self._sessions[of] = GoingOut(there, host.secret, host.silence, of, end, place.session_lost, begin["life"])
+            self._sessions[of] = OutgoingSession(
+                there, host.secret, host.silence, of, end, place.session_lost, begin["life"]
+            )
         steps = None if begin["interval"] is None else Interval(*begin["interval"])
         start = WorkerStart(host.recipe, link.for_worker(), host.devices[self.slot], host.threads, steps)
         start.t, start.seen, start.meter, start.pace = begin["t"], Seen(*begin["seen"]), begin["meter"], begin["pace"]
@@ -159,7 +161,7 @@ class HostedMaster:
         self._admitting, self._begun, self._over = threading.Lock(), threading.Event(), False
         self._links: dict[int, Link] = {}
         self._lives: dict[int, int] = {}  # of each worker: in which of its lives it came last, or is to come first
-        self._sessions: dict[int, ComingIn | None] = {}  # None: its first, which is yet to come
+        self._sessions: dict[int, IncomingSession | None] = {}  # None: its first, which is yet to come
         self._ended: dict[int, int] = {}  # up to which of them all are known to have ended
 
     def prepare(self) -> int:
@@ -203,7 +205,7 @@ class HostedMaster:
 
     def admit(self, worker: int, life: int, sock: socket.socket) -> None:
         """A session of this worker has come: of its first life, or of one after it was lost."""
-        turn = Turn(self._host.turns)
+        turn = SendTurn(self._host.turns)
         connection = Connection(sock, self._host.silence, 0, turn)  # it is heard while the slice is yet to come
         self._begun.wait()
         with self._admitting:
@@ -216,7 +218,7 @@ class HostedMaster:
                 self._finish(worker)
                 mine, theirs = socket.socketpair()
                 link = link.with_sockets(mine)
-            self._lives[worker], self._sessions[worker] = life, ComingIn(connection, turn, link)
+            self._lives[worker], self._sessions[worker] = life, IncomingSession(connection, turn, link)
             if theirs is not None:
                 self._post({"kind": "session", "worker": worker}, theirs)
 

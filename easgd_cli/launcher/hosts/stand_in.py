@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from easgd_cli.launcher.hosts.far_sessions import GoingOut
+from easgd_cli.launcher.hosts.far_sessions import OutgoingSession
 from easgd_cli.launcher.hosts.words import Words
 from easgd_cli.launcher.supervisor.parties import master_at
 from easgd_cli.system.channel import Channel, ChannelClosed
@@ -29,9 +29,9 @@ from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.base import SessionEnded
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, RulesBroken, Sort
-from easgd_cli.transport.relay import StandsIn, SummedWorkerStandIn, WorkerStandIn
+from easgd_cli.transport.relay import Relay, SummedWorkerRelay, WorkerRelay
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
-from easgd_cli.transport.turn import Turn
+from easgd_cli.transport.turn import SendTurn
 
 _LOOK_UP_SECONDS = 1.0
 _LINK_SECONDS = 1.0  # between two words on what its connection carries
@@ -73,11 +73,11 @@ class OfWorker:
     def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
         link, entries = self._link, self._link.entries
         if link.replica is not None:
-            self._asks: StandsIn = SummedWorkerStandIn(link, connection)
+            self._asks: Relay = SummedWorkerRelay(link, connection)
             return
         vectors = {name: v[entries] for name, v in link.memory.tensors.items()}
         end = SharedWorkerEnd(link, None, lambda place: self._next[place].get())
-        self._asks = WorkerStandIn(end, vectors, link.variables, link.packing, connection)
+        self._asks = WorkerRelay(end, vectors, link.variables, link.packing, connection)
 
     def give(self, message: Mapping[str, Any], session: socket.socket) -> None:
         self._next[message["place"]].put(session)
@@ -98,7 +98,7 @@ class OfMaster:
     def __init__(self, place: int, links: list[Link], secret: bytes, silence: float, lost: Callable[[str], None]):
         self._links = {link.worker: link for link in links}
         self._place, self._secret, self._silence, self._lost = place, secret, silence, lost
-        self._open: dict[int, GoingOut] = {}
+        self._open: dict[int, OutgoingSession] = {}
         self._lives = Counter[int]()  # of each worker, those that have ended: it is given a session for each next one
         self._carried = (0, 0)
 
@@ -110,7 +110,7 @@ class OfMaster:
 
     def _begin(self, worker: int, link: Link) -> None:
         lost = partial(self._lose, worker)
-        self._open[worker] = GoingOut(
+        self._open[worker] = OutgoingSession(
             self._address, self._secret, self._silence, self._place, link, lost, 1 + self._lives[worker]
         )  # fmt: skip
 
@@ -212,7 +212,7 @@ class StandIn:
         self._sessions = start.sessions(self._lose)
         self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
         self._ready, self._end = threading.Event(), dict[str, Any]()
-        self._turn_to_send, self._asked, self._lost_host = Turn(start.turns), False, ""
+        self._turn_to_send, self._asked, self._lost_host = SendTurn(start.turns), False, ""
         self._begin(*self._connected())
         for number in (signal.SIGCONT, signal.SIGQUIT):
             signal.signal(number, lambda number, _: self._connection.say({"kind": "signal", "number": number}))

@@ -36,7 +36,7 @@ class Party(Protocol):
 
 
 @runtime_checkable
-class Waits(Protocol):
+class WaitsForStart(Protocol):
     """A party to which something may happen before training begins."""
 
     def wait_for_start(self) -> float: ...
@@ -69,7 +69,7 @@ class Child:
         self.process.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Waits for its end and gives back what is held of it."""
+        """WaitsForStart for its end and gives back what is held of it."""
         self.process.join()
         self.process.close()
         self.channel.close()
@@ -93,7 +93,7 @@ def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: s
         # from here on: the net's own parameters, replaced while the party was made, have gone back to the system
         keep_freed_memory()
         channel.post(Ready(kind="ready"))
-        party.run(party.wait_for_start() if isinstance(party, Waits) else _wait_for_start(channel))
+        party.run(party.wait_for_start() if isinstance(party, WaitsForStart) else _wait_for_start(channel))
         channel.post(Done(kind="done"))
     except ChannelClosed:
         print("the launcher has ended", flush=True)

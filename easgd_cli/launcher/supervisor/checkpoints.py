@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from easgd_cli.launcher.journal.journal import Journal
-from easgd_cli.launcher.journal.pending_checkpoint import PendingCheckpoint
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue
 from easgd_cli.launcher.supervisor.commands import Command, TakeCheckpoint
 from easgd_cli.launcher.supervisor.course import Course
 from easgd_cli.launcher.supervisor.members import Members
+from easgd_cli.launcher.supervisor.pending_checkpoint import PendingCheckpoint
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.training.snapshot import Pace
 

@@ -11,7 +11,7 @@ from easgd_cli.launcher.supervisor.commands import Command, GiveUpWorker, Kill, 
 from easgd_cli.launcher.supervisor.course import Patience
 from easgd_cli.launcher.supervisor.members import Member, Members
 from easgd_cli.launcher.supervisor.parties import MASTER
-from easgd_cli.launcher.supervisor.silence import Silence
+from easgd_cli.launcher.supervisor.stalls import Stalls
 
 
 class Shutdown:
@@ -26,7 +26,7 @@ class Shutdown:
         self,
         journal: Journal,
         members: Members,
-        silence: Silence,
+        silence: Stalls,
         ask: Callable[[Command], None],
         patience: Patience | None,
         recovers: bool,

@@ -29,7 +29,7 @@ from easgd_cli.launcher.supervisor.losses import Losses
 from easgd_cli.launcher.supervisor.members import Members
 from easgd_cli.launcher.supervisor.parties import EVALUATOR, Party, title_in_files
 from easgd_cli.launcher.supervisor.shutdown import Shutdown
-from easgd_cli.launcher.supervisor.silence import Silence
+from easgd_cli.launcher.supervisor.stalls import Stalls
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import Moment
@@ -50,7 +50,7 @@ class Supervisor:
         self._beginning = Beginning(plan, course, journal, members, ask)
         self.evaluation = Evaluation(journal, queue, ask, asks=plan.asks_for_snapshots, deferred=plan.deferred)
         self._checkpoints = Checkpoints(journal, queue, members, ask, plan.checkpoint_pace, in_rounds=plan.in_rounds)
-        self._silence = Silence(journal)
+        self._silence = Stalls(journal)
         recovers = plan.has_master and plan.master_returns and plan.max_restarts > 0
         self._shutdown = Shutdown(journal, members, self._silence, ask, plan.patience, recovers)
         self._losses = Losses(plan, course, journal, members, self.evaluation, self._checkpoints, self._shutdown, ask)

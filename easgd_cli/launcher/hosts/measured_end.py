@@ -15,7 +15,7 @@ import torch
 
 from easgd_cli.algorithms.base import CENTER
 from easgd_cli.launcher.hosts.door import SESSION, WORKER, Door, called
-from easgd_cli.launcher.hosts.far_sessions import ComingIn, GoingOut
+from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.settings import targets
 from easgd_cli.system import network
@@ -25,9 +25,9 @@ from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.transport.base import SessionEnded
 from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
-from easgd_cli.transport.relay import MasterStandIn
+from easgd_cli.transport.relay import MasterRelay
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
-from easgd_cli.transport.turn import Turn, turns
+from easgd_cli.transport.turn import SendTurn, turns
 
 _SECONDS = 10.0  # to connect
 SILENCE = 60.0
@@ -66,7 +66,7 @@ class FarEnd(threading.Thread):
             stack.callback(connection.close)
             for line, (place, first, last, host, port) in enumerate(self._asked["masters"], 1):
                 end, there = self._link.for_master(line, slice(int(first), int(last))), (str(host), int(port))
-                out = GoingOut(there, self._secret, SILENCE, int(place), end, lambda how: connection.close())
+                out = OutgoingSession(there, self._secret, SILENCE, int(place), end, lambda how: connection.close())
                 stack.callback(out.connection.close)
             self._serve(connection, self._link)
 
@@ -76,7 +76,7 @@ class FarEnd(threading.Thread):
 
     def _serve(self, connection: Connection, link: Link) -> None:
         here = link.for_master(0, slice(0, int(self._asked["here"])))
-        says = MasterStandIn(SharedMasterEnd([here]), link.packing, connection)
+        says = MasterRelay(SharedMasterEnd([here]), link.packing, connection)
         worker, x = SharedWorkerEnd(link.for_worker()), link.memory["x"]
         while True:
             sort, text, count = connection.next()
@@ -107,7 +107,7 @@ def exchange(worker: SharedWorkerEnd, times: int) -> None:
         worker.collect()
 
 
-class Mastered:
+class MasterProcess:
     """A master of these sessions, which has so many entries of their vectors, in a process of its own. `algo`: its
     method's target and parameters. Raises ChannelClosed where it cannot begin.
     """
@@ -142,15 +142,15 @@ class FarMaster:
 
     def __init__(self, own: str, secret: bytes, size: int, workers: int, algo: Mapping[str, Any]):
         self._links, self._turns = [link_of(worker, memory_of(size)) for worker in range(workers)], turns()
-        self._sessions: list[ComingIn] = []
-        self._master = Mastered([link.for_master() for link in self._links], size, algo)
+        self._sessions: list[IncomingSession] = []
+        self._master = MasterProcess([link.for_master() for link in self._links], size, algo)
         listener = network.listener("join", own, 0)
         self._door, self.port = Door(listener, secret, self._enters), int(listener.getsockname()[1])
 
     def _enters(self, sock: socket.socket, address: str, role: int, worker: int, place: int) -> None:
         if role == SESSION and worker < len(self._links):
-            link, turn = self._links[worker].for_worker(), Turn(self._turns)
-            self._sessions.append(ComingIn(Connection(sock, SILENCE, link.memory.nbytes(), turn), turn, link))
+            link, turn = self._links[worker].for_worker(), SendTurn(self._turns)
+            self._sessions.append(IncomingSession(Connection(sock, SILENCE, link.memory.nbytes(), turn), turn, link))
         else:
             sock.close()
 

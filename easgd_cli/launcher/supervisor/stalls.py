@@ -8,7 +8,7 @@ from easgd_cli.record.metrics import worker_name
 from easgd_cli.training.snapshot import Moment
 
 
-class Silence:
+class Stalls:
     """Who says nothing, and for how many seconds by now."""
 
     def __init__(self, journal: Journal):
