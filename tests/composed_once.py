@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import os
 import pickle
 from typing import Any
 
@@ -58,7 +59,9 @@ def _copy(self: DictConfig, memo: dict[int, Any]) -> DictConfig:
 
 
 def begin() -> None:
-    """From here on they are kept."""
+    """From here on they are kept, unless EASGD_COMPOSE_ANEW is set, to see that it makes no difference."""
+    if os.environ.get("EASGD_COMPOSE_ANEW"):
+        return
     DictConfig.__deepcopy__ = _copy  # type: ignore[method-assign]
     OmegaConf.load = staticmethod(_file)  # type: ignore[method-assign]
     ConfigStore.load = _from_store  # type: ignore[method-assign]
