@@ -317,7 +317,7 @@ MUTANTS = [
         "self._end.reply(request, clock, served, Mark(mark))",
     ),
     ("transport/relay.py", "if request.kind is Kind.LOST:  # it may", "if False:  # it may"),
-    ("launcher/hosts/gate.py", "host.unfit.add(party)", "pass"),
+    ("launcher/hosts/gate.py", "self.unfit.add(party)", "pass"),
     ("launcher/hosts/hosted.py", "self._lives[worker] <= self._ended[worker]", "True"),
     ("launcher/hosts/hosted.py", "life <= self._ended[worker] or", ""),
     ("launcher/hosts/words.py", "needed <= value.keys() <= keys.keys()", "needed <= value.keys()"),

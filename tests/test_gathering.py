@@ -18,7 +18,7 @@ from easgd_cli.training.center import Center
 from easgd_cli.training.gathering import Each, Gathering, Recorded, Round
 from easgd_cli.training.returning import Progress, Returning
 from easgd_cli.transport.base import NEW, Kind, Request
-from easgd_cli.transport.simulated import REPLY, Events, Network, Wire
+from easgd_cli.transport.simulated import REPLY, Events, Network, SimulatedWorkerEnd, Wire
 
 
 def updates(gathering: Gathering, arrivals: str) -> list[list[int]]:
@@ -114,13 +114,18 @@ def test_a_gathering_that_is_restored_goes_on_as_the_other(make: Any) -> None:
         assert updates(other, after) == updates(one, after) and other.over == one.over
 
 
-def test_a_message_that_is_in_service_when_its_worker_is_lost_is_an_update_all_the_same() -> None:
-    """As on one machine: what has been received is received, and only the reply finds nobody."""
+def easgd_of_two() -> tuple[Events, Wire, list[SimulatedWorkerEnd], Center, VirtualMaster]:
+    """Workers at x = 1 and 2, and a master at 0 that is a second busy with each message; alpha = 1/2."""
     events, method = Events(), EASGD(alpha=0.5)
     wire = Wire(Network(8), events)
     ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
     center = Center(method.variables["center"], {"x": torch.zeros(1)})
-    master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
+    return events, wire, ends, center, VirtualMaster(center, wire.master(), Each(), events, 1.0)
+
+
+def test_a_message_that_is_in_service_when_its_worker_is_lost_is_an_update_all_the_same() -> None:
+    """As on one machine: what has been received is received, and only the reply finds nobody."""
+    events, wire, ends, center, master = easgd_of_two()
     ends[0].post(ends[0].vectors["x"], 0)
     wire.deliver(events.next())
     master.listen()
@@ -132,11 +137,7 @@ def test_a_message_that_is_in_service_when_its_worker_is_lost_is_an_update_all_t
 
 
 def test_a_message_that_waits_when_its_worker_is_lost_is_no_update() -> None:
-    events, method = Events(), EASGD(alpha=0.5)
-    wire = Wire(Network(8), events)
-    ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
-    center = Center(method.variables["center"], {"x": torch.zeros(1)})
-    master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
+    events, wire, ends, center, master = easgd_of_two()
     for end in ends:
         end.post(end.vectors["x"], 0)
         wire.deliver(events.next())
@@ -149,11 +150,7 @@ def test_a_message_that_waits_when_its_worker_is_lost_is_no_update() -> None:
 
 
 def test_a_worker_that_is_lost_while_it_waits_for_the_closing_exchange_has_none() -> None:
-    events, method = Events(), EASGD(alpha=0.5)
-    wire = Wire(Network(8), events)
-    ends = [wire.end(i, {"x": torch.full((1,), i + 1.0)}, torch.zeros(1)) for i in range(2)]
-    center = Center(method.variables["center"], {"x": torch.zeros(1)})
-    master = VirtualMaster(center, wire.master(), Each(), events, 1.0)
+    events, wire, ends, center, master = easgd_of_two()
     for end in ends:
         end.post(end.vectors["x"], 4, kind=Kind.CLOSING)
         wire.deliver(events.next())

@@ -50,6 +50,11 @@ class Host:
         masters = 0 if self.address is None else self.masters
         return party not in self.unfit and self.taken(party) < (self.places if isinstance(party, int) else masters)
 
+    def give_back(self, party: Process) -> None:
+        """It could not begin here, and is not given to this host again."""
+        if self.running.pop(party, None) is not None:
+            self.unfit.add(party)
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -118,8 +123,7 @@ class Gate:
         """It could not begin where it was, and is not given to that host again."""
         with self._lock:
             for host in self._hosts:
-                if host.running.pop(party, None) is not None:
-                    host.unfit |= {party}
+                host.give_back(party)
 
     def expects(self, party: Process, ticket: int) -> bool:
         """Whether the host that was given it by this ticket is still there."""
@@ -201,8 +205,7 @@ class Gate:
         with self._lock:
             parties = [party for party, of in host.running.items() if of == ticket]
             for party in parties:
-                del host.running[party]
-                host.unfit.add(party)
+                host.give_back(party)
         for party in parties:
             who = f"worker {party}" if isinstance(party, int) else party
             log.warning("%s: cannot begin on host %s: %s", who, host.name, text)
