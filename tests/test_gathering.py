@@ -137,7 +137,7 @@ def test_a_message_that_is_in_service_when_its_worker_is_lost_is_an_update_all_t
 
 
 def test_a_message_that_waits_when_its_worker_is_lost_is_no_update() -> None:
-    events, wire, ends, center, master = easgd_of_two()
+    events, wire, ends, _, master = easgd_of_two()
     for end in ends:
         end.post(end.vectors["x"], 0)
         wire.deliver(events.next())
