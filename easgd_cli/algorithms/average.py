@@ -1,9 +1,9 @@
-"""Averages z of the center over time (paper p. 6 and p. 20), kept by the owner of the vector, on its clock:
+"""Averages z of the center x~ over time (paper p. 6 and p. 20), kept by the process that owns x~:
 
     z <- (1 - a_t) z + a_t x~          at every update t = 1, 2, ... of x~;  z_0 = x~_0
 
-z is evaluated and saved beside x~ and never fed back. The clock is the center's, which counts the updates by all
-workers; that of a method without exchange is the single worker's.
+z is evaluated and saved beside x~ and never fed back. t is the center's clock, which counts the updates by all workers;
+in a method without exchange x~ is the single worker's x and t its clock.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Average(Protocol):
 
 
 def none(start: int = 0) -> None:
-    """No average is kept, whatever `start` an experiment sets for those of its methods that keep one."""
+    """Keeps no average. `start` is accepted and ignored, since an experiment may set it for all of its methods."""
 
 
 @dataclass(frozen=True)
 class Polyak:
     """a_t = 1 / (t + 1): z is the mean of x~_0 .. x~_t (Polyak and Juditsky 1992). ADOWNPOUR and ASGD are made with it.
 
-    With `start` = k it is the mean of x~_k .. x~_t, and x~ itself before. Raises ValueError for a negative start.
+    With `start` = k, z is the mean of x~_k .. x~_t, and x~ before update k. Raises ValueError for a negative start.
     """
 
     start: int = 0

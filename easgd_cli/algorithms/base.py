@@ -7,8 +7,8 @@ the same two boxes, so that a file can be ticked off against the printed listing
     receive(center, m, reply, n)   the center's rule for one update
 
 A party has one state, one rule and one process that writes it. It is a *worker* or a *variable*, which workers share;
-the center is a variable. Most methods have the center alone, and say so by `receive` and the class attributes beside
-it. A *courier* is a worker that computes no gradient: it carries between two variables.
+the center is a variable. Most methods have the center alone, and define it by `receive` and two class attributes.
+A *courier* is a worker that computes no gradient: it carries between two variables.
 
 Symbols (Zhang, Choromanska, LeCun 2015, pp. 2-4 and 20)
 
@@ -28,17 +28,17 @@ processes, step by step in a test and on a virtual clock:
     g = yield Gradient(x)                       the gradient at x, of this step's batch
     reply = yield Exchange(m)                   m goes to the center, its reply comes back
     g, reply = yield Gradient(x), Exchange(m)   both, and they may overlap; `None` in place of either asks for nothing
-    reply = yield Exchange(None, to=name)       a pull: the variable `name` as it is; nothing changes there
+    reply = yield Exchange(None, to=name)       a pull: the x of the variable `name`, which stays as it is
 
-An exchange is answered by `None` where its variable is away for a while: then the rule goes on alone.
+An exchange is answered by `None` while its variable is lost: the rule then takes the step without a reply.
 
 Three promises make this exact:
 
-1. A rule changes its state only after its last yield; before it, it writes only `scratch`. The message is lent, not
+1. A rule changes its state only after its last yield; before that it writes only `scratch`. The message is lent, not
    copied: the center reads it while the worker differentiates.
 2. Answers are read-only. A gradient is valid until the step ends, a reply until the next exchange is asked for. A
    step asks for at most one gradient, and for at most one exchange with each variable, one after another.
-3. `receive` is elementwise and touches nothing but its arguments, so whoever owns the center may apply it in blocks.
+3. `receive` is elementwise and touches nothing but its arguments, so the center's owner may apply it in blocks.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from easgd_cli.errors import UsageError
 
-if TYPE_CHECKING:  # rules call tensors' own methods, so that a setting can be checked without the second torch needs
+if TYPE_CHECKING:  # rules call tensors' own methods, so that settings can be checked before torch is imported (1 s)
     from torch import Tensor
 
     from easgd_cli.algorithms.local import LocalStep
@@ -68,15 +68,15 @@ class Gradient:
 
 
 CENTER: Final = "center"  # the variable that is evaluated and saved
-WHOLE: Final = -1  # in place of a fragment's number
+WHOLE: Final = -1  # in place of a fragment's number: the whole vector
 
 
 class Exchange:
     """Asks for an exchange: `message` [d], one of the worker's own vectors, goes to the variable `to`; the answer is
-    the reply [d]. Without a message it is a pull: the answer is the variable's x, which stays as it is, or what a round
-    that is waited for replies.
+    the reply [d]. Without a message the exchange is a pull, which changes nothing: the answer is the variable's x, or
+    the reply of a round in which the worker takes part.
 
-    `fragment`: of the vectors, by its number (fragments.py); nothing else of message, variable and reply is looked at.
+    `fragment`: the number of the fragment that is exchanged (fragments.py), WHOLE for all entries.
     """
 
     __slots__ = ("fragment", "message", "to")
@@ -91,8 +91,8 @@ Rule = Generator[Any, Any, None]
 
 
 class Vectors:
-    """A party's vectors by the names its method declares, as attributes: `.x`, `.v` and so on; `t`, its clock: of a
-    variable the updates before this one.
+    """A party's vectors as attributes, under the names that its method declares: `.x`, `.v` and so on. `t`: the party's
+    clock; a variable's clock counts the updates before the current one.
     """
 
     __slots__ = ("__dict__", "t")  # so that vars() are the vectors
@@ -109,8 +109,8 @@ class Vectors:
 
 @dataclass
 class Seen:
-    """What a worker knows of the center (of its `home`, in a method with other variables) from its last reply: the
-    center's clock and the exchanges served in all, and how many replies it has had.
+    """What a worker knows from its replies: the center's `clock` at the last one (that of its `home`, in a method with
+    other variables), the exchanges of all workers `served` by then, and the number of its own `exchanges`.
     """
 
     clock: int = 0
@@ -118,7 +118,7 @@ class Seen:
     exchanges: int = 0
 
     def note(self, clock: int, served: int) -> int:
-        """The reply of one more exchange; returns its staleness, the updates by others since the one before."""
+        """Counts one more exchange. Returns its staleness: the updates by others since this worker's last exchange."""
         staleness = clock - 1 - self.clock
         self.clock, self.served = clock, served
         self.exchanges += 1
@@ -129,8 +129,8 @@ class Worker(Vectors):
     """A worker as its rule sees it: its vectors, its `number`, its clock `t`, what follows from the clock, and what it
     has `seen` of the center.
 
-    The driver advances `t` and `seen` when a step's rule has ended; no rule does. What a rule draws is to depend on
-    seed, `number` and `t` alone. `phase`: the first clock at which it is due, of a fragment.
+    The driver advances `t` and `seen` when a step's rule has ended; no rule does. Random numbers in a rule must depend
+    on seed, `number` and `t` alone. `phase`: the first clock at which a fragment is due, 0 for the whole vector.
     """
 
     def __init__(
@@ -152,42 +152,42 @@ class Worker(Vectors):
         self.phase: Final = phase
 
     def at(self, x: Tensor) -> Worker:
-        """The same worker, if it stood at `x` [d]."""
+        """Returns a copy of this worker whose x is `x` [d]; all other vectors are shared."""
         there = copy(self)
         there.x = x
         return there
 
     @property
     def due(self) -> bool:
-        """Whether this step exchanges: tau divides t, so the first exchange is at t = 0."""
+        """True if this step exchanges: tau divides t - phase, so the first exchange is at t = phase."""
         return (self.t - self.phase) % self.tau == 0
 
     @property
     def since(self) -> int:
-        """Steps since the last clock at which it was due."""
+        """Steps since the last clock at which the worker was due."""
         return (self.t - self.phase) % self.tau
 
     @property
     def eta(self) -> float:
-        """eta_t, on this worker's own clock."""
+        """The learning rate eta_t, at this worker's own clock."""
         return self.schedule(self.t)
 
 
 Receive = Callable[[Vectors, "Tensor", "Tensor", int], None]
-Part = tuple[int, Receive]  # the entry before which it ends, and the variable's rule there
+Part = tuple[int, Receive]  # the entry before which the part ends, and the variable's rule for the part
 Gathers = Literal["each", "round"]
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A vector that workers share: its rule, the vectors of its `state`, and how it takes messages.
+    """A vector that workers share: its rule `receive`, the names of its vectors (`state`), and how it takes messages.
 
-    It gathers `each` as it comes (asynchronous), or those of its `members` together, a `round`; None: of all workers.
-    `owner`: the worker or courier whose messages it takes by the rule `own`, each by itself; it lies beside that one,
-    whose messages take no way. `answers`: whether others' messages get a vector back. `tail`: how many of its last
-    entries are no parameters, and the rule of those (statistics.py). `origin`: the variable from which it begins again
-    when it was lost; None: it cannot be. `fragments`: how many of its vectors are exchanged by themselves, each with a
-    clock of its own.
+    `gathers`: "each", one update per message (asynchronous), or "round", one update by the messages of all `members`
+    together (None: of all workers). `owner`: the worker or courier beside which the variable lies; messages between the
+    two cross no network, and each is an update by itself, by the rule `own` if there is one. `answers`: whether other
+    workers' messages get a vector back. `tail`: how many of the last entries are no parameters, and the rule for these
+    entries (statistics.py). `origin`: the variable with whose x this one begins again after a loss; None: it cannot.
+    `fragments`: into how many fragments the variable is cut, each with a clock of its own.
     """
 
     receive: Receive
@@ -203,19 +203,21 @@ class Variable:
 
     @property
     def in_rounds(self) -> bool:
-        """Whether it takes the messages of all workers together."""
+        """True if the messages of a round make one update together."""
         return self.gathers == "round"
 
     def takes(self, worker: int) -> bool:
-        """Whether it takes messages of that worker together with others' of its round."""
+        """Returns whether `worker` is one of the `members`."""
         return self.members is None or worker in self.members
 
     def synchronous(self) -> Variable:
-        """The same variable, that takes rounds."""
+        """Returns this variable with rounds in place of single messages."""
         return replace(self, gathers="round")
 
     def parts(self, size: int, own: bool = False) -> Sequence[Part]:
-        """The parts of its vectors [size] in their order, each with its rule; `own`: of its owner's messages."""
+        """Returns the parts of the vectors [size] in order, each with its rule; `own`: the rules for the owner's
+        messages.
+        """
         receive = self.own if own and self.own is not None else self.receive
         if self.tail is None:
             return [(end, receive) for end in fragment_ends(size, self.fragments)]
@@ -224,27 +226,27 @@ class Variable:
 
 
 def fragment_ends(size: int, fragments: int) -> list[int]:
-    """The entries before which the fragments of a vector [size] end; they are equally long, up to an entry."""
+    """Returns the entry before which each fragment of a vector [size] ends. Their lengths differ by 1 at most."""
     return [size * (f + 1) // fragments for f in range(fragments)]
 
 
 def entries_of(size: int, fragments: int, fragment: int) -> slice:
-    """Those of a vector [size] that are exchanged; `fragment`: its number, or WHOLE."""
+    """Returns the entries of a vector [size] that belong to the `fragment` of this number, or all for WHOLE."""
     if fragment == WHOLE:
         return slice(None)
     return slice(size * fragment // fragments, size * (fragment + 1) // fragments)
 
 
-EXCHANGES: Final = 4  # that a courier's step makes at most
+EXCHANGES: Final = 4  # the most exchanges that a courier's step makes
 
 
 @dataclass(frozen=True)
 class Courier:
-    """A worker without gradients that lives beside a variable and keeps time with it: its step t follows the variable's
-    update t by others. Where that variable takes rounds, no step follows the last.
+    """A worker without gradients that lies beside a variable and keeps time with it: the courier's step t follows the
+    variable's update t by workers and other couriers. Where the variable takes rounds, no step follows the last round.
 
-    `step`: its rule, which makes at most EXCHANGES exchanges and writes whatever it lends before it lends it, so that
-    a step may be gone through once more with the same answers; `vectors`: those that it lends.
+    `step`: the courier's rule. It makes at most EXCHANGES exchanges and fills a vector before it lends it, so that a
+    step can be repeated with the same answers. `vectors`: the names of the vectors that it lends.
     """
 
     step: Callable[[Worker], Rule]
@@ -254,9 +256,9 @@ class Courier:
 class Method(ABC):
     """Base of every method. A subclass is a frozen dataclass whose fields are the constants it uses.
 
-    A field named as a root setting (alpha, delta, tau, workers, ...) is given that setting; any other field is an
-    option of the method's own, `algo.<field>`. A constant that breaks the method's rule raises ValueError in
-    `__post_init__`, in a sentence that names it.
+    A field with the name of a root setting (alpha, delta, tau, workers, ...) gets the value of that setting; any other
+    field is an option of the method's own, `algo.<field>`. A constant that breaks the method's rule raises ValueError
+    in `__post_init__`, with a sentence that names the constant.
     """
 
     # the center's vectors; empty for a method of one worker without exchange
@@ -265,12 +267,12 @@ class Method(ABC):
 
     @property
     def state(self) -> tuple[str, ...]:
-        """A worker's vectors that last: x, which begins at the common start, and others, which begin at 0."""
+        """Names of a worker's vectors that outlive a step: x, which begins at the common start; others begin at 0."""
         return ("x",)
 
     @property
     def scratch(self) -> tuple[str, ...]:
-        """A worker's vectors that need not outlive a step."""
+        """Names of a worker's vectors that need not outlive a step."""
         return ()
 
     @abstractmethod
@@ -278,64 +280,64 @@ class Method(ABC):
         """One local step of a worker."""
 
     def closing(self, w: Worker) -> Exchange | None:
-        """The exchange after a worker's last step, where the center would else lack its last steps; None: it has none.
+        """Returns the closing exchange, after a worker's last step, in a method whose center would lack the last steps
+        without it; None: the method has none.
 
-        Only a run that takes all its steps makes it, when every worker has ended, and after its checkpoint: a run that
-        goes on for longer has not made it. Its message is one of the worker's own vectors; nobody uses the reply.
+        Only a run that takes all its steps makes this exchange, when every worker has ended and after the checkpoint,
+        so a resumed run begins before it. The message is one of the worker's own vectors; the reply is not used.
         """
         return None
 
     @property
     def closes(self) -> bool:
-        """Whether it has a closing exchange."""
+        """True if the method has a closing exchange."""
         return type(self).closing is not Method.closing
 
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
-        """One update of the center by the message `m`, the mean of `n` (one where `gathers` is "each"); fills `reply`.
-
-        All vectors are equal slices of the whole ones.
+        """Updates the center once, by the message `m`, and fills `reply`. `m` is the mean of `n` messages; `n` is 1
+        where `gathers` is "each". All vectors are slices of the whole ones, with the same entries.
         """
         raise TypeError(f"{type(self).__name__} has no center")
 
     @property
     def variables(self) -> Mapping[str, Variable]:
-        """What the workers share, by name; nothing in a method of one worker, whose own x is then evaluated and saved.
+        """The variables that the workers share, by name: the center, made of `receive`, `center` and `gathers`, unless
+        a method overrides this. Where there is no center, the mean of all variables is evaluated and saved.
 
-        The center alone, of `receive`, `center` and `gathers`, unless a method says otherwise. Where there is no
-        center, the mean of all is evaluated and saved.
+        Empty in a method of one worker, whose own x is evaluated and saved.
         """
         return {CENTER: Variable(self.receive, self.center, self.gathers)} if self.center else {}
 
     @property
     def couriers(self) -> Mapping[str, Courier]:
-        """Those who carry between variables, by the name of the variable with which they keep time."""
+        """The couriers, each by the name of the variable with which it keeps time."""
         return {}
 
     def home(self, worker: int) -> str:
-        """The variable from which a worker begins again that was lost."""
+        """Returns the name of the variable with whose x a lost worker begins again."""
         return CENTER
 
     @property
     def alone(self) -> bool:
-        """Whether it is of one worker without exchange."""
+        """True for a method of one worker without exchange."""
         return not self.variables
 
     @property
     def torch_sgd(self) -> Mapping[str, Any] | None:
-        """The momentum with which torch.optim.SGD takes its steps, where it is one worker without exchange; None where
-        torch.optim.SGD does not.
+        """Arguments, beside the rate, with which torch.optim.SGD takes the steps of a method of one worker; None: it
+        cannot, or the method exchanges.
         """
         return None
 
     @property
     def in_rounds(self) -> bool:
-        """Whether workers wait for one another."""
+        """True if workers wait for one another in rounds."""
         return any(variable.in_rounds for variable in self.variables.values())
 
 
 class WithLocalStep(Method):
-    """Base of a method whose local step can be told apart from its exchange, and is chosen with `local=`: its field
-    `local`. The vectors of that step are the worker's, beside x.
+    """Base of a method whose local step is separate from its exchange: the field `local`, chosen with `local=`. The
+    worker has the local step's vectors beside x.
     """
 
     local: LocalStep
@@ -349,7 +351,7 @@ class WithLocalStep(Method):
         return self.local.scratch
 
     def local_step(self, w: Worker, x: Tensor | None) -> Rule:
-        """The local step from `x` [d], which the worker continues from; None: from where it is."""
+        """Takes the local step. `x` [d]: the point from which the worker continues; None: its own x."""
         g = yield Gradient(self.local.at(w if x is None else w.at(x)))
         if x is not None:
             w.x.copy_(x)
@@ -390,7 +392,7 @@ def check_method(method: Any, name: str, workers: int) -> None:
 
 
 def check_outer_step(nu: float, mu: float) -> None:
-    """0 < nu and 0 <= mu < 1, as of any step with momentum."""
+    """Raises ValueError unless 0 < nu and 0 <= mu < 1, as in any step with momentum."""
     if not 0 < nu < float("inf"):
         raise ValueError(f"algo.nu={nu:g}: the outer learning rate is a positive number; 1 takes the workers' mean.")
     if not 0 <= mu < 1:
@@ -398,7 +400,9 @@ def check_outer_step(nu: float, mu: float) -> None:
 
 
 def check_moving_rate(alpha: float) -> None:
-    """0 <= alpha <= 1: an exchange maps the difference x - x~ to (1 - 2 alpha) times itself, so beyond 1 it grows."""
+    """Raises ValueError unless 0 <= alpha <= 1. An exchange multiplies the difference x - x~ by 1 - 2 alpha, so with
+    alpha > 1 the difference would grow.
+    """
     if not 0 <= alpha <= 1:
         raise ValueError(
             f"alpha={alpha:g}: the moving rate alpha = beta / workers lies in [0, 1]; the paper's is 0.9 / workers."

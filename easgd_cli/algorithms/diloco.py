@@ -47,7 +47,7 @@ class DiLoCo(WithLocalStep):
         return Exchange(w.x)
 
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
-        d = reply.copy_(center.x).sub_(m)  # in the reply, which is written in any case
+        d = reply.copy_(center.x).sub_(m)  # d lies in the reply, which is overwritten below
         center.u.mul_(self.mu).add_(d)
         center.x.sub_(d, alpha=self.nu).sub_(center.u, alpha=self.nu * self.mu)
         reply.copy_(center.x)

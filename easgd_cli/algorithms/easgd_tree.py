@@ -7,7 +7,7 @@ moves toward what it receives from a neighbour:
     x^i <- x^i + alpha (x^j - x^i)              x^j from the parent or from a child
 
     leaf:   x <- x^i                            the old local value
-            x^i <- x^i - alpha (x - x^parent)   where one has come down
+            x^i <- x^i - alpha (x - x^parent)   where the parent's x has come down
             x^i <- x^i - eta g^i(x)             gradient at the OLD x, as in EASGD: the local step
 
 Messages go up and down a link with one of two schemes of periods, counted in local steps of the leaves:
@@ -15,9 +15,10 @@ Messages go up and down a link with one of two schemes of periods, counted in lo
     tau1 on the links of the leaves (tau), tau2 on those above (algo.tau2), both ways at once; or
     tau_up for what goes up and tau_down for what comes down, on all links.
 
-What an inner node exchanges with its parent its courier carries: up its x, down the parent's as it was before. A node
-does not see the clocks of leaves, so its courier counts updates: c children that send every tau1 steps make c tau2 /
-tau1 of them in tau2 steps. A child that dies is missing there, so the links above slow down with it.
+An inner node's courier makes the node's exchanges with its parent: it carries the node's x up, and down the parent's x
+as it was before. A node does not see the clocks of leaves, so its courier counts the updates by the children: c
+children that send every tau1 steps make c tau2 / tau1 updates in tau2 steps. A lost child makes none, so the links
+above are used less often.
 
 A tree of depth 1 is EASGD with this alpha. A node that is lost begins again with its parent's x; meanwhile its children
 go on alone.
@@ -48,8 +49,8 @@ from easgd_cli.algorithms.local import PLAIN, LocalStep
 class EASGDTree(WithLocalStep):
     """Elastic averaging on a tree whose inner nodes have at most `degree` children.
 
-    `depth`: links from the root to a leaf, as few as the degree allows unless given. `alpha`: moving rate of all nodes,
-    beta / (degree + 1) unless given.
+    `depth`: links from the root to a leaf, by default as few as the degree allows. `alpha`: moving rate of all nodes,
+    by default beta / (degree + 1).
     """
 
     workers: int
@@ -98,7 +99,7 @@ class EASGDTree(WithLocalStep):
 
     @cached_property
     def _parents(self) -> dict[str | int, str]:
-        """Of every leaf, by its worker's number, and of every inner node but the root, by its name."""
+        """The parent of every leaf, by its worker's number, and of every inner node but the root, by its name."""
         parents: dict[str | int, str] = {}
         for level in range(1, len(self._levels)):
             for i in range(self._levels[level]):
@@ -114,7 +115,7 @@ class EASGDTree(WithLocalStep):
 
     @cached_property
     def _inner(self) -> list[str]:
-        """The inner nodes but the root, from above."""
+        """Names of the inner nodes except the root, from the top down."""
         return [name for name in self._parents if isinstance(name, str)]
 
     @property
@@ -134,7 +135,9 @@ class EASGDTree(WithLocalStep):
         return self._parents[worker]
 
     def _updates(self, node: str) -> tuple[int, int]:
-        """After how many updates by its children a node sends up, and after how many it is sent something down."""
+        """Returns two periods of a node's courier, in updates by the node's children: how often it carries the node's x
+        up, and how often the parent's x down.
+        """
         children = self._children(node)
         if self.tau_up is not None and self.tau_down is not None:
             return len(children), max(1, round(len(children) * self.tau_down / self.tau_up))
@@ -158,12 +161,12 @@ class EASGDTree(WithLocalStep):
         self.local.move(w, g)
 
     def _carry(self, node: str, up_every: int, down_every: int, w: Worker) -> Rule:
-        """The courier of `node`, after its update t by its children; w.x: what it carries."""
+        """The rule of the courier of `node`, after the children's update t; w.x: the vector that it carries."""
         up, down = w.t % up_every == 0, w.t % down_every == 0
         own = (yield Exchange(None, to=node)) if up else None
         if own is not None:
             w.x.copy_(own)
-        elif up:  # the node is away
+        elif up:  # the node is lost
             return
         if up or down:
             parent = yield Exchange(w.x if up else None, to=self._parents[node])

@@ -1,4 +1,4 @@
-"""Whether a rule moves each entry of its vectors by itself: tried on a few numbers."""
+"""Where a method's rules bring a few numbers; callers compare, to see whether each entry is moved by itself."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def moved(method: Method, x: Tensor, eta: float) -> list[Tensor]:
-    """Where a few steps of a worker alone bring it and the variables it shares, from x, with a gradient of which each
-    entry is a function of the same entry of where it is taken.
+    """Returns the x of a single worker after five steps from `x`, and the x of each variable of the method. Each entry
+    of the gradient is a function of the same entry of the point at which it is taken.
     """
 
     def new(names: Sequence[str]) -> dict[str, Tensor]:

@@ -1,15 +1,15 @@
 """Any method on a vector that is exchanged in fragments: one every tau / F steps, in place of all of it every tau.
 
     fragment f of F, by itself, for as long as the run lasts:
-        x_f follows the method's own lines, where tau divides t - f tau / F (rounded down) instead of t
-        x~_f, its clock and whatever else the center keeps of it, likewise
+        x_f follows the method's own lines, but is due where tau divides t - f tau / F (rounded down) instead of t
+        x~_f and the same entries of the center's other vectors follow them with a clock of their own
 
-The same bytes, without the burst: a message is a fragment of a vector, up and down. Rules are elementwise, so to them
-a fragment is a vector. What changes is where a worker differentiates: of one fragment it has just heard from the
-center, of another it will in a few steps.
+The bytes are as many, without the burst: each message and each reply is one fragment. Rules are elementwise, so a
+fragment is a vector to them. What changes is the point at which a worker differentiates: one fragment has just been
+exchanged, another will be in a few steps.
 
-The gradient is everybody's: each fragment's rule asks for its part of one, taken where all of them ask. The last
-exchange, after a worker's last step, is of the whole.
+One gradient serves all fragments: each fragment's rule asks for its part, and the gradient is taken at the vector that
+is made of the points at which the rules ask. The closing exchange is of the whole vector.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InFragments(Wrapped):
-    """`method` on vectors in as many fragments as `of` has methods, which follow its rules, each on its fragment."""
+    """`method` on vectors in fragments; `of`: for each fragment the method, with the fragment's own rates if any."""
 
     of: tuple[Method, ...]
 
@@ -49,21 +49,23 @@ class InFragments(Wrapped):
         while True:
             exchange = None
             for step in steps:
-                while step.exchange is not None and step.at is None:  # nothing of the gradient's is asked for yet
+                while step.exchange is not None and step.at is None:  # asks for no gradient yet
                     step.answer(None, (yield step.exchange))
                 exchange = step.exchange or exchange
             if all(step.ended for step in steps):
                 return
             asking = [step for step in steps if step.at is not None]
             g, reply = yield Gradient(self._where(w, asking)), exchange
-            # the one that exchanges first: it may ask for more, and until then no other changes anything
+            # the due fragment first: its rule may ask for more exchanges, before which no other may change its state
             for step in sorted(asking, key=lambda step: not step.w.due):
                 step.answer(g, reply)
                 while step.exchange is not None and step.at is None:
                     step.answer(None, (yield step.exchange))
 
     def _where(self, w: Worker, steps: Sequence[_Step]) -> Tensor:
-        """Where all ask for the gradient [d]: a vector of the worker's own, if it is one."""
+        """Returns the point [d] at which these steps ask for the gradient: one of the worker's own vectors, where all
+        ask at fragments of it; else a vector put together from the fragments.
+        """
         owners = {step.whole(step.at) for step in steps}
         if len(owners) == 1 and (name := owners.pop()) is not None:
             return getattr(w, name)
@@ -74,8 +76,8 @@ class InFragments(Wrapped):
 
 
 def in_fragments(method: Method, fragments: int, size: int, parts: Sequence[Part], like: Tensor) -> Method:
-    """The method on vectors [size] in so many fragments, whose `parts` have rates of their own where there are some;
-    `like`: any tensor of the device where it is tried. Raises ValueError where it cannot be.
+    """Returns the method on vectors [size] in so many fragments. `parts`: those with rates of their own, or none;
+    `like`: any tensor on the device where the method is tried. Raises ValueError where it does not allow fragments.
     """
     if fragments > size:
         raise ValueError(f"fragments={fragments}: x has {size} entries, so there are at most {size} fragments.")
@@ -99,7 +101,7 @@ def in_fragments(method: Method, fragments: int, size: int, parts: Sequence[Part
 
 
 def _within(parts: Sequence[Part], begin: int, end: int) -> list[Part]:
-    """What lies between these entries, counted from the first of them."""
+    """Returns what of the parts lies from entry `begin` to before `end`, with entries counted from `begin`."""
     cut = [p._replace(begin=max(p.begin, begin) - begin, end=min(p.end, end) - begin) for p in parts]
     return [part for part in cut if part.begin < part.end]
 
@@ -119,7 +121,9 @@ def _exchanges_when_not_due(method: Method, x: Tensor) -> bool:
 
 
 class _Step:
-    """The step of one fragment in progress, and what it asks for: `at`, a gradient there; an `exchange`."""
+    """One fragment's step in progress. `at`: where its rule asks for a gradient, None: it does not; `exchange`: the
+    exchange that its rule asks for, or None.
+    """
 
     def __init__(self, method: Method, w: Worker, fragment: int, fragments: int):
         self.entries, self._fragment = entries_of(w.x.numel(), fragments, fragment), fragment
@@ -135,11 +139,11 @@ class _Step:
         self._go_on(None)
 
     def whole(self, v: Any) -> str | None:
-        """The name of the worker's own vector of which this is a fragment."""
+        """Returns the name of the worker's own vector of which `v` is the fragment; None: of none."""
         return self._names.get(v.data_ptr())
 
     def answer(self, g: Tensor | None, reply: Tensor | None) -> None:
-        """Hands its rule its own part of these vectors [d]."""
+        """Hands the rule the fragment's entries of the gradient `g` [d] and of `reply` [d]."""
 
         def to(ask: Any) -> Tensor | None:
             given = g if isinstance(ask, Gradient) else reply if isinstance(ask, Exchange) else None
@@ -166,5 +170,5 @@ class _Step:
         if ask.message is None:
             return Exchange(None, ask.to, self._fragment)
         name = self.whole(ask.message)
-        # of none of its own vectors: the transport says so
+        # a message that is none of the worker's own vectors is passed on: the transport refuses it
         return Exchange(ask.message if name is None else getattr(self._all, name), ask.to, self._fragment)

@@ -3,8 +3,8 @@
     x~  <- x~ + beta ((1/p) sum_i x^i - x~)                  beta = p alpha
     x^i <- x^i - eta g^i(x^i) + alpha (x~ - x^i)             the NEW x~, the gradient at the OLD x^i
 
-The workers' rule is EASGD's, line for line: which center it pulls toward is the center's affair. From the
-pull-then-step form it differs in where the gradient is taken.
+The workers' rule is EASGD's, line for line; the center's rule decides that they are pulled toward the new x~. The
+pull-then-step form differs in where the gradient is taken.
 """
 
 from __future__ import annotations

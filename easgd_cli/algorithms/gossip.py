@@ -7,11 +7,11 @@ arXiv 1611.04581; after notes on it). j is another worker, uniformly random.
     both, every step:
         x^i <- x^i - eta g^i(x)                 x: the old local value, so that both parts overlap; the local step
 
-x^j is what j has published last, at the beginning of its own last step that was due. What a peer publishes or has
-received is a variable beside it, so a message to oneself takes no way. The mean of what all have published is evaluated
-and saved, and the spread around it recorded. After its last step each publishes once more.
+x^j is what j has published last, at the beginning of its own last step that was due. Each worker owns a variable, which
+has what it publishes or has received; a worker's message to its own variable crosses no network. The mean of what all
+have published is evaluated and saved, and the spread around it recorded. After its last step each publishes once more.
 
-The mean of all x is kept by both in expectation only: what i takes in, nobody gives away.
+Both forms keep the mean of all x in expectation only: what is added to x^i is not taken from any other x.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gossip(WithLocalStep):
-    """What both have: the peers, and whom each meets."""
+    """Base of both forms: the peers, and which other worker each meets."""
 
     workers: int
     seed: int
@@ -44,16 +44,16 @@ class Gossip(WithLocalStep):
         return f"peer_{worker}"
 
     def closing(self, w: Worker) -> Exchange:
-        return Exchange(w.x, to=self.home(w.number))  # so that the mean is that of where all have ended
+        return Exchange(w.x, to=self.home(w.number))  # so that the evaluated mean is of the workers' last x
 
     def other(self, w: Worker) -> int:
-        """Whom this worker meets at its step t: any other, each as likely."""
+        """Returns the number of the worker that `w` meets at its step t, drawn uniformly from the others."""
         j = int(uniform(self.seed, RULE, w.number, w.t) * (self.workers - 1))
         return j + (j >= w.number)
 
 
 class GossipPull(Gossip):
-    """Takes in what a random other has published."""
+    """Averages x with what a random other worker has published."""
 
     def step(self, w: Worker) -> Rule:
         theirs = None
@@ -74,7 +74,7 @@ class GossipPull(Gossip):
 
 
 class GossipPush(Gossip):
-    """Sends to a random other, which averages what it has received with its own."""
+    """Sends x to a random other worker, which averages all that it has received with its own x."""
 
     @property
     def scratch(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ Mamidala et al., "MXNET-MPI", arXiv 1801.03855).
 
 The group's x is a variable, and its courier exchanges with the center while the group computes its next gradient, at
 the old x. So one group is EASGD with a single worker of the concatenated batch. Groups do not wait for one another.
-alpha = beta / groups, since that many exchange with the center.
+alpha = beta / groups, since groups, not workers, exchange with the center.
 
 A group of one worker needs no variable: p of them are EASGD itself.
 """
@@ -84,7 +84,7 @@ class GroupedEASGD(Method):
         reply.copy_(group.x)
 
     def _carry(self, group: str, w: Worker) -> Rule:
-        """The courier of a group, after its round t; w.x: what it carries."""
+        """The rule of a group's courier, after the group's round t; w.x: the vector that it carries."""
         if w.due:
             w.x.copy_((yield Exchange(None, to=group)))
             center = yield Exchange(w.x)  # b)

@@ -1,11 +1,11 @@
 """Any method on vectors whose parts have rates of their own: a factor for eta, and the local step's weight_decay.
 
     a local step (local=)        moves each part by itself, with eta times the part's factor
-    a listing with its own step  gets each part of g times its factor: eta stands there as eta g, and nowhere else
+    a method with its own step   gets each part of g times its factor: there eta occurs in the product eta g alone
 
-The factor comes after clipping, and scales the l2 term with the gradient, as a rate of its own does in torch.optim.
-Neither is so of every rule: not of a step that looks at the whole gradient, or whose eta does something else. So it is
-tried first, on a few numbers.
+The factor comes after clipping, and scales the l2 term with the gradient, as the rate of a parameter group does in
+torch.optim. Both ways fail for a step that looks at the whole gradient, or whose eta does more than scale a move. So
+`in_parts` first tries the method on a few numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Part(NamedTuple):
-    """The entries from `begin` to before `end`: a factor for eta, and weight_decay where it is their own."""
+    """The entries from `begin` to before `end`, with a factor for `eta`; `weight_decay`: None for the local step's."""
 
     begin: int
     end: int
@@ -34,8 +34,8 @@ class Part(NamedTuple):
 
 
 def in_parts(method: Method, parts: Sequence[Part], like: Tensor) -> Method:
-    """The method with these `parts`, which are the whole vector; `like`: any tensor of the device where it is tried.
-    Raises ValueError where they have no meaning in its rule.
+    """Returns the method with these `parts`, which cover the whole vector. `like`: any tensor on the device where the
+    method is tried. Raises ValueError where rates by parts have no meaning in its rule.
     """
     made = with_parts(method, parts)
     first, second = Part(0, 2), Part(2, 5, eta=0.5)
@@ -52,7 +52,7 @@ def in_parts(method: Method, parts: Sequence[Part], like: Tensor) -> Method:
 
 
 def with_parts(method: Method, parts: Sequence[Part]) -> Method:
-    """The method with these parts, wherever they have a meaning. Raises ValueError where weight_decay has none."""
+    """Returns the method with these parts, untried. Raises ValueError for a weight_decay where the step has none."""
     if isinstance(method, WithLocalStep):
         own = method.local
         steps = tuple(own if p.weight_decay is None else _decaying(own, p.weight_decay) for p in parts)
@@ -85,7 +85,7 @@ class _Scaled:
 
 @dataclass(frozen=True)
 class ByParts(LocalStep):
-    """`whole`, made of each of the `parts` by itself, as `steps` say."""
+    """The local step `whole`, taken of each of the `parts` by itself, by the part's own one of the `steps`."""
 
     whole: LocalStep
     parts: tuple[Part, ...]
@@ -111,7 +111,7 @@ class ByParts(LocalStep):
 
 @dataclass(frozen=True)
 class Scaled(Wrapped):
-    """`method`, given each part of a gradient times its factor."""
+    """`method`, which gets each part of a gradient multiplied by the part's factor."""
 
     parts: tuple[Part, ...]
 

@@ -8,8 +8,8 @@
 One velocity, the master's, for all workers. The last line is printed like that, `+ delta v`; with one worker it is
 heavy ball with step delta eta, that is torch.optim.SGD(lr=delta*eta, momentum=delta), and not Nesterov.
 
-A worker's turn is cut so that it ends with the reply to its own push; that reply is the next turn's "receive". eta_t is
-on the sender's clock, so it travels in the message: m = eta_t g.
+A step here ends with the reply to the worker's own push; that reply is the next step's "receive". eta_t is at the
+sender's clock, so it travels in the message: m = eta_t g.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@
     x^i <- x^i - eta g^i(x^i)                   the local step, at the x^i continued from
     t   <- t + 1
 
-With tau = 1 and the plain step it is averaging gradients, on the closing exchange's clock: the mean of steps from one
-point is the step of the mean gradient. What a local step keeps beside x (a velocity, Adam's moments) stays with its
-worker and is not averaged. The center would lack the steps since the last exchange, so there is a closing one.
+With tau = 1 and the plain step it is averaging gradients, with the center one step behind until the closing exchange:
+the mean of steps from one point is the step of the mean gradient. What a local step keeps beside x (a velocity, Adam's
+moments) stays with its worker and is not averaged. The center would lack the steps since the last exchange, so there is
+a closing one.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 A family in two rates: alpha = 1, beta = p is synchronous DOWNPOUR (tau = 1), alpha = 1, beta = 1 is model averaging.
 The rates are not bound to [0, 1]: on a quadratic the best alpha may be negative (docs/theory.md). The gradient must
-wait for the exchange. In Gauss-Seidel EASGD it is taken at x^i instead and need not.
+wait for the exchange; in Gauss-Seidel EASGD the gradient is taken at x^i and need not wait.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Decay:
 
 @dataclass(frozen=True)
 class Stepwise:
-    """eta times `factor` for every milestone (local steps) reached; a list has a factor for each.
+    """eta times `factor` for every milestone (in local steps) that is reached; a list has one factor per milestone.
 
     Raises ValueError for milestones out of order, or factors that are not as many or not positive.
     """
@@ -95,8 +95,8 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Warmup:
-    """Another schedule, whose first `warmup` steps are taken at a rate that rises linearly: (t + 1) / (warmup + 1) of
-    what it says.
+    """`schedule` with a linear rise in its first `warmup` steps, where the rate is (t + 1) / (warmup + 1) times that of
+    `schedule`.
     """
 
     schedule: Schedule

@@ -4,8 +4,8 @@
                   when all have answered
     master j:     the center's rule on its slice, with a clock and an order of its own
 
-The rule is elementwise, so to it a slice is a vector. What changes is that an exchange is k exchanges: two slices of
-one message may meet the center after different others.
+The rule is elementwise, so a slice is a vector to it. What changes is that one exchange becomes k: two slices of one
+message may be applied after different messages of other workers.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from dataclasses import dataclass, replace
 from easgd_cli.algorithms.base import CENTER, Method, Rule, Variable, Worker
 from easgd_cli.algorithms.wrapped import Wrapped
 
-# Cuts are at multiples of it, so that the kernels of one master and of several round every entry alike, and no power of
-# two is shared over a cut by numbers on the wire (wire.py's SHARING). In a short vector the first alone counts.
+# Long vectors are cut at multiples of _LONG entries, so that the kernels of one master and of several round every entry
+# alike, and no cut separates entries that share an ulp when sent (wire.py's SHARING). Short ones are cut at multiples
+# of _SHORT, for the first reason alone.
 _LONG, _SHORT = 1024, 64
 
 
 def slices(size: int, masters: int) -> list[slice]:
-    """Of a vector [size], one for each master, about equally long. Raises ValueError for more masters than it has room
-    for.
+    """Returns the slice of a vector [size] that each master owns, of about equal lengths. Raises ValueError where the
+    vector is too short for that many masters.
     """
     unit = _LONG if size >= _LONG * masters else _SHORT
     if masters > 1 and size < unit * masters:
@@ -38,7 +39,7 @@ def slices(size: int, masters: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class OfSlice(Wrapped):
-    """`method`, of whose vectors [size] a master has these `entries`."""
+    """`method` for the master that owns these `entries` of vectors [size]."""
 
     entries: slice
     size: int
@@ -57,12 +58,12 @@ class OfSlice(Wrapped):
 
 
 def of_slice(method: Method, entries: slice, size: int) -> Method:
-    """The method of the master of these entries of vectors [size]; where that is all of them, as it is."""
+    """Returns the method for the master of these entries of vectors [size]; unchanged where these are all entries."""
     return method if entries.start == 0 and entries.stop == size else OfSlice(method, entries, size)
 
 
 def refusal(method: Method, masters: int, fragments: int) -> str | None:
-    """Why a method's center is not to be had in slices; None where it is."""
+    """Returns why a method's center cannot be cut into slices; None where it can."""
     if masters == 1 or method.alone:
         return None
     if list(method.variables) != [CENTER]:

@@ -1,17 +1,15 @@
 """Any method on vectors whose last entries are no parameters but statistics of the batches, such as batch norm's
 running means.
 
-Statistics r are not descended: a step moves them to what its batch shows, and the center's are the average of the
-workers'. Were they left to the method's own lines, momentum, sums over workers and look-ahead would each make another
-step of the same gradient.
+Nothing is minimised over the statistics r: a worker's step moves its r to what the batch shows, and the center's r~ is
+an average of the workers'. The method's own lines would treat r as parameters, and momentum, sums over workers and
+look-ahead would each move r by something else than the batch's change.
 
-    worker i:  r^i <- r^i - g_r                 the gradient's last entries, which are minus the change that the batch
-    makes of r^i
-    center:    r~  <- r~ + (n/p) (r - r~)       at every exchange, r the mean of the n workers' that come with it, p
-    workers in all
+    worker i:  r^i <- r^i - g_r                 g_r: the gradient's last entries, minus the change that the batch makes
+    center:    r~  <- r~ + (n/p) (r - r~)       at every exchange; r: the mean over its n messages, p: all workers
 
-The parameters follow the method's own rules, to the bit. A worker's statistics stay its own; only where a round's
-gradient is taken at the reply do they go on from the round's mean, which everybody gets.
+The parameters follow the method's own rules, to the bit. A worker's statistics stay its own, with one exception: where
+a round's gradient is taken at the reply, they continue from the round's mean, which is the same for all workers.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WithStatistics(Wrapped):
-    """`method` on vectors [d + statistics] of `workers` workers. r goes with every message and to wherever a gradient
-    is taken.
+    """`method` on vectors [d + statistics] of `workers` workers; its rules see the first d entries. r is put behind
+    every message and behind every vector at which a gradient is taken.
     """
 
     statistics: int
@@ -43,7 +41,7 @@ class WithStatistics(Wrapped):
 
     def receive(self, center: Vectors, m: Tensor, reply: Tensor, n: int) -> None:
         center.x.lerp_(m, n / self.workers)
-        reply.copy_(m)  # so that a gradient at the reply begins from the worker's own
+        reply.copy_(m)  # so that a gradient at the reply begins from the statistics that were sent
 
     def closing(self, w: Worker) -> Exchange | None:
         ask = self.method.closing(w)
@@ -56,14 +54,14 @@ class WithStatistics(Wrapped):
         d = w.x.numel() - self.statistics
         r = w.x[d:]
         own = {name: getattr(w, name) for name in (*self.state, *self.scratch)}
-        # by where it begins, which is where its parameters do
+        # by the address of the first entry, which is also that of the parameters
         whole: dict[int, Tensor] = {v.data_ptr(): v for v in own.values()}
         reply: Tensor | None = None
         moved: Tensor | None = None
 
         def carrying(parameters: Tensor) -> Tensor:
-            """The vector [d + statistics] that begins with these, with r behind them; a reply brings what
-            is behind it.
+            """Returns the vector [d + statistics] that begins with these parameters, with r behind them; a reply keeps
+            its own statistics.
             """
             v = whole.get(parameters.data_ptr())
             if v is None:  # a rule may differentiate at a vector that it has just made

@@ -5,17 +5,17 @@ are the lines of one fragment, or of the whole vector. One round of all workers:
         d   <- x~ - (1/p) sum_i x^i             as in DiLoCo, of the x^i that are sent now
         u   <- mu u + d
         x~  <- x~ - nu (d + mu u)
-        r^i <- x~                               what comes back, which is not used yet
+        r^i <- x~                               the reply, which is not used yet
     if t is `delay` steps after that:
         x^i <- mix x^i + (1 - mix) r^i          mixed with what the worker has done meanwhile
     x^i <- the local step at x^i                AdamW unless told otherwise (local=)
     t   <- t + 1
 
-With mix = 0 the steps of the meantime are lost, with mix = 1 nothing comes back. The exchange overlaps the gradient of
-the step in which it is made; the other steps of the delay pass here after it, and not while it is on its way. A worker
-that was lost and is back has no r until its next exchange, and nothing is mixed. There is a closing exchange. The first
-exchange of a fragment is at its phase, where that is not 0. The paper cuts between layers, here fragments are equally
-long (fragments.py); messages of fewer bits, which it has too, are wire=.
+With mix = 0 the steps during the delay are lost, with mix = 1 the reply has no effect. The exchange overlaps the
+gradient of the step in which it is made; the other steps of the delay begin when the reply is there, where in the paper
+it is still on its way. A worker that was lost and is back has no r until its next exchange, and mixes nothing. There is
+a closing exchange. The first exchange of a fragment is at its phase, where that is not 0. The paper cuts between
+layers, here fragments are equally long (fragments.py). The paper's messages of fewer bits are wire=.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from easgd_cli.algorithms.local import PLAIN, LocalStep
 
 @dataclass(frozen=True)
 class StreamingDiLoCo(WithLocalStep):
-    """`delay`: steps between sending and taking in; `mix`: how much of the worker's own stays; `nu`, `mu`: outer rate
-    and momentum; `local`: how x moves by g in between.
+    """`delay`: steps from sending x to mixing in the reply; `mix`: share of the worker's own x in the mix; `nu`, `mu`:
+    outer rate and momentum; `local`: how x moves by g in between.
     """
 
     tau: int
@@ -62,7 +62,7 @@ class StreamingDiLoCo(WithLocalStep):
     def step(self, w: Worker) -> Rule:
         x = None
         if w.since == self.delay:
-            share = w.r.any().to(w.r.dtype).mul_(1 - self.mix)  # 0 without r; a GPU works it out, and nobody waits
+            share = w.r.any().to(w.r.dtype).mul_(1 - self.mix)  # 0 without r; a tensor, so that no GPU is waited for
             x = w.mixed.copy_(w.x).lerp_(w.r, share)
         at = self.local.at(w if x is None else w.at(x))
         g, reply = yield Gradient(at), Exchange(w.x) if w.due and w.t else None

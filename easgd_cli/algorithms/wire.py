@@ -1,13 +1,13 @@
 """Any method with messages and replies of fewer bits: wire=bf16, fp16 or int8.
 
-Each vector is rounded where it enters the wire, and every variable and every worker stays as it is. A number becomes
-one of its two neighbours that can be sent, the nearer one more often, so that its expectation is the number itself:
+A vector is rounded when it is sent; variables and workers keep full precision. A number becomes one of the two nearest
+numbers that can be sent, at random, the nearer one more often, so that the expectation is the number itself:
 
-    round(x) = ulp floor(x / ulp + u),   u uniform in [0, 1)      ulp: what two neighbours there differ by
+    round(x) = ulp floor(x / ulp + u),   u uniform in [0, 1)      ulp: the difference of the two nearest numbers
 
-u follows from (seed, worker, t), and which way the vector goes: a run that goes on, or is gone through again, or takes
-place on another launcher, rounds the same. In rounds the reply is rounded alike for all, so that workers who were equal
-stay equal. What lies beside its owner takes no way and is not rounded.
+u depends on (seed, worker, t), the variable and the direction alone: a resumed run, a replay and a run on another
+launcher round alike. The reply of a round is rounded alike for all workers, so that workers with equal x stay equal.
+Messages between a variable and its owner cross no network and are not rounded.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 SHARING = 1024  # entries of int8 that share one power of two
-_BLOCK = 64 * SHARING  # entries at a time, which stay in the cache
-_FLOAT32 = 24  # significant bits; x / ulp and u together have no more, so that their sum is exact
+_BLOCK = 64 * SHARING  # entries rounded at a time, few enough to stay in the cache
+_FLOAT32 = 24  # significant bits of float32; x / ulp and u together have no more, so that their sum is exact
 _LEAST_ULP = 2.0**-126  # the least power of two that is a normal number of 16 bits
-_TYPES = {"bf16": "bfloat16", "fp16": "float16"}  # of torch's
-_ALL = 1 << 40  # in place of a worker's number, where what is drawn is the same for all
+_TYPES = {"bf16": "bfloat16", "fp16": "float16"}  # names of torch's types
+_ALL = 1 << 40  # in place of a worker's number, where all workers draw the same numbers
 
 
 @dataclass(frozen=True)
 class Wire:
-    """Numbers of so many significant bits, the leading one included, and the least exponent; None: whole numbers from
-    -127 to 127, times a power of two that `SHARING` entries share. `largest`: more than that is sent as that.
+    """The numbers that can be sent. `bits`: their significant bits, the leading one included; None: whole numbers from
+    -127 to 127, times a power of two that `SHARING` entries share. `least`: the least exponent. `largest`: sent in
+    place of any greater number; None: no number is too great.
     """
 
     name: str
@@ -44,11 +45,11 @@ class Wire:
     largest: float | None = None
 
     def nbytes(self, size: int) -> int:
-        """Of a vector of that many entries, on the wire."""
+        """Returns the bytes of a vector [size] as it is sent."""
         return 2 * size if self.bits is not None else size + 2 * -(-size // SHARING)
 
     def room(self, x: Tensor) -> list[Tensor]:
-        """Tensors that hold x [d] as it is sent."""
+        """Returns new tensors with room for x [d] as it is sent."""
         import torch
 
         if self.bits is not None:
@@ -57,7 +58,7 @@ class Wire:
         return [shared, torch.empty(x.shape, dtype=torch.int8)]
 
     def encoded(self, x: Tensor) -> list[Tensor]:
-        """x [d], which has been rounded, as it is sent."""
+        """Returns x [d], which has been rounded before, as it is sent."""
         into = self.room(x)
         if self.bits is None:
             ulp = self._shared_ulp(x)
@@ -68,18 +69,18 @@ class Wire:
         return into
 
     def decode(self, sent: Sequence[Tensor], out: Tensor) -> None:
-        """Writes into `out` [d] what `sent` holds."""
+        """Writes the vector that was sent as `sent` into `out` [d]."""
         out.copy_(sent[-1])
         if self.bits is None:
             out.mul_(sent[0].to(out.dtype).repeat_interleave(SHARING)[: out.numel()])
 
     def round(self, x: Tensor, out: Tensor, generator: Generator, before: int = 0) -> None:
-        """`out` [d] is x [d] rounded, as part of a vector with so many entries `before` it, a multiple of SHARING. On a
-        CPU in blocks; a GPU's launches would cost more than its arithmetic.
+        """Writes x [d], rounded, into `out` [d]. x is part of a vector with so many entries `before` it, a multiple of
+        SHARING. A CPU works in blocks; on a GPU their launches would cost more than the arithmetic.
         """
         drawn = _FLOAT32 - (self.bits or 8)  # bits of u
         block = _BLOCK if x.device.type == "cpu" else max(1, x.numel())
-        for at in range(0, before, block):  # a number is drawn for each
+        for at in range(0, before, block):  # skips the random numbers of these entries
             x.new_empty(min(block, before - at)).random_(0, 1 << drawn, generator=generator)
         for part, into in zip(x.split(block), out.split(block), strict=True):
             ulp = self._shared_ulp(part) if self.bits is None else self._ulp(part, self.bits)
@@ -92,7 +93,9 @@ class Wire:
         return _power_below(x).clamp_(min=2.0**self.least).mul_(2.0 ** (1 - bits))
 
     def _shared_ulp(self, x: Tensor) -> Tensor:
-        """Of each entry [n]: the least power of two of which 127 reach the largest beside it."""
+        """Returns the ulp of each entry [n]: the least power of two that, times 127, reaches the largest absolute value
+        among the entries that share the ulp.
+        """
         together = x.new_zeros(-(-x.numel() // SHARING), SHARING)
         together.view(-1)[: x.numel()] = x.abs()
         needed = together.amax(1).div_(127)
@@ -102,7 +105,7 @@ class Wire:
 
 
 def _power_below(x: Tensor) -> Tensor:
-    """The greatest power of two at most |x|, exactly; 0 where that is no normal number; infinity stays."""
+    """Returns the greatest power of two <= |x|, exactly; 0 where that is no normal number, infinity for infinity."""
     import torch
 
     whole, mask = (torch.int32, 0x7F80_0000) if x.dtype == torch.float32 else (torch.int64, 0x7FF0_0000_0000_0000)
@@ -119,7 +122,9 @@ WIRES: Mapping[str, Wire | None] = {
 
 @dataclass(frozen=True)
 class Rounding:
-    """What is drawn for whom: of each variable, by its place, whether it takes `rounds`, and its `owners`."""
+    """Rounds what workers and variables send. For each variable, by its place: `rounds`, whether it takes rounds;
+    `owners`, its owner.
+    """
 
     wire: Wire
     seed: int
@@ -127,12 +132,12 @@ class Rounding:
     owners: tuple[int | None, ...]
 
     def beside(self, worker: int, place: int) -> bool:
-        """Whether what they exchange takes no way."""
+        """Returns whether that worker owns the variable at `place`, so that their messages cross no network."""
         return self.owners[place] == worker
 
     def round(self, x: Tensor, out: Tensor, worker: int, t: int, place: int, *, way: int, before: int = 0) -> None:
-        """`out` [d] is x [d], rounded as it is at the worker's clock t on its way to that variable (0), or back (1);
-        `before`: entries of the vector before these.
+        """Writes x [d], rounded, into `out` [d]: a message of the worker at its clock t to the variable at `place`
+        (`way` 0) or the reply to it (`way` 1). `before`: entries of the vector before those of x.
         """
         import torch
 
@@ -143,7 +148,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class OnTheWire(Wrapped):
-    """`method` on `wire`. `seed`: that of the run."""
+    """`method` with messages and replies rounded to the numbers of `wire`. `seed`: that of the run."""
 
     wire: Wire
     seed: int
@@ -171,7 +176,7 @@ class OnTheWire(Wrapped):
 
     @cached_property
     def rounding(self) -> Rounding:
-        """What it draws."""
+        """How messages and replies are rounded."""
         variables = self.variables.values()
         return Rounding(self.wire, self.seed, tuple(v.in_rounds for v in variables), tuple(v.owner for v in variables))
 
@@ -190,7 +195,9 @@ class OnTheWire(Wrapped):
         return w.arrived if self._rounded(w, ask, given, w.arrived, 1) else given
 
     def _rounded(self, w: Worker, ask: Exchange, x: Tensor, out: Tensor, way: int) -> bool:
-        """Rounds what of x [d] takes a way; whether anything does."""
+        """Rounds the exchanged entries of x [d] into `out`. Returns False, and does nothing, where they cross no
+        network.
+        """
         place = self._places[ask.to]
         if self.rounding.beside(w.number, place):
             return False

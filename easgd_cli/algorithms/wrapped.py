@@ -1,4 +1,4 @@
-"""What a method around another has in common with others such: it is that method, but for what it says itself."""
+"""Methods around another method: whatever such a method does not define itself is that of the inner one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class Wrapped(Method):
 
 
 def relayed(rule: Rule, ask: Callable[[Any], Any], answer: Callable[[Any, Any], Any]) -> Rule:
-    """`rule`, of which every request becomes `ask(it)`, and every answer `answer(what was asked instead, it)`."""
+    """Runs `rule`. Yields `ask(request)` for each of its requests; sends it `answer(ask(request), given)` for what is
+    given in return.
+    """
     given: Any = None
     while True:
         try:

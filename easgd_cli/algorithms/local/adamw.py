@@ -1,6 +1,6 @@
 """Adam with decoupled weight decay (Kingma, Ba 2015, Algorithm 1; Loshchilov, Hutter 2019, Algorithm 2).
 
-    x <- x - eta lambda x                                    no gradient: g, m and s do not know of it
+    x <- x - eta lambda x                                    the decay is in none of g, m and s
     m <- beta1 m + (1 - beta1) g
     s <- beta2 s + (1 - beta2) g^2
     x <- x - eta (m / (1 - beta1^t)) / (sqrt(s / (1 - beta2^t)) + eps)        t: this worker's steps, this one included

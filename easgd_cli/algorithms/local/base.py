@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class LocalStep(ABC):
     """Base of every local step. A subclass is a frozen dataclass whose fields are its constants.
 
-    A field named as a root setting (delta, ...) is given that setting; any other is `local.<field>`. A constant that
-    breaks a rule raises ValueError in `__post_init__`, in a sentence that names it. Nothing is drawn or counted here:
-    what a step depends on is its vectors, g, and the worker's `eta` and `t`.
+    A field with the name of a root setting (delta, ...) gets the value of that setting; any other is `local.<field>`. A
+    constant that breaks a rule raises ValueError in `__post_init__`, with a sentence that names the constant. A step
+    depends on its vectors, g, and the worker's `eta` and `t` alone: it has no random numbers and no counter of its own.
     """
 
     state: ClassVar[tuple[str, ...]] = ()  # vectors [d] beside x that last; they begin at 0 and stay with the worker
@@ -33,11 +33,11 @@ class LocalStep(ABC):
 
     @property
     def torch_sgd(self) -> Mapping[str, Any] | None:
-        """The momentum with which torch.optim.SGD takes this step; None where it does not."""
+        """Arguments, beside the rate, with which torch.optim.SGD takes this step; None: it cannot."""
         return None
 
     def at(self, w: Worker) -> Tensor:
-        """Where the gradient is taken [d]; may write scratch only."""
+        """Returns the point [d] at which the gradient is taken; may write scratch only."""
         return w.x
 
     @abstractmethod
@@ -46,7 +46,7 @@ class LocalStep(ABC):
 
 
 def check_fraction(name: str, value: float) -> None:
-    """0 <= value < 1, which is what keeps a running mean one."""
+    """Raises ValueError unless 0 <= value < 1, the range of the weight in a running mean."""
     if not 0 <= value < 1:
         raise ValueError(f"local.{name}={value:g}: lies in [0, 1).")
 
