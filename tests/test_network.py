@@ -29,7 +29,8 @@ from easgd_cli.launcher.distributed import Distributed, _check_slices
 from easgd_cli.launcher.hosts import probe
 from easgd_cli.launcher.hosts.agent import Agent
 from easgd_cli.launcher.hosts.door import AGENT, MASTER, ROLE, SESSION, WORKER, Door, called
-from easgd_cli.launcher.hosts.far_children import FarChildren, FirstHost, Timeouts
+from easgd_cli.launcher.hosts.far_children import FarChildren, Timeouts
+from easgd_cli.launcher.hosts.first_host import FirstHost
 from easgd_cli.launcher.hosts.gate import Arrival, Gate
 from easgd_cli.launcher.supervisor.parties import Process
 from easgd_cli.settings import schema as settings

@@ -101,7 +101,7 @@ def _prepared(settings: dict[str, Any], places: int, masters: int) -> Experiment
 
     from easgd_cli.commands import compose, foreign_code
     from easgd_cli.experiment import build
-    from easgd_cli.launcher.distributed import masters_elsewhere
+    from easgd_cli.launcher.hosts.first_host import masters_elsewhere
 
     with tempfile.TemporaryDirectory(prefix="easgd-") as directory:
         path = Path(directory) / "config.yaml"

@@ -8,10 +8,11 @@ import math
 import queue
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easgd_cli.launcher.hosts.first_host import FirstHost
 from easgd_cli.launcher.hosts.gate import Arrival, Gate
 from easgd_cli.launcher.hosts.stand_in import StandIn, StandInStart
 from easgd_cli.launcher.journal.journal import log
@@ -22,18 +23,6 @@ from easgd_cli.launcher.supervisor.parties import EVALUATOR, Process, master_at,
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.turn import turns
-
-
-@dataclass(frozen=True)
-class FirstHost:
-    """What of a run is on its first host: `workers` and `masters`, the first of each; `entries`: of vectors, those of
-    its masters; `elsewhere`: how many masters are not.
-    """
-
-    workers: int
-    masters: int = 1
-    entries: slice = field(default_factory=lambda: slice(None))
-    elsewhere: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from easgd_cli.algorithms.slices import of_slice
 from easgd_cli.errors import RunError
 from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher import kinds
-from easgd_cli.launcher.distributed import entries_here, masters_elsewhere
 from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, MASTER, WORKER, called_patiently, met_by_call
 from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
+from easgd_cli.launcher.hosts.first_host import entries_here, masters_elsewhere
 from easgd_cli.launcher.hosts.stand_in import OF_CENTER
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.launcher.processes.standstill import state_of
