@@ -361,10 +361,10 @@ def test_whoever_cannot_be_let_in_for_a_moment_keeps_nobody_else_out(caplog: pyt
 def test_a_worker_that_is_started_again_has_its_slot_while_the_one_before_still_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def place(host: Any, of: Any, ticket: int) -> Any:
+    def thread(host: Any, of: Any, ticket: int) -> Any:
         return SimpleNamespace(of=of, is_alive=lambda: True, leave=lambda: None)
 
-    monkeypatch.setattr("easgd_cli.launcher.hosts.agent.Place", place)
+    monkeypatch.setattr("easgd_cli.launcher.hosts.agent.PartyThread", thread)
     agent: Any = Agent.__new__(Agent)
     agent._places, agent._filled = 2, {}
     for worker in (1, 2, 2, 1):

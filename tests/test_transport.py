@@ -32,7 +32,7 @@ from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import WIRES, OnTheWire
 from easgd_cli.launcher.hosts.door import LIFE, SESSION, Door, called
 from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
-from easgd_cli.launcher.hosts.hosted import HostedMaster
+from easgd_cli.launcher.hosts.hosted_master import HostedMaster
 from easgd_cli.settings.schema import Eval
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors

@@ -17,8 +17,11 @@ from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.hosts import probe
 from easgd_cli.launcher.hosts.door import AGENT, CONNECT_SECONDS, LIFE, SESSION, Door, called
-from easgd_cli.launcher.hosts.hosted import HostedMaster, HostedWorker, Place, Workplace
+from easgd_cli.launcher.hosts.hosted_master import HostedMaster
+from easgd_cli.launcher.hosts.hosted_worker import HostedWorker
 from easgd_cli.launcher.hosts.measured_end import FarEnd, FarMaster, memory_of
+from easgd_cli.launcher.hosts.party_thread import PartyThread
+from easgd_cli.launcher.hosts.workplace import Workplace
 from easgd_cli.launcher.processes import fork_server
 from easgd_cli.launcher.supervisor.parties import Process, master_at
 from easgd_cli.system import interruption, network
@@ -57,7 +60,7 @@ class Agent:
         self._connection = Connection(self._called(wait), CONNECT_SECONDS * 2, probe.MOST)
         self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
         self._host: Workplace | None = None
-        self._filled: dict[Process, Place] = {}
+        self._filled: dict[Process, PartyThread] = {}
         self._door: Door | None = None  # where its masters' sessions come in
         self._ends: list[FarEnd | FarMaster | FarGloo] = []  # of what is measured
         self._vectors: dict[int, SharedTensors] = {}  # and its vectors
@@ -91,10 +94,10 @@ class Agent:
         finally:
             if self._door is not None:
                 self._door.close()
-            for place in self._filled.values():
-                place.leave()
-            for place in self._filled.values():
-                place.join(CONNECT_SECONDS)
+            for thread in self._filled.values():
+                thread.leave()
+            for thread in self._filled.values():
+                thread.join(CONNECT_SECONDS)
             for end in self._ends:
                 end.end()
             self._connection.close()
@@ -106,7 +109,7 @@ class Agent:
                 leaves = time.monotonic() + _LEAVING_SECONDS
                 tell(f"leaving the run, unless it ends within {_LEAVING_SECONDS:g} s; once more to leave at once")
             # of those that have ended the memory is not kept
-            self._filled = {party: place for party, place in self._filled.items() if place.is_alive()}
+            self._filled = {party: thread for party, thread in self._filled.items() if thread.is_alive()}
             if len(came) > 1 or (leaves is not None and time.monotonic() > leaves):
                 return 128 + came[0]
             with suppress(queue.Empty):
@@ -151,14 +154,14 @@ class Agent:
         hosted: HostedWorker | HostedMaster
         if "worker" in message:
             worker = int(message["worker"])
-            others = {place.of.slot for party, place in self._filled.items() if party != worker and place.is_alive()}
+            others = {t.of.slot for party, t in self._filled.items() if party != worker and t.is_alive()}
             slot = next((i for i in range(self._places) if i not in others), 0)
             hosted = HostedWorker(host, worker, slot)
         else:
             hosted = HostedMaster(host, int(message["master"]))
         if (before := self._filled.get(hosted.party)) is not None:
             before.leave()
-        self._filled[hosted.party] = Place(host, hosted, int(message["ticket"]))
+        self._filled[hosted.party] = PartyThread(host, hosted, int(message["ticket"]))
 
     def _cannot(self, ticket: int, text: str) -> None:
         self._connection.say({"kind": "cannot", "ticket": ticket, "text": text})
