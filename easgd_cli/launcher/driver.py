@@ -24,7 +24,7 @@ class Driver(Protocol):
     def start(self) -> None:
         """Starts all parties. Raises RunError, MemoryError or OSError."""
 
-    def turn(self) -> None:
+    def handle_next(self) -> None:
         """Waits for what happens next, at most a moment, and does what the supervisor asks for."""
 
     def end(self) -> None:
@@ -89,7 +89,7 @@ def _to_the_end(driver: Driver, signals: Signals) -> Outcome:
     try:
         driver.start()
         while not supervisor.over:
-            driver.turn()
+            driver.handle_next()
             for number in signals.taken():
                 supervisor.interrupted(number)
     except (RunError, MemoryError, OSError) as e:  # the record cannot be written, say

@@ -212,7 +212,7 @@ class StandIn:
         self._sessions = start.sessions(self._lose)
         self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
         self._ready, self._end = threading.Event(), dict[str, Any]()
-        self._turn_to_send, self._asked, self._lost_host = SendTurn(start.turns), False, ""
+        self._send_turn, self._asked, self._lost_host = SendTurn(start.turns), False, ""
         self._begin(*self._connected())
         for number in (signal.SIGCONT, signal.SIGQUIT):
             signal.signal(number, lambda number, _: self._connection.say({"kind": "signal", "number": number}))
@@ -222,7 +222,7 @@ class StandIn:
     def _begin(self, sock: socket.socket, where: dict[str, Any]) -> None:
         """On a host, by this connection to it. Raises SessionEnded."""
         start, self._host = self._start, where["host"]
-        self._connection = Connection(sock, start.silence, start.most, self._turn_to_send)
+        self._connection = Connection(sock, start.silence, start.most, self._send_turn)
         vectors = [(key + name, v) for key, of in start.held.items() for name, v in of.tensors.items()]
         held = {name: v for name, v in vectors if v.any()}
         begin = {"kind": "begin", "masters": where["masters"], **start.begin}
@@ -297,7 +297,7 @@ class StandIn:
         """Until the worker has ended. Raises SessionEnded where it has ended before its time, and ChannelClosed."""
         self._connection.say({"kind": "start", "elapsed": time.monotonic() - began})
         while not self._end:
-            self._turn()
+            self._pass_on()
         self._leave()
 
     def _tell_link(self) -> None:
@@ -310,7 +310,7 @@ class StandIn:
         with suppress(ChannelClosed):
             self._channel.post({"kind": "link", "host": self._host, **carried})
 
-    def _turn(self) -> None:
+    def _pass_on(self) -> None:
         """Passes on what the launcher says, and what it has not yet taken."""
         said_all = self._channel.flush()
         watched: list[Any] = [self._channel, self._woken]

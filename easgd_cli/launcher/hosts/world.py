@@ -105,7 +105,7 @@ class Torchrun(World):
 
 
 @dataclass(frozen=True)
-class Step(World):
+class SlurmStep(World):
     """The tasks of a step of SLURM's. A file in the working directory, which they share, has the address of the run.
 
     `srun`: the address at which the nodes reach srun. `name`: of job, step, and how often SLURM has started the job
@@ -199,7 +199,7 @@ def _of_slurm(
             return None
         local_size = _repeated(tasks)[int(node)]
         name = f"{job}.{step}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-        return Step(int(rank), int(size), int(local_rank), local_size, srun, name)
+        return SlurmStep(int(rank), int(size), int(local_rank), local_size, srun, name)
     except (ValueError, IndexError) as e:
         raise UsageError(
             f"SLURM_PROCID={rank} SLURM_STEP_NUM_TASKS={size} SLURM_NODEID={node} SLURM_STEP_TASKS_PER_NODE={tasks}: "

@@ -123,7 +123,7 @@ class Processes:
 
     # ---------------------------------------------------------------- the loop
 
-    def turn(self) -> None:
+    def handle_next(self) -> None:
         """Waits for the next event, at most a moment, and does what it asks for."""
         heard = self._children.heard(_LOOK_UP_SECONDS)
         self.supervisor.now = self._seconds()

@@ -113,7 +113,7 @@ class VirtualCluster:
             self._training.begin()
         self._obey()
 
-    def turn(self) -> None:
+    def handle_next(self) -> None:
         """Takes events for a moment of the real clock, or to the last one."""
         supervisor = self.supervisor
         self._obey()
