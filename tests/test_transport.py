@@ -30,7 +30,7 @@ from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import WIRES, OnTheWire
-from easgd_cli.launcher.hosts.door import LIFE, SESSION, Door, called
+from easgd_cli.launcher.hosts.door import LIFE, Door, Role, called
 from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
 from easgd_cli.launcher.hosts.hosted_master import HostedMaster
 from easgd_cli.settings.schema import Eval
@@ -280,7 +280,7 @@ class ApartStar(ShardedStar):
         return start.links
 
     def enters(self, sock: socket.socket, _: str, role: int, worker: int, of: int) -> None:
-        assert role == SESSION
+        assert role == Role.SESSION
         life, place = divmod(of, 1 << LIFE)
         self.hosted[place].admit(worker, life, sock)
 
@@ -601,7 +601,7 @@ def test_the_news_of_a_life_in_which_a_worker_never_came_to_a_master_elsewhere_e
     run.lose(0)
     for hosted in run.hosted.values():
         hosted.told({"kind": "again", "worker": 0, "life": 3})
-    late = called(run.door._listener.getsockname(), b"secret", 10, SESSION, 0, 1 | 3 << LIFE)
+    late = called(run.door._listener.getsockname(), b"secret", 10, Role.SESSION, 0, 1 | 3 << LIFE)
     while late.recv(64):  # of a life that is known to have ended: it is closed
         pass
     assert 0 not in run.hosted[1]._sessions

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from easgd_cli.bench.measure import Row, number
 from easgd_cli.errors import RunError
-from easgd_cli.launcher.hosts.door import AGENT, HELLO_SECONDS, ROLE
+from easgd_cli.launcher.hosts.door import CALLER, HELLO_SECONDS, Role
 from easgd_cli.launcher.hosts.measured_end import SILENCE, MasterProcess, link_of, memory_of
 from easgd_cli.launcher.hosts.measured_gloo import Gloo
 from easgd_cli.transport.connection import Connection, Refused, Sort, answer, read_exactly
@@ -138,7 +138,7 @@ def run(
 
 def joined(listener: socket.socket, secret: bytes, wait: float) -> tuple[Connection, str]:
     """The next host that joins, and what it is called. Raises RunError and ConnectionEnded."""
-    sock, address, _ = accepted(listener, secret, AGENT, wait)
+    sock, address, _ = accepted(listener, secret, Role.AGENT, wait)
     connection = Connection(sock, SILENCE)
     _, text, _ = connection.next()
     return connection, f"{str(connection.message(text)[0]['name'])[:64]} ({address})"
@@ -163,8 +163,8 @@ def accepted(listener: socket.socket, secret: bytes, wanted: int | None, wait: f
         try:
             sock, (address, _) = listener.accept()
             answer(sock, secret, HELLO_SECONDS)
-            role, number, _ = ROLE.unpack(read_exactly(sock, ROLE.size, HELLO_SECONDS))
-            if (role == AGENT) == (wanted == AGENT):
+            role, number, _ = CALLER.unpack(read_exactly(sock, CALLER.size, HELLO_SECONDS))
+            if (role == Role.AGENT) == (wanted == Role.AGENT):
                 return sock, address, number
         except (Refused, OSError):
             continue

@@ -16,7 +16,7 @@ from easgd_cli import __version__
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.hosts import probe
-from easgd_cli.launcher.hosts.door import AGENT, CONNECT_SECONDS, LIFE, SESSION, Door, called
+from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, Door, Role, called
 from easgd_cli.launcher.hosts.hosted_master import HostedMaster
 from easgd_cli.launcher.hosts.hosted_worker import HostedWorker
 from easgd_cli.launcher.hosts.measured_end import FarEnd, FarMaster, memory_of
@@ -70,7 +70,9 @@ class Agent:
         ends = time.monotonic() + wait
         while True:
             try:
-                return called(self._address, self._secret, _PATIENCE_SECONDS if self._led else CONNECT_SECONDS, AGENT)
+                return called(
+                    self._address, self._secret, _PATIENCE_SECONDS if self._led else CONNECT_SECONDS, Role.AGENT
+                )
             except Refused as e:
                 raise UsageError(f"{self.where}: {e}; EASGD_SECRET is to be the same on all hosts of a run.") from e
             except OSError as e:
@@ -170,7 +172,7 @@ class Agent:
         """A worker's session with a master of this host."""
         life, place = divmod(of, 1 << LIFE)
         filled = self._filled.get(master_at(place))
-        if role == SESSION and filled is not None and isinstance(filled.of, HostedMaster):
+        if role == Role.SESSION and filled is not None and isinstance(filled.of, HostedMaster):
             filled.of.admit(worker, life, sock)
         else:
             sock.close()

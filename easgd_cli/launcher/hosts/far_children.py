@@ -168,7 +168,7 @@ class FarChildren(Children):
                 self._homeless.remove(party)
             elif isinstance(party, int) and not all_there:
                 break
-            elif (ticket := self._gate.place(party)) is not None:  # what is no place for one may be for the next
+            elif (ticket := self._gate.assign(party)) is not None:  # what is no place for one may be for the next
                 self._tickets[party] = ticket
                 self._homeless.remove(party)
                 self._called.add(party)

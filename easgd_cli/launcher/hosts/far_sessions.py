@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, SESSION, called_patiently
+from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, Role, called_patiently
 from easgd_cli.transport.base import Kind
 from easgd_cli.transport.connection import Connection, ConnectionEnded, RulesBroken, Sort
 from easgd_cli.transport.relay import MasterRelay, WorkerRelay
@@ -36,7 +36,7 @@ class OutgoingSession(threading.Thread):
         self._end, self._silence, self._lost = SharedMasterEnd([link]), silence, lost
         never = threading.Event()
         of = place | life << LIFE
-        sock = called_patiently(address, secret, CONNECT_SECONDS, silence, never, SESSION, link.worker, of)
+        sock = called_patiently(address, secret, CONNECT_SECONDS, silence, never, Role.SESSION, link.worker, of)
         self.connection = Connection(sock, silence, link.memory.nbytes())
         self._says = MasterRelay(self._end, link.packing, self.connection)
         self.start()

@@ -17,7 +17,7 @@ from typing import Any
 
 from easgd_cli import __version__
 from easgd_cli.launcher.hosts import probe
-from easgd_cli.launcher.hosts.door import AGENT, MASTER, MEETING, WORKER, Door, met_by_call
+from easgd_cli.launcher.hosts.door import Door, Role, met_by_call
 from easgd_cli.launcher.hosts.probe import Carries
 from easgd_cli.launcher.supervisor.parties import Process, master_at, place_of
 from easgd_cli.transport.connection import Connection, ConnectionEnded
@@ -93,7 +93,7 @@ class Gate:
 
     # ---------------------------------------------------------------- what the launcher asks for
 
-    def place(self, party: Process) -> int | None:
+    def assign(self, party: Process) -> int | None:
         """Gives the worker or master to a host that has room for it; the ticket by which its connection will be known,
         None where there is no room.
         """
@@ -151,11 +151,11 @@ class Gate:
     # ---------------------------------------------------------------- who comes
 
     def _enters(self, sock: socket.socket, address: str, role: int, number: int, ticket: int) -> None:
-        if role in (WORKER, MASTER):
-            self._let_in(sock, number if role == WORKER else master_at(number), ticket)
-        elif role == AGENT:
+        if role in (Role.WORKER, Role.MASTER):
+            self._let_in(sock, number if role == Role.WORKER else master_at(number), ticket)
+        elif role == Role.AGENT:
             self._serve(Connection(sock, self._silence, probe.MOST), address)
-        elif role == MEETING:
+        elif role == Role.MEETING:
             self._board.serve(sock)
         else:
             sock.close()

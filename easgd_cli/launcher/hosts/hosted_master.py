@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.algorithms.slices import of_slice
-from easgd_cli.launcher.hosts.door import MASTER
+from easgd_cli.launcher.hosts.door import Role
 from easgd_cli.launcher.hosts.far_sessions import IncomingSession
 from easgd_cli.launcher.hosts.workplace import Carried, Workplace
 from easgd_cli.launcher.supervisor.parties import master_at
@@ -33,7 +33,7 @@ class HostedMaster:
 
     def __init__(self, host: Workplace, place: int):
         self._host, self._place, self.party = host, place, master_at(place)
-        self.name, self.role = str(self.party), (MASTER, place)
+        self.name, self.role = str(self.party), (Role.MASTER, place)
         self._admitting, self._begun, self._over = threading.Lock(), threading.Event(), False
         self._links: dict[int, Link] = {}
         self._lives: dict[int, int] = {}  # of each worker: in which of its lives it came last, or is to come first

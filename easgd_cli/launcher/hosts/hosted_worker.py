@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from easgd_cli.algorithms.base import CENTER, Seen
 from easgd_cli.launcher import kinds
-from easgd_cli.launcher.hosts.door import WORKER, met_by_call
+from easgd_cli.launcher.hosts.door import Role, met_by_call
 from easgd_cli.launcher.hosts.far_sessions import OutgoingSession
 from easgd_cli.launcher.hosts.first_host import entries_here
 from easgd_cli.launcher.hosts.stand_in import OF_CENTER
@@ -30,7 +30,7 @@ class HostedWorker:
 
     def __init__(self, host: Workplace, worker: int, slot: int):
         self._host, self.party, self.slot, self.name = host, worker, slot, f"worker {worker}"
-        self.role = (WORKER, worker)
+        self.role = (Role.WORKER, worker)
         self._sessions: dict[int, OutgoingSession] = {}  # by the places of the masters
 
     def prepare(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from easgd_cli.algorithms.base import CENTER
-from easgd_cli.launcher.hosts.door import SESSION, WORKER, Door, called
+from easgd_cli.launcher.hosts.door import Door, Role, called
 from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.settings import targets
@@ -61,7 +61,7 @@ class FarEnd(threading.Thread):
 
     def run(self) -> None:
         with suppress(Refused, OSError, ConnectionEnded, SessionEnded), ExitStack() as stack:
-            sock = called(self._address, self._secret, _SECONDS, WORKER, self._link.worker)
+            sock = called(self._address, self._secret, _SECONDS, Role.WORKER, self._link.worker)
             connection = Connection(sock, SILENCE, self._link.memory.nbytes())
             stack.callback(connection.close)
             for line, (place, first, last, host, port) in enumerate(self._asked["masters"], 1):
@@ -148,7 +148,7 @@ class FarMaster:
         self._door, self.port = Door(listener, secret, self._enters), int(listener.getsockname()[1])
 
     def _enters(self, sock: socket.socket, address: str, role: int, worker: int, place: int) -> None:
-        if role == SESSION and worker < len(self._links):
+        if role == Role.SESSION and worker < len(self._links):
             link, turn = self._links[worker].for_worker(), SendTurn(self._turns)
             self._sessions.append(IncomingSession(Connection(sock, SILENCE, link.memory.nbytes(), turn), turn, link))
         else:

@@ -162,7 +162,7 @@ class VirtualCluster:
         """Everything, between two events. Its tensors are the run's own."""
         parties, (pace, rows) = self._parties, self._reports.state()
         owner = OwnerState(self._reports.moment, parties.owner_clock, parties.vectors, pace=pace)
-        simulated = parties.place() | {
+        simulated = parties.position() | {
             "system": rows, "real_seconds": self._real_seconds(), "supervisor": self.supervisor.state(),
         }  # fmt: skip
         return Checkpoint(owner, parties.states(), simulated=simulated)

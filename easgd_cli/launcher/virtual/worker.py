@@ -205,7 +205,7 @@ class VirtualWorker:
         spared = -1 if self.faults is None else self.faults.spared
         return WorkerState(self.w.t, vectors, seen.clock, seen.served, seen.exchanges, self.meter.state(), spared)
 
-    def place(self) -> dict[str, Any]:
+    def position(self) -> dict[str, Any]:
         """Where it is in its step, as plain numbers."""
         return {
             "in_step": self.step is not None, "closes": self.closes, "answered": self._answered, "asked": self._asked,
@@ -215,7 +215,7 @@ class VirtualWorker:
             **({} if self.faults is None else {"faults": [self.stood, self.joins, self.link_down]}),
         }  # fmt: skip
 
-    def restore(self, state: WorkerState, place: Mapping[str, Any], meter: Meter) -> None:
+    def restore(self, state: WorkerState, position: Mapping[str, Any], meter: Meter) -> None:
         """Puts it where it was: the rule is run again with the answers it has had."""
         for name, v in self.lasting.items():
             v.copy_(state.vectors[name])
@@ -224,20 +224,20 @@ class VirtualWorker:
         if self.session is not None:
             assert self.session.reply is not None
             self.session.reply.copy_(state.vectors["reply"])
-            self.session.restore(place["session"])
+            self.session.restore(position["session"])
         if self.faults is not None:
             self.faults.spared = state.spared
-            self.stood, self.joins, self.link_down = place.get("faults", (-1, False, 0.0))
-            self._asked = place["asked"]
-        self.closes = place.get("closes", False)
-        if place["in_step"]:
+            self.stood, self.joins, self.link_down = position.get("faults", (-1, False, 0.0))
+            self._asked = position["asked"]
+        self.closes = position.get("closes", False)
+        if position["in_step"]:
             self.step = Step(self._method, self.w)
-            self._earlier = [Reply(*reply) for reply in place.get("earlier", [])]
+            self._earlier = [Reply(*reply) for reply in position.get("earlier", [])]
             earlier = iter(self._earlier)
-            for _, reply in place["answered"]:
+            for _, reply in position["answered"]:
                 self._answer(self.step, next(earlier, None) if reply else None)
-            self._answered = [(bool(gradient), bool(reply)) for gradient, reply in place["answered"]]
-            self._asked, self._computed = place["asked"], place["computed"]
+            self._answered = [(bool(gradient), bool(reply)) for gradient, reply in position["answered"]]
+            self._asked, self._computed = position["asked"], position["computed"]
 
 
 def kept(reply: Reply) -> Reply:

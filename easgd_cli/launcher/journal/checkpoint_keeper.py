@@ -15,7 +15,7 @@ from easgd_cli.record.recorder import Recorder
 log = logging.getLogger("easgd.launcher")
 
 
-class Keeping:
+class CheckpointKeeper:
     """Of the run in `run_dir`. `flushed`: writes the record and says whether all of it is on the disk; `note`: tells
     the user; `resumed`: the run goes on from a checkpoint that is there.
     """
