@@ -28,7 +28,7 @@ from easgd_cli.errors import UsageError
 from easgd_cli.launcher.distributed import Distributed, _check_slices
 from easgd_cli.launcher.hosts import probe
 from easgd_cli.launcher.hosts.agent import Agent
-from easgd_cli.launcher.hosts.door import CALLER, Door, Role, called
+from easgd_cli.launcher.hosts.door import CALLER, Door, Role, connect
 from easgd_cli.launcher.hosts.far_children import FarChildren, Timeouts
 from easgd_cli.launcher.hosts.first_host import FirstHost
 from easgd_cli.launcher.hosts.gate import Arrival, Gate
@@ -36,7 +36,7 @@ from easgd_cli.launcher.supervisor.parties import Process
 from easgd_cli.settings import schema as settings
 from easgd_cli.system import network
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, answer, call
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, Refused, answer, call
 from easgd_cli.transport.turn import SendTurn, turns
 
 SECRET = b"between us"
@@ -105,8 +105,8 @@ def _measured(host: Connection) -> None:
     """Takes part in the measuring of its link, for as long as it is there."""
     with suppress(ConnectionEnded, OSError):
         while True:
-            sort, text, count = host.next()
-            if sort is Sort.PROBE:
+            kind, text, count = host.next()
+            if kind is FrameKind.PROBE:
                 probe.answer(host, text, count)
 
 
@@ -351,7 +351,7 @@ def test_whoever_cannot_be_let_in_for_a_moment_keeps_nobody_else_out(caplog: pyt
     listener.listen()
     came = SimpleQueue[int]()
     door = Door(listener, SECRET, lambda sock, address, role, number, ticket: (sock.close(), came.put(number))[1])
-    called((str(listener.getsockname()[0]), listener.getsockname()[1]), SECRET, 10, Role.AGENT, 7).close()
+    connect((str(listener.getsockname()[0]), listener.getsockname()[1]), SECRET, 10, Role.AGENT, 7).close()
     assert came.get(timeout=10) == 7
     door.close()
     told = [record.message for record in caplog.records]
@@ -381,7 +381,7 @@ def test_a_host_of_another_net_is_told_so_and_gets_no_worker(gate: Gate) -> None
 
 
 @pytest.mark.parametrize(
-    ("sort", "text", "body"),
+    ("kind", "text", "body"),
     [
         (7, b"", 0),
         (1, b"not json", 0),
@@ -392,10 +392,10 @@ def test_a_host_of_another_net_is_told_so_and_gets_no_worker(gate: Gate) -> None
         (1, b'{"kind": "state", "layout": {"x": [4611686018427387904, 4, "float32"]}}', 0),
     ],
 )
-def test_a_frame_that_does_not_keep_to_the_rules_ends_its_connection(sort: int, text: bytes, body: int) -> None:
+def test_a_frame_that_does_not_keep_to_the_rules_ends_its_connection(kind: int, text: bytes, body: int) -> None:
     both = pair()
     end = Connection(both.called, 10, 100)
-    both.caller.sendall(struct.pack("<BxxxIQ", sort, len(text), body) + text + bytes(body))
+    both.caller.sendall(struct.pack("<BxxxIQ", kind, len(text), body) + text + bytes(body))
     with pytest.raises(ConnectionEnded):
         end.message(end.next()[1])
     end.close()
@@ -458,14 +458,14 @@ def test_a_link_is_measured_by_as_much_as_takes_long_enough_to_tell() -> None:
     def answers() -> None:
         with suppress(ConnectionEnded):
             while True:
-                sort, text, count = far.next()
-                assert sort is Sort.PROBE
+                kind, text, count = far.next()
+                assert kind is FrameKind.PROBE
                 seen.append((int(text), count))
                 probe.answer(far, text, count)
 
     thread = threading.Thread(target=answers)
     thread.start()
-    carries = probe.measured(end)
+    carries = probe.measure(end)
     end.close()
     thread.join()
     far.close()
@@ -480,7 +480,7 @@ def test_who_answers_a_probe_with_something_else_is_gone() -> None:
     for text, count in ((b"-1", 0), (b"x", 0), (str(2 * probe.MOST).encode(), 0), (b"0", 7)):
         both = pair()
         end = Connection(both.called, 10, probe.MOST)
-        both.caller.sendall(struct.pack("<BxxxIQ", Sort.PROBE, len(text), count) + text + bytes(count))
+        both.caller.sendall(struct.pack("<BxxxIQ", FrameKind.PROBE, len(text), count) + text + bytes(count))
         with pytest.raises(ConnectionEnded):
             probe.answer(end, *end.next()[1:])
         end.close()

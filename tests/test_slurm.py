@@ -103,17 +103,17 @@ def test_a_file_says_where_the_run_is_for_as_long_as_it_is_there(
     step = world.world()
     assert isinstance(step, SlurmStep)
     heard: list[str] = []
-    asks = threading.Thread(target=lambda: heard.append(step.found()))
+    asks = threading.Thread(target=lambda: heard.append(step.find()))
     asks.start()
-    with step.told("10.0.0.1:5"):
+    with step.announce("10.0.0.1:5"):
         asks.join(30)
         assert heard == ["10.0.0.1:5"]
     assert list(here.iterdir()) == []
     monkeypatch.setattr(SlurmStep, "seconds", 0.1)
     with pytest.raises(RunError, match=r"\.easgd-slurm-7\.0\.0: the first task .* has not said there in 0.1 s"):
-        step.found()
+        step.find()
     (here / ".easgd-slurm-7.0.0").mkdir()
-    with pytest.raises(RunError, match="start srun in a directory that all nodes share"), step.told("10.0.0.1:5"):
+    with pytest.raises(RunError, match="start srun in a directory that all nodes share"), step.announce("10.0.0.1:5"):
         pass
 
 
@@ -124,10 +124,10 @@ def test_a_task_that_is_bound_to_its_share_of_the_cores_says_so(
     monkeypatch.setattr(devices, "cores", lambda: 4)
     step = world.world()
     assert step is not None
-    with step.told(""):
+    with step.announce(""):
         assert "bound to 4 of the 8 cores that its node's 2 tasks have" in capsys.readouterr().err
     monkeypatch.setattr(devices, "cores", lambda: 8)
-    with step.told(""):
+    with step.announce(""):
         assert capsys.readouterr().err == ""
 
 

@@ -30,7 +30,7 @@ from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import WIRES, OnTheWire
-from easgd_cli.launcher.hosts.door import LIFE, Door, Role, called
+from easgd_cli.launcher.hosts.door import LIFE, Door, Role, connect
 from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
 from easgd_cli.launcher.hosts.hosted_master import HostedMaster
 from easgd_cli.settings.schema import Eval
@@ -39,7 +39,7 @@ from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
 from easgd_cli.training.center import Center
 from easgd_cli.transport.base import Kind, Mark, MasterEnd, Reply, SessionEnded, Withdrawn, WorkerEnd
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort, answer, call, read_exactly
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, answer, call, read_exactly
 from easgd_cli.transport.on_device import DeviceVectors, hand_out
 from easgd_cli.transport.relay import MasterRelay, WorkerRelay
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
@@ -450,9 +450,9 @@ def test_what_crosses_in_fewer_bits_is_what_was_rounded(
     crossed: list[int] = []
     post = Connection.post
 
-    def noted(connection: Connection, sort: Sort, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
+    def noted(connection: Connection, kind: FrameKind, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
         crossed.extend(v.nbytes for v in vectors)
-        post(connection, sort, text, vectors)
+        post(connection, kind, text, vectors)
 
     monkeypatch.setattr(Connection, "post", noted)
     found = {}
@@ -601,7 +601,7 @@ def test_the_news_of_a_life_in_which_a_worker_never_came_to_a_master_elsewhere_e
     run.lose(0)
     for hosted in run.hosted.values():
         hosted.told({"kind": "again", "worker": 0, "life": 3})
-    late = called(run.door._listener.getsockname(), b"secret", 10, Role.SESSION, 0, 1 | 3 << LIFE)
+    late = connect(run.door._listener.getsockname(), b"secret", 10, Role.SESSION, 0, 1 | 3 << LIFE)
     while late.recv(64):  # of a life that is known to have ended: it is closed
         pass
     assert 0 not in run.hosted[1]._sessions

@@ -66,7 +66,7 @@ def follow(world: World) -> int:
     if world.size > world.local_size:  # who has no secret hears that, and not that the first says nothing
         asked, host = world.address()
         network.secret(asked, network.resolved(asked, host))
-    _take_part(world.found(), world.local_size, 1, _WAIT_SECONDS, led=True)
+    _take_part(world.find(), world.local_size, 1, _WAIT_SECONDS, led=True)
 
 
 def _take_part(where: str, places: int | None, masters: int, wait: float, led: bool = False) -> NoReturn:

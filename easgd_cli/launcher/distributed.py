@@ -258,7 +258,7 @@ def announced(launcher: object) -> Iterator[None]:
     if world is None or not isinstance(launcher, Distributed):
         yield
         return
-    with world.told(launcher.listen()[1]):
+    with world.announce(launcher.listen()[1]):
         yield
 
 

@@ -46,7 +46,7 @@ def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> 
     with Signals() as signals:
         journal = Journal(job, experiment)
         try:
-            driver = _made(journal, make)
+            driver = _make(journal, make)
             try:
                 with interruption.stacks_shown(partial(_show_stacks, journal, driver)):
                     return _to_the_end(driver, signals)
@@ -56,7 +56,7 @@ def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> 
             journal.release()
 
 
-def _made(journal: Journal, make: Callable[[Journal], Driver]) -> Driver:
+def _make(journal: Journal, make: Callable[[Journal], Driver]) -> Driver:
     """Raises RunError where the checkpoint has values with which nobody can go on."""
     try:
         return make(journal)
@@ -90,7 +90,7 @@ def _to_the_end(driver: Driver, signals: Signals) -> Outcome:
         driver.start()
         while not supervisor.over:
             driver.handle_next()
-            for number in signals.taken():
+            for number in signals.take():
                 supervisor.interrupted(number)
     except (RunError, MemoryError, OSError) as e:  # the record cannot be written, say
         supervisor.fail(str(e))

@@ -16,7 +16,7 @@ from easgd_cli import __version__
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.hosts import probe
-from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, Door, Role, called
+from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, Door, Role, connect
 from easgd_cli.launcher.hosts.hosted_master import HostedMaster
 from easgd_cli.launcher.hosts.hosted_worker import HostedWorker
 from easgd_cli.launcher.hosts.measured_end import FarEnd, FarMaster, memory_of
@@ -27,7 +27,7 @@ from easgd_cli.launcher.supervisor.parties import Process, master_at
 from easgd_cli.system import interruption, network
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.system.terminal import printable, tell
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, Refused
 
 if TYPE_CHECKING:
     from easgd_cli.launcher.hosts.measured_gloo import FarGloo
@@ -57,7 +57,7 @@ class Agent:
         self._address, self._secret, self._places, self._masters = address, secret, places, masters
         self.where = f"{address[0]}:{address[1]}"
         self._prepare = prepare
-        self._connection = Connection(self._called(wait), CONNECT_SECONDS * 2, probe.MOST)
+        self._connection = Connection(self._connect(wait), CONNECT_SECONDS * 2, probe.MOST)
         self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
         self._host: Workplace | None = None
         self._filled: dict[Process, PartyThread] = {}
@@ -65,12 +65,12 @@ class Agent:
         self._ends: list[FarEnd | FarMaster | FarGloo] = []  # of what is measured
         self._vectors: dict[int, SharedTensors] = {}  # and its vectors
 
-    def _called(self, wait: float) -> socket.socket:
+    def _connect(self, wait: float) -> socket.socket:
         """A connection there; whoever listens may come a little later."""
         ends = time.monotonic() + wait
         while True:
             try:
-                return called(
+                return connect(
                     self._address, self._secret, _PATIENCE_SECONDS if self._led else CONNECT_SECONDS, Role.AGENT
                 )
             except Refused as e:
@@ -201,8 +201,8 @@ class Agent:
     def _listen(self) -> None:
         try:
             while True:
-                sort, text, count = self._connection.next()
-                if sort is Sort.PROBE:
+                kind, text, count = self._connection.next()
+                if kind is FrameKind.PROBE:
                     probe.answer(self._connection, text, count)
                 else:
                     message, _ = self._connection.message(text)

@@ -102,7 +102,7 @@ class Door:
         self._enters(sock, address, role, number, ticket)
 
 
-def called(
+def connect(
     address: tuple[str, int], secret: bytes, seconds: float, role: Role, number: int = 0, ticket: int = 0
 ) -> socket.socket:
     """A connection to who listens there, who is told what it is for. Raises Refused and OSError, after so many seconds
@@ -113,7 +113,7 @@ def called(
     return sock
 
 
-def called_patiently(
+def connect_patiently(
     address: tuple[str, int], secret: bytes, seconds: float, patience: float, leaves: threading.Event, role: Role,
     number: int, ticket: int,
 ) -> socket.socket:  # fmt: skip
@@ -123,12 +123,12 @@ def called_patiently(
     ends = time.monotonic() + patience
     while True:
         try:
-            return called(address, secret, seconds, role, number, ticket)
+            return connect(address, secret, seconds, role, number, ticket)
         except OSError:
             if time.monotonic() > ends or leaves.wait(_AGAIN_SECONDS):
                 raise
 
 
-def met_by_call(address: tuple[str, int], secret: bytes, own: str) -> Meeting:
+def meeting_at(address: tuple[str, int], secret: bytes, own: str) -> Meeting:
     """Where a worker that others reach at its `own` address finds them."""
-    return Meeting(partial(called, address, secret, CONNECT_SECONDS, Role.MEETING), own)
+    return Meeting(partial(connect, address, secret, CONNECT_SECONDS, Role.MEETING), own)

@@ -154,9 +154,9 @@ class FarChildren(Children):
     def facts(self) -> dict[str, Any]:
         return {"links": {link.host: link.facts() for link in self.links() if link.workers or link.up[0]}}
 
-    def heard(self, seconds: float) -> list[Process]:
+    def wait(self, seconds: float) -> list[Process]:
         self._house()
-        return super().heard(seconds)
+        return super().wait(seconds)
 
     def _house(self) -> None:
         """Finds hosts for those that have none, and brings those that have come together with their stand-ins: masters

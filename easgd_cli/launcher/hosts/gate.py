@@ -17,7 +17,7 @@ from typing import Any
 
 from easgd_cli import __version__
 from easgd_cli.launcher.hosts import probe
-from easgd_cli.launcher.hosts.door import Door, Role, met_by_call
+from easgd_cli.launcher.hosts.door import Door, Role, meeting_at
 from easgd_cli.launcher.hosts.probe import Carries
 from easgd_cli.launcher.supervisor.parties import Process, master_at, place_of
 from easgd_cli.transport.connection import Connection, ConnectionEnded
@@ -88,7 +88,7 @@ class Gate:
         self.carries: dict[str, Carries] = {}  # what the link to each host does, also to those that have left
         self.arrived: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         host, port = listener.getsockname()
-        self.meeting, self._board = met_by_call((host, port), secret, host), Board()
+        self.meeting, self._board = meeting_at((host, port), secret, host), Board()
         self._door = Door(listener, secret, self._enters)
 
     # ---------------------------------------------------------------- what the launcher asks for
@@ -227,7 +227,7 @@ class Gate:
             return
         if message["port"] is not None:
             host.address = (host.connection.their_address, int(message["port"]))
-        carries = probe.measured(host.connection)
+        carries = probe.measure(host.connection)
         with self._lock:
             if self._ended is not None:  # which it has been told
                 return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from easgd_cli.algorithms.base import CENTER, Seen
 from easgd_cli.launcher import kinds
-from easgd_cli.launcher.hosts.door import Role, met_by_call
+from easgd_cli.launcher.hosts.door import Role, meeting_at
 from easgd_cli.launcher.hosts.far_sessions import OutgoingSession
 from easgd_cli.launcher.hosts.first_host import entries_here
 from easgd_cli.launcher.hosts.stand_in import OF_CENTER
@@ -52,7 +52,7 @@ class HostedWorker:
         mine, own = dict(link.memory.tensors), SharedMasterEnd([link.for_master(0, entries_here(e))])
         if (replica := link.replica) is not None:
             mine |= {OF_CENTER + name: v for name, v in replica.center.tensors.items()}
-            replica.meeting = met_by_call(host.address, host.secret, thread.connection.own_address)
+            replica.meeting = meeting_at(host.address, host.secret, thread.connection.own_address)
             replica.workers = e.settings.workers
             self._says: MasterRelay = SummedMasterRelay(own, link, thread.connection)
         else:

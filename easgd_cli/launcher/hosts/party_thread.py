@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from easgd_cli.errors import RunError
-from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, called_patiently
+from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, connect_patiently
 from easgd_cli.launcher.hosts.hosted_master import HostedMaster
 from easgd_cli.launcher.hosts.hosted_worker import HostedWorker
 from easgd_cli.launcher.hosts.workplace import Workplace
@@ -22,7 +22,7 @@ from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.shared_memory import AnonymousFile
 from easgd_cli.system.terminal import tell
 from easgd_cli.training import messages
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, Refused
 
 _LOOK_UP_SECONDS = 0.5
 _STATE_SECONDS = 1.0  # between two words on what its process does
@@ -50,7 +50,7 @@ class PartyThread(threading.Thread):
         host = self._host
         try:
             log, most = AnonymousFile(), self.of.prepare()
-            sock = called_patiently(
+            sock = connect_patiently(
                 host.address, host.secret, CONNECT_SECONDS, host.silence, self._leaves, *self.of.role, self._ticket
             )
         except (Refused, OSError, MemoryError) as e:
@@ -137,8 +137,8 @@ class PartyThread(threading.Thread):
         """Does what is said on the other side."""
         try:
             while True:
-                sort, text, count = self.connection.next()
-                if sort is Sort.REPLY:
+                kind, text, count = self.connection.next()
+                if kind is FrameKind.REPLY:
                     self.of.reply(text, count)
                     continue
                 message, _ = self.connection.message(text)

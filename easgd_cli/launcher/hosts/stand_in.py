@@ -28,7 +28,7 @@ from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.base import SessionEnded
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, RulesBroken, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, Refused, RulesBroken
 from easgd_cli.transport.relay import Relay, SummedWorkerRelay, WorkerRelay
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import SendTurn
@@ -213,7 +213,7 @@ class StandIn:
         self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
         self._ready, self._end = threading.Event(), dict[str, Any]()
         self._send_turn, self._asked, self._lost_host = SendTurn(start.turns), False, ""
-        self._begin(*self._connected())
+        self._begin(*self._wait_for_host())
         for number in (signal.SIGCONT, signal.SIGQUIT):
             signal.signal(number, lambda number, _: self._connection.say({"kind": "signal", "number": number}))
         self._ready.wait()
@@ -230,7 +230,7 @@ class StandIn:
         try:
             self._sessions.begin(self._connection, where)
         except (Refused, OSError) as e:
-            raise self._given_up(f"its host {self._host} is not reached: {e}") from e
+            raise self._give_up(f"its host {self._host} is not reached: {e}") from e
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -248,10 +248,10 @@ class StandIn:
             self._channel.post({"kind": "homeless", "why": self._lost_host})
             self._end = {}
             self._ready.clear()
-            self._begin(*self._connected())
+            self._begin(*self._wait_for_host())
             self._ready.wait()
 
-    def _connected(self) -> tuple[socket.socket, dict[str, Any]]:
+    def _wait_for_host(self) -> tuple[socket.socket, dict[str, Any]]:
         """The connection to its host, which the launcher has found, and what it says of it. Raises ChannelClosed, and
         SessionEnded where none is found.
         """
@@ -267,7 +267,7 @@ class StandIn:
                 elif message["kind"] != "start":
                     raise ChannelClosed  # told to stop
                 elif self._lost_host and not self._start.begin["returns"]:
-                    raise self._given_up(self._lost_host)  # the others have begun, and it is to come back
+                    raise self._give_up(self._lost_host)  # the others have begun, and it is to come back
                 else:
                     begins = (message, enclosed)  # of a run that is under way
         self._wait -= time.monotonic() - began
@@ -276,7 +276,7 @@ class StandIn:
         if host is not None:
             return host
         why = f"{self._lost_host}, and " if self._lost_host else ""
-        raise self._given_up(f"{why}no host has had a place for it for {self._start.wait:g} s; {self._start.where}")
+        raise self._give_up(f"{why}no host has had a place for it for {self._start.wait:g} s; {self._start.where}")
 
     def wait_for_start(self) -> float:
         """The monotonic time of training second 0. Raises SessionEnded where its host is lost before and no other has
@@ -344,7 +344,7 @@ class StandIn:
             why = f"its host {self._host} is lost: {end['lost']}"
             if end.get("broken"):  # it may be there, and is not to have this one again
                 self._channel.post({"kind": "unfit", "why": why})
-            raise self._given_up(why)
+            raise self._give_up(why)
         with suppress(ChannelClosed):
             while not self._channel.flush():
                 select.select([], [self._channel], [])
@@ -353,7 +353,7 @@ class StandIn:
             os.kill(os.getpid(), number)
         raise SessionEnded(f"it has {end.get('how', 'ended')}")
 
-    def _given_up(self, text: str) -> SessionEnded:
+    def _give_up(self, text: str) -> SessionEnded:
         self._channel.post({"kind": "error", "text": text, "refused": False})
         return SessionEnded(text)
 
@@ -362,11 +362,11 @@ class StandIn:
     def _listen(self) -> None:
         try:
             while not self._end:
-                sort, text, count = self._connection.next()
-                if sort is Sort.REQUEST:
+                kind, text, count = self._connection.next()
+                if kind is FrameKind.REQUEST:
                     self._asked = True
                     self._sessions.request(text, count)
-                elif sort is Sort.MESSAGE:
+                elif kind is FrameKind.MESSAGE:
                     self._hear(*self._connection.message(text))
                 else:
                     raise RulesBroken

@@ -50,11 +50,11 @@ class World(ABC):
         """What says where the first host is to listen, unless the user does, and that host. Raises UsageError."""
 
     @abstractmethod
-    def told(self, where: str) -> AbstractContextManager[None]:
+    def announce(self, where: str) -> AbstractContextManager[None]:
         """While it lasts, the others find where the run is reached. Raises RunError."""
 
     @abstractmethod
-    def found(self) -> str:
+    def find(self) -> str:
         """Where the run is reached. Raises RunError where nobody says it."""
 
 
@@ -89,13 +89,13 @@ class Torchrun(World):
         return f"easgd/{self.run}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
     @contextmanager
-    def told(self, where: str) -> Iterator[None]:
+    def announce(self, where: str) -> Iterator[None]:
         store = self._store(60.0)  # kept while others may ask
         store.set(self._key, where)
         yield
         del store
 
-    def found(self) -> str:
+    def find(self) -> str:
         try:
             return str(self._store(300.0).get(self._key).decode())
         except RuntimeError as e:  # of the store: DistStoreError, DistNetworkError
@@ -129,7 +129,7 @@ class SlurmStep(World):
         return Path(f".easgd-slurm-{self.name}").absolute()
 
     @contextmanager
-    def told(self, where: str) -> Iterator[None]:
+    def announce(self, where: str) -> Iterator[None]:
         file = self._file
         self._tell_of_cores()
         try:
@@ -156,7 +156,7 @@ class SlurmStep(World):
                 "and it does their work; give srun --cpu-bind=none, or set SLURM_CPU_BIND=none."
             )
 
-    def found(self) -> str:
+    def find(self) -> str:
         self._tell_of_cores()
         ends = time.monotonic() + self.seconds
         while True:

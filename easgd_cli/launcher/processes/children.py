@@ -81,7 +81,7 @@ class Children(dict[Process, Child]):
         with suppress(ChannelClosed):  # its end is on its way to us and says more
             self[party].channel.post(dict(message), enclosed)
 
-    def heard(self, seconds: float) -> list[Process]:
+    def wait(self, seconds: float) -> list[Process]:
         """Those that have something to say, or have ended; waits at most so long for the first."""
         return list(dict.fromkeys(key.data for key, _ in self._selector.select(seconds) if key.data is not None))
 

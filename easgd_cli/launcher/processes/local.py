@@ -125,7 +125,7 @@ class Processes:
 
     def handle_next(self) -> None:
         """Waits for the next event, at most a moment, and does what it asks for."""
-        heard = self._children.heard(_LOOK_UP_SECONDS)
+        heard = self._children.wait(_LOOK_UP_SECONDS)
         self.supervisor.now = self._seconds()
         for party in heard:
             self._hear(party)
@@ -224,7 +224,7 @@ class Processes:
             self._watch.said(party, message["what"], message["seconds"])
         elif kind == "state":
             supervisor.worker_state(
-                _worker(party), WorkerState(vectors=_taken(tensors), **message["state"]), message["purpose"] == "final"
+                _worker(party), WorkerState(vectors=_take(tensors), **message["state"]), message["purpose"] == "final"
             )
         elif kind == "snapshot":
             self._snapshot(message, tensors)
@@ -243,7 +243,7 @@ class Processes:
             self.supervisor.snapshot(moment, tensors)
         else:
             owner = OwnerState(
-                moment, message["clock"], _taken(tensors), message["cpu"], message["pace"],
+                moment, message["clock"], _take(tensors), message["cpu"], message["pace"],
                 message.get("variables", {}), message.get("couriers", {}), message.get("masters", []),
             )  # fmt: skip
             if message["purpose"] == "last":
@@ -282,7 +282,7 @@ def _worker(party: Party) -> int:
     return party
 
 
-def _taken(tensors: SharedTensors | None) -> dict[str, Any]:
+def _take(tensors: SharedTensors | None) -> dict[str, Any]:
     """The vectors that came with a message, by name; the memory lives as long as they do."""
     assert tensors is not None
     vectors = dict(tensors.tensors)
