@@ -328,17 +328,12 @@ class ByHand:
                 return
             self.step(worker)
 
-    def replay(
-        self, order: Iterable[int], after: Callable[[int], None] | None = None, steps: int | None = None
-    ) -> None:
-        """Exchanges in the recorded order; `after` is told how many there have been after each. Only of a method whose
-        workers exchange with the center, each by itself: TypeError. `steps`: of each worker, after which comes its
-        closing exchange.
+    def replay(self, order: Iterable[int], steps: int | None = None) -> None:
+        """Exchanges in the recorded order. Only of a method whose workers exchange with the center, each by itself:
+        TypeError. `steps`: of each worker, after which comes its closing exchange.
         """
         for worker in order:
             self.exchange(worker, steps)
-            if after is not None:
-                after(len(self.order))
 
     def vectors(self) -> Mapping[str, Tensor]:
         """What is evaluated and saved and what goes with it: the center's vectors, the mean of the variables as x, or

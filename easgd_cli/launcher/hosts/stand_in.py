@@ -40,8 +40,6 @@ _LAST_SECONDS = 10.0  # for the master to hear the worker's last word
 
 OF_CENTER = "center."  # before the names of a replica's vectors
 
-Address = tuple[str, int]
-
 
 class Sessions(Protocol):
     """Those of the party with others of this host."""

@@ -14,7 +14,6 @@ from easgd_cli.algorithms.base import CENTER, Method, Variable, Worker
 from easgd_cli.algorithms.slices import of_slice
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.cost_model import CostModel
-from easgd_cli.launcher.job import Job
 from easgd_cli.launcher.virtual.courier import VirtualCourier
 from easgd_cli.launcher.virtual.master import SERVE, Queueing, Served, VirtualMaster
 from easgd_cli.launcher.virtual.worker import VirtualWorker
@@ -46,7 +45,7 @@ class VirtualParties:
     `clocks`: the workers' as the owner of what is evaluated has seen them. `resumed`: the checkpoint to go on from.
     """
 
-    def __init__(self, job: Job, experiment: Experiment, costs: CostModel, resumed: Checkpoint | None):
+    def __init__(self, experiment: Experiment, costs: CostModel, resumed: Checkpoint | None):
         s = self._settings = experiment.settings
         self._experiment, self._costs = experiment, costs
         self.average, method = experiment.average, experiment.method

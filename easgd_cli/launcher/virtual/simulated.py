@@ -52,7 +52,7 @@ class VirtualCluster:
         torch.set_num_threads(self._threads)
         if s.deterministic:
             torch.use_deterministic_algorithms(True)
-        self._parties = VirtualParties(job, experiment, costs, resumed)
+        self._parties = VirtualParties(experiment, costs, resumed)
         self._events = self._parties.events
         pace = Pace(Interval.parse("eval.every", s.eval.every) or self._default_interval())
         every = self._length() / _SYSTEM_POINTS
