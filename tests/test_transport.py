@@ -38,6 +38,7 @@ from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
 from easgd_cli.training.center import Center
+from easgd_cli.training.master import MasterStart
 from easgd_cli.transport.base import Kind, Mark, MasterEnd, Reply, SessionEnded, Withdrawn, WorkerEnd
 from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, answer, call, read_exactly
 from easgd_cli.transport.on_device import DeviceVectors, hand_out
@@ -274,7 +275,7 @@ class ApartStar(ShardedStar):
         its: Any = SimpleNamespace(post=lambda said, sock: self.stars[place].admitted.put((said["worker"], sock)))
         hosted = self.hosted[place] = HostedMaster(host, place)
         hosted.prepare()
-        said = {"variables": {}, "served": 0, "step": 0.0, "pace": None, "returns": True, "cpu": 0.0, "lost": []}
+        said = dict(zip(MasterStart.plain, ({}, 0, 0.0, None, True, 0.0, []), strict=True))
         _, start = hosted.begin(its, {"clocks": {str(i): 0 for i in range(p)}, **said}, None)
         hosted._begun.set()
         return start.links

@@ -19,7 +19,7 @@ from easgd_cli import __version__
 from easgd_cli.launcher.hosts import probe
 from easgd_cli.launcher.hosts.door import Door, Role, meeting_at
 from easgd_cli.launcher.hosts.probe import Carries
-from easgd_cli.launcher.supervisor.parties import Process, master_at, place_of
+from easgd_cli.launcher.supervisor.parties import Process, master_at, place_of, title_on_hosts
 from easgd_cli.transport.connection import Connection, ConnectionEnded
 from easgd_cli.transport.meeting import Board
 
@@ -110,7 +110,7 @@ class Gate:
             ticket = host.running[party] = secrets.randbits(63)
             of = {"worker": party} if isinstance(party, int) else {"master": place_of(party)}
             host.connection.say({"kind": "start", **of, "ticket": ticket})
-        log.info("%s: on host %s", f"worker {party}" if isinstance(party, int) else party, host.name)
+        log.info("%s: on host %s", title_on_hosts(party), host.name)
         return ticket
 
     def release(self, party: Process) -> None:
@@ -207,8 +207,7 @@ class Gate:
             for party in parties:
                 host.give_back(party)
         for party in parties:
-            who = f"worker {party}" if isinstance(party, int) else party
-            log.warning("%s: cannot begin on host %s: %s", who, host.name, text)
+            log.warning("%s: cannot begin on host %s: %s", title_on_hosts(party), host.name, text)
 
     def _introduce(self, connection: Connection, version: str) -> None:
         """What it is to know, or why it cannot take part."""

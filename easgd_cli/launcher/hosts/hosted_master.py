@@ -33,7 +33,7 @@ class HostedMaster:
 
     def __init__(self, host: Workplace, place: int):
         self._host, self._place, self.party = host, place, master_at(place)
-        self.name, self.role = str(self.party), (Role.MASTER, place)
+        self.role = (Role.MASTER, place)
         self._admitting, self._begun, self._over = threading.Lock(), threading.Event(), False
         self._links: dict[int, Link] = {}
         self._lives: dict[int, int] = {}  # of each worker: in which of its lives it came last, or is to come first
@@ -66,12 +66,10 @@ class HostedMaster:
         self._sessions = dict.fromkeys(clocks)
         ends = [link.for_master() for link in self._links.values()]
         every = Interval.parse("eval.every", e.settings.eval.every)
-        start = MasterStart(self._method, e.average, self._center, ends, every, clocks=clocks)
-        start.variables, start.served, start.step = begin["variables"], begin["served"], begin["step"]
-        start.pace, start.returns, start.cpu_seconds = begin["pace"], begin["returns"], begin["cpu"]
-        start.lost = begin["lost"]
-        start.several, start.tau, start.steps = True, e.settings.tau, e.steps
-        start.schedule = e.parts.schedule
+        start = MasterStart(
+            self._method, e.average, self._center, ends, every, clocks=clocks, several=True, tau=e.settings.tau,
+            steps=e.steps, schedule=e.parts.schedule, **{name: begin[name] for name in MasterStart.plain},
+        )  # fmt: skip
         return Master, start
 
     def begun(self) -> None:

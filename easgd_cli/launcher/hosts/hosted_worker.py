@@ -29,7 +29,7 @@ class HostedWorker:
     """
 
     def __init__(self, host: Workplace, worker: int, slot: int):
-        self._host, self.party, self.slot, self.name = host, worker, slot, f"worker {worker}"
+        self._host, self.party, self.slot = host, worker, slot
         self.role = (Role.WORKER, worker)
         self._sessions: dict[int, OutgoingSession] = {}  # by the places of the masters
 
@@ -67,9 +67,10 @@ class HostedWorker:
                 there, host.secret, host.silence, of, end, thread.session_lost, begin["life"]
             )
         steps = None if begin["interval"] is None else Interval(*begin["interval"])
-        start = WorkerStart(host.recipe, link.for_worker(), host.devices[self.slot], host.threads, steps)
-        start.t, start.seen, start.meter, start.pace = begin["t"], Seen(*begin["seen"]), begin["meter"], begin["pace"]
-        start.returns, start.new, start.spared = begin["returns"], begin["new"], begin["spared"]
+        start = WorkerStart(
+            host.recipe, link.for_worker(), host.devices[self.slot], host.threads, steps, seen=Seen(*begin["seen"]),
+            **{name: begin[name] for name in WorkerStart.plain},
+        )  # fmt: skip
         return WorkerLoop, start
 
     def begun(self) -> None:

@@ -18,6 +18,7 @@ from easgd_cli.launcher.hosts.hosted_worker import HostedWorker
 from easgd_cli.launcher.hosts.workplace import Workplace
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.launcher.processes.standstill import state_of
+from easgd_cli.launcher.supervisor.parties import title_on_hosts
 from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.shared_memory import AnonymousFile
 from easgd_cli.system.terminal import tell
@@ -33,7 +34,7 @@ class PartyThread(threading.Thread):
 
     def __init__(self, host: Workplace, of: HostedWorker | HostedMaster, ticket: int):
         super().__init__(daemon=True)
-        self._host, self.of, self._ticket = host, of, ticket
+        self._host, self.of, self._ticket, self._title = host, of, ticket, title_on_hosts(of.party)
         self._leaves = threading.Event()
         self._wake, self._woken = socket.socketpair()
         self._posting = threading.Lock()
@@ -55,7 +56,7 @@ class PartyThread(threading.Thread):
             )
         except (Refused, OSError, MemoryError) as e:
             if not self._leaves.is_set():
-                tell(f"{self.of.name} cannot begin here: {e}")
+                tell(f"{self._title} cannot begin here: {e}")
                 host.cannot(self._ticket, str(e))
             self.of.close()
         else:
@@ -64,7 +65,7 @@ class PartyThread(threading.Thread):
                 self._work(log)
             except (ConnectionEnded, Refused, RunError, OSError, MemoryError) as e:
                 if not self._leaves.is_set():
-                    tell(f"{self.of.name}: {e}")
+                    tell(f"{self._title}: {e}")
                     if self._child is None:  # which the first host is to know, and gives it to another
                         self.connection.say(messages.Cannot(kind="cannot", text=str(e)))
                         self.connection.finish(host.silence)
@@ -84,7 +85,7 @@ class PartyThread(threading.Thread):
         maker, start = self.of.begin(self, begin, vectors)
         child = self._child = self._host.start(self.of.party, maker, start, Path(f"/proc/{os.getpid()}/fd/{log.fd}"))
         self.of.begun()
-        tell(f"{self.of.name} runs here, process {child.process.pid}")
+        tell(f"{self._title} runs here, process {child.process.pid}")
         threading.Thread(target=self._listen, args=(child,), daemon=True).start()
         try:
             done = self._pass_on(child, log)

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -167,12 +167,10 @@ class StandInStart:
         """In the place of the worker that was to begin so, in that of its lives; the first `masters`, which own these
         `entries`, are here.
         """
-        interval, seen, link = start.interval, start.seen, start.link
-        begin = {
-            "worker": link.worker, "t": start.t, "seen": [seen.clock, seen.served, seen.exchanges],
-            "interval": None if interval is None else [interval.steps, interval.seconds],
-            "meter": start.meter, "pace": None if start.pace is None else list(start.pace),
-            "returns": start.returns, "new": start.new, "spared": start.spared, "life": life,
+        interval, link = start.interval, start.link
+        begin = {name: getattr(start, name) for name in WorkerStart.plain} | {
+            "worker": link.worker, "life": life, "seen": astuple(start.seen),
+            "interval": None if interval is None else astuple(interval),
         }  # fmt: skip
         again = len(link.further) == masters - 1  # a master elsewhere has heard of the first, and of its end
         link = replace(link, further=link.further[: masters - 1], entries=entries)
@@ -191,11 +189,7 @@ class StandInStart:
         turns: SharedTensors,
     ) -> StandInStart:  # fmt: skip
         """In the place of the master that was to begin so; the first `here` workers are here."""
-        begin = {
-            "master": place, "clocks": start.clocks, "variables": start.variables, "served": start.served,
-            "step": start.step, "pace": None if start.pace is None else list(start.pace), "returns": start.returns,
-            "cpu": start.cpu_seconds, "lost": list(start.lost),
-        }  # fmt: skip
+        begin = {name: getattr(start, name) for name in MasterStart.plain} | {"master": place, "clocks": start.clocks}
         sessions = partial(OfMaster, place, [link for link in start.links if link.worker < here], secret, silence)
         words = Words(master_at(place), len(start.links), start.center.layout)
         return cls(sessions, begin, {"": start.center}, start.center.nbytes(), wait, silence, where, turns, words)

@@ -11,8 +11,7 @@ from typing import Any
 from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher.hosts.first_host import masters_elsewhere
 from easgd_cli.launcher.processes.child import Child
-from easgd_cli.launcher.supervisor.parties import Process
-from easgd_cli.record.metrics import worker_name
+from easgd_cli.launcher.supervisor.parties import Process, title_in_files
 from easgd_cli.system.devices import deal_devices, worker_threads
 from easgd_cli.transport.turn import turns
 
@@ -39,4 +38,4 @@ class Workplace:
     def start(self, party: Process, maker: Any, start: Any, log: Path) -> Child:
         """Its process. Raises RunError and OSError."""
         with self._forking:
-            return Child(worker_name(party) if isinstance(party, int) else party, maker, start, log)
+            return Child(title_in_files(party), maker, start, log)

@@ -15,8 +15,7 @@ from easgd_cli.launcher.journal.links import HostLink
 from easgd_cli.launcher.processes import fork_server
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.launcher.processes.standstill import State, state_of
-from easgd_cli.launcher.supervisor.parties import MASTER, Process
-from easgd_cli.record.metrics import worker_name
+from easgd_cli.launcher.supervisor.parties import MASTER, Process, title_in_files
 from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 
@@ -37,7 +36,7 @@ class Children(dict[Process, Child]):
 
     def start(self, party: Process, maker: Any, start: Any) -> None:
         """Starts a party's process, in the place of one that has ended. Raises RunError and OSError."""
-        name = worker_name(party) if isinstance(party, int) else party
+        name = title_in_files(party)
         if (before := self.get(party)) is not None:
             before.kill()  # it may wait for something yet
             self._leave(before)

@@ -32,6 +32,11 @@ def title(party: Party) -> str:
     return f"worker {party}" if isinstance(party, int) else f"the {party}"
 
 
-def title_in_files(party: Party) -> str:
+def title_in_files(process: Process) -> str:
     """As it is called in records and logs."""
-    return worker_name(party) if isinstance(party, int) else party
+    return worker_name(process) if isinstance(process, int) else process
+
+
+def title_on_hosts(process: Process) -> str:
+    """As it is called on the terminal of its host, and where that is told of."""
+    return f"worker {process}" if isinstance(process, int) else process
