@@ -32,7 +32,7 @@ from easgd_cli.launcher.hosts.door import CALLER, Door, Role, connect
 from easgd_cli.launcher.hosts.far_children import FarChildren, Timeouts
 from easgd_cli.launcher.hosts.first_host import FirstHost
 from easgd_cli.launcher.hosts.gate import Arrival, Gate
-from easgd_cli.launcher.supervisor.parties import Process
+from easgd_cli.launcher.supervisor.parties import ProcessName
 from easgd_cli.settings import schema as settings
 from easgd_cli.system import network
 from easgd_cli.system.shared_memory import SharedTensors
@@ -110,7 +110,7 @@ def _measured(host: Connection) -> None:
                 probe.answer(host, text, count)
 
 
-def ticket(gate: Gate, party: Process) -> int:
+def ticket(gate: Gate, party: ProcessName) -> int:
     """By which it has been given to a host, once there is one."""
     while (found := gate.assign(party)) is None:
         time.sleep(0.001)
@@ -584,21 +584,21 @@ class Hosts:
 
     def __init__(self) -> None:
         self.arrived: SimpleQueue[Any] = SimpleQueue()
-        self.given: list[Process] = []
+        self.given: list[ProcessName] = []
         self.there = 1
 
-    def assign(self, party: Process) -> int | None:
+    def assign(self, party: ProcessName) -> int | None:
         self.given.append(party)
         return len(self.given)
 
-    def expects(self, party: Process, ticket: int) -> bool:
+    def expects(self, party: ProcessName, ticket: int) -> bool:
         return ticket >= self.there
 
-    def release(self, party: Process) -> None:
+    def release(self, party: ProcessName) -> None:
         """Nothing to release."""
 
 
-def children(hosts: Any, directory: Path, here: FirstHost, *homeless: Process) -> FarChildren:
+def children(hosts: Any, directory: Path, here: FirstHost, *homeless: ProcessName) -> FarChildren:
     """With stand-ins that wait for a host."""
     found = FarChildren(directory, hosts, here, SECRET, Timeouts(300.0, 10.0, "10.0.0.1:1"))
     for party in homeless:
@@ -632,7 +632,7 @@ def test_one_for_whom_there_is_no_host_keeps_no_other_from_one(tmp_path: Path) -
 
 
 def test_a_host_that_has_said_what_nobody_says_is_not_given_that_worker_again(tmp_path: Path) -> None:
-    lost: list[Process] = []
+    lost: list[ProcessName] = []
     found = children(SimpleNamespace(lost=lost.append), tmp_path, FirstHost(0), 3)
     heard = [[({"kind": "unfit", "why": "so"}, None)]]
     found._homeless.clear()

@@ -23,7 +23,7 @@ from easgd_cli.launcher.hosts.measured_end import FarEnd, FarMaster, memory_of
 from easgd_cli.launcher.hosts.party_thread import PartyThread
 from easgd_cli.launcher.hosts.workplace import Workplace
 from easgd_cli.launcher.processes import fork_server
-from easgd_cli.launcher.supervisor.parties import Process, master_at
+from easgd_cli.launcher.supervisor.parties import ProcessName, master_at
 from easgd_cli.system import interruption, network
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.system.terminal import printable, tell
@@ -60,7 +60,7 @@ class Agent:
         self._connection = Connection(self._connect(wait), CONNECT_SECONDS * 2, probe.MOST)
         self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
         self._host: Workplace | None = None
-        self._filled: dict[Process, PartyThread] = {}
+        self._filled: dict[ProcessName, PartyThread] = {}
         self._door: Door | None = None  # where its masters' sessions come in
         self._ends: list[FarEnd | FarMaster | FarGloo] = []  # of what is measured
         self._vectors: dict[int, SharedTensors] = {}  # and its vectors

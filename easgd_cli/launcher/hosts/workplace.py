@@ -11,7 +11,7 @@ from typing import Any
 from easgd_cli.experiment.build import Experiment, Recipe
 from easgd_cli.launcher.hosts.first_host import masters_elsewhere
 from easgd_cli.launcher.processes.child import Child
-from easgd_cli.launcher.supervisor.parties import Process, title_in_files
+from easgd_cli.launcher.supervisor.parties import ProcessName, title_in_files
 from easgd_cli.system.devices import deal_devices, worker_threads
 from easgd_cli.transport.turn import turns
 
@@ -35,7 +35,7 @@ class Workplace:
         self.turns, self.cannot = turns(), cannot
         self._forking = threading.Lock()
 
-    def start(self, party: Process, maker: Any, start: Any, log: Path) -> Child:
+    def start(self, party: ProcessName, maker: Any, start: Any, log: Path) -> Child:
         """Its process. Raises RunError and OSError."""
         with self._forking:
             return Child(title_in_files(party), maker, start, log)

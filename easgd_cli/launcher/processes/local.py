@@ -28,7 +28,7 @@ from easgd_cli.launcher.processes.masters import Masters, Said
 from easgd_cli.launcher.processes.recovery import Recovery
 from easgd_cli.launcher.processes.watch import Watch
 from easgd_cli.launcher.supervisor.course import Patience
-from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Party, Process, party_of
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Party, ProcessName, party_of
 from easgd_cli.launcher.supervisor.supervisor import Plan, Supervisor
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
 from easgd_cli.settings import faults
@@ -143,7 +143,7 @@ class Processes:
         began = self._children.began
         return self._initial.moment.seconds if began is None else time.monotonic() - began
 
-    def _hear(self, party: Process) -> None:
+    def _hear(self, party: ProcessName) -> None:
         child, place = self._children[party], self._masters.place(party)
         for message, tensors in self._children.listen(party):
             self._watch.heard(party)
@@ -161,7 +161,7 @@ class Processes:
             child.done = True
             self._tell_end(party, child)
 
-    def _done(self, party: Process, child: Child) -> None:
+    def _done(self, party: ProcessName, child: Child) -> None:
         child.done = True
         if isinstance(party, int):
             self._runner.tell_masters({"kind": "gone", "worker": party})  # the next one may not have heard its end
@@ -171,7 +171,7 @@ class Processes:
         for message, tensors in said:
             self._handle(MASTER, message, tensors)
 
-    def _tell_end(self, party: Process, child: Child) -> None:
+    def _tell_end(self, party: ProcessName, child: Child) -> None:
         for master in self._masters.parties if isinstance(party, int) else ():
             of = self._children.get(master)
             if of is not None and of.process.ended and not of.done:
