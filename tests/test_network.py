@@ -107,7 +107,7 @@ def _measured(host: Connection) -> None:
         while True:
             kind, text, count = host.next()
             if kind is FrameKind.PROBE:
-                probe.answer(host, text, count)
+                probe.respond(host, text, count)
 
 
 def ticket(gate: Gate, party: ProcessName) -> int:
@@ -461,7 +461,7 @@ def test_a_link_is_measured_by_as_much_as_takes_long_enough_to_tell() -> None:
                 kind, text, count = far.next()
                 assert kind is FrameKind.PROBE
                 seen.append((int(text), count))
-                probe.answer(far, text, count)
+                probe.respond(far, text, count)
 
     thread = threading.Thread(target=answers)
     thread.start()
@@ -482,7 +482,7 @@ def test_who_answers_a_probe_with_something_else_is_gone() -> None:
         end = Connection(both.called, 10, probe.MOST)
         both.caller.sendall(struct.pack("<BxxxIQ", FrameKind.PROBE, len(text), count) + text + bytes(count))
         with pytest.raises(ConnectionEnded):
-            probe.answer(end, *end.next()[1:])
+            probe.respond(end, *end.next()[1:])
         end.close()
         both.caller.close()
 

@@ -24,7 +24,7 @@ from easgd_cli.launcher.hosts.stand_in import StandIn, StandInStart
 from easgd_cli.launcher.hosts.words import Words
 from easgd_cli.launcher.processes.local import Processes
 from easgd_cli.launcher.processes.masters import Masters
-from easgd_cli.launcher.processes.standstill import State
+from easgd_cli.launcher.processes.standstill import ProcessState
 from easgd_cli.launcher.supervisor.parties import party_of
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
 from easgd_cli.record.recorder import Recorder
@@ -347,7 +347,7 @@ def test_whatever_a_host_says_is_refused_or_is_nothing_that_its_launcher_cannot_
         json.dumps(said).encode()
         str(said.get("text", said.get("how", ""))).encode()
     elif kind == "process":
-        State(said["letter"], said["ticks"])
+        ProcessState(said["letter"], said["ticks"])
     elif kind == "carried":
         assert all(sum((sent, came)) >= 0 and (rate is None or rate * 1.0) for _, sent, came, rate in said["links"])
     elif isinstance(words.party, int):

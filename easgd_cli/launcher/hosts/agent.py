@@ -203,7 +203,7 @@ class Agent:
             while True:
                 kind, text, count = self._connection.next()
                 if kind is FrameKind.PROBE:
-                    probe.answer(self._connection, text, count)
+                    probe.respond(self._connection, text, count)
                 else:
                     message, _ = self._connection.message(text)
                     if message["kind"] == "end":

@@ -18,7 +18,7 @@ from easgd_cli.launcher.hosts.stand_in import StandIn, StandInStart
 from easgd_cli.launcher.journal.journal import log
 from easgd_cli.launcher.journal.links import HostLink
 from easgd_cli.launcher.processes.children import Children, Message
-from easgd_cli.launcher.processes.standstill import State
+from easgd_cli.launcher.processes.standstill import ProcessState
 from easgd_cli.launcher.supervisor.parties import EVALUATOR, ProcessName, master_at, place_of
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
@@ -48,7 +48,7 @@ class FarChildren(Children):
         self._called: set[ProcessName] = set()  # those that have been given to a host, and have not come yet
         self._addresses: dict[int, tuple[str, int]] = {}  # where masters elsewhere are reached, by their places
         self._turns, self._lives = turns(), Counter[ProcessName]()
-        self._states: dict[ProcessName, State | None] = {}
+        self._states: dict[ProcessName, ProcessState | None] = {}
         self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
         self._rooms: dict[ProcessName, str] = {}  # the host of each that has come
         # what each session of a worker elsewhere with a master elsewhere has carried: by the worker's ticket and the
@@ -93,7 +93,7 @@ class FarChildren(Children):
     def listen(self, party: ProcessName) -> Iterator[Message]:
         for message, enclosed in super().listen(party):
             if message["kind"] == "process":
-                self._states[party] = State(message["letter"], message["ticks"])
+                self._states[party] = ProcessState(message["letter"], message["ticks"])
             elif message["kind"] == "link":
                 self._links[self._tickets.get(party, -1)] = {**message, "party": party}
             elif message["kind"] == "homeless":
@@ -123,7 +123,7 @@ class FarChildren(Children):
                 "host": " to ".join(ends), "ends": ends, "party": party, "up": [sent, rate], "down": [came, back],
             }  # fmt: skip
 
-    def state(self, party: ProcessName) -> State | None:
+    def state(self, party: ProcessName) -> ProcessState | None:
         """Of one elsewhere its own, not its stand-in's."""
         return self._states.get(party) if self._elsewhere(party) else super().state(party)
 

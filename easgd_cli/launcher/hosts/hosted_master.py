@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from easgd_cli.algorithms.slices import of_slice
 from easgd_cli.launcher.hosts.door import Role
 from easgd_cli.launcher.hosts.far_sessions import IncomingSession
-from easgd_cli.launcher.hosts.workplace import Carried, Workplace
+from easgd_cli.launcher.hosts.workplace import LinkFigures, Workplace
 from easgd_cli.launcher.supervisor.parties import master_at
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system.shared_memory import SharedTensors
@@ -125,7 +125,7 @@ class HostedMaster:
     def ended(self) -> None:
         """Its process has ended; so have its sessions."""
 
-    def carried(self) -> list[Carried]:
+    def carried(self) -> list[LinkFigures]:
         """Of each worker's session: its number, and as of a worker's."""
         # not while nobody admits: a session's end is waited for there, and what its master says may not wait for that
         of = self._sessions.copy()

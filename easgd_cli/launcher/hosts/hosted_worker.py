@@ -11,7 +11,7 @@ from easgd_cli.launcher.hosts.door import Role, meeting_at
 from easgd_cli.launcher.hosts.far_sessions import OutgoingSession
 from easgd_cli.launcher.hosts.first_host import entries_here
 from easgd_cli.launcher.hosts.stand_in import OF_CENTER
-from easgd_cli.launcher.hosts.workplace import Carried, Workplace
+from easgd_cli.launcher.hosts.workplace import LinkFigures, Workplace
 from easgd_cli.settings.schema import Interval
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.worker import WorkerLoop, WorkerStart
@@ -93,7 +93,7 @@ class HostedWorker:
         for session in self._sessions.values():
             session.end()
 
-    def carried(self) -> list[Carried]:
+    def carried(self) -> list[LinkFigures]:
         """Of each session with a master elsewhere: its place, bytes of vectors that went and came, and the rate."""
         links = [(of, session.connection) for of, session in self._sessions.items()]
         return [(of, link.sent, link.received, link.rate()) for of, link in links]

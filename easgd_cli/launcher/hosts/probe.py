@@ -44,7 +44,7 @@ def _rate(seconds: Callable[[int], float], empty: float) -> float:
     return size / max(took - empty, 1e-9)
 
 
-def answer(connection: Connection, text: bytes, count: int) -> None:
+def respond(connection: Connection, text: bytes, count: int) -> None:
     """The other end: takes what comes, and gives as much as was asked for. Raises ConnectionEnded."""
     part = torch.zeros(_PART, dtype=torch.uint8)
     connection.fill([part] * (count // _PART))

@@ -16,7 +16,7 @@ from easgd_cli.system.devices import deal_devices, worker_threads
 from easgd_cli.transport.turn import turns
 
 # of a session: with which worker, or the master of which place, bytes of vectors that went and came, and the rate
-Carried = tuple[int, int, int, float | None]
+LinkFigures = tuple[int, int, int, float | None]
 
 
 class Workplace:

@@ -14,7 +14,7 @@ from easgd_cli.launcher.journal.journal import log
 from easgd_cli.launcher.journal.links import HostLink
 from easgd_cli.launcher.processes import fork_server
 from easgd_cli.launcher.processes.child import Child
-from easgd_cli.launcher.processes.standstill import State, state_of
+from easgd_cli.launcher.processes.standstill import ProcessState, state_of
 from easgd_cli.launcher.supervisor.parties import MASTER, ProcessName, title_in_files
 from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
@@ -106,7 +106,7 @@ class Children(dict[ProcessName, Child]):
         """Workers for which no host is there."""
         return []
 
-    def state(self, party: ProcessName) -> State | None:
+    def state(self, party: ProcessName) -> ProcessState | None:
         """What the system says of its process; None where it does not."""
         return state_of(self[party].process.pid)
 

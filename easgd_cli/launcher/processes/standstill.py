@@ -21,7 +21,7 @@ _IDLE_SECONDS = 10.0  # the same for one that is not stopped
 _STEPS = 3  # the longest step so far, so many times, is no silence
 
 
-class State(NamedTuple):
+class ProcessState(NamedTuple):
     """Of a process: the letter that ps shows, and the processor time it has used, in ticks."""
 
     letter: str
@@ -70,7 +70,7 @@ class Standstill:
         return True
 
     def look(
-        self, states: Mapping[ProcessName, State | None], waiting: Collection[ProcessName], now: float
+        self, states: Mapping[ProcessName, ProcessState | None], waiting: Collection[ProcessName], now: float
     ) -> dict[ProcessName, Silent]:
         """Those of these processes that stand still; None: nobody knows of that one.
 
@@ -84,7 +84,7 @@ class Standstill:
                 found[party] = silent
         return found
 
-    def _silent(self, party: ProcessName, state: State | None, waits: bool, now: float) -> Silent | None:
+    def _silent(self, party: ProcessName, state: ProcessState | None, waits: bool, now: float) -> Silent | None:
         seen = self._seen.setdefault(party, _Seen(now, now))
         stopped = state is not None and state.letter in "Tt"
         idle = state is not None and state.letter in "SD" and state.ticks == seen.ticks and not waits
@@ -100,11 +100,11 @@ class Standstill:
         return Silent(still, stopped) if still >= patience else None
 
 
-def state_of(pid: int) -> State | None:
+def state_of(pid: int) -> ProcessState | None:
     """What the system says of that process; None where it does not."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
             fields = f.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return State(fields[0].decode(), int(fields[11]) + int(fields[12]))
+    return ProcessState(fields[0].decode(), int(fields[11]) + int(fields[12]))
