@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.launcher.journal.journal import Journal, log
+from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.signals import Signals
 from easgd_cli.launcher.supervisor.supervisor import Supervisor
 from easgd_cli.system import interruption

@@ -4,7 +4,6 @@ and harms nobody but his own connection.
 
 from __future__ import annotations
 
-import logging
 import math
 import socket
 import struct
@@ -16,10 +15,9 @@ from enum import IntEnum
 from functools import partial
 
 from easgd_cli.errors import why
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.transport.connection import Refused, answer, call, read_exactly
 from easgd_cli.transport.meeting import Meeting
-
-log = logging.getLogger("easgd.launcher")
 
 CALLER = struct.Struct("<BxxxIQ")  # a role, of whom, and by which ticket
 LIFE = 16  # from which bit of that on it is which of the worker's lives: the first, or one after it was lost

@@ -15,8 +15,8 @@ from typing import Any
 from easgd_cli.launcher.hosts.first_host import FirstHost
 from easgd_cli.launcher.hosts.gate import Arrival, Gate
 from easgd_cli.launcher.hosts.stand_in import StandIn, StandInStart
-from easgd_cli.launcher.journal.journal import log
 from easgd_cli.launcher.journal.links import HostLink
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.processes.children import Children, Message
 from easgd_cli.launcher.processes.standstill import ProcessState
 from easgd_cli.launcher.supervisor.parties import EVALUATOR, ProcessName, master_at, place_of

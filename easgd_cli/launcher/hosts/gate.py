@@ -5,7 +5,6 @@ to fill them.
 from __future__ import annotations
 
 import itertools
-import logging
 import queue
 import secrets
 import socket
@@ -19,11 +18,10 @@ from easgd_cli import __version__
 from easgd_cli.launcher.hosts import probe
 from easgd_cli.launcher.hosts.door import Door, Role, meeting_at
 from easgd_cli.launcher.hosts.probe import Carries
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.supervisor.parties import ProcessName, master_at, place_of, title_on_hosts
 from easgd_cli.transport.connection import Connection, ConnectionEnded
 from easgd_cli.transport.meeting import Board
-
-log = logging.getLogger("easgd.launcher")
 
 
 @dataclass

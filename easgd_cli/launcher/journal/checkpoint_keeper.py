@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from easgd_cli.errors import why
 from easgd_cli.launcher.journal.checkpoint_writer import CheckpointWriter
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.record.checkpoint import Checkpoint
 from easgd_cli.record.recorder import Recorder
-
-log = logging.getLogger("easgd.launcher")
 
 
 class CheckpointKeeper:

@@ -6,7 +6,6 @@ is the only writer of the record and of checkpoints.
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from easgd_cli.launcher.journal import disk_estimate
 from easgd_cli.launcher.journal.checkpoint_keeper import CheckpointKeeper, how_to_go_on
 from easgd_cli.launcher.journal.last_files import LastFiles
 from easgd_cli.launcher.journal.levels import Levels
-from easgd_cli.launcher.journal.run_log import RunLog
+from easgd_cli.launcher.journal.run_log import RunLog, log
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState
 from easgd_cli.record.initial_record import open_record
@@ -33,8 +32,6 @@ from easgd_cli.record.resumption import go_back
 from easgd_cli.record.run_view import RunView
 from easgd_cli.settings.schema import levels
 from easgd_cli.training.snapshot import Moment
-
-log = logging.getLogger("easgd.launcher")
 
 
 class Journal:

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.launcher.journal.journal import log
 from easgd_cli.launcher.journal.links import HostLink
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.processes import fork_server
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.launcher.processes.standstill import ProcessState, state_of

@@ -16,7 +16,8 @@ from typing import Any
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import driver
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.launcher.journal.journal import Journal, log
+from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue
 from easgd_cli.launcher.journal.system_rows import SystemRows
 from easgd_cli.launcher.processes import fork_server

@@ -8,8 +8,8 @@ import signal
 import time
 from collections.abc import Collection, Sequence
 
-from easgd_cli.launcher.journal.journal import log
 from easgd_cli.launcher.journal.links import Links
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.processes.children import Children
 from easgd_cli.launcher.processes.standstill import Standstill
 from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, ProcessName, party_of

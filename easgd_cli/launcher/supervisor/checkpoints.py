@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue
 from easgd_cli.launcher.supervisor.commands import Command, TakeCheckpoint
 from easgd_cli.launcher.supervisor.course import Course
@@ -16,8 +16,6 @@ from easgd_cli.launcher.supervisor.members import Members
 from easgd_cli.launcher.supervisor.pending_checkpoint import PendingCheckpoint
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.training.snapshot import Pace
-
-log = logging.getLogger("easgd.launcher")
 
 
 class Checkpoints:

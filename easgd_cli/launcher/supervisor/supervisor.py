@@ -11,12 +11,12 @@ changes where this begins.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue, Vectors
 from easgd_cli.launcher.supervisor.beginning import Beginning
 from easgd_cli.launcher.supervisor.checkpoints import Checkpoints
@@ -33,8 +33,6 @@ from easgd_cli.launcher.supervisor.stalls import Stalls
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import Moment
-
-log = logging.getLogger("easgd.launcher")
 
 
 class Supervisor:
