@@ -26,9 +26,8 @@ class Workplace:
         self, address: tuple[str, int], secret: bytes, silence: float,
         experiment: Experiment, recipe: Recipe, places: int, cannot: Callable[[int, str], None],
     ):  # fmt: skip
-        self.address, self.secret, self.silence, self.experiment, self.recipe = (
-            address, secret, silence, experiment, recipe,
-        )  # fmt: skip
+        self.address, self.secret, self.silence = address, secret, silence
+        self.experiment, self.recipe = experiment, recipe
         here = replace(experiment.settings, workers=max(1, places))
         self.threads, self.devices = worker_threads(here), deal_devices(here.device, max(1, places))
         self.masters_elsewhere = masters_elsewhere(experiment.settings)
