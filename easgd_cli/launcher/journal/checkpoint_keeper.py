@@ -19,14 +19,9 @@ class CheckpointKeeper:
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        keep: int,
-        recorder: Recorder,
-        flushed: Callable[[], bool],
-        note: Callable[[str], None],
+        self, run_dir: Path, keep: int, recorder: Recorder, flushed: Callable[[], bool], note: Callable[[str], None],
         resumed: bool,
-    ):
+    ):  # fmt: skip
         self._dir, self._recorder, self._flushed, self._note = run_dir, recorder, flushed, note
         self._writer = CheckpointWriter(run_dir, keep, recorder, self._told)
         self._there = resumed  # whether there is one to go on from

@@ -207,14 +207,9 @@ class Journal:
         return self._keeper.how_to_go_on()
 
     def close(
-        self,
-        final: OwnerState | None,
-        keep: Checkpoint | None,
-        steps: Mapping[int, int],
-        exchanges: int,
-        seconds: float,
-        facts: Mapping[str, Any],
-    ) -> Outcome:
+        self, final: OwnerState | None, keep: Checkpoint | None, steps: Mapping[int, int], exchanges: int,
+        seconds: float, facts: Mapping[str, Any],
+    ) -> Outcome:  # fmt: skip
         """Writes what remains of the run directory and says how the run ended.
 
         `final`: what is evaluated and saved, None where the end was not reached; `keep`: the checkpoint to go on from,

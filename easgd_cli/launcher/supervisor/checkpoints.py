@@ -22,15 +22,9 @@ class Checkpoints:
     """One at a time. `last_taken`: what comes after the last one, a run that goes on does again."""
 
     def __init__(
-        self,
-        journal: Journal,
-        queue: SnapshotQueue,
-        members: Members,
-        ask: Callable[[Command], None],
-        pace: Pace,
-        *,
+        self, journal: Journal, queue: SnapshotQueue, members: Members, ask: Callable[[Command], None], pace: Pace, *,
         in_rounds: bool,
-    ):
+    ):  # fmt: skip
         self._journal, self._queue, self._members, self._ask = journal, queue, members, ask
         self._pace, self._in_rounds = pace, in_rounds
         self._pending: PendingCheckpoint | None = None

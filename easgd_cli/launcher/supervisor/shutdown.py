@@ -23,14 +23,9 @@ class Shutdown:
     """
 
     def __init__(
-        self,
-        journal: Journal,
-        members: Members,
-        stalls: Stalls,
-        ask: Callable[[Command], None],
-        patience: Patience | None,
-        recovers: bool,
-    ):
+        self, journal: Journal, members: Members, stalls: Stalls, ask: Callable[[Command], None],
+        patience: Patience | None, recovers: bool,
+    ):  # fmt: skip
         self._journal, self._members, self._ask, self._patience = journal, members, ask, patience
         self._stalls, self._recovers = stalls, recovers
         self._since: float | None = None

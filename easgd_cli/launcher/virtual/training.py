@@ -26,15 +26,9 @@ class VirtualTraining:
     """One run, event by event. `obey`: does what the supervisor asks for; `state`: everything as it is now."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        costs: CostModel,
-        parties: VirtualParties,
-        supervisor: Supervisor,
-        reports: VirtualReports,
-        obey: Callable[[], None],
-        state: Callable[[], Checkpoint],
-    ):
+        self, experiment: Experiment, costs: CostModel, parties: VirtualParties, supervisor: Supervisor,
+        reports: VirtualReports, obey: Callable[[], None], state: Callable[[], Checkpoint],
+    ):  # fmt: skip
         self._steps, self._minutes, self._costs = experiment.steps, experiment.settings.minutes, costs
         self._parties, self._supervisor, self._reports = parties, supervisor, reports
         self._obey, self._state = obey, state
