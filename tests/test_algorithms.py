@@ -40,7 +40,7 @@ from easgd_cli.algorithms.schedule import Constant, Cosine, Decay, Schedule, Ste
 from easgd_cli.algorithms.statistics import WithStatistics
 from easgd_cli.errors import UsageError
 from easgd_cli.training.center import Center
-from easgd_cli.training.drive import ByHand, ProblemGradients, Turn, new_vectors, take_step
+from easgd_cli.training.drive import ByHand, ProblemGradients, Step, new_vectors, take_step
 from easgd_cli.transport.base import Reply
 
 D = 7
@@ -344,13 +344,13 @@ def test_gradient_and_exchange_are_asked_for_at_once_and_the_message_is_lent_unt
     driver, _ = pair(name, p=1, tau=1)
     w = driver.workers[0]
     before = w.x.clone()
-    turn = Turn(method, w)
-    assert turn.at is not None and turn.exchange is not None and turn.exchange.message is not None
-    assert turn.exchange.message.data_ptr() == w.x.data_ptr()
+    step = Step(method, w)
+    assert step.at is not None and step.exchange is not None and step.exchange.message is not None
+    assert step.exchange.message.data_ptr() == w.x.data_ptr()
     torch.testing.assert_close(w.x, before, rtol=0, atol=0)
     assert w.t == 0
-    turn.answer((noisy(0, 0, turn.at), FunctionOf.loss), Reply(START * 0, clock=1))
-    assert w.t == 1 and turn.ended
+    step.answer((noisy(0, 0, step.at), FunctionOf.loss), Reply(START * 0, clock=1))
+    assert w.t == 1 and step.ended
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -462,8 +462,8 @@ def test_streaming_diloco_equals_its_equations_after_every_step() -> None:
     for t in range(40):
         listing.eta = falling(t)
         before = [w.x.clone() for w in driver.workers]
-        turn = Turn(STREAMING, driver.workers[0])  # run to its only yield and thrown away, it leaves no trace
-        assert (turn.exchange is not None) is (t > 0 and t % 3 == 0)
+        step = Step(STREAMING, driver.workers[0])  # run to its only yield and thrown away, it leaves no trace
+        assert (step.exchange is not None) is (t > 0 and t % 3 == 0)
         assert all(torch.equal(w.x, x) for w, x in zip(driver.workers, before, strict=True))
         driver.round()
         listing.streaming_diloco()

@@ -51,7 +51,7 @@ from easgd_cli.training.replica import ReplicatedCenter
 from easgd_cli.transport import collective
 from easgd_cli.transport.base import Kind, Mark, Request, Withdrawn
 from easgd_cli.transport.collective import CollectiveMasterEnd, CollectiveWorkerEnd, SumLost
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind
 from easgd_cli.transport.relay import SummedMasterRelay, SummedWorkerRelay
 from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import Link, SharedMasterEnd
@@ -97,12 +97,12 @@ def relay(near: Link, far: Link) -> list[Connection]:
     here, there = ends = [Connection(sock, 20.0, 10 * near.memory.nbytes()) for sock in sockets]
     asks, says = SummedWorkerRelay(near, here), SummedMasterRelay(SharedMasterEnd([far.for_master()]), far, there)
 
-    def read(connection: Connection, sort: Sort, heard: Callable[[bytes, int], object]) -> None:
+    def read(connection: Connection, kind: FrameKind, heard: Callable[[bytes, int], object]) -> None:
         with suppress(ConnectionEnded):
-            while (said := connection.next())[0] is sort:
+            while (said := connection.next())[0] is kind:
                 heard(*said[1:])
 
-    for of in ((here, Sort.REQUEST, asks.request), (there, Sort.REPLY, says.reply)):
+    for of in ((here, FrameKind.REQUEST, asks.request), (there, FrameKind.REPLY, says.reply)):
         threading.Thread(target=read, args=of, daemon=True).start()
     return ends
 

@@ -29,7 +29,7 @@ from easgd_cli.experiment import build
 from easgd_cli.record.reader import summary_of
 from easgd_cli.settings.schema import Eval, check
 from easgd_cli.training.center import Center
-from easgd_cli.training.drive import ByHand, Turn
+from easgd_cli.training.drive import ByHand, Step
 from easgd_cli.transport.base import Reply
 
 TAU, F = 5, 3
@@ -215,7 +215,7 @@ def test_gossip_publishes_and_takes_in_a_fragment() -> None:
     from test_variables import partner
 
     p, driver = 4, driven(GossipPull(workers=4, seed=5), p=4)
-    publishes = Turn(driver.method, driver.workers[0])
+    publishes = Step(driver.method, driver.workers[0])
     assert publishes.exchange is not None and publishes.exchange.fragment == 0
     publishes.answer(None, Reply(torch.zeros_like(START), 1))
     assert publishes.exchange is not None and publishes.exchange.message is None and publishes.exchange.fragment == 0
@@ -306,11 +306,11 @@ def test_one_fragment_is_the_method_without_bit_for_bit() -> None:
 def test_an_exchange_and_the_gradient_still_overlap() -> None:
     driver = driven(METHODS["easgd"])
     w = driver.workers[0]
-    turn = Turn(driver.method, w)
-    assert turn.at is w.x and turn.exchange is not None and turn.exchange.message is w.x
-    assert turn.exchange.fragment == 0
+    step = Step(driver.method, w)
+    assert step.at is w.x and step.exchange is not None and step.exchange.message is w.x
+    assert step.exchange.fragment == 0
     w.t = 2
-    assert Turn(driver.method, w).exchange is None
+    assert Step(driver.method, w).exchange is None
 
 
 class Late(Method):
@@ -331,9 +331,9 @@ def test_no_fragment_changes_before_the_last_exchange_of_a_step() -> None:
     driver = driven(Late(), p=1)
     w = driver.workers[0]
     before = w.x.clone()
-    turn = Turn(driver.method, w)
-    turn.answer((torch.ones_like(START), torch.zeros(())), None)
-    assert turn.exchange is not None and torch.equal(w.x, before)
+    step = Step(driver.method, w)
+    step.answer((torch.ones_like(START), torch.zeros(())), None)
+    assert step.exchange is not None and torch.equal(w.x, before)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

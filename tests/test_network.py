@@ -28,14 +28,15 @@ from easgd_cli.errors import UsageError
 from easgd_cli.launcher.distributed import Distributed, _check_slices
 from easgd_cli.launcher.hosts import probe
 from easgd_cli.launcher.hosts.agent import Agent
-from easgd_cli.launcher.hosts.door import AGENT, MASTER, ROLE, SESSION, WORKER, Door, called
-from easgd_cli.launcher.hosts.far_children import FarChildren, FirstHost, Timeouts
+from easgd_cli.launcher.hosts.door import CALLER, Door, Role, connect
+from easgd_cli.launcher.hosts.far_children import FarChildren, Timeouts
+from easgd_cli.launcher.hosts.first_host import FirstHost
 from easgd_cli.launcher.hosts.gate import Arrival, Gate
-from easgd_cli.launcher.supervisor.parties import Process
+from easgd_cli.launcher.supervisor.parties import ProcessName
 from easgd_cli.settings import schema as settings
 from easgd_cli.system import network
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort, answer, call
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, Refused, answer, call
 from easgd_cli.transport.turn import SendTurn, turns
 
 SECRET = b"between us"
@@ -90,7 +91,7 @@ def offered(
 ) -> tuple[Connection, dict[str, object]]:
     """A host that joins, and what it is told of the run."""
     sock = call(address(gate), SECRET, 10)
-    sock.sendall(ROLE.pack(AGENT, 0, 0))
+    sock.sendall(CALLER.pack(Role.AGENT, 0, 0))
     host = Connection(sock, 20, probe.MOST)
     host.say({"kind": "host", "name": "h", "places": places, "masters": 1, "version": __version__})
     said, _ = host.message(host.next()[1])
@@ -104,14 +105,14 @@ def _measured(host: Connection) -> None:
     """Takes part in the measuring of its link, for as long as it is there."""
     with suppress(ConnectionEnded, OSError):
         while True:
-            sort, text, count = host.next()
-            if sort is Sort.PROBE:
-                probe.answer(host, text, count)
+            kind, text, count = host.next()
+            if kind is FrameKind.PROBE:
+                probe.respond(host, text, count)
 
 
-def ticket(gate: Gate, party: Process) -> int:
+def ticket(gate: Gate, party: ProcessName) -> int:
     """By which it has been given to a host, once there is one."""
-    while (found := gate.place(party)) is None:
+    while (found := gate.assign(party)) is None:
         time.sleep(0.001)
     return found
 
@@ -213,12 +214,12 @@ def test_a_host_that_says_nonsense_once_it_is_in_is_gone_and_the_others_stay(gat
     draw = random.Random(5)
     for _ in range(30):
         sock = call(address(gate), SECRET, 10)
-        sock.sendall(ROLE.pack(AGENT, 0, 0))
+        sock.sendall(CALLER.pack(Role.AGENT, 0, 0))
         text = draw.choice([b"[1]", b"{}", b'{"kind": 3}', b'{"kind": "host"}', b"[" * 100_000, draw.randbytes(50)])
         head = struct.pack("<BxxxIQ", draw.choice([0, 1, 1, 1, 2, 9]), len(text), draw.choice([0, 0, 1 << 40]))
         sock.sendall(head + text)
         sock.close()
-    assert ticket(gate, 0) and gate.place(1) is None
+    assert ticket(gate, 0) and gate.assign(1) is None
     host.close()
 
 
@@ -227,7 +228,7 @@ def test_a_worker_comes_in_by_its_ticket_only(gate: Gate) -> None:
     known = ticket(gate, 0)
     for number in (known ^ 1, known):
         sock = call(address(gate), SECRET, 10)
-        sock.sendall(ROLE.pack(WORKER, 0, number))
+        sock.sendall(CALLER.pack(Role.WORKER, 0, number))
         if number != known:
             sock.settimeout(10)
             assert sock.recv(1) == b""  # it is closed
@@ -240,14 +241,14 @@ def test_a_worker_comes_in_by_its_ticket_only(gate: Gate) -> None:
 def test_a_master_goes_to_a_host_that_listens_by_its_ticket_only_and_a_session_to_none_here(gate: Gate) -> None:
     hosts = [offered(gate)[0]]
     ticket(gate, 0)
-    assert gate.place("master_1") is None  # it cannot be reached there
+    assert gate.assign("master_1") is None  # it cannot be reached there
     hosts.append(offered(gate, port=7)[0])
     known = ticket(gate, "master_1")
-    assert gate.place("master_2") is None  # one for each host
-    for role, number in ((SESSION, known), (MASTER, known ^ 1), (WORKER, known), (MASTER, known)):
+    assert gate.assign("master_2") is None  # one for each host
+    for role, number in ((Role.SESSION, known), (Role.MASTER, known ^ 1), (Role.WORKER, known), (Role.MASTER, known)):
         sock = call(address(gate), SECRET, 10)
-        sock.sendall(ROLE.pack(role, 1, number))
-        if (role, number) != (MASTER, known):
+        sock.sendall(CALLER.pack(role, 1, number))
+        if (role, number) != (Role.MASTER, known):
             sock.settimeout(10)
             assert sock.recv(1) == b""  # it is closed
     arrived = gate.arrived.get(timeout=10)
@@ -269,7 +270,7 @@ def test_one_that_cannot_begin_on_a_host_goes_to_another_and_not_there_again(gat
     other.close()
     while len(gate.silent()) > 1:
         time.sleep(0.001)
-    assert gate.place(0) is None and gate.place(1) is not None  # what there is not for one may be there for another
+    assert gate.assign(0) is None and gate.assign(1) is not None  # what there is not for one may be there for another
     host.close()
 
 
@@ -277,7 +278,7 @@ def test_one_that_was_lost_before_it_began_is_not_given_to_that_host_again(gate:
     host, _ = offered(gate)
     ticket(gate, 0)
     gate.lost(0)
-    assert gate.place(0) is None and gate.place(1) is not None
+    assert gate.assign(0) is None and gate.assign(1) is not None
     host.close()
 
 
@@ -309,7 +310,7 @@ def test_two_hosts_of_one_machine_have_a_name_each(gate: Gate) -> None:
 
 def test_a_host_that_is_not_ready_yet_hears_how_the_run_has_ended(gate: Gate) -> None:
     sock = call(address(gate), SECRET, 10)
-    sock.sendall(ROLE.pack(AGENT, 0, 0))
+    sock.sendall(CALLER.pack(Role.AGENT, 0, 0))
     host = Connection(sock, 20.0)
     host.say({"kind": "host", "name": "late", "places": 1, "masters": 1, "version": __version__})
     assert host.message(host.next()[1])[0]["kind"] == "run"
@@ -323,7 +324,7 @@ def test_a_host_that_is_not_ready_yet_hears_how_the_run_has_ended(gate: Gate) ->
 @pytest.mark.parametrize("places", ["Infinity", "{}", '"many"'])
 def test_a_host_that_offers_what_is_no_number_is_sent_away(gate: Gate, places: str) -> None:
     sock = call(address(gate), SECRET, 10)
-    sock.sendall(ROLE.pack(AGENT, 0, 0))
+    sock.sendall(CALLER.pack(Role.AGENT, 0, 0))
     text = f'{{"kind": "host", "name": "odd", "places": {places}, "masters": 1, "version": "{__version__}"}}'.encode()
     sock.sendall(struct.pack("<BxxxIQ", 1, len(text), 0) + text)
     sock.settimeout(10)
@@ -350,7 +351,7 @@ def test_whoever_cannot_be_let_in_for_a_moment_keeps_nobody_else_out(caplog: pyt
     listener.listen()
     came = SimpleQueue[int]()
     door = Door(listener, SECRET, lambda sock, address, role, number, ticket: (sock.close(), came.put(number))[1])
-    called((str(listener.getsockname()[0]), listener.getsockname()[1]), SECRET, 10, AGENT, 7).close()
+    connect((str(listener.getsockname()[0]), listener.getsockname()[1]), SECRET, 10, Role.AGENT, 7).close()
     assert came.get(timeout=10) == 7
     door.close()
     told = [record.message for record in caplog.records]
@@ -360,10 +361,10 @@ def test_whoever_cannot_be_let_in_for_a_moment_keeps_nobody_else_out(caplog: pyt
 def test_a_worker_that_is_started_again_has_its_slot_while_the_one_before_still_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def place(host: Any, of: Any, ticket: int) -> Any:
+    def thread(host: Any, of: Any, ticket: int) -> Any:
         return SimpleNamespace(of=of, is_alive=lambda: True, leave=lambda: None)
 
-    monkeypatch.setattr("easgd_cli.launcher.hosts.agent.Place", place)
+    monkeypatch.setattr("easgd_cli.launcher.hosts.agent.PartyThread", thread)
     agent: Any = Agent.__new__(Agent)
     agent._places, agent._filled = 2, {}
     for worker in (1, 2, 2, 1):
@@ -375,12 +376,12 @@ def test_a_host_of_another_net_is_told_so_and_gets_no_worker(gate: Gate) -> None
     host, _ = offered(gate, size=6)
     said, _ = host.message(host.next()[1])
     assert said["kind"] == "refused" and "6 numbers" in said["why"]
-    assert gate.place(0) is None
+    assert gate.assign(0) is None
     host.close()
 
 
 @pytest.mark.parametrize(
-    ("sort", "text", "body"),
+    ("kind", "text", "body"),
     [
         (7, b"", 0),
         (1, b"not json", 0),
@@ -391,10 +392,10 @@ def test_a_host_of_another_net_is_told_so_and_gets_no_worker(gate: Gate) -> None
         (1, b'{"kind": "state", "layout": {"x": [4611686018427387904, 4, "float32"]}}', 0),
     ],
 )
-def test_a_frame_that_does_not_keep_to_the_rules_ends_its_connection(sort: int, text: bytes, body: int) -> None:
+def test_a_frame_that_does_not_keep_to_the_rules_ends_its_connection(kind: int, text: bytes, body: int) -> None:
     both = pair()
     end = Connection(both.called, 10, 100)
-    both.caller.sendall(struct.pack("<BxxxIQ", sort, len(text), body) + text + bytes(body))
+    both.caller.sendall(struct.pack("<BxxxIQ", kind, len(text), body) + text + bytes(body))
     with pytest.raises(ConnectionEnded):
         end.message(end.next()[1])
     end.close()
@@ -457,14 +458,14 @@ def test_a_link_is_measured_by_as_much_as_takes_long_enough_to_tell() -> None:
     def answers() -> None:
         with suppress(ConnectionEnded):
             while True:
-                sort, text, count = far.next()
-                assert sort is Sort.PROBE
+                kind, text, count = far.next()
+                assert kind is FrameKind.PROBE
                 seen.append((int(text), count))
-                probe.answer(far, text, count)
+                probe.respond(far, text, count)
 
     thread = threading.Thread(target=answers)
     thread.start()
-    carries = probe.measured(end)
+    carries = probe.measure(end)
     end.close()
     thread.join()
     far.close()
@@ -479,9 +480,9 @@ def test_who_answers_a_probe_with_something_else_is_gone() -> None:
     for text, count in ((b"-1", 0), (b"x", 0), (str(2 * probe.MOST).encode(), 0), (b"0", 7)):
         both = pair()
         end = Connection(both.called, 10, probe.MOST)
-        both.caller.sendall(struct.pack("<BxxxIQ", Sort.PROBE, len(text), count) + text + bytes(count))
+        both.caller.sendall(struct.pack("<BxxxIQ", FrameKind.PROBE, len(text), count) + text + bytes(count))
         with pytest.raises(ConnectionEnded):
-            probe.answer(end, *end.next()[1:])
+            probe.respond(end, *end.next()[1:])
         end.close()
         both.caller.close()
 
@@ -583,21 +584,21 @@ class Hosts:
 
     def __init__(self) -> None:
         self.arrived: SimpleQueue[Any] = SimpleQueue()
-        self.given: list[Process] = []
+        self.given: list[ProcessName] = []
         self.there = 1
 
-    def place(self, party: Process) -> int | None:
+    def assign(self, party: ProcessName) -> int | None:
         self.given.append(party)
         return len(self.given)
 
-    def expects(self, party: Process, ticket: int) -> bool:
+    def expects(self, party: ProcessName, ticket: int) -> bool:
         return ticket >= self.there
 
-    def release(self, party: Process) -> None:
+    def release(self, party: ProcessName) -> None:
         """Nothing to release."""
 
 
-def children(hosts: Any, directory: Path, here: FirstHost, *homeless: Process) -> FarChildren:
+def children(hosts: Any, directory: Path, here: FirstHost, *homeless: ProcessName) -> FarChildren:
     """With stand-ins that wait for a host."""
     found = FarChildren(directory, hosts, here, SECRET, Timeouts(300.0, 10.0, "10.0.0.1:1"))
     for party in homeless:
@@ -624,14 +625,14 @@ def test_a_worker_whose_host_leaves_before_it_has_come_is_given_to_another(tmp_p
 def test_one_for_whom_there_is_no_host_keeps_no_other_from_one(tmp_path: Path) -> None:
     """It is unfit for the only one that is free."""
     hosts = Hosts()
-    hosts.place = lambda party: None if party == 3 else Hosts.place(hosts, party)  # type: ignore[method-assign]
+    hosts.assign = lambda party: None if party == 3 else Hosts.assign(hosts, party)  # type: ignore[method-assign]
     found = children(hosts, tmp_path, FirstHost(0), 3, 4)
     found._house()
     assert hosts.given == [4] and found.homeless() == [3]
 
 
 def test_a_host_that_has_said_what_nobody_says_is_not_given_that_worker_again(tmp_path: Path) -> None:
-    lost: list[Process] = []
+    lost: list[ProcessName] = []
     found = children(SimpleNamespace(lost=lost.append), tmp_path, FirstHost(0), 3)
     heard = [[({"kind": "unfit", "why": "so"}, None)]]
     found._homeless.clear()

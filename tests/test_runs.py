@@ -671,7 +671,7 @@ def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything has been said and the master and the workers have ended before it listens again."""
-    listen = Processes.turn
+    listen = Processes.handle_next
 
     def late(run: Processes) -> None:
         if "training begins" in (tmp_path / "logs" / "launcher.log").read_text():
@@ -680,7 +680,7 @@ def test_a_launcher_that_does_not_listen_for_a_while_loses_nothing(
                     child.join(60)
         listen(run)
 
-    monkeypatch.setattr(Processes, "turn", late)
+    monkeypatch.setattr(Processes, "handle_next", late)
     outcome = run(settings("easgd", eval=Eval(every="1 step", train_images=10)), tmp_path)
     assert outcome.status == "completed", outcome.reason
     evaluated = [r["step"] for r in rows(tmp_path, "center")]

@@ -361,12 +361,12 @@ def stopped_after(events: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next run is interrupted after so many events; those after it are not."""
     left = [events]
 
-    def taken(_: Signals) -> list[int]:
+    def take(_: Signals) -> list[int]:
         left[0] -= 1
         return [signal.SIGINT] if left[0] == 0 else []
 
     monkeypatch.setattr(simulated, "_LOOK_UP_SECONDS", 0.0)
-    monkeypatch.setattr(Signals, "taken", taken)
+    monkeypatch.setattr(Signals, "take", take)
 
 
 @pytest.mark.parametrize("algo", [*ASYNCHRONOUS, *ROUNDS, "msgd"])

@@ -21,7 +21,7 @@ from test_distributed import PATIENCE, SMALL, environment, machines, until
 from easgd_cli.commands import plugins, sweep
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.launcher.hosts import agent, world
-from easgd_cli.launcher.hosts.world import Step, Torchrun
+from easgd_cli.launcher.hosts.world import SlurmStep, Torchrun
 from easgd_cli.sweeps import job_status
 from easgd_cli.system import devices
 
@@ -61,7 +61,7 @@ def test_the_tasks_of_a_step_are_one_run(
 ) -> None:
     in_step(**changed)
     step = world.world()
-    assert isinstance(step, Step)
+    assert isinstance(step, SlurmStep)
     assert (step.rank, step.size, step.local_rank, step.local_size, step.name) == found
 
 
@@ -101,19 +101,19 @@ def test_a_file_says_where_the_run_is_for_as_long_as_it_is_there(
 ) -> None:
     in_step()
     step = world.world()
-    assert isinstance(step, Step)
+    assert isinstance(step, SlurmStep)
     heard: list[str] = []
-    asks = threading.Thread(target=lambda: heard.append(step.found()))
+    asks = threading.Thread(target=lambda: heard.append(step.find()))
     asks.start()
-    with step.told("10.0.0.1:5"):
+    with step.announce("10.0.0.1:5"):
         asks.join(30)
         assert heard == ["10.0.0.1:5"]
     assert list(here.iterdir()) == []
-    monkeypatch.setattr(Step, "seconds", 0.1)
+    monkeypatch.setattr(SlurmStep, "seconds", 0.1)
     with pytest.raises(RunError, match=r"\.easgd-slurm-7\.0\.0: the first task .* has not said there in 0.1 s"):
-        step.found()
+        step.find()
     (here / ".easgd-slurm-7.0.0").mkdir()
-    with pytest.raises(RunError, match="start srun in a directory that all nodes share"), step.told("10.0.0.1:5"):
+    with pytest.raises(RunError, match="start srun in a directory that all nodes share"), step.announce("10.0.0.1:5"):
         pass
 
 
@@ -124,10 +124,10 @@ def test_a_task_that_is_bound_to_its_share_of_the_cores_says_so(
     monkeypatch.setattr(devices, "cores", lambda: 4)
     step = world.world()
     assert step is not None
-    with step.told(""):
+    with step.announce(""):
         assert "bound to 4 of the 8 cores that its node's 2 tasks have" in capsys.readouterr().err
     monkeypatch.setattr(devices, "cores", lambda: 8)
-    with step.told(""):
+    with step.announce(""):
         assert capsys.readouterr().err == ""
 
 
@@ -294,7 +294,7 @@ def test_a_task_that_nobody_leads_since_the_run_is_complete_ends_with_status_0(
 ) -> None:  # fmt: skip
     in_step(SLURM_LOCALID="0")
     monkeypatch.setenv("EASGD_SECRET", "between us")
-    monkeypatch.setattr(Step, "seconds", 0.1)
+    monkeypatch.setattr(SlurmStep, "seconds", 0.1)
     (here / "run").mkdir()
     (here / "run/config.yaml").write_text("launcher: {name: distributed}\n")
     (here / "run/summary.json").write_text(json.dumps({"status": status}))

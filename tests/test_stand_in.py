@@ -24,7 +24,7 @@ from easgd_cli.launcher.hosts.stand_in import StandIn, StandInStart
 from easgd_cli.launcher.hosts.words import Words
 from easgd_cli.launcher.processes.local import Processes
 from easgd_cli.launcher.processes.masters import Masters
-from easgd_cli.launcher.processes.standstill import State
+from easgd_cli.launcher.processes.standstill import ProcessState
 from easgd_cli.launcher.supervisor.parties import party_of
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
 from easgd_cli.record.recorder import Recorder
@@ -34,7 +34,7 @@ from easgd_cli.training import messages
 from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import Moment
 from easgd_cli.transport.base import SessionEnded
-from easgd_cli.transport.connection import Connection, RulesBroken, Sort
+from easgd_cli.transport.connection import Connection, FrameKind, RulesBroken
 from easgd_cli.transport.turn import turns
 
 Said = dict[str, Any]
@@ -267,8 +267,8 @@ def test_the_table_of_words_has_the_keys_of_what_is_told() -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("sort", [Sort.MESSAGE, Sort.REPLY])
-def test_a_host_that_says_what_nobody_says_loses_its_connection_and_this_worker(begun: bool, sort: Sort) -> None:
+@pytest.mark.parametrize("kind", [FrameKind.MESSAGE, FrameKind.REPLY])
+def test_a_host_that_says_what_nobody_says_loses_its_connection_and_this_worker(begun: bool, kind: FrameKind) -> None:
     how = "its host a is lost: it said what nobody says who keeps to the rules"
 
     def does(launcher: Launcher) -> None:
@@ -277,7 +277,7 @@ def test_a_host_that_says_what_nobody_says_loses_its_connection_and_this_worker(
             host.say({"kind": "ready"})
             assert launcher.hears() == {"kind": "ready"}
             launcher.channel.post({"kind": "start", "began": 5.0})
-        host.post(sort, b'{"kind": "homeless", "why": "so"}')
+        host.post(kind, b'{"kind": "homeless", "why": "so"}')
         assert launcher.hears() == {"kind": "unfit", "why": how}
         assert launcher.hears() == {"kind": "error", "text": how, "refused": False}
 
@@ -347,7 +347,7 @@ def test_whatever_a_host_says_is_refused_or_is_nothing_that_its_launcher_cannot_
         json.dumps(said).encode()
         str(said.get("text", said.get("how", ""))).encode()
     elif kind == "process":
-        State(said["letter"], said["ticks"])
+        ProcessState(said["letter"], said["ticks"])
     elif kind == "carried":
         assert all(sum((sent, came)) >= 0 and (rate is None or rate * 1.0) for _, sent, came, rate in said["links"])
     elif isinstance(words.party, int):

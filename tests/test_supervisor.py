@@ -81,7 +81,7 @@ class Notes(Journal):
         self.resumed, self.status, self.reason, self.signal = None, "completed", None, None
         self.progress: Any = Nothing()
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None
-        self._keeping, self._diverges, self._dir = None, True, Path("a run")
+        self._keeper, self._diverges, self._dir = None, True, Path("a run")
         self._record = None
         self._written = written
         self.notes: list[str] = []

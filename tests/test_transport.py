@@ -30,16 +30,17 @@ from easgd_cli.algorithms.fragments import InFragments
 from easgd_cli.algorithms.schedule import Constant
 from easgd_cli.algorithms.slices import slices
 from easgd_cli.algorithms.wire import WIRES, OnTheWire
-from easgd_cli.launcher.hosts.door import LIFE, SESSION, Door, called
+from easgd_cli.launcher.hosts.door import LIFE, Door, Role, connect
 from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
-from easgd_cli.launcher.hosts.hosted import HostedMaster
+from easgd_cli.launcher.hosts.hosted_master import HostedMaster
 from easgd_cli.settings.schema import Eval
 from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training import drive
 from easgd_cli.training.center import Center
+from easgd_cli.training.master import MasterStart
 from easgd_cli.transport.base import Kind, Mark, MasterEnd, Reply, SessionEnded, Withdrawn, WorkerEnd
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Sort, answer, call, read_exactly
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, answer, call, read_exactly
 from easgd_cli.transport.on_device import DeviceVectors, hand_out
 from easgd_cli.transport.relay import MasterRelay, WorkerRelay
 from easgd_cli.transport.shared import Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
@@ -274,13 +275,13 @@ class ApartStar(ShardedStar):
         its: Any = SimpleNamespace(post=lambda said, sock: self.stars[place].admitted.put((said["worker"], sock)))
         hosted = self.hosted[place] = HostedMaster(host, place)
         hosted.prepare()
-        said = {"variables": {}, "served": 0, "step": 0.0, "pace": None, "returns": True, "cpu": 0.0, "lost": []}
+        said = dict(zip(MasterStart.plain, ({}, 0, 0.0, None, True, 0.0, []), strict=True))
         _, start = hosted.begin(its, {"clocks": {str(i): 0 for i in range(p)}, **said}, None)
         hosted._begun.set()
         return start.links
 
     def enters(self, sock: socket.socket, _: str, role: int, worker: int, of: int) -> None:
-        assert role == SESSION
+        assert role == Role.SESSION
         life, place = divmod(of, 1 << LIFE)
         self.hosted[place].admit(worker, life, sock)
 
@@ -450,9 +451,9 @@ def test_what_crosses_in_fewer_bits_is_what_was_rounded(
     crossed: list[int] = []
     post = Connection.post
 
-    def noted(connection: Connection, sort: Sort, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
+    def noted(connection: Connection, kind: FrameKind, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
         crossed.extend(v.nbytes for v in vectors)
-        post(connection, sort, text, vectors)
+        post(connection, kind, text, vectors)
 
     monkeypatch.setattr(Connection, "post", noted)
     found = {}
@@ -601,7 +602,7 @@ def test_the_news_of_a_life_in_which_a_worker_never_came_to_a_master_elsewhere_e
     run.lose(0)
     for hosted in run.hosted.values():
         hosted.told({"kind": "again", "worker": 0, "life": 3})
-    late = called(run.door._listener.getsockname(), b"secret", 10, SESSION, 0, 1 | 3 << LIFE)
+    late = connect(run.door._listener.getsockname(), b"secret", 10, Role.SESSION, 0, 1 | 3 << LIFE)
     while late.recv(64):  # of a life that is known to have ended: it is closed
         pass
     assert 0 not in run.hosted[1]._sessions

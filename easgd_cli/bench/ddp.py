@@ -14,14 +14,14 @@ from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.files import scratch_directory
-from easgd_cli.training.data_parallel import Place, backend, grouped
+from easgd_cli.training.data_parallel import Rendezvous, backend, grouped
 
 _TIMEOUT = 60.0  # seconds of a collective whose other side does not come
 
 
 @dataclass
 class GroupedStart:
-    """What one process of the group begins with, and how they find each other; see Place."""
+    """What one process of the group begins with, and how they find each other; see Rendezvous."""
 
     loop: LoopStart
     meeting: str
@@ -41,7 +41,7 @@ class DataParallelLoop:
         device = torch.device(loop.device)
         torch.get_device_module(device).set_device(device)
         net = build.model(loop.settings, loop.images).to(device).train()
-        Place(loop.worker, many, start.meeting, start.backend, _TIMEOUT).join()
+        Rendezvous(loop.worker, many, start.meeting, start.backend, _TIMEOUT).join()
         self._loop = Loop(loop, grouped(net, device), channel)
 
     def run(self, began: float) -> None:

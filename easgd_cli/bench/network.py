@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from easgd_cli.bench.measure import Row, number
 from easgd_cli.errors import RunError
-from easgd_cli.launcher.hosts.door import AGENT, HELLO_SECONDS, ROLE
+from easgd_cli.launcher.hosts.door import CALLER, HELLO_SECONDS, Role
 from easgd_cli.launcher.hosts.measured_end import SILENCE, MasterProcess, link_of, memory_of
 from easgd_cli.launcher.hosts.measured_gloo import Gloo
-from easgd_cli.transport.connection import Connection, Refused, Sort, answer, read_exactly
+from easgd_cli.transport.connection import Connection, FrameKind, Refused, answer, read_exactly
 from easgd_cli.transport.relay import WorkerRelay
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import SendTurn, turns
@@ -138,7 +138,7 @@ def run(
 
 def joined(listener: socket.socket, secret: bytes, wait: float) -> tuple[Connection, str]:
     """The next host that joins, and what it is called. Raises RunError and ConnectionEnded."""
-    sock, address, _ = accepted(listener, secret, AGENT, wait)
+    sock, address, _ = accepted(listener, secret, Role.AGENT, wait)
     connection = Connection(sock, SILENCE)
     _, text, _ = connection.next()
     return connection, f"{str(connection.message(text)[0]['name'])[:64]} ({address})"
@@ -163,8 +163,8 @@ def accepted(listener: socket.socket, secret: bytes, wanted: int | None, wait: f
         try:
             sock, (address, _) = listener.accept()
             answer(sock, secret, HELLO_SECONDS)
-            role, number, _ = ROLE.unpack(read_exactly(sock, ROLE.size, HELLO_SECONDS))
-            if (role == AGENT) == (wanted == AGENT):
+            role, number, _ = CALLER.unpack(read_exactly(sock, CALLER.size, HELLO_SECONDS))
+            if (role == Role.AGENT) == (wanted == Role.AGENT):
                 return sock, address, number
         except (Refused, OSError):
             continue
@@ -229,22 +229,22 @@ class Session:
 
     def word(self, text: bytes) -> None:
         """Says it, and waits for the answer, with whatever vector there is in it."""
-        self.connection.post(Sort.MESSAGE, text)
+        self.connection.post(FrameKind.MESSAGE, text)
         _, _, count = self.connection.next()
         if count:
             self.connection.fill([self.link.memory["x"]])
 
     def take(self) -> None:
         """Sends a vector, and waits until it is there."""
-        self.connection.post(Sort.MESSAGE, b"take", [self.link.memory["reply"]])
+        self.connection.post(FrameKind.MESSAGE, b"take", [self.link.memory["reply"]])
         self.connection.next()
 
     def exchange(self, times: int) -> float:
         """Seconds of an exchange, as the worker sees it."""
-        self.connection.post(Sort.MESSAGE, b"exchange %d" % times)
+        self.connection.post(FrameKind.MESSAGE, b"exchange %d" % times)
         while True:
-            sort, text, count = self.connection.next()
-            if sort is Sort.MESSAGE:
+            kind, text, count = self.connection.next()
+            if kind is FrameKind.MESSAGE:
                 return float(text) / times
             self._asks.request(text, count)
 

@@ -18,7 +18,7 @@ from easgd_cli.data.dataset import Batch, Dataset
 from easgd_cli.data.nest import called
 from easgd_cli.errors import RunError
 from easgd_cli.experiment import build
-from easgd_cli.launcher.processes.child import Child, PartyMaker
+from easgd_cli.launcher.processes.child import Child, ProgramMaker
 from easgd_cli.problems.batches import Batches
 from easgd_cli.problems.net import outputs_as
 from easgd_cli.problems.precision import autocast, compiled, use_tf32
@@ -120,7 +120,7 @@ def plain_images_per_second(s: Settings, images: Dataset, steps: int) -> float:
     return side_by_side("plain", PlainLoop, loop_starts(s, images, steps), s.batch_size)
 
 
-def side_by_side(name: str, maker: PartyMaker, starts: Sequence[Any], batch_size: int) -> float:
+def side_by_side(name: str, maker: ProgramMaker, starts: Sequence[Any], batch_size: int) -> float:
     """Images a second of processes that each run a Loop, begun together. Raises RunError when one fails; leaves none
     behind.
 

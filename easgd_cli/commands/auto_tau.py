@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Experiment
-from easgd_cli.launcher import distributed
+from easgd_cli.launcher import distributed_sweep
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.kinds import Launcher
 from easgd_cli.record import reader, run_directory
@@ -55,7 +55,7 @@ class Probe:
 def check(s: Settings, rules: Method) -> None:
     """Raises UsageError for a method that is defined for one period only, and for processes started for one run."""
     if s.auto.tau:
-        distributed.refuse_several(s, "tau=auto", "write tau= as a number, such as easgd bench network proposes")
+        distributed_sweep.refuse_several(s, "tau=auto", "write tau= as a number, such as easgd bench network proposes")
     if s.auto.tau and not rules.alone:
         try:
             build.method(replace(s, tau=_ANY))

@@ -66,7 +66,7 @@ def follow(world: World) -> int:
     if world.size > world.local_size:  # who has no secret hears that, and not that the first says nothing
         asked, host = world.address()
         network.secret(asked, network.resolved(asked, host))
-    _take_part(world.found(), world.local_size, 1, _WAIT_SECONDS, led=True)
+    _take_part(world.find(), world.local_size, 1, _WAIT_SECONDS, led=True)
 
 
 def _take_part(where: str, places: int | None, masters: int, wait: float, led: bool = False) -> NoReturn:
@@ -101,7 +101,7 @@ def _prepared(settings: dict[str, Any], places: int, masters: int) -> Experiment
 
     from easgd_cli.commands import compose, foreign_code
     from easgd_cli.experiment import build
-    from easgd_cli.launcher.distributed import masters_elsewhere
+    from easgd_cli.launcher.hosts.first_host import masters_elsewhere
 
     with tempfile.TemporaryDirectory(prefix="easgd-") as directory:
         path = Path(directory) / "config.yaml"

@@ -21,7 +21,7 @@ from easgd_cli.commands.compose import Composed
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.experiment.build import Outline
-from easgd_cli.launcher import distributed
+from easgd_cli.launcher import distributed_sweep
 from easgd_cli.record import run_directory
 from easgd_cli.settings import schema
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
@@ -91,7 +91,7 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
                 "such as eta=interval(0.01,0.1)."
             )
         one_by_one = ([v[0] if k != at else value for k, v in axes.items()] for at in axes for value in axes[at])
-        with distributed.checked_for(launcher):
+        with distributed_sweep.checked_for(launcher):
             _checked(list(one_by_one), axes, varying, composed)
     else:
         if of_sweep.objective is not None:
@@ -105,11 +105,11 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
                 "hydra/sweeper=optuna."
             )
         every = [list(words) for words in itertools.product(*axes.values())]
-        with distributed.checked_for(launcher):
+        with distributed_sweep.checked_for(launcher):
             jobs, left_out = _checked(every, axes, varying, composed)
     members = [job.settings for job in jobs] or ([first.settings] if first else [])
     tasks = plugins.tasks(first.config) if first is not None and launcher == "submitit_slurm" else 1
-    distributed.check_sweep(members, of_sweep.jobs, (launcher, sweeper), tasks)
+    distributed_sweep.check_sweep(members, of_sweep.jobs, (launcher, sweeper), tasks)
     return Plan(
         _root(of_sweep.sweep, fixed, varying, first), {word.partition("=")[0]: word for word in fixed}, varying,
         of_sweep.sweep is not None, of_sweep.jobs, of_sweep.retry, of_sweep.report, jobs, left_out, launcher, sweeper,

@@ -15,7 +15,7 @@ from easgd_cli.commands import configs, report, single_run
 from easgd_cli.commands.arguments import Arguments
 from easgd_cli.errors import UsageError, why
 from easgd_cli.experiment import build
-from easgd_cli.launcher import distributed
+from easgd_cli.launcher import distributed_sweep
 from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.overrides import own
@@ -45,7 +45,7 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
         refuse_another(plan)
     with ExitStack() as lasting:
         # before a directory is made, and until the jobs are over
-        shared = lasting.enter_context(distributed.listening(plan.jobs[0].settings)) if plan.basic else []
+        shared = lasting.enter_context(distributed_sweep.listening(plan.jobs[0].settings)) if plan.basic else []
         return _run(plan, command, *_executor(plan, asked, shared), lasting)
 
 

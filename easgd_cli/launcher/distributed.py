@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +17,7 @@ from easgd_cli.algorithms.base import CENTER
 from easgd_cli.algorithms.wire import SHARING
 from easgd_cli.errors import UsageError
 from easgd_cli.launcher import kinds
+from easgd_cli.launcher.hosts.first_host import FirstHost, entries_here, masters_elsewhere, workers_here
 from easgd_cli.launcher.hosts.world import world as started_together
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
@@ -31,13 +32,9 @@ if TYPE_CHECKING:
 
 _LOOPBACK = "127.0.0.1"
 _LONGEST_SILENCE = 86400.0
-_LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
-_made_elsewhere = ContextVar("made_elsewhere", default=False)
-_SLURM = "submitit_slurm"
-_OTHERWISE = (
-    "start the sweep with easgd train -m alone, and easgd join on each other host, or on SLURM add "
-    f"hydra/launcher={_SLURM}"
-)
+LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
+# whether runs are checked here that begin on other machines, whose addresses are not those of this one
+made_elsewhere = ContextVar("made_elsewhere", default=False)
 
 
 @dataclass
@@ -94,13 +91,13 @@ class Distributed:
             raise ValueError(
                 f"launcher.address={self.address} launcher.interface={self.interface}: give one of the two."
             )
-        if (world is None or world.rank == 0) and not _made_elsewhere.get():
+        if (world is None or world.rank == 0) and not made_elsewhere.get():
             self._address()
 
     @property
     def places_here(self) -> int:
         """Workers of this machine."""
-        return _places(self.here)
+        return workers_here(self.here)
 
     @staticmethod
     def check(s: Settings, method: Method) -> None:
@@ -130,7 +127,7 @@ class Distributed:
     @staticmethod
     def workers_here(s: Settings) -> int:
         """The same, by the settings."""
-        return _places(s.launcher.get("here"))
+        return workers_here(s.launcher.get("here"))
 
     def begin(self) -> None:
         from easgd_cli.launcher.processes import fork_server
@@ -141,7 +138,7 @@ class Distributed:
     def listen(self) -> tuple[socket.socket, str]:
         """Whom other hosts call, and how that is written. Raises UsageError."""
         if self._listener is None:
-            inherited = os.environ.pop(_LISTENER, None)
+            inherited = os.environ.pop(LISTENER, None)
             self._of_sweep = inherited is not None
             if inherited is None:
                 self._listener = network.listener(*self._address())
@@ -177,7 +174,7 @@ class Distributed:
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher import driver
-        from easgd_cli.launcher.hosts.far_children import FarChildren, FirstHost, Timeouts
+        from easgd_cli.launcher.hosts.far_children import FarChildren, Timeouts
         from easgd_cli.launcher.hosts.gate import Gate
         from easgd_cli.launcher.processes.local import Processes
         from easgd_cli.system.devices import worker_threads
@@ -221,23 +218,6 @@ class Distributed:
         return outcome
 
 
-def _places(here: int | None) -> int:
-    world = started_together()
-    return here if here is not None else 1 if world is None else world.local_size
-
-
-def masters_elsewhere(s: Settings) -> int:
-    """How many masters of the run are not on its first host: the last ones."""
-    here = s.launcher.get("masters_here")
-    return 0 if here is None else s.masters - int(here)
-
-
-def entries_here(experiment: Experiment) -> slice:
-    """Of vectors, those that the masters of the first host own."""
-    elsewhere = masters_elsewhere(experiment.settings)
-    return slice(0, experiment.slices[-elsewhere].start) if elsewhere else slice(None)
-
-
 def _refuse(s: Settings, here: int) -> None:
     """Raises UsageError for what does not work on many machines yet."""
     if s.center_device != "cpu":
@@ -270,68 +250,6 @@ def _check_slices(experiment: Experiment) -> None:
 
 
 @contextmanager
-def checked_for(launcher: str) -> Iterator[None]:
-    """While it lasts, settings are checked for runs that Hydra's `launcher` starts: on nodes of SLURM's, whose
-    addresses are not those of this machine.
-    """
-    token = _made_elsewhere.set(launcher == _SLURM)
-    try:
-        yield
-    finally:
-        _made_elsewhere.reset(token)
-
-
-def check_sweep(jobs: Sequence[Settings], at_once: str, plugins: tuple[str, str], tasks: int) -> None:
-    """Raises UsageError where hosts could not stay from one of these jobs to the next, or could not come in. `plugins`:
-    Hydra's launcher and sweeper; `tasks`: of SLURM's, a job.
-    """
-    if plugins[0] == _SLURM:
-        _check_tasks(jobs, tasks)
-        return
-    places = [(s.launcher.get("address"), s.launcher.get("interface")) if _is_distributed(s) else None for s in jobs]
-    if not any(places):
-        return
-    refuse_several(jobs[0], "-m", _OTHERWISE)
-    if plugins != ("basic", "basic"):
-        raise UsageError(
-            "launcher=distributed: hosts stay from job to job only where easgd runs the sweep itself; leave out "
-            f"hydra/launcher= and hydra/sweeper=, or give hydra/launcher={_SLURM}, which starts them for each job."
-        )
-    if at_once != Settings.jobs:
-        raise UsageError(
-            f"launcher=distributed jobs={at_once}: a host takes part in one run at a time; leave out jobs=."
-        )
-    if len(set(places)) > 1:
-        raise UsageError(
-            "launcher=distributed: hosts wait for the next job of a sweep where they have joined, so all its jobs are "
-            "on many machines and reached at one address; start the others as a sweep of their own."
-        )
-
-
-def _check_tasks(jobs: Sequence[Settings], tasks: int) -> None:
-    """Raises UsageError where a job could not be a run of all of its tasks."""
-    given = f"hydra/launcher={_SLURM}"
-    for s in jobs:
-        if not _is_distributed(s) and tasks > 1:
-            raise UsageError(
-                f"{given}: with hydra.launcher.nodes= and tasks_per_node= a job has {tasks} tasks, and launcher="
-                f"{s.launcher['name']} makes a run of one; leave them out, or use launcher=distributed."
-            )
-        if _is_distributed(s) and tasks == 1:
-            raise UsageError(
-                f"{given} launcher=distributed: a job has one task, and no others would join it; give "
-                "hydra.launcher.nodes=, or leave out launcher=."
-            )
-        if _is_distributed(s) and s.workers != tasks:
-            raise UsageError(
-                f"workers={s.workers}: a job has {tasks} tasks of SLURM's, each the place of a worker; leave out "
-                "workers=, or change hydra.launcher.nodes= or tasks_per_node=."
-            )
-        if _is_distributed(s):
-            network.secret(f"{given} launcher=distributed", None)
-
-
-@contextmanager
 def announced(launcher: object) -> Iterator[None]:
     """While it lasts, the processes that torchrun or SLURM has started with this one, which makes the run, find it.
     That is before data are loaded: they call, and wait for as long as somebody listens. Raises UsageError and RunError.
@@ -340,43 +258,16 @@ def announced(launcher: object) -> Iterator[None]:
     if world is None or not isinstance(launcher, Distributed):
         yield
         return
-    with world.told(launcher.listen()[1]):
+    with world.announce(launcher.listen()[1]):
         yield
 
 
-@contextmanager
-def listening(job: Settings) -> Iterator[list[int]]:
-    """Where all jobs of a sweep are reached, of which this is one, for as long as this lasts: the descriptors that
-    their processes are to inherit; none where they are not on many machines. Raises UsageError.
-    """
-    launcher = kinds.launcher(job) if _is_distributed(job) else None
-    if not isinstance(launcher, Distributed):
-        yield []
-        return
-    listener, where = launcher.listen()
-    tell(f"the jobs are reached at {where}; on another host: easgd join {where}")
-    with listener:
-        os.environ[_LISTENER] = str(listener.fileno())
-        try:
-            yield [listener.fileno()]
-        finally:
-            del os.environ[_LISTENER]
-
-
-def _is_distributed(s: Settings) -> bool:
+def is_distributed(s: Settings) -> bool:
+    """Whether the run is on many machines."""
     return bool(s.launcher["target"] == f"{__name__}:Distributed")
-
-
-def refuse_several(s: Settings, asked: str, instead: str) -> None:
-    """Raises UsageError for what is several runs, where torchrun or SLURM has started the processes of one."""
-    starter = "SLURM" if _made_elsewhere.get() else (world := started_together()) and world.starter
-    if _is_distributed(s) and starter:
-        raise UsageError(
-            f"launcher=distributed {asked}: {starter} starts the processes of one run, and this is several; {instead}."
-        )
 
 
 def followed(s: Settings) -> World | None:
     """The processes of which this is one that follows rank 0, which makes the run; None where this makes it."""
-    world = started_together() if _is_distributed(s) else None
+    world = started_together() if is_distributed(s) else None
     return None if world is None or world.rank == 0 else world

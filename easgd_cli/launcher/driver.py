@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.launcher.journal.journal import Journal, log
+from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.signals import Signals
 from easgd_cli.launcher.supervisor.supervisor import Supervisor
 from easgd_cli.system import interruption
@@ -24,7 +25,7 @@ class Driver(Protocol):
     def start(self) -> None:
         """Starts all parties. Raises RunError, MemoryError or OSError."""
 
-    def turn(self) -> None:
+    def handle_next(self) -> None:
         """Waits for what happens next, at most a moment, and does what the supervisor asks for."""
 
     def end(self) -> None:
@@ -46,7 +47,7 @@ def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> 
     with Signals() as signals:
         journal = Journal(job, experiment)
         try:
-            driver = _made(journal, make)
+            driver = _make(journal, make)
             try:
                 with interruption.stacks_shown(partial(_show_stacks, journal, driver)):
                     return _to_the_end(driver, signals)
@@ -56,7 +57,7 @@ def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> 
             journal.release()
 
 
-def _made(journal: Journal, make: Callable[[Journal], Driver]) -> Driver:
+def _make(journal: Journal, make: Callable[[Journal], Driver]) -> Driver:
     """Raises RunError where the checkpoint has values with which nobody can go on."""
     try:
         return make(journal)
@@ -89,8 +90,8 @@ def _to_the_end(driver: Driver, signals: Signals) -> Outcome:
     try:
         driver.start()
         while not supervisor.over:
-            driver.turn()
-            for number in signals.taken():
+            driver.handle_next()
+            for number in signals.take():
                 supervisor.interrupted(number)
     except (RunError, MemoryError, OSError) as e:  # the record cannot be written, say
         supervisor.fail(str(e))

@@ -47,7 +47,7 @@ class Signals:
         """As if that signal had come."""
         self._numbers.append(number)
 
-    def taken(self) -> list[int]:
+    def take(self) -> list[int]:
         """Those that have come since the last call."""
         if not self._orphaned and not threading.main_thread().is_alive():
             self._orphaned = True

@@ -128,7 +128,7 @@ def compare(
 ) -> Comparison:
     """Raises UsageError where the metric was not measured, or the baseline is not one configuration."""
     metrics = functools.reduce(Metrics.together_with, (run.metrics for run in runs))
-    judged = metrics[_metric(runs, metrics, metric)]
+    judged = metrics[_metric(runs, metric)]
     runs = _without_unused(runs)
     keys = [key for key in dict.fromkeys([*_FIRST, *(k for run in runs for k in run.settings)]) if key != "seed"]
     differ = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
@@ -216,7 +216,7 @@ def written(value: Any) -> str:
     return "-" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def _metric(runs: Sequence[Run], metrics: Metrics, asked: str | None) -> str:
+def _metric(runs: Sequence[Run], asked: str | None) -> str:
     measured = dict.fromkeys(key for run in runs for key in run.curve if key not in MOMENT)
     if not measured:
         raise UsageError(

@@ -71,7 +71,7 @@ class SlotExecutor:
                     if begin(job := waiting.popleft()):
                         self._start(job)
                 time.sleep(_LOOK_SECONDS)
-                for number in signals.taken():
+                for number in signals.take():
                     came = came or number
                     for at in self._running:
                         self._servers[at].send_signal(number)

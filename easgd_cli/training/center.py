@@ -31,11 +31,10 @@ class Center:
         self,
         variable: Variable,
         vectors: Mapping[str, Tensor],
-        clock: int = 0,
         average: Average | None = None,
         ledger: Ledger | None = None,
     ):
-        self.variable, self.vectors, self.clock, self._average = variable, dict(vectors), clock, average
+        self.variable, self.vectors, self.clock, self._average = variable, dict(vectors), 0, average
         self._ledger = ledger
         self.clocks = [0] * variable.fragments if variable.fragments > 1 else []
         self._plain = variable.owner is None and variable.answers and not variable.in_rounds and variable.fragments == 1

@@ -26,8 +26,8 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Of one process in its group. `meeting`: a file in which they find each other, instead of a port; `timeout`:
+class Rendezvous:
+    """How one process finds the others of its group. `meeting`: a file in which they do, instead of a port; `timeout`:
     seconds of a collective whose other side does not come.
     """
 

@@ -1,6 +1,6 @@
 """Answers what a rule yields: the one place where a step is taken and a worker's clock advances.
 
-`Turn` is a step in progress and knows neither time nor processes. `take_step` drives one to its end against a session
+`Step` is one in progress and knows neither time nor processes. `take_step` drives one to its end against a session
 that may block. `ByHand` holds all parties in one process and lets the caller say whose turn it is: what tests use to
 hold a method against its printed listing, and what replays the recorded order of a real run.
 """
@@ -35,10 +35,10 @@ def how_it_exchanges(method: Method, eta: float) -> str:
         return "in rounds"
     one = torch.zeros(1)
     w = Worker({name: one.clone() for name in (*method.state, *method.scratch)}, 1, Constant(eta), number=0)
-    turn = Turn(method, w)
-    while turn.exchange is None and not turn.ended:
-        turn.answer((one, one), None)
-    return "waits" if turn.at is None and turn.exchange is not None else "overlaps"
+    step = Step(method, w)
+    while step.exchange is None and not step.ended:
+        step.answer((one, one), None)
+    return "waits" if step.at is None and step.exchange is not None else "overlaps"
 
 
 class Gradients(Protocol):
@@ -100,7 +100,7 @@ class StepResult:
     mark: Mark = Mark.NONE
 
 
-class Turn:
+class Step:
     """One step of one worker, or `courier`, in progress, and what its rule waits for now: a gradient, a reply, or both
     at once.
 
@@ -186,19 +186,19 @@ def take_step(method: Method, w: Worker, gradients: Gradients, session: Session 
     """One local step of `w`. What a rule asks for at once overlaps: the message is on its way while the gradient is
     computed.
     """
-    turn = Turn(method, w)
+    step = Step(method, w)
     loaded = False
-    while not turn.ended:
-        asked = turn.exchange
+    while not step.ended:
+        asked = step.exchange
         if asked is not None:
             assert session is not None, "only a method with a center exchanges"
             session.post(asked.message, w.t, asked.to, fragment=asked.fragment)
         if not loaded:  # a batch depends on the clock alone, so making it overlaps every method's exchange
             gradients.load(w.number, w.t)
             loaded = True
-        gradient = None if turn.at is None else gradients.gradient(turn.at)
-        turn.answer(gradient, None if asked is None or session is None else session.collect())
-    return turn.result
+        gradient = None if step.at is None else gradients.gradient(step.at)
+        step.answer(gradient, None if asked is None or session is None else session.collect())
+    return step.result
 
 
 def new_vectors(names: Iterable[str], start: Tensor) -> dict[str, Tensor]:
@@ -272,20 +272,20 @@ class ByHand:
         """
         if not self.method.in_rounds:
             raise TypeError(f"{type(self.method).__name__} has no rounds: call step(worker)")
-        turns = [Turn(self.method, self.workers[i]) for i in (workers if workers is not None else self._all)]
-        while not all(turn.ended for turn in turns):
-            asked = {turn.w.number: turn.exchange for turn in turns if turn.exchange is not None}
+        steps = [Step(self.method, self.workers[i]) for i in (workers if workers is not None else self._all)]
+        while not all(step.ended for step in steps):
+            asked = {step.w.number: step.exchange for step in steps if step.exchange is not None}
             replies = self._exchange_all(asked)
-            for turn in turns:  # no gradient outlives the next worker's
-                if not turn.ended:
+            for step in steps:  # no gradient outlives the next worker's
+                if not step.ended:
                     gradient = None
-                    if turn.at is not None:
-                        self._gradients.load(turn.w.number, turn.w.t)
-                        gradient = self._gradients.gradient(turn.at)
+                    if step.at is not None:
+                        self._gradients.load(step.w.number, step.w.t)
+                        gradient = self._gradients.gradient(step.at)
                         # the rule may exchange before it uses it, and the buffer is everybody's
-                        if turn.exchange is None or len(self._variables.centers) > 1:
+                        if step.exchange is None or len(self._variables.centers) > 1:
                             gradient = gradient[0].clone(), gradient[1]
-                    turn.answer(gradient, replies.get(turn.w.number))
+                    step.answer(gradient, replies.get(step.w.number))
 
     def close(self, workers: Sequence[int] | None = None) -> None:
         """The closing exchange of these workers, after their last step, or of all. Nothing happens in a method without
@@ -328,17 +328,12 @@ class ByHand:
                 return
             self.step(worker)
 
-    def replay(
-        self, order: Iterable[int], after: Callable[[int], None] | None = None, steps: int | None = None
-    ) -> None:
-        """Exchanges in the recorded order; `after` is told how many there have been after each. Only of a method whose
-        workers exchange with the center, each by itself: TypeError. `steps`: of each worker, after which comes its
-        closing exchange.
+    def replay(self, order: Iterable[int], steps: int | None = None) -> None:
+        """Exchanges in the recorded order. Only of a method whose workers exchange with the center, each by itself:
+        TypeError. `steps`: of each worker, after which comes its closing exchange.
         """
         for worker in order:
             self.exchange(worker, steps)
-            if after is not None:
-                after(len(self.order))
 
     def vectors(self) -> Mapping[str, Tensor]:
         """What is evaluated and saved and what goes with it: the center's vectors, the mean of the variables as x, or

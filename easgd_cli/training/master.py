@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -67,6 +67,8 @@ class MasterStart:
     closing: bool = False  # whether a master before this one has kept what a longer run goes on from
     # whether it is one of several, each with a slice: the launcher says when all are ready for the closing exchange
     several: bool = False
+    # of these, what another host is told as it is
+    plain: ClassVar = ("variables", "served", "step", "pace", "returns", "cpu_seconds", "lost")
 
 
 class Master:

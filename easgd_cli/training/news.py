@@ -15,7 +15,7 @@ from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.snapshot import Moment, Snapshots
-from easgd_cli.training.stopwatch import Timed, Watch
+from easgd_cli.training.stopwatch import Stopwatch, Timed
 from easgd_cli.transport.base import WorkerEnd
 
 # how often it tells its clock and its rows: each message wakes a process that wants a core
@@ -28,7 +28,7 @@ class News:
     """
 
     def __init__(
-        self, channel: Channel, w: Worker, session: WorkerEnd | None, meter: Meter, timed: Timed | Watch,
+        self, channel: Channel, w: Worker, session: WorkerEnd | None, meter: Meter, timed: Timed | Stopwatch,
         lasting: Mapping[str, Tensor], faults: Faults | None, snapshots: Snapshots,
     ):  # fmt: skip
         self._channel, self._w, self._session, self._meter, self._timed = channel, w, session, meter, timed

@@ -25,11 +25,11 @@ from easgd_cli.problems.base import OfNet
 from easgd_cli.settings.schema import samples_a_step
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
-from easgd_cli.training.data_parallel import Averaging, Place, grouped, waited
+from easgd_cli.training.data_parallel import Averaging, Rendezvous, grouped, waited
 from easgd_cli.training.meter import Meter
 from easgd_cli.training.news import News
 from easgd_cli.training.snapshot import Moment, Snapshots
-from easgd_cli.training.stopwatch import Watch, watch_of
+from easgd_cli.training.stopwatch import Stopwatch, stopwatch_of
 from easgd_cli.training.worker import WorkerStart
 
 _OTHERS_SECONDS = 3.0  # a loop that fails waits so long: if another has died, that is the news
@@ -46,10 +46,10 @@ def agreement(many: int) -> SharedTensors:
 
 @dataclass
 class PeerStart:
-    """What one begins with: as any worker, in its place of the group. `agreed`: of `agreement`."""
+    """What one begins with: as any worker, and how it finds the others. `agreed`: of `agreement`."""
 
     worker: WorkerStart
-    place: Place
+    rendezvous: Rendezvous
     averaging: Averaging
     agreed: SharedTensors
 
@@ -71,12 +71,12 @@ class PeerLoop:
         self._w = Worker(vectors, s.tau, parts.schedule, own.t, own.link.worker, own.seen)
         self._lasting = {name: vectors[name] for name in parts.method.state}
         self._meter = Meter(self._w.number, samples_a_step(s), s.workers, self._steps, device, 0, own.meter)
-        self._watch = watch_of(self._meter.tally, device)
+        self._watch = stopwatch_of(self._meter.tally, device)
         self._last, self._kept = start.agreed["last"], start.agreed["kept"]
         self._leads, self._many = self._w.number == 0, s.workers
         self._before: Any = None  # when the computing of this step began
         self._asked: set[str] = set()  # what the launcher wants at the next meeting
-        start.place.join()
+        start.rendezvous.join()
         self._begin(device, parts.method.torch_sgd or {}, s.l2)
 
     def _begin(self, device: torch.device, momentum: Mapping[str, Any], l2: float) -> None:
@@ -256,7 +256,7 @@ class PeerNews(News):
     """
 
     def __init__(
-        self, channel: Channel, w: Worker, meter: Meter, watch: Watch, gather: Callable[[], dict[str, Tensor]],
+        self, channel: Channel, w: Worker, meter: Meter, watch: Stopwatch, gather: Callable[[], dict[str, Tensor]],
         snapshots: Snapshots, many: int,
     ):  # fmt: skip
         super().__init__(channel, w, None, meter, watch, {}, None, snapshots)

@@ -28,7 +28,7 @@ class Timed:
 
     def __init__(self, gradients: Gradients, session: Session, tally: Tally, device: torch.device):
         self._gradients, self._session = gradients, session
-        self._watch = watch_of(tally, device)
+        self._watch = stopwatch_of(tally, device)
 
     def load(self, worker: int, t: int) -> None:
         before = self._watch.now()
@@ -57,7 +57,7 @@ class Timed:
         self._watch.settle()
 
 
-class Watch(Protocol):
+class Stopwatch(Protocol):
     """A way to measure. What `now` returns is handed back to `spent`."""
 
     def now(self) -> Any: ...
@@ -68,7 +68,7 @@ class Watch(Protocol):
     def settle(self) -> None: ...
 
 
-def watch_of(tally: Tally, device: torch.device) -> Watch:
+def stopwatch_of(tally: Tally, device: torch.device) -> Stopwatch:
     """How what is done on `device` is measured."""
     event = partial(torch.get_device_module(device).Event, enable_timing=True)
     return ByClock(tally) if device.type == "cpu" else ByEvents(tally, event)

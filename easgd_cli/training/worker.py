@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class WorkerStart:
     new: bool = False  # one that returns and has not been there before
     returns: bool = False  # one that was lost, and takes the center before its first step
     spared: int = -1  # it has had the faults of its steps up to this one
+    # of these, what another host is told as it is
+    plain: ClassVar = ("t", "meter", "pace", "returns", "new", "spared")
 
 
 class WorkerLoop:

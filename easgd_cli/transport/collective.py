@@ -71,7 +71,7 @@ class Group:
 
     def __init__(self, meeting: Meeting, generation: int, rank: int, size: int, vectors: Sequence[Tensor]):
         self.generation, self.rank, self.size = generation, rank, size
-        self._vectors, self._turn = vectors, 0
+        self._vectors, self._current = vectors, 0
         self.broken = False  # as the master says
         self._meeting, self._store, self._left = meeting, None, False
         self._made: Any = None
@@ -116,7 +116,7 @@ class Group:
 
     def begin(self, message: Tensor) -> None:
         """Gives `message` [d] to the sum, and returns at once."""
-        self._turn = (self._turn + 1) % len(self._vectors)
+        self._current = (self._current + 1) % len(self._vectors)
         self.vector.copy_(message)
         with self._lock:
             self._work, self._given = None, True
@@ -126,7 +126,7 @@ class Group:
     @property
     def vector(self) -> Tensor:
         """The one whose turn it is [d]."""
-        return self._vectors[self._turn]
+        return self._vectors[self._current]
 
     def sum_all(self, vectors: Sequence[Tensor]) -> None:
         """Has these summed, and waits for all of them."""
@@ -190,7 +190,7 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         self._message: Tensor | None = None
         self._sum = _Sum.NONE
         self._said = False  # as the lead, that the sum is there
-        self._places, self._turn = replica.sums[:2], 0  # where the lead puts it
+        self._places, self._current = replica.sums[:2], 0  # where the lead puts it
         self._left: list[Group] = []  # whose sums have not come; to end one would wait for it
         self._group: Group | None = None if returns else self._in_group(0, replica.workers, link.worker)
         if self._group is not None:
@@ -254,8 +254,8 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         except SumLost:
             self._sum = _Sum.LOST
         if self._sum is _Sum.DONE and group.rank == 0 and not self._said:
-            self._turn = (self._turn + 1) % 2
-            place = self._places[self._turn]
+            self._current = (self._current + 1) % 2
+            place = self._places[self._current]
             if place.data_ptr() != group.vector.data_ptr():
                 place.copy_(group.vector)
             self._send(Kind.SUMMED, group.generation, self._replica.number(place))

@@ -55,7 +55,7 @@ class Refused(Exception):
     """The other side is not of this run: it does not know the secret, or is no easgd of this version."""
 
 
-class Sort(IntEnum):
+class FrameKind(IntEnum):
     """What a frame is."""
 
     ALIVE = 0  # nothing to say
@@ -134,7 +134,7 @@ class Connection:
         self.most = most
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.be_patient(silence)
-        self._out: queue.SimpleQueue[tuple[Sort, bytes, Sequence[Tensor]] | None] = queue.SimpleQueue()
+        self._out: queue.SimpleQueue[tuple[FrameKind, bytes, Sequence[Tensor]] | None] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._sender.start()
 
@@ -155,9 +155,9 @@ class Connection:
 
     # ---------------------------------------------------------------- out
 
-    def post(self, sort: Sort, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
+    def post(self, kind: FrameKind, text: bytes = b"", vectors: Sequence[Tensor] = ()) -> None:
         """Queues a frame. The vectors are read when they are sent."""
-        self._out.put((sort, text, vectors))
+        self._out.put((kind, text, vectors))
 
     def say(self, message: Mapping[str, Any], enclosed: SharedTensors | None = None) -> None:
         """Queues a message, with memory that belongs to it from now on."""
@@ -166,7 +166,7 @@ class Connection:
             layout = {n: [*shape, str(t).removeprefix("torch.")] for n, (shape, t) in enclosed.layout.items()}
             message, vectors = {**message, "layout": layout}, list(enclosed.tensors.values())
             enclosed.close()
-        self.post(Sort.MESSAGE, json.dumps(message).encode(), vectors)
+        self.post(FrameKind.MESSAGE, json.dumps(message).encode(), vectors)
 
     def _send(self) -> None:
         try:
@@ -174,13 +174,13 @@ class Connection:
                 try:
                     frame = self._out.get(timeout=self._beats)
                 except queue.Empty:
-                    frame = (Sort.ALIVE, b"", ())
+                    frame = (FrameKind.ALIVE, b"", ())
                 if frame is None:
                     break
-                sort, text, vectors = frame
+                kind, text, vectors = frame
                 parts = [_bytes(v) for v in vectors]
                 count = sum(map(len, parts))
-                frame_parts = [memoryview(_HEAD.pack(sort, len(text), count) + text), *parts]
+                frame_parts = [memoryview(_HEAD.pack(kind, len(text), count) + text), *parts]
                 with self._turn.taken(self._beat) if self._turn and count >= LARGE else nullcontext():
                     self._send_all(frame_parts)
                 self.sent += count
@@ -191,7 +191,7 @@ class Connection:
     def _beat(self) -> None:
         """Says that it is there, when it is time to."""
         if time.monotonic() - self._said > self._beats:
-            self._send_all([memoryview(_HEAD.pack(Sort.ALIVE, 0, 0))])
+            self._send_all([memoryview(_HEAD.pack(FrameKind.ALIVE, 0, 0))])
 
     def _send_all(self, parts: list[memoryview]) -> None:
         while parts:
@@ -215,8 +215,8 @@ class Connection:
 
     # ---------------------------------------------------------------- in
 
-    def next(self) -> tuple[Sort, bytes, int]:
-        """The next frame: its sort, its text, and how many bytes of vectors it has, which are to be read next. Raises
+    def next(self) -> tuple[FrameKind, bytes, int]:
+        """The next frame: its kind, its text, and how many bytes of vectors it has, which are to be read next. Raises
         ConnectionEnded.
         """
         self.fill([])
@@ -224,12 +224,12 @@ class Connection:
             head = bytearray(_HEAD.size)
             self._read_into(memoryview(head))
             number, text, self._left = _HEAD.unpack(head)
-            if number not in set(Sort) or text > _MOST_TEXT or self._left > self.most:
+            if number not in set(FrameKind) or text > _MOST_TEXT or self._left > self.most:
                 raise RulesBroken
             said = bytearray(text)
             self._read_into(memoryview(said))
-            if number != Sort.ALIVE:
-                return Sort(number), bytes(said), self._left
+            if number != FrameKind.ALIVE:
+                return FrameKind(number), bytes(said), self._left
 
     def fill(self, vectors: Sequence[Tensor]) -> None:
         """Reads the vectors of this frame into these. Raises ConnectionEnded, also where they have another size."""
@@ -242,7 +242,7 @@ class Connection:
         self._left = 0
 
     def message(self, text: bytes) -> tuple[dict[str, Any], SharedTensors | None]:
-        """What a frame of sort MESSAGE says, and the vectors with it. Raises ConnectionEnded and MemoryError."""
+        """What a frame of kind MESSAGE says, and the vectors with it. Raises ConnectionEnded and MemoryError."""
         try:
             message = json.loads(text)
             layout: Layout = {

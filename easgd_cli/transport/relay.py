@@ -27,7 +27,7 @@ from torch import Tensor
 from easgd_cli.algorithms.base import WHOLE
 from easgd_cli.transport.base import NEW, PULL, Kind, Mark, Request, SessionEnded, Withdrawn
 from easgd_cli.transport.collective import Word
-from easgd_cli.transport.connection import Connection, RulesBroken, Sort
+from easgd_cli.transport.connection import Connection, FrameKind, RulesBroken
 from easgd_cli.transport.packing import Packing
 from easgd_cli.transport.shared import REPLY, REQUEST, Link, SharedMasterEnd, SharedWorkerEnd
 
@@ -51,7 +51,7 @@ class MasterRelay:
                 if request.kind in _ASKING:
                     self._asked = request
                 text = REQUEST.pack(request.kind, request.vector, request.to, request.fragment, request.t)
-                self._connection.post(Sort.REQUEST, text, self._sent(request))
+                self._connection.post(FrameKind.REQUEST, text, self._sent(request))
 
     def _sent(self, request: Request) -> Sequence[Tensor]:
         """The vectors that go with it."""
@@ -198,7 +198,7 @@ class WorkerRelay:
         except Withdrawn:
             text, vectors = REPLY.pack(0, 0, 0, Mark.WITHDRAWN), []
         self._free.set()  # before it is sent: the next request is the answer to it
-        self._connection.post(Sort.REPLY, text, vectors)
+        self._connection.post(FrameKind.REPLY, text, vectors)
 
     def join(self, seconds: float | None = None) -> None:
         """Waits until the master has been told of a worker's last request, at most so long."""
@@ -221,7 +221,7 @@ class SummedWorkerRelay:
                 mark = REPLY.unpack(text)[-1]
                 joined = self._joins and mark == Mark.NONE
                 self._joins = self._joins and mark in set(Word)
-                self._connection.post(Sort.REPLY, text, self._restored if joined or mark == Word.STATE else ())
+                self._connection.post(FrameKind.REPLY, text, self._restored if joined or mark == Word.STATE else ())
 
     def request(self, text: bytes, count: int) -> Kind:
         try:

@@ -16,15 +16,18 @@ from easgd_cli import __version__
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.hosts import probe
-from easgd_cli.launcher.hosts.door import AGENT, CONNECT_SECONDS, LIFE, SESSION, Door, called
-from easgd_cli.launcher.hosts.hosted import HostedMaster, HostedWorker, Place, Workplace
+from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, Door, Role, connect
+from easgd_cli.launcher.hosts.hosted_master import HostedMaster
+from easgd_cli.launcher.hosts.hosted_worker import HostedWorker
 from easgd_cli.launcher.hosts.measured_end import FarEnd, FarMaster, memory_of
+from easgd_cli.launcher.hosts.party_thread import PartyThread
+from easgd_cli.launcher.hosts.workplace import Workplace
 from easgd_cli.launcher.processes import fork_server
-from easgd_cli.launcher.supervisor.parties import Process, master_at
+from easgd_cli.launcher.supervisor.parties import ProcessName, master_at
 from easgd_cli.system import interruption, network
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.system.terminal import printable, tell
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, Refused
 
 if TYPE_CHECKING:
     from easgd_cli.launcher.hosts.measured_gloo import FarGloo
@@ -54,20 +57,22 @@ class Agent:
         self._address, self._secret, self._places, self._masters = address, secret, places, masters
         self.where = f"{address[0]}:{address[1]}"
         self._prepare = prepare
-        self._connection = Connection(self._called(wait), CONNECT_SECONDS * 2, probe.MOST)
+        self._connection = Connection(self._connect(wait), CONNECT_SECONDS * 2, probe.MOST)
         self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
         self._host: Workplace | None = None
-        self._filled: dict[Process, Place] = {}
+        self._filled: dict[ProcessName, PartyThread] = {}
         self._door: Door | None = None  # where its masters' sessions come in
         self._ends: list[FarEnd | FarMaster | FarGloo] = []  # of what is measured
         self._vectors: dict[int, SharedTensors] = {}  # and its vectors
 
-    def _called(self, wait: float) -> socket.socket:
+    def _connect(self, wait: float) -> socket.socket:
         """A connection there; whoever listens may come a little later."""
         ends = time.monotonic() + wait
         while True:
             try:
-                return called(self._address, self._secret, _PATIENCE_SECONDS if self._led else CONNECT_SECONDS, AGENT)
+                return connect(
+                    self._address, self._secret, _PATIENCE_SECONDS if self._led else CONNECT_SECONDS, Role.AGENT
+                )
             except Refused as e:
                 raise UsageError(f"{self.where}: {e}; EASGD_SECRET is to be the same on all hosts of a run.") from e
             except OSError as e:
@@ -91,10 +96,10 @@ class Agent:
         finally:
             if self._door is not None:
                 self._door.close()
-            for place in self._filled.values():
-                place.leave()
-            for place in self._filled.values():
-                place.join(CONNECT_SECONDS)
+            for thread in self._filled.values():
+                thread.leave()
+            for thread in self._filled.values():
+                thread.join(CONNECT_SECONDS)
             for end in self._ends:
                 end.end()
             self._connection.close()
@@ -106,7 +111,7 @@ class Agent:
                 leaves = time.monotonic() + _LEAVING_SECONDS
                 tell(f"leaving the run, unless it ends within {_LEAVING_SECONDS:g} s; once more to leave at once")
             # of those that have ended the memory is not kept
-            self._filled = {party: place for party, place in self._filled.items() if place.is_alive()}
+            self._filled = {party: thread for party, thread in self._filled.items() if thread.is_alive()}
             if len(came) > 1 or (leaves is not None and time.monotonic() > leaves):
                 return 128 + came[0]
             with suppress(queue.Empty):
@@ -151,14 +156,14 @@ class Agent:
         hosted: HostedWorker | HostedMaster
         if "worker" in message:
             worker = int(message["worker"])
-            others = {place.of.slot for party, place in self._filled.items() if party != worker and place.is_alive()}
+            others = {t.of.slot for party, t in self._filled.items() if party != worker and t.is_alive()}
             slot = next((i for i in range(self._places) if i not in others), 0)
             hosted = HostedWorker(host, worker, slot)
         else:
             hosted = HostedMaster(host, int(message["master"]))
         if (before := self._filled.get(hosted.party)) is not None:
             before.leave()
-        self._filled[hosted.party] = Place(host, hosted, int(message["ticket"]))
+        self._filled[hosted.party] = PartyThread(host, hosted, int(message["ticket"]))
 
     def _cannot(self, ticket: int, text: str) -> None:
         self._connection.say({"kind": "cannot", "ticket": ticket, "text": text})
@@ -167,7 +172,7 @@ class Agent:
         """A worker's session with a master of this host."""
         life, place = divmod(of, 1 << LIFE)
         filled = self._filled.get(master_at(place))
-        if role == SESSION and filled is not None and isinstance(filled.of, HostedMaster):
+        if role == Role.SESSION and filled is not None and isinstance(filled.of, HostedMaster):
             filled.of.admit(worker, life, sock)
         else:
             sock.close()
@@ -196,9 +201,9 @@ class Agent:
     def _listen(self) -> None:
         try:
             while True:
-                sort, text, count = self._connection.next()
-                if sort is Sort.PROBE:
-                    probe.answer(self._connection, text, count)
+                kind, text, count = self._connection.next()
+                if kind is FrameKind.PROBE:
+                    probe.respond(self._connection, text, count)
                 else:
                     message, _ = self._connection.message(text)
                     if message["kind"] == "end":

@@ -4,7 +4,6 @@ and harms nobody but his own connection.
 
 from __future__ import annotations
 
-import logging
 import math
 import socket
 import struct
@@ -12,19 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from enum import IntEnum
 from functools import partial
 
 from easgd_cli.errors import why
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.transport.connection import Refused, answer, call, read_exactly
 from easgd_cli.transport.meeting import Meeting
 
-log = logging.getLogger("easgd.launcher")
-
-ROLE = struct.Struct("<BxxxIQ")  # what a connection is for, of whom, and by which ticket
-AGENT = 1  # of a host
-WORKER, MASTER = 2, 3  # of the one with this number, or this place, and the ticket it was called by
-SESSION = 4  # of the worker of this number with the master of the place, in the life, that are in place of a ticket
-MEETING = 5  # of a worker that looks for the others, whose messages go into a sum with its own
+CALLER = struct.Struct("<BxxxIQ")  # a role, of whom, and by which ticket
 LIFE = 16  # from which bit of that on it is which of the worker's lives: the first, or one after it was lost
 CONNECT_SECONDS = 10.0  # for one attempt
 HELLO_SECONDS = 5.0  # for a stranger to show that it is none
@@ -33,9 +28,19 @@ _AGAIN_SECONDS = 0.1  # after which one listens again that could not
 _QUIET_SECONDS = 60.0  # between two complaints
 
 
+class Role(IntEnum):
+    """What a connection is for."""
+
+    AGENT = 1  # of a host
+    WORKER = 2  # of this number, and the ticket it was called by
+    MASTER = 3  # of this place, and so
+    SESSION = 4  # of the worker of this number; its ticket is the place of the master, and which of its lives this is
+    MEETING = 5  # of a worker that looks for the others, whose messages go into a sum with its own
+
+
 class Door:
     """Listens in threads of its own. `enters` is called, in one of them, with the connection of whoever belongs to the
-    run: the socket, the address it comes from, and what it says it is (ROLE).
+    run: the socket, the address it comes from, and who it says it is (CALLER).
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class Door:
         try:
             try:
                 answer(sock, self._secret, HELLO_SECONDS)
-                role, number, ticket = ROLE.unpack(read_exactly(sock, ROLE.size, HELLO_SECONDS))
+                role, number, ticket = CALLER.unpack(read_exactly(sock, CALLER.size, HELLO_SECONDS))
             finally:
                 self._strangers.release()
         except (Refused, OSError) as e:
@@ -95,19 +100,19 @@ class Door:
         self._enters(sock, address, role, number, ticket)
 
 
-def called(
-    address: tuple[str, int], secret: bytes, seconds: float, role: int, number: int = 0, ticket: int = 0
+def connect(
+    address: tuple[str, int], secret: bytes, seconds: float, role: Role, number: int = 0, ticket: int = 0
 ) -> socket.socket:
     """A connection to who listens there, who is told what it is for. Raises Refused and OSError, after so many seconds
     at most.
     """
     sock = call(address, secret, seconds)
-    sock.sendall(ROLE.pack(role, number, ticket))
+    sock.sendall(CALLER.pack(role, number, ticket))
     return sock
 
 
-def called_patiently(
-    address: tuple[str, int], secret: bytes, seconds: float, patience: float, leaves: threading.Event, role: int,
+def connect_patiently(
+    address: tuple[str, int], secret: bytes, seconds: float, patience: float, leaves: threading.Event, role: Role,
     number: int, ticket: int,
 ) -> socket.socket:  # fmt: skip
     """The same, called again for so long where it fails, unless one `leaves`: a cable may be out for a while, and of
@@ -116,12 +121,12 @@ def called_patiently(
     ends = time.monotonic() + patience
     while True:
         try:
-            return called(address, secret, seconds, role, number, ticket)
+            return connect(address, secret, seconds, role, number, ticket)
         except OSError:
             if time.monotonic() > ends or leaves.wait(_AGAIN_SECONDS):
                 raise
 
 
-def met_by_call(address: tuple[str, int], secret: bytes, own: str) -> Meeting:
+def meeting_at(address: tuple[str, int], secret: bytes, own: str) -> Meeting:
     """Where a worker that others reach at its `own` address finds them."""
-    return Meeting(partial(called, address, secret, CONNECT_SECONDS, MEETING), own)
+    return Meeting(partial(connect, address, secret, CONNECT_SECONDS, Role.MEETING), own)

@@ -8,32 +8,21 @@ import math
 import queue
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easgd_cli.launcher.hosts.first_host import FirstHost
 from easgd_cli.launcher.hosts.gate import Arrival, Gate
 from easgd_cli.launcher.hosts.stand_in import StandIn, StandInStart
-from easgd_cli.launcher.journal.journal import log
 from easgd_cli.launcher.journal.links import HostLink
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.processes.children import Children, Message
-from easgd_cli.launcher.processes.standstill import State
-from easgd_cli.launcher.supervisor.parties import EVALUATOR, Process, master_at, place_of
+from easgd_cli.launcher.processes.standstill import ProcessState
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, ProcessName, master_at, place_of
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.turn import turns
-
-
-@dataclass(frozen=True)
-class FirstHost:
-    """What of a run is on its first host: `workers` and `masters`, the first of each; `entries`: of vectors, those of
-    its masters; `elsewhere`: how many masters are not.
-    """
-
-    workers: int
-    masters: int = 1
-    entries: slice = field(default_factory=lambda: slice(None))
-    elsewhere: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,21 +43,21 @@ class FarChildren(Children):
     def __init__(self, logs: Path, gate: Gate, here: FirstHost, secret: bytes, waits: Timeouts):
         super().__init__(logs)
         self._gate, self._here, self._secret, self._waits = gate, here, secret, waits
-        self._homeless: list[Process] = []  # those whose stand-ins wait for a host
-        self._tickets: dict[Process, int] = {}
-        self._called: set[Process] = set()  # those that have been given to a host, and have not come yet
+        self._homeless: list[ProcessName] = []  # those whose stand-ins wait for a host
+        self._tickets: dict[ProcessName, int] = {}
+        self._called: set[ProcessName] = set()  # those that have been given to a host, and have not come yet
         self._addresses: dict[int, tuple[str, int]] = {}  # where masters elsewhere are reached, by their places
-        self._turns, self._lives = turns(), Counter[Process]()
-        self._states: dict[Process, State | None] = {}
+        self._turns, self._lives = turns(), Counter[ProcessName]()
+        self._states: dict[ProcessName, ProcessState | None] = {}
         self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
-        self._rooms: dict[Process, str] = {}  # the host of each that has come
+        self._rooms: dict[ProcessName, str] = {}  # the host of each that has come
         # what each session of a worker elsewhere with a master elsewhere has carried: by the worker's ticket and the
         # master's place; and how fast the master sends
         self._between: dict[tuple[int, int], dict[str, Any]] = {}
         self._rates: dict[tuple[int, int], float | None] = {}
         self._longest: dict[str, float] = {}  # seconds in which nothing was heard of a host, the most so far
 
-    def start(self, party: Process, maker: Any, start: Any) -> None:
+    def start(self, party: ProcessName, maker: Any, start: Any) -> None:
         if not self._elsewhere(party):
             super().start(party, maker, start)
             return
@@ -85,7 +74,7 @@ class FarChildren(Children):
             stands_in = StandInStart.of_master(start, place_of(party), here.workers, self._secret, *common)
         super().start(party, StandIn, stands_in)
 
-    def _forget_host(self, party: Process) -> None:
+    def _forget_host(self, party: ProcessName) -> None:
         """It waits for one."""
         self._tickets.pop(party, None)
         self._called.discard(party)
@@ -93,18 +82,18 @@ class FarChildren(Children):
         if party not in self._homeless:
             self._homeless.append(party)
 
-    def _elsewhere(self, party: Process) -> bool:
+    def _elsewhere(self, party: ProcessName) -> bool:
         if isinstance(party, int):
             return party >= self._here.workers
         return party != EVALUATOR and place_of(party) >= self._here.masters
 
-    def far_host(self, party: Process) -> str | None:
+    def far_host(self, party: ProcessName) -> str | None:
         return self._rooms.get(party, "no host") if self._elsewhere(party) else None
 
-    def listen(self, party: Process) -> Iterator[Message]:
+    def listen(self, party: ProcessName) -> Iterator[Message]:
         for message, enclosed in super().listen(party):
             if message["kind"] == "process":
-                self._states[party] = State(message["letter"], message["ticks"])
+                self._states[party] = ProcessState(message["letter"], message["ticks"])
             elif message["kind"] == "link":
                 self._links[self._tickets.get(party, -1)] = {**message, "party": party}
             elif message["kind"] == "homeless":
@@ -119,7 +108,7 @@ class FarChildren(Children):
             else:
                 yield message, enclosed
 
-    def _note(self, party: Process, links: list[tuple[int, int, int, float | None]]) -> None:
+    def _note(self, party: ProcessName, links: list[tuple[int, int, int, float | None]]) -> None:
         """What this worker has sent to each master elsewhere and got from it, and how fast it sends; or the same of a
         master and workers.
         """
@@ -134,11 +123,11 @@ class FarChildren(Children):
                 "host": " to ".join(ends), "ends": ends, "party": party, "up": [sent, rate], "down": [came, back],
             }  # fmt: skip
 
-    def state(self, party: Process) -> State | None:
+    def state(self, party: ProcessName) -> ProcessState | None:
         """Of one elsewhere its own, not its stand-in's."""
         return self._states.get(party) if self._elsewhere(party) else super().state(party)
 
-    def forget_start(self, party: Process) -> None:
+    def forget_start(self, party: ProcessName) -> None:
         super().forget_start(party)
         if party in self._homeless:
             self._homeless.remove(party)
@@ -165,9 +154,9 @@ class FarChildren(Children):
     def facts(self) -> dict[str, Any]:
         return {"links": {link.host: link.facts() for link in self.links() if link.workers or link.up[0]}}
 
-    def heard(self, seconds: float) -> list[Process]:
+    def wait(self, seconds: float) -> list[ProcessName]:
         self._house()
-        return super().heard(seconds)
+        return super().wait(seconds)
 
     def _house(self) -> None:
         """Finds hosts for those that have none, and brings those that have come together with their stand-ins: masters
@@ -179,7 +168,7 @@ class FarChildren(Children):
                 self._homeless.remove(party)
             elif isinstance(party, int) and not all_there:
                 break
-            elif (ticket := self._gate.place(party)) is not None:  # what is no place for one may be for the next
+            elif (ticket := self._gate.assign(party)) is not None:  # what is no place for one may be for the next
                 self._tickets[party] = ticket
                 self._homeless.remove(party)
                 self._called.add(party)

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, SESSION, called_patiently
+from easgd_cli.launcher.hosts.door import CONNECT_SECONDS, LIFE, Role, connect_patiently
 from easgd_cli.transport.base import Kind
-from easgd_cli.transport.connection import Connection, ConnectionEnded, RulesBroken, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, RulesBroken
 from easgd_cli.transport.relay import MasterRelay, WorkerRelay
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.turn import SendTurn
@@ -36,7 +36,7 @@ class OutgoingSession(threading.Thread):
         self._end, self._silence, self._lost = SharedMasterEnd([link]), silence, lost
         never = threading.Event()
         of = place | life << LIFE
-        sock = called_patiently(address, secret, CONNECT_SECONDS, silence, never, SESSION, link.worker, of)
+        sock = connect_patiently(address, secret, CONNECT_SECONDS, silence, never, Role.SESSION, link.worker, of)
         self.connection = Connection(sock, silence, link.memory.nbytes())
         self._says = MasterRelay(self._end, link.packing, self.connection)
         self.start()
@@ -44,8 +44,8 @@ class OutgoingSession(threading.Thread):
     def run(self) -> None:
         try:
             while True:
-                sort, text, count = self.connection.next()
-                if sort is not Sort.REPLY:
+                kind, text, count = self.connection.next()
+                if kind is not FrameKind.REPLY:
                     raise RulesBroken
                 self._says.reply(text, count)
         except ConnectionEnded as e:
@@ -74,8 +74,8 @@ class IncomingSession(threading.Thread):
     def run(self) -> None:
         with suppress(ConnectionEnded):
             while True:
-                sort, text, count = self.connection.next()
-                if sort is not Sort.REQUEST or self._asks.request(text, count) is Kind.LOST:
+                kind, text, count = self.connection.next()
+                if kind is not FrameKind.REQUEST or self._asks.request(text, count) is Kind.LOST:
                     break
         self._asks.lost()  # unless it has said its end
         self._asks.join(_SERVING_SECONDS)

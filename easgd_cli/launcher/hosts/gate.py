@@ -5,7 +5,6 @@ to fill them.
 from __future__ import annotations
 
 import itertools
-import logging
 import queue
 import secrets
 import socket
@@ -17,13 +16,12 @@ from typing import Any
 
 from easgd_cli import __version__
 from easgd_cli.launcher.hosts import probe
-from easgd_cli.launcher.hosts.door import AGENT, MASTER, MEETING, WORKER, Door, met_by_call
+from easgd_cli.launcher.hosts.door import Door, Role, meeting_at
 from easgd_cli.launcher.hosts.probe import Carries
-from easgd_cli.launcher.supervisor.parties import Process, master_at, place_of
+from easgd_cli.launcher.journal.run_log import log
+from easgd_cli.launcher.supervisor.parties import ProcessName, master_at, place_of, title_on_hosts
 from easgd_cli.transport.connection import Connection, ConnectionEnded
 from easgd_cli.transport.meeting import Board
-
-log = logging.getLogger("easgd.launcher")
 
 
 @dataclass
@@ -37,20 +35,20 @@ class Host:
     places: int
     masters: int
     connection: Connection
-    running: dict[Process, int] = field(default_factory=dict)
-    unfit: set[Process] = field(default_factory=set)
+    running: dict[ProcessName, int] = field(default_factory=dict)
+    unfit: set[ProcessName] = field(default_factory=set)
     address: tuple[str, int] | None = None
 
-    def taken(self, party: Process) -> int:
+    def taken(self, party: ProcessName) -> int:
         """Its places for one like this party that are taken."""
         return sum(isinstance(other, int) == isinstance(party, int) for other in self.running)
 
-    def has_room(self, party: Process) -> bool:
+    def has_room(self, party: ProcessName) -> bool:
         """For another like this."""
         masters = 0 if self.address is None else self.masters
         return party not in self.unfit and self.taken(party) < (self.places if isinstance(party, int) else masters)
 
-    def give_back(self, party: Process) -> None:
+    def give_back(self, party: ProcessName) -> None:
         """It could not begin here, and is not given to this host again."""
         if self.running.pop(party, None) is not None:
             self.unfit.add(party)
@@ -62,7 +60,7 @@ class Arrival:
     reached.
     """
 
-    party: Process
+    party: ProcessName
     ticket: int
     host: str
     address: tuple[str, int] | None
@@ -83,17 +81,17 @@ class Gate:
         self._lock = threading.Lock()
         self._hosts: list[Host] = []
         self._connections: set[Connection] = set()  # of all who have shown that they belong to the run
-        self._last: dict[Process, Host] = {}  # where each was given a place last
+        self._last: dict[ProcessName, Host] = {}  # where each was given a place last
         self._ended: dict[str, Any] | None = None
         self.carries: dict[str, Carries] = {}  # what the link to each host does, also to those that have left
         self.arrived: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         host, port = listener.getsockname()
-        self.meeting, self._board = met_by_call((host, port), secret, host), Board()
+        self.meeting, self._board = meeting_at((host, port), secret, host), Board()
         self._door = Door(listener, secret, self._enters)
 
     # ---------------------------------------------------------------- what the launcher asks for
 
-    def place(self, party: Process) -> int | None:
+    def assign(self, party: ProcessName) -> int | None:
         """Gives the worker or master to a host that has room for it; the ticket by which its connection will be known,
         None where there is no room.
         """
@@ -110,22 +108,22 @@ class Gate:
             ticket = host.running[party] = secrets.randbits(63)
             of = {"worker": party} if isinstance(party, int) else {"master": place_of(party)}
             host.connection.say({"kind": "start", **of, "ticket": ticket})
-        log.info("%s: on host %s", f"worker {party}" if isinstance(party, int) else party, host.name)
+        log.info("%s: on host %s", title_on_hosts(party), host.name)
         return ticket
 
-    def release(self, party: Process) -> None:
+    def release(self, party: ProcessName) -> None:
         """It has ended, and its place is free."""
         with self._lock:
             for host in self._hosts:
                 host.running.pop(party, None)
 
-    def lost(self, party: Process) -> None:
+    def lost(self, party: ProcessName) -> None:
         """It could not begin where it was, and is not given to that host again."""
         with self._lock:
             for host in self._hosts:
                 host.give_back(party)
 
-    def expects(self, party: Process, ticket: int) -> bool:
+    def expects(self, party: ProcessName, ticket: int) -> bool:
         """Whether the host that was given it by this ticket is still there."""
         with self._lock:
             return any(host.running.get(party) == ticket for host in self._hosts)
@@ -151,16 +149,16 @@ class Gate:
     # ---------------------------------------------------------------- who comes
 
     def _enters(self, sock: socket.socket, address: str, role: int, number: int, ticket: int) -> None:
-        if role in (WORKER, MASTER):
-            self._let_in(sock, number if role == WORKER else master_at(number), ticket)
-        elif role == AGENT:
+        if role in (Role.WORKER, Role.MASTER):
+            self._let_in(sock, number if role == Role.WORKER else master_at(number), ticket)
+        elif role == Role.AGENT:
             self._serve(Connection(sock, self._silence, probe.MOST), address)
-        elif role == MEETING:
+        elif role == Role.MEETING:
             self._board.serve(sock)
         else:
             sock.close()
 
-    def _let_in(self, sock: socket.socket, party: Process, ticket: int) -> None:
+    def _let_in(self, sock: socket.socket, party: ProcessName, ticket: int) -> None:
         with self._lock:
             host = next((host for host in self._hosts if host.running.get(party) == ticket), None)
         if host is None:  # it has been given to another since
@@ -207,8 +205,7 @@ class Gate:
             for party in parties:
                 host.give_back(party)
         for party in parties:
-            who = f"worker {party}" if isinstance(party, int) else party
-            log.warning("%s: cannot begin on host %s: %s", who, host.name, text)
+            log.warning("%s: cannot begin on host %s: %s", title_on_hosts(party), host.name, text)
 
     def _introduce(self, connection: Connection, version: str) -> None:
         """What it is to know, or why it cannot take part."""
@@ -227,7 +224,7 @@ class Gate:
             return
         if message["port"] is not None:
             host.address = (host.connection.their_address, int(message["port"]))
-        carries = probe.measured(host.connection)
+        carries = probe.measure(host.connection)
         with self._lock:
             if self._ended is not None:  # which it has been told
                 return

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from easgd_cli.algorithms.base import CENTER
-from easgd_cli.launcher.hosts.door import SESSION, WORKER, Door, called
+from easgd_cli.launcher.hosts.door import Door, Role, connect
 from easgd_cli.launcher.hosts.far_sessions import IncomingSession, OutgoingSession
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.settings import targets
@@ -24,7 +24,7 @@ from easgd_cli.system.files import scratch_directory
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.master import Master, MasterStart
 from easgd_cli.transport.base import SessionEnded
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, Refused
 from easgd_cli.transport.relay import MasterRelay
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.turn import SendTurn, turns
@@ -61,7 +61,7 @@ class FarEnd(threading.Thread):
 
     def run(self) -> None:
         with suppress(Refused, OSError, ConnectionEnded, SessionEnded), ExitStack() as stack:
-            sock = called(self._address, self._secret, _SECONDS, WORKER, self._link.worker)
+            sock = connect(self._address, self._secret, _SECONDS, Role.WORKER, self._link.worker)
             connection = Connection(sock, SILENCE, self._link.memory.nbytes())
             stack.callback(connection.close)
             for line, (place, first, last, host, port) in enumerate(self._asked["masters"], 1):
@@ -79,25 +79,25 @@ class FarEnd(threading.Thread):
         says = MasterRelay(SharedMasterEnd([here]), link.packing, connection)
         worker, x = SharedWorkerEnd(link.for_worker()), link.memory["x"]
         while True:
-            sort, text, count = connection.next()
-            if sort is Sort.REPLY:
+            kind, text, count = connection.next()
+            if kind is FrameKind.REPLY:
                 says.reply(text, count)
                 continue
             if count:
                 connection.fill([link.memory["reply"]])
             if text == b"give":
-                connection.post(Sort.MESSAGE, b"", [x])
+                connection.post(FrameKind.MESSAGE, b"", [x])
             elif text.startswith(b"exchange "):
                 threading.Thread(target=_exchange, args=(connection, worker, int(text[9:])), daemon=True).start()
             else:
-                connection.post(Sort.MESSAGE, b"")
+                connection.post(FrameKind.MESSAGE, b"")
 
 
 def _exchange(connection: Connection, worker: SharedWorkerEnd, times: int) -> None:
     with suppress(SessionEnded):
         began = time.perf_counter()
         exchange(worker, times)
-        connection.post(Sort.MESSAGE, str(time.perf_counter() - began).encode())
+        connection.post(FrameKind.MESSAGE, str(time.perf_counter() - began).encode())
 
 
 def exchange(worker: SharedWorkerEnd, times: int) -> None:
@@ -148,7 +148,7 @@ class FarMaster:
         self._door, self.port = Door(listener, secret, self._enters), int(listener.getsockname()[1])
 
     def _enters(self, sock: socket.socket, address: str, role: int, worker: int, place: int) -> None:
-        if role == SESSION and worker < len(self._links):
+        if role == Role.SESSION and worker < len(self._links):
             link, turn = self._links[worker].for_worker(), SendTurn(self._turns)
             self._sessions.append(IncomingSession(Connection(sock, SILENCE, link.memory.nbytes(), turn), turn, link))
         else:

@@ -67,7 +67,7 @@ class GlooEnd:
     def run(self, began: float) -> None:
         """Until there is nothing more to measure. Raises ChannelClosed when whoever asks has ended."""
         if self._rank:
-            while self._followed():
+            while self._follow():
                 pass
             return
         while (message := self._channel.wait()[0])["kind"] == "measure":
@@ -79,7 +79,7 @@ class GlooEnd:
                 self._take_part(what)
             self._channel.post({"kind": "measured", "seconds": (time.perf_counter() - before) / times})
 
-    def _followed(self) -> bool:
+    def _follow(self) -> bool:
         order = torch.zeros(2, dtype=torch.int64)
         try:
             self._group.recv([order], 0, 0).wait()
@@ -111,26 +111,26 @@ class Gloo:
         self._stack = ExitStack()
         logs = self._stack.enter_context(scratch_directory())
         self._child = Child("gloo", GlooEnd, GlooStart(own, None, size, 0, ranks), logs / "gloo.log")
-        self.port = int(self._said("store")["port"])
+        self.port = int(self._wait_for("store")["port"])
 
     def begin(self) -> None:
         """Once the other ends have been told of the port: returns when all are there."""
-        self._said("ready")
+        self._wait_for("ready")
         self._child.channel.post({"kind": "start", "began": time.monotonic()})
 
     def back_and_forth(self, times: int) -> float:
         """Seconds of a vector there and another back."""
-        return self._measured(_BACK_AND_FORTH, times)
+        return self._measure(_BACK_AND_FORTH, times)
 
     def all_reduce(self, times: int) -> float:
         """Seconds in which all have the sum of all vectors."""
-        return self._measured(_ALL_REDUCE, times)
+        return self._measure(_ALL_REDUCE, times)
 
-    def _measured(self, what: int, times: int) -> float:
+    def _measure(self, what: int, times: int) -> float:
         self._child.channel.post({"kind": "measure", "what": what, "times": times})
-        return float(self._said("measured")["seconds"])
+        return float(self._wait_for("measured")["seconds"])
 
-    def _said(self, kind: str) -> dict[str, Any]:
+    def _wait_for(self, kind: str) -> dict[str, Any]:
         while True:
             try:
                 message, _ = self._child.channel.wait()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from easgd_cli.launcher.journal.links import Carries
-from easgd_cli.transport.connection import Connection, RulesBroken, Sort
+from easgd_cli.transport.connection import Connection, FrameKind, RulesBroken
 
 _PART = 1 << 16  # bytes of the first message; the others are that many times the same memory
 MOST = 1 << 25  # bytes of the last
@@ -18,7 +18,7 @@ _ENOUGH_SECONDS = 0.1
 _WORDS = 3  # there and back without a byte, of which the quickest counts
 
 
-def measured(connection: Connection) -> Carries:
+def measure(connection: Connection) -> Carries:
     """What the link carries; half a second each way, about, and on one that is slower than a Mbit/s as long as 64 KB
     take. Raises ConnectionEnded.
     """
@@ -26,9 +26,9 @@ def measured(connection: Connection) -> Carries:
 
     def seconds(up: int, down: int) -> float:
         began = time.monotonic()
-        connection.post(Sort.PROBE, b"%d" % up, [part] * (down // _PART))
-        sort, _, count = connection.next()
-        if sort is not Sort.PROBE or count != up:
+        connection.post(FrameKind.PROBE, b"%d" % up, [part] * (down // _PART))
+        kind, _, count = connection.next()
+        if kind is not FrameKind.PROBE or count != up:
             raise RulesBroken
         connection.fill([part] * (count // _PART))
         return time.monotonic() - began
@@ -44,11 +44,11 @@ def _rate(seconds: Callable[[int], float], empty: float) -> float:
     return size / max(took - empty, 1e-9)
 
 
-def answer(connection: Connection, text: bytes, count: int) -> None:
+def respond(connection: Connection, text: bytes, count: int) -> None:
     """The other end: takes what comes, and gives as much as was asked for. Raises ConnectionEnded."""
     part = torch.zeros(_PART, dtype=torch.uint8)
     connection.fill([part] * (count // _PART))
     asked = int(text) if text.isdigit() and len(text) <= len(str(MOST)) else -1
     if not 0 <= asked <= MOST:
         raise RulesBroken
-    connection.post(Sort.PROBE, b"", [part] * (asked // _PART))
+    connection.post(FrameKind.PROBE, b"", [part] * (asked // _PART))

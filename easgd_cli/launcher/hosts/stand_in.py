@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.master import MasterStart
 from easgd_cli.training.worker import WorkerStart
 from easgd_cli.transport.base import SessionEnded
-from easgd_cli.transport.connection import Connection, ConnectionEnded, Refused, RulesBroken, Sort
+from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, Refused, RulesBroken
 from easgd_cli.transport.relay import Relay, SummedWorkerRelay, WorkerRelay
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import SendTurn
@@ -39,8 +39,6 @@ _LONGEST_SECONDS = 3600.0  # that a system call is asked to wait
 _LAST_SECONDS = 10.0  # for the master to hear the worker's last word
 
 OF_CENTER = "center."  # before the names of a replica's vectors
-
-Address = tuple[str, int]
 
 
 class Sessions(Protocol):
@@ -169,12 +167,10 @@ class StandInStart:
         """In the place of the worker that was to begin so, in that of its lives; the first `masters`, which own these
         `entries`, are here.
         """
-        interval, seen, link = start.interval, start.seen, start.link
-        begin = {
-            "worker": link.worker, "t": start.t, "seen": [seen.clock, seen.served, seen.exchanges],
-            "interval": None if interval is None else [interval.steps, interval.seconds],
-            "meter": start.meter, "pace": None if start.pace is None else list(start.pace),
-            "returns": start.returns, "new": start.new, "spared": start.spared, "life": life,
+        interval, link = start.interval, start.link
+        begin = {name: getattr(start, name) for name in WorkerStart.plain} | {
+            "worker": link.worker, "life": life, "seen": astuple(start.seen),
+            "interval": None if interval is None else astuple(interval),
         }  # fmt: skip
         again = len(link.further) == masters - 1  # a master elsewhere has heard of the first, and of its end
         link = replace(link, further=link.further[: masters - 1], entries=entries)
@@ -193,11 +189,7 @@ class StandInStart:
         turns: SharedTensors,
     ) -> StandInStart:  # fmt: skip
         """In the place of the master that was to begin so; the first `here` workers are here."""
-        begin = {
-            "master": place, "clocks": start.clocks, "variables": start.variables, "served": start.served,
-            "step": start.step, "pace": None if start.pace is None else list(start.pace), "returns": start.returns,
-            "cpu": start.cpu_seconds, "lost": list(start.lost),
-        }  # fmt: skip
+        begin = {name: getattr(start, name) for name in MasterStart.plain} | {"master": place, "clocks": start.clocks}
         sessions = partial(OfMaster, place, [link for link in start.links if link.worker < here], secret, silence)
         words = Words(master_at(place), len(start.links), start.center.layout)
         return cls(sessions, begin, {"": start.center}, start.center.nbytes(), wait, silence, where, turns, words)
@@ -212,8 +204,8 @@ class StandIn:
         self._sessions = start.sessions(self._lose)
         self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
         self._ready, self._end = threading.Event(), dict[str, Any]()
-        self._turn_to_send, self._asked, self._lost_host = SendTurn(start.turns), False, ""
-        self._begin(*self._connected())
+        self._send_turn, self._asked, self._lost_host = SendTurn(start.turns), False, ""
+        self._begin(*self._wait_for_host())
         for number in (signal.SIGCONT, signal.SIGQUIT):
             signal.signal(number, lambda number, _: self._connection.say({"kind": "signal", "number": number}))
         self._ready.wait()
@@ -222,7 +214,7 @@ class StandIn:
     def _begin(self, sock: socket.socket, where: dict[str, Any]) -> None:
         """On a host, by this connection to it. Raises SessionEnded."""
         start, self._host = self._start, where["host"]
-        self._connection = Connection(sock, start.silence, start.most, self._turn_to_send)
+        self._connection = Connection(sock, start.silence, start.most, self._send_turn)
         vectors = [(key + name, v) for key, of in start.held.items() for name, v in of.tensors.items()]
         held = {name: v for name, v in vectors if v.any()}
         begin = {"kind": "begin", "masters": where["masters"], **start.begin}
@@ -230,7 +222,7 @@ class StandIn:
         try:
             self._sessions.begin(self._connection, where)
         except (Refused, OSError) as e:
-            raise self._given_up(f"its host {self._host} is not reached: {e}") from e
+            raise self._give_up(f"its host {self._host} is not reached: {e}") from e
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -248,10 +240,10 @@ class StandIn:
             self._channel.post({"kind": "homeless", "why": self._lost_host})
             self._end = {}
             self._ready.clear()
-            self._begin(*self._connected())
+            self._begin(*self._wait_for_host())
             self._ready.wait()
 
-    def _connected(self) -> tuple[socket.socket, dict[str, Any]]:
+    def _wait_for_host(self) -> tuple[socket.socket, dict[str, Any]]:
         """The connection to its host, which the launcher has found, and what it says of it. Raises ChannelClosed, and
         SessionEnded where none is found.
         """
@@ -267,7 +259,7 @@ class StandIn:
                 elif message["kind"] != "start":
                     raise ChannelClosed  # told to stop
                 elif self._lost_host and not self._start.begin["returns"]:
-                    raise self._given_up(self._lost_host)  # the others have begun, and it is to come back
+                    raise self._give_up(self._lost_host)  # the others have begun, and it is to come back
                 else:
                     begins = (message, enclosed)  # of a run that is under way
         self._wait -= time.monotonic() - began
@@ -276,7 +268,7 @@ class StandIn:
         if host is not None:
             return host
         why = f"{self._lost_host}, and " if self._lost_host else ""
-        raise self._given_up(f"{why}no host has had a place for it for {self._start.wait:g} s; {self._start.where}")
+        raise self._give_up(f"{why}no host has had a place for it for {self._start.wait:g} s; {self._start.where}")
 
     def wait_for_start(self) -> float:
         """The monotonic time of training second 0. Raises SessionEnded where its host is lost before and no other has
@@ -297,7 +289,7 @@ class StandIn:
         """Until the worker has ended. Raises SessionEnded where it has ended before its time, and ChannelClosed."""
         self._connection.say({"kind": "start", "elapsed": time.monotonic() - began})
         while not self._end:
-            self._turn()
+            self._pass_on()
         self._leave()
 
     def _tell_link(self) -> None:
@@ -310,7 +302,7 @@ class StandIn:
         with suppress(ChannelClosed):
             self._channel.post({"kind": "link", "host": self._host, **carried})
 
-    def _turn(self) -> None:
+    def _pass_on(self) -> None:
         """Passes on what the launcher says, and what it has not yet taken."""
         said_all = self._channel.flush()
         watched: list[Any] = [self._channel, self._woken]
@@ -344,7 +336,7 @@ class StandIn:
             why = f"its host {self._host} is lost: {end['lost']}"
             if end.get("broken"):  # it may be there, and is not to have this one again
                 self._channel.post({"kind": "unfit", "why": why})
-            raise self._given_up(why)
+            raise self._give_up(why)
         with suppress(ChannelClosed):
             while not self._channel.flush():
                 select.select([], [self._channel], [])
@@ -353,7 +345,7 @@ class StandIn:
             os.kill(os.getpid(), number)
         raise SessionEnded(f"it has {end.get('how', 'ended')}")
 
-    def _given_up(self, text: str) -> SessionEnded:
+    def _give_up(self, text: str) -> SessionEnded:
         self._channel.post({"kind": "error", "text": text, "refused": False})
         return SessionEnded(text)
 
@@ -362,11 +354,11 @@ class StandIn:
     def _listen(self) -> None:
         try:
             while not self._end:
-                sort, text, count = self._connection.next()
-                if sort is Sort.REQUEST:
+                kind, text, count = self._connection.next()
+                if kind is FrameKind.REQUEST:
                     self._asked = True
                     self._sessions.request(text, count)
-                elif sort is Sort.MESSAGE:
+                elif kind is FrameKind.MESSAGE:
                     self._hear(*self._connection.message(text))
                 else:
                     raise RulesBroken

@@ -9,7 +9,7 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from easgd_cli.launcher.supervisor.parties import Process
+from easgd_cli.launcher.supervisor.parties import ProcessName
 from easgd_cli.record.metrics import worker_name
 from easgd_cli.system.shared_memory import Layout, SharedTensors
 from easgd_cli.training.messages import OF_HOST, OF_MASTER, OF_OWNER, OF_WORKER, Measured
@@ -28,7 +28,7 @@ class Words:
     without exchange, which owns what is evaluated.
     """
 
-    party: Process
+    party: ProcessName
     workers: int
     layout: Layout
     alone: bool = False

@@ -50,11 +50,11 @@ class World(ABC):
         """What says where the first host is to listen, unless the user does, and that host. Raises UsageError."""
 
     @abstractmethod
-    def told(self, where: str) -> AbstractContextManager[None]:
+    def announce(self, where: str) -> AbstractContextManager[None]:
         """While it lasts, the others find where the run is reached. Raises RunError."""
 
     @abstractmethod
-    def found(self) -> str:
+    def find(self) -> str:
         """Where the run is reached. Raises RunError where nobody says it."""
 
 
@@ -89,13 +89,13 @@ class Torchrun(World):
         return f"easgd/{self.run}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
     @contextmanager
-    def told(self, where: str) -> Iterator[None]:
+    def announce(self, where: str) -> Iterator[None]:
         store = self._store(60.0)  # kept while others may ask
         store.set(self._key, where)
         yield
         del store
 
-    def found(self) -> str:
+    def find(self) -> str:
         try:
             return str(self._store(300.0).get(self._key).decode())
         except RuntimeError as e:  # of the store: DistStoreError, DistNetworkError
@@ -105,7 +105,7 @@ class Torchrun(World):
 
 
 @dataclass(frozen=True)
-class Step(World):
+class SlurmStep(World):
     """The tasks of a step of SLURM's. A file in the working directory, which they share, has the address of the run.
 
     `srun`: the address at which the nodes reach srun. `name`: of job, step, and how often SLURM has started the job
@@ -129,7 +129,7 @@ class Step(World):
         return Path(f".easgd-slurm-{self.name}").absolute()
 
     @contextmanager
-    def told(self, where: str) -> Iterator[None]:
+    def announce(self, where: str) -> Iterator[None]:
         file = self._file
         self._tell_of_cores()
         try:
@@ -156,7 +156,7 @@ class Step(World):
                 "and it does their work; give srun --cpu-bind=none, or set SLURM_CPU_BIND=none."
             )
 
-    def found(self) -> str:
+    def find(self) -> str:
         self._tell_of_cores()
         ends = time.monotonic() + self.seconds
         while True:
@@ -199,7 +199,7 @@ def _of_slurm(
             return None
         local_size = _repeated(tasks)[int(node)]
         name = f"{job}.{step}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-        return Step(int(rank), int(size), int(local_rank), local_size, srun, name)
+        return SlurmStep(int(rank), int(size), int(local_rank), local_size, srun, name)
     except (ValueError, IndexError) as e:
         raise UsageError(
             f"SLURM_PROCID={rank} SLURM_STEP_NUM_TASKS={size} SLURM_NODEID={node} SLURM_STEP_TASKS_PER_NODE={tasks}: "

@@ -6,7 +6,6 @@ is the only writer of the record and of checkpoints.
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 from collections.abc import Callable, Mapping
@@ -18,10 +17,10 @@ from easgd_cli.errors import RunError, why
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal import disk_estimate
-from easgd_cli.launcher.journal.keeping import Keeping, how_to_go_on
+from easgd_cli.launcher.journal.checkpoint_keeper import CheckpointKeeper, how_to_go_on
 from easgd_cli.launcher.journal.last_files import LastFiles
 from easgd_cli.launcher.journal.levels import Levels
-from easgd_cli.launcher.journal.run_log import RunLog
+from easgd_cli.launcher.journal.run_log import RunLog, log
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState
 from easgd_cli.record.initial_record import open_record
@@ -33,8 +32,6 @@ from easgd_cli.record.resumption import go_back
 from easgd_cli.record.run_view import RunView
 from easgd_cli.settings.schema import levels
 from easgd_cli.training.snapshot import Moment
-
-log = logging.getLogger("easgd.launcher")
 
 
 class Journal:
@@ -54,7 +51,7 @@ class Journal:
         self._diverges = s.on_nan == "diverge" or experiment.method.alone
         self.progress = RunView(experiment.steps, s.minutes, s.workers, metrics, job.screen)
         self._hit: tuple[Moment, dict[str, Tensor]] | None = None  # the first evaluation that reached a level of until
-        self._keeping: Keeping | None = None
+        self._keeper: CheckpointKeeper | None = None
         self._record: Recorder | None = None
         self._reserve: Reserve | None = None
         self._paused: bool | None = None  # whether the record is, and None where it has never been
@@ -75,7 +72,7 @@ class Journal:
             self.note(said)
         self._reserve = Reserve(self._dir, disk_estimate.center_bytes(self._experiment))
         self._record = open_record(self._job, self._experiment, self.resumed)
-        self._keeping = Keeping(
+        self._keeper = CheckpointKeeper(
             self._dir, s.checkpoint.keep, self._record, self._record_is_whole, self.note, self.resumed is not None
         )
 
@@ -205,19 +202,14 @@ class Journal:
 
     def how_to_go_on(self) -> str:
         """A sentence on what can be done after a failure."""
-        if self._keeping is None:
+        if self._keeper is None:
             return how_to_go_on(self._dir, self.resumed is not None)
-        return self._keeping.how_to_go_on()
+        return self._keeper.how_to_go_on()
 
     def close(
-        self,
-        final: OwnerState | None,
-        keep: Checkpoint | None,
-        steps: Mapping[int, int],
-        exchanges: int,
-        seconds: float,
-        facts: Mapping[str, Any],
-    ) -> Outcome:
+        self, final: OwnerState | None, keep: Checkpoint | None, steps: Mapping[int, int], exchanges: int,
+        seconds: float, facts: Mapping[str, Any],
+    ) -> Outcome:  # fmt: skip
         """Writes what remains of the run directory and says how the run ended.
 
         `final`: what is evaluated and saved, None where the end was not reached; `keep`: the checkpoint to go on from,
@@ -272,9 +264,9 @@ class Journal:
         self._log.close()
 
     @property
-    def _kept(self) -> Keeping:
-        assert self._keeping is not None, "the record has not been opened"
-        return self._keeping
+    def _kept(self) -> CheckpointKeeper:
+        assert self._keeper is not None, "the record has not been opened"
+        return self._keeper
 
     @property
     def _recorder(self) -> Recorder:

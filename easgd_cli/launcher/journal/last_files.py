@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from easgd_cli.errors import why
-from easgd_cli.launcher.journal.keeping import Keeping
+from easgd_cli.launcher.journal.checkpoint_keeper import CheckpointKeeper
 from easgd_cli.problems.base import Problem
 from easgd_cli.record import checkpoint as checkpoints
 from easgd_cli.record.checksum import Held
@@ -24,10 +24,10 @@ class LastFiles:
     """In `run_dir`. `fail` hears what could not be written."""
 
     def __init__(
-        self, run_dir: Path, problem: Problem, recorder: Recorder, keeping: Keeping, fail: Callable[[str], None]
+        self, run_dir: Path, problem: Problem, recorder: Recorder, keeper: CheckpointKeeper, fail: Callable[[str], None]
     ):
         self._dir, self._problem, self._recorder = run_dir, problem, recorder
-        self._keeping, self._fail = keeping, fail
+        self._keeper, self._fail = keeper, fail
 
     def save(self, vectors: Mapping[str, Tensor]) -> dict[str, Held]:
         """center.pt, and average.pt where an average is kept; returns what they hold, by their names."""
@@ -39,7 +39,7 @@ class LastFiles:
             try:
                 held[path.name] = checkpoints.save(self._problem.state_dict(vector), path)
             except OSError as e:
-                self._fail(f"{path} could not be written: {why(e)}; {self._keeping.what_there_is()}")
+                self._fail(f"{path} could not be written: {why(e)}; {self._keeper.what_there_is()}")
         return held
 
     def end_record(self, whole: bool, there: Mapping[str, Held], at: Moment | None) -> None:

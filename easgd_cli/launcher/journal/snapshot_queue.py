@@ -4,7 +4,6 @@ were taken.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,11 @@ from torch import Tensor
 
 from easgd_cli.errors import RunError, why
 from easgd_cli.experiment.memory_estimate import SNAPSHOTS_IN_MEMORY
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.record import checkpoint as checkpoints
 from easgd_cli.record import checksum, reader
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.training.snapshot import Moment
-
-log = logging.getLogger("easgd.launcher")
 
 
 class Vectors(Protocol):

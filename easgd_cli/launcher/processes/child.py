@@ -29,7 +29,7 @@ from easgd_cli.training.messages import Done, Error, Ready
 from easgd_cli.transport.base import SessionEnded
 
 
-class Party(Protocol):
+class Program(Protocol):
     """What a child runs: made from its start and its channel, then run from training second 0 on."""
 
     def run(self, began: float) -> None: ...
@@ -37,19 +37,19 @@ class Party(Protocol):
 
 @runtime_checkable
 class WaitsForStart(Protocol):
-    """A party to which something may happen before training begins."""
+    """One to which something may happen before training begins."""
 
     def wait_for_start(self) -> float: ...
 
 
-class PartyMaker(Protocol):
-    def __call__(self, start: Any, channel: Channel) -> Party: ...
+class ProgramMaker(Protocol):
+    def __call__(self, start: Any, channel: Channel) -> Program: ...
 
 
 class Child:
     """One child as the launcher holds it."""
 
-    def __init__(self, name: str, maker: PartyMaker, start: Any, log: Path):
+    def __init__(self, name: str, maker: ProgramMaker, start: Any, log: Path):
         ours, theirs = socket.socketpair()
         self.name, self.log = name, log
         self.channel = Channel(ours)
@@ -69,13 +69,13 @@ class Child:
         self.process.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """WaitsForStart for its end and gives back what is held of it."""
+        """Waits for its end and gives back what is held of it."""
         self.process.join()
         self.process.close()
         self.channel.close()
 
 
-def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: str) -> None:
+def _child(name: str, maker: ProgramMaker, start: Any, sock: socket.socket, log: str) -> None:
     for number in interruption.NUMBERS:
         signal.signal(number, signal.SIG_IGN)
     # read when CUDA starts: without it deterministic=true is refused there
@@ -89,11 +89,11 @@ def _child(name: str, maker: PartyMaker, start: Any, sock: socket.socket, log: s
     channel = Channel(sock)
     status = 0
     try:
-        party = maker(start, channel)
-        # from here on: the net's own parameters, replaced while the party was made, have gone back to the system
+        program = maker(start, channel)
+        # from here on: the net's own parameters, replaced while the program was made, have gone back to the system
         keep_freed_memory()
         channel.post(Ready(kind="ready"))
-        party.run(party.wait_for_start() if isinstance(party, WaitsForStart) else _wait_for_start(channel))
+        program.run(program.wait_for_start() if isinstance(program, WaitsForStart) else _wait_for_start(channel))
         channel.post(Done(kind="done"))
     except ChannelClosed:
         print("the launcher has ended", flush=True)

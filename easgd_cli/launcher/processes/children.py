@@ -10,13 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from easgd_cli.launcher.journal.journal import log
 from easgd_cli.launcher.journal.links import HostLink
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.processes import fork_server
 from easgd_cli.launcher.processes.child import Child
-from easgd_cli.launcher.processes.standstill import State, state_of
-from easgd_cli.launcher.supervisor.parties import MASTER, Process
-from easgd_cli.record.metrics import worker_name
+from easgd_cli.launcher.processes.standstill import ProcessState, state_of
+from easgd_cli.launcher.supervisor.parties import MASTER, ProcessName, title_in_files
 from easgd_cli.system.channel import ChannelClosed
 from easgd_cli.system.shared_memory import SharedTensors
 
@@ -26,18 +25,18 @@ _CLOSING_SECONDS = 2.0  # for processes to end by themselves after a run that wa
 _ABORTING_SECONDS = 0.2  # and after one that was
 
 
-class Children(dict[Process, Child]):
+class Children(dict[ProcessName, Child]):
     """All that have been started, the latest of each party. `began`: the monotonic second of training second 0."""
 
     def __init__(self, logs: Path):
         super().__init__()
         self.began: float | None = None
         self._logs, self._selector = logs, selectors.DefaultSelector()
-        self._due: dict[Process, Callable[[], None]] = {}  # what starts those that are to be started when they can be
+        self._due: dict[ProcessName, Callable[[], None]] = {}  # what starts those that are to be, when they can be
 
-    def start(self, party: Process, maker: Any, start: Any) -> None:
+    def start(self, party: ProcessName, maker: Any, start: Any) -> None:
         """Starts a party's process, in the place of one that has ended. Raises RunError and OSError."""
-        name = worker_name(party) if isinstance(party, int) else party
+        name = title_in_files(party)
         if (before := self.get(party)) is not None:
             before.kill()  # it may wait for something yet
             self._leave(before)
@@ -48,7 +47,7 @@ class Children(dict[Process, Child]):
         if self.began is not None:
             self.tell(party, {"kind": "start", "began": self.began})
 
-    def start_when_possible(self, party: Process, start: Callable[[], None]) -> None:
+    def start_when_possible(self, party: ProcessName, start: Callable[[], None]) -> None:
         """Has `start` called once a process can be forked at once: nobody waits for a server that imports torch."""
         self._due[party] = start
         self.start_due()
@@ -60,11 +59,11 @@ class Children(dict[Process, Child]):
             party = next((party for party in self._due if str(party).startswith(MASTER)), next(iter(self._due)))
             self._due.pop(party)()
 
-    def is_due(self, party: Process) -> bool:
+    def is_due(self, party: ProcessName) -> bool:
         """Whether it is still to be started."""
         return party in self._due
 
-    def forget_start(self, party: Process) -> None:
+    def forget_start(self, party: ProcessName) -> None:
         """It is not to be started any more."""
         self._due.pop(party, None)
 
@@ -75,17 +74,17 @@ class Children(dict[Process, Child]):
             self.tell(party, {"kind": "start", "began": second})
 
     def tell(
-        self, party: Process, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None
+        self, party: ProcessName, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None
     ) -> None:
         """Posts a message; one to a process that has ended is lost."""
         with suppress(ChannelClosed):  # its end is on its way to us and says more
             self[party].channel.post(dict(message), enclosed)
 
-    def heard(self, seconds: float) -> list[Process]:
+    def wait(self, seconds: float) -> list[ProcessName]:
         """Those that have something to say, or have ended; waits at most so long for the first."""
         return list(dict.fromkeys(key.data for key, _ in self._selector.select(seconds) if key.data is not None))
 
-    def listen(self, party: Process) -> Iterator[Message]:
+    def listen(self, party: ProcessName) -> Iterator[Message]:
         """What a party says: as much as has arrived, or of one that has ended all of it."""
         child = self[party]
         # asked before listening: what a child said last has all arrived then
@@ -107,11 +106,11 @@ class Children(dict[Process, Child]):
         """Workers for which no host is there."""
         return []
 
-    def state(self, party: Process) -> State | None:
+    def state(self, party: ProcessName) -> ProcessState | None:
         """What the system says of its process; None where it does not."""
         return state_of(self[party].process.pid)
 
-    def far_host(self, party: Process) -> str | None:
+    def far_host(self, party: ProcessName) -> str | None:
         """Of one that is on another host, and its memory with it: which. None of others, who leave it to a next one."""
         return None
 
@@ -123,7 +122,7 @@ class Children(dict[Process, Child]):
         """What the summary says of them."""
         return {}
 
-    def signal(self, number: int, parties: Iterable[Process]) -> None:
+    def signal(self, number: int, parties: Iterable[ProcessName]) -> None:
         """Sends a signal to these."""
         for party in parties:
             self[party].process.send_signal(number)

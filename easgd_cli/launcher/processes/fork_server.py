@@ -156,7 +156,7 @@ def begin_here() -> None:
             os.close(alive)
             raise OSError(errno.EAGAIN, "this process could not be copied")
         _server._forkserver_address, _server._forkserver_alive_fd, _server._forkserver_pid = address, alive, forked[0]
-        _running = _reached(forked[0])
+        _running = _reach(forked[0])
 
 
 def _fork(listener: socket.socket, told: int, alive: int) -> int:
@@ -291,10 +291,10 @@ def _start() -> Server:
             ForkServer.ensure_running(_server)
         finally:
             default._actual_context = settled
-        return _reached(_server._forkserver_pid)
+        return _reach(_server._forkserver_pid)
 
 
-def _reached(pid: int) -> Server:
+def _reach(pid: int) -> Server:
     """That process, whose socket is reached by a descriptor, where the system can, and so needs no name any more."""
     if not os.path.isdir("/proc/self/fd"):
         return Server(pid, None)

@@ -43,14 +43,9 @@ class InitialState:
     """
 
     def __init__(self, job: Job, experiment: Experiment, resumed: Checkpoint | None, meeting: Meeting | None = None):
-        self._job, self._settings, self._experiment, self._method, self._resumed = (
-            job,
-            experiment.settings,
-            experiment,
-            experiment.method,
-            resumed,
-        )
-        s, self._meeting = self._settings, meeting
+        self._job, self._experiment, self._resumed, self._meeting = job, experiment, resumed, meeting
+        s = self._settings = experiment.settings
+        self._method, self._slices = experiment.method, experiment.slices
         self.moment = (
             resumed.owner.moment if resumed is not None else Moment(0.0, 0.0, 0, dict.fromkeys(range(s.workers), 0))
         )
@@ -58,7 +53,6 @@ class InitialState:
         self._devices = deal_devices(s.device, s.workers)
         [self._center_device] = deal_devices(s.center_device, 1, "center_device")
         self.new = self._not_yet_come()
-        self._slices = experiment.slices
         self.masters = len(self._slices)
         self._interval = Interval.parse("eval.every", s.eval.every)  # of snapshots, for the owner of what is evaluated
         self._pace = self._next_points()
@@ -79,21 +73,11 @@ class InitialState:
 
     def links(self) -> list[Link]:
         """A session for every worker, its vectors in shared memory. Raises MemoryError."""
-        own_average = self._method.alone and self._experiment.average is not None
-        links = [
-            Link.new(
-                i,
-                self._method,
-                self._experiment.size,
-                self._experiment.dtype,
-                average=own_average,
-                masters=self.masters,
-            )
-            for i in range(self._settings.workers)
-        ]
+        e, workers = self._experiment, range(self._settings.workers)
+        average = self._method.alone and e.average is not None
+        links = [Link.new(i, self._method, e.size, e.dtype, average=average, masters=self.masters) for i in workers]
         if self._meeting is not None:
-            state = self._method.variables[CENTER].state
-            many = Replica.new(state, self._experiment.size, self._experiment.dtype, len(links), self._meeting)
+            many = Replica.new(self._method.variables[CENTER].state, e.size, e.dtype, len(links), self._meeting)
             links = [replace(link, replica=replica) for link, replica in zip(links, many, strict=True)]
         for link in links:
             vectors = self._vectors(link.worker)
@@ -123,12 +107,8 @@ class InitialState:
             if number == 0:  # a run that goes on has its trace
                 start.trace = (self._job.run_dir / "logs" / "trace_worker_00.json").absolute()
         elif (state := self._resumed.workers.get(number)) is not None:
-            start.t, start.seen, start.meter, start.spared = (
-                state.t,
-                Seen(state.center_clock, state.served, state.exchanges),
-                state.tally,
-                state.spared,
-            )
+            start.t, start.meter, start.spared = state.t, state.tally, state.spared
+            start.seen = Seen(state.center_clock, state.served, state.exchanges)
         elif number in self.new:
             start.returns = start.new = True
         return start
@@ -155,18 +135,12 @@ class InitialState:
         return start
 
     def next_master(
-        self,
-        before: MasterStart,
-        links: list[Link],
-        clocks: dict[int, int],
-        lost: list[int],
-        moment: Moment,
+        self, before: MasterStart, links: list[Link], clocks: dict[int, int], lost: list[int], moment: Moment,
         closing: bool,
-    ) -> MasterStart:
+    ) -> MasterStart:  # fmt: skip
         """Of the master after one that was lost: the same center, where the last one has said it was."""
-        start = replace(before, links=links, clocks=clocks, lost=lost, step=moment.step, closing=closing)
-        start.pace = self._points_after(moment)
-        return start
+        pace = self._points_after(moment)
+        return replace(before, links=links, clocks=clocks, lost=lost, step=moment.step, closing=closing, pace=pace)
 
     def served(self) -> list[int]:
         """Exchanges before this start, of each master."""
@@ -182,17 +156,12 @@ class InitialState:
         s, average, entries = self._settings, self._experiment.average, self._slices[place]
         names, size = Variables.names(self._method, average=average is not None), entries.stop - entries.start
         center = SharedTensors.allocate({name: ((size,), self._experiment.dtype) for name in names})
+        ends = [link.for_master(place, slice(None) if self.masters == 1 else entries) for link in links]
         start = MasterStart(
-            of_slice(self._method, entries, self._experiment.size),
-            average,
-            center,
-            [link.for_master(place, slice(None) if self.masters == 1 else entries) for link in links],
-            self._interval,
-            clocks=clocks,
-        )
-        start.pace, start.device, start.several = self._pace, self._center_device, self.masters > 1
-        start.tau, start.steps = s.tau, self._experiment.steps
-        start.schedule = self._experiment.parts.schedule
+            of_slice(self._method, entries, self._experiment.size), average, center, ends, self._interval,
+            clocks=clocks, pace=self._pace, device=self._center_device, several=self.masters > 1,
+            tau=s.tau, steps=self._experiment.steps, schedule=self._experiment.parts.schedule,
+        )  # fmt: skip
         for name in names:
             if self._resumed is not None:
                 center[name].copy_(self._resumed.owner.vectors[name][entries])

@@ -16,7 +16,8 @@ from typing import Any
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher import driver
 from easgd_cli.launcher.job import Job, Outcome
-from easgd_cli.launcher.journal.journal import Journal, log
+from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue
 from easgd_cli.launcher.journal.system_rows import SystemRows
 from easgd_cli.launcher.processes import fork_server
@@ -28,7 +29,7 @@ from easgd_cli.launcher.processes.masters import Masters, Said
 from easgd_cli.launcher.processes.recovery import Recovery
 from easgd_cli.launcher.processes.watch import Watch
 from easgd_cli.launcher.supervisor.course import Patience
-from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Party, Process, party_of
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Party, ProcessName, party_of
 from easgd_cli.launcher.supervisor.supervisor import Plan, Supervisor
 from easgd_cli.record.checkpoint import OwnerState, WorkerState
 from easgd_cli.settings import faults
@@ -123,9 +124,9 @@ class Processes:
 
     # ---------------------------------------------------------------- the loop
 
-    def turn(self) -> None:
+    def handle_next(self) -> None:
         """Waits for the next event, at most a moment, and does what it asks for."""
-        heard = self._children.heard(_LOOK_UP_SECONDS)
+        heard = self._children.wait(_LOOK_UP_SECONDS)
         self.supervisor.now = self._seconds()
         for party in heard:
             self._hear(party)
@@ -143,7 +144,7 @@ class Processes:
         began = self._children.began
         return self._initial.moment.seconds if began is None else time.monotonic() - began
 
-    def _hear(self, party: Process) -> None:
+    def _hear(self, party: ProcessName) -> None:
         child, place = self._children[party], self._masters.place(party)
         for message, tensors in self._children.listen(party):
             self._watch.heard(party)
@@ -161,7 +162,7 @@ class Processes:
             child.done = True
             self._tell_end(party, child)
 
-    def _done(self, party: Process, child: Child) -> None:
+    def _done(self, party: ProcessName, child: Child) -> None:
         child.done = True
         if isinstance(party, int):
             self._runner.tell_masters({"kind": "gone", "worker": party})  # the next one may not have heard its end
@@ -171,7 +172,7 @@ class Processes:
         for message, tensors in said:
             self._handle(MASTER, message, tensors)
 
-    def _tell_end(self, party: Process, child: Child) -> None:
+    def _tell_end(self, party: ProcessName, child: Child) -> None:
         for master in self._masters.parties if isinstance(party, int) else ():
             of = self._children.get(master)
             if of is not None and of.process.ended and not of.done:
@@ -224,7 +225,7 @@ class Processes:
             self._watch.said(party, message["what"], message["seconds"])
         elif kind == "state":
             supervisor.worker_state(
-                _worker(party), WorkerState(vectors=_taken(tensors), **message["state"]), message["purpose"] == "final"
+                _worker(party), WorkerState(vectors=_take(tensors), **message["state"]), message["purpose"] == "final"
             )
         elif kind == "snapshot":
             self._snapshot(message, tensors)
@@ -243,7 +244,7 @@ class Processes:
             self.supervisor.snapshot(moment, tensors)
         else:
             owner = OwnerState(
-                moment, message["clock"], _taken(tensors), message["cpu"], message["pace"],
+                moment, message["clock"], _take(tensors), message["cpu"], message["pace"],
                 message.get("variables", {}), message.get("couriers", {}), message.get("masters", []),
             )  # fmt: skip
             if message["purpose"] == "last":
@@ -282,7 +283,7 @@ def _worker(party: Party) -> int:
     return party
 
 
-def _taken(tensors: SharedTensors | None) -> dict[str, Any]:
+def _take(tensors: SharedTensors | None) -> dict[str, Any]:
     """The vectors that came with a message, by name; the memory lives as long as they do."""
     assert tensors is not None
     vectors = dict(tensors.tensors)

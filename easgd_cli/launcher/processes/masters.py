@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from easgd_cli.launcher.supervisor.parties import Process, master_at
+from easgd_cli.launcher.supervisor.parties import ProcessName, master_at
 from easgd_cli.order_entry import entry_of
 from easgd_cli.system.shared_memory import SharedTensors
 
@@ -39,11 +39,11 @@ class Masters:
         self._replaced: set[int] = set()  # those that have ended, and are yet to be started again
 
     @property
-    def parties(self) -> list[Process]:
+    def parties(self) -> list[ProcessName]:
         """Their processes' names."""
         return [master_at(place) for place in range(len(self._said))]
 
-    def place(self, party: Process) -> int | None:
+    def place(self, party: ProcessName) -> int | None:
         """Of a master; None of others."""
         return self.parties.index(party) if isinstance(party, str) and party in self.parties else None
 

@@ -13,7 +13,7 @@ from easgd_cli.launcher.job import Job, Outcome
 from easgd_cli.launcher.journal.journal import Journal
 from easgd_cli.launcher.processes.local import Processes
 from easgd_cli.system.files import scratch_directory
-from easgd_cli.training.data_parallel import Averaging, Place, backend
+from easgd_cli.training.data_parallel import Averaging, Rendezvous, backend
 from easgd_cli.training.peers import PeerLoop, PeerStart, agreement
 from easgd_cli.training.worker import WorkerStart
 
@@ -37,13 +37,13 @@ class Peers(Processes):
         super().__init__(job, experiment, journal)
         many = experiment.settings.workers
         self._averaging, self._name, self._agreed = averaging, name, agreement(many)
-        self._place = (many, str(meeting), backend(experiment.settings), _TIMEOUT)
+        self._group = (many, str(meeting), backend(experiment.settings), _TIMEOUT)
 
     def _start_worker(self, start: WorkerStart) -> None:
         number = start.link.worker
         if number:
             start.interval = None  # the first alone owns what is evaluated
-        peer = PeerStart(start, Place(number, *self._place), self._averaging, self._agreed)
+        peer = PeerStart(start, Rendezvous(number, *self._group), self._averaging, self._agreed)
         self._children.start(number, PeerLoop, peer)
 
     def facts(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from easgd_cli.launcher.supervisor.parties import MASTER, Process
+from easgd_cli.launcher.supervisor.parties import MASTER, ProcessName
 
 _LOOK_SECONDS = 1.0
 _STOPPED_SECONDS = 2.0  # of silence, before a stopped process is told of: a debugger's look is shorter
@@ -21,7 +21,7 @@ _IDLE_SECONDS = 10.0  # the same for one that is not stopped
 _STEPS = 3  # the longest step so far, so many times, is no silence
 
 
-class State(NamedTuple):
+class ProcessState(NamedTuple):
     """Of a process: the letter that ps shows, and the processor time it has used, in ticks."""
 
     letter: str
@@ -47,10 +47,10 @@ class Standstill:
     """What has been heard and seen of each party. All times are in seconds of one clock."""
 
     def __init__(self) -> None:
-        self._seen: dict[Process, _Seen] = {}
+        self._seen: dict[ProcessName, _Seen] = {}
         self._looked: float | None = None
 
-    def heard(self, party: Process, now: float) -> None:
+    def heard(self, party: ProcessName, now: float) -> None:
         """It has said something."""
         seen = self._seen.get(party)
         if seen is None:
@@ -70,13 +70,13 @@ class Standstill:
         return True
 
     def look(
-        self, states: Mapping[Process, State | None], waiting: Collection[Process], now: float
-    ) -> dict[Process, Silent]:
+        self, states: Mapping[ProcessName, ProcessState | None], waiting: Collection[ProcessName], now: float
+    ) -> dict[ProcessName, Silent]:
         """Those of these processes that stand still; None: nobody knows of that one.
 
         Who is `waiting` for another is not to blame, and when the master stands still they all are.
         """
-        found: dict[Process, Silent] = {}
+        found: dict[ProcessName, Silent] = {}
         masters = {party for party in states if str(party).startswith(MASTER)}
         for party in sorted(states, key=lambda party: party not in masters):
             waits = bool(masters & found.keys()) or party in waiting
@@ -84,7 +84,7 @@ class Standstill:
                 found[party] = silent
         return found
 
-    def _silent(self, party: Process, state: State | None, waits: bool, now: float) -> Silent | None:
+    def _silent(self, party: ProcessName, state: ProcessState | None, waits: bool, now: float) -> Silent | None:
         seen = self._seen.setdefault(party, _Seen(now, now))
         stopped = state is not None and state.letter in "Tt"
         idle = state is not None and state.letter in "SD" and state.ticks == seen.ticks and not waits
@@ -100,11 +100,11 @@ class Standstill:
         return Silent(still, stopped) if still >= patience else None
 
 
-def state_of(pid: int) -> State | None:
+def state_of(pid: int) -> ProcessState | None:
     """What the system says of that process; None where it does not."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
             fields = f.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return State(fields[0].decode(), int(fields[11]) + int(fields[12]))
+    return ProcessState(fields[0].decode(), int(fields[11]) + int(fields[12]))

@@ -8,11 +8,11 @@ import signal
 import time
 from collections.abc import Collection, Sequence
 
-from easgd_cli.launcher.journal.journal import log
 from easgd_cli.launcher.journal.links import Links
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.processes.children import Children
 from easgd_cli.launcher.processes.standstill import Standstill
-from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, Process, party_of
+from easgd_cli.launcher.supervisor.parties import EVALUATOR, MASTER, ProcessName, party_of
 from easgd_cli.launcher.supervisor.supervisor import Supervisor
 from easgd_cli.settings.faults import Fault
 from easgd_cli.training.snapshot import Moment
@@ -27,19 +27,19 @@ class Watch:
         self._children, self._supervisor = children, supervisor
         self._standstill = Standstill()
         self._links: Links | None = None  # from when there are any to tell of
-        self._silent: set[Process] = set()
-        self._asleep: dict[Process, float] = {}  # stopped by a fault on purpose, and when they are to be woken
+        self._silent: set[ProcessName] = set()
+        self._asleep: dict[ProcessName, float] = {}  # stopped by a fault on purpose, and when they are to be woken
         self._of_master = [f for f in faults if f.exchange is not None and f.exchange >= served]
         self._of_evaluator = [f for f in faults if f.evaluation is not None]
         self._measured = 0
 
-    def heard(self, party: Process) -> None:
+    def heard(self, party: ProcessName) -> None:
         """It has said something."""
         self._asleep.pop(party, None)
         if self._children.began is not None:
             self._standstill.heard(party, time.monotonic())
 
-    def look(self, waiting: Collection[Process]) -> None:
+    def look(self, waiting: Collection[ProcessName]) -> None:
         """Tells the supervisor who stands still, but for those that wait for others, and wakes whose time is over."""
         now = time.monotonic()
         if self._standstill.due(now):
@@ -57,7 +57,7 @@ class Watch:
             moment = Moment(max(self._supervisor.now, told.seconds), told.step, told.exchanges)
             self._links.look(links, moment, last)
 
-    def _tell(self, waiting: Collection[Process], now: float) -> None:
+    def _tell(self, waiting: Collection[ProcessName], now: float) -> None:
         there = {party: self._children.state(party) for party, child in self._children.items() if not child.done}
         silent = self._standstill.look(there, waiting if self._children.began is not None else list(there), now)
         for party in self._silent - silent.keys():
@@ -68,7 +68,7 @@ class Watch:
 
     # ---------------------------------------------------------------- faults on purpose
 
-    def said(self, party: Process, what: str, seconds: float) -> None:
+    def said(self, party: ProcessName, what: str, seconds: float) -> None:
         """A worker is about to suffer a fault of its own; one that stops itself is woken after so many `seconds`."""
         log.info("%s: a fault on purpose, %s", self._children[party].name, what)
         if what == "stop":
@@ -91,6 +91,6 @@ class Watch:
         """And has measured it."""
         self._measured += 1
 
-    def _inflict(self, party: Process, fault: Fault) -> None:
+    def _inflict(self, party: ProcessName, fault: Fault) -> None:
         self.said(party, fault.kind, fault.seconds)
         self._children.signal(signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP, [party])

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Literal
 
 from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.supervisor.commands import Begin, Command, StartWorker
 from easgd_cli.launcher.supervisor.course import Course, Plan
 from easgd_cli.launcher.supervisor.members import Members
 from easgd_cli.launcher.supervisor.parties import MASTER
 from easgd_cli.transport.base import NEW
-
-log = logging.getLogger("easgd.launcher")
 
 
 class Beginning:

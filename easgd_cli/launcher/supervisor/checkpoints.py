@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue
 from easgd_cli.launcher.supervisor.commands import Command, TakeCheckpoint
 from easgd_cli.launcher.supervisor.course import Course
@@ -17,22 +17,14 @@ from easgd_cli.launcher.supervisor.pending_checkpoint import PendingCheckpoint
 from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.training.snapshot import Pace
 
-log = logging.getLogger("easgd.launcher")
-
 
 class Checkpoints:
     """One at a time. `last_taken`: what comes after the last one, a run that goes on does again."""
 
     def __init__(
-        self,
-        journal: Journal,
-        queue: SnapshotQueue,
-        members: Members,
-        ask: Callable[[Command], None],
-        pace: Pace,
-        *,
+        self, journal: Journal, queue: SnapshotQueue, members: Members, ask: Callable[[Command], None], pace: Pace, *,
         in_rounds: bool,
-    ):
+    ):  # fmt: skip
         self._journal, self._queue, self._members, self._ask = journal, queue, members, ask
         self._pace, self._in_rounds = pace, in_rounds
         self._pending: PendingCheckpoint | None = None

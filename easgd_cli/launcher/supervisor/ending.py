@@ -20,14 +20,9 @@ class Ending:
     """
 
     def __init__(
-        self,
-        course: Course,
-        journal: Journal,
-        queue: SnapshotQueue,
-        members: Members,
-        evaluation: Evaluation,
+        self, course: Course, journal: Journal, queue: SnapshotQueue, members: Members, evaluation: Evaluation,
         checkpoints: Checkpoints,
-    ):
+    ):  # fmt: skip
         self._course, self._journal, self._queue, self._members = course, journal, queue, members
         self._evaluation, self._checkpoints = evaluation, checkpoints
         self.simulated: dict[str, Any] | None = None

@@ -40,16 +40,9 @@ class Losses:
     """What a supervisor decides of parties that have ended before their time."""
 
     def __init__(
-        self,
-        plan: Plan,
-        course: Course,
-        journal: Journal,
-        members: Members,
-        evaluation: Evaluation,
-        checkpoints: Checkpoints,
-        shutdown: Shutdown,
-        ask: Callable[[Command], None],
-    ):
+        self, plan: Plan, course: Course, journal: Journal, members: Members, evaluation: Evaluation,
+        checkpoints: Checkpoints, shutdown: Shutdown, ask: Callable[[Command], None],
+    ):  # fmt: skip
         self._plan, self._course, self._journal, self._members, self._ask = plan, course, journal, members, ask
         self._evaluation, self._checkpoints, self._shutdown = evaluation, checkpoints, shutdown
         self._lives: dict[Party, Lives] = {

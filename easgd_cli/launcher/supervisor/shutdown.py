@@ -23,16 +23,11 @@ class Shutdown:
     """
 
     def __init__(
-        self,
-        journal: Journal,
-        members: Members,
-        silence: Stalls,
-        ask: Callable[[Command], None],
-        patience: Patience | None,
-        recovers: bool,
-    ):
+        self, journal: Journal, members: Members, stalls: Stalls, ask: Callable[[Command], None],
+        patience: Patience | None, recovers: bool,
+    ):  # fmt: skip
         self._journal, self._members, self._ask, self._patience = journal, members, ask, patience
-        self._silence, self._recovers = silence, recovers
+        self._stalls, self._recovers = stalls, recovers
         self._since: float | None = None
         self._master_killed: float | None = None  # when
         self.hopeless = False
@@ -96,7 +91,7 @@ class Shutdown:
         """One that is known to stand still need not be waited for as long as one that may be busy with the last
         worker.
         """
-        silent, done = MASTER in self._silence, not self._members.live
+        silent, done = MASTER in self._stalls, not self._members.live
         if self._master_killed is None and self._recovers:
             due = patience / 2 if silent else patience * 7 / 6 if done else math.inf
             if waited > due:
@@ -115,4 +110,4 @@ class Shutdown:
     def _blames_master(self, now: float, patience: float) -> bool:
         """Whether the workers may be waiting for a master: one that stands still, or one that has just begun."""
         begins = self._master_killed is not None and now - self._master_killed <= patience / 3
-        return begins or MASTER in self._silence
+        return begins or MASTER in self._stalls

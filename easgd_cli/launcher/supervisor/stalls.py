@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from easgd_cli.launcher.journal.journal import Journal
-from easgd_cli.launcher.supervisor.parties import Party, title
-from easgd_cli.record.metrics import worker_name
+from easgd_cli.launcher.supervisor.parties import Party, title, title_in_files
 from easgd_cli.training.snapshot import Moment
 
 
@@ -26,14 +25,14 @@ class Stalls:
         if new:
             why = ": its process is stopped, and SIGCONT lets it go on" if stopped else ""
             self._journal.note(f"{_said(party, seconds)}{why}")
-            self._journal.system(moment, silent=_name(party), silent_seconds=round(seconds, 1))
+            self._journal.system(moment, silent=title_in_files(party), silent_seconds=round(seconds, 1))
 
     def ends(self, party: Party, moment: Moment) -> None:
         """It goes on."""
         if (seconds := self._seconds.pop(party, None)) is not None:
             self._show()
             self._journal.note(f"{title(party)} goes on after {seconds:.0f} s of silence")
-            self._journal.system(moment, goes_on=_name(party), silent_seconds=round(seconds, 1))
+            self._journal.system(moment, goes_on=title_in_files(party), silent_seconds=round(seconds, 1))
 
     def drop(self, party: Party) -> None:
         """It is gone."""
@@ -46,7 +45,3 @@ class Stalls:
 
 def _said(party: Party, seconds: float) -> str:
     return f"{title(party)} has said nothing for {seconds:.0f} s"
-
-
-def _name(party: Party) -> str:
-    return worker_name(party) if isinstance(party, int) else party

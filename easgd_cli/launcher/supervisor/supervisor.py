@@ -11,12 +11,12 @@ changes where this begins.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from easgd_cli.launcher.job import Outcome
 from easgd_cli.launcher.journal.journal import Journal
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.launcher.journal.snapshot_queue import SnapshotQueue, Vectors
 from easgd_cli.launcher.supervisor.beginning import Beginning
 from easgd_cli.launcher.supervisor.checkpoints import Checkpoints
@@ -34,8 +34,6 @@ from easgd_cli.record.checkpoint import Checkpoint, OwnerState, WorkerState
 from easgd_cli.training.meter import Tally
 from easgd_cli.training.snapshot import Moment
 
-log = logging.getLogger("easgd.launcher")
-
 
 class Supervisor:
     """One run. `over`: nothing more is to come; `now`: the second of training; `course`: how far it is."""
@@ -50,9 +48,9 @@ class Supervisor:
         self._beginning = Beginning(plan, course, journal, members, ask)
         self.evaluation = Evaluation(journal, queue, ask, asks=plan.asks_for_snapshots, deferred=plan.deferred)
         self._checkpoints = Checkpoints(journal, queue, members, ask, plan.checkpoint_pace, in_rounds=plan.in_rounds)
-        self._silence = Stalls(journal)
+        self._stalls = Stalls(journal)
         recovers = plan.has_master and plan.master_returns and plan.max_restarts > 0
-        self._shutdown = Shutdown(journal, members, self._silence, ask, plan.patience, recovers)
+        self._shutdown = Shutdown(journal, members, self._stalls, ask, plan.patience, recovers)
         self._losses = Losses(plan, course, journal, members, self.evaluation, self._checkpoints, self._shutdown, ask)
         self._ending = Ending(course, journal, queue, members, self.evaluation, self._checkpoints)
 
@@ -143,12 +141,12 @@ class Supervisor:
     def silent(self, party: Party, seconds: float, *, stopped: bool) -> None:
         """A party that is there has said nothing for so long; `stopped`: a signal keeps its process from running."""
         if not self.over:
-            self._silence.lasts(party, seconds, stopped, self.course.moment)
+            self._stalls.lasts(party, seconds, stopped, self.course.moment)
 
     def goes_on(self, party: Party) -> None:
         """A party stands still no longer."""
         if not self.over:
-            self._silence.ends(party, self.course.moment)
+            self._stalls.ends(party, self.course.moment)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -261,7 +259,7 @@ class Supervisor:
         """
         log.warning("%s: %s", title_in_files(party), how)
         if not self.over:
-            self._silence.drop(party)
+            self._stalls.drop(party)
             self._losses.ended(party, how, refused, raised, log_file, follows)
             self._ending.close_when_done()
 

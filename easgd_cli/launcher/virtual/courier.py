@@ -9,7 +9,7 @@ from torch import Tensor
 
 from easgd_cli.algorithms.base import Courier, Method, Worker
 from easgd_cli.launcher.virtual.worker import kept, vars_of
-from easgd_cli.training.drive import Turn
+from easgd_cli.training.drive import Step
 from easgd_cli.transport.base import Reply
 from easgd_cli.transport.simulated import SimulatedWorkerEnd
 
@@ -22,7 +22,7 @@ class VirtualCourier:
     def __init__(self, method: Method, courier: Courier, w: Worker, session: SimulatedWorkerEnd, last: int | None):
         self._method, self._courier, self.w, self._session, self._last = method, courier, w, session, last
         self._updates = 0  # of its variable by others
-        self._turn: Turn | None = None
+        self._step: Step | None = None
         self._answers: list[Reply] = []  # of its step
 
     def updated(self) -> None:
@@ -32,29 +32,29 @@ class VirtualCourier:
 
     def replied(self) -> None:
         """The reply it waits for has come."""
-        assert self._turn is not None
+        assert self._step is not None
         self._answers.append(kept(self._session.collect()))
-        self._turn.answer(None, self._answers[-1])
-        self._ask_or_end(self._turn)
+        self._step.answer(None, self._answers[-1])
+        self._ask_or_end(self._step)
         self._begin()
 
     def _begin(self) -> None:
         """Its next step, and those after it that ask for nothing, if it has none under way."""
-        while self._turn is None and self.w.t <= self._updates and (self._last is None or self.w.t < self._last):
-            self._turn, self._answers = Turn(self._method, self.w, self._courier), []
-            self._ask_or_end(self._turn)
+        while self._step is None and self.w.t <= self._updates and (self._last is None or self.w.t < self._last):
+            self._step, self._answers = Step(self._method, self.w, self._courier), []
+            self._ask_or_end(self._step)
 
-    def _ask_or_end(self, turn: Turn) -> None:
-        if turn.ended:
-            self._turn = None
+    def _ask_or_end(self, step: Step) -> None:
+        if step.ended:
+            self._step = None
             return
-        assert turn.exchange is not None, "a courier computes no gradient"
-        self._session.post(turn.exchange.message, self.w.t, turn.exchange.to)
+        assert step.exchange is not None, "a courier computes no gradient"
+        self._session.post(step.exchange.message, self.w.t, step.exchange.to)
 
     def state(self) -> dict[str, Any]:
         """Where it is."""
         return {
-            "t": self.w.t, "updates": self._updates, "in_step": self._turn is not None,
+            "t": self.w.t, "updates": self._updates, "in_step": self._step is not None,
             "answers": [vars_of(reply) for reply in self._answers], "reply": self._session.reply,
             "session": self._session.state(),
         }  # fmt: skip
@@ -68,6 +68,6 @@ class VirtualCourier:
         self._session.restore(state["session"])
         self._answers = [Reply(*answer) for answer in state["answers"]]
         if state["in_step"]:
-            self._turn = Turn(self._method, self.w, self._courier)
+            self._step = Step(self._method, self.w, self._courier)
             for answer in self._answers:
-                self._turn.answer(None, answer)
+                self._step.answer(None, answer)

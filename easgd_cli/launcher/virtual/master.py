@@ -89,13 +89,8 @@ class VirtualMaster:
         dies: Sequence[int] = (), round_seconds: Callable[[int, float], float] | None = None,
     ):  # fmt: skip
         self.center = center
-        self._sessions, self._gathering, self._events, self._service, self._place = (
-            sessions,
-            gathering,
-            events,
-            service,
-            place,
-        )
+        self._sessions, self._gathering, self._events = sessions, gathering, events
+        self._service, self._place = service, place
         self._all = served if served is not None else Served()
         self._round_seconds = round_seconds
         self._joining: dict[int, Request] = {}  # workers that are back, and wait for the variable

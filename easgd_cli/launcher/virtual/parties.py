@@ -14,7 +14,6 @@ from easgd_cli.algorithms.base import CENTER, Method, Variable, Worker
 from easgd_cli.algorithms.slices import of_slice
 from easgd_cli.experiment.build import Experiment
 from easgd_cli.launcher.cost_model import CostModel
-from easgd_cli.launcher.job import Job
 from easgd_cli.launcher.virtual.courier import VirtualCourier
 from easgd_cli.launcher.virtual.master import SERVE, Queueing, Served, VirtualMaster
 from easgd_cli.launcher.virtual.worker import VirtualWorker
@@ -46,7 +45,7 @@ class VirtualParties:
     `clocks`: the workers' as the owner of what is evaluated has seen them. `resumed`: the checkpoint to go on from.
     """
 
-    def __init__(self, job: Job, experiment: Experiment, costs: CostModel, resumed: Checkpoint | None):
+    def __init__(self, experiment: Experiment, costs: CostModel, resumed: Checkpoint | None):
         s = self._settings = experiment.settings
         self._experiment, self._costs = experiment, costs
         self.average, method = experiment.average, experiment.method
@@ -255,35 +254,35 @@ class VirtualParties:
         """Of the workers. Their tensors are the workers' own."""
         return {m.number: m.state() for m in self.workers}
 
-    def place(self) -> dict[str, Any]:
+    def position(self) -> dict[str, Any]:
         """Where everything stands, as plain numbers."""
         couriers = {name: courier.state() for name, courier in self.couriers.items()}
         return {
             **self.events.state(), "masters": [master.state() for master in self.masters],
-            "members": [m.place() for m in self.workers],
+            "members": [m.position() for m in self.workers],
             **self.wire.state(), **({"couriers": couriers} if couriers else {}),
         }  # fmt: skip
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Puts everything where it was."""
-        place, owner = checkpoint.simulated, checkpoint.owner
-        assert place is not None
-        masters = place.get("masters")
+        position, owner = checkpoint.simulated, checkpoint.owner
+        assert position is not None
+        masters = position.get("masters")
         if masters is None:  # of before, when there was one
-            masters = [place["master"]] if place["master"] is not None else []
-            events = [(*event[:3], 0 if event[2] == SERVE else event[3]) for event in place["events"]]
-            place = {**place, "events": events}
-        self.events.restore(place)
-        self.wire.restore(place)
+            masters = [position["master"]] if position["master"] is not None else []
+            events = [(*event[:3], 0 if event[2] == SERVE else event[3]) for event in position["events"]]
+            position = {**position, "events": events}
+        self.events.restore(position)
+        self.wire.restore(position)
         for name, v in self.variables.vectors.items():
             v.copy_(owner.vectors[name])
         for master, stood in zip(self.masters, masters, strict=True):
             master.center.clock = owner.clock
             master.restore(stood)
-        for name, stood in place.get("couriers", {}).items():
+        for name, stood in position.get("couriers", {}).items():
             self.couriers[name].restore(stood)
         self.clocks = dict(sorted(owner.moment.clocks.items()))
-        for m, stood in zip(self.workers, place["members"], strict=True):
+        for m, stood in zip(self.workers, position["members"], strict=True):
             state = checkpoint.workers[m.number]
             m.restore(state, stood, self._meter(m.number, state.tally))
 

@@ -52,7 +52,7 @@ class VirtualCluster:
         torch.set_num_threads(self._threads)
         if s.deterministic:
             torch.use_deterministic_algorithms(True)
-        self._parties = VirtualParties(job, experiment, costs, resumed)
+        self._parties = VirtualParties(experiment, costs, resumed)
         self._events = self._parties.events
         pace = Pace(Interval.parse("eval.every", s.eval.every) or self._default_interval())
         every = self._length() / _SYSTEM_POINTS
@@ -113,7 +113,7 @@ class VirtualCluster:
             self._training.begin()
         self._obey()
 
-    def turn(self) -> None:
+    def handle_next(self) -> None:
         """Takes events for a moment of the real clock, or to the last one."""
         supervisor = self.supervisor
         self._obey()
@@ -162,7 +162,7 @@ class VirtualCluster:
         """Everything, between two events. Its tensors are the run's own."""
         parties, (pace, rows) = self._parties, self._reports.state()
         owner = OwnerState(self._reports.moment, parties.owner_clock, parties.vectors, pace=pace)
-        simulated = parties.place() | {
+        simulated = parties.position() | {
             "system": rows, "real_seconds": self._real_seconds(), "supervisor": self.supervisor.state(),
         }  # fmt: skip
         return Checkpoint(owner, parties.states(), simulated=simulated)

@@ -26,15 +26,9 @@ class VirtualTraining:
     """One run, event by event. `obey`: does what the supervisor asks for; `state`: everything as it is now."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        costs: CostModel,
-        parties: VirtualParties,
-        supervisor: Supervisor,
-        reports: VirtualReports,
-        obey: Callable[[], None],
-        state: Callable[[], Checkpoint],
-    ):
+        self, experiment: Experiment, costs: CostModel, parties: VirtualParties, supervisor: Supervisor,
+        reports: VirtualReports, obey: Callable[[], None], state: Callable[[], Checkpoint],
+    ):  # fmt: skip
         self._steps, self._minutes, self._costs = experiment.steps, experiment.settings.minutes, costs
         self._parties, self._supervisor, self._reports = parties, supervisor, reports
         self._obey, self._state = obey, state
@@ -55,7 +49,7 @@ class VirtualTraining:
         worker = entry_worker(event.worker)
         if event.kind not in (ARRIVE, ENTER, JOIN) or not self._parties.too_late(worker):
             return False
-        self._parties.workers[worker].turn = None  # given back
+        self._parties.workers[worker].step = None  # given back
         return True
 
     def happen(self, event: Event) -> None:
@@ -101,7 +95,7 @@ class VirtualTraining:
         while arrived := list(self._parties.wire.arrived):
             for place in arrived:
                 for worker in self._parties.masters[place].listen():
-                    self._parties.workers[worker].turn = None  # given back
+                    self._parties.workers[worker].step = None  # given back
                 self._reports.returned(place)
 
     def _begin_step(self, m: VirtualWorker, event: Event | None = None) -> None:
@@ -142,7 +136,7 @@ class VirtualTraining:
     def _rejoins(self, m: VirtualWorker, why: Rejoin) -> None:
         """The worker goes back to the center in the session it has."""
         self._supervisor.rejoins(m.number, m.w.t, str(why))
-        m.turn = None
+        m.step = None
         self._events.add(max(self._events.now, why.until), JOIN, m.number)
         self._obey()
 
@@ -182,7 +176,7 @@ class VirtualTraining:
         """The worker takes no further step. The first to say so ends what a longer run would have in common with this
         one.
         """
-        m.turn = None
+        m.step = None
         if not self._kept and event is not None:
             self._events.again(event._replace(kind=BEGIN))  # where a run that goes on for longer begins
             self._kept = True

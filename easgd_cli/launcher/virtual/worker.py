@@ -18,7 +18,7 @@ from easgd_cli.algorithms.base import Method, Seen, Worker
 from easgd_cli.launcher.cost_model import CostModel
 from easgd_cli.record.checkpoint import WorkerState
 from easgd_cli.settings.faults import Faults
-from easgd_cli.training.drive import Gradients, StepResult, Turn
+from easgd_cli.training.drive import Gradients, Step, StepResult
 from easgd_cli.training.faults import Rejoin, Watched
 from easgd_cli.training.meter import Meter
 from easgd_cli.transport.base import Kind, Reply
@@ -45,7 +45,7 @@ class VirtualWorker:
         self.closes = False  # whether it has sent the last message of all
         self.joins = False  # whether it waits for the center, to begin again with it
         self.link_down = 0.0  # until when its messages get lost; infinite: the next one does
-        self.turn: Turn | None = None  # none between two steps, and after the last
+        self.step: Step | None = None  # none between two steps, and after the last
         self._answered: list[tuple[bool, bool]] = []  # in this step: whether with a gradient, with a reply
         self._earlier: list[Reply] = []  # those of this step's replies that lie where the next one will
         self._asked = 0.0  # when it began to wait for what it waits for now
@@ -67,24 +67,24 @@ class VirtualWorker:
 
     def begin(self) -> None:
         """Its next step begins. Raises Rejoin."""
-        self.turn, self._answered, self._earlier = Turn(self._method, self.w), [], []
-        self._ask(self.turn)
+        self.step, self._answered, self._earlier = Step(self._method, self.w), [], []
+        self._ask(self.step)
 
     def stand_still(self, seconds: float) -> None:
         """For so long from now on, before its step."""
-        self.turn, self.stood = None, self.w.t
+        self.step, self.stood = None, self.w.t
         self.meter.tally.seconds_loop += seconds
 
     def lose(self) -> None:
         """It is killed, and its session with it."""
-        self.turn, self.joins = None, False
+        self.step, self.joins = None, False
         if self.session is not None:
             self.session.lose()
 
     def join(self) -> None:
         """It asks for the center, to begin again with."""
         assert self.session is not None
-        self.turn, self.joins, self._asked = None, True, self._events.now
+        self.step, self.joins, self._asked = None, True, self._events.now
         self.session.join(self.w.t)
 
     def close(self) -> None:
@@ -130,31 +130,31 @@ class VirtualWorker:
 
     def go_on(self) -> StepResult | None:
         """Everything the rule waits for is there. Returns what the step brought back, if it has ended."""
-        turn, tally, now = self.turn, self.meter.tally, self._events.now
-        assert turn is not None
-        overhead = self._overhead(turn)
+        step, tally, now = self.step, self.meter.tally, self._events.now
+        assert step is not None
+        overhead = self._overhead(step)
         tally.seconds_compute += self._computed - self._asked - overhead
         tally.seconds_communication += now - self._computed + overhead
         tally.seconds_loop += now - self._asked
-        self._answered.append((turn.at is not None, turn.exchange is not None))
-        self._answer(turn)
-        if not turn.ended:
-            self._ask(turn)
+        self._answered.append((step.at is not None, step.exchange is not None))
+        self._answer(step)
+        if not step.ended:
+            self._ask(step)
             return None
-        assert turn.result.loss is not None
-        self.meter.step(turn.result.loss, turn.result.staleness)
-        return turn.result
+        assert step.result.loss is not None
+        self.meter.step(step.result.loss, step.result.staleness)
+        return step.result
 
-    def _ask(self, turn: Turn) -> None:
+    def _ask(self, step: Step) -> None:
         """What the rule waits for now is under way; what it asks for at once overlaps."""
         self._asked = self._events.now
-        begin = self._asked + self._overhead(turn)
-        seconds = 0.0 if turn.at is None else self._costs.compute_seconds(self._seed, self.number, self.w.t)
+        begin = self._asked + self._overhead(step)
+        seconds = 0.0 if step.at is None else self._costs.compute_seconds(self._seed, self.number, self.w.t)
         self._computed = begin + seconds
         if self.faults is not None:
             seconds *= self.faults.slowness(self.w.t)
             self._computed = begin + seconds
-        if (asked := turn.exchange) is not None:
+        if (asked := step.exchange) is not None:
             assert self.session is not None
             if self._watched is not None and asked.message is not None:
                 self._check(self._watched, asked.message)
@@ -171,28 +171,28 @@ class VirtualWorker:
             raise Rejoin("its link was lost", 0.0 if down == math.inf else down)
         watched.check(message)
 
-    def _overhead(self, turn: Turn) -> float:
+    def _overhead(self, step: Step) -> float:
         """Seconds of the worker's own before what its rule waits for is under way."""
-        asked = turn.exchange
+        asked = step.exchange
         if asked is None or self.session is None or not self.session.takes_way(asked.to):
             return 0.0
         return self._costs.overhead
 
-    def _answer(self, turn: Turn, earlier: Reply | None = None) -> None:
+    def _answer(self, step: Step, earlier: Reply | None = None) -> None:
         """Computes the gradient, if one was asked for, and hands it to the rule with the reply, the last one or an
         `earlier` one.
         """
         gradient = None
-        if turn.at is not None:
+        if step.at is not None:
             self._gradients.load(self.number, self.w.t)
-            gradient = self._gradients.gradient(turn.at)
+            gradient = self._gradients.gradient(step.at)
             # the rule may exchange before it uses it, and the buffer is everybody's
-            if self.session is not None and (turn.exchange is None or self._exchanges_again):
+            if self.session is not None and (step.exchange is None or self._exchanges_again):
                 gradient = gradient[0].clone(), gradient[1]
         reply = earlier
-        if reply is None and self.session is not None and turn.exchange is not None:
+        if reply is None and self.session is not None and step.exchange is not None:
             reply = self.session.collect()
-        turn.answer(gradient, reply)
+        step.answer(gradient, reply)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -205,17 +205,17 @@ class VirtualWorker:
         spared = -1 if self.faults is None else self.faults.spared
         return WorkerState(self.w.t, vectors, seen.clock, seen.served, seen.exchanges, self.meter.state(), spared)
 
-    def place(self) -> dict[str, Any]:
+    def position(self) -> dict[str, Any]:
         """Where it is in its step, as plain numbers."""
         return {
-            "in_step": self.turn is not None, "closes": self.closes, "answered": self._answered, "asked": self._asked,
+            "in_step": self.step is not None, "closes": self.closes, "answered": self._answered, "asked": self._asked,
             "computed": self._computed,
             **({} if not self._earlier else {"earlier": [vars_of(reply) for reply in self._earlier]}),
             "session": None if self.session is None else self.session.state(),
             **({} if self.faults is None else {"faults": [self.stood, self.joins, self.link_down]}),
         }  # fmt: skip
 
-    def restore(self, state: WorkerState, place: Mapping[str, Any], meter: Meter) -> None:
+    def restore(self, state: WorkerState, position: Mapping[str, Any], meter: Meter) -> None:
         """Puts it where it was: the rule is run again with the answers it has had."""
         for name, v in self.lasting.items():
             v.copy_(state.vectors[name])
@@ -224,20 +224,20 @@ class VirtualWorker:
         if self.session is not None:
             assert self.session.reply is not None
             self.session.reply.copy_(state.vectors["reply"])
-            self.session.restore(place["session"])
+            self.session.restore(position["session"])
         if self.faults is not None:
             self.faults.spared = state.spared
-            self.stood, self.joins, self.link_down = place.get("faults", (-1, False, 0.0))
-            self._asked = place["asked"]
-        self.closes = place.get("closes", False)
-        if place["in_step"]:
-            self.turn = Turn(self._method, self.w)
-            self._earlier = [Reply(*reply) for reply in place.get("earlier", [])]
+            self.stood, self.joins, self.link_down = position.get("faults", (-1, False, 0.0))
+            self._asked = position["asked"]
+        self.closes = position.get("closes", False)
+        if position["in_step"]:
+            self.step = Step(self._method, self.w)
+            self._earlier = [Reply(*reply) for reply in position.get("earlier", [])]
             earlier = iter(self._earlier)
-            for _, reply in place["answered"]:
-                self._answer(self.turn, next(earlier, None) if reply else None)
-            self._answered = [(bool(gradient), bool(reply)) for gradient, reply in place["answered"]]
-            self._asked, self._computed = place["asked"], place["computed"]
+            for _, reply in position["answered"]:
+                self._answer(self.step, next(earlier, None) if reply else None)
+            self._answered = [(bool(gradient), bool(reply)) for gradient, reply in position["answered"]]
+            self._asked, self._computed = position["asked"], position["computed"]
 
 
 def kept(reply: Reply) -> Reply:

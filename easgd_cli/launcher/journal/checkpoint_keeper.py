@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from easgd_cli.errors import why
 from easgd_cli.launcher.journal.checkpoint_writer import CheckpointWriter
+from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.record.checkpoint import Checkpoint
 from easgd_cli.record.recorder import Recorder
 
-log = logging.getLogger("easgd.launcher")
 
-
-class Keeping:
+class CheckpointKeeper:
     """Of the run in `run_dir`. `flushed`: writes the record and says whether all of it is on the disk; `note`: tells
     the user; `resumed`: the run goes on from a checkpoint that is there.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        keep: int,
-        recorder: Recorder,
-        flushed: Callable[[], bool],
-        note: Callable[[str], None],
+        self, run_dir: Path, keep: int, recorder: Recorder, flushed: Callable[[], bool], note: Callable[[str], None],
         resumed: bool,
-    ):
+    ):  # fmt: skip
         self._dir, self._recorder, self._flushed, self._note = run_dir, recorder, flushed, note
         self._writer = CheckpointWriter(run_dir, keep, recorder, self._told)
         self._there = resumed  # whether there is one to go on from
