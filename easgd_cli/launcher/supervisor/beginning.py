@@ -1,4 +1,4 @@
-"""The beginning of training: it waits for everybody, or for so many that those without a host are not waited for."""
+"""The beginning of training: once all parties are ready, or at least `least` workers are and the rest have no host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easgd_cli.transport.base import NEW
 
 
 class Beginning:
-    """Who of master and workers is ready. The evaluator is not waited for."""
+    """Notes which of master and workers are ready, and begins training. The evaluator is not waited for."""
 
     def __init__(self, plan: Plan, course: Course, journal: Journal, members: Members, ask: Callable[[Command], None]):
         self._course, self._journal, self._members, self._ask = course, journal, members, ask
@@ -23,7 +23,7 @@ class Beginning:
         self._least = len(members) if plan.least is None else plan.least
 
     def ready(self, party: int | Literal["master"]) -> None:
-        """The party waits for training to begin."""
+        """Notes that the party waits for training to begin."""
         course = self._course
         if course.began:
             if party == MASTER:
@@ -36,8 +36,8 @@ class Beginning:
         self.begin_when_possible()
 
     def begin_when_possible(self) -> None:
-        """Begins training once, when everybody is ready but workers without a host, and enough are. These come later,
-        as workers that were lost come back.
+        """Begins training, once, when the master, all workers with a host and at least `least` workers are ready. The
+        other workers come later, in the way in which lost workers come back.
         """
         course, members = self._course, self._members
         ready = sum(m.ready for m in members.values())
@@ -57,5 +57,5 @@ class Beginning:
             members.lose(worker, "no host has come for it")
             members[worker].away = members[worker].new = True
             self._journal.system(course.told, workers_alive=members.alive, lost=worker)
-            if worker in late:  # one that is ready asks for the center by itself
+            if worker in late:  # a new worker that is ready asks for the center by itself
                 self._ask(StartWorker(worker, NEW))

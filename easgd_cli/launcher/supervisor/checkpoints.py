@@ -1,4 +1,4 @@
-"""The checkpoints of a run that goes on: when one is taken, and what becomes of its parts."""
+"""The checkpoints that a run takes while it trains: when one is due, and how its parts are put together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from easgd_cli.training.snapshot import Pace
 
 
 class Checkpoints:
-    """One at a time. `last_taken`: what comes after the last one, a run that goes on does again."""
+    """Takes one checkpoint at a time. `last_taken`: whether the run's last one has been written; whatever comes after
+    it, a resumed run does again.
+    """
 
     def __init__(
         self, journal: Journal, queue: SnapshotQueue, members: Members, ask: Callable[[Command], None], pace: Pace, *,
@@ -29,10 +31,10 @@ class Checkpoints:
         self._pace, self._in_rounds = pace, in_rounds
         self._pending: PendingCheckpoint | None = None
         self.last_taken = False
-        self._refused: Checkpoint | None = None  # the last one, where the disk has not taken it: it is tried again
+        self._refused: Checkpoint | None = None  # the last one, where it could not be written: tried again at the end
 
     def begin_when_due(self, now: float) -> None:
-        """Asks for one, if it is time and there is anybody: the end keeps everything anyway."""
+        """Asks for a checkpoint if one is due and a worker still trains; else the end of the run writes one anyway."""
         if (
             self._pending is not None
             or self._journal.writing
@@ -43,25 +45,26 @@ class Checkpoints:
         ):
             return
         lead = None if self._in_rounds else live[0]
-        # in rounds all parts are of one moment; an earlier mark that comes late is of one before the ends there were
+        # In rounds all parts are of one moment, those of ended workers included: else an earlier mark that comes late,
+        # from before these workers ended, would make a checkpoint without them.
         asked = {*live, *self._members.finals} if self._in_rounds else set(live)
         self._pending = PendingCheckpoint(now, lead, asked, self._members.finals)
         self._ask(TakeCheckpoint(live, lead))
 
     def worker_state(self, worker: int, state: WorkerState, final: bool) -> None:
-        """A worker's part."""
+        """Takes a worker's part of the pending checkpoint."""
         if self._pending is not None and not self._pending.say(worker, state, final):
             self._pending = None
         self._finish()
 
     def owner_state(self, state: OwnerState) -> None:
-        """The owner's part."""
+        """Takes the owner's part of the pending checkpoint."""
         if self._pending is not None:
             self._pending.owner = state
             self._finish()
 
     def lose(self, worker: int) -> None:
-        """Nobody waits for that worker's part any more; a lead that has made no mark takes the checkpoint along."""
+        """Waits for that worker's part no longer; drops the checkpoint if the worker was its lead and made no mark."""
         if self._pending is not None:
             self._pending.asked.discard(worker)
             if not self._pending.can_lose(worker):
@@ -69,21 +72,21 @@ class Checkpoints:
         self._finish()
 
     def give_up(self) -> None:
-        """The owner is gone, and with it the mark of its part."""
+        """Drops the pending checkpoint: the owner has died, and with it the mark of its part."""
         self._pending = None
 
     def write(self, checkpoint: Checkpoint, last: bool) -> None:
-        """All parts of one at once."""
+        """Writes a checkpoint that has all its parts. `last`: it is the run's last one."""
         self._pending = None
         whole = replace(checkpoint, pending=self._queue.until(checkpoint.owner.moment))
         written = self._journal.checkpoint(whole)
         self.last_taken = self.last_taken or (last and written)
         if last and not written:
-            self._refused = copy.deepcopy(whole)  # its tensors are the run's own, and the run goes on
+            self._refused = copy.deepcopy(whole)  # the run goes on and changes these tensors
 
     def of_the_end(self, course: Course, simulated: dict[str, Any] | None) -> Checkpoint | None:
-        """What is to be kept when the run is over, as it was before a closing exchange, and on a virtual cluster when
-        the first worker had taken its last step; None where the end was not reached, or has been kept.
+        """Returns the checkpoint to write when the run is over: of the moment before the closing exchange, or, on a
+        virtual cluster, after the first worker's last step. None where the end was not reached or is kept already.
         """
         owner = course.before or course.final
         if owner is None or self.last_taken:
@@ -94,8 +97,8 @@ class Checkpoints:
         return Checkpoint(owner, self._members.finals, pending, simulated)
 
     def give_up_late(self, now: float, patience: float) -> None:
-        """Writes what there is of one that has taken too long, without the workers that are late, who would come back
-        as lost ones do.
+        """Writes the pending checkpoint, if it has taken longer than `patience` seconds, without the late workers: in a
+        resumed run these come back as lost workers do.
         """
         if self._pending is not None and now - self._pending.begun > patience:
             self._finish(late=True)

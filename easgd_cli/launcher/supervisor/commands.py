@@ -1,4 +1,4 @@
-"""What the supervisor asks of whoever drives it."""
+"""The commands that the supervisor gives its driver."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from easgd_cli.launcher.supervisor.parties import Party
 
 @dataclass(frozen=True)
 class Begin:
-    """Everybody is ready: training begins."""
+    """Begins training: the parties are ready."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """These workers finish their step and say their final state; the master gives back what waits for a round, or for
-    the closing exchange.
+    """Has these workers finish their step and say their final state; the master gives back messages that wait for a
+    round, or for the closing exchange.
     """
 
     workers: tuple[int, ...]
@@ -24,26 +24,25 @@ class Stop:
 
 @dataclass(frozen=True)
 class Wake:
-    """The run is to end, and whoever has been stopped is to run again, to say what it has."""
+    """Lets stopped processes (SIGSTOP) run again, since the run is to end and they have to say their states."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """This party is ended at once."""
+    """Ends this party at once."""
 
     party: Party
 
 
 @dataclass(frozen=True)
 class TakeSnapshot:
-    """The owner of what is evaluated takes a snapshot of it now."""
+    """Has the owner of what is evaluated take a snapshot now."""
 
 
 @dataclass(frozen=True)
 class TakeCheckpoint:
-    """These workers say their state; the owner its own, at the mark of the worker `lead` in the order of requests.
-
-    Without a lead the master takes it with its next round, whose members say theirs.
+    """Has these workers say their states, and the owner its own, at the mark of the worker `lead` in the order of
+    requests. Without a lead the master says its state after its next round, whose members say theirs.
     """
 
     workers: tuple[int, ...]
@@ -52,8 +51,8 @@ class TakeCheckpoint:
 
 @dataclass(frozen=True)
 class StartWorker:
-    """This worker was lost. It is started again, to come back with the center as it is then, its clock being `t`, or
-    NEW where it has not been there before.
+    """Starts a lost worker again. It comes back with the center of that moment and with the clock `t`; NEW: it has not
+    been in the run before.
     """
 
     worker: int
@@ -62,26 +61,26 @@ class StartWorker:
 
 @dataclass(frozen=True)
 class GiveUpWorker:
-    """This worker was lost, and does not come back: its master waits for it no longer."""
+    """Tells the master that a lost worker does not come back, so that nobody waits for it."""
 
     worker: int
 
 
 @dataclass(frozen=True)
 class StartMaster:
-    """The master was lost. Another goes on with its center. `stopped`: no round comes any more."""
+    """Starts another master, which goes on with the center of the lost one. `stopped`: no round comes any more."""
 
     stopped: bool
 
 
 @dataclass(frozen=True)
 class StartEvaluator:
-    """There is none, and there is something to measure."""
+    """Starts an evaluator: none is running, and one is needed."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The evaluator measures this snapshot."""
+    """Has the evaluator measure this snapshot."""
 
     snapshot: Snapshot
 

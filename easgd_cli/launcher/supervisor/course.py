@@ -1,4 +1,4 @@
-"""What a run's supervisor and its parts know together: what is planned, and how far the run is."""
+"""What a supervisor shares with its parts: the plan of the run, and how far the run is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from easgd_cli.training.snapshot import Moment, Pace
 class Patience:
     """Seconds that a party may take.
 
-    `interrupted`: over its last step when the user waits; `usual`: when nobody does, and over its part of a checkpoint.
-    The master may take a third of that longer. What is left of 10 s after a signal is for writing.
+    `interrupted`: for its last step after a signal, when the user waits; `usual`: for its last step otherwise, and for
+    its part of a checkpoint. The master may take a third longer. The rest of 10 s after a signal is for writing.
     """
 
     interrupted: float = 6.0
@@ -25,10 +25,11 @@ class Patience:
 class Plan:
     """What a supervisor has to know of a run beforehand.
 
-    `has_master`: a master owns what is evaluated, else worker 0 does, and several need one another.
-    `asks_for_snapshots`: whenever the evaluator is free, else the owner takes them by itself; `deferred`: they are
-    measured at the end. `patience`: None where nobody can be silent. `max_restarts`: how often in a row a worker or the
-    master that dies is started again; `master_returns`: whether a master is.
+    `has_master`: whether a master owns what is evaluated; else worker 0 does, and no worker can go on without the
+    others. `asks_for_snapshots`: whether the supervisor asks for one whenever the evaluator is free; else the owner
+    takes them by itself. `deferred`: whether they are measured after training. `patience`: None where no party can be
+    silent. `max_restarts`: how often in a row a worker or the master that dies is started again; `master_returns`:
+    False where a master is not.
     """
 
     has_master: bool
@@ -46,9 +47,9 @@ class Plan:
 
 @dataclass
 class Course:
-    """How far a run is. `now`: the second of training; `told`: where the owner of what is evaluated last said it was;
-    `final`: its last word, and `before`: the same before the closing exchange, of a method that has one; `over`:
-    nothing more is to come.
+    """How far a run is. `now`: the second of training; `told`: the last moment that the owner of what is evaluated has
+    reported; `final`: the owner's last state; `before`: its state before the closing exchange, in a method that has
+    one; `over`: whether nothing more is to come.
     """
 
     told: Moment
@@ -60,5 +61,5 @@ class Course:
 
     @property
     def moment(self) -> Moment:
-        """Where the owner last said it was, now."""
+        """The owner's last reported moment, with the present second."""
         return replace(self.told, seconds=max(self.now, self.told.seconds))

@@ -15,8 +15,8 @@ from easgd_cli.launcher.supervisor.members import Members
 
 
 class Ending:
-    """Everybody has said their last, and what is to be measured has been. `simulated`: where a virtual cluster stands
-    then.
+    """Closes the run when all parties have said their last states and all that is to be measured has been. `simulated`:
+    the last state of a virtual cluster.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ LIVES = 3  # how often in a row an evaluator may die before the run ends
 
 
 class Evaluation:
-    """What is measured, and by whom. `ask` takes commands; `asks`: snapshots are asked for; `deferred`: they are
-    measured at the end.
+    """Gives snapshots to the evaluator and its figures to the journal. `ask` takes commands; `asks`: whether the owner
+    is asked for snapshots; `deferred`: whether they are measured after training.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Evaluation:
 
     @property
     def goes_on(self) -> bool:
-        """Whether what is pending is still to be measured in this run; else it is part of the checkpoint."""
+        """True while pending snapshots are to be measured in this run; else they go into the checkpoint."""
         return self._journal.signal is None and not self._journal.reached and self._deaths < LIVES
 
     def start(self) -> None:
@@ -39,12 +39,12 @@ class Evaluation:
         self._ask(StartEvaluator())
 
     def ready(self) -> None:
-        """There is one, and it waits."""
+        """Notes that the evaluator is running and waits for a snapshot."""
         self._evaluator = "ready"
 
     def feed(self, began: bool, at_end: bool) -> None:
-        """Gives the evaluator what is next, if both are there. `began`: training has; `at_end`: the owner has said its
-        last.
+        """Gives a waiting evaluator the next snapshot; asks for an evaluator where none is running. `began`: training
+        has begun; `at_end`: the owner has said its last state.
         """
         if self._queue.busy or not self._queue or not self.goes_on:
             return
@@ -55,41 +55,43 @@ class Evaluation:
             self._ask(Measure(snapshot))
 
     def ask_snapshot(self, now: float) -> None:
-        """Without an interval: the newest snapshot whenever the evaluator is free."""
+        """In a run without an interval of evaluation: asks for a snapshot whenever the evaluator is free."""
         if self._asks and not self._asked and not self._queue and now >= self._next_ask:
             self._asked = True
             self._ask(TakeSnapshot())
             self._next_ask = now + max(1.0, now / 200)  # a bound on the number of points of a long run
 
     def forget_asked(self) -> None:
-        """Whoever was asked for a snapshot is gone."""
+        """Forgets that a snapshot was asked for: the master that was asked has died."""
         self._asked = False
 
     def taken(self, moment: Moment, vectors: Vectors) -> None:
-        """The owner has taken a snapshot, to be measured; it is the queue's from now on."""
+        """Queues a snapshot that the owner has taken; its memory is the queue's from now on."""
         self._asked = False
         self._queue.add(moment, vectors)
 
     def take_last(self, final: OwnerState) -> None:
-        """What the owner has at the end is measured, unless it has been or is to be."""
+        """Queues the owner's vectors at the end, unless a snapshot of this moment is queued or has been measured."""
         newest, moment = self._queue.newest, final.moment
         last = (newest.step, newest.exchanges) if newest else self._journal.evaluated
         if last != (moment.step, moment.exchanges):
             self._queue.add_copies(moment, {name: v for name, v in final.vectors.items() if name in EVALUATED})
 
     def measured(self, number: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
-        """The snapshot of this number has been measured."""
+        """Records the figures of the snapshot of this number, which has been measured."""
         done = self._queue.done(number)
         if done is not None:
             self._deaths = 0
             self._journal.evaluation(done.moment, done.vectors, metrics)
             if self._journal.reached:
-                self._queue.keep(done)  # a run that goes on from here measures it again, and has its result, too
+                self._queue.keep(done)  # a resumed run measures it again, and so has the result, too
             else:
                 done.drop()
 
     def ended(self) -> Literal["unwanted", "to start again", "too often"]:
-        """The evaluator is gone; what it had is measured by the next. Returns what follows."""
+        """Notes that the evaluator has died; the next one measures the snapshot that it had. Returns whether there is
+        to be a next one.
+        """
         self._evaluator = "absent"
         self._queue.give_back()
         if not self.goes_on:

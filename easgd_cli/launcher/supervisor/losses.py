@@ -1,4 +1,4 @@
-"""Who of a run has been lost, whether another comes in its place, and what follows where none does."""
+"""Parties that have died: whether another one is started in their place, and what follows where none is."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from easgd_cli.transport.base import NEW
 
 @dataclass
 class Lives:
-    """How often a party may be started again, `limit` times in a row without getting further between two deaths."""
+    """Counts a party's deaths: it is started again at most `limit` times in a row without getting further."""
 
     limit: int
     deaths: int = 0
-    reached: float = -1.0  # at its last death
+    reached: float = -1.0  # how far it had got at its last death
     all: int = 0  # how often it has been started again
 
     def again(self, reached: float) -> bool:
-        """It has died, having `reached` so much; whether it is started again."""
+        """Counts a death of the party, which had got as far as `reached`. Returns whether it is started again."""
         self.deaths = 1 if reached > self.reached else self.deaths + 1
         self.reached = reached
         alive = self.deaths <= self.limit
@@ -37,7 +37,7 @@ class Lives:
 
 
 class Losses:
-    """What a supervisor decides of parties that have ended before their time."""
+    """Decides what follows when parties have ended before their time."""
 
     def __init__(
         self, plan: Plan, course: Course, journal: Journal, members: Members, evaluation: Evaluation,
@@ -57,7 +57,9 @@ class Losses:
         self._course.over = True
 
     def rejoins(self, worker: int, t: int, why: str) -> None:
-        """A worker whose step is not to happen goes back to the center, or the run has diverged."""
+        """Lets a worker that cannot take its step `t` go back to the center, or ends the run as diverged where the
+        worker has done so too often.
+        """
         if self._rejoins[worker].again(t):
             self._journal.note(f"worker {worker} goes back to the center at its step {t}: {why}")
             self._checkpoints.lose(worker)
@@ -66,14 +68,14 @@ class Losses:
             self._shutdown.begin(self._course.now)
 
     def joined(self, worker: int, t: int) -> None:
-        """A worker that was lost has the center, and trains again from its clock `t` on."""
+        """Notes that a lost worker has the center, and trains again from its clock `t` on."""
         if self._members[worker].away:  # else it has been given up meanwhile
             comes = "has come" if self._members[worker].new else "is back"
             self._members.come_back(worker, t)
             self._journal.note(f"worker {worker} {comes}, at its step {t}")
 
     def give_up_homeless(self) -> None:
-        """Where training begins without some, nobody without a host is waited for once somebody is done."""
+        """In a run that may begin without some workers: gives up those without a host once a worker has finished."""
         members = self._members
         if self._plan.least is not None and members.finals:
             for worker in members.homeless.intersection(members.away):
@@ -82,8 +84,8 @@ class Losses:
                 self._give_up(worker)
 
     def returned(self, worker: int, t: int, lost: int, missed: int, master: int | None) -> None:
-        """The owner has given it the center; see the supervisor's event."""
-        alive = self._members.alive + self._members[worker].away  # it may not yet have said so itself
+        """Records that the owner has given the center to a lost worker; see `Supervisor.returned`."""
+        alive = self._members.alive + self._members[worker].away  # the worker may not yet have said so itself
         self._journal.system(
             self._course.told, workers_alive=alive, restarts=self.restarts, returned=worker, returned_at=t,
             steps_lost=lost, steps_missed=missed,
@@ -91,13 +93,13 @@ class Losses:
         )  # fmt: skip
 
     def awaits(self, member: Member) -> bool:
-        """Whether a worker has something to say yet: its last state or, where it owns what is kept, that."""
+        """Returns whether a worker still has something to say: its last state or, if it is the owner, the owner's."""
         owns = self._course.final is None and member.lost is None and not self._plan.has_master
         return member.live or owns
 
     def ended(self, party: Party, how: str, refused: bool, raised: bool, log_file: str, follows: bool) -> None:
-        """A party has ended before its time; see the supervisor's event."""
-        if refused and not self._journal.reached:  # an image that cannot be decoded is missing for all of them
+        """Decides what follows from a party's death; see `Supervisor.ended`."""
+        if refused and not self._journal.reached:  # such as an image that no process can decode
             self._fail(how)
         if party == EVALUATOR:
             self._evaluator(how, raised, log_file)
@@ -105,7 +107,7 @@ class Losses:
             self._master(how, follows)
         elif self.awaits(self._members[party]) or self._members[party].away:
             self._worker(party, how, refused, log_file)
-        else:  # it has said its last, and perhaps not to its master
+        else:  # the launcher has its last state, but the master may still wait for it
             self._give_up(party)
 
     def _give_up(self, worker: int) -> None:
@@ -120,7 +122,7 @@ class Losses:
         if self._journal.reached:
             self.without_master()
         elif course.began and follows and self._lives[MASTER].again(course.told.exchanges):
-            if not self._shutdown.master_killed:  # else it has been told
+            if not self._shutdown.master_killed:  # else a note has said so already
                 self._journal.note(f"the master died ({how}); another goes on with its center")
             self._journal.system(course.told, workers_alive=self._members.alive, restarts=self.restarts)
             self._checkpoints.give_up()
@@ -133,13 +135,13 @@ class Losses:
             self._fail(f"the master died ({how}); {self._journal.how_to_go_on()}")
 
     def without_master(self) -> None:
-        """The run has its result, or none."""
+        """Ends the run without the master's last state: with its result if it has reached its level, else without."""
         self._course.over = True
         self._journal.without_master()
 
     @property
     def restarts(self) -> int:
-        """How often somebody has been started again."""
+        """How often parties have been started again, in all."""
         return sum(lives.all for lives in self._lives.values())
 
     def _worker(self, worker: int, how: str, refused: bool, log_file: str) -> None:
@@ -173,7 +175,7 @@ class Losses:
                 )
             elif not member.silent and not refused:
                 self._journal.note(f"worker {worker} died ({how}) while the run was ending")
-            course.over = course.over or not self._plan.has_master  # with it went the owner of what is kept at an end
+            course.over = course.over or not self._plan.has_master  # the owner's last state is lost with this worker
             self._journal.system(course.told, workers_alive=self._members.alive, lost=worker)
             self._checkpoints.lose(worker)
             self._give_up(worker)
@@ -199,20 +201,20 @@ class Losses:
     # ---------------------------------------------------------------- what is told and kept
 
     def facts(self) -> dict[str, Any]:
-        """For the summary."""
+        """Returns what the summary says of losses and restarts."""
         restarts = {title_in_files(party): lives.all for party, lives in self._lives.items() if lives.all}
         rejoins = {worker_name(worker): lives.all for worker, lives in self._rejoins.items() if lives.all}
         lost = {worker_name(i): how for i, how in self._members.lost.items()}
         return {"lost": lost, "restarts": restarts, **({"rejoins": rejoins} if rejoins else {})}
 
     def state(self) -> dict[str, Any]:
-        """How often somebody came back, as plain numbers."""
+        """Returns how often each party died and came back, as plain numbers."""
         return {
             "lives": {party: vars(lives) | {} for party, lives in self._lives.items()},
             "rejoins": {worker: vars(lives) | {} for worker, lives in self._rejoins.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts it where it was."""
+        """Takes over what `state` has returned."""
         self._lives = {party: Lives(**lives) for party, lives in state["lives"].items()}
         self._rejoins = {worker: Lives(**lives) for worker, lives in state["rejoins"].items()}

@@ -1,4 +1,4 @@
-"""A checkpoint of which the parts are still being said."""
+"""A checkpoint whose parts are still being collected."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from easgd_cli.record.checkpoint import OwnerState, WorkerState
 @dataclass
 class PendingCheckpoint:
     """`begun`: the second of training at which it was asked for; `lead`: the worker in whose session the mark for the
-    owner travels; `asked`: the workers whose parts are waited for.
+    owner travels; `asked`: the workers whose parts are waited for; `said`, `owner`: the parts that are there.
 
-    Without a lead it is one of a round: all parts are of the same clock of the center.
+    Without a lead the checkpoint is one of a round: all its parts are of the same clock of the center.
     """
 
     begun: float
@@ -22,10 +22,10 @@ class PendingCheckpoint:
     owner: OwnerState | None = None
 
     def say(self, worker: int, state: WorkerState, final: bool) -> bool:
-        """A worker's part. Returns whether the checkpoint can still be whole: a lead that ends without its part has
-        made no mark.
+        """Takes a worker's part. Returns whether the checkpoint can still become whole: it cannot where the lead ends
+        without having made its mark.
 
-        The last state of a worker that has said its part does not replace it: it may have gone on since.
+        A worker's last state does not replace the part that it has said: the worker may have gone on since.
         """
         if final and worker in self.said:
             return True
@@ -33,12 +33,14 @@ class PendingCheckpoint:
         return not final or self.can_lose(worker)
 
     def can_lose(self, worker: int) -> bool:
-        """Whether it can be whole without that worker: somebody has to mark its place in the order of requests."""
+        """Returns whether the checkpoint can become whole without that worker: the lead is needed until its mark has
+        brought the owner's part.
+        """
         return worker != self.lead or self.owner is not None
 
     def parts(self) -> dict[int, WorkerState]:
-        """Those that belong to the owner's. In rounds an earlier mark, of a checkpoint that was given up, may come
-        late.
+        """Returns the workers' parts that belong to the owner's. In rounds others are left out: an earlier mark, of a
+        checkpoint that was given up, may come late.
         """
         if self.lead is not None or self.owner is None:
             return self.said

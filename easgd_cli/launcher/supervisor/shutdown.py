@@ -1,4 +1,4 @@
-"""The end of training: workers are told to stop, and those that do not are not waited for."""
+"""The end of training: workers are told to stop, and parties that do not answer are killed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from easgd_cli.launcher.supervisor.stalls import Stalls
 
 
 class Shutdown:
-    """Since when workers have been told to stop, and who has been killed since. `patience`: None where nobody can be
+    """Tells workers to stop, and kills parties that do not answer in time. `patience`: None where no party can be
     silent; `recovers`: whether another master goes on with the center of one that is killed.
 
-    A master that does not answer is killed early enough for another to end the run in its place. `hopeless`: nor does
-    that one.
+    A silent master is killed early enough for another to end the run in its place. `hopeless`: whether that one is
+    silent, too, or there can be none.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Shutdown:
         self._journal, self._members, self._ask, self._patience = journal, members, ask, patience
         self._stalls, self._recovers = stalls, recovers
         self._since: float | None = None
-        self._master_killed: float | None = None  # when
+        self._master_killed: float | None = None  # the second at which the master was killed
         self.hopeless = False
 
     @property
@@ -41,10 +41,10 @@ class Shutdown:
         return self._master_killed is not None
 
     def begin(self, now: float) -> None:
-        """Tells those that train, once."""
+        """Tells the workers that train to stop; only the first call does anything."""
         if self._since is None:
             self._since = now
-            for worker in self._members.away:  # nobody waits for one to come back that would only end
+            for worker in self._members.away:  # a worker that came back would only end
                 self._members[worker].away = False
                 self._ask(Kill(worker))
                 self._ask(GiveUpWorker(worker))
@@ -52,10 +52,10 @@ class Shutdown:
                 self._ask(Stop(live))
 
     def interrupted(self, number: int, now: float, began: bool) -> bool:
-        """A signal has come that ends the run, whose training has begun or not. Returns whether it is over at once."""
+        """Ends the run after a signal; `began`: whether training has begun. Returns whether the run is over at once."""
         name = signal.Signals(number).name
         if self._journal.signal is not None:
-            again = number == signal.SIGINT  # of others a terminal that closes, or a scheduler, sends several
+            again = number == signal.SIGINT  # a closing terminal or a scheduler may send others several times
             if again:
                 self._journal.note(f"{name} again: ending at once, without a checkpoint of this moment")
             return again
@@ -70,7 +70,7 @@ class Shutdown:
         return False
 
     def keep_time(self, now: float, awaited: Callable[[Member], bool], master_awaited: bool) -> None:
-        """Ends those that have not stopped within their time, as an end must not wait for ever."""
+        """Kills parties that have not answered within their time: the end of a run must not wait for ever."""
         if self._patience is None or self._since is None:
             return
         waited = now - self._since
@@ -88,8 +88,8 @@ class Shutdown:
                 self._ask(Kill(i))
 
     def _look_at_master(self, now: float, waited: float, patience: float) -> None:
-        """One that is known to stand still need not be waited for as long as one that may be busy with the last
-        worker.
+        """Kills a master that does not answer, or gives the run up. A master that is known to stand still gets less
+        time than one that may be busy with the last worker.
         """
         silent, done = MASTER in self._stalls, not self._members.live
         if self._master_killed is None and self._recovers:
@@ -108,6 +108,6 @@ class Shutdown:
             self.hopeless = True
 
     def _blames_master(self, now: float, patience: float) -> bool:
-        """Whether the workers may be waiting for a master: one that stands still, or one that has just begun."""
+        """Returns whether the workers may be waiting for the master: it stands still, or has only just begun."""
         begins = self._master_killed is not None and now - self._master_killed <= patience / 3
         return begins or MASTER in self._stalls

@@ -1,4 +1,4 @@
-"""Parties that stand still, as a run's supervisor knows them: said when it begins and when it is over."""
+"""Parties that stand still: the user is told when a party's silence begins and when it ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from easgd_cli.training.snapshot import Moment
 
 
 class Stalls:
-    """Who says nothing, and for how many seconds by now."""
+    """The parties that say nothing, and for how many seconds each has said nothing."""
 
     def __init__(self, journal: Journal):
         self._journal = journal
@@ -18,7 +18,7 @@ class Stalls:
         return party in self._seconds
 
     def lasts(self, party: Party, seconds: float, stopped: bool, moment: Moment) -> None:
-        """The party has said nothing for so long; `stopped`: a signal keeps its process from running."""
+        """Notes that the party has said nothing for so long; `stopped`: a signal keeps its process from running."""
         new = party not in self._seconds
         self._seconds[party] = seconds
         self._show()
@@ -28,14 +28,14 @@ class Stalls:
             self._journal.system(moment, silent=title_in_files(party), silent_seconds=round(seconds, 1))
 
     def ends(self, party: Party, moment: Moment) -> None:
-        """It goes on."""
+        """Notes that the party goes on."""
         if (seconds := self._seconds.pop(party, None)) is not None:
             self._show()
             self._journal.note(f"{title(party)} goes on after {seconds:.0f} s of silence")
             self._journal.system(moment, goes_on=title_in_files(party), silent_seconds=round(seconds, 1))
 
     def drop(self, party: Party) -> None:
-        """It is gone."""
+        """Forgets the party, which has ended."""
         if self._seconds.pop(party, None) is not None:
             self._show()
 

@@ -4,9 +4,9 @@ The supervisor knows neither processes nor clocks, as a rule knows neither. A dr
 which second of training, and does what it asks for: `local.py` drives it with processes, `simulated.py` with a virtual
 clock, a test with any list of events. Nothing here waits, and nothing is asked twice.
 
-How an end goes: workers are told to stop or have taken their last step and say their final state; when the owner of
+How a run ends: workers are told to stop, or have taken their last step, and say their final states; when the owner of
 what is evaluated has said its own, the last snapshot is measured; then the run is over. Whatever ends a run early only
-changes where this begins.
+changes when this begins.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from easgd_cli.training.snapshot import Moment
 
 
 class Supervisor:
-    """One run. `over`: nothing more is to come; `now`: the second of training; `course`: how far it is."""
+    """One run. `over`: whether nothing more is to come; `now`: the second of training; `course`: how far the run is."""
 
     def __init__(self, plan: Plan, journal: Journal, queue: SnapshotQueue, moment: Moment):
         self.plan, self.journal, self.queue = plan, journal, queue
         self.members = Members(moment)
         course = self.course = Course(moment, moment.seconds)
-        self._taken = moment  # the last snapshot
+        self._taken = moment  # when the last snapshot was taken
         self._commands: list[Command] = []
         members, ask = self.members, self._commands.append
         self._beginning = Beginning(plan, course, journal, members, ask)
@@ -67,20 +67,20 @@ class Supervisor:
         self.course.now = second
 
     def commands(self) -> list[Command]:
-        """What is to be done now, in this order; each is given once."""
+        """Returns the commands that are to be carried out now, in this order; each is returned once."""
         commands = list(self._commands)
         self._commands.clear()
         return commands
 
     @property
     def moment(self) -> Moment:
-        """Where the owner last was, as it has said or as its last snapshot tells, which may come first."""
+        """The owner's latest known moment: of its last report or of its last snapshot, which may arrive before that."""
         return max(self.course.told, self._taken, key=lambda moment: (moment.exchanges, moment.step))
 
     # ---------------------------------------------------------------- events of training
 
     def ready(self, party: Party) -> None:
-        """The party waits for training to begin; the evaluator, for something to measure."""
+        """The party waits: the evaluator for something to measure, any other for training to begin."""
         if party == EVALUATOR:
             self.evaluation.ready()
         else:
@@ -103,14 +103,14 @@ class Supervisor:
         self._losses.joined(worker, t)
 
     def returned(self, worker: int, t: int, lost: int = 0, missed: int = 0, master: int | None = None) -> None:
-        """The owner has given the center to a worker that was lost: after the exchanges that have been said, and before
-        the next. `lost`: its steps whose work has not reached the center, and will not; `missed`: those that its clock
-        leaves out; `master`: which of several it was.
+        """The owner has given the center to a lost worker, after the exchanges that have been reported and before the
+        next. `lost`: how many of the worker's steps never reach the center; `missed`: how many steps its clock leaves
+        out; `master`: which of several masters it was.
         """
         self._losses.returned(worker, t, lost, missed, master)
 
     def rejoins(self, worker: int, t: int, why: str) -> None:
-        """At its step `t` a worker goes back to the center, unless it has often done so and got no further."""
+        """A worker cannot take its step `t`: it goes back to the center, unless it has done so too often."""
         if not (self.journal.decided or self._shutdown.begun or self.over):
             self._losses.rejoins(worker, t, why)
 
@@ -184,18 +184,18 @@ class Supervisor:
                 self._losses.without_master()
 
     def state(self) -> dict[str, Any]:
-        """Who has been lost and how often somebody came back, as plain numbers: what a virtual cluster keeps."""
+        """Returns losses and returns of the parties as plain numbers, for the checkpoint of a virtual cluster."""
         return {**self._losses.state(), **self.members.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts it where it was."""
+        """Takes over what `state` has returned."""
         self._losses.restore(state)
         self.members.restore(state)
 
     # ---------------------------------------------------------------- states: checkpoints and the end
 
     def worker_state(self, worker: int, state: WorkerState, final: bool) -> None:
-        """A worker's part of a checkpoint, or its last word."""
+        """A worker has said its state, for a checkpoint or as its last one (`final`)."""
         self.advanced(worker, state.t)
         if final:
             self.members[worker].final = state
@@ -204,7 +204,7 @@ class Supervisor:
         self._ending.close_when_done()
 
     def owner_state(self, state: OwnerState, final: bool) -> None:
-        """The owner's part of a checkpoint, or its last word."""
+        """The owner has said its state, for a checkpoint or as its last one (`final`)."""
         if final:
             self.course.final = state
         else:
@@ -212,24 +212,24 @@ class Supervisor:
         self._ending.close_when_done()
 
     def closing(self, state: OwnerState) -> None:
-        """The owner's part of what a longer run goes on from, before the closing exchange."""
+        """The owner has said its state before the closing exchange, from which a longer run goes on."""
         self.course.before = state
 
     def last_states(self, checkpoint: Checkpoint) -> None:
-        """The last words of all at once."""
+        """All parties have said their last states at once."""
         for worker, state in checkpoint.workers.items():
             self.worker_state(worker, state, final=True)
         self._ending.simulated = checkpoint.simulated
         self.owner_state(checkpoint.owner, final=True)
 
     def checkpoint(self, checkpoint: Checkpoint, last: bool = False) -> None:
-        """All parts of a checkpoint at once. `last`: what comes after it, a run that goes on does again."""
+        """All parts of a checkpoint are there at once. `last`: a resumed run does again whatever comes after it."""
         self._checkpoints.write(checkpoint, last)
 
     # ---------------------------------------------------------------- evaluation
 
     def snapshot(self, moment: Moment, vectors: Vectors) -> None:
-        """The owner has taken a snapshot, to be measured; it is the queue's from now on."""
+        """The owner has taken a snapshot, to be measured; its memory is the queue's from now on."""
         self._taken = moment
         self.evaluation.taken(moment, vectors)
         self._feed_evaluator()
@@ -252,10 +252,9 @@ class Supervisor:
         self, party: Party, how: str, *, refused: bool = False, raised: bool = False, log_file: str = "",
         follows: bool = True,
     ) -> None:  # fmt: skip
-        """A party has ended without having said that it is done: `how`, for a sentence; `raised`: by an exception of
-        its own; `follows`: of a master, whether another can go on with what it leaves.
-
-        `refused`: by the data's fault, so that the next would end in the same way.
+        """A party has ended without having said that it is done. `how`: the reason, for a sentence; `raised`: whether
+        by an exception of its own; `refused`: whether the data are at fault, so that another would end in the same way;
+        `follows`: whether another master can go on with what a dead one leaves.
         """
         log.warning("%s: %s", title_in_files(party), how)
         if not self.over:
@@ -271,12 +270,12 @@ class Supervisor:
     # ---------------------------------------------------------------- ends
 
     def interrupted(self, number: int) -> None:
-        """A signal has come that ends the run; one that is over has its result."""
+        """A signal has come that ends the run; a run that is over keeps its result."""
         if not self.over and self._shutdown.interrupted(number, self.now, self.course.began):
             self.course.over = True
 
     def fail(self, reason: str) -> None:
-        """Ends the run at once; its table and the command say why."""
+        """Ends the run at once as failed; its table and the command say why."""
         self.journal.fail(reason)
         self.course.over = True
 
