@@ -1,4 +1,4 @@
-"""The checkpoints of a run on its disk: when one may be written, what is told of it, and how to go on from them."""
+"""The checkpoints of a run on its disk: when one may be written, what the user is told, and how to go on from them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from easgd_cli.record.recorder import Recorder
 
 
 class CheckpointKeeper:
-    """Of the run in `run_dir`. `flushed`: writes the record and says whether all of it is on the disk; `note`: tells
-    the user; `resumed`: the run goes on from a checkpoint that is there.
+    """Writes the checkpoints of the run in `run_dir`. `flushed`: writes the record and returns whether all of it is on
+    the disk; `note`: tells the user; `resumed`: whether the run goes on from a checkpoint that is there.
     """
 
     def __init__(
@@ -24,35 +24,37 @@ class CheckpointKeeper:
     ):  # fmt: skip
         self._dir, self._recorder, self._flushed, self._note = run_dir, recorder, flushed, note
         self._writer = CheckpointWriter(run_dir, keep, recorder, self._told)
-        self._there = resumed  # whether there is one to go on from
-        self._lacking = False  # whether the last could not be written
-        self._refused = ""  # and why
+        self._there = resumed  # whether there is a checkpoint to go on from
+        self._lacking = False  # whether the last one could not be written
+        self._refused = ""  # why it could not
 
     @property
     def busy(self) -> bool:
-        """Whether one is being written."""
+        """True while a checkpoint is being written."""
         return self._writer.busy
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Writes one meanwhile: its tensors must not change. Without its record nobody could go on from it."""
+        """Begins to write a checkpoint, whose tensors must not change meanwhile. Writes none where the record cannot be
+        written, since nobody could go on from a checkpoint without its record.
+        """
         if self._flushed():
             self._writer.begin(checkpoint)
 
     def write(self, checkpoint: Checkpoint) -> bool:
-        """The same at once: its tensors may be the run's own. Returns whether it has been written."""
+        """Writes a checkpoint before it returns, so its tensors may be in use. Returns whether it has been written."""
         return self._flushed() and self._writer.write(checkpoint)
 
     def poll(self) -> None:
-        """To be called often."""
+        """Tells of a checkpoint that has been written meanwhile. To be called often."""
         self._writer.poll()
 
     def wait(self) -> None:
-        """Returns when none is being written."""
+        """Waits until no checkpoint is being written."""
         self._writer.wait()
 
     def at_the_end(self, keep: Checkpoint) -> None:
-        """The last one in the largest form that the disk takes."""
-        self._lacking = True  # in which form is said below, once
+        """Writes the last checkpoint: whole, or without its workers where the disk has no more room."""
+        self._lacking = True  # so that `_told` only logs a failure: the user is told once, below
         if self._writer.write(keep):
             return
         said = f"the checkpoint of the end, at step {keep.owner.moment.step:g}, could not be written"
@@ -63,16 +65,16 @@ class CheckpointKeeper:
             self._note(f"{said} ({self._refused}); {self.what_there_is()}")
 
     def how_to_go_on(self) -> str:
-        """A sentence on what can be done after a failure."""
+        """Returns a sentence on what can be done after a failure."""
         self._writer.wait()  # one that is being written is one to go on from
         return how_to_go_on(self._dir, self._there)
 
     def what_there_is(self) -> str:
-        """The same where the run has ended, but not found room for what it leaves."""
+        """Returns such a sentence for a run that has ended, but could not write all that it leaves."""
         return self.how_to_go_on() if self._there else "nor is there an older checkpoint."
 
     def _told(self, checkpoint: Checkpoint, result: Path | OSError) -> None:
-        """A checkpoint has been written, or could not be."""
+        """Notes that a checkpoint has been written, or could not be."""
         if isinstance(result, Path):
             self._there, self._lacking = True, False
             self._recorder.checkpointed()
@@ -88,7 +90,7 @@ class CheckpointKeeper:
 
 
 def how_to_go_on(run_dir: Path, there: bool) -> str:
-    """A sentence on how to go on with a run, `there` being a checkpoint of it."""
+    """Returns a sentence on how to go on with a run; `there`: whether it has a checkpoint."""
     if not there:
         return "there is no checkpoint to go on from; checkpoint.every='30 s' writes them."
     return f"go on from the last checkpoint with: easgd train resume={run_dir}"

@@ -1,4 +1,4 @@
-"""Writes checkpoints where nobody waits for the disk: in a thread beside the launcher's loop, one at a time."""
+"""Writes checkpoints in a thread beside the launcher's loop, so that nobody waits for the disk; one at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from easgd_cli.record.recorder import Recorder
 
 
 class CheckpointWriter:
-    """Of the run in `run_dir`, of which it keeps so many. `told` hears, in the caller's thread, of each checkpoint that
-    has been written, and of the OSError of one that could not be.
+    """Writes checkpoints of the run in `run_dir` and keeps the newest `keep`. `told` is called in the caller's thread,
+    with each checkpoint and its path, or the OSError for which it could not be written.
     """
 
     def __init__(
@@ -27,30 +27,30 @@ class CheckpointWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether one is being written."""
+        """True while a checkpoint is being written."""
         return self._thread is not None
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Writes it meanwhile; its tensors must not change. The record up to it has been flushed."""
+        """Begins to write the checkpoint, whose tensors must not change meanwhile; the record has been flushed."""
         self.wait()
         self._checkpoint = replace(checkpoint, record=self._recorder.held)
         self._thread = threading.Thread(target=self._write, args=(self._checkpoint,), name="checkpoint")
         self._thread.start()
 
     def write(self, checkpoint: Checkpoint) -> bool:
-        """Writes it now, whose tensors may be the run's own; returns whether it could."""
+        """Writes the checkpoint before it returns, so its tensors may be in use. Returns whether that succeeded."""
         self.wait()
         self._checkpoint = replace(checkpoint, record=self._recorder.held)
         self._write(self._checkpoint)
         return self._tell()
 
     def poll(self) -> None:
-        """To be called often: tells of the one that has been written meanwhile."""
+        """Tells of a checkpoint that has been written meanwhile. To be called often."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when none is being written."""
+        """Waits until no checkpoint is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -58,7 +58,7 @@ class CheckpointWriter:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
-            self._recorder.sync()  # what it says of the record is on the disk before it is
+            self._recorder.sync()  # the record to which the checkpoint refers is on the disk before it
             self._result = checkpoints.write(self._directory, checkpoint, self._keep)
         except BaseException as e:
             self._result = e

@@ -1,5 +1,5 @@
-"""What a run leaves on its disk at most, counted before it starts; too little room is told and no refusal, since other
-programs give and take it, too.
+"""The most that a run leaves on its disk, counted before it starts. The user is told of too little room, but the run is
+not refused: other programs take and free room, too.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from easgd_cli.experiment.build import Experiment
 
 _ROW = 900  # bytes of a row in metrics.jsonl and in TensorBoard's file together, as measured, rounded up
-_EVALUATIONS = 200  # of a run whose eval.every says nothing
+_EVALUATIONS = 200  # rows of evaluations that are counted for every run
 _BESIDE = 1 << 16  # configuration, logs, summary, and what files take beside their vectors
 
 
 def center_bytes(experiment: Experiment) -> int:
-    """Of center.pt, and of average.pt where one is kept, with summary.json."""
+    """Returns the bytes of center.pt, of average.pt where an average is kept, and of summary.json."""
     return experiment.size * experiment.dtype.itemsize * (1 + (experiment.average is not None)) + _BESIDE
 
 
 def needed_bytes(experiment: Experiment) -> int:
-    """Of the checkpoints that are kept and the one that is written beside them, of what is saved at the end, and of the
-    record.
+    """Returns the bytes of the checkpoints that are kept and of one more that is being written, of what is saved at the
+    end, and of the record.
     """
     s, rules = experiment.settings, experiment.method
     average = experiment.average is not None
@@ -40,7 +40,7 @@ def needed_bytes(experiment: Experiment) -> int:
 
 
 def too_little(run_dir: Path, experiment: Experiment) -> str | None:
-    """A sentence where less is free; None where it is enough, or nobody knows."""
+    """Returns a sentence where less room is free than needed; None where it is enough, or the system does not say."""
     try:
         free = shutil.disk_usage(run_dir).free
     except OSError:

@@ -1,7 +1,7 @@
-"""What every launcher keeps of a run: its record, what is shown of it, its checkpoints, and how it ends.
+"""What every launcher keeps of a run: its record, its view on the terminal, its checkpoints, and how it ends.
 
-A launcher says what happens; the journal writes it down, shows it, and knows from it whether the run has its result. It
-is the only writer of the record and of checkpoints.
+A launcher says what happens; the journal writes it down, shows it, and knows from it whether the run has its result.
+The journal is the only writer of the record and of checkpoints.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from easgd_cli.training.snapshot import Moment
 
 
 class Journal:
-    """One run to its summary. `status`: completed, diverged, interrupted or failed, as far as is known."""
+    """Keeps one run. `status`: completed, diverged, interrupted or failed, as far as is known by now."""
 
     def __init__(self, job: Job, experiment: Experiment):
         """Opens the launcher's log; with `job.resume` reads the checkpoint to go on from. Raises UsageError."""
         self._job, self._experiment = job, experiment
         self._dir = job.run_dir
-        # what is damaged the command has told
+        # the command has told of damaged checkpoints already
         self.resumed: Checkpoint | None = newest_checkpoint(job.run_dir, []) if job.resume else None
         self.status = "completed"
         self.reason: str | None = None
@@ -54,7 +54,7 @@ class Journal:
         self._keeper: CheckpointKeeper | None = None
         self._record: Recorder | None = None
         self._reserve: Reserve | None = None
-        self._paused: bool | None = None  # whether the record is, and None where it has never been
+        self._paused: bool | None = None  # whether the record waits in memory; None: it never had to
         self._log = RunLog(job.run_dir, job.command)
 
     def open(self) -> None:
@@ -80,12 +80,12 @@ class Journal:
 
     @property
     def decided(self) -> bool:
-        """Whether the run has its result before its length: it has diverged or reached its level."""
+        """True if the run has its result before its full length: it has diverged or reached its level."""
         return self.status == "diverged" or self._hit is not None
 
     @property
     def reached(self) -> bool:
-        """Whether the level asked for has been reached."""
+        """True if a level that was asked for has been reached."""
         return self._hit is not None
 
     @property
@@ -94,32 +94,30 @@ class Journal:
         return self._recorder.evaluated
 
     def worker(self, row: dict[str, Any]) -> None:
-        """A worker's row."""
+        """Records a worker's row, and may find in it that the run has diverged."""
         self._recorder.row(row)
         self.progress.worker(row)
-        # a worker that goes back has no such row; one that is replayed may, until it goes back where that one did
+        # a worker that goes back to the center records no such row; in a replay it may, up to the recorded return
         if not math.isfinite(row["train_loss"]) and self._diverges:
             self.diverge(f"{row['party']}'s training loss is {row['train_loss']} at step {row['step']}")
 
     def ended(self, worker: int, seconds: Mapping[str, float]) -> None:
-        """A worker has taken its last step; where the seconds of its loop have gone, of which its last row may know but
-        a part.
-        """
+        """Records, after a worker's last step, where the seconds of its loop have gone; its last row may lack some."""
         self._recorder.spent(worker, seconds)
 
     def system(self, moment: Moment, **metrics: Any) -> None:
-        """Figures of the run as a whole."""
+        """Records figures of the run as a whole."""
         self._recorder.row(_row(moment, "system", metrics))
 
     def served(self, entries: list[int]) -> None:
-        """What exchanges have been served, in this order."""
+        """Records exchanges that have been served, in this order."""
         self._recorder.order(entries)
 
     def evaluation(
         self, moment: Moment, vectors: Callable[[], Mapping[str, Tensor]], metrics: Mapping[str, Mapping[str, float]]
     ) -> None:
-        """A snapshot has been measured: the metrics of the center and, where one is kept, of its average; `vectors`
-        gives what it holds.
+        """Records what was measured of a snapshot: the metrics of the center and, where one is kept, of its average.
+        `vectors` returns the snapshot's vectors.
         """
         for party, figures in metrics.items():
             self.progress.center(self._recorder.row(_row(moment, party, figures)))
@@ -131,16 +129,16 @@ class Journal:
             self.diverge(f"the center's loss is not finite at step {moment.step:g}")
         elif reached is not None and self._hit is None:
             self._hit = (moment, {name: v.clone() for name, v in vectors().items()})
-            self.status, self.reason = "completed", None  # whatever came later
+            self.status, self.reason = "completed", None  # whatever has happened since the snapshot
             self.note(f"{reached} at step {moment.step:g}")
 
     def note(self, text: str) -> None:
-        """Something the user should know."""
+        """Tells the user something, and logs it."""
         log.warning(text)
         self.progress.note(text)
 
     def tick(self) -> None:
-        """To be called often: what has been recorded reaches the files."""
+        """Writes what has been recorded to the files. To be called often."""
         if self._record is not None:
             self._record.tick()
             self._tell_of_pauses()
@@ -157,15 +155,15 @@ class Journal:
 
     @property
     def writing(self) -> bool:
-        """Whether a checkpoint is being written."""
+        """True while a checkpoint is being written."""
         return self._kept.busy
 
     def begin_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint meanwhile: its tensors must not change. A full disk is noted, no more."""
+        """Begins to write a checkpoint, whose tensors must not change meanwhile. A full disk only makes a note."""
         self._kept.begin(checkpoint)
 
     def checkpoint(self, checkpoint: Checkpoint) -> bool:
-        """The same at once: its tensors may be the run's own. Returns whether it has been written."""
+        """Writes a checkpoint before it returns, so its tensors may be in use. Returns whether it has been written."""
         return self._kept.write(checkpoint)
 
     def _record_is_whole(self) -> bool:
@@ -176,32 +174,32 @@ class Journal:
     # ---------------------------------------------------------------- how it ends
 
     def interrupted(self, number: int) -> None:
-        """A signal has come that ends the run. One that has its result keeps it."""
+        """Notes a signal that ends the run; a run that has its result keeps it."""
         self.signal = number
         if self.status == "completed" and self._hit is None:
             self.status, self.reason = "interrupted", f"{signal.Signals(number).name} received"
 
     def without_master(self) -> None:
-        """The master did not answer at the end and was killed, and the center of this moment with it."""
+        """Notes that the master did not answer at the end and was killed, so that the center of this moment is lost."""
         if self.status == "interrupted":
             self.reason = f"{self.reason}; the master did not answer, so nothing of this moment is kept"
         elif self._hit is None:
             self.fail(f"the master did not answer when the run ended; {self.how_to_go_on()}")
 
     def diverge(self, reason: str) -> None:
-        """The run has diverged; one that has its result keeps it."""
+        """Notes that the run has diverged; a run that has its result keeps it."""
         if self.status == "completed" and self._hit is None:
             self.status, self.reason = "diverged", reason
             self.note(f"diverged: {reason}")
 
     def fail(self, reason: str) -> None:
-        """The run has failed; the first reason stands."""
+        """Notes that the run has failed; the first reason stands."""
         if self.status != "failed":
             self.status, self.reason = "failed", reason
             log.error(reason)
 
     def how_to_go_on(self) -> str:
-        """A sentence on what can be done after a failure."""
+        """Returns a sentence on what can be done after a failure."""
         if self._keeper is None:
             return how_to_go_on(self._dir, self.resumed is not None)
         return self._keeper.how_to_go_on()
@@ -213,8 +211,8 @@ class Journal:
         """Writes what remains of the run directory and says how the run ended.
 
         `final`: what is evaluated and saved, None where the end was not reached; `keep`: the checkpoint to go on from,
-        None where the last one written is that; `steps`: of each worker; `facts`: what else the summary says. Raises
-        RunError.
+        None where it has been written already; `steps`: those of each worker; `facts`: what else the summary says.
+        Raises RunError.
         """
         if self._record is None:
             raise RunError(self.reason or "the run could not be started")
@@ -253,13 +251,13 @@ class Journal:
         return Outcome(self.status, code, summary, self.reason)
 
     def show_stacks(self) -> None:
-        """Where this process is goes into its log."""
+        """Writes the stacks of this process into its log."""
         self._log.show_stacks()
 
     def release(self) -> None:
-        """Gives back the terminal and the log file."""
+        """Gives back the terminal, the log file and, in a run that could not begin, the reserved room on the disk."""
         self.progress.close()
-        if self._reserve is not None:  # of a run that could not begin
+        if self._reserve is not None:
             self._reserve.release()
         self._log.close()
 
@@ -275,6 +273,6 @@ class Journal:
 
 
 def _row(moment: Moment, party: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the record."""
+    """Returns a row of the record."""
     at = {"seconds": moment.seconds, "step": moment.step, "exchanges": moment.exchanges, "party": party}
     return {**at, **figures}

@@ -21,7 +21,7 @@ from easgd_cli.training.snapshot import EVALUATED, Moment
 
 
 class LastFiles:
-    """In `run_dir`. `fail` hears what could not be written."""
+    """Writes the last files in `run_dir`. `fail` is told what could not be written."""
 
     def __init__(
         self, run_dir: Path, problem: Problem, recorder: Recorder, keeper: CheckpointKeeper, fail: Callable[[str], None]
@@ -30,7 +30,7 @@ class LastFiles:
         self._keeper, self._fail = keeper, fail
 
     def save(self, vectors: Mapping[str, Tensor]) -> dict[str, Held]:
-        """center.pt, and average.pt where an average is kept; returns what they hold, by their names."""
+        """Writes center.pt, and average.pt where an average is kept. Returns what the files hold, by their names."""
         held: dict[str, Held] = {}
         for name, vector in vectors.items():
             if name not in EVALUATED:
@@ -43,8 +43,8 @@ class LastFiles:
         return held
 
     def end_record(self, whole: bool, there: Mapping[str, Held], at: Moment | None) -> None:
-        """The rest of the record, if it was not `whole` before, and its end `at` that moment, None: where it is.
-        `there`: what has been saved.
+        """Writes the rest of the record, if it was not `whole` before, and cuts it off `at` this moment; None: not at
+        all. `there`: the files that have been saved.
         """
         if not whole and not self._recorder.flush():
             assert self._recorder.paused is not None
@@ -54,8 +54,8 @@ class LastFiles:
             self._cut(at)
 
     def _cut(self, moment: Moment) -> None:
-        """The record of a run that reached its error ends there; what came after is kept for a run that goes on from
-        its checkpoint.
+        """Cuts off the record of a run that has reached its level, at that moment. The whole record is first copied to
+        the checkpoints, for a resumed run.
         """
         try:
             for name in RECORD if (self._dir / "checkpoint").exists() else ():

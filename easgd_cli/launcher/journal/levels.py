@@ -8,13 +8,13 @@ from easgd_cli.problems.metric import Metrics
 
 
 class Levels:
-    """Those `asked` for, by the names under which they were given, of these metrics."""
+    """The levels that were `asked` for, by the names under which they were given; `metrics`: all metrics of the run."""
 
     def __init__(self, asked: Mapping[str, float], metrics: Metrics):
         self._asked, self._metrics = asked, metrics
 
     def reached(self, figures: Mapping[str, float]) -> str | None:
-        """Which of them an evaluation with these figures has reached, in words."""
+        """Returns which level an evaluation with these figures has reached, in words; None: no level."""
         for given, level in self._asked.items():
             metric = self._metrics[name := self._metrics.named(given)]
             if metric.reached(figures.get(name), level):

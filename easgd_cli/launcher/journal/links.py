@@ -1,5 +1,5 @@
-"""The links to the other hosts of a run, as they are shown and recorded: what they carry, how much of what they could,
-and who is silent.
+"""The links to the other hosts of a run, as they are shown and recorded: what they carry, which share of their capacity
+that is, and which hosts are silent.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from easgd_cli.launcher.journal.journal import Journal
 from easgd_cli.launcher.journal.system_rows import SystemRows
 from easgd_cli.training.snapshot import Moment
 
-_SILENT_SECONDS = 2.0  # a host says something four times as often at least
+_SILENT_SECONDS = 2.0  # a host says something at least four times in this time
 _SHOWN = 4  # links in the view
 
 
 class Carries(NamedTuple):
-    """Bytes a second: up, from the host to the master's, and down."""
+    """Bytes a second that a link can carry: `up`, from the host to that of the master, and `down`."""
 
     up: float
     down: float
@@ -24,11 +24,13 @@ class Carries(NamedTuple):
 
 @dataclass
 class HostLink:
-    """Of one host, `workers` having been there; or from a host that has joined, with these `workers`, to another one
-    with masters, which has then the place of the first host. `up` and `down`: bytes of vectors that have come from it
-    and gone to it so far, and the seconds in which they were on their way, None where the system does not say;
-    `carries`: as measured when the host came, None where it has gone before, or joined as both ends did; `silent`:
-    seconds since anything was heard of it, None where it has left; `longest`: the most of those so far.
+    """The link between `host` and the first host; `workers`: those that have been on `host`. Or a link between two
+    hosts that have joined, one with these workers and one with masters, which then stands for the first host.
+
+    `up`, `down`: bytes of vectors that have come from the host and gone to it so far, and the seconds for which they
+    were on their way, None where the system does not say; `carries`: measured when the host came, None where it left
+    before that, and between two hosts that have joined; `silent`: seconds since the host was last heard of, None where
+    it has left; `longest`: the longest silence so far.
     """
 
     host: str
@@ -40,7 +42,7 @@ class HostLink:
     longest: float = 0.0
 
     def facts(self) -> dict[str, Any]:
-        """What the summary says of it."""
+        """Returns what the summary says of the link."""
         found: dict[str, Any] = {"workers": self.workers}
         for way, (count, seconds) in (("up", self.up), ("down", self.down)):
             found |= {
@@ -52,16 +54,16 @@ class HostLink:
 
 
 class Links:
-    """Tells of them, once a second."""
+    """Shows the links, and records them once a second, in a long run less often."""
 
     def __init__(self, journal: Journal):
         self._journal = journal
         self._rows = SystemRows(1.0, doubling=True)
-        self._shown: dict[str, tuple[float, int, int]] = {}  # second and bytes when they were last looked at
-        self._told: dict[str, tuple[float, int, int]] = {}  # and recorded
+        self._shown: dict[str, tuple[float, int, int]] = {}  # by host: second and bytes when last shown
+        self._told: dict[str, tuple[float, int, int]] = {}  # the same when last recorded
 
     def look(self, links: list[HostLink], moment: Moment, last: bool = False) -> None:
-        """So they stand at this moment, the `last` that is recorded."""
+        """Shows the links as they are at this moment, and records them if a row is due or this moment is the `last`."""
         lines: list[tuple[float, str]] = []
         for link in links:
             up, down = _shares(link, moment.seconds, self._shown)
@@ -86,7 +88,9 @@ class Links:
 def _shares(
     link: HostLink, second: float, before: dict[str, tuple[float, int, int]]
 ) -> tuple[float | None, float | None]:
-    """Of what it carries, in percent since the last call with this `before`: up and down."""
+    """Returns which share of its capacity the link has carried since the last call with this `before`, in percent: up
+    and down. None where the capacity is not known, or no time has passed.
+    """
     since, up, down = before.get(link.host, (0.0, 0, 0))
     before[link.host] = (second, link.up[0], link.down[0])
     if link.carries is None or second <= since:
@@ -99,7 +103,7 @@ def _shares(
 
 
 def _line(link: HostLink, up: float | None, down: float | None) -> tuple[float, str]:
-    """How much it is to be looked at, and what is said of it."""
+    """Returns how much attention a link needs, and the line that shows it."""
     workers = f"{len(link.workers)} worker{'' if len(link.workers) == 1 else 's'}"
     if link.silent is None:
         return 1e9, f"{link.host}: has left"

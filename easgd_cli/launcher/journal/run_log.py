@@ -13,7 +13,7 @@ log = logging.getLogger("easgd.launcher")
 
 
 class RunLog:
-    """The launcher's logger writes there until it is closed. Raises RunError."""
+    """Has the launcher's logger write to logs/launcher.log until `close`. Raises RunError."""
 
     def __init__(self, run_dir: Path, command: str | None):
         logs = run_dir / "logs"
@@ -25,16 +25,16 @@ class RunLog:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         log.setLevel(logging.INFO)
-        log.propagate = log.disabled = False  # which a logging configuration of others may have made it
+        log.propagate = log.disabled = False  # the logging configuration of other code may have set them
         log.info("run %s, process %d: %s", run_dir, os.getpid(), command)
 
     def show_stacks(self) -> None:
-        """Where this process is."""
+        """Writes the stacks of this process into the log."""
         log.warning("SIGQUIT: the stacks of all processes are in the logs; the run goes on")
         interruption.show_stacks(self._handler.stream)
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Closes the file."""
         log.removeHandler(self._handler)
         self._handler.close()
         self._handler.stream.close()

@@ -24,29 +24,29 @@ from easgd_cli.training.snapshot import Moment
 
 
 class Vectors(Protocol):
-    """What a snapshot holds in memory."""
+    """The vectors of a snapshot, in memory."""
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """Its vectors by name."""
+        """The vectors by name."""
 
     def close(self) -> None:
         """Gives the memory back."""
 
 
 class InPlace:
-    """The vectors themselves, of an owner that waits until they have been measured."""
+    """The owner's own vectors instead of copies; the owner waits until they have been measured."""
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         self.tensors = tensors
 
     def close(self) -> None:
-        """They are the owner's."""
+        """Does nothing: the memory is the owner's."""
 
 
 @dataclass
 class Snapshot:
-    """One of them. `tensors` in memory, or a file at `path`."""
+    """A snapshot: its vectors are in memory (`tensors`) or in the file at `path`."""
 
     number: int
     moment: Moment
@@ -54,7 +54,7 @@ class Snapshot:
     path: Path | None = None
 
     def vectors(self) -> dict[str, Tensor]:
-        """Its vectors by name, from wherever they are."""
+        """Returns the vectors by name, from memory or from the file. Raises RunError for a damaged file."""
         if self.tensors is not None:
             return dict(self.tensors.tensors)
         assert self.path is not None
@@ -65,11 +65,11 @@ class Snapshot:
             return vectors
 
     def shared(self) -> SharedTensors:
-        """The same in anonymous memory, to be given away."""
+        """Returns the vectors in anonymous memory, to be given to another process."""
         return self.tensors.again() if isinstance(self.tensors, SharedTensors) else SharedTensors.of(self.vectors())
 
     def drop(self) -> None:
-        """Frees what it holds."""
+        """Frees the memory, or removes the file."""
         if self.tensors is not None:
             self.tensors.close()
         elif self.path is not None:
@@ -77,12 +77,12 @@ class Snapshot:
 
 
 class SnapshotQueue:
-    """The queue. `directory` is made when snapshots go to disk."""
+    """The snapshots that wait, and the one that is being measured. `directory`: made when snapshots go to disk."""
 
     def __init__(self, directory: Path):
         self._directory = directory
         self._queue: deque[Snapshot] = deque()
-        self._measured: Snapshot | None = None  # with the evaluator
+        self._measured: Snapshot | None = None  # the snapshot that the evaluator has
         self._numbers = 0
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class SnapshotQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether the evaluator has one."""
+        """True while the evaluator has a snapshot."""
         return self._measured is not None
 
     def add(self, moment: Moment, tensors: Vectors) -> None:
@@ -102,19 +102,19 @@ class SnapshotQueue:
         self._queue.append(snapshot)
 
     def add_copies(self, moment: Moment, vectors: Mapping[str, Tensor]) -> None:
-        """Takes copies of these."""
+        """Takes a snapshot that consists of copies of these vectors."""
         self.add(moment, SharedTensors.of(vectors))
 
     def next(self) -> Snapshot | None:
-        """The one to be measured now; none while another is."""
+        """Returns the snapshot to be measured now; None where no snapshot waits, or another is being measured."""
         if self._measured is None and self._queue:
             self._measured = self._queue.popleft()
             return self._measured
         return None
 
     def done(self, number: int) -> Snapshot | None:
-        """The one of this number, measured; None where it is not the one that was given away. To be dropped by the
-        caller.
+        """Returns the snapshot of this number, which has been measured, for the caller to drop; None where the
+        evaluator had another one.
         """
         done = self._measured
         if done is None or done.number != number:
@@ -123,24 +123,24 @@ class SnapshotQueue:
         return done
 
     def keep(self, done: Snapshot) -> None:
-        """Has it again, as the one that a run that goes on from here measures first."""
+        """Takes a measured snapshot back, as the first one that a resumed run measures."""
         if isinstance(done.tensors, InPlace):  # their owner waits no longer
             done.tensors = SharedTensors.of(done.tensors.tensors)
         self._queue.appendleft(done)
 
     def give_back(self) -> None:
-        """The evaluator is gone: what it had is measured by the next."""
+        """Takes the snapshot of a dead evaluator back, to be measured by the next one."""
         if self._measured is not None:
             self._queue.appendleft(self._measured)
             self._measured = None
 
     @property
     def newest(self) -> Moment | None:
-        """When the last one was taken."""
+        """When the newest snapshot in the queue was taken; None where it is empty."""
         return self._queue[-1].moment if self._queue else self._measured.moment if self._measured else None
 
     def until(self, moment: Moment | None = None) -> list[tuple[Moment, dict[str, Tensor]]]:
-        """Those not measured yet, taken up to `moment`, in order."""
+        """Returns the snapshots taken up to `moment` and not measured yet, in order; None: all of these."""
         found = ([self._measured] if self._measured else []) + list(self._queue)
         return [
             (s.moment, s.vectors())
@@ -149,7 +149,7 @@ class SnapshotQueue:
         ]
 
     def restore(self, pending: Sequence[tuple[Moment, Mapping[str, Tensor]]]) -> None:
-        """What a checkpoint has of them."""
+        """Takes the pending snapshots of a checkpoint."""
         for moment, vectors in pending:
             self.add_copies(moment, vectors)
 
@@ -158,7 +158,7 @@ class SnapshotQueue:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _spill(self, snapshot: Snapshot) -> None:
-        """From memory to disk, if the disk takes it."""
+        """Moves a snapshot from memory to disk; where that fails, it stays in memory."""
         assert snapshot.tensors is not None
         path = self._directory / f"{snapshot.number:06d}.pt"
         try:

@@ -8,8 +8,8 @@ _ROWS_PER_DOUBLING = 64
 
 
 class SystemRows:
-    """A row every so many seconds; `doubling`: of a run whose length is not known, ever fewer. `exchanges`: had before
-    the run went on.
+    """A row every so many seconds, the first one at the second `first` or later; `doubling`: ever fewer rows, for a run
+    of unknown length. `seconds`, `exchanges`: those of a resumed run at its beginning.
     """
 
     def __init__(
@@ -20,11 +20,11 @@ class SystemRows:
         self._rows = 0
 
     def due(self, seconds: float) -> bool:
-        """Whether there is to be a row at this second."""
+        """Returns whether a row is due at this second."""
         return seconds >= self._next and seconds > self._before[0]
 
     def rate(self, seconds: float, exchanges: int) -> float | None:
-        """Exchanges a second since the last row, where one is due; else None."""
+        """Returns the exchanges a second since the last row, if a row is due, and begins the next; else None."""
         before, had = self._before
         if not self.due(seconds):
             return None
@@ -36,10 +36,10 @@ class SystemRows:
         return (exchanges - had) / (seconds - before)
 
     def state(self) -> list[Any]:
-        """Everything that changes, as plain numbers."""
+        """Returns everything that changes, as plain numbers."""
         return [self._next, list(self._before)]
 
     def restore(self, state: list[Any]) -> None:
-        """Puts it where it was."""
+        """Takes over what `state` has returned."""
         self._next, (seconds, exchanges) = state
         self._before = (seconds, exchanges)
