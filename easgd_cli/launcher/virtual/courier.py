@@ -15,23 +15,23 @@ from easgd_cli.transport.simulated import SimulatedWorkerEnd
 
 
 class VirtualCourier:
-    """One of them. Its steps follow the updates of its variable by others, late where it is still on its way. No step
-    follows the `last` local step, None: where nobody knows.
+    """A courier. Its steps follow the updates of its variable by others, later where the step before is still under
+    way. `last`: the clock from which on it takes no step; None: there is none.
     """
 
     def __init__(self, method: Method, courier: Courier, w: Worker, session: SimulatedWorkerEnd, last: int | None):
         self._method, self._courier, self.w, self._session, self._last = method, courier, w, session, last
-        self._updates = 0  # of its variable by others
+        self._updates = 0  # how many its variable has had by others
         self._step: Step | None = None
-        self._answers: list[Reply] = []  # of its step
+        self._answers: list[Reply] = []  # the replies that its step has had
 
     def updated(self) -> None:
-        """Its variable has been, by another."""
+        """Counts an update of its variable by another, which may begin its next step."""
         self._updates += 1
         self._begin()
 
     def replied(self) -> None:
-        """The reply it waits for has come."""
+        """Hands its rule the reply that has come."""
         assert self._step is not None
         self._answers.append(kept(self._session.collect()))
         self._step.answer(None, self._answers[-1])
@@ -39,7 +39,9 @@ class VirtualCourier:
         self._begin()
 
     def _begin(self) -> None:
-        """Its next step, and those after it that ask for nothing, if it has none under way."""
+        """Begins its next step, if none is under way. A step that asks for no exchange ends at once; then the one after
+        it begins.
+        """
         while self._step is None and self.w.t <= self._updates and (self._last is None or self.w.t < self._last):
             self._step, self._answers = Step(self._method, self.w, self._courier), []
             self._ask_or_end(self._step)
@@ -52,7 +54,7 @@ class VirtualCourier:
         self._session.post(step.exchange.message, self.w.t, step.exchange.to)
 
     def state(self) -> dict[str, Any]:
-        """Where it is."""
+        """Returns its clock, its replies and where its session is."""
         return {
             "t": self.w.t, "updates": self._updates, "in_step": self._step is not None,
             "answers": [vars_of(reply) for reply in self._answers], "reply": self._session.reply,
@@ -60,7 +62,7 @@ class VirtualCourier:
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts it where it was: its rule is run again with the answers it has had."""
+        """Takes over what `state` has returned: the rule is run again with the replies that it has had."""
         self.w.t, self._updates = state["t"], state["updates"]
         reply: Tensor | None = self._session.reply
         assert reply is not None

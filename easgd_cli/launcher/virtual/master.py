@@ -1,6 +1,6 @@
 """The owner of a variable on the virtual clock: serves messages one after another, each service taking virtual time.
 
-A message, or a round, is applied at the end of its service, when it would have been received as a whole.
+A message, or a round, is applied at the end of its service, when a real master would have received it as a whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from easgd_cli.training.gathering import Gathering
 from easgd_cli.transport.base import PULL, Kind, Mark, Request
 from easgd_cli.transport.simulated import Events, SimulatedMasterEnd
 
-SERVE: Final = "serve"  # the event of a service that ends; its worker is the place of the variable
+SERVE: Final = "serve"  # the event of a service that ends; its `worker` is the variable's place
 
 
 @dataclass
@@ -37,19 +37,19 @@ class Queueing:
     longest: float = 0.0
     busy: float = 0.0  # seconds in service
     served: int = 0
-    # updates by others between two exchanges of a worker: how often
+    # how often there were so many updates by others between two exchanges of a worker
     staleness: Counter[int] = field(default_factory=Counter)
 
     def add(self, waited: Sequence[float], service: float) -> None:
-        """Messages have been served together, having waited so long each."""
+        """Counts messages that have been served together, each after it has waited so long."""
         self.waited += sum(waited)
         self.longest = max(self.longest, *waited)
         self.busy += service
         self.served += len(waited)
 
     def figures(self, seconds: float) -> dict[str, Any]:
-        """Staleness, seconds that a message waited, and for what share of `seconds`, all that have passed, the master
-        was busy, in percent.
+        """Returns the staleness, the seconds that messages waited, and the percentage of `seconds`, all that have
+        passed, in which the master was busy.
         """
         return {
             "staleness": dict(zip(("mean", "median", "p90", "p99", "max"), _distribution(self.staleness), strict=True)),
@@ -66,7 +66,7 @@ class Queueing:
 
     @classmethod
     def of_all(cls, queues: Sequence[Queueing]) -> Queueing:
-        """Of several variables together: of all messages; busy, as the busiest is."""
+        """Returns the figures of several variables together: sums over all messages, and `busy` of the busiest."""
         staleness: Counter[int] = Counter()
         for queue in queues:
             staleness.update(queue.staleness)
@@ -78,9 +78,9 @@ class Queueing:
 
 class VirtualMaster:
     """The only writer of the variable at this `place` and of its replies. `service`: virtual seconds for each message;
-    `served`: what all variables together have served; `dies`: after which of its exchanges the variable is lost, in
-    their order; `round_seconds`: of so many messages together, and of that share of a vector, where it is not the
-    service of each.
+    `served`: what all variables together have served; `dies`: the numbers of exchanges after which the variable is
+    lost, in rising order; `round_seconds`: returns the seconds of a round, by its number of messages and the share of a
+    vector that each moves; None: the `service` of each message.
     """
 
     def __init__(
@@ -94,16 +94,17 @@ class VirtualMaster:
         self._all = served if served is not None else Served()
         self._round_seconds = round_seconds
         self._joining: dict[int, Request] = {}  # workers that are back, and wait for the variable
-        self._clocks: dict[int, int] = {}  # in the last request of each
-        self._reached: dict[int, int] = {}  # up to which of each worker's steps its work has reached the variable
-        self.returned: list[tuple[int, int, int, int]] = []  # who has been given it, and is yet to be told of
+        self._clocks: dict[int, int] = {}  # of each worker, in its last request
+        self._reached: dict[int, int] = {}  # each worker's clock at its last message that has reached the variable
+        # the workers that have been given the variable and are yet to be reported: number, clock, steps lost and missed
+        self.returned: list[tuple[int, int, int, int]] = []
         self._waiting: dict[int, tuple[Request, float]] = {}  # messages without a reply, and when they arrived
-        self._come_back = come_back  # told a worker and its clock: it begins again with the variable as it is
-        self.closing: set[int] = set()  # of those, the workers that have taken their last step
+        self._come_back = come_back  # in a replay: has a worker begin again at that clock, with the variable as it is
+        self.closing: set[int] = set()  # the workers whose waiting message is the closing one
         self._in_service: list[int] = []
-        self._began = 0.0  # when their service did
-        self._told: dict[int, int] = {}  # the variable's clock in the last reply to each
-        self._dies, self.away = list(dies), False  # after which of its exchanges it is lost, and whether it is
+        self._began = 0.0  # when that service began
+        self._told: dict[int, int] = {}  # the variable's clock in the last reply to each worker
+        self._dies, self.away = list(dies), False  # away: whether the variable is lost
         self.queueing = Queueing()
 
     @property
@@ -113,11 +114,11 @@ class VirtualMaster:
 
     @property
     def rounds_are_over(self) -> bool:
-        """Whether a message that arrives could only wait for ever: its round lacks a worker that has finished."""
+        """True if a message that arrives could only wait for ever: its round lacks a worker that has finished."""
         return self._gathering.over
 
     def listen(self) -> list[int]:
-        """Takes what has arrived. Returns the workers whose messages are given back."""
+        """Takes the requests that have arrived. Returns the workers whose messages are given back."""
         given_back: list[int] = []
         for request in self._sessions.requests(0):
             if request.kind not in (Kind.LOST, Kind.JOIN):
@@ -133,7 +134,7 @@ class VirtualMaster:
                 self.closing.add(request.worker)
                 given_back += self._gathering.finish()
             elif request.kind is Kind.LOST:
-                # else its message has been received, and its update is whole
+                # a message in service has been received as a whole, and its update is made
                 if request.worker not in self._in_service:
                     self._waiting.pop(request.worker, None)
                     self.closing.discard(request.worker)
@@ -147,7 +148,7 @@ class VirtualMaster:
         for worker in given_back:
             self._sessions.reply(self._waiting.pop(worker)[0], self.center.clock, self.served, Mark.WITHDRAWN)
         self._begin()
-        if self._gathering.over:  # they could only wait for ever
+        if self._gathering.over:  # workers that join could only wait for ever
             given_back += self._joining
             self._joining.clear()
         elif self._joining and not self._gathering.awaited and not self._in_service and not self.away:
@@ -155,8 +156,8 @@ class VirtualMaster:
         return given_back
 
     def _welcome(self, t: int) -> None:
-        """Those that have joined get the center as it is: it is no exchange. Their clocks are `t` or, where there are
-        no rounds, their own if those are later.
+        """Gives the variable as it is to the workers that have joined, which is no exchange. They go on at the clock
+        `t` or, where there are no rounds, at their own if that is later.
         """
         for worker, request in self._joining.items():
             _, reply = self._sessions.lent(request)
@@ -170,8 +171,8 @@ class VirtualMaster:
         self._joining.clear()
 
     def serve(self) -> list[Request]:
-        """The service of a message, or of a round, ends: the rule is applied and the replies leave. Returns whose
-        exchanges they were.
+        """Ends the service of a message, or of a round: applies the rule and sends the replies. Returns the requests
+        that have been served.
         """
         served = [self._waiting.pop(worker) for worker in self._in_service]
         self._in_service = []
@@ -196,7 +197,7 @@ class VirtualMaster:
         return members
 
     def _die(self) -> None:
-        """The variable is lost. Whoever waits for it goes on alone, and so do those that come until it is back."""
+        """Loses the variable. Workers that wait for it, or ask for it until it is back, go on without a reply."""
         self._dies.pop(0)
         self.away = True
         for worker, (request, _) in self._waiting.items():
@@ -205,7 +206,7 @@ class VirtualMaster:
         self._waiting.clear()
 
     def begin_again(self, x: Tensor) -> None:
-        """The variable is back, with this x [d] and nothing else."""
+        """Takes the lost variable back, with this x [d] and 0 in all other vectors."""
         for v in self.center.vectors.values():
             v.zero_()
         self.center.vectors["x"].copy_(x)
@@ -214,8 +215,8 @@ class VirtualMaster:
             self._welcome(0)
 
     def close(self, everybody: bool) -> None:
-        """Takes the closing exchange into service, if it is time for it; `everybody`: whether all workers that are
-        there wait for theirs.
+        """Takes closing messages into service, if it is time for them; `everybody`: whether all workers that are there
+        have sent theirs.
         """
         if self.closing and not self._in_service:
             members = self._gathering.closing(self.closing, everybody)
@@ -223,7 +224,7 @@ class VirtualMaster:
             self._take(members)
 
     def _begin(self) -> None:
-        """Takes what is next into service, if the master is free and it is there."""
+        """Takes the next message or round into service, if the master is free and one is there."""
         if self._in_service:
             return
         while (back := self._gathering.back()) is not None:
@@ -241,7 +242,7 @@ class VirtualMaster:
             self._events.add(self._events.now + seconds, SERVE, self._place)
 
     def state(self) -> dict[str, Any]:
-        """Everything but the vectors."""
+        """Returns everything but the vectors."""
         return {
             "waiting": [(worker, request.t, request.vector, arrived, request.fragment) for worker,
             (request, arrived) in self._waiting.items()],
@@ -255,21 +256,21 @@ class VirtualMaster:
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts everything where it was."""
+        """Takes over what `state` has returned."""
         self._waiting = {
             worker: (Request(worker, Kind.EXCHANGE, t, vector, self._place, *of), arrived)
-            for worker, t, vector, arrived, *of in state["waiting"]  # those of before say no fragment
+            for worker, t, vector, arrived, *of in state["waiting"]  # older checkpoints name no fragment
         }
         self.closing, self.away = set(state.get("closing", ())), state.get("away", False)
         self._in_service, self._began = list(state["in_service"]), state["began"]
         self._told, self._all.exchanges = dict(state["told"]), state["served"]
         self._all.vectors = state.get("vectors", 2 * self.served)
-        self.center.clock = state.get("clock", self.center.clock)  # which those of before have elsewhere
+        self.center.clock = state.get("clock", self.center.clock)  # which older checkpoints have elsewhere
         self.center.clocks = list(state.get("fragments", ()))
         self.queueing = Queueing.of(state["queueing"])
         self._gathering.restore(state["gathering"])
         self._dies = [n for n in self._dies if n > self.queueing.served]
-        if "clocks" in state:  # which checkpoints of before do not say
+        if "clocks" in state:  # which older checkpoints lack
             self._clocks, self._reached = dict(state["clocks"]), dict(state["reached"])
             self._joining = {
                 worker: Request(worker, Kind.JOIN, t, 0, self._place) for worker, t in state["joining"].items()
@@ -278,7 +279,7 @@ class VirtualMaster:
 
 
 def _distribution(counts: Mapping[int, int]) -> Iterator[float]:
-    """Mean, median, 90th and 99th percentile and maximum of numbers counted."""
+    """Yields mean, median, 90th and 99th percentile and maximum of numbers, by how often each occurs."""
     total = sum(counts.values())
     ordered = sorted(counts.items())
     yield sum(number * count for number, count in ordered) / total if total else 0.0

@@ -33,16 +33,17 @@ from easgd_cli.training.variables import Variables
 from easgd_cli.transport.base import PULL, Request
 from easgd_cli.transport.simulated import Events, Network, ShardedWorkerEnd, SimulatedWorkerEnd, Wire
 
-# Of a variable: whose exchanges were served, in their order, and who came back to it: after how many exchanges with it,
-# and at which clock.
+# What was recorded of a variable: the workers of its exchanges, in their order, and the workers that came back to it,
+# each as (exchanges with the variable before, worker, clock).
 Recording = tuple[list[int], list[tuple[int, int, int]]]
 
 
 class VirtualParties:
-    """Workers, variables with their masters, couriers, and what lies between them, on one clock. `masters`: by the
+    """Workers, variables with their masters, couriers, and the network between them, on one clock. `masters`: by the
     variables' places; none in a method of one worker.
 
-    `clocks`: the workers' as the owner of what is evaluated has seen them. `resumed`: the checkpoint to go on from.
+    `clocks`: the workers' clocks, as the owner of what is evaluated has seen them. `resumed`: the checkpoint to go on
+    from, or None.
     """
 
     def __init__(self, experiment: Experiment, costs: CostModel, resumed: Checkpoint | None):
@@ -64,7 +65,7 @@ class VirtualParties:
         self.variables = self._variables()
         centers = self._centers()
         self._names = [name for name, _ in centers]
-        # of workers that come back, where several masters have slices: what has been given them so far, by the places
+        # with several masters: what of the center a worker that comes back has got so far, by the masters' places
         self._given: dict[int, dict[int, tuple[Tensor, int, int]]] = {}
         self.served_in_all = Served()
         recorded = _recording(s, method, self._names, len(self._slices), resumed is not None)
@@ -92,18 +93,18 @@ class VirtualParties:
             self.workers[worker].come_back(x, given[0][1], max(t for _, _, t in given.values()))
 
     def _deaths(self, variable: str) -> list[int]:
-        """After which of its exchanges this variable is lost, by the faults of the run."""
+        """Returns the numbers of exchanges after which the run's faults lose this variable, in rising order."""
         return sorted(f.exchange or 0 for f in faults.read(self._settings) if f.variable == variable)
 
     def begin_again(self, place: int) -> str:
-        """The variable of this place, which was lost, is back with what its origin has now. Returns its name."""
+        """Takes the lost variable of this place back, with the x that its origin has now. Returns its name."""
         name, center = self._names[place], self.masters[place].center
         assert center.variable.origin is not None
         self.masters[place].begin_again(self.variables.centers[center.variable.origin].vectors["x"])
         return name
 
     def name(self, place: int) -> str:
-        """Of the variable at this place."""
+        """Returns the name of the variable at this place."""
         return self._names[place]
 
     def _worker(self, i: int) -> VirtualWorker:
@@ -144,7 +145,7 @@ class VirtualParties:
         return Variables(method, Variables.begin(names, self._experiment.start.to(self.device)), average=average)
 
     def _centers(self) -> list[tuple[str, Center]]:
-        """What has a master each: the variables, or the slices of the center where several masters have it."""
+        """Returns all that has a master of its own, by name: each variable, or each slice of the center."""
         if len(self._slices) == 1:
             return list(self.variables.centers.items())
         found: list[tuple[str, Center]] = []
@@ -160,12 +161,12 @@ class VirtualParties:
     # ---------------------------------------------------------------- what is known of them
 
     def moment(self, step: float) -> Moment:
-        """Where the owner of what is evaluated is; `step`: the mean of the clocks of those that are left."""
+        """Returns the present moment of the owner of what is evaluated; `step`: the mean clock of the live workers."""
         return Moment(self.events.now, step, self.served, dict(self.clocks))
 
     @property
     def sharded(self) -> bool:
-        """Whether several masters have a slice of the center each."""
+        """True if several masters have a slice of the center each."""
         return len(self._slices) > 1
 
     @property
@@ -175,24 +176,24 @@ class VirtualParties:
 
     @property
     def owner_clock(self) -> int:
-        """Of the owner of what is evaluated: updates of the center, or steps of the single worker."""
+        """The clock of the owner of what is evaluated: updates of the center, or steps of the single worker."""
         if len(self._slices) > 1:
             return self.masters[0].center.clock
         return self.variables.clock if self.masters else self.workers[0].w.t
 
     @property
     def vectors(self) -> dict[str, Tensor]:
-        """Everything that is kept of the owner of what is evaluated, by name."""
+        """All vectors that a checkpoint keeps of the owner of what is evaluated, by name."""
         return self.evaluated() | (self.variables.vectors if self.masters else self.workers[0].lasting)
 
     def evaluated(self) -> dict[str, Tensor]:
-        """What is evaluated, by name."""
+        """Returns the vectors that are evaluated, by name."""
         if self.masters:
             return self.variables.evaluated()
         return {name: v for name, v in self.workers[0].lasting.items() if name in EVALUATED}
 
     def too_late(self, worker: int) -> bool:
-        """Whether what the worker is about to ask for could only wait for ever."""
+        """Returns whether the worker's next request could only wait for ever, since rounds are over."""
         if not self.masters or worker in self._of or self.workers[worker].closes:
             return False
         asked = self.wire.on_its_way(worker)
@@ -200,20 +201,20 @@ class VirtualParties:
         return self.masters[place].rounds_are_over
 
     def close(self, away: bool) -> None:
-        """The closing exchanges, if it is time for them; `away`: whether a lost worker may come back."""
+        """Begins the closing exchanges, if it is time for them; `away`: whether a lost worker may come back."""
         if not any(master.closing for master in self.masters):
             return
         closing = {worker for master in self.masters for worker in master.closing}
         there = {worker for worker in self.wire.open if worker not in self._of}
         everybody = closing == there
-        if len(self._slices) > 1:  # whose messages have reached all masters
+        if len(self._slices) > 1:  # then the messages must have reached all masters
             everybody = all(master.closing == there for master in self.masters)
         for master in self.masters:
             if master.rounds_are_over or not away:
                 master.close(everybody)
 
     def updated(self, requests: Sequence[Request]) -> None:
-        """These have been served together; a courier may be waiting for it."""
+        """Tells the variable's courier that these requests have been served together, if they are an update of it."""
         courier = self.couriers.get(self._names[requests[0].to])
         if courier is None or courier.w.number == requests[0].worker:
             return
@@ -221,21 +222,21 @@ class VirtualParties:
             courier.updated()
 
     def courier(self, number: int) -> VirtualCourier | None:
-        """That has this number, if it is one's."""
+        """Returns the courier of this number; None where the number is a worker's."""
         return self._of.get(number)
 
     @property
     def queueing(self) -> Queueing:
-        """What the masters have seen of their queues."""
+        """What all masters together have seen of their queues."""
         return Queueing.of_all([master.queueing for master in self.masters])
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
-        """Figures of `x` [d]."""
+        """Returns the figures of `x` [d]."""
         return self.problem.evaluate(x.to(self.device))
 
     def communication(self) -> dict[str, Any]:
-        """What exchanging has cost: the master's queue, and the share of the workers' time spent waiting,
-        in percent.
+        """Returns what exchanging has cost: vectors per exchange, the masters' queues, and the percentage of their time
+        that workers waited.
         """
         if not self.masters:
             return {}
@@ -251,11 +252,11 @@ class VirtualParties:
     # ---------------------------------------------------------------- checkpoints
 
     def states(self) -> dict[int, WorkerState]:
-        """Of the workers. Their tensors are the workers' own."""
+        """Returns the states of the workers; the tensors are the workers' own, no copies."""
         return {m.number: m.state() for m in self.workers}
 
     def position(self) -> dict[str, Any]:
-        """Where everything stands, as plain numbers."""
+        """Returns where events, masters, workers, network and couriers stand."""
         couriers = {name: courier.state() for name, courier in self.couriers.items()}
         return {
             **self.events.state(), "masters": [master.state() for master in self.masters],
@@ -264,11 +265,11 @@ class VirtualParties:
         }  # fmt: skip
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Puts everything where it was."""
+        """Takes over what a checkpoint has of all parties."""
         position, owner = checkpoint.simulated, checkpoint.owner
         assert position is not None
         masters = position.get("masters")
-        if masters is None:  # of before, when there was one
+        if masters is None:  # an older checkpoint, with one master at most
             masters = [position["master"]] if position["master"] is not None else []
             events = [(*event[:3], 0 if event[2] == SERVE else event[3]) for event in position["events"]]
             position = {**position, "events": events}
@@ -288,13 +289,15 @@ class VirtualParties:
 
 
 def _round_seconds(service: float, network: Network, members: int, share: float) -> float:
-    """Of a round on a ring: its members add their parts at the same time, a vector each in all."""
+    """Returns the seconds of a round on a ring. The members add their parts at the same time, so in all the additions
+    take the service of one vector.
+    """
     return service * share + network.ring_seconds(members, share)
 
 
 def _recording(s: Settings, method: Method, names: Sequence[str], slices: int, resumed: bool) -> list[Recording] | None:
-    """The exchanges that are to be gone through again, of each of these variables; of a run that is resumed, its
-    checkpoint has the rest.
+    """Returns the recorded exchanges that are to be replayed, of each of these variables; None: there is no replay. For
+    a resumed run they are empty: its checkpoint has the rest.
     """
     if s.replay is None:
         return None

@@ -1,6 +1,4 @@
-"""What the supervisor of a virtual cluster is told of it as a whole: where it is, the order of its exchanges, what is
-evaluated, and figures.
-"""
+"""What a virtual cluster as a whole reports to its supervisor: moment, order of exchanges, snapshots, figures."""
 
 from __future__ import annotations
 
@@ -16,44 +14,46 @@ from easgd_cli.transport.base import Request
 
 
 class VirtualReports:
-    """Of one run. `pace`: of snapshots; `obey`: does what the supervisor asks for."""
+    """The reports of one run. `pace`: when snapshots are due; `rows`: when rows of the run as a whole are; `obey`:
+    carries out the supervisor's commands.
+    """
 
     def __init__(
         self, parties: VirtualParties, supervisor: Supervisor, pace: Pace, rows: SystemRows, obey: Callable[[], None]
     ):
         self._parties, self._supervisor, self._pace, self._rows, self._obey = parties, supervisor, pace, rows, obey
-        self._order: list[int] = []  # served, and not yet told
+        self._order: list[int] = []  # the exchanges that have been served and not yet reported
 
     @property
     def moment(self) -> Moment:
-        """Where the owner of what is evaluated is."""
+        """The present moment of the owner of what is evaluated."""
         return self._parties.moment(self._supervisor.members.step)
 
     def clock(self, worker: int, t: int) -> None:
-        """The owner of what is evaluated has seen a worker's clock."""
+        """Notes and reports a worker's clock that the owner of what is evaluated has seen."""
         self._parties.clocks[worker] = t
         self._supervisor.advanced(worker, t)
 
     def served(self, requests: Sequence[Request]) -> None:
-        """These have been served together; `order` tells it."""
+        """Notes that these requests have been served together; `order` reports them."""
         for request in requests:
             self._order.append(request.entry)
             if request.worker in self._parties.clocks:
                 self.clock(request.worker, request.t)
 
     def order(self) -> None:
-        """What came so far is in the record before what it leads to."""
-        if self._order:  # where the record could not be opened there is none to tell
+        """Reports the exchanges so far, so that they are in the record before whatever follows from them."""
+        if self._order:  # empty where the record could not be opened
             self._supervisor.served(self._order)
         self._order = []
 
     def owner(self) -> None:
-        """Where the owner of what is evaluated is."""
+        """Reports the exchanges so far, and where the owner of what is evaluated is."""
         self.order()
         self._supervisor.owner_at(self.moment)
 
     def returned(self, place: int) -> None:
-        """Who has been given the variable at this place."""
+        """Reports the workers that have been given the variable at this place."""
         master = self._parties.masters[place]
         if master.returned:
             self.owner()
@@ -61,12 +61,12 @@ class VirtualReports:
                 self._parties.clocks[worker] = t
                 if not self._parties.sharded:
                     self._supervisor.returned(worker, t, lost, missed)
-                else:  # the steps are lost once
+                else:  # the steps are lost once, so one master reports them
                     self._supervisor.returned(worker, t, *((0, 0) if place else (lost, missed)), place)
             master.returned.clear()
 
     def changed(self) -> None:
-        """What is evaluated has changed."""
+        """Takes a snapshot and reports figures where they are due. To be called when what is evaluated has changed."""
         now = self._parties.events.now
         if self._pace.due(self._supervisor.members.step, now):
             self.snapshot()
@@ -78,16 +78,16 @@ class VirtualReports:
             )
 
     def snapshot(self) -> None:
-        """What is evaluated, as it is now."""
+        """Takes a snapshot of what is evaluated, as it is now."""
         self.order()
         self.spread()
         self._supervisor.snapshot(self.moment, InPlace(self._parties.evaluated()))
 
     def spread(self) -> None:
-        """How far peers are apart, where there is no center."""
+        """Reports how far peers are apart, where there is no center."""
         if (spread := self._parties.variables.spread()) is not None:
             self._supervisor.measured(self.moment, spread=spread)
 
     def state(self) -> tuple[list[float], list[Any]]:
-        """When the next snapshot is due, and the next row of the run as a whole."""
+        """Returns when the next snapshot is due, and when the next row of the run as a whole is."""
         return [self._pace.next_step, self._pace.next_seconds], self._rows.state()

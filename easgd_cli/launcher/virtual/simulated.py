@@ -1,8 +1,7 @@
 """launcher=simulated: a virtual cluster in this process.
 
 Workers, master and links live on a virtual clock; the rules, the problem, the data, the supervisor and what is recorded
-are those of real runs. What happens is taken event by event in virtual-time order, so the same seed gives the same
-bits.
+are those of real runs. Events are taken one by one in the order of virtual time, so the same seed gives the same bits.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from easgd_cli.system.devices import cores
 from easgd_cli.system.shared_memory import keep_freed_memory
 from easgd_cli.training.snapshot import EVALUATED, Pace
 
-_EVALUATIONS = 20  # of a run whose eval.every says nothing
-_LOOK_UP_SECONDS = 0.1  # of the real clock, between two looks at signals and at what is shown
-_SYSTEM_POINTS = 200  # rows of the run as a whole
+_EVALUATIONS = 20  # how many there are in a run without eval.every
+_LOOK_UP_SECONDS = 0.1  # real seconds between two looks at signals, and two updates of the view
+_SYSTEM_POINTS = 200  # how many rows of the run as a whole there are
 
 
 def launch(job: Job, experiment: Experiment, costs: CostModel) -> Outcome:
@@ -43,7 +42,7 @@ def launch(job: Job, experiment: Experiment, costs: CostModel) -> Outcome:
 
 
 class VirtualCluster:
-    """One simulated run: the events of its parties, told to a supervisor."""
+    """One simulated run: takes the events of its parties and tells them to a supervisor."""
 
     def __init__(self, job: Job, experiment: Experiment, costs: CostModel, journal: Journal):
         s, resumed, method = experiment.settings, journal.resumed, experiment.method
@@ -89,7 +88,7 @@ class VirtualCluster:
         return Interval(seconds=self._length() / _EVALUATIONS)
 
     def _length(self) -> float:
-        """Virtual seconds that computing lasts, about."""
+        """Returns about how many virtual seconds computing lasts."""
         if self._settings.minutes is not None:
             return self._settings.minutes * 60
         assert self._steps is not None
@@ -114,14 +113,14 @@ class VirtualCluster:
         self._obey()
 
     def handle_next(self) -> None:
-        """Takes events for a moment of the real clock, or to the last one."""
+        """Takes events for a moment of real time, or until none is left."""
         supervisor = self.supervisor
         self._obey()
         until = time.monotonic() + _LOOK_UP_SECONDS
         while self._events and not self._stopped and time.monotonic() < until:
             event = self._events.peek()
             if self._training.is_too_late(event):
-                self._events.drop()  # nor has this second happened
+                self._events.drop()  # and the clock does not go on to its second
                 continue
             supervisor.now = self._events.next().time
             self._training.happen(event)
@@ -144,7 +143,7 @@ class VirtualCluster:
                 self._carry_out(command)
 
     def _carry_out(self, command: Command) -> None:
-        """Begin asks for nothing here, and nobody is to be killed: there is no process."""
+        """Carries out a command. Begin and Kill need nothing here, since there are no processes."""
         if isinstance(command, Measure):
             metrics = {EVALUATED[name]: self._parties.evaluate(v) for name, v in command.snapshot.vectors().items()}
             self.supervisor.evaluated(command.snapshot.number, metrics)
@@ -159,7 +158,7 @@ class VirtualCluster:
     # ---------------------------------------------------------------- checkpoints
 
     def _state(self) -> Checkpoint:
-        """Everything, between two events. Its tensors are the run's own."""
+        """Returns everything as it is between two events; the tensors are the run's own, no copies."""
         parties, (pace, rows) = self._parties, self._reports.state()
         owner = OwnerState(self._reports.moment, parties.owner_clock, parties.vectors, pace=pace)
         simulated = parties.position() | {
@@ -173,18 +172,18 @@ class VirtualCluster:
         return self._real_before + time.monotonic() - self._real_began
 
     def end(self) -> None:
-        """There is no process to end."""
+        """Reports the last exchanges and clocks; there is no process to end."""
         self._reports.order()
         for m in self._parties.workers:
             self.supervisor.advanced(m.number, m.w.t)
 
     def facts(self) -> dict[str, Any]:
-        """What else the summary says."""
+        """Returns what else the summary says."""
         own = {"launcher": "simulated", "threads": self._threads, "real_seconds": self._real_seconds()}
         return own | self._parties.communication()
 
     def show_stacks(self) -> None:
-        """All parties are in this process."""
+        """Does nothing: all parties are in this process, whose stacks the journal shows."""
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Does nothing: a virtual cluster holds nothing beside its parties."""

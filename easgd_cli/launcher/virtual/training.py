@@ -18,12 +18,14 @@ from easgd_cli.training.faults import Rejoin
 from easgd_cli.transport.simulated import ARRIVE, ENTER, REPLY, SHARED, Event
 
 BEGIN = "begin"  # the event of a worker whose next step begins
-BACK = "back"  # of a variable that was lost, by its place
-JOIN = "join"  # of one that has been started again, or whose link is back
+BACK = "back"  # the event of a lost variable that is back; its `worker` is the variable's place
+JOIN = "join"  # the event of a worker that has been started again, or whose link is back
 
 
 class VirtualTraining:
-    """One run, event by event. `obey`: does what the supervisor asks for; `state`: everything as it is now."""
+    """Carries out the events of one run. `obey`: carries out the supervisor's commands; `state`: returns the checkpoint
+    of this moment.
+    """
 
     def __init__(
         self, experiment: Experiment, costs: CostModel, parties: VirtualParties, supervisor: Supervisor,
@@ -36,24 +38,24 @@ class VirtualTraining:
         self._kept = False  # whether the checkpoint at the first end of a worker has been written
 
     def begin(self) -> None:
-        """The first steps begin."""
+        """Begins the first step of every worker."""
         for m in self._parties.workers:
             self._begin_step(m)
 
     def is_too_late(self, event: Event) -> bool:
-        """Whether what this event would ask for could only wait for ever: the worker's step has not happened then, and
-        no other will.
+        """Returns whether this event must not happen: its request could only wait for ever, so that the worker's step
+        is dropped and no other follows; or the messages on its shared link have changed since it was made.
         """
         if event.kind == SHARED:
             return self._parties.wire.is_stale(event)
         worker = entry_worker(event.worker)
         if event.kind not in (ARRIVE, ENTER, JOIN) or not self._parties.too_late(worker):
             return False
-        self._parties.workers[worker].step = None  # given back
+        self._parties.workers[worker].step = None  # its message is given back
         return True
 
     def happen(self, event: Event) -> None:
-        """It happens now."""
+        """Carries out the event."""
         if event.kind == SERVE:
             self._served(event.worker)
         elif event.kind == BACK:
@@ -91,11 +93,11 @@ class VirtualTraining:
             m.replied()
 
     def _listen(self) -> None:
-        """The masters take what has arrived."""
+        """Has the masters take the requests that have arrived."""
         while arrived := list(self._parties.wire.arrived):
             for place in arrived:
                 for worker in self._parties.masters[place].listen():
-                    self._parties.workers[worker].step = None  # given back
+                    self._parties.workers[worker].step = None  # its message is given back
                 self._reports.returned(place)
 
     def _begin_step(self, m: VirtualWorker, event: Event | None = None) -> None:
@@ -111,7 +113,7 @@ class VirtualTraining:
             self._rejoins(m, e)
 
     def _fails(self, m: VirtualWorker) -> bool:
-        """Whether a fault on purpose keeps the worker from beginning its step now."""
+        """Carries out the worker's faults for its step. Returns whether one keeps it from beginning the step now."""
         assert m.faults is not None
         for fault in m.faults.at(m.w.t):
             if fault.kind == "stop" and m.stood < m.w.t:
@@ -134,7 +136,7 @@ class VirtualTraining:
         self._obey()
 
     def _rejoins(self, m: VirtualWorker, why: Rejoin) -> None:
-        """The worker goes back to the center in the session it has."""
+        """Sends the worker back to the center, in the session that it has."""
         self._supervisor.rejoins(m.number, m.w.t, str(why))
         m.step = None
         self._events.add(max(self._events.now, why.until), JOIN, m.number)
@@ -159,7 +161,7 @@ class VirtualTraining:
         self._begin_step(m, event)
 
     def _served(self, place: int) -> None:
-        """The service at the variable of this place ends."""
+        """Ends the service at the variable of this place."""
         parties = self._parties
         served = parties.masters[place].serve()
         self._reports.served(served)
@@ -173,12 +175,12 @@ class VirtualTraining:
         self._reports.changed()
 
     def _finish(self, m: VirtualWorker, event: Event | None) -> None:
-        """The worker takes no further step. The first to say so ends what a longer run would have in common with this
-        one.
+        """Ends the worker's training. When the first worker ends, the last checkpoint is written: up to here a longer
+        run is the same.
         """
         m.step = None
         if not self._kept and event is not None:
-            self._events.again(event._replace(kind=BEGIN))  # where a run that goes on for longer begins
+            self._events.again(event._replace(kind=BEGIN))  # with which a longer run, resumed, begins
             self._kept = True
             self._reports.order()
             self._supervisor.checkpoint(self._state(), last=True)

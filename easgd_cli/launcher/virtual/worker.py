@@ -24,11 +24,11 @@ from easgd_cli.training.meter import Meter
 from easgd_cli.transport.base import Kind, Reply
 from easgd_cli.transport.simulated import Events, ShardedWorkerEnd, SimulatedWorkerEnd
 
-READY: Final = "ready"  # the event of a worker: all its rule waits for is there
+READY: Final = "ready"  # the event of a worker whose rule has got all that it waits for
 
 
 class VirtualWorker:
-    """One of them. `gradients` serve all; `session`: None where there is no center."""
+    """A worker. `gradients`: shared by all workers; `session`: None in a method without exchange."""
 
     def __init__(
         self, method: Method, w: Worker, session: SimulatedWorkerEnd | ShardedWorkerEnd | None, meter: Meter,
@@ -37,19 +37,19 @@ class VirtualWorker:
     ):  # fmt: skip
         self.w, self.session, self.meter = w, session, meter
         self._method, self._costs, self._seed, self._events = method, costs, seed, events
-        self._exchanges_again = len(method.variables) > 1  # perhaps, between a gradient and its use
-        self.faults = faults  # None: it suffers none, and nothing is checked
+        self._exchanges_again = len(method.variables) > 1  # perhaps, between asking for a gradient and using it
+        self.faults = faults  # None: the worker has none, and its gradients are not checked
         self._watched = None if faults is None else Watched(gradients, faults, checked=checked)
         self._gradients: Gradients = gradients if self._watched is None else self._watched
         self.stood = -1  # the last step at whose beginning it stood still
-        self.closes = False  # whether it has sent the last message of all
+        self.closes = False  # whether it has sent its closing message
         self.joins = False  # whether it waits for the center, to begin again with it
         self.link_down = 0.0  # until when its messages get lost; infinite: the next one does
-        self.step: Step | None = None  # none between two steps, and after the last
-        self._answered: list[tuple[bool, bool]] = []  # in this step: whether with a gradient, with a reply
-        self._earlier: list[Reply] = []  # those of this step's replies that lie where the next one will
-        self._asked = 0.0  # when it began to wait for what it waits for now
-        self._computed = 0.0  # when the gradient among it is ready
+        self.step: Step | None = None  # None between two steps, and after the last
+        self._answered: list[tuple[bool, bool]] = []  # of each answer in this step: whether a gradient, a reply came
+        self._earlier: list[Reply] = []  # copies of this step's replies but the last, which overwrites their place
+        self._asked = 0.0  # when the present wait began
+        self._computed = 0.0  # when the gradient of this wait is ready
 
     @property
     def number(self) -> int:
@@ -62,33 +62,35 @@ class VirtualWorker:
 
     @property
     def lasting(self) -> dict[str, Tensor]:
-        """The vectors it goes on from, by name."""
+        """The worker's vectors by name, from which it goes on."""
         return {name: v for name, v in vars(self.w).items() if isinstance(v, Tensor)}
 
     def begin(self) -> None:
-        """Its next step begins. Raises Rejoin."""
+        """Begins the next step. Raises Rejoin."""
         self.step, self._answered, self._earlier = Step(self._method, self.w), [], []
         self._ask(self.step)
 
     def stand_still(self, seconds: float) -> None:
-        """For so long from now on, before its step."""
+        """Stands still for so many seconds from now on, before its step."""
         self.step, self.stood = None, self.w.t
         self.meter.tally.seconds_loop += seconds
 
     def lose(self) -> None:
-        """It is killed, and its session with it."""
+        """Kills the worker, and its session with it."""
         self.step, self.joins = None, False
         if self.session is not None:
             self.session.lose()
 
     def join(self) -> None:
-        """It asks for the center, to begin again with."""
+        """Asks for the center, to begin again with it."""
         assert self.session is not None
         self.step, self.joins, self._asked = None, True, self._events.now
         self.session.join(self.w.t)
 
     def close(self) -> None:
-        """It has taken its last step: its session ends, after the closing exchange of a method that has one."""
+        """Ends the session after the last step. In a method with a closing exchange the first call posts that message,
+        and the next one, after the reply, ends the session.
+        """
         if self.session is None:
             return
         ask = None if self.closes else self._method.closing(self.w)
@@ -99,7 +101,7 @@ class VirtualWorker:
             self.session.close(self.w.t)
 
     def joined(self) -> int:
-        """It has the center as it was when it was given. Returns its clock."""
+        """Begins again with the center that it has been given. Returns the clock at which it goes on."""
         assert self.session is not None
         reply = self.session.collect()
         for name in self._method.state:
@@ -115,7 +117,7 @@ class VirtualWorker:
         return self.w.t
 
     def come_back(self, x: Tensor, clock: int, t: int) -> None:
-        """It was killed, and begins again at its clock `t` with the center's `x` and nothing else."""
+        """In a replay of a killed worker: begins again at the clock `t`, with the center's `x` and 0 elsewhere."""
         assert self.session is not None
         self.session.withdraw()
         for v in self.lasting.values():
@@ -125,11 +127,11 @@ class VirtualWorker:
         self.begin()
 
     def replied(self) -> None:
-        """The reply has come; the gradient asked for with it may still be computed."""
+        """Notes that the reply has come; the gradient that was asked for with it may not be ready yet."""
         self._events.add(max(self._events.now, self._computed), READY, self.number)
 
     def go_on(self) -> StepResult | None:
-        """Everything the rule waits for is there. Returns what the step brought back, if it has ended."""
+        """Hands the rule all that it waits for. Returns what the step brought back, if it has ended."""
         step, tally, now = self.step, self.meter.tally, self._events.now
         assert step is not None
         overhead = self._overhead(step)
@@ -146,7 +148,7 @@ class VirtualWorker:
         return step.result
 
     def _ask(self, step: Step) -> None:
-        """What the rule waits for now is under way; what it asks for at once overlaps."""
+        """Begins what the rule asks for now; a gradient and an exchange asked for at once overlap."""
         self._asked = self._events.now
         begin = self._asked + self._overhead(step)
         seconds = 0.0 if step.at is None else self._costs.compute_seconds(self._seed, self.number, self.w.t)
@@ -172,7 +174,7 @@ class VirtualWorker:
         watched.check(message)
 
     def _overhead(self, step: Step) -> float:
-        """Seconds of the worker's own before what its rule waits for is under way."""
+        """Returns the seconds of the worker's own work before its message leaves."""
         asked = step.exchange
         if asked is None or self.session is None or not self.session.takes_way(asked.to):
             return 0.0
@@ -186,7 +188,7 @@ class VirtualWorker:
         if step.at is not None:
             self._gradients.load(self.number, self.w.t)
             gradient = self._gradients.gradient(step.at)
-            # the rule may exchange before it uses it, and the buffer is everybody's
+            # the rule may exchange before it uses the gradient, and all workers share the buffer
             if self.session is not None and (step.exchange is None or self._exchanges_again):
                 gradient = gradient[0].clone(), gradient[1]
         reply = earlier
@@ -197,7 +199,7 @@ class VirtualWorker:
     # ---------------------------------------------------------------- checkpoints
 
     def state(self) -> WorkerState:
-        """What it goes on from. Its tensors are the worker's own."""
+        """Returns what the worker goes on from; the tensors are its own, no copies."""
         vectors = self.lasting
         if self.session is not None and self.session.reply is not None:
             vectors["reply"] = self.session.reply
@@ -206,7 +208,7 @@ class VirtualWorker:
         return WorkerState(self.w.t, vectors, seen.clock, seen.served, seen.exchanges, self.meter.state(), spared)
 
     def position(self) -> dict[str, Any]:
-        """Where it is in its step, as plain numbers."""
+        """Returns where the worker is in its step."""
         return {
             "in_step": self.step is not None, "closes": self.closes, "answered": self._answered, "asked": self._asked,
             "computed": self._computed,
@@ -216,7 +218,7 @@ class VirtualWorker:
         }  # fmt: skip
 
     def restore(self, state: WorkerState, position: Mapping[str, Any], meter: Meter) -> None:
-        """Puts it where it was: the rule is run again with the answers it has had."""
+        """Takes over what `state` and `position` have returned: the rule is run again with the answers it has had."""
         for name, v in self.lasting.items():
             v.copy_(state.vectors[name])
         w, seen = self.w, Seen(state.center_clock, state.served, state.exchanges)
@@ -241,10 +243,10 @@ class VirtualWorker:
 
 
 def kept(reply: Reply) -> Reply:
-    """The same, its vector where no other reply will be."""
+    """Returns the reply with a copy of its vector, which no later reply overwrites."""
     return replace(reply, vector=reply.vector.clone())
 
 
 def vars_of(reply: Reply) -> list[Any]:
-    """As plain numbers and the vector, in the order of its fields."""
+    """Returns the reply's vector and plain numbers, in the order of its fields."""
     return [reply.vector, reply.clock, reply.served, int(reply.mark), reply.t]
