@@ -1,1 +1,1 @@
-"""Problems, one a file: what base.py says of each."""
+"""Problems, one a file; base.py says what a problem is."""

@@ -1,7 +1,7 @@
-"""What is minimised, as everything above sees it: a flat vector in, a gradient or figures out.
+"""What is minimised, as the rooms above see it: a flat vector in, a gradient or figures out.
 
-The problems themselves are in problems/, a file each; a user's own is any object with the members of `Problem`, and is
-tried by `check_problem` before a run starts.
+The problems themselves are in problems/, a file each. A user's own problem is any object with the members of `Problem`;
+`check_problem` tries it before a run starts.
 """
 
 from __future__ import annotations
@@ -22,63 +22,64 @@ from easgd_cli.problems.metric import SECONDS_TO_BEST, Metric, Metrics
 class Problem(Protocol):
     """A function of a vector x [d] with stochastic gradients: a batch for each worker's local step t.
 
-    One object serves any number of workers in turn: it knows none of them, and what it draws is a function of (seed,
-    worker, t). All vectors are of the type of `start()`, float32 or float64. It may also have `metrics`, what
-    `evaluate` measures (problems/metric.py); without them names are those of classification
-    (problems/classification.py). It may have `facts`, a dictionary of texts or numbers: what summary.json says of it;
-    and `statistics`, the number of last entries of its vectors that are gathered from batches instead of
-    descended (algorithms/statistics.py): there a gradient holds minus the change that the batch makes of them. And it
-    may have `parts` of the rest of its vectors, with rates of their own (algorithms/groups.py).
+    One object serves any number of workers in turn and knows none of them: its random numbers are a function of (seed,
+    worker, t). All vectors are of the type of `start()`, float32 or float64. Optional members:
+
+    `metrics`: what `evaluate` measures (problems/metric.py), by default those of classification
+    (problems/classification.py); `facts`: a dictionary of texts or numbers for summary.json; `statistics`: how many of
+    the last entries of its vectors are gathered from batches and not minimised over (algorithms/statistics.py): there a
+    gradient is minus the change that the batch makes; `parts`: those of the other entries that have rates of their own
+    (algorithms/groups.py).
     """
 
-    batch_size: int  # samples that a gradient is the mean of, from which speeds are told
-    # 0-d, of the last gradient's batch, without the l2 term; on the device, so that reading it later costs no wait now
+    batch_size: int  # samples of which a gradient is the mean; speeds in samples a second count them
+    # 0-d: the loss of the last gradient's batch, without the l2 term; on the device, so that nobody waits for it now
     loss: Tensor
 
     def start(self, worker: int | None = None) -> Tensor:
-        """Where that worker begins, or the center where None: a new vector [d]."""
+        """Returns where that worker begins, None: where the center does; a new vector [d]."""
 
     def load(self, worker: int, t: int) -> None:
         """Makes the batch of that worker's local step `t`."""
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Gradient [d] at `x` [d] of the loaded batch's loss + (l2/2)||x||^2; valid until the next call. `x` is only
-        read.
+        """Returns the gradient [d] at `x` [d] of the loaded batch's loss + (l2/2)||x||^2, valid until the next call.
+        `x` is only read.
         """
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
-        """Figures of merit of `x` [d], by name: train_loss, the objective without the l2 term, and whatever else there
-        is to tell.
+        """Returns figures of merit of `x` [d] by name: train_loss, which is the objective without the l2 term, and any
+        others.
         """
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """What is saved of `x` [d]: plain CPU tensors by name."""
+        """Returns what is saved of `x` [d]: plain CPU tensors by name."""
 
 
 class OfNet(Problem, Protocol):
-    """A problem whose gradients are those of a torch net, for those who move its parameters themselves."""
+    """A problem whose gradients are those of a torch net, for a launcher that has torch move the net's parameters."""
 
     def wrapped(self, wrap: Callable[[nn.Module], nn.Module], x: Tensor) -> list[nn.Parameter]:
-        """From here on `backward` goes through what `wrap` makes of the net, DistributedDataParallel say. Returns the
-        net's parameters, for an optimizer, in the order in which they stand in x [d], where they begin.
+        """From here on has `backward` go through what `wrap` makes of the net, such as DistributedDataParallel. Returns
+        the net's parameters for an optimizer, in their order in x [d], at which they begin.
         """
 
     def backward(self) -> None:
-        """Adds the gradient of the loaded batch's loss, without the l2 term, to those of the net's parameters."""
+        """Adds the gradient of the loaded batch's loss, without the l2 term, to the `grad` of the net's parameters."""
 
 
 def statistics_of(problem: Any) -> int:
-    """How many of the last entries of the problem's vectors are no parameters."""
+    """Returns how many of the last entries of the problem's vectors are no parameters."""
     return getattr(problem, "statistics", 0)
 
 
 _MEMBERS = ("batch_size", "start", "load", "gradient", "evaluate", "state_dict")
-_TAKEN = ("seconds", "step", "exchanges", "party", SECONDS_TO_BEST.name)  # what a row of the record says beside them
+_TAKEN = ("seconds", "step", "exchanges", "party", SECONDS_TO_BEST.name)  # in a row of the record beside them
 
 
 def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
-    """Takes one gradient, measures once, and returns the figures. Raises UsageError when something is not as `Problem`
-    says.
+    """Takes one gradient, evaluates once, and returns the figures. Raises UsageError where the problem is not as
+    `Problem` says.
     """
     said = f"problem={name}"
     missing = [member for member in _MEMBERS if not hasattr(problem, member)]
@@ -99,7 +100,7 @@ def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
 
 
 def _check_starts(said: str, problem: Any, workers: int) -> Tensor:
-    """Where the center begins [d], a vector that may be changed."""
+    """Checks all starts. Returns where the center begins [d], a vector that may be changed."""
     start = _vector(f"{said}: start()", _called(said, "start()", problem.start))
     statistics = statistics_of(problem)
     if not isinstance(statistics, int) or not 0 <= statistics < start.numel():
@@ -168,7 +169,7 @@ def _called(said: str, what: str, function: Callable[..., Any], *arguments: Any)
     try:
         return function(*arguments)
     except (Exception, SystemExit) as e:
-        # without this one: none is left where the call itself does not fit
+        # without the frame of this function; none is left where the call itself does not fit the user's function
         frames = traceback.extract_tb(e.__traceback__)[1:]
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         raise UsageError(f"{said}: {what} raised {type(e).__name__}: {' '.join(str(e).split())}{where}.") from e

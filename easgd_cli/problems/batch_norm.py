@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class RunningStatistics:
-    """Those of `model`, which lies where it is to stay, as one vector [size]: the layers' own buffers are views of it.
+    """The running statistics of `model` as one vector [size], of which the layers' own buffers become views; the model
+    must already be on its device.
 
-    In training a layer moves them by its own momentum m to what its batch shows, r <- (1 - m) r + m s.
+    In training a layer moves its statistics r by its own momentum m toward its batch's s: r <- (1 - m) r + m s.
     """
 
     def __init__(self, model: nn.Module):
@@ -22,7 +23,7 @@ class RunningStatistics:
         buffers = [
             (layer, name, getattr(layer, name)) for layer in self.layers for name in ("running_mean", "running_var")
         ]
-        anything = next(model.parameters(), torch.empty(0))  # on whose device an empty vector must lie, too
+        anything = next(model.parameters(), torch.empty(0))  # an empty vector must be on its device, too
         self.vector = torch.cat([buffer.reshape(-1) for _, _, buffer in buffers]) if buffers else anything.new_empty(0)
         self.size = self.vector.numel()
         for (layer, name, buffer), view in zip(
@@ -31,8 +32,8 @@ class RunningStatistics:
             setattr(layer, name, view.view(buffer.shape))
 
     def take(self, r: Tensor) -> None:
-        """Makes them `r` [size], gathered elsewhere: by how many batches is not known here, so the layers' counts are
-        0.
+        """Sets the statistics to `r` [size], gathered elsewhere. The layers' counts of batches become 0, since nobody
+        knows here how many there were.
         """
         self.vector.copy_(r)
         for layer in self.layers:
@@ -40,8 +41,8 @@ class RunningStatistics:
                 layer.num_batches_tracked.zero_()
 
     def estimate(self, pass_over: Callable[[], None]) -> None:
-        """Resets them and takes the plain average over the batches of one pass: the net is in evaluation, its batch
-        norms in training.
+        """Sets the statistics to the plain average over the batches of one pass over data, `pass_over`, in which the
+        batch norms are in training mode and the rest of the net is in evaluation mode.
         """
         momenta = [layer.momentum for layer in self.layers]
         for layer in self.layers:

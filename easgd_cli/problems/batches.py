@@ -11,18 +11,18 @@ from easgd_cli.randomness import PERMUTATION, key
 class Batches:
     """Which training samples make up the batch of a worker's step: a function of (seed, worker, t).
 
-    Each pass over the `samples` indices is a fresh permutation of all of them; a batch that a pass cannot fill runs on
-    into the next, so batches may even be larger than the set.
+    Each pass over the `samples` indices is a fresh permutation of all of them. A batch that a pass cannot fill goes on
+    with the next pass, so a batch may even be larger than the data set.
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int):
         self._samples, self._batch_size, self._seed = samples, batch_size, seed
         self._generator = torch.Generator()
-        # by worker, the last pass it has reached and its order: all that its next batch may need
+        # by worker: the last pass that it has reached, and that pass's order, which its next batch may need
         self._orders: dict[int, tuple[int, Tensor]] = {}
 
     def indices(self, worker: int, t: int) -> Tensor:
-        """Sample numbers [batch_size] int64 of that worker's step `t`."""
+        """Returns the sample numbers [batch_size] int64 of that worker's step `t`."""
         begin, end = t * self._batch_size, (t + 1) * self._batch_size
         parts = []
         for n in range(begin // self._samples, (end - 1) // self._samples + 1):

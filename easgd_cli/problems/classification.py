@@ -1,4 +1,4 @@
-"""What classification measures: errors in percent, and the cross-entropy they go with."""
+"""What classification measures: errors in percent, and the cross-entropy."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ METRICS = Metrics(
 
 
 def metrics_of(declares: Any) -> Metrics:
-    """The metrics that a problem, or its maker, declares; those of classification where it says nothing of any."""
+    """Returns the metrics that a problem, or its maker, declares; those of classification where it declares none."""
     declared = getattr(declares, "metrics", None)
     return METRICS if declared is None else Metrics(declared)

@@ -15,8 +15,8 @@ class Flat:
     """The trainable parameters of `model`, in the order of `model.parameters()`, as one vector.
 
     A parameter that appears in several places counts once; parameters with requires_grad=False and buffers are not
-    part of the vector and stay as they are. The model must already be on its device and of its dtype. `behind` the
-    gradient there is room for that many numbers, for whoever asks for it.
+    part of the vector and stay as they are. The model must already be on its device and of its dtype. `behind`: how
+    many more entries `gradient_and_behind` has, after the gradient, for the caller's use.
     Raises UsageError when there is nothing to train or the parameters differ in dtype.
     """
 
@@ -36,14 +36,14 @@ class Flat:
             end += p.numel()
             self._ends.append(end)
         self._slots = {id(p): i for i, p in enumerate(self._parameters)}
-        self.places = list(zip([0, *self._ends[:-1]], self._ends, strict=True))  # where each begins and ends
+        self.places = list(zip([0, *self._ends[:-1]], self._ends, strict=True))  # where each parameter begins and ends
         self.size = end
         self.dtype, self.device = self._parameters[0].dtype, self._parameters[0].device
         self.gradient_and_behind = torch.zeros(self.size + behind, dtype=self.dtype, device=self.device)
         self.gradient = self.gradient_and_behind[: self.size]
-        self._bound = 0  # address of the vector the parameters are views of; 0: the model's own tensors
-        # By address, of vectors that are alive: a worker's rule differentiates at two or three in turn, and many
-        # workers may be served in turn.
+        self._bound = 0  # address of the vector of which the parameters are views; 0: they are the model's own tensors
+        # The parameters as views of each vector that has been bound and is alive, by its address: a worker's rule
+        # differentiates at two or three vectors in turn, and many workers may be served in turn.
         self._views: dict[int, list[Tensor]] = {}
         for p, view in zip(self._parameters, self._split(self.gradient), strict=True):
             p.grad = view  # backward adds into existing gradients in place, so they arrive in the flat buffer
@@ -52,7 +52,7 @@ class Flat:
         """Makes the model's parameters views of the first entries of `vector` [size or more], which must stay where it
         is; nothing is copied.
 
-        Cheap for a vector that is bound already, or has been since it was made.
+        Cheap for a vector that is bound now, or has been bound before.
         """
         address = vector.data_ptr()
         if address == self._bound:
@@ -63,8 +63,8 @@ class Flat:
                 vector.dim() == 1 and len(vector) >= self.size and vector.dtype == self.dtype and vector.is_contiguous()
             )
             views = self._split(vector.detach())
-            # The views keep the memory alive, so as long as an address is remembered nothing else can come to lie
-            # there; and no longer than the vector itself, since a rule may make a new one at every step.
+            # The views keep the memory alive, so while an address is remembered no other vector can come to lie there.
+            # It is forgotten with the vector, since a rule may make a new one at every step.
             self._views[address] = views
             weakref.finalize(vector, self._views.pop, address, None).atexit = False
         for p, view in zip(self._parameters, views, strict=True):
@@ -73,7 +73,7 @@ class Flat:
 
     @property
     def names(self) -> list[list[str]]:
-        """What each parameter in the vector is called, in their order: one that is used twice has two names."""
+        """The names of each parameter in the vector, in their order: a parameter that is used twice has two names."""
         found: list[list[str]] = [[] for _ in self._parameters]
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             if parameter.requires_grad:
@@ -81,13 +81,14 @@ class Flat:
         return found
 
     def vector(self) -> Tensor:
-        """A copy of the model's parameters [size]."""
+        """Returns a copy of the model's parameters [size]."""
         return torch.cat([p.detach().reshape(-1) for p in self._parameters])
 
     def state_dict(self, vector: Tensor, buffers: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """What `model.load_state_dict` takes: parameters from `vector` [size], the rest from `buffers` or the model.
+        """Returns a dictionary for `model.load_state_dict`: parameters from `vector` [size], the rest from `buffers` or
+        the model.
 
-        Plain CPU tensors that share memory with nothing.
+        All are plain CPU tensors that share memory with nothing.
         """
         values = self._split(vector.detach())
         state = {}
@@ -98,11 +99,10 @@ class Flat:
         return state
 
     def load(self, state: Mapping[str, Tensor], source: str = "init") -> Tensor:
-        """The vector [size] that `state` holds; its buffers and frozen parameters are copied into the model.
+        """Returns the vector [size] that `state` holds, and copies its buffers and frozen parameters into the model.
 
-        Batch norms' counts of batches may be lacking, as in files older than they are, torchvision's among them; torch
-        admits it, too. Raises UsageError, beginning with `source`, when names are missing or unexpected, or a shape is
-        another.
+        Batch norms' counts of batches may be lacking, as they are in old files, such as torchvision's; torch admits it,
+        too. Raises UsageError, with `source` at its beginning, for missing or unexpected names and for other shapes.
         """
         own = self._named()
         names = {name for name, _ in own}
@@ -142,12 +142,12 @@ class Flat:
         return [vector[begin:end].view(p.shape) for p, (begin, end) in zip(self._parameters, self.places, strict=True)]
 
     def _named(self) -> list[tuple[str, Tensor]]:
-        """The tensors of a state_dict by name: a parameter used twice has two names."""
+        """Returns the tensors of a state_dict by name: a parameter that is used twice has two names."""
         return [(name, t) for name, t in self.model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)]
 
 
 def _check_type(source: str, name: str, theirs: Tensor, own: Tensor) -> None:
-    """Raises UsageError where a number would become another one."""
+    """Raises UsageError where conversion to the model's type would change a number's meaning or value."""
     if theirs.is_floating_point() == own.is_floating_point():
         return
     types = f"{source}: {name} is of type {theirs.dtype} in the file and {own.dtype} in the model"

@@ -1,4 +1,4 @@
-"""A function given by a callback for its gradient: what a method is held against its printed listing on."""
+"""A function that is given by its gradient: tests compare a method with its printed listing on it."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class FunctionProblem:
         self._out = torch.zeros_like(self._start)
 
     def start(self, worker: int | None = None) -> Tensor:
-        """The vector [d] given, for all."""
+        """Returns the given vector [d], for center and workers alike."""
         return self._start.clone()
 
     def load(self, worker: int, t: int) -> None:
-        """The next gradient is that of that worker's step `t`."""
+        """Has `gradient` return those of that worker's step `t`."""
         self._worker, self._t = worker, t
 
     def gradient(self, x: Tensor) -> Tensor:
-        """The gradient [d] at `x` [d]; valid until the next call."""
+        """Returns the gradient [d] at `x` [d], valid until the next call."""
         self._gradient(x, self._worker, self._t, self._out)
         return self._out
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
-        """Nothing is known of the function but its gradient."""
+        """Returns no figures: nothing is known of the function but its gradient."""
         return {}
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """`x` [d] under its own name."""
+        """Returns `x` [d] under the name x."""
         return {"x": x.detach().clone()}

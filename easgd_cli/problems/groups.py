@@ -15,11 +15,12 @@ from easgd_cli.settings.groups import ParameterGroup
 def parts(
     flat: Flat, groups: Sequence[ParameterGroup], otherwise: Mapping[str, float | None]
 ) -> list[tuple[int, int, tuple[Any, ...]]]:
-    """The whole vector in as few parts as there are: the entry where one begins, the one before which it ends, and its
-    values of the settings that `otherwise` has for all others.
+    """Returns the whole vector as a list of as few parts as possible, each as (the entry where it begins, the entry
+    before which it ends, its values of the settings in `otherwise`). `otherwise`: the values of parameters whose groups
+    say nothing.
 
-    Of several groups that fit a parameter and say something of a setting the last counts. Raises UsageError for a
-    pattern that fits nothing.
+    Where several groups fit a parameter and have a value of a setting, the last group counts. Raises UsageError for a
+    pattern that fits no parameter.
     """
     _check(flat, groups)
     found: list[tuple[int, int, tuple[Any, ...]]] = []
@@ -35,7 +36,7 @@ def parts(
 
 
 def _fits(pattern: str, names: Iterable[str]) -> bool:
-    """A parameter that appears in several places goes by any of its names."""
+    """Returns whether the pattern fits any of a parameter's names; one that is used in several places has several."""
     return any(fnmatchcase(name, pattern) for name in names)
 
 

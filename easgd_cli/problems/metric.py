@@ -1,6 +1,4 @@
-"""What a task measures of a vector, and how that is spoken of. Everything above the problems knows metrics by this
-alone.
-"""
+"""What a task measures of a vector, and how users are told of it. The rooms above know metrics by this file alone."""
 
 from __future__ import annotations
 
@@ -8,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-LOWER, HIGHER = "lower", "higher"  # is better
+LOWER, HIGHER = "lower", "higher"  # which values of a metric are better
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of merit, by its `name` in the record's rows.
+    """A figure of merit; `name`: its name in the record's rows.
 
-    `title`: what it is called; `short`: the same where there is little room. `unit`: of a value, such as %; `format`:
-    its digits, as format() takes them. `direction`: which values are better. `primary`: that runs are judged by it.
-    Raises ValueError for a format or a direction that is none.
+    `title`: its name for users; `short`: the title where there is little room. `unit`: of a value, such as %; `format`:
+    how a value is written, as format() takes it. `direction`: which values are better. `primary`: whether runs are
+    judged by it. Raises ValueError for an invalid format or direction.
     """
 
     name: str
@@ -38,7 +36,7 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """1 or -1: a value times this is the lower the better."""
+        """1 or -1: of two values times this sign, the lower one is better."""
         return 1 if self.direction == LOWER else -1
 
     @property
@@ -48,7 +46,7 @@ class Metric:
 
     @property
     def best(self) -> Metric:
-        """The best value so far."""
+        """The metric that is the best value of this one so far."""
         said = f"The {self.lowest} {self.title} of the center so far."
         return replace(
             self, name=f"best_{self.name}", title=f"best {self.title}", short="best", primary=False, description=said
@@ -56,23 +54,23 @@ class Metric:
 
     @property
     def held_out(self) -> str:
-        """The name of the same metric of what is held out of training, for one of the test set."""
+        """The name of the metric on samples held out of training that goes with this one of the test set."""
         return self.name.replace("test_", "validation_", 1)
 
     @property
     def labelled(self) -> str:
-        """Its title with its unit."""
+        """The title with the unit."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def shown(self, value: float | None, without: str = "-") -> str:
-        """A value with its unit; `without` stands for none that is finite."""
+        """Returns a value with its unit, as text; `without`, where there is no value."""
         return without if value is None else self.with_unit(format(value, self.format))
 
     def with_unit(self, text: str) -> str:
         return f"{text} {self.unit}" if self.unit else text
 
     def reached(self, value: float | None, level: float) -> bool:
-        """Whether the value is as good as `level`."""
+        """Returns whether the value is as good as `level`, or better."""
         return value is not None and self.sign * value <= self.sign * level
 
 
@@ -90,8 +88,8 @@ SECONDS_TO_BEST = Metric(
 
 
 class Metrics:
-    """Those that a task declares, and train_loss, which every problem measures. What is measured beside them is called
-    by its name.
+    """The metrics that a task declares, and train_loss, which every problem measures. Any other figure is shown under
+    its own name.
     """
 
     def __init__(self, declared: Iterable[Metric]):
@@ -102,12 +100,12 @@ class Metrics:
 
     @classmethod
     def read(cls, said: Sequence[dict[str, Any]]) -> Metrics:
-        """From what `told` gives. Raises ValueError or TypeError for anything else."""
+        """Returns metrics from what `told` returns. Raises ValueError or TypeError for anything else."""
         known = {field.name for field in fields(Metric)}
         return cls(Metric(**{key: value for key, value in one.items() if key in known}) for one in said)
 
     def told(self) -> list[dict[str, Any]]:
-        """As plain values, for summary.json."""
+        """Returns the declared metrics as plain values, for summary.json."""
         return [asdict(metric) for metric in self.declared]
 
     def __getitem__(self, name: str) -> Metric:
@@ -118,15 +116,17 @@ class Metrics:
         return {metric.name for metric in self.declared}
 
     def named(self, name: str) -> str:
-        """The name in the rows: of `rmse` test_rmse, where that is declared."""
+        """Returns the name in the record's rows: for `rmse` it is test_rmse, where that is declared."""
         return f"test_{name}" if name not in self._named and f"test_{name}" in self._named else name
 
     def known(self) -> list[Metric]:
-        """All that have a description: train_loss, the declared, and what follows from the primary one."""
+        """Returns all metrics with a description: train_loss, the declared ones, and two that follow from the primary
+        one: its best value, and the seconds to it.
+        """
         return list(self._named.values())
 
     def together_with(self, other: Metrics) -> Metrics:
-        """Those of both."""
+        """Returns the metrics of both; of two with one name, this object's."""
         return (
             Metrics({metric.name: metric for metric in (*other.declared, *self.declared)}.values())
             if other.declared != self.declared
@@ -134,6 +134,6 @@ class Metrics:
         )
 
     def errors(self, measured: Iterable[str]) -> list[Metric]:
-        """The declared ones that were measured and are no losses, in their order."""
+        """Returns the declared metrics that were `measured` and are no losses, in their order."""
         names = set(measured)
         return [metric for metric in self.declared if metric.name in names and not metric.name.endswith("_loss")]

@@ -1,7 +1,7 @@
-"""A net on data, trained for a task: the task's loss of what the net makes of a batch.
+"""A net on data, trained for a task: what is minimised is the task's loss of the net's outputs.
 
-Everything random in a gradient (batch, augmentation, dropout) is a function of (seed, worker, t), so a step taken again
-gives the same bits, whatever happened in between.
+Everything random in a gradient (batch, augmentation, dropout) is a function of (seed, worker, t), so a step that is
+taken again gives the same bits, whatever happened in between.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _BEGUN = 16  # batches that wait ahead at most, however many workers one problem
 
 
 def outputs_as(dtype: torch.dtype, outputs: Any) -> Any:
-    """Floating-point outputs as `dtype`, in which losses are computed."""
+    """Returns the outputs, with floating-point tensors as `dtype`, in which losses are computed."""
     return mapped(lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, outputs)
 
 
 class NetProblem:
     """The loss of `task` of what `model` makes of `data`, in the run with `seed` (see problems/base.py).
 
-    `model` is taken over: moved to `device`, its parameters bound to whatever vector is asked about. `train_images` is
-    the size of the fixed training subset on which train_loss is measured. `batch_norm` says what batch norm's running
-    statistics are of a vector that is measured or saved: "estimate", over `batch_norm_images` fixed training samples
-    (None: as many as `train_images`), or "average", those that workers have gathered and exchanged: then they are the
-    last `statistics` entries of every vector. `precision` is that of the gradient's arithmetic: fp32, tf32 on
-    CUDA, or bf16, which is torch's autocast; vectors and evaluation stay as the parameters are. With `compile`
-    gradients are those of the net as torch.compile makes it, when the first is taken. `task`: None for the one that
-    goes with the data. `groups`: parameters with an l2 and rates of their own. `accumulate`: of so many batches of
-    `batch_size` a gradient is the mean. `replicas`, `dither`: copies of each sample in a batch, and the noise of each
+    `model` is taken over: moved to `device`, and its parameters bound to each vector that is asked about.
+    `train_images`: size of the fixed training subset on which train_loss is measured. `batch_norm`: where batch norm's
+    running statistics of a measured or saved vector come from: "estimate", from `batch_norm_images` fixed training
+    samples (None: as many as `train_images`), or "average", from workers that have gathered and exchanged them; then
+    they are the last `statistics` entries of every vector. `precision`: of the gradient's arithmetic: fp32, tf32 on
+    CUDA, or bf16 by torch's autocast; vectors and evaluation have the parameters' type. `compile`: whether gradients
+    are those of the net as torch.compile makes it, when the first one is taken. `task`: None for the one that goes with
+    the data. `groups`: parameters with an l2 and rates of their own. `accumulate`: a gradient is the mean over so many
+    batches of `batch_size`. `replicas`, `dither`: copies of each sample in a batch, and the noise of each copy
     (replicas.py). Raises ValueError for a setting out of its range, and UsageError for a group of no parameter.
     """
 
@@ -72,7 +72,7 @@ class NetProblem:
         self._l2 = parts(self.flat, groups, {"l2": l2})
         rates = parts(self.flat, groups, {"eta": 1.0, "weight_decay": None})
         self.parts = [] if len(rates) == 1 and rates[0][2] == (1.0, None) else [Part(b, e, *v) for b, e, v in rates]
-        # Bound to one vector after another it stays one graph: a parameter's address is no part of what is compiled.
+        # A net that is bound to one vector after another is compiled once: the graph does not depend on addresses.
         self._compiled = compiled if compile else _as_it_is
         self._differentiated = self._compiled(model)
         self._tf32 = precision == "tf32"
@@ -93,15 +93,15 @@ class NetProblem:
             )
         self._accumulate, self._replicas = accumulate, Replicas(replicas, dither)
         self._replicas.check(data)
-        self._worker = self._t = 0  # of the loaded batches
+        self._worker = self._t = 0  # whose batches are loaded
         self._loaded: list[Batch] = []
-        # batches ahead, by worker and number: a worker's batches are counted from 0, `accumulate` of them a step
+        # batches being prepared, by worker and number: a worker's batches are counted from 0, `accumulate` a step
         self._begun: dict[tuple[int, int], Callable[[], Batch]] = {}
         self._snapshot: Tensor | None = None
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The names of what `evaluate` returns."""
+        """The names of the figures that `evaluate` returns."""
         splits = ("test", "validation") if self._data.count("held_out") else ("test",)
         return ("train_loss", *(f"{split}_{name}" for split in splits for name in self.task.measures))
 
@@ -116,7 +116,9 @@ class NetProblem:
         return facts
 
     def start(self, worker: int | None = None) -> Tensor:
-        """The model as it was given [size]: every worker begins where the center does (paper p. 6, footnote 7)."""
+        """Returns the given model's parameters [size]: every worker begins where the center does (paper p. 6, footnote
+        7).
+        """
         return self._start.clone()
 
     def load(self, worker: int, t: int) -> None:
@@ -139,10 +141,10 @@ class NetProblem:
         self._begun[worker, n] = self._data.begin(self._batches.indices(worker, n), self._augmentation, self.dtype)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Gradient [size] of the loaded batches' mean loss + (l2/2)||x||^2 at `x` [size], dropout on; valid until the
-        next call.
+        """Returns the gradient [size] of the loaded batches' mean loss + (l2/2)||x||^2 at `x` [size], with dropout,
+        valid until the next call.
 
-        Of statistics that are exchanged, minus the change that these batches make of them, one after another.
+        Entries of exchanged statistics are minus the change that these batches, one after another, make of them.
         """
         self.flat.bind(x)
         if self.statistics:
@@ -160,19 +162,19 @@ class NetProblem:
         return self.flat.gradient_and_behind
 
     def wrapped(self, wrap: Callable[[nn.Module], nn.Module], x: Tensor) -> list[nn.Parameter]:
-        """From here on `backward` goes through what `wrap` makes of the net, DistributedDataParallel say. Returns the
-        net's parameters, for an optimizer, in the order in which they stand in x [size], where they begin.
+        """From here on has `backward` go through what `wrap` makes of the net, such as DistributedDataParallel. Returns
+        the net's parameters for an optimizer, in their order in x [size], at which they begin.
         """
         begins = x.clone()
         self.flat.bind(begins)
         self._model.zero_grad(set_to_none=True)
         self._differentiated = self._compiled(wrap(self._model))
-        begins.copy_(x)  # DistributedDataParallel has given all processes those of the first
+        begins.copy_(x)  # DistributedDataParallel has given all processes the first one's parameters
         return [p for p in self._model.parameters() if p.requires_grad]
 
     def backward(self) -> None:
-        """Adds the gradient of the loaded batches' mean loss, dropout on and without the l2 term, to those of the net's
-        parameters, where these are.
+        """Adds the gradient of the loaded batches' mean loss, with dropout and without the l2 term, to the `grad` of
+        the net's parameters.
         """
         if not self._model.training:
             self._model.train()
@@ -181,7 +183,7 @@ class NetProblem:
         self.loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _differentiate(self, i: int, inputs: Any, targets: Any) -> Tensor:
-        """Adds the gradient of the i-th loaded batch to the flat one; returns its share of the loss []."""
+        """Adds the i-th loaded batch's share of the gradient to the flat one. Returns its share of the loss []."""
         self._dropout.manual_seed(key(self._seed, DROPOUT, self._worker, self._t * self._accumulate + i))
         with self._autocast:
             outputs = called(self._differentiated, self._replicas.dithered(inputs))
@@ -192,11 +194,11 @@ class NetProblem:
         return loss.detach()
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
-        """The task's figures at `x` [size]: train_loss on the fixed subset of the training samples, test_loss and what
-        else the task measures, and the same as validation_... where samples are held out.
+        """Returns the task's figures at `x` [size]: train_loss on the fixed subset of the training samples, test_loss
+        and whatever else the task measures, and the same as validation_... where samples are held out.
 
-        Of images center patches, dropout off, no l2 term. The running statistics of batch norms are those in
-        `x`, where they are exchanged. Otherwise nobody maintains the center's, so they are estimated first: plain
+        Images are center patches; there is no dropout and no l2 term. Batch norms' running statistics are those in `x`
+        where they are exchanged. Otherwise nobody maintains the center's, so they are estimated first: as plain
         averages over one pass of a fixed training subset.
         """
         self._prepare(x)
@@ -208,8 +210,8 @@ class NetProblem:
 
     @torch.no_grad()
     def confusion(self, x: Tensor) -> Tensor | None:
-        """How many test labels of each class (row) are taken for each class (column) at `x` [size]: [num_classes,
-        num_classes] int64, on the CPU. None where the task knows no classes.
+        """Returns how many test labels of each class (row) are taken for each class (column) at `x` [size]:
+        [num_classes, num_classes] int64, on the CPU. None where the task knows no classes.
         """
         if not isinstance(self.task, Classification):
             return None
@@ -218,21 +220,21 @@ class NetProblem:
         return torch.stack(counts).sum(0)
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's as in `evaluate`; plain CPU
-        tensors.
+        """Returns a dictionary for `model.load_state_dict`: `x` [size] and the buffers, batch norm's as in `evaluate`,
+        as plain CPU tensors.
         """
         if self._running.layers:
             self._prepare(x)
         return self.flat.state_dict(self._parameters(x))
 
     def _parameters(self, x: Tensor) -> Tensor:
-        """Those in `x` [size], which statistics may follow."""
+        """Returns the parameters in `x` [size], which statistics may follow."""
         return x[: self.flat.size] if self.statistics else x
 
     def _prepare(self, x: Tensor) -> None:
         """Puts a copy of `x` into the model, ready to be measured.
 
-        A copy, because a snapshot that is bound would be kept from being freed until the next.
+        A copy, because a snapshot that is bound could not be freed before the next one is.
         """
         if self._snapshot is None:
             self._snapshot = torch.empty_like(x)
@@ -250,14 +252,14 @@ class NetProblem:
             pass
 
     def _judged(self, split: Split, indices: Tensor | None = None) -> Iterator[tuple[Any, Any]]:
-        """Outputs and targets of a split, or of its samples `indices`, a batch at a time."""
+        """Yields outputs and targets of a split, or of its samples `indices`, a batch at a time."""
         for batch in self._data.evaluation_batches(split, _EVALUATION_BATCH, self.device, self.dtype, indices):
             inputs, targets = self.task.parted(*batch)
             yield called(self._model, inputs), targets
 
     @torch.no_grad()
     def _measure(self, split: Split, indices: Tensor | None = None) -> dict[str, float]:
-        """The task's figures of a split, or of its samples `indices`."""
+        """Returns the task's figures of a split, or of its samples `indices`."""
         totals: dict[str, Tensor] = {}
         for outputs, targets in self._judged(split, indices):
             for name, value in self.task.totals(outputs, targets).items():
@@ -309,13 +311,13 @@ def _check_statistics(batch_norm: str, running: RunningStatistics, statistics: i
 
 
 def _whole_batches(indices: Tensor) -> Tensor:
-    """`indices` without a last batch that is smaller than the others: its statistics would count as much as theirs."""
+    """Returns `indices` without a last batch that is smaller than the others, whose statistics would count as much."""
     return indices[: max(len(indices) - len(indices) % _EVALUATION_BATCH, min(len(indices), _EVALUATION_BATCH))]
 
 
 def _default_generator(device: torch.device) -> torch.Generator:
-    """The generator that layers such as dropout draw from on `device`. Seeding it directly costs a microsecond,
-    torch.manual_seed 70.
+    """Returns the generator from which layers such as dropout draw on `device`. Seeding it costs a microsecond,
+    torch.manual_seed costs 70.
     """
     if device.type == "cpu":
         return torch.default_generator

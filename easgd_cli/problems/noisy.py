@@ -1,6 +1,4 @@
-"""What known functions of a few numbers have in common: gradients with Gaussian noise, starting points, what is
-measured.
-"""
+"""The base of problems that are known functions of a few numbers: gradient noise, starting points, what is measured."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from easgd_cli.data.conversion import sent
 from easgd_cli.problems.metric import Metric
 from easgd_cli.randomness import NOISE, key
 
-_SHOWN = 8  # coordinates of the center that an evaluation tells, where there are no more
+_SHOWN = 8  # an evaluation has the center's coordinates where there are no more than these
 
 Point = float | list[float]  # one number for all coordinates, or one for each
 
@@ -23,9 +21,8 @@ class NoisyFunction(ABC):
     """A function f of x [dimension], in float64, whose gradients are noisy (see problems/base.py).
 
     The loss of worker i's step t is f(x) - <xi, x>, so its gradient is f'(x) - xi, with xi ~ N(0, noise^2) independent
-    for each coordinate, worker and step (paper p. 10): a function of (seed, i, t), drawn on the CPU whatever the
-    device.
-    `start`: where the center begins; `starts`: where each worker does, where that is not the same.
+    for each coordinate, worker and step (paper p. 10): a function of (seed, i, t), drawn on the CPU on any device.
+    `start`: where the center begins; `starts`: where each worker begins, None: all at `start`.
     Raises ValueError for a dimension below 1, negative noise, and points of another size.
     """
 
@@ -72,7 +69,7 @@ class NoisyFunction(ABC):
 
     @abstractmethod
     def value(self, x: Tensor) -> Tensor:
-        """f(x), 0-d, at `x` [d]."""
+        """Returns f(x), 0-d, at `x` [d]."""
 
     @abstractmethod
     def slope(self, x: Tensor, out: Tensor) -> None:
@@ -80,10 +77,10 @@ class NoisyFunction(ABC):
 
     @abstractmethod
     def position(self, x: Tensor) -> dict[str, float]:
-        """Where `x` [d] is as seen from the minima of f: distance_to_optimum, and what else there is to tell."""
+        """Returns where `x` [d] lies relative to the minima of f: distance_to_optimum, and any other figures."""
 
     def start(self, worker: int | None = None) -> Tensor:
-        """Where the center or that worker begins [d]."""
+        """Returns where that worker begins [d], None: where the center does."""
         return (self._start if worker is None or self._starts is None else self._starts[worker]).clone()
 
     def load(self, worker: int, t: int) -> None:
@@ -94,7 +91,7 @@ class NoisyFunction(ABC):
             self._xi.copy_(sent(drawn, self._xi.device)).mul_(self._noise)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """f'(x) - xi + l2 x [d] at `x` [d]; valid until the next call."""
+        """Returns f'(x) - xi + l2 x [d] at `x` [d], valid until the next call."""
         g = self._gradient
         self.slope(x, g)
         self.loss = self.value(x)
@@ -106,19 +103,19 @@ class NoisyFunction(ABC):
         return g
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
-        """train_loss = f(x), without noise, and where `x` [d] is; its coordinates too, where they are few."""
+        """Returns train_loss = f(x), without noise, and where `x` [d] lies; its coordinates too, where they are few."""
         figures = {"train_loss": float(self.value(x)), **self.position(x)}
         if x.numel() <= _SHOWN:
             figures |= {f"coordinate_{i}": value for i, value in enumerate(x.tolist())}
         return figures
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """`x` [d] under its own name."""
+        """Returns `x` [d] under the name x."""
         return {"x": x.detach().to("cpu", copy=True)}
 
 
 def point(key: str, given: Point, dimension: int) -> Tensor:
-    """A vector [dimension] from one number or from `dimension` of them. Raises ValueError, naming `key`."""
+    """Returns a vector [dimension] of one number or of `dimension` numbers. Raises ValueError, which names `key`."""
     if isinstance(given, list) and len(given) != dimension:
         raise ValueError(
             f"{key}={written(given)}: is a list of {len(given)}; it must be one number, or a list of "
@@ -131,5 +128,5 @@ def point(key: str, given: Point, dimension: int) -> Tensor:
 
 
 def written(value: object) -> str:
-    """A number or a list, as it is written on the command line."""
+    """Returns a number or a list as it is written on the command line."""
     return f"[{','.join(written(v) for v in value)}]" if isinstance(value, list) else f"{value:g}"

@@ -1,6 +1,6 @@
 """f(x) = 1/2 sum_i h_i x_i^2 with noisy gradients: the model on which the paper analyses EASGD (p. 10).
 
-With dimension 1, h = 1, noise 10 and start 1 it is the one of Figure 5.
+With dimension 1, h = 1, noise 10 and start 1 it is the function of Figure 5.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from easgd_cli.problems.noisy import NoisyFunction, Point, point, written
 class Quadratic(NoisyFunction):
     """A quadratic with its minimum at 0 and curvatures h [dimension] given by `spectrum`.
 
-    `spectrum`: one number, for all coordinates; two, from the first to the second in equal ratios; or `dimension` of
-    them. For dimension 2 the last two are the same. Raises ValueError for another count and for curvatures that are not
-    positive.
+    `spectrum`: one number for all coordinates; two numbers, between which the curvatures rise in equal ratios; or
+    `dimension` numbers. For dimension 2 the last two forms are the same. Raises ValueError for another count and for
+    curvatures that are not positive.
     """
 
     def __init__(

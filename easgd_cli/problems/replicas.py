@@ -1,8 +1,8 @@
-"""Parallel dither and dropout (Simpson 2015, arXiv 1508.07130): every sample of a batch several times, each time with
-noise and a dropout mask of its own, the gradient their mean.
+"""Parallel dither and dropout (Simpson 2015, arXiv 1508.07130): a batch has every sample several times, each copy with
+noise and a dropout mask of its own, and the gradient is the mean over all copies.
 
-The noise is Gaussian, drawn where the net draws its masks: a function of (seed, worker, t). The paper's own noise was
-not at hand to be compared.
+The noise is Gaussian, from the generator of the net's dropout masks: a function of (seed, worker, t). It was not
+compared with the noise of the paper, which was not at hand.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from easgd_cli.data.nest import leaves, mapped
 
 @dataclass(frozen=True)
 class Replicas:
-    """`count` copies of each sample; `dither`: standard deviation of what is added to each number of what the net
-    sees.
-    """
+    """`count`: copies of each sample; `dither`: standard deviation of the noise on each number of the inputs."""
 
     count: int = 1
     dither: float = 0.0
@@ -39,14 +37,14 @@ class Replicas:
             )
 
     def of(self, inputs: Any, targets: Any) -> Batch:
-        """The batch [B, ...] as many times as there are copies [count * B, ...]."""
+        """Returns the batch [B, ...] `count` times, as one batch [count * B, ...]."""
         if self.count == 1:
             return inputs, targets
         several = [mapped(lambda t: t.repeat(self.count, *[1] * (t.dim() - 1)), nest) for nest in (inputs, targets)]
         return several[0], several[1]
 
     def dithered(self, inputs: Any) -> Any:
-        """The inputs with noise from the generator that the net draws from."""
+        """Returns the inputs with noise, from the generator from which the net draws, too."""
         return mapped(self._with_noise, inputs) if self.dither else inputs
 
     def _with_noise(self, t: Tensor) -> Tensor:

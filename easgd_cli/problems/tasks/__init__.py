@@ -1,4 +1,4 @@
-"""Tasks: what a net is trained for and judged by, one a file; which of them, where the data say."""
+"""Tasks, one a file: what a net is trained for and judged by."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def by_data(data: Dataset) -> Task:
-    """The task that goes with what the data set's targets are: see docs/data.md."""
+    """Returns the task that goes with the kind of the data set's targets: see docs/data.md."""
     from easgd_cli.problems.tasks.classification import Classification
     from easgd_cli.problems.tasks.multi_label import MultiLabel
     from easgd_cli.problems.tasks.next_token import NextToken

@@ -1,4 +1,4 @@
-"""What a net is trained for: the loss of its outputs, and the metrics that it is judged by."""
+"""What a net is trained for: the loss of its outputs, and the metrics by which the net is judged."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ from easgd_cli.problems.metric import LOWER, Metric
 
 
 class Task(ABC):
-    """A loss, which gradients are of, and what evaluation measures beside it.
+    """A loss, whose gradients are taken, and what evaluation measures beside it.
 
-    Outputs are what the net returned for a batch of B samples, targets what the data set has for them. Evaluation adds
-    up `totals` over the batches of a split and makes figures of the sums. A subclass declares each metric for the test
-    set and for what is held out (`of_splits`).
+    Outputs are what the net has returned for a batch of B samples, targets what the data set has for these. Evaluation
+    adds up `totals` over the batches of a split and makes figures of the sums. A subclass declares each metric for the
+    test set and for held-out samples (`of_splits`).
     """
 
-    name: str = "own"  # how it is chosen
+    name: str = "own"  # under which users choose the task
     takes: ClassVar[tuple[Targets, ...]] = ("labels", "numbers", "several labels", "tokens")
     metrics: ClassVar[tuple[Metric, ...]]
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The names of its figures, without the split they are of."""
+        """The names of its figures, without that of the split."""
         return tuple(m.name.removeprefix("test_") for m in self.metrics if m.name.startswith("test_"))
 
     def outputs(self, data: Dataset) -> int | None:
-        """How many numbers a net is to give for a sample, offered to nets as `num_classes`; None: not known here."""
+        """Returns how many numbers a net is to give for a sample, offered to nets as `num_classes`; None: not known."""
         return data.num_classes
 
     def parted(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        """What goes into the net, and what its outputs are held against."""
+        """Returns what goes into the net, and the targets with which its outputs are compared."""
         return inputs, targets
 
     def on(self, device: torch.device) -> Self:
-        """The same, its own tensors, if any, on `device`."""
+        """Returns this task with its own tensors, if it has any, on `device`."""
         return self
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """The loss of a batch, 0-d, which is differentiated."""
+        """Returns the loss of a batch, 0-d, which is then differentiated."""
 
     @abstractmethod
     def totals(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
-        """Sums over a batch by name, 0-d, `count` among them: what the figures of a split are made of."""
+        """Returns sums over a batch by name, 0-d, `count` among them, from which the figures of a split are made."""
 
     @abstractmethod
     def figures(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """The figures of a split by name, `loss` among them, from the sums over all of it."""
+        """Returns the figures of a split by name, `loss` among them, from the sums over the whole split."""
 
     def check(self, outputs: Any, inputs: Any, targets: Any) -> None:
-        """Raises UsageError, a fact without a subject, for outputs that do not go with the targets."""
+        """Raises UsageError for outputs that do not go with the targets; its text follows the net's name."""
         out = tensor(outputs)
         if not bool(torch.isfinite(out).all()):
             raise UsageError("its outputs at the start are not finite numbers.")
 
 
 def tensor(outputs: Any) -> Tensor:
-    """The one tensor that a net has returned, or the `logits` of what it has. Raises UsageError."""
+    """Returns the one tensor in a net's `outputs`: `outputs` itself, or its attribute `logits`. Raises UsageError."""
     found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
     if not isinstance(found, Tensor):
         raise UsageError(
@@ -75,7 +75,7 @@ def tensor(outputs: Any) -> Tensor:
 
 
 def turned(inputs: Any, outputs: Tensor) -> str:
-    """What a net has made of a batch, for a sentence."""
+    """Returns what a net has made of a batch, for a sentence."""
     return f"turned inputs {said(inputs)} into {list(outputs.shape)}"
 
 
@@ -83,7 +83,7 @@ def of_splits(
     name: str, title: str, description: str, *, unit: str = "", format: str = ".4g", direction: str = LOWER,
     primary: bool = False,
 ) -> tuple[Metric, Metric]:  # fmt: skip
-    """A metric of the test set, and the same of the training samples that are held out."""
+    """Returns a metric of the test set, and the same metric of the training samples that are held out."""
     test = Metric(
         f"test_{name}", f"test {title}", unit=unit, format=format, direction=direction, primary=primary,
         description=f"{description} On the test samples, at the center.",
@@ -96,7 +96,7 @@ def of_splits(
 
 
 def without_ones(t: Tensor) -> list[int]:
-    """Its shape without last axes of one, of which outputs may have more or fewer than targets."""
+    """Returns the shape without last axes of length 1, of which outputs may have more or fewer than targets."""
     shape = list(t.shape)
     while len(shape) > 1 and shape[-1] == 1:
         shape.pop()

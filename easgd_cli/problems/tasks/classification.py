@@ -1,4 +1,4 @@
-"""One of several classes: for a sample, or for each place of it, as in segmentation."""
+"""Classification: one of several classes for a sample or, as in segmentation, for each place of it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from easgd_cli.problems.classification import METRICS
 from easgd_cli.problems.metric import Metric
 from easgd_cli.problems.tasks.base import Task, tensor, turned
 
-_MANY_CLASSES = 100  # from which on top-5 errors are of interest
+_MANY_CLASSES = 100  # with as many or more, top-5 errors are of interest
 
 
 class Classification(Task):
     """The mean cross-entropy of outputs [B, C, ...] against labels [B, ...] int64, 0 <= label < C.
 
-    Places with the label `ignore_index` count neither in the loss nor in errors. `label_smoothing` e trains against
-    1 - e of the label and e of all classes alike (Szegedy et al. 2016, section 7). `top5` measures top-5 errors; None:
-    with a hundred classes or more. Raises ValueError for a setting out of its range.
+    Places with the label `ignore_index` count neither in the loss nor in errors. `label_smoothing` e trains toward
+    1 - e of the label and e of all classes alike (Szegedy et al. 2016, section 7). `top5`: whether top-5 errors are
+    measured; None: with a hundred classes or more. Raises ValueError for a setting out of its range.
     """
 
     name = "classification"
@@ -96,7 +96,7 @@ class Classification(Task):
 
     @torch.no_grad()
     def confusion(self, outputs: Any, targets: Tensor) -> Tensor:
-        """How many labels of each class (row) are taken for each class (column): [C, C] int64, on the CPU."""
+        """Returns how many labels of each class (row) are taken for each class (column): [C, C] int64, on the CPU."""
         logits = tensor(outputs)
         n, labels = logits.shape[1], targets.cpu()
         pairs = labels * n + logits.argmax(1).cpu()

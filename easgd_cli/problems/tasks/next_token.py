@@ -14,16 +14,16 @@ from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metric
 from easgd_cli.problems.tasks.base import Task, of_splits, tensor, turned
 
-_BYTES = 256  # tokens, up to which each is taken for a byte
+_BYTES = 256  # with as many tokens or fewer, each is taken for a byte
 
 
 class NextToken(Task):
     """The mean cross-entropy a token of outputs [B, L, V], logits, against the tokens [B, L] int64 that come next.
 
-    A data set without targets has sequences [B, L + 1]: the net sees all but the last token, and is held against all
-    but the first. `ignore_index` is a token that does not count, such as padding. `bytes_per_token`: how many bytes of
-    text a token stands for on average, for bits per byte; None: 1 where there are at most 256 tokens, else none are
-    measured.
+    A data set without targets has sequences [B, L + 1]: the net sees all tokens but the last, and the targets are all
+    but the first. `ignore_index`: a token that does not count, such as padding. `bytes_per_token`: how many bytes of
+    text a token stands for on average, for bits per byte; None: 1 where there are at most 256 tokens, else bits per
+    byte are not measured.
     Raises ValueError for a number that is not positive.
     """
 

@@ -1,4 +1,4 @@
-"""A loss of the user's own, any callable of outputs and targets, such as torch.nn's."""
+"""A user's own loss: any callable of outputs and targets, such as torch.nn's."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class OwnLoss(Task):
 
 
 def as_task(made: Any, name: str) -> Task:
-    """What a user's maker has made: a task, or a loss. Raises UsageError."""
+    """Returns as a task what a user's maker has `made`, a task or a loss. Raises UsageError for anything else."""
     if isinstance(made, Task):
         return made
     if callable(made):

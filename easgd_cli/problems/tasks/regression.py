@@ -1,4 +1,4 @@
-"""Numbers: one or several for a sample."""
+"""Regression: one number or several for a sample."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss,
 
 
 class Regression(Task):
-    """The mean over all numbers of the squared error, or another `loss`: l1, the absolute error, or huber, bound 1.
+    """The mean over all numbers of the squared error (mse), or another `loss`: the absolute error (l1), or Huber's with
+    the bound 1 (huber).
 
-    Outputs are of the targets' shape; a last axis of one may be there or not. Raises ValueError for a loss that is none
-    of these.
+    Outputs have the targets' shape; a last axis of length 1 may be there or not. Raises ValueError for any other loss.
     """
 
     name = "regression"
@@ -60,7 +60,7 @@ class Regression(Task):
 
     def check(self, outputs: Any, inputs: Any, targets: Tensor) -> None:
         out = tensor(outputs)
-        # [B] against [B, 1]: torch would make [B, B] of the two, and say so in a warning only
+        # torch would make [B, B] of [B] and [B, 1], and say so in a warning only
         if without_ones(out) != without_ones(targets):
             raise UsageError(
                 f"{turned(inputs, out)}, and the targets are {list(targets.shape)}; the two must agree (the model can "
