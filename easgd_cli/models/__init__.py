@@ -1,7 +1,7 @@
 """Nets, one a file, and what holds for all of them, a user's own included.
 
-A model is any callable that returns an nn.Module; of images [B, *input_shape] it makes one number a class [B,
-num_classes], of other data what their task takes. It may ask for `input_shape` and `num_classes` by name.
+A model is any callable that returns an nn.Module. Of images [B, *input_shape] the net makes one number per class [B,
+num_classes], of other data what their task takes. The callable may have parameters `input_shape` and `num_classes`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from easgd_cli.system import shared_memory
 
 
 class Task(Protocol):
-    """What is asked of a task to try a net on it (problems/tasks/base.py)."""
+    """What trying a net needs of a task (problems/tasks/base.py)."""
 
     def parted(self, inputs: Any, targets: Any) -> tuple[Any, Any]: ...
     def check(self, outputs: Any, inputs: Any, targets: Any) -> None: ...
@@ -28,11 +28,11 @@ class Task(Protocol):
 
 
 def check_model(net: object, written: str, data: Dataset | None, task: Task | None, batch_size: int) -> None:
-    """Measures and differentiates `net`, chosen as `written`, for `task` on two samples (one where `batch_size` is 1)
-    if any, and leaves it as it was.
+    """Tries `net`, which the user has chosen as `written`: evaluates it and takes a gradient for `task` on two samples
+    (one where `batch_size` is 1), and leaves it as it was. Without data or task only looks at its layers.
 
-    Raises UsageError, beginning with `written`, when what comes out is not what the task takes, has no
-    gradient, or the gradient does not fit into memory, and for running statistics other than batch norm's.
+    Raises UsageError, with `written` at its beginning, where the outputs are not what the task takes or have no
+    gradient, where the gradient does not fit into memory, and for running statistics other than batch norm's.
     """
     if not isinstance(net, nn.Module):
         raise UsageError(f"{written}: made a {type(net).__name__}, which is not a torch.nn.Module.")
@@ -54,7 +54,7 @@ def check_model(net: object, written: str, data: Dataset | None, task: Task | No
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
         raise UsageError(f"{written}: has no trainable parameters; at least one must have requires_grad=True.")
-    # gradients here, and where a problem begins
+    # two vectors of the parameters' size: the gradients, and the problem's copy of the start
     needed, available = 2 * sum(p.nbytes for p in trained), shared_memory.available_memory()
     if available is not None and needed > available:
         raise UsageError(
@@ -62,7 +62,7 @@ def check_model(net: object, written: str, data: Dataset | None, task: Task | No
             f"{needed / 2**30:,.1f} GiB more than there is of it "
             f"already, and {available / 2**30:,.1f} GiB are free; use a smaller net."
         )
-    if data is None or task is None:  # only the problem knows what goes in
+    if data is None or task is None:  # only the problem knows what the net takes
         return
     was_training, before = net.training, torch.random.get_rng_state()
     buffers = {n: b.clone() for n, b in net.named_buffers()}  # training writes to them
@@ -112,12 +112,12 @@ def _check_output(said: str, task: Task, out: Any, inputs: Any, targets: Any) ->
         task.check(out, inputs, targets)
     except UsageError as e:
         raise UsageError(f"{said} {e}") from e
-    except Exception as e:  # a loss of the user's
+    except Exception as e:  # raised by a user's own loss
         raise UsageError(f"{said} the loss cannot be computed: {_said(e)}") from e
 
 
 def image_shape(input_shape: Any, model: str) -> tuple[int, int, int]:
-    """Channels, rows and columns. Raises ValueError where the inputs are no images."""
+    """Returns channels, rows and columns. Raises ValueError where the inputs are no images."""
     if not (isinstance(input_shape, tuple) and len(input_shape) == 3 and all(isinstance(n, int) for n in input_shape)):
         shape = list(input_shape) if isinstance(input_shape, tuple) else input_shape
         raise ValueError(
@@ -128,8 +128,8 @@ def image_shape(input_shape: Any, model: str) -> tuple[int, int, int]:
 
 
 def initialise(net: nn.Module, bias: float = 0.0) -> None:
-    """Weights uniform in +-1/sqrt(fan_in), Torch's default of the paper's time, which prints only the biases: 0, or 0.1
-    on ImageNet.
+    """Draws weights uniformly in +-1/sqrt(fan_in), which was Torch's default at the time of the paper; the paper prints
+    only the biases: 0, or 0.1 on ImageNet.
     """
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -2,8 +2,8 @@
 
     (1,8)C(16,6)C(32,4)P(32,2)D(64,1)S(10,1)        (channels, side) of each layer's input, as the paper writes nets
 
-Convolutions 3x3 without padding, pooling by 2, no dropout. On images held out of training it learns faster than the net
-with as many parameters that pads and pools after each convolution, and costs a tenth less.
+Convolutions 3x3 without padding, pooling by 2, no dropout. Measured on images held out of training, it learns faster
+than a net of as many parameters that pads and pools after each convolution, and costs a tenth less.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ConvNetDigits(nn.Module):
         rows, columns = ((side - 4) // 2 for side in sides)
         self.features = nn.Sequential(
             nn.Conv2d(channels, 16, 3), nn.ReLU(inplace=True),
-            # they commute, and after pooling there is a quarter as much to rectify
+            # pooling and ReLU commute, and after pooling there is a quarter as much to rectify
             nn.Conv2d(16, 32, 3), nn.MaxPool2d(2), nn.ReLU(inplace=True),
         )  # fmt: skip
         self.classifier = nn.Sequential(

@@ -1,4 +1,4 @@
-"""A small decoder transformer of today's form, for tokens: what `dataset=text` learns with unless told otherwise.
+"""A small decoder transformer of today's form, for tokens: the default net of `dataset=text`.
 
 RMSNorm before each part and at the end, rotary positions (Su et al. 2021), causal attention of `heads` heads, a gated
 inner layer (SwiGLU: Shazeer 2020) of 8/3 the width, no biases, and the embedding as the output's weights.
@@ -17,8 +17,8 @@ _BASE = 10_000.0  # of the rotations' wavelengths
 class GPT(nn.Module):
     """`forward`: tokens [B, L] int64 to logits [B, L, num_classes].
 
-    `width`: numbers a token is carried in; `depth`: blocks. `dropout`: the share of what each part adds that is zeroed
-    in training. Raises ValueError for a width that the heads do not divide into even parts.
+    `width`: numbers that represent a token; `depth`: number of blocks. `dropout`: which share of each part's output is
+    zeroed in training. Raises ValueError for a width that the heads do not divide into even parts.
     """
 
     def __init__(self, num_classes: int = 256, width: int = 64, depth: int = 2, heads: int = 4, dropout: float = 0.0):
@@ -47,7 +47,7 @@ class GPT(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention, then the inner layer; each adds to what comes in [B, L, width]."""
+    """Attention, then the inner layer; each adds its output to its input [B, L, width]."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -70,13 +70,13 @@ class _Block(nn.Module):
 
 
 def _turns(n: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [n, size / 2] by which the pairs of numbers at each place are turned."""
+    """Returns cosines and sines [n, size / 2] of the angles by which pairs of numbers are turned at each place."""
     rate = _BASE ** (-torch.arange(0, size, 2, device=like.device, dtype=torch.float64) / size)
     angle = torch.arange(n, device=like.device, dtype=torch.float64)[:, None] * rate
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
 def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """[B, heads, L, size], its first half paired with its second."""
+    """Returns x [B, heads, L, size] with its pairs of numbers turned; the first half of `size` pairs with the other."""
     (cos, sin), (a, b) = turns, x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)

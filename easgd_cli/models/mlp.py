@@ -1,5 +1,5 @@
-"""A net of linear layers, for inputs of any shape: their numbers in a row, hidden layers with ReLU and dropout, and one
-output a class or number.
+"""A net of linear layers, for inputs of any shape: all inputs in a row, hidden layers with ReLU and dropout, and one
+output per class or number.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Any of torchvision's classification nets by its name, as torchvision builds and initialises it, with one output a
-class.
-"""
+"""Any of torchvision's classification nets by name, built and initialised by torchvision, with one output per class."""
 
 from __future__ import annotations
 
@@ -12,18 +10,18 @@ from torch import nn
 from easgd_cli.data.vision import torchvision
 from easgd_cli.models import image_shape
 
-# Second heads are for a loss of their own in training, which is none of the methods' here: without them they return one
+# These nets have second heads for another loss in training, which no task here has; without these heads they return one
 # tensor.
 _ONE_HEAD = {"aux_logits": False, "init_weights": True}
 _OPTIONS: dict[str, dict[str, Any]] = {"googlenet": _ONE_HEAD, "inception_v3": _ONE_HEAD}
 
 
 def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The untrained net `name`: images [B, 3, H, W] to logits [B, num_classes].
+    """Returns the untrained net `name`: images [B, 3, H, W] to logits [B, num_classes].
 
-    Made for images of about 224x224; most take smaller ones, down to a size of their own. The transformers that are
-    built for one size (vit, maxvit) are built for that of the images. Raises ValueError for a name that is not one of a
-    classification net, images without 3 channels, and a size that cannot be.
+    The nets are made for images of about 224x224; most take smaller ones, each down to its own least size. Transformers
+    for one size of images (vit, maxvit) are built for the data's. Raises ValueError for a name that is no
+    classification net's, for images without 3 channels, and for a size for which the net cannot be built.
     """
     models = torchvision().models
     known = models.list_models(module=models)
@@ -44,14 +42,14 @@ def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -
     options = _OPTIONS.get(name, {}) | _size(name, sides)
     try:
         return models.get_model(name, weights=None, num_classes=num_classes, **options)
-    except (AssertionError, ValueError) as e:  # of a size that patches do not fill
+    except (AssertionError, ValueError) as e:  # for a size that patches do not fill
         raise ValueError(
             f"model.name={name}: cannot be built for images of {sides[0]}x{sides[1]}: {' '.join(str(e).split())}"
         ) from e
 
 
 def _size(name: str, sides: list[int]) -> dict[str, Any]:
-    """What says the size of images to a net that is built for one."""
+    """Returns the options that tell the size of images to a net that is built for one size; else none."""
     if name.startswith("maxvit_"):
         return {"input_size": tuple(sides)}
     if not name.startswith("vit_"):
