@@ -5,9 +5,9 @@
     x~  <- x~ - (eta_t g + delta v)             Nesterov; heavy ball: x~ <- x~ - v; with delta = 0 both are x~ - eta_t g
     x^i <- x~
 
-It is one worker with the batch of all p. The velocity is the center's, one for all workers, where
+All-reduce SGD equals one worker with the batch of all p. The velocity is the center's, one for all workers, where
 DistributedDataParallel keeps p equal copies. As long as eta does not change this is torch.optim.SGD(momentum=delta,
-nesterov=True); with a rate that falls each gradient keeps in v the rate it came with, as in equation 7 of Zhang,
+nesterov=True); with a falling rate each gradient keeps in v the rate of its own step, as in equation 7 of Zhang,
 Choromanska, LeCun (2015), while torch scales v anew.
 
 tau = 1 by its nature: with a longer period gradients would be taken at points that differ, and that is model averaging.

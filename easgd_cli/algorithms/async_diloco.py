@@ -8,14 +8,14 @@
     t^i <- t^i + 1                                  else:
                                                         x~ <- x~ + nu d / N
 
-d is the worker's displacement since its last exchange, minus the paper's pseudo-gradient. Between two momentum steps
-there are plain ones; after N updates x~ has moved by nu (s / N + mu u), as by one step of DiLoCo with the mean of the
-N. N is the number of workers unless given. The paper's constant c, which spreads the momentum over the N updates, is 0.
-The paper's other half, a tau for each worker by its speed, is not implemented. This file was written from descriptions
-of the algorithm and not compared with the paper's own listing.
+d is the worker's displacement since its last exchange, the negative of the paper's pseudo-gradient. Between two
+momentum steps there are plain ones; after N updates x~ has moved by nu (s / N + mu u), as by one step of DiLoCo with
+the mean of the N messages. By default N is the number of workers. The paper's constant c, which spreads the momentum
+over the N updates, is 0. The paper's other half, a tau for each worker by its speed, is not implemented. This file was
+written from descriptions of the algorithm and not compared with the paper's own listing.
 
 No worker waits for another. A worker's first message, at t = 0, is 0 and counts as an update. The center would lack the
-steps since each worker's last exchange, so there is a closing one.
+steps since each worker's last exchange, so there is a closing exchange.
 """
 
 from __future__ import annotations

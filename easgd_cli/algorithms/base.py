@@ -1,4 +1,4 @@
-"""What a method is: two rules, one for a worker and one for the center, and the words they are written in.
+"""What a method is: two rules, one for a worker and one for the center, and the words in which rules are written.
 
 The paper prints every method as two boxes, "processing by worker i" and "processing by the master". A method here is
 the same two boxes, so that a file can be ticked off against the printed listing:
@@ -203,7 +203,7 @@ class Variable:
 
     @property
     def in_rounds(self) -> bool:
-        """True if the messages of a round make one update together."""
+        """True if the variable takes messages in rounds."""
         return self.gathers == "round"
 
     def takes(self, worker: int) -> bool:

@@ -10,7 +10,7 @@
 
 nu is the outer learning rate and mu the outer momentum; with nu = 1 and mu = 0 it is model averaging. What AdamW keeps
 stays with its worker from round to round. At t = 0 all x^i are x~, so d = 0 and nothing moves. The center would lack
-the steps since the last exchange, so there is a closing one.
+the steps since the last exchange, so there is a closing exchange.
 """
 
 from __future__ import annotations

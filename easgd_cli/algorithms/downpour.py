@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DOWNPOUR(Method):
-    """Push what was accumulated since the last push, then pull."""
+    """Pushes what has accumulated since the last push, then pulls."""
 
     state = ("x", "v")
 

@@ -1,4 +1,4 @@
-"""Where a method's rules bring a few numbers; callers compare, to see whether each entry is moved by itself."""
+"""Takes a few numbers through a method's rules, so that callers can see whether each entry is moved by itself."""
 
 from __future__ import annotations
 

@@ -76,8 +76,9 @@ class InFragments(Wrapped):
 
 
 def in_fragments(method: Method, fragments: int, size: int, parts: Sequence[Part], like: Tensor) -> Method:
-    """Returns the method on vectors [size] in so many fragments. `parts`: those with rates of their own, or none;
-    `like`: any tensor on the device where the method is tried. Raises ValueError where it does not allow fragments.
+    """Returns the method on vectors [size] in so many fragments. `parts`: the whole vector in parts with rates of their
+    own, or nothing; `like`: any tensor on the device where the method is tried. Raises ValueError where the method does
+    not allow fragments.
     """
     if fragments > size:
         raise ValueError(f"fragments={fragments}: x has {size} entries, so there are at most {size} fragments.")
@@ -139,7 +140,7 @@ class _Step:
         self._go_on(None)
 
     def whole(self, v: Any) -> str | None:
-        """Returns the name of the worker's own vector of which `v` is the fragment; None: of none."""
+        """Returns the name of the worker's own vector whose fragment `v` is; None where it is no such fragment."""
         return self._names.get(v.data_ptr())
 
     def answer(self, g: Tensor | None, reply: Tensor | None) -> None:

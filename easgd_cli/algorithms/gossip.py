@@ -5,11 +5,12 @@ arXiv 1611.04581; after notes on it). j is another worker, uniformly random.
         i publishes x^i                             i sends x^i to j
         x^i <- (x^i + x^j) / 2                      x^i <- (x^i + all received since) / (1 + their number)
     both, every step:
-        x^i <- x^i - eta g^i(x)                 x: the old local value, so that both parts overlap; the local step
+        x^i <- x^i - eta g^i(x)                 x: the old local value, so that exchange and gradient overlap
 
 x^j is what j has published last, at the beginning of its own last step that was due. Each worker owns a variable, which
 has what it publishes or has received; a worker's message to its own variable crosses no network. The mean of what all
-have published is evaluated and saved, and the spread around it recorded. After its last step each publishes once more.
+have published is evaluated and saved, and the spread around it recorded. After its last step each worker publishes x
+once more.
 
 Both forms keep the mean of all x in expectation only: what is added to x^i is not taken from any other x.
 """

@@ -85,7 +85,7 @@ class _Scaled:
 
 @dataclass(frozen=True)
 class ByParts(LocalStep):
-    """The local step `whole`, taken of each of the `parts` by itself, by the part's own one of the `steps`."""
+    """The local step `whole`, taken on each of the `parts` by itself, with that part's one of the `steps`."""
 
     whole: LocalStep
     parts: tuple[Part, ...]

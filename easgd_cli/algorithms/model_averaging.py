@@ -9,7 +9,7 @@
 With tau = 1 and the plain step it is averaging gradients, with the center one step behind until the closing exchange:
 the mean of steps from one point is the step of the mean gradient. What a local step keeps beside x (a velocity, Adam's
 moments) stays with its worker and is not averaged. The center would lack the steps since the last exchange, so there is
-a closing one.
+a closing exchange.
 """
 
 from __future__ import annotations

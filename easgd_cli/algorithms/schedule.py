@@ -39,7 +39,7 @@ class Decay:
 class Stepwise:
     """eta times `factor` for every milestone (in local steps) that is reached; a list has one factor per milestone.
 
-    Raises ValueError for milestones out of order, or factors that are not as many or not positive.
+    Raises ValueError for milestones out of order, another number of factors, or factors that are not positive.
     """
 
     eta: float
