@@ -1,1 +1,1 @@
-"""What is kept of a run, and what it says."""
+"""What is kept of a run, and what users are told of it."""

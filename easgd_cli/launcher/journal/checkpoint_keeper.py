@@ -66,7 +66,7 @@ class CheckpointKeeper:
 
     def how_to_go_on(self) -> str:
         """Returns a sentence on what can be done after a failure."""
-        self._writer.wait()  # one that is being written is one to go on from
+        self._writer.wait()  # a checkpoint that is being written counts, too
         return how_to_go_on(self._dir, self._there)
 
     def what_there_is(self) -> str:

@@ -97,7 +97,8 @@ class Journal:
         """Records a worker's row, and may find in it that the run has diverged."""
         self._recorder.row(row)
         self.progress.worker(row)
-        # a worker that goes back to the center records no such row; in a replay it may, up to the recorded return
+        # With on_nan=rejoin a worker goes back to the center before it has such a row. In a replay it may have one: it
+        # goes back only where the recorded worker did.
         if not math.isfinite(row["train_loss"]) and self._diverges:
             self.diverge(f"{row['party']}'s training loss is {row['train_loss']} at step {row['step']}")
 

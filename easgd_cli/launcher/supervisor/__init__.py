@@ -1,1 +1,1 @@
-"""What decides a run: events in, commands out."""
+"""The part of a launcher that decides about a run: events in, commands out."""

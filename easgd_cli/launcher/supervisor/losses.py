@@ -107,7 +107,7 @@ class Losses:
             self._master(how, follows)
         elif self.awaits(self._members[party]) or self._members[party].away:
             self._worker(party, how, refused, log_file)
-        else:  # the launcher has its last state, but the master may still wait for it
+        else:  # the launcher has the worker's last state, but the master may still wait for the worker
             self._give_up(party)
 
     def _give_up(self, worker: int) -> None:

@@ -71,7 +71,7 @@ class Members(dict[int, Member]):
     @property
     def away(self) -> tuple[int, ...]:
         """Numbers of the lost workers that are expected back."""
-        if self.alive == len(self):  # asked for after every event of a virtual cluster, however many there are
+        if self.alive == len(self):  # the usual case, made fast: a virtual cluster asks after every event
             return ()
         return tuple(worker for worker, m in self.items() if m.away)
 

@@ -1,8 +1,8 @@
 """One run as its launcher sees it: events in, commands out.
 
-The supervisor knows neither processes nor clocks, as a rule knows neither. A driver tells it what has happened and at
-which second of training, and does what it asks for: `local.py` drives it with processes, `simulated.py` with a virtual
-clock, a test with any list of events. Nothing here waits, and nothing is asked twice.
+Like a method's rule, the supervisor knows neither processes nor clocks. A driver tells it what has happened and at
+which second of training, and carries out its commands: `local.py` drives it with processes, `simulated.py` with a
+virtual clock, a test with any list of events. Nothing here waits, and no command is given twice.
 
 How a run ends: workers are told to stop, or have taken their last step, and say their final states; when the owner of
 what is evaluated has said its own, the last snapshot is measured; then the run is over. Whatever ends a run early only
@@ -264,7 +264,7 @@ class Supervisor:
 
     @property
     def stopping(self) -> bool:
-        """Whether workers have been told to stop."""
+        """True once workers have been told to stop."""
         return self._shutdown.begun
 
     # ---------------------------------------------------------------- ends

@@ -16,7 +16,7 @@ from easgd_cli.transport.simulated import SimulatedWorkerEnd
 
 class VirtualCourier:
     """A courier. Its steps follow the updates of its variable by others, later where the step before is still under
-    way. `last`: the clock from which on it takes no step; None: there is none.
+    way. `last`: the clock from which on it takes no step; None: it always does.
     """
 
     def __init__(self, method: Method, courier: Courier, w: Worker, session: SimulatedWorkerEnd, last: int | None):

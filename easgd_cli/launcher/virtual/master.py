@@ -33,7 +33,7 @@ class Served:
 class Queueing:
     """What the master has seen of its queue, summed since the start."""
 
-    waited: float = 0.0  # seconds that messages waited before their service, of all messages
+    waited: float = 0.0  # seconds that all messages together waited before their service
     longest: float = 0.0
     busy: float = 0.0  # seconds in service
     served: int = 0

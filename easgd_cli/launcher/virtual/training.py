@@ -143,7 +143,7 @@ class VirtualTraining:
         self._obey()
 
     def _go_on(self, m: VirtualWorker, event: Event) -> None:
-        """Everything the rule waits for is there."""
+        """Hands the worker's rule all that it waits for; where that ends the step, reports it and begins the next."""
         try:
             if m.go_on() is None:
                 return
