@@ -28,7 +28,7 @@ class Problem(Protocol):
     `metrics`: what `evaluate` measures (problems/metric.py), by default those of classification
     (problems/classification.py); `facts`: a dictionary of texts or numbers for summary.json; `statistics`: how many of
     the last entries of its vectors are gathered from batches and not minimised over (algorithms/statistics.py): there a
-    gradient is minus the change that the batch makes; `parts`: those of the other entries that have rates of their own
+    gradient is minus the change that the batch makes; `parts`: the other entries, in parts with rates of their own
     (algorithms/groups.py).
     """
 
@@ -74,7 +74,7 @@ def statistics_of(problem: Any) -> int:
 
 
 _MEMBERS = ("batch_size", "start", "load", "gradient", "evaluate", "state_dict")
-_TAKEN = ("seconds", "step", "exchanges", "party", SECONDS_TO_BEST.name)  # in a row of the record beside them
+_TAKEN = ("seconds", "step", "exchanges", "party", SECONDS_TO_BEST.name)  # other names in a row of the record
 
 
 def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:

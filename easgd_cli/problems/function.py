@@ -27,7 +27,7 @@ class FunctionProblem:
         return self._start.clone()
 
     def load(self, worker: int, t: int) -> None:
-        """Has `gradient` return those of that worker's step `t`."""
+        """Makes the next gradients those of that worker's step `t`."""
         self._worker, self._t = worker, t
 
     def gradient(self, x: Tensor) -> Tensor:

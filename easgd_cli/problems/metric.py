@@ -41,7 +41,7 @@ class Metric:
 
     @property
     def lowest(self) -> str:
-        """The word for the best of several."""
+        """The word for the best of several values: lowest or highest."""
         return "lowest" if self.direction == LOWER else "highest"
 
     @property
@@ -54,7 +54,7 @@ class Metric:
 
     @property
     def held_out(self) -> str:
-        """The name of the metric on samples held out of training that goes with this one of the test set."""
+        """The name of the same metric on samples held out of training, for a metric of the test set."""
         return self.name.replace("test_", "validation_", 1)
 
     @property

@@ -27,7 +27,7 @@ from easgd_cli.problems.tasks.classification import Classification
 from easgd_cli.randomness import AUGMENTATION, DROPOUT, key
 from easgd_cli.settings.groups import ParameterGroup
 
-_EVALUATION_BATCH = 250  # samples; larger ones of images fall out of a CPU's cache
+_EVALUATION_BATCH = 250  # samples; larger batches of images fall out of a CPU's cache
 _BEGUN = 16  # batches that wait ahead at most, however many workers one problem serves
 
 
@@ -93,7 +93,7 @@ class NetProblem:
             )
         self._accumulate, self._replicas = accumulate, Replicas(replicas, dither)
         self._replicas.check(data)
-        self._worker = self._t = 0  # whose batches are loaded
+        self._worker = self._t = 0  # worker and step of the loaded batches
         self._loaded: list[Batch] = []
         # batches being prepared, by worker and number: a worker's batches are counted from 0, `accumulate` a step
         self._begun: dict[tuple[int, int], Callable[[], Batch]] = {}

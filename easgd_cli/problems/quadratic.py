@@ -44,7 +44,7 @@ class Quadratic(NoisyFunction):
         torch.mul(self._h, x, out=out)
 
     def position(self, x: Tensor) -> dict[str, float]:
-        """The distance ||x|| from the minimum."""
+        """Returns the distance ||x|| from the minimum."""
         return {"distance_to_optimum": float(x.norm())}
 
 
