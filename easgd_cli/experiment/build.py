@@ -1,8 +1,8 @@
 """From settings to objects, once: the experiment that a launcher is given, and the recipe of every process's own parts.
 
-Each part comes from the maker that its group names (`settings/targets.py`), which is offered by name what the runner
-has. This is the room's door: what others ask of one part, `build.method(settings)` say, stands in `methods.py`,
-`problems.py` or `checks.py`.
+Each part comes from the maker that its group names (`settings/targets.py`). The runner offers values by name, and a
+maker takes those that it has parameters for. This is the room's door: functions for one part, such as
+`build.method(settings)`, stand in `methods.py`, `problems.py` or `checks.py`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outline:
-    """What settings name that needs neither data nor problem, made and checked once: an experiment grows from it.
+    """The parts that settings name and that need neither data nor problem, made and checked once, for an experiment.
 
     `rules`: the method as it is listed. `schedule`: None where the length of the run follows from its data.
     """
@@ -69,7 +69,7 @@ class Outline:
 
 
 def outline(s: Settings) -> Outline:
-    """Raises UsageError."""
+    """Returns the outline of a run. Raises UsageError."""
     rules = method(s)
     known = s.epochs is None
     return Outline(s, rules, schedule(s, total_steps(s, None)) if known else None, average(s, rules))
@@ -77,8 +77,8 @@ def outline(s: Settings) -> Outline:
 
 @dataclass(frozen=True)
 class Parts:
-    """What one process of a run works with: the problem on its device, the method as it is listed (`rules`) and on that
-    problem's vectors, and what follows from the settings.
+    """What one process of a run works with: the problem on its device, the method as it is listed (`rules`) and as it
+    is on that problem's vectors (`method`), the schedule and the average.
     """
 
     problem: Problem
@@ -90,8 +90,8 @@ class Parts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """From which every process of a run makes its own parts: the settings, the data they share, and how many local
-    steps each worker takes.
+    """What every process of a run makes its own parts from: the settings, the data they share, and how many local steps
+    each worker takes.
 
     `data`: None where the problem asks for none. `steps`: None when the clock on the wall ends the run.
     """
@@ -101,17 +101,17 @@ class Recipe:
     steps: int | None
 
     def problem(self, device: torch.device) -> Problem:
-        """What is minimised, on `device`. Raises UsageError."""
+        """Returns the problem that is minimised, on `device`. Raises UsageError."""
         return problem(self.settings, self.data, device)
 
     def parts(self, device: torch.device) -> Parts:
-        """All of it, on `device`. Raises UsageError."""
+        """Returns all parts, on `device`. Raises UsageError."""
         s, minimised, rules = self.settings, self.problem(device), method(self.settings)
         on_vectors = on_vectors_of(minimised, rules, s)
         return Parts(minimised, rules, on_vectors, schedule(s, self.steps), average(s, rules))
 
     def shared(self) -> Recipe:
-        """The same, its data where all processes of this machine find them."""
+        """Returns the same recipe, its data in memory that all processes of this machine share."""
         return self if self.data is None else replace(self, data=self.data.share())
 
 
@@ -119,10 +119,9 @@ class Recipe:
 class Experiment:
     """A run that has been checked to the end: everything a launcher needs, made once.
 
-    `parts`: on the CPU. `start` [size]: where what is evaluated begins, the center or, in a method without one, the
-    worker.
-    `memory`: bytes that the run needs at its peak, as far as they are known before. `doubts`: what of its data may not
-    be what was meant, in a sentence each.
+    `parts`: on the CPU. `start` [size]: where the vector that is evaluated begins, the center's or, in a method without
+    one, the worker's. `memory`: bytes that the run needs at its peak, as far as they are known before. `doubts`: where
+    its data may not be what was meant, in a sentence each.
     """
 
     recipe: Recipe
@@ -161,14 +160,14 @@ class Experiment:
 
     @property
     def slices(self) -> list[slice]:
-        """Of every vector [size], each with a master of its own; one where there is no center. Raises ValueError."""
+        """The slices of every vector [size], each with a master of its own; one without a center. Raises ValueError."""
         from easgd_cli.algorithms.slices import slices
 
         return slices(self.size, 1 if self.method.alone else self.settings.masters)
 
     @property
     def parameters(self) -> int:
-        """Those in x: all of it but a problem's statistics."""
+        """How many entries of x are parameters: all but a problem's statistics."""
         from easgd_cli.problems.base import statistics_of
 
         return self.size - statistics_of(self.problem)
@@ -179,14 +178,14 @@ class Experiment:
 
     @property
     def vector_bytes(self) -> int:
-        """Of one vector on its way."""
+        """The bytes of one vector as it is sent."""
         from easgd_cli.algorithms.wire import WIRES
 
         wire = WIRES[self.settings.wire]
         return self.size * self.dtype.itemsize if wire is None else wire.nbytes(self.size)
 
     def parts_on(self, device: torch.device) -> Parts:
-        """The parts of the one process of a simulated run, which are these where it computes on the CPU. Raises
+        """Returns the parts of the one process of a simulated run, on `device`; `parts` itself on the CPU. Raises
         UsageError.
         """
         if device.type == "cpu":
@@ -196,13 +195,13 @@ class Experiment:
 
 
 def prepare(s: Settings, workers: int | None = None, masters: int = 0) -> Experiment:
-    """The experiment of settings of which nothing has been made. Raises UsageError."""
+    """Returns the experiment of settings from which nothing has been made yet. Raises UsageError."""
     return experiment(outline(s), workers, masters)
 
 
 def experiment(of: Outline, workers: int | None = None, masters: int = 0) -> Experiment:
-    """Loads the data, builds the problem and checks all that could fail later; of a machine that has only so many of
-    the `workers` and so many of several `masters`, and nothing else of the run. Raises UsageError.
+    """Loads the data, builds the problem and checks all that could fail later. `workers`, `masters`: on a machine that
+    has only so many of the run's workers and of several masters, and nothing else of it. Raises UsageError.
     """
     import torch
 
@@ -216,7 +215,7 @@ def experiment(of: Outline, workers: int | None = None, masters: int = 0) -> Exp
     refuse_unused(s, asked)
     given = data(s) if asks_for_data(s, asked) else None
     steps = total_steps(s, None if given is None else given.count("train"))
-    timed = schedule(s, steps) if of.schedule is None else of.schedule  # said before the data set is measured
+    timed = schedule(s, steps) if of.schedule is None else of.schedule  # refuses before the data set is measured
     recipe = Recipe(s, given, steps)
     minimised = recipe.problem(torch.device("cpu"))
     parts = Parts(minimised, rules, on_vectors_of(minimised, rules, s), timed, of.average)

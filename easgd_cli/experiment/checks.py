@@ -1,4 +1,4 @@
-"""What is refused of an experiment, and doubted of its data, before it runs."""
+"""Checks of an experiment before it runs: what is refused, and what is doubtful about its data."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def doubts_of(s: Settings, given: Dataset) -> tuple[str, ...]:
-    """Raises UsageError."""
+    """Returns the doubts about the data, in a sentence each. Raises UsageError."""
     from easgd_cli.data.doubts import doubts
 
-    ignored = s.task.get("ignore_index", -100)  # torch's own
+    ignored = s.task.get("ignore_index", -100)  # the default of torch's losses
     return tuple(doubts(given, s.dataset["name"], ignored if isinstance(ignored, int) else None))
 
 
 def check_levels(s: Settings, metrics: Metrics, measured: Collection[str]) -> None:
-    """Raises UsageError for a level of `until` that no evaluation can reach, which has the metrics `measured`."""
+    """Raises UsageError for a level of `until` that no evaluation, which has the metrics `measured`, can reach."""
     for name, level in levels(s).items():
         written_so, full = f"until.{name}={level:g}", metrics.named(name)
         if full not in measured and (full.startswith("validation_") and full in metrics.declared_names):
@@ -43,7 +43,7 @@ def check_levels(s: Settings, metrics: Metrics, measured: Collection[str]) -> No
 
 
 def check_devices(s: Settings, rules: Method) -> list[str]:
-    """The devices of the workers. Raises UsageError for what this machine has not, or cannot do."""
+    """Returns the workers' devices. Raises UsageError for devices that this machine lacks, or work they cannot do."""
     from easgd_cli.system.devices import check_compiler, check_threads, deal_devices
 
     check_threads(s)
@@ -71,7 +71,7 @@ def check_devices(s: Settings, rules: Method) -> list[str]:
 
 
 def check_slices(s: Settings, rules: Method, size: int) -> None:
-    """Raises UsageError where vectors [size] are too short for so many masters."""
+    """Raises UsageError if vectors [size] are too short for the run's masters."""
     from easgd_cli.algorithms.slices import slices
 
     try:
@@ -81,8 +81,8 @@ def check_slices(s: Settings, rules: Method, size: int) -> None:
 
 
 def refuse_unused(s: Settings, asked: set[str]) -> None:
-    """Refuses what a problem does not ask for, instead of warning: a data set would bring its learning rate and length
-    with it.
+    """Refuses settings that a problem does not ask for. A warning would not do: a data set would bring its learning
+    rate and length with it.
     """
     name = s.problem["name"]
     for group, wanted in (("dataset", {*DATA, "model"}), ("model", {"model"})):
@@ -124,7 +124,7 @@ def of_copies(s: Settings) -> bool:
 
 
 def periodic(s: Settings) -> bool:
-    """Whether workers that are such copies are kept together every tau steps, and not in every step."""
+    """Whether workers that are such copies are averaged every tau steps, and not in every step."""
     return bool(getattr(locate("launcher", s.launcher["target"]), "periodic", False))
 
 

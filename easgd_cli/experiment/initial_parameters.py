@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def read_into(net: nn.Module, s: Settings, num_classes: int | None) -> None:
-    """Puts what the file `init` holds into `net`, but what `init_without` names; nothing without a file. Raises
-    UsageError.
+    """Puts the parameters in the file `init` into `net`, except those that `init_without` names; does nothing without a
+    file. Raises UsageError.
 
-    `num_classes`: what the net is for, None where nobody knows.
+    `num_classes`: how many outputs the net is to have, None if unknown.
     """
     from easgd_cli.problems.flat import Flat
 
@@ -34,13 +34,13 @@ def read_into(net: nn.Module, s: Settings, num_classes: int | None) -> None:
     if num_classes is not None:
         _check_outputs(net, state, s, num_classes)
     Flat(net).load(state, f"init={s.init}")
-    # without the versions of layers that came with it: names and shapes have been checked
+    # as a plain dict, without the file's versions of layers: names and shapes have been checked
     net.load_state_dict(dict(state))
     net.zero_grad(set_to_none=True)
 
 
 def _state_dict(path: str) -> dict[str, Any]:
-    """A saved state_dict. Raises UsageError."""
+    """Reads a saved state_dict. Raises UsageError."""
     import torch
 
     if not os.path.isfile(path):
@@ -62,7 +62,7 @@ def _state_dict(path: str) -> dict[str, Any]:
 
 
 def _under_prefix(state: dict[str, Any], net: nn.Module, s: Settings) -> dict[str, Any]:
-    """What is in the file under the net's names, which `init_prefix` may stand before."""
+    """Returns the file's entries under the net's names, without the `init_prefix` that they may have in the file."""
     prefix = s.init_prefix
     if prefix is not None:
         found = {str(key).removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
@@ -85,7 +85,7 @@ def _under_prefix(state: dict[str, Any], net: nn.Module, s: Settings) -> dict[st
 
 
 def _without(state: Mapping[Any, Any], net: nn.Module, s: Settings) -> dict[Any, Any]:
-    """What is in the file, but of the modules and parameters in `init_without` what is in the net."""
+    """Returns the file's entries; those of the modules and parameters in `init_without` come from the net."""
     own = net.state_dict()
     for name in s.init_without:
         if not any(_within(key, name) for key in (*state, *own)):
@@ -101,7 +101,7 @@ def _without(state: Mapping[Any, Any], net: nn.Module, s: Settings) -> dict[Any,
 
 
 def listed(names: Sequence[str]) -> str:
-    """As they are written on the command line."""
+    """Returns the names as they are written on the command line."""
     return f"[{','.join(names)}]"
 
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from easgd_cli.settings.schema import Settings
 
 
-SNAPSHOTS_IN_MEMORY = 8  # that wait there to be measured; more wait on disk
+SNAPSHOTS_IN_MEMORY = 8  # snapshots that wait in memory to be measured; more wait on disk
 
 
 @dataclass(frozen=True)
 class Part:
-    """Of a run, what one machine has: so many workers `computing` there, of which so many `on_cpu`; `serves`: the
-    owners, the evaluator, the launcher, and a copy of the vectors of every worker elsewhere; else so many `masters` of
-    a slice, each with that slice of every worker's vectors.
+    """The part of a run on one machine. `computing`: how many workers compute there; `on_cpu`: how many of them on the
+    CPU. `serves`: whether the owners, the evaluator, the launcher, and a copy of the vectors of every worker elsewhere
+    are there. If not, `masters`: how many masters of a slice, each with that slice of every worker's vectors.
     """
 
     computing: int
@@ -49,19 +49,19 @@ def check_memory(
     here: Part,
     in_processes: bool,
 ) -> int:
-    """The bytes of a run's vectors, of the batches of the workers on the CPU, and of the copy of the data set that they
-    share, as far as they are on this machine.
+    """Returns the bytes of a run's vectors, of the batches of the workers on the CPU, and of the copy of the data set
+    that they share, as far as they are on this machine.
 
     `start` [size]: one vector; `in_processes`: whether every worker is a process, with a problem of its own. What a net
     keeps for its backward pass is not known here and comes on top, and so do the processes themselves. Raises
     UsageError where less is free.
     """
     vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, here, in_processes)
-    # As many as can be computed at once; of each sample what the net takes, and 8 bytes each for its number, its draw
-    # and its label.
+    # As many batches as can be computed at once; for each sample the net's input, and 8 bytes each for its number, its
+    # draw and its label.
     batches = 0 if data is None else samples_a_step(s) * s.replicas * (data.sample_size * start.element_size() + 24)
     batches *= min(here.on_cpu, cores())
-    # In every worker the pixels of the batches that are decoded ahead, and of the one that becomes numbers.
+    # In every worker, the pixels of the batches that are decoded ahead and of the one that becomes numbers.
     if data is not None and data.ahead:
         batches += here.computing * s.batch_size * data.sample_size * (data.ahead + 1)
     copied = data.nbytes if data is not None else 0
@@ -95,38 +95,38 @@ def check_memory(
 
 
 def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_processes: bool) -> int:
-    """How many vectors of the size of x, beside those of the prepared problem."""
+    """Returns how many vectors of the size of x there are, beside those of the prepared problem."""
     average = kept is not None
-    evaluated = 1 + average  # of a snapshot
+    evaluated = 1 + average  # the vectors of a snapshot
     # couriers share the replies of a step
     owner = sum(len(of.state) for of in rules.variables.values()) + (average and not rules.alone)
     owner += sum(len(of.vectors) for of in rules.couriers.values()) + (EXCHANGES if rules.couriers else 0)
-    lasting = len(rules.state) + (average if rules.alone else 1)  # of a worker, its reply among them
-    # gradient, start, and what backward adds to the gradient; a GPU's begins on the CPU
+    lasting = len(rules.state) + (average if rules.alone else 1)  # a worker's vectors, its reply among them
+    # gradient, start, and what backward adds to the gradient; a worker on a GPU has its start on the CPU
     problems = 3 * here.on_cpu + (here.computing - here.on_cpu)
-    if of_copies(s):  # torch's own: parameters and velocity, the gradients' buckets, and what a mean is made in
+    if of_copies(s):  # torch's: parameters and velocity, the gradients' buckets, and a buffer for means
         problems += here.on_cpu * (len(rules.state) + 1 + periodic(s))
     # replicas of the center, and messages that become sums
     summed, replica = s.launcher.get("transport") == "collective", owner - average
-    if not here.serves:  # each may come to be the lead, and has the places of three sums
+    if not here.serves:  # each worker may become the lead, so it has the places of three sums
         return here.computing * (lasting + len(rules.scratch) + (replica + 4 if summed else 0)) + problems
     lasting, scratch = s.workers * lasting, s.workers * len(rules.scratch)
-    # the last checkpoint, all of it at once, and the state_dict that is saved
+    # the last checkpoint, whole, and the state_dict that is saved
     closing = lasting + max(owner, evaluated) + 1
     if not in_processes:
         return owner + lasting + scratch + closing + 2  # what backward adds to the gradient, and the evaluator's copy
     evaluator = 3  # gradient, start, and its copy of a snapshot
     waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated
-    before = owner if rules.closes else 0  # what the owner had before the closing exchange
+    before = owner if rules.closes else 0  # the owner's vectors before the closing exchange
     if summed:  # all replicas, three sums, and a reply
         lasting += s.workers * replica + here.computing + 4
-    slices = owner if s.masters > 1 else 0  # of a snapshot, beside the vectors that are made of them
+    slices = owner if s.masters > 1 else 0  # a snapshot's slices, beside the whole vectors made of them
     return owner + lasting + scratch + problems + evaluator + waiting + closing + before + slices
 
 
 def _owned(s: Settings, rules: Method, kept: Average | None) -> int:
-    """How many slices a master on a host that has joined has: of the center, of all workers' vectors, and of snapshots:
-    two on their way, and all of the center.
+    """Returns how many slices a master on a joined host has: of the center, of all workers' vectors, and of snapshots,
+    two on their way and all vectors of the center.
     """
     average = kept is not None
     center = sum(len(of.state) for of in rules.variables.values()) + average

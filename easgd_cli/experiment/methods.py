@@ -1,5 +1,5 @@
-"""From settings to a method with its local step, a schedule and an average, which are offered the paper's symbols by
-name.
+"""From settings to a method with its local step, a schedule and an average. Their makers are offered the paper's
+symbols by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def symbols(s: Settings) -> dict[str, Any]:
-    """What a method or schedule may ask for by the paper's names."""
+    """Returns the values that a method or schedule may ask for by the paper's names."""
     return {
         "tau": s.tau, "eta": s.eta, "alpha": effective_alpha(s), "beta": effective_beta(s), "delta": s.delta,
         "gamma": s.gamma, "l2": s.l2, "workers": s.workers,
@@ -30,13 +30,13 @@ def symbols(s: Settings) -> dict[str, Any]:
 
 
 def symbols_used(s: Settings) -> set[str]:
-    """Those of the paper's symbols that its method, local step and schedule ask for."""
+    """Returns the paper's symbols that the method, local step and schedule ask for."""
     named = [(group, getattr(s, group)["target"]) for group in ("algo", "local", "schedule")]
     return {name for group, target in named if target for name in signature(locate(group, target))} & symbols(s).keys()
 
 
 def local_step(s: Settings) -> LocalStep | None:
-    """How x moves by a gradient; None: as the method's own listing says. Raises UsageError."""
+    """Returns how x moves by a gradient; None: as the method's own listing says. Raises UsageError."""
     from easgd_cli.algorithms.local import LocalStep
 
     if s.local["target"] is None:
@@ -56,7 +56,7 @@ def local_step(s: Settings) -> LocalStep | None:
 
 
 def method(s: Settings) -> Method:
-    """The method's two rules, with their constants and its local step. Raises UsageError."""
+    """Returns the method: its two rules, with their constants and its local step. Raises UsageError."""
     from easgd_cli.algorithms import slices
     from easgd_cli.algorithms.base import Method, check_method
 
@@ -72,15 +72,15 @@ def method(s: Settings) -> Method:
     step = local_step(s)
     offered = symbols(s) | {"seed": s.seed} | ({} if step is None else {"local": step})
     parameters = signature(locate("algo", s.algo["target"]))
-    if "alpha" in parameters and parameters["alpha"].default is None:  # it has its own way from beta to alpha
+    if "alpha" in parameters and parameters["alpha"].default is None:  # the method has its own way from beta to alpha
         offered |= {"alpha": s.alpha, "beta": 0.9 if s.beta is None else s.beta}
     try:
         made = make("algo", s.algo, offered)
     except UsageError as e:
-        if s.alpha is None and s.beta is not None and str(e).startswith("alpha="):  # which the user has not written
+        if s.alpha is None and s.beta is not None and str(e).startswith("alpha="):  # the user has not written alpha
             raise UsageError(f"beta={s.beta:g} with workers={s.workers} makes {e}") from e
         raise
-    # the launcher is looked at only where it matters: processes of a run would import it for that alone
+    # ask the launcher only where it matters: a run's processes would import it for that alone
     copies = s.workers > 1 and isinstance(made, Method) and not made.variables and of_copies(s)
     check_method(made, s.algo["name"], workers=1 if copies else s.workers)
     if s.fragments > 1 and made.couriers:
@@ -98,8 +98,8 @@ def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
 
 
 def on_vectors_of(problem: Problem, rules: Method, s: Settings) -> Method:
-    """The method on this problem's vectors: parts of them with rates of their own, statistics among them averaged, in
-    so many fragments, all of them rounded where they are sent. Raises UsageError.
+    """Returns the method on this problem's vectors: parts with their own rates, averaged statistics, fragments, and
+    rounding of what is sent. Raises UsageError.
     """
     from easgd_cli.algorithms.fragments import in_fragments
     from easgd_cli.algorithms.groups import in_parts
@@ -137,8 +137,8 @@ OFFERED_TO_SCHEDULES = ("steps", "warmup")
 
 
 def schedule(s: Settings, steps: int | None) -> Schedule:
-    """eta as a function of the worker's clock in a run of `steps` local steps of each worker, None: of unknown length.
-    Raises UsageError.
+    """Returns eta as a function of the worker's clock, in a run of `steps` local steps of each worker; None: of unknown
+    length. Raises UsageError.
     """
     from easgd_cli.algorithms.schedule import Warmup
 
@@ -155,14 +155,14 @@ def schedule(s: Settings, steps: int | None) -> Schedule:
 
 
 def follows_the_length(s: Settings) -> bool:
-    """Whether the schedule asks how many steps the run has, so that another length is another run from its first step
+    """Whether the schedule asks how many steps the run has. Then a run of another length differs from the first step
     on. Raises UsageError.
     """
     return "steps" in signature(locate("schedule", s.schedule["target"]))
 
 
 def average(s: Settings, rules: Method) -> Average | None:
-    """The weights of the center in its average; None where none is kept. Raises UsageError."""
+    """Returns the weights of the center in its average; None where none is kept. Raises UsageError."""
     from easgd_cli.algorithms.base import CENTER
 
     made: Average | None = make("average", s.average, {})

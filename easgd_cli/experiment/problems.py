@@ -1,5 +1,5 @@
-"""From settings to data, a task, a net and the problem that they make: a problem is offered data and net by name, a net
-the shape of the data.
+"""From settings to data, a task, a net and the problem that they make. A problem is offered data and net by name; a
+net, the shape of the data.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 def data(s: Settings) -> Dataset:
-    """The data set, images normalised as `dataset.mean` and `dataset.std` say, with `dataset.validation` samples held
-    out of training. Raises UsageError.
+    """Returns the data set, images normalised as `dataset.mean` and `dataset.std` say, with `dataset.validation`
+    samples held out of training. Raises UsageError.
     """
     from easgd_cli.data.given import as_dataset
     from easgd_cli.data.images import Images
@@ -42,7 +42,7 @@ def data(s: Settings) -> Dataset:
         )
     options, name = dict(s.dataset), s.dataset["name"]
     held_out = convert("dataset.validation", options.pop("validation", 0), int)
-    own = signature(locate("dataset", options["target"]))  # a data set of the user's may have such settings itself
+    own = signature(locate("dataset", options["target"]))  # a user's data set may have such settings itself
     of_all = {
         key: None if key in own else convert(f"dataset.{key}", options.pop(key, None), kind)
         for key, kind in _OF_ALL_DATA.items()
@@ -66,7 +66,7 @@ def data(s: Settings) -> Dataset:
     return found.hold_out(held_out) if held_out else found
 
 
-# Settings that every data set of a user's has, unless it has parameters of these names itself.
+# Settings that every user's data set has, unless its maker has parameters of these names itself.
 _OF_ALL_DATA: dict[str, Any] = {
     "mean": list[float] | None, "std": list[float] | None, "test": float | None, "collate": str | None,
     "loaders": int | None,
@@ -74,7 +74,7 @@ _OF_ALL_DATA: dict[str, Any] = {
 
 
 def _made(s: Settings, options: dict[str, Any]) -> Any:
-    """What its maker returns; a Dataset with a parameter `train` or `split`, as torchvision's have, is made twice."""
+    """Returns what the maker makes; a Dataset with a parameter `train` or `split` is made once for each split."""
     key = split_parameter(locate("dataset", options["target"]))
     if key is not None:
         return tuple(make("dataset", options, {"seed": s.seed, key: value}) for value in _SPLITS[key])
@@ -85,13 +85,13 @@ _SPLITS: dict[str, tuple[Any, Any]] = {"train": (True, False), "split": ("train"
 
 
 def split_parameter(maker: Callable[..., Any]) -> str | None:
-    """How a class of Datasets is told which split to be, as torchvision's are: `train` or `split`; None: not at all."""
+    """Returns which parameter tells a class of Datasets its split, as torchvision's have: `train`, `split` or None."""
     is_dataset = isinstance(maker, type) and hasattr(maker, "__getitem__")
     return next((key for key in _SPLITS if is_dataset and key in signature(maker)), None)
 
 
 def task(s: Settings, data: Dataset) -> Task:
-    """What a net is trained for on these data. Raises UsageError."""
+    """Returns the task for which a net is trained on these data. Raises UsageError."""
     from easgd_cli.problems.tasks.own import OwnLoss, as_task
 
     maker = locate("task", s.task["target"])
@@ -113,8 +113,8 @@ def task(s: Settings, data: Dataset) -> Task:
 
 
 def loss_arguments(maker: Callable[..., Any]) -> list[str]:
-    """The names under which a function of the user's takes outputs and targets, where it is a loss itself; none where
-    it makes one.
+    """Returns the names under which a user's function takes outputs and targets, if it is itself a loss; none if it
+    makes one.
     """
     if not inspect.isfunction(maker):
         return []
@@ -124,10 +124,10 @@ def loss_arguments(maker: Callable[..., Any]) -> list[str]:
 
 
 def model(s: Settings, data: Dataset | None, checked: bool = True, trained_for: Task | None = None) -> nn.Module:
-    """A net for these data, `checked` on two samples of them, initialised from the one seed, or as `init` says.
+    """Returns a net for these data, initialised from the one seed, or as `init` says, and `checked` on two samples.
     `trained_for`: the task, made here unless given. Raises UsageError.
 
-    Without data, or where the problem feeds it with something else, it is what its maker makes of it.
+    Without data, or where the problem feeds the net with something else, the maker alone decides about the net.
     """
     from easgd_cli.models import check_model
 
@@ -152,8 +152,8 @@ def model(s: Settings, data: Dataset | None, checked: bool = True, trained_for: 
     return net
 
 
-# What a problem may ask for by name (see `problem`). Data, task and net are made only for one that does; `images` is
-# the older name of `data`.
+# What a problem may ask for by name (see `problem`). Data, task and net are made only for a problem that asks
+# for them; `images` is the older name of `data`.
 OFFERED_TO_PROBLEMS = (
     "seed",
     "workers",
@@ -175,7 +175,7 @@ OFFERED_TO_PROBLEMS = (
 
 
 def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
-    """What is minimised, on `device`; with a net of its own where it asks for one. Raises UsageError."""
+    """Returns the problem, on `device`; with a net of its own where it asks for one. Raises UsageError."""
     asked = asked_by_problem(s)
     offered: dict[str, Any] = {
         "seed": s.seed, "workers": s.workers, "batch_size": s.batch_size, "l2": s.l2,
@@ -193,8 +193,8 @@ def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
 
 
 def declared_metrics(s: Settings) -> Metrics:
-    """What the problem declares that it measures, known before it is made; the data are loaded where they say it.
-    Raises UsageError.
+    """Returns the metrics that the problem declares, known before it is made. The data are loaded if the metrics depend
+    on them. Raises UsageError.
     """
     from easgd_cli.problems.classification import metrics_of
 
@@ -206,15 +206,15 @@ def declared_metrics(s: Settings) -> Metrics:
 
 
 def asked_by_problem(s: Settings) -> set[str]:
-    """The names among OFFERED_TO_PROBLEMS that its maker has as parameters. Raises UsageError."""
+    """Returns those of OFFERED_TO_PROBLEMS that the problem's maker has as parameters. Raises UsageError."""
     return set(OFFERED_TO_PROBLEMS) & set(signature(locate("problem", s.problem["target"])))
 
 
-DATA = {"data", "images"}  # of which a problem that uses data asks for one
+DATA = {"data", "images"}  # a problem that uses data asks for one of these
 
 
 def asks_for_data(s: Settings, asked: set[str]) -> bool:
-    """Whether the problem, which has `asked` for so much, is given a data set, or its net the shape of one. Raises
+    """Whether the problem, which has `asked` for these names, is given a data set, or its net the shape of one. Raises
     UsageError.
     """
     shaped = (

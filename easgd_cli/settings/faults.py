@@ -1,8 +1,8 @@
-"""Faults on purpose: what `faults` says of each, checked, and when who suffers it.
+"""Faults on purpose: the entries of `faults`, checked, and when each fault happens.
 
-A worker's happens at the beginning of its own step, and once: a worker that comes back with the clock `spared` has had
-all faults up to that step. So nobody has to remember which have happened; a worker's clock says it. Those of master and
-evaluator happen when their launcher hears that they are due, once a command.
+A worker's fault happens at the beginning of its own step, and once: a worker that comes back with the clock `spared`
+has had all faults up to that step. So nobody has to remember which have happened; a worker's clock says it. The faults
+of master and evaluator happen when their launcher hears that they are due, once a command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from easgd_cli.randomness import FAULTS, key, uniform
 from easgd_cli.settings.schema import Settings
 from easgd_cli.settings.targets import convert
 
-# what may and must be said of a kind beside where it happens
+# of each kind, the settings that it may and that it must have, beside where it happens
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "kill": ((), ()),
     "stop": (("seconds",), ("seconds",)),
@@ -26,9 +26,9 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nan": ((), ()),
     "link": (("seconds",), ()),
 }
-# when it happens to those that are no workers, and with which words
+# parties that are no workers, and the setting that says when their fault happens
 PARTIES = {"master": "exchange", "evaluator": "evaluation"}
-_OF_PARTIES = ("kill", "stop")  # kinds
+_OF_PARTIES = ("kill", "stop")  # the kinds that these parties suffer
 _OF_VARIABLES = ("variable", "exchange", "kind")
 _TYPES: dict[str, type] = {
     "kind": str, "worker": int, "step": int, "per_step": float, "seconds": float, "factor": float, "steps": int,
@@ -39,9 +39,10 @@ _EXAMPLE = "'faults=[{worker: 1, step: 20, kind: kill}]'"
 
 @dataclass(frozen=True)
 class Fault:
-    """One entry. `worker`: None for all. Either at the worker's own `step`, or at each with the probability `per_step`.
-    Of a `party` that is no worker: once the master has served so many exchanges, or during the evaluator's evaluation
-    of this number, counted from 0. Of a `variable`: its owner, once that has served so many exchanges with it.
+    """One entry. `worker`: None for all. The fault happens at the worker's own `step`, or at each step with the
+    probability `per_step`. A `party` that is no worker suffers it once the master has served `exchange` exchanges, or
+    during the evaluator's `evaluation`, counted from 0; the owner of a `variable`, once it has served `exchange`
+    exchanges with it.
 
     `seconds`: of standing still, or without a link; `factor`: how many times as long a gradient takes, for `steps`
     steps, None: to the end.
@@ -61,17 +62,17 @@ class Fault:
 
     @property
     def of_worker(self) -> bool:
-        """Whether it is a worker that suffers it."""
+        """Whether a worker suffers the fault."""
         return self.party is None and self.variable is None
 
 
 def named(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same, where `kind: nan` on a command line has been read as the number that is none."""
+    """Returns the entries with `kind: nan` as a text, which a command line has read as the number NaN."""
     return [{part: "nan" if isinstance(v, float) and v != v else v for part, v in entry.items()} for entry in entries]
 
 
 class Faults:
-    """Those of one worker. `spared`: it has had those of its steps up to this one."""
+    """The faults of one worker. `spared`: the step up to which the worker has had its faults."""
 
     def __init__(self, faults: Sequence[Fault], seed: int, worker: int, spared: int = -1):
         mine = [(i, fault) for i, fault in enumerate(faults) if fault.of_worker and fault.worker in (None, worker)]
@@ -84,14 +85,14 @@ class Faults:
         self._worker, self.spared = worker, spared
 
     def at(self, t: int) -> list[Fault]:
-        """What happens at the beginning of its step t; a function of (seed, worker, t) and of what it is spared."""
+        """Returns the faults of the worker's step t; a function of (seed, worker, t) and of `spared`."""
         if t <= self.spared:
             return []
         drawn = [f for z, f in self._drawn if uniform(z, FAULTS, self._worker, t) < (f.per_step or 0.0)]
         return [*self._at.get(t, ()), *drawn]
 
     def slowness(self, t: int) -> float:
-        """How many times as long as usual the gradient of its step t takes."""
+        """Returns how many times as long as usual the gradient of the worker's step t takes."""
         found = 1.0
         for fault in self._slow:
             begun = t - (fault.step or 0)
@@ -101,7 +102,7 @@ class Faults:
 
 
 def read(s: Settings) -> tuple[Fault, ...]:
-    """The faults of a run; none where a recorded order is gone through again, which has had them. Raises UsageError."""
+    """Returns the faults of a run; none in a replay, whose recorded order has had them. Raises UsageError."""
     found = tuple(_fault(s, f"faults[{i}]", entry) for i, entry in enumerate(s.faults))
     return found if s.replay is None else ()
 
@@ -135,7 +136,7 @@ def _fault(s: Settings, name: str, entry: Mapping[str, Any]) -> Fault:
 
 
 def _of_party(name: str, entry: Mapping[str, Any]) -> Fault:
-    """Of the master or the evaluator."""
+    """Returns a fault of the master or the evaluator. Raises UsageError."""
     kind, party = entry["kind"], entry["party"]
     if party not in PARTIES:
         raise UsageError(f"{name}.party={party}: is one of {', '.join(PARTIES)}; a worker is written worker: 1.")
@@ -166,7 +167,7 @@ def _of_party(name: str, entry: Mapping[str, Any]) -> Fault:
 
 
 def _of_variable(name: str, entry: Mapping[str, Any]) -> Fault:
-    """Of the owner of a variable."""
+    """Returns a fault of the owner of a variable. Raises UsageError."""
     example = "'faults=[{variable: node_1, exchange: 100, kind: kill}]'"
     if entry["kind"] != "kill" or set(entry) != set(_OF_VARIABLES):
         raise UsageError(f"{name}: the owner of a variable suffers kill only, after its own exchange; see {example}.")
@@ -179,8 +180,8 @@ def _of_variable(name: str, entry: Mapping[str, Any]) -> Fault:
 def check_parties(
     faults: Sequence[Fault], processes: bool, has_master: bool, launcher: str, algo: str, mortal: Sequence[str] = ()
 ) -> None:
-    """Refuses faults of a master, evaluator or variable that the run has not; `mortal`: the variables that can be lost.
-    Raises UsageError.
+    """Refuses faults of a master, evaluator or variable that the run does not have; `mortal`: the variables that can be
+    lost. Raises UsageError.
     """
     for i, fault in enumerate(faults):
         if fault.variable is not None and fault.variable not in mortal:

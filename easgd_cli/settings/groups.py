@@ -1,4 +1,4 @@
-"""Groups of parameters: what `groups` says of each, checked; the net's names are not known here."""
+"""Groups of parameters: the entries of `groups`, checked; the net's names are not known here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _EXAMPLE = """'groups=[{match: "*.bias", l2: 0}, {match: "head.*", eta: 10}]'"""
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """The parameters whose name fits the pattern `match`: their own l2, a factor for eta, and the local step's
-    weight_decay of their own; None: as all others.
+    """The parameters whose name fits the pattern `match`, with their own l2, their own factor for eta, and their own
+    weight_decay in the local step; None: as for all others.
     """
 
     match: str
@@ -28,7 +28,7 @@ class ParameterGroup:
 
 
 def read(s: Settings) -> tuple[ParameterGroup, ...]:
-    """The groups of a run. Raises UsageError."""
+    """Returns the groups of a run. Raises UsageError."""
     return tuple(_group(f"groups[{i}]", entry) for i, entry in enumerate(s.groups))
 
 

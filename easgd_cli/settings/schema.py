@@ -15,7 +15,7 @@ from typing import Any, Optional  # Optional: OmegaConf reads these annotations 
 from easgd_cli.errors import UsageError
 
 MISSING: Any = "???"  # OmegaConf's mark for a value that must be given
-UNPROFILED_STEPS = 5  # of a worker that is profiled: its first steps are not those it goes on with
+UNPROFILED_STEPS = 5  # at the start of a profiled worker: its first steps are not typical of the others
 
 # A group (algo, problem, dataset, task, model, schedule, ...) is {"name": ..., "target": "module:callable",
 # **options}; the options are checked against the callable's own signature (settings/targets.py), so an extension brings
@@ -26,7 +26,7 @@ BY_DATA: Group = {"name": "auto", "target": "easgd_cli.problems.tasks:by_data"}
 NO_AVERAGE: Group = {"name": "none", "target": "easgd_cli.algorithms.average:none"}
 OWN_STEP: Group = {"name": "own", "target": None}
 
-# as a newcomer meets them; "experiment" is Hydra's alone
+# in the order in which a newcomer meets them; "experiment" is Hydra's alone
 GROUPS = ("algo", "local", "problem", "dataset", "task", "model", "schedule", "average", "launcher")
 
 
@@ -152,7 +152,7 @@ class Settings:
     auto: Auto = field(default_factory=Auto)
 
 
-# how a sweep is run and looked at: no part of a job's settings
+# settings for running and reporting a sweep: no part of a job's settings
 OF_SWEEPS = ("sweep", "jobs", "retry", "report", "objective")
 
 
@@ -195,7 +195,7 @@ def _number(text: str) -> float | None:
 
 
 def check(s: Settings) -> None:
-    """Everything that can be said of the values without loading torch, data or model.
+    """Checks everything that can be checked without loading torch, data or model.
 
     Raises UsageError naming the key, the value, the rule and the remedy.
     """
@@ -299,38 +299,38 @@ def _check_profile(s: Settings) -> None:
 
 
 def effective_alpha(s: Settings) -> float:
-    """The moving rate alpha, for every tau: as given, or beta / p (paper p. 6)."""
+    """Returns the moving rate alpha, for every tau: as given, or beta / p (paper p. 6)."""
     if s.alpha is not None:
         return s.alpha
     return (0.9 if s.beta is None else s.beta) / s.workers
 
 
 def effective_beta(s: Settings) -> float:
-    """beta = p alpha, unless both are given, as a method with two rates allows."""
+    """Returns beta = p alpha, unless both are given, as a method with two rates allows."""
     return s.beta if s.beta is not None else effective_alpha(s) * s.workers
 
 
 def asked_for(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration without what the run has found itself: the period that tau=auto has chosen."""
+    """Returns a run's configuration without what the run has found itself: the period that tau=auto has chosen."""
     if not (auto := config.get("auto") or {}).get("tau"):
         return dict(config)
     return {**config, "tau": "auto", "auto": {**auto, "probes": []}}
 
 
 def length(s: Settings) -> dict[str, float | None]:
-    """The unit in which a run's length is given (steps, epochs or minutes) and how many of it."""
+    """Returns the unit in which a run's length is given (steps, epochs or minutes) and how many of it."""
     unit = next((key for key in ("steps", "epochs", "minutes") if _get(s, key) is not None), None)
     return {unit: _get(s, unit)} if unit else {"steps": s.default_steps}
 
 
 def levels(s: Settings) -> dict[str, float]:
-    """The metrics that end the run, each with the level that it is to reach."""
+    """Returns the metrics that end the run, each with the level that it is to reach."""
     return {name: level for name, level in s.until.items() if level is not None}
 
 
 def total_steps(s: Settings, train_images: int | None) -> int | None:
-    """Local steps of each worker, or None when minutes end the run. Raises UsageError for passes over images where
-    there are none.
+    """Returns the local steps of each worker, or None when minutes end the run. Raises UsageError for passes over
+    images where there are none.
     """
     if s.minutes is not None:
         return None
@@ -345,12 +345,12 @@ def total_steps(s: Settings, train_images: int | None) -> int | None:
 
 
 def samples_a_step(s: Settings) -> int:
-    """Of one worker."""
+    """Returns the samples of one worker's step."""
     return s.batch_size * s.accumulate
 
 
 def profiled_steps(s: Settings) -> int | None:
-    """How many steps of worker 0 are to be profiled. Raises UsageError."""
+    """Returns how many steps of worker 0 are to be profiled; None: no profile. Raises UsageError."""
     if s.profile is None:
         return None
     found = re.fullmatch(r"\s*([1-9][0-9]*)\s*steps?\s*", s.profile)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def directory() -> Path:
-    """configs/: inside the package when installed from a wheel, beside it in a source tree."""
+    """Returns configs/: inside the package when installed from a wheel, beside it in a source tree."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"

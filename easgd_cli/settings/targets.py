@@ -1,5 +1,5 @@
-"""Makers: what a group of settings names as `module:callable`, the package's own and a user's alike, found, read and
-called.
+"""Makers: the callables that groups of settings name as `module:callable`, the package's own and a user's alike; found,
+read and called here.
 
 A group's options, and what the runner offers by name, are matched with the callable's signature; whatever does not fit
 is a UsageError.
@@ -25,11 +25,11 @@ from easgd_cli.errors import UsageError
 from easgd_cli.settings import shipped
 from easgd_cli.settings.schema import Group
 
-HANDED = "python:"  # begins what config.yaml says of an object that was handed over in Python
+HANDED = "python:"  # begins the text in config.yaml for an object that was handed over in Python
 
 
 class Handed(str):
-    """What is written of a maker that was handed over in Python and has no name to be found by, with the maker.
+    """The text that is written for a maker handed over in Python, which has no name to be found by; with the maker.
 
     A copy of it, for a file or another process, is its text alone.
     """
@@ -51,10 +51,10 @@ class Handed(str):
 def make(group: str, spec: Group, offered: Mapping[str, Any]) -> Any:
     """Calls the maker named by `spec["target"]` with the options of `spec` and what it asks for of `offered`.
 
-    The name of the option itself is one of its options if the maker has a parameter `name`, as torchvision's nets do.
+    If the maker has a parameter `name`, as torchvision's nets do, the name in `spec` is one of its options.
 
-    Raises UsageError when the maker cannot be found, an option is unknown or of the wrong type, one is missing, or
-    the maker itself raises ValueError.
+    Raises UsageError when the maker cannot be found, an option is unknown or of the wrong type, one is missing, or the
+    maker itself raises ValueError.
     """
     maker = locate(group, spec["target"])
     given: dict[str, Any] = {}
@@ -91,42 +91,42 @@ _TARGET = re.compile(r"^ *target: *(easgd_cli\.\S+:\w+)", re.MULTILINE)
 
 
 def own(target: str | None) -> bool:
-    """Whether it names what this package offers under its settings, and so no code that a run brings along. Nothing
-    else of the package is that: one of its modules holds `os`, another a function that writes files.
+    """Whether `target` is a maker that this package offers under its settings, and so no code that a run brings along.
+    Nothing else in the package counts: one of its modules holds `os`, another a function that writes files.
     """
     return target is None or _today(target) in _offered()
 
 
 @functools.cache
 def _offered() -> frozenset[str]:
-    """Every target in the shipped configurations."""
+    """Returns every target in the shipped configurations."""
     texts = (path.read_text(encoding="utf-8") for path in shipped.directory().rglob("*.yaml"))
     return frozenset(found for text in texts for found in _TARGET.findall(text))
 
 
 def _today(target: str) -> str:
-    """What older runs name otherwise, by its name of today."""
+    """Returns the name of today of a target that older runs may name otherwise."""
     module, _, name = _MOVED.get(target, target).partition(":")
     return f"{_MOVED.get(module, module)}:{name}"
 
 
 def ours(spec: Group) -> bool:
-    """Whether the maker is the package's, so that what it raises is a defect of ours."""
+    """Whether the maker is the package's, so that what it raises is a defect of the package."""
     return str(spec["target"]).startswith("easgd_cli.")
 
 
 def written(group: str, spec: Group) -> str:
-    """What a user writes to choose it: `model=small`, or `model.name=resnet18` where the maker takes the name."""
+    """Returns what a user writes to choose it: `model=small`, or `model.name=resnet18` if the maker takes the name."""
     return f"{group}{'.name' if 'name' in signature(locate(group, spec['target'])) else ''}={spec['name']}"
 
 
 def example(group: str) -> str:
-    """How something of a user's own is named in this group."""
+    """Returns how a user names something of their own in this group."""
     name = {"algo": "MyMethod", "local": "MyStep", "problem": "MyProblem", "task": "MyLoss"}.get(group, f"my_{group}")
     return f"{group}=my_module:{name}"
 
 
-# Where makers are that the config.yaml of an older run names otherwise.
+# Makers and modules that have moved: the name in the config.yaml of an older run, and the name of today.
 _MOVED = {
     "easgd_cli.average": "easgd_cli.algorithms.average",
     "easgd_cli.schedule": "easgd_cli.algorithms.schedule",
@@ -135,8 +135,8 @@ _MOVED = {
 
 
 def locate(group: str, target: str) -> Callable[..., Any]:
-    """The callable `module:name`, from the working directory or an installed package, or what was handed over under
-    that name. Raises UsageError.
+    """Returns the callable `module:name`, from the working directory or an installed package, or what was handed over
+    under that name. Raises UsageError.
     """
     if isinstance(target, Handed):
         return target.maker
@@ -149,7 +149,7 @@ def locate(group: str, target: str) -> Callable[..., Any]:
     if not module or not name:
         raise UsageError(f"{group}={target}: write it as module:name, such as {example(group)}.")
     here = os.getcwd()
-    if here not in sys.path and not module.startswith("easgd_cli."):  # ours need nothing from there
+    if here not in sys.path and not module.startswith("easgd_cli."):  # the package's own need nothing from there
         sys.path.insert(0, here)
     try:
         found = importlib.import_module(module)
@@ -179,7 +179,7 @@ def locate(group: str, target: str) -> Callable[..., Any]:
 
 
 def file_of(target: str) -> str | None:
-    """Where the module of `module:name` would be imported from, without importing it; None where there is none."""
+    """Returns where the module of `module:name` would be imported from, without importing it; None if there is none."""
     if target.startswith(HANDED):
         return None
     found: Any = None
@@ -198,7 +198,7 @@ def file_of(target: str) -> str | None:
 
 
 def signature(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of `maker`, with annotations resolved where they can be."""
+    """Returns the named parameters of `maker`, with annotations resolved where they can be."""
     try:
         parameters = inspect.signature(maker, eval_str=True).parameters
     except (NameError, TypeError):
@@ -207,7 +207,8 @@ def signature(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def convert(key: str, value: Any, annotation: Any) -> Any:
-    """`value` as `annotation` asks (int, float, str, bool, list or dictionary of these, or one of them with None).
+    """Returns `value` as `annotation` asks: int, float, str, bool, list or dictionary of these, or any of them with
+    None.
 
     A whole number passes for a float; nothing else is bent. Raises UsageError.
     """
@@ -274,9 +275,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _raised(e: BaseException) -> str:
-    """What a user's own code raised, and where: the last line that was run, or of a syntax error the line that cannot
-    be read.
-    """
+    """Returns what a user's own code raised, and where: the last line that was run, or that of a syntax error."""
     if isinstance(e, SyntaxError) and e.filename is not None:
         return f"{type(e).__name__}: {e.msg} ({e.filename}, line {e.lineno})"
     frame = traceback.extract_tb(e.__traceback__)[-1]

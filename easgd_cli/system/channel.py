@@ -1,8 +1,8 @@
-"""A wire between the launcher and one child: JSON lines over a Unix socket, each with at most one descriptor, of
-memory or of a socket.
+"""A wire between the launcher and one child: JSON lines over a Unix socket, each with at most one descriptor, of memory
+or of a socket.
 
-Nothing but `wait` blocks. A child posts and goes on training; what the socket does not take stays in a buffer until the
-next flush. One socket per child and nothing shared between children, so that a kill harms no other connection.
+Only `wait` blocks. A child posts and goes on training; what the socket does not take stays in a buffer until the next
+flush. Each child has a socket of its own and children share nothing, so a kill harms no other connection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from easgd_cli.system.shared_memory import Layout, SharedTensors
 _CHUNK = 1 << 16
 _AT_ONCE = 32  # messages taken in one go: each may hold descriptors, of which a process has only so many
 
-Message = tuple[dict[str, Any], Any]  # what came with it: SharedTensors, a socket, or None
+Message = tuple[dict[str, Any], Any]  # and what came with the message: SharedTensors, a socket, or None
 
 
 class ChannelClosed(Exception):
@@ -31,8 +31,8 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """One end. `post` queues a message, `flush` sends what the socket takes, by any thread; `receive` and `wait` return
-    what has arrived, to one.
+    """One end. Any thread may call `post`, which queues a message, and `flush`, which sends what the socket takes. One
+    thread calls `receive` and `wait`, which return what has arrived.
     """
 
     def __init__(self, sock: socket.socket):
@@ -51,7 +51,7 @@ class Channel:
         return self._socket.fileno()
 
     def post(self, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None) -> None:
-        """Queues a message, memory or a socket with it, which belongs to the message from now on: this end closes
+        """Queues a message, and with it memory or a socket, which belongs to the message from now on: this end closes
         it.
         """
         if isinstance(enclosed, SharedTensors):
@@ -96,11 +96,11 @@ class Channel:
         return True
 
     def receive(self) -> list[Message]:
-        """Whole messages that have arrived; none only when all have been returned. Raises ChannelClosed at the end,
-        after all before it.
+        """Returns whole messages that have arrived; none only when all have been returned. Raises ChannelClosed at the
+        end, after all messages before it.
 
-        One call does not return without bound what keeps arriving. Of an other side that has ended, call until there
-        are none.
+        One call returns only so many, however many keep arriving. When the other side has ended, call until there are
+        none.
         """
         self._fill()
         messages = list(self._inbox)
@@ -108,11 +108,11 @@ class Channel:
         return messages
 
     def put_back(self, message: Message) -> None:
-        """Has it returned again, before all that comes."""
+        """Puts a message back: it is returned again, before all others."""
         self._inbox.appendleft(message)
 
     def wait(self) -> Message:
-        """The next message. Raises ChannelClosed at the end."""
+        """Waits for the next message and returns it. Raises ChannelClosed at the end."""
         while not self._inbox:
             self._poll.poll()
             self._fill()
@@ -146,7 +146,7 @@ class Channel:
         return SharedTensors(known, self._fds.popleft())
 
     def _drop_unsent(self) -> None:
-        """Whoever holds the other end of a socket that was never delivered sees it end."""
+        """Closes what was never delivered, so that the holder of a socket's other end sees it end."""
         for _, enclosed in self._out:
             if enclosed is not None:
                 enclosed.close()

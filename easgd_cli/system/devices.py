@@ -1,4 +1,4 @@
-"""Which device and how many CPU threads each worker gets."""
+"""The device and the number of CPU threads that each worker gets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easgd_cli.settings.schema import Settings
 
 
 def deal_devices(device: str, workers: int, key: str = "device") -> list[str]:
-    """A device for every worker. `auto`: the CUDA devices dealt round robin, or the CPU; several workers may share one.
+    """Returns a device for every worker; several may share one. `auto`: the CUDA devices dealt round robin, or the CPU.
 
     Raises UsageError for a device that is not there.
     """
@@ -30,7 +30,7 @@ def deal_devices(device: str, workers: int, key: str = "device") -> list[str]:
 
 
 def _checked(key: str, given: str, device: str) -> str:
-    """`device`, one of those `given`, with its number: cuda is cuda:0."""
+    """Returns `device`, one of those `given`, with its number: cuda is cuda:0. Raises UsageError if it is not there."""
     try:
         d = torch.device(device)
         there = torch.get_device_module(d)
@@ -47,8 +47,8 @@ def _checked(key: str, given: str, device: str) -> str:
 
 
 def visible_devices() -> list[str]:
-    """The CUDA devices that this process shows, by the names that CUDA_VISIBLE_DEVICES takes for them. CUDA is asked,
-    but not started.
+    """Returns the CUDA devices that this process shows, by their names for CUDA_VISIBLE_DEVICES. CUDA is asked, but not
+    started.
     """
     count = torch.cuda.device_count()
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -57,7 +57,7 @@ def visible_devices() -> list[str]:
 
 
 def worker_threads(s: Settings) -> int:
-    """CPU threads of each worker: as given, or the cores divided, at least one."""
+    """Returns the CPU threads of each worker: as given, or the cores divided, at least one."""
     return s.threads if s.threads is not None else max(1, cores() // s.workers)
 
 
@@ -88,12 +88,12 @@ def check_compiler() -> None:
 
 
 def evaluator_threads(s: Settings) -> int:
-    """CPU threads of the evaluator: one share beside the workers'. Two threads that wait for each other on a busy core
-    crawl.
+    """Returns the CPU threads of the evaluator: as many as one more worker would get. Two threads that wait for each
+    other on a busy core crawl.
     """
     return max(1, cores() // (s.workers + 1))
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Returns how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

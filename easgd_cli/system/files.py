@@ -1,4 +1,4 @@
-"""Files that nobody is to find: in a directory that goes, or beside the one they become."""
+"""Temporary files: in a directory that is removed at the end, or beside the file that they become."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from easgd_cli.system.interruption import undone_by
 
 @contextmanager
 def scratch_directory(parent: Path | None = None, prefix: str | None = None) -> Iterator[Path]:
-    """A new directory in `parent` (or where the system keeps such), removed at the end, also when a signal is it.
-    Raises OSError.
+    """Makes a directory in `parent` (or where the system keeps temporary ones) and removes it at the end, also when a
+    signal ends the process. Raises OSError.
     """
     with (
         tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as made,
@@ -25,8 +25,8 @@ def scratch_directory(parent: Path | None = None, prefix: str | None = None) -> 
 
 
 def put(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file beside `path` written and renames it, so that whoever looks finds the old one or the new one, whole.
-    Raises OSError.
+    """Lets `write` make a file beside `path`, then renames it, so that a reader finds the old file or the new one,
+    whole. Raises OSError.
     """
     beside = path.with_name(f".{os.getpid()}.{path.name}")  # the ending stays: some writers go by it
     try:

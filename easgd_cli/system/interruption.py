@@ -1,8 +1,7 @@
-"""Signals that end the program, before a launcher has taken over, and SIGQUIT, which asks where it is.
+"""Signals that end the program before a launcher has taken over, and SIGQUIT, which asks for the stacks.
 
 A KeyboardInterrupt in the middle of an import, or of another library's callback, is lost there or comes out as
-something else. So until a launcher listens, nothing is raised: what was begun is undone and the process ends where it
-stands.
+something else. So until a launcher listens, nothing is raised: what was begun is undone, and the process ends at once.
 """
 
 from __future__ import annotations
@@ -27,20 +26,18 @@ Reaction = Callable[[int, FrameType | None], Any]
 
 
 def ending() -> list[signal.Signals]:
-    """Those of NUMBERS that end this process: a terminal that is gone does not where SIGHUP is ignored, as by nohup."""
+    """Returns NUMBERS, without SIGHUP where that is ignored, as under nohup."""
     return [n for n in NUMBERS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
 
 
 def said(number: int) -> str:
-    """What such a signal has done to the program, in a word or three."""
+    """Returns in a few words what such a signal has done to the program."""
     return {2: "interrupted", 15: "terminated"}.get(number, f"ended by {signal.Signals(number).name}")
 
 
 @contextmanager
 def ending_the_process() -> Iterator[None]:
-    """While it lasts, a signal of NUMBERS ends this process with a line and exit status 128 + its number, wherever it
-    is.
-    """
+    """Lets a signal of NUMBERS end this process at any place, with a line and exit status 128 + the signal's number."""
 
     def end(number: int, _: FrameType | None) -> None:
         with suppress(Exception):  # the signal may have come in the middle of a write to the same stream
@@ -54,9 +51,7 @@ def ending_the_process() -> Iterator[None]:
 
 @contextmanager
 def stacks_shown(show: Callable[[], object] | None = None) -> Iterator[None]:
-    """While it lasts, SIGQUIT shows where this process is, and it goes on: `show` is called, or the stacks of all
-    threads go to stderr.
-    """
+    """Lets SIGQUIT call `show`, or write the stacks of all threads to stderr; then the process goes on."""
     with _reacting({signal.SIGQUIT: lambda *_: show_stacks(2) if show is None else show()}):
         yield
 
@@ -69,7 +64,7 @@ def show_stacks(file: Any) -> None:
 
 @contextmanager
 def undone_by(undo: Callable[[], object]) -> Iterator[None]:
-    """While it lasts, a signal of NUMBERS first calls `undo`, then does what it would have done."""
+    """Lets a signal of NUMBERS call `undo` first, then do what it would have done."""
     before = {number: signal.getsignal(number) for number in ending()}
 
     def react(number: int, frame: FrameType | None) -> None:
@@ -87,7 +82,7 @@ def undone_by(undo: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """While it lasts, signals of NUMBERS wait; they come at its end."""
+    """Holds signals of NUMBERS back until the end of the context."""
     came: list[int] = []
     with _reacting({number: lambda number, _: came.append(number) for number in ending()}):
         yield
@@ -97,7 +92,7 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def noted() -> Iterator[list[int]]:
-    """While it lasts, signals of NUMBERS do nothing but stand in the list that it yields."""
+    """Collects signals of NUMBERS in the list that it yields; they do nothing else."""
     came: list[int] = []
     with _reacting({number: lambda number, _: came.append(number) for number in ending()}):
         yield came
@@ -105,7 +100,7 @@ def noted() -> Iterator[list[int]]:
 
 @contextmanager
 def raised() -> Iterator[list[int]]:
-    """While it lasts, signals of NUMBERS are a KeyboardInterrupt, which is what other programs wait for. Yields those
+    """Makes signals of NUMBERS raise KeyboardInterrupt, which is what other programs wait for. Yields the list of those
     that have come.
     """
     came: list[int] = []
@@ -119,40 +114,38 @@ def raised() -> Iterator[list[int]]:
 
 
 def end_with(parent: int, number: signal.Signals) -> None:
-    """From here on this process is sent signal `number` when process `parent`, which has started it, ends. On Linux
-    only.
-    """
+    """Has signal `number` sent to this process when process `parent`, which has started it, ends. On Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it has ended before
+        if os.getppid() != parent:  # the parent has ended already
             signal.raise_signal(number)
 
 
 def end_with_pipe(watched: int) -> None:
-    """From here on this process is killed when the writing end of that pipe is closed, at once, whatever it does: the
-    system needs nothing of it, no lock of the interpreter's either, and it may have been stopped. On Linux only, which
-    lets a signal be chosen; elsewhere nothing happens.
+    """Has this process killed, from now on, as soon as the writing end of a pipe is closed, whatever it does: the
+    system needs nothing of the process, no lock of the interpreter's either, and the process may have been stopped. On
+    Linux only, where the signal can be chosen; elsewhere nothing happens.
 
-    `watched`: its reading end, of which nobody else has a copy, and into which nothing is written.
+    `watched`: the pipe's reading end, of which nobody else has a copy, and into which nothing is written.
     """
     if hasattr(fcntl, "F_SETSIG"):
         with suppress(OSError):  # a system that looks like Linux
             fcntl.fcntl(watched, fcntl.F_SETSIG, signal.SIGKILL)
             fcntl.fcntl(watched, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(watched, fcntl.F_SETFL, fcntl.fcntl(watched, fcntl.F_GETFL) | os.O_ASYNC)
-    if has_ended(watched):  # before it was asked for
+    if has_ended(watched):  # closed before the signal was asked for
         os._exit(1)
 
 
 def has_ended(watched: int) -> bool:
-    """Whether the writing end of a pipe has been closed, into which nothing is written; `watched`: its reading end."""
+    """Whether a pipe's writing end has been closed. `watched`: its reading end; nothing is written into the pipe."""
     poll = select.poll()
     poll.register(watched, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def tell(text: str) -> None:
-    """A line on stderr, written past its buffer, which a signal may have found in use."""
+    """Writes a line to stderr, past its buffer, which may have been in use when a signal came."""
     with suppress(OSError):
         os.write(2, f"easgd: {text}\n".encode())
 

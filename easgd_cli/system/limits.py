@@ -1,4 +1,4 @@
-"""What a shell or a scheduler allows a run: files and processes, counted before it starts."""
+"""The limits of a shell or a scheduler on files and processes, checked before a run starts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
-_MANY = 10_000  # a limit on processes above this is not counted against: that takes milliseconds, and it is far away
+_MANY = 10_000  # nothing is counted where a limit is above this: counting takes milliseconds, and the limit is far away
 
 
 def check(asked: str, files: int, processes: int) -> None:
-    """Raises ValueError where a run asked for by `asked` needs more of either than is allowed."""
+    """Raises ValueError if a run asked for by `asked` needs more files or processes than are allowed."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed != resource.RLIM_INFINITY and allowed < files:
         raise ValueError(
@@ -19,7 +19,7 @@ def check(asked: str, files: int, processes: int) -> None:
             f"ulimit -n {files}, or use fewer workers."
         )
     allowed, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    if allowed == resource.RLIM_INFINITY or allowed > _MANY or os.geteuid() == 0:  # who is root has none
+    if allowed == resource.RLIM_INFINITY or allowed > _MANY or os.geteuid() == 0:  # root has no limit
         return
     running = threads_of_user(os.getuid())
     if running is not None and running + processes > allowed:
@@ -30,7 +30,7 @@ def check(asked: str, files: int, processes: int) -> None:
 
 
 def threads_of_user(user: int, proc: Path = Path("/proc")) -> int | None:
-    """How many threads of that user run, which is what its limit on processes counts; None where nobody knows."""
+    """Returns how many threads of that user run, which is what the limit on processes counts; None if unknown."""
     found = None
     for process in proc.glob("[0-9]*"):
         with suppress(OSError):

@@ -19,22 +19,22 @@ _SIOCGIFADDR = 0x8915  # of linux/sockios.h
 
 
 def interfaces() -> dict[str, str]:
-    """The IPv4 address of each of this machine's interfaces that has one."""
-    import fcntl  # here: it is not everywhere
+    """Returns the IPv4 address of each of this machine's interfaces that has one."""
+    import fcntl  # here, since not every system has it
 
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         for _, name in socket.if_nameindex():
             try:
                 said = fcntl.ioctl(s, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
+            except OSError:  # this interface has no address
                 continue
             found[name] = socket.inet_ntoa(said[20:24])
     return found
 
 
 def split(asked: str, text: str, port: int | None = None) -> tuple[str, int]:
-    """HOST:PORT, or HOST where there is a usual port. `asked`: the setting, for the sentence. Raises UsageError."""
+    """Splits HOST:PORT, or HOST if there is a usual port. `asked`: the setting, for the sentence. Raises UsageError."""
     host, colon, number = text.rpartition(":")
     if not colon and port is not None:
         return text, port
@@ -44,7 +44,7 @@ def split(asked: str, text: str, port: int | None = None) -> tuple[str, int]:
 
 
 def of_interface(name: str) -> str:
-    """Its address. Raises UsageError where this machine has none of that name."""
+    """Returns the interface's address. Raises UsageError if this machine has none of that name."""
     there = interfaces()
     if name not in there:
         raise UsageError(f"launcher.interface={name}: this machine has no such interface; it has {_said(there)}.")
@@ -52,7 +52,7 @@ def of_interface(name: str) -> str:
 
 
 def resolved(asked: str, host: str) -> str:
-    """The IPv4 address of a host's name. Raises UsageError."""
+    """Returns the IPv4 address of a host's name. Raises UsageError."""
     try:
         return socket.gethostbyname(host)
     except (OSError, UnicodeError) as e:
@@ -60,8 +60,8 @@ def resolved(asked: str, host: str) -> str:
 
 
 def towards(asked: str, other: str) -> str:
-    """The IPv4 address of this machine at which one with the address `other` reaches it. Nothing is sent. Raises
-    UsageError.
+    """Returns the IPv4 address of this machine at which a machine with the address `other` reaches it. Nothing is sent.
+    Raises UsageError.
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
@@ -74,12 +74,12 @@ def towards(asked: str, other: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether nobody but this machine reaches it."""
+    """Whether only this machine reaches the address."""
     return ipaddress.ip_address(address).is_loopback
 
 
 def listener(asked: str, address: str, port: int) -> socket.socket:
-    """Who listens there; port 0: any that is free. Raises UsageError."""
+    """Returns a socket that listens there; port 0: any that is free. Raises UsageError."""
     try:
         return socket.create_server((address, port), backlog=128)
     except OSError as e:
@@ -91,25 +91,25 @@ def listener(asked: str, address: str, port: int) -> socket.socket:
 
 
 class Lent(socket.socket):
-    """A listener for one run of several: after `shutdown` it listens no more, and the next hears who calls then."""
+    """A listener for one run of several: after `shutdown` it accepts no more, and later calls are for the next run."""
 
     def __init__(self, listener: socket.socket):
         super().__init__(fileno=os.dup(listener.fileno()))
-        self.setblocking(False)  # who called may have gone before it is accepted
+        self.setblocking(False)  # a caller may have gone before it is accepted
         self._wake, self._woken = socket.socketpair()
         self._poll = select.poll()
         for watched in (self, self._woken):
             self._poll.register(watched, select.POLLIN)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Raises OSError after `shutdown`."""
+        """Accepts a call. Raises OSError after `shutdown`."""
         while self._woken.fileno() not in dict(self._poll.poll()):
             with suppress(BlockingIOError):
                 return super().accept()
         raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
 
     def shutdown(self, how: int) -> None:
-        """Ends `accept` alone, whatever `how`: others have a descriptor of this socket too."""
+        """Ends `accept` alone, whatever `how` says: others have a descriptor of this socket too."""
         self._wake.send(b"x")
 
 
@@ -124,8 +124,8 @@ def _said(there: dict[str, str]) -> str:
 
 
 def secret(asked: str, address: str | None) -> bytes:
-    """What all machines of a run know; nothing is needed where nobody but this machine reaches `address`, None: one
-    that is not known yet. Raises UsageError.
+    """Returns the secret that all machines of a run know. None is needed if only this machine reaches `address`;
+    `address` None: one that is not known yet. Raises UsageError.
     """
     found = os.environ.get(_SECRET, "").strip()
     if not found and (path := os.environ.get(_SECRET_FILE)):

@@ -1,8 +1,7 @@
 """Anonymous shared memory as tensors: no name to leak, gone with its last holder, whatever was killed.
 
 A `SharedTensors` is a set of tensors laid out in one anonymous file. It travels to a child process started by
-multiprocessing (the descriptor is duplicated for the child) or over a Unix socket (`fileno`, then
-`SharedTensors.open`).
+multiprocessing (the descriptor is duplicated for the child) or over a Unix socket (`Channel`).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class SharedTensors:
 
     @classmethod
     def allocate(cls, layout: Layout) -> SharedTensors:
-        """Zeros, with every page touched, so that the first step of training pays for nothing."""
+        """Returns zeros with every page touched, so that the first step of training pays for nothing."""
         _, size = _offsets(layout)
         available = available_memory()
         if available is not None and size > available:
@@ -53,7 +52,7 @@ class SharedTensors:
         fd = _anonymous_file()
         try:
             if hasattr(os, "posix_fallocate"):
-                # the pages are had now: a shortage is an error here, not a SIGBUS later
+                # the pages are taken now: a shortage is an error here, not a SIGBUS later
                 os.posix_fallocate(fd, 0, max(size, 1))
             else:
                 os.ftruncate(fd, max(size, 1))
@@ -64,7 +63,7 @@ class SharedTensors:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> SharedTensors:
-        """A copy of `tensors` in shared memory."""
+        """Returns a copy of `tensors` in shared memory."""
         shared = cls.allocate({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
         for name, t in tensors.items():
             shared.tensors[name].copy_(t)
@@ -80,7 +79,7 @@ class SharedTensors:
         return self.fd
 
     def again(self) -> SharedTensors:
-        """The same memory under a descriptor of its own, to be given away."""
+        """Returns the same memory under a descriptor of its own, to be given away."""
         return SharedTensors(self.layout, os.dup(self.fd))
 
     def close(self) -> None:
@@ -98,8 +97,8 @@ class SharedTensors:
 
 
 class AnonymousFile:
-    """An empty file without a name, for what wants to open one by its `path`: in every process that holds the object
-    the same file, which is gone with its last holder. Linux only.
+    """An empty file without a name, for code that wants to open a file by its `path`. Every process that holds the
+    object has the same file, which is gone with its last holder. Linux only.
     """
 
     def __init__(self, fd: int | None = None):
@@ -123,14 +122,14 @@ class AnonymousFile:
 
 
 class MappedFile:
-    """The bytes of a file as a tensor [n] uint8, read when they are wanted into pages that all processes share.
+    """The bytes of a file as a tensor [n] uint8, read on first use into pages that all processes share.
 
-    Sent to another process it is the same file, whatever has its name by then. Raises OSError.
+    Sent to another process it is the same file there, even if another file has its name by then. Raises OSError.
     """
 
     def __init__(self, fd: int):
         self.fd = fd
-        # private, so that a tensor may be had of a file that is only to be read
+        # a private map, since a tensor needs writable memory and the file may be read-only
         self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
         self.tensor = torch.frombuffer(self._map, dtype=torch.uint8)
 
@@ -142,8 +141,8 @@ class MappedFile:
 
 
 def keep_freed_memory() -> None:
-    """From now on what this process frees stays with it, for what it allocates next. Does nothing where the C library
-    is not glibc.
+    """Keeps what this process frees for its next allocations, from now on. Does nothing where the C library is not
+    glibc.
 
     The activations of a batch are tens of megabytes. glibc gives them back to the system when they are freed, and at
     the next step every page is faulted in again: a fifth of a training step of the paper's CIFAR net (docs/results.md).
@@ -155,7 +154,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """The opposite, with the sizes that glibc itself comes to in a program that frees large blocks."""
+    """Undoes `keep_freed_memory`, with the sizes that glibc itself comes to in a program that frees large blocks."""
     with suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_MAX, 65536)
@@ -165,8 +164,8 @@ def give_back_freed_memory() -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say. Asking for more may end in the OOM
-    killer.
+    """Returns the bytes that can be had without swapping; None if the system does not say. Asking for more may end in
+    the OOM killer.
     """
     try:
         with open("/proc/meminfo") as f:

@@ -11,11 +11,11 @@ from typing import IO, Any, TextIO
 
 
 class OutputFailed(OSError):
-    """Standard output does not take what is written; not of a pipe whose reader has left."""
+    """Standard output does not take what is written. Not raised for a pipe whose reader has left."""
 
 
 class _Raw(io.FileIO):
-    """Standard output, of which a failure tells that it is its own."""
+    """Standard output, whose failures raise OutputFailed."""
 
     def write(self, data: Any) -> int:
         try:
@@ -27,7 +27,7 @@ class _Raw(io.FileIO):
 
 
 class _Patient(io.FileIO):
-    """A log, which loses what a full disk does not take: nothing that is logged is worth an end."""
+    """A log, which loses what a full disk does not take: no log is worth ending a run."""
 
     def write(self, data: Any) -> int:
         try:
@@ -37,16 +37,16 @@ class _Patient(io.FileIO):
 
 
 def log_to(file: Path | int) -> TextIO:
-    """A log at the end of that file, made if need be, or through that descriptor; no write to it ever raises. Raises
-    OSError where it cannot be opened.
+    """Opens a log at the end of that file, made if need be, or through that descriptor; no write to it ever raises.
+    Raises OSError if it cannot be opened.
     """
     raw = _Patient(file, "a", closefd=not isinstance(file, int))
     return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
 
 
 def prepare() -> None:
-    """To be called once, first of all: no file may take the place of a closed stream, paths and files are read as
-    UTF-8 whatever the locale is, and what a stream cannot show is shown as an escape.
+    """Prepares the standard streams; to be called once, first of all. No file may take the place of a closed stream,
+    paths and files are read as UTF-8 whatever the locale is, and what a stream cannot show is shown as an escape.
 
     Where the locale is not UTF-8 this process is started again in Python's UTF-8 mode.
     """
@@ -65,15 +65,15 @@ def prepare() -> None:
             raw if at_once else io.BufferedWriter(raw), encoding, "backslashreplace",
             line_buffering=said is not None and said.line_buffering, write_through=at_once,
         )  # fmt: skip
-        if encoding.lower() not in ("utf-8", "utf8"):  # processes of ours write into logs
+        if encoding.lower() not in ("utf-8", "utf8"):  # for this program's processes, which write into logs
             os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def unseen(file: IO[str]) -> None:
-    """From here on what is written to `file` goes nowhere, or Python's own last flush would fail, too, and change the
-    exit status.
+    """Lets what is written to `file` go nowhere from here on. Else Python's own last flush would fail, too, and change
+    the exit status.
     """
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

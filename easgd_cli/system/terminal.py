@@ -1,4 +1,4 @@
-"""Texts for a terminal, whose lines end between words. Where there is none lines stay whole, for grep and paste."""
+"""Texts for a terminal, whose lines end between words. Elsewhere lines stay whole, for grep and paste."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import textwrap
 from contextlib import suppress
 from typing import TextIO
 
-_ENTRY = re.compile(r"( *\S.*?  +)(\S.*)")  # a word of a help text and what it means
+_ENTRY = re.compile(r"( *\S.*?  +)(\S.*)")  # an entry of a help text: a word and what it means
 _COMMAND = re.compile(r"(usage:)? *(easgd|\$) ")
-_EXAMPLE = re.compile(r" +(easgd|\$) (?!.*  )")  # nothing but a command, to be copied
+_EXAMPLE = re.compile(r" +(easgd|\$) (?!.*  )")  # a line with nothing but a command, to be copied
 
 
 def tell(text: str) -> None:
-    """A word to the user, beside the output."""
-    with suppress(OSError):  # nobody reads it
+    """Tells the user `text`, on stderr."""
+    with suppress(OSError):  # stderr has no reader
         print(for_terminal(f"easgd: {text}", sys.stderr), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """`text` in one line, with what has no shape of its own as an escape: control characters, ends of lines, marks of
-    direction. What a file says goes through here on its way to a terminal or a page, which it could command else.
+    """Returns `text` in one line, with escapes for control characters, ends of lines and marks of direction. What a
+    file says goes through here on its way to a terminal or a page: else it could command them.
     """
     if text.isprintable():
         return text
@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def for_terminal(text: str, file: TextIO) -> str:
-    """`text` as it is to be written to `file`: every line printable. A word that is longer than a line, such as a path,
+    """Returns `text` as it is to be written to `file`: every line printable. A word longer than a line, such as a path,
     is not broken.
     """
     text = "\n".join(map(printable, text.split("\n")))
@@ -38,8 +38,8 @@ def for_terminal(text: str, file: TextIO) -> str:
 
 
 def with_command(text: str, command: str) -> str:
-    """What a command is for, and the command; on a terminal without room for both in a line of its own, unbroken, to be
-    copied.
+    """Returns a command after what it is for. On a terminal without room for both the command has a line of its own,
+    unbroken, to be copied.
     """
     text, command = printable(text), printable(command)
     if not sys.stdout.isatty() or len(text) + 1 + len(command) <= _width():
@@ -48,12 +48,12 @@ def with_command(text: str, command: str) -> str:
 
 
 def help_text(text: str) -> str:
-    """A help text, its paragraphs and entries filled anew where the terminal is narrower than they are."""
+    """Returns a help text, its paragraphs and entries filled anew if the terminal is narrower than they are."""
     lines = text.split("\n")
     if not sys.stdout.isatty() or max(map(len, lines)) <= _width():
         return text
     filled: list[str] = []
-    hang: int | None = None  # where the paragraph goes on that the last line is of
+    hang: int | None = None  # the column at which the last line's paragraph goes on
     for line in lines:
         indent = len(line) - len(line.lstrip())
         entry, command = _ENTRY.fullmatch(line), _COMMAND.match(line)
@@ -66,14 +66,14 @@ def help_text(text: str) -> str:
 
 
 def _hang(line: str) -> int:
-    """Where the further lines of a paragraph begin."""
+    """Returns the column at which the further lines of a paragraph begin."""
     entry, indent = _ENTRY.fullmatch(line), len(line) - len(line.lstrip())
     hang = len(entry[1]) if entry else indent + 7 * bool(_COMMAND.match(line))  # as wide as `usage: `
     return hang if hang <= _width() // 2 else indent + 4
 
 
 def _wrapped(line: str, hang: int, broken: str = "") -> str:
-    """The line as several where it is too long, each but the last with `broken` at its end."""
+    """Returns the line, as several where it is too long, each but the last with `broken` at its end."""
     if len(line) <= _width():
         return line
     indent = len(line) - len(line.lstrip())

@@ -1,4 +1,4 @@
-"""The process that a run leaves as it found it."""
+"""Restores this process after a run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Puts back what a run, or a plugin of Hydra's, may leave in this process: directory, environment, where modules
-    are looked for, logging, generators, threads.
+    """Puts back, at the end, what a run or a plugin of Hydra's may leave in this process: directory, environment, where
+    modules are looked for, logging, generators, threads.
     """
     loggers = [_Logger(name) for name in (None, "easgd.launcher")]
     directory, environment, places = os.getcwd(), dict(os.environ), list(sys.path)
@@ -22,7 +22,7 @@ def unchanged_process() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(FileNotFoundError):  # removed while the run went on
+        with suppress(FileNotFoundError):  # the directory was removed while the run went on
             os.chdir(directory)
         os.environ.clear()
         os.environ.update(environment)
@@ -35,7 +35,7 @@ def unchanged_process() -> Iterator[None]:
 
 
 class _Logger:
-    """How a logger is set; None: the root."""
+    """The settings of a logger; None: of the root."""
 
     def __init__(self, name: str | None):
         self._logger = logging.getLogger(name)
@@ -51,7 +51,7 @@ class _Logger:
 
 
 def _of_torch() -> dict[str, Any] | None:
-    """How torch is set; None where it has not been loaded, which is not done for this."""
+    """Returns torch's settings; None if torch has not been loaded, since this alone should not load it."""
     if (torch := sys.modules.get("torch")) is None:
         return None
     numpy: Any = sys.modules.get("numpy.random")
@@ -68,7 +68,7 @@ def _put_back(was: dict[str, Any]) -> None:
     torch.set_rng_state(was["rng"])
     torch.set_num_threads(was["threads"])
     torch.set_default_dtype(was["dtype"])
-    if torch.are_deterministic_algorithms_enabled() != was["deterministic"]:  # which takes a second to ask for
+    if torch.are_deterministic_algorithms_enabled() != was["deterministic"]:  # setting this takes a second
         torch.use_deterministic_algorithms(was["deterministic"], warn_only=was["warn_only"])
     if was["numpy"] is not None:
         sys.modules["numpy.random"].set_state(was["numpy"])

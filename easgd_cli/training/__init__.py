@@ -1,3 +1,3 @@
-"""The loops of a run and what they are made of: a step, the center, the worker, the master, the evaluator, what is
-measured of them.
+"""The loops of worker, master and evaluator, the parts they are made of (a step, the center), and what is measured of
+them.
 """

@@ -1,5 +1,5 @@
-"""A variable as its owner keeps it, the center above all: vectors, a clock, and its rule, applied in cache-sized
-blocks.
+"""A variable, above all the center, in the process that owns it: vectors, a clock, and a rule that is applied in
+cache-sized blocks.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Lent = list[tuple[Receive, Vectors, Tensor, Tensor]]
 
 
 class Center:
-    """`vectors`: the variable's state by name, each [d], and `average` where one is kept; `clock` counts updates, and
-    is the sum of the `clocks` of its fragments, where it has several. `ledger`: where what is being changed is noted,
-    None where nobody would read it.
+    """One variable as its owner keeps it. `vectors`: its state by name, each [d], and `average` if the run keeps one.
+    `clock`: the number of updates so far; with several fragments, the sum of their `clocks`. `ledger`: where each
+    update is noted for a next owner; None if no other owner will follow.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Center:
         self._plain = variable.owner is None and variable.answers and not variable.in_rounds and variable.fragments == 1
         self.size = self.vectors["x"].numel()
         x = self.vectors["x"]
-        # a GPU takes a call a block, and those cost more than what its cache saves
+        # on a GPU every block means further calls, which cost more than the cache saves
         block = BLOCK if x.device.type == "cpu" else max(1, self.size)
         self._slices: list[slice] = []
-        self._rules: list[tuple[Receive, Receive]] = []  # of a message of anybody, and of the owner's
+        self._rules: list[tuple[Receive, Receive]] = []  # of each block, for others' messages and for the owner's
         begin = 0
         for (end, rule), (_, own) in zip(variable.parts(self.size), variable.parts(self.size, own=True), strict=True):
             slices = [slice(at, min(at + block, end)) for at in range(begin, end, block)]
@@ -51,24 +51,24 @@ class Center:
             self._rules += [(rule, own)] * len(slices)
             begin = end
         ends = fragment_ends(self.size, variable.fragments)
-        self._entries = [slice(a, b) for a, b in zip((0, *ends), ends, strict=False)]  # of each fragment
+        self._entries = [slice(a, b) for a, b in zip((0, *ends), ends, strict=False)]  # each fragment's
         stops = [sum(part.stop <= end for part in self._slices) for end in ends]
-        self._of = [range(a, b) for a, b in zip((0, *stops), stops, strict=False)]  # its blocks
-        # of a round's messages
+        self._of = [range(a, b) for a, b in zip((0, *stops), stops, strict=False)]  # each fragment's blocks
+        # a block of the mean of a round's messages
         self._mean = torch.empty(min(block, self.size) if variable.in_rounds else 0, dtype=x.dtype, device=x.device)
-        # whose views keep the vectors alive, so that no other can come to lie there
+        # by the vectors' addresses; the views keep the vectors alive, so that no other vector gets the same address
         self._lent: dict[tuple[int, int, bool], Lent] = {}
         self._blocks = [Vectors({name: v[part] for name, v in self.vectors.items()}) for part in self._slices]
         self._kept = [] if ledger is None else [ledger.pairs(list(vars(block).values())) for block in self._blocks]
 
     def begin_at(self, clocks: Sequence[int]) -> None:
-        """Its fragments have had so many updates."""
+        """Sets the clock of each fragment."""
         self.clock = sum(clocks)
         self.clocks = list(clocks) if self.variable.fragments > 1 else []
 
     def lend(self, message: Tensor, reply: Tensor, own: bool = False) -> Lent:
-        """The blocks of one exchange, made once per pair of vectors: slicing costs more than the arithmetic of a small
-        net. `own`: it is the owner's.
+        """Returns the blocks of one exchange, sliced once per pair of vectors: slicing costs more than the arithmetic
+        of a small net. `own`: whether the message is the owner's.
         """
         pair = (message.data_ptr(), reply.data_ptr(), own)
         if pair not in self._lent:
@@ -77,17 +77,17 @@ class Center:
         return self._lent[pair]
 
     def pull(self, reply: Tensor) -> None:
-        """Fills `reply` [d] with x. It is no update."""
+        """Copies x into `reply` [d]. This is no update: the clock stays."""
         reply.copy_(self.vectors["x"])
 
     def serve(
         self, members: Sequence[tuple[int, Tensor | None, Tensor]], first: int = 0, fragment: int = WHOLE,
         *, summed: bool = False,
     ) -> float:  # fmt: skip
-        """What these exchanges ask for, each the number of its worker, its message [d] and where its reply goes [d]:
-        one update by their messages, or what is left of it from the block `first` on; a pull has no message. All are
-        of the same `fragment`. `summed`: each message is already the sum of all. Returns how many vectors that takes
-        over a network.
+        """Applies the messages of these exchanges and fills their replies. A member is a worker's number, its message
+        [d] (None: a pull) and the place of its reply [d]; all concern the same `fragment`. `first`: the block to go on
+        from in an update that an earlier owner has begun. `summed`: every message is already the sum of the round's.
+        Returns how many vectors the exchanges would move over a network.
         """
         if self._plain and len(members) == 1 and members[0][1] is not None:  # the way of most exchanges
             self._update(self.lend(members[0][1], members[0][2]), first, self.clock)
@@ -97,7 +97,7 @@ class Center:
         if self.variable.in_rounds and lent:
             self.receive_round(lent[:1] if summed else lent, first, fragment, len(lent))
         else:
-            for one in lent:  # of which only a closing exchange has several
+            for one in lent:  # more than one only in a closing exchange
                 self.receive(one, first, fragment)
         answered = next((reply for _, m, reply in members if m is not None), self.vectors["x"])
         entries, share = slice(None), 1.0
@@ -109,8 +109,8 @@ class Center:
         return share * sum((m is not None) + (answers or m is None) for worker, m, _ in members if worker != owner)
 
     def receive(self, lent: Lent, first: int = 0, fragment: int = WHOLE) -> None:
-        """One update by one message: the method's rule on every block, from the `first` on, or on those of one
-        `fragment`; its clock advances by one.
+        """Makes one update by one message: applies the method's rule to every block from `first` on, or to those of one
+        `fragment`. The clocks of the updated fragments advance by one.
         """
         if self.variable.fragments == 1:
             self._update(lent, first, self.clock)
@@ -123,8 +123,8 @@ class Center:
     def receive_round(
         self, members: Sequence[Lent], first: int = 0, fragment: int = WHOLE, n: int | None = None
     ) -> None:
-        """One update by the mean of a round's messages, summed in the order given; everybody gets the same reply. `n`:
-        how many messages these are the sum of, where they are not one each.
+        """Makes one update by the mean of a round's messages, summed in the order given; every member gets the same
+        reply. `n`: how many messages the given ones are the sum of, unless each is one.
         """
         n = len(members) if n is None else n
         if self.variable.fragments == 1:
@@ -141,7 +141,7 @@ class Center:
         return range(self.variable.fragments) if fragment == WHOLE else [fragment]
 
     def _update(self, lent: Lent, first: int, clock: int) -> None:
-        """The rule on these blocks from the `first` on, which have had so many updates."""
+        """Applies the rule to the blocks from `first` on; `clock`: the updates that these blocks have had before."""
         weight, ledger = self._weight(clock), self._ledger
         for i, (rule, block, message, reply) in enumerate(lent[first:] if first else lent, first):
             if ledger is not None:
@@ -175,10 +175,10 @@ class Center:
         self.clock += 1
 
     def take_back(self, block: int) -> None:
-        """Undoes what a killed owner has done to a block that it was changing."""
+        """Restores the block, if a killed owner was in the middle of changing it."""
         if self._ledger is not None and block < len(self._kept):
             self._ledger.take_back(self._kept[block])
 
     def _weight(self, clock: int) -> float:
-        """Of the center in its average at the update after so many; 0 where none is kept."""
+        """Returns the center's weight in its average at the update after `clock` updates; 0 without an average."""
         return 0.0 if self._average is None else self._average(clock + 1)

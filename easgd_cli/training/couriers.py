@@ -1,8 +1,8 @@
-"""The couriers of variables that lie in one process: each takes its step as soon as it may, which is at once.
+"""The couriers of variables that lie in one process: each takes its step as soon as its variable has been updated.
 
-So what they do follows from the order of the other exchanges, and takes no time. What they lend, and the replies of a
-step, may lie in memory that outlives the process. Then the next one takes the step that was under way once more: the
-exchanges that have been served are not made again, and their replies are still there.
+So the couriers' exchanges follow from the order of the workers' exchanges, and need no time of their own. The vectors
+that couriers lend, and the replies of a step, may lie in memory that outlives the process. Then the next process
+repeats the step that was under way: exchanges that have been served are not made again; their replies are still there.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Exchanged = Callable[[int, "Tensor | None", Tensor, str], Reply]
 
 
 class Couriers:
-    """`exchange`: makes an exchange of a courier's number, with its message [d], the place of its reply [d] and its
-    variable. `steps`: local steps in all, None where nobody knows; `clocks`: of a run that goes on, by variable;
-    `memory`: where their vectors lie, by the names of `vectors_of`.
+    """All couriers of one process. `exchange`: makes one exchange; takes the courier's number, its message [d], the
+    place of the reply [d] and the variable's name. `steps`: the local steps of each worker, None if unknown; `clocks`:
+    the couriers' clocks in a run that goes on, by variable; `memory`: the vectors, by the names of `vectors_of`.
 
-    `at`: of the exchange that is being made, a number that rises from one to the next of its courier.
+    `at`: the number of the exchange under way; it rises from each exchange of a courier to its next.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Couriers:
 
     @staticmethod
     def vectors_of(method: Method) -> list[str]:
-        """The names of all their vectors, and of the replies of a step."""
+        """Returns the names of all couriers' vectors, and of the replies of a step."""
         if not method.couriers:
             return []
         own = [f"{name}.{vector}" for name, courier in method.couriers.items() for vector in courier.vectors]
@@ -61,19 +61,19 @@ class Couriers:
 
     @property
     def clocks(self) -> dict[str, int]:
-        """Of each, by the variable with which it keeps time."""
+        """The couriers' clocks, each by the variable with which the courier keeps time."""
         return {name: w.t for name, (w, _, _) in self._couriers.items()}
 
     def index(self, courier: int, message: Tensor) -> int:
-        """Which of the courier's vectors that is, by its place."""
+        """Returns the place of `message` among the vectors that the courier lends."""
         return [v.data_ptr() for v in self._lends[courier]].index(message.data_ptr())
 
     def lent(self, courier: int, vector: int, at: int) -> tuple[Tensor | None, Tensor]:
-        """The message of that exchange, None of a pull (a negative place), and where its reply goes."""
+        """Returns the message of the exchange `at`, None for a pull (`vector` < 0), and the place of its reply."""
         return None if vector < 0 else self._lends[courier][vector], self._replies[at % EXCHANGES]
 
     def updated(self, variable: str, worker: int) -> None:
-        """The variable has been updated by that worker or courier."""
+        """Lets the updated variable's courier take its step, unless the courier is the `worker` that updated it."""
         if variable not in self._couriers or self._couriers[variable][0].number == worker:
             return
         self._due.append(variable)
@@ -85,19 +85,19 @@ class Couriers:
         self._under_way = False
 
     def begin_at(self, variable: str, t: int) -> None:
-        """The next step of its courier is t."""
+        """Makes t the next step of the variable's courier."""
         self._couriers[variable][0].t = t
 
     def again(self, variable: str, worker: int, t: int) -> None:
-        """The same, said once more by an owner that does not know what the one before it has made of it: it was the
-        update t.
+        """Repeats the courier's step that follows the update t, unless the update was the courier's own. For an owner
+        that does not know how far the owner before it came with that step.
         """
         if variable in self._couriers and self._couriers[variable][0].number != worker:
             self.begin_at(variable, t)
             self.updated(variable, worker)
 
     def _take_step(self, w: Worker, step: Callable[[Worker], Rule], last: int | None) -> None:
-        """Its next one."""
+        """Takes the courier's next step; where rounds end at `last` steps, only its clock advances from then on."""
         if last is None or w.t < last:
             rule, answer = step(w), None
             with suppress(StopIteration):

@@ -1,5 +1,5 @@
-"""What torch.distributed offers a user, put together as its documentation says: a process group, a net whose gradients
-DistributedDataParallel averages, and the optimizer that averages parameters every so often.
+"""The parts of torch.distributed, put together as its documentation says: a process group, a net whose gradients
+DistributedDataParallel averages, and an optimizer that averages parameters at intervals.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """How one process finds the others of its group. `meeting`: a file in which they do, instead of a port; `timeout`:
-    seconds of a collective whose other side does not come.
+    """How a process finds the others of its group. `meeting`: the file in which they find each other, instead of a port;
+    `timeout`: seconds after which a collective fails that another process does not join.
     """
 
     rank: int
@@ -38,7 +38,7 @@ class Rendezvous:
     timeout: float
 
     def join(self) -> None:
-        """Joins the group, by sockets of this machine that nobody else reaches. Raises RuntimeError."""
+        """Joins the group over the loopback interface, unless the environment names another. Raises RuntimeError."""
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", _LOOPBACK)
         dist.init_process_group(
@@ -48,25 +48,25 @@ class Rendezvous:
 
 
 def backend(s: Settings) -> str:
-    """nccl where every process has a GPU to itself, as it demands; else gloo."""
+    """Returns nccl if every process has a GPU to itself, as nccl demands; else gloo."""
     devices = deal_devices(s.device, s.workers)
     return "nccl" if "cpu" not in devices and len(set(devices)) == s.workers else "gloo"
 
 
 def grouped(net: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The gradients that its backward leaves are the mean of all processes'. Its buffers stay each process's own: a
+    """Wraps the net, so that backward leaves the mean of all processes' gradients. Buffers stay each process's own: the
     run estimates those of its center.
     """
     devices = None if device.type == "cpu" else [device]
-    with warnings.catch_warnings():  # newer torch says that its newest has another name for broadcast_buffers
+    with warnings.catch_warnings():  # a newer torch announces another name for broadcast_buffers
         warnings.simplefilter("ignore", FutureWarning)
         made = DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
-    made._set_ddp_runtime_logging_sample_rate(1)  # of its own measurements, which are a few readings of the clock
+    made._set_ddp_runtime_logging_sample_rate(1)  # it measures every step; that takes a few readings of the clock
     return made
 
 
 def waited(net: DistributedDataParallel) -> float:
-    """Seconds of all backwards so far for which every gradient was there and not all were averaged, as
+    """Returns the seconds of communication in all backwards so far that did not overlap with computing, as
     DistributedDataParallel has measured them.
     """
     told = net._get_ddp_logging_data()
@@ -74,14 +74,14 @@ def waited(net: DistributedDataParallel) -> float:
     return max(0.0, told.get("iteration", 0) * waits / 1e9)
 
 
-Timed = Callable[[Callable[[], None]], None]  # calls what it is given, and counts its seconds as communication
+Timed = Callable[[Callable[[], None]], None]  # calls its argument, and counts the seconds of the call as communication
 
 
 class EveryStep:
     """DistributedDataParallel by itself: gradients are averaged in every step, while backward goes on."""
 
     def begin(self, net: DistributedDataParallel, sgd: torch.optim.SGD, t: int, timed: Timed) -> torch.optim.Optimizer:
-        """At the clock `t`, before a backward that is a rehearsal; returns what takes the steps."""
+        """Prepares for training from the clock `t`, before the rehearsal backward; returns the optimizer to use."""
         return sgd
 
     def meets(self, t: int) -> bool:
@@ -89,11 +89,11 @@ class EveryStep:
         return True
 
     def finish(self, parameters: list[nn.Parameter], t: int) -> None:
-        """After the last step, at the clock `t`: all have the same."""
+        """Makes all processes' parameters equal after the last step, at the clock `t`. Here they are equal already."""
 
 
 class TimedAverager(PeriodicModelAverager):
-    """Torch's own, its seconds counted."""
+    """Torch's PeriodicModelAverager, with the seconds of each average counted."""
 
     timed: Timed
 
@@ -105,7 +105,7 @@ class TimedAverager(PeriodicModelAverager):
 @dataclass(frozen=True)
 class Periodically:
     """post_localSGD_hook and PostLocalSGDOptimizer: gradients are averaged in the first `after` steps; then every
-    process goes its own way, and parameters are averaged after one step and after every `tau` further ones.
+    process steps by itself, and parameters are averaged after one step and after every `tau` further ones.
     """
 
     tau: int
@@ -117,7 +117,7 @@ class Periodically:
         state = PostLocalSGDState(
             process_group=None, subgroup=None, start_localSGD_iter=self.after, post_local_gradient_allreduce=False
         )
-        state.iter = t - 1 if t < self.after else self.after  # the rehearsal is counted, too
+        state.iter = t - 1 if t < self.after else self.after  # the hook counts the rehearsal, too
         net.register_comm_hook(state, post_localSGD_hook)
         averager = TimedAverager(period=self.tau, warmup_steps=self.after)
         averager.step, averager.timed = t, timed
@@ -127,7 +127,7 @@ class Periodically:
         return t < self.after or (t - self.after) % self.tau == 0
 
     def finish(self, parameters: list[nn.Parameter], t: int) -> None:
-        """Puts the mean in the place of the parameters, where they were not averaged in the last step."""
+        """Replaces the parameters by their mean over all processes, unless the last step has averaged them."""
         if t and not self.meets(t - 1):
             for p in parameters:
                 dist.all_reduce(p.data)

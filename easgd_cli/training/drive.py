@@ -1,8 +1,8 @@
 """Answers what a rule yields: the one place where a step is taken and a worker's clock advances.
 
-`Step` is one in progress and knows neither time nor processes. `take_step` drives one to its end against a session
-that may block. `ByHand` holds all parties in one process and lets the caller say whose turn it is: what tests use to
-hold a method against its printed listing, and what replays the recorded order of a real run.
+`Step` is a step in progress and knows neither time nor processes. `take_step` drives a step to its end against a
+session that may block. `ByHand` holds all parties in one process, and its caller says whose turn it is: tests use it to
+hold a method against its printed listing, and a replay uses it to repeat the recorded order of a real run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from easgd_cli.transport.base import Mark, Reply, Session
 
 
 def how_it_exchanges(method: Method, eta: float) -> str:
-    """Whether a worker `waits` for an exchange and does nothing else, so that its loop's seconds are those of the
-    exchange; `overlaps` it with a gradient; exchanges `in rounds` with all others; or `never` does.
+    """Returns what a worker does during an exchange: it `waits`, so that its loop's seconds are the exchange's; it
+    `overlaps` the exchange with a gradient; it exchanges `in rounds` with all others; or it `never` exchanges.
     """
     if method.alone:
         return "never"
@@ -42,14 +42,14 @@ def how_it_exchanges(method: Method, eta: float) -> str:
 
 
 class Gradients(Protocol):
-    """What a step needs of a problem: its batch, and gradients at the vectors a rule names."""
+    """The part of a problem that a step needs: its batch, and gradients at the vectors that a rule names."""
 
     def load(self, worker: int, t: int) -> None:
         """Makes the batch of that worker's local step t."""
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [d] of the loaded batch's loss at x [d], l2 term included, and that loss [] without it; valid until
-        the next call.
+        """Returns the gradient [d] of the loaded batch's loss at x [d], l2 term included, and the loss [] without the
+        l2 term; valid until the next call.
         """
 
 
@@ -58,8 +58,8 @@ class ProblemGradients:
     clip / ||g||).
 
     Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is that of the whole gradient as a rule gets it, l2 term
-    included; what is no gradient, the last entries of a problem with statistics, stays as it is. None: nothing is
-    scaled.
+    included. The last entries of a problem with statistics are no gradient: they stay as they are. With `clip` None
+    nothing is scaled.
     """
 
     def __init__(self, problem: Problem, clip: float | None = None):
@@ -71,8 +71,8 @@ class ProblemGradients:
         self._problem.load(worker, t)
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [d] at x [d], in a buffer of its own where it is clipped, and the loss [] of the batch; valid until
-        the next call.
+        """Returns the gradient [d] at x [d] and the loss [] of the batch; valid until the next call. A clipped gradient
+        lies in a buffer of its own.
         """
         g = self._problem.gradient(x)
         if self._clip is not None:
@@ -80,8 +80,8 @@ class ProblemGradients:
         return g, self._problem.loss
 
     def _clipped(self, g: Tensor, clip: float) -> Tensor:
-        # A tensor, not a number: on a GPU nobody waits for it. Of a gradient 0 the ratio is infinite, and 1 after the
-        # clamp.
+        # The factor is a tensor, not a number: on a GPU nobody waits for it. A gradient of 0 makes it infinite before
+        # the clamp and 1 after it.
         d = len(g) - self._statistics
         self._g = torch.mul(g, (clip / torch.linalg.vector_norm(g[:d])).clamp_(max=1), out=self._g)
         if self._statistics:
@@ -91,8 +91,8 @@ class ProblemGradients:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step brings back: the loss [] of its batch; of its exchange, None where it had none, the staleness and
-    what the reply was marked with.
+    """What a step brings back: the loss [] of its batch; the staleness of its exchange, None if it had none; and the
+    mark of the reply.
     """
 
     loss: Tensor | None
@@ -101,11 +101,11 @@ class StepResult:
 
 
 class Step:
-    """One step of one worker, or `courier`, in progress, and what its rule waits for now: a gradient, a reply, or both
-    at once.
+    """One step of one worker, or of a `courier`, in progress, and what its rule waits for now: a gradient, a reply, or
+    both at once.
 
-    A worker in mid-step is its state, its clock and the answers it has had: run the rule again with the same answers
-    and it stands at the same place. `result`: what the step brought back, once it has ended.
+    A worker in mid-step is determined by its state, its clock and the answers so far: a rule that is run again with the
+    same answers comes to the same place. `result`: what the step brought back, once it has ended.
     """
 
     __slots__ = ("_asked", "_home", "_loss", "_replies", "_rule", "at", "ended", "exchange", "result", "w")
@@ -113,19 +113,19 @@ class Step:
     def __init__(self, method: Method, w: Worker, courier: Courier | None = None):
         self.w = w
         self._rule: Rule = method.step(w) if courier is None else courier.step(w)
-        self._home = method.home(w.number) if courier is None else None  # which a courier has not
+        self._home = method.home(w.number) if courier is None else None  # a courier has no home
         self._asked: Any = None
         self._loss: Tensor | None = None
-        self._replies: list[tuple[str, Reply]] = []  # by the variable they are of
-        self.at: Tensor | None = None  # where the gradient is wanted
-        self.exchange: Exchange | None = None  # what is to be exchanged
+        self._replies: list[tuple[str, Reply]] = []  # each with its variable's name
+        self.at: Tensor | None = None  # the vector at which the rule wants a gradient
+        self.exchange: Exchange | None = None  # the exchange that the rule asks for
         self.ended = False
         self.result = StepResult(None)
         self._go_on(None)
 
     def answer(self, gradient: tuple[Tensor, Tensor] | None, reply: Reply | None) -> None:
-        """Hands the rule the gradient at `at`, which comes with its loss, and the reply to `exchange`; None for what it
-        has not asked for.
+        """Hands the rule the gradient at `at`, which comes with its loss, and the reply to `exchange`; None for an
+        answer that the rule has not asked for.
         """
         g = None
         if gradient is not None:
@@ -152,11 +152,11 @@ class Step:
                     f"a rule yields Gradient, Exchange, None or a tuple of these; this one yields {type(ask).__name__}"
                 )
             if isinstance(ask, Gradient):
-                if self._loss is not None or self.at is not None:  # they would share a buffer
+                if self._loss is not None or self.at is not None:  # two would share a buffer
                     raise TypeError("a step asks for at most one gradient; this one yields a second Gradient")
                 self.at = ask.at
             elif ask is not None:
-                # two at once would share a buffer, and a variable's owner knows a worker's exchange by its clock
+                # two at once would share a buffer; and a variable's owner knows an exchange by its worker's clock
                 again = self._replies and self._home is not None and ask.to in (to for to, _ in self._replies)
                 if self.exchange is not None or again:
                     raise TypeError(
@@ -183,8 +183,8 @@ class Step:
 
 
 def take_step(method: Method, w: Worker, gradients: Gradients, session: Session | None) -> StepResult:
-    """One local step of `w`. What a rule asks for at once overlaps: the message is on its way while the gradient is
-    computed.
+    """Takes one local step of `w`. A gradient and an exchange that a rule asks for in one yield overlap: the message is
+    on its way while the gradient is computed.
     """
     step = Step(method, w)
     loaded = False
@@ -202,17 +202,17 @@ def take_step(method: Method, w: Worker, gradients: Gradients, session: Session 
 
 
 def new_vectors(names: Iterable[str], start: Tensor) -> dict[str, Tensor]:
-    """Vectors like `start` [d]: x equal to it, the others 0."""
+    """Returns new vectors of these names, each like `start` [d]: x equal to it, the others 0."""
     return {name: start.clone() if name == "x" else torch.zeros_like(start) for name in names}
 
 
 class ByHand:
     """All parties of a run in one process; the caller names whose turn it is.
 
-    `problem` serves all of them. `start` [d]: where the variables and every worker begin, or `starts`: the workers' own
-    beginnings. `average` is of the center; a method without one keeps none here. `clip`: greatest norm of a gradient.
-    `steps`: how many local steps there are in all, where a courier asks. `order` records the exchanges as a real run
-    does: an entry each, of a worker or courier (`order_entry.py`).
+    `problem` serves all workers. `start` [d]: where the variables and every worker begin; `starts`: the workers' own
+    starts instead. `average`: the center's; ignored in a method without center. `clip`: greatest norm of a gradient.
+    `steps`: the local steps of each worker, for couriers. `order`: the exchanges as a real run records them, an entry
+    for each one of a worker or courier (`order_entry.py`).
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class ByHand:
 
     @property
     def center(self) -> Center | None:
-        """The center, where there is one."""
+        """The center; None if the method has none."""
         return self.centers.get(CENTER)
 
     @property
@@ -243,11 +243,11 @@ class ByHand:
         return self._variables.centers
 
     def _exchange(self, worker: int, message: Tensor | None, reply: Tensor, to: str, fragment: int = WHOLE) -> Reply:
-        """One exchange at once."""
+        """Makes one exchange at once."""
         return self._together(to, [(worker, message, reply)], fragment)
 
     def _together(self, to: str, members: Sequence[tuple[int, Tensor | None, Tensor]], fragment: int = WHOLE) -> Reply:
-        """The exchanges of these, at once; returns the first one's reply."""
+        """Makes the exchanges of these members with the variable `to` at once; returns the first one's reply."""
         center, place = self._variables.centers[to], list(self.method.variables).index(to)
         center.serve(members, fragment=fragment)
         self.order += [entry_of(worker, place) for worker, _, _ in members]
@@ -257,7 +257,7 @@ class ByHand:
         return told
 
     def step(self, worker: int) -> None:
-        """One local step of that worker, its exchange included when one is due. Raises TypeError for a method that
+        """Takes one local step of that worker, with its exchange when one is due. Raises TypeError for a method that
         exchanges in rounds.
         """
         if self.method.in_rounds:
@@ -265,8 +265,8 @@ class ByHand:
         take_step(self.method, self.workers[worker], self._gradients, self._sessions[worker])
 
     def round(self, workers: Iterable[int] | None = None) -> None:
-        """One local step of every worker, all at the same clock, or of these: what they exchange with a variable that
-        takes rounds, they exchange together.
+        """Takes one local step of every worker, or of these, all at the same clock. Exchanges with a variable that
+        takes rounds are made together.
 
         Raises TypeError for a method whose variables all take each message by itself.
         """
@@ -276,26 +276,26 @@ class ByHand:
         while not all(step.ended for step in steps):
             asked = {step.w.number: step.exchange for step in steps if step.exchange is not None}
             replies = self._exchange_all(asked)
-            for step in steps:  # no gradient outlives the next worker's
+            for step in steps:  # a gradient is valid until the next worker's is computed
                 if not step.ended:
                     gradient = None
                     if step.at is not None:
                         self._gradients.load(step.w.number, step.w.t)
                         gradient = self._gradients.gradient(step.at)
-                        # the rule may exchange before it uses it, and the buffer is everybody's
+                        # the rule may exchange before it uses the gradient, whose buffer all workers share
                         if step.exchange is None or len(self._variables.centers) > 1:
                             gradient = gradient[0].clone(), gradient[1]
                     step.answer(gradient, replies.get(step.w.number))
 
     def close(self, workers: Sequence[int] | None = None) -> None:
-        """The closing exchange of these workers, after their last step, or of all. Nothing happens in a method without
-        one.
+        """Makes the closing exchange of these workers, or of all, after their last step. Does nothing in a method
+        without one.
         """
         asked = {i: self.method.closing(self.workers[i]) for i in (self._all if workers is None else workers)}
         self._exchange_all({i: exchange for i, exchange in asked.items() if exchange is not None})
 
     def _exchange_all(self, asked: Mapping[int, Exchange]) -> dict[int, Reply]:
-        """What these workers ask for: those that ask a variable that takes rounds, together. Returns their replies."""
+        """Makes the exchanges that these workers ask for, rounds together. Returns the replies by worker."""
         replies: dict[int, Reply] = {}
         for to in dict.fromkeys(exchange.to for exchange in asked.values()):
             members = [
@@ -318,8 +318,8 @@ class ByHand:
         return session
 
     def exchange(self, worker: int, steps: int | None = None) -> None:
-        """That worker's steps up to and including the next one in which it exchanges; after so many `steps` that is its
-        closing exchange.
+        """Takes that worker's steps up to and including the next one in which it exchanges; at the clock `steps` it
+        makes its closing exchange instead.
         """
         before = len(self.order)
         while len(self.order) == before:
@@ -329,15 +329,15 @@ class ByHand:
             self.step(worker)
 
     def replay(self, order: Iterable[int], steps: int | None = None) -> None:
-        """Exchanges in the recorded order. Only of a method whose workers exchange with the center, each by itself:
-        TypeError. `steps`: of each worker, after which comes its closing exchange.
+        """Makes the exchanges in the recorded order. `steps`: of each worker, after which its closing exchange comes. Only
+        for a method whose workers exchange with the center, each by itself; raises TypeError for others.
         """
         for worker in order:
             self.exchange(worker, steps)
 
     def vectors(self) -> Mapping[str, Tensor]:
-        """What is evaluated and saved and what goes with it: the center's vectors, the mean of the variables as x, or
-        the single worker's vectors.
+        """Returns the vectors that are evaluated and saved, and those that go with them: the center's; without a center
+        the mean of the variables, as x; without exchange the single worker's.
         """
         if self.method.alone:
             return {name: getattr(self.workers[0], name) for name in self.method.state}

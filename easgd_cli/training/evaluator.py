@@ -1,7 +1,7 @@
 """The evaluator: measures snapshots of the center, one after another, at low priority.
 
-A process of its own, so that neither serving nor training feels it: nice 10 leaves two busy cores about 95 % of their
-time, where nice 19 would starve the evaluation instead.
+It is a process of its own, so that it slows down neither serving nor training: nice 10 leaves two busy cores about 95 %
+of their time, where nice 19 would starve the evaluation instead.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Evaluator:
                 return
             assert tensors is not None
             self._channel.post({"kind": "evaluated", "number": message["number"], "metrics": self._measured(tensors)})
-            del tensors  # before the next one comes
+            del tensors  # before the next snapshot comes
 
     def _measured(self, tensors: SharedTensors) -> dict[str, dict[str, float]]:
-        """Of each vector of a snapshot, by its party's name."""
+        """Returns the metrics of each vector of a snapshot, by the party under which the record has them."""
         metrics = {
             EVALUATED[name]: self._problem.evaluate(vector.to(self._device)) for name, vector in tensors.tensors.items()
         }

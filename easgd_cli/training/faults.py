@@ -1,7 +1,6 @@
-"""What a worker does when it suffers a fault on purpose, and how it notices that it has to go back to the center.
+"""How a worker suffers a fault on purpose, and how it notices that it has to go back to the center.
 
-Nothing of this is there in a run without `faults` and with the usual `on_nan`: then a worker's gradients and its
-session are asked as they are.
+A run without `faults` and with the usual `on_nan` has none of this: its steps ask gradients and session directly.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ class InjectedFault(Exception):
 
 
 class Rejoin(Exception):
-    """A step cannot be taken: the worker goes back to the center, not before the second `until`. The step has not
-    happened, since a rule changes its state only after its last yield.
+    """A step cannot be taken: the worker goes back to the center, not before the monotonic (or virtual) second `until`.
+    The step has not happened, since a rule changes its state only after its last yield.
     """
 
     def __init__(self, why: str, until: float = 0.0):
@@ -35,8 +34,9 @@ class Rejoin(Exception):
 
 
 class Watched:
-    """Gradients of one worker, spoiled and slowed down as its faults say. `checked`: what is not finite raises Rejoin
-    before a rule has it, which on a GPU waits for the device once a step. `sleep`: None on a virtual clock.
+    """The gradients of one worker, spoiled and slowed down as its faults say. `checked`: a value that is not finite
+    raises Rejoin before the rule or the center has it; a GPU is waited for once a step. `sleep`: None on a virtual
+    clock.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class Watched:
             raise Rejoin("what it would send is not finite")
 
     def passes(self, message: Tensor | None) -> bool:
-        """Whether a message may reach the center."""
+        """Whether a message may reach the center: any may unless messages are `checked`, and then finite ones."""
         return not self._checked or message is None or is_finite(message)
 
 
 class WatchedSession:
-    """A session whose messages are checked, and get lost while its link is `down`. `outstanding`: one has no reply."""
+    """A session whose messages are checked, and lost while its link is `down`. `outstanding`: a reply is awaited."""
 
     def __init__(self, session: Session, gradients: Watched):
         self._session, self._gradients = session, gradients
-        self.down: float | None = None  # until this monotonic second
+        self.down: float | None = None  # until this monotonic second; 0: until the next message
         self.outstanding = False
 
     def post(self, message: Tensor | None, t: int, to: str = CENTER, *, fragment: int = WHOLE) -> None:
@@ -94,12 +94,12 @@ class WatchedSession:
 
 
 def is_finite(v: Tensor) -> bool:
-    """Whether all entries of `v` are: their greatest magnitude is, in one pass and without a vector more."""
+    """Whether all entries of `v` are finite, seen by their greatest magnitude: one pass, without a further vector."""
     return bool(torch.isfinite(torch.linalg.vector_norm(v, ord=torch.inf)))
 
 
 def suffer(fault: Fault) -> None:
-    """This process dies, or raises InjectedFault, or stands still until somebody wakes it."""
+    """Kills or stops this process, or raises InjectedFault. A stopped process goes on once somebody wakes it."""
     if fault.kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault.kind == "stop":

@@ -1,8 +1,8 @@
-"""Which messages make the next update of a center: each by itself, those of all live workers, or as a recorded run had
-them.
+"""Which messages make the next update of a variable: each by itself, those of all live workers, or those that a
+recorded run had.
 
-Owners ask the same of all three: a message `arrives`, a worker is `lost`, what is served `next`. None of them knows
-time.
+The owner of the variable asks all three the same: a message `arrives`, a worker is `lost`, what is served `next`. None
+of the three knows time.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from easgd_cli.algorithms.base import Variable
 
 
 class Gathering(Protocol):
-    """Messages by the numbers of their workers."""
+    """How a variable takes messages; a message is known by its worker's number."""
 
-    over: bool  # whether no update will be complete any more: messages that arrive now are given back
+    over: bool  # whether no further update can be complete; messages that arrive then are given back
 
     @property
     def awaited(self) -> Collection[int]:
         """The workers without whose messages there is no next update."""
 
     def arrive(self, worker: int) -> None:
-        """That worker's message is there."""
+        """Notes that the worker's message has arrived."""
 
     def lose(self, worker: int) -> None:
-        """The worker is gone, and its message with it."""
+        """Drops the worker: no update waits for it, and its message no longer counts."""
 
     def join(self, worker: int) -> None:
-        """It is back, and takes part in what comes after the last update."""
+        """Takes a lost worker back, from the next update on."""
 
     def finish(self) -> list[int]:
-        """A worker has finished, or all are told to. Returns those whose messages are given back."""
+        """Notes that a worker has finished, or that all are to. Returns the workers whose messages are given back."""
 
     def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
-        """Whose closing messages, of those `waiting`, are served now, in this order; `everybody`: whether all workers
-        that are there have sent theirs.
+        """Returns the workers, of those `waiting`, whose closing messages are served now, in this order. `everybody`:
+        whether all live workers have sent their closing messages.
         """
 
     def back(self) -> tuple[int, int] | None:
-        """A worker that comes back now, as a recorded one did, and its clock."""
+        """Returns the worker that comes back now, as in the recorded run, and its clock; None if none does."""
 
     def next(self) -> list[int]:
-        """Whose messages make the next update, in the order of their sum; empty while they have not all arrived."""
+        """Returns the workers of the next update, in the order of the sum; empty until all messages have arrived."""
 
     def state(self) -> dict[str, object]:
-        """Everything, as plain numbers and lists."""
+        """Returns everything as plain numbers and lists."""
 
     def restore(self, state: dict[str, list[int]]) -> None:
-        """Puts it where it was."""
+        """Takes over what `state` returned."""
 
 
 def gathering_of(variable: Variable, workers: Iterable[int]) -> Gathering:
-    """How this variable takes messages of those workers, whichever of them it takes messages of."""
+    """Returns how this variable gathers the messages of those `workers` from whom it takes any."""
     if variable.in_rounds:
         return Round([worker for worker in workers if variable.takes(worker)], variable.owner)
     return Each()
@@ -101,14 +101,14 @@ class Each:
 
 
 class Round:
-    """The messages of all live workers together are an update; one of the variable's `owner` is another, by itself. The
-    first that finishes ends the rounds.
+    """The messages of all live workers together make an update; a message of the variable's `owner` makes one by
+    itself. The first worker that finishes ends the rounds.
     """
 
     def __init__(self, workers: Iterable[int], owner: int | None = None):
         self._live = set(workers)
         self._arrived: set[int] = set()
-        self._owner, self._owners = owner, False  # whether a message of the owner's is there
+        self._owner, self._owners = owner, False  # whether the owner's message has arrived
         self.over = False
 
     @property
@@ -156,15 +156,15 @@ class Round:
 
     def restore(self, state: dict[str, list[int]]) -> None:
         self._arrived, self._live, self.over = set(state["arrived"]), set(state["live"]), bool(state["over"])
-        self._owners = any(state.get("owners", []))  # which checkpoints of before do not say
+        self._owners = any(state.get("owners", []))  # earlier versions' checkpoints lack it
 
 
 class Recorded:
-    """The order of a recorded run, whatever arrives first; of one `in_rounds`, a round's members are in rising order,
-    and the variable's `owner` is by itself.
+    """The order of a recorded run, in whatever order messages arrive. With `in_rounds` a round is the longest run of
+    rising workers' numbers, and the variable's `owner` is always by itself.
 
-    `returns`: workers that came back after so many exchanges, and at which clock: what they have sent since is not
-    served, since those that were killed have not sent it.
+    `returns`: for each worker that came back, the exchanges served before, its number and its clock. A message of such
+    a worker that waits then is not served: in the recorded run the worker was killed before it sent that message.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Recorded:
     ):  # fmt: skip
         self._order, self._in_rounds, self._owner = deque(order), in_rounds, owner
         self._served = 0
-        # Of several returns with no exchange of the worker in between, the last counts; of none after it, none does.
+        # Only a worker's last return before its next exchange counts; without an exchange after it, none does.
         last = {
             (worker, next((n for n in range(at, len(order)) if order[n] == worker), None)): (at, worker, t)
             for at, worker, t in returns
@@ -204,7 +204,7 @@ class Recorded:
         return given_back
 
     def closing(self, waiting: Collection[int], everybody: bool) -> list[int]:
-        """Those that end the recorded order: nothing else is left of it then."""
+        """Returns the rest of the recorded order, once all workers in it wait with closing messages."""
         left = list(self._order)
         if not set(left) <= set(waiting):
             return []
@@ -212,7 +212,7 @@ class Recorded:
         return left
 
     def back(self) -> tuple[int, int] | None:
-        """The worker that comes back now, and its clock: its message has arrived, and is not served."""
+        """Returns the worker that comes back now, and its clock, if its message has arrived; drops the message."""
         if not self._returns or self._returns[0][0] > self._served or self._returns[0][1] not in self._arrived:
             return None
         _, worker, t = self._returns.popleft()
@@ -243,5 +243,5 @@ class Recorded:
 
     def restore(self, state: dict[str, Any]) -> None:
         self._arrived, self._order, self.over = set(state["arrived"]), deque(state["order"]), bool(state["over"])
-        self._served = state.get("served", 0)  # which checkpoints of before do not say, and do not need
+        self._served = state.get("served", 0)  # earlier versions' checkpoints lack it, and need none
         self._returns = deque((at, worker, t) for at, worker, t in state.get("returns", []))

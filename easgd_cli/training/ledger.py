@@ -1,11 +1,11 @@
-"""What the owner of the variables has done, kept where the next owner finds it if this one is killed.
+"""Notes of what the owner of the variables has done, kept where the next owner finds them if this one is killed.
 
-A process that dies leaves its stores in the order in which it made them. So a few numbers beside them say how far it
-was: which messages made the update under way, which block was being changed, and the order of exchanges. The block
-being changed has a copy of what it was. From these the next owner ends the update as this one would have, to the bit:
-the messages lie in the workers' memory, and no worker changes its own before it has its reply.
+The stores of a process that dies remain, in the order in which it made them. So a few numbers say how far the owner
+was: which messages make the update under way, which block was being changed, and the order of exchanges. That block's
+vectors, as they were before, are kept in a copy. From all this the next owner completes the update as this one would
+have, to the bit: the messages lie in the workers' memory, and no worker changes its message before it has the reply.
 
-Written for death of a process, not of the machine: nothing is flushed, and nothing waits.
+This is for the death of a process, not of the machine: nothing is flushed, and nothing waits.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from easgd_cli.order_entry import entry_of
 from easgd_cli.system.shared_memory import SharedTensors
 from easgd_cli.transport.base import PULL, Kind, Request
 
-ORDER: Final = 1 << 15  # exchanges whose workers are kept; their owner reports them long before that many
+ORDER: Final = 1 << 15  # exchanges whose entries are kept; the owner reports them long before there are so many
 
-# Numbers of their own, then three columns of members and three of workers, the clocks of all variables' fragments as
-# they are and as the update under way makes them, then the order. _AT is twice the number of blocks that have been
-# changed, and one more while the next is being changed: a single store says both. The update changes the _CLOCKS from
-# _FIRST on. Of each courier it has the updates of its variable by others, likewise as they are and will be; _COUNTED is
-# the number from 1 of the courier whose variable is being updated by another, or 0.
+# The layout of `numbers`: single numbers, named here; three columns about the members of the update under way; three
+# about the last exchange of each party; the clocks of all fragments, before and after that update; for each courier the
+# updates of its variable by others, before and after; the order. _AT is twice the number of blocks changed, plus one
+# while the next is being changed: a single store says both. The update advances _CLOCKS clocks, from number _FIRST on.
+# _COUNTED is the number, from 1, of the courier whose variable is being updated by another party; else 0.
 _SERVED, _TARGET, _AT, _MEMBERS, _TO, _FRAGMENT, _FIRST, _CLOCKS, _COUNTED, _FIXED = range(10)
 _VARIABLES = 16  # bits of a variable's place in a key
 
@@ -36,14 +36,15 @@ Pairs = list[tuple[Tensor, Tensor]]  # the vectors of a block, each with the pla
 
 
 class Ledger:
-    """`served` exchanges and the `clocks` of the variables, as they are while no update is under way. `fragments`: of
-    each variable; `carried`: the places of those that have a courier, in the order of the couriers' numbers.
+    """The notes in `memory`. `served` exchanges and the variables' `clocks` are those before the update under way.
+    `fragments`: of each variable; `carried`: the places of the variables that have a courier, in the order of the
+    couriers' numbers.
     """
 
     def __init__(
         self, memory: SharedTensors, workers: int, fragments: Sequence[int] = (1,), carried: Sequence[int] = ()
     ):
-        self._numbers: memoryview = memory["numbers"].numpy().data  # a store is a fifth of one into a tensor
+        self._numbers: memoryview = memory["numbers"].numpy().data  # a store takes a fifth of a tensor's time
         self._copy = memory["copy"]
         self._couriers = {place: (i, workers + i) for i, place in enumerate(carried)}
         parties = workers + len(carried)
@@ -60,19 +61,19 @@ class Ledger:
         vectors: int, block: int, dtype: torch.dtype, workers: int, fragments: Sequence[int] = (1,),
         couriers: int = 0, beside: Mapping[str, tuple[tuple[int, ...], torch.dtype]] | None = None,
     ) -> SharedTensors:  # fmt: skip
-        """For variables of so many vectors at most, changed in blocks of so many entries; `beside`: what else is to lie
-        there. Raises MemoryError.
+        """Allocates the memory of a ledger for variables of at most `vectors` vectors, changed in blocks of `block`
+        entries. `beside`: further tensors to lie there. Raises MemoryError.
         """
         parties = workers + couriers
         numbers = _FIXED + 6 * parties + 2 * sum(fragments) + 2 * couriers + ORDER
         shapes = {"numbers": ((numbers,), torch.int64), "copy": ((vectors, block), dtype), **(beside or {})}
         memory = SharedTensors.allocate(shapes)
-        memory["numbers"][_FIXED + 3 * parties : _FIXED + 4 * parties] = -1  # no exchange of theirs has been served
+        memory["numbers"][_FIXED + 3 * parties : _FIXED + 4 * parties] = -1  # the keys: no exchange has been served
         return memory
 
     def begin_run(self, served: int, clocks: Sequence[Sequence[int]], others: Sequence[int] = ()) -> None:
-        """Nothing is under way, at so many exchanges; `clocks`: of each variable's fragments; `others`: of each courier
-        the updates of its variable by others.
+        """Notes that `served` exchanges have been made and no update is under way. `clocks`: those of each variable's
+        fragments; `others`: for each courier, the updates of its variable by others.
         """
         for i, count in enumerate(others):
             self._others[i] = count
@@ -85,20 +86,20 @@ class Ledger:
         return self._numbers[_SERVED]
 
     def clocks(self, variable: int) -> list[int]:
-        """Of the fragments of the variable at this place."""
+        """Returns the clocks of the fragments of the variable at this place."""
         n, begin = self._numbers, self._first[variable]
         changing = range(0) if n[_TARGET] == n[_SERVED] else range(n[_FIRST], n[_FIRST] + n[_CLOCKS])
         its_own = range(begin, begin + self._fragments[variable])
         return [self._next[i] - 1 if i in changing else self._now[i] for i in its_own]
 
     def others(self, variable: int) -> int:
-        """The updates by others of the variable at this place, which has a courier, while none is under way."""
+        """Returns the updates by others of the variable at this place, which has a courier; not during an update."""
         return self._others[self._couriers[variable][0]]
 
     # ---------------------------------------------------------------- an update
 
     def begin(self, members: Sequence[Request]) -> None:
-        """These messages make the next update."""
+        """Notes that these messages make the next update; with the last store it is under way."""
         n, to, fragment, pulled = self._numbers, members[0].to, members[0].fragment, True
         for i, request in enumerate(members):
             self._member[i], self._at[i], self._vector[i] = request.worker, request.t, request.vector
@@ -114,24 +115,24 @@ class Ledger:
             i, number = self._couriers[to]
             if members[0].worker != number:
                 self._others_next[i], n[_COUNTED] = self._others[i] + 1, i + 1
-        n[_TARGET] = n[_SERVED] + len(members)  # from here on it is under way
+        n[_TARGET] = n[_SERVED] + len(members)  # from here on the update is under way
 
     def pairs(self, vectors: Sequence[Tensor]) -> Pairs:
-        """The vectors of one block as `change` takes them."""
+        """Returns the vectors of one block, each with the place of its copy, as `change` takes them."""
         return [(v, kept[: len(v)]) for v, kept in zip(vectors, self._copy, strict=False)]
 
     def change(self, block: int, pairs: Pairs) -> None:
-        """These vectors of that block are changed next."""
+        """Copies the vectors of that block, and notes that they are changed next."""
         for v, kept in pairs:
             kept.copy_(v)
         self._numbers[_AT] = 2 * block + 1
 
     def changed(self, block: int) -> None:
-        """They have been, and so has the reply."""
+        """Notes that the block's vectors are changed, and its part of the reply is written."""
         self._numbers[_AT] = 2 * block + 2
 
     def end(self) -> None:
-        """The update is whole: its exchanges have been served. The last store decides; the others may be made twice."""
+        """Notes that the update is whole, its exchanges served. The last store decides; the others may be repeated."""
         n = self._numbers
         before, served, to = n[_SERVED], n[_TARGET], n[_TO]
         for i in range(n[_FIRST], n[_FIRST] + n[_CLOCKS]):
@@ -149,7 +150,7 @@ class Ledger:
     # ---------------------------------------------------------------- for the next owner
 
     def under_way(self) -> tuple[list[Request], int] | None:
-        """The messages of an update that has not ended, and the first block it has not changed."""
+        """Returns the messages of an update that has not ended, if any, and the first block not wholly changed."""
         n = self._numbers
         if n[_TARGET] == n[_SERVED]:
             return None
@@ -160,28 +161,28 @@ class Ledger:
         return members, n[_AT] // 2
 
     def take_back(self, pairs: Pairs) -> None:
-        """Makes the vectors of the block that was being changed what they were."""
+        """Restores the vectors of the block that was being changed, if one was."""
         if self._numbers[_AT] % 2:
             for v, kept in pairs:
                 v.copy_(kept)
 
     def answer(self, request: Request) -> tuple[int, int] | None:
-        """The variable's clock and the exchanges served after this message's own, if it has been served already."""
+        """Returns the clock and the exchanges served in the reply to a served message; None for a new message."""
         if self._key[request.worker] != _key(request.t, request.to):
             return None
         return self._clock[request.worker], self._count[request.worker]
 
     def has_served(self, request: Request) -> bool:
-        """Whether this exchange of a courier, or a later one, has been: their t rises from one to the next."""
+        """Whether this exchange of a courier, or a later one, has been served: t rises from one to the next."""
         return self._key[request.worker] >> _VARIABLES >= request.t
 
     def forget(self, worker: int) -> None:
-        """Its next message is a new one, whatever its clock: it has come back."""
+        """Makes the next message of a worker that has come back a new one, whatever its clock."""
         self._key[worker] = -1
 
     def order(self, since: int) -> list[int]:
-        """The entries of the exchanges served since there were so many. Raises ValueError if they are not
-        kept any more.
+        """Returns the entries of the exchanges after the first `since`. Raises ValueError if they are not kept any
+        more.
         """
         if not self.served - ORDER <= since <= self.served:
             raise ValueError(f"{self.served - since} exchanges have not been reported, and {ORDER} are kept")
@@ -189,5 +190,5 @@ class Ledger:
 
 
 def _key(t: int, variable: int) -> int:
-    """By which a worker's message is known: in a step it has at most one for a variable."""
+    """Returns the key of a worker's message, which is unique: in a step a worker has at most one for a variable."""
     return (t << _VARIABLES) + variable

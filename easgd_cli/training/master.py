@@ -1,6 +1,6 @@
 """The master: owns the variables, the center above all, serves exchanges one after another, and does nothing else.
 
-Whatever else ran Python here would delay every worker, so the master neither evaluates nor writes files: it posts
+Any further Python in its process would delay every worker. So the master neither evaluates nor writes files: it posts
 snapshots and the order of exchanges to the launcher, and serves on.
 """
 
@@ -36,11 +36,11 @@ _REPORT_SECONDS = 0.2  # how often the order of exchanges is posted and the laun
 
 @dataclass
 class MasterStart:
-    """What a master begins with; `center`: the vectors of its variables; `clocks` are the workers' clocks as last seen,
-    `variables` those of the variables and `couriers` of their couriers by name, `served` exchanges so far.
+    """What a master begins with. `center`: the vectors of its variables. `clocks`: the workers' clocks as last seen;
+    `variables`, `couriers`: the clocks of the variables and of their couriers, by variable; `served`: exchanges so far.
 
-    `step`: the mean local step that has been told already, by a run that goes on. `tau`, `schedule`, `steps`: as the
-    workers have them, for couriers.
+    `step`: the mean local step that a run that goes on has reported already. `tau`, `schedule`, `steps`: those of the
+    workers, for couriers.
     """
 
     method: Method
@@ -53,26 +53,26 @@ class MasterStart:
     clocks: dict[int, int] = field(default_factory=dict)
     step: float = 0.0
     pace: Sequence[float] | None = None
-    device: str = "cpu"  # where the center is to lie, and the workers' vectors if that is a GPU
-    # Where each update is noted, so that a next master ends what this one leaves. None: there will be none.
+    device: str = "cpu"  # where the center is to lie; on a GPU the workers' vectors lie there, too
+    # Where each update is noted, so that a next master completes what this one leaves. None: no next master will come.
     ledger: SharedTensors | None = None
-    # Whether the launcher starts lost workers again, or says of each that it does not. Else whoever is lost stays lost.
+    # True: for each lost worker the launcher sends a new session, or says that none will come. False: it stays lost.
     returns: bool = False
-    lost: Sequence[int] = ()  # workers that are, of those that have had a session
-    cpu_seconds: float = 0.0  # used before, by a run that goes on
+    lost: Sequence[int] = ()  # the lost workers, of those that have had a session
+    cpu_seconds: float = 0.0  # used by the masters before, in a run that goes on
     couriers: dict[str, int] = field(default_factory=dict)
     tau: int = 1
     schedule: Schedule | None = None
     steps: int | None = None
-    closing: bool = False  # whether a master before this one has kept what a longer run goes on from
-    # whether it is one of several, each with a slice: the launcher says when all are ready for the closing exchange
+    closing: bool = False  # whether a master before this one has kept the vectors from which a longer run goes on
+    # whether several masters have a slice each; then the launcher says when all are ready for the closing exchange
     several: bool = False
     # of these, what another host is told as it is
     plain: ClassVar = ("variables", "served", "step", "pace", "returns", "cpu_seconds", "lost")
 
 
 class Master:
-    """The sessions of all workers: which of their messages are served when, and what the launcher hears of it."""
+    """Serves the sessions of all workers: decides which message is served when, and tells the launcher."""
 
     def __init__(self, start: MasterStart, channel: Channel):
         torch.set_num_threads(1)  # a second thread ruins small vectors when the workers are busy
@@ -85,17 +85,17 @@ class Master:
         self._centers = self._serving.centers
         self._gatherings = [gathering_of(center.variable, self._sessions.open) for center in self._centers]
         self._waiting: dict[int, Request] = {}  # messages that have no reply yet
-        self._closing: set[int] = set()  # of those, the workers that have taken their last step
-        self._kept = start.closing  # whether what a longer run goes on from has been
+        self._closing: set[int] = set()  # the workers in _waiting whose message is the closing one
+        self._kept = start.closing  # whether the vectors from which a longer run goes on have been posted
         self._several, self._closes = start.several, start.closing or not start.several
-        self._stopped = False  # whether all are told to end
+        self._stopped = False  # whether the launcher has told all to end
         self._checkpoint_due: set[int] = set()  # the variables whose next round belongs to a checkpoint
         clocks = {link.worker: start.clocks.get(link.worker, 0) for link in start.links}
         self._progress = Progress(clocks, start.lost, start.step)
         self._returning = Returning(
             self._serving, self._sessions, self._gatherings, self._progress, self._tell_returned
         )
-        self._returns, self._away = start.returns, set[int]()  # whether lost workers may come back, and those that may
+        self._returns, self._away = start.returns, set[int]()  # whether lost workers may come back; which may
         self._reported = 0.0
         self._cpu_before = start.cpu_seconds - time.process_time()
 
@@ -105,7 +105,7 @@ class Master:
         return SharedMasterEnd(start.links, None if device.type == "cpu" else hand_out(start.links, device))
 
     def _gives_up(self) -> bool:
-        """While a round's sum is waited for: whether it is to be given back, since all are told to end."""
+        """Listens while a round's sum is awaited; returns whether to give the round back, as all are told to end."""
         self._report()
         self._listen()
         return self._stopped
@@ -115,10 +115,10 @@ class Master:
 
         Raises ChannelClosed when the launcher has ended.
         """
-        # of several, the order up to a snapshot is said before it: they are put together
+        # the launcher puts several masters' words together: each says its order up to a snapshot before the snapshot
         before = self._report if self._several else None
         self._snapshots = Snapshots(self._channel, self._serving.variables, self._interval, began, self._pace, before)
-        if self._several:  # whose snapshots are to be of one moment, as far as may be
+        if self._several:  # listens at once: all masters' snapshots are to be of one moment, as far as possible
             self._sessions.watch(self._channel.fileno())
         while self._sessions.open or self._away:
             for request in self._sessions.requests(_REPORT_SECONDS):
@@ -129,7 +129,7 @@ class Master:
             elif self._sessions.called:
                 self._listen()
             if self._closing_updates():
-                self._listen()  # to the end of a run that is told to end, before it ends by itself
+                self._listen()  # a run that is told to end must hear of it before it closes by itself
                 if updates := self._closing_updates():
                     self._close(updates)
         self._keep("final")
@@ -151,8 +151,8 @@ class Master:
                 self._returning.go_on()
 
     def _succeed(self, worker: int, session: socket.socket | None) -> None:
-        """A worker's process has ended; another has this `session` in its place, or None follows."""
-        for request in self._sessions.rest(worker):  # what it has said before is served before
+        """Replaces an ended process of a worker by the next one, with this `session`; None: none follows."""
+        for request in self._sessions.rest(worker):  # what the process that ended has still said comes first
             self._answer(request)
         self._away.discard(worker)
         if session is not None:
@@ -175,7 +175,7 @@ class Master:
             self._progress.reached[worker] = request.t
             ledger = self._serving.ledger
             if ledger is not None and (told := ledger.answer(request)) is not None:
-                self._sessions.reply(request, *told)  # a master before this one has served it, and died
+                self._sessions.reply(request, *told)  # a master before this one has served the message, and died
                 return
             self._waiting[worker] = request
             if request.kind is Kind.CLOSING:
@@ -190,7 +190,7 @@ class Master:
                 gathering.arrive(worker)
         elif request.kind is Kind.JOIN:
             self._returning.ask(request)
-            self._leave_rounds(worker)  # until it has the center, no round waits for it
+            self._leave_rounds(worker)  # until the worker has the center, no round waits for it
         elif request.kind is Kind.CHECKPOINT:
             self._keep("checkpoint", request.t)
         elif request.kind is Kind.CLOSE:
@@ -201,7 +201,7 @@ class Master:
         self._returning.go_on()
 
     def _taking(self, worker: int) -> list[Gathering]:
-        """Of the variables that take messages of this worker."""
+        """Returns the gatherings of the variables that take messages of this worker."""
         return [self._gatherings[i] for i, c in enumerate(self._centers) if c.variable.takes(worker)]
 
     def _leave_rounds(self, worker: int) -> None:
@@ -213,14 +213,14 @@ class Master:
             self._give_back(gathering.finish())
 
     def _give_back(self, workers: Sequence[int]) -> None:
-        """Their messages wait for a round that will not be complete any more."""
+        """Gives back the waiting messages of these workers: the exchange that they wait for will not be made."""
         for worker in workers:
             self._serving.reply(self._waiting.pop(worker), Mark.WITHDRAWN)
         self._closing.difference_update(workers)
 
     def _closing_updates(self) -> list[list[int]]:
-        """Whose closing messages make the last updates, when it is time for them: all that are there have ended, and
-        none comes back.
+        """Returns, for each of the last updates, the workers whose closing messages make it. Empty until every live
+        worker has sent its closing message and no lost worker may come back.
         """
         if self._away or not self._closing or self._closing != set(self._sessions.open):
             return []
@@ -231,13 +231,13 @@ class Master:
         return [update for update in updates if update]
 
     def _close(self, updates: Sequence[Sequence[int]]) -> None:
-        """The closing exchange, after what a longer run goes on from has been kept."""
+        """Makes the closing exchange, after the vectors from which a longer run goes on have been kept."""
         if not self._kept:
             self._keep("last")
-            while not self._channel.flush():  # the launcher has it before anything changes
+            while not self._channel.flush():  # the launcher has them before anything changes
                 time.sleep(0.001)
             self._kept = True
-        if not self._closes:  # before all have kept theirs, a run may be told to end, and none is to have closed then
+        if not self._closes:  # none closes before all masters have kept theirs: until then the run may be told to end
             return
         self._closing.clear()
         for members in updates:
@@ -249,7 +249,7 @@ class Master:
             self._report()
 
     def _serve(self, members: Sequence[Request]) -> None:
-        """One update by these messages, and what depends on it."""
+        """Makes one update by these messages, and whatever follows from it: returns, snapshots, checkpoints."""
         place, mark = members[0].to, Mark.NONE
         if place in self._checkpoint_due:
             mark = Mark.CHECKPOINT
@@ -257,7 +257,7 @@ class Master:
         self._exchange(members, mark)
         self._returning.round_ended(place, members[0].t + 1)
         self._snapshots.changed(self._progress.step, self._serving.served, self._progress.clocks)
-        if mark is Mark.CHECKPOINT and not self._checkpoint_due:  # of several groups, the last
+        if mark is Mark.CHECKPOINT and not self._checkpoint_due:  # the last one, if there are several groups
             self._keep("checkpoint")
 
     def _cpu_seconds(self) -> float:

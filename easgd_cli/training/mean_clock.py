@@ -1,4 +1,4 @@
-"""The mean local step of a run's workers, as its master counts it and as its supervisor does."""
+"""The mean local step of a run's workers, counted in the same way by its master and by its supervisor."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 
 class MeanClock:
-    """Of the clocks of those that are there. `workers`: how many; `step`: their mean, which does not step back when one
-    is lost, nor when one has come back with its old clock.
+    """The mean of the live workers' clocks. `workers`: how many are live; `step`: the mean, which does not step back
+    when a worker is lost, nor when one comes back with its old clock.
 
-    The step is noted after every change: what is told must not depend on when somebody asks.
+    The step is noted after every change: its value must not depend on when somebody asks.
     """
 
     def __init__(self, clocks: Collection[int], step: float):
@@ -17,17 +17,17 @@ class MeanClock:
         self._note()
 
     def advance(self, steps: int) -> None:
-        """One of them has taken so many."""
+        """Counts so many further steps of one worker."""
         self._sum += steps
         self._note()
 
     def join(self, t: int) -> None:
-        """One more is there, with this clock."""
+        """Adds a worker with the clock t."""
         self._sum, self.workers = self._sum + t, self.workers + 1
         self._note()
 
     def leave(self, t: int) -> None:
-        """One with this clock is gone."""
+        """Removes a lost worker, whose clock is t."""
         self._sum, self.workers = self._sum - t, self.workers - 1
         self._note()
 

@@ -1,35 +1,35 @@
-"""What the processes of a run tell its launcher: all of it, by kind, each with its keys and their types.
+"""All messages from the processes of a run to its launcher, by kind, each with its keys and their types.
 
-Processes of other machines are held to this where their words come in (`launcher/hosts/words.py`): these keys and no
-others, numbers finite and below 2**53 unless they are `Measured`, texts that can be written.
+Messages from other machines are checked against these types where they come in (`launcher/hosts/words.py`): these keys
+and no others, numbers finite and below 2**53 unless they are `Measured`, texts that can be written.
 """
 
 from typing import Annotated, Literal, NotRequired, TypedDict
 
 Count = Annotated[int, range(1 << 53)]
 Measured = Annotated[float, "measured"]  # may be infinite or no number
-Number = Annotated[int, "number"]  # of a worker of the run
-Own = Annotated[str, "own"]  # how the worker that says it is called in the record
-Clocks = Annotated[dict[str, Count], "clocks"]  # of all workers of the run, or of the one without exchange that says it
+Number = Annotated[int, "number"]  # a worker's number
+Own = Annotated[str, "own"]  # the name in the record of the worker that sends the message
+Clocks = Annotated[dict[str, Count], "clocks"]  # of all workers, or of the one worker of a method without exchange
 Pace = tuple[float, float]  # the next points of evaluation, in steps and seconds
 
 # ---------------------------------------------------------------- everybody
 
 
 class Ready(TypedDict):
-    """It waits for training to begin."""
+    """The process waits for training to begin."""
 
     kind: Literal["ready"]
 
 
 class Done(TypedDict):
-    """It ends, everything said."""
+    """The process ends, and has said everything."""
 
     kind: Literal["done"]
 
 
 class Error(TypedDict):
-    """It ends of this. `refused`: by the data's fault, so that the next would end in the same way."""
+    """The process ends of this error. `refused`: the data are at fault; the next process would end in the same way."""
 
     kind: Literal["error"]
     text: str
@@ -40,7 +40,7 @@ class Error(TypedDict):
 
 
 class WorkerRow(TypedDict):
-    """Of the record: metrics by their names there (`record/metrics.py`)."""
+    """A row of the record: metrics by their names there (`record/metrics.py`)."""
 
     party: Own
     step: Count
@@ -58,7 +58,7 @@ class WorkerRow(TypedDict):
 
 
 class News(TypedDict):
-    """Its clock and its rows since the last."""
+    """The worker's clock, and its rows since the last news."""
 
     kind: Literal["news"]
     t: Count
@@ -66,7 +66,7 @@ class News(TypedDict):
 
 
 class TallyState(TypedDict):
-    """Of `Tally`."""
+    """The fields of `Tally` (meter.py)."""
 
     seconds_compute: float
     seconds_data: float
@@ -82,7 +82,7 @@ class TallyState(TypedDict):
 
 
 class Counted(TypedDict):
-    """Of a worker, beside its vectors, what it goes on from."""
+    """The numbers from which a worker goes on, beside its vectors."""
 
     t: Count
     center_clock: Count
@@ -93,7 +93,7 @@ class Counted(TypedDict):
 
 
 class State(TypedDict):
-    """What it goes on from; with its vectors."""
+    """What a worker goes on from; its vectors come with the message."""
 
     kind: Literal["state"]
     purpose: Literal["checkpoint", "final"]
@@ -101,14 +101,14 @@ class State(TypedDict):
 
 
 class Joined(TypedDict):
-    """It has the center, and trains from this clock on."""
+    """The worker has the center, and trains from this clock on."""
 
     kind: Literal["joined"]
     t: Count
 
 
 class Rejoins(TypedDict):
-    """It goes back to the center from this clock."""
+    """The worker goes back to the center from this clock."""
 
     kind: Literal["rejoins"]
     t: Count
@@ -116,7 +116,7 @@ class Rejoins(TypedDict):
 
 
 class Fault(TypedDict):
-    """It is about to suffer a fault on purpose."""
+    """The worker is about to suffer a fault on purpose."""
 
     kind: Literal["fault"]
     what: Literal["kill", "stop", "exception"]
@@ -127,7 +127,7 @@ class Fault(TypedDict):
 
 
 class MomentOf(TypedDict):
-    """Of `Moment`."""
+    """The fields of `Moment` (snapshot.py)."""
 
     seconds: float
     step: float
@@ -136,7 +136,7 @@ class MomentOf(TypedDict):
 
 
 class Snapshot(TypedDict):
-    """What is measured; with those vectors."""
+    """A snapshot to be measured; its vectors come with the message."""
 
     kind: Literal["snapshot"]
     purpose: Literal["evaluate"]
@@ -147,7 +147,7 @@ class Snapshot(TypedDict):
 
 
 class Kept(TypedDict):
-    """What the owner goes on from; with all its vectors. `last`: before the closing exchange."""
+    """What the owner goes on from; all its vectors come with the message. `last`: taken before the closing exchange."""
 
     kind: Literal["snapshot"]
     purpose: Literal["checkpoint", "last", "final"]
@@ -165,7 +165,7 @@ class Kept(TypedDict):
 
 
 class Served(TypedDict):
-    """The exchanges since the last word, by whose they were in their order; how many in all, and who waits."""
+    """The exchanges since the last report, as entries (order_entry.py); how many in all; which workers wait."""
 
     kind: Literal["served"]
     workers: list[Number]
@@ -185,7 +185,7 @@ class Lost(TypedDict):
 
 
 class Returned(TypedDict):
-    """A worker that was lost has been given the center."""
+    """A lost worker goes on at the clock `t`. `lost`: its steps that reached no variable; `missed`: those it skips."""
 
     kind: Literal["returned"]
     worker: Number
@@ -194,11 +194,11 @@ class Returned(TypedDict):
     missed: Count
 
 
-# ---------------------------------------------------------------- the host of a process, of it
+# ---------------------------------------------------------------- the host of a process, about that process
 
 
 class Process(TypedDict):
-    """What the system says of it, and how fast its connection sends."""
+    """What the system says of the process, and how fast its connection sends."""
 
     kind: Literal["process"]
     letter: str
@@ -207,21 +207,21 @@ class Process(TypedDict):
 
 
 class Carried(TypedDict):
-    """Of its session with each master, or worker, elsewhere: which, bytes that went and came, and the rate."""
+    """For each session with a master, or worker, elsewhere: its number, bytes sent, bytes received, the rate."""
 
     kind: Literal["carried"]
     links: list[tuple[Count, Count, Count, Measured | None]]
 
 
 class Log(TypedDict):
-    """What it has written."""
+    """What the process has written."""
 
     kind: Literal["log"]
     text: str
 
 
 class Ended(TypedDict):
-    """It has ended; `done`: having said all it had to. `signal`: which has ended it."""
+    """The process has ended; `done`: after it had said everything. `signal`: the one that ended it, if any."""
 
     kind: Literal["ended"]
     done: bool
@@ -230,7 +230,7 @@ class Ended(TypedDict):
 
 
 class Cannot(TypedDict):
-    """It cannot begin there."""
+    """The process cannot begin on that host."""
 
     kind: Literal["cannot"]
     text: str

@@ -1,6 +1,6 @@
-"""What is measured of one worker: its rows for the record, at fixed local steps, and the sums they are made of.
+"""The measurements of one worker: its rows for the record, at fixed local steps, and the sums they are made of.
 
-Seconds are whatever the caller counts in: those of a real step loop, or virtual ones.
+Seconds are in the caller's unit: those of a real step loop, or virtual ones.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from easgd_cli.algorithms.base import Worker
 
 _POINTS = 250  # rows of a worker over a run of known length
 _POINTS_OF_ALL = 5_000  # rows of all its workers together
-_BLOCK = 1 << 18  # numbers whose differences are held at a time
-_POINTS_PER_DOUBLING = 64  # and, where the length is not known, before a worker has half as many
+_BLOCK = 1 << 18  # entries whose differences are held at a time
+_POINTS_PER_DOUBLING = 64  # rows after which the interval doubles, where the run's length is unknown
 
 
 @dataclass
 class Tally:
-    """Sums of a worker. Seconds are of its step loop and since the start of the run; what follows them is since its
-    last row.
+    """Sums of one worker. The seconds are of its step loop, since the start of the run; `loss` to `exchanges` are since
+    its last row. `last_loop`: `seconds_loop` at that row; `every`: steps from row to row; `rows`: how many so far.
     """
 
     seconds_compute: float = 0.0
@@ -40,28 +40,28 @@ class Tally:
 
     @staticmethod
     def of(row: Mapping[str, Any]) -> dict[str, Any]:
-        """The tally of a worker that was lost, as far as its last row says it."""
+        """Returns the fields of a lost worker's tally that its last row tells."""
         parts = {name: row[name] for name in ("seconds_compute", "seconds_data", "seconds_communication")}
         loop = sum(parts.values()) + row["seconds_other"]
         return {**parts, "seconds_loop": loop, "last_loop": loop}
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Where the seconds of the whole run have gone, by the names they have in rows."""
+        """The seconds of the whole run by what they were spent on, under the names that they have in rows."""
         parts = {
             "seconds_compute": self.seconds_compute,
             "seconds_data": self.seconds_data,
             "seconds_communication": self.seconds_communication,
         }
         other = self.seconds_loop - sum(parts.values())
-        # less is rounding: on a virtual clock it is all there is
+        # a smaller rest is rounding: on a virtual clock the rest is nothing else
         return parts | {"seconds_other": other if other > 1e-9 * self.seconds_loop else 0.0}
 
 
 class Meter:
-    """One worker's. `samples`: of a step; `steps`: how many it takes in all, None where that is not known;
-    `statistics`: how many last entries of its vectors are no parameters, of which distances are; `tally`: of a run that
-    goes on.
+    """Measures one worker. `samples`: those of a step; `steps`: the worker's steps in all, None if unknown;
+    `statistics`: how many last entries of its vectors are no parameters, and not part of distances; `tally`: that of a
+    run that goes on.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Meter:
         self._statistics = statistics
         if steps is not None:
             points = most_rows(workers, None)
-            # also of a run that goes on for longer than it was meant to
+            # a run that goes on for longer than it was meant to has longer intervals from then on
             self.tally.every = max(self.tally.every, -(-steps // points))
-        # read only when it is told: no wait in a step
+        # on the device, and read only for a row: no step waits for it
         self._loss = torch.tensor(self.tally.loss, dtype=torch.float64, device=device)
 
     def step(self, loss: Tensor, staleness: int | None) -> None:
-        """A step has been taken, with this loss [] of its batch; `staleness` of its exchange, if it had one."""
+        """Counts a step, with the loss [] of its batch; `staleness`: that of its exchange, if it had one."""
         self._loss += loss
         self.tally.steps += 1
         if staleness is not None:
@@ -93,12 +93,12 @@ class Meter:
             self.tally.exchanges += 1
 
     def due(self, t: int) -> bool:
-        """Whether a row is, at the worker's clock t."""
+        """Whether a row is due at the worker's clock t."""
         return t % self.tally.every == 0
 
     def row(self, w: Worker, seconds: float, served: int, reply: Tensor | None) -> dict[str, Any]:
-        """What happened since the last row, at this second of training; `reply`: the last one, None before
-        the first.
+        """Returns the row of what happened since the last one, at this second of training. `reply`: the worker's last
+        reply [d], None before the first.
         """
         tally = self.tally
         loop = tally.seconds_loop - tally.last_loop
@@ -119,20 +119,20 @@ class Meter:
         return row
 
     def state(self) -> dict[str, Any]:
-        """The tally as plain numbers."""
+        """Returns the tally as plain numbers."""
         self.tally.loss = float(self._loss)
         return asdict(self.tally)
 
 
 def most_rows(workers: int, steps: int | None) -> int:
-    """How many rows each of so many workers writes of `steps` local steps, or of any number where None."""
+    """Returns how many rows a worker writes at most in `steps` local steps, or in any number of them if None."""
     points = max(1, min(_POINTS, _POINTS_OF_ALL // workers))
     return points if steps is None else min(points, steps) + 1
 
 
 def _distance(a: Tensor, b: Tensor, d: int) -> float:
-    """||a - b|| of the first `d` entries of two vectors, in blocks: of the whole, the difference would be one vector
-    more.
+    """Returns ||a - b|| of the first `d` entries of two vectors, block by block: the whole difference would be one
+    vector more.
     """
     return float(
         torch.stack([torch.dist(p, q) for p, q in zip(a[:d].split(_BLOCK), b[:d].split(_BLOCK), strict=True)]).norm()

@@ -1,6 +1,4 @@
-"""What a worker tells its launcher: its clock and rows of what was measured, its state, and snapshots of what is
-evaluated where that is its own.
-"""
+"""What a worker tells its launcher: its clock and rows, its state, and, where its own x is evaluated, snapshots."""
 
 from __future__ import annotations
 
@@ -18,13 +16,13 @@ from easgd_cli.training.snapshot import Moment, Snapshots
 from easgd_cli.training.stopwatch import Stopwatch, Timed
 from easgd_cli.transport.base import WorkerEnd
 
-# how often it tells its clock and its rows: each message wakes a process that wants a core
+# between two messages with clock and rows: each wakes the launcher, which then wants a core
 _SECONDS = 0.2
 
 
 class News:
-    """Of the worker `w`, whose vectors that last are `lasting`; None of `faults` where it suffers none, of `session`
-    where it has no master.
+    """The messages of the worker `w`. `lasting`: its vectors that outlive a step; `faults`: None if it suffers none;
+    `session`: None if it has no master.
     """
 
     def __init__(
@@ -41,28 +39,28 @@ class News:
         return self._snapshots.seconds()
 
     def row(self) -> None:
-        """Notes what happened since the last row."""
+        """Makes a row of what happened since the last one."""
         self._rows.append(self._meter.row(self._w, self.seconds(), self._w.seen.served, self._last_reply()))
 
     def now_and_then(self) -> None:
-        """Tells its clock and rows, if it has not done so for a while."""
+        """Tells clock and rows, if that has not been done for a while."""
         seconds = self.seconds()
         if seconds - self._told >= _SECONDS:
             self._told = seconds
             self.rows()
 
     def rows(self) -> None:
-        """Tells its clock and its rows."""
+        """Tells the worker's clock and the rows made so far."""
         self._channel.post({"kind": "news", "t": self._w.t, "rows": self._rows})
         self._rows = []
 
     def state(self, purpose: str) -> None:
-        """Everything this worker needs to go on from here, after all it has to say of before."""
+        """Posts everything this worker needs to go on from here, after the rows made before."""
         self.rows()
         self._timed.settle()
         kept = dict(self._lasting)
         if (reply := self._last_reply()) is not None:
-            kept["reply"] = reply  # only to measure distances from it
+            kept["reply"] = reply  # used only to measure distances
         seen = self._w.seen
         state = {
             "t": self._w.t,
@@ -75,16 +73,16 @@ class News:
         self._channel.post({"kind": "state", "purpose": purpose, "state": state}, SharedTensors.of(kept))
 
     def changed(self) -> None:
-        """What is evaluated has changed, where it is this worker's own."""
+        """Takes a snapshot if one is due. To be called after each change of a worker's x that is itself evaluated."""
         now = self._moment()
         self._snapshots.changed(now.step, now.exchanges, now.clocks)
 
     def snapshot(self) -> None:
-        """One to be measured."""
+        """Takes a snapshot to be measured."""
         self._snapshots.take("evaluate", self._moment())
 
     def keep(self, purpose: str) -> None:
-        """What the owner of a center keeps, where this worker's x takes its place."""
+        """Posts what the owner of a center posts, where this worker's x takes the center's place."""
         self._snapshots.take(purpose, self._moment(), clock=self._w.t, cpu=0.0)
 
     def _moment(self) -> Moment:

@@ -1,10 +1,10 @@
-"""A worker of a run that torch.distributed keeps together, as its documentation has a user write the loop: a net in
+"""A worker of a run that torch.distributed keeps together, with the loop that its documentation shows: a net in
 DistributedDataParallel, forward, backward, a step of torch.optim.SGD.
 
-Data, batches, dropout, schedule and what is told are those of every worker; what moves the parameters is torch's. The
-first worker is the one that listens: it owns what is evaluated and says when all stop or keep what they have. It says
-so in shared memory before a step in which all wait for one another, so whoever has taken that step has seen it, and it
-costs nothing.
+Data, batches, dropout, schedule and messages are those of every worker; torch's own code moves the parameters. The
+first worker listens to the launcher for all: it owns what is evaluated, and decides when all stop or keep what they
+have. It writes the decision into shared memory before a step in which all wait for one another. So every worker that
+has taken that step can read it, and no further message is needed.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from easgd_cli.training.snapshot import Moment, Snapshots
 from easgd_cli.training.stopwatch import Stopwatch, stopwatch_of
 from easgd_cli.training.worker import WorkerStart
 
-_OTHERS_SECONDS = 3.0  # a loop that fails waits so long: if another has died, that is the news
+_OTHERS_SECONDS = 3.0  # a loop that fails waits so long: if another process has died, the launcher tells that instead
 _NEVER = sys.maxsize
 
 
 def agreement(many: int) -> SharedTensors:
-    """What so many workers know together: the clocks at which all end (`last`) and keep what they have (`kept`), 0
-    where nobody has said so, and who has `ended`.
+    """Allocates what so many workers know together: the clocks at which all end (`last`) and keep what they have
+    (`kept`), 0 while undecided, and which workers have `ended`.
     """
     sizes = {"last": 1, "kept": 1, "ended": many}
     return SharedTensors.allocate({name: ((size,), torch.int64) for name, size in sizes.items()})
@@ -46,7 +46,7 @@ def agreement(many: int) -> SharedTensors:
 
 @dataclass
 class PeerStart:
-    """What one begins with: as any worker, and how it finds the others. `agreed`: of `agreement`."""
+    """What such a worker begins with: any worker's start, and how it finds the group. `agreed`: see `agreement`."""
 
     worker: WorkerStart
     rendezvous: Rendezvous
@@ -113,7 +113,7 @@ class PeerLoop:
             ends = time.monotonic() + _OTHERS_SECONDS
             while (left := ends - time.monotonic()) > 0:
                 select.select([self._channel], [], [], left)
-                self._channel.receive()  # which ends this process when its launcher has ended
+                self._channel.receive()  # raises ChannelClosed if the launcher has ended
             raise
 
     def _run(self, began: float) -> None:
@@ -146,7 +146,7 @@ class PeerLoop:
         self._wait_for_all()
 
     def _wait_for_all(self) -> None:
-        """Nobody closes its connections while another is still in the last collective."""
+        """Waits until all have ended: none may close its connections while another is in the last collective."""
         ended = self._start.agreed["ended"]
         ended[self._w.number] = 1
         while not bool(ended.all()):
@@ -154,7 +154,7 @@ class PeerLoop:
             self._channel.receive()
 
     def _over(self, seconds: float) -> bool:
-        """Whether no further step is taken, at this second of training. The first worker says so, for all."""
+        """Whether this worker takes no further step, at this second of training. The first worker decides for all."""
         w = self._w
         if self._steps is not None and w.t >= self._steps:
             return True
@@ -167,8 +167,8 @@ class PeerLoop:
         return w.t >= (int(self._last) or _NEVER)
 
     def _after_next_meeting(self) -> int:
-        """The clock after the next step in which all wait for one another: nobody is past it, and whoever gets there
-        has seen what was written before.
+        """Returns the clock after the next step in which all wait for one another: no worker is past it, and each that
+        comes there can read what was written before.
         """
         t = self._w.t
         while not self._start.averaging.meets(t):
@@ -193,7 +193,7 @@ class PeerLoop:
         self._meter.step(problem.loss, None)
 
     def _communicate(self, average: Callable[[], None]) -> None:
-        """Does in the middle of a step what the others are waited for in."""
+        """Runs `average`, in which the processes wait for one another, and counts it as communication."""
         self._watch.spent("seconds_compute", self._before)
         before = self._watch.now()
         average()
@@ -201,14 +201,14 @@ class PeerLoop:
         self._before = self._watch.now()
 
     def _settle(self) -> None:
-        """What was measured is in the tally, the waits in the middle of backward as communication."""
+        """Brings the tally up to date, and counts the waits in the middle of backward as communication."""
         self._watch.settle()
         before, self._waited = self._waited, waited(self._net)
         self._meter.tally.seconds_communication += self._waited - before
         self._meter.tally.seconds_compute -= self._waited - before
 
     def _met(self, news: PeerNews) -> None:
-        """All have the same parameters now."""
+        """Does what is due while all workers have the same parameters: snapshots and checkpoints."""
         if self._leads:
             news.changed()
             if "snapshot" in self._asked:
@@ -220,7 +220,7 @@ class PeerLoop:
                 news.keep("checkpoint")
 
     def _gather(self) -> dict[str, Tensor]:
-        """The vectors it goes on from, as torch has them now, in its shared memory."""
+        """Copies torch's parameters and momentum into shared memory; returns the vectors to go on from."""
         w = self._w
         w.x.copy_(torch.cat([p.data.reshape(-1) for p in self._parameters]))
         if "v" in self._lasting and w.t:
@@ -235,7 +235,7 @@ class PeerLoop:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the first worker keeps, which is what is evaluated."""
+    """The vectors that the first worker keeps; its x is evaluated."""
 
     gather: Callable[[], dict[str, Tensor]]
 
@@ -251,8 +251,8 @@ class Gathered:
 
 
 class PeerNews(News):
-    """What a worker tells, of which the first also tells the exchanges of all `many`: in each, every worker gives and
-    takes what a ring moves for it.
+    """What a worker tells. The first also tells the exchanges of all `many` workers, each with the 2 (many - 1) / many
+    vectors that a ring all-reduce moves per worker.
     """
 
     def __init__(

@@ -20,11 +20,11 @@ from easgd_cli.transport.base import Reply, Session
 
 
 class Trace:
-    """Profiles `steps` steps of this process, after the first `UNPROFILED_STEPS`, and writes them to `path`, beside and
-    renamed.
+    """Profiles `steps` steps of this process, after the first `UNPROFILED_STEPS`, and writes them to `path`: to a file
+    beside it, which is then renamed.
 
-    The last unrecorded step runs under the profiler already, which pays its own first costs there. `named` makes the
-    step's parts visible. A trace that cannot be written is told on standard output, and the run goes on.
+    The last unrecorded step already runs under the profiler, which pays its own first costs there. `Named` makes the
+    step's parts visible. If the trace cannot be written, a line on standard output says so, and the run goes on.
     """
 
     def __init__(self, path: Path, steps: int, device: torch.device):
@@ -37,7 +37,7 @@ class Trace:
         self._profile.start()
 
     def step(self) -> None:
-        """A step has been taken."""
+        """Counts a step that has been taken."""
         if self._left:
             self._profile.step()
             self._left -= 1
@@ -45,7 +45,7 @@ class Trace:
                 self._profile.stop()
 
     def close(self) -> None:
-        """Ends the profile; of a run that ends before all its steps are there, what there is of them is written."""
+        """Ends the profile. If the run ends before all steps to be recorded, those recorded so far are written."""
         if self._left:
             self._left = 0
             self._profile.stop()
@@ -58,11 +58,11 @@ class Trace:
 
 
 class Both(Gradients, Session, Protocol):
-    """All that a step asks."""
+    """All that a step calls: gradients and a session."""
 
 
 class Named:
-    """What a step asks of `asked`, as ranges of the trace: load, gradient, post and collect."""
+    """Passes the calls of a step on to `asked`, each as a range of the trace: load, gradient, post and collect."""
 
     def __init__(self, asked: Both):
         self._asked = asked

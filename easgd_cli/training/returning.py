@@ -1,4 +1,4 @@
-"""How far the workers are as their master has heard, and how those that were lost begin again."""
+"""How far the master knows the workers to be, and how lost workers begin again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from easgd_cli.transport.base import NEW, Mark, MasterEnd, Request
 
 
 class Progress:
-    """Of the workers: their `clocks` in their last requests, up to which of its steps the work of each has `reached` a
-    variable, and `step`, the mean clock of those that are not `lost`.
+    """How far the workers are. `clocks`: at their last requests; `reached`: the clock up to which each one's work has
+    reached a variable; `lost`: the lost workers; `step`: the mean clock of the others.
     """
 
     def __init__(self, clocks: Mapping[int, int], lost: Iterable[int], step: float):
@@ -25,19 +25,19 @@ class Progress:
         return self._mean.step
 
     def heard(self, worker: int, t: int) -> None:
-        """A request of its clock t."""
+        """Notes a request that the worker made at the clock t."""
         before, self.clocks[worker] = self.clocks[worker], t
         if worker not in self.lost:
             self._mean.advance(t - before)
 
     def lose(self, worker: int) -> None:
-        """It is gone."""
+        """Counts the worker as lost."""
         if worker not in self.lost:
             self.lost.add(worker)
             self._mean.leave(self.clocks[worker])
 
     def take_in(self, worker: int, t: int) -> None:
-        """It is there again, or still, and goes on with the clock t."""
+        """Takes a lost worker back, or a live one that goes back to the center, at the clock t."""
         if worker in self.lost:
             self.lost.discard(worker)
             self._mean.join(t)
@@ -47,7 +47,7 @@ class Progress:
 
 
 class Returning:
-    """Those that are back and wait for their variable. `tell` says of each, once it goes on, how."""
+    """Workers that have come back and wait for a variable to start from. `tell` reports each one as it goes on."""
 
     def __init__(
         self, serving: Serving, sessions: MasterEnd, gatherings: Sequence[Gathering], progress: Progress,
@@ -58,15 +58,15 @@ class Returning:
         self._joining: dict[int, Request] = {}
 
     def ask(self, request: Request) -> None:
-        """A worker asks for its variable as it is."""
+        """Notes that a worker asks for its variable as it is."""
         self._joining[request.worker] = request
 
     def lose(self, worker: int) -> None:
-        """It is gone again."""
+        """Drops the request of a worker that is lost again."""
         self._joining.pop(worker, None)
 
     def go_on(self) -> None:
-        """Lets those go on that have joined; in rounds with the next one, unless there is nobody to make it."""
+        """Lets waiting workers go on where no round will do so; gives requests back where all updates are over."""
         if not self._joining:
             return
         for place in {request.to for request in self._joining.values()}:
@@ -80,7 +80,7 @@ class Returning:
                 self._welcome(place, latest if self._in_rounds(place) else 0)
 
     def round_ended(self, place: int, t: int) -> None:
-        """The variable of this place has been updated; those that wait for its next round go on at the clock t."""
+        """Lets workers that wait for a round of the variable at this place go on, at the clock t."""
         if self._joining and self._in_rounds(place):
             self._welcome(place, t)
 
@@ -88,15 +88,15 @@ class Returning:
         return self._serving.centers[place].variable.in_rounds
 
     def _joined(self, place: int) -> list[Request]:
-        """Takes those that wait for the variable of this place, to begin again with it."""
+        """Removes and returns the requests for the variable at this place."""
         joined = [request for request in self._joining.values() if request.to == place]
         for request in joined:
             del self._joining[request.worker]
         return joined
 
     def _welcome(self, place: int, t: int) -> None:
-        """Those that have joined get their variable as it is: it is no exchange. Their clocks are `t` or, where there
-        are no rounds, their own if those are later, of new ones the mean of the others'.
+        """Gives the workers that wait for the variable at this place its x as it is; this is no exchange. Their clock
+        is `t` in rounds. Else it is the later of `t` and their own, or, of new workers, the mean of the others'.
         """
         serving, progress = self._serving, self._progress
         for request in self._joined(place):
@@ -105,7 +105,7 @@ class Returning:
             serving.centers[place].pull(reply)
             died = max(request.t, progress.clocks[worker])
             lost = died - progress.reached[worker]
-            # in rounds exactly that: a worker whose clock is another would wait for rounds that nobody else makes
+            # in rounds exactly t: with another clock a worker would wait for rounds that nobody else makes
             first = int(progress.step) if request.t == NEW else t
             back = t if self._in_rounds(place) else max(first, died)
             progress.take_in(worker, back)

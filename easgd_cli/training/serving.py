@@ -1,4 +1,4 @@
-"""The variables where one process owns them all: exchanges applied, noted, counted and answered, one after another."""
+"""All variables in the one process that owns them: exchanges are applied, noted, counted and answered, one by one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Serving:
-    """`served` exchanges so far, and the `order` of those that are not reported yet. What a master before this one has
-    left in the middle is ended first, by its `ledger`.
+    """Serves exchanges. `served`: how many so far; `order`: the entries of those not reported yet. An update that a
+    master before this one has left in the middle is completed first, by its `ledger`.
     """
 
     def __init__(self, start: MasterStart, sessions: MasterEnd):
@@ -35,7 +35,7 @@ class Serving:
         self._names = list(self.variables.centers)
         self.served = start.served
         self.order: list[int] = []
-        # vectors that exchanges would have taken over a network, since this master began with so many exchanges
+        # the vectors that exchanges would have moved over a network, and the exchanges at which this count began
         self._vectors, self._began_at = 0.0, start.served
         self._couriers: Couriers | None = None
         if method.couriers:
@@ -54,11 +54,11 @@ class Serving:
 
     @property
     def vectors_per_exchange(self) -> float:
-        """How many vectors an exchange would have taken over a network, on the average."""
+        """How many vectors an exchange would have moved over a network, on the average."""
         return self._vectors / (self.served - self._began_at) if self.served > self._began_at else 2.0
 
     def exchange(self, members: Sequence[Request], mark: Mark = Mark.NONE) -> None:
-        """One update by these messages, their replies, and the note of it; or they are given back."""
+        """Makes one update by these messages, replies to them, and notes the update; or gives all of them back."""
         asked, members = members, self._sessions.summed(members)
         if not members:
             for request in asked:
@@ -66,21 +66,21 @@ class Serving:
             return
         if self.ledger is not None:
             self.ledger.begin(members)
-        if self._sessions.sums:  # which the others have, too, for their replicas
+        if self._sessions.sums:  # the workers' replicas have the sum, too: no need to wait for the update
             clock, served = self.centers[members[0].to].clock + 1, self.served + len(members)
             for request in members:
                 self._sessions.reply(request, clock, served, mark)
         self._update(members)
-        for request in members if not self._sessions.sums else ():  # before anything else: they may be waiting
+        for request in members if not self._sessions.sums else ():  # before anything else: the workers may be waiting
             self.reply(request, mark)
         self._note(members)
 
     def reply(self, request: Request, mark: Mark = Mark.NONE, t: int | None = None) -> None:
-        """Says how far the variable is that was asked."""
+        """Replies with the clock of the variable that was asked, and the exchanges served."""
         self._sessions.reply(request, self.centers[request.to].clock, self.served, mark, t)
 
     def _go_on(self, ledger: Ledger) -> None:
-        """Ends what a master before this one has left in the middle."""
+        """Completes what a master before this one has left in the middle."""
         self.served = ledger.served
         for place, center in enumerate(self.centers):
             center.begin_at(ledger.clocks(place))
@@ -93,19 +93,19 @@ class Serving:
             self._couriers_go_on(self._couriers, ledger)
 
     def _couriers_go_on(self, couriers: Couriers, ledger: Ledger) -> None:
-        """All have followed every update but the last, and perhaps that: whoever has made it says so once more."""
+        """Sets the couriers' clocks, and announces the last update again: couriers have followed all before it."""
         places = {name: self._names.index(name) for name in couriers.clocks}
         for name, place in places.items():
             couriers.begin_at(name, ledger.others(place) + 1)
         [last] = ledger.order(self.served - 1)
         party, variable = entry_worker(last), self._names[entry_place(last)]
-        if party >= self._workers:  # a courier that was on its way, or has just come home
+        if party >= self._workers:  # a courier's, whose step may have been under way
             variable = list(couriers.clocks)[party - self._workers]
         if variable in places:
             couriers.again(variable, -1, ledger.others(places[variable]))
 
     def _update(self, members: Sequence[Request], first: int = 0) -> None:
-        """One update by these messages, or what is left of it from its block `first` on."""
+        """Makes one update by these messages, or the rest of it from its block `first` on."""
         lent = [(request.worker, *self._lent(request)) for request in members]
         self._vectors += self.centers[members[0].to].serve(lent, first, members[0].fragment, summed=self._sessions.sums)
         if self.ledger is not None:
@@ -119,7 +119,7 @@ class Serving:
         return self._sessions.lent(request)
 
     def _carry(self, courier: int, message: Tensor | None, reply: Tensor, to: str) -> Reply:
-        """An exchange of a courier, at once, unless a master before this one has served it."""
+        """Makes an exchange of a courier at once, unless a master before this one has served it."""
         assert self._couriers is not None
         place = self._names.index(to)
         vector = PULL if message is None else self._couriers.index(courier, message)
@@ -135,7 +135,7 @@ class Serving:
         return Reply(reply, self.centers[place].clock, self.served)
 
     def _note(self, members: Sequence[Request]) -> None:
-        """They have been served: what follows from it, but for their replies."""
+        """Records exchanges that have been served, and lets couriers follow. Replies are not sent here."""
         self.order += [request.entry for request in members]
         if self._couriers is not None and any(request.vector != PULL for request in members):
             self._couriers.updated(self._names[members[0].to], members[0].worker)

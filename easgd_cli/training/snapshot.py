@@ -1,4 +1,4 @@
-"""Snapshots: what the owner of a vector takes of it between two changes, and when.
+"""Snapshots: copies of a vector that its owner makes between two changes, and when they are due.
 
 The owner (a master; the worker itself in a method without exchange) copies its vectors into fresh anonymous memory and
 posts it to the launcher, so a snapshot never changes and nobody waits for its evaluation.
@@ -17,7 +17,7 @@ from easgd_cli.settings.schema import Interval
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.shared_memory import SharedTensors
 
-# the vectors that are measured, and the name of the result in the record
+# the vectors that are measured, each with the name of its result in the record
 EVALUATED = {"x": "center", "average": "average"}
 
 
@@ -34,7 +34,7 @@ class Moment:
 
     @classmethod
     def read(cls, posted: Mapping[str, Any]) -> Moment:
-        """What `asdict` gives, and JSON makes of that: its keys are texts."""
+        """Returns the moment whose `asdict` went through JSON, which has made texts of the workers' numbers."""
         return cls(**{**posted, "clocks": {int(worker): t for worker, t in posted["clocks"].items()}})
 
 
@@ -68,22 +68,22 @@ class Pace:
 
 
 class Kept(Protocol):
-    """What an owner keeps."""
+    """The vectors of an owner, for its snapshots."""
 
     @property
     def vectors(self) -> Mapping[str, Tensor]:
-        """Everything it goes on from, by name, each [d]."""
+        """All vectors from which the owner goes on, by name, each [d]."""
 
     def evaluated(self) -> Mapping[str, Tensor]:
-        """What is measured [d]: x, and its average where one is kept."""
+        """Returns the vectors to be measured [d]: x, and its average where one is kept."""
 
     def spread(self) -> float | None:
-        """How far apart the vectors are of which x is the mean; None where it is none."""
+        """Returns how far the vectors whose mean is x are from it; None where x is no mean."""
 
 
 @dataclass(frozen=True)
 class OfOneWorker:
-    """What a worker keeps whose x is what is evaluated."""
+    """The vectors of a worker whose own x is evaluated."""
 
     vectors: Mapping[str, Tensor]
 
@@ -95,7 +95,7 @@ class OfOneWorker:
 
 
 class Snapshots:
-    """An owner's snapshots of what it has `kept`."""
+    """Takes an owner's snapshots of the vectors `kept`, and posts them."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Snapshots:
         before: Callable[[], None] | None = None,
     ):
         self._channel, self._kept, self._began = channel, kept, began
-        self._before = before  # to be called before one is posted
+        self._before = before  # called before each snapshot is posted
         # of a run that goes on: the point that was next when it stopped
         self._pace = Pace(interval, *(pace or (0.0, 0.0)))
 

@@ -1,7 +1,7 @@
-"""Where the seconds of a worker's step loop go: its gradients and its session, measured.
+"""Where the seconds of a worker's step loop go: measured around its gradients and its session.
 
-On a CPU by the clock. A GPU is told what to do long before it does it, so there by events on its stream: how long the
-device computes, loads, and stands still for an exchange. They are read when they have passed; no step waits for one.
+On a CPU the clock measures. A GPU gets its work long before it does it, so events on its stream measure how long the
+device computes, loads, and stands still for an exchange. They are read once they have passed; no step waits for one.
 """
 
 from __future__ import annotations
@@ -53,29 +53,29 @@ class Timed:
         return reply
 
     def settle(self) -> None:
-        """Waits for the device, if it is one that works on its own: then all that was measured is in the tally."""
+        """Waits for a device that works on its own, so that the tally has all that was measured."""
         self._watch.settle()
 
 
 class Stopwatch(Protocol):
-    """A way to measure. What `now` returns is handed back to `spent`."""
+    """A way to measure. `spent` takes what `now` returned."""
 
     def now(self) -> Any: ...
 
     def spent(self, name: str, before: Any) -> None:
-        """What was done since `before` belongs to the tally's seconds `name`."""
+        """Adds the time since `before` to the tally's seconds `name`."""
 
     def settle(self) -> None: ...
 
 
 def stopwatch_of(tally: Tally, device: torch.device) -> Stopwatch:
-    """How what is done on `device` is measured."""
+    """Returns the way to measure work on `device`."""
     event = partial(torch.get_device_module(device).Event, enable_timing=True)
     return ByClock(tally) if device.type == "cpu" else ByEvents(tally, event)
 
 
 class ByClock:
-    """By the clock of the host, whose work it is."""
+    """Measures by the clock of the host, which does the work itself."""
 
     def __init__(self, tally: Tally):
         self._tally = tally
@@ -87,11 +87,11 @@ class ByClock:
         setattr(self._tally, name, getattr(self._tally, name) + time.perf_counter() - before)
 
     def settle(self) -> None:
-        """Nothing is outstanding."""
+        """Does nothing: the tally has everything at once."""
 
 
 class Event(Protocol):
-    """What is used of torch.cuda.Event."""
+    """The part of torch.cuda.Event that is used."""
 
     def record(self) -> None: ...
 
@@ -103,9 +103,9 @@ class Event(Protocol):
 
 
 class ByEvents:
-    """By events on the current stream of a device, made by `new` and used again once they have passed.
+    """Measures by events on the current stream of a device, made by `new` and used again once they have passed.
 
-    Between two events lies what the device did, and where it was not told in time, its waiting for that.
+    Between two events the device works, or waits where the host has not given it work in time.
     """
 
     def __init__(self, tally: Tally, new: Callable[[], Event]):

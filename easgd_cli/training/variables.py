@@ -1,7 +1,7 @@
-"""All the variables of a method where one process has them, and what is evaluated of them.
+"""All variables of a method, in the one process that owns them, and what is evaluated of them.
 
-Their vectors have names by which they are allocated, sent and saved together: the center's are `x` and whatever else it
-has, those of another variable `name.x` and so on.
+Their vectors are allocated, sent and saved by name: the center's as `x` and whatever else it has, those of another
+variable as `name.x` and so on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from easgd_cli.training.ledger import Ledger
 
 
 class Variables:
-    """`vectors`: all of theirs, each [d]; `clocks`: by variable, 0 unless given; `average`: of the center."""
+    """`vectors`: those of all variables, each [d]; `clocks`: by variable, 0 unless given; `average`: the center's."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class Variables:
 
     @staticmethod
     def names(method: Method, *, average: bool) -> list[str]:
-        """Of all their vectors, and of the center's average where one is kept."""
+        """Returns the names of all variables' vectors, and of the center's average where one is kept."""
         names = [_whole(name, v) for name, variable in method.variables.items() for v in variable.state]
         return names + (["average"] if average else [])
 
     @staticmethod
     def begin(names: Iterable[str], start: Tensor) -> dict[str, Tensor]:
-        """The vectors of these names where they begin: x, and an average of it, at `start` [d], the others 0."""
+        """Returns the vectors of these names at the start: x and the average equal `start` [d], the others are 0."""
         return {
             name: start.clone() if name.rpartition(".")[2] in ("x", "average") else torch.zeros_like(start)
             for name in names
@@ -53,20 +53,20 @@ class Variables:
 
     @property
     def clock(self) -> int:
-        """The center's, or the updates of all variables where there is none."""
+        """The center's clock; without a center, the updates of all variables."""
         center = self.centers.get(CENTER)
         return sum(c.clock for c in self.centers.values()) if center is None else center.clock
 
     @property
     def clocks(self) -> dict[str, int]:
-        """Of each, and of their fragments where they have several."""
+        """The clock of each variable, and of each fragment of those with several."""
         of_fragments = {
             _fragment(name, f): clock for name, center in self.centers.items() for f, clock in enumerate(center.clocks)
         }
         return {name: center.clock for name, center in self.centers.items()} | of_fragments
 
     def evaluated(self) -> dict[str, Tensor]:
-        """What is measured and saved [d]: the center's x and its average, or the mean of all variables' x as x."""
+        """Returns what is measured and saved [d]: the center's x and average; without a center, the mean x of all."""
         center = self.centers.get(CENTER)
         if center is not None:
             return {name: v for name, v in center.vectors.items() if name in ("x", "average")}
@@ -77,7 +77,7 @@ class Variables:
         return {"x": mean.div_(len(self.centers))}
 
     def spread(self) -> float | None:
-        """The root mean square distance of the variables from their mean; None where there is a center, or nothing."""
+        """Returns the variables' root mean square distance from their mean; None with a center or no variables."""
         if CENTER in self.centers or not self.centers:
             return None
         mean = self.evaluated()["x"]
@@ -86,7 +86,7 @@ class Variables:
 
 
 def clocks_of(clocks: Mapping[str, int], variable: str, fragments: int) -> list[int]:
-    """The clocks of its fragments, of those that `Variables.clocks` has; 0 unless they are there."""
+    """Returns the clocks of a variable's fragments, out of what `Variables.clocks` gives; 0 for those missing there."""
     names = [variable] if fragments == 1 else [_fragment(variable, f) for f in range(fragments)]
     return [clocks.get(name, 0) for name in names]
 

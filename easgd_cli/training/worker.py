@@ -1,7 +1,7 @@
-"""A worker: takes local steps until it is done or told to stop, and says how it went.
+"""A worker: takes local steps until it is done or told to stop, and reports on them.
 
-What a step does is the method's; what is measured around it is here. Nothing here waits for anybody but the master, and
-for the master only as long as the method's rule does.
+The method says what a step does; the loop around it, and what is measured of it, are here. The loop waits for nobody
+but the master, and for the master only as long as the method's rule does.
 """
 
 from __future__ import annotations
@@ -48,16 +48,15 @@ class WorkerStart:
     threads: int
     interval: Interval | None  # of snapshots, for a worker that owns what is evaluated
     t: int = 0
-    seen: Seen = field(default_factory=Seen)  # of the center
+    seen: Seen = field(default_factory=Seen)  # what it knows of the center
     meter: dict[str, Any] | None = None
     pace: Sequence[float] | None = None
     center_device: str = "cpu"  # where the master has the center
     trace: Path | None = None  # where a profile of its steps is to be written
-    new: bool = False  # one that returns and has not been there before
-    returns: bool = False  # one that was lost, and takes the center before its first step
-    spared: int = -1  # it has had the faults of its steps up to this one
-    # of these, what another host is told as it is
-    plain: ClassVar = ("t", "meter", "pace", "returns", "new", "spared")
+    new: bool = False  # a worker that comes into the run after its start
+    returns: bool = False  # a lost or new worker, which takes the center before its first step
+    spared: int = -1  # the step up to which it has had its faults
+    plain: ClassVar = ("t", "meter", "pace", "returns", "new", "spared")  # fields that another host is told as they are
 
 
 class WorkerLoop:
@@ -78,8 +77,8 @@ class WorkerLoop:
         self._method = parts.method
         self._gradients = drive.ProblemGradients(parts.problem, s.clip)
         self._sequential = self._method.alone
-        self._heard: list[dict[str, Any]] = []  # what the launcher said while the next master was awaited
-        # sessions with next masters, by their places, given while no reply was awaited
+        self._heard: list[dict[str, Any]] = []  # messages of the launcher that came while the next master was awaited
+        # sessions with next masters, each with the master's place, that came while no reply was awaited
         self._given: list[tuple[int, socket.socket]] = []
         self._session: WorkerEnd = self._end(start.link)
         self._w = Worker(self._session.vectors, s.tau, parts.schedule, start.t, start.link.worker, start.seen)
@@ -98,7 +97,7 @@ class WorkerLoop:
         self._warm_up()
 
     def _watch(self, start: WorkerStart) -> None:
-        """What its steps ask: measured and, in a run with faults or with on_nan=rejoin, watched."""
+        """Wraps gradients and session: measured and, with faults or on_nan=rejoin, watched."""
         s, gradients, session = start.recipe.settings, self._gradients, self._session
         self._faults: faults.Faults | None = None
         given = faults.read(s)
@@ -119,7 +118,7 @@ class WorkerLoop:
         return CollectiveWorkerEnd(link, replica, center.update, self._elsewhere(), self._start.returns)
 
     def _warm_up(self) -> None:
-        """Differentiates once and forgets it: first-use costs of kernels and pages are paid before training begins."""
+        """Computes a gradient and drops it: first-use costs of kernels and pages are paid before training begins."""
         self._gradients.load(self._w.number, self._w.t)
         self._gradients.gradient(self._w.x)
         self._runtime.synchronize()
@@ -157,7 +156,7 @@ class WorkerLoop:
             assert step.loss is not None
             meter.step(step.loss, step.staleness)
             if meter.due(w.t):
-                self._timed.settle()  # a row waits for the device in any case: it tells a loss
+                self._timed.settle()  # a row tells a loss, so it waits for the device in any case
             tally.seconds_loop = loop_before + time.perf_counter() - loop_began
             if trace is not None:
                 trace.step()
@@ -175,7 +174,7 @@ class WorkerLoop:
         tally.seconds_loop = loop_before + time.perf_counter() - loop_began
         if trace is not None:
             trace.close()
-        # what an interrupted run has not yet said belongs to the row it goes on with
+        # the last steps of an interrupted run belong to the next row of the run that goes on from it
         if tally.steps and not self._stop:
             news.row()
         news.state("final")
@@ -190,8 +189,8 @@ class WorkerLoop:
         return drive.take_step(self._method, self._w, asked, None if self._sequential else asked)
 
     def _close(self) -> None:
-        """Its end, with the closing exchange of a method that has one; a run that is told to end gives it back. Raises
-        SessionEnded.
+        """Ends the session, after the closing exchange if the method has one; a run that is told to end gives its
+        message back. Raises SessionEnded.
         """
         ask = self._method.closing(self._w)
         if ask is not None and (self._watched is None or self._watched.passes(ask.message)):
@@ -201,14 +200,14 @@ class WorkerLoop:
         self._session.close(self._w.t)
 
     def _return(self) -> None:
-        """Comes back as a process of its own. Raises SessionEnded."""
+        """Joins the run again, in a new process of a lost worker. Raises SessionEnded, also if the run is ending."""
         try:
             self._join(NEW if self._start.new else self._w.t)
         except Withdrawn as e:
             raise SessionEnded("the run is ending") from e
 
     def _elsewhere(self) -> Elsewhere | None:
-        """Where its vectors lie if not in the shared memory."""
+        """Returns where the worker's vectors lie if not in the shared memory; None if there."""
         if self._device.type == "cpu":
             return None
         if not self._sequential and self._start.center_device != "cpu":
@@ -216,7 +215,7 @@ class WorkerLoop:
         return Staging(self._start.link.memory.tensors, self._device)
 
     def _trace(self) -> Trace | None:
-        """The profile that is asked of this worker."""
+        """Returns the profile to take of this worker; None if none is asked for."""
         steps = profiled_steps(self._start.recipe.settings)
         return (
             Trace(self._start.trace, steps, self._device)
@@ -225,7 +224,7 @@ class WorkerLoop:
         )
 
     def _join(self, t: int) -> None:
-        """Comes back with its clock `t`: x from the center, everything else at 0, and the clock that the master says.
+        """Joins at the clock `t`: takes x from the center and a clock from the master, and sets everything else to 0.
         Raises Withdrawn and SessionEnded.
         """
         w, session = self._w, self._session
@@ -238,7 +237,7 @@ class WorkerLoop:
         self._channel.post(messages.Joined(kind="joined", t=w.t))
 
     def _fail(self, given: faults.Faults) -> None:
-        """Suffers what its faults have for this step. Its clock has been said before: with that it comes back."""
+        """Suffers the faults of this step. The worker tells its clock first: it comes back with that clock."""
         for fault in given.at(self._w.t):
             if fault.kind == "link":
                 self._link.down = time.monotonic() + fault.seconds if fault.seconds else 0.0
@@ -248,10 +247,10 @@ class WorkerLoop:
                 while not self._channel.flush():
                     time.sleep(0.001)
                 suffer(fault)
-                self._news.rows()  # it runs again
+                self._news.rows()  # a stopped process has been woken
 
     def _rejoin(self, why: Rejoin) -> bool:
-        """Goes back to the center in the session it has; returns False where the run is ending. Raises SessionEnded."""
+        """Goes back to the center in the open session; returns False where the run is ending. Raises SessionEnded."""
         w, given = self._w, self._faults
         assert given is not None
         try:
@@ -271,8 +270,8 @@ class WorkerLoop:
         return True
 
     def _next_session(self, place: int) -> socket.socket:
-        """The session with the next master of this place, which the launcher is to start. Raises ChannelClosed where it
-        does not.
+        """Waits for the session with the next master of this place, which the launcher is to start. Raises
+        ChannelClosed if the launcher has ended.
         """
         while (given := next((one for one in self._given if one[0] == place), None)) is None:
             message, enclosed = self._channel.wait()
@@ -297,11 +296,11 @@ class WorkerLoop:
                 if self._sequential:
                     news.keep("checkpoint")
                 elif message["lead"]:
-                    # between two of this worker's exchanges: alone, it and the center agree
+                    # between two of this worker's exchanges: without other workers, its state and the center's agree
                     self._session.checkpoint(self._w.t)
 
     def _lasting(self) -> dict[str, Tensor]:
-        """The vectors this worker goes on from."""
+        """Returns the vectors from which this worker goes on."""
         return {
             name: getattr(self._w, name)
             for name in (*self._method.state, *(("average",) if self._average is not None else ()))

@@ -5,19 +5,19 @@ A *session* is one worker's connection to one master. It carries one request at 
 The worker's end:
 
 - `vectors`: the transport allocates all of the worker's vectors, so that any of them can be lent as a message. `reply`
-  is where it finds replies, None where there is no center.
+  is the place of all replies, None where there is no center.
 - `post(m, t, to)` lends m to the variable `to`, at the worker's clock t, and returns at once. Until `collect` returns,
   the worker leaves m alone; it may compute meanwhile. Without m it is a pull: the variable as it is. Of a `fragment`
-  only its entries are moved, up and down; what else is in the reply stays as it was.
+  only its entries are moved, up and down; the reply's other entries stay as they were.
 - `collect()` returns the `Reply`. Its vector is read-only and stays as it is until the next `post`. It raises
   `Withdrawn` when the message was given back: nothing has happened, and nothing will.
-- `join(t)`, first thing in the session of a worker that was lost and is back, asks for the center as it is and for the
-  clock to go on from, its own or, of one that is NEW, the others'; `collect()` returns them.
+- `join(t)`, the first request in the session of a worker that was lost and is back, asks for the center as it is and
+  for a clock to go on from: the worker's own or, for one that is NEW, the others'. `collect()` returns both.
 - `post(m, t, to, Kind.CLOSING)`, the last message of a worker, is served after those of all others: when every worker
   that is there has sent its own.
 - `checkpoint(t)` marks a moment in the order of requests; it has no reply.
 - `close(t)` says that the worker has finished at its clock t. Ending without it means that the worker was lost.
-- A master that has ended raises `SessionEnded` from any of these, within a moment.
+- Once the master has ended, any of these raises `SessionEnded`, within a moment.
 
 The master's end:
 
@@ -27,7 +27,7 @@ The master's end:
   `reply(request, ...)`: the exchange is whole or has not happened. The order in which a master serves the exchanges
   with a variable is its order of exchanges; a round's are in the order of the workers' numbers.
 - A worker that ends without `close`, at any moment, killed or not, is seen as one request of kind LOST and disturbs no
-  other session. It comes back in a session of its own, whose first request is JOIN: its reply is the center as it is;
+  other session. If it comes back, it has a new session, whose first request is JOIN. The reply is the center as it is;
   no rule is applied and no exchange counted.
 
 One writer: only the master writes the center and the replies; only a worker writes its own vectors. There is no lock.
@@ -46,7 +46,7 @@ from easgd_cli.algorithms.base import CENTER, WHOLE
 from easgd_cli.order_entry import entry_of
 
 PULL = -1  # in place of a vector that is lent
-NEW = -1  # in place of the clock of a worker that joins and has not been there before
+NEW = -1  # in place of the clock of a worker that joins for the first time
 
 
 class SessionEnded(Exception):
@@ -54,9 +54,7 @@ class SessionEnded(Exception):
 
 
 class Withdrawn(Exception):
-    """A round cannot be complete any more, since a worker has finished or all are told to; the message that was waiting
-    for it is given back.
-    """
+    """The message is given back: its round cannot be complete, since a worker has finished or all are told to."""
 
 
 class Kind(IntEnum):
@@ -68,14 +66,14 @@ class Kind(IntEnum):
     LOST = 4  # never sent: what a master makes of a session that ended without CLOSE
     JOIN = 5  # a worker that was lost is back: the center as it is, please
     CLOSING = 6  # an exchange after the last step: to be served when all have ended
-    SUMMED = 7  # the sum of a round's messages is where the master reads it (collective.py), for that alone
-    STATE = 8  # replica and reply as they are, please; there, too
+    SUMMED = 7  # of collective.py alone: the sum of a round's messages lies where the master reads it
+    STATE = 8  # of collective.py alone: replica and reply as they are, please
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, with the worker's clock t when it was made, which of its vectors it lends (PULL: none), and to
-    which of the method's variables, by its place among them; `fragment`: of the vectors, all of them unless it says so.
+    """One request. `t`: the worker's clock when it was made; `vector`: the place of the vector that the worker lends
+    (PULL: none); `to`: the variable's place among the method's; `fragment`: the one exchanged, or WHOLE.
     """
 
     worker: int
@@ -87,7 +85,7 @@ class Request:
 
     @property
     def entry(self) -> int:
-        """What the order of exchanges has of it."""
+        """The entry of this request in the order of exchanges."""
         return entry_of(self.worker, self.to)
 
 
@@ -103,9 +101,9 @@ class Mark(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an exchange brings back: the reply's `vector` [d], whatever is in it where the variable is AWAY; the
-    variable's clock after the update, and exchanges served so far, this one included. `t`: the worker's clock at its
-    message; to one that joins, the clock to go on from.
+    """What an exchange brings back. `vector`: the reply [d], with anything in it where the variable is AWAY; `clock`:
+    the variable's, after the update; `served`: exchanges so far, this one included. `t`: the worker's clock at its
+    message; for a worker that joins, the clock to go on from.
     """
 
     vector: Tensor
@@ -144,7 +142,7 @@ class WorkerEnd(Session, Protocol):
         """Lends `message` for an exchange of this kind, and returns at once."""
 
     def join(self, t: int) -> None:
-        """Asks for the center, this worker's own clock being known to be `t` at least, and returns at once."""
+        """Asks for the center, and returns at once. This worker's own clock is `t` at least."""
 
     def checkpoint(self, t: int) -> None:
         """Asks the master to keep the center as it is between this worker's last exchange and its next. Raises
@@ -152,7 +150,7 @@ class WorkerEnd(Session, Protocol):
         """
 
     def close(self, t: int) -> None:
-        """The worker has finished. Raises SessionEnded."""
+        """Says that the worker has finished. Raises SessionEnded."""
 
 
 class MasterEnd(Protocol):
@@ -165,28 +163,28 @@ class MasterEnd(Protocol):
         """The workers whose sessions are open."""
 
     def requests(self, timeout: float | None) -> list[Request]:
-        """What has arrived, in the order in which it is to be served; waits at most `timeout` seconds for it, None: for
-        ever.
+        """Returns the requests that have arrived, in the order in which they are to be served. Waits at most `timeout`
+        seconds for them; None: for ever.
         """
 
     def summed(self, members: Sequence[Request]) -> Sequence[Request]:
-        """Those of a round's members, in their order, whose messages can be read now; none where the round is to be
-        given back.
+        """Returns those of a round's members, in their order, whose messages can be read now; none if the round is to
+        be given back.
         """
 
     def lent(self, request: Request) -> tuple[Tensor | None, Tensor]:
-        """The message that this request lends [d], None of a pull, and where the reply to it is to be written [d].
-        Where the transport `sums`, the message is the sum of the round's.
+        """Returns the message that this request lends [d], None for a pull, and the place of its reply [d]. Where the
+        transport `sums`, the message is the sum of the round's.
         """
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
-        """The reply has been written, or the message is given back; see `Reply`. `t`: that of the request unless
-        given.
+        """Tells the worker that its reply has been written, or its message is given back; see `Reply`. `t`: that of the
+        request unless given.
         """
 
 
 def index_of(message: Tensor, index: Mapping[int, int]) -> int:
-    """Which of a worker's vectors, by where they lie, this is. Raises ValueError where it is none."""
+    """Returns the place among a worker's vectors of `message`, found by its address. Raises ValueError if none."""
     found = index.get(message.data_ptr())
     if found is None:
         raise ValueError(

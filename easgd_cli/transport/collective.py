@@ -1,16 +1,16 @@
 """The transport of rounds by an all-reduce: every worker keeps a replica of the center and gives its message to a sum
 that all get, so no message passes through one process.
 
-What is asked and answered stays as it is (`shared.py`): a worker says in 16 bytes that it takes part, the master
-gathers the round, and its reply ends it. Vectors go another way. With `post` a worker begins the all-reduce with the
-others of its *group*, while it differentiates. The group's first, the *lead*, puts the sum where the master reads it
-and says so (SUMMED). The master updates its own center by the center's rule, as ever, and answers; the workers do the
-same to their replicas, of the same bits: an all-reduce gives all members the same.
+Requests and replies are those of `shared.py`: a worker says in 16 bytes that it takes part, the master gathers the
+round, and its reply ends the round. Vectors go another way. With `post` a worker begins the all-reduce with the others
+of its *group*, while it differentiates. The group's first member, the *lead*, puts the sum where the master reads it
+and says so (SUMMED). The master updates its center by the center's rule, as ever, and replies. The workers update their
+replicas by the same rule and the same bits: an all-reduce gives all members the same sum.
 
-The answer is where a round becomes whole: no worker has gone on before it, so a round that a member does not live to
-see is begun once more by the others. They form the next *generation* of the group, which the master numbers; what
-belongs to an older one is left where it is. A worker that has been answered and whose sum does not come, since another
-died in the middle of giving it away, asks its master for replica and reply as they are now (STATE).
+The reply makes a round whole: no worker goes on before it. So if a member dies before its end, the others begin the
+round once more. They form the next *generation* of the group, which the master numbers; sums of an older generation are
+left where they are. It may be that a worker has the reply and its sum does not come, since another died while it passed
+the sum on. Such a worker asks the master for replica and reply as they are now (STATE).
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from easgd_cli.transport.meeting import BoardStore, Meeting
 from easgd_cli.transport.replica import Replica
 from easgd_cli.transport.shared import REPLY, Elsewhere, Link, SharedMasterEnd, SharedWorkerEnd
 
-_CONNECTING = datetime.timedelta(minutes=1)  # to those that have come
+_CONNECTING = datetime.timedelta(minutes=1)  # for connections to the members that have come
 _MEETING = datetime.timedelta(minutes=30)  # for all members to come: at the start some read their data for long
-_EVER = datetime.timedelta(days=30)  # a sum takes as long as the slowest member's steps; who dies is known otherwise
-_SLICE = 0.05  # seconds of waiting for a sum after which the master is listened to
+_EVER = datetime.timedelta(days=30)  # a sum takes as long as the slowest member's steps; a death is noticed otherwise
+_SLICE = 0.05  # seconds of waiting for a sum after which a worker listens to the master
 _KNOWN_BY = 20.0  # seconds after which a master has noticed that a worker has died
-_LOOK = 0.2  # seconds of waiting for the lead after which the master looks around
+_LOOK = 0.2  # seconds of waiting for the lead after which the master asks whether to give up
 
 
 class Word(IntEnum):
-    """What a master says beside its replies, in the place of their mark."""
+    """What a master says besides replies, with one of these in the place of their mark."""
 
-    REGROUP = 10  # generation, members, your rank: begin the sum once more, with these
-    BROKEN = 11  # generation: a member has died
+    REGROUP = 10  # with generation, number of members, your rank: begin the sum once more
+    BROKEN = 11  # with the generation: a member has died
     STATE = 12  # replica and reply are written
 
 
 class SumLost(Exception):
-    """A member of the group has died: this sum does not come any more."""
+    """This sum will not come: a member of the group has died."""
 
 
 def gloo_group(store: Any, rank: int, size: int, address: str, timeout: datetime.timedelta) -> Any:
-    """Gloo's, once all have met in `store`, by connections to this address and a port that is free. Raises
+    """Makes a group of gloo's once all have met in `store`. Its connections use `address` and a free port. Raises
     RuntimeError.
     """
     gloo: Any = distributed.ProcessGroupGloo
@@ -62,17 +62,17 @@ def gloo_group(store: Any, rank: int, size: int, address: str, timeout: datetime
 
 
 class Group:
-    """Members that sum, of one generation. It is made in a thread: who waits for the others to come must hear
-    meanwhile that one of them has died.
+    """Members that sum, of one generation. The group is made in a thread, so that a worker that waits for the others to
+    come hears meanwhile if one of them dies.
 
-    `vectors` [d]: what is given and then the sum, in turn. They are this group's alone, since one that is left may
-    still write there.
+    `vectors` [d]: used in turn, each for what is given and then for the sum. No other group uses them, since a group
+    that has been left may still write there.
     """
 
     def __init__(self, meeting: Meeting, generation: int, rank: int, size: int, vectors: Sequence[Tensor]):
         self.generation, self.rank, self.size = generation, rank, size
         self._vectors, self._current = vectors, 0
-        self.broken = False  # as the master says
+        self.broken = False  # whether the master has said so
         self._meeting, self._store, self._left = meeting, None, False
         self._made: Any = None
         self._work: Any = None
@@ -91,7 +91,7 @@ class Group:
             named = distributed.PrefixStore(str(self.generation), store)
             own, keys = self._meeting.own, [f"at {rank}" for rank in range(self.size)]
             named.set(keys[self.rank], own)
-            # only then do they connect: whoever is not reached within a minute is not reached
+            # only then do members connect: all are there, so one that is not reached in a minute cannot be reached
             named.wait(keys, _MEETING)
             try:
                 made = gloo_group(named, self.rank, self.size, own, _CONNECTING)
@@ -109,7 +109,7 @@ class Group:
             self.leave()
 
     def leave(self) -> None:
-        """It meets nobody any more."""
+        """Ends the meeting: the group waits for no member any more."""
         self._left = True
         if isinstance(self._store, BoardStore):
             self._store.close()
@@ -125,23 +125,23 @@ class Group:
 
     @property
     def vector(self) -> Tensor:
-        """The one whose turn it is [d]."""
+        """The vector whose turn it is [d]."""
         return self._vectors[self._current]
 
     def sum_all(self, vectors: Sequence[Tensor]) -> None:
-        """Has these summed, and waits for all of them."""
+        """Sums each of these vectors over the members, and waits for all sums."""
         for work in [self._made.allreduce([v], self._options) for v in vectors]:
             work.wait()
 
     def ready(self, seconds: float | None) -> bool:
-        """Whether the members have met; waits at most so long, None: until then. Raises SumLost."""
+        """Whether the members have met; waits at most `seconds` for that, None: for ever. Raises SumLost."""
         self._thread.join(seconds)
         if self._failed is not None:
             raise SumLost(str(self._failed)) from self._failed
         return not self._thread.is_alive()
 
     def done(self, seconds: float) -> bool:
-        """Whether the sum is there; waits at most so long. Raises SumLost."""
+        """Whether the sum is there; waits at most `seconds` for it. Raises SumLost."""
         if self._work is None and not self.ready(seconds):
             return False
         try:
@@ -161,20 +161,20 @@ class Group:
 
 
 class _Sum(IntEnum):
-    """How the sum of an exchange stands."""
+    """The state of the sum of an exchange."""
 
     NONE = 0  # not begun
     BEGUN = 1
     DONE = 2
-    LOST = 3  # as is seen here; the master is yet to say so
+    LOST = 3  # as this worker sees; the master has not said so yet
 
 
 class CollectiveWorkerEnd(SharedWorkerEnd):
-    """A worker's session whose messages go into a sum. `update(sum, reply, n, clock)` does to its replica what the
-    center's rule does by the mean of `n` messages, as the update after which the center's clock is `clock`.
+    """A worker's session whose messages go into a sum. `update(sum, reply, n, clock)` updates the worker's replica by
+    the mean of `n` messages, as the center's rule does; afterwards the center's clock is `clock`.
 
-    Made when all have come, unless it `returns`: one that was lost, and is in the next group. Raises SumLost where they
-    do not.
+    The constructor waits until all workers have come, and raises SumLost if they do not. A worker that `returns`, since
+    it was lost, does not wait: it will be in the next group.
     """
 
     def __init__(
@@ -189,15 +189,15 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         self._replica, self._update = replica, update
         self._message: Tensor | None = None
         self._sum = _Sum.NONE
-        self._said = False  # as the lead, that the sum is there
-        self._places, self._current = replica.sums[:2], 0  # where the lead puts it
-        self._left: list[Group] = []  # whose sums have not come; to end one would wait for it
+        self._said = False  # whether this worker, as the lead, has said that the sum is there
+        self._places, self._current = replica.sums[:2], 0  # where the lead puts the sum
+        self._left: list[Group] = []  # groups whose sums have not come; to end a group would wait for its sum
         self._group: Group | None = None if returns else self._in_group(0, replica.workers, link.worker)
         if self._group is not None:
             self._group.ready(None)
 
     def _in_group(self, generation: int, size: int, rank: int) -> Group:
-        first = generation == rank == 0  # whose sums the master reads where they are made
+        first = generation == rank == 0  # its lead sums in the places that the master reads
         vectors = self._places if first else [torch.empty_like(self._memory["reply"])]
         return Group(self._replica.meeting, generation, rank, size, vectors)
 
@@ -244,7 +244,7 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
             self._sum, self._said = _Sum.BEGUN, False
 
     def _wait_for_sum(self, answered: bool) -> bool:
-        """Waits a moment for it where that is what is to come next, and says whether it was. The lead passes it on."""
+        """Waits a moment for the sum, if that comes next, and returns whether it does. The lead passes it on."""
         group = self._group
         if group is None or self._sum is not _Sum.BEGUN or not (answered or group.rank == 0):
             return False
@@ -263,12 +263,12 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         return True
 
     def _patience(self) -> float | None:
-        """Of whoever sees that a member has died, and waits for the master's word of it."""
+        """Returns the seconds to wait for the master's word: limited once this worker sees that a member has died."""
         return _KNOWN_BY if self._sum is _Sum.LOST else None
 
     def _word(self, seconds: float | None) -> tuple[int, int, int, int] | None:
-        """The master's next; waits at most so long, and returns None where there is none yet. Raises SessionEnded, and
-        SumLost where a sum was lost of which the master knows nothing.
+        """Returns the master's next word; waits at most `seconds`, and returns None if there is none yet. Raises
+        SessionEnded, and SumLost if a sum was lost and the master knows of no death.
         """
         if not select.select([self._lines[0].socket], [], [], seconds)[0]:
             if seconds:
@@ -281,16 +281,16 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
         return clock, served, t, mark
 
     def _regroup(self, generation: int, size: int, rank: int, word: int) -> bool:
-        """What a word changes that is no reply; returns whether it was none. Raises Withdrawn."""
+        """Obeys a word that is not a reply; returns False for a reply. Raises Withdrawn."""
         group = self._group
         if word == Mark.WITHDRAWN:
-            self._leave()  # the others' next sum is not this one
+            self._leave()  # the others' next sum is without this message
             raise Withdrawn
         if word == Word.BROKEN:
             if group is not None and group.generation == generation:
                 group.broken = True
                 if self._sum is not _Sum.DONE:
-                    self._sum = _Sum.NONE  # until the others that live are all there to begin it once more
+                    self._sum = _Sum.NONE  # until all live members are there to begin it once more
         elif word == Word.REGROUP:
             self._leave()
             self._group = self._in_group(generation, size, rank)
@@ -314,8 +314,8 @@ class CollectiveWorkerEnd(SharedWorkerEnd):
 
 
 class CollectiveMasterEnd(SharedMasterEnd):
-    """A master's sessions whose messages come as sums. `center`: its vectors; `gives_up`: asked a few times a second
-    while a sum is waited for, whether the round is to be given back.
+    """A master's sessions whose messages come as sums. `center`: the center's vectors; `gives_up`: asked a few times a
+    second, while a sum is awaited, whether to give the round back.
     """
 
     sums = True
@@ -330,7 +330,7 @@ class CollectiveMasterEnd(SharedMasterEnd):
         self._group = sorted(self._replicas)  # by rank
         self._generation, self._broken = 0, False
         self._summed = -1  # the generation whose sum is there
-        self._found: list[Request] = []  # while a sum was waited for
+        self._found: list[Request] = []  # that came while a sum was awaited
 
     def requests(self, timeout: float | None) -> list[Request]:
         found, self._found = self._found, []
@@ -348,7 +348,7 @@ class CollectiveMasterEnd(SharedMasterEnd):
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
         if mark is Mark.WITHDRAWN:
-            self._broken = True  # it may have begun a sum
+            self._broken = True  # the worker may have begun a sum
         elif request.kind is Kind.JOIN:
             self._replicas[request.worker].begin(self._center)
         super().reply(request, clock, served, mark, t)
@@ -373,14 +373,14 @@ class CollectiveMasterEnd(SharedMasterEnd):
         return [request for request in super().requests(timeout) if not self._takes(request)]
 
     def _takes(self, request: Request) -> bool:
-        """Whether it is about sums alone, and nobody else's affair."""
+        """Whether the request concerns the sums alone, and is dealt with here. A member's loss is noted, too."""
         if request.kind is Kind.SUMMED:
             self._summed, self._sum = request.t, self._sums[request.vector]
         elif request.kind is Kind.STATE:
             self._replicas[request.worker].begin(self._center)
             self._memory[request.worker]["reply"].copy_(self._reply)
             self._word(request.worker, (0, 0, 0), Word.STATE)
-            self._broken = True  # it has left the group
+            self._broken = True  # the worker has left the group
         elif request.kind is Kind.LOST and request.worker in self._group and not self._broken:
             self._broken = True
             for worker in self._group:

@@ -34,18 +34,18 @@ _MAGIC = b"easgd-1\n"  # with the version of what follows
 _NONCE = _MAC = 32
 _HEAD = struct.Struct("<BxxxIQ")  # kind, bytes of its text, bytes of its vectors
 _MOST_TEXT = 1 << 24
-_CONNECT_SECONDS = 10.0  # for whoever is there; what he says may take longer
+_CONNECT_SECONDS = 10.0  # to connect; the hello may take longer
 _TCP_INFO, _ACKNOWLEDGED_AND_BUSY = 11, (120, 168)  # of linux/tcp.h: bytes, and microseconds
-_LOOKS = 5  # in how many parts silence is waited for
-_BEATS, _SHORTEST_SILENCE = 4, 2.0  # how often one says something in the seconds that may be taken for silence
+_LOOKS = 5  # a wait of `silence` seconds is made in so many parts
+_BEATS, _SHORTEST_SILENCE = 4, 2.0  # signs of life in the seconds of `silence`; the least `silence` of any side
 
 
 class ConnectionEnded(Exception):
-    """The other side has gone, is silent, or says what nobody who keeps to the rules says."""
+    """The other side has gone, is silent, or breaks the rules."""
 
 
 class RulesBroken(ConnectionEnded):
-    """It says what nobody who keeps to the rules says."""
+    """The other side has sent what the rules do not allow."""
 
     def __init__(self, how: str = "it said what nobody says who keeps to the rules"):
         super().__init__(how)
@@ -66,7 +66,7 @@ class FrameKind(IntEnum):
 
 
 def answer(sock: socket.socket, secret: bytes, seconds: float) -> None:
-    """The hello of the side that was called. Raises Refused and OSError, after so many seconds at most."""
+    """Makes the hello of the side that was called. Raises Refused and OSError, after at most `seconds`."""
     ends = time.monotonic() + seconds
     ours = os.urandom(_NONCE)
     sock.settimeout(seconds)
@@ -81,7 +81,7 @@ def answer(sock: socket.socket, secret: bytes, seconds: float) -> None:
 
 
 def call(address: tuple[str, int], secret: bytes, seconds: float) -> socket.socket:
-    """A connection to who listens there. Raises Refused and OSError, after so many seconds at most."""
+    """Returns a connection to that address, after the hello. Raises Refused and OSError, after at most `seconds`."""
     ends = time.monotonic() + seconds
     sock = socket.create_connection(address, timeout=min(seconds, _CONNECT_SECONDS))
     try:
@@ -107,7 +107,7 @@ def _proof(secret: bytes, who: bytes, called: bytes, caller: bytes) -> bytes:
 
 
 def read_exactly(sock: socket.socket, count: int, seconds: float) -> bytes:
-    """So many bytes. Raises ConnectionResetError where they end before, TimeoutError where they do not come."""
+    """Reads `count` bytes. Raises ConnectionResetError if the connection ends before, TimeoutError after `seconds`."""
     found, ends = b"", time.monotonic() + seconds
     while len(found) < count:
         sock.settimeout(max(0.001, ends - time.monotonic()))
@@ -118,11 +118,11 @@ def read_exactly(sock: socket.socket, count: int, seconds: float) -> bytes:
 
 
 class Connection:
-    """One end of a connection that has been through its hello. Whatever is posted is sent by a thread of its own, so
-    that nobody waits for the network but who reads from it.
+    """One end of a connection, after its hello. A thread of its own sends what is posted, so that only those who read
+    from the connection wait for the network.
 
-    `silence`: after so many seconds without a byte the other side is gone; `most`: bytes of vectors in one frame;
-    `turn`: for large ones that are sent.
+    `silence`: seconds without a byte after which the other side counts as gone; `most`: bytes of vectors in a frame
+    that is read; `turn`: taken to send large vectors.
     """
 
     def __init__(self, sock: socket.socket, silence: float, most: int = 0, turn: SendTurn | None = None):
@@ -140,16 +140,16 @@ class Connection:
 
     @property
     def own_address(self) -> str:
-        """Of this end."""
+        """The address of this end."""
         return str(self._socket.getsockname()[0])
 
     @property
     def their_address(self) -> str:
-        """Of the other."""
+        """The address of the other end."""
         return str(self._socket.getpeername()[0])
 
     def be_patient(self, silence: float) -> None:
-        """From now on the other side is gone after so many seconds without a byte."""
+        """Sets the seconds without a byte after which the other side counts as gone."""
         self._silence = silence
         self._socket.settimeout(silence / _LOOKS)
 
@@ -160,7 +160,7 @@ class Connection:
         self._out.put((kind, text, vectors))
 
     def say(self, message: Mapping[str, Any], enclosed: SharedTensors | None = None) -> None:
-        """Queues a message, with memory that belongs to it from now on."""
+        """Queues a message, with the memory `enclosed`, which belongs to the message from now on."""
         vectors: list[Tensor] = []
         if enclosed is not None:
             layout = {n: [*shape, str(t).removeprefix("torch.")] for n, (shape, t) in enclosed.layout.items()}
@@ -184,12 +184,12 @@ class Connection:
                 with self._turn.taken(self._beat) if self._turn and count >= LARGE else nullcontext():
                     self._send_all(frame_parts)
                 self.sent += count
-        except OSError:  # the reader is told
+        except OSError:  # the shutdown tells the reader
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def _beat(self) -> None:
-        """Says that it is there, when it is time to."""
+        """Sends a sign of life, if it is time to."""
         if time.monotonic() - self._said > self._beats:
             self._send_all([memoryview(_HEAD.pack(FrameKind.ALIVE, 0, 0))])
 
@@ -203,8 +203,8 @@ class Connection:
         self._said = time.monotonic()
 
     def rate(self) -> float | None:
-        """Bytes a second that have reached the other side while some were on their way, by the system; None where it
-        does not say, or before any were.
+        """Returns the bytes a second that have reached the other side while some were on their way, as the system
+        counts them; None if it does not, or if there were none yet.
         """
         try:
             said = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
@@ -216,7 +216,7 @@ class Connection:
     # ---------------------------------------------------------------- in
 
     def next(self) -> tuple[FrameKind, bytes, int]:
-        """The next frame: its kind, its text, and how many bytes of vectors it has, which are to be read next. Raises
+        """Returns the next frame: its kind, its text, and the bytes of its vectors, which are to be read next. Raises
         ConnectionEnded.
         """
         self.fill([])
@@ -232,7 +232,7 @@ class Connection:
                 return FrameKind(number), bytes(said), self._left
 
     def fill(self, vectors: Sequence[Tensor]) -> None:
-        """Reads the vectors of this frame into these. Raises ConnectionEnded, also where they have another size."""
+        """Reads the frame's vectors into these. Raises ConnectionEnded, also if their size is another."""
         parts = [_bytes(v) for v in vectors]
         if sum(map(len, parts)) != self._left:
             raise RulesBroken("it sent vectors of another size")
@@ -242,7 +242,7 @@ class Connection:
         self._left = 0
 
     def message(self, text: bytes) -> tuple[dict[str, Any], SharedTensors | None]:
-        """What a frame of kind MESSAGE says, and the vectors with it. Raises ConnectionEnded and MemoryError."""
+        """Returns what a frame of kind MESSAGE says, and its vectors. Raises ConnectionEnded and MemoryError."""
         try:
             message = json.loads(text)
             layout: Layout = {
@@ -276,8 +276,8 @@ class Connection:
             raise ConnectionEnded(f"the connection has ended ({why(e)})") from e
 
     def _patiently(self, act: Callable[[], int]) -> int:
-        """Waits for as long as is patient, in parts: a machine that has itself stood still, the other one with it, may
-        find one of them over, and not all. Raises TimeoutError.
+        """Calls `act`, which waits, for the seconds of `silence`, in parts. When a machine has stood still, and the
+        other one with it, one of the parts may be over at once, but not all of them. Raises TimeoutError.
         """
         for _ in range(_LOOKS - 1):
             with suppress(TimeoutError):
@@ -285,13 +285,13 @@ class Connection:
         return act()
 
     def finish(self, seconds: float) -> None:
-        """Ends it in order: what has been posted is sent, and the other side, once it has read that, ends it too. It
-        is waited for so long at most.
+        """Ends the connection in order: sends what has been posted, and waits until the other side has read it and
+        ends, too; for at most `seconds`.
         """
         ends = time.monotonic() + seconds
         self._out.put(None)
         self._sender.join(seconds)
-        with suppress(OSError, ValueError):  # it may have ended meanwhile
+        with suppress(OSError, ValueError):  # the connection may have ended meanwhile
             self._socket.shutdown(socket.SHUT_WR)
             gone = select.poll()
             gone.register(self._socket, select.POLLRDHUP)
@@ -299,8 +299,8 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Ends it at once. What the other side has not read yet may be lost: a system that is sent more on a closed
-        connection takes back what it has not delivered.
+        """Ends the connection at once. What the other side has not read yet may be lost: a system that gets more on a
+        closed connection throws away what it has not delivered.
         """
         self._out.put(None)
         with suppress(OSError):
@@ -313,6 +313,6 @@ _TYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float6
 
 
 def _bytes(v: Tensor) -> memoryview:
-    """The memory of a tensor in one piece."""
+    """Returns the memory of a tensor, in one piece."""
     array: Any = v.detach().reshape(-1).view(torch.uint8).numpy()
     return memoryview(array)

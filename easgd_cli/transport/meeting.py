@@ -1,4 +1,4 @@
-"""Where the workers whose messages go into a sum find each other: what each says under a key is there for all."""
+"""Where workers whose messages go into a sum find each other: what one of them says under a key, all can read."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from torch import distributed
 
 from easgd_cli.system.shared_memory import AnonymousFile
 
-_AGAIN_SECONDS = 0.05  # between two looks for what is not there yet
+_AGAIN_SECONDS = 0.05  # between two looks for a key that is not there yet
 _MOST = 1 << 12  # bytes of a line
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Of one worker: a file of this machine or, called, a connection to the `Board` of all. `own`: the address at which
-    the others reach it.
+    """One worker's way to the others. `place`: a file of this machine, or a function that connects to the `Board` of
+    all; `own`: the address at which the others reach this worker.
     """
 
     place: AnonymousFile | Callable[[], socket.socket]
     own: str = "127.0.0.1"
 
     def store(self) -> Any:
-        """As torch knows it. Raises what the call raises."""
+        """Returns the meeting as a store of torch's. Raises what `place` raises when it is called."""
         if isinstance(self.place, AnonymousFile):
             return distributed.FileStore(self.place.path, -1)
         return BoardStore(self.place())
 
     def close(self) -> None:
-        """Gives its descriptor back."""
+        """Gives the file's descriptor back."""
         if isinstance(self.place, AnonymousFile):
             self.place.close()
 
 
 class Board:
-    """What workers of all machines have said; who asks belongs to the run."""
+    """What workers of all machines have said. Its connections have been checked: they are of the run."""
 
     def __init__(self) -> None:
         self._said: dict[str, str] = {}
 
     def serve(self, sock: socket.socket) -> None:
-        """Answers one of them, until it goes."""
+        """Answers one worker, until its connection ends."""
         with suppress(OSError, ValueError, TypeError), sock, sock.makefile("rw", encoding="ascii") as lines:
             sock.settimeout(None)
             while len(line := lines.readline(_MOST)):
@@ -61,7 +61,7 @@ class Board:
 
 
 class BoardStore(distributed.Store):
-    """A `Board`, by a connection to it."""
+    """A store of torch's that asks a `Board` over a connection."""
 
     def __init__(self, sock: socket.socket):
         super().__init__()
@@ -85,7 +85,7 @@ class BoardStore(distributed.Store):
                 time.sleep(_AGAIN_SECONDS)
 
     def close(self) -> None:
-        """Whoever waits here does not any more."""
+        """Ends every wait for a key."""
         self._closed = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

@@ -29,15 +29,15 @@ _LENGTH = struct.Struct("<q")
 
 
 def hand_out(links: Sequence[Link], device: torch.device) -> dict[int, dict[str, Tensor]]:
-    """A master's part: vectors on `device` for every worker, by its number, whatever is in them; each worker is told
-    where its own lie.
+    """The master's part: allocates vectors on `device` for every worker, with anything in them, and tells each worker
+    where its own lie. Returns them by the worker's number.
     """
     handed = {}
     for link in links:
         assert link.master_socket is not None
         vectors = {name: torch.empty_like(v, device=device) for name, v in link.memory.tensors.items()}
         told = bytes(ForkingPickler.dumps(vectors))
-        with suppress(BrokenPipeError, ConnectionResetError):  # killed at its start: the first poll says LOST
+        with suppress(BrokenPipeError, ConnectionResetError):  # a worker killed at its start: the first poll says LOST
             link.master_socket.sendall(_LENGTH.pack(len(told)) + told)
         handed[link.worker] = vectors
     if device.type == "cuda":
@@ -46,19 +46,19 @@ def hand_out(links: Sequence[Link], device: torch.device) -> dict[int, dict[str,
 
 
 def _unname() -> None:
-    """Torch counts who holds CUDA memory in a named file, and removes the name when all have given it back, which a
-    killed process never does.
+    """Removes the name of the file in which torch counts who holds CUDA memory. Torch removes it when all have given
+    the memory back, which a killed process never does.
 
-    Its mapping stays as it is; processes that look for the name later find nothing, which torch lets pass.
+    The file's mapping stays as it is; processes that look for the name later find nothing, which torch lets pass.
     """
     for named in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):
         named.unlink(missing_ok=True)
 
 
 class DeviceVectors:
-    """A worker's part: the vectors that it was handed, with what the `link`'s memory holds copied into them.
+    """A worker's part: the vectors that the master has handed out, filled from the `link`'s memory.
 
-    Waits for the master to hand them out. Raises SessionEnded when that has ended.
+    Waits for the master to hand them out. Raises SessionEnded when the master has ended.
     """
 
     def __init__(self, link: Link, device: torch.device):
@@ -72,15 +72,15 @@ class DeviceVectors:
         self._ready = self._runtime.Event()
 
     def send(self, name: str) -> None:
-        """Notes when that vector is as it is to be read."""
+        """Notes the moment on the device from which that vector can be read."""
         self._ready.record(self._runtime.current_stream(self._device))
 
     def sent(self) -> None:
-        """Waits until it is; whatever was asked of the device after `send` goes on."""
+        """Waits until the vector can be read; what was asked of the device after `send` goes on."""
         self._ready.synchronize()
 
     def receive(self) -> None:
-        """The reply is there: its writer waited for it."""
+        """Does nothing: the master has waited until the reply was there."""
 
 
 def _read(source: socket.socket, size: int) -> bytes:

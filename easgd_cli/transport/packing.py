@@ -1,4 +1,4 @@
-"""What of a vector crosses a network: the fragment that is exchanged, in as few bits as wire= says."""
+"""The part of a vector that crosses a network: the fragment that is exchanged, in as few bits as wire= says."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from easgd_cli.transport.base import Kind, Request
 
 @dataclass(frozen=True)
 class Packing:
-    """Of the session of `worker`. `fragments`: how many each variable's vectors are exchanged in; `rounding`: None
-    where vectors cross as they are; `before`: how many entries the worker's vectors have before those of a master
-    whose machine has its slice alone.
+    """How the vectors of `worker` cross. `fragments`: how many each variable's vectors have; `rounding`: None where
+    vectors cross as they are; `before`: where a machine has one master's slice alone, how many entries the worker's
+    vectors have before that slice.
     """
 
     worker: int
@@ -30,12 +30,12 @@ class Packing:
         return cls(worker, fragments, method.rounding if isinstance(method, OnTheWire) else None, before)
 
     def entries(self, v: Tensor, request: Request) -> Tensor:
-        """Those of the vector [d] that cross."""
+        """Returns the entries of the vector [d] that cross."""
         return v[entries_of(v.numel(), self.fragments[request.to] if self.fragments else 1, request.fragment)]
 
     def packed(self, v: Tensor, request: Request, *, reply: bool = False) -> list[Tensor]:
-        """What is sent of the vector [d]. A message has been rounded by its worker; a `reply` is rounded here, as the
-        worker will round it, to which it is then a number that can be sent.
+        """Returns what is sent of the vector [d]. A message has been rounded by its worker. A `reply` is rounded here
+        as the worker will round it, which then leaves the reply as it is.
         """
         x, rounding = self.entries(v, request), self._rounding(request)
         if rounding is None:
@@ -47,18 +47,18 @@ class Packing:
         return rounding.wire.encoded(x)
 
     def room(self, v: Tensor, request: Request) -> list[Tensor]:
-        """Where what is sent of such a vector [d] is to be received; `unpack` then makes the vector of it."""
+        """Returns tensors for what is received of such a vector [d]; `unpack` makes the vector of them."""
         x, rounding = self.entries(v, request), self._rounding(request)
         return [x] if rounding is None else rounding.wire.room(x)
 
     def unpack(self, received: Sequence[Tensor], v: Tensor, request: Request) -> None:
-        """Writes into the vector [d] what its `room` has received."""
+        """Writes into the vector [d] what has been received in its `room`."""
         rounding = self._rounding(request)
         if rounding is not None:
             rounding.wire.decode(received, self.entries(v, request))
 
     def _rounding(self, request: Request) -> Rounding | None:
-        """None for what is not rounded: the center of one that comes back, and what takes no way."""
+        """Returns the rounding; None for the center of a worker that comes back, and for the variable's owner."""
         if self.rounding is None or request.kind is Kind.JOIN or self.rounding.beside(self.worker, request.to):
             return None
         return self.rounding

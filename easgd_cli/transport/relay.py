@@ -3,13 +3,13 @@
     worker  <- shared memory ->  MasterRelay  <- network ->  WorkerRelay  <- shared memory ->  master
     on the worker's machine                                    on the master's machine
 
-Neither worker nor master knows of it: each has a session of its own machine, by `shared.py`. What the worker lends is
-read where it lies and received whole into the master's machine's copy of that vector; only then is the master asked.
-Its reply goes the other way, from the copy's memory into the worker's. So whoever dies in the middle leaves an exchange
-that has not happened, and a next master finds the message where it was.
+Neither worker nor master knows of the network: each has a session of its own machine, by `shared.py`. The message that
+the worker lends is read where it lies and received whole into the master's machine's copy of that vector; only then is
+the master asked. The reply goes the other way, from the copy's memory into the worker's. So a death in the middle
+leaves an exchange that has not happened, and a next master finds the message where it was.
 
-Where messages go into a sum (`collective.py`) both halves have a form of their own. Words cross whenever they are said,
-and of vectors only the lead's sum, where the lead is not on the master's machine, and what a worker restores.
+Where messages go into a sum (`collective.py`) both halves have a form of their own. Words cross whenever they are said.
+Two kinds of vectors cross: the lead's sum, if the lead is not on the master's machine, and what a worker restores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MasterRelay:
 
     def __init__(self, end: SharedMasterEnd, packing: Packing, connection: Connection):
         self._end, self._connection, self._packing = end, connection, packing
-        self._asked: Request | None = None  # what has no reply yet
+        self._asked: Request | None = None  # the request that has no reply yet
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -54,13 +54,13 @@ class MasterRelay:
                 self._connection.post(FrameKind.REQUEST, text, self._sent(request))
 
     def _sent(self, request: Request) -> Sequence[Tensor]:
-        """The vectors that go with it."""
+        """Returns the vectors that go with the request."""
         if request.kind in _EXCHANGES and (message := self._end.lent(request)[0]) is not None:
             return self._packing.packed(message, request)
         return ()
 
     def reply(self, text: bytes, count: int) -> None:
-        """A reply has come; `count`: bytes of its vector. Raises ConnectionEnded."""
+        """Passes on a reply that has come; `count`: bytes of its vector. Raises ConnectionEnded."""
         request, self._asked = self._asked, None
         if request is None or len(text) != REPLY.size:
             raise RulesBroken
@@ -70,12 +70,12 @@ class MasterRelay:
         self._end.reply(request, clock, served, Mark(mark), t)
 
     def join(self) -> None:
-        """Waits until all has been posted that a worker has asked for which has ended."""
+        """Waits until all requests of the worker, which has ended, have been posted."""
         self._thread.join()
 
 
 class SummedMasterRelay(MasterRelay):
-    """The same where messages go into a sum."""
+    """A MasterRelay where messages go into a sum."""
 
     def __init__(self, end: SharedMasterEnd, link: Link, connection: Connection):
         assert link.replica is not None
@@ -97,22 +97,22 @@ class Relay(Protocol):
     """On the master's machine, in the worker's place."""
 
     def request(self, text: bytes, count: int) -> Kind:
-        """The worker asks for something, which is returned, and `count` bytes of vectors follow. Raises
+        """Takes a request of the worker, whose `count` bytes of vectors follow, and returns its kind. Raises
         ConnectionEnded.
         """
 
     def lost(self) -> None:
-        """Nothing comes any more."""
+        """Tells the master that the worker is lost: nothing comes any more."""
 
     def join(self, seconds: float | None = None) -> None:
-        """Waits until the master has been told of a worker's last request, at most so long."""
+        """Waits until the master has been told of a worker's last request, for at most `seconds`."""
 
 
 class WorkerRelay:
     """On the master's machine, in the worker's place: asks the master for what comes on the connection.
 
-    `vectors`: the worker's, by name, as they lie on this machine, in the order of its own: all of them, or the entries
-    of the masters here; `variables`: those of the method.
+    `vectors`: the worker's, by name and in its order, as they lie on this machine: whole, or the entries of the masters
+    here; `variables`: the names of the method's.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class WorkerRelay:
         self._thread.start()
 
     def request(self, text: bytes, count: int) -> Kind:
-        """The worker asks for something, which is returned, and `count` bytes of the vector it lends follow. Raises
-        ConnectionEnded.
+        """Takes a request of the worker, followed by `count` bytes of the vector that it lends, and returns its kind.
+        Raises ConnectionEnded.
         """
         try:
             kind, vector, to, fragment, t = REQUEST.unpack(text)
@@ -139,7 +139,7 @@ class WorkerRelay:
         if not self._may_come(request):
             raise RulesBroken
         if vector != PULL and kind in _EXCHANGES:
-            # whole, before the master hears of it
+            # the message is whole before the master hears of it
             _receive(self._connection, self._packing, self._vectors[vector], request)
         else:
             self._connection.fill([])
@@ -160,7 +160,7 @@ class WorkerRelay:
         )
 
     def lost(self) -> None:
-        """Nothing comes any more."""
+        """Tells the master that the worker is lost: nothing comes any more."""
         self._asked.put(Request(-1, Kind.LOST, -1, 0))
 
     def _ask(self) -> None:
@@ -201,12 +201,12 @@ class WorkerRelay:
         self._connection.post(FrameKind.REPLY, text, vectors)
 
     def join(self, seconds: float | None = None) -> None:
-        """Waits until the master has been told of a worker's last request, at most so long."""
+        """Waits until the master has been told of a worker's last request, for at most `seconds`."""
         self._thread.join(seconds)
 
 
 class SummedWorkerRelay:
-    """The same where messages go into a sum. Masters are not followed by others here, so words go on as they are."""
+    """A WorkerRelay where messages go into a sum. Words are passed on as they are, since no master follows another."""
 
     def __init__(self, link: Link, connection: Connection):
         assert link.worker_socket is not None and link.replica is not None
@@ -246,11 +246,11 @@ class SummedWorkerRelay:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def join(self, seconds: float | None = None) -> None:
-        """Whatever was asked has been told."""
+        """Does nothing: a request is passed on at once."""
 
 
 def _restored(link: Link) -> list[Tensor]:
-    """What a worker gets that comes back, or has lost a sum."""
+    """Returns the vectors that a worker gets that comes back, or has lost a sum: replica and reply."""
     assert link.replica is not None
     return [*link.replica.center.tensors.values(), link.memory["reply"]]
 

@@ -14,11 +14,11 @@ from easgd_cli.transport.meeting import Meeting
 
 @dataclass
 class Replica:
-    """What a worker has of the center, [d] each by name; where the lead puts its sums [d]; and where the members of a
-    group find each other.
+    """One worker's part. `center`: its replica of the center's vectors, [d] each by name; `shared`: the places for the
+    lead's sums, [d] each; `meeting`: where the members of a group find each other.
 
-    The lead takes two places in turn, since the master may still be busy with the other, and a third instead of one in
-    which a sum that was left may be under way.
+    The lead uses two places in turn, since the master may still be reading the other. The third one replaces a place in
+    which a sum that has been left may still be written.
     """
 
     center: SharedTensors
@@ -30,7 +30,7 @@ class Replica:
     def new(
         cls, center: Sequence[str], size: int, dtype: torch.dtype, workers: int, meeting: Meeting | None = None
     ) -> list[Replica]:
-        """Of every worker; they meet in a file of this machine unless it is said where. Raises MemoryError."""
+        """Allocates one for each worker; `meeting`: a file of this machine unless given. Raises MemoryError."""
         layout: Layout = {name: ((size,), dtype) for name in center}
         meeting = meeting or Meeting(AnonymousFile())
         total = SharedTensors.allocate(dict.fromkeys(("first", "second", "third"), ((size,), dtype)))
@@ -38,19 +38,19 @@ class Replica:
 
     @property
     def sums(self) -> list[Tensor]:
-        """The places of sums, [d] each."""
+        """The places for sums, [d] each."""
         return list(self.shared.tensors.values())
 
     def number(self, place: Tensor) -> int:
-        """Which of them this is."""
+        """Returns the number of this place among `sums`."""
         return [v.data_ptr() for v in self.sums].index(place.data_ptr())
 
     def begin(self, center: Mapping[str, Tensor]) -> None:
-        """It is as the center is."""
+        """Copies the center into the replica."""
         for name, v in self.center.tensors.items():
             v.copy_(center[name])
 
     def close(self) -> None:
-        """Gives its descriptors back."""
+        """Gives all descriptors back."""
         for part in (self.center, self.shared, self.meeting):
             part.close()

@@ -4,8 +4,8 @@ An exchange sends no vector. The worker writes 16 bytes that say which of its ve
 vector where it lies, updates the center and writes the reply into the worker's memory, and sends 32 bytes back. Latency
 is two wake-ups; the worker spends them on its gradient.
 
-Where several masters own a slice of the center each (masters=k), a worker has a socket to each of them: it tells all of
-its message, and each reads and writes its slice of the same vectors.
+Where several masters own a slice of the center each (masters=k), a worker has a socket to each of them: it tells every
+master of its message, and each reads and writes its slice of the same vectors.
 """
 
 from __future__ import annotations
@@ -34,27 +34,25 @@ REPLY = struct.Struct("<qqqBxxxxxxx")  # clock, served, t, mark
 
 @dataclass
 class Link:
-    """What a session is made of; the launcher makes it and hands each side its end. `None`: not this side's."""
+    """What a session is made of; the launcher makes it and hands each side its end. `None`: the other side's socket."""
 
     worker: int
     memory: SharedTensors
     worker_socket: socket.socket | None
     master_socket: socket.socket | None
     variables: tuple[str, ...] = (CENTER,)
-    home: str = CENTER  # the variable from which it begins again once it was lost
-    packing: Packing = field(default=Packing(0))  # for the network, where one lies between
-    # the worker's socket and the master's of its sessions with masters 1, 2, ..., where slices have a master each
+    home: str = CENTER  # the variable from which the worker begins again after it was lost
+    packing: Packing = field(default=Packing(0))  # for a network between the two sides, if there is one
+    # where slices have a master each, the worker's and the master's sockets of the sessions with masters 1, 2, ...
     further: tuple[tuple[socket.socket | None, socket.socket | None], ...] = ()
-    entries: slice = field(default_factory=lambda: slice(None))  # of the vectors, those of the master of this side
+    entries: slice = field(default_factory=lambda: slice(None))  # of the vectors, those that this master serves
     replica: Replica | None = None  # where messages go into a sum (collective.py)
 
     @classmethod
     def new(
         cls, worker: int, method: Method, size: int, dtype: torch.dtype, *, average: bool = False, masters: int = 1
     ) -> Link:
-        """Allocates the worker's vectors [size], its reply, and an average of its own to keep where asked. Raises
-        MemoryError.
-        """
+        """Allocates the worker's vectors [size], its reply, and an `average` if asked. Raises MemoryError."""
         names = (
             *method.state,
             *method.scratch,
@@ -68,14 +66,14 @@ class Link:
 
     @property
     def sockets(self) -> list[tuple[socket.socket | None, socket.socket | None]]:
-        """The worker's and the master's of its session with each master."""
+        """The worker's and the master's socket of the session with each master."""
         return [(self.worker_socket, self.master_socket), *self.further]
 
     def with_sockets(
         self, worker: socket.socket | None = None, master: socket.socket | None = None,
         further: Sequence[socket.socket | None] = (),
     ) -> Link:  # fmt: skip
-        """The same session of the worker, with these; `further`: the worker's of those with further masters."""
+        """Returns this link with these sockets; `further`: the worker's sockets to further masters."""
         return replace(
             self, worker_socket=worker, master_socket=master, further=tuple((sock, None) for sock in further)
         )
@@ -84,7 +82,7 @@ class Link:
         return self.with_sockets(self.worker_socket, further=[worker for worker, _ in self.further])
 
     def for_master(self, place: int = 0, entries: slice = slice(None)) -> Link:
-        """For that of these entries, at that place among the masters."""
+        """Returns the end of the master that serves these entries, at that place among the masters."""
         return replace(self.with_sockets(master=self.sockets[place][1]), entries=entries)
 
     def close_memory(self) -> None:
@@ -94,7 +92,7 @@ class Link:
             self.replica.close()
 
     def close_sockets(self) -> None:
-        """The launcher's copies: while one is open, no side ever sees the other's end."""
+        """Closes the launcher's copies: while one is open, neither side sees that the other has ended."""
         for pair in self.sockets:
             for s in pair:
                 if s is not None:
@@ -102,18 +100,18 @@ class Link:
 
 
 class Elsewhere(Protocol):
-    """A worker's vectors where they are not the shared ones, but on a device that works on its own."""
+    """A worker's vectors that lie not in shared memory, but on a device that works on its own."""
 
     vectors: dict[str, Tensor]
 
     def send(self, name: str) -> None:
-        """Begins to make that vector a message."""
+        """Begins to make that vector readable for the master."""
 
     def sent(self) -> None:
-        """Waits until it can be read by the master."""
+        """Waits until the master can read it."""
 
     def receive(self) -> None:
-        """Has the reply in its place for whatever is asked of the device from here on."""
+        """Has the reply in its place before anything that is asked of the device from here on."""
 
 
 class _Line:
@@ -128,21 +126,21 @@ class _Line:
         self._repeat()
 
     def answer(self) -> bytes:
-        """The reply to what was asked last. Raises SessionEnded."""
+        """Returns the reply to the last request. Raises SessionEnded."""
         while len(data := self.received()) < REPLY.size:
             self._next_master()
             self._repeat()
         return data
 
     def received(self) -> bytes:
-        """A reply, or less of one: the master has ended."""
+        """Returns a reply, or fewer bytes if the master has ended."""
         try:
             return self.socket.recv(REPLY.size, socket.MSG_WAITALL)
         except ConnectionResetError:
             return b""
 
     def _repeat(self) -> None:
-        """Asks, until it has been heard."""
+        """Sends the last request, to the next master if this one has ended."""
         while True:
             try:
                 self.socket.sendall(self._asked)
@@ -161,9 +159,9 @@ class SharedWorkerEnd:
     """A worker's session. Its vectors are the shared ones, or lie `elsewhere`: then the master is told of a message in
     `collect`.
 
-    `renew` waits for the socket of a session with the next master when the one of this place has ended, and raises
-    SessionEnded where none follows; what had no reply is asked for there once more. With several masters a reply has
-    come when all have answered: its clock is that of the first, and `served` counts the exchanges of all of them.
+    `renew` waits for the socket of a session with the next master when the master of this place has ended, and raises
+    SessionEnded if none follows; a request without reply is repeated there. With several masters a reply has come when
+    all have answered: its clock is the first one's, and `served` counts the exchanges of all of them.
     """
 
     def __init__(
@@ -173,10 +171,10 @@ class SharedWorkerEnd:
         for place, (sock, _) in enumerate(link.sockets):
             assert sock is not None
             self._lines.append(_Line(sock, None if renew is None else partial(renew, place)))
-        self._memory = link.memory  # whose tensors are lent
+        self._memory = link.memory  # its tensors are lent
         self._names = list(link.memory.tensors)
         self._elsewhere = elsewhere
-        # what is posted, of which the master is yet to be told: kind, clock, message, variable and fragment
+        # a request posted, of which the master is yet to be told: kind, clock, message, variable and fragment
         self._untold: tuple[Kind, int, int, int, int] | None = None
         self._variables = {name: i for i, name in enumerate(link.variables)}
         self._home = self._variables.get(link.home, 0)
@@ -207,7 +205,7 @@ class SharedWorkerEnd:
         said = [REPLY.unpack(line.answer()) for line in self._lines]
         clock, served, t, mark = said[0]
         for _, by_another, at, how in said[1:]:
-            # who comes back goes on from the latest clock that one of the masters has heard of it
+            # a worker that comes back goes on from the latest clock that any master has heard of it
             served, t, mark = served + by_another, max(t, at), max(mark, how)
         if mark == Mark.WITHDRAWN:
             raise Withdrawn
@@ -228,7 +226,7 @@ class SharedWorkerEnd:
             line.socket.close()
 
     def lose(self) -> None:
-        """Ends without a word, as whoever is killed does."""
+        """Ends the session without a word, as a killed worker does."""
         for line in self._lines:
             with suppress(OSError):
                 line.socket.shutdown(socket.SHUT_RDWR)
@@ -240,7 +238,7 @@ class SharedWorkerEnd:
 
 
 def send(sock: socket.socket, data: bytes) -> None:
-    """To a worker; of one that was killed after posting the exchange has happened, and the next poll says LOST."""
+    """Sends to a worker. If it was killed after posting, its exchange has happened, and the next poll says LOST."""
     with suppress(BrokenPipeError, ConnectionResetError):
         sock.sendall(data)
 
@@ -248,8 +246,7 @@ def send(sock: socket.socket, data: bytes) -> None:
 class SharedMasterEnd:
     """A master's sessions, served in the order in which their requests are found.
 
-    `handed`: the vectors of each worker where they lie on the center's device (`on_device.hand_out`), else those of the
-    shared memory.
+    `handed`: each worker's vectors on the center's device (`on_device.hand_out`); None: they lie in shared memory.
     """
 
     sums = False
@@ -262,18 +259,18 @@ class SharedMasterEnd:
         self._sockets: dict[int, socket.socket] = {}
         self._worker_of: dict[int, int] = {}
         self._poll = select.poll()
-        self._watched, self.called = -1, False  # whether there is something to read where it watches, too
+        self._watched, self.called = -1, False  # a further descriptor; whether it has something to read
         for link in links:
             if link.master_socket is not None:  # a worker that is away has none
                 self.admit(link.worker, link.master_socket)
 
     @property
     def open(self) -> Collection[int]:
-        """The workers whose sessions are."""
+        """The workers whose sessions are open."""
         return self._sockets.keys()
 
     def requests(self, timeout: float | None) -> list[Request]:
-        """Waits at most `timeout` seconds (None: for ever) for the next requests; may return none."""
+        """Returns the next requests, or none; waits at most `timeout` seconds for them (None: for ever)."""
         found: list[Request] = []
         self.called = False
         for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000):
@@ -284,19 +281,19 @@ class SharedMasterEnd:
         return found
 
     def watch(self, fd: int) -> None:
-        """Waits for what comes on this descriptor as for requests, and leaves it to the caller."""
+        """Lets `requests` end its wait, too, when there is something to read on this descriptor, and set `called`."""
         self._watched = fd
         self._poll.register(fd, select.POLLIN)
 
     def rest(self, worker: int) -> list[Request]:
-        """What a worker has still said in the session it had, whose process is known to have ended: LOST at last."""
+        """Returns the last requests in the session of a worker whose process has ended, up to LOST or CLOSE."""
         found: list[Request] = []
         while worker in self._sockets:
             found.append(self._request(worker))
         return found
 
     def admit(self, worker: int, sock: socket.socket) -> None:
-        """A new session of a worker that has had one, and has its vectors where they were."""
+        """Begins a session of a worker; a worker that has had one before has its vectors where they were."""
         self._sockets[worker] = sock
         self._worker_of[sock.fileno()] = worker
         self._poll.register(sock, select.POLLIN)
@@ -310,14 +307,14 @@ class SharedMasterEnd:
         return message, memory["reply"]
 
     def reply(self, request: Request, clock: int, served: int, mark: Mark = Mark.NONE, t: int | None = None) -> None:
-        # None: its end has been found beside the message that completed its round, and is yet to be told
+        # no socket: a poll has found the session's end beside the last message of the round; LOST is yet to be told
         if request.worker in self._sockets:
             if self._device is not None:
-                self._device.synchronize()  # the rule has been asked for, but is it done?
+                self._device.synchronize()  # the device may not have applied the rule yet
             self.say(request.worker, REPLY.pack(clock, served, request.t if t is None else t, mark))
 
     def say(self, worker: int, data: bytes) -> None:
-        """What has the size of a reply, to a worker that may have gone."""
+        """Sends a worker data of the size of a reply, unless the worker has gone."""
         if (sock := self._sockets.get(worker)) is not None:
             send(sock, data)
 
@@ -340,7 +337,7 @@ class SharedMasterEnd:
 
 
 def _own_part(link: Link) -> Mapping[str, Tensor]:
-    """Of the worker's vectors what this master serves."""
+    """Returns the part of the worker's vectors that this master serves."""
     if link.entries == slice(None):
         return link.memory.tensors
     return {name: v[link.entries] for name, v in link.memory.tensors.items()}

@@ -1,11 +1,11 @@
 """The transport of a virtual cluster: messages take virtual time on their way.
 
-Everything is in one process and nothing waits. What happens is a heap of events, taken in the order of their virtual
-time, at equal times in the order in which they were made. A message is lent, as on one machine: a worker does not
-change it before it has its reply, so it need not be copied for its way.
+Everything is in one process and nothing waits. A heap holds the events to come. They are taken in the order of their
+virtual time, at equal times in the order in which they were made. A message is lent, as on one machine: a worker does
+not change it before it has its reply, so it need not be copied for its way.
 
-Whoever takes the events hands those of the transport back to it (`Wire.deliver`); then a message is among the master's
-requests, or a reply can be collected. A mark, an end and what is given back carry no vector and take no time.
+The caller takes the events and hands those of the transport back to it (`Wire.deliver`); then a message is among the
+master's requests, or a reply can be collected. Marks, ends of sessions and messages given back take no time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from easgd_cli.transport.turn import LARGE
 
 ARRIVE: Final = "arrive"  # a message reaches the master
 ENTER: Final = "enter"  # a message leaves its worker, for a link that all share
-SHARED: Final = "shared"  # messages are through a link that all share; its worker is the number of that link
+SHARED: Final = "shared"  # messages are through a link that all share; the event's worker is the number of that link
 REPLY: Final = "reply"  # a reply reaches its worker
 
 
@@ -41,7 +41,7 @@ class Event(NamedTuple):
 
 
 class Events:
-    """What is still to happen. `now`: the virtual second of the event that was taken last."""
+    """The events that are still to happen. `now`: the virtual second of the event that was taken last."""
 
     def __init__(self) -> None:
         self._heap: list[Event] = []
@@ -56,21 +56,21 @@ class Events:
         heapq.heappush(self._heap, Event(time, self._numbers, kind, worker))
 
     def again(self, event: Event) -> None:
-        """Puts an event back that has been taken: it is the next again."""
+        """Puts back an event that has been taken: it is the next one again."""
         heapq.heappush(self._heap, event)
 
     def peek(self) -> Event:
-        """The next, which stays."""
+        """Returns the next event, and leaves it there."""
         return self._heap[0]
 
     def next(self) -> Event:
-        """Takes the next."""
+        """Takes the next event."""
         event = heapq.heappop(self._heap)
         self.now = event.time
         return event
 
     def drop(self) -> None:
-        """Takes the next as if it had never been; its second has not come."""
+        """Removes the next event as if it had never been; `now` stays."""
         heapq.heappop(self._heap)
 
     def state(self) -> dict[str, Any]:
@@ -84,11 +84,11 @@ class Events:
 
 @dataclass(frozen=True)
 class Network:
-    """What a message of `nbytes` costs on its way, in seconds and bytes a second; a bandwidth of None takes no time.
+    """The costs of a message of `nbytes` on its way, in seconds and bytes a second; a bandwidth of None takes no time.
 
-    `overhead`: seconds of the worker's own before its message leaves; `shared`: of the master's link, which all
-    messages share, each no faster than its own; `here`: so many workers are on the master's host, and use no network;
-    `ring`: rounds are all-reduced among their members, and not through a master.
+    `overhead`: the worker's own seconds before its message leaves; `shared`: the bandwidths of the master's link, which
+    all messages share, none faster than on its worker's own link; `here`: how many workers are on the master's host and
+    use no network; `ring`: rounds are all-reduced among their members, and not through a master.
     """
 
     nbytes: int
@@ -100,17 +100,17 @@ class Network:
     ring: bool = False
 
     def ring_seconds(self, members: int, share: float = 1.0) -> float:
-        """Of an all-reduce on a ring: 2 (p - 1) messages of a p-th of the vector, one after another."""
+        """Returns the seconds of an all-reduce on a ring: 2 (p - 1) messages of a p-th of the vector, one by one."""
         slowest = min((b for b in self.bandwidth if b is not None), default=None)
         part = 0.0 if slowest is None else share * self.nbytes / members / slowest
         return 2 * (members - 1) * (sum(self.latency) / 2 + part)
 
     def up(self, share: float = 1.0) -> float:
-        """Seconds from a worker to the master, of that share of a message."""
+        """Returns the seconds from a worker to the master, for that share of a message."""
         return self.latency[0] + (share * self.nbytes / self.bandwidth[0] if self.bandwidth[0] is not None else 0.0)
 
     def down(self, share: float = 1.0) -> float:
-        """Seconds back."""
+        """Returns the seconds from the master to a worker, for that share of a reply."""
         return self.latency[1] + (share * self.nbytes / self.bandwidth[1] if self.bandwidth[1] is not None else 0.0)
 
 
@@ -158,29 +158,29 @@ class SimulatedWorkerEnd:
         self._wire.to_all(Request(self._number, Kind.CLOSE, t, 0))
 
     def lose(self) -> None:
-        """The worker is killed: whatever of its session is still on its way counts no more."""
+        """Ends the session of a killed worker: what is still on its way no longer counts."""
         self._posted = None
         self._wire.to_all(Request(self._number, Kind.LOST, -1, 0))
 
     def withdraw(self) -> None:
-        """What it has posted counts no more."""
+        """Drops the message that was posted last: it no longer counts."""
         self._posted = None
 
     def take(self) -> Request | None:
-        """The message that has reached the master."""
+        """Returns the message that was posted last; None once its reply has been written."""
         return self._posted
 
     def message(self, request: Request) -> Tensor | None:
-        """The vector that this request lends [d]; None of a pull."""
+        """Returns the vector that this request lends [d]; None for a pull."""
         return None if request.vector == PULL else self.vectors[self._names[request.vector]]
 
     def answer(self, clock: int, served: int, mark: Mark, t: int) -> None:
-        """The reply has been written, unless the variable is away."""
+        """Notes that the reply has been written, or that the variable is away."""
         assert self.reply is not None
         self._posted, self._reply = None, Reply(self.reply, clock, served, mark, t)
 
     def state(self) -> dict[str, Any]:
-        """What is under way, as plain numbers."""
+        """Returns what is under way, as plain numbers."""
         of, reply = self._posted, self._reply
         return {
             "posted": None if of is None else [int(of.kind), of.t, of.vector, of.to, of.fragment],
@@ -188,21 +188,21 @@ class SimulatedWorkerEnd:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts it where it was."""
+        """Takes over what `state` returned."""
         if (posted := state["posted"]) is not None:
-            # checkpoints of before say no kind: only exchanges were posted
+            # earlier versions' checkpoints lack the kind: only exchanges were posted
             kind, t, vector, *of = posted if len(posted) > 2 else [Kind.EXCHANGE, *posted]
             self._posted = Request(self._number, Kind(kind), t, vector, *of)
-        if state["reply"] is not None:  # beside a message that may have been posted since
+        if state["reply"] is not None:  # there may be a later message beside it
             assert self.reply is not None
             clock, served, mark, *t = state["reply"]
             self._reply = Reply(self.reply, clock, served, Mark(mark), *t)
 
 
 class ShardedWorkerEnd:
-    """A worker's sessions with several masters, each of a slice of its vectors, as one: `ends` by the masters' places.
-    What holds of `SimulatedWorkerEnd` holds here; the reply's clock is the first master's, and `served` counts the
-    exchanges of all.
+    """A worker's sessions with several masters, each for a slice of its vectors, as one session. `ends`: by the
+    masters' places. Its methods are those of `SimulatedWorkerEnd`; a reply's clock is the first master's, and `served`
+    counts the exchanges of all.
     """
 
     def __init__(self, vectors: Mapping[str, Tensor], reply: Tensor, ends: Sequence[SimulatedWorkerEnd]):
@@ -251,7 +251,7 @@ class ShardedWorkerEnd:
 
 class Wire:
     """What lies between the ends: the network, and the events of messages on their way. `variables`: a center alone
-    unless given; `shares`: where several masters have a slice of the center each, how much of a vector that is.
+    unless given; `shares`: with several masters, the share of a vector that each one's slice is.
     """
 
     def __init__(
@@ -274,17 +274,17 @@ class Wire:
         self._ends: dict[int, SimulatedWorkerEnd] = {}
         self._inboxes: list[list[Request]] = [[] for _ in self._beside]
         self.arrived: dict[int, None] = {}  # the places of variables with something in their inbox
-        self.open: dict[int, None] = {}  # whose sessions are
+        self.open: dict[int, None] = {}  # the workers whose sessions are open
 
     def place(self, variable: str) -> int:
-        """Of a variable among all."""
+        """Returns the place of a variable among all."""
         return self._places[variable]
 
     def end(
         self, number: int, vectors: Mapping[str, Tensor], reply: Tensor | None, home: str = CENTER, shard: int = 0
     ) -> SimulatedWorkerEnd:
-        """A new session of the worker `number`, whose `vectors` [d] the caller has allocated for it; `shard`: with
-        which of several masters, whose slice they are.
+        """Returns a new session of the worker `number`, whose `vectors` [d] the caller has allocated; `shard`: the
+        master, of several, whose slice they are.
         """
         place = self._places.get(home, 0) + shard
         end = self._ends[self._key(number, place)] = SimulatedWorkerEnd(number, vectors, reply, self, place, shard)
@@ -294,7 +294,7 @@ class Wire:
     def ends(
         self, number: int, vectors: Mapping[str, Tensor], reply: Tensor, slices: Sequence[slice]
     ) -> ShardedWorkerEnd:
-        """New sessions of the worker with the masters of all `slices`."""
+        """Returns new sessions of the worker with the masters of all `slices`, as one."""
         parts = [{name: v[entries] for name, v in vectors.items()} for entries in slices]
         ends = [
             self.end(number, of, reply[entries], shard=i)
@@ -303,12 +303,12 @@ class Wire:
         return ShardedWorkerEnd(vectors, reply, ends)
 
     def master(self, place: int = 0) -> SimulatedMasterEnd:
-        """The other end of all sessions made so far, where the variable of this place is served."""
+        """Returns the other end of all sessions made so far, for the variable at this place."""
         return SimulatedMasterEnd(self, place)
 
     def deliver(self, event: Event) -> None:
-        """An event of the transport has been taken: a message arrives. Of a reply there is nothing to do but to collect
-        it.
+        """Carries out an event of the transport that has been taken: a message goes on or arrives. A reply has only to
+        be collected.
         """
         if event.kind == SHARED:
             self._through(event.worker)
@@ -320,8 +320,8 @@ class Wire:
             self.at_once(request)
 
     def replied(self, event: Event) -> Event | None:
-        """A reply has come, and can be collected; with several masters when those of all have: then the event is of
-        the worker.
+        """Notes that a reply has come. Returns the event once it can be collected, as one of the worker: with several
+        masters, when all their replies have come.
         """
         self._ends[event.worker].awaits = False
         worker = entry_worker(event.worker)
@@ -332,20 +332,20 @@ class Wire:
         return worker if len(self._shares) == 1 else entry_of(worker, to)
 
     def end_of(self, request: Request) -> SimulatedWorkerEnd:
-        """The session in which this was asked."""
+        """Returns the session of this request."""
         return self._ends[self._key(request.worker, request.to)]
 
     def is_stale(self, event: Event) -> bool:
-        """Whether messages that have left since have changed when something is through a shared link."""
+        """Whether a later message has changed the second for which this event of a shared link was made."""
         link = self._links[event.worker] if event.kind == SHARED else None
         return link is not None and link.due != event.time
 
     def _link(self, way: int, request: Request) -> int:
-        """Which shared link it takes, 0 up and 1 down: several masters have two each."""
+        """Returns the number of the shared link that a request takes; `way`: 0 up, 1 down. Each master has two."""
         return way if len(self._shares) == 1 else way + 2 * request.to
 
     def _share(self, number: int, request: Request) -> None:
-        """A message enters the link of this number."""
+        """Puts a message on the link of this number."""
         link, nbytes = self._links[number], self.share(request) * self._network.nbytes
         assert link is not None
         in_turn = number % 2 == 1 and nbytes >= LARGE
@@ -364,7 +364,7 @@ class Wire:
             self._events.add(link.due, SHARED, number)
 
     def on_its_way(self, worker: int) -> Request | None:
-        """What that worker has sent last, unless it has its reply."""
+        """Returns the last message of that worker, unless its reply has been written."""
         return self._ends[worker].take()
 
     def takes_way(self, worker: int, to: str) -> bool:
@@ -372,17 +372,17 @@ class Wire:
         return self._beside[self._places[to]] != worker
 
     def share(self, request: Request) -> float:
-        """How much of a vector it moves."""
+        """Returns how much of a vector the request moves."""
         if len(self._shares) > 1:
             return self._shares[request.to]
         return 1.0 if request.fragment == WHOLE else 1 / self._fragments[request.to]
 
     def slice(self, place: int) -> float:
-        """How much of a vector the master at that place has."""
+        """Returns how much of a vector the master at that place has."""
         return self._shares[place] if len(self._shares) > 1 else 1.0
 
     def up(self, request: Request) -> None:
-        """A message leaves now."""
+        """Sends a message, now."""
         network, carries, end = self._network, request.vector != PULL, self._key(request.worker, request.to)
         overhead = 0.0 if self._beside[request.to] == request.worker else network.overhead
         if self._is_here(request):
@@ -396,7 +396,7 @@ class Wire:
             self._events.add(self._events.now + overhead + way, ARRIVE, end)
 
     def down(self, request: Request) -> None:
-        """A reply leaves now."""
+        """Sends a reply, now."""
         network, carries, end = self._network, self._answers[request.to], self._key(request.worker, request.to)
         if self._is_here(request):
             self._events.add(self._events.now, REPLY, end)
@@ -407,41 +407,41 @@ class Wire:
             self._events.add(self._events.now + way, REPLY, end)
 
     def _is_here(self, request: Request) -> bool:
-        """Whether it takes no way: beside its owner, on the master's host, or part of a round on a ring."""
+        """Whether a message spends no time on its way: beside its owner, on the master's host, or in a ring's round."""
         on_ring = self._network.ring and self._in_rounds[request.to]
         return self._beside[request.to] == request.worker or request.worker < self._network.here or on_ring
 
     def state(self) -> dict[str, Any]:
-        """Of the links that all share, as plain numbers."""
+        """Returns the state of the shared links, as plain numbers."""
         if self._network.shared == (None, None):
             return {}
         return {"shared": [None if link is None else link.state() for link in self._links]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts it where it was."""
+        """Takes over what `state` returned."""
         for link, stood in zip(self._links, state.get("shared", ()), strict=False):
             if link is not None:
                 link.restore(stood)
 
     def at_once(self, request: Request) -> None:
-        """What takes no time is there."""
+        """Delivers a request that takes no time."""
         self._inboxes[request.to].append(request)
         self.arrived[request.to] = None
 
     def to_all(self, request: Request) -> None:
-        """The same, wherever variables are served."""
+        """Delivers it at once to all variables."""
         for place in range(len(self._inboxes)):
             self.at_once(replace(request, to=place))
 
     def taken(self, place: int) -> list[Request]:
-        """What has reached the variable of this place since the last call."""
+        """Returns what has reached the variable at this place since the last call."""
         found, self._inboxes[place] = self._inboxes[place], []
         self.arrived.pop(place, None)
         return found
 
 
 class SimulatedMasterEnd:
-    """The sessions where one variable is served (transport/base.py)."""
+    """The master's end of all sessions, for one variable (transport/base.py)."""
 
     sums = False
 
@@ -453,7 +453,7 @@ class SimulatedMasterEnd:
         return self._wire.open.keys()
 
     def restore(self, workers: Collection[int]) -> None:
-        """The sessions of these are open."""
+        """Opens the sessions of these workers alone."""
         self._wire.open = dict.fromkeys(workers)
 
     def requests(self, timeout: float | None) -> list[Request]:
@@ -466,7 +466,7 @@ class SimulatedMasterEnd:
         return found
 
     def share(self, request: Request) -> float:
-        """How much of a vector this request moves."""
+        """Returns how much of a vector this request moves."""
         return self._wire.share(request)
 
     @property

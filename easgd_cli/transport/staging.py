@@ -1,8 +1,8 @@
 """A worker's vectors on a device of its own, its messages and replies staged through the shared memory of the host.
 
-The copies run on a stream of their own, beside the gradient. Nobody waits for the gradient: the host waits for the
-message to be down, which is when it may be told of, and the device for the reply to be up. So an exchange posted before
-a gradient is launched is carried out while the device computes it.
+The copies run on a stream of their own, beside the gradient, and neither side waits for the gradient: the host waits
+until the message is down, before it tells the master, and the device waits until the reply is up. So an exchange posted
+before a gradient is launched is carried out while the device computes it.
 
 Not run on a GPU yet; the tests go through it on a CPU, where a stream does nothing, and on a device that works as late
 as it may.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Staging:
-    """Copies of the `shared` vectors on `device`, made here, and the ways of a message down and of the reply up.
+    """Copies of the `shared` vectors on `device`, made here, and the copying of messages down and of replies up.
 
     Raises RuntimeError where memory of the device, or the pinning of memory of the host, is refused.
     """
@@ -42,15 +42,14 @@ class Staging:
             self._down.record(self._stream)
 
     def sent(self) -> None:
-        """Waits until it is down; whatever was asked of the device after `send` goes on."""
+        """Waits until the vector is down; what was asked of the device after `send` goes on."""
         self._down.synchronize()
 
     def receive(self) -> None:
-        """Copies the reply up; what is asked of the device from here on comes after it.
+        """Copies the reply up; what is asked of the device from here on comes after the copy.
 
-        The last reader of the reply before it was asked of the device before `send`, for which this stream has waited;
-        and the next message follows this copy on the stream, so the master does not write the next reply before this
-        one is up.
+        The last use of the reply before was asked of the device before `send`, for which this stream has waited. The
+        next message follows this copy on the stream, so the master does not write the next reply before this one is up.
         """
         with self._streams.stream(self._stream):
             self.vectors["reply"].copy_(self._shared["reply"], non_blocking=True)

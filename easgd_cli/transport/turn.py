@@ -1,8 +1,8 @@
 """Large replies leave a machine one after another.
 
 Sessions that began together would stay together: all send, then all receive, and half of the network is idle. When
-replies take turns, the first to have its own sends the next message while the others receive, and both directions fill.
-Nobody waits longer than a reply of his own takes, so one slow link does not hold the others up.
+replies take turns, the first worker to have its reply sends the next message while the others receive, and both
+directions fill. No reply waits longer than it takes itself, so one slow link does not hold the others up.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import torch
 
 from easgd_cli.system.shared_memory import SharedTensors
 
-LARGE = 4 << 20  # bytes; what is less is through before it is worth while to wait
+LARGE = 4 << 20  # bytes; fewer are sent before it is worth while to wait
 _POLL_SECONDS = 0.001
 
 
 def turns() -> SharedTensors:
-    """What all who are to take turns have in common, in this process and others. Raises MemoryError."""
+    """Allocates what all senders that take turns share, in this process and others. Raises MemoryError."""
     return SharedTensors.allocate({"turn": ((1,), torch.uint8)})
 
 
 class SendTurn:
-    """One who takes turns. The lock goes with its process, whatever ends it."""
+    """A sender that takes turns. Its lock ends with its process, however that ends."""
 
     def __init__(self, common: SharedTensors):
-        self._fd = os.open(f"/proc/self/fd/{common.fd}", os.O_RDWR)  # opened anew: locks are of what has been opened
-        self._took = 0.1  # seconds of the last time
+        self._fd = os.open(f"/proc/self/fd/{common.fd}", os.O_RDWR)  # opened anew: each opening has a lock of its own
+        self._took = 0.1  # seconds of the last sending
 
     @contextmanager
     def taken(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """While it lasts it is this one's turn, or it has waited for as long as it takes itself; calls `waiting`
-        meanwhile.
+        """Waits for this sender's turn, at most for as long as its last sending took, and calls `waiting` meanwhile.
+        The turn lasts as long as the context.
         """
         ends = time.monotonic() + self._took
         while not (mine := self._try()) and time.monotonic() < ends:
