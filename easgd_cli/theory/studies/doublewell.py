@@ -36,21 +36,12 @@ def study(s: DoubleWell) -> Study:
         rows.append(_row(rho, synchronous, round_robin))
         for order, found in (("synchronous", synchronous), ("round robin", round_robin)):
             ends += [(rho, order, *begin, *end) for begin, end in zip(starts.tolist(), found.tolist(), strict=True)]
+    split, exact = ("s", "least_eigenvalue", "split_state"), ("exact_x1", "exact_x2", "exact_center")
     at = Table(
         "doublewell",
         f"f = (1 - x^2)^2 / 4, p = 2, eta={s.eta:g}, alpha = eta rho: the split state, and where EASGD ends "
         "that starts near (+1, -1), x~ = 0",
-        (
-            "rho",
-            "s",
-            "least_eigenvalue",
-            "split_state",
-            "synchronous_trapped",
-            "round_robin_trapped",
-            "exact_x1",
-            "exact_x2",
-            "exact_center",
-        ),
+        ("rho", *split, "synchronous_trapped", "round_robin_trapped", *exact),
         rows,
     )
     last = Table(
