@@ -23,6 +23,7 @@ import torch
 from easgd_cli.algorithms import slices
 from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.bench.measure import Row, alternate, rate
+from easgd_cli.bench.plain import heard
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.files import scratch_directory
@@ -224,8 +225,7 @@ def _served(
 def _started(child: Child) -> Iterator[None]:
     """The child runs for as long as this lasts."""
     try:
-        while child.channel.wait()[0]["kind"] != "ready":
-            pass
+        heard(child, "ready")
         child.channel.post({"kind": "start", "began": time.monotonic()})
         yield
     finally:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from easgd_cli.bench.measure import Row, number
+from easgd_cli.bench.measure import Row, number, spread
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.hosts.door import AGENT, HELLO_SECONDS, ROLE
 from easgd_cli.launcher.hosts.measured_end import SILENCE, MasterProcess, link_of, memory_of
@@ -207,11 +207,6 @@ def _of(name: str, size: int, round_trip: float, found: list[tuple[float, ...]])
         theirs_too = (spread(f[4] / f[2] for f in found), spread(2 * f[5] / f[3] for f in found))
         beside = Gloos(theirs[0], theirs[1], theirs_too)
     return Costs(name, size, round_trip, up, down, alone, both, ratios, len(found), beside)
-
-
-def spread(ratios: Iterable[float]) -> tuple[float, float, float]:
-    found = sorted(ratios)
-    return statistics.median(found), found[0], found[-1]
 
 
 class Session:

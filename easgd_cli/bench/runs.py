@@ -43,10 +43,8 @@ def recorded(s: Settings, prepared: build.Experiment) -> Iterator[tuple[Path, di
             # its launcher took the signal, and the benchmark is to end by it, too
             signal.raise_signal(outcome.exit_code - 128)
         if outcome.status != "completed":
-            many, why = (
-                f"{s.workers} worker{'s' if s.workers > 1 else ''}",
-                f": {outcome.reason}" if outcome.reason else "",
-            )
+            many = f"{s.workers} worker{'s' if s.workers > 1 else ''}"
+            why = f": {outcome.reason}" if outcome.reason else ""
             raise RunError(f"{s.algo['name']}, {many}: the run to be measured is {outcome.status}{why}.")
         yield directory, outcome.summary
 

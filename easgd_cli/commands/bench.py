@@ -4,7 +4,6 @@ floor or peer.
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 import statistics
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from easgd_cli.commands import arguments, compose, output, plan, single_run
+from easgd_cli.commands.words import meant, taken
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
@@ -97,12 +97,7 @@ def main(argv: Sequence[str]) -> int:
     if what == "calibrate":
         return _calibrate(rest)
     if what not in _MEASURED:
-        known = [*_MEASURED, "calibrate"]
-        near = difflib.get_close_matches(what, known, 1)
-        raise UsageError(
-            f"bench {what}: there is no such benchmark; "
-            + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}.")
-        )
+        raise UsageError(f"bench {what}: there is no such benchmark; {meant(what, [*_MEASURED, 'calibrate'])}")
     asked = _parsed(what, rest)
     found = []
     console = Console()
@@ -121,18 +116,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsed(what: str, rest: Sequence[str]) -> _Asked:
-    windows, out, overrides = None, None, []
-    words = iter(rest)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option == "--windows":
-            windows = _whole(value if equals else next(words, ""))
-        elif option == "--json":
-            out = Path(named := value if equals else next(words, ""))
-            if not named:
-                raise UsageError("--json: name the file, such as --json figures.json.")
-        else:
-            overrides.append(word)
+    given, overrides = taken(rest, ("--windows", "--json"))
+    windows = _whole(given["--windows"]) if "--windows" in given else None
+    if given.get("--json") == "":
+        raise UsageError("--json: name the file, such as --json figures.json.")
+    out = Path(given["--json"]) if "--json" in given else None
     if out is not None and (not out.parent.is_dir() or out.is_dir()):
         raise UsageError(
             f"--json {out}: "
@@ -142,18 +130,14 @@ def _parsed(what: str, rest: Sequence[str]) -> _Asked:
 
 
 def _calibrate(words: list[str]) -> int:
-    run, out, rest = None, None, iter(words)
-    for word in rest:
-        if word == "--yaml" or word.startswith("--yaml="):
-            out = Path(word.partition("=")[2] if "=" in word else next(rest, ""))
-        elif word.startswith("-") or run is not None:
-            raise UsageError(
-                f"bench calibrate {word}: takes one run directory, and --yaml FILE; see easgd bench --help."
-            )
-        else:
-            run = Path(word)
-    if run is None:
+    given, runs = taken(words, ("--yaml",))
+    if strange := next((word for i, word in enumerate(runs) if i or word.startswith("-")), None):
+        raise UsageError(
+            f"bench calibrate {strange}: takes one run directory, and --yaml FILE; see easgd bench --help."
+        )
+    if not runs:
         raise UsageError("bench calibrate: name the directory of a finished run of launcher=local or distributed.")
+    run, out = Path(runs[0]), Path(given["--yaml"]) if "--yaml" in given else None
     if not run.is_dir():
         raise UsageError(f"bench calibrate {run}: there is no such directory.")
     if out is not None and out.suffix != ".yaml":
@@ -277,7 +261,8 @@ def _data(asked: _Asked) -> Iterator[Row]:
     if images is None:
         raise UsageError(f"bench data problem={s.problem['name']}: this problem has no data set; use problem=dataset.")
     if isinstance(images, Images):
-        return iter(run(images, s.batch_size, _windows(asked)))
+        yield run(images, s.batch_size, _windows(asked))
+        return
     if not isinstance(images, StoredImages):
         raise UsageError(f"bench data dataset={s.dataset['name']}: is held against torchvision on images; use those.")
     originals = Path(s.dataset.get("root", "")) / "train"
@@ -286,7 +271,7 @@ def _data(asked: _Asked) -> Iterator[Row]:
             f"bench data dataset={s.dataset['name']}: torchvision's peer reads the originals, and {originals} is "
             "not there."
         )
-    return iter(run_stored(images, originals, s.batch_size, _windows(asked)))
+    yield run_stored(images, originals, s.batch_size, _windows(asked))
 
 
 def _network(asked: _Asked) -> Iterator[Row]:
@@ -298,19 +283,14 @@ def _network(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.transport.base import SessionEnded
     from easgd_cli.transport.connection import ConnectionEnded
 
-    words, numbers, gloo, counts = list[str](), {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}, False, list[int]()
-    rest = iter(asked.overrides)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option in numbers:
-            numbers[option] = _positive(option, value if equals else next(rest, ""))
-        elif word == "--gloo":
-            gloo = True
-        elif option == "masters" and "," in value:
-            counts = [_whole(count, "masters=") for count in value.split(",")]
-            words.append(f"masters={max(counts)}")
-        else:
-            words.append(word)
+    numbers, counts = {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}, list[int]()
+    given, words = taken(asked.overrides, numbers)
+    numbers |= {option: _positive(option, value) for option, value in given.items()}
+    gloo, words = "--gloo" in words, [word for word in words if word != "--gloo"]
+    for at, word in enumerate(words):
+        if word.startswith("masters=") and "," in word:
+            counts = [_whole(count, "masters=") for count in word.removeprefix("masters=").split(",")]
+            words[at] = f"masters={max(counts)}"
     if counts and numbers["--step"]:
         raise UsageError("bench network --step: tau is proposed for one master; leave out --step or the list masters=.")
     s = _settings(replace(asked, overrides=["launcher=distributed", *words]))

@@ -4,7 +4,6 @@ wrong.
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.commands import arguments, compose
+from easgd_cli.commands.words import meant
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.settings import targets
@@ -52,11 +52,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     what, *rest = argv
     if what not in _WHAT:
-        near = difflib.get_close_matches(what, _WHAT, 1)
-        raise UsageError(
-            f"data {what}: there is no such action; "
-            + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(_WHAT)}.")
-        )
+        raise UsageError(f"data {what}: there is no such action; {meant(what, _WHAT)}")
     settings = _settings(what, rest)
     return _prepare(settings) if what == "prepare" else _verify(settings)
 
@@ -162,13 +158,8 @@ def _place(s: Settings) -> tuple[str, int, Path]:
 
     root = targets.convert("dataset.root", s.dataset.get("root"), str)
     side = targets.convert("dataset.resize", s.dataset.get("resize"), int)
-    return (
-        root,
-        side,
-        photos.prepared_directory(
-            root, side, targets.convert("dataset.prepared", s.dataset.get("prepared"), str | None)
-        ),
-    )
+    prepared = targets.convert("dataset.prepared", s.dataset.get("prepared"), str | None)
+    return root, side, photos.prepared_directory(root, side, prepared)
 
 
 def _settings(what: str, words: Sequence[str]) -> Settings:

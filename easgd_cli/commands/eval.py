@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from easgd_cli.commands import arguments, compose, foreign_code, output, single_run
+from easgd_cli.commands.words import taken
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.problems.classification import metrics_of
@@ -139,23 +140,14 @@ def _problem(asked: _Asked, settings: Settings, data: Any, device: str) -> Any:
 
 
 def _parse(argv: Sequence[str]) -> _Asked:
-    files: dict[str, Path] = {}
-    config_dir: str | None = None
-    words, rest = [], iter(argv)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option in ("--config-dir", "--json", "--export"):
-            value = value if equals else next(rest, "")
-        if option == "--config-dir":
-            config_dir = value
-        elif option in ("--json", "--export"):
-            if not value or not Path(value).absolute().parent.is_dir():
-                raise UsageError(f"{option} {value}: names a file in a directory that is there.")
-            files[option] = Path(value)
-        elif word.startswith("-"):
-            raise UsageError(f"{word}: there is no such option; see easgd eval --help.")
-        else:
-            words.append(word)
+    given, words = taken(argv, ("--config-dir", "--json", "--export"))
+    config_dir = given.pop("--config-dir", None)
+    for option, value in given.items():
+        if not value or not Path(value).absolute().parent.is_dir():
+            raise UsageError(f"{option} {value}: names a file in a directory that is there.")
+    if strange := next((word for word in words if word.startswith("-")), None):
+        raise UsageError(f"{strange}: there is no such option; see easgd eval --help.")
+    files = {option: Path(value) for option, value in given.items()}
     if not words:
         raise UsageError("eval: name the directory of a run; see easgd eval --help.")
     run = Path(words.pop(0))

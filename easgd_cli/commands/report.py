@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
+from easgd_cli.commands.words import taken
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.system.terminal import for_terminal, help_text, printable, tell
 
@@ -57,7 +58,7 @@ _OPTIONS = ("--levels", "--baseline", "--metric", "--x", "--rows", "--grid", "--
 
 @dataclass
 class _Asked:
-    paths: list[str] = field(default_factory=list)
+    paths: list[str]
     levels: list[float] = field(default_factory=list)
     baseline: str | None = None
     metric: str | None = None
@@ -156,12 +157,8 @@ def _make(asked: _Asked) -> Path:
     # before anything is printed, of which perhaps only the beginning is read
     written = _write(out, title, c, said, tables, told, asked.x, rows, asked.grid)
     if asked.json is not None:
-        output.put(
-            asked.json,
-            lambda path: path.write_text(
-                json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"
-            ),
-        )
+        content = json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n"
+        output.put(asked.json, lambda path: path.write_text(content, encoding="utf-8"))
     for sentence in said:
         print(for_terminal(sentence, sys.stdout))
     print("\n" if said else "", end="")
@@ -176,19 +173,15 @@ def _make(asked: _Asked) -> Path:
 
 
 def _asked(argv: Sequence[str]) -> _Asked:
-    asked, words = _Asked(), iter(argv)
-    for word in words:
-        if not word.startswith("-"):
-            asked.paths.append(word)
-            continue
-        option, given, value = word.partition("=")
-        if option not in _OPTIONS:
-            near = difflib.get_close_matches(option, _OPTIONS, 1)
-            raise UsageError(
-                f"{word}: there is no such option; "
-                + (f"did you mean {near[0]}?" if near else "see easgd report --help.")
-            )
-        value = value if given else next(words, "")
+    given, paths = taken(argv, _OPTIONS)
+    asked = _Asked(paths)
+    if strange := next((word for word in paths if word.startswith("-")), None):
+        near = difflib.get_close_matches(strange.partition("=")[0], _OPTIONS, 1)
+        raise UsageError(
+            f"{strange}: there is no such option; "
+            + (f"did you mean {near[0]}?" if near else "see easgd report --help.")
+        )
+    for option, value in given.items():
         if not value:
             raise UsageError(f"{option}: a value is missing; see easgd report --help.")
         if option == "--levels":
