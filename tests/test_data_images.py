@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from easgd_cli.data.given import as_dataset
 from easgd_cli.data.image_checks import as_images
 from easgd_cli.data.images import Images, _patches, _patches_in_numpy
 from easgd_cli.errors import UsageError
@@ -192,6 +193,12 @@ def test_a_users_arrays_become_images():
     assert as_images(numbered(crop=(3, 3)), "mine").crop == (3, 3)
 
 
+@pytest.mark.parametrize(("given", "what"), [(7, "a int"), ((X, Y, X), "3 things")])
+def test_what_is_no_form_of_data_is_refused_by_name(given, what):
+    with pytest.raises(UsageError, match=f"^dataset=mine: returned {what}; it must return"):
+        as_dataset(given, "mine", None, None)
+
+
 def replaced(place, value):
     four = [X, Y, X, Y]
     four[place] = value
@@ -201,8 +208,6 @@ def replaced(place, value):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (7, "dataset=mine: returned a int; it must return"),
-        ((X, Y), "dataset=mine: returned 2 things; it must return"),
         (
             replaced(0, X[:, 0]),
             r"x_train has shape \(4, 6, 6\); images are \[N, channels, rows, columns\]; " r"x_train\[:, None\] adds",

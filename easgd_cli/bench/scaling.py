@@ -31,6 +31,5 @@ def described(s: Settings) -> str:
     threads, many = worker_threads(s), s.workers
     return (
         f"{s.algo['name']}, {many} worker{'s' if many > 1 else ''}, tau={s.tau}, batch {s.batch_size}, "
-        f"{s.model['name']}, "
-        f"{threads} thread{'s' if threads > 1 else ''} each"
+        f"{s.model['name']}, {threads} thread{'s' if threads > 1 else ''} each"
     )

@@ -7,7 +7,7 @@ or on the GPU), and a batch is one indexing of it (docs/results.md has the rates
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -95,16 +95,15 @@ class Images(ImageSet):
 
         Raises MemoryError when the memory cannot be had.
         """
-        memory = SharedTensors.of(self._tensors())
-        return _rebuild(memory, *self._rest())
+        return _rebuilt(SharedTensors.of(self._tensors()), self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without the pixels when they are in shared memory."""
-        return _rebuild, (self.memory if self.memory is not None else self._tensors(), *self._rest())
+        return _rebuilt, (self.memory if self.memory is not None else self._tensors(), self._rest())
 
-    def _rest(self) -> tuple[Any, ...]:
+    def _rest(self) -> dict[str, Any]:
         """All but the tensors."""
-        return self.num_classes, self.classes, self.crop, self.flip, self.scale, self.mean, self.std
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_TENSORS, "memory")}
 
     def training_on(self, device: torch.device) -> Images:
         """The same with the training images on `device`, where batches are then cut; the others stay."""
@@ -204,26 +203,7 @@ def _patches_in_numpy(windows: np.ndarray[Any, Any], i: Tensor, draws: Tensor, c
     return torch.from_numpy(patches)
 
 
-def _rebuild(
-    tensors: SharedTensors | dict[str, Tensor],
-    num_classes: int,
-    classes: tuple[str, ...] | None,
-    crop: Any,
-    flip: bool,
-    scale: float,
-    mean: Channels | None,
-    std: Channels | None,
-) -> Images:
+def _rebuilt(tensors: SharedTensors | dict[str, Tensor], rest: dict[str, Any]) -> Images:
     memory = tensors if isinstance(tensors, SharedTensors) else None
-    named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
-    return Images(
-        **named,
-        num_classes=num_classes,
-        classes=classes,
-        crop=crop,
-        flip=flip,
-        scale=scale,
-        memory=memory,
-        mean=mean,
-        std=std,
-    )
+    named: dict[str, Any] = tensors.tensors if isinstance(tensors, SharedTensors) else dict(tensors)
+    return Images(**named, **rest, memory=memory)

@@ -98,9 +98,9 @@ class Mapped:
 
     def count(self, split: Split) -> int:
         chosen = self._chosen(split)
-        return (
-            len(self._source(split)) if chosen is None and split != "held_out" else 0 if chosen is None else len(chosen)
-        )
+        if chosen is not None:
+            return len(chosen)
+        return 0 if split == "held_out" else len(self._source(split))
 
     def hold_out(self, n: int) -> Mapped:
         """The same with `n` training samples set aside, the same in every run. Raises UsageError."""

@@ -55,22 +55,13 @@ LISTED: dict[str, Callable[[str], folders.Folders]] = {
 
 def prepared_directory(root: str, resize: int, prepared: str | None) -> Path:
     """Where the resized copy of `root` is, or goes."""
-    return (
-        Path(prepared).expanduser().absolute()
-        if prepared is not None
-        else Path(root).expanduser().absolute() / f"prepared-{resize}"
-    )
+    if prepared is not None:
+        return Path(prepared).expanduser().absolute()
+    return Path(root).expanduser().absolute() / f"prepared-{resize}"
 
 
 def _photos(
-    name: str,
-    root: str,
-    resize: int,
-    crop: int,
-    flip: bool,
-    prepared: str | None,
-    loaders: int | None,
-    ahead: int,
+    name: str, root: str, resize: int, crop: int, flip: bool, prepared: str | None, loaders: int | None, ahead: int
 ) -> StoredImages:
     check(resize, crop, loaders, ahead)
     directory = prepared_directory(root, resize, prepared)
@@ -97,18 +88,8 @@ def _photos(
             if count
         ]
     about += _not_measured(test.labels, classes)
-    return StoredImages(
-        train,
-        test,
-        len(classes),
-        resize,
-        (crop, crop),
-        flip,
-        loaders,
-        ahead,
-        f"dataset={name}: {' '.join(about)}",
-        classes=classes,
-    )
+    said = f"dataset={name}: {' '.join(about)}"
+    return StoredImages(train, test, len(classes), resize, (crop, crop), flip, loaders, ahead, said, classes=classes)
 
 
 def _outdated(root: str, times: dict[str, int]) -> list[str]:

@@ -83,9 +83,9 @@ class Shard:
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return (
-            description if same and not any(map(self._decodes, (path for path, _ in description["broken"]))) else None
-        )
+        if not same or any(self._decodes(path) for path, _ in description["broken"]):
+            return None
+        return description
 
     def _decodes(self, path: str) -> bool:
         """Whether an image can be decoded, such as one that nobody had the right to read."""

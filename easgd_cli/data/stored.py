@@ -166,10 +166,8 @@ class StoredImages(ImageSet):
         device: torch.device,
         dtype: torch.dtype,
     ) -> Callable[[], Batch]:
-        source, pixels = (
-            self._source(split),
-            torch.empty(len(places), *self.input_shape, dtype=torch.uint8, pin_memory=device.type != "cpu"),
-        )
+        source, shape = self._source(split), (len(places), *self.input_shape)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type != "cpu")
         into, numbers = pixels.numpy(), places.tolist()
         decoding.load_formats()
 

@@ -144,9 +144,8 @@ def schedule(s: Settings, steps: int | None) -> Schedule:
 
     if steps is None and follows_the_length(s):
         raise UsageError(
-            f"schedule={s.schedule['name']} minutes={s.minutes:g}: this schedule follows the run's local "
-            "steps, and nobody knows how many minutes hold; "
-            "give steps= or epochs=, or use schedule=decay."
+            f"schedule={s.schedule['name']} minutes={s.minutes:g}: this schedule follows the run's local steps, and "
+            "nobody knows how many minutes hold; give steps= or epochs=, or use schedule=decay."
         )
     if steps is not None and s.warmup >= steps:
         raise UsageError(f"warmup={s.warmup}: the run has {steps} local steps; a warm-up is shorter than the run.")

@@ -20,10 +20,8 @@ class DoubleWell(NoisyFunction):
         *NoisyFunction.metrics,
         Metric(
             "well",
-            description="Mean sign of the center's coordinates on a double well: 1 with all in the wells at +1, "
-            "-1 with "
-            "all "
-            "in those at -1.",
+            description="Mean sign of the center's coordinates on a double well: 1 with all in the wells at +1, -1 "
+            "with all in those at -1.",
         ),
     )
 

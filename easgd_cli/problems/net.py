@@ -302,9 +302,8 @@ def _check_statistics(batch_norm: str, running: RunningStatistics, statistics: i
         )
     if statistics and any(layer.momentum is None for layer in running.layers):
         raise ValueError(
-            "problem.batch_norm=average: a batch norm of this net has momentum=None, so its statistics "
-            "depend on how many batches it has seen; "
-            "give it a number, such as 0.1, or use problem.batch_norm=estimate."
+            "problem.batch_norm=average: a batch norm of this net has momentum=None, so its statistics depend on how "
+            "many batches it has seen; give it a number, such as 0.1, or use problem.batch_norm=estimate."
         )
 
 

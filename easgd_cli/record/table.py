@@ -219,9 +219,8 @@ def _communication(said: dict[str, Any]) -> str:
     """What exchanges met in a simulated run."""
     stale, queue = said["staleness"], said["queue_seconds"]
     return (
-        f"staleness {stale['mean']:.1f} (at most {stale['max']:.0f}), queue {_seconds(queue['mean'])} (at "
-        f"most {_seconds(queue['max'])}), "
-        f"master busy {said['master_busy']:.1f} %"
+        f"staleness {stale['mean']:.1f} (at most {stale['max']:.0f}), queue {_seconds(queue['mean'])} (at most "
+        f"{_seconds(queue['max'])}), master busy {said['master_busy']:.1f} %"
     )
 
 
