@@ -84,12 +84,8 @@ class Display:
         self._live: Live | None = None
         self._redrawn = 0.0
         self._line: str | None = "" if isinstance(self._console, LineScreen) else None  # as it stands there
-        if (
-            self._line is None
-            and self._console.is_terminal
-            and not self._console.is_dumb_terminal
-            and self._console.file.isatty()
-        ):
+        redrawn = self._console.is_terminal and not self._console.is_dumb_terminal and self._console.file.isatty()
+        if self._line is None and redrawn:
             # Redrawn by us alone; what others print meanwhile appears above the view.
             self._live = Live(console=self._console, auto_refresh=False)
             self._safely(self._live.start)

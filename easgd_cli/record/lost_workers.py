@@ -33,9 +33,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 def restarts(summary: Mapping[str, Any]) -> str:
     """How often each party was started again, in a line; empty where none was."""
-    return ", ".join(
-        f"{party} {'once' if n == 1 else f'{n:,} times'}" for party, n in summary.get("restarts", {}).items()
-    )
+    return _how_often(summary.get("restarts", {}))
 
 
 def goodput(summary: Mapping[str, Any]) -> str:
@@ -51,4 +49,8 @@ def goodput(summary: Mapping[str, Any]) -> str:
 
 def rejoins(summary: Mapping[str, Any]) -> str:
     """How often each worker went back to the center by itself, in a line; empty where none did."""
-    return ", ".join(f"{w} {'once' if n == 1 else f'{n:,} times'}" for w, n in summary.get("rejoins", {}).items())
+    return _how_often(summary.get("rejoins", {}))
+
+
+def _how_often(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{party} {'once' if n == 1 else f'{n:,} times'}" for party, n in counts.items())

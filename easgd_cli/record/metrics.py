@@ -15,6 +15,8 @@ MOMENT = ("seconds", "step", "exchanges", "party")
 # parties with a row at every evaluation of a snapshot, of what the problem declares (problems/metric.py)
 MEASURED = ("center", "average")
 
+PARTS = ("compute", "data", "communication", "other")  # of a worker's seconds
+
 # Of each worker, at fixed local steps.
 WORKER = {
     "train_loss": "Mean loss of the worker's batches since the last point, at its own parameters, dropout, smoothing "

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.reader import BadFile, Entries, declared, read_rows
 from easgd_cli.record.summary import summarize, surroundings, write_summary
 from easgd_cli.record.tensorboard import EventWriter, Value, started_at
+from easgd_cli.system.files import put
 
 _FLUSH_SECONDS = 0.2
 _PAUSE_SECONDS = 1.0  # between two attempts on a full disk
@@ -122,16 +124,7 @@ class Recorder:
         """Makes these rows, and the first `exchanges` exchanges there are, the whole record."""
         order, metrics = self._dir / "exchanges.bin", self._dir / "metrics.jsonl"
         with _told(metrics, "written"):
-            beside = metrics.with_name(f".{metrics.name}.{os.getpid()}")
-            try:
-                with open(beside, "wb") as f:
-                    f.writelines(_line(row) for row in rows)
-                    f.flush()
-                    os.fsync(f.fileno())
-                os.replace(beside, metrics)
-            except OSError:
-                beside.unlink(missing_ok=True)
-                raise
+            put(metrics, partial(_write, rows))
             self._metrics = AppendFile(metrics)
         with _told(order, "written"):
             self._order = AppendFile(order, keep=self._entries.size * exchanges)
@@ -231,6 +224,13 @@ class Recorder:
 
 def _line(row: Row) -> bytes:
     return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write(rows: Iterable[Row], path: Path) -> None:
+    with open(path, "wb") as f:
+        f.writelines(map(_line, rows))
+        f.flush()
+        os.fsync(f.fileno())
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from easgd_cli.order_entry import entry_place, entry_worker
 from easgd_cli.record.metrics import LINK, MEASURED, MOMENT, PARTIES, SYSTEM, WORKER, Row
-from easgd_cli.record.run_files import BadFile, open_file
+from easgd_cli.record.run_files import BadFile, open_file, reading
 
 if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
@@ -143,22 +143,16 @@ def read_order(path: Path, of: Entries = _ANY) -> list[int]:
     """The entries of an exchanges.bin, but for an unfinished last one: worker numbers, where there is one variable.
     Raises BadFile, also for a worker that the run has not.
     """
-    with open_file(path) as f:
-        try:
-            data = f.read() if os.fstat(f.fileno()).st_size <= _ORDER else None
-        except OSError as e:
-            raise BadFile(path, f"cannot be read ({e.strerror})") from e
+    with reading(path) as f:
+        data = f.read() if os.fstat(f.fileno()).st_size <= _ORDER else None
     if data is None:
         raise BadFile(path, f"holds more than {_ORDER // of.size:,} exchanges")
     order = of.unpack(data)
     if (stranger := of.stranger(order)) is not None:
         at, worker = stranger
-        raise BadFile(
-            path,
-            f"does not say whose exchange {at} was, since the run went on without its record"
-            if worker == NOBODY
-            else f"says that exchange {at} was of worker {worker}, and the run has {of.workers}, from 0",
-        )
+        if worker == NOBODY:
+            raise BadFile(path, f"does not say whose exchange {at} was, since the run went on without its record")
+        raise BadFile(path, f"says that exchange {at} was of worker {worker}, and the run has {of.workers}, from 0")
     return order
 
 

@@ -120,10 +120,8 @@ class EventWriter:
                 self._outdated.pop()
         except OSError as e:
             if not self._complained:
-                log.warning(
-                    "TensorBoard's file could not be written (%s); it is tried again, and the run goes on",
-                    why(e),
-                )
+                told = "TensorBoard's file could not be written (%s); it is tried again, and the run goes on"
+                log.warning(told, why(e))
             self._complained = True
 
     def close(self, status: str) -> None:
