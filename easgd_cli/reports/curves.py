@@ -169,12 +169,9 @@ def _line(of: Configuration, keys: Sequence[str]) -> str:
 def _metrics(c: Comparison) -> list[str]:
     measured = {key for run in c.runs for key in run.curve}
     primary, losses = c.metrics.primary, ("train_loss", "test_loss")  # the paper's panels, from left to right
-    judged = primary is not None and primary.name in measured
-    wanted = (
-        (*losses, primary.name)
-        if primary is not None and judged
-        else (c.metric.name, "train_loss", "distance_to_optimum")
-    )
+    wanted: tuple[str, ...] = (c.metric.name, "train_loss", "distance_to_optimum")
+    if primary is not None and primary.name in measured:
+        wanted = (*losses, primary.name)
     return [m for m in dict.fromkeys([*wanted, c.metric.name]) if m in measured]
 
 

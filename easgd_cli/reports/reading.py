@@ -18,12 +18,11 @@ import numpy as np
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import lost_workers, reader, run_directory
-from easgd_cli.record.metrics import PARTIES, Row
+from easgd_cli.record.metrics import PARTIES, PARTS, Row
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
 
 _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
 MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve has are metrics
-_PARTS = ("compute", "data", "communication", "other")
 
 # Settings that say where and how a run is kept and started, not what it does.
 _OF_PROBES = ("auto.seconds", "auto.probes")
@@ -94,13 +93,18 @@ class Run:
         there, sign = self.finite(metric), self.metrics[metric].sign
         return int(np.nanargmin(np.where(there, sign * self.curve[metric], np.nan))) if there.any() else None
 
-    def seconds_to(self, metric: str, level: float) -> float | None:
-        """Training seconds after which the metric was first as good as `level`."""
+    def first(self, metric: str, level: float) -> int | None:
+        """Which evaluation was the first with the metric as good as `level`."""
         if metric not in self.curve:
             return None
         sign = self.metrics[metric].sign
         reached = np.flatnonzero(sign * self.curve[metric] <= sign * level)  # NaN is not
-        return float(self.curve["seconds"][reached[0]]) if len(reached) else None
+        return int(reached[0]) if len(reached) else None
+
+    def seconds_to(self, metric: str, level: float) -> float | None:
+        """Training seconds until then."""
+        at = self.first(metric, level)
+        return None if at is None else float(self.curve["seconds"][at])
 
 
 def find(words: Sequence[str]) -> list[Path]:
@@ -233,19 +237,13 @@ def read(path: Path) -> Run:
     exchanges: int = summary["exchanges"] if "exchanges" in summary else int(rows[-1]["exchanges"]) if rows else 0
     workers = [row for row in rows if row["party"] not in PARTIES]
     curve = _curve([row for row in rows if row["party"] == party])
-    if (
-        settings.get("workers") == 1
-        and not exchanges
-        and len(curve["step"])
-        and curve["step"][-1] > (config.get("tau") or 0)
-    ):
+    last = curve["step"][-1] if len(curve["step"]) else 0
+    if settings.get("workers") == 1 and not exchanges and last > (config.get("tau") or 0):
         settings["tau"] = None  # a method that exchanges nothing has no period, whatever the setting says
     status, reason = _status(path, summary)
-    per_exchange = (
-        summary["bytes_exchanged"] / exchanges
-        if summary.get("bytes_exchanged") and exchanges
-        else 8.0 * summary.get("parameters", 0)
-    )
+    per_exchange = 8.0 * summary.get("parameters", 0)
+    if summary.get("bytes_exchanged") and exchanges:
+        per_exchange = summary["bytes_exchanged"] / exchanges
     return Run(
         path, settings, reader.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers),
@@ -292,19 +290,17 @@ def _seconds(summary: dict[str, Any], workers: Sequence[Row]) -> dict[str, float
     said: dict[str, float] = summary.get("seconds") or {}
     if sum(said.values()) > 0:
         return said
-    last = [row for row in _last(workers) if all(f"seconds_{part}" in row for part in _PARTS)]
-    return {part: float(np.mean([row[f"seconds_{part}"] for row in last])) for part in _PARTS} if last else None
+    last = [row for row in _last(workers) if all(f"seconds_{part}" in row for part in PARTS)]
+    return {part: float(np.mean([row[f"seconds_{part}"] for row in last])) for part in PARTS} if last else None
 
 
 def _speed(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
     """Samples of all workers a second since the start."""
     if "samples_per_second" in summary:
         return float(summary["samples_per_second"])
-    return (
-        sum(row["step"] * summary["batch_size"] / row["seconds"] for row in _last(workers) if row["seconds"]) or None
-        if "batch_size" in summary
-        else None
-    )
+    if "batch_size" not in summary:
+        return None
+    return sum(row["step"] * summary["batch_size"] / row["seconds"] for row in _last(workers) if row["seconds"]) or None
 
 
 def _last(workers: Sequence[Row]) -> list[Row]:
